@@ -1,0 +1,62 @@
+# Two commands matter: `make run` serves, `make test` tests. Both install what they need into .venv first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := $(wildcard shm/native/*) shm/layout.py shm/build.py setup.py pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help run install test lint types format check ci lock manual clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: install ## serve on 127.0.0.1:8000 with embedded defaults
+	$(BIN)/gunicorn -c gunicorn.conf.py app.main:app
+
+install: $(VENV)/installed ## .venv with pinned dependencies and the native core
+
+test: $(VENV)/tested ## every test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/tested ## ruff and clang-format
+	$(BIN)/ruff check --output-format concise
+	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run --Werror shm/native/*.c shm/native/*.h
+
+types: $(VENV)/tested ## mypy --strict
+	$(BIN)/mypy
+
+format: $(VENV)/tested ## put everything into its one form
+	$(BIN)/ruff check --fix --output-format concise
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i shm/native/*.c shm/native/*.h
+
+ci: lint types test ## what continuous integration runs
+
+manual: install ## rewrite the files that are generated from settings and layout
+	$(BIN)/python -m shm.manual > docs/layout.md
+	$(BIN)/python -m core.manual markdown > docs/configuration.md
+	$(BIN)/python -m core.manual development > config/default.yaml
+	$(BIN)/python -m core.manual production > config/production-ready.yaml
+
+lock: $(VENV)/tested ## resolve dependencies anew; commit the result
+	$(BIN)/uv pip compile -q pyproject.toml --group build --universal --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements.lock
+	$(BIN)/uv pip compile -q pyproject.toml --group build --group dev --extra plot --universal --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements-dev.lock
+
+clean: ## remove everything that was built
+	rm -rf $(VENV) build *.egg-info shm/_native.c shm/_native*.so
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mlsdm needs Python 3.11 or newer: set PYTHON=/path/to/it" >&2; exit 1; }
+	@command -v $${CC:-cc} >/dev/null || { echo "mlsdm needs a C compiler for its native core: install gcc or clang (Debian: apt install gcc libc6-dev python3-dev)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "mlsdm needs Python's venv module (Debian: apt install python3-venv)" >&2; rm -rf $(VENV); exit 1; }
+
+$(VENV)/installed: requirements.lock $(NATIVE) | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/tested: requirements-dev.lock $(VENV)/installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
