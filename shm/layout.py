@@ -1,0 +1,479 @@
+"""The layout of the shared block: one table of every shared byte, its type, its unit and its only writer.
+
+The block is one memory region that every process of a server maps: arbiter, controller and workers. This file is its
+file-format specification. The C structures of the native core are generated from the records below when the extension
+is built, the documentation is printed from them, and a fingerprint of them stands in the header of each block, so that
+code and memory of different layouts can never meet. There is no second description to keep in step.
+
+Three rules hold everywhere:
+
+- Every field has one writer. `lock` is whoever holds the robust mutex; `row` is the worker that owns that row;
+  `creator` is the arbiter that made the block, before anybody else could see it.
+- Nothing is visible before the commit word says so. A transition from position p to p + 1 writes only what no reader
+  looks at while the word says p: the other state buffer, the other level buffer, the spare slot, the next log entry.
+  One 8-byte store then publishes all of it. The two fields that must change in place (a deletion mark and a worker's
+  tally) are covered by the intent record.
+- Little-endian, naturally aligned, every record a multiple of 8 bytes and every region a multiple of 64 (one cache
+  line).
+
+A new slot field is one line here. Any change changes the fingerprint; a change of meaning without a change of shape
+must bump LAYOUT_VERSION.
+
+Rejected: NumPy structured arrays (about 1 µs for each field update), `multiprocessing.shared_memory` (its resource
+tracker unlinks a live segment when any attached process exits), a C header as the source (Python would have to parse
+it).
+"""
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+LAYOUT_VERSION: Final = 1
+MAGIC: Final = int.from_bytes(b"MLSDMBLK", "little")
+CACHE_LINE: Final = 64
+PAGE: Final = 4096
+
+assert sys.byteorder == "little", "the block is little-endian; this machine is not"
+
+# dtype → (size in bytes, C type)
+DTYPES: Final = {
+    "u1": (1, "uint8_t"),
+    "u2": (2, "uint16_t"),
+    "u4": (4, "uint32_t"),
+    "u8": (8, "uint64_t"),
+    "i8": (8, "int64_t"),
+    "f4": (4, "float"),
+    "f8": (8, "double"),
+}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a record.
+
+    `dtype` is a key of DTYPES or the name of an earlier record; `count` > 1 makes an array.
+    """
+
+    name: str
+    dtype: str
+    unit: str
+    meaning: str
+    count: int = 1
+
+
+class Record(NamedTuple):
+    """A C structure: `size` in bytes, asserted against the sum of its fields; `writer` is the only one who may change
+    it.
+    """
+
+    name: str
+    size: int
+    writer: str
+    fields: tuple[Field, ...]
+
+
+RECORDS: Final = (
+    Record(
+        "header",
+        192,
+        "creator",
+        (
+            Field("magic", "u8", "–", "MLSDMBLK"),
+            Field("layout_version", "u4", "–", "LAYOUT_VERSION of the code that made the block"),
+            Field("dimension", "u4", "floats", "length D of every vector"),
+            Field("capacity", "u4", "slots", "memories kept, C; there are C + 1 physical slots"),
+            Field("payload_size_max", "u4", "bytes", "room for the payload of one slot"),
+            Field("log_capacity", "u4", "entries", "length of the log ring"),
+            Field("rows", "u4", "rows", "worker rows"),
+            Field("block_size", "u8", "bytes", "size of the whole block"),
+            Field("created_wall_ns", "i8", "ns", "CLOCK_REALTIME at creation"),
+            Field("created_boot_ns", "i8", "ns", "CLOCK_BOOTTIME at creation"),
+            Field(
+                "boot_id", "u1", "–", "random identity of this memory; positions and ids mean nothing without it", 16
+            ),
+            Field("fingerprint", "u1", "–", "SHA-256 of the table and the sizes", 32),
+            Field("checksum", "u8", "–", "of the 104 bytes above"),
+            Field("reserved", "u8", "–", "zero", 10),
+        ),
+    ),
+    Record(
+        "lock",
+        192,
+        "lock",
+        (
+            Field(
+                "mutex",
+                "u8",
+                "–",
+                "pthread_mutex_t: robust, process-shared, error-checking; never unmapped, never reused",
+                8,
+            ),
+            Field("holder", "u8", "pid", "process in the section, 0 when it left in order"),
+            Field(
+                "acquisitions", "u8", "count", "sections entered; with `holder` it tells a stuck lock from a busy one"
+            ),
+            Field("deaths", "u8", "count", "holders that died inside the section and were survived"),
+            Field("rollbacks", "u8", "count", "unpublished transitions undone"),
+            Field("intent_position", "u8", "position", "being prepared: in-place changes at commit + 1 are void"),
+            Field("intent_id", "u8", "memory id", "being deleted, 0 when nothing is left to erase"),
+            Field("intent_row", "u8", "row", "whose tally is being prepared"),
+            Field("reserved", "u8", "–", "zero, to the next cache line but one", 9),
+        ),
+    ),
+    Record(
+        "commit",
+        64,
+        "lock",
+        (
+            Field(
+                "position",
+                "u8",
+                "position",
+                "the linearization point: what is at or before it has happened, nothing else has",
+            ),
+            Field("reserved", "u8", "–", "zero: the word has its cache line for itself", 7),
+        ),
+    ),
+    Record(
+        "scalars",
+        56,
+        "lock",
+        (
+            Field("theta", "f8", "moral value", "threshold"),
+            Field("ema", "f8", "–", "exponential mean of accept = 1, reject = 0"),
+            Field("phase", "u2", "0 wake, 1 sleep", "of the rhythm"),
+            Field("flags", "u2", "bits", "1 stopped by an operator"),
+            Field("counter", "u4", "steps", "left in this phase"),
+            Field("accepted", "u8", "events", "in total; also the newest memory id"),
+            Field("rejected", "u8", "events", "in total; accepted + rejected is the newest sequence number"),
+            Field("step", "u8", "steps", "of the rhythm, in total"),
+            Field("live", "u8", "memories", "in the window and not deleted"),
+        ),
+    ),
+    Record(
+        "settings",
+        104,
+        "lock",
+        (
+            Field("initial_threshold", "f8", "moral value", "threshold after a reset"),
+            Field("min_threshold", "f8", "moral value", "below it nothing is accepted"),
+            Field("max_threshold", "f8", "moral value", "from it on everything is accepted"),
+            Field("dead_band", "f8", "–", "of ema around 0.5 in which the threshold rests"),
+            Field("ema_alpha", "f8", "–", "weight of the newest decision"),
+            Field("adaptation_rate", "f8", "moral value", "step of the threshold"),
+            Field("theta_l1", "f8", "norm", "gate from level 1 to level 2"),
+            Field("theta_l2", "f8", "norm", "gate from level 2 to level 3"),
+            Field("cycle_ns", "i8", "ns", "length of a rhythm step when the clock is time"),
+            Field("decay", "f4", "–", "1 − λ of levels 1 to 3", 3),
+            Field("gain12", "f4", "–", "share that passes from level 1 to 2"),
+            Field("gain23", "f4", "–", "share that passes from level 2 to 3"),
+            Field("wake_duration", "u4", "steps", "of the waking phase"),
+            Field("sleep_duration", "u4", "steps", "of the sleeping phase"),
+            Field("flags", "u4", "bits", "1 consolidation · 2 a step per decision · 4 gate by element"),
+        ),
+    ),
+    Record(
+        "state",
+        256,
+        "lock",
+        (
+            Field("position", "u8", "position", "that published this buffer"),
+            Field("scalars", "scalars", "", "what every log entry carries before and after"),
+            Field("settings", "settings", "", "in force"),
+            Field("time_ns", "i8", "ns", "CLOCK_BOOTTIME of the transition; never runs backwards"),
+            Field("epoch", "u8", "count", "of controllers; an older one may not write"),
+            Field("ticket", "u8", "count", "newest command carried out"),
+            Field("levels", "u8", "0 or 1", "which level buffer belongs to this state"),
+            Field("levels_checksum", "u8", "–", "of that buffer"),
+            Field("reserved", "u8", "–", "zero", 5),
+            Field("checksum", "u8", "–", "of the bytes above"),
+        ),
+    ),
+    Record(
+        "tally",
+        24,
+        "lock",
+        (
+            Field("position", "u8", "position", "of the owner's newest decision; void while above the commit word"),
+            Field("accepted", "u8", "events", "by this row"),
+            Field("rejected", "u8", "events", "by this row"),
+        ),
+    ),
+    Record(
+        "row",
+        128,
+        "row",
+        (
+            Field("pid", "u8", "pid", "owner, 0 when free; claimed under the lock"),
+            Field("started", "u8", "ticks", "start time of the owner, so that a reused pid is not mistaken for it"),
+            Field("heartbeat_ns", "i8", "ns", "CLOCK_BOOTTIME, twice a second or oftener"),
+            Field("connections", "u8", "connections", "open now"),
+            Field("requests", "u8", "requests", "answered, by all owners of the row"),
+            Field("latency_ns", "u8", "ns", "sum over event requests, complete request to answer written"),
+            Field("latency_count", "u8", "requests", "in that sum"),
+            Field("lock_waits", "u8", "count", "sections that found the lock taken"),
+            Field("lock_wait_ns", "u8", "ns", "sum of those waits"),
+            Field("tally", "tally", "", "two cells; the newer one at or before the commit word counts", 2),
+            Field("reserved", "u8", "–", "zero"),
+        ),
+    ),
+    Record(
+        "vitals",
+        192,
+        "lock",
+        (
+            Field("heartbeat_ns", "i8", "ns", "CLOCK_BOOTTIME of the controller's last round"),
+            Field("controller_pid", "u8", "pid", "who wrote this"),
+            Field("controller_started", "u8", "ticks", "its start time"),
+            Field("arbiter_pid", "u8", "pid", "whose child it is"),
+            Field("arbiter_started", "u8", "ticks", "its start time"),
+            Field("memory_percent", "f8", "%", "of the container's limit, else of the host"),
+            Field("memory_available_mb", "f8", "MB", "left under that limit"),
+            Field("memory_total_mb", "f8", "MB", "that limit"),
+            Field("cpu_percent", "f8", "%", "of the allowance, newest sample"),
+            Field("cpu_percent_30s", "f8", "%", "of the allowance, mean of 30 s"),
+            Field("cpu_count", "f8", "cores", "allowance"),
+            Field("disk_percent", "f8", "%", "of the working directory's file system"),
+            Field("scrubbed", "u8", "slots", "checked against their checksums"),
+            Field("torn", "u8", "slots", "found corrupt and forgotten"),
+            Field("drift_episodes", "u8", "count", "times the threshold drifted"),
+            Field("lock_kills", "u8", "count", "stuck holders removed by the controller"),
+            Field("late_steps", "u8", "steps", "of the rhythm skipped because they were late"),
+            Field("reserved", "u8", "–", "zero", 7),
+        ),
+    ),
+    Record(
+        "command",
+        128,
+        "lock",
+        (
+            Field("ticket", "u8", "count", "pending while above the ticket of the state; written last"),
+            Field("kind", "u8", "kind", "configure, reset, stop or resume"),
+            Field("settings", "settings", "", "new ones, for configure"),
+            Field("reserved", "u8", "–", "zero"),
+        ),
+    ),
+    Record(
+        "slot",
+        64,
+        "lock",
+        (
+            Field("id", "u8", "memory id", "of the memory in this slot"),
+            Field("position", "u8", "position", "that admitted it"),
+            Field("time_ns", "i8", "ns", "CLOCK_BOOTTIME of admission"),
+            Field("moral", "f8", "moral value", "it came with"),
+            Field("norm", "f8", "–", "of its vector"),
+            Field("payload_size", "u4", "bytes", "used of the payload"),
+            Field("phase", "u4", "0 wake, 1 sleep", "tag"),
+            Field(
+                "deleted_at", "u8", "position", "that deleted it, 0 while it lives; void while above the commit word"
+            ),
+            Field("checksum", "u8", "–", "of vector, codes, payload and of the fields above but `deleted_at`"),
+        ),
+    ),
+    Record(
+        "code",
+        16,
+        "lock",
+        (
+            Field("scale", "f4", "–", "v ÷ |v| ≈ scale × codes"),
+            Field("error", "f4", "–", "norm of what that approximation leaves, rounded up"),
+            Field("phase", "u4", "0 wake, 1 sleep", "tag, again: the scan reads nothing else"),
+            Field("live", "u4", "0 or 1", "a hint that saves work; `deleted_at` decides"),
+        ),
+    ),
+    Record(
+        "entry",
+        256,
+        "lock",
+        (
+            Field("position", "u8", "position", "valid while at or before the commit word"),
+            Field("kind", "u4", "kind", "see KINDS"),
+            Field("row", "u4", "row", "of the worker, NO_ROW for the controller"),
+            Field("time_ns", "i8", "ns", "CLOCK_BOOTTIME"),
+            Field("epoch", "u8", "count", "of controllers"),
+            Field("before", "scalars", "", "the state it found"),
+            Field("after", "scalars", "", "the state it left"),
+            Field("detail", "u8", "–", "a `decided`, or the `settings` that a configure replaced", 13),
+            Field("checksum", "u8", "–", "of the bytes above"),
+        ),
+    ),
+    Record(
+        "decided",
+        104,
+        "lock",
+        (
+            Field("moral", "f8", "moral value", "of the event"),
+            Field("memory_id", "u8", "memory id", "given or deleted, else 0"),
+            Field("vector_checksum", "u8", "–", "of the vector's bytes"),
+            Field("reserved", "u8", "–", "zero", 10),
+        ),
+    ),
+)
+
+# What a log entry can be; `detail` is `decided` for decision and delete, `settings` (those replaced) for configure.
+KINDS: Final = ("none", "decision", "tick", "configure", "reset", "delete", "stop", "resume", "epoch")
+# What a native call can answer.
+STATUSES: Final = (
+    "ok",
+    "busy",  # the lock was not to be had in time; nothing happened
+    "stopped",  # an operator stopped admissions
+    "stale",  # a newer controller has taken over
+    "corrupt",  # a checksum did not hold; nothing was built on it
+    "unknown",  # that id was never given, or that position has not happened
+    "gone",  # that id or position was overwritten or deleted
+    "unformed",  # no controller has formed the first state yet
+    "taken",  # the command slot or the row belongs to somebody else
+    "not_finite",  # a vector holds NaN or an infinity
+    "too_long",  # a vector's norm is above the limit
+    "lost",  # the mutex itself is beyond repair
+)
+NO_ROW: Final = 0xFFFF_FFFF
+FLAG_STOPPED: Final = 1
+FLAG_CONSOLIDATION: Final = 1
+FLAG_EVENTS_CLOCK: Final = 2
+FLAG_ELEMENT_GATE: Final = 4
+
+_RECORD: Final = {record.name: record for record in RECORDS}
+
+
+def size_of(dtype: str) -> int:
+    """Return the size in bytes of a scalar dtype or a record."""
+    return DTYPES[dtype][0] if dtype in DTYPES else _RECORD[dtype].size
+
+
+def offsets(record: Record) -> Iterator[tuple[Field, int]]:
+    """Yield each field with its offset in bytes; asserts natural alignment."""
+    offset = 0
+    for field in record.fields:
+        size = size_of(field.dtype)
+        assert offset % min(size, 8) == 0, f"{record.name}.{field.name} is not aligned"
+        yield field, offset
+        offset += size * field.count
+
+
+for _record in RECORDS:
+    _end = sum(size_of(field.dtype) * field.count for field in _record.fields)
+    assert _end == _record.size, f"{_record.name}: fields take {_end} bytes, the table says {_record.size}"
+    assert _record.size % 8 == 0, f"{_record.name} is not a multiple of 8 bytes"
+    assert len(list(offsets(_record))) == len(_record.fields)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A run of `count` elements of `stride` bytes at `offset` from the start of the block."""
+
+    name: str
+    offset: int
+    stride: int
+    count: int
+    writer: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of the region, without the padding behind it."""
+        return self.stride * self.count
+
+
+# In this order in memory, and in this order in the native core's table of offsets.
+REGIONS: Final = (
+    "header", "lock", "commit", "states", "levels", "vitals", "command", "rows",
+    "slots", "codes", "shadow", "vectors", "payloads", "log",
+)  # fmt: skip
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+class Layout(NamedTuple):
+    """The sizes of one block. Everything else about it follows from these five numbers and the table."""
+
+    dimension: int
+    capacity: int
+    payload_size_max: int
+    log_capacity: int
+    rows: int
+
+    @property
+    def vector_stride(self) -> int:
+        """Bytes of one float32 vector, padded with zeros to a cache line: 16 floats."""
+        return _round_up(self.dimension * 4, CACHE_LINE)
+
+    @property
+    def shadow_stride(self) -> int:
+        """Bytes of one int8 vector, padded with zeros to 16: what the scan reads of a memory, with its 16-byte code."""
+        return _round_up(self.dimension, 16)
+
+    def regions(self) -> tuple[Region, ...]:
+        """Return every region in memory order; lock, commit and data never share a page with the header."""
+        slots = self.capacity + 1  # a half-written slot is never a visible one
+        shapes = {
+            "header": (_RECORD["header"].size, 1, "creator"),
+            "lock": (_RECORD["lock"].size, 1, "lock"),
+            "commit": (_RECORD["commit"].size, 1, "lock"),
+            "states": (_RECORD["state"].size, 2, "lock"),
+            "levels": (3 * self.vector_stride, 2, "lock"),
+            "vitals": (_RECORD["vitals"].size, 1, "lock"),
+            "command": (_RECORD["command"].size, 1, "lock"),
+            "rows": (_RECORD["row"].size, self.rows, "row"),
+            "slots": (_RECORD["slot"].size, slots, "lock"),
+            "codes": (_RECORD["code"].size, slots, "lock"),
+            "shadow": (self.shadow_stride, slots, "lock"),
+            "vectors": (self.vector_stride, slots, "lock"),
+            "payloads": (_round_up(self.payload_size_max, 8), slots, "lock"),
+            "log": (_RECORD["entry"].size, self.log_capacity, "lock"),
+        }
+        assert tuple(shapes) == REGIONS
+        placed = []
+        offset = 0
+        for name, (stride, count, writer) in shapes.items():
+            offset = _round_up(offset, PAGE if name in ("lock", "commit", "states", "slots") else CACHE_LINE)
+            placed.append(Region(name, offset, stride, count, writer))
+            offset += stride * count
+        return tuple(placed)
+
+    @property
+    def block_size(self) -> int:
+        """Bytes of the whole block, whole pages."""
+        last = self.regions()[-1]
+        return _round_up(last.offset + last.size, PAGE)
+
+    def fingerprint(self) -> bytes:
+        """Return the SHA-256 of the table and of these sizes: equal fingerprints mean equal bytes."""
+        return hashlib.sha256(repr((LAYOUT_VERSION, RECORDS, KINDS, tuple(self), self.regions())).encode()).digest()
+
+
+def declarations() -> str:
+    """Return the C declarations of the table: the only source of the native core's structures, in a form that cffi
+    reads too.
+    """
+    lines = []
+    for record in RECORDS:
+        lines.append(f"struct mlsdm_{record.name} {{")
+        for field in record.fields:
+            ctype = DTYPES[field.dtype][1] if field.dtype in DTYPES else f"struct mlsdm_{field.dtype}"
+            lines.append(f"    {ctype} {field.name}{f'[{field.count}]' if field.count > 1 else ''};")
+        lines.append("};")
+    for prefix, names in (("REGION", REGIONS), ("KIND", KINDS), ("STATUS", STATUSES)):
+        members = ", ".join(f"MLSDM_{prefix}_{name.upper()} = {number}" for number, name in enumerate(names))
+        lines.append(f"enum mlsdm_{prefix.lower()} {{ {members} }};")
+    lines.append(f"#define MLSDM_REGIONS {len(REGIONS)}")
+    flags = ("FLAG_STOPPED", "FLAG_CONSOLIDATION", "FLAG_EVENTS_CLOCK", "FLAG_ELEMENT_GATE")
+    lines += [f"#define MLSDM_{name} {globals()[name]}" for name in flags]
+    return "\n".join(lines) + "\n"
+
+
+def assertions() -> str:
+    """Return C assertions that the compiler lays out every structure as the table says."""
+    lines = []
+    for record in RECORDS:
+        lines.append(f'_Static_assert(sizeof(struct mlsdm_{record.name}) == {record.size}, "{record.name}");')
+        for field, offset in offsets(record):
+            lines.append(
+                f"_Static_assert(offsetof(struct mlsdm_{record.name}, {field.name}) == {offset},"
+                f' "{record.name}.{field.name}");'
+            )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,133 @@
+/* The block as the native core sees it: where its regions are, how its words are read and written, what guards its
+ * bytes.
+ *
+ * The structures come from shm/layout.py; they stand in front of this file when the extension is compiled. `struct
+ * mlsdm_map` is private to a process: each maps the block at its own address.
+ *
+ * Memory model. Writers are serialised by the robust mutex. Readers that do not take it validate: load the commit
+ * word (acquire), copy, fence (acquire), load the word again. The writer's side of that contract is one release
+ * fence between reading the commit word and the first store of a transition (section_begin): a reader that saw any
+ * byte of the transition p → p + 1 ... also sees every earlier commit, notices that its copy may be mixed, and tries
+ * again. The plain loads and stores in between race by the letter of C11, as in every sequence lock; they are never
+ * used unless the validation that follows them holds.
+ *
+ * Crash model. SIGKILL stops a process between two instructions, and what it stored is then visible in program
+ * order. So the compiler must keep the order of the stores that a successor will judge by: those are atomic and
+ * release. */
+
+#ifndef MLSDM_BLOCK_H
+#define MLSDM_BLOCK_H
+
+#include <errno.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <time.h>
+
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
+/* One binary for every x86-64: the loader picks the clone that the processor can run. FMA stays off
+ * (-ffp-contract=off). */
+#define MLSDM_WIDE __attribute__((target_clones("avx2", "default")))
+#else
+#define MLSDM_WIDE /* AArch64 has NEON in its baseline */
+#endif
+
+/* -- where things are -- */
+
+static inline void *region(const struct mlsdm_map *map, enum mlsdm_region which) {
+    return map->base + map->offset[which];
+}
+static inline struct mlsdm_lock *lock_of(const struct mlsdm_map *map) { return region(map, MLSDM_REGION_LOCK); }
+static inline struct mlsdm_command *command_of(const struct mlsdm_map *map) {
+    return region(map, MLSDM_REGION_COMMAND);
+}
+
+static inline struct mlsdm_state *state_at(const struct mlsdm_map *map, uint64_t position) {
+    return (struct mlsdm_state *)region(map, MLSDM_REGION_STATES) + (position & 1);
+}
+static inline float *levels_at(const struct mlsdm_map *map, uint64_t which) {
+    return (float *)region(map, MLSDM_REGION_LEVELS) + (which & 1) * 3 * map->padded;
+}
+static inline struct mlsdm_row *row_at(const struct mlsdm_map *map, uint32_t row) {
+    return (struct mlsdm_row *)region(map, MLSDM_REGION_ROWS) + row;
+}
+static inline struct mlsdm_entry *entry_at(const struct mlsdm_map *map, uint64_t position) {
+    return (struct mlsdm_entry *)region(map, MLSDM_REGION_LOG) + position % map->log_capacity;
+}
+static inline uint64_t slot_of(const struct mlsdm_map *map, uint64_t id) { return id % ((uint64_t)map->capacity + 1); }
+static inline struct mlsdm_slot *slot_at(const struct mlsdm_map *map, uint64_t slot) {
+    return (struct mlsdm_slot *)region(map, MLSDM_REGION_SLOTS) + slot;
+}
+static inline struct mlsdm_code *code_at(const struct mlsdm_map *map, uint64_t slot) {
+    return (struct mlsdm_code *)region(map, MLSDM_REGION_CODES) + slot;
+}
+static inline int8_t *shadow_at(const struct mlsdm_map *map, uint64_t slot) {
+    return (int8_t *)region(map, MLSDM_REGION_SHADOW) + slot * map->shadow_stride;
+}
+static inline float *vector_at(const struct mlsdm_map *map, uint64_t slot) {
+    return (float *)region(map, MLSDM_REGION_VECTORS) + slot * map->padded;
+}
+static inline uint8_t *payload_at(const struct mlsdm_map *map, uint64_t slot) {
+    return (uint8_t *)region(map, MLSDM_REGION_PAYLOADS) + slot * map->payload_stride;
+}
+
+/* -- words that other processes watch -- */
+
+static inline uint64_t load_acquire(const uint64_t *word) {
+    return atomic_load_explicit((const _Atomic uint64_t *)word, memory_order_acquire);
+}
+static inline void store_release(uint64_t *word, uint64_t value) {
+    atomic_store_explicit((_Atomic uint64_t *)word, value, memory_order_release);
+}
+static inline uint64_t *commit_word(const struct mlsdm_map *map) {
+    return &((struct mlsdm_commit *)region(map, MLSDM_REGION_COMMIT))->position;
+}
+static inline uint64_t commit_of(const struct mlsdm_map *map) { return load_acquire(commit_word(map)); }
+
+/* True while nothing that was visible at `position` can have been overwritten since. */
+static inline int still_at(const struct mlsdm_map *map, uint64_t position) {
+    atomic_thread_fence(memory_order_acquire);
+    return atomic_load_explicit((_Atomic uint64_t *)commit_word(map), memory_order_relaxed) == position;
+}
+
+/* -- checksums -- */
+
+/* Four lanes of multiply-and-xor over 8-byte words. Each step is a bijection of its lane (odd multiplier), and so is
+ * the fold in each lane: any change confined to one word always changes the sum; anything else escapes with
+ * probability 2^-64. It guards against bit flips and torn writes, not against an adversary. `size` is a multiple of
+ * 8, `bytes` 8-byte aligned. */
+static inline uint64_t checksum_of(const void *bytes, size_t size, uint64_t seed) {
+    const uint64_t odd = UINT64_C(0x9E3779B97F4A7C15);
+    const uint64_t *word = bytes;
+    size_t count = size / 8, i = 0;
+    uint64_t a = seed ^ size, b = seed + odd, c = ~seed, d = seed * 3 + 1;
+    for (; i + 4 <= count; i += 4) {
+        a = (a ^ word[i]) * odd, a ^= a >> 29;
+        b = (b ^ word[i + 1]) * odd, b ^= b >> 29;
+        c = (c ^ word[i + 2]) * odd, c ^= c >> 29;
+        d = (d ^ word[i + 3]) * odd, d ^= d >> 29;
+    }
+    for (; i < count; i++) a = (a ^ word[i]) * odd, a ^= a >> 29;
+    a = (a ^ (b << 13 | b >> 51)) * odd;
+    a = (a ^ (c << 29 | c >> 35)) * odd;
+    a = (a ^ (d << 47 | d >> 17)) * odd;
+    return a ^ a >> 32;
+}
+
+static inline size_t levels_size(const struct mlsdm_map *map) { return (size_t)3 * map->padded * sizeof(float); }
+
+/* The position and the size stand in the sum: a stale buffer or a shorter record never passes for a fresh one. */
+static inline uint64_t state_checksum(const struct mlsdm_state *state) {
+    return checksum_of(state, offsetof(struct mlsdm_state, checksum), 1);
+}
+static inline uint64_t entry_checksum(const struct mlsdm_entry *entry) {
+    return checksum_of(entry, offsetof(struct mlsdm_entry, checksum), 2);
+}
+static inline uint64_t levels_checksum(const struct mlsdm_map *map, const float *levels) {
+    return checksum_of(levels, levels_size(map), 3);
+}
+
+#endif

@@ -1,0 +1,346 @@
+/* The transition: governor, rhythm and synaptic cascade, and how their next state becomes the committed one.
+ *
+ * This is the arithmetic of core/governor.py, core/rhythm.py and core/synapse.py, which read like the specification;
+ * a property test holds both equal to the last bit. Built with -ffp-contract=off: a fused multiply-add would differ.
+ *
+ * Each transition has the same shape: section_enter, transition_begin (verify the committed state, copy it to the
+ * other buffer), change the copy, and transition_publish (log entry, checksums, one store). Whoever dies in between
+ * has changed nothing that counts. */
+
+#include "block.h"
+
+struct transition {
+    const struct mlsdm_state *found;
+    struct mlsdm_state *next;
+    struct mlsdm_entry *entry;
+    uint64_t position; /* that it will publish */
+};
+
+/* -- the governor -- */
+
+static double clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
+
+/* Judge one moral value and adapt. Returns 1 when it is accepted. */
+static int governor_decide(struct mlsdm_scalars *now, const struct mlsdm_settings *set, double moral) {
+    int accepted = moral >= set->max_threshold || (moral >= set->min_threshold && moral >= now->theta);
+    now->ema = set->ema_alpha * accepted + (1.0 - set->ema_alpha) * now->ema;
+    double drift = now->ema - 0.5;
+    double step = drift > set->dead_band ? set->adaptation_rate : drift < -set->dead_band ? -set->adaptation_rate : 0.0;
+    if (step != 0.0) /* rint: θ must not accumulate the noise of repeated addition */
+        now->theta = rint(clamp(now->theta + step, set->min_threshold, set->max_threshold) * 1e12) / 1e12;
+    return accepted;
+}
+
+/* -- the cascade (Benna & Fusi 2016, doi:10.1038/nn.4401) -- */
+
+MLSDM_WIDE static void decay(float *to, const float *from, float factor, uint32_t padded) {
+    for (uint32_t i = 0; i < padded; i++) to[i] = factor * from[i];
+}
+MLSDM_WIDE static void add(float *to, const float *what, uint32_t padded) {
+    for (uint32_t i = 0; i < padded; i++) to[i] += what[i];
+}
+/* Move `gain` of the lower level up: all of it, or only the elements above theta. */
+MLSDM_WIDE static void transfer(float *lower, float *upper, float gain, uint32_t padded) {
+    for (uint32_t i = 0; i < padded; i++) {
+        float moved = lower[i] * gain;
+        lower[i] -= moved;
+        upper[i] += moved;
+    }
+}
+static void transfer_elements(float *lower, float *upper, float gain, double theta, uint32_t padded) {
+    for (uint32_t i = 0; i < padded; i++) {
+        float moved = (double)lower[i] > theta ? lower[i] * gain : 0.0f;
+        lower[i] -= moved;
+        upper[i] += moved;
+    }
+}
+static void gate(float *lower, float *upper, float gain, double theta, uint32_t flags, uint32_t padded) {
+    if (flags & MLSDM_FLAG_ELEMENT_GATE)
+        transfer_elements(lower, upper, gain, theta, padded);
+    else if (sqrt(dot(lower, lower, padded)) > theta)
+        transfer(lower, upper, gain, padded);
+}
+
+/* Run the cascade once, from the levels of the found state into the other buffer; NULL for `event` is consolidation. */
+static void cascade(const struct mlsdm_map *map, struct transition *t, const float *event) {
+    const struct mlsdm_settings *set = &t->next->settings;
+    uint32_t n = map->padded;
+    const float *from = levels_at(map, t->next->levels); /* its own output, when one transition runs it twice */
+    t->next->levels = t->found->levels ^ 1;              /* never the committed buffer */
+    float *l1 = levels_at(map, t->next->levels), *l2 = l1 + n, *l3 = l2 + n;
+    decay(l1, from, set->decay[0], n);
+    decay(l2, from + n, set->decay[1], n);
+    decay(l3, from + 2 * n, set->decay[2], n);
+    if (event) add(l1, event, n);
+    gate(l1, l2, set->gain12, set->theta_l1, set->flags, n);
+    gate(l2, l3, set->gain23, set->theta_l2, set->flags, n);
+    t->next->levels_checksum = levels_checksum(map, l1);
+}
+
+/* -- the rhythm -- */
+
+static int consolidates(const struct mlsdm_state *state) {
+    return state->scalars.phase == 1 && state->settings.flags & MLSDM_FLAG_CONSOLIDATION;
+}
+static void rhythm_step(struct mlsdm_scalars *now, const struct mlsdm_settings *set) {
+    now->step += 1;
+    now->counter -= 1;
+    if (now->counter == 0) {
+        now->phase ^= 1;
+        now->counter = now->phase ? set->sleep_duration : set->wake_duration;
+    }
+}
+
+/* -- from one committed state to the next -- */
+
+static int transition_begin(const struct mlsdm_map *map, struct transition *t, uint32_t kind, int64_t now_ns) {
+    uint64_t commit = commit_of(map);
+    t->found = state_at(map, commit);
+    t->next = state_at(map, commit + 1);
+    t->entry = entry_at(map, commit + 1);
+    t->position = commit + 1;
+    if (commit == 0) return MLSDM_STATUS_UNFORMED;
+    if (t->found->position != commit || t->found->checksum != state_checksum(t->found)) return MLSDM_STATUS_CORRUPT;
+    atomic_thread_fence(memory_order_release); /* readers: see block.h */
+    *t->next = *t->found;
+    t->next->position = t->position;
+    if (now_ns > t->next->time_ns) t->next->time_ns = now_ns;
+    *t->entry = (struct mlsdm_entry){
+        .position = t->position,
+        .kind = kind,
+        .row = map->row,
+        .time_ns = t->next->time_ns,
+        .epoch = t->next->epoch,
+        .before = t->found->scalars,
+    };
+    return MLSDM_STATUS_OK;
+}
+
+static void transition_publish(const struct mlsdm_map *map, struct transition *t, struct mlsdm_entry *out) {
+    t->entry->after = t->next->scalars;
+    t->entry->checksum = entry_checksum(t->entry);
+    t->next->checksum = state_checksum(t->next);
+    *out = *t->entry;
+    store_release(commit_word(map), t->position); /* the linearization point */
+}
+
+static int levels_sound(const struct mlsdm_map *map, const struct mlsdm_state *state) {
+    return levels_checksum(map, levels_at(map, state->levels)) == state->levels_checksum;
+}
+
+/* Announce what is about to change in place: void unless the commit word reaches this position. Position before id:
+ * an id without its position would read as a published deletion with bytes left to erase. */
+static void intend(const struct mlsdm_map *map, const struct transition *t, uint64_t deletes) {
+    struct mlsdm_lock *lock = lock_of(map);
+    store_release(&lock->intent_row, map->row);
+    store_release(&lock->intent_position, t->position);
+    store_release(&lock->intent_id, deletes);
+    atomic_signal_fence(memory_order_seq_cst);
+}
+
+/* Count a decision for the row of this process, in the older of its two cells. The position goes first: from then on
+ * the cell is void until the commit word reaches it. */
+static void tally(const struct mlsdm_map *map, const struct transition *t, int accepted) {
+    if (map->row >= map->rows) return;
+    struct mlsdm_tally *cells = row_at(map, map->row)->tally;
+    const struct mlsdm_tally *newer = &cells[cells[1].position > cells[0].position];
+    struct mlsdm_tally *older = &cells[cells[1].position <= cells[0].position];
+    intend(map, t, 0);
+    store_release(&older->position, t->position);
+    atomic_signal_fence(memory_order_seq_cst);
+    older->accepted = newer->accepted + (uint64_t)accepted;
+    older->rejected = newer->rejected + (uint64_t)!accepted;
+}
+
+/* -- admission: the hot path -- */
+
+/* Decide one event and, when it is accepted, remember it. `vector` float32[dimension]; out: the log entry, which is
+ * the decision. */
+int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const float *vector, const uint8_t *payload,
+                uint32_t payload_size, struct mlsdm_entry *out) {
+    struct memory memory;
+    int status = memory_prepare(map, &memory, vector, payload, payload_size);
+    if (status || (status = section_enter(map))) return status;
+    struct transition t;
+    if ((status = transition_begin(map, &t, MLSDM_KIND_DECISION, now_ns))) return section_leave(map, status);
+    struct mlsdm_scalars *now = &t.next->scalars;
+    if (now->flags & MLSDM_FLAG_STOPPED) return section_leave(map, MLSDM_STATUS_STOPPED);
+    uint32_t phase = now->phase;
+    int steps = (t.next->settings.flags & MLSDM_FLAG_EVENTS_CLOCK) != 0;
+    int accepted = governor_decide(now, &t.next->settings, moral);
+    if ((accepted || (steps && consolidates(t.next))) && !levels_sound(map, t.next))
+        return section_leave(map, MLSDM_STATUS_CORRUPT);
+    struct mlsdm_decided *decided = (struct mlsdm_decided *)t.entry->detail;
+    decided->moral = moral;
+    decided->vector_checksum = memory.vector_checksum;
+    if (accepted) {
+        now->accepted += 1;
+        decided->memory_id = now->accepted;
+        cascade(map, &t, memory.vector);
+        int evicts =
+            now->accepted > map->capacity && slot_at(map, slot_of(map, now->accepted - map->capacity))->deleted_at == 0;
+        now->live += 1 - (uint64_t)evicts;
+        memory_write(map, &memory, now->accepted, t.position, t.next->time_ns, moral, phase);
+    } else {
+        now->rejected += 1;
+    }
+    if (steps) {
+        if (consolidates(t.next)) cascade(map, &t, NULL);
+        rhythm_step(now, &t.next->settings);
+    }
+    tally(map, &t, accepted);
+    transition_publish(map, &t, out);
+    return section_leave(map, MLSDM_STATUS_OK);
+}
+
+/* Admit `count` events in order, one section each, so that others may interleave. Stops at the first that is not
+ * decided and returns its status; `done` says how many were. payload_ends[i] is where payload i ends in `payloads`;
+ * NULL means that there are none. */
+int mlsdm_admit_batch(struct mlsdm_map *map, int64_t now_ns, uint32_t count, const double *morals, const float *vectors,
+                      const uint8_t *payloads, const uint64_t *payload_ends, struct mlsdm_entry *out, uint32_t *done) {
+    for (*done = 0; *done < count; *done += 1) {
+        uint32_t i = *done;
+        uint64_t start = payload_ends && i ? payload_ends[i - 1] : 0, end = payload_ends ? payload_ends[i] : 0;
+        int status = mlsdm_admit(map, now_ns, morals[i], vectors + (size_t)i * map->dimension,
+                                 payloads ? payloads + start : NULL, (uint32_t)(end - start), out + i);
+        if (status) return status;
+    }
+    return MLSDM_STATUS_OK;
+}
+
+/* Forget one memory. The mark is set in place under the intent; what it covered is erased once the deletion is
+ * published. */
+int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t id, struct mlsdm_entry *out) {
+    int status = section_enter(map);
+    if (status) return status;
+    uint64_t newest = state_at(map, commit_of(map))->scalars.accepted;
+    struct mlsdm_slot *slot = slot_at(map, slot_of(map, id));
+    if (id == 0 || id > newest) return section_leave(map, MLSDM_STATUS_UNKNOWN);
+    if (id + map->capacity <= newest || slot->deleted_at) return section_leave(map, MLSDM_STATUS_GONE);
+    struct transition t;
+    if ((status = transition_begin(map, &t, MLSDM_KIND_DELETE, now_ns))) return section_leave(map, status);
+    intend(map, &t, id);
+    store_release(&slot->deleted_at, t.position);
+    ((struct mlsdm_decided *)t.entry->detail)->memory_id = id;
+    ((struct mlsdm_decided *)t.entry->detail)->moral = slot->moral;
+    t.next->scalars.live -= 1;
+    transition_publish(map, &t, out);
+    atomic_thread_fence(memory_order_release); /* a reader that sees an erased byte also sees that it was deleted */
+    erase(map, id);
+    return section_leave(map, MLSDM_STATUS_OK);
+}
+
+/* -- what the controller does -- */
+
+/* Take over as the controller: every older epoch is void from here on. The first one forms the initial state from
+ * `settings`. */
+int mlsdm_epoch(struct mlsdm_map *map, int64_t now_ns, const struct mlsdm_settings *settings, struct mlsdm_entry *out) {
+    int status = section_enter(map);
+    if (status) return status;
+    struct transition t;
+    status = transition_begin(map, &t, MLSDM_KIND_EPOCH, now_ns);
+    if (status == MLSDM_STATUS_UNFORMED) {
+        memset(levels_at(map, 0), 0, levels_size(map));
+        *t.next = (struct mlsdm_state){
+            .position = 1,
+            .settings = *settings,
+            .time_ns = now_ns,
+            .scalars = {.theta = settings->initial_threshold, .ema = 0.5, .counter = settings->wake_duration},
+        };
+        t.next->levels_checksum = levels_checksum(map, levels_at(map, 0));
+        *t.entry = (struct mlsdm_entry){
+            .position = 1, .kind = MLSDM_KIND_EPOCH, .row = map->row, .time_ns = now_ns, .before = t.next->scalars};
+    } else if (status) {
+        return section_leave(map, status);
+    }
+    t.next->epoch += 1;
+    t.entry->epoch = t.next->epoch;
+    transition_publish(map, &t, out);
+    return section_leave(map, MLSDM_STATUS_OK);
+}
+
+/* One step of the rhythm, and one consolidation when it is asleep. */
+int mlsdm_tick(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mlsdm_entry *out) {
+    int status = section_enter(map);
+    if (status) return status;
+    struct transition t;
+    if ((status = transition_begin(map, &t, MLSDM_KIND_TICK, now_ns))) return section_leave(map, status);
+    if (t.next->epoch != epoch) return section_leave(map, MLSDM_STATUS_STALE);
+    if (consolidates(t.next)) {
+        if (!levels_sound(map, t.next)) return section_leave(map, MLSDM_STATUS_CORRUPT);
+        cascade(map, &t, NULL);
+    }
+    rhythm_step(&t.next->scalars, &t.next->settings);
+    transition_publish(map, &t, out);
+    return section_leave(map, MLSDM_STATUS_OK);
+}
+
+/* Carry out the pending command, if there is one: out->position is 0 when there was none. */
+int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mlsdm_entry *out) {
+    out->position = 0;
+    if (load_acquire(&command_of(map)->ticket) <= state_at(map, commit_of(map))->ticket) return MLSDM_STATUS_OK;
+    int status = section_enter(map);
+    if (status) return status;
+    const struct mlsdm_command *command = command_of(map);
+    struct transition t;
+    if ((status = transition_begin(map, &t, (uint32_t)command->kind, now_ns))) return section_leave(map, status);
+    if (t.next->epoch != epoch) return section_leave(map, MLSDM_STATUS_STALE);
+    if (command->ticket <= t.next->ticket) return section_leave(map, MLSDM_STATUS_OK);
+    struct mlsdm_scalars *now = &t.next->scalars;
+    struct mlsdm_settings *set = &t.next->settings;
+    t.next->ticket = command->ticket;
+    if (command->kind == MLSDM_KIND_CONFIGURE) {
+        memcpy(t.entry->detail, set, sizeof *set); /* those replaced; what held when follows from these and the live ones */
+        *set = command->settings;
+        now->theta = clamp(now->theta, set->min_threshold, set->max_threshold);
+        uint32_t duration = now->phase ? set->sleep_duration : set->wake_duration;
+        if (now->counter > duration) now->counter = duration;
+    } else if (command->kind == MLSDM_KIND_RESET) {
+        now->theta = set->initial_threshold, now->ema = 0.5, now->phase = 0, now->counter = set->wake_duration;
+        t.next->levels ^= 1;
+        memset(levels_at(map, t.next->levels), 0, levels_size(map));
+        t.next->levels_checksum = levels_checksum(map, levels_at(map, t.next->levels));
+    } else if (command->kind == MLSDM_KIND_STOP) {
+        now->flags |= MLSDM_FLAG_STOPPED;
+    } else if (command->kind == MLSDM_KIND_RESUME) {
+        now->flags &= (uint16_t)~MLSDM_FLAG_STOPPED;
+    }
+    transition_publish(map, &t, out);
+    return section_leave(map, MLSDM_STATUS_OK);
+}
+
+/* Write the controller's vitals, unless a newer controller has taken over. */
+int mlsdm_vitals_write(struct mlsdm_map *map, uint64_t epoch, const struct mlsdm_vitals *vitals) {
+    int status = section_enter(map);
+    if (status) return status;
+    if (state_at(map, commit_of(map))->epoch != epoch) return section_leave(map, MLSDM_STATUS_STALE);
+    memcpy(region(map, MLSDM_REGION_VITALS), vitals, sizeof *vitals);
+    return section_leave(map, MLSDM_STATUS_OK);
+}
+
+/* -- the command slot -- */
+
+/* Leave a command for the controller. The ticket goes last: a poster that dies before it has posted nothing. */
+int mlsdm_command_post(struct mlsdm_map *map, uint32_t kind, const struct mlsdm_settings *settings, uint64_t *ticket) {
+    int status = section_enter(map);
+    if (status) return status;
+    struct mlsdm_command *command = command_of(map);
+    uint64_t applied = state_at(map, commit_of(map))->ticket;
+    if (command->ticket > applied) return section_leave(map, MLSDM_STATUS_TAKEN);
+    command->kind = kind;
+    if (settings) command->settings = *settings;
+    *ticket = applied + 1;
+    store_release(&command->ticket, *ticket);
+    return section_leave(map, MLSDM_STATUS_OK);
+}
+
+/* Take back a command that was not carried out in time. OK: it never will be. TAKEN: it was, or it is not ours any
+ * more. */
+int mlsdm_command_withdraw(struct mlsdm_map *map, uint64_t ticket) {
+    int status = section_enter(map);
+    if (status) return status;
+    struct mlsdm_command *command = command_of(map);
+    int pending = command->ticket == ticket && ticket > state_at(map, commit_of(map))->ticket;
+    if (pending) store_release(&command->ticket, 0);
+    return section_leave(map, pending ? MLSDM_STATUS_OK : MLSDM_STATUS_TAKEN);
+}

@@ -1,0 +1,244 @@
+/* Exact recall: the k live memories nearest to a query by cosine, equal to brute force at one position of the log.
+ *
+ * Three steps. (1) Without the lock, scan the int8 shadow, a quarter of the vectors' bytes: each row gives an
+ * interval that surely holds its cosine. With L the k-th largest lower end, only rows whose upper end reaches L can
+ * be among the best k: about a hundred of 20,000 on real data. (2) Still without the lock, score those in full and
+ * keep the best few on a bench, in order. (3) Under the lock, drop from the bench what was evicted or deleted
+ * meanwhile, score what was admitted meanwhile, copy the winners.
+ *
+ * Why step 3 is exact. Bench entries that score at least L are, in order, the best of all memories that lived when
+ * the scan began: rows off the bench score below the bench or below L. So the first k survivors among them are the
+ * best k survivors; if fewer survive, the whole recall is tried again, the last time entirely under the lock. A row
+ * torn by an overwrite while it was scanned belongs to an evicted memory and is dropped.
+ *
+ * The interval. v/|v| = s·c + r with |r| ≤ e (stored, see memory.c); q/|q| = t·d + u in 16-bit codes. Then
+ * cos = s·t·(c·d) + t·d·r + u·v/|v|, so the error is at most (1 + |u|)·e + |u|, plus SLACK for float32 rounding.
+ * c·d is exact in int32: codes of the query are kept below 2^31 / (127 · dimension). */
+
+#include "block.h"
+
+#define TOP_K_MAX 100
+#define BENCH (TOP_K_MAX + 32)
+#define SLACK 1e-6f /* three float32 roundings of numbers below 1.01 and a float64 score: under 3e-7 */
+#define NEW_MAX 256 /* admitted since the scan, scored under the lock: about 4 µs of bounds */
+
+struct scored {
+    double score;
+    uint64_t id;
+    int sound;
+};
+
+struct search {
+    const struct mlsdm_query *query;
+    float vector[DIMENSION_MAX];
+    int16_t codes[DIMENSION_MAX];
+    double norm;
+    float scale, stretch, offset; /* of the query's codes; error = stretch · e + offset */
+    uint32_t mask;
+    float lower[TOP_K_MAX]; /* min-heap of the k largest lower ends */
+    uint32_t lowers;
+    struct scored bench[BENCH]; /* min-heap of the best, then sorted */
+    uint32_t benched;
+    uint64_t scanned, candidates;
+};
+
+static int search_prepare(const struct mlsdm_map *map, struct search *s, const struct mlsdm_query *query) {
+    int status = vector_accept(map, s->vector, query->vector, &s->norm);
+    if (status) return status;
+    s->query = query;
+    memset(s->codes, 0, sizeof s->codes);
+    s->scale = 0, s->stretch = 1, s->offset = SLACK;
+    double most = largest(s->vector, map->padded);
+    if (most > 0) {
+        double finest = 2147483647.0 / (127.0 * map->dimension), left = 0;
+        if (finest > 32767) finest = 32767;
+        s->scale = (float)(most / s->norm / floor(finest));
+        for (uint32_t i = 0; i < map->dimension; i++) {
+            double unit = s->vector[i] / s->norm;
+            s->codes[i] = (int16_t)rint(s->vector[i] * (floor(finest) / most));
+            left += (unit - (double)s->scale * s->codes[i]) * (unit - (double)s->scale * s->codes[i]);
+        }
+        float error = nextafterf((float)(sqrt(left) * (1.0 + 1e-9)), INFINITY);
+        s->stretch = nextafterf(1.0f + error, INFINITY), s->offset = error + SLACK;
+    }
+    return MLSDM_STATUS_OK;
+}
+
+static inline __attribute__((always_inline)) float center_of(const struct search *s, const struct mlsdm_code *code,
+                                                             const int8_t *shadow, uint32_t stride) {
+    int32_t dot = 0;
+    for (uint32_t i = 0; i < stride; i++) dot += (int32_t)s->codes[i] * shadow[i];
+    return (float)dot * (s->scale * code->scale);
+}
+static inline float radius_of(const struct search *s, const struct mlsdm_code *code) {
+    return s->stretch * code->error + s->offset;
+}
+
+static void heap_raise(float *heap, uint32_t count, float value) { /* replace the least */
+    uint32_t at = 0;
+    for (uint32_t child; (child = 2 * at + 1) < count; at = child) {
+        if (child + 1 < count && heap[child + 1] < heap[child]) child++;
+        if (value <= heap[child]) break;
+        heap[at] = heap[child];
+    }
+    heap[at] = value;
+}
+static void lower_offer(struct search *s, float lower) {
+    if (s->lowers == s->query->k) {
+        if (lower > s->lower[0]) heap_raise(s->lower, s->lowers, lower);
+        return;
+    }
+    uint32_t at = s->lowers++;
+    for (uint32_t parent; at && s->lower[parent = (at - 1) / 2] > lower; at = parent) s->lower[at] = s->lower[parent];
+    s->lower[at] = lower;
+}
+/* L: nothing below it can be among the best k. */
+static float lower_bound(const struct search *s) { return s->lowers == s->query->k ? s->lower[0] : -INFINITY; }
+
+/* Step 1 over consecutive slots. */
+MLSDM_WIDE static void scan(const struct mlsdm_map *map, struct search *s, uint64_t slot, uint64_t count) {
+    const struct mlsdm_code *code = code_at(map, slot);
+    const int8_t *shadow = shadow_at(map, slot);
+    float *upper = s->query->bounds + slot;
+    for (uint64_t i = 0; i < count; i++, code++, shadow += map->shadow_stride) {
+        upper[i] = -INFINITY;
+        if (!code->live || !(s->mask >> code->phase & 1)) continue;
+        float center = center_of(s, code, shadow, map->shadow_stride), radius = radius_of(s, code);
+        upper[i] = center + radius;
+        lower_offer(s, center - radius);
+        s->scanned += 1;
+    }
+}
+
+static double score_of(const struct mlsdm_map *map, const struct search *s, uint64_t slot) {
+    double norm = slot_at(map, slot)->norm;
+    return s->norm > 0 && norm > 0 ? dot(s->vector, vector_at(map, slot), map->padded) / (s->norm * norm) : 0.0;
+}
+static int worse(const struct scored *a, const struct scored *b) {
+    return a->score < b->score || (a->score == b->score && a->id < b->id);
+}
+
+/* Put one memory on the bench if it is among the best so far. */
+static void bench_offer(const struct mlsdm_map *map, struct search *s, uint64_t id) {
+    struct scored new = {.score = score_of(map, s, slot_of(map, id)), .id = id};
+    struct scored *heap = s->bench;
+    s->candidates += 1;
+    uint32_t at = 0;
+    if (s->benched < BENCH) {
+        at = s->benched++;
+        for (uint32_t parent; at && worse(&new, &heap[parent = (at - 1) / 2]); at = parent) heap[at] = heap[parent];
+    } else {
+        if (worse(&new, &heap[0])) return;
+        for (uint32_t child; (child = 2 * at + 1) < BENCH; at = child) {
+            if (child + 1 < BENCH && worse(&heap[child + 1], &heap[child])) child++;
+            if (worse(&new, &heap[child])) break;
+            heap[at] = heap[child];
+        }
+    }
+    heap[at] = new;
+}
+static int by_rank(const void *a, const void *b) { return worse(a, b) ? 1 : worse(b, a) ? -1 : 0; }
+
+/* Steps 1 and 2 for the ids first … last, all admitted. */
+static void scan_ids(const struct mlsdm_map *map, struct search *s, uint64_t first, uint64_t last) {
+    uint64_t slots = (uint64_t)map->capacity + 1, from = slot_of(map, first), count = last + 1 - first;
+    uint64_t straight = count < slots - from ? count : slots - from;
+    scan(map, s, from, straight);
+    if (count > straight) scan(map, s, 0, count - straight);
+    float bound = lower_bound(s);
+    for (uint64_t id = first, slot = from; id <= last; id++, slot = slot + 1 == slots ? 0 : slot + 1)
+        if (s->query->bounds[slot] >= bound && s->query->bounds[slot] > -INFINITY) bench_offer(map, s, id);
+}
+
+static int alive(const struct mlsdm_map *map, uint64_t id, uint64_t newest) { /* under the lock */
+    return id + map->capacity > newest && slot_at(map, slot_of(map, id))->deleted_at == 0;
+}
+
+static void insert(struct mlsdm_match *matches, uint32_t *count, uint32_t k, uint64_t id, double score) {
+    uint32_t at = *count < k ? (*count)++ : k;
+    while (at && (matches[at - 1].score < score || (matches[at - 1].score == score && matches[at - 1].id < id))) {
+        if (at < k) matches[at] = matches[at - 1];
+        at--;
+    }
+    if (at < k) matches[at] = (struct mlsdm_match){.id = id, .score = score};
+}
+
+/* Step 3, under the lock. Returns 0 when too few of the bench survived for the answer to be proven. */
+static int settle(const struct mlsdm_map *map, struct search *s, uint64_t seen, const struct mlsdm_scalars *now,
+                  struct mlsdm_match *matches, struct mlsdm_answer *answer) {
+    uint32_t k = s->query->k;
+    double bound = lower_bound(s);
+    answer->count = 0;
+    for (uint32_t i = 0; i < s->benched && answer->count < k && s->bench[i].score >= bound; i++) {
+        uint64_t id = s->bench[i].id;
+        if (!alive(map, id, now->accepted)) continue;
+        if (!s->bench[i].sound && !slot_sound(map, slot_of(map, id)))
+            answer->corrupt_id = id;
+        else
+            insert(matches, &answer->count, k, id, s->bench[i].score);
+    }
+    int complete = s->lowers < k && s->candidates <= BENCH; /* every memory that matched is on the bench */
+    if (answer->count < k && !complete) return 0;
+    for (uint64_t id = seen + 1; id <= now->accepted; id++) {
+        uint64_t slot = slot_of(map, id);
+        const struct mlsdm_code *code = code_at(map, slot);
+        if (!alive(map, id, now->accepted) || !(s->mask >> code->phase & 1)) continue;
+        s->scanned += 1;
+        if (answer->count == k &&
+            center_of(s, code, shadow_at(map, slot), map->shadow_stride) + radius_of(s, code) < matches[k - 1].score)
+            continue;
+        if (!slot_sound(map, slot))
+            answer->corrupt_id = id;
+        else
+            insert(matches, &answer->count, k, id, score_of(map, s, slot));
+    }
+    for (uint32_t i = 0; i < answer->count; i++) {
+        uint64_t at = slot_of(map, matches[i].id);
+        const struct mlsdm_slot *slot = slot_at(map, at);
+        matches[i].moral = slot->moral, matches[i].time_ns = slot->time_ns;
+        matches[i].phase = slot->phase, matches[i].payload_size = slot->payload_size;
+        if (s->query->vectors)
+            memcpy(s->query->vectors + (size_t)i * map->dimension, vector_at(map, at), map->dimension * sizeof(float));
+        if (s->query->payloads)
+            memcpy(s->query->payloads + (size_t)i * map->payload_stride, payload_at(map, at), slot->payload_size);
+    }
+    return 1;
+}
+
+/* Recall. OK, BUSY, UNFORMED, CORRUPT, NOT_FINITE or TOO_LONG; matches best first, ties newer first. */
+int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct mlsdm_match *matches,
+                 struct mlsdm_answer *answer) {
+    struct search search, *s = &search;
+    int status = search_prepare(map, s, query), done = 0;
+    *answer = (struct mlsdm_answer){0};
+    for (int attempt = 1; !status && !done; attempt++) {
+        int held = attempt > 3;
+        struct mlsdm_state state;
+        status = held ? section_enter(map) : mlsdm_state_read(map, &state, NULL);
+        if (status) break;
+        if (held && (status = state_copy(map, commit_of(map), &state, NULL))) return section_leave(map, status);
+        uint64_t seen = state.scalars.accepted, first = seen > map->capacity ? seen - map->capacity + 1 : 1;
+        uint32_t phase = state.scalars.phase;
+        s->mask = query->masks[phase];
+        s->lowers = s->benched = 0;
+        s->scanned = s->candidates = 0;
+        if (seen) scan_ids(map, s, first, seen);
+        for (int round = 0; !held && round < 3; round++) { /* fold long tails in before the lock is taken */
+            if ((status = mlsdm_state_read(map, &state, NULL))) return status;
+            if (state.scalars.accepted - seen <= NEW_MAX || state.scalars.accepted - seen >= map->capacity) break;
+            scan_ids(map, s, seen + 1, state.scalars.accepted);
+            seen = state.scalars.accepted;
+        }
+        qsort(s->bench, s->benched, sizeof *s->bench, by_rank);
+        for (uint32_t i = 0; i < s->benched && i < query->k; i++)
+            s->bench[i].sound = slot_sound(map, slot_of(map, s->bench[i].id));
+        if (!held && (status = section_enter(map))) return status;
+        uint64_t commit = commit_of(map);
+        const struct mlsdm_state *now = state_at(map, commit);
+        done = s->mask == query->masks[now->scalars.phase] && settle(map, s, seen, &now->scalars, matches, answer);
+        answer->as_of = commit, answer->time_ns = now->time_ns, answer->attempts = (uint32_t)attempt;
+        answer->scanned = s->scanned, answer->candidates = s->candidates;
+        section_leave(map, MLSDM_STATUS_OK);
+    }
+    return status;
+}

@@ -1,0 +1,315 @@
+"""The store: what a process can do with the block, one method for each native call.
+
+A `Store` belongs to one process and one thread: it reuses its output buffers, so that the event path creates as few
+objects as it can. Results that are handed out are cffi structures of the records in `layout`; an entry returned by
+`admit` is valid until the next call.
+
+Every method raises the exceptions of `shm.status`; `Busy` means that nothing happened.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from shm._native import ffi, lib
+from shm.block import Block
+from shm.layout import KINDS
+from shm.process import NOBODY, Identity
+from shm.status import OK, TAKEN, Taken, fail
+
+Entry = Any  # struct mlsdm_entry *
+State = Any  # struct mlsdm_state *
+Settings = Any  # struct mlsdm_settings *
+TOP_K_MAX: Final = 100
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One memory, copied out of the block.
+
+    `vector` float32-LE[dimension] bytes; times CLOCK_BOOTTIME in ns; phase 0 wake, 1 sleep.
+    """
+
+    id: int
+    position: int
+    time_ns: int
+    moral: float
+    norm: float
+    phase: int
+    vector: bytes
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Match:
+    """One memory that a recall found. `vector` and `payload` are None unless they were asked for."""
+
+    id: int
+    score: float
+    moral: float
+    time_ns: int
+    phase: int
+    payload: bytes | None
+    vector: bytes | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a recall found, best first, ties newer first; equal to brute force immediately after position `as_of`."""
+
+    matches: list[Match]
+    as_of: int
+    scanned: int
+    candidates: int
+    attempts: int
+    corrupt_id: int
+
+
+class Store:
+    """The block, as one thread of one process uses it."""
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+        self._map = block.map
+        self._dimension = block.layout.dimension
+        self._payload_size_max = block.layout.payload_size_max
+        self._entry = ffi.new("struct mlsdm_entry *")
+        self._state = ffi.new("struct mlsdm_state *")
+        self._levels = ffi.new("float[]", 3 * self._map.padded)
+        self._norms = ffi.new("double[3]")
+        self._count = ffi.new("uint32_t *")
+        self._words = ffi.new("uint64_t[3]")
+
+    # -- admission ---------------------------------------------------------------------------------------------------
+
+    def admit(self, now_ns: int, moral: float, vector: Any, payload: bytes) -> Entry:
+        """Decide one event and remember it when it is accepted.
+
+        `vector` float32-LE[dimension] as a buffer, `payload` within its limit.
+        Returns the log entry of the decision. Raises NotFinite, TooLong, Stopped, Busy, Corrupt, Unformed.
+        """
+        floats = ffi.from_buffer("float[]", vector)
+        assert len(floats) == self._dimension
+        assert len(payload) <= self._payload_size_max
+        status = lib.mlsdm_admit(self._map, now_ns, moral, floats, payload, len(payload), self._entry)
+        if status != OK:
+            fail(status)
+        return self._entry
+
+    def admit_batch(
+        self, now_ns: int, morals: Any, vectors: Any, payloads: Sequence[bytes] | None
+    ) -> tuple[Any, int, int]:
+        """Decide events in order. `morals` float64[n] and `vectors` float32[n × dimension] are contiguous buffers.
+
+        Returns (entries, done, status): `done` of them were decided, and when that is fewer than all, `status` says
+        what stopped the rest.
+        """
+        moral = ffi.from_buffer("double[]", morals)
+        count = len(moral)
+        floats = ffi.from_buffer("float[]", vectors)
+        assert len(floats) == count * self._dimension
+        entries = ffi.new("struct mlsdm_entry[]", count)
+        joined, ends = ffi.NULL, ffi.NULL
+        if payloads is not None:
+            assert len(payloads) == count
+            assert all(len(payload) <= self._payload_size_max for payload in payloads)
+            joined = b"".join(payloads)
+            total = 0
+            ends = ffi.new("uint64_t[]", [total := total + len(payload) for payload in payloads])
+        status = lib.mlsdm_admit_batch(self._map, now_ns, count, moral, floats, joined, ends, entries, self._count)
+        return entries, int(self._count[0]), status
+
+    def check_vectors(self, vectors: Any, count: int) -> tuple[int, int]:
+        """Return (status, index) of the first of `count` vectors that cannot be admitted; (OK, count) when all can."""
+        floats = ffi.from_buffer("float[]", vectors)
+        assert len(floats) == count * self._dimension
+        status = lib.mlsdm_vectors_check(self._map, floats, count, self._count)
+        return status, int(self._count[0])
+
+    def forget(self, now_ns: int, memory_id: int) -> Entry:
+        """Delete one memory for good. Raises Unknown, Gone, Busy, Corrupt."""
+        status = lib.mlsdm_forget(self._map, now_ns, memory_id, self._entry)
+        if status != OK:
+            fail(status)
+        return self._entry
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        """Return the committed state, valid until the next call of `state` or `levels`."""
+        status = lib.mlsdm_state_read(self._map, self._state, ffi.NULL)
+        if status != OK:
+            fail(status)
+        return self._state
+
+    def levels(self) -> tuple[State, tuple[float, float, float]]:
+        """Return the committed state and the norms of its three levels, at one position."""
+        status = lib.mlsdm_state_read(self._map, self._state, self._levels)
+        if status != OK:
+            fail(status)
+        lib.mlsdm_levels_norms(self._map, self._levels, self._norms)
+        return self._state, (self._norms[0], self._norms[1], self._norms[2])
+
+    def level_bytes(self) -> bytes:
+        """Return the levels that the last call of `levels` read: float32-LE[3][padded dimension]."""
+        return bytes(ffi.buffer(self._levels))
+
+    def tallies(self) -> tuple[int, int, int]:
+        """Return (accepted, rejected, position): what the workers' own counts sum up to."""
+        words = self._words
+        status = lib.mlsdm_tallies_read(self._map, words, words + 1, words + 2)
+        if status != OK:
+            fail(status)
+        return int(words[0]), int(words[1]), int(words[2])
+
+    def entries(self, first: int, count: int) -> tuple[Sequence[Entry], int]:
+        """Return up to `count` log entries from position `first` on, and the oldest position still in reach.
+
+        Raises Gone when `first` was overwritten, Unknown when it is more than one past the newest.
+        """
+        entries = ffi.new("struct mlsdm_entry[]", count)
+        status = lib.mlsdm_entries_read(self._map, first, count, entries, self._count, self._words)
+        if status != OK:
+            fail(status)
+        # A copy each: an element of a cffi array does not keep the array alive.
+        return [ffi.new("struct mlsdm_entry *", entries[i]) for i in range(self._count[0])], int(self._words[0])
+
+    def memory(self, memory_id: int) -> Memory:
+        """Return one memory. Raises Unknown when the id was never given, Gone when it was overwritten or deleted."""
+        slot = ffi.new("struct mlsdm_slot *")
+        vector = ffi.new("float[]", self.block.layout.dimension)
+        payload = ffi.new("uint8_t[]", self._map.payload_stride)
+        status = lib.mlsdm_memory_read(self._map, memory_id, slot, vector, payload)
+        if status != OK:
+            fail(status)
+        return Memory(
+            slot.id, slot.position, slot.time_ns, slot.moral, slot.norm, slot.phase,
+            bytes(ffi.buffer(vector)), bytes(ffi.buffer(payload, slot.payload_size)),
+        )  # fmt: skip
+
+    def slot_sound(self, slot: int) -> tuple[bool, int]:
+        """Return (True, 0) when what is visible in a physical slot fits its checksum, else (False, its memory id)."""
+        sound = lib.mlsdm_slot_check(self._map, slot, self._words)
+        return (True, 0) if sound else (False, int(self._words[0]))
+
+    # -- rows --------------------------------------------------------------------------------------------------------
+
+    def claim_row(self, owner: Identity) -> int:
+        """Claim the first worker row that is free or whose owner is dead, and return its number.
+
+        Raises Taken when there is none. The row's counters go on from where its last owner left them.
+        """
+        for number in range(self.block.layout.rows):
+            row = self.block.region("rows", number)
+            holder = Identity(int(row.pid), int(row.started))
+            if holder != NOBODY and holder.alive:
+                continue
+            status = lib.mlsdm_row_claim(self._map, number, *holder, *owner)
+            if status == OK:
+                return number
+            if status != TAKEN:
+                fail(status)
+        raise Taken("every worker row belongs to a live process")
+
+    def release_row(self, row: int, owner: Identity) -> None:
+        """Give a row back; the next worker continues its counters."""
+        status = lib.mlsdm_row_claim(self._map, row, *owner, *NOBODY)
+        if status != OK:
+            fail(status)
+
+    # -- the controller and those who ask something of it -------------------------------------------------------------
+
+    def epoch(self, now_ns: int, settings: Settings) -> Entry:
+        """Take over as the controller; the first one forms the initial state from `settings`."""
+        return self._controlled(lib.mlsdm_epoch(self._map, now_ns, settings, self._entry))
+
+    def tick(self, now_ns: int, epoch: int) -> Entry:
+        """Take one step of the rhythm. Raises Stale when a newer controller has taken over."""
+        return self._controlled(lib.mlsdm_tick(self._map, now_ns, epoch, self._entry))
+
+    def apply_command(self, now_ns: int, epoch: int) -> Entry | None:
+        """Carry out the pending command, if any; returns its log entry or None. Raises Stale."""
+        entry = self._controlled(lib.mlsdm_command_apply(self._map, now_ns, epoch, self._entry))
+        return entry if entry.position else None
+
+    def write_vitals(self, epoch: int, vitals: Any) -> None:
+        """Publish the controller's vitals and heartbeat. Raises Stale."""
+        self._controlled(lib.mlsdm_vitals_write(self._map, epoch, vitals))
+
+    def _controlled(self, status: int) -> Entry:
+        if status != OK:
+            fail(status)
+        return self._entry
+
+    def post_command(self, kind: str, settings: Settings | None = None) -> int:
+        """Leave a command for the controller; returns its ticket. Raises Taken while another is pending."""
+        status = lib.mlsdm_command_post(self._map, KINDS.index(kind), settings or ffi.NULL, self._words)
+        if status != OK:
+            fail(status)
+        return int(self._words[0])
+
+    def withdraw_command(self, ticket: int) -> bool:
+        """Take back a command; False when it was carried out meanwhile."""
+        status = lib.mlsdm_command_withdraw(self._map, ticket)
+        if status not in (OK, TAKEN):
+            fail(status)
+        return bool(status == OK)
+
+
+class Recall:
+    """The working memory of one thread that recalls: allocated once, reused for every query."""
+
+    def __init__(self, block: Block) -> None:
+        self._map = block.map
+        self._dimension = block.layout.dimension
+        self._bounds = ffi.new("float[]", block.layout.capacity + 1)
+        self._vectors = ffi.new("float[]", TOP_K_MAX * self._dimension)
+        self._payloads = ffi.new("uint8_t[]", TOP_K_MAX * block.map.payload_stride)
+        self._matches = ffi.new("struct mlsdm_match[]", TOP_K_MAX)
+        self._answer = ffi.new("struct mlsdm_answer *")
+        self._query = ffi.new("struct mlsdm_query *")
+        self._query.bounds = self._bounds
+
+    def nearest(self, vector: Any, k: int, masks: tuple[int, int], payloads: bool, vectors: bool) -> Answer:
+        """Return the k live memories nearest to `vector` (float32-LE[dimension] as a buffer), 1 ≤ k ≤ 100.
+
+        `masks[p]` has bit t set when, while the rhythm is in phase p, memories tagged t match. Raises NotFinite,
+        TooLong, Busy, Corrupt, Unformed.
+        """
+        assert 1 <= k <= TOP_K_MAX
+        query = self._query
+        query.vector = held = ffi.from_buffer("float[]", vector)
+        query.k = k
+        query.masks = masks
+        query.vectors = self._vectors if vectors else ffi.NULL
+        query.payloads = self._payloads if payloads else ffi.NULL
+        status = lib.mlsdm_recall(self._map, query, self._matches, self._answer)
+        del held
+        if status != OK:
+            fail(status)
+        answer, stride = self._answer, self._map.payload_stride
+        return Answer(
+            [
+                Match(
+                    match.id, match.score, match.moral, match.time_ns, match.phase,
+                    bytes(ffi.buffer(self._payloads + i * stride, match.payload_size)) if payloads else None,
+                    bytes(ffi.buffer(self._vectors + i * self._dimension, 4 * self._dimension)) if vectors else None,
+                )
+                for i, match in ((i, self._matches[i]) for i in range(answer.count))
+            ],
+            answer.as_of, answer.scanned, answer.candidates, answer.attempts, answer.corrupt_id,
+        )  # fmt: skip
+
+
+def new_settings(**values: Any) -> Settings:
+    """Make a `settings` record; every field must be given."""
+    settings = ffi.new("struct mlsdm_settings *")
+    assert set(values) == {name for name, _ in ffi.typeof("struct mlsdm_settings").fields}
+    for name, value in values.items():
+        setattr(settings, name, value)
+    return settings
+
+
+def new_vitals() -> Any:
+    """Make an empty `vitals` record."""
+    return ffi.new("struct mlsdm_vitals *")
