@@ -1,0 +1,325 @@
+"""The configuration: the tree of settings, and how it is put together from defaults, overlay, file and environment.
+
+The types below are the specification. Each leaf is `Annotated` with its range, unit and meaning, and nothing else
+spells them: the checks, the refusals, the comments in `config/*.yaml` and `docs/configuration.md` are derived from
+here.
+
+`load` has no side effect and reads nothing but its arguments and one file, so that a reload can validate everything
+before it touches anything. It either returns a whole, consistent configuration or raises one `ConfigurationError`
+that lists every problem of every source; there is no partly applied state. Sources, each overriding the one before:
+the embedded defaults, the overlay of `MLSDM_ENV`, the file, `MLSDM_*` variables, plain variables
+(`core.environment`).
+
+The API key is not part of the tree: a `Config` can be logged, compared and printed without a thought for secrets.
+
+Rejected: decoding the whole tree with one msgspec call, which stops at the first problem; and a configuration
+library, whose layers this service would have had to take away again (dotenv files, coercion of 1 to true, unknown
+keys that pass).
+"""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NamedTuple
+
+import msgspec
+
+from core import configfile, environment
+from core.cgroup import Cgroup
+from core.environment import EnvironmentName
+from core.setting import Layer, Problem, Value, about, settings_of
+
+# -- the tree ----------------------------------------------------------------------------------------------------------
+WORKERS_MAX: Final = 64
+# An IPv6 address, an IPv4 address, or a name whose last label is no number (RFC 1123 §2.1).
+_HOST: Final = (
+    r"^(?:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%[0-9A-Za-z]+)?"
+    r"|[0-9]{1,3}(?:\.[0-9]{1,3}){3}"
+    r"|(?:[0-9A-Za-z_][0-9A-Za-z_-]*\.)*[A-Za-z_][0-9A-Za-z_-]*)\Z"
+)
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the service listens, and with how many processes."""
+
+    host: Annotated[
+        str, about("Address to listen on; 0.0.0.0 or :: for every interface.", "address", pattern=_HOST, max_length=253)
+    ] = "127.0.0.1"
+    port: Annotated[int, about("TCP port; 0 lets the kernel choose.", "port", ge=0, le=65_535)] = 8000
+    workers: Annotated[
+        int, about("Worker processes; 0 is one per core of the container.", "processes", ge=0, le=WORKERS_MAX)
+    ] = 0
+    connections_max: Annotated[
+        int, about("Connections that one worker holds at a time.", "connections", ge=1, le=65_536)
+    ] = 1024
+
+
+class CognitiveRhythm(msgspec.Struct, frozen=True, kw_only=True):
+    """The alternation of wake and sleep, which tags memories and drives consolidation."""
+
+    wake_duration: Annotated[int, about("Length of the wake phase.", "cycles", ge=1, le=1_000_000)] = 8
+    sleep_duration: Annotated[int, about("Length of the sleep phase.", "cycles", ge=1, le=1_000_000)] = 3
+    enable_consolidation: Annotated[bool, about("Run the synaptic cascade once per cycle of sleep.", "switch")] = True
+    clock: Annotated[
+        Literal["time", "events"], about("What a cycle is: an interval of time, or one decision.", "name")
+    ] = "time"
+    cycle_seconds: Annotated[float, about("Length of a cycle when the clock is time.", "seconds", ge=0.01, le=3600)] = (
+        1.0
+    )
+
+
+class MoralFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """The adaptive threshold that decides whether an event is accepted."""
+
+    initial_threshold: Annotated[
+        float, about("Threshold at start; from min_threshold to max_threshold.", "ratio", ge=0, le=1)
+    ] = 0.50
+    min_threshold: Annotated[
+        float, about("Lowest threshold; a moral value below it is never accepted.", "ratio", ge=0, le=1)
+    ] = 0.30
+    max_threshold: Annotated[
+        float, about("Highest threshold; a moral value from it on is always accepted.", "ratio", ge=0, le=1)
+    ] = 0.90
+    dead_band: Annotated[
+        float, about("How far acceptance may be from one half before the threshold moves.", "ratio", ge=0, le=0.5)
+    ] = 0.05
+    ema_alpha: Annotated[
+        float, about("Weight of the newest decision in the moving average of acceptance.", "ratio", gt=0, le=1)
+    ] = 0.1
+    adaptation_rate: Annotated[
+        float, about("Step by which the threshold moves; 0 holds it still.", "ratio", ge=0, le=1)
+    ] = 0.05
+
+
+class MultiLevelMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """The three synaptic levels (Benna & Fusi 2016, doi:10.1038/nn.4401)."""
+
+    lambda_l1: Annotated[float, about("Decay of level 1 per event.", "ratio", ge=0, le=1)] = 0.5
+    lambda_l2: Annotated[float, about("Decay of level 2 per event.", "ratio", ge=0, le=1)] = 0.1
+    lambda_l3: Annotated[float, about("Decay of level 3 per event.", "ratio", ge=0, le=1)] = 0.01
+    theta_l1: Annotated[float, about("Level 1 passes on what exceeds this.", "norm", ge=0, le=1_000_000)] = 1.2
+    theta_l2: Annotated[float, about("Level 2 passes on what exceeds this.", "norm", ge=0, le=1_000_000)] = 2.5
+    gating12: Annotated[float, about("Share passed from level 1 to level 2.", "ratio", ge=0, le=1)] = 0.45
+    gating23: Annotated[float, about("Share passed from level 2 to level 3.", "ratio", ge=0, le=1)] = 0.30
+    gate: Annotated[
+        Literal["norm", "element"], about("What theta is compared with: the vector's norm, or each element.", "name")
+    ] = "norm"
+
+
+class Recall(msgspec.Struct, frozen=True, kw_only=True):
+    """The search for the nearest memories."""
+
+    phase_tolerance: Annotated[
+        float, about("Distance from a phase's value that still counts as that phase.", "ratio", ge=0, le=1)
+    ] = 0.15
+
+
+class RateLimiting(msgspec.Struct, frozen=True, kw_only=True):
+    """Token buckets, one per client."""
+
+    enabled: Annotated[bool, about("Refuse clients that ask too often.", "switch")] = False
+    requests_per_second: Annotated[
+        float, about("Rate at which a bucket refills.", "requests per second", gt=0, le=1_000_000)
+    ] = 5.0
+    burst_capacity: Annotated[
+        int, about("Requests that a full bucket allows at once.", "requests", ge=1, le=1_000_000)
+    ] = 10
+
+
+class Security(msgspec.Struct, frozen=True, kw_only=True):
+    """Protection from clients."""
+
+    rate_limiting: RateLimiting = RateLimiting()
+
+
+class Logging(msgspec.Struct, frozen=True, kw_only=True):
+    """The log."""
+
+    level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], about("Least severity that is written.", "name")
+    ] = "INFO"
+    format: Annotated[Literal["text", "json"], about("Lines for people, or objects for machines.", "name")] = "text"
+
+
+class Observability(msgspec.Struct, frozen=True, kw_only=True):
+    """What the service tells about itself."""
+
+    logging: Logging = Logging()
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of the service's life."""
+
+    shutdown_timeout: Annotated[
+        int, about("From SIGTERM to the last answer, drain_period included.", "seconds", ge=1, le=3600)
+    ] = 30
+    drain_period: Annotated[
+        float,
+        about("Accept for so long after SIGTERM, unready; below shutdown_timeout.", "seconds", ge=0, le=60),
+    ] = 0.0
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """Every setting of the service. `Config()` is the development default."""
+
+    dimension: Annotated[int, about("Length of an embedding.", "floats", ge=2, le=4096)] = 384
+    capacity: Annotated[
+        int, about("Memories kept; the oldest makes room for the newest.", "slots", ge=100, le=1_000_000)
+    ] = 20_000
+    payload_size_max: Annotated[int, about("Largest payload of an event.", "bytes", ge=0, le=65_536)] = 1024
+    log_capacity: Annotated[
+        int, about("Log entries kept; the newest overwrites the oldest.", "entries", ge=1024, le=16_777_216)
+    ] = 65_536
+    server: Server = Server()
+    cognitive_rhythm: CognitiveRhythm = CognitiveRhythm()
+    moral_filter: MoralFilter = MoralFilter()
+    multi_level_memory: MultiLevelMemory = MultiLevelMemory()
+    recall: Recall = Recall()
+    security: Security = Security()
+    observability: Observability = Observability()
+    resources: Resources = Resources()
+
+
+SETTINGS: Final = {setting.key: setting for setting in settings_of(Config)}
+
+# What differs from the development default. Staging rehearses production, except that it neither asks for a key nor
+# limits rates. drain_period: between SIGTERM and the last load balancer's noticing, new connections still arrive;
+# Kubernetes propagates an endpoint's removal in one to a few seconds, and 5 s of the customary 30 s of grace cover
+# it. On a desk nobody balances load, and Ctrl-C should end at once: 0.
+OVERLAYS: Final[Mapping[EnvironmentName, Mapping[str, Value]]] = {
+    "development": {},
+    "staging": {"observability.logging.format": "json", "resources.drain_period": 5.0},
+    "production": {
+        "observability.logging.format": "json",
+        "resources.drain_period": 5.0,
+        "security.rate_limiting.enabled": True,
+    },
+}
+# Settings that a reload cannot change, and why. A larger block would be a new, empty one; the listening socket is
+# opened once.
+RESTART_REASONS: Final = {
+    "dimension": "it lays out the shared block",
+    "capacity": "it lays out the shared block",
+    "payload_size_max": "it lays out the shared block",
+    "log_capacity": "it lays out the shared block",
+    "server.host": "the socket is already open",
+    "server.port": "the socket is already open",
+}
+
+
+# -- loading -----------------------------------------------------------------------------------------------------------
+class ConfigurationError(Exception):
+    """Everything that is wrong with a configuration. `str()` is one problem per line, as is `problems`."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration, where it came from, and the key that goes with it (which `repr` leaves out)."""
+
+    config: Config
+    source: str  # the file's path, or "embedded defaults"
+    environment: EnvironmentName
+    api_key: str | None = field(repr=False)
+
+
+def load(path: str | None, environ: Mapping[str, str]) -> Loaded:
+    """Return the configuration of `environ` and of the file at `path`, or at CONFIG_PATH when `path` is None.
+
+    Reads that file and nothing else. Raises ConfigurationError, which lists all problems at once.
+    """
+    variables = environment.read(environ, SETTINGS)
+    path = variables.config_path if path is None else path
+    file = Layer({}, []) if path is None else configfile.read(path, SETTINGS)
+    values = _defaults(variables.name) | file.values | variables.layer.values
+    problems = [*file.problems, *variables.layer.problems]
+    problems += _contradictions(values, {problem.key for problem in problems})
+    if problems:
+        raise ConfigurationError([problem.sentence for problem in problems])
+    return Loaded(_planted(values), path or "embedded defaults", variables.name, variables.api_key)
+
+
+def defaults(name: EnvironmentName) -> Config:
+    """Return the embedded defaults under the overlay of `name`."""
+    return _planted(_defaults(name))
+
+
+def effective(config: Config) -> dict[str, Any]:
+    """Return the tree as nested dicts of plain values, for the log. It holds no secret."""
+    tree: dict[str, Any] = msgspec.to_builtins(config)
+    return tree
+
+
+def unreloadable(old: Config, new: Config) -> list[str]:
+    """Return a sentence for each setting that differs and that only a restart can change; [] when a reload will do."""
+    was, wanted = values_of(old), values_of(new)
+    return [
+        f"{key} cannot change from {was[key]} to {wanted[key]} while the service runs, because {reason}: restart it"
+        for key, reason in RESTART_REASONS.items()
+        if was[key] != wanted[key]
+    ]
+
+
+def worker_count(config: Config, root: Path = Path("/")) -> int:
+    """Return how many workers to run: `server.workers`, or when that is 0 one per core of the container."""
+    return config.server.workers or min(Cgroup(root).cores(), WORKERS_MAX)
+
+
+def values_of(config: Config) -> dict[str, Value]:
+    """Return the values by dotted key, in the order of SETTINGS."""
+    values: dict[str, Value] = {}
+    for key in SETTINGS:
+        node: Any = config
+        for name in key.split("."):
+            node = getattr(node, name)
+        values[key] = node
+    return values
+
+
+def _defaults(name: EnvironmentName) -> dict[str, Value]:
+    return {**{key: setting.default for key, setting in SETTINGS.items()}, **OVERLAYS[name]}
+
+
+def _planted(values: Mapping[str, Value]) -> Config:
+    """Return the tree that has `values` (complete, by dotted key, each admitted) for leaves."""
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[name] = value
+    return msgspec.convert(tree, Config)
+
+
+class _Order(NamedTuple):
+    """Settings that must not descend, or when `strict` must ascend."""
+
+    keys: tuple[str, ...]
+    strict: bool = False
+
+
+_ORDERS: Final = (
+    _Order(("moral_filter.min_threshold", "moral_filter.initial_threshold", "moral_filter.max_threshold")),
+    _Order(("resources.drain_period", "resources.shutdown_timeout"), strict=True),
+)
+
+
+def _contradictions(values: Mapping[str, Any], faulty: set[str]) -> list[Problem]:
+    """Return what is wrong between settings. One already refused is not judged again by what stands in for it."""
+    problems = []
+    for keys, strict in _ORDERS:
+        if not faulty.isdisjoint(keys):
+            continue
+        pairs = [(values[low], values[high]) for low, high in itertools.pairwise(keys)]
+        if any(low > high or (strict and low == high) for low, high in pairs):
+            given = ", ".join(f"{key} is {values[key]}" for key in keys)
+            problems.append(Problem(keys[0], f"{given}: expected {(' < ' if strict else ' ≤ ').join(keys)}"))
+    return problems

@@ -1,0 +1,111 @@
+"""Drift of the moral threshold: noticed while it lasts, said once.
+
+Adaptation is the threshold's work, so that it moves is no news. Two things are: it has sat at the same bound for a
+minute, where it can no longer adapt in that direction; and its mean over ten minutes is at least 0.15 away from the
+mean over the ten minutes before, so that what is accepted now is not what was accepted then. Each is an episode. It
+is returned once, when it begins; it is over when its cause is gone, and may then begin anew.
+
+A `DriftWatch` is deterministic: time is an argument, in monotonic nanoseconds, and nothing else comes in. Its memory
+is bounded: 120 means of ten seconds each, whatever the rate of observation. Between observations the threshold is
+taken to stand where it was last seen, so a gap neither ends an episode nor starves the means. The controller feeds
+it; a new controller starts with an empty watch and says nothing about drift until it has watched for twenty minutes.
+"""
+
+from collections import deque
+from typing import Literal
+
+import msgspec
+
+_SECOND_NS = 1_000_000_000
+AT_BOUND_NS = 60 * _SECOND_NS
+MEAN_SHIFT_MIN = 0.15
+MEAN_NS = 600 * _SECOND_NS
+_BUCKET_NS = 10 * _SECOND_NS
+_BUCKETS_PER_MEAN = MEAN_NS // _BUCKET_NS
+# 0.65 - 0.50 and its like are a hair off 0.15 in binary; the threshold itself is rounded to 1e-12.
+_ROUNDING = 1e-9
+
+Kind = Literal["at_minimum", "at_maximum", "mean_moved"]
+
+
+class Episode(msgspec.Struct, frozen=True):
+    """Drift that has begun. `began_ns` is when it was noticed, by the observations' clock; the log gets `sentence`."""
+
+    kind: Kind
+    began_ns: int
+    sentence: str
+
+
+class DriftWatch:
+    """Watches one threshold. Not shared between threads."""
+
+    def __init__(self) -> None:
+        self.active: dict[Kind, Episode] = {}
+        self._bound: tuple[Kind, float] | None = None  # the bound at which the threshold sits, and its value
+        self._bound_since_ns = 0
+        self._means: deque[float] = deque(maxlen=2 * _BUCKETS_PER_MEAN)  # of complete buckets, oldest first
+        self._bucket: int | None = None  # number of the bucket being filled
+        self._sum = 0.0
+        self._count = 0
+        self._last = 0.0
+
+    def observe(self, now_ns: int, threshold: float, minimum: float, maximum: float) -> list[Episode]:
+        """Return the episodes that begin with this observation: none, one or two. `now_ns` never decreases."""
+        began = [*self._watch_bound(now_ns, threshold, minimum, maximum), *self._watch_mean(now_ns, threshold)]
+        self.active.update({episode.kind: episode for episode in began})
+        return began
+
+    def _watch_bound(self, now_ns: int, threshold: float, minimum: float, maximum: float) -> list[Episode]:
+        bound = _bound(threshold, minimum, maximum)
+        if bound != self._bound:
+            self.active.pop("at_minimum", None)
+            self.active.pop("at_maximum", None)
+            self._bound, self._bound_since_ns = bound, now_ns
+        if bound is None or bound[0] in self.active or now_ns - self._bound_since_ns < AT_BOUND_NS:
+            return []
+        kind, value = bound
+        seconds = (now_ns - self._bound_since_ns) // _SECOND_NS
+        name = kind.removeprefix("at_")
+        return [Episode(kind, now_ns, f"the moral threshold has been at its {name} of {value:g} for {seconds} s")]
+
+    def _watch_mean(self, now_ns: int, threshold: float) -> list[Episode]:
+        completed = self._advance(now_ns // _BUCKET_NS)
+        self._sum += threshold
+        self._count += 1
+        self._last = threshold
+        if not completed or len(self._means) < 2 * _BUCKETS_PER_MEAN:
+            return []
+        means = list(self._means)
+        before = sum(means[:_BUCKETS_PER_MEAN]) / _BUCKETS_PER_MEAN
+        recent = sum(means[_BUCKETS_PER_MEAN:]) / _BUCKETS_PER_MEAN
+        if abs(recent - before) < MEAN_SHIFT_MIN - _ROUNDING:
+            self.active.pop("mean_moved", None)
+            return []
+        if "mean_moved" in self.active:
+            return []
+        sentence = f"the moral threshold's ten-minute mean has moved from {before:.3f} to {recent:.3f}"
+        return [Episode("mean_moved", now_ns, sentence)]
+
+    def _advance(self, bucket: int) -> bool:
+        """Close the buckets before `bucket`; return whether there was one to close."""
+        if self._bucket is None or bucket == self._bucket:
+            self._bucket = bucket
+            return False
+        assert bucket > self._bucket, "monotonic time does not run backwards"
+        self._means.append(self._sum / self._count)
+        # Nothing was seen in the buckets skipped; more of them than are kept need not be written.
+        skipped = min(bucket - self._bucket - 1, 2 * _BUCKETS_PER_MEAN)
+        self._means.extend([self._last] * skipped)
+        self._bucket, self._sum, self._count = bucket, 0.0, 0
+        return True
+
+
+def _bound(threshold: float, minimum: float, maximum: float) -> tuple[Kind, float] | None:
+    """Return the bound at which `threshold` sits, if any. A range of one point holds it still on purpose: no drift."""
+    if minimum >= maximum:
+        return None
+    if threshold <= minimum:
+        return "at_minimum", minimum
+    if threshold >= maximum:
+        return "at_maximum", maximum
+    return None

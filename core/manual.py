@@ -1,0 +1,175 @@
+"""The configuration's reference, written from the types: `docs/configuration.md` and the annotated files in
+`config/`.
+
+    python -m core.manual markdown    > docs/configuration.md
+    python -m core.manual development > config/default.yaml
+    python -m core.manual production  > config/production-ready.yaml
+
+Tests hold the three files equal to what this prints, so that a range, a default or a meaning that changes in
+`core.config` cannot stay wrong anywhere else. Rejected: files kept by hand and checked for their ranges only, whose
+prose drifts.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Final, get_type_hints
+
+import msgspec
+
+from core.config import OVERLAYS, RESTART_REASONS, SETTINGS, Config, defaults, values_of
+from core.environment import EnvironmentName
+from core.setting import Setting, Value
+
+_YAML_HEADERS: Final[Mapping[EnvironmentName, str]] = {
+    "development": """\
+# mlsdm: the development defaults, every setting with its unit and range.
+#
+# These are the values that hold without any file; a file needs only what it changes. Do not deploy this one: a file
+# outranks the overlay of MLSDM_ENV, so that it would switch the rate limits off in production. Begin with
+# production-ready.yaml there. Check a file with `mlsdm check-config PATH`; use it with CONFIG_PATH=PATH.
+""",
+    "production": """\
+# mlsdm: settings for production, every setting with its unit and range.
+#
+# Run with MLSDM_ENV=production, CONFIG_PATH=<this file> and API_KEY=<a secret>; without the key the service refuses
+# to start. Keys stay out of this file. It differs from the defaults of MLSDM_ENV=production in server.host alone.
+# Check it with `mlsdm check-config PATH`.
+""",
+}
+# A container is reached from outside; the embedded default stays on the loopback interface in every environment, so
+# that only somebody who said so opens a port to the network.
+_YAML_CHANGES: Final[Mapping[EnvironmentName, Mapping[str, Value]]] = {
+    "development": {},
+    "production": {"server.host": "0.0.0.0"},  # noqa: S104  the file for containers, behind a required key
+}
+
+_INTRODUCTION = """\
+# Configuration
+
+<!-- Written by `python -m core.manual markdown`; a test holds it to the types in core/config.py. -->
+
+Settings come from five places. Each overrides the ones before it:
+
+1. the defaults below;
+2. the overlay of `MLSDM_ENV`: `development` (or `dev`, the default), `staging` or `production`;
+3. the YAML file named by `CONFIG_PATH`, which must exist when the variable is set; an empty file is allowed;
+4. `MLSDM_<SECTION>__<KEY>` variables, such as `MLSDM_CAPACITY=1000` or `MLSDM_MORAL_FILTER__EMA_ALPHA=0.2`;
+5. the plain variables below.
+
+Unknown keys, keys given twice, wrong types and values out of range are refused, all of them in one message that names
+the key, the line or variable, and what was expected. Numbers are decimal (`20000`, `20_000`, `0.1`, `1e-3`); switches
+are `true`, `false`, `1` or `0`; names are matched whatever their case. In a file, numbers and switches are not quoted.
+A key or a variable without a value is refused, because a lost value must not pass for a default; an empty section is
+fine.
+
+`mlsdm check-config PATH` checks a file without starting anything. `config/default.yaml` and
+`config/production-ready.yaml` list every setting. On `HUP` the configuration is read again; when anything is wrong with
+it, or a setting marked *restart* has changed, all of it is refused and the old one stays.
+
+## Variables
+
+| Variable | Meaning |
+|---|---|
+| `MLSDM_ENV` | `development` (`dev`), `staging` or `production`. |
+| `CONFIG_PATH` | The YAML file. |
+| `API_KEY` | The key that clients send as `Authorization: Bearer …`. Production refuses to start without it. |
+| `HOST`, `PORT`, `WORKERS` | `server.host`, `server.port`, `server.workers`. |
+| `LOG_LEVEL` | `observability.logging.level`. |
+| `DISABLE_RATE_LIMIT` | `1` switches `security.rate_limiting.enabled` off; `0` leaves it as configured. |
+
+The key is visible ASCII without spaces; blanks and newlines around it are dropped, and a blank key is as none. An
+unknown name that begins with `MLSDM_` is refused, except `MLSDM_API_SERVICE_*` and `MLSDM_API_PORT*`, which Kubernetes
+injects for a service called `mlsdm-api`. For services of other names that begin with `mlsdm`, set
+`enableServiceLinks: false` in the pod.
+
+Two conditions join several settings: `moral_filter.min_threshold` ≤ `moral_filter.initial_threshold` ≤
+`moral_filter.max_threshold`, and `resources.drain_period` < `resources.shutdown_timeout`.
+
+`resources.drain_period` is 5 s in staging and production because new connections still arrive between SIGTERM and the
+moment when the last load balancer has noticed, a few seconds in Kubernetes. It is the first part of
+`resources.shutdown_timeout`, which must be at most the pod's `terminationGracePeriodSeconds` (30 unless set).
+
+## Settings
+"""
+
+
+def markdown() -> str:
+    """Return docs/configuration.md."""
+    return _INTRODUCTION + "".join(_markdown_sections())
+
+
+def yaml_file(environment: EnvironmentName) -> str:
+    """Return the annotated file for `environment`: development or production."""
+    values = {**values_of(defaults(environment)), **_YAML_CHANGES[environment]}
+    return _YAML_HEADERS[environment] + "\n" + "\n".join(_yaml_lines(Config, "", values)) + "\n"
+
+
+def _markdown_sections() -> Iterator[str]:
+    section = None
+    for setting in SETTINGS.values():
+        prefix, _, name = setting.key.rpartition(".")
+        if prefix != section:
+            section = prefix
+            title, about = (f"`{prefix}`", _section_type(prefix).__doc__) if prefix else ("The block", _BLOCK)
+            yield f"\n### {title}\n\n{about}\n\n| Key | Default | Range | Unit | Meaning |\n|---|---|---|---|---|\n"
+        restart = " *Restart.*" if setting.key in RESTART_REASONS else ""
+        cells = (f"`{name}`", _markdown_default(setting), setting.range, setting.unit, setting.description + restart)
+        yield f"| {' | '.join(cells)} |\n"
+
+
+_BLOCK = "The size of the shared memory, at the top level of the file. All of it is allocated at start."
+
+
+def _markdown_default(setting: Setting) -> str:
+    names_by_value: dict[Value, list[str]] = {}
+    for name, values in OVERLAYS.items():
+        if setting.key in values:
+            names_by_value.setdefault(values[setting.key], []).append(name)
+    others = [f"`{_yaml(value)}` in {' and '.join(names)}" for value, names in names_by_value.items()]
+    return "; ".join([f"`{_yaml(setting.default)}`", *others])
+
+
+def _section_type(prefix: str) -> type[msgspec.Struct]:
+    tree: type[msgspec.Struct] = Config
+    for name in prefix.split("."):
+        tree = get_type_hints(tree)[name]
+    return tree
+
+
+def _yaml_lines(tree: type[msgspec.Struct], section: str, values: Mapping[str, Value]) -> Iterator[str]:
+    indent = "  " * section.count(".")
+    for name in tree.__struct_fields__:
+        key = section + name
+        if key in SETTINGS:
+            setting = SETTINGS[key]
+            restart = " Restart to change." if key in RESTART_REASONS else ""
+            yield f"{indent}# {setting.description}{restart}"
+            yield f"{indent}# Range: {setting.range}. Unit: {setting.unit}."
+            yield f"{indent}{name}: {_yaml(values[key])}"
+        else:
+            subtree = _section_type(key)
+            yield ""
+            yield f"{indent}# {subtree.__doc__}"
+            yield f"{indent}{name}:"
+            yield from _yaml_lines(subtree, key + ".", values)
+
+
+def _yaml(value: Value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def main(arguments: list[str]) -> int:
+    """Print what is asked for; return the exit status."""
+    match arguments:
+        case ["markdown"]:
+            sys.stdout.write(markdown())
+        case ["development" | "production" as environment]:
+            sys.stdout.write(yaml_file(environment))
+        case _:
+            sys.stderr.write("usage: python -m core.manual markdown | development | production\n")
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
