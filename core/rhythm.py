@@ -1,0 +1,66 @@
+"""The wake/sleep rhythm: a counter that flips between two phases.
+
+It starts awake with the counter at the wake duration. Each step takes one off; at zero the phase flips and the counter
+loads the duration of the new phase: a period of 8 + 3 = 11 steps by default. Steps come from a clock (the controller
+takes one each cycle) or from events (one per decision). Events are accepted in both phases and tagged with the phase
+they came in.
+
+Reference version of rhythm_step in shm/native/governor.c.
+"""
+
+from typing import Final, NamedTuple, Self
+
+WAKE: Final = 0
+SLEEP: Final = 1
+PHASE_NAMES: Final = ("wake", "sleep")
+PHASE_VALUES: Final = (0.1, 0.9)  # what a memory is tagged with; distances between them are compared to phase_tolerance
+
+
+class RhythmSettings(NamedTuple):
+    """Durations in steps. `consolidation`: a cascade at each step asleep. `by_events`: a step per decision."""
+
+    wake_duration: int = 8
+    sleep_duration: int = 3
+    consolidation: bool = True
+    by_events: bool = False
+
+
+class Rhythm(NamedTuple):
+    """The state of the rhythm: phase, steps left in it, and steps taken in all."""
+
+    phase: int
+    counter: int
+    step: int = 0
+
+    @classmethod
+    def initial(cls, settings: RhythmSettings) -> Self:
+        """Return the state after a start."""
+        return cls(WAKE, settings.wake_duration)
+
+    def stepped(self, settings: RhythmSettings) -> Self:
+        """Return the state after one step."""
+        if self.counter > 1:
+            return self._replace(counter=self.counter - 1, step=self.step + 1)
+        phase = 1 - self.phase
+        return self._replace(phase=phase, counter=self._duration(phase, settings), step=self.step + 1)
+
+    def consolidates(self, settings: RhythmSettings) -> bool:
+        """True when a step taken now runs the cascade: asleep, and configured to."""
+        return self.phase == SLEEP and settings.consolidation
+
+    def reset(self, settings: RhythmSettings) -> Self:
+        """Return the state after a reset: awake with a full counter; the count of steps goes on."""
+        return self._replace(phase=WAKE, counter=settings.wake_duration)
+
+    def reconfigured(self, settings: RhythmSettings) -> Self:
+        """Return the state under new settings: no longer in this phase than the new duration allows."""
+        return self._replace(counter=min(self.counter, self._duration(self.phase, settings)))
+
+    @staticmethod
+    def _duration(phase: int, settings: RhythmSettings) -> int:
+        return settings.sleep_duration if phase == SLEEP else settings.wake_duration
+
+
+def tags_within(phase: int, tolerance: float) -> int:
+    """Return the mask of phases whose tag is within `tolerance`, inclusive, of that of `phase`: bit p is phase p."""
+    return sum(1 << tag for tag in (WAKE, SLEEP) if abs(PHASE_VALUES[tag] - PHASE_VALUES[phase]) <= tolerance)
