@@ -1,0 +1,29 @@
+"""What the server says when it is ready: where it is, who may come in, and a first request to paste."""
+
+import logging
+
+from core.config import Loaded
+from shm.block import Block
+
+log = logging.getLogger("mlsdm.server")
+
+
+def banner(block: Block, loaded: Loaded, workers: int) -> None:
+    """Say hello: for people on a terminal, as one JSON line otherwise. Secrets are not said."""
+    config = loaded.config
+    host = "127.0.0.1" if config.server.host in ("0.0.0.0", "::") else config.server.host  # noqa: S104 - not bound here
+    url = f"http://{f'[{host}]' if ':' in host else host}:{config.server.port}"
+    keys = "an API key is needed" if loaded.api_key else "no key is needed: everybody who can connect may do everything"
+    log.info(
+        "ready at %s: %d workers, %s; %d slots of %d dimensions, %.0f MB shared; %s configuration from %s",
+        url, workers, keys, config.capacity, config.dimension, block.layout.block_size / 1e6, loaded.environment,
+        loaded.source,
+    )  # fmt: skip
+    if config.observability.logging.format == "text":
+        key = ' -H "Authorization: Bearer $API_KEY"' if loaded.api_key else ""
+        log.info(
+            "try it:\n  curl -s %s/event%s -H 'Content-Type: application/json' \\\n"
+            "    -d '{\"moral_value\": 0.8, \"payload\": \"hello\", \"event_vector\": ['$(seq -s, %d)']}'\n"
+            "  curl -s %s/state%s",
+            url, key, config.dimension, url, key,
+        )  # fmt: skip

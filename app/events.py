@@ -1,0 +1,246 @@
+"""POST /event and POST /events: the path that this service exists for.
+
+Decode, validate, one native call, encode. Nothing is admitted before everything about the request has been found right:
+a batch is validated whole. A batch is then admitted one section per item, so others may interleave with it; if it is
+stopped on the way (a lock that cannot be had, an operator's stop), the answer says which of its events were decided,
+because those are.
+"""
+
+import re
+from array import array
+from typing import Any, Final
+
+import falcon
+import msgspec
+
+from app.context import Context
+from app.decision import Decision, decision_of
+from app.problem import Problem, invalid, of_store_error, over
+from app.vector import JSON, MSGPACK, RAW, UNDECODED, Floats, refuse_body, refuse_repeats, refuse_vector
+from core.limits import BATCH_COUNT
+from shm import status
+
+_DECIMAL: Final = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_UNIT: Final = "a number from 0 to 1"
+MEMBERS: Final = {
+    "event_vector": "an array of numbers, or base64 of little-endian float32",
+    "moral_value": _UNIT,
+    "payload": "any value",
+}
+
+encode = msgspec.json.Encoder().encode
+
+
+class Event(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of POST /event, and an item of POST /events.
+
+    The payload is any JSON or msgpack value, given back as JSON.
+    """
+
+    event_vector: msgspec.Raw
+    moral_value: float
+    payload: msgspec.Raw = msgspec.Raw()
+
+
+class Batch(msgspec.Struct):
+    """The answer to POST /events: one decision per event, in order."""
+
+    results: list[Decision]
+    accepted: int
+    rejected: int
+
+
+class EventResource:
+    """One event per request."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.codec = context.codec
+        self.of_json = msgspec.json.Decoder(Event).decode
+        self.of_msgpack = msgspec.msgpack.Decoder(Event).decode
+
+    def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Decide one event."""
+        context = self.context
+        moral, vector, payload = self._read(request)
+        try:
+            entry = context.store.admit(context.clock(), moral, vector, payload)
+        except status.NotFinite:
+            refuse_vector(status.NOT_FINITE, vector, "event_vector")
+        except status.TooLong:
+            refuse_vector(status.TOO_LONG, vector, "event_vector")
+        response.data = encode(decision_of(entry, context.boot_id))
+        response.content_type = JSON
+        context.count_latency(request.env)
+
+    def _read(self, request: falcon.Request) -> tuple[float, Floats, bytes]:
+        """Return moral value, float32-LE[dimension] and payload of a request, or raise the Problem with it."""
+        body = request.env["wsgi.input"].read()
+        media = media_type(request)
+        if media == RAW:
+            moral = moral_header(request)
+            return moral, self.codec.of_bytes(body, "body"), b""
+        try:
+            event = self.of_json(body) if media == JSON else self.of_msgpack(body)
+            moral = moral_value(event.moral_value, "moral_value")
+            vector = vector_of(self.codec, event, media, "")
+            payload = payload_of(event, media, self.context.payload_size_max, "")
+        except UNDECODED as error:
+            refuse_body(error, media, MEMBERS)
+        if media == JSON:
+            refuse_repeats(body, colons_of([event], [payload]))
+        return moral, vector, payload
+
+
+class BatchResource:
+    """Many events per request."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.codec = context.codec
+        self.of_json = msgspec.json.Decoder(list[Event]).decode
+        self.of_msgpack = msgspec.msgpack.Decoder(list[Event]).decode
+
+    def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Decide a batch of events, in order."""
+        context = self.context
+        morals, vectors, payloads = self._read(request)
+        code, bad = context.store.check_vectors(vectors, len(morals))
+        if code != status.OK:
+            size = self.codec.size
+            refuse_vector(code, memoryview(vectors)[bad * size : (bad + 1) * size], f"[{bad}].event_vector")
+        entries, done, code = context.store.admit_batch(context.clock(), morals, vectors, payloads)
+        results = [decision_of(entries[i], context.boot_id) for i in range(done)]
+        if code != status.OK:
+            raise self._interrupted(code, results, len(morals))
+        accepted = sum(result.accepted for result in results)
+        response.data = encode(Batch(results, accepted, done - accepted))
+        response.content_type = JSON
+        context.count_latency(request.env)
+
+    @staticmethod
+    def _interrupted(code: int, results: list[Decision], count: int) -> Problem:
+        """Return the answer to a batch that was stopped on its way; raise what stopped it when nothing was decided."""
+        try:
+            status.fail(code)
+        except status.StoreError as error:
+            if not results:
+                raise
+            reason = of_store_error(error).problem_code
+        # No Retry-After: a client that sent the whole batch again would have its first events decided twice.
+        detail = f"The first {len(results)} of {count} events were decided, the rest were not ({reason})."
+        return Problem(503, "batch_interrupted", detail, results=results)
+
+    def _read(self, request: falcon.Request) -> tuple[Any, Any, list[bytes] | None]:
+        """Return float64[n], float32[n × dimension] and the payloads of a request, or raise the Problem with it."""
+        body = request.env["wsgi.input"].read()
+        media = media_type(request)
+        if media == RAW:
+            return self._read_raw(body)
+        try:
+            events = self.of_json(body) if media == JSON else self.of_msgpack(body)
+            check_count(len(events))
+            size_max = self.context.payload_size_max
+            morals = [moral_value(event.moral_value, f"[{i}].moral_value") for i, event in enumerate(events)]
+            vectors = b"".join([vector_of(self.codec, event, media, f"[{i}].") for i, event in enumerate(events)])
+            payloads = [payload_of(event, media, size_max, f"[{i}].") for i, event in enumerate(events)]
+        except UNDECODED as error:
+            refuse_body(error, media, MEMBERS)
+        if media == JSON:
+            refuse_repeats(body, colons_of(events, payloads))
+        return array("d", morals), vectors, payloads
+
+    def _read_raw(self, body: bytes) -> tuple[Any, Any, None]:
+        count, rest = divmod(len(body), 8 + self.codec.size)
+        if rest:
+            raise invalid(
+                "body",
+                "dimension_mismatch",
+                f"has {len(body)} bytes",
+                f"n × {8 + self.codec.size}: n float64 moral values, then n × {self.codec.dimension} float32",
+            )
+        check_count(count)
+        view = memoryview(body)
+        morals = view[: 8 * count].cast("d")
+        for i, moral in enumerate(morals):
+            moral_value(moral, f"[{i}].moral_value")
+        return morals, view[8 * count :], None
+
+
+def media_type(request: falcon.Request) -> str:
+    """Return the media type of the body without its parameters, one of the three that carry vectors."""
+    media = request.env.get("CONTENT_TYPE", JSON)
+    if media in (JSON, MSGPACK, RAW):
+        return str(media)
+    bare = media.partition(";")[0].strip().lower()
+    if bare not in (JSON, MSGPACK, RAW):
+        raise Problem(
+            415, "unsupported_media_type", f"Content-Type is {bare!r}; expected {JSON}, {MSGPACK} or {RAW}",
+            field="Content-Type", expected=f"{JSON}, {MSGPACK} or {RAW}",
+        )  # fmt: skip
+    return str(bare)
+
+
+def moral_value(value: float, field: str) -> float:
+    """Return a moral value that lies within [0, 1]; NaN does not."""
+    if not 0.0 <= value <= 1.0:
+        raise invalid(field, "moral_value_out_of_range", f"is {value}", _UNIT)
+    return value
+
+
+def moral_header(request: falcon.Request) -> float:
+    """Return the moral value of a raw event, from its header."""
+    text = request.env.get("HTTP_MORAL_VALUE")
+    if text is None:
+        raise invalid("Moral-Value", "field_missing", "the header is missing", _UNIT)
+    if not _DECIMAL.fullmatch(text):
+        raise invalid("Moral-Value", "field_invalid", f"is {text[:40]!r}", f"{_UNIT} in decimal notation")
+    return moral_value(float(text), "Moral-Value")
+
+
+def vector_of(codec: Any, event: Event, media: str, prefix: str) -> Floats:
+    """Return the vector of a decoded event as float32-LE[dimension]."""
+    field = prefix + "event_vector"
+    decoded: Floats = (
+        codec.of_json(event.event_vector, field) if media == JSON else codec.of_msgpack(event.event_vector, field)
+    )
+    return decoded
+
+
+def payload_of(event: Event, media: str, size_max: int, prefix: str) -> bytes:
+    """Return the payload of a decoded event as JSON text in UTF-8, b"" when it has none."""
+    if not event.payload:
+        return b""
+    if media == JSON:
+        payload = bytes(event.payload)
+        payload.decode()  # msgspec has checked the grammar around it, not the characters in its strings
+    else:
+        payload = _json_of(event.payload, prefix + "payload")
+    if payload == b"null":
+        return b""
+    if len(payload) > size_max:
+        expected = f"at most {size_max} bytes as JSON"
+        raise Problem(413, "payload_too_large", f"{prefix}payload: {len(payload)} bytes as JSON; expected {expected}",
+                      field=prefix + "payload", expected=expected)  # fmt: skip
+    return payload
+
+
+def colons_of(events: list[Event], payloads: list[bytes]) -> int:
+    """Return how many colons a JSON body with these events has."""
+    return sum([2 + bool(event.payload) for event in events]) + sum([payload.count(b":") for payload in payloads])
+
+
+def _json_of(packed: msgspec.Raw, field: str) -> bytes:
+    """Return a msgpack value as JSON: bin becomes base64, a timestamp RFC 3339, NaN null."""
+    try:
+        return encode(msgspec.msgpack.decode(packed))
+    except (TypeError, msgspec.ValidationError) as error:  # other extensions, keys that are not text, impossible times
+        raise invalid(field, "payload_invalid", "has no JSON form", "a value that can be written as JSON") from error
+
+
+def check_count(count: int) -> None:
+    """Raise the Problem with an empty or too long batch."""
+    if count == 0:
+        raise invalid("body", "batch_empty", "holds no event", f"1 to {BATCH_COUNT.value} events")
+    if count > BATCH_COUNT.value:
+        raise over(BATCH_COUNT, "body", count)

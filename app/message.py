@@ -1,0 +1,232 @@
+"""The message: the request that is being read on one connection, then the next one.
+
+Owns the parser (llhttp through httptools) and what it has said so far: target, fields, body. `feed` takes bytes; each
+complete request is handed to `deliver` as a WSGI environ from inside `feed`, so that the application runs in the same
+turn. It raises Refusal when the bytes cannot be, or may not become, a request; after that nothing more is fed. It
+knows no socket, no time and no order of answers: that is `app.connection`. The rules it applies are in `app.framing`
+and `app.environ`.
+
+Invariants. What hides inside the parser is bounded although llhttp bounds nothing: the bytes of an incomplete head,
+chunk extensions, trailers. Trailers are dropped: nothing reads them, and merging them into the head would be a way
+around every check of it (RFC 9112 §7.1.2).
+
+Upgrade is never honoured (RFC 9110 §7.8 allows it). llhttp stops at such a head and would lose the body (Java's client
+offers h2c with every first POST), so a second parser takes over behind a synthetic head that carries the framing
+alone.
+"""
+
+from collections.abc import Callable
+from io import BytesIO
+from time import monotonic_ns
+from typing import Final
+from wsgiref.types import WSGIEnvironment
+
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
+
+from app.environ import fill, locate
+from app.exchange import CLOSE, KEEP_ALIVE, PERSIST
+from app.framing import CHUNKED, Refusal, body_length
+from core.limits import BODY_SIZE, HEADERS_SIZE, REQUEST_LINE_SIZE
+
+# Where the parser stands.
+IDLE: Final = 0  # between messages
+HEAD: Final = 1
+BODY: Final = 2
+
+LARGE_BODY_SIZE: Final = 65_536  # smaller ones are bounded by the number of connections alone
+_REQUEST_LINE_SIZE_MAX: Final = REQUEST_LINE_SIZE.value
+# While a head is incomplete its bytes hide in the parser. One of more bytes than this would not be accepted anyway.
+_HEAD_SIZE_MAX: Final = REQUEST_LINE_SIZE.value + HEADERS_SIZE.value + 4
+# RFC 9112 §7.1.1 and §7.1.2 bound neither chunk extensions nor trailers. A byte of content costs at most six with the
+# frame of its chunk ("1\r\nx\r\n"); all else together gets the size of a head.
+_CHUNK_SIZE_MIN: Final = 6
+
+
+class Message:
+    """Reads one request after another."""
+
+    __slots__ = (
+        "_awaited",
+        "_base",
+        "_body",
+        "_deliver",
+        "_environ",
+        "_expects",
+        "_fed",
+        "_fields",
+        "_length",
+        "_parser",
+        "_persistence",
+        "_received",
+        "_reserve",
+        "_reserved",
+        "_target",
+        "_upgrade",
+        "phase",
+    )  # fmt: skip
+
+    def __init__(
+        self, base: WSGIEnvironment, deliver: Callable[[WSGIEnvironment, str], bool], reserve: Callable[[int], None]
+    ) -> None:
+        """`base` is what all environs share.
+
+        `deliver(environ, persistence)` gets each request, with PERSIST, KEEP_ALIVE or CLOSE as it asked for, and says
+        whether more are wanted. `reserve(size)` is asked before a large body is taken into memory and may raise
+        Refusal.
+        """
+        self.phase = IDLE
+        self._base = base
+        self._deliver = deliver
+        self._reserve = reserve
+        self._parser = HttpRequestParser(self)
+        self._awaited = IDLE  # the phase in which the last feed ended
+        self._fed = 0  # bytes fed since that phase was first waited in
+        self._target = b""
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._body: list[bytes] = []
+        self._length = 0
+        self._received = 0  # bytes of a chunked body
+        self._reserved = 0  # bytes of it that were reserved
+        self._expects = False
+        self._upgrade = b""  # the framing of a request whose Upgrade is ignored
+        self._persistence = PERSIST
+
+    def feed(self, data: bytes | memoryview) -> bool:
+        """Parse `data`, delivering each request that it completes.
+
+        Returns True when the input ended inside a head or body in which it had not ended before: a deadline begins.
+        Raises Refusal.
+        """
+        try:
+            while True:
+                try:
+                    self._parser.feed_data(data)
+                    break
+                except HttpParserUpgrade as upgrade:
+                    # A parser that has seen no Upgrade reads the body, and what follows it.
+                    self._parser = HttpRequestParser(self)
+                    data = b"POST / HTTP/1.1\r\n" + self._upgrade + b"\r\n\r\n" + data[upgrade.args[0] :]
+        except HttpParserCallbackError as error:
+            cause = error.__context__
+            if isinstance(cause, _Enough):
+                return False
+            raise (cause or error) from None
+        except HttpParserError as error:
+            # A parser that resynchronises can be talked into starting anywhere (RFC 9112 §11.2).
+            raise Refusal(400, "malformed_request", f"The request is not HTTP/1.1: {error} (RFC 9112).") from None
+        return self.phase != IDLE and self._incomplete(len(data))
+
+    def close(self) -> None:
+        """Let go of parser and connection: cycles with this message, and of the last body.
+
+        Such a cycle waits for the collector, which counts objects and not bytes: a thousand closed connections that
+        each hold the megabyte they sent last would not yet move it. Nothing is fed afterwards.
+        """
+        del self._parser, self._deliver, self._reserve
+        self._environ = {}
+        self._body.clear()
+
+    @property
+    def is_head(self) -> bool:
+        """Whether the request being read is a HEAD, whose answer has no content (RFC 9110 §9.3.2)."""
+        return self.phase != IDLE and self._parser.get_method() == b"HEAD"
+
+    def take_expectation(self) -> bool:
+        """Say, once, whether the client waits for 100 Continue: it asked, and no byte of the body has come."""
+        expects, self._expects = self._expects and self.phase == BODY and not self._body, False
+        return expects
+
+    # -- called by the parser ----------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self.phase = HEAD
+        self._target = b""
+        self._fields = []
+
+    def on_url(self, piece: bytes) -> None:
+        self._target += piece
+        if len(self._target) > _REQUEST_LINE_SIZE_MAX:
+            raise Refusal.over(REQUEST_LINE_SIZE, "A request line")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.phase == HEAD:  # in a BODY these are trailers
+            self._fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self.phase = BODY
+        if self._upgrade:  # the synthetic head has been read; what follows is the body again
+            self._upgrade = b""
+            return
+        parser = self._parser
+        method = parser.get_method().decode("ascii")
+        version = parser.get_http_version()
+        # Method, target, "HTTP/1.1" and two spaces.
+        if len(method) + len(self._target) + 10 > _REQUEST_LINE_SIZE_MAX:
+            raise Refusal.over(REQUEST_LINE_SIZE, "A request line")
+        environ = self._environ = self._base.copy()
+        environ["SERVER_PROTOCOL"] = "HTTP/" + version
+        fill(environ, self._fields)
+        length = self._length = body_length(environ, version)
+        locate(environ, method, self._target)
+        if not parser.should_keep_alive():  # RFC 9112 §9.3
+            self._persistence = CLOSE
+        else:
+            self._persistence = PERSIST if version == "1.1" else KEEP_ALIVE
+        if length:
+            self._body = []
+            self._received = self._reserved = 0
+            self._expects = "HTTP_EXPECT" in environ
+            if length > LARGE_BODY_SIZE:
+                self._reserve(length)
+        if parser.should_upgrade():
+            self._upgrade = b"Transfer-Encoding: chunked" if length == CHUNKED else b"Content-Length: %d" % length
+
+    def on_body(self, piece: bytes) -> None:
+        self._body.append(piece)
+        if self._length == CHUNKED:
+            self._received += len(piece)
+            if self._received > BODY_SIZE.value:
+                raise Refusal.over(BODY_SIZE, "A chunked body")
+            if self._received > self._reserved + LARGE_BODY_SIZE:
+                self._reserve(len(piece) + LARGE_BODY_SIZE)
+                self._reserved += len(piece) + LARGE_BODY_SIZE
+
+    def on_message_complete(self) -> None:
+        if self._upgrade:  # llhttp ends the message where it gives up on HTTP
+            return
+        environ = self._environ
+        if self._length:
+            body = self._body
+            content = body[0] if len(body) == 1 else b"".join(body)
+            self._body = []
+            environ["wsgi.input"] = BytesIO(content)
+            if self._length == CHUNKED:
+                # The body is decoded and complete, so the application is told its length instead of its coding.
+                environ["CONTENT_LENGTH"] = str(len(content))
+                del environ["HTTP_TRANSFER_ENCODING"]
+        else:
+            environ["wsgi.input"] = BytesIO()
+        environ["mlsdm.received_ns"] = monotonic_ns()
+        self.phase = self._awaited = IDLE
+        if not self._deliver(environ, self._persistence):
+            raise _Enough
+
+    # -- what llhttp leaves to its user ------------------------------------------------------------------------------
+
+    def _incomplete(self, size: int) -> bool:
+        """Bound what the parser holds, `size` bytes of which are new; True when the input first ends in this phase."""
+        if self.phase != self._awaited:
+            self._awaited = self.phase
+            self._fed = 0
+            return True
+        self._fed += size
+        if self.phase == HEAD:
+            if self._fed > _HEAD_SIZE_MAX:
+                raise Refusal.over(HEADERS_SIZE, "The head of this request")
+        elif self._length == CHUNKED and self._fed > _CHUNK_SIZE_MIN * self._received + _HEAD_SIZE_MAX:
+            raise Refusal.over(HEADERS_SIZE, "What surrounds the chunks of this request")
+        return False
+
+
+class _Enough(Exception):
+    """Raised in a callback when no further request is wanted: the only way to stop llhttp inside a buffer."""

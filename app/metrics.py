@@ -1,0 +1,108 @@
+"""GET /health/metrics and /metrics: one scrape of all workers and of the block.
+
+What workers measure goes through prometheus_client's multiprocess files, keyed by worker row instead of pid: a
+successor continues its predecessor's files, so they neither pile up nor lose counts. What the block knows is exact
+already and is read at scrape time by a collector.
+
+The names without the mlsdm_ prefix are those that operators' dashboards already use, exactly; counters among them whose
+names break the naming rules are exposed untyped.
+"""
+
+from collections.abc import Iterator
+
+import falcon
+from prometheus_client import CollectorRegistry, Histogram, exposition, multiprocess, values
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric, UntypedMetricFamily
+from prometheus_client.registry import Collector
+
+from app.context import Context
+from app.health import VERSION
+from core.rhythm import SLEEP
+
+LATENCY_BUCKETS = (
+    25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5,
+)  # fmt: skip
+
+
+def latency_histogram(row: int) -> Histogram:
+    """Make this worker's histogram, on the files of its row. To be called once per process, before any other metric."""
+    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: row)  # type: ignore[no-untyped-call] # theirs
+    return Histogram(
+        "process_event_latency_seconds",
+        "Time from the complete request to its encoded answer, of event requests.",
+        buckets=LATENCY_BUCKETS,
+        registry=CollectorRegistry(),
+    )
+
+
+class BlockCollector(Collector):
+    """The block's own figures, read when scraped."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family."""
+        block = self.context.store.block
+        state, norms = self.context.store.levels()
+        scalars, vitals, lock = state.scalars, block.region("vitals"), block.region("lock")
+        accepted, rejected = scalars.accepted, scalars.rejected
+        for name, text, value in (
+            ("total_events_processed", "Events decided.", accepted + rejected),
+            ("accepted_events_count", "Events accepted.", accepted),
+            ("rejected_events_count", "Events rejected by the moral filter.", rejected),
+        ):
+            yield UntypedMetricFamily(name, text, value)
+        yield GaugeMetricFamily("moral_filter_threshold", "Moral threshold.", scalars.theta)
+        yield GaugeMetricFamily("cpu_usage_percent", "CPU used, of the container's allowance.", vitals.cpu_percent)
+        decisions = CounterMetricFamily("mlsdm_decisions", "Events decided.", labels=["outcome"])
+        decisions.add_metric(["accepted"], accepted)
+        decisions.add_metric(["rejected"], rejected)
+        yield decisions
+        for name, text, value in (
+            ("mlsdm_ema", "Exponential mean of accept = 1, reject = 0.", scalars.ema),
+            ("mlsdm_asleep", "1 while the rhythm is asleep.", scalars.phase == SLEEP),
+            ("mlsdm_memories", "Live memories.", scalars.live),
+            ("mlsdm_memories_max", "Capacity of the store.", self.context.config.capacity),
+            ("mlsdm_stopped", "1 while an operator has stopped admissions.", scalars.flags & 1),
+            ("mlsdm_block_bytes", "Size of the shared block.", block.layout.block_size),
+        ):
+            yield GaugeMetricFamily(name, text, value)
+        levels = GaugeMetricFamily("mlsdm_level_norm", "Norm of a synaptic level.", labels=["level"])
+        for number, norm in enumerate(norms, 1):
+            levels.add_metric([str(number)], norm)
+        yield levels
+        rows = [block.region("rows", number) for number in range(block.layout.rows)]
+        for name, text, value in (
+            ("mlsdm_log_entries", "Log position: changes of the committed state.", state.position),
+            ("mlsdm_rhythm_steps", "Steps of the rhythm.", scalars.step),
+            ("mlsdm_rhythm_steps_skipped", "Steps of the rhythm skipped because they were late.", vitals.late_steps),
+            ("mlsdm_lock_acquisitions", "Critical sections entered.", lock.acquisitions),
+            ("mlsdm_lock_deaths", "Holders that died inside the section and were survived.", lock.deaths),
+            ("mlsdm_lock_rollbacks", "Unpublished transitions taken back.", lock.rollbacks),
+            ("mlsdm_lock_kills", "Stuck holders removed.", vitals.lock_kills),
+            ("mlsdm_lock_waits", "Sections that found the lock taken.", sum(row.lock_waits for row in rows)),
+            ("mlsdm_lock_wait_seconds", "Time spent waiting for it.", sum(row.lock_wait_ns for row in rows) / 1e9),
+            ("mlsdm_slots_torn", "Memories found corrupt and forgotten.", vitals.torn),
+            ("mlsdm_slots_scrubbed", "Slots checked against their checksums.", vitals.scrubbed),
+            ("mlsdm_drift_episodes", "Times the threshold drifted.", vitals.drift_episodes),
+            ("mlsdm_controller_epochs", "Controllers that have taken over.", state.epoch),
+        ):
+            yield CounterMetricFamily(name, text, value)
+        yield InfoMetricFamily("mlsdm_build", "Version and memory.", {"version": VERSION, "boot_id": block.boot_id})
+
+
+class MetricsResource:
+    """The scrape."""
+
+    def __init__(self, context: Context) -> None:
+        self.registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(self.registry)  # type: ignore[no-untyped-call] # theirs
+        self.registry.register(BlockCollector(context))
+
+    def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
+        """Return the exposition."""
+        response.content_type = exposition.CONTENT_TYPE_LATEST
+        response.data = exposition.generate_latest(self.registry)
+
+    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way

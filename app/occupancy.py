@@ -1,0 +1,37 @@
+"""Occupancy: how many connections each worker has, so that a full worker leaves new ones to an emptier one.
+
+A row counts while its owner's heartbeat is fresh: a worker that died or hangs must not keep the others from accepting.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from shm.block import Block
+
+FRESH_NS = 2_000_000_000
+
+
+@dataclass
+class RowOccupancy:
+    """This worker's row among the others. `clock` returns CLOCK_BOOTTIME in ns."""
+
+    block: Block
+    row: int
+    clock: Callable[[], int]
+
+    def __post_init__(self) -> None:
+        self._rows: list[Any] = [self.block.region("rows", number) for number in range(self.block.layout.rows)]
+        self._own = self._rows[self.row]
+
+    def publish(self, connections: int) -> None:
+        """Say how many connections this worker has open."""
+        self._own.connections = connections
+
+    def fewest(self) -> int:
+        """Return the smallest number of connections of any live worker, this one included."""
+        stale = self.clock() - FRESH_NS
+        return min(
+            (int(row.connections) for row in self._rows if row.pid and row.heartbeat_ns > stale),
+            default=int(self._own.connections),
+        )

@@ -1,0 +1,59 @@
+"""Patience: what a worker does when the lock was not to be had in time.
+
+One wait in vain is all that the loop stands still for. From then on this worker only tries the lock, so that liveness
+and everything else that needs no lock is answered at once, and it watches the lock itself, because the controller that
+usually does may be the one that is stuck. As soon as the lock moves again, the worker waits for it again.
+"""
+
+import asyncio
+import logging
+from typing import Any, NoReturn
+
+import falcon
+
+from app.problem import of_store_error
+from core.limits import LOCK_WAIT_MILLISECONDS
+from shm.block import Block
+from shm.status import Busy
+from shm.watch import INTERVAL_SECONDS, LockWatch
+
+log = logging.getLogger("mlsdm.worker")
+
+
+class Patience:
+    """One worker's. `loop` is its event loop."""
+
+    def __init__(self, block: Block, loop: asyncio.AbstractEventLoop) -> None:
+        self._block = block
+        self._loop = loop
+        self._watch = LockWatch(block)
+        self._acquisitions = 0
+        self._lost = False
+
+    def on_busy(self, _request: falcon.Request, _response: falcon.Response, error: Busy, _params: Any) -> NoReturn:
+        """Falcon error handler: answer 503, and lose patience. May run on a pool thread."""
+        self._loop.call_soon_threadsafe(self._lose)
+        raise of_store_error(error) from error
+
+    def _lose(self) -> None:
+        if self._lost:
+            return
+        self._lost = True
+        self._block.map.wait_ms = 0
+        self._acquisitions = self._now()
+        log.warning("the lock was not to be had within %d ms: trying only", LOCK_WAIT_MILLISECONDS.value)
+        self._loop.call_later(INTERVAL_SECONDS, self._look)
+
+    def _look(self) -> None:
+        killed = self._watch.sample()
+        if killed:
+            log.error("removed stuck lock holder pid=%d", killed.pid)
+        if self._now() == self._acquisitions and self._block.mutex_owner():
+            self._loop.call_later(INTERVAL_SECONDS, self._look)
+            return
+        self._lost = False
+        self._block.map.wait_ms = LOCK_WAIT_MILLISECONDS.value
+        log.info("the lock moves again")
+
+    def _now(self) -> int:
+        return int(self._block.region("lock").acquisitions)

@@ -1,0 +1,145 @@
+"""POST /recall: the memories nearest to a vector, exactly.
+
+The body takes the vector in the same forms as an event. A raw body is the vector alone, and the other parameters stand
+in the query string.
+"""
+
+from typing import Annotated, Final, Literal
+
+import falcon
+import msgspec
+
+from app.context import Context
+from app.events import encode, media_type
+from app.problem import invalid
+from app.vector import JSON, RAW, UNDECODED, Floats, floats_of, refuse_body, refuse_repeats, refuse_vector
+from core.limits import TOP_K
+from core.recall import PhaseWindow, masks
+from core.rhythm import PHASE_NAMES
+from shm import status
+from shm.store import Match
+
+Include = Literal["payload", "vector"]
+MEMBERS: Final = {
+    "vector": "an array of numbers, or base64 of little-endian float32",
+    "top_k": f"a whole number from 1 to {TOP_K.value}",
+    "phase": "any, wake, sleep or current",
+    "include": "an array of payload and vector",
+}
+
+
+_members_of_json = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class Query(msgspec.Struct, forbid_unknown_fields=True):
+    """What to recall. `include` asks for more than the default members of each match."""
+
+    vector: msgspec.Raw
+    top_k: Annotated[int, msgspec.Meta(ge=1, le=TOP_K.value)] = 10
+    phase: PhaseWindow = "any"
+    include: list[Include] = []
+
+
+class Parameters(msgspec.Struct, forbid_unknown_fields=True):
+    """The same for a raw body, from the query string; `include` is separated by commas."""
+
+    top_k: Annotated[int, msgspec.Meta(ge=1, le=TOP_K.value)] = 10
+    phase: PhaseWindow = "any"
+    include: list[Include] = []
+
+
+class Found(msgspec.Struct, omit_defaults=True):
+    """One match. `age_seconds` counts from its admission; `payload` is the JSON value that came with the event."""
+
+    memory_id: int
+    score: float
+    phase: str
+    moral_value: float
+    age_seconds: float
+    payload: msgspec.Raw | None = None
+    vector: list[float] | None = None
+
+
+class Recalled(msgspec.Struct):
+    """The answer: best first, equal to brute force over all live memories immediately after position `as_of`."""
+
+    matches: list[Found]
+    scanned: int
+    as_of: int
+    exact: bool
+    boot_id: str
+
+
+class RecallResource:
+    """Exact nearest neighbours."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.codec = context.codec
+        self.tolerance = context.config.recall.phase_tolerance
+        self.of_json = msgspec.json.Decoder(Query).decode
+        self.of_msgpack = msgspec.msgpack.Decoder(Query).decode
+
+    def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Find the memories nearest to a vector."""
+        context = self.context
+        vector, asked = self._read(request)
+        payloads, vectors = "payload" in asked.include, "vector" in asked.include
+        try:
+            answer = context.recall.nearest(vector, asked.top_k, masks(asked.phase, self.tolerance), payloads, vectors)
+        except status.NotFinite:
+            refuse_vector(status.NOT_FINITE, vector, "vector")
+        except status.TooLong:
+            refuse_vector(status.TOO_LONG, vector, "vector")
+        now_ns = context.clock()
+        response.content_type = JSON
+        response.data = encode(
+            Recalled(
+                [found(match, now_ns) for match in answer.matches],
+                answer.scanned,
+                answer.as_of,
+                True,
+                context.boot_id,
+            )
+        )
+
+    def _read(self, request: falcon.Request) -> tuple[Floats, Query | Parameters]:
+        body = request.env["wsgi.input"].read()
+        media = media_type(request)
+        try:
+            if media == RAW:
+                given = {**request.params}
+                if isinstance(include := given.get("include"), str):
+                    given["include"] = include.split(",")
+                asked = msgspec.convert(given, Parameters, strict=False)
+                return self.codec.of_bytes(body, "body"), asked
+            if media == JSON:
+                query = self.of_json(body)
+                vector = self.codec.of_json(query.vector, "vector")
+                refuse_repeats(body, len(_members_of_json(body)))
+                return vector, query
+            query = self.of_msgpack(body)
+            return self.codec.of_msgpack(query.vector, "vector"), query
+        except UNDECODED as error:
+            if isinstance(error, msgspec.ValidationError) and str(error).endswith("`$.top_k`"):
+                raise invalid("top_k", TOP_K.code, "is out of range or no whole number", MEMBERS["top_k"]) from error
+            members = MEMBERS if media != RAW else {name: MEMBERS[name] for name in Parameters.__struct_fields__}
+            refuse_body(error, media, members)
+
+
+def found(match: Match, now_ns: int) -> Found:
+    """Return a match as a client sees it."""
+    return Found(
+        match.id,
+        match.score,
+        PHASE_NAMES[match.phase],
+        match.moral,
+        age_seconds(match.time_ns, now_ns),
+        msgspec.Raw(match.payload) if match.payload else None,
+        floats_of(match.vector) if match.vector else None,
+    )
+
+
+def age_seconds(time_ns: int, now_ns: int) -> float:
+    """Return an age on the boot-time clock, rounded to microseconds; never negative."""
+    return max(0, now_ns - time_ns) // 1000 / 1e6

@@ -1,0 +1,374 @@
+"""The server, as the arbiter sees it: configuration, block and controller, over reloads, upgrades and deaths.
+
+A composition root. Gunicorn executes gunicorn.conf.py again at every HUP and forgets its globals; this module is
+imported once, so the one `server` below is what stays. Nothing here may raise after the first start: an exception in
+the arbiter would end it, and with it every memory. So a reload loads and checks everything first and, when anything is
+wrong, says all of it in one ERROR and changes nothing.
+
+The controller is a child of the arbiter, but not one that Gunicorn knows: it would reap it without a word. So
+`reap_workers` and `murder_workers` of the arbiter are wrapped: the first respawns a controller that died, the second
+kills one that is silent. The block outlives them all; a new arbiter (USR2) is handed its descriptor through the
+environment that Gunicorn passes on, and adopts it.
+"""
+
+import fcntl
+import gc
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from app import logs
+from app.banner import banner
+from core import config as configuration
+from core.cgroup import Cgroup
+from core.config import Config, ConfigurationError, Loaded
+from core.controller import SUPERSEDED, boot_clock, run
+from core.limits import COMMAND_WAIT_MILLISECONDS, LOCK_WAIT_MILLISECONDS, VECTOR_NORM
+from core.regime import Regime
+from shm import process
+from shm.block import Block, BlockError
+from shm.layout import NO_ROW, Layout
+from shm.process import NOBODY, Identity
+from shm.status import StoreError
+from shm.store import Store
+
+BLOCK_VARIABLE: Final = "_MLSDM_BLOCK_FD"  # hands the descriptor to the next arbiter
+METRICS_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
+METRICS_PREFIX: Final = "mlsdm-metrics-"
+ROWS_PER_WORKER: Final = 4  # old and new workers overlap at a reload, twice at an upgrade
+SILENCE_SECONDS: Final = 1.0
+RESPAWN_SECONDS: Final = 0.5  # between respawns of a controller that does not live that long
+
+log = logging.getLogger("mlsdm.server")
+
+
+class Server:
+    """Everything that outlives a worker."""
+
+    def __init__(self) -> None:
+        self.loaded: Loaded | None = None
+        self.block: Block | None = None
+        self._regime_changed = False
+        self._controller = NOBODY
+        self._spawned_at = 0.0
+        self._superseded = False
+        self._beat: tuple[int, float, int] = (0, 0.0, 0)
+        self._stopping = False
+
+    # -- configuration: at the start and at every HUP -----------------------------------------------------------------
+
+    def configure(self) -> Loaded:
+        """Load the configuration, or keep the one in force when the new one is wrong. Exits only at the first start."""
+        try:
+            loaded = configuration.load(None, os.environ)
+            if self.loaded is not None:
+                problems = configuration.unreloadable(self.loaded.config, loaded.config) + self._too_many(loaded.config)
+                if problems:
+                    raise ConfigurationError(problems)
+        except ConfigurationError as error:
+            if self.loaded is None:
+                sys.exit(f"mlsdm cannot start, the configuration has problems:\n{error}")
+            log.error("configuration not reloaded, the old one stays; problems:\n%s", error)
+        except Exception:
+            if self.loaded is None:
+                raise
+            log.exception("configuration not reloaded, the old one stays")
+        else:
+            self._regime_changed = self.loaded is not None and Regime.of(loaded.config) != Regime.of(self.loaded.config)
+            self.loaded = loaded
+        assert self.loaded is not None
+        return self.loaded
+
+    def _too_many(self, config: Config) -> list[str]:
+        """Return the problem with more workers than the rows of the block allow two generations of."""
+        assert self.block is not None
+        workers, rows = configuration.worker_count(config), self.block.layout.rows
+        if 2 * workers <= rows:
+            return []
+        return [f"server.workers: {workers} old and {workers} new ones need more than {rows} worker rows: restart it"]
+
+    def settings(self) -> dict[str, Any]:
+        """Return Gunicorn's settings for the configuration in force."""
+        loaded = self.configure()
+        config = loaded.config
+        host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host
+        return {
+            "bind": f"{host}:{config.server.port}",
+            "workers": configuration.worker_count(config),
+            "worker_class": "app.worker.EventedWorker",
+            "worker_connections": config.server.connections_max,
+            "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,  # noqa: S108 - a tmpfs: a heartbeat must not wait for a disk
+            "preload_app": True,
+            "timeout": 30,
+            "graceful_timeout": config.resources.shutdown_timeout,
+            "control_socket_disable": True,
+            "logconfig_dict": logs.configuration(
+                config.observability.logging.level, config.observability.logging.format
+            ),
+            "proc_name": "mlsdm",
+            "on_starting": self.on_starting,
+            "when_ready": self.when_ready,
+            "on_reload": self.on_reload,
+            "on_exit": self.on_exit,
+        }
+
+    def require(self) -> tuple[Block, Loaded]:
+        """Return block and configuration, for a worker."""
+        if self.block is None or self.loaded is None:
+            raise RuntimeError(
+                "the block is made by gunicorn.conf.py: start with `gunicorn -c gunicorn.conf.py app.main:app`"
+            )
+        return self.block, self.loaded
+
+    # -- the life of the arbiter: hooks that Gunicorn calls ------------------------------------------------------------
+
+    def on_starting(self, arbiter: Any) -> None:
+        """Make the block, or adopt it from the arbiter that this one replaces."""
+        loaded = self.loaded
+        assert loaded is not None
+        try:
+            inherited = os.environ.get(BLOCK_VARIABLE)
+            if inherited and "GUNICORN_PID" in os.environ:
+                self.block = self._adopted(int(inherited), loaded.config)
+            else:
+                _check_port(loaded.config)
+                self.block = _created(loaded.config)
+                os.environ[METRICS_VARIABLE] = _metrics_directory(os.environ.get(METRICS_VARIABLE))
+        except (BlockError, ValueError) as error:
+            sys.exit(f"mlsdm cannot start: {error}")
+        # `python -m gunicorn` would be started again as a script of its own directory, whose http shadows Python's.
+        arguments = arbiter.START_CTX["args"]
+        if Path(arguments[1]).name == "__main__.py":
+            arguments[1:2] = ["-m", "gunicorn"]
+        os.set_inheritable(self.block.fd, True)
+        for name, value in (
+            (BLOCK_VARIABLE, str(self.block.fd)),
+            (METRICS_VARIABLE, os.environ[METRICS_VARIABLE]),
+        ):
+            os.environ[name] = value
+            arbiter.cfg.env_orig[name] = value  # what Gunicorn passes to the next arbiter
+        self.block.bind(os.getpid(), NO_ROW, LOCK_WAIT_MILLISECONDS.value, VECTOR_NORM.value)
+
+    @staticmethod
+    def _adopted(fd: int, config: Config) -> Block:
+        block = Block.open(fd, writable=True)
+        wanted = _layout(config)._replace(rows=block.layout.rows)
+        if block.layout != wanted:
+            raise BlockError(
+                f"the running block has {block.layout}, the configuration wants {wanted}: restart instead of USR2"
+            )
+        log.info("adopted the block of boot %s", block.boot_id)
+        return block
+
+    def when_ready(self, arbiter: Any) -> None:
+        """Start the controller, wrap what Gunicorn does about its children, and say hello."""
+        gc.collect()
+        gc.freeze()  # what exists now is shared by every fork; a collection would copy its pages
+        reap, murder, spawn = arbiter.reap_workers, arbiter.murder_workers, arbiter.spawn_worker
+
+        def reap_workers() -> None:
+            self._reap_controller(arbiter)
+            reap()
+
+        def murder_workers() -> None:
+            self._watch_controller(arbiter)
+            murder()
+
+        def spawn_worker() -> Any:
+            # A signal between fork and the worker's own handlers would meet the arbiter's, which only queue it: lost,
+            # and the arbiter would wait for that worker in vain. So it stays pending until the worker unblocks it.
+            signal.pthread_sigmask(signal.SIG_BLOCK, arbiter.SIGNALS)
+            try:
+                return spawn()
+            except OSError as error:  # no descriptors, no processes: the workers there are go on; tried again soon
+                log.error("cannot start a worker: %s", error)
+                return None
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, arbiter.SIGNALS)
+
+        arbiter.reap_workers, arbiter.murder_workers = reap_workers, murder_workers
+        arbiter.spawn_worker = spawn_worker
+        self._spawn_controller(arbiter)
+        self._await_controller()
+        block, loaded = self.require()
+        banner(block, loaded, arbiter.cfg.workers)
+
+    def _await_controller(self) -> None:
+        """Wait until the first state is formed, so that ready means ready."""
+        assert self.block is not None
+        store, deadline = Store(self.block), time.monotonic() + 5
+        while time.monotonic() < deadline:
+            try:
+                store.state()
+            except StoreError:
+                time.sleep(0.002)
+            else:
+                return
+        sys.exit("mlsdm cannot start: the controller did not form the store within 5 s; its log lines say why")
+
+    def on_reload(self, _arbiter: Any) -> None:
+        """Hand a changed regime to the controller. Reached only with a configuration that is valid as a whole."""
+        if not self._regime_changed:
+            return
+        self._regime_changed = False
+        block, loaded = self.require()
+        store, record = Store(block), Regime.of(loaded.config).to_record()
+        deadline = time.monotonic() + COMMAND_WAIT_MILLISECONDS.value / 1e3
+        while True:
+            try:
+                store.post_command("configure", record)
+            except StoreError as error:
+                if time.monotonic() > deadline:
+                    log.error("governor settings not reloaded, send HUP again: %s", error)
+                    return
+                time.sleep(0.01)
+            else:
+                return
+
+    def on_exit(self, _arbiter: Any) -> None:
+        """End the controller, and take away what only this arbiter needed."""
+        self._stopping = True
+        controller = self._controller
+        if controller.alive:
+            os.kill(controller.pid, signal.SIGTERM)
+            deadline = time.monotonic() + 1
+            while time.monotonic() < deadline and os.waitpid(controller.pid, os.WNOHANG) == (0, 0):
+                time.sleep(0.005)
+            process.kill(controller)
+        assert self.block is not None
+        metrics = Path(os.environ[METRICS_VARIABLE])
+        if not self._superseded and metrics.name.startswith(METRICS_PREFIX):
+            shutil.rmtree(metrics, ignore_errors=True)
+
+    # -- the controller -----------------------------------------------------------------------------------------------
+
+    def _spawn_controller(self, arbiter: Any) -> None:
+        block, loaded = self.require()
+        me = process.myself()
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for listener in arbiter.LISTENERS:
+                    listener.sock.close()  # a controller that outlives a stopped server must not hold its port
+                status = run(block, loaded.config, me)
+            except BaseException:
+                log.exception("controller pid=%d leaves", os.getpid())
+            finally:
+                os._exit(status)
+        self._controller = process.identify(pid)
+        self._spawned_at = time.monotonic()
+        self._superseded = False
+        self._beat = (0, time.monotonic(), 0)
+
+    def _reap_controller(self, arbiter: Any) -> None:
+        """Respawn the controller when it has died; leave it dead when a newer arbiter's has taken over."""
+        if self._controller == NOBODY:
+            return
+        try:
+            pid, status = os.waitpid(self._controller.pid, os.WNOHANG)
+        except ChildProcessError:
+            pid, status = self._controller.pid, 0
+        if pid == 0:
+            return
+        self._controller = NOBODY
+        if self._stopping or not arbiter.LISTENERS:
+            return
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == SUPERSEDED:
+            self._superseded = True
+            log.info("the controller of a newer arbiter has taken over")
+            return
+        log.warning("controller pid=%d died (status %d) and is respawned", pid, status)
+        if time.monotonic() - self._spawned_at > RESPAWN_SECONDS:
+            self._spawn_controller(arbiter)
+
+    def _watch_controller(self, arbiter: Any) -> None:
+        """Kill a controller that is silent; spawn one when there is none to be respawned by its death."""
+        block, _ = self.require()
+        vitals = block.region("vitals")
+        if self._controller == NOBODY:
+            newer = Identity(int(vitals.arbiter_pid), int(vitals.arbiter_started))
+            if not (self._superseded and newer.alive) and not self._stopping:
+                self._spawn_controller(arbiter)
+            return
+        beat, since, looks = self._beat
+        now = time.monotonic()
+        if int(vitals.heartbeat_ns) != beat:
+            self._beat = (int(vitals.heartbeat_ns), now, 1)
+            return
+        # By this arbiter's own looks: when everything was frozen, the arbiter was too, and has not looked.
+        self._beat = (beat, since, looks + 1)
+        if looks + 1 >= 3 and now - since > SILENCE_SECONDS:
+            log.error("controller pid=%d is silent and is killed", self._controller.pid)
+            process.kill(self._controller)
+
+
+def _layout(config: Config) -> Layout:
+    rows = ROWS_PER_WORKER * configuration.worker_count(config)
+    return Layout(config.dimension, config.capacity, config.payload_size_max, config.log_capacity, rows)
+
+
+def _created(config: Config) -> Block:
+    """Make the block, unless the container could not hold it."""
+    layout = _layout(config)
+    limit = Cgroup(Path("/")).memory_limit_bytes()
+    if limit is not None and layout.block_size > limit * 0.9:
+        raise BlockError(
+            f"the block needs {layout.block_size / 1e6:.0f} MB and the memory limit is {limit / 1e6:.0f} MB: "
+            "lower `capacity`, `dimension`, `payload_size_max` or `log_capacity`, or raise the limit"
+        )
+    return Block.create(layout, secrets.token_bytes(16), time.time_ns(), boot_clock())
+
+
+def _metrics_directory(given: str | None) -> str:
+    """Return an empty directory for the workers' metrics: the operator's, or one of our own.
+
+    Those of our own that killed servers left behind are removed. Each is locked as long as a process of its server
+    lives: the descriptor is inherited by fork and by exec.
+    """
+    if given:
+        Path(given).mkdir(parents=True, exist_ok=True)
+        for file in Path(given).glob("*.db"):
+            file.unlink()
+        return given
+    for left_over in Path(tempfile.gettempdir()).glob(METRICS_PREFIX + "*"):
+        with suppress(OSError):
+            descriptor = os.open(left_over, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left_over)
+            finally:
+                os.close(descriptor)
+    directory = tempfile.mkdtemp(prefix=METRICS_PREFIX)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    os.set_inheritable(descriptor, True)
+    return directory
+
+
+def _check_port(config: Config) -> None:
+    """Raise BlockError when the port is taken: Gunicorn would try for five seconds and name no remedy."""
+    host, port = config.server.host, config.server.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise BlockError(
+                f"cannot listen on {host}:{port} ({error.strerror}): stop what listens there, or set another PORT"
+            ) from error
+
+
+server = Server()

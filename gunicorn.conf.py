@@ -1,0 +1,9 @@
+"""Gunicorn's configuration: `gunicorn -c gunicorn.conf.py app.main:app`. Executed at the start and again at every HUP.
+
+Everything comes from `app.server`, which is imported once and keeps configuration, block and controller over reloads.
+Every global whose name is a Gunicorn setting becomes that setting.
+"""
+
+from app.server import server
+
+globals().update(server.settings())

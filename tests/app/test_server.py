@@ -1,0 +1,347 @@
+"""The server over its whole life: reloads, upgrades, deaths. Every test runs real processes and kills real ones."""
+
+import concurrent.futures
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from core.governor import Governor, GovernorSettings
+from core.regime import Regime
+from core.replay import replay
+from core.synapse import Synapse
+from shm.block import find
+from shm.layout import KINDS
+from shm.store import Store
+from tests.conftest import Serve
+from tests.live import LiveServer, eventually
+
+
+RAW = {"Content-Type": "application/octet-stream", "Moral-Value": "0.95"}
+
+
+def _events(count: int, dimension: int, seed: int) -> tuple[Any, Any]:
+    random = np.random.default_rng(seed)
+    vectors = random.standard_normal((count, dimension)).astype(np.float32)
+    return vectors, random.random(count)
+
+
+def _send(server: LiveServer, vectors: Any, morals: Any, decisions: list[dict[str, Any]]) -> None:
+    connection = server.connect()
+    for vector, moral in zip(vectors, morals, strict=True):
+        decisions.append(server.event(vector, moral, connection))
+    connection.close()
+
+
+def _controller(store: Store) -> int:
+    return int(store.block.region("vitals").controller_pid)
+
+
+def test_serial_decisions_equal_the_reference_event_by_event(serve: Serve) -> None:
+    """One serial client from a fresh start sees exactly the reference model."""
+    server = serve()
+    vectors, morals = _events(500, 8, 1)
+    decisions: list[dict[str, Any]] = []
+
+    _send(server, vectors, morals, decisions)
+
+    settings = GovernorSettings()
+    model = Governor.initial(settings)
+    for number, (moral, decision) in enumerate(zip(morals, decisions, strict=True), 1):
+        before = model.theta
+        accepted, model = model.decide(float(moral), settings)
+        expected = (number, accepted, before, model.theta, model.ema)
+        seen = tuple(
+            decision[name] for name in ("sequence", "accepted", "threshold_before", "moral_filter_threshold", "ema")
+        )
+        assert seen == expected
+
+
+def test_concurrent_history_is_linear_and_replays_to_the_live_state(serve: Serve) -> None:
+    """Eight clients on two workers: one gapless sequence, exact counters, and a log that leads to the live state."""
+    server = serve(MLSDM_COGNITIVE_RHYTHM__CYCLE_SECONDS="0.05")
+    batches = [_events(250, 8, seed) for seed in range(8)]
+    decisions: list[dict[str, Any]] = []
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for work in [pool.submit(_send, server, *batch, decisions) for batch in batches]:
+            work.result()
+
+    assert sorted(decision["sequence"] for decision in decisions) == list(range(1, 2001))
+    store = server.store()
+    accepted, rejected, _ = store.tallies()
+    state = server.state()
+    assert (state["accepted_events_count"], state["latent_events_count"]) == (accepted, rejected)
+    assert state["total_events_processed"] == accepted + rejected == 2000
+    sent = {
+        (np.float32(vector).tobytes()): vector for vectors, _ in batches for vector in vectors
+    }
+    state_record, _ = store.levels()
+    newest = int(state_record.position)
+    log = [entry for entry in store.entries(1, newest)[0] if entry.position <= newest]
+    model = replay(
+        log,
+        Regime.of_record(state_record.settings),
+        Synapse.initial(8),
+        lambda memory_id: sent[store.memory(memory_id).vector],
+    )
+    assert model.governor.theta == state_record.scalars.theta
+    assert (model.accepted, model.rejected) == (accepted, rejected)
+    assert model.levels is not None
+    padded = np.frombuffer(store.level_bytes(), np.float32).reshape(3, -1)[:, :8]
+    assert padded.tobytes() == np.stack(model.levels).astype(np.float32).tobytes()
+
+
+def test_connections_spread_over_the_workers(serve: Serve) -> None:
+    """Of 32 connections no worker gets more than twice its share."""
+    server = serve()
+    connections = [server.connect() for _ in range(32)]
+    for connection in connections:
+        server.request("GET", "/health/liveness", connection=connection)
+
+    block = server.block()
+    counts = [int(block.region("rows", number).connections) for number in range(block.layout.rows)]
+
+    assert sum(counts) >= 32
+    assert max(counts) <= 24, counts
+    for connection in connections:
+        connection.close()
+
+
+def test_reload_keeps_every_memory_and_applies_the_new_settings(serve: Serve, tmp_path: Path) -> None:
+    """HUP changes the governor at a position of the log, fails no request, and forgets nothing."""
+    path = tmp_path / "mlsdm.yaml"
+    path.write_text("moral_filter: {ema_alpha: 0.1}\n")
+    server = serve(CONFIG_PATH=str(path))
+    vectors, _ = _events(400, 8, 2)
+    decisions: list[dict[str, Any]] = []
+    failures: list[BaseException] = []
+
+    def client() -> None:
+        try:
+            for vector in vectors:
+                decisions.append(server.event(vector, 0.95))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the test reports it
+            failures.append(error)
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    path.write_text("moral_filter: {ema_alpha: 0.2}\n")
+    os.kill(server.pid, signal.SIGHUP)
+    thread.join(60)
+
+    store = server.store()
+    eventually(lambda: store.state().settings.ema_alpha == 0.2)
+    assert failures == []
+    assert [decision["memory_id"] for decision in decisions] == list(range(1, 401))
+    assert store.memory(1).vector == vectors[0].tobytes()
+    newest = int(store.state().position)
+    kinds = [KINDS[entry.kind] for entry in store.entries(1, newest)[0]]
+    assert kinds.count("configure") == 1
+    assert kinds.count("epoch") == 1
+
+
+def test_reload_with_a_broken_configuration_keeps_everything(serve: Serve, tmp_path: Path) -> None:
+    """HUP with problems logs all of them at once, keeps the settings and the memories, and goes on serving."""
+    path = tmp_path / "mlsdm.yaml"
+    path.write_text("capacity: 1000\n")
+    server = serve(CONFIG_PATH=str(path), MLSDM_CAPACITY="1000")
+    server.event(np.ones(8), 0.95)
+    path.write_text("moral_filter: {ema_alpha: 7}\ncognitive_rhythm: {wake_duration: no}\nunknown: 1\n")
+
+    os.kill(server.pid, signal.SIGHUP)
+
+    eventually(lambda: "the old one stays" in server.log)
+    for key in ("moral_filter.ema_alpha", "cognitive_rhythm.wake_duration", "unknown"):
+        assert key in server.log
+    assert server.event(np.ones(8), 0.95)["memory_id"] == 2
+    assert server.store().state().settings.ema_alpha == 0.1
+
+
+def test_reload_with_another_layout_keeps_everything(serve: Serve, tmp_path: Path) -> None:
+    """HUP cannot change what lays out the block: it says so and keeps the memories."""
+    path = tmp_path / "mlsdm.yaml"
+    path.write_text("payload_size_max: 64\n")
+    server = serve(CONFIG_PATH=str(path))
+    server.event(np.ones(8), 0.95)
+    path.write_text("payload_size_max: 128\n")
+
+    os.kill(server.pid, signal.SIGHUP)
+
+    eventually(lambda: "payload_size_max cannot change from 64 to 128" in server.log)
+    assert server.get("/memories/1").status == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_dead_controller_is_respawned_and_loses_nothing(serve: Serve, number: signal.Signals) -> None:
+    """While the controller is dead admissions go on; the next one continues the rhythm under a new epoch."""
+    server = serve(MLSDM_COGNITIVE_RHYTHM__CYCLE_SECONDS="0.05")
+    store = server.store()
+    server.event(np.ones(8), 0.95)
+    first, step = _controller(store), int(store.state().scalars.step)
+
+    os.kill(first, number)
+    decision = server.event(np.ones(8), 0.95)
+
+    assert decision["memory_id"] == 2
+    eventually(lambda: _controller(store) != first)
+    eventually(lambda: store.state().scalars.step > step + 2)
+    assert store.state().epoch == 2
+    assert server.get("/health/readiness").status == 200
+
+
+def test_a_stopped_controller_is_replaced(serve: Serve) -> None:
+    """A controller that is alive but silent is killed by the arbiter and respawned."""
+    server = serve()
+    store = server.store()
+    first = _controller(store)
+
+    os.kill(first, signal.SIGSTOP)
+
+    eventually(lambda: _controller(store) != first)
+    assert not psutil.pid_exists(first)
+
+
+def test_a_killed_worker_is_replaced_and_its_row_continues(serve: Serve) -> None:
+    """SIGKILL of a worker loses no memory; its successor takes the row and continues its counts."""
+    server = serve(WORKERS="1")
+    for _ in range(10):
+        server.event(np.ones(8), 0.95)
+    block = server.block()
+    [worker] = server.workers(block)
+
+    os.kill(worker, signal.SIGKILL)
+
+    eventually(lambda: server.workers(block) not in ([worker], []))
+    eventually(lambda: server.get("/livez").status == 200)
+    server.event(np.ones(8), 0.95)
+    assert Store(block).tallies()[:2] == (11, 0)
+    assert server.state()["accepted_events_count"] == 11
+
+
+_HOLD = """
+import ctypes, mmap, os, signal, sys
+descriptor = os.open(sys.argv[1], os.O_RDWR)
+memory = mmap.mmap(descriptor, 0)
+lock = ctypes.c_char.from_buffer(memory, int(sys.argv[2]))
+assert ctypes.CDLL(None).pthread_mutex_lock(ctypes.byref(lock)) == 0
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@pytest.mark.parametrize("frozen_controller", [False, True])
+def test_a_stopped_lock_holder_is_removed(serve: Serve, frozen_controller: bool) -> None:
+    """A process that was stopped inside the section is killed, by the controller or by a worker; liveness goes on."""
+    server = serve()
+    block = server.block()
+    if frozen_controller:
+        os.kill(_controller(Store(block)), signal.SIGSTOP)
+    [lock] = [region for region in block.layout.regions() if region.name == "lock"]
+    [(_, link)] = find(server.pid)
+    holder = subprocess.Popen([sys.executable, "-c", _HOLD, str(link), str(lock.offset)])
+    eventually(lambda: block.mutex_owner() == holder.pid)
+
+    answers = []
+    while not answers or answers[-1].status != 200:
+        answers.append(server.request("POST", "/event", np.ones(8, "<f4").tobytes(), RAW))
+        assert answers[-1].status in (200, 503)
+        assert server.get("/livez").status == 200
+        assert len(answers) < 1000
+        time.sleep(0.01)
+
+    assert {answer.json["code"] for answer in answers[:-1]} <= {"store_busy"}
+    assert all(answer.headers["retry-after"] == "1" for answer in answers[:-1])
+    assert holder.wait(10) == -signal.SIGKILL
+    assert answers[-1].json["memory_id"] == 1
+    assert "removed stuck lock holder" in server.log
+
+
+def test_an_upgrade_keeps_every_memory(serve: Serve) -> None:
+    """USR2 starts a new arbiter on the same block: one controller, one boot id, and the old arbiter may leave."""
+    server = serve()
+    store = server.store()
+    server.event(np.ones(8), 0.95)
+    boot_id, first = server.state()["boot_id"], _controller(store)
+    assert server.process is not None
+
+    os.kill(server.pid, signal.SIGUSR2)
+    eventually(lambda: _controller(store) != first)
+    eventually(lambda: not psutil.pid_exists(first))
+    new = int(store.block.region("vitals").arbiter_pid)
+    eventually(lambda: server.log.count("serves from row") == 4)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0
+
+    try:
+        eventually(lambda: server.get("/health/readiness").status == 200)
+        assert server.state()["boot_id"] == boot_id
+        assert server.event(np.ones(8), 0.95)["memory_id"] == 2
+        assert server.get("/memories/1").status == 200
+        time.sleep(1.5)  # a superseded controller's arbiter looks once a second
+        assert store.state().epoch == 2
+    finally:
+        os.kill(new, signal.SIGTERM)
+        eventually(lambda: not psutil.pid_exists(new))
+        server.process = None
+
+
+def test_a_dead_arbiter_leaves_no_orphan(serve: Serve) -> None:
+    """SIGKILL of the arbiter takes workers and controller with it, and the memory with them."""
+    server = serve()
+    children = psutil.Process(server.pid).children(recursive=True)
+    assert server.process is not None
+
+    server.process.kill()
+    server.process.wait(10)
+
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert alive == []
+    server.process = None
+
+
+def test_interrupt_ends_with_status_0_and_no_traceback(serve: Serve) -> None:
+    """Ctrl-C reaches the whole group of a terminal; the server ends in order."""
+    server = serve()
+    children = psutil.Process(server.pid).children(recursive=True)
+    assert server.process is not None
+
+    os.killpg(server.pid, signal.SIGINT)
+
+    assert server.process.wait(60) == 0
+    assert "Traceback" not in server.log
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert alive == []
+    server.process = None
+
+
+def test_memory_of_the_service_is_bounded(serve: Serve) -> None:
+    """Two workers at 20,000 × 384, filled: under 150 MB of proportional memory, and no more after more events."""
+    server = serve(MLSDM_DIMENSION="384", MLSDM_CAPACITY="20000", MLSDM_COGNITIVE_RHYTHM__CYCLE_SECONDS="1")
+    random = np.random.default_rng(3)
+
+    def send(batches: int) -> None:
+        for _ in range(batches):
+            vectors = random.standard_normal((1000, 384)).astype("<f4")
+            body = np.full(1000, 0.95).astype("<f8").tobytes() + vectors.tobytes()
+            answer = server.request("POST", "/events", body, {"Content-Type": "application/octet-stream"})
+            assert answer.status == 200
+
+    def service_mb() -> float:
+        arbiter = psutil.Process(server.pid)
+        return sum(p.memory_full_info().pss for p in [arbiter, *arbiter.children(recursive=True)]) / 1e6
+
+    send(42)  # full, and both workers have grown their buffers to the largest batch
+    filled = service_mb()
+    send(21)
+
+    assert server.state()["memory_used"] == 20000
+    assert filled < 150
+    assert service_mb() < filled + 3

@@ -1,0 +1,201 @@
+"""A real server for tests: Gunicorn, workers and controller as operators run them, on an ephemeral port of 127.0.0.1.
+
+Nothing is mocked. The server runs in a session of its own; `stop` ends it as Kubernetes would and asserts that it leaves nothing behind.
+The block can be looked into from outside with `block()`, read-only, as `mlsdm stat` does.
+"""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import psutil
+
+from shm.block import Block, find
+from shm.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+START_SECONDS_MAX = 60.0  # generous: the machine may be busy with other tests
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def eventually(holds: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """Return what `holds` returns as soon as that is true; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = holds()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"{holds} did not hold within {seconds} s"
+        time.sleep(0.01)
+
+
+@dataclass
+class Answer:
+    """An HTTP answer. `json` decodes the body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class LiveServer:
+    """One running server. `environ` are its variables beside PATH and HOME."""
+
+    directory: Path
+    environ: dict[str, str]
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log_path(self) -> Path:
+        return self.directory / f"server-{self.port}.log"
+
+    @property
+    def log(self) -> str:
+        """Everything that the server has logged so far."""
+        return self.log_path.read_text(encoding="utf-8")
+
+    @property
+    def pid(self) -> int:
+        """The arbiter's pid."""
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self) -> Self:
+        """Start and wait until it is ready."""
+        kept = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [str(Path(sys.executable).with_name("gunicorn")), "-c", "gunicorn.conf.py", "app.main:app"],
+                cwd=ROOT,
+                env={**kept, "PORT": str(self.port), "WORKERS": "2", **self.environ},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while not (self._ready() and self.log.count("serves from row") >= int(self.environ.get("WORKERS", "2"))):
+            assert self.process.poll() is None, self.log
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.02)
+        return self
+
+    def _ready(self) -> bool:
+        try:
+            return self.get("/health/readiness").status == 200
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        """End it with SIGTERM; it must exit with 0 and leave no process behind."""
+        if self.process is None:
+            return
+        children = psutil.Process(self.pid).children(recursive=True) if self.process.poll() is None else []
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            assert self.process.wait(60) == 0, self.log
+            _, alive = psutil.wait_procs(children, timeout=5)
+            assert alive == []
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL whatever of it is left."""
+        if self.process is not None:
+            for member in psutil.process_iter(["pid"]):
+                try:
+                    if os.getsid(member.pid) == self.process.pid:
+                        member.kill()
+                except (ProcessLookupError, psutil.NoSuchProcess):
+                    continue
+            self.process.wait(10)
+            self.process = None
+
+    # -- talking to it -------------------------------------------------------------------------------------------------
+
+    def connect(self) -> http.client.HTTPConnection:
+        """Return a keep-alive connection."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.connect()
+        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        connection: http.client.HTTPConnection | None = None,
+    ) -> Answer:
+        """Send one request and return its answer; on a connection of its own unless one is given."""
+        used = connection or self.connect()
+        try:
+            used.request(method, path, body, dict(headers or {}))
+            response = used.getresponse()
+            return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+        finally:
+            if connection is None:
+                used.close()
+
+    def get(self, path: str, **headers: str) -> Answer:
+        """GET a path."""
+        return self.request("GET", path, headers=headers)
+
+    def post(self, path: str, document: Any, **headers: str) -> Answer:
+        """POST a JSON document."""
+        return self.request("POST", path, json.dumps(document).encode(), {"Content-Type": "application/json", **headers})
+
+    def event(
+        self, vector: Any, moral: float, connection: http.client.HTTPConnection | None = None
+    ) -> dict[str, Any]:
+        """POST one raw event and return its decision."""
+        headers = {"Content-Type": "application/octet-stream", "Moral-Value": repr(float(moral))}
+        answer = self.request("POST", "/event", np.asarray(vector, "<f4").tobytes(), headers, connection)
+        assert answer.status == 200, answer.body
+        decision: dict[str, Any] = answer.json
+        return decision
+
+    def state(self) -> dict[str, Any]:
+        """Return GET /state."""
+        state: dict[str, Any] = self.get("/state").json
+        return state
+
+    # -- looking into it -----------------------------------------------------------------------------------------------
+
+    def block(self) -> Block:
+        """Map its block, read-only."""
+        _, link = next(iter(find(self.pid)))
+        descriptor = os.open(link, os.O_RDONLY)
+        return Block.open(descriptor, writable=False)
+
+    def store(self) -> Store:
+        """Return a read-only store on its block."""
+        return Store(self.block())
+
+    def workers(self, block: Block) -> list[int]:
+        """Return the pids of the workers that hold rows, in order of rows."""
+        rows = [int(block.region("rows", number).pid) for number in range(block.layout.rows)]
+        return [pid for pid in rows if pid]
