@@ -1,0 +1,43 @@
+"""`mlsdm check-config PATH`: whether a server would start with this file, in this environment, with nothing started.
+
+The file is judged by what judges it at the start, under the same overlay (`MLSDM_ENV`) and the same variables, so the
+two cannot disagree. One thing is left out: the key. A pipeline that checks a ConfigMap does not have the secret, and
+must not need it; so a stand-in takes the place of a missing API_KEY, and what its absence would mean is a note.
+
+The verdict goes to stdout, and so does what -v adds; problems and notes go to stderr. Exit status: 0 valid, 1 not.
+"""
+
+import argparse
+import os
+import sys
+from typing import Final
+
+from core import config as configuration
+from core.config import ConfigurationError
+
+_STAND_IN: Final = {"API_KEY": "stand-in"}
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check a file as the arguments say; return the exit status."""
+    keyless = not os.environ.get("API_KEY", "").strip()
+    try:
+        loaded = configuration.load(arguments.path, os.environ | (_STAND_IN if keyless else {}))
+    except ConfigurationError as error:
+        count = len(error.problems)
+        print(f"Configuration invalid, {count} problem{'s' * (count != 1)}:\n{error}", file=sys.stderr)
+        return 1
+    print("Configuration valid")
+    if arguments.verbose:
+        print(f"# {loaded.source} in {loaded.environment}, with the variables of this environment")
+        for key, value in configuration.values_of(loaded.config).items():
+            print(f"{key}: {str(value).lower() if isinstance(value, bool) else value}")
+    if keyless and loaded.environment == "production":
+        print("note: API_KEY is not set here; without it a production server refuses to start", file=sys.stderr)
+    return 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `mlsdm check-config`."""
+    parser.add_argument("path", metavar="PATH", help="the YAML file; MLSDM_ENV and MLSDM_* variables apply to it")
+    parser.add_argument("-v", "--verbose", action="store_true", help="also print every setting as it would be in force")

@@ -1,0 +1,332 @@
+"""A small HTTP client of the server: one keep-alive connection, raw float32 in, decisions out.
+
+It owns the wire as a client sees it: the octet-stream forms of POST /event and POST /events, GET /state, problem
+documents (RFC 9457) and Retry-After. It knows nothing of files, progress or reports; `mlsdm.replay` does.
+
+A request leaves in one write: head and body are joined before `sendall`, and http.client sets TCP_NODELAY when it
+connects. http.client's own request methods write head and body apart, which is two packets and two wake-ups of the
+server for each event; so only its connecting (TCP, TLS) and its response parser are used.
+
+An event is not idempotent, so the client must know what it may send twice (RFC 9110 §9.2.2). A failure is one of
+four:
+  - 429 or 503: nothing was applied, and the server says when to come back. Waited for and sent again, within
+    `Patience`.
+  - 503 with the code `batch_interrupted`: the first events of a batch were decided, and their decisions are in the
+    problem document; the others were not. The decisions are returned; who sends the others is the caller's business.
+  - `RefusedError`: nothing was applied. The server could not be reached, or said no with another status below 500.
+  - `OutcomeUnknownError`: the request went out and no answer came that can be understood. Never sent again.
+An idle connection that the server has closed is noticed before the next request is written, and replaced.
+
+One connection belongs to one thread; only `abort` may be called from another.
+"""
+
+import contextlib
+import email.utils
+import http.client
+import json
+import select
+import socket
+import threading
+import time
+import urllib.parse
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+ATTEMPTS_MAX: Final = 10  # refusals per connection, with no success on any of them, before a replay gives up
+WAIT_SECONDS_MAX: Final = 60.0  # a server that asks for more is not throttling, it is away
+WAIT_SECONDS_UNSAID: Final = 1.0  # when 429 or 503 carries no usable Retry-After
+ANSWER_SECONDS_MAX: Final = 30.0  # silence for so long, while connecting or answering, is a failure
+BATCH_INTERRUPTED: Final = "batch_interrupted"
+NO_MEMORY: Final = -1  # memory_id of a rejected event; the server's ids are never negative
+
+
+class ClientError(Exception):
+    """One sentence for the operator: what failed, where, and what to do about it."""
+
+
+class RefusedError(ClientError):
+    """The request was not applied."""
+
+
+class OutcomeUnknownError(ClientError):
+    """The request was sent, and whether it was applied cannot be told."""
+
+
+class Stopped(Exception):
+    """Told to stop while waiting to send again, which is no error; the request was not applied."""
+
+
+class Decision(NamedTuple):
+    """What the server decided about one event. `memory_id` is NO_MEMORY when the event was rejected."""
+
+    sequence: int
+    accepted: bool
+    threshold_before: float
+    threshold_after: float
+    ema: float
+    memory_id: int
+
+
+class State(NamedTuple):
+    """The counters of GET /state that a replay is compared with, and the boot they belong to."""
+
+    total: int
+    accepted: int
+    rejected: int
+    boot_id: str
+
+
+class Answer(NamedTuple):
+    """A whole response. `seconds` runs from the first byte written to the last byte read, waits to retry excluded."""
+
+    status: int
+    reason: str
+    retry_after: str | None
+    content: bytes
+    seconds: float
+
+
+class Connection:
+    """One keep-alive connection to the server at `url`, opened when first needed.
+
+    `url` is http:// or https://, with an optional port and path prefix. Raises RefusedError for a URL or key that
+    cannot be used.
+    """
+
+    def __init__(
+        self, url: str, api_key: str | None, patience: "Patience", timeout: float = ANSWER_SECONDS_MAX
+    ) -> None:
+        parts = _split(url)
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise RefusedError(
+                "the API key contains characters that an HTTP header cannot carry: expected printable ASCII"
+            )
+        assert parts.hostname is not None
+        connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._http = connection(parts.hostname, parts.port, timeout=timeout)
+        self._timeout = timeout
+        self._patience = patience
+        self._prefix = parts.path.rstrip("/")
+        self._origin = f"{parts.scheme}://{parts.netloc}"
+        self._fields = (
+            f" HTTP/1.1\r\nHost: {parts.netloc}\r\nUser-Agent: mlsdm-replay\r\nAccept: application/json\r\n"
+            + (f"Authorization: Bearer {api_key}\r\n" if api_key else "")
+        )
+
+    def decide(self, moral_value: float, vector: memoryview) -> tuple[list[Decision], float]:
+        """Send one event through POST /event; return its decision (a list of one) and the seconds that it took.
+
+        `vector` is the bytes of float32[D], little-endian. The moral value is written with repr, which reads back
+        exactly.
+        """
+        fields = f"Moral-Value: {moral_value!r}\r\n"
+        answer = self._ask("POST", "/event", fields, vector)
+        return [_decision(_json(answer, "POST /event"), "POST /event")], answer.seconds
+
+    def decide_batch(self, count: int, morals: memoryview, vectors: memoryview) -> tuple[list[Decision], float]:
+        """Send `count` events through POST /events; return the decisions, in order, and the seconds that it took.
+
+        They are fewer than `count`, at least one, when the server was interrupted: the other events were not applied.
+        `morals` is the bytes of float64[count], `vectors` of float32[count, D], both little-endian.
+        """
+        answer = self._ask("POST", "/events", f"Event-Count: {count}\r\n", morals, vectors)
+        results = _json(answer, "POST /events").get("results")
+        wanted = range(count, count + 1) if answer.status == 200 else range(1, count)
+        if not isinstance(results, list) or len(results) not in wanted:
+            raise OutcomeUnknownError(f"POST /events was answered without one result for each of its {count} events")
+        return [_decision(result, "POST /events") for result in results], answer.seconds
+
+    def state(self) -> State:
+        """Return the counters of GET /state. Raises RefusedError when whatever answers is not this kind of server."""
+        where = f"{self._origin}{self._prefix}/state"
+        document = _json(self._ask("GET", "/state", ""), f"GET {where}")
+        try:
+            return State(
+                int(document["total_events_processed"]),
+                int(document["accepted_events_count"]),
+                int(document["latent_events_count"]),
+                str(document["boot_id"]),
+            )
+        except (KeyError, TypeError, ValueError):
+            raise RefusedError(f"{where} did not answer with the state of an mlsdm server: check --url") from None
+
+    def close(self) -> None:
+        self._http.close()
+
+    def abort(self) -> None:
+        """From another thread: make a blocked read or write of this connection fail at once."""
+        sock: socket.socket | None = self._http.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def _ask(self, method: str, path: str, fields: str, *body: memoryview) -> Answer:
+        """Send until the answer is neither 429 nor 503, and return it when events were decided: 200, or a part of a
+        batch.
+        """
+        size = sum(part.nbytes for part in body)
+        framing = f"Content-Type: application/octet-stream\r\nContent-Length: {size}\r\n" if body else ""
+        head = f"{method} {self._prefix}{path}{self._fields}{fields}{framing}\r\n".encode("ascii")
+        request = b"".join((head, *body))
+        what = f"{method} {path}"
+        while True:
+            answer = self._exchange(method, what, request)
+            if answer.status == 200 or (answer.status == 503 and _problem(answer).get("code") == BATCH_INTERRUPTED):
+                self._patience.rewarded()
+                return answer
+            if answer.status not in (429, 503):
+                raise _refusal(answer, what)
+            self._patience.wait(_refusal(answer, what), _retry_after_seconds(answer.retry_after))
+
+    def _exchange(self, method: str, what: str, request: bytes) -> Answer:
+        sock = self._open()
+        began = time.perf_counter()
+        try:
+            # A server that refuses early (413) may close before it has read everything; its answer can still be read.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                sock.sendall(request)
+            response = http.client.HTTPResponse(sock, method=method)
+            response.begin()
+            content = response.read()
+        except TimeoutError:
+            self.close()
+            raise OutcomeUnknownError(f"{self._origin} did not answer {what} within {self._timeout:g} s") from None
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise OutcomeUnknownError(
+                f"the connection to {self._origin} broke during {what} ({_cause(error)})"
+            ) from None
+        seconds = time.perf_counter() - began
+        if response.will_close:
+            self.close()
+        return Answer(response.status, response.reason, response.getheader("Retry-After"), content, seconds)
+
+    def _open(self) -> socket.socket:
+        """Return a connected socket. One that is readable before a request was closed by the server: replace it."""
+        sock: socket.socket | None = self._http.sock
+        if sock is not None and select.select([sock], [], [], 0)[0]:
+            self.close()
+            sock = None
+        if sock is None:
+            try:
+                self._http.connect()
+            except (OSError, UnicodeError) as error:  # UnicodeError: a host name that IDNA cannot encode
+                raise RefusedError(
+                    f"cannot connect to {self._origin} ({_cause(error)}): is the server running?"
+                ) from None
+            sock = self._http.sock
+            assert sock is not None
+        return sock
+
+
+class Patience:
+    """How much refusal the connections of one replay bear together, and the waiting in between.
+
+    The bound counts refusals since the last success of any connection. A bound on each request alone would fail a
+    healthy replay: when more clients than tokens compete for a rate limit, some of them lose ten times in a row.
+    """
+
+    def __init__(self, connections: int, stop: threading.Event) -> None:
+        self.waits = 0
+        self.waited_seconds = 0.0  # summed over the connections
+        self._refusals_max = ATTEMPTS_MAX * connections
+        self._refusals = 0
+        self._stop = stop
+        self._lock = threading.Lock()
+
+    def rewarded(self) -> None:
+        """A request succeeded: the count of refusals starts again."""
+        self._refusals = 0
+
+    def wait(self, refusal: ClientError, seconds: float) -> None:
+        """Wait as long as the server asked. Raises RefusedError at the end of patience, Stopped when told to stop."""
+        if seconds > WAIT_SECONDS_MAX:
+            raise RefusedError(
+                f"{refusal}; it asks to wait {seconds:.0f} s, and more than {WAIT_SECONDS_MAX:.0f} s is not waited for"
+            )
+        with self._lock:
+            self._refusals += 1
+            if self._refusals >= self._refusals_max:
+                raise RefusedError(f"{refusal}; gave up after {self._refusals} refusals in a row")
+            self.waits += 1
+            self.waited_seconds += seconds
+        if self._stop.wait(seconds):
+            raise Stopped
+
+
+def _split(url: str) -> urllib.parse.SplitResult:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
+    except ValueError:  # an unclosed bracket, or a port that is not 0–65535
+        usable = False
+    if not usable or parts.query or parts.fragment or not url.isascii() or not url.isprintable() or " " in url:
+        raise RefusedError(f"the URL {url!r} cannot be used: expected http://HOST[:PORT] or https://HOST[:PORT]")
+    return parts
+
+
+def _refusal(answer: Answer, what: str) -> ClientError:
+    """The answer as a sentence: code and detail of its problem document, or the status line without one."""
+    problem = _problem(answer)
+    sentence = f"{what} was answered {answer.status} {problem.get('code') or problem.get('title') or answer.reason}"
+    sentence += f": {problem['detail']}" if problem.get("detail") else ""
+    if answer.status == 401:
+        sentence += " (give the key with --api-key or the variable API_KEY)"
+    if answer.status == 404:
+        sentence += " (is --url the address of an mlsdm server?)"
+    # 500, 502 and 504 may come from behind the point where the event was applied; 503 of this server never does.
+    return OutcomeUnknownError(sentence) if answer.status >= 500 and answer.status != 503 else RefusedError(sentence)
+
+
+def _problem(answer: Answer) -> dict[str, Any]:
+    """The members of its problem document; none when it has no such body: a proxy's page."""
+    try:
+        document = json.loads(answer.content)
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _retry_after_seconds(value: str | None) -> float:
+    """Retry-After is a whole number of seconds or an HTTP-date (RFC 9110 §10.2.3)."""
+    if value is None:
+        return WAIT_SECONDS_UNSAID
+    if value.isascii() and value.isdigit():
+        return float(value)
+    try:
+        then = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return WAIT_SECONDS_UNSAID
+    then = then if then.tzinfo else then.replace(tzinfo=UTC)
+    return max(0.0, (then - datetime.now(UTC)).total_seconds())
+
+
+def _json(answer: Answer, what: str) -> dict[str, Any]:
+    try:
+        document = json.loads(answer.content)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise OutcomeUnknownError(f"{what} was answered with something other than a JSON object: check --url")
+    return document
+
+
+def _decision(result: Mapping[str, Any], what: str) -> Decision:
+    try:
+        return Decision(
+            int(result["sequence"]),
+            bool(result["accepted"]),
+            float(result["threshold_before"]),
+            float(result["moral_filter_threshold"]),
+            float(result["ema"]),
+            int(result["memory_id"]) if result["accepted"] else NO_MEMORY,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise OutcomeUnknownError(
+            f"{what} was answered with a decision that cannot be read ({_cause(error)})"
+        ) from None
+
+
+def _cause(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

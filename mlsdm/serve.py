@@ -1,0 +1,72 @@
+"""`mlsdm serve`: the server in the foreground, as `gunicorn -c gunicorn.conf.py app.main:app` starts it.
+
+The options are shorthands for variables: each is put into the environment and judged there with everything else, so
+that a port has one grammar and one refusal, and all problems of a start are listed together.
+
+Gunicorn is run in this very process through its interface for embedding, with the settings of `app.server`, which is
+also all that gunicorn.conf.py says. So the command needs no file that a wheel would have to carry and find again, and
+imports `app` from where it is itself installed. Gunicorn's own options and GUNICORN_CMD_ARGS do not apply; who wants
+them starts `gunicorn`.
+
+Rejected: `gunicorn -c python:MODULE`, because a module is executed once and HUP would read no configuration again;
+a second gunicorn.conf.py as package data, the same content twice; exec of `python -m gunicorn`, which puts the current
+directory before the installed packages (`app` is a common name), and after USR2 Gunicorn's own directory, whose `http`
+hides the standard library's.
+
+Ctrl-C ends it with status 0 at any moment: a terminal sends SIGINT to the whole group, and arbiter, controller and
+workers each know what it means; before the arbiter listens to signals, it is a KeyboardInterrupt that `mlsdm.command`
+turns into that status.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
+
+from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]  # gunicorn carries no types
+from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
+
+from app.server import server
+
+VARIABLES: Final = {"host": "HOST", "port": "PORT", "workers": "WORKERS", "config": "CONFIG_PATH"}
+
+
+def run(arguments: argparse.Namespace) -> NoReturn:
+    """Serve until told to stop; Gunicorn exits with its own status."""
+    for option, variable in VARIABLES.items():
+        value = getattr(arguments, option)
+        if value is not None:
+            os.environ[variable] = value
+    Embedded().run()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `mlsdm serve`."""
+    parser.add_argument("--host", metavar="ADDRESS", help="address to listen on (variable HOST; default: 127.0.0.1)")
+    parser.add_argument("--port", metavar="PORT", help="TCP port (variable PORT; default: 8000)")
+    parser.add_argument("--workers", metavar="N", help="worker processes (variable WORKERS; default: one per core)")
+    parser.add_argument("--config", metavar="PATH", help="YAML file (variable CONFIG_PATH; default: built-in values)")
+
+
+class Embedded(BaseApplication):  # type: ignore[misc]  # the base class is untyped
+    """Gunicorn with the settings of `app.server`, read again at every HUP."""
+
+    def load_config(self) -> None:
+        """Called at the start and at every HUP; `settings` itself keeps the old ones when the new are wrong."""
+        for name, value in server.settings().items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Callable[..., Any]:
+        """Return the WSGI application."""
+        from app.main import app  # noqa: PLC0415 — after the settings, as Gunicorn itself would
+
+        return app
+
+    def run(self) -> NoReturn:
+        """Be the arbiter."""
+        arbiter = Arbiter(self)
+        # What USR2 executes. `sys.argv`, Gunicorn's own choice, cannot be executed when this is `python -m mlsdm`.
+        arbiter.START_CTX["args"] = [sys.executable, *sys.orig_argv[1:]]
+        arbiter.run()
+        raise AssertionError("an arbiter leaves by sys.exit")

@@ -1,0 +1,214 @@
+"""A snapshot: one look into the block of a live server, from outside, as plain values.
+
+Nothing is asked of the server and nothing of it is changed: the block is mapped read-only, so even a mistake here could
+not write, and the lock is never taken. The committed state is read as a whole at one position, validated like every
+lock-free read; when a hot writer spoils the few tries of the native core, the look is repeated. Counters of other
+writers (rows, lock, vitals) are single words, each read at its own moment: exact in themselves, not with one another.
+
+A process in the block is a pid with its start time, so `alive` is never true of a stranger that got the pid later. It
+is None when the server lives in another pid namespace (a container seen from its host): who lives there cannot be
+judged from here.
+"""
+
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from core.rhythm import PHASE_NAMES
+from shm.block import Block
+from shm.layout import FLAG_STOPPED, LAYOUT_VERSION
+from shm.process import Identity, process_of_thread
+from shm.status import Busy, Gone, StoreError
+from shm.store import Store
+
+ATTEMPTS: Final = 100  # each is four tries of the native core; one alone nearly always does
+ATTEMPT_SECONDS: Final = 0.001
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """What the block was laid out for. `block_size` and `payload_size_max` in bytes."""
+
+    dimension: int
+    capacity: int
+    payload_size_max: int
+    log_capacity: int
+    rows: int
+    block_size: int
+
+
+class State(msgspec.Struct, frozen=True):
+    """The committed state at `position`. `memories` live, of `capacity`; `phase_steps_left` until the rhythm flips."""
+
+    position: int
+    log_oldest: int
+    total: int
+    accepted: int
+    rejected: int
+    memories: int
+    threshold: float
+    ema: float
+    phase: str
+    phase_steps_left: int
+    step: int
+    level_norms: tuple[float, float, float]
+    stopped: bool
+    epoch: int
+
+
+class Worker(msgspec.Struct, frozen=True):
+    """A worker row that has an owner."""
+
+    row: int
+    pid: int
+    alive: bool | None
+    connections: int
+    requests: int
+    heartbeat_age_seconds: float
+
+
+class Controller(msgspec.Struct, frozen=True):
+    """The controller that wrote the vitals, and what it has counted. `pid` 0: none has yet."""
+
+    pid: int
+    alive: bool | None
+    heartbeat_age_seconds: float | None
+    arbiter_pid: int
+    arbiter_alive: bool | None
+    scrubbed: int
+    torn: int
+    drift_episodes: int
+    late_steps: int
+
+
+class Lock(msgspec.Struct, frozen=True):
+    """The lock. `holder_pid` is the process inside at this moment, 0 when there is none; the others count."""
+
+    holder_pid: int
+    acquisitions: int
+    deaths: int
+    rollbacks: int
+    kills: int
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """Everything that is to be seen. `state` is None when it cannot be read, and `problem` says why."""
+
+    boot_id: str
+    age_seconds: float
+    layout_version: int
+    sizes: Sizes
+    state: State | None
+    problem: str | None
+    controller: Controller
+    workers: list[Worker]
+    lock: Lock
+
+    @property
+    def abandoned(self) -> bool:
+        """True when every process that served this block has ended for certain: only those who look at it are left."""
+        controller = self.controller
+        known = [worker.alive for worker in self.workers] + [controller.alive, controller.arbiter_alive]
+        return controller.pid != 0 and not any(alive is not False for alive in known)
+
+
+def look(block: Block, now_ns: int, *, foreign: bool) -> Snapshot:
+    """Return what `block`, mapped read-only, holds now. `now_ns` is CLOCK_BOOTTIME; `foreign`: of another namespace."""
+    state, problem = None, None
+    try:
+        state = _state(Store(block))
+    except StoreError as error:
+        problem = f"{type(error).__name__.lower()}: {error}"
+    layout = block.layout
+    return Snapshot(
+        boot_id=block.boot_id,
+        age_seconds=_age_seconds(block.created_boot_ns, now_ns),
+        layout_version=LAYOUT_VERSION,  # a block of another version is not mapped at all
+        sizes=Sizes(*layout, layout.block_size),
+        state=state,
+        problem=problem,
+        controller=_controller(block, now_ns, foreign),
+        workers=_workers(block, now_ns, foreign),
+        lock=_lock(block),
+    )
+
+
+def is_foreign(pid: int) -> bool:
+    """Return whether a process lives in another pid namespace than this one, so that its pids mean nothing here."""
+    try:
+        return Path(f"/proc/{pid}/ns/pid").readlink() != Path("/proc/self/ns/pid").readlink()
+    except OSError:
+        return False  # it has just ended
+
+
+def _state(store: Store) -> State:
+    for _ in range(ATTEMPTS):
+        try:
+            state, norms = store.levels()
+            _, oldest = store.entries(state.position, 0)
+        except (Busy, Gone):  # Gone: a short log was written once round between the two reads
+            time.sleep(ATTEMPT_SECONDS)
+            continue
+        scalars = state.scalars
+        return State(
+            position=state.position,
+            log_oldest=oldest,
+            total=scalars.accepted + scalars.rejected,
+            accepted=scalars.accepted,
+            rejected=scalars.rejected,
+            memories=scalars.live,
+            threshold=scalars.theta,
+            ema=scalars.ema,
+            phase=PHASE_NAMES[scalars.phase],
+            phase_steps_left=scalars.counter,
+            step=scalars.step,
+            level_norms=norms,
+            stopped=bool(scalars.flags & FLAG_STOPPED),
+            epoch=state.epoch,
+        )
+    raise Busy(f"it changed during each of {ATTEMPTS} looks")
+
+
+def _controller(block: Block, now_ns: int, foreign: bool) -> Controller:
+    vitals = block.region("vitals")
+    controller = Identity(int(vitals.controller_pid), int(vitals.controller_started))
+    arbiter = Identity(int(vitals.arbiter_pid), int(vitals.arbiter_started))
+    return Controller(
+        pid=controller.pid,
+        alive=_alive(controller, foreign),
+        heartbeat_age_seconds=_age_seconds(vitals.heartbeat_ns, now_ns) if controller.pid else None,
+        arbiter_pid=arbiter.pid,
+        arbiter_alive=_alive(arbiter, foreign),
+        scrubbed=vitals.scrubbed,
+        torn=vitals.torn,
+        drift_episodes=vitals.drift_episodes,
+        late_steps=vitals.late_steps,
+    )
+
+
+def _workers(block: Block, now_ns: int, foreign: bool) -> list[Worker]:
+    workers = []
+    for number in range(block.layout.rows):
+        row = block.region("rows", number)
+        owner = Identity(int(row.pid), int(row.started))
+        if owner.pid:
+            heartbeat_age_seconds = _age_seconds(row.heartbeat_ns, now_ns)
+            alive = _alive(owner, foreign)
+            workers.append(Worker(number, owner.pid, alive, row.connections, row.requests, heartbeat_age_seconds))
+    return workers
+
+
+def _lock(block: Block) -> Lock:
+    lock, owner = block.region("lock"), block.mutex_owner()
+    # The mutex knows the thread; `holder` is signed a moment later, and serves when the thread cannot be seen.
+    holder_pid = process_of_thread(owner) or int(lock.holder) if owner else 0
+    return Lock(holder_pid, lock.acquisitions, lock.deaths, lock.rollbacks, block.region("vitals").lock_kills)
+
+
+def _alive(process: Identity, foreign: bool) -> bool | None:
+    return None if foreign else process.alive
+
+
+def _age_seconds(then_ns: int, now_ns: int) -> float:
+    return max(0.0, (now_ns - then_ns) / 1e9)  # a beat may fall between the clock's reading and the row's

@@ -1,0 +1,91 @@
+"""`mlsdm check-config`: the verdict of a start, without a start."""
+
+import argparse
+import os
+from pathlib import Path
+
+import pytest
+
+from mlsdm.check_config import add_arguments, run
+
+CONFIG = Path(__file__).resolve().parents[2] / "config"
+
+
+def check(*words: object) -> int:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return run(parser.parse_args([str(word) for word in words]))
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [*os.environ]:
+        if name.startswith("MLSDM_") or name in {"API_KEY", "CONFIG_PATH", "HOST", "PORT", "WORKERS", "LOG_LEVEL"}:
+            monkeypatch.delenv(name)
+
+
+def test_a_valid_file_is_said_to_be_valid(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line, status 0."""
+    assert check(CONFIG / "default.yaml") == 0
+    assert ("Configuration valid\n", "") == capsys.readouterr()
+
+
+def test_the_production_file_is_checked_without_the_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That the key is missing here is a note; with a key there is none."""
+    monkeypatch.setenv("MLSDM_ENV", "production")
+
+    assert check(CONFIG / "production-ready.yaml") == 0
+    captured = capsys.readouterr()
+    assert captured.out == "Configuration valid\n"
+    assert captured.err == "note: API_KEY is not set here; without it a production server refuses to start\n"
+
+    monkeypatch.setenv("API_KEY", "secret")
+    assert check("-v", CONFIG / "production-ready.yaml") == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "secret" not in captured.out
+
+
+def test_a_key_that_no_header_can_carry_is_a_problem_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only a missing key is excused."""
+    monkeypatch.setenv("API_KEY", "two words")
+
+    assert check(CONFIG / "default.yaml") == 1
+    assert "API_KEY has a character that no header can carry" in capsys.readouterr().err
+
+
+def test_every_problem_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the file and those of the variables, each on a line."""
+    path = tmp_path / "broken.yaml"
+    path.write_text("capacity: 1\nmoral_filter:\n  ema_alpha: fast\n  tresholds: 1\n")
+    monkeypatch.setenv("PORT", "http")
+
+    assert check(path) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("Configuration invalid, 4 problems:\ncapacity is 1 (")
+    for key in ("moral_filter.ema_alpha is fast", "moral_filter.tresholds is unknown", "server.port is http (PORT)"):
+        assert f"\n{key}" in err
+
+
+def test_verbose_prints_what_would_be_in_force(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """File, overlay and variables together."""
+    monkeypatch.setenv("MLSDM_ENV", "staging")
+    monkeypatch.setenv("MLSDM_CAPACITY", "1_000")
+
+    assert check("-v", os.devnull) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "Configuration valid",
+        "# /dev/null in staging, with the variables of this environment",
+    ]
+    for line in ("capacity: 1000", "observability.logging.format: json", "security.rate_limiting.enabled: false"):
+        assert line in lines

@@ -1,0 +1,82 @@
+"""The `mlsdm` command as a shell sees it: words in, text and an exit status out."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def mlsdm(*words: str, **environ: str) -> "subprocess.CompletedProcess[str]":
+    """Run `python -m mlsdm` to its end."""
+    command = [sys.executable, "-m", "mlsdm", *words]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environ}, timeout=60, check=False
+    )
+
+
+def test_without_a_word_it_prints_help_and_exits_2() -> None:
+    """The help names every command and shows examples to paste."""
+    ended = mlsdm()
+
+    assert ended.returncode == 2
+    for line in ("mlsdm serve", "mlsdm check-config config/default.yaml", "mlsdm stat", "mlsdm replay events.npz"):
+        assert f"\n  {line}" in ended.stdout
+
+
+@pytest.mark.parametrize("command", ["serve", "check-config", "stat", "replay"])
+def test_every_command_explains_itself_with_examples(command: str) -> None:
+    """Also where the terminal has no Unicode: what cannot be shown is replaced."""
+    ended = mlsdm(command, "--help", PYTHONIOENCODING="ascii")
+
+    assert (0, "") == (ended.returncode, ended.stderr)
+    assert ended.stdout.startswith(f"usage: mlsdm {command} [-h]")
+    assert "\nexamples:\n" in ended.stdout
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    """One line, for scripts."""
+    from importlib.metadata import version  # noqa: PLC0415 — beside its only use
+
+    assert f"mlsdm {version('mlsdm')}\n" == mlsdm("--version").stdout
+
+
+def test_an_unknown_command_is_refused_with_those_there_are() -> None:
+    """argparse's own sentence, status 2."""
+    ended = mlsdm("server")
+
+    assert ended.returncode == 2
+    assert "invalid choice: 'server' (choose from" in ended.stderr
+
+
+def test_a_reader_that_leaves_ends_it_quietly() -> None:
+    """As `mlsdm check-config -v PATH | head -1` may: status 128 + SIGPIPE, nothing on stderr."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "mlsdm", "check-config", "-v", "config/default.yaml"]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, timeout=60, check=False)
+    os.close(writing)
+
+    assert (141, b"") == (ended.returncode, ended.stderr)
+
+
+@pytest.mark.parametrize("command", ["serve", "stat"])
+def test_a_native_core_that_was_not_built_is_one_sentence_that_names_the_remedy(command: str) -> None:
+    """As in a checkout without the extension; what does not need it works there."""
+    program = "import sys; sys.modules['shm._native'] = None; from mlsdm.command import main; sys.exit(main())"
+
+    def unbuilt(*words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-c", program, *words], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
+        )
+
+    ended = unbuilt(command)
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("mlsdm: the native core cannot be loaded (")
+    assert ended.stderr.endswith("or install the package again\n")
+    assert ended.stderr.count("\n") == 1
+    assert unbuilt("check-config", "config/default.yaml").returncode == 0

@@ -1,0 +1,82 @@
+"""`mlsdm replay` against the real server: what it counts is what the server counts, and what the reference decides."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.governor import Governor, GovernorSettings
+from mlsdm.replay import add_arguments, run
+from shm.layout import KINDS
+from tests.live import LiveServer, eventually
+
+COUNT, DIMENSION = 1_000, 8
+
+Serve = Callable[..., LiveServer]
+
+
+def replay(*words: object) -> int:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return run(parser.parse_args([str(word) for word in words]))
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    """An archive of 1,000 events."""
+    random = np.random.default_rng(11)
+    path = tmp_path / "events.npz"
+    vectors = random.normal(size=(COUNT, DIMENSION)).astype(np.float16)
+    np.savez(path, vec=vectors, moral=random.uniform(size=COUNT).astype(np.float32))
+    return path
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_through_two_workers_the_counts_equal_the_state_and_the_log(
+    serve: Serve, recording: Path, tmp_path: Path, batch: int
+) -> None:
+    """Four clients; every decision is in the log once, under the sequence number that its client was told."""
+    server, saved = serve(WORKERS="2"), tmp_path / "decisions.npz"
+    block, store = server.block(), server.store()
+    eventually(lambda: len(server.workers(block)) == 2)
+
+    assert replay(recording, "--url", f"http://127.0.0.1:{server.port}", "--batch", batch, "--save", saved) == 0
+
+    decided, state = np.load(saved), server.state()
+    entries, _ = store.entries(1, 65_536)
+    logged = [entry for entry in entries if entry.kind == KINDS.index("decision")]
+    accepted = int(decided["accepted"].sum())
+    assert list(range(1, COUNT + 1)) == decided["sequence"].tolist()
+    assert (COUNT, accepted, COUNT - accepted) == (
+        state["total_events_processed"],
+        state["accepted_events_count"],
+        state["latent_events_count"],
+    )
+    assert [entry.after.theta for entry in logged] == decided["threshold_after"].tolist()
+    assert [entry.after.ema for entry in logged] == decided["ema"].tolist()
+    assert [entry.after.accepted != entry.before.accepted for entry in logged] == decided["accepted"].tolist()
+
+
+def test_one_client_on_a_fresh_server_gets_the_decisions_of_the_reference(
+    serve: Serve, recording: Path, tmp_path: Path
+) -> None:
+    """Accepted or not, threshold before and after, EMA: event by event."""
+    server, saved = serve(WORKERS="2"), tmp_path / "decisions.npz"
+
+    assert replay(recording, "--url", f"http://127.0.0.1:{server.port}", "--clients", 1, "--save", saved) == 0
+
+    settings = GovernorSettings()
+    governor, expected = Governor.initial(settings), []
+    for moral in np.load(recording)["moral"]:
+        before = governor.theta
+        accepted, governor = governor.decide(float(moral), settings)
+        expected.append((accepted, before, governor.theta, governor.ema))
+    decided = np.load(saved)
+    accepts, befores, afters, emas = zip(*expected, strict=True)
+    assert list(range(COUNT)) == decided["event"].tolist()
+    assert list(accepts) == decided["accepted"].tolist()
+    np.testing.assert_allclose(decided["threshold_before"], befores, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(decided["threshold_after"], afters, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(decided["ema"], emas, rtol=0, atol=1e-9)

@@ -1,0 +1,317 @@
+"""`mlsdm stat` against real servers, and against blocks in states that a healthy server never shows."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core.config import Config
+from core.controller import boot_clock
+from core.regime import Regime
+from mlsdm.snapshot import look
+from mlsdm.stat import _span, add_arguments, lines_of, run
+from shm import process
+from shm.block import Block
+from shm.layout import Layout
+from shm.store import Store
+from tests.live import ROOT, LiveServer, eventually
+
+Serve = Callable[..., LiveServer]
+
+
+def stat(*words: object) -> int:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return run(parser.parse_args([str(word) for word in words]))
+
+
+def watch(*words: object) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "mlsdm", "stat", *(str(word) for word in words)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+# -- a live server ---------------------------------------------------------------------------------------------------
+
+
+def test_it_shows_what_the_server_says_of_itself(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every number of GET /state, and the rest of the block; the rhythm steps by events, so that it stands still."""
+    server = serve(MLSDM_COGNITIVE_RHYTHM__CLOCK="events")
+    for moral in np.random.default_rng(1).uniform(size=50):
+        server.event(np.ones(8), moral)
+    eventually(lambda: len(server.workers(server.block())) == 2)
+
+    assert stat("--pid", server.pid, "--json") == 0
+
+    seen, said = json.loads(capsys.readouterr().out), server.state()
+    state = seen["state"]
+    expected = {
+        "total": said["total_events_processed"],
+        "accepted": said["accepted_events_count"],
+        "rejected": said["latent_events_count"],
+        "memories": said["memory_used"],
+        "threshold": said["moral_filter_threshold"],
+        "ema": said["ema"],
+        "phase": said["current_phase"],
+        "step": said["step"],
+        "position": said["position"],
+        "level_norms": [said["L1_norm"], said["L2_norm"], said["L3_norm"]],
+        "log_oldest": 1,
+        "stopped": False,
+    }
+    assert expected == {name: state[name] for name in expected}
+    assert said["boot_id"] == seen["boot_id"]
+    assert (said["dimension"], said["capacity"]) == (seen["sizes"]["dimension"], seen["sizes"]["capacity"])
+    assert (True, True) == (seen["controller"]["alive"], seen["controller"]["arbiter_alive"])
+    assert server.pid == seen["controller"]["arbiter_pid"]
+    assert [True, True] == [worker["alive"] for worker in seen["workers"]]
+    assert len(server.workers(server.block())) == len(seen["workers"])
+    assert seen["lock"]["acquisitions"] >= 50
+
+
+def test_the_text_names_what_an_operator_looks_for(
+    small_server: LiveServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Any process of the server will do for --pid: here a worker."""
+    worker = eventually(lambda: small_server.workers(small_server.block()))[0]
+
+    assert stat("--pid", worker) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    named = [line.split()[0] for line in lines if not line.startswith(" ")]
+    names = ["boot", "slots", "events", "threshold", "phase", "levels", "log", "epoch", "controller", "lock", "workers"]
+    assert names == named
+    assert any(f": pid {worker}, " in line for line in lines)
+
+
+def test_while_events_flow_every_look_is_of_one_position(
+    small_server: LiveServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Total = accepted + rejected in each, and nothing runs backwards."""
+    ended = threading.Event()
+
+    def send() -> None:
+        connection = small_server.connect()
+        vectors = np.ones((100, 8), "<f4").tobytes()
+        body = np.random.default_rng(2).uniform(size=100).astype("<f8").tobytes() + vectors
+        headers = {"Content-Type": "application/octet-stream", "Event-Count": "100"}
+        while not ended.is_set():
+            assert small_server.request("POST", "/events", body, headers, connection).status == 200
+        connection.close()
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        states = []
+        for _ in range(50):
+            assert stat("--pid", small_server.pid, "--json") == 0
+            states.append(json.loads(capsys.readouterr().out)["state"])
+    finally:
+        ended.set()
+        sender.join()
+
+    assert all(state["total"] == state["accepted"] + state["rejected"] for state in states)
+    assert sorted(state["position"] for state in states) == [state["position"] for state in states]
+    assert states[0]["total"] < states[-1]["total"]
+
+
+def test_a_watch_prints_an_object_a_line_until_ctrl_c(small_server: LiveServer) -> None:
+    """Status 0: this is how a watch ends."""
+    with watch("--pid", small_server.pid, "--json", "--watch", "0.1") as watching:
+        assert watching.stdout is not None
+        boots = [json.loads(watching.stdout.readline())["boot_id"] for _ in range(3)]
+        watching.send_signal(signal.SIGINT)
+        _, err = watching.communicate(timeout=20)
+
+    assert [small_server.state()["boot_id"]] * 3 == boots
+    assert (0, "") == (watching.returncode, err)
+
+
+def test_a_watch_ends_with_the_server(serve: Serve) -> None:
+    """The memory lives on while somebody looks at it; that is no reason to show it for ever."""
+    server = serve()
+    pid = server.pid
+    with watch("--pid", pid, "--json", "--watch", "0.1") as watching:
+        assert watching.stdout is not None
+        watching.stdout.readline()
+        server.stop()
+        _, err = watching.communicate(timeout=20)
+
+    assert (1, f"mlsdm stat: the server of process {pid} has ended\n") == (watching.returncode, err)
+
+
+def test_of_several_servers_it_lists_each(
+    serve: Serve, small_server: LiveServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And asks for --pid, status 1."""
+    other = serve()
+
+    assert stat() == 1
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("mlsdm stat: several servers run, say which with --pid:\n")
+    for server in (other, small_server):
+        assert f"  --pid {server.pid}: boot {server.state()['boot_id'][:8]}, " in err
+
+
+# -- nothing to see --------------------------------------------------------------------------------------------------
+
+
+def test_a_process_that_is_none_or_no_server_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each with its reason."""
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as stranger:
+        assert stat("--pid", stranger.pid) == 1
+        stranger.communicate()
+
+    sentences = [capsys.readouterr().err]
+    assert stat("--pid", stranger.pid) == 1
+    sentences.append(capsys.readouterr().err)
+    assert [
+        f"mlsdm stat: process {stranger.pid} is not of an mlsdm server: it holds no block\n",
+        f"mlsdm stat: there is no process {stranger.pid}\n",
+    ] == sentences
+
+
+@pytest.mark.parametrize("words", [("--pid", "0"), ("--pid", "x"), ("--watch", "0"), ("--watch", "nan")])
+def test_numbers_out_of_range_are_refused(words: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """argparse's own exit, status 2."""
+    with pytest.raises(SystemExit) as exit_:
+        stat(*words)
+
+    assert exit_.value.code == 2
+    assert f"argument {words[0]}: '{words[1]}': expected " in capsys.readouterr().err
+
+
+# -- blocks in other states ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def block() -> Block:
+    """A block of this process that nobody has formed."""
+    return Block.create(Layout(8, 100, 64, 1024, 2), bytes(range(16)), time.time_ns(), boot_clock())
+
+
+def formed(block: Block) -> Block:
+    """Form the first state, as a controller would."""
+    block.bind(os.getpid(), 0, 40, 1e6)
+    Store(block).epoch(boot_clock(), Regime.of(Config()).to_record())
+    return block
+
+
+def holder(block: Block) -> "subprocess.Popen[bytes]":
+    """Start a process that does nothing but hold the block."""
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[block.fd])
+
+
+def test_a_block_that_was_not_formed_yet_is_said_to_be_so(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rest is shown all the same; status 1."""
+    with holder(block) as held:
+        assert stat("--pid", held.pid) == 1
+        held.communicate()
+
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "\nstate       cannot be read, unformed: No controller has formed the first state yet.\n" in out
+    assert "\ncontroller  none has begun yet\n" in out
+    assert "\nworkers     0 of 2 rows\n" in out
+
+
+def test_a_corrupt_state_is_said_to_be_so(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is shown of a state whose checksum does not hold."""
+    formed(block)
+    for number in range(2):
+        block.region("states", number).checksum ^= 1
+
+    with holder(block) as held:
+        assert stat("--pid", held.pid) == 1
+        held.communicate()
+
+    assert "\nstate       cannot be read, corrupt: A checksum did not hold" in capsys.readouterr().out
+
+
+def test_a_damaged_header_is_one_sentence(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
+    """The block is not even mapped."""
+    block.region("header").capacity += 1
+
+    with holder(block) as held:
+        assert stat("--pid", held.pid) == 1
+        held.communicate()
+
+    reason = "the header of the block is damaged: its checksum does not hold"
+    assert ("", f"mlsdm stat: the block of process {held.pid} cannot be read ({reason})\n") == capsys.readouterr()
+
+
+def test_whoever_holds_the_lock_is_named_by_the_mutex_itself(block: Block) -> None:
+    """The word holds a thread's id; the process of that thread is shown, before it has signed."""
+    block.region("lock").mutex[0] = threading.get_native_id()
+
+    assert os.getpid() == look(block, boot_clock(), foreign=False).lock.holder_pid
+
+
+def test_the_dead_are_told_from_the_living_and_a_reused_pid_fools_nobody(block: Block) -> None:
+    """A pid lives only with its start time, and not at all for whom it is of another namespace."""
+    row = block.region("rows", 1)
+    row.pid, row.started = process.myself()
+
+    assert look(block, boot_clock(), foreign=False).workers[0].alive is True
+    assert look(block, boot_clock(), foreign=True).workers[0].alive is None
+    row.started += 1
+    assert look(block, boot_clock(), foreign=False).workers[0].alive is False
+    assert any(line.endswith(" ago") and " DEAD, " in line for line in lines_of(look(block, 0, foreign=False)))
+
+
+def test_a_block_whose_processes_have_all_ended_is_abandoned(block: Block) -> None:
+    """One that no controller has begun on is not: it is being started."""
+    assert look(block, 0, foreign=False).abandoned is False
+
+    vitals = block.region("vitals")
+    vitals.controller_pid, vitals.controller_started = process.myself()
+    assert look(block, 0, foreign=False).abandoned is False
+
+    vitals.controller_started += 1
+    assert look(block, 0, foreign=False).abandoned is True
+
+
+def test_a_look_changes_nothing(block: Block) -> None:
+    """The whole block is the same byte for byte, and the lock was not taken."""
+    before = formed(block).memory[:]
+    descriptor = os.open(Path(f"/proc/self/fd/{block.fd}"), os.O_RDONLY)
+
+    look(Block.open(descriptor, writable=False), boot_clock(), foreign=False)
+
+    os.close(descriptor)
+    assert before == block.memory[:]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (59.9, "59.9 s"), (60, "1 min 0 s"), (3_725, "1 h 2 min"), (277_200, "3 d 5 h")],
+)
+def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None:
+    """Below a minute, seconds with a tenth."""
+    assert text == _span(seconds)
+
+
+def test_the_names_of_the_json_are_a_promise(small_server: LiveServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """To programs: a change of them is a change of the interface."""
+    stat("--pid", small_server.pid, "--json")
+
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    members = [*document, *document["lock"], *document["workers"][0]]
+    expected = """
+        boot_id age_seconds layout_version sizes state problem controller workers lock
+        holder_pid acquisitions deaths rollbacks kills
+        row pid alive connections requests heartbeat_age_seconds
+    """
+    assert expected.split() == members
