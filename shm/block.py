@@ -102,8 +102,8 @@ class Block:
         layout = Layout(header.dimension, header.capacity, header.payload_size_max, header.log_capacity, header.rows)
         if header.layout_version != LAYOUT_VERSION or bytes(header.fingerprint) != layout.fingerprint():
             raise BlockError(
-                f"the block was laid out by other code (version {header.layout_version}, this is {LAYOUT_VERSION}): stop the "
-                "old server and start the new one"
+                f"the block was laid out by other code (version {header.layout_version}, this is {LAYOUT_VERSION}): "
+                "stop the old server and start the new one"
             )
         if os.fstat(fd).st_size != header.block_size or header.block_size != layout.block_size:
             raise BlockError(f"the block has {os.fstat(fd).st_size} bytes, expected {layout.block_size}")
@@ -155,7 +155,7 @@ class Block:
             return
 
     def region(self, name: str, index: int = 0) -> Any:
-        """Return element `index` of a region as a cffi struct pointer. For the regions that hold records."""
+        """Return element `index` of a region that holds records, as a cffi struct pointer; valid while the block is."""
         region = self.layout.regions()[REGIONS.index(name)]
         assert 0 <= index < region.count
         record = {"states": "state", "rows": "row", "slots": "slot", "codes": "code", "log": "entry"}.get(name, name)

@@ -213,12 +213,12 @@ int mlsdm_admit_batch(struct mlsdm_map *map, int64_t now_ns, uint32_t count, con
 int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t id, struct mlsdm_entry *out) {
     int status = section_enter(map);
     if (status) return status;
-    uint64_t newest = state_at(map, commit_of(map))->scalars.accepted;
+    struct transition t;
+    if ((status = transition_begin(map, &t, MLSDM_KIND_DELETE, now_ns))) return section_leave(map, status);
+    uint64_t newest = t.found->scalars.accepted;
     struct mlsdm_slot *slot = slot_at(map, slot_of(map, id));
     if (id == 0 || id > newest) return section_leave(map, MLSDM_STATUS_UNKNOWN);
     if (id + map->capacity <= newest || slot->deleted_at) return section_leave(map, MLSDM_STATUS_GONE);
-    struct transition t;
-    if ((status = transition_begin(map, &t, MLSDM_KIND_DELETE, now_ns))) return section_leave(map, status);
     intend(map, &t, id);
     store_release(&slot->deleted_at, t.position);
     ((struct mlsdm_decided *)t.entry->detail)->memory_id = id;
@@ -290,7 +290,8 @@ int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, s
     struct mlsdm_settings *set = &t.next->settings;
     t.next->ticket = command->ticket;
     if (command->kind == MLSDM_KIND_CONFIGURE) {
-        memcpy(t.entry->detail, set, sizeof *set); /* those replaced; what held when follows from these and the live ones */
+        memcpy(t.entry->detail, set,
+               sizeof *set); /* those replaced; what held when follows from these and the live ones */
         *set = command->settings;
         now->theta = clamp(now->theta, set->min_threshold, set->max_threshold);
         uint32_t duration = now->phase ? set->sleep_duration : set->wake_duration;

@@ -85,10 +85,13 @@ static void memory_write(const struct mlsdm_map *map, const struct memory *memor
     slot->checksum = slot_checksum(map, slot, code_at(map, at), memory->shadow, payload, memory->vector_checksum);
 }
 
+/* 1 when a slot fits its checksum. Its own sizes are not believed before that. */
 static int slot_sound(const struct mlsdm_map *map, uint64_t at) {
-    return slot_at(map, at)->checksum == slot_checksum(map, slot_at(map, at), code_at(map, at), shadow_at(map, at),
-                                                       payload_at(map, at),
-                                                       checksum_of(vector_at(map, at), map->padded * sizeof(float), 4));
+    const struct mlsdm_slot *slot = slot_at(map, at);
+    uint64_t vector_checksum = checksum_of(vector_at(map, at), map->padded * sizeof(float), 4);
+    return slot->payload_size <= map->payload_stride &&
+           slot->checksum ==
+               slot_checksum(map, slot, code_at(map, at), shadow_at(map, at), payload_at(map, at), vector_checksum);
 }
 
 /* Validate `count` vectors without touching the block: `bad` is the first that is not admissible, and the status

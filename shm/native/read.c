@@ -90,7 +90,7 @@ static int memory_copy(const struct mlsdm_map *map, uint64_t commit, uint64_t id
     if (id + map->capacity <= newest) return MLSDM_STATUS_GONE;
     *slot = *slot_at(map, at);
     if (slot->deleted_at && slot->deleted_at <= commit) return MLSDM_STATUS_GONE;
-    if (!slot_sound(map, at) || slot->id != id) return MLSDM_STATUS_CORRUPT;
+    if (!slot_sound(map, at) || slot->id != id || slot->payload_size > map->payload_stride) return MLSDM_STATUS_CORRUPT;
     memcpy(vector, vector_at(map, at), map->dimension * sizeof(float));
     memcpy(payload, payload_at(map, at), slot->payload_size);
     return MLSDM_STATUS_OK;

@@ -102,7 +102,7 @@ MLSDM_WIDE static void scan(const struct mlsdm_map *map, struct search *s, uint6
     float *upper = s->query->bounds + slot;
     for (uint64_t i = 0; i < count; i++, code++, shadow += map->shadow_stride) {
         upper[i] = -INFINITY;
-        if (!code->live || !(s->mask >> code->phase & 1)) continue;
+        if (!code->live || !(s->mask >> (code->phase & 1) & 1)) continue;
         float center = center_of(s, code, shadow, map->shadow_stride), radius = radius_of(s, code);
         upper[i] = center + radius;
         lower_offer(s, center - radius);
@@ -182,7 +182,7 @@ static int settle(const struct mlsdm_map *map, struct search *s, uint64_t seen, 
     for (uint64_t id = seen + 1; id <= now->accepted; id++) {
         uint64_t slot = slot_of(map, id);
         const struct mlsdm_code *code = code_at(map, slot);
-        if (!alive(map, id, now->accepted) || !(s->mask >> code->phase & 1)) continue;
+        if (!alive(map, id, now->accepted) || !(s->mask >> (code->phase & 1) & 1)) continue;
         s->scanned += 1;
         if (answer->count == k &&
             center_of(s, code, shadow_at(map, slot), map->shadow_stride) + radius_of(s, code) < matches[k - 1].score)
