@@ -12,7 +12,8 @@ import falcon
 
 from app.problem import Problem
 
-OPEN_PREFIXES: Final = ("/health/", "/livez", "/readyz", "/metrics")
+OPEN_PATHS: Final = frozenset({"/livez", "/readyz", "/metrics"})
+OPEN_PREFIX: Final = "/health/"
 
 
 class Gate:
@@ -24,7 +25,8 @@ class Gate:
     def process_request(self, request: falcon.Request, _response: falcon.Response) -> None:
         """Raise 401 unless the request carries the key or needs none."""
         environ = request.env
-        if environ["PATH_INFO"].startswith(OPEN_PREFIXES):
+        path = environ["PATH_INFO"]
+        if path in OPEN_PATHS or path.startswith(OPEN_PREFIX):
             return
         scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         if scheme.lower() != "bearer":

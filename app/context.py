@@ -18,7 +18,11 @@ from shm.store import Recall, Store
 
 @dataclass
 class Context:
-    """One worker's view. `clock` returns CLOCK_BOOTTIME in ns; `row` is the worker's own row of the block."""
+    """One worker's view.
+
+    `clock` returns CLOCK_BOOTTIME in ns; `row` is the worker's own row of the block; `leaving` says whether the server
+    has been told to stop.
+    """
 
     config: Config
     store: Store
@@ -26,6 +30,7 @@ class Context:
     row: Any
     latency: Histogram
     clock: Callable[[], int]
+    leaving: Callable[[], bool]
     codec: Codec = field(init=False)
     boot_id: str = field(init=False)
     payload_size_max: int = field(init=False)

@@ -175,7 +175,7 @@ def media_type(request: falcon.Request) -> str:
     bare = media.partition(";")[0].strip().lower()
     if bare not in (JSON, MSGPACK, RAW):
         raise Problem(
-            415, "unsupported_media_type", f"Content-Type is {bare!r}; expected {JSON}, {MSGPACK} or {RAW}",
+            415, "unsupported_media_type", f"Content-Type is {bare[:40]!r}; expected {JSON}, {MSGPACK} or {RAW}",
             field="Content-Type", expected=f"{JSON}, {MSGPACK} or {RAW}",
         )  # fmt: skip
     return str(bare)

@@ -82,7 +82,11 @@ class ReadinessResource:
         """Return every check by name."""
         vitals = self.context.store.block.region("vitals")
         silence = (self.context.clock() - vitals.heartbeat_ns) / 1e9
+        leaving = self.context.leaving()
         return {
+            "server": Check(False, "the server has been told to stop and serves on until the drain period ends")
+            if leaving
+            else Check(True),
             "memory_manager": self._store(),
             "system_memory": _below(vitals.memory_percent, MEMORY_PERCENT_MAX, "% of memory is used"),
             "system_cpu": _below(vitals.cpu_percent_30s, CPU_PERCENT_MAX, "% of the CPU allowance was used over 30 s"),

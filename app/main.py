@@ -98,7 +98,15 @@ class Application:
         self._row = block.region("rows", self.row)
         self._requests_before = int(self._row.requests)
         worker.occupancy = RowOccupancy(block, self.row, boot_clock)
-        context = Context(loaded.config, self.store, Recall(block), self._row, latency_histogram(self.row), boot_clock)
+        context = Context(
+            loaded.config,
+            self.store,
+            Recall(block),
+            self._row,
+            latency_histogram(self.row),
+            boot_clock,
+            lambda: server.leaving,
+        )
         table = routes(context)
         api: Any = falcon.App(middleware=[Gate(loaded.api_key)] if loaded.api_key else [])
         api.req_options.auto_parse_qs_csv = False

@@ -123,7 +123,7 @@ class Message:
         each hold the megabyte they sent last would not yet move it. Nothing is fed afterwards.
         """
         del self._parser, self._deliver, self._reserve
-        self._environ = {}
+        self._environ = self._base
         self._body.clear()
 
     @property

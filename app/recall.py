@@ -107,6 +107,8 @@ class RecallResource:
         body = request.env["wsgi.input"].read()
         media = media_type(request)
         try:
+            if media != RAW and request.params:
+                raise invalid(next(iter(request.params))[:40], "field_unknown", "is unknown", f"members of the {media}")
             if media == RAW:
                 given = {**request.params}
                 if isinstance(include := given.get("include"), str):

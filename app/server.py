@@ -14,7 +14,9 @@ environment that Gunicorn passes on, and adopts it.
 import fcntl
 import gc
 import logging
+import mmap
 import os
+import queue
 import secrets
 import shutil
 import signal
@@ -25,6 +27,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
+
+import psutil
 
 from app import logs
 from app.banner import banner
@@ -45,6 +49,7 @@ BLOCK_VARIABLE: Final = "_MLSDM_BLOCK_FD"  # hands the descriptor to the next ar
 METRICS_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 METRICS_PREFIX: Final = "mlsdm-metrics-"
 ROWS_PER_WORKER: Final = 4  # old and new workers overlap at a reload, twice at an upgrade
+SHARE_MAX: Final = 0.8  # of the available memory that the block may take: processes and page tables need the rest
 SILENCE_SECONDS: Final = 1.0
 RESPAWN_SECONDS: Final = 0.5  # between respawns of a controller that does not live that long
 
@@ -63,6 +68,7 @@ class Server:
         self._superseded = False
         self._beat: tuple[int, float, int] = (0, 0.0, 0)
         self._stopping = False
+        self._leaving = mmap.mmap(-1, 1)  # a byte shared with this arbiter's workers, not with those of the next one
 
     # -- configuration: at the start and at every HUP -----------------------------------------------------------------
 
@@ -109,7 +115,7 @@ class Server:
             "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,  # noqa: S108 - a tmpfs: a heartbeat must not wait for a disk
             "preload_app": True,
             "timeout": 30,
-            "graceful_timeout": config.resources.shutdown_timeout,
+            "graceful_timeout": max(1, round(config.resources.shutdown_timeout - config.resources.drain_period)),
             "control_socket_disable": True,
             "logconfig_dict": logs.configuration(
                 config.observability.logging.level, config.observability.logging.format
@@ -173,7 +179,12 @@ class Server:
         """Start the controller, wrap what Gunicorn does about its children, and say hello."""
         gc.collect()
         gc.freeze()  # what exists now is shared by every fork; a collection would copy its pages
-        reap, murder, spawn = arbiter.reap_workers, arbiter.murder_workers, arbiter.spawn_worker
+        reap, murder, spawn, stop = (
+            arbiter.reap_workers,
+            arbiter.murder_workers,
+            arbiter.spawn_worker,
+            arbiter.stop,
+        )
 
         def reap_workers() -> None:
             self._reap_controller(arbiter)
@@ -195,8 +206,13 @@ class Server:
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, arbiter.SIGNALS)
 
+        def stop_in_order(graceful: bool = True) -> None:
+            if graceful and arbiter.LISTENERS:
+                self._give_notice(arbiter)
+            stop(graceful)
+
         arbiter.reap_workers, arbiter.murder_workers = reap_workers, murder_workers
-        arbiter.spawn_worker = spawn_worker
+        arbiter.spawn_worker, arbiter.stop = spawn_worker, stop_in_order
         self._spawn_controller(arbiter)
         self._await_controller()
         block, loaded = self.require()
@@ -233,6 +249,25 @@ class Server:
                 time.sleep(0.01)
             else:
                 return
+
+    def _give_notice(self, arbiter: Any) -> None:
+        """Be unready and serve on for the drain period, so that load balancers look away before anything closes."""
+        _, loaded = self.require()
+        deadline = time.monotonic() + loaded.config.resources.drain_period
+        self._leaving[0] = 1
+        while (left := deadline - time.monotonic()) > 0:
+            with suppress(queue.Empty):
+                if arbiter.SIG_QUEUE.get(timeout=min(left, 0.1)) in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+                    log.info("told twice: stopping without further notice")
+                    return
+            arbiter.reap_workers()
+            arbiter.murder_workers()
+            arbiter.manage_workers()
+
+    @property
+    def leaving(self) -> bool:
+        """True in this arbiter's workers from its SIGTERM on."""
+        return self._leaving[0] == 1
 
     def on_exit(self, _arbiter: Any) -> None:
         """End the controller, and take away what only this arbiter needed."""
@@ -320,13 +355,15 @@ def _layout(config: Config) -> Layout:
 
 
 def _created(config: Config) -> Block:
-    """Make the block, unless the container could not hold it."""
+    """Make the block, unless it would take nearly all memory that container or machine have left."""
     layout = _layout(config)
-    limit = Cgroup(Path("/")).memory_limit_bytes()
-    if limit is not None and layout.block_size > limit * 0.9:
+    room = Cgroup(Path("/")).memory_room()
+    host = psutil.virtual_memory().available
+    available = host if room is None else min(room.available, host)
+    if layout.block_size > available * SHARE_MAX:
         raise BlockError(
-            f"the block needs {layout.block_size / 1e6:.0f} MB and the memory limit is {limit / 1e6:.0f} MB: "
-            "lower `capacity`, `dimension`, `payload_size_max` or `log_capacity`, or raise the limit"
+            f"the block needs {layout.block_size / 1e6:.0f} MB and {available / 1e6:.0f} MB of memory are left: "
+            "lower `capacity`, `dimension`, `payload_size_max` or `log_capacity`, or give it more memory"
         )
     return Block.create(layout, secrets.token_bytes(16), time.time_ns(), boot_clock())
 

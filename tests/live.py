@@ -1,7 +1,7 @@
 """A real server for tests: Gunicorn, workers and controller as operators run them, on an ephemeral port of 127.0.0.1.
 
-Nothing is mocked. The server runs in a session of its own; `stop` ends it as Kubernetes would and asserts that it leaves nothing behind.
-The block can be looked into from outside with `block()`, read-only, as `mlsdm stat` does.
+Nothing is mocked. The server runs in a session of its own; `stop` ends it as Kubernetes would and asserts that it
+leaves nothing behind. The block can be looked into from outside with `block()`, read-only, as `mlsdm stat` does.
 """
 
 import http.client
@@ -166,11 +166,11 @@ class LiveServer:
 
     def post(self, path: str, document: Any, **headers: str) -> Answer:
         """POST a JSON document."""
-        return self.request("POST", path, json.dumps(document).encode(), {"Content-Type": "application/json", **headers})
+        return self.request(
+            "POST", path, json.dumps(document).encode(), {"Content-Type": "application/json", **headers}
+        )
 
-    def event(
-        self, vector: Any, moral: float, connection: http.client.HTTPConnection | None = None
-    ) -> dict[str, Any]:
+    def event(self, vector: Any, moral: float, connection: http.client.HTTPConnection | None = None) -> dict[str, Any]:
         """POST one raw event and return its decision."""
         headers = {"Content-Type": "application/octet-stream", "Moral-Value": repr(float(moral))}
         answer = self.request("POST", "/event", np.asarray(vector, "<f4").tobytes(), headers, connection)

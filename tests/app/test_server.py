@@ -22,8 +22,7 @@ from shm.block import find
 from shm.layout import KINDS
 from shm.store import Store
 from tests.conftest import Serve
-from tests.live import LiveServer, eventually
-
+from tests.live import Answer, LiveServer, eventually
 
 RAW = {"Content-Type": "application/octet-stream", "Moral-Value": "0.95"}
 
@@ -81,9 +80,7 @@ def test_concurrent_history_is_linear_and_replays_to_the_live_state(serve: Serve
     state = server.state()
     assert (state["accepted_events_count"], state["latent_events_count"]) == (accepted, rejected)
     assert state["total_events_processed"] == accepted + rejected == 2000
-    sent = {
-        (np.float32(vector).tobytes()): vector for vectors, _ in batches for vector in vectors
-    }
+    sent = {(np.float32(vector).tobytes()): vector for vectors, _ in batches for vector in vectors}
     state_record, _ = store.levels()
     newest = int(state_record.position)
     log = [entry for entry in store.entries(1, newest)[0] if entry.position <= newest]
@@ -127,8 +124,7 @@ def test_reload_keeps_every_memory_and_applies_the_new_settings(serve: Serve, tm
 
     def client() -> None:
         try:
-            for vector in vectors:
-                decisions.append(server.event(vector, 0.95))
+            decisions.extend(server.event(vector, 0.95) for vector in vectors)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the test reports it
             failures.append(error)
 
@@ -249,7 +245,7 @@ def test_a_stopped_lock_holder_is_removed(serve: Serve, frozen_controller: bool)
     holder = subprocess.Popen([sys.executable, "-c", _HOLD, str(link), str(lock.offset)])
     eventually(lambda: block.mutex_owner() == holder.pid)
 
-    answers = []
+    answers: list[Answer] = []
     while not answers or answers[-1].status != 200:
         answers.append(server.request("POST", "/event", np.ones(8, "<f4").tobytes(), RAW))
         assert answers[-1].status in (200, 503)
@@ -320,6 +316,20 @@ def test_interrupt_ends_with_status_0_and_no_traceback(serve: Serve) -> None:
     _, alive = psutil.wait_procs(children, timeout=5)
     assert alive == []
     server.process = None
+
+
+def test_a_stopping_server_gives_notice(serve: Serve) -> None:
+    """After SIGTERM it is unready and serves on for the drain period, then ends."""
+    server = serve(MLSDM_RESOURCES__DRAIN_PERIOD="1.5")
+    assert server.process is not None
+
+    server.process.send_signal(signal.SIGTERM)
+
+    eventually(lambda: server.get("/health/readiness").status == 503)
+    assert "told to stop" in server.get("/readyz").json["checks"]["server"]["reason"]
+    assert server.get("/livez").status == 200
+    assert server.event(np.ones(8), 0.95)["memory_id"] == 1
+    assert server.process.wait(60) == 0
 
 
 def test_memory_of_the_service_is_bounded(serve: Serve) -> None:
