@@ -44,10 +44,6 @@ class Cgroup:
         self._cpu = _levels(root, "cpu", paths)
         self._cpuacct = _levels(root, "cpuacct", paths)
 
-    def memory_limit_bytes(self) -> int | None:
-        """Return the tightest memory limit in bytes, or None when there is none."""
-        return min((room.limit for room in self._rooms()), default=None)
-
     def memory_room(self) -> MemoryRoom | None:
         """Return the limit with the least memory left below it, or None when there is none.
 

@@ -98,6 +98,7 @@ class Controller:
         """Carry out the pending command, if there is one."""
         entry = self.store.apply_command(now_ns, self.epoch)
         if entry:
+            self._tick_due_ns = min(self._tick_due_ns, now_ns + self._cycle_ns())
             log.info("carried out %s at position %d", KINDS[entry.kind], entry.position)
 
     def tick(self, now_ns: int) -> None:
@@ -107,11 +108,11 @@ class Controller:
         if now_ns < self._tick_due_ns:
             return
         late = (now_ns - self._tick_due_ns) // self._cycle_ns()
+        self.store.tick(now_ns, self.epoch)
         if late:
             self.vitals.late_steps += late
             log.warning("skipped %d late steps of the rhythm", late)
         self._tick_due_ns += (1 + late) * self._cycle_ns()
-        self.store.tick(now_ns, self.epoch)
 
     def _cycle_ns(self) -> int:
         return int(self.store.state().settings.cycle_ns)

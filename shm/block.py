@@ -41,6 +41,7 @@ class Block:
     boot_id: str
     created_boot_ns: int
     map: Any
+    writable: bool
 
     @classmethod
     def create(cls, layout: Layout, boot_id: bytes, wall_ns: int, boot_ns: int) -> Self:
@@ -130,7 +131,7 @@ class Block:
         view.rows = layout.rows
         view.row = NO_ROW
         view.pid = os.getpid()
-        return cls(fd, layout, memory, "", 0, view)
+        return cls(fd, layout, memory, "", 0, view, writable)
 
     def _identify(self) -> None:
         header = self.region("header")

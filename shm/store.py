@@ -260,6 +260,7 @@ class Recall:
     """The working memory of one thread that recalls: allocated once, reused for every query."""
 
     def __init__(self, block: Block) -> None:
+        assert block.writable, "recall settles its answer under the lock"
         self._map = block.map
         self._dimension = block.layout.dimension
         self._bounds = ffi.new("float[]", block.layout.capacity + 1)

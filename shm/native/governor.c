@@ -314,7 +314,11 @@ int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, s
 int mlsdm_vitals_write(struct mlsdm_map *map, uint64_t epoch, const struct mlsdm_vitals *vitals) {
     int status = section_enter(map);
     if (status) return status;
-    if (state_at(map, commit_of(map))->epoch != epoch) return section_leave(map, MLSDM_STATUS_STALE);
+    uint64_t commit = commit_of(map);
+    const struct mlsdm_state *state = state_at(map, commit);
+    if (state->position != commit || state->checksum != state_checksum(state))
+        return section_leave(map, MLSDM_STATUS_CORRUPT);
+    if (state->epoch != epoch) return section_leave(map, MLSDM_STATUS_STALE);
     memcpy(region(map, MLSDM_REGION_VITALS), vitals, sizeof *vitals);
     return section_leave(map, MLSDM_STATUS_OK);
 }

@@ -53,6 +53,7 @@ static void tallies_sum(const struct mlsdm_map *map, uint64_t commit, uint64_t *
         for (int cell = 0; cell < 2; cell++)
             if (cells[cell].position <= commit && (!newest || cells[cell].position > newest->position))
                 newest = &cells[cell];
+        if (!newest) return; /* overtaken twice: `commit` is stale, and the validation will say so */
         *accepted += newest->accepted;
         *rejected += newest->rejected;
     }
@@ -85,7 +86,9 @@ int mlsdm_entries_read(struct mlsdm_map *map, uint64_t first, uint32_t count, st
 static int memory_copy(const struct mlsdm_map *map, uint64_t commit, uint64_t id, struct mlsdm_slot *slot,
                        float *vector, uint8_t *payload) {
     if (commit == 0) return MLSDM_STATUS_UNFORMED;
-    uint64_t newest = state_at(map, commit)->scalars.accepted, at = slot_of(map, id);
+    const struct mlsdm_state *state = state_at(map, commit);
+    if (state->position != commit || state->checksum != state_checksum(state)) return MLSDM_STATUS_CORRUPT;
+    uint64_t newest = state->scalars.accepted, at = slot_of(map, id);
     if (id == 0 || id > newest) return MLSDM_STATUS_UNKNOWN;
     if (id + map->capacity <= newest) return MLSDM_STATUS_GONE;
     *slot = *slot_at(map, at);

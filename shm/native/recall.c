@@ -20,7 +20,9 @@
 #define TOP_K_MAX 100
 #define BENCH (TOP_K_MAX + 32)
 #define SLACK 1e-6f /* three float32 roundings of numbers below 1.01 and a float64 score: under 3e-7 */
-#define NEW_MAX 256 /* admitted since the scan, scored under the lock: about 4 µs of bounds */
+#define ATTEMPTS_UNLOCKED 3
+#define ATTEMPTS_MAX 6 /* two under the lock do: one finds the damage, the next works without it */
+#define NEW_MAX 256    /* admitted since the scan, scored under the lock: about 4 µs of bounds */
 
 struct scored {
     double score;
@@ -122,6 +124,7 @@ static int worse(const struct scored *a, const struct scored *b) {
 static void bench_offer(const struct mlsdm_map *map, struct search *s, uint64_t id) {
     struct scored new = {.score = score_of(map, s, slot_of(map, id)), .id = id};
     struct scored *heap = s->bench;
+    if (isnan(new.score)) new.score = INFINITY; /* only of a damaged memory: it comes first, and is found out */
     s->candidates += 1;
     uint32_t at = 0;
     if (s->benched < BENCH) {
@@ -161,6 +164,17 @@ static void insert(struct mlsdm_match *matches, uint32_t *count, uint32_t k, uin
         at--;
     }
     if (at < k) matches[at] = (struct mlsdm_match){.id = id, .score = score};
+}
+
+/* Under the lock: take every damaged memory out of the scan, so that its bounds cannot mislead it any more. The
+ * scrubber finds such slots by their hint and forgets them. */
+static void quarantine(const struct mlsdm_map *map, uint64_t newest, struct mlsdm_answer *answer) {
+    for (uint64_t id = newest > map->capacity ? newest - map->capacity + 1 : 1; id <= newest; id++) {
+        uint64_t slot = slot_of(map, id);
+        if (alive(map, id, newest) && slot_sound(map, slot)) continue;
+        if (alive(map, id, newest)) answer->corrupt_id = id;
+        code_at(map, slot)->live = 0;
+    }
 }
 
 /* Step 3, under the lock. Returns 0 when too few of the bench survived for the answer to be proven. */
@@ -212,7 +226,8 @@ int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct 
     int status = search_prepare(map, s, query), done = 0;
     *answer = (struct mlsdm_answer){0};
     for (int attempt = 1; !status && !done; attempt++) {
-        int held = attempt > 3;
+        if (attempt > ATTEMPTS_MAX) return MLSDM_STATUS_CORRUPT;
+        int held = attempt > ATTEMPTS_UNLOCKED;
         struct mlsdm_state state;
         status = held ? section_enter(map) : mlsdm_state_read(map, &state, NULL);
         if (status) break;
@@ -236,6 +251,7 @@ int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct 
         uint64_t commit = commit_of(map);
         const struct mlsdm_state *now = state_at(map, commit);
         done = s->mask == query->masks[now->scalars.phase] && settle(map, s, seen, &now->scalars, matches, answer);
+        if (held && !done) quarantine(map, now->scalars.accepted, answer);
         answer->as_of = commit, answer->time_ns = now->time_ns, answer->attempts = (uint32_t)attempt;
         answer->scanned = s->scanned, answer->candidates = s->candidates;
         section_leave(map, MLSDM_STATUS_OK);

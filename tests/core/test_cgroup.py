@@ -11,6 +11,12 @@ UNLIMITED_V1 = "9223372036854771712\n"
 CORES = len(os.sched_getaffinity(0))
 
 
+def limit_of(cgroup: Cgroup) -> int | None:
+    """The limit with the least room below it."""
+    room = cgroup.memory_room()
+    return None if room is None else room.limit
+
+
 def tree(root: Path, files: dict[str, str]) -> Path:
     for name, content in files.items():
         path = root / name
@@ -34,11 +40,11 @@ class TestMemory:
         files = {"memory_max": "1000\n", "memory_current": "700\n", "memory_stat": "anon 1\ninactive_file 200\n"}
         cgroup = Cgroup(v2(tmp_path, top=files))
 
-        assert cgroup.memory_limit_bytes() == 1000
+        assert limit_of(cgroup) == 1000
         assert cgroup.memory_room() == (1000, 500)
 
-    def test_the_tightest_level_holds(self, tmp_path: Path) -> None:
-        """The smallest limit on the way up is the limit; the fullest level is the room."""
+    def test_the_fullest_level_holds(self, tmp_path: Path) -> None:
+        """The fullest level binds, not the smallest limit; siblings do not."""
         root = v2(
             tmp_path,
             path="/pod/app",
@@ -47,14 +53,13 @@ class TestMemory:
             pod_sidecar={"memory_max": "1", "memory_current": "1"},
         )
 
-        assert Cgroup(root).memory_limit_bytes() == 1000
         assert Cgroup(root).memory_room() == (2000, 1950)
 
     def test_a_parents_limit_binds_a_group_without(self, tmp_path: Path) -> None:
         """Unlimited below, limited above."""
         root = v2(tmp_path, path="/a/b", a={"memory_max": "5"}, a_b={"memory_max": "max\n"})
 
-        assert Cgroup(root).memory_limit_bytes() == 5
+        assert limit_of(Cgroup(root)) == 5
 
     def test_v1(self, tmp_path: Path) -> None:
         """The old names, with the host's path of a group of which only the mount's root is visible."""
@@ -76,7 +81,7 @@ class TestMemory:
         """The largest number means none, and so does what is no number."""
         files = {"proc/self/cgroup": "4:memory:/\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": limit}
 
-        assert Cgroup(tree(tmp_path, files)).memory_limit_bytes() is None
+        assert limit_of(Cgroup(tree(tmp_path, files))) is None
         assert Cgroup(tmp_path).memory_room() is None
 
     def test_used_is_never_negative(self, tmp_path: Path) -> None:
@@ -163,18 +168,18 @@ class TestAbsence:
         """Without them nothing is limited and nothing accounted."""
         cgroup = Cgroup(tmp_path)
 
-        limits = (cgroup.memory_limit_bytes(), cgroup.memory_room(), cgroup.cpu_quota(), cgroup.cpu_used_ns())
+        limits = (limit_of(cgroup), cgroup.memory_room(), cgroup.cpu_quota(), cgroup.cpu_used_ns())
         assert limits == (None, None, None, None)
         assert cgroup.cores() == CORES
 
     @pytest.mark.parametrize("path", ["/../../x", "", "/gone/away"])
     def test_paths_that_lead_nowhere(self, tmp_path: Path, path: str) -> None:
         """A path outside the namespace, or of a group that is gone, leaves the mount's root."""
-        assert Cgroup(v2(tmp_path, path, top={"memory_max": "9"})).memory_limit_bytes() == 9
+        assert limit_of(Cgroup(v2(tmp_path, path, top={"memory_max": "9"}))) == 9
 
     def test_the_real_one(self) -> None:
         """On whatever this test runs, the answers are plausible."""
         cgroup = Cgroup(Path("/"))
 
         assert 1 <= cgroup.cores() <= CORES
-        assert (cgroup.memory_limit_bytes() or 1) > 0
+        assert (limit_of(cgroup) or 1) > 0

@@ -1,0 +1,240 @@
+"""A small formed block for tests, the events that go into it, and the witness that proves what came out.
+
+`Formed` is a real block with its first state, and this process as the owner of one row. Events come from a `Pool` in
+which the moral value names the vector, so that the log alone (which holds moral values, but no vectors) tells what
+every slot must contain. `Witness` follows the log with the reference model and holds everything that the block says
+about itself against it: scalars and levels to the last bit, tallies, checksums, the number of live memories.
+
+Children are plain forks: what is under test is what happens to shared memory when processes meet or die.
+"""
+
+import ctypes
+import errno
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, Final, Self
+
+import numpy as np
+
+from core.governor import GovernorSettings
+from core.regime import Regime, SynapseSettings
+from core.replay import Model, Scalars
+from core.rhythm import RhythmSettings
+from core.synapse import Synapse
+from core.vector import Vector
+from shm import process
+from shm._native import ffi
+from shm.block import Block
+from shm.layout import KINDS, NO_ROW, Layout
+from shm.status import Gone
+from shm.store import Store, new_settings
+
+SMALL: Final = Layout(dimension=16, capacity=50, payload_size_max=64, log_capacity=4096, rows=4)
+REGIME: Final = Regime(GovernorSettings(), RhythmSettings(), SynapseSettings(), 1_000_000_000)
+NORM_MAX: Final = 1e6
+_libc = ctypes.CDLL(None)
+WAIT_MS: Final = 2000  # far above anything a loaded machine does to a section of a microsecond
+
+
+class Formed:
+    """A block with its first state. The clock is the test's own: it starts anywhere and moves when it is looked at."""
+
+    def __init__(self, layout: Layout = SMALL, regime: Regime = REGIME, wait_ms: int = WAIT_MS) -> None:
+        self.started_ns = self._time_ns = random.randrange(10**18)
+        self.regime = regime
+        self.block = Block.create(layout, os.urandom(16), time.time_ns(), self.started_ns)
+        self.block.bind(os.getpid(), NO_ROW, wait_ms, NORM_MAX)
+        self.wait_ms = wait_ms
+        self.store = Store(self.block)
+        self.epoch = int(self.store.epoch(self.now(), regime.to_record()).epoch)
+        self.pool = Pool(layout.dimension)
+        self.be(0)
+
+    def now(self) -> int:
+        """Return a time in ns, later than the last."""
+        self._time_ns += 1000
+        return self._time_ns
+
+    def be(self, row: int) -> None:
+        """Say that this process is the owner of `row` (after a fork, or to play another part)."""
+        self.block.bind(os.getpid(), row, self.wait_ms, NORM_MAX)
+
+    def admit(self, number: int, payload: bytes = b"") -> Any:
+        """Admit event `number` of the pool; returns a copy of its log entry."""
+        moral, vector = self.pool.event(number)
+        return copied(self.store.admit(self.now(), moral, vector, payload))
+
+    def accept(self, number: int = 0, payload: bytes = b"") -> int:
+        """Admit an event that no threshold rejects; returns its memory id."""
+        return int(self.admit(950_000 + number % 50_000, payload).after.accepted)
+
+    def apply(self, kind: str, regime: Regime | None = None) -> Any:
+        """Post a command and carry it out at once."""
+        self.store.post_command(kind, regime and regime.to_record())
+        return copied(self.store.apply_command(self.now(), self.epoch))
+
+    def live_ids(self) -> list[int]:
+        """Return every id in the window that can be read."""
+        newest = int(self.store.state().scalars.accepted)
+        found = []
+        for memory_id in range(max(1, newest - self.block.layout.capacity + 1), newest + 1):
+            try:
+                found.append(self.store.memory(memory_id).id)
+            except Gone:
+                continue
+        return found
+
+    def region_bytes(self, name: str) -> tuple[int, int]:
+        """Return (offset, size) of a region in the block."""
+        region = next(region for region in self.block.layout.regions() if region.name == name)
+        return region.offset, region.size
+
+    def close(self) -> None:
+        """Let go of the block; its mapping goes with the last object that looks into it."""
+        self.block.close()
+        del self.block, self.store
+
+
+class Pool:
+    """Events by number, 0 … 10⁶: the moral value is number ÷ 10⁶, the vector follows from it."""
+
+    def __init__(self, dimension: int, count: int = 512) -> None:
+        vectors = np.random.default_rng(20251122).standard_normal((count, dimension)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        self.vectors = vectors
+        self.vectors[1::7] = self.vectors[::7][: len(self.vectors[1::7])]  # ties
+        self.vectors[3::50] = 0
+
+    def event(self, number: int) -> tuple[float, Vector]:
+        """Return (moral value, float32[D])."""
+        return number / 1_000_000, self.vectors[number % len(self.vectors)]
+
+    def index_of(self, moral: float) -> int:
+        """Return which of the pool's vectors came with a moral value."""
+        return round(moral * 1_000_000) % len(self.vectors)
+
+    def vector_of(self, moral: float) -> Vector:
+        """Return the vector that came with a moral value."""
+        vector: Vector = self.vectors[self.index_of(moral)]
+        return vector
+
+
+class Witness:
+    """Follows one block's log from its first entry on. `check` proves all that happened since the last check."""
+
+    def __init__(self, formed: Formed) -> None:
+        self.formed = formed
+        self.model: Model | None = None
+        self.vectors: dict[int, Vector] = {}
+        self.decisions = 0
+
+    def check(self) -> None:
+        """Hold the live block against a replay of its log. Nobody may be writing meanwhile."""
+        formed, store, layout = self.formed, self.formed.store, self.formed.block.layout
+        state, _ = store.levels()
+        levels = np.frombuffer(store.level_bytes(), np.float32).reshape(3, -1)[:, : layout.dimension]
+        regime = Regime.of_record(state.settings)
+        at = self.model.position + 1 if self.model else 1
+        while at <= state.position:
+            page, _ = store.entries(at, 1000)
+            for entry in page:
+                self._follow(entry, regime)
+            at += len(page)
+        model = self.model
+        assert model is not None
+        assert model.position == state.position
+        assert model.scalars == Scalars.of(state.scalars)
+        assert model.levels is not None
+        assert [level.tobytes() for level in model.levels] == [level.tobytes() for level in levels]
+        assert (model.accepted, model.rejected, model.position) == store.tallies()
+        assert self.decisions == model.accepted + model.rejected
+        assert [(True, 0)] * (layout.capacity + 1) == [store.slot_sound(slot) for slot in range(layout.capacity + 1)]
+        assert model.live == len(formed.live_ids())
+
+    def _follow(self, entry: Any, regime: Regime) -> None:
+        """Apply one entry. `regime` is in force all the time: those who configure replay the log as a whole."""
+        decided = ffi.cast("struct mlsdm_decided *", entry.detail)
+        if entry.kind == KINDS.index("decision"):
+            self.decisions += 1
+            assert entry.after.accepted + entry.after.rejected == self.decisions
+            if decided.memory_id:
+                self.vectors[decided.memory_id] = self.formed.pool.vector_of(decided.moral)
+        if self.model is None:
+            self.model = Model.before(entry, regime, Synapse.initial(self.formed.block.layout.dimension))
+        self.model = self.model.after(entry, regime, self.vectors.__getitem__)
+        self.vectors.pop(decided.memory_id, None)
+
+    def copy(self) -> Self:
+        """Return a witness that has seen the same, to follow another continuation."""
+        twin = type(self)(self.formed)
+        twin.model, twin.decisions = self.model, self.decisions
+        return twin
+
+
+def copied(entry: Any) -> Any:
+    """Return a copy of a log entry that outlives the store's next call."""
+    own = ffi.new("struct mlsdm_entry *")
+    ffi.memmove(own, entry, ffi.sizeof("struct mlsdm_entry"))
+    return own
+
+
+def settings_of(regime: Regime, **changes: Any) -> Any:
+    """Return the record of a regime with single fields replaced."""
+    record = regime.to_record()
+    names = [name for name, _ in ffi.typeof("struct mlsdm_settings").fields]
+    return new_settings(**{**{name: getattr(record, name) for name in names}, **changes})
+
+
+def begin(work: Callable[[], object]) -> int:
+    """Fork a child that does `work` and ends; returns its pid. It exits with 1 when `work` raises, and it does not
+    outlive this process.
+    """
+    sys.stdout.flush()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            process.die_with_parent(parent)
+            work()
+        except BaseException:  # noqa: BLE001  the child must never return into pytest
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return pid
+
+
+def exit_of(pid: int, seconds: float = 30.0) -> int:
+    """Wait for a child; returns its exit status, negative when a signal ended it. Not to end is a failure."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    end(pid)
+    raise AssertionError(f"child {pid} did not end within {seconds:g} s")
+
+
+def end(pid: int) -> None:
+    """SIGKILL a child and reap it."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait until something holds; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.0005)
+
+
+def take_mutex(block: Block) -> None:
+    """Take the mutex from outside the native core; it may be a dead owner's, and is not made consistent."""
+    mutex = ctypes.c_void_p(int(ffi.cast("uintptr_t", block.region("lock"))))
+    assert _libc.pthread_mutex_lock(mutex) in (0, errno.EOWNERDEAD)

@@ -1,0 +1,58 @@
+"""Fixtures of the tests of `shm`: formed blocks, and a look at what each test leaves behind."""
+
+import contextlib
+import gc
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.formed import Formed
+
+Form = Callable[..., Formed]
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that leaves a descriptor or a child behind fails. One that failed anyway may: tracebacks hold things."""
+    gc.collect()
+    descriptors, children, failed = _descriptors(), _children(), request.session.testsfailed
+    yield
+    if request.session.testsfailed > failed:
+        return
+    gc.collect()  # a block's mapping, and its descriptor, go with the last object that looks into it
+    assert [] == [link for fd, link in _descriptors().items() if fd not in descriptors]
+    assert set() == _children() - children
+
+
+def _descriptors() -> dict[int, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one that listed them is gone
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    return found
+
+
+def _children() -> set[str]:
+    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
+@pytest.fixture
+def form() -> Iterator[Form]:
+    """Form blocks of a test's own; they are closed behind it."""
+    blocks: list[Formed] = []
+
+    def formed(*arguments: object, **keywords: object) -> Formed:
+        blocks.append(Formed(*arguments, **keywords))  # type: ignore[arg-type]  # handed through to Formed
+        return blocks[-1]
+
+    yield formed
+    for one in blocks:
+        one.close()
+
+
+@pytest.fixture
+def formed(form: Form) -> Formed:
+    """One small formed block, with this process as the owner of row 0."""
+    return form()

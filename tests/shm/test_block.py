@@ -1,0 +1,212 @@
+"""The block: sealed, recognised, refused when it is another; and an observer that can look and cannot harm."""
+
+import faulthandler
+import fcntl
+import mmap
+import os
+import resource
+import signal
+
+import pytest
+
+from shm._native import ffi, lib
+from shm.block import Block, BlockError, find
+from shm.layout import LAYOUT_VERSION, MAGIC, PAGE
+from shm.status import Unformed
+from shm.store import Store
+from tests.formed import SMALL, Formed, Witness, begin, end, exit_of, wait_until
+from tests.shm.conftest import Form
+from tests.shm.test_concurrency import hot
+
+
+class TestCreate:
+    def test_header(self, formed: Formed) -> None:
+        """The header says what the block is."""
+        header = formed.block.region("header")
+
+        assert (MAGIC, LAYOUT_VERSION, formed.started_ns) == (
+            header.magic,
+            header.layout_version,
+            header.created_boot_ns,
+        )
+        assert (SMALL.dimension, SMALL.capacity, SMALL.rows) == (header.dimension, header.capacity, header.rows)
+        assert bytes(header.boot_id).hex() == formed.block.boot_id
+        assert SMALL.fingerprint() == bytes(header.fingerprint)
+        assert SMALL.block_size == header.block_size == os.fstat(formed.block.fd).st_size
+
+    def test_sealed(self, formed: Formed) -> None:
+        """Nobody can shrink or grow it, or take the seals away."""
+        for size in (0, SMALL.block_size - PAGE, SMALL.block_size + PAGE):
+            with pytest.raises(PermissionError):
+                os.ftruncate(formed.block.fd, size)
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(formed.block.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+
+    def test_unformed(self) -> None:
+        """A new block holds no state until a controller has formed one."""
+        block = Block.create(SMALL, os.urandom(16), 1, 2)
+        block.bind(os.getpid(), 0, 100, 1e6)
+        with pytest.raises(Unformed):
+            Store(block).state()
+        block.close()
+
+    def test_all_of_it_is_there(self, formed: Formed) -> None:
+        """Every page was allocated when it was made: none can be missing later."""
+        assert os.fstat(formed.block.fd).st_blocks * 512 >= SMALL.block_size
+
+    def test_too_large(self) -> None:
+        """More memory than there is: one sentence that names the fix, and no descriptor is left."""
+
+        def work() -> None:
+            before = len(os.listdir("/proc/self/fd"))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (PAGE, PAGE))  # a limit that costs the machine nothing to reach
+            with pytest.raises(BlockError, match=r"cannot allocate 1 MB of shared memory .* lower `capacity`"):
+                Block.create(SMALL, os.urandom(16), 1, 2)
+            assert before == len(os.listdir("/proc/self/fd"))
+
+        assert 0 == exit_of(begin(work))
+
+    def test_leaves_nothing(self) -> None:
+        """A block that was closed and forgotten leaves no descriptor."""
+        before = len(os.listdir("/proc/self/fd"))
+        Block.create(SMALL, os.urandom(16), 1, 2).close()
+
+        assert before == len(os.listdir("/proc/self/fd"))
+
+
+class TestOpen:
+    def test_is_the_same_memory(self, formed: Formed) -> None:
+        """What is written through one mapping is read through the other."""
+        other = Block.open(os.dup(formed.block.fd), writable=True)
+        other.bind(os.getpid(), 1, 100, 1e6)
+        formed.accept()
+
+        assert (formed.block.boot_id, formed.started_ns, SMALL) == (other.boot_id, other.created_boot_ns, other.layout)
+        assert 1 == Store(other).state().scalars.accepted
+        other.close()
+
+    @pytest.mark.parametrize("content", [b"", b"x" * 100, bytes(PAGE), os.urandom(PAGE)])
+    def test_something_else(self, content: bytes) -> None:
+        """Any other memory is no block."""
+        fd = os.memfd_create("other")
+        os.write(fd, content)
+        with pytest.raises(BlockError, match="is not a block"):
+            Block.open(fd, writable=True)
+        os.close(fd)
+
+    def test_no_memory_at_all(self) -> None:
+        """A pipe, a closed descriptor."""
+        ends = os.pipe()
+        for fd in (ends[0], 9999):
+            with pytest.raises(BlockError, match="is not a block"):
+                Block.open(fd, writable=True)
+        for fd in ends:
+            os.close(fd)
+
+    @pytest.mark.parametrize(
+        ("field", "value", "sentence"),
+        [
+            ("magic", 0, "it starts with 0x0"),
+            ("layout_version", LAYOUT_VERSION + 1, "laid out by other code"),
+            ("dimension", 17, "laid out by other code"),
+            ("capacity", 51, "laid out by other code"),
+            ("rows", 5, "laid out by other code"),
+            ("block_size", 4096, "expected"),
+        ],
+    )
+    def test_other_code(self, formed: Formed, field: str, value: int, sentence: str) -> None:
+        """A block with a sound header that is another's is refused in one sentence."""
+        header = formed.block.region("header")
+        setattr(header, field, value)
+        header.checksum = lib.mlsdm_header_checksum(header)
+
+        with pytest.raises(BlockError, match=sentence):
+            Block.open(formed.block.fd, writable=True)
+
+    def test_another_size(self) -> None:
+        """A copy of a block in a smaller memory is refused before it is mapped."""
+        formed = Formed()
+        fd = os.memfd_create("copy")
+        os.write(fd, formed.block.memory[: 2 * PAGE])
+        with pytest.raises(BlockError, match=f"has {2 * PAGE} bytes"):
+            Block.open(fd, writable=True)
+        os.close(fd)
+        formed.close()
+
+
+class TestObserver:
+    def test_reads_while_others_write(self, form: Form) -> None:
+        """Through /proc/PID/fd/N, mapped read-only, the state is read while a writer writes."""
+        formed = form()
+        writer = begin(hot(formed, 1))
+        holder, path = next(iter(find(writer)))
+        fd = os.open(path, os.O_RDONLY)
+        observer = Block.open(fd, writable=False)
+        observer.bind(os.getpid(), 0xFFFF_FFFF, 0, 1e6)
+        store = Store(observer)
+        wait_until(lambda: observer.region("commit").position > 1000)
+        end(writer)
+        state = store.state()
+
+        assert (writer, formed.block.boot_id) == (holder, observer.boot_id)
+        assert state.scalars.accepted + state.scalars.rejected == state.position - 1
+        observer.close()
+
+    def test_cannot_write(self, form: Form) -> None:
+        """A write through a read-only mapping ends the observer and leaves the block alone."""
+        formed = form()
+
+        def write() -> None:
+            observer = Block.open(os.open(f"/proc/self/fd/{formed.block.fd}", os.O_RDONLY), writable=False)
+            faulthandler.disable()  # the fault is wanted
+            observer.region("commit").position = 99
+
+        assert -signal.SIGSEGV == exit_of(begin(write))
+        assert 1 == formed.store.state().position
+        fd = os.open(f"/proc/self/fd/{formed.block.fd}", os.O_RDONLY)
+        with pytest.raises(PermissionError):
+            mmap.mmap(fd, PAGE)
+        os.close(fd)
+
+    def test_find_sees_each_memory_once(self, form: Form) -> None:
+        """A block that several processes hold is found at the oldest; other memories are not found."""
+        formed = form()
+        other = os.memfd_create("mlsdm-other")
+        child = begin(signal.pause)
+        mine = os.fstat(formed.block.fd).st_ino
+        found = [(pid, path) for pid, path in find() if path.stat().st_ino == mine]
+
+        assert [os.getpid()] == [pid for pid, _ in found]
+        assert [child] == [pid for pid, _ in find(child)]
+        assert other not in [int(path.name) for _, path in find(os.getpid())]
+        end(child)
+        os.close(other)
+
+    def test_nobody(self) -> None:
+        """A process without a block has none."""
+        assert [] == list(find(1 if os.getpid() != 1 else 2))
+
+
+class TestRegion:
+    def test_is_where_the_layout_says(self, formed: Formed) -> None:
+        """Every region with records begins at its offset from the mapping's base."""
+        base = int(ffi.cast("uintptr_t", formed.block.map.base))
+        records = ("header", "lock", "commit", "states", "vitals", "command", "rows", "slots", "codes", "log")
+        for region in SMALL.regions():
+            if region.name in records:
+                last = region.count - 1
+                address = int(ffi.cast("uintptr_t", formed.block.region(region.name, last)))
+                assert base + region.offset + last * region.stride == address
+
+    def test_survives_its_maker(self, form: Form) -> None:
+        """The memory lives as long as one process holds it, whoever made it."""
+        formed = form()
+
+        def work() -> None:
+            formed.be(1)
+            for number in range(100):
+                formed.accept(number)
+
+        assert 0 == exit_of(begin(work))
+        Witness(formed).check()
+        assert 100 == formed.store.state().scalars.accepted

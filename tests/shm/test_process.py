@@ -1,0 +1,133 @@
+"""Who is who, who is alive, and that nobody else is ever hit."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from shm import process
+from shm.process import NOBODY, Identity
+from tests.formed import begin, end, exit_of, wait_until
+
+
+class TestIdentity:
+    def test_myself(self) -> None:
+        """This process is alive, and its identity stays the same."""
+        me = process.myself()
+
+        assert (os.getpid(), True) == (me.pid, me.alive)
+        assert me == process.identify(os.getpid())
+
+    def test_nobody(self) -> None:
+        """Nobody is not alive, and a pid that nobody has is Nobody."""
+        assert not NOBODY.alive
+        assert NOBODY == process.identify(2**22 + 1)
+
+    def test_dead_or_a_zombie(self) -> None:
+        """A process that has ended is not alive, reaped or not."""
+        child = begin(lambda: None)
+        identity = process.identify(child)
+        wait_until(lambda: not identity.alive)
+        os.waitpid(child, 0)
+
+        assert not identity.alive
+
+    def test_another_start_time_is_another_process(self) -> None:
+        """A pid alone names nobody."""
+        me = process.myself()
+
+        assert not Identity(me.pid, me.started + 1).alive
+
+    def test_awkward_names(self) -> None:
+        """A command with spaces and parentheses does not confuse the reading of /proc/PID/stat."""
+
+        def work() -> None:
+            with open("/proc/self/comm", "w", encoding="ascii") as file:
+                file.write(") R 1 (x")
+            me = process.myself()
+            assert me.alive
+            assert me.pid == os.getpid()
+
+        assert 0 == exit_of(begin(work))
+
+
+class TestKill:
+    def test_exactly_this_process(self) -> None:
+        """The one that is meant is killed."""
+        child = begin(signal.pause)
+
+        assert process.kill(process.identify(child))
+        assert -signal.SIGKILL == exit_of(child)
+
+    def test_refuses_a_reused_pid(self) -> None:
+        """One with the same pid and another start time is left alone."""
+        child = begin(signal.pause)
+        identity = process.identify(child)
+
+        assert not process.kill(Identity(child, identity.started - 1))
+        assert identity.alive
+        end(child)
+
+    def test_nobody_is_killed_twice(self) -> None:
+        """One that is already gone is no error."""
+        child = begin(lambda: None)
+        identity = process.identify(child)
+        os.waitpid(child, 0)
+
+        assert not process.kill(identity)
+        assert not process.kill(NOBODY)
+
+
+class TestParent:
+    def test_dies_with_it(self) -> None:
+        """A grandchild ends when its parent is killed."""
+        read, write = os.pipe()
+
+        def middle() -> None:
+            os.close(read)
+            inner = begin(signal.pause)  # `begin` binds it to its parent
+            os.write(write, str(inner).encode())
+            signal.pause()
+
+        child = begin(middle)
+        os.close(write)
+        inner = process.identify(int(os.read(read, 20)))
+        assert inner.alive
+        end(child)
+        wait_until(lambda: not inner.alive)
+        os.close(read)
+
+    def test_too_late(self) -> None:
+        """A parent that has already ended is noticed."""
+        assert 0 == exit_of(begin(self._unbind))
+
+    @staticmethod
+    def _unbind() -> None:
+        with pytest.raises(ProcessLookupError):
+            process.die_with_parent(1)
+
+
+def test_cpu_time() -> None:
+    """The CPU time of a process that works grows; that of one that waits stands still."""
+
+    def work() -> None:
+        while True:
+            pass
+
+    busy, idle = begin(work), begin(signal.pause)
+    wait_until(lambda: process.cpu_time_ns(busy) > 5_000_000)
+    time.sleep(0.01)
+    still = process.cpu_time_ns(idle)
+    time.sleep(0.02)
+
+    assert still == process.cpu_time_ns(idle)
+    end(busy)
+    end(idle)
+    assert 0 == process.cpu_time_ns(busy)
+
+
+def test_threads_belong_to_processes() -> None:
+    """The main thread's id is the pid; an id that nobody has is 0."""
+    assert os.getpid() == process.process_of_thread(os.getpid())
+    assert 0 == process.process_of_thread(2**22 + 1)

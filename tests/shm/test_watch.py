@@ -1,0 +1,194 @@
+"""The watch over the lock: a stuck holder is removed, and nobody else ever is."""
+
+import ctypes
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from shm import process
+from shm._native import ffi
+from shm.status import Busy
+from shm.watch import INTERVAL_SECONDS, SAMPLES, LockWatch
+from tests.formed import Formed, Witness, begin, end, exit_of, take_mutex, wait_until
+from tests.shm.conftest import Form
+
+Hold = Callable[[Callable[[], object]], int]
+
+
+@pytest.fixture
+def hold(formed: Formed) -> Iterator[Hold]:
+    """Start children that take the mutex and then do something; whoever is left is killed."""
+    pids: list[int] = []
+
+    def start(then: Callable[[], object]) -> int:
+        def work() -> None:
+            take_mutex(formed.block)
+            then()
+
+        pids.append(begin(work))
+        wait_until(lambda: formed.block.mutex_owner() == pids[-1])
+        return pids[-1]
+
+    yield start
+    for pid in pids:
+        try:
+            end(pid)
+        except (ProcessLookupError, ChildProcessError):
+            continue
+
+
+def stop_myself() -> None:
+    """Stand still as a debugger's victim does."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def stopped(pid: int) -> None:
+    """Wait until a child stands still."""
+    wait_until(lambda: os.waitpid(pid, os.WUNTRACED | os.WNOHANG)[0])
+
+
+def samples(formed: Formed, count: int) -> list[process.Identity]:
+    """Sample at the usual interval; returns who was removed."""
+    watch = LockWatch(formed.block)
+    removed = []
+    for _ in range(count):
+        removed.append(watch.sample())
+        time.sleep(INTERVAL_SECONDS)
+    return [one for one in removed if one]
+
+
+class TestStuck:
+    def test_others_get_busy_in_time(self, formed: Formed, hold: Hold) -> None:
+        """While the holder stands still, an admission answers Busy after the configured wait, not before it."""
+        hold(signal.pause)
+        formed.wait_ms = 60
+        formed.be(0)
+        began = time.monotonic()
+        with pytest.raises(Busy):
+            formed.accept()
+
+        assert 0.06 <= time.monotonic() - began < 5
+        assert (1, 1) == (formed.block.region("rows", 0).lock_waits, formed.store.state().position)
+        assert formed.block.region("rows", 0).lock_wait_ns >= 60_000_000
+
+    def test_is_removed(self, formed: Formed, hold: Hold) -> None:
+        """A stopped holder is removed at the fifth sample, not at the fourth; and then events are admitted again."""
+        bystander = begin(signal.pause)
+        pid = hold(stop_myself)
+        stopped(pid)
+        identity = process.identify(pid)
+
+        watch = LockWatch(formed.block)
+        found = []
+        for _ in range(SAMPLES):
+            found.append(watch.sample())
+            time.sleep(INTERVAL_SECONDS)
+        assert [None] * (SAMPLES - 1) + [identity] == found
+        assert -signal.SIGKILL == exit_of(pid)
+        assert process.identify(bystander).alive
+        formed.accept()
+        Witness(formed).check()
+        assert 1 == formed.block.region("lock").deaths
+        end(bystander)
+
+    def test_one_that_sleeps_inside_is_stuck_too(self, formed: Formed, hold: Hold) -> None:
+        """Whatever it waits for: a section waits for nothing."""
+        pid = hold(signal.pause)
+
+        assert [process.identify(pid)] == samples(formed, SAMPLES + 1)
+        assert -signal.SIGKILL == exit_of(pid)
+
+    def test_whoever_did_not_sign(self, formed: Formed, hold: Hold) -> None:
+        """The owner is found in the mutex itself, whatever the `holder` field says."""
+        formed.block.region("lock").holder = os.getpid()
+        pid = hold(stop_myself)
+        stopped(pid)
+
+        assert [process.identify(pid)] == samples(formed, SAMPLES)
+        assert -signal.SIGKILL == exit_of(pid)
+
+
+class TestNotStuck:
+    def test_a_busy_holder(self, formed: Formed, hold: Hold) -> None:
+        """One that computes is never removed, however long it takes."""
+
+        def work() -> None:
+            while True:
+                pass
+
+        pid = hold(work)
+
+        assert [] == samples(formed, 3 * SAMPLES)
+        assert process.identify(pid).alive
+
+    def test_one_that_lets_go_between_samples(self, form: Form) -> None:
+        """The same owner with another acquisition number is another section."""
+        formed = form()
+
+        def work() -> None:
+            formed.be(1)
+            while True:
+                formed.accept()
+                formed.block.map.wait_ms = 1000
+                time.sleep(0.0005)
+
+        pid = begin(work)
+        wait_until(lambda: formed.store.state().position > 10)
+
+        assert [] == samples(formed, 3 * SAMPLES)
+        assert process.identify(pid).alive
+        end(pid)
+
+    def test_one_that_moves_on_after_four_samples(self, formed: Formed, hold: Hold) -> None:
+        """Four samples of standing still are forgiven: a new acquisition begins the count anew."""
+        pid = hold(stop_myself)
+        stopped(pid)
+        watch = LockWatch(formed.block)
+        lock = formed.block.region("lock")
+        for _ in range(3):
+            assert [None] * (SAMPLES - 1) == [watch.sample() for _ in range(SAMPLES - 1)]
+            lock.acquisitions += 1
+
+        assert process.identify(pid).alive
+
+    def test_a_free_lock(self, formed: Formed) -> None:
+        """Nobody holds it, nobody is removed."""
+        assert 0 == formed.block.mutex_owner()
+        assert [] == samples(formed, SAMPLES + 1)
+
+    def test_a_dead_holder(self, formed: Formed, hold: Hold) -> None:
+        """One that has died holds nothing: the next to enter takes over, and there is nobody to remove."""
+        end(hold(signal.pause))
+
+        assert [] == samples(formed, SAMPLES + 1)
+        formed.accept()
+        Witness(formed).check()
+
+
+class TestOwner:
+    def test_is_the_thread_that_holds_it(self, formed: Formed) -> None:
+        """A thread's id is found in the mutex, and its process from there."""
+        seen: list[tuple[int, int]] = []
+        taken, seen_it = threading.Event(), threading.Event()
+
+        def work() -> None:
+            take_mutex(formed.block)
+            taken.set()
+            seen_it.wait(10)
+            mutex = ctypes.c_void_p(int(ffi.cast("uintptr_t", formed.block.region("lock"))))
+            ctypes.CDLL(None).pthread_mutex_unlock(mutex)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        taken.wait(10)
+        owner = formed.block.mutex_owner()
+        seen.append((owner, process.process_of_thread(owner)))
+        seen_it.set()
+        thread.join()
+
+        assert [(thread.native_id, os.getpid())] == seen
+        assert 0 == formed.block.mutex_owner()

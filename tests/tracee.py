@@ -1,0 +1,139 @@
+"""A child that can be killed after any chosen instruction of a critical section.
+
+SIGKILL sent at random hardly ever hits the two microseconds that matter, and never shows that it missed none. So one
+child is stepped through the section (ptrace(2)) to learn its path, instruction by instruction; then, for each
+instruction of that path, a fresh child is brought to that very place with a breakpoint and killed there. Forked
+children have the same addresses and, from the same block, take the same path.
+
+The path begins where the mutex is taken (pthread_mutex_trylock) and ends when pthread_mutex_unlock returns. x86-64
+only.
+"""
+
+import contextlib
+import ctypes
+import os
+import platform
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Final
+
+_TRACEME, _PEEKTEXT, _PEEKUSER, _POKETEXT, _POKEUSER, _CONT, _SINGLESTEP = 0, 1, 3, 4, 6, 7, 9
+_RIP, _RSP = 16 * 8, 19 * 8  # in struct user_regs_struct
+_WORD: Final = (1 << 64) - 1
+_LONGEST: Final = 100_000  # instructions; a section that is longer is a bug of the test
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+_libc.ptrace.restype = ctypes.c_long
+
+
+def _ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> int:
+    ctypes.set_errno(0)
+    result = int(_libc.ptrace(request, pid, address, data))
+    if result == -1 and ctypes.get_errno():
+        raise OSError(ctypes.get_errno(), f"ptrace request {request}")
+    return result & _WORD
+
+
+def _address(name: str) -> int:
+    address = ctypes.cast(getattr(_libc, name), ctypes.c_void_p).value
+    assert address
+    return address
+
+
+class Tracee:
+    """One child, stopped. It runs `work` when it is let go."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                _ptrace(_TRACEME, 0)
+                os.kill(os.getpid(), signal.SIGSTOP)
+                work()
+            finally:
+                os._exit(0)
+        self._stopped()
+
+    def _stopped(self) -> None:
+        _, status = os.waitpid(self.pid, 0)
+        assert os.WIFSTOPPED(status), f"the child ended with {os.waitstatus_to_exitcode(status)}"
+
+    def step(self) -> int:
+        """Run one instruction; returns the address of the next."""
+        _ptrace(_SINGLESTEP, self.pid)
+        self._stopped()
+        return self.at
+
+    @property
+    def at(self) -> int:
+        """The address of the next instruction."""
+        return _ptrace(_PEEKUSER, self.pid, _RIP)
+
+    @property
+    def returns_to(self) -> int:
+        """At the entry of a function: where it will return to."""
+        return _ptrace(_PEEKTEXT, self.pid, _ptrace(_PEEKUSER, self.pid, _RSP))
+
+    def run_to(self, address: int, passes: int = 0) -> None:
+        """Run until `address` is next, for the `passes` + 1st time."""
+        original = _ptrace(_PEEKTEXT, self.pid, address)
+        for left in range(passes, -1, -1):
+            _ptrace(_POKETEXT, self.pid, address, original & ~0xFF | 0xCC)  # int3
+            _ptrace(_CONT, self.pid)
+            self._stopped()
+            assert self.at == address + 1
+            _ptrace(_POKEUSER, self.pid, _RIP, address)
+            _ptrace(_POKETEXT, self.pid, address, original)
+            if left:
+                self.step()
+
+    def kill(self) -> None:
+        """SIGKILL it where it is, and reap it."""
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself, and whoever noticed says so
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+
+def possible() -> bool:
+    """Return whether this machine lets us trace: x86-64, and ptrace is not forbidden."""
+    if platform.machine() != "x86_64":
+        return False
+    pid = os.fork()
+    if pid == 0:
+        os._exit(_libc.ptrace(_TRACEME, 0, None, None) != 0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def path_of(work: Callable[[], object]) -> list[int]:
+    """Return the addresses of all instructions of the section that `work` enters first."""
+    child = Tracee(work)
+    try:
+        child.run_to(_address("pthread_mutex_trylock"))
+        unlock, end = _address("pthread_mutex_unlock"), 0
+        path = [child.at]
+        while path[-1] != end:
+            assert len(path) < _LONGEST
+            path.append(child.step())
+            if path[-1] == unlock:
+                end = child.returns_to
+        return path
+    finally:
+        child.kill()
+
+
+def killed_along(path: list[int], work: Callable[[], object], stride: int, first: int = 0) -> Iterator[int]:
+    """Kill a fresh child before instruction `first`, `first` + `stride`, … of a path; yields each time it is dead."""
+    passes: Counter[int] = Counter()
+    for number, address in enumerate(path):
+        if number % stride == first % stride:
+            child = Tracee(work)
+            try:
+                child.run_to(path[0])
+                if number:
+                    child.run_to(address, passes[address] - (address == path[0]))
+            finally:
+                child.kill()
+            yield number
+        passes[address] += 1
