@@ -22,8 +22,8 @@ def banner(block: Block, loaded: Loaded, workers: int) -> None:
     if config.observability.logging.format == "text":
         key = ' -H "Authorization: Bearer $API_KEY"' if loaded.api_key else ""
         log.info(
-            "try it:\n  curl -s %s/event%s -H 'Content-Type: application/json' \\\n"
-            "    -d '{\"moral_value\": 0.8, \"payload\": \"hello\", \"event_vector\": ['$(seq -s, %d)']}'\n"
-            "  curl -s %s/state%s",
+            "try it:\ncurl -s %s/event%s -H 'Content-Type: application/json' \\\n"
+            "  -d '{\"moral_value\": 0.8, \"payload\": \"hello\", \"event_vector\": ['$(seq -s, %d)']}'\n"
+            "curl -s %s/state%s",
             url, key, config.dimension, url, key,
         )  # fmt: skip

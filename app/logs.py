@@ -34,14 +34,14 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """One line per record for a terminal; line breaks in a message are shown, not made."""
+    """One record for a terminal. Further lines of a message are indented, so that none can pass for a record."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-8s %(name)s[%(process)d] %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
         """Return the line without an exception's traceback."""
-        return super().formatMessage(record).replace("\r", "\\r")
+        return super().formatMessage(record).replace("\r", "\\r").replace("\n", "\n    ")
 
 
 def configuration(level: str, style: Literal["json", "text"]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ claims a worker row and builds the routes in `open`, which the worker calls afte
 import logging
 import os
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import falcon
@@ -111,6 +111,7 @@ class Application:
         api: Any = falcon.App(middleware=[Gate(loaded.api_key)] if loaded.api_key else [])
         api.req_options.auto_parse_qs_csv = False
         api.set_error_serializer(serialise)
+        api.add_error_handler(Exception, _reraise)
         api.add_error_handler(StoreError, on_store_error)
         api.add_error_handler(Busy, Patience(block, worker.loop).on_busy)
         for route in table:
@@ -122,7 +123,7 @@ class Application:
 
     def may_block(self, _method: str, path: str) -> bool:
         """Return whether a request goes to the thread pool."""
-        return path in self._blocking
+        return bool(self._blocking) and "/" + path.strip("/") in self._blocking  # the router, too, strips slashes
 
     def on_beat(self) -> None:
         """Say that the loop turns. Four times a second."""
@@ -136,6 +137,11 @@ class Application:
             self.store.release_row(self.row, process.myself())
         except Busy:
             log.warning("row %d was left to be claimed from the dead", self.row)
+
+
+def _reraise(_request: falcon.Request, _response: falcon.Response, error: Exception, _params: Any) -> NoReturn:
+    """Leave what nobody expected to app/exchange.py, which logs it with its request and answers 500."""
+    raise error
 
 
 app = Application()

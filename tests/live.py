@@ -104,7 +104,7 @@ class LiveServer:
 
     def _ready(self) -> bool:
         try:
-            return self.get("/health/readiness").status == 200
+            return bool(self.get("/health/detailed").json["checks"]["memory_manager"]["healthy"])
         except OSError:
             return False
 

@@ -146,7 +146,14 @@ def test_payloads_of_every_kind_come_back_as_they_were(still_server: LiveServer,
         assert type(memory["payload"]) is type(payload)
 
 
-@pytest.mark.parametrize("body", [json_with(moral_value="1", payload="null"), of_msgpack({**event(), "moral_value": 1.0, "payload": None}), json_with(moral_value="1")])  # fmt: skip
+@pytest.mark.parametrize(
+    "body",
+    [
+        json_with(moral_value="1", payload="null"),
+        of_msgpack({**event(), "moral_value": 1.0, "payload": None}),
+        json_with(moral_value="1"),
+    ],
+)
 def test_null_is_no_payload(still_server: LiveServer, body: Body) -> None:
     """An event without a payload and one with null are the same."""
     decision = sent(still_server, "/event", body)
@@ -217,6 +224,8 @@ def test_the_longest_batch_is_taken(still_server: LiveServer) -> None:
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
+ONE_MORE = pack(event()).replace(b"\x82", b"\x83", 1)  # a map of three, the third still to come
+
 MALFORMED = {
     "nothing": of_json(b""),
     "not json": of_json(b"hello"),
@@ -231,16 +240,16 @@ MALFORMED = {
     "a control character": json_with(payload='"\x01"'),
     "nested too deeply": json_with(payload="[" * 100_000 + "]" * 100_000),
     "vector nested too deeply": json_with(event_vector="[" * 100_000 + "]" * 100_000),
-    "payload not utf-8": of_json(b'{"event_vector":[],"moral_value":0,"payload":"\xff"}'.replace(b"[]", json.dumps(EXAMPLE).encode())),
+    "payload not utf-8": of_json(json_with(payload='"?"').content.replace(b"?", b"\xff")),
     "member name not utf-8": of_json(b'{"\xff":1}'),
     "no msgpack": of_msgpack(b""),
     "reserved opcode": of_msgpack(b"\xc1"),
     "truncated msgpack": of_msgpack(pack(event())[:-1]),
     "something after msgpack": of_msgpack(pack(event()) + b"\x00"),
-    "msgpack nested too deeply": of_msgpack(pack(event()).replace(b"\x82", b"\x83", 1) + b"\xa7payload" + b"\x91" * 100_000 + b"\xc0"),
-    "msgpack text not utf-8": of_msgpack(pack(event()).replace(b"\x82", b"\x83", 1) + b"\xa7payload\xa1\xff"),
-    "msgpack key not utf-8": of_msgpack(pack(event()).replace(b"\x82", b"\x83", 1) + b"\xa1\xff\x00"),
-    "a map as a key": of_msgpack(pack(event()).replace(b"\x82", b"\x83", 1) + b"\xa7payload\x81\x80\x00"),
+    "msgpack nested too deeply": of_msgpack(ONE_MORE + b"\xa7payload" + b"\x91" * 100_000 + b"\xc0"),
+    "msgpack text not utf-8": of_msgpack(ONE_MORE + b"\xa7payload\xa1\xff"),
+    "msgpack key not utf-8": of_msgpack(ONE_MORE + b"\xa1\xff\x00"),
+    "a map as a key": of_msgpack(ONE_MORE + b"\xa7payload\x81\x80\x00"),
 }  # fmt: skip
 
 INVALID: dict[str, tuple[Body, str, str]] = {
@@ -290,7 +299,7 @@ INVALID: dict[str, tuple[Body, str, str]] = {
     "1e999 inside": (json_with(event_vector="[1,2,1e999,4,5,6,7,8]"), "vector_invalid", "event_vector[2]"),
     "float32 overflow": (of_json(event(event_vector=[*EXAMPLE[:-1], 1e39])), "not_finite", "event_vector[7]"),
     "NaN in msgpack": (of_msgpack(event(event_vector=[NAN, *EXAMPLE[1:]])), "not_finite", "event_vector[0]"),
-    "infinity in bin": (of_msgpack(event(event_vector=floats([*EXAMPLE[:-1], -np.inf]))), "not_finite", "event_vector[7]"),
+    "infinity in bin": (of_msgpack(event(event_vector=floats([-np.inf] * 8))), "not_finite", "event_vector[0]"),
     "NaN in base64": (of_json(event(event_vector=text([*EXAMPLE[:-1], NAN]))), "not_finite", "event_vector[7]"),
     "NaN in raw": (of_raw(floats([NAN] * 8), **{"Moral-Value": "1"}), "not_finite", "event_vector[0]"),
     "norm": (of_json(event(event_vector=[1_000_001, *[0] * 7])), "norm_too_large", "event_vector"),
@@ -322,7 +331,9 @@ def test_a_wrong_value_is_422_names_its_field_and_moves_nothing(still_server: Li
     assert (document["status"], document["code"], document["field"]) == (422, code, field)
 
 
-@pytest.mark.parametrize("case", [name for name in INVALID if INVALID[name][0].headers["Content-Type"] != "application/octet-stream"])  # fmt: skip
+@pytest.mark.parametrize(
+    "case", [name for name in INVALID if INVALID[name][0].headers["Content-Type"] != "application/octet-stream"]
+)
 def test_one_wrong_item_refuses_the_whole_batch(still_server: LiveServer, case: str) -> None:
     """A batch is validated whole before its first event is admitted; the field says which item is wrong."""
     body, code, field = INVALID[case]

@@ -55,7 +55,7 @@ class Served:
         def answers() -> bool:
             assert self.process.poll() is None, self.said
             try:
-                return bool(self.get("/health/readiness")["ready"])
+                return bool(self.get("/health/detailed")["checks"]["memory_manager"]["healthy"])
             except OSError:
                 return False
 

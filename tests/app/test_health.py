@@ -1,0 +1,220 @@
+"""/health: liveness, readiness and the detailed document, against a real server and against a real block gone wrong."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import psutil
+import pytest
+from prometheus_client import CollectorRegistry, Histogram
+
+from app.context import Context
+from app.health import DetailedResource, ReadinessResource
+from core.config import Config
+from shm.block import Block
+from shm.layout import NO_ROW, Layout
+from shm.store import Recall, Store, new_vitals
+from tests.app.wire import accepted
+from tests.formed import SMALL, Formed
+from tests.live import LiveServer, eventually
+
+CHECKS = {"server", "memory_manager", "system_memory", "system_cpu", "controller"}
+
+
+@pytest.mark.parametrize("path", ["/health/liveness", "/livez"])
+def test_liveness_is_always_200(still_server: LiveServer, path: str) -> None:
+    """One constant document."""
+    answer = still_server.get(path)
+
+    assert (answer.status, answer.headers["content-type"], answer.json) == (
+        200,
+        "application/json",
+        {"status": "alive"},
+    )
+
+
+@pytest.mark.parametrize("path", ["/health/readiness", "/readyz"])
+def test_readiness_says_which_checks_hold(still_server: LiveServer, path: str) -> None:
+    """The status follows from the checks, and a check that fails says why (a busy machine may fail one of them)."""
+    answer = still_server.get(path)
+
+    document = answer.json
+    assert set(document) == {"ready", "status", "checks"}
+    assert set(document["checks"]) == CHECKS
+    assert document["ready"] == all(check["healthy"] for check in document["checks"].values())
+    assert (answer.status, document["status"]) == ((200, "ready") if document["ready"] else (503, "not_ready"))
+    assert all(check["healthy"] or check["reason"] for check in document["checks"].values())
+    assert document["checks"]["memory_manager"] == {"healthy": True}
+
+
+def test_the_detailed_document_has_the_documented_members(still_server: LiveServer) -> None:
+    """Each value that operators take out of it with jq is there, and agrees with the state."""
+    accepted(still_server)
+
+    document, state = still_server.get("/health/detailed").json, still_server.state()
+
+    assert set(document) == {
+        "status", "timestamp", "uptime_seconds", "system", "checks", "memory_state", "phase", "statistics",
+        "rate_limiting", "version", "boot_id",
+    }  # fmt: skip
+    assert document["status"] in ("healthy", "unhealthy")
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(document["timestamp"])).total_seconds()) < 60
+    assert document["uptime_seconds"] > 0
+    assert set(document["checks"]) == CHECKS
+    assert document["memory_state"] == {
+        "L1_norm": state["L1_norm"],
+        "L2_norm": state["L2_norm"],
+        "L3_norm": state["L3_norm"],
+        "used": state["memory_used"],
+        "capacity": state["capacity"],
+    }
+    assert document["phase"] == state["current_phase"]
+    latency = document["statistics"].pop("avg_latency_ms")
+    assert 0 < latency < 1000
+    assert document["statistics"] == {
+        "total_events_processed": state["total_events_processed"],
+        "accepted_events_count": state["accepted_events_count"],
+        "latent_events_count": state["latent_events_count"],
+        "rejected_events_count": state["latent_events_count"],
+        "moral_filter_threshold": state["moral_filter_threshold"],
+    }
+    assert document["rate_limiting"] == {"enabled": False, "requests_per_second": 5.0, "burst_capacity": 10}
+    assert document["boot_id"] == state["boot_id"]
+    assert document["version"]
+
+
+def test_the_machine_is_described(still_server: LiveServer) -> None:
+    """By the controller's samples: the container's figures, the host's where nothing limits it."""
+    system = eventually(lambda: (s := still_server.get("/health/detailed").json["system"])["memory_total_mb"] and s)
+
+    assert set(system) == {
+        "memory_percent", "memory_available_mb", "memory_total_mb", "cpu_percent", "cpu_count", "disk_percent",
+    }  # fmt: skip
+    assert 0 < system["memory_available_mb"] <= system["memory_total_mb"]
+    assert 0 < system["memory_percent"] <= 100
+    assert 0 <= system["cpu_percent"] <= 100
+    assert 1 <= system["cpu_count"] <= (os.cpu_count() or 1)
+    assert 0 < system["disk_percent"] <= 100
+
+
+def test_health_answers_while_every_other_process_is_stopped(serve: Callable[..., LiveServer]) -> None:
+    """With every other process of the service stopped, one worker still says that it lives, and reads the state."""
+    server = serve(WORKERS="2")
+    answering, *others = server.workers(server.block())
+    controller = [child.pid for child in psutil.Process(server.pid).children() if child.pid not in (answering, *others)]
+    stopped = [*others, *controller]
+
+    try:
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        # New connections are shared, so ask until the one that runs has answered.
+        alive = eventually(lambda: _status_soon(server, "/health/liveness"))
+        detailed = eventually(lambda: _status_soon(server, "/health/detailed"))
+    finally:
+        for pid in stopped:
+            if psutil.pid_exists(pid):
+                os.kill(pid, signal.SIGCONT)
+
+    assert (alive, detailed) == (200, 200)
+
+
+def _status_soon(server: LiveServer, path: str) -> int | None:
+    connection = server.connect()
+    connection.sock.settimeout(0.5)
+    try:
+        return server.request("GET", path, connection=connection).status
+    except OSError:
+        return None
+    finally:
+        connection.close()
+
+
+# -- a block gone wrong ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def formed() -> Iterator[Formed]:
+    """A real block with its first state, nobody's but this test's."""
+    block = Formed()
+    yield block
+    block.close()
+
+
+def context_of(block: Block, now_ns: int, leaving: bool = False) -> Context:
+    """Return a worker's view of a block at one moment."""
+    config = Config(dimension=SMALL.dimension, capacity=SMALL.capacity, log_capacity=SMALL.log_capacity)
+    latency = Histogram("latency", "of nothing", registry=CollectorRegistry())
+    return Context(
+        config, Store(block), Recall(block), block.region("rows", 0), latency, lambda: now_ns, leaving=lambda: leaving
+    )
+
+
+def beat(formed: Formed, **figures: float) -> int:
+    """Write vitals as the controller does; returns the moment."""
+    vitals = new_vitals()
+    vitals.heartbeat_ns = now_ns = formed.now()
+    for name, value in figures.items():
+        setattr(vitals, name, value)
+    formed.store.write_vitals(formed.epoch, vitals)
+    return now_ns
+
+
+def failing(context: Context) -> dict[str, str | None]:
+    """Return the reasons of the checks that do not hold."""
+    return {name: check.reason for name, check in ReadinessResource(context).checks().items() if not check.healthy}
+
+
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        ({"memory_percent": 94.9, "cpu_percent_30s": 97.9}, {}),
+        ({"memory_percent": 95.0}, {"system_memory": "95.0% of memory is used; expected below 95"}),
+        ({"cpu_percent_30s": 98.0}, {"system_cpu": "98.0% of the CPU allowance was used over 30 s; expected below 98"}),
+        ({"cpu_percent": 100.0}, {}),
+    ],
+)
+def test_readiness_fails_where_the_runbook_says(
+    formed: Formed, figures: dict[str, float], expected: dict[str, str]
+) -> None:
+    """Memory from 95 %, CPU from 98 % over 30 s; a short burst of CPU is no reason."""
+    now_ns = beat(formed, **figures)
+
+    assert failing(context_of(formed.block, now_ns)) == expected
+
+
+def test_readiness_misses_a_silent_controller(formed: Formed) -> None:
+    """Two seconds without a beat."""
+    now_ns = beat(formed)
+
+    assert failing(context_of(formed.block, now_ns + 1_999_999_999)) == {}
+    assert failing(context_of(formed.block, now_ns + 2_500_000_000)) == {
+        "controller": "2.5 s since the controller's last beat; expected below 2"
+    }
+
+
+def test_a_server_that_was_told_to_stop_is_not_ready(formed: Formed) -> None:
+    """Load balancers take it out while it still serves."""
+    now_ns = beat(formed)
+
+    assert set(failing(context_of(formed.block, now_ns, leaving=True))) == {"server"}
+
+
+def test_a_store_that_is_not_formed_is_not_ready_and_still_described() -> None:
+    """The detailed document leaves out what cannot be known, and says why."""
+    now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    block = Block.create(
+        Layout(dimension=16, capacity=50, payload_size_max=64, log_capacity=4096, rows=4), bytes(16), 0, now_ns
+    )
+    block.bind(os.getpid(), NO_ROW, 100, 1e6)
+    context = context_of(block, now_ns)
+
+    document: dict[str, Any] = DetailedResource(context, ReadinessResource(context)).document()
+
+    assert document["status"] == "unhealthy"
+    assert document["checks"]["memory_manager"].reason == "No controller has formed the first state yet."
+    assert not {"memory_state", "phase", "statistics"} & set(document)
+    del context
+    block.close()

@@ -1,0 +1,177 @@
+"""GET /health/metrics: the names that operators know, one scrape for all workers, and counts that are exact."""
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.app.wire import EXAMPLE, accepted, of_json, post, sent
+from tests.live import LiveServer, eventually
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+# Name → type. Those without the prefix are the runbook's.
+FAMILIES = {
+    "process_event_latency_seconds": "histogram",
+    "total_events_processed": "unknown",
+    "accepted_events_count": "unknown",
+    "rejected_events_count": "unknown",
+    "moral_filter_threshold": "gauge",
+    "cpu_usage_percent": "gauge",
+    "mlsdm_decisions": "counter",
+    "mlsdm_ema": "gauge",
+    "mlsdm_asleep": "gauge",
+    "mlsdm_memories": "gauge",
+    "mlsdm_memories_max": "gauge",
+    "mlsdm_stopped": "gauge",
+    "mlsdm_block_bytes": "gauge",
+    "mlsdm_level_norm": "gauge",
+    "mlsdm_log_entries": "counter",
+    "mlsdm_rhythm_steps": "counter",
+    "mlsdm_rhythm_steps_skipped": "counter",
+    "mlsdm_lock_acquisitions": "counter",
+    "mlsdm_lock_deaths": "counter",
+    "mlsdm_lock_rollbacks": "counter",
+    "mlsdm_lock_kills": "counter",
+    "mlsdm_lock_waits": "counter",
+    "mlsdm_lock_wait_seconds": "counter",
+    "mlsdm_slots_torn": "counter",
+    "mlsdm_slots_scrubbed": "counter",
+    "mlsdm_drift_episodes": "counter",
+    "mlsdm_controller_epochs": "counter",
+    "mlsdm_build": "gauge",
+}
+
+
+def scrape(server: LiveServer, path: str = "/health/metrics") -> Samples:
+    """Return every sample of a scrape by name and labels."""
+    text = server.get(path).body.decode()
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    """Return one sample."""
+    return samples[name, frozenset(labels.items())]
+
+
+@pytest.mark.parametrize("path", ["/health/metrics", "/metrics"])
+def test_every_family_is_there_with_its_type(still_server: LiveServer, path: str) -> None:
+    """Names exactly as dashboards have them, each with a help text."""
+    answer = still_server.get(path)
+
+    families = {family.name: family for family in text_string_to_metric_families(answer.body.decode())}
+
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    expected = {name.removesuffix("_info"): kind for name, kind in FAMILIES.items()}
+    found = {name.removesuffix("_info"): family.type for name, family in families.items()}
+    assert {name: found.get(name) for name in expected} == expected
+    assert all(family.documentation for family in families.values())
+
+
+def test_runbook_names_carry_no_labels_and_no_suffix(still_server: LiveServer) -> None:
+    """A query written for the original finds its series."""
+    samples = scrape(still_server)
+
+    for name in (
+        "total_events_processed",
+        "accepted_events_count",
+        "rejected_events_count",
+        "moral_filter_threshold",
+        "cpu_usage_percent",
+    ):
+        assert (name, frozenset()) in samples
+    assert not [name for name, _ in samples if name.endswith("_created")]
+
+
+def test_the_blocks_figures_are_those_of_the_state(still_server: LiveServer) -> None:
+    """Read at scrape time, not counted a second time."""
+    accepted(still_server)
+    sent(still_server, "/event", of_json({"event_vector": EXAMPLE, "moral_value": 0.0}))
+
+    samples, state = scrape(still_server), still_server.state()
+
+    assert value(samples, "total_events_processed") == state["total_events_processed"]
+    assert value(samples, "accepted_events_count") == state["accepted_events_count"]
+    assert value(samples, "rejected_events_count") == state["latent_events_count"]
+    assert value(samples, "mlsdm_decisions_total", outcome="accepted") == state["accepted_events_count"]
+    assert value(samples, "mlsdm_decisions_total", outcome="rejected") == state["latent_events_count"]
+    assert value(samples, "moral_filter_threshold") == state["moral_filter_threshold"]
+    assert value(samples, "mlsdm_ema") == state["ema"]
+    assert value(samples, "mlsdm_asleep") == (state["current_phase"] == "sleep")
+    assert value(samples, "mlsdm_memories") == state["memory_used"]
+    assert value(samples, "mlsdm_memories_max") == state["capacity"]
+    assert value(samples, "mlsdm_log_entries_total") == state["position"]
+    assert value(samples, "mlsdm_rhythm_steps_total") == state["step"]
+    for level in ("1", "2", "3"):
+        assert value(samples, "mlsdm_level_norm", level=level) == state[f"L{level}_norm"]
+    build = next(dict(labels) for name, labels in samples if name == "mlsdm_build_info")
+    assert build["boot_id"] == state["boot_id"]
+
+
+def test_latencies_of_all_workers_are_counted_exactly(still_server: LiveServer) -> None:
+    """After n event requests over several connections the count has moved by n; refused ones are not events."""
+    before = scrape(still_server)
+    connections = [still_server.connect() for _ in range(8)]
+
+    for number in range(48):
+        still_server.event(EXAMPLE, number / 48, connections[number % 8])
+    for connection in connections:
+        connection.close()
+    sent(still_server, "/events", of_json([{"event_vector": EXAMPLE, "moral_value": 0.0}] * 3))
+    assert post(still_server, "/event", of_json({})).status == 422
+
+    after = scrape(still_server)
+    count = "process_event_latency_seconds_count"
+    assert value(after, count) == value(before, count) + 49
+    assert value(after, "total_events_processed") == value(before, "total_events_processed") + 51
+    assert value(after, "process_event_latency_seconds_sum") > value(before, "process_event_latency_seconds_sum")
+
+
+def test_buckets_begin_at_25_microseconds_and_have_the_edge_of_the_alert(still_server: LiveServer) -> None:
+    """The runbook alerts on 0.1 s; cumulative counts end in the total."""
+    samples = scrape(still_server)
+
+    edges = {dict(labels)["le"]: number for (name, labels), number in samples.items() if name.endswith("_bucket")}
+
+    assert {"2.5e-05", "0.1", "+Inf"} <= set(edges)
+    assert min(map(float, edges)) == 25e-6
+    ordered = [edges[edge] for edge in sorted(edges, key=float)]
+    assert ordered == sorted(ordered)
+    assert edges["+Inf"] == value(samples, "process_event_latency_seconds_count")
+
+
+def test_a_successor_continues_its_predecessors_counts(serve: Callable[..., LiveServer]) -> None:
+    """Files are keyed by worker row: after a worker was killed nothing is lost, and no file is left over."""
+    server = serve(WORKERS="1")
+    for _ in range(5):
+        server.event([1.0] * 8, 1.0)
+    first = server.workers(server.block())
+
+    os.kill(first[0], signal.SIGKILL)
+    eventually(
+        lambda: (now := server.workers(server.block())) and now != first and server.log.count("serves from row") == 2
+    )
+    for _ in range(3):
+        server.event([1.0] * 8, 1.0)
+
+    assert value(scrape(server), "process_event_latency_seconds_count") == 8
+
+
+def test_no_series_names_a_client(still_server: LiveServer) -> None:
+    """Labels come from closed sets, so the number of series does not grow with traffic."""
+    accepted(still_server)
+    before = set(scrape(still_server))
+    for number in range(20):
+        still_server.get(f"/nope/{number}", **{"X-API-Key": str(number), "User-Agent": str(number)})
+
+    after: Any = set(scrape(still_server))
+
+    assert after == before
+    assert {name for _, labels in after for name, _ in labels} == {"le", "outcome", "level", "version", "boot_id"}

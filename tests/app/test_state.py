@@ -1,0 +1,106 @@
+"""GET /state: one consistent picture under the names that operators know."""
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from core.regime import SynapseSettings
+from core.rhythm import Rhythm, RhythmSettings
+from core.synapse import Synapse
+from core.vector import norm
+from tests.app.wire import accepted, of_json, of_raw, sent
+from tests.live import LiveServer
+
+MEMBERS = {
+    "L1_norm", "L2_norm", "L3_norm", "current_phase", "latent_events_count", "accepted_events_count",
+    "total_events_processed", "moral_filter_threshold", "ema", "memory_used", "capacity", "dimension", "step",
+    "position", "boot_id",
+}  # fmt: skip
+
+
+def test_the_state_has_the_documented_members(still_server: LiveServer) -> None:
+    """Types, ranges, and the sizes that were configured."""
+    state = still_server.state()
+
+    assert set(state) == MEMBERS
+    assert (state["capacity"], state["dimension"]) == (100, 8)
+    assert state["current_phase"] in ("wake", "sleep")
+    assert 0.3 <= state["moral_filter_threshold"] <= 0.9
+    assert 0 <= state["ema"] <= 1
+    assert state["memory_used"] <= state["capacity"]
+    assert len(bytes.fromhex(state["boot_id"])) == 16
+
+
+def test_a_fresh_service_is_empty(serve: Any) -> None:
+    """Threshold and mean at their initial values, awake, no memory; one log entry, the controller's first."""
+    server = serve(MLSDM_COGNITIVE_RHYTHM__CLOCK="events")
+
+    state = server.state()
+
+    assert (state["moral_filter_threshold"], state["ema"], state["current_phase"]) == (0.5, 0.5, "wake")
+    assert (state["L1_norm"], state["L2_norm"], state["L3_norm"]) == (0.0, 0.0, 0.0)
+    assert (state["total_events_processed"], state["memory_used"], state["step"], state["position"]) == (0, 0, 0, 1)
+
+
+def test_levels_are_those_of_the_reference(serve: Any) -> None:
+    """The norms follow the cascade of the accepted vectors, through wake and sleep, to the last bit."""
+    server = serve(MLSDM_COGNITIVE_RHYTHM__CLOCK="events")
+    vectors = np.random.default_rng(3).standard_normal((12, 8)).astype(np.float32) * 3
+    model = reference(vectors)
+
+    for number, vector in enumerate(vectors):
+        server.event(vector, 1.0)
+        state = server.state()
+        assert (state["L1_norm"], state["L2_norm"], state["L3_norm"]) == model[number]
+
+
+def reference(vectors: Any) -> list[tuple[float, ...]]:
+    """Return the norms of the levels after each of the accepted vectors, when each is also a step of the rhythm."""
+    settings, rhythm_settings = SynapseSettings(), RhythmSettings(by_events=True)
+    levels, rhythm, norms = Synapse.initial(vectors.shape[1]), Rhythm.initial(rhythm_settings), []
+    for vector in vectors:
+        levels = levels.cascaded(vector, settings)
+        if rhythm.consolidates(rhythm_settings):
+            levels = levels.cascaded(None, settings)
+        rhythm = rhythm.stepped(rhythm_settings)
+        norms.append(tuple(norm(level) for level in levels))
+    return norms
+
+
+def test_total_is_accepted_plus_rejected_while_events_flow(still_server: LiveServer) -> None:
+    """Every answer is of one position: no reader ever sees a sum that is off by one, or time run backwards."""
+    body = of_raw(np.linspace(0, 1, 200).tobytes() + np.ones((200, 8), np.float32).tobytes())
+    writer = threading.Thread(target=lambda: [sent(still_server, "/events", body) for _ in range(20)])
+    seen = []
+
+    writer.start()
+    while writer.is_alive():
+        seen.append(still_server.state())
+    writer.join()
+    seen.append(still_server.state())
+
+    for state in seen:
+        assert state["total_events_processed"] == state["accepted_events_count"] + state["latent_events_count"]
+        assert state["step"] == state["total_events_processed"]
+    positions = [state["position"] for state in seen]
+    assert positions == sorted(positions)
+
+
+def test_memory_used_never_passes_the_capacity(still_server: LiveServer) -> None:
+    """The oldest makes room for the newest."""
+    sent(still_server, "/events", of_json([{"event_vector": [1.0] * 8, "moral_value": 1.0}] * 250))
+
+    assert still_server.state()["memory_used"] == 100
+
+
+def test_reading_moves_nothing(still_server: LiveServer) -> None:
+    """Not by any route that reads."""
+    memory_id = accepted(still_server)["memory_id"]
+    before = still_server.state()
+
+    for path in (f"/memories/{memory_id}", "/decisions", "/state", "/health/detailed", "/health/metrics"):
+        assert still_server.get(path).status == 200
+    sent(still_server, "/recall", of_json({"vector": [1.0] * 8}))
+
+    assert still_server.state() == before
