@@ -189,7 +189,10 @@ class LiveServer:
         """Map its block, read-only."""
         _, link = next(iter(find(self.pid)))
         descriptor = os.open(link, os.O_RDONLY)
-        return Block.open(descriptor, writable=False)
+        try:
+            return Block.open(descriptor, writable=False)
+        finally:
+            os.close(descriptor)  # the mapping has one of its own
 
     def store(self) -> Store:
         """Return a read-only store on its block."""

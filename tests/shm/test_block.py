@@ -139,7 +139,8 @@ class TestObserver:
         """Through /proc/PID/fd/N, mapped read-only, the state is read while a writer writes."""
         formed = form()
         writer = begin(hot(formed, 1))
-        holder, path = next(iter(find(writer)))
+        mine = os.fstat(formed.block.fd).st_ino  # other tests' servers may be mapped here, too
+        holder, path = next((pid, path) for pid, path in find(writer) if path.stat().st_ino == mine)
         fd = os.open(path, os.O_RDONLY)
         observer = Block.open(fd, writable=False)
         observer.bind(os.getpid(), 0xFFFF_FFFF, 0, 1e6)
@@ -177,7 +178,7 @@ class TestObserver:
         found = [(pid, path) for pid, path in find() if path.stat().st_ino == mine]
 
         assert [os.getpid()] == [pid for pid, _ in found]
-        assert [child] == [pid for pid, _ in find(child)]
+        assert [child] == [pid for pid, path in find(child) if path.stat().st_ino == mine]
         assert other not in [int(path.name) for _, path in find(os.getpid())]
         end(child)
         os.close(other)
