@@ -5,10 +5,10 @@ imported once, so the one `server` below is what stays. Nothing here may raise a
 the arbiter would end it, and with it every memory. So a reload loads and checks everything first and, when anything is
 wrong, says all of it in one ERROR and changes nothing.
 
-The controller is a child of the arbiter, but not one that Gunicorn knows: it would reap it without a word. So
-`reap_workers` and `murder_workers` of the arbiter are wrapped: the first respawns a controller that died, the second
-kills one that is silent. The block outlives them all; a new arbiter (USR2) is handed its descriptor through the
-environment that Gunicorn passes on, and adopts it.
+Four methods of Gunicorn's arbiter are wrapped in `when_ready`, because it has no hooks there: reaping and murdering
+also look after the controller (app/supervisor.py), spawning closes a window in which a signal is lost, stopping gives
+notice. The block outlives them all; a new arbiter (USR2) is handed its descriptor through the environment that Gunicorn
+passes on, and adopts it.
 """
 
 import fcntl
@@ -32,16 +32,15 @@ import psutil
 
 from app import logs
 from app.banner import banner
+from app.supervisor import Supervisor
 from core import config as configuration
 from core.cgroup import Cgroup
 from core.config import Config, ConfigurationError, Loaded
-from core.controller import SUPERSEDED, boot_clock, run
+from core.controller import boot_clock
 from core.limits import COMMAND_WAIT_MILLISECONDS, LOCK_WAIT_MILLISECONDS, VECTOR_NORM
 from core.regime import Regime
-from shm import process
 from shm.block import Block, BlockError
 from shm.layout import NO_ROW, Layout
-from shm.process import NOBODY, Identity
 from shm.status import StoreError
 from shm.store import Store
 
@@ -50,8 +49,6 @@ METRICS_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 METRICS_PREFIX: Final = "mlsdm-metrics-"
 ROWS_PER_WORKER: Final = 4  # old and new workers overlap at a reload, twice at an upgrade
 SHARE_MAX: Final = 0.8  # of the available memory that the block may take: processes and page tables need the rest
-SILENCE_SECONDS: Final = 1.0
-RESPAWN_SECONDS: Final = 0.5  # between respawns of a controller that does not live that long
 
 log = logging.getLogger("mlsdm.server")
 
@@ -63,11 +60,7 @@ class Server:
         self.loaded: Loaded | None = None
         self.block: Block | None = None
         self._regime_changed = False
-        self._controller = NOBODY
-        self._spawned_at = 0.0
-        self._superseded = False
-        self._beat: tuple[int, float, int] = (0, 0.0, 0)
-        self._stopping = False
+        self._supervisor: Supervisor | None = None
         self._leaving = mmap.mmap(-1, 1)  # a byte shared with this arbiter's workers, not with those of the next one
 
     # -- configuration: at the start and at every HUP -----------------------------------------------------------------
@@ -179,6 +172,10 @@ class Server:
         """Start the controller, wrap what Gunicorn does about its children, and say hello."""
         gc.collect()
         gc.freeze()  # what exists now is shared by every fork; a collection would copy its pages
+        block, loaded = self.require()
+        supervisor = self._supervisor = Supervisor(
+            block, lambda: self.require()[1].config, lambda: _close(arbiter.LISTENERS)
+        )
         reap, murder, spawn, stop = (
             arbiter.reap_workers,
             arbiter.murder_workers,
@@ -187,11 +184,11 @@ class Server:
         )
 
         def reap_workers() -> None:
-            self._reap_controller(arbiter)
+            supervisor.reap(respawn=bool(arbiter.LISTENERS))  # without listeners the server is stopping
             reap()
 
         def murder_workers() -> None:
-            self._watch_controller(arbiter)
+            supervisor.watch()
             murder()
 
         def spawn_worker() -> Any:
@@ -207,29 +204,16 @@ class Server:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, arbiter.SIGNALS)
 
         def stop_in_order(graceful: bool = True) -> None:
-            if graceful and arbiter.LISTENERS:
+            if graceful and arbiter.LISTENERS and not supervisor.superseded:
                 self._give_notice(arbiter)
             stop(graceful)
 
         arbiter.reap_workers, arbiter.murder_workers = reap_workers, murder_workers
         arbiter.spawn_worker, arbiter.stop = spawn_worker, stop_in_order
-        self._spawn_controller(arbiter)
-        self._await_controller()
-        block, loaded = self.require()
+        supervisor.spawn()
+        if not supervisor.formed():
+            sys.exit("mlsdm cannot start: the controller did not form the store in time; its log lines say why")
         banner(block, loaded, arbiter.cfg.workers)
-
-    def _await_controller(self) -> None:
-        """Wait until the first state is formed, so that ready means ready."""
-        assert self.block is not None
-        store, deadline = Store(self.block), time.monotonic() + 5
-        while time.monotonic() < deadline:
-            try:
-                store.state()
-            except StoreError:
-                time.sleep(0.002)
-            else:
-                return
-        sys.exit("mlsdm cannot start: the controller did not form the store within 5 s; its log lines say why")
 
     def on_reload(self, _arbiter: Any) -> None:
         """Hand a changed regime to the controller. Reached only with a configuration that is valid as a whole."""
@@ -271,82 +255,18 @@ class Server:
 
     def on_exit(self, _arbiter: Any) -> None:
         """End the controller, and take away what only this arbiter needed."""
-        self._stopping = True
-        controller = self._controller
-        if controller.alive:
-            os.kill(controller.pid, signal.SIGTERM)
-            deadline = time.monotonic() + 1
-            while time.monotonic() < deadline and os.waitpid(controller.pid, os.WNOHANG) == (0, 0):
-                time.sleep(0.005)
-            process.kill(controller)
-        assert self.block is not None
+        if self._supervisor is not None:
+            self._supervisor.end()
         metrics = Path(os.environ[METRICS_VARIABLE])
-        if not self._superseded and metrics.name.startswith(METRICS_PREFIX):
+        superseded = self._supervisor is not None and self._supervisor.superseded
+        if not superseded and metrics.name.startswith(METRICS_PREFIX):
             shutil.rmtree(metrics, ignore_errors=True)
 
-    # -- the controller -----------------------------------------------------------------------------------------------
 
-    def _spawn_controller(self, arbiter: Any) -> None:
-        block, loaded = self.require()
-        me = process.myself()
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for listener in arbiter.LISTENERS:
-                    listener.sock.close()  # a controller that outlives a stopped server must not hold its port
-                status = run(block, loaded.config, me)
-            except BaseException:
-                log.exception("controller pid=%d leaves", os.getpid())
-            finally:
-                os._exit(status)
-        self._controller = process.identify(pid)
-        self._spawned_at = time.monotonic()
-        self._superseded = False
-        self._beat = (0, time.monotonic(), 0)
-
-    def _reap_controller(self, arbiter: Any) -> None:
-        """Respawn the controller when it has died; leave it dead when a newer arbiter's has taken over."""
-        if self._controller == NOBODY:
-            return
-        try:
-            pid, status = os.waitpid(self._controller.pid, os.WNOHANG)
-        except ChildProcessError:
-            pid, status = self._controller.pid, 0
-        if pid == 0:
-            return
-        self._controller = NOBODY
-        if self._stopping or not arbiter.LISTENERS:
-            return
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == SUPERSEDED:
-            self._superseded = True
-            log.info("the controller of a newer arbiter has taken over")
-            return
-        log.warning("controller pid=%d died (status %d) and is respawned", pid, status)
-        if time.monotonic() - self._spawned_at > RESPAWN_SECONDS:
-            self._spawn_controller(arbiter)
-
-    def _watch_controller(self, arbiter: Any) -> None:
-        """Kill a controller that is silent; spawn one when there is none to be respawned by its death."""
-        block, _ = self.require()
-        vitals = block.region("vitals")
-        if self._controller == NOBODY:
-            newer = Identity(int(vitals.arbiter_pid), int(vitals.arbiter_started))
-            if not (self._superseded and newer.alive) and not self._stopping:
-                self._spawn_controller(arbiter)
-            return
-        beat, since, looks = self._beat
-        now = time.monotonic()
-        if int(vitals.heartbeat_ns) != beat:
-            self._beat = (int(vitals.heartbeat_ns), now, 1)
-            return
-        # By this arbiter's own looks: when everything was frozen, the arbiter was too, and has not looked.
-        self._beat = (beat, since, looks + 1)
-        if looks + 1 >= 3 and now - since > SILENCE_SECONDS:
-            log.error("controller pid=%d is silent and is killed", self._controller.pid)
-            process.kill(self._controller)
+def _close(listeners: list[Any]) -> None:
+    """Let go of the sockets, in a child that must not hold the port of a server that has stopped."""
+    for listener in listeners:
+        listener.sock.close()
 
 
 def _layout(config: Config) -> Layout:

@@ -1,0 +1,134 @@
+"""The supervisor of the controller, in the arbiter: spawns it, respawns it, ends it, and knows when to leave it be.
+
+The controller is a child of the arbiter, but not one that Gunicorn knows: Gunicorn would reap it without a word. So the
+arbiter's own reaping calls `reap` first, and its main loop calls `watch` once a second or oftener. A dead controller is
+respawned on SIGCHLD, within milliseconds; one that is silent for a second by the arbiter's own looks is killed; one
+that left because a newer arbiter's has taken over stays away while that arbiter lives.
+
+Nothing here raises: an exception in the arbiter's loop would end the server and with it every memory. What cannot be
+done now is tried again at the next look.
+"""
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Final
+
+from core.config import Config
+from core.controller import SUPERSEDED, run
+from shm import process
+from shm.block import Block
+from shm.process import NOBODY, Identity
+from shm.status import StoreError
+from shm.store import Store
+
+SILENCE_SECONDS: Final = 1.0
+SILENT_LOOKS: Final = 3  # when everything was frozen, the arbiter was too, and has not looked
+RESPAWN_SECONDS: Final = 0.5  # one that does not live that long is respawned by the next look, not at once
+FORM_SECONDS_MAX: Final = 5.0
+
+log = logging.getLogger("mlsdm.server")
+
+
+class Supervisor:
+    """Keeps one controller on a block.
+
+    `release` is called in the child: it lets go of what only the arbiter may hold.
+    """
+
+    def __init__(self, block: Block, config: Callable[[], Config], release: Callable[[], None]) -> None:
+        self._block = block
+        self._config = config
+        self._release = release
+        self._controller = NOBODY
+        self._spawned_at = 0.0
+        self._beat: tuple[int, float, int] = (0, 0.0, 0)
+        self.superseded = False
+
+    def spawn(self) -> None:
+        """Fork a controller; when the machine cannot, the next look tries again."""
+        me = process.myself()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            log.error("cannot start a controller: %s", error)
+            return
+        if pid == 0:
+            status = 1
+            try:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                self._release()
+                status = run(self._block, self._config(), me)
+            except BaseException:
+                log.exception("controller pid=%d leaves", os.getpid())
+            finally:
+                os._exit(status)
+        self._controller = process.identify(pid)
+        self._spawned_at = time.monotonic()
+        self._beat = (0, self._spawned_at, 0)
+        self.superseded = False
+
+    def formed(self) -> bool:
+        """Wait until the first state is formed, so that ready means ready; False when it is not in time."""
+        store, deadline = Store(self._block), time.monotonic() + FORM_SECONDS_MAX
+        while time.monotonic() < deadline:
+            try:
+                store.state()
+            except StoreError:
+                time.sleep(0.002)
+            else:
+                return True
+        return False
+
+    def reap(self, respawn: bool) -> None:
+        """Notice that the controller has died, and respawn it unless it was superseded or the server is stopping."""
+        if self._controller == NOBODY:
+            return
+        try:
+            pid, status = os.waitpid(self._controller.pid, os.WNOHANG)
+        except ChildProcessError:
+            pid, status = self._controller.pid, 0
+        if pid == 0:
+            return
+        self._controller = NOBODY
+        if not respawn:
+            return
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == SUPERSEDED:
+            self.superseded = True
+            log.info("the controller of a newer arbiter has taken over")
+            return
+        log.warning("controller pid=%d died (status %d) and is respawned", pid, status)
+        if time.monotonic() - self._spawned_at > RESPAWN_SECONDS:
+            self.spawn()
+
+    def watch(self) -> None:
+        """Kill a controller that is silent; spawn one where there is none and none is to be expected."""
+        vitals = self._block.region("vitals")
+        if self._controller == NOBODY:
+            newer = Identity(int(vitals.arbiter_pid), int(vitals.arbiter_started))
+            if not (self.superseded and newer.alive):
+                self.spawn()
+            return
+        beat, since, looks = self._beat
+        now = time.monotonic()
+        if int(vitals.heartbeat_ns) != beat:
+            self._beat = (int(vitals.heartbeat_ns), now, 1)
+            return
+        self._beat = (beat, since, looks + 1)
+        if looks + 1 >= SILENT_LOOKS and now - since > SILENCE_SECONDS:
+            log.error("controller pid=%d is silent and is killed", self._controller.pid)
+            process.kill(self._controller)
+
+    def end(self) -> None:
+        """End the controller, in order if it can."""
+        controller = self._controller
+        if not controller.alive:
+            return
+        os.kill(controller.pid, signal.SIGTERM)
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline and os.waitpid(controller.pid, os.WNOHANG) == (0, 0):
+            time.sleep(0.005)
+        process.kill(controller)
