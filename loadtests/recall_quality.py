@@ -1,7 +1,7 @@
 """Recall on labelled data: is every answer what brute force gives, and how good are the answers?
 
-    python loadtests/recall_quality.py banking.npz
-    python loadtests/recall_quality.py banking.npz --url http://127.0.0.1:8000
+    python -m loadtests.recall_quality banking.npz
+    python -m loadtests.recall_quality banking.npz --url http://127.0.0.1:8000
 
 The .npz holds `train` [N, D] and `query` [Q, D] (any float type, made float32 and of unit norm here) with their labels
 `train_y` [N] and `query_y` [Q]. All of `train` goes in through POST /events with moral value 1.0, each query through
@@ -22,9 +22,7 @@ import argparse
 import http.client
 import json
 import os
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,15 +30,15 @@ import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-ROOT: Final = Path(__file__).resolve().parent.parent
+from loadtests.live import LiveServer
+
 BATCH: Final = 1000
 NEAR: Final = 1e-6  # of a cosine: ten times the rounding of a float32 sum over some hundred elements
-START_SECONDS_MAX: Final = 60.0
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -220,43 +218,15 @@ class Client:
 @contextmanager
 def server(count: int, dimension: int) -> Iterator[str]:
     """Run a server of this checkout with room for `count` memories; yields its URL. Raises Unmeasured."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLSDM_") and name != "API_KEY"}
-    for name in ("CONFIG_PATH", "HOST"):
-        kept.pop(name, None)
-    sizes = {"MLSDM_DIMENSION": str(dimension), "MLSDM_CAPACITY": str(max(20_000, count)), "PORT": str(port)}
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "app.main:app"],
-            cwd=ROOT, env={**kept, **sizes}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+    sizes = {"MLSDM_DIMENSION": str(dimension), "MLSDM_CAPACITY": str(max(20_000, count))}
+    with tempfile.TemporaryDirectory() as directory:
+        started = LiveServer(Path(directory), sizes)
         try:
-            _await(process, port, log)
-            yield f"http://127.0.0.1:{port}"
+            yield f"http://127.0.0.1:{started.start().port}"
+        except AssertionError as error:
+            raise Unmeasured(f"the server did not start:\n{str(error)[-2000:]}") from None
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
-
-
-def _await(process: "subprocess.Popen[bytes]", port: int, log: IO[bytes]) -> None:
-    deadline = time.monotonic() + START_SECONDS_MAX
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            log.seek(0)
-            raise Unmeasured(f"the server did not start:\n{log.read().decode(errors='replace')[-2000:]}")
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        try:
-            connection.request("GET", "/state")
-            if connection.getresponse().status == 200:
-                return
-        except (OSError, http.client.HTTPException):
-            pass
-        finally:
-            connection.close()
-        time.sleep(0.05)
-    raise Unmeasured(f"the server was not ready within {START_SECONDS_MAX:g} s")
+            started.stop()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live import LiveServer
+from loadtests.live import LiveServer
 
 Serve = Callable[..., LiveServer]
 

@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-from tests.live import ROOT, LiveServer
+from loadtests.live import ROOT, LiveServer
 
 README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
 PORT: Final = re.compile(r"\b8000\b")

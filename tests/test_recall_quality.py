@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loadtests.live import ROOT, LiveServer
 from loadtests.recall_quality import Comparison, Labelled, compare, unit
-from tests.live import ROOT, LiveServer
 
 
 def synthetic(intents: int = 20, each: int = 30, dimension: int = 32) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def synthetic(intents: int = 20, each: int = 30, dimension: int = 32) -> dict[st
 def run(path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run the program as its docstring says."""
     return subprocess.run(
-        [sys.executable, "loadtests/recall_quality.py", str(path), *words],
+        [sys.executable, "-m", "loadtests.recall_quality", str(path), *words],
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.live import LiveServer
+from loadtests.live import LiveServer
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from loadtests.live import ROOT, LiveServer, free_port
 from tests.app.wire import EXAMPLE, Body, of_json, post, problem, sent
 from tests.conftest import SMALL
-from tests.live import ROOT, LiveServer, free_port
 
 KEY = "a-Key~with+signs/42="
 CLOSED = [

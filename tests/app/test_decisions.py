@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from core.limits import DECISIONS_PAGE
+from loadtests.live import LiveServer
 from tests.app.wire import EXAMPLE, accepted, of_json, of_raw, problem, sent
-from tests.live import LiveServer
 
 LOG_CAPACITY = 1024
 SCALARS = {

@@ -14,12 +14,12 @@ from prometheus_client import CollectorRegistry, Histogram
 from app.context import Context
 from app.health import DetailedResource, ReadinessResource
 from core.config import Config
+from loadtests.live import LiveServer, eventually
 from shm.block import Block
 from shm.layout import NO_ROW, Layout
 from shm.store import Recall, Store, new_vitals
 from tests.app.wire import accepted
 from tests.formed import SMALL, Formed
-from tests.live import LiveServer, eventually
 
 CHECKS = {"server", "memory_manager", "system_memory", "system_cpu", "controller"}
 

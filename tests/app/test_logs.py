@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from app.logs import JsonFormatter, TextFormatter, configuration
-from tests.live import LiveServer
+from loadtests.live import LiveServer
 
 AWKWARD = 'a "quoted"\n{"level": "forged"}\r\n\x00\x1b[31m ü ✓'
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from loadtests.live import LiveServer, eventually
 from tests.app.wire import EXAMPLE, accepted, of_json, post, sent
-from tests.live import LiveServer, eventually
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

@@ -8,9 +8,9 @@ import pytest
 
 from app.problem import Problem, invalid, malformed, of_store_error, over, serialise
 from core.limits import BATCH_COUNT, BODY_SIZE
+from loadtests.live import LiveServer
 from shm import status
 from tests.app.wire import EXAMPLE, JSON, Body, of_json, post, problem
-from tests.live import LiveServer
 
 ROUTES = {
     "/event": {"POST"},

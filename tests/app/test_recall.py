@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from core.vector import cosine
+from loadtests.live import LiveServer
 from tests.app.wire import (
     EXAMPLE,
     Body,
@@ -20,7 +21,6 @@ from tests.app.wire import (
     sent,
     text,
 )
-from tests.live import LiveServer
 
 FORMS = {
     "json numbers": lambda vector, **asked: of_json({"vector": list(vector), **asked}),

@@ -18,11 +18,12 @@ from core.governor import Governor, GovernorSettings
 from core.regime import Regime
 from core.replay import replay
 from core.synapse import Synapse
+from loadtests.bounded_memory import proportional_mb
+from loadtests.live import Answer, LiveServer, eventually
 from shm.block import find
 from shm.layout import KINDS
 from shm.store import Store
 from tests.conftest import Serve
-from tests.live import Answer, LiveServer, eventually
 
 RAW = {"Content-Type": "application/octet-stream", "Moral-Value": "0.95"}
 
@@ -344,14 +345,10 @@ def test_memory_of_the_service_is_bounded(serve: Serve) -> None:
             answer = server.request("POST", "/events", body, {"Content-Type": "application/octet-stream"})
             assert answer.status == 200
 
-    def service_mb() -> float:
-        arbiter = psutil.Process(server.pid)
-        return sum(p.memory_full_info().pss for p in [arbiter, *arbiter.children(recursive=True)]) / 1e6
-
     send(42)  # full, and both workers have grown their buffers to the largest batch
-    filled = service_mb()
+    filled = proportional_mb(server)
     send(21)
 
     assert server.state()["memory_used"] == 20000
     assert filled < 150
-    assert service_mb() < filled + 3
+    assert proportional_mb(server) < filled + 3

@@ -9,8 +9,8 @@ from core.regime import SynapseSettings
 from core.rhythm import Rhythm, RhythmSettings
 from core.synapse import Synapse
 from core.vector import norm
+from loadtests.live import LiveServer
 from tests.app.wire import accepted, of_json, of_raw, sent
-from tests.live import LiveServer
 
 MEMBERS = {
     "L1_norm", "L2_norm", "L3_norm", "current_phase", "latent_events_count", "accepted_events_count",

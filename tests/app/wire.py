@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
-from tests.live import Answer, LiveServer
+from loadtests.live import Answer, LiveServer
 
 JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"

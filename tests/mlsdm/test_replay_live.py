@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from core.governor import Governor, GovernorSettings
+from loadtests.live import LiveServer, eventually
 from mlsdm.replay import add_arguments, run
 from shm.layout import KINDS
-from tests.live import LiveServer, eventually
 
 COUNT, DIMENSION = 1_000, 8
 

@@ -18,13 +18,13 @@ import pytest
 from core.config import Config
 from core.controller import boot_clock
 from core.regime import Regime
+from loadtests.live import ROOT, LiveServer, eventually
 from mlsdm.snapshot import look
 from mlsdm.stat import _span, add_arguments, lines_of, run
 from shm import process
 from shm.block import Block
 from shm.layout import Layout
 from shm.store import Store
-from tests.live import ROOT, LiveServer, eventually
 
 Serve = Callable[..., LiveServer]
 

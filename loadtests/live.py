@@ -1,4 +1,4 @@
-"""A real server for tests: Gunicorn, workers and controller as operators run them, on an ephemeral port of 127.0.0.1.
+"""A real server for tests and measurements, on an ephemeral port of 127.0.0.1: all processes as operators run them.
 
 Nothing is mocked. The server runs in a session of its own; `stop` ends it as Kubernetes would and asserts that it
 leaves nothing behind. The block can be looked into from outside with `block()`, read-only, as `mlsdm stat` does.
