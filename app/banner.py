@@ -8,17 +8,19 @@ from shm.block import Block
 log = logging.getLogger("mlsdm.server")
 
 
-def banner(block: Block, loaded: Loaded, workers: int) -> None:
+def banner(block: Block, loaded: Loaded, workers: int, port: int) -> None:
     """Say hello: for people on a terminal, as one JSON line otherwise. Secrets are not said."""
     config = loaded.config
     host = "127.0.0.1" if config.server.host in ("0.0.0.0", "::") else config.server.host  # noqa: S104 - not bound here
-    url = f"http://{f'[{host}]' if ':' in host else host}:{config.server.port}"
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     keys = "an API key is needed" if loaded.api_key else "no key is needed: everybody who can connect may do everything"
     log.info(
         "ready at %s: %d workers, %s; %d slots of %d dimensions, %.0f MB shared; %s configuration from %s",
         url, workers, keys, config.capacity, config.dimension, block.layout.block_size / 1e6, loaded.environment,
         loaded.source,
     )  # fmt: skip
+    if config.security.rate_limiting.enabled:
+        log.warning("security.rate_limiting is enabled, and this version does not enforce it: limit in the proxy")
     if config.observability.logging.format == "text":
         key = ' -H "Authorization: Bearer $API_KEY"' if loaded.api_key else ""
         log.info(

@@ -22,6 +22,7 @@ from shm import status
 
 _DECIMAL: Final = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _UNIT: Final = "a number from 0 to 1"
+_PACKED_PER_JSON: Final = 9  # bytes of msgpack that may become one of JSON: a 0 as 64-bit integer
 MEMBERS: Final = {
     "event_vector": "an array of numbers, or base64 of little-endian float32",
     "moral_value": _UNIT,
@@ -215,14 +216,21 @@ def payload_of(event: Event, media: str, size_max: int, prefix: str) -> bytes:
         payload = bytes(event.payload)
         payload.decode()  # msgspec has checked the grammar around it, not the characters in its strings
     else:
+        packed = memoryview(event.payload)
+        if len(packed) > _PACKED_PER_JSON * (size_max + 4):  # decoded, it could take eighty times its size; 4: null
+            raise _too_large(prefix, f"{len(packed)} bytes of msgpack", size_max)
         payload = _json_of(event.payload, prefix + "payload")
     if payload == b"null":
         return b""
     if len(payload) > size_max:
-        expected = f"at most {size_max} bytes as JSON"
-        raise Problem(413, "payload_too_large", f"{prefix}payload: {len(payload)} bytes as JSON; expected {expected}",
-                      field=prefix + "payload", expected=expected)  # fmt: skip
+        raise _too_large(prefix, f"{len(payload)} bytes as JSON", size_max)
     return payload
+
+
+def _too_large(prefix: str, found: str, size_max: int) -> Problem:
+    expected = f"at most {size_max} bytes as JSON"
+    return Problem(413, "payload_too_large", f"{prefix}payload: {found}; expected {expected}",
+                   field=prefix + "payload", expected=expected)  # fmt: skip
 
 
 def colons_of(events: list[Event], payloads: list[bytes]) -> int:

@@ -8,7 +8,9 @@ The names without the mlsdm_ prefix are those that operators' dashboards already
 names break the naming rules are exposed untyped.
 """
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import falcon
 from prometheus_client import CollectorRegistry, Histogram, exposition, multiprocess, values
@@ -26,6 +28,8 @@ LATENCY_BUCKETS = (
 
 def latency_histogram(row: int) -> Histogram:
     """Make this worker's histogram, on the files of its row. To be called once per process, before any other metric."""
+    # A cleaner of /tmp may have taken the directory away; that must not keep a worker from serving.
+    Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).mkdir(parents=True, exist_ok=True)
     values.ValueClass = values.MultiProcessValue(process_identifier=lambda: row)  # type: ignore[no-untyped-call] # theirs
     return Histogram(
         "process_event_latency_seconds",

@@ -11,6 +11,7 @@ notice. The block outlives them all; a new arbiter (USR2) is handed its descript
 passes on, and adopts it.
 """
 
+import errno
 import fcntl
 import gc
 import logging
@@ -59,7 +60,7 @@ class Server:
     def __init__(self) -> None:
         self.loaded: Loaded | None = None
         self.block: Block | None = None
-        self._regime_changed = False
+        self._metrics_lock = -1
         self._supervisor: Supervisor | None = None
         self._leaving = mmap.mmap(-1, 1)  # a byte shared with this arbiter's workers, not with those of the next one
 
@@ -82,8 +83,8 @@ class Server:
                 raise
             log.exception("configuration not reloaded, the old one stays")
         else:
-            self._regime_changed = self.loaded is not None and Regime.of(loaded.config) != Regime.of(self.loaded.config)
             self.loaded = loaded
+            log.info("Configuration loaded from %s: %s", loaded.source, configuration.effective(loaded.config))
         assert self.loaded is not None
         return self.loaded
 
@@ -140,9 +141,10 @@ class Server:
                 self.block = self._adopted(int(inherited), loaded.config)
             else:
                 _check_port(loaded.config)
-                self.block = _created(loaded.config)
+                self.block = _created(loaded.config, arbiter.cfg.workers)
                 os.environ[METRICS_VARIABLE] = _metrics_directory(os.environ.get(METRICS_VARIABLE))
-        except (BlockError, ValueError) as error:
+            self._metrics_lock = _held(os.environ[METRICS_VARIABLE])
+        except (BlockError, ValueError, OSError) as error:
             sys.exit(f"mlsdm cannot start: {error}")
         # `python -m gunicorn` would be started again as a script of its own directory, whose http shadows Python's.
         arguments = arbiter.START_CTX["args"]
@@ -160,7 +162,7 @@ class Server:
     @staticmethod
     def _adopted(fd: int, config: Config) -> Block:
         block = Block.open(fd, writable=True)
-        wanted = _layout(config)._replace(rows=block.layout.rows)
+        wanted = _layout(config, 0)._replace(rows=block.layout.rows)
         if block.layout != wanted:
             raise BlockError(
                 f"the running block has {block.layout}, the configuration wants {wanted}: restart instead of USR2"
@@ -188,12 +190,17 @@ class Server:
             reap()
 
         def murder_workers() -> None:
-            supervisor.watch()
+            if supervisor.watch():
+                self._enforce()
             murder()
 
         def spawn_worker() -> Any:
             # A signal between fork and the worker's own handlers would meet the arbiter's, which only queue it: lost,
             # and the arbiter would wait for that worker in vain. So it stays pending until the worker unblocks it.
+            if len(arbiter.WORKERS) >= block.layout.rows:
+                log.error("no worker is started: %d hold all rows of the block", len(arbiter.WORKERS))
+                arbiter.num_workers = min(arbiter.num_workers, block.layout.rows // 2)
+                return None
             signal.pthread_sigmask(signal.SIG_BLOCK, arbiter.SIGNALS)
             try:
                 return spawn()
@@ -213,19 +220,28 @@ class Server:
         supervisor.spawn()
         if not supervisor.formed():
             sys.exit("mlsdm cannot start: the controller did not form the store in time; its log lines say why")
-        banner(block, loaded, arbiter.cfg.workers)
+        self._enforce()
+        banner(block, loaded, arbiter.cfg.workers, arbiter.LISTENERS[0].sock.getsockname()[1])
 
     def on_reload(self, _arbiter: Any) -> None:
-        """Hand a changed regime to the controller. Reached only with a configuration that is valid as a whole."""
-        if not self._regime_changed:
-            return
-        self._regime_changed = False
+        """Bring what was reloaded into force. Reached only with a configuration that is valid as a whole."""
+        self._enforce()
+
+    def _enforce(self) -> None:
+        """Have the controller put the configured regime into force.
+
+        What it is compared with is what the block holds, not what was loaded last: a reload that failed here, an
+        upgrade, or the way back from one may have left another in force.
+        """
         block, loaded = self.require()
         store, record = Store(block), Regime.of(loaded.config).to_record()
         deadline = time.monotonic() + COMMAND_WAIT_MILLISECONDS.value / 1e3
         while True:
             try:
-                store.post_command("configure", record)
+                state = store.state()
+                pending = int(block.region("command").ticket) > int(state.ticket)
+                if pending or Regime.of_record(state.settings) != Regime.of_record(record):
+                    store.post_command("configure", record)
             except StoreError as error:
                 if time.monotonic() > deadline:
                     log.error("governor settings not reloaded, send HUP again: %s", error)
@@ -258,9 +274,10 @@ class Server:
         if self._supervisor is not None:
             self._supervisor.end()
         metrics = Path(os.environ[METRICS_VARIABLE])
-        superseded = self._supervisor is not None and self._supervisor.superseded
-        if not superseded and metrics.name.startswith(METRICS_PREFIX):
-            shutil.rmtree(metrics, ignore_errors=True)
+        if metrics.name.startswith(METRICS_PREFIX):
+            with suppress(OSError):  # another arbiter holds it: the one we replaced, or the one that replaces us
+                fcntl.flock(self._metrics_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(metrics)
 
 
 def _close(listeners: list[Any]) -> None:
@@ -269,20 +286,21 @@ def _close(listeners: list[Any]) -> None:
         listener.sock.close()
 
 
-def _layout(config: Config) -> Layout:
-    rows = ROWS_PER_WORKER * configuration.worker_count(config)
+def _layout(config: Config, workers: int) -> Layout:
+    rows = ROWS_PER_WORKER * workers
     return Layout(config.dimension, config.capacity, config.payload_size_max, config.log_capacity, rows)
 
 
-def _created(config: Config) -> Block:
+def _created(config: Config, workers: int) -> Block:
     """Make the block, unless it would take nearly all memory that container or machine have left."""
-    layout = _layout(config)
+    layout = _layout(config, workers)
     room = Cgroup(Path("/")).memory_room()
     host = psutil.virtual_memory().available
     available = host if room is None else min(room.available, host)
     if layout.block_size > available * SHARE_MAX:
         raise BlockError(
-            f"the block needs {layout.block_size / 1e6:.0f} MB and {available / 1e6:.0f} MB of memory are left: "
+            f"the block needs {layout.block_size / 1e6:.0f} MB and may take {SHARE_MAX:.0%} of the "
+            f"{available / 1e6:.0f} MB of memory that are left: "
             "lower `capacity`, `dimension`, `payload_size_max` or `log_capacity`, or give it more memory"
         )
     return Block.create(layout, secrets.token_bytes(16), time.time_ns(), boot_clock())
@@ -291,8 +309,7 @@ def _created(config: Config) -> Block:
 def _metrics_directory(given: str | None) -> str:
     """Return an empty directory for the workers' metrics: the operator's, or one of our own.
 
-    Those of our own that killed servers left behind are removed. Each is locked as long as a process of its server
-    lives: the descriptor is inherited by fork and by exec.
+    Those of our own that killed servers left behind are removed: those that nobody holds.
     """
     if given:
         Path(given).mkdir(parents=True, exist_ok=True)
@@ -307,11 +324,18 @@ def _metrics_directory(given: str | None) -> str:
                 shutil.rmtree(left_over)
             finally:
                 os.close(descriptor)
-    directory = tempfile.mkdtemp(prefix=METRICS_PREFIX)
+    return tempfile.mkdtemp(prefix=METRICS_PREFIX)
+
+
+def _held(directory: str) -> int:
+    """Return a descriptor that locks the metrics directory against removal as long as this arbiter or a child lives.
+
+    Each arbiter has its own: during an upgrade two share the directory, and either may be the one that stays.
+    """
+    Path(directory).mkdir(parents=True, exist_ok=True)
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
-    os.set_inheritable(descriptor, True)
-    return directory
+    return descriptor
 
 
 def _check_port(config: Config) -> None:
@@ -323,9 +347,11 @@ def _check_port(config: Config) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise BlockError(
-                f"cannot listen on {host}:{port} ({error.strerror}): stop what listens there, or set another PORT"
-            ) from error
+            taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
+            remedy = (
+                "stop what listens there, or set another PORT" if taken else "set HOST to an address of this machine"
+            )
+            raise BlockError(f"cannot listen on {host}:{port} ({error.strerror}): {remedy}") from error
 
 
 server = Server()

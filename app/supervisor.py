@@ -104,23 +104,30 @@ class Supervisor:
         if time.monotonic() - self._spawned_at > RESPAWN_SECONDS:
             self.spawn()
 
-    def watch(self) -> None:
-        """Kill a controller that is silent; spawn one where there is none and none is to be expected."""
+    def watch(self) -> bool:
+        """Kill a controller that is silent; spawn one where there is none and none is to be expected.
+
+        Returns True when this arbiter takes the controller back from a newer one that has gone.
+        """
         vitals = self._block.region("vitals")
         if self._controller == NOBODY:
             newer = Identity(int(vitals.arbiter_pid), int(vitals.arbiter_started))
-            if not (self.superseded and newer.alive):
-                self.spawn()
-            return
+            if self.superseded and newer.alive and newer != process.myself():
+                return False
+            taken_back = self.superseded
+            self.spawn()
+            return taken_back
         beat, since, looks = self._beat
         now = time.monotonic()
         if int(vitals.heartbeat_ns) != beat:
             self._beat = (int(vitals.heartbeat_ns), now, 1)
-            return
+            return False
         self._beat = (beat, since, looks + 1)
         if looks + 1 >= SILENT_LOOKS and now - since > SILENCE_SECONDS:
             log.error("controller pid=%d is silent and is killed", self._controller.pid)
             process.kill(self._controller)
+            self._beat = (0, now, 0)
+        return False
 
     def end(self) -> None:
         """End the controller, in order if it can."""

@@ -56,7 +56,8 @@ class Codec:
         """Return float32-LE[dimension] of a JSON array of numbers or a base64 string."""
         text = memoryview(raw)
         try:
-            if text[0] == 0x5B:  # [
+            if text[0] == 0x5B:  # [; a comma between two elements each
+                self._refuse_more(bytes(text).count(b",") + 1, field)
                 return self._of_numbers(_floats_of_json(text), field)
             if text[0] == 0x22:  # "
                 return self.of_bytes(_bytes_of_json(text), field)
@@ -69,6 +70,8 @@ class Codec:
         packed = memoryview(raw)
         try:
             if packed[0] in _MSGPACK_ARRAYS:
+                size = {0xDC: 2, 0xDD: 4}.get(packed[0], 0)
+                self._refuse_more(int.from_bytes(packed[1 : 1 + size]), field)
                 return self._of_numbers(_floats_of_msgpack(packed), field)
             if packed[0] in _MSGPACK_STRINGS:
                 return self.of_bytes(self._of_base64(_text_of_msgpack(packed), field), field)
@@ -97,6 +100,11 @@ class Codec:
         if len(numbers) != self.dimension:
             raise invalid(field, "dimension_mismatch", f"has {len(numbers)} elements", f"{self.dimension} elements")
         return array("f", numbers)
+
+    def _refuse_more(self, count: int, field: str) -> None:
+        """Refuse too many elements before they become objects, which take sixteen times the bytes of the body."""
+        if count > self.dimension:
+            raise invalid(field, "dimension_mismatch", f"has {count} elements", f"{self.dimension} elements")
 
     def _wrong(self, error: msgspec.ValidationError, field: str) -> Problem:
         reason, where = _told(error)

@@ -118,7 +118,7 @@ class Recall(msgspec.Struct, frozen=True, kw_only=True):
 class RateLimiting(msgspec.Struct, frozen=True, kw_only=True):
     """Token buckets, one per client."""
 
-    enabled: Annotated[bool, about("Refuse clients that ask too often.", "switch")] = False
+    enabled: Annotated[bool, about("Refuse clients that ask too often. Not enforced yet.", "switch")] = False
     requests_per_second: Annotated[
         float, about("Rate at which a bucket refills.", "requests per second", gt=0, le=1_000_000)
     ] = 5.0

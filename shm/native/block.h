@@ -6,7 +6,7 @@
  *
  * Memory model. Writers are serialised by the robust mutex. Readers that do not take it validate: load the commit
  * word (acquire), copy, fence (acquire), load the word again. The writer's side of that contract is one release
- * fence between reading the commit word and the first store of a transition (section_begin): a reader that saw any
+ * fence between reading the commit word and the first store of a transition (transition_begin): a reader that saw any
  * byte of the transition p → p + 1 ... also sees every earlier commit, notices that its copy may be mixed, and tries
  * again. The plain loads and stores in between race by the letter of C11, as in every sequence lock; they are never
  * used unless the validation that follows them holds.

@@ -225,7 +225,6 @@ int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t id, struct mlsd
     ((struct mlsdm_decided *)t.entry->detail)->moral = slot->moral;
     t.next->scalars.live -= 1;
     transition_publish(map, &t, out);
-    atomic_thread_fence(memory_order_release); /* a reader that sees an erased byte also sees that it was deleted */
     erase(map, id);
     return section_leave(map, MLSDM_STATUS_OK);
 }

@@ -57,6 +57,7 @@ static int mutex_wait(const struct mlsdm_map *map) {
 
 /* Delete what a published deletion promised to forget, then say so. Idempotent: a successor may run it again. */
 static void erase(const struct mlsdm_map *map, uint64_t id) {
+    atomic_thread_fence(memory_order_release); /* a reader that sees an erased byte also sees that it was deleted */
     uint64_t slot = slot_of(map, id);
     code_at(map, slot)->live = 0;
     memset(vector_at(map, slot), 0, (size_t)map->padded * sizeof(float));

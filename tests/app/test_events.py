@@ -456,3 +456,13 @@ def test_raw_moral_values_are_float64(still_server: LiveServer) -> None:
     body = of_raw(struct.pack("<2d", 1.0, 0.1) + RAW_EXAMPLE + RAW_EXAMPLE)
 
     assert [result["moral_value"] for result in sent(still_server, "/events", body)["results"]] == [1.0, 0.1]
+
+
+def test_a_msgpack_payload_is_bounded_before_it_is_decoded(still_server: LiveServer) -> None:
+    """A megabyte of empty lists would become eighty as objects."""
+    packed = msgspec.msgpack.encode({"event_vector": [0.5] * 8, "moral_value": 0.5, "payload": [[]] * 1_000_000})
+
+    answer = still_server.request("POST", "/event", packed, {"Content-Type": "application/msgpack"})
+
+    assert (answer.status, answer.json["code"], answer.json["field"]) == (413, "payload_too_large", "payload")
+    assert "bytes of msgpack" in answer.json["detail"]

@@ -290,6 +290,45 @@ def test_an_upgrade_keeps_every_memory(serve: Serve) -> None:
         server.process = None
 
 
+def test_an_upgrade_that_is_taken_back_keeps_everything(serve: Serve, tmp_path: Path) -> None:
+    """When the new arbiter ends, the old one takes the controller back, its settings hold, and it can start workers."""
+    path = tmp_path / "mlsdm.yaml"
+    path.write_text("moral_filter: {adaptation_rate: 0.05}\n")
+    server = serve(CONFIG_PATH=str(path))
+    store = server.store()
+    server.event(np.ones(8), 0.95)
+    path.write_text("moral_filter: {adaptation_rate: 0.02}\n")
+
+    os.kill(server.pid, signal.SIGUSR2)
+    eventually(lambda: store.state().settings.adaptation_rate == 0.02)
+    new = int(store.block.region("vitals").arbiter_pid)
+    assert new != server.pid
+    eventually(lambda: server.log.count("serves from row") == 4)
+    os.kill(new, signal.SIGTERM)
+    eventually(lambda: store.state().settings.adaptation_rate == 0.05)
+    for worker in psutil.Process(server.pid).children():
+        if worker.pid in server.workers(store.block):
+            worker.kill()
+
+    eventually(lambda: server.log.count("serves from row") == 6)
+    assert server.event(np.ones(8), 0.95)["memory_id"] == 2
+    assert server.get("/memories/1").status == 200
+    assert server.get("/metrics").status == 200
+
+
+def test_more_workers_than_rows_are_not_started(serve: Serve) -> None:
+    """TTIN beyond the rows of the block is said, and the workers that are there go on."""
+    server = serve(WORKERS="1")
+
+    for _ in range(6):
+        os.kill(server.pid, signal.SIGTTIN)
+        time.sleep(0.05)
+
+    eventually(lambda: "hold all rows of the block" in server.log)
+    assert server.event(np.ones(8), 0.95)["memory_id"] == 1
+    assert "Traceback" not in server.log
+
+
 def test_a_dead_arbiter_leaves_no_orphan(serve: Serve) -> None:
     """SIGKILL of the arbiter takes workers and controller with it, and the memory with them."""
     server = serve()

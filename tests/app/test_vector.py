@@ -1,6 +1,7 @@
 """The codec alone: what each form becomes, and where msgspec's sentences turn into ours."""
 
 import math
+import tracemalloc
 from array import array
 from typing import Any
 
@@ -134,3 +135,32 @@ def test_a_member_that_stands_twice_is_refused() -> None:
     with pytest.raises(Problem) as refusal:
         refuse_repeats(b'{"a":1,"a":2}', 1)
     assert refusal.value.problem_code == "field_repeated"
+
+
+@pytest.mark.parametrize(
+    "vector",
+    [
+        b"[" + b"0," * 8_000_000 + b"0]",
+        b"[" * 8_000_000,
+    ],
+    ids=["numbers", "brackets"],
+)
+def test_too_many_json_elements_are_refused_before_they_become_objects(vector: bytes) -> None:
+    """Eight million numbers would take half a gigabyte; their commas are counted instead."""
+    tracemalloc.start()
+
+    with pytest.raises((Problem, msgspec.DecodeError, RecursionError)):
+        CODEC.of_json(msgspec.Raw(vector), "v")
+
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * len(vector)
+
+
+@pytest.mark.parametrize("head", [b"\xdc\xff\xff", b"\xdd\x00\xff\xff\xff"])
+def test_too_many_msgpack_elements_are_refused_by_their_head(head: bytes) -> None:
+    """The head of an array says how many there are; nothing behind it is decoded."""
+    with pytest.raises(Problem) as refused:
+        CODEC.of_msgpack(msgspec.Raw(head), "v")
+
+    assert refused.value.problem_code == "dimension_mismatch"

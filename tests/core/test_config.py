@@ -5,6 +5,7 @@ Files are real files in a temporary directory; the environment is a dict, never 
 
 import itertools
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,13 @@ class TestFile:
         problems = problems_of(file, {})
 
         assert ["\n" not in problem for problem in problems] == [True]
+
+    def test_a_fifo_is_refused_without_waiting(self, tmp_path: Path) -> None:
+        """A reload must not wait for somebody to write."""
+        fifo = tmp_path / "fifo.yaml"
+        os.mkfifo(fifo)
+
+        assert [f"{fifo} is not a regular file: expected a YAML file"] == problems_of(fifo, {})
 
     def test_a_file_that_is_named_must_exist(self, tmp_path: Path) -> None:
         """A path that leads nowhere, or to a directory, does not fall back to the defaults."""
