@@ -27,8 +27,8 @@ def read(path: str, settings: Mapping[str, Setting]) -> Layer:
     layer = Layer({}, [])
     try:
         with open(path, "rb", opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                layer.note("CONFIG_PATH", f"{_shown(path)} is not a regular file: expected a YAML file")
+            if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):  # opened like this, it reads as empty
+                layer.note("CONFIG_PATH", f"{_shown(path)} is a FIFO: expected a YAML file")
                 return layer
             content = file.read(_FILE_SIZE_MAX + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path

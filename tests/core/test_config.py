@@ -202,7 +202,7 @@ class TestFile:
         fifo = tmp_path / "fifo.yaml"
         os.mkfifo(fifo)
 
-        assert [f"{fifo} is not a regular file: expected a YAML file"] == problems_of(fifo, {})
+        assert [f"{fifo} is a FIFO: expected a YAML file"] == problems_of(fifo, {})
 
     def test_a_file_that_is_named_must_exist(self, tmp_path: Path) -> None:
         """A path that leads nowhere, or to a directory, does not fall back to the defaults."""
