@@ -7,6 +7,7 @@ objects as it can. Results that are handed out are cffi structures of the record
 Every method raises the exceptions of `shm.status`; `Busy` means that nothing happened.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -256,8 +257,11 @@ class Store:
         return bool(status == OK)
 
 
-class Recall:
-    """The working memory of one thread that recalls: allocated once, reused for every query."""
+class Recall(threading.local):
+    """The working memory of a recall: allocated once for each thread that uses it, reused for every query.
+
+    Thread-local, because a large store is scanned on the worker's pool, where two recalls may run at a time.
+    """
 
     def __init__(self, block: Block) -> None:
         assert block.writable, "recall settles its answer under the lock"

@@ -1,5 +1,6 @@
 """POST /recall: the vector forms of an event, what can be asked for, and answers equal to brute force bit by bit."""
 
+import concurrent.futures
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from tests.app.wire import (
     sent,
     text,
 )
+from tests.conftest import Serve
 
 FORMS = {
     "json numbers": lambda vector, **asked: of_json({"vector": list(vector), **asked}),
@@ -254,3 +256,32 @@ def test_parameters_beside_a_document_are_refused(still_server: LiveServer) -> N
     for body in (FORMS["json numbers"](EXAMPLE), FORMS["msgpack bin"](EXAMPLE)):
         document = problem(post(still_server, "/recall?top_k=1", body))
         assert (document["status"], document["code"], document["field"]) == (422, "field_unknown", "top_k")
+
+
+def test_large_stores_are_recalled_on_the_pool_without_mixing_answers(serve: Serve) -> None:
+    """Above 32 MB of shadow two recalls may run at a time; each is exact."""
+    dimension = 4096
+    server = serve(
+        WORKERS="1",
+        MLSDM_DIMENSION=str(dimension),
+        MLSDM_CAPACITY="8000",
+        MLSDM_PAYLOAD_SIZE_MAX="0",
+        MLSDM_LOG_CAPACITY="1024",
+    )
+    vectors = np.random.default_rng(4).standard_normal((400, dimension)).astype("<f4")
+    raw = {"Content-Type": "application/octet-stream"}
+    for part in np.split(vectors, 4):
+        body = np.full(len(part), 0.95).astype("<f8").tobytes() + part.tobytes()
+        assert server.request("POST", "/events", body, raw).status == 200
+    unit = vectors / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+
+    def nearest(number: int) -> tuple[list[int], list[int]]:
+        query = vectors[number] + vectors[(number + 7) % 400]
+        answer = server.request("POST", "/recall?top_k=5", query.astype("<f4").tobytes(), raw)
+        expected = np.argsort(-(unit @ query.astype(np.float64)), kind="stable")[:5] + 1
+        return [match["memory_id"] for match in answer.json["matches"]], expected.tolist()
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(nearest, range(200)))
+
+    assert [seen for seen, _ in answers] == [expected for _, expected in answers]
