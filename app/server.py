@@ -83,8 +83,9 @@ class Server:
                 raise
             log.exception("configuration not reloaded, the old one stays")
         else:
+            if self.loaded is not None:  # at the start nothing is logged yet: see when_ready
+                _say_loaded(loaded)
             self.loaded = loaded
-            log.info("Configuration loaded from %s: %s", loaded.source, configuration.effective(loaded.config))
         assert self.loaded is not None
         return self.loaded
 
@@ -195,12 +196,12 @@ class Server:
             murder()
 
         def spawn_worker() -> Any:
-            # A signal between fork and the worker's own handlers would meet the arbiter's, which only queue it: lost,
-            # and the arbiter would wait for that worker in vain. So it stays pending until the worker unblocks it.
             if len(arbiter.WORKERS) >= block.layout.rows:
                 log.error("no worker is started: %d hold all rows of the block", len(arbiter.WORKERS))
                 arbiter.num_workers = min(arbiter.num_workers, block.layout.rows // 2)
                 return None
+            # A signal between fork and the worker's own handlers would meet the arbiter's, which only queue it: lost,
+            # and the arbiter would wait for that worker in vain. So it stays pending until the worker unblocks it.
             signal.pthread_sigmask(signal.SIG_BLOCK, arbiter.SIGNALS)
             try:
                 return spawn()
@@ -221,6 +222,7 @@ class Server:
         if not supervisor.formed():
             sys.exit("mlsdm cannot start: the controller did not form the store in time; its log lines say why")
         self._enforce()
+        _say_loaded(loaded)
         banner(block, loaded, arbiter.cfg.workers, arbiter.LISTENERS[0].sock.getsockname()[1])
 
     def on_reload(self, _arbiter: Any) -> None:
@@ -278,6 +280,10 @@ class Server:
             with suppress(OSError):  # another arbiter holds it: the one we replaced, or the one that replaces us
                 fcntl.flock(self._metrics_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(metrics)
+
+
+def _say_loaded(loaded: Loaded) -> None:
+    log.info("Configuration loaded from %s: %s", loaded.source, configuration.effective(loaded.config))
 
 
 def _close(listeners: list[Any]) -> None:

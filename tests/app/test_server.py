@@ -123,6 +123,7 @@ def test_reload_keeps_every_memory_and_applies_the_new_settings(serve: Serve, tm
     path = tmp_path / "mlsdm.yaml"
     path.write_text("moral_filter: {ema_alpha: 0.1}\n")
     server = serve(CONFIG_PATH=str(path))
+    assert server.log.count(f"Configuration loaded from {path}") == 1
     vectors, _ = _events(400, 8, 2)
     decisions: list[dict[str, Any]] = []
     failures: list[BaseException] = []
@@ -142,6 +143,7 @@ def test_reload_keeps_every_memory_and_applies_the_new_settings(serve: Serve, tm
     store = server.store()
     eventually(lambda: store.state().settings.ema_alpha == 0.2)
     assert failures == []
+    assert server.log.count(f"Configuration loaded from {path}") == 2
     assert [decision["memory_id"] for decision in decisions] == list(range(1, 401))
     assert store.memory(1).vector == vectors[0].tobytes()
     newest = int(store.state().position)
