@@ -27,6 +27,7 @@ from shm.store import Store
 SILENCE_SECONDS: Final = 1.0
 SILENT_LOOKS: Final = 3  # when everything was frozen, the arbiter was too, and has not looked
 RESPAWN_SECONDS: Final = 0.5  # one that does not live that long is respawned by the next look, not at once
+SIGNING_SECONDS: Final = 5.0  # from taking its epoch until the newer controller's first vitals name its arbiter
 FORM_SECONDS_MAX: Final = 5.0
 
 log = logging.getLogger("mlsdm.server")
@@ -46,6 +47,7 @@ class Supervisor:
         self._spawned_at = 0.0
         self._beat: tuple[int, float, int] = (0, 0.0, 0)
         self.superseded = False
+        self._superseded_at = 0.0
 
     def spawn(self) -> None:
         """Fork a controller; when the machine cannot, the next look tries again."""
@@ -98,6 +100,7 @@ class Supervisor:
             return
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == SUPERSEDED:
             self.superseded = True
+            self._superseded_at = time.monotonic()
             log.info("the controller of a newer arbiter has taken over")
             return
         log.warning("controller pid=%d died (status %d) and is respawned", pid, status)
@@ -112,7 +115,8 @@ class Supervisor:
         vitals = self._block.region("vitals")
         if self._controller == NOBODY:
             newer = Identity(int(vitals.arbiter_pid), int(vitals.arbiter_started))
-            if self.superseded and newer.alive and newer != process.myself():
+            unsigned = newer == process.myself() and time.monotonic() - self._superseded_at < SIGNING_SECONDS
+            if self.superseded and (unsigned or (newer.alive and newer != process.myself())):
                 return False
             taken_back = self.superseded
             self.spawn()
