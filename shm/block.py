@@ -177,7 +177,7 @@ class Block:
 
 
 def find(pid: int | None = None) -> Iterator[tuple[int, Path]]:
-    """Yield (pid, /proc/PID/fd/N) of every block that this user can see, each memory once, oldest holder first; only of
+    """Yield (pid, /proc/PID/fd/N) of every block that this user can see, each memory once, lowest pid first; only of
     `pid` if given.
     """
     seen = set()
