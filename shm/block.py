@@ -15,6 +15,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -183,12 +184,9 @@ def find(pid: int | None = None) -> Iterator[tuple[int, Path]]:
     seen = set()
     holders = [pid] if pid else sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
     for holder in holders:
-        try:
+        with suppress(OSError):  # it has ended, or is another user's
             for link in sorted(Path(f"/proc/{holder}/fd").iterdir(), key=lambda link: int(link.name)):
-                if os.readlink(link).startswith(f"/memfd:{NAME} "):
-                    inode = link.stat().st_ino
-                    if inode not in seen:
+                with suppress(OSError):  # closed since it was listed: the next one may still be the block
+                    if os.readlink(link).startswith(f"/memfd:{NAME} ") and (inode := link.stat().st_ino) not in seen:
                         seen.add(inode)
                         yield holder, link
-        except OSError:
-            continue

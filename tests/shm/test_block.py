@@ -6,6 +6,7 @@ import mmap
 import os
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -182,6 +183,27 @@ class TestObserver:
         assert other not in [int(path.name) for _, path in find(os.getpid())]
         end(child)
         os.close(other)
+
+    def test_find_is_not_misled_by_descriptors_that_close_meanwhile(self, form: Form) -> None:
+        """A process that opens and closes files while it is looked at is found each time."""
+        formed = form()
+
+        def busy() -> None:
+            os.dup2(formed.block.fd, 500)
+            os.close(formed.block.fd)
+            spare = [os.open(os.devnull, os.O_RDONLY) for _ in range(100)]
+            while True:
+                for number in spare:
+                    os.close(number)
+                for _ in spare:
+                    os.open(os.devnull, os.O_RDONLY)  # the lowest free number: the same ones again
+
+        child = begin(busy)
+        wait_until(lambda: Path(f"/proc/{child}/fd/500").exists())
+        missed = sum(not any(find(child)) for _ in range(500))
+        end(child)
+
+        assert missed == 0
 
     def test_nobody(self) -> None:
         """A process without a block has none."""
