@@ -45,10 +45,10 @@ class Block:
     writable: bool
 
     @classmethod
-    def create(cls, layout: Layout, boot_id: bytes, wall_ns: int, boot_ns: int) -> Self:
+    def create(cls, layout: Layout, boot_id: bytes, secret: bytes, wall_ns: int, boot_ns: int) -> Self:
         """Make a new block: allocated, formed, sealed.
 
-        `boot_id` is 16 random bytes; times are CLOCK_REALTIME and CLOCK_BOOTTIME in ns.
+        `boot_id` and `secret` are 16 random bytes each; times are CLOCK_REALTIME and CLOCK_BOOTTIME in ns.
 
         Raises BlockError when the machine cannot give that much memory.
         """
@@ -73,10 +73,12 @@ class Block:
         header.payload_size_max = layout.payload_size_max
         header.log_capacity = layout.log_capacity
         header.rows = layout.rows
+        header.receipt_capacity = layout.receipt_capacity
         header.block_size = layout.block_size
         header.created_wall_ns = wall_ns
         header.created_boot_ns = boot_ns
         ffi.memmove(header.boot_id, boot_id, 16)
+        ffi.memmove(header.secret, secret, 16)
         ffi.memmove(header.fingerprint, layout.fingerprint(), 32)
         header.checksum = lib.mlsdm_header_checksum(header)
         refused = lib.mlsdm_lock_create(block.map)
@@ -101,7 +103,7 @@ class Block:
             raise BlockError(f"descriptor {fd} is not a block: it starts with {header.magic:#x}, expected {MAGIC:#x}")
         if header.checksum != lib.mlsdm_header_checksum(header):
             raise BlockError("the header of the block is damaged: its checksum does not hold")
-        layout = Layout(header.dimension, header.capacity, header.payload_size_max, header.log_capacity, header.rows)
+        layout = Layout(*(getattr(header, name) for name in Layout._fields))
         if header.layout_version != LAYOUT_VERSION or bytes(header.fingerprint) != layout.fingerprint():
             raise BlockError(
                 f"the block was laid out by other code (version {header.layout_version}, this is {LAYOUT_VERSION}): "
@@ -130,6 +132,9 @@ class Block:
         view.payload_stride = layout.regions()[REGIONS.index("payloads")].stride
         view.log_capacity = layout.log_capacity
         view.rows = layout.rows
+        view.receipt_capacity = layout.receipt_capacity
+        for number, name in enumerate(("keys", "peers")):
+            view.buckets[number] = layout.regions()[REGIONS.index(name)].count
         view.row = NO_ROW
         view.pid = os.getpid()
         return cls(fd, layout, memory, "", 0, view, writable)

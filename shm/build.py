@@ -3,7 +3,9 @@
 Its structures are generated from `shm.layout`; there is no other copy. One translation unit on purpose: the compiler
 sees the whole critical section, and every function but the API is static. `-ffp-contract=off` because the transition
 must equal the Python reference to the last bit; no `-march`, because one build serves every processor (the wide loops
-carry clones that the loader chooses from). Run by setuptools through setup.py.
+carry clones that the loader chooses from). `-fno-strict-aliasing` because a checksum reads as words what was written as
+doubles and halves of words: without it the compiler may, and GCC 12 does, read before it writes. Run by setuptools
+through setup.py.
 """
 
 import importlib.util
@@ -13,7 +15,7 @@ import cffi
 
 HERE = Path(__file__).resolve().parent
 NATIVE = HERE / "native"
-SOURCES = ("block.h", "vector.c", "lock.c", "memory.c", "governor.c", "read.c", "recall.c")
+SOURCES = ("block.h", "vector.c", "lock.c", "memory.c", "receipt.c", "governor.c", "bucket.c", "read.c", "recall.c")
 
 # By path: while the package is being built, `shm` may not be importable yet.
 _spec = importlib.util.spec_from_file_location("_mlsdm_layout", HERE / "layout.py")
@@ -39,6 +41,7 @@ ffibuilder.set_source(
         "-O3",
         "-fno-math-errno",
         "-ffp-contract=off",
+        "-fno-strict-aliasing",
         "-Wall",
         "-Wextra",
         "-Wno-unused-parameter",

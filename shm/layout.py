@@ -8,11 +8,12 @@ code and memory of different layouts can never meet. There is no second descript
 Three rules hold everywhere:
 
 - Every field has one writer. `lock` is whoever holds the robust mutex; `row` is the worker that owns that row;
-  `creator` is the arbiter that made the block, before anybody else could see it.
+  `creator` is the arbiter that made the block, before anybody else could see it. The one exception are the words of a
+  token bucket, which `anyone` may change, each by one compare-and-swap (shm/native/bucket.c).
 - Nothing is visible before the commit word says so. A transition from position p to p + 1 writes only what no reader
   looks at while the word says p: the other state buffer, the other level buffer, the spare slot, the next log entry.
-  One 8-byte store then publishes all of it. The two fields that must change in place (a deletion mark and a worker's
-  tally) are covered by the intent record.
+  One 8-byte store then publishes all of it. The three fields that must change in place (a deletion mark, a worker's
+  tally and the head of a chain of receipts) are covered by the intent record.
 - Little-endian, naturally aligned, every record a multiple of 8 bytes and every region a multiple of 64 (one cache
   line).
 
@@ -30,7 +31,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 MAGIC: Final = int.from_bytes(b"MLSDMBLK", "little")
 CACHE_LINE: Final = 64
 PAGE: Final = 4096
@@ -87,15 +88,20 @@ RECORDS: Final = (
             Field("payload_size_max", "u4", "bytes", "room for the payload of one slot"),
             Field("log_capacity", "u4", "entries", "length of the log ring"),
             Field("rows", "u4", "rows", "worker rows"),
+            Field("receipt_capacity", "u4", "receipts", "kept of events that came with an idempotency key"),
+            Field("reserved0", "u4", "–", "zero"),
             Field("block_size", "u8", "bytes", "size of the whole block"),
             Field("created_wall_ns", "i8", "ns", "CLOCK_REALTIME at creation"),
             Field("created_boot_ns", "i8", "ns", "CLOCK_BOOTTIME at creation"),
             Field(
                 "boot_id", "u1", "–", "random identity of this memory; positions and ids mean nothing without it", 16
             ),
+            Field(
+                "secret", "u1", "–", "random, never told: keys the hashes of clients' names and idempotency keys", 16
+            ),
             Field("fingerprint", "u1", "–", "SHA-256 of the table and the sizes", 32),
-            Field("checksum", "u8", "–", "of the 104 bytes above"),
-            Field("reserved", "u8", "–", "zero", 10),
+            Field("checksum", "u8", "–", "of the 128 bytes above"),
+            Field("reserved", "u8", "–", "zero", 7),
         ),
     ),
     Record(
@@ -119,7 +125,9 @@ RECORDS: Final = (
             Field("intent_position", "u8", "position", "being prepared: in-place changes at commit + 1 are void"),
             Field("intent_id", "u8", "memory id", "being deleted, 0 when nothing is left to erase"),
             Field("intent_row", "u8", "row", "whose tally is being prepared"),
-            Field("reserved", "u8", "–", "zero, to the next cache line but one", 9),
+            Field("intent_chain", "u8", "chain + 1", "whose head is being moved, 0 for none"),
+            Field("intent_head", "u8", "ordinal", "of the receipt that this chain began with before"),
+            Field("reserved", "u8", "–", "zero, to the next cache line but one", 7),
         ),
     ),
     Record(
@@ -187,7 +195,10 @@ RECORDS: Final = (
             Field("ticket", "u8", "count", "newest command carried out"),
             Field("levels", "u8", "0 or 1", "which level buffer belongs to this state"),
             Field("levels_checksum", "u8", "–", "of that buffer"),
-            Field("reserved", "u8", "–", "zero", 5),
+            Field("receipts", "u8", "receipts", "given in total; also the newest ordinal"),
+            Field("configured", "u8", "–", "checksum of the settings that the configuration asked for last"),
+            Field("ticket_position", "u8", "position", "that carried out the newest command"),
+            Field("reserved", "u8", "–", "zero", 2),
             Field("checksum", "u8", "–", "of the bytes above"),
         ),
     ),
@@ -252,7 +263,9 @@ RECORDS: Final = (
             Field("ticket", "u8", "count", "pending while above the ticket of the state; written last"),
             Field("kind", "u8", "kind", "configure, reset, stop or resume"),
             Field("settings", "settings", "", "new ones, for configure"),
-            Field("reserved", "u8", "–", "zero"),
+            Field(
+                "configured", "u8", "–", "their checksum when the configuration asks for them, 0 when an operator does"
+            ),
         ),
     ),
     Record(
@@ -308,7 +321,46 @@ RECORDS: Final = (
             Field("moral", "f8", "moral value", "of the event"),
             Field("memory_id", "u8", "memory id", "given or deleted, else 0"),
             Field("vector_checksum", "u8", "–", "of the vector's bytes"),
-            Field("reserved", "u8", "–", "zero", 10),
+            Field("receipt", "u8", "ordinal", "of its receipt, 0 when it came without an idempotency key"),
+            Field("reserved", "u8", "–", "zero", 9),
+        ),
+    ),
+    Record(
+        "decision",
+        64,
+        "lock",
+        (
+            Field("position", "u8", "position", "that published it"),
+            Field("sequence", "u8", "count", "of decisions, without gap"),
+            Field("memory_id", "u8", "memory id", "given, 0 when rejected"),
+            Field("moral", "f8", "moral value", "of the event"),
+            Field("theta_before", "f8", "moral value", "threshold that judged it"),
+            Field("theta_after", "f8", "moral value", "threshold after it"),
+            Field("ema", "f8", "–", "after it"),
+            Field("phase", "u4", "0 wake, 1 sleep", "it was tagged with"),
+            Field("repeated", "u4", "0 or 1", "1 when it was read from a receipt: decided earlier, not now"),
+        ),
+    ),
+    Record(
+        "receipt",
+        112,
+        "lock",
+        (
+            Field("ordinal", "u8", "ordinal", "of this receipt; void while above `receipts` of the state"),
+            Field("key", "u8", "–", "keyed hash of client and idempotency key", 2),
+            Field("body", "u8", "–", "keyed hash of what was sent with it"),
+            Field("previous", "u8", "ordinal", "of the next older receipt of this chain, 0 for none"),
+            Field("decision", "decision", "", "the first answer"),
+            Field("checksum", "u8", "–", "of the bytes above"),
+        ),
+    ),
+    Record(
+        "bucket",
+        16,
+        "anyone",
+        (
+            Field("owner", "u8", "–", "keyed hash of the client's name, 0 when never used"),
+            Field("due_ns", "i8", "ns", "CLOCK_BOOTTIME at which it is full again; in the past: it is full"),
         ),
     ),
 )
@@ -329,8 +381,12 @@ STATUSES: Final = (
     "not_finite",  # a vector holds NaN or an infinity
     "too_long",  # a vector's norm is above the limit
     "lost",  # the mutex itself is beyond repair
+    "reused",  # that idempotency key came with another body
 )
 NO_ROW: Final = 0xFFFF_FFFF
+BUCKET_WAYS: Final = 8  # buckets in which one client may be: two cache lines
+KEY_BUCKETS: Final = 8_192  # eight for each of the keys that a file may list
+PEER_BUCKETS: Final = 65_536
 FLAG_STOPPED: Final = 1
 FLAG_CONSOLIDATION: Final = 1
 FLAG_EVENTS_CLOCK: Final = 2
@@ -380,7 +436,7 @@ class Region:
 # In this order in memory, and in this order in the native core's table of offsets.
 REGIONS: Final = (
     "header", "lock", "commit", "states", "levels", "vitals", "command", "rows",
-    "slots", "codes", "shadow", "vectors", "payloads", "log",
+    "slots", "codes", "shadow", "vectors", "payloads", "log", "receipts", "chains", "keys", "peers",
 )  # fmt: skip
 
 
@@ -389,13 +445,14 @@ def _round_up(size: int, multiple: int) -> int:
 
 
 class Layout(NamedTuple):
-    """The sizes of one block. Everything else about it follows from these five numbers and the table."""
+    """The sizes of one block. Everything else about it follows from these six numbers and the table."""
 
     dimension: int
     capacity: int
     payload_size_max: int
     log_capacity: int
     rows: int
+    receipt_capacity: int
 
     @property
     def vector_stride(self) -> int:
@@ -425,6 +482,10 @@ class Layout(NamedTuple):
             "vectors": (self.vector_stride, slots, "lock"),
             "payloads": (_round_up(self.payload_size_max, 8), slots, "lock"),
             "log": (_RECORD["entry"].size, self.log_capacity, "lock"),
+            "receipts": (_RECORD["receipt"].size, self.receipt_capacity + 1, "lock"),  # one is never a visible one
+            "chains": (8, self.receipt_capacity, "lock"),
+            "keys": (_RECORD["bucket"].size, KEY_BUCKETS, "anyone"),
+            "peers": (_RECORD["bucket"].size, PEER_BUCKETS, "anyone"),
         }
         assert tuple(shapes) == REGIONS
         placed = []
@@ -461,8 +522,8 @@ def declarations() -> str:
         members = ", ".join(f"MLSDM_{prefix}_{name.upper()} = {number}" for number, name in enumerate(names))
         lines.append(f"enum mlsdm_{prefix.lower()} {{ {members} }};")
     lines.append(f"#define MLSDM_REGIONS {len(REGIONS)}")
-    flags = ("FLAG_STOPPED", "FLAG_CONSOLIDATION", "FLAG_EVENTS_CLOCK", "FLAG_ELEMENT_GATE")
-    lines += [f"#define MLSDM_{name} {globals()[name]}" for name in flags]
+    constants = ("FLAG_STOPPED", "FLAG_CONSOLIDATION", "FLAG_EVENTS_CLOCK", "FLAG_ELEMENT_GATE", "BUCKET_WAYS")
+    lines += [f"#define MLSDM_{name} {globals()[name]}" for name in constants]
     return "\n".join(lines) + "\n"
 
 

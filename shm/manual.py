@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 from shm.layout import DTYPES, KINDS, LAYOUT_VERSION, RECORDS, STATUSES, Layout, offsets, size_of
 
-EXAMPLE = Layout(dimension=384, capacity=20_000, payload_size_max=1024, log_capacity=65_536, rows=8)
+EXAMPLE = Layout(
+    dimension=384, capacity=20_000, payload_size_max=1024, log_capacity=65_536, rows=8, receipt_capacity=32_768
+)
 
 
 def markdown() -> str:

@@ -57,11 +57,17 @@ class Lost(StoreError):
     """The mutex itself is beyond repair."""
 
 
+class Reused(StoreError):
+    """That idempotency key came with another body."""
+
+
 OK: Final = layout.STATUSES.index("ok")
 TAKEN: Final = layout.STATUSES.index("taken")
 NOT_FINITE: Final = layout.STATUSES.index("not_finite")
 TOO_LONG: Final = layout.STATUSES.index("too_long")
-_ERRORS: Final = (None, Busy, Stopped, Stale, Corrupt, Unknown, Gone, Unformed, Taken, NotFinite, TooLong, Lost)
+_ERRORS: Final = (
+    None, Busy, Stopped, Stale, Corrupt, Unknown, Gone, Unformed, Taken, NotFinite, TooLong, Lost, Reused,
+)  # fmt: skip
 assert len(_ERRORS) == len(layout.STATUSES)
 assert all(
     error is None or error.__name__.lower() == name.replace("_", "")

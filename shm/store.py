@@ -1,16 +1,17 @@
 """The store: what a process can do with the block, one method for each native call.
 
 A `Store` belongs to one process and one thread: it reuses its output buffers, so that the event path creates as few
-objects as it can. Results that are handed out are cffi structures of the records in `layout`; an entry returned by
-`admit` is valid until the next call.
+objects as it can. Results that are handed out are cffi structures of the records in `layout`, valid until the next
+call; decisions are plain tuples, because the event path reads all of one at once.
 
 Every method raises the exceptions of `shm.status`; `Busy` means that nothing happened.
 """
 
+import struct
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from shm._native import ffi, lib
 from shm.block import Block
@@ -21,7 +22,40 @@ from shm.status import OK, TAKEN, Taken, fail
 Entry = Any  # struct mlsdm_entry *
 State = Any  # struct mlsdm_state *
 Settings = Any  # struct mlsdm_settings *
+Key = Any  # struct mlsdm_key *
+NO_KEY: Final = ffi.NULL
 TOP_K_MAX: Final = 100
+KEYS: Final = 0  # bucket tables
+PEERS: Final = 1
+ANY_TICKET: Final = 2**64 - 1
+
+
+class Decision(NamedTuple):
+    """A decision: the record of that name. `repeated` is 1 when it was made for an earlier event with the same key."""
+
+    position: int
+    sequence: int
+    memory_id: int
+    moral: float
+    theta_before: float
+    theta_after: float
+    ema: float
+    phase: int
+    repeated: int
+
+
+class Quota(NamedTuple):
+    """What a bucket says: `wait_ns` is 0 when the tokens were taken, else when they would be there; `full_ns` until the
+    bucket is full again; `remaining` whole tokens left.
+    """
+
+    wait_ns: int
+    full_ns: int
+    remaining: int
+
+
+_DECISION: Final = struct.Struct("<3Q4d2I")  # PERF: one unpack costs what two attributes of a cffi structure cost
+assert _DECISION.size == ffi.sizeof("struct mlsdm_decision")
 
 
 @dataclass(frozen=True)
@@ -75,6 +109,8 @@ class Store:
         self._dimension = block.layout.dimension
         self._payload_size_max = block.layout.payload_size_max
         self._entry = ffi.new("struct mlsdm_entry *")
+        self._decision = ffi.new("struct mlsdm_decision *")
+        self._decision_bytes = ffi.buffer(self._decision)
         self._state = ffi.new("struct mlsdm_state *")
         self._levels = ffi.new("float[]", 3 * self._map.padded)
         self._norms = ffi.new("double[3]")
@@ -83,33 +119,33 @@ class Store:
 
     # -- admission ---------------------------------------------------------------------------------------------------
 
-    def admit(self, now_ns: int, moral: float, vector: Any, payload: bytes) -> Entry:
+    def admit(self, now_ns: int, moral: float, vector: Any, payload: bytes, key: Key = NO_KEY) -> Decision:
         """Decide one event and remember it when it is accepted.
 
-        `vector` float32-LE[dimension] as a buffer, `payload` within its limit.
-        Returns the log entry of the decision. Raises NotFinite, TooLong, Stopped, Busy, Corrupt, Unformed.
+        `vector` float32-LE[dimension] as a buffer, `payload` within its limit. An event with a `key` (`new_key`) that
+        was decided before gets its first decision again, and nothing changes.
+        Raises NotFinite, TooLong, Stopped, Reused, Busy, Corrupt, Unformed.
         """
         floats = ffi.from_buffer("float[]", vector)
         assert len(floats) == self._dimension
         assert len(payload) <= self._payload_size_max
-        status = lib.mlsdm_admit(self._map, now_ns, moral, floats, payload, len(payload), self._entry)
+        status = lib.mlsdm_admit(self._map, now_ns, moral, floats, payload, len(payload), key, self._decision)
         if status != OK:
             fail(status)
-        return self._entry
+        return Decision._make(_DECISION.unpack(self._decision_bytes))
 
     def admit_batch(
-        self, now_ns: int, morals: Any, vectors: Any, payloads: Sequence[bytes] | None
-    ) -> tuple[Any, int, int]:
+        self, now_ns: int, morals: Any, vectors: Any, payloads: Sequence[bytes] | None, key: Key = NO_KEY
+    ) -> tuple[list[Decision], int]:
         """Decide events in order. `morals` float64[n] and `vectors` float32[n × dimension] are contiguous buffers.
 
-        Returns (entries, done, status): `done` of them were decided, and when that is fewer than all, `status` says
-        what stopped the rest.
+        Returns (decisions, status): when they are fewer than the events, `status` says what stopped the rest.
         """
         moral = ffi.from_buffer("double[]", morals)
         count = len(moral)
         floats = ffi.from_buffer("float[]", vectors)
         assert len(floats) == count * self._dimension
-        entries = ffi.new("struct mlsdm_entry[]", count)
+        decisions = ffi.new("struct mlsdm_decision[]", count)
         joined, ends = ffi.NULL, ffi.NULL
         if payloads is not None:
             assert len(payloads) == count
@@ -117,8 +153,11 @@ class Store:
             joined = b"".join(payloads)
             total = 0
             ends = ffi.new("uint64_t[]", [total := total + len(payload) for payload in payloads])
-        status = lib.mlsdm_admit_batch(self._map, now_ns, count, moral, floats, joined, ends, entries, self._count)
-        return entries, int(self._count[0]), status
+        status = lib.mlsdm_admit_batch(
+            self._map, now_ns, count, moral, floats, joined, ends, key, decisions, self._count
+        )
+        decided = ffi.buffer(decisions, self._count[0] * _DECISION.size)
+        return [Decision._make(fields) for fields in _DECISION.iter_unpack(decided)], status
 
     def check_vectors(self, vectors: Any, count: int) -> tuple[int, int]:
         """Return (status, index) of the first of `count` vectors that cannot be admitted; (OK, count) when all can."""
@@ -242,9 +281,17 @@ class Store:
             fail(status)
         return self._entry
 
-    def post_command(self, kind: str, settings: Settings | None = None) -> int:
-        """Leave a command for the controller; returns its ticket. Raises Taken while another is pending."""
-        status = lib.mlsdm_command_post(self._map, KINDS.index(kind), settings or ffi.NULL, self._words)
+    def post_command(
+        self, kind: str, settings: Settings | None = None, configured: int = 0, after: int = ANY_TICKET
+    ) -> int:
+        """Leave a command for the controller; returns its ticket.
+
+        `configured` is the checksum of the settings when the configuration asks for them. Raises Taken while another
+        command is pending, and when one was carried out since ticket `after`.
+        """
+        status = lib.mlsdm_command_post(
+            self._map, KINDS.index(kind), settings or ffi.NULL, configured, after, self._words
+        )
         if status != OK:
             fail(status)
         return int(self._words[0])
@@ -306,6 +353,28 @@ class Recall(threading.local):
         )  # fmt: skip
 
 
+class Buckets(threading.local):
+    """The token buckets of one table, KEYS or PEERS. Thread-local, because a route on the pool takes tokens, too."""
+
+    def __init__(self, block: Block, table: int) -> None:
+        self._map = block.map
+        self._table = table
+        self._quota = ffi.new("struct mlsdm_quota *")
+
+    def take(self, owner: int, now_ns: int, interval_ns: int, burst: int, count: int) -> Quota:
+        """Take `count` tokens, 1 ≤ count ≤ burst, from the bucket of `owner` (64 bits, not 0), or none.
+
+        One token comes every `interval_ns`, up to `burst` of them; `now_ns` is CLOCK_BOOTTIME.
+        """
+        quota = self._quota
+        lib.mlsdm_tokens_take(self._map, self._table, owner, now_ns, interval_ns, burst, count, quota)
+        return Quota(quota.wait_ns, quota.full_ns, quota.remaining)
+
+    def give_back(self, owner: int, interval_ns: int, count: int) -> None:
+        """Return tokens that a request had taken which was refused after all."""
+        lib.mlsdm_tokens_return(self._map, self._table, owner, interval_ns, count)
+
+
 def new_settings(**values: Any) -> Settings:
     """Make a `settings` record; every field must be given."""
     settings = ffi.new("struct mlsdm_settings *")
@@ -313,6 +382,21 @@ def new_settings(**values: Any) -> Settings:
     for name, value in values.items():
         setattr(settings, name, value)
     return settings
+
+
+def settings_checksum(settings: Settings) -> int:
+    """Return what tells one `settings` record from another."""
+    return int(lib.mlsdm_settings_checksum(settings))
+
+
+def is_configured(state: State) -> bool:
+    """Whether the settings in force are those that the configuration asked for last."""
+    return bool(lib.mlsdm_settings_checksum(ffi.addressof(state, "settings")) == state.configured)
+
+
+def new_key(words: tuple[int, int], body: int) -> Key:
+    """Make a `key` record: 128 and 64 bits of keyed hashes."""
+    return ffi.new("struct mlsdm_key *", {"words": words, "body": body})
 
 
 def new_vitals() -> Any:

@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Self
 
@@ -32,9 +33,9 @@ from shm._native import ffi
 from shm.block import Block
 from shm.layout import KINDS, NO_ROW, Layout
 from shm.status import Gone
-from shm.store import Store, new_settings
+from shm.store import NO_KEY, Decision, Key, Store, new_key, new_settings
 
-SMALL: Final = Layout(dimension=16, capacity=50, payload_size_max=64, log_capacity=4096, rows=4)
+SMALL: Final = Layout(dimension=16, capacity=50, payload_size_max=64, log_capacity=4096, rows=4, receipt_capacity=16)
 REGIME: Final = Regime(GovernorSettings(), RhythmSettings(), SynapseSettings(), 1_000_000_000)
 NORM_MAX: Final = 1e6
 _libc = ctypes.CDLL(None)
@@ -47,7 +48,7 @@ class Formed:
     def __init__(self, layout: Layout = SMALL, regime: Regime = REGIME, wait_ms: int = WAIT_MS) -> None:
         self.started_ns = self._time_ns = random.randrange(10**18)
         self.regime = regime
-        self.block = Block.create(layout, os.urandom(16), time.time_ns(), self.started_ns)
+        self.block = Block.create(layout, os.urandom(16), os.urandom(16), time.time_ns(), self.started_ns)
         self.block.bind(os.getpid(), NO_ROW, wait_ms, NORM_MAX)
         self.wait_ms = wait_ms
         self.store = Store(self.block)
@@ -66,8 +67,16 @@ class Formed:
 
     def admit(self, number: int, payload: bytes = b"") -> Any:
         """Admit event `number` of the pool; returns a copy of its log entry."""
+        return self.entry(self.decide(number, payload).position)
+
+    def decide(self, number: int, payload: bytes = b"", key: Key = NO_KEY) -> Decision:
+        """Admit event `number` of the pool; returns its decision, which with a key may be an earlier one."""
         moral, vector = self.pool.event(number)
-        return copied(self.store.admit(self.now(), moral, vector, payload))
+        return self.store.admit(self.now(), moral, vector, payload, key)
+
+    def entry(self, position: int) -> Any:
+        """Return a log entry."""
+        return self.store.entries(position, 1)[0][0]
 
     def accept(self, number: int = 0, payload: bytes = b"") -> int:
         """Admit an event that no threshold rejects; returns its memory id."""
@@ -132,6 +141,8 @@ class Witness:
         self.model: Model | None = None
         self.vectors: dict[int, Vector] = {}
         self.decisions = 0
+        self.receipts = 0
+        self.promised: deque[Decision] = deque(maxlen=formed.block.layout.receipt_capacity)
 
     def check(self) -> None:
         """Hold the live block against a replay of its log. Nobody may be writing meanwhile."""
@@ -155,6 +166,22 @@ class Witness:
         assert self.decisions == model.accepted + model.rejected
         assert [(True, 0)] * (layout.capacity + 1) == [store.slot_sound(slot) for slot in range(layout.capacity + 1)]
         assert model.live == len(formed.live_ids())
+        assert self.receipts == state.receipts
+        if formed.block.map.wait_ms:  # who may only look cannot ask
+            self._retry()
+
+    def _retry(self) -> None:
+        """Ask again for everything that is promised: each gets its first answer."""
+        formed, position = self.formed, int(self.formed.store.state().position)
+        offset, _ = formed.region_bytes("receipts")
+        places = ffi.cast("struct mlsdm_receipt *", formed.block.map.base + offset)
+        nothing = np.zeros(formed.block.layout.dimension, np.float32)
+        for ordinal, first in zip(range(self.receipts, 0, -1), reversed(self.promised), strict=False):
+            receipt = places[ordinal % (formed.block.layout.receipt_capacity + 1)]
+            assert ordinal == receipt.ordinal
+            key = new_key(tuple(receipt.key), receipt.body)
+            assert first._replace(repeated=1) == formed.store.admit(formed.now(), 0.0, nothing, b"", key)
+        assert position == formed.store.state().position
 
     def _follow(self, entry: Any, regime: Regime) -> None:
         """Apply one entry. `regime` is in force all the time: those who configure replay the log as a whole."""
@@ -164,6 +191,10 @@ class Witness:
             assert entry.after.accepted + entry.after.rejected == self.decisions
             if decided.memory_id:
                 self.vectors[decided.memory_id] = self.formed.pool.vector_of(decided.moral)
+            if decided.receipt:
+                self.receipts += 1
+                assert self.receipts == decided.receipt
+                self.promised.append(decision_of(entry))
         if self.model is None:
             self.model = Model.before(entry, regime, Synapse.initial(self.formed.block.layout.dimension))
         self.model = self.model.after(entry, regime, self.vectors.__getitem__)
@@ -173,7 +204,24 @@ class Witness:
         """Return a witness that has seen the same, to follow another continuation."""
         twin = type(self)(self.formed)
         twin.model, twin.decisions = self.model, self.decisions
+        twin.receipts, twin.promised = self.receipts, self.promised.copy()
         return twin
+
+
+def decision_of(entry: Any) -> Decision:
+    """Return what whoever sent the event was told, from the log entry of the decision."""
+    decided, before, after = ffi.cast("struct mlsdm_decided *", entry.detail), entry.before, entry.after
+    return Decision(
+        entry.position,
+        after.accepted + after.rejected,
+        decided.memory_id,
+        decided.moral,
+        before.theta,
+        after.theta,
+        after.ema,
+        before.phase,
+        0,
+    )
 
 
 def copied(entry: Any) -> Any:

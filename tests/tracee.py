@@ -5,8 +5,9 @@ child is stepped through the section (ptrace(2)) to learn its path, instruction 
 instruction of that path, a fresh child is brought to that very place with a breakpoint and killed there. Forked
 children have the same addresses and, from the same block, take the same path.
 
-The path begins where the mutex is taken (pthread_mutex_trylock) and ends when pthread_mutex_unlock returns. x86-64
-only.
+A path is a `Stretch` of the child's life. That of a section begins where the mutex is taken (pthread_mutex_trylock) and
+ends when pthread_mutex_unlock returns; what needs no lock is stepped from its function's first instruction until it
+returns. x86-64 only.
 """
 
 import contextlib
@@ -14,9 +15,8 @@ import ctypes
 import os
 import platform
 import signal
-from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 _TRACEME, _PEEKTEXT, _PEEKUSER, _POKETEXT, _POKEUSER, _CONT, _SINGLESTEP = 0, 1, 3, 4, 6, 7, 9
 _RIP, _RSP = 16 * 8, 19 * 8  # in struct user_regs_struct
@@ -40,6 +40,17 @@ def _address(name: str) -> int:
     address = ctypes.cast(getattr(_libc, name), ctypes.c_void_p).value
     assert address
     return address
+
+
+class Stretch(NamedTuple):
+    """From the `passes` + 1st time that address `first` is next, until the function at `last` returns."""
+
+    first: int
+    last: int
+    passes: int = 0
+
+
+SECTION: Final = Stretch(_address("pthread_mutex_trylock"), _address("pthread_mutex_unlock"))
 
 
 class Tracee:
@@ -89,6 +100,12 @@ class Tracee:
             if left:
                 self.step()
 
+    def let_go(self) -> None:
+        """Let it run to its end."""
+        _ptrace(_CONT, self.pid)
+        _, status = os.waitpid(self.pid, 0)
+        assert os.WIFEXITED(status)
+
     def kill(self) -> None:
         """SIGKILL it where it is, and reap it."""
         with contextlib.suppress(ProcessLookupError):  # it ended by itself, and whoever noticed says so
@@ -106,34 +123,39 @@ def possible() -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def path_of(work: Callable[[], object]) -> list[int]:
-    """Return the addresses of all instructions of the section that `work` enters first."""
+def path_of(work: Callable[[], object], stretch: Stretch = SECTION) -> list[int]:
+    """Return the addresses of all instructions of a stretch of `work`: of the section that it enters first."""
     child = Tracee(work)
     try:
-        child.run_to(_address("pthread_mutex_trylock"))
-        unlock, end = _address("pthread_mutex_unlock"), 0
-        path = [child.at]
-        while path[-1] != end:
+        child.run_to(stretch.first, stretch.passes)
+        path: list[int] = []
+        end = 0
+        while not path or child.at != end:
             assert len(path) < _LONGEST
-            path.append(child.step())
-            if path[-1] == unlock:
+            path.append(child.at)
+            if path[-1] == stretch.last:
                 end = child.returns_to
-        return path
+            child.step()
+        return [*path, end]
     finally:
         child.kill()
 
 
-def killed_along(path: list[int], work: Callable[[], object], stride: int, first: int = 0) -> Iterator[int]:
+def kill_at(path: list[int], work: Callable[[], object], number: int, stretch: Stretch = SECTION) -> None:
+    """Kill a fresh child before instruction `number` of a path."""
+    child = Tracee(work)
+    try:
+        child.run_to(path[0], stretch.passes)
+        if number:
+            child.run_to(path[number], path[:number].count(path[number]))
+    finally:
+        child.kill()
+
+
+def killed_along(
+    path: list[int], work: Callable[[], object], stride: int, first: int = 0, stretch: Stretch = SECTION
+) -> Iterator[int]:
     """Kill a fresh child before instruction `first`, `first` + `stride`, … of a path; yields each time it is dead."""
-    passes: Counter[int] = Counter()
-    for number, address in enumerate(path):
-        if number % stride == first % stride:
-            child = Tracee(work)
-            try:
-                child.run_to(path[0])
-                if number:
-                    child.run_to(address, passes[address] - (address == path[0]))
-            finally:
-                child.kill()
-            yield number
-        passes[address] += 1
+    for number in range(first % stride, len(path), stride):
+        kill_at(path, work, number, stretch)
+        yield number

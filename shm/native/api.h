@@ -11,10 +11,25 @@ struct mlsdm_map {
     uint32_t payload_stride;
     uint32_t log_capacity;
     uint32_t rows;
-    uint32_t row;     /* of this process, or NO_ROW */
-    uint32_t wait_ms; /* longest wait for the lock; 0: only look, never lock (read-only maps) */
-    uint64_t pid;     /* of this process */
-    double norm_max;  /* longest vector that is admitted */
+    uint32_t receipt_capacity;
+    uint32_t buckets[2]; /* of keys and of peers: multiples of BUCKET_WAYS */
+    uint32_t row;        /* of this process, or NO_ROW */
+    uint32_t wait_ms;    /* longest wait for the lock; 0: only look, never lock (read-only maps) */
+    uint64_t pid;        /* of this process */
+    double norm_max;     /* longest vector that is admitted */
+};
+
+/* What an event with an idempotency key is known by: keyed hashes of the key and of all that was sent with it. Item i
+ * of a batch is known by words[1] + i. */
+struct mlsdm_key {
+    uint64_t words[2];
+    uint64_t body;
+};
+
+struct mlsdm_quota {
+    int64_t wait_ns;    /* until as many tokens as were asked for are there; 0 when they were taken */
+    int64_t full_ns;    /* until the bucket is full again */
+    uint32_t remaining; /* whole tokens left */
 };
 
 struct mlsdm_query {
@@ -50,16 +65,19 @@ int mlsdm_row_claim(struct mlsdm_map *map, uint32_t row, uint64_t pid, uint64_t 
                     uint64_t new_started);
 
 int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const float *vector, const uint8_t *payload,
-                uint32_t payload_size, struct mlsdm_entry *out);
+                uint32_t payload_size, const struct mlsdm_key *key, struct mlsdm_decision *out);
 int mlsdm_admit_batch(struct mlsdm_map *map, int64_t now_ns, uint32_t count, const double *morals, const float *vectors,
-                      const uint8_t *payloads, const uint64_t *payload_ends, struct mlsdm_entry *out, uint32_t *done);
+                      const uint8_t *payloads, const uint64_t *payload_ends, const struct mlsdm_key *key,
+                      struct mlsdm_decision *out, uint32_t *done);
 int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t id, struct mlsdm_entry *out);
 int mlsdm_vectors_check(struct mlsdm_map *map, const float *vectors, uint32_t count, uint32_t *bad);
 
 int mlsdm_epoch(struct mlsdm_map *map, int64_t now_ns, const struct mlsdm_settings *settings, struct mlsdm_entry *out);
 int mlsdm_tick(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mlsdm_entry *out);
 int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mlsdm_entry *out);
-int mlsdm_command_post(struct mlsdm_map *map, uint32_t kind, const struct mlsdm_settings *settings, uint64_t *ticket);
+int mlsdm_command_post(struct mlsdm_map *map, uint32_t kind, const struct mlsdm_settings *settings, uint64_t configured,
+                       uint64_t after, uint64_t *ticket);
+uint64_t mlsdm_settings_checksum(const struct mlsdm_settings *settings);
 int mlsdm_command_withdraw(struct mlsdm_map *map, uint64_t ticket);
 int mlsdm_vitals_write(struct mlsdm_map *map, uint64_t epoch, const struct mlsdm_vitals *vitals);
 
@@ -71,6 +89,10 @@ int mlsdm_entries_read(struct mlsdm_map *map, uint64_t first, uint32_t count, st
 int mlsdm_memory_read(struct mlsdm_map *map, uint64_t id, struct mlsdm_slot *slot, float *vector, uint8_t *payload);
 int mlsdm_slot_check(struct mlsdm_map *map, uint64_t at, uint64_t *id);
 uint64_t mlsdm_header_checksum(const struct mlsdm_header *header);
+
+void mlsdm_tokens_take(struct mlsdm_map *map, uint32_t table, uint64_t owner, int64_t now_ns, int64_t interval_ns,
+                       uint32_t burst, uint32_t count, struct mlsdm_quota *quota);
+void mlsdm_tokens_return(struct mlsdm_map *map, uint32_t table, uint64_t owner, int64_t interval_ns, uint32_t count);
 
 int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct mlsdm_match *matches,
                  struct mlsdm_answer *answer);

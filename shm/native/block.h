@@ -74,6 +74,14 @@ static inline uint8_t *payload_at(const struct mlsdm_map *map, uint64_t slot) {
     return (uint8_t *)region(map, MLSDM_REGION_PAYLOADS) + slot * map->payload_stride;
 }
 
+static inline struct mlsdm_receipt *receipt_at(const struct mlsdm_map *map, uint64_t ordinal) {
+    return (struct mlsdm_receipt *)region(map, MLSDM_REGION_RECEIPTS) + ordinal % ((uint64_t)map->receipt_capacity + 1);
+}
+/* The newest receipt of a chain: its ordinal, 0 for none. */
+static inline uint64_t *head_at(const struct mlsdm_map *map, uint64_t chain) {
+    return (uint64_t *)region(map, MLSDM_REGION_CHAINS) + chain;
+}
+
 /* -- words that other processes watch -- */
 
 static inline uint64_t load_acquire(const uint64_t *word) {
@@ -110,7 +118,7 @@ static inline uint64_t checksum_of(const void *bytes, size_t size, uint64_t seed
         c = (c ^ word[i + 2]) * odd, c ^= c >> 29;
         d = (d ^ word[i + 3]) * odd, d ^= d >> 29;
     }
-    for (; i < count; i++) a = (a ^ word[i]) * odd, a ^= a >> 29;
+    for (size_t rest = count % 4; rest; rest--, i++) a = (a ^ word[i]) * odd, a ^= a >> 29;
     a = (a ^ (b << 13 | b >> 51)) * odd;
     a = (a ^ (c << 29 | c >> 35)) * odd;
     a = (a ^ (d << 47 | d >> 17)) * odd;
@@ -125,6 +133,12 @@ static inline uint64_t state_checksum(const struct mlsdm_state *state) {
 }
 static inline uint64_t entry_checksum(const struct mlsdm_entry *entry) {
     return checksum_of(entry, offsetof(struct mlsdm_entry, checksum), 2);
+}
+static inline uint64_t receipt_checksum(const struct mlsdm_receipt *receipt) {
+    return checksum_of(receipt, offsetof(struct mlsdm_receipt, checksum), 6);
+}
+static inline uint64_t settings_checksum(const struct mlsdm_settings *settings) {
+    return checksum_of(settings, sizeof *settings, 7);
 }
 static inline uint64_t levels_checksum(const struct mlsdm_map *map, const float *levels) {
     return checksum_of(levels, levels_size(map), 3);

@@ -116,11 +116,10 @@ static int transition_begin(const struct mlsdm_map *map, struct transition *t, u
     return MLSDM_STATUS_OK;
 }
 
-static void transition_publish(const struct mlsdm_map *map, struct transition *t, struct mlsdm_entry *out) {
+static void transition_publish(const struct mlsdm_map *map, struct transition *t) {
     t->entry->after = t->next->scalars;
     t->entry->checksum = entry_checksum(t->entry);
     t->next->checksum = state_checksum(t->next);
-    *out = *t->entry;
     store_release(commit_word(map), t->position); /* the linearization point */
 }
 
@@ -128,24 +127,26 @@ static int levels_sound(const struct mlsdm_map *map, const struct mlsdm_state *s
     return levels_checksum(map, levels_at(map, state->levels)) == state->levels_checksum;
 }
 
-/* Announce what is about to change in place: void unless the commit word reaches this position. Position before id:
- * an id without its position would read as a published deletion with bytes left to erase. */
-static void intend(const struct mlsdm_map *map, const struct transition *t, uint64_t deletes) {
+/* Announce what is about to change in place: void unless the commit word reaches this position. The chain and its head
+ * come before the position, because with it they become an order to put that head back. The id comes after: without
+ * its position it would read as a published deletion with bytes left to erase. */
+static void intend(const struct mlsdm_map *map, const struct transition *t, uint64_t deletes, const uint64_t *head) {
     struct mlsdm_lock *lock = lock_of(map);
     store_release(&lock->intent_row, map->row);
+    store_release(&lock->intent_chain, head ? (uint64_t)(head - head_at(map, 0)) + 1 : 0);
+    store_release(&lock->intent_head, head ? *head : 0);
     store_release(&lock->intent_position, t->position);
     store_release(&lock->intent_id, deletes);
     atomic_signal_fence(memory_order_seq_cst);
 }
 
-/* Count a decision for the row of this process, in the older of its two cells. The position goes first: from then on
- * the cell is void until the commit word reaches it. */
+/* Count a decision for the row of this process, in the older of its two cells, under the intent. The position goes
+ * first: from then on the cell is void until the commit word reaches it. */
 static void tally(const struct mlsdm_map *map, const struct transition *t, int accepted) {
     if (map->row >= map->rows) return;
     struct mlsdm_tally *cells = row_at(map, map->row)->tally;
     const struct mlsdm_tally *newer = &cells[cells[1].position > cells[0].position];
     struct mlsdm_tally *older = &cells[cells[1].position <= cells[0].position];
-    intend(map, t, 0);
     store_release(&older->position, t->position);
     atomic_signal_fence(memory_order_seq_cst);
     older->accepted = newer->accepted + (uint64_t)accepted;
@@ -154,42 +155,50 @@ static void tally(const struct mlsdm_map *map, const struct transition *t, int a
 
 /* -- admission: the hot path -- */
 
-/* Decide one event and, when it is accepted, remember it. `vector` float32[dimension]; out: the log entry, which is
- * the decision. */
+/* Decide one event and, when it is accepted, remember it. `vector` float32[dimension]; `key` NULL or what the event is
+ * known by: one that was decided before gets its first answer again, and nothing changes. REUSED when that key came
+ * with another body. */
 int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const float *vector, const uint8_t *payload,
-                uint32_t payload_size, struct mlsdm_entry *out) {
+                uint32_t payload_size, const struct mlsdm_key *key, struct mlsdm_decision *out) {
     struct memory memory;
     int status = memory_prepare(map, &memory, vector, payload, payload_size);
     if (status || (status = section_enter(map))) return status;
     struct transition t;
     if ((status = transition_begin(map, &t, MLSDM_KIND_DECISION, now_ns))) return section_leave(map, status);
+    if (key && receipt_find(map, t.found->receipts, key, out, &status)) return section_leave(map, status);
     struct mlsdm_scalars *now = &t.next->scalars;
     if (now->flags & MLSDM_FLAG_STOPPED) return section_leave(map, MLSDM_STATUS_STOPPED);
-    uint32_t phase = now->phase;
+    *out = (struct mlsdm_decision){
+        .position = t.position, .moral = moral, .theta_before = now->theta, .phase = now->phase};
     int steps = (t.next->settings.flags & MLSDM_FLAG_EVENTS_CLOCK) != 0;
     int accepted = governor_decide(now, &t.next->settings, moral);
     if ((accepted || (steps && consolidates(t.next))) && !levels_sound(map, t.next))
         return section_leave(map, MLSDM_STATUS_CORRUPT);
-    struct mlsdm_decided *decided = (struct mlsdm_decided *)t.entry->detail;
-    decided->moral = moral;
-    decided->vector_checksum = memory.vector_checksum;
     if (accepted) {
         now->accepted += 1;
-        decided->memory_id = now->accepted;
+        out->memory_id = now->accepted;
         cascade(map, &t, memory.vector);
         int evicts =
             now->accepted > map->capacity && slot_at(map, slot_of(map, now->accepted - map->capacity))->deleted_at == 0;
         now->live += 1 - (uint64_t)evicts;
-        memory_write(map, &memory, now->accepted, t.position, t.next->time_ns, moral, phase);
+        memory_write(map, &memory, now->accepted, t.position, t.next->time_ns, moral, out->phase);
     } else {
         now->rejected += 1;
     }
+    out->sequence = now->accepted + now->rejected, out->theta_after = now->theta, out->ema = now->ema;
     if (steps) {
         if (consolidates(t.next)) cascade(map, &t, NULL);
         rhythm_step(now, &t.next->settings);
     }
+    uint64_t *head = key ? head_of(map, key->words) : NULL;
+    intend(map, &t, 0, head);
     tally(map, &t, accepted);
-    transition_publish(map, &t, out);
+    if (head) t.next->receipts = receipt_write(map, head, t.next->receipts + 1, key, out);
+    *(struct mlsdm_decided *)t.entry->detail = (struct mlsdm_decided){.moral = moral,
+                                                                      .memory_id = out->memory_id,
+                                                                      .vector_checksum = memory.vector_checksum,
+                                                                      .receipt = head ? t.next->receipts : 0};
+    transition_publish(map, &t);
     return section_leave(map, MLSDM_STATUS_OK);
 }
 
@@ -197,12 +206,16 @@ int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const float
  * decided and returns its status; `done` says how many were. payload_ends[i] is where payload i ends in `payloads`;
  * NULL means that there are none. */
 int mlsdm_admit_batch(struct mlsdm_map *map, int64_t now_ns, uint32_t count, const double *morals, const float *vectors,
-                      const uint8_t *payloads, const uint64_t *payload_ends, struct mlsdm_entry *out, uint32_t *done) {
-    for (*done = 0; *done < count; *done += 1) {
+                      const uint8_t *payloads, const uint64_t *payload_ends, const struct mlsdm_key *key,
+                      struct mlsdm_decision *out, uint32_t *done) {
+    struct mlsdm_key item = {{0, 0}, 0};
+    if (key) item = *key;
+    for (*done = 0; *done < count; *done += 1, item.words[1] += 1) {
         uint32_t i = *done;
         uint64_t start = payload_ends && i ? payload_ends[i - 1] : 0, end = payload_ends ? payload_ends[i] : 0;
-        int status = mlsdm_admit(map, now_ns, morals[i], vectors + (size_t)i * map->dimension,
-                                 payloads ? payloads + start : NULL, (uint32_t)(end - start), out + i);
+        int status =
+            mlsdm_admit(map, now_ns, morals[i], vectors + (size_t)i * map->dimension,
+                        payloads ? payloads + start : NULL, (uint32_t)(end - start), key ? &item : NULL, out + i);
         if (status) return status;
     }
     return MLSDM_STATUS_OK;
@@ -219,12 +232,13 @@ int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t id, struct mlsd
     struct mlsdm_slot *slot = slot_at(map, slot_of(map, id));
     if (id == 0 || id > newest) return section_leave(map, MLSDM_STATUS_UNKNOWN);
     if (id + map->capacity <= newest || slot->deleted_at) return section_leave(map, MLSDM_STATUS_GONE);
-    intend(map, &t, id);
+    intend(map, &t, id, NULL);
     store_release(&slot->deleted_at, t.position);
     ((struct mlsdm_decided *)t.entry->detail)->memory_id = id;
     ((struct mlsdm_decided *)t.entry->detail)->moral = slot->moral;
     t.next->scalars.live -= 1;
-    transition_publish(map, &t, out);
+    transition_publish(map, &t);
+    *out = *t.entry;
     erase(map, id);
     return section_leave(map, MLSDM_STATUS_OK);
 }
@@ -243,6 +257,7 @@ int mlsdm_epoch(struct mlsdm_map *map, int64_t now_ns, const struct mlsdm_settin
         *t.next = (struct mlsdm_state){
             .position = 1,
             .settings = *settings,
+            .configured = settings_checksum(settings),
             .time_ns = now_ns,
             .scalars = {.theta = settings->initial_threshold, .ema = 0.5, .counter = settings->wake_duration},
         };
@@ -254,7 +269,8 @@ int mlsdm_epoch(struct mlsdm_map *map, int64_t now_ns, const struct mlsdm_settin
     }
     t.next->epoch += 1;
     t.entry->epoch = t.next->epoch;
-    transition_publish(map, &t, out);
+    transition_publish(map, &t);
+    *out = *t.entry;
     return section_leave(map, MLSDM_STATUS_OK);
 }
 
@@ -270,7 +286,8 @@ int mlsdm_tick(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mls
         cascade(map, &t, NULL);
     }
     rhythm_step(&t.next->scalars, &t.next->settings);
-    transition_publish(map, &t, out);
+    transition_publish(map, &t);
+    *out = *t.entry;
     return section_leave(map, MLSDM_STATUS_OK);
 }
 
@@ -288,10 +305,12 @@ int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, s
     struct mlsdm_scalars *now = &t.next->scalars;
     struct mlsdm_settings *set = &t.next->settings;
     t.next->ticket = command->ticket;
+    t.next->ticket_position = t.position;
     if (command->kind == MLSDM_KIND_CONFIGURE) {
         memcpy(t.entry->detail, set,
                sizeof *set); /* those replaced; what held when follows from these and the live ones */
         *set = command->settings;
+        if (command->configured) t.next->configured = command->configured;
         now->theta = clamp(now->theta, set->min_threshold, set->max_threshold);
         uint32_t duration = now->phase ? set->sleep_duration : set->wake_duration;
         if (now->counter > duration) now->counter = duration;
@@ -305,7 +324,8 @@ int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, s
     } else if (command->kind == MLSDM_KIND_RESUME) {
         now->flags &= (uint16_t)~MLSDM_FLAG_STOPPED;
     }
-    transition_publish(map, &t, out);
+    transition_publish(map, &t);
+    *out = *t.entry;
     return section_leave(map, MLSDM_STATUS_OK);
 }
 
@@ -324,19 +344,27 @@ int mlsdm_vitals_write(struct mlsdm_map *map, uint64_t epoch, const struct mlsdm
 
 /* -- the command slot -- */
 
-/* Leave a command for the controller. The ticket goes last: a poster that dies before it has posted nothing. */
-int mlsdm_command_post(struct mlsdm_map *map, uint32_t kind, const struct mlsdm_settings *settings, uint64_t *ticket) {
+/* Leave a command for the controller. `configured` is the checksum of the settings when the configuration asks for
+ * them, else 0. TAKEN while another command is pending, and when one was carried out since ticket `after`, whose state
+ * the caller has read (UINT64_MAX: never mind). The ticket goes last: a poster that dies before it has posted nothing.
+ */
+int mlsdm_command_post(struct mlsdm_map *map, uint32_t kind, const struct mlsdm_settings *settings, uint64_t configured,
+                       uint64_t after, uint64_t *ticket) {
     int status = section_enter(map);
     if (status) return status;
     struct mlsdm_command *command = command_of(map);
     uint64_t applied = state_at(map, commit_of(map))->ticket;
-    if (command->ticket > applied) return section_leave(map, MLSDM_STATUS_TAKEN);
+    if (command->ticket > applied || (after != UINT64_MAX && after != applied))
+        return section_leave(map, MLSDM_STATUS_TAKEN);
     command->kind = kind;
+    command->configured = configured;
     if (settings) command->settings = *settings;
     *ticket = applied + 1;
     store_release(&command->ticket, *ticket);
     return section_leave(map, MLSDM_STATUS_OK);
 }
+
+uint64_t mlsdm_settings_checksum(const struct mlsdm_settings *settings) { return settings_checksum(settings); }
 
 /* Take back a command that was not carried out in time. OK: it never will be. TAKEN: it was, or it is not ours any
  * more. */

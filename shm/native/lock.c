@@ -75,6 +75,8 @@ static void repair(const struct mlsdm_map *map, uint64_t commit) {
                 if (tally->position > commit) store_release(&tally->position, 0);
             }
         if (lock->intent_id) store_release(&slot_at(map, slot_of(map, lock->intent_id))->deleted_at, 0);
+        if (lock->intent_chain && lock->intent_chain <= map->receipt_capacity)
+            store_release(head_at(map, lock->intent_chain - 1), lock->intent_head);
         store_release(&lock->intent_id, 0);
         store_release(&lock->intent_position, 0);
         lock->rollbacks += 1;

@@ -195,7 +195,7 @@ class TestSuperseded:
 class TestScrub:
     def test_every_slot_within_a_minute(self) -> None:
         """A store of any size is checked as a whole in 60 s of rounds."""
-        held = Held(layout=Layout(2, 20_000, 0, 1024, 2))
+        held = Held(layout=Layout(2, 20_000, 0, 1024, 2, 16))
         held.run(60)
 
         assert held.controller.vitals.scrubbed >= 20_001

@@ -39,7 +39,7 @@ def seed() -> int:
 
 def filled(vectors: Matrix, capacity: int, regime: Regime = OPEN) -> Formed:
     """Return a store that has accepted `vectors`, float32[n, D], in this order."""
-    formed = Formed(Layout(vectors.shape[1], capacity, 16, 4096, 2), regime)
+    formed = Formed(Layout(vectors.shape[1], capacity, 16, 4096, 2, 16), regime)
     for number, vector in enumerate(vectors):
         formed.store.admit(formed.now(), 0.5, vector, number.to_bytes(8, "little"))
     return formed
@@ -156,7 +156,7 @@ class TestQuiet:
     def test_tiny_rings_at_every_turn(self, capacity: int) -> None:
         """After every single admission over three rounds of the ring."""
         vectors = vectors_of("duplicates", 3 * capacity + 4, 7)
-        formed = Formed(Layout(7, capacity, 16, 4096, 2), OPEN)
+        formed = Formed(Layout(7, capacity, 16, 4096, 2, 16), OPEN)
         for vector in vectors:
             formed.store.admit(formed.now(), 0.5, vector, b"")
             hold(formed, vectors[0], 2)
@@ -174,7 +174,7 @@ class TestQuiet:
     @pytest.mark.parametrize("tolerance", [0.0, 0.15, 0.8, 1.0])
     def test_phase_windows(self, window: str, tolerance: float) -> None:
         """Awake and asleep, each window lets through what lies within its tolerance, inclusive: 0.9 − 0.1 is 0.8."""
-        formed = Formed(Layout(16, 40, 16, 4096, 2), OPEN)
+        formed = Formed(Layout(16, 40, 16, 4096, 2, 16), OPEN)
         for number, vector in enumerate(vectors_of("random", 60, 16)):
             formed.store.admit(formed.now(), 0.5, vector, b"")
             if number >= 50:
@@ -354,7 +354,7 @@ class TestUnderWriters:
         """While two processes admit, delete and tick as fast as they can, each answer equals brute force over the store
         as it was immediately after `as_of`, reconstructed from the log.
         """
-        formed = Formed(Layout(24, self.CAPACITY, 8, 1_000_000, 3), OPEN)
+        formed = Formed(Layout(24, self.CAPACITY, 8, 1_000_000, 3, 16), OPEN)
         writers = [begin(lambda row=row: self._write(formed, row)) for row in (1, 2)]  # type: ignore[misc]
         recall = Recall(formed.block)
         rng = np.random.default_rng(SEED)

@@ -1,13 +1,15 @@
 """The native transition equals the reference model to the last bit, over random histories; and the log proves it.
 
 `History` drives a live block and the reference side by side and compares after every operation. The reference is fed
-with what was asked of the block, never with what the block answered. In the end, the log is replayed as a whole with
-the levels, and from a random entry on without.
+with what was asked of the block, never with what the block answered. Some events come with a key and are sent again:
+that is no operation at all. In the end, the log is replayed as a whole with the levels, and from a random entry on
+without.
 """
 
 import math
 import os
 import random
+from collections import deque
 
 import numpy as np
 import pytest
@@ -23,10 +25,12 @@ from core.synapse import Synapse
 from core.vector import Vector, norm
 from shm._native import ffi
 from shm.layout import FLAG_STOPPED, KINDS, Layout
-from shm.status import Gone, NotFinite, Stopped, TooLong, Unknown
+from shm.status import Gone, NotFinite, Reused, Stopped, TooLong, Unknown
+from shm.store import NO_KEY, Decision, new_key
 from tests.formed import NORM_MAX, REGIME, Formed, Witness, copied
 
 LOG_CAPACITY = 512
+RECEIPT_CAPACITY = 4
 RATIOS = st.floats(0, 1, allow_subnormal=False)
 LAMBDAS = st.one_of(st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0, 0.999_999_999_9]), RATIOS)
 
@@ -67,7 +71,7 @@ class History(RuleBasedStateMachine):
     )
     def begin(self, dimension: int, capacity: int, regime: Regime, row: bool) -> None:
         """Form the block. `capacity` is small enough that memories are evicted; without a row nothing is tallied."""
-        formed = self.formed = Formed(Layout(dimension, capacity, 16, LOG_CAPACITY, 2), regime)
+        formed = self.formed = Formed(Layout(dimension, capacity, 16, LOG_CAPACITY, 2, RECEIPT_CAPACITY), regime)
         self.tallied = row
         if not row:
             formed.block.bind(os.getpid(), 0xFFFF_FFFF, formed.wait_ms, NORM_MAX)
@@ -80,6 +84,8 @@ class History(RuleBasedStateMachine):
         self.position = 1
         self.vectors: dict[int, Vector] = {}
         self.deleted: set[int] = set()
+        self.receipts = 0
+        self.promised: deque[tuple[int, Decision]] = deque(maxlen=RECEIPT_CAPACITY)
 
     @rule(
         moral=st.one_of(
@@ -87,18 +93,21 @@ class History(RuleBasedStateMachine):
         ),
         seed=st.integers(0, 2**32 - 1),
         scale=st.sampled_from([1.0, 1.0, 1.0, 0.0, 1e-30, 1e-3, 3.0, 1e5]),
+        keyed=st.booleans(),
     )
-    def admit(self, moral: float | str, seed: int, scale: float) -> None:
-        """Admit any vector with any moral value, the bounds and their neighbours among them."""
+    def admit(self, moral: float | str, seed: int, scale: float, keyed: bool) -> None:
+        """Admit any vector with any moral value, the bounds and their neighbours among them; with a new key or none."""
         assert self.formed
         value = self._moral(moral)
         vector = np.random.default_rng(seed).standard_normal(len(self.levels.l1)).astype(np.float32)
         vector *= np.float32(scale / max(norm(vector), 1e-9))
+        key = new_key((self.receipts + 1, 0), 0) if keyed else NO_KEY
         if self.stopped:
             with pytest.raises(Stopped):
-                self.formed.store.admit(self.formed.now(), value, vector, b"")
+                self.formed.store.admit(self.formed.now(), value, vector, b"", key)
             return
-        entry = self.formed.store.admit(self.formed.now(), value, vector, b"")
+        decision = self.formed.store.admit(self.formed.now(), value, vector, b"", key)
+        entry = self.formed.entry(decision.position)
 
         before = self.governor.theta
         accepted, self.governor = self.governor.decide(value, self.regime.governor)
@@ -113,11 +122,39 @@ class History(RuleBasedStateMachine):
         self._logged(entry, "decision")
         decided = ffi.cast("struct mlsdm_decided *", entry.detail)
         assert (value, len(self.vectors) if accepted else 0) == (decided.moral, decided.memory_id)
-        assert before == entry.before.theta
+        if keyed:
+            self.receipts += 1
+            self.promised.append((self.receipts, decision))
+        assert decided.receipt == (self.receipts if keyed else 0)
+        assert decision == Decision(
+            self.position,
+            len(self.vectors) + self.rejected,
+            decided.memory_id,
+            value,
+            before,
+            self.governor.theta,
+            self.governor.ema,
+            phase,
+            0,
+        )
         if accepted:
             memory = self.formed.store.memory(len(self.vectors))
             assert (self.position, value, phase) == (memory.position, memory.moral, memory.phase)
             assert (vector.tobytes(), norm(vector)) == (memory.vector, memory.norm)
+
+    @precondition(lambda self: self.promised)
+    @rule(back=st.integers(0, RECEIPT_CAPACITY - 1), other_body=st.booleans(), moral=RATIOS)
+    def retry(self, back: int, other_body: bool, moral: float) -> None:
+        """Send an event again that was decided: it gets its first answer, or Reused with another body."""
+        assert self.formed
+        receipt, first = self.promised[-1 - back % len(self.promised)]
+        vector, key = np.zeros(len(self.levels.l1), np.float32), new_key((receipt, 0), int(other_body))
+        if other_body:
+            with pytest.raises(Reused):
+                self.formed.store.admit(self.formed.now(), moral, vector, b"", key)
+            return
+        again = self.formed.store.admit(self.formed.now(), moral, vector, b"", key)
+        assert first._replace(repeated=1) == again
 
     def _moral(self, moral: float | str) -> float:
         if not isinstance(moral, str):
@@ -233,7 +270,7 @@ class History(RuleBasedStateMachine):
             len(self._live()),
         )
         assert expected == Scalars.of(state.scalars)
-        assert self.position == state.position
+        assert (self.position, self.receipts) == (state.position, state.receipts)
         stored = np.frombuffer(self.formed.store.level_bytes(), np.float32).reshape(3, -1)
         dimension = len(self.levels.l1)
         assert b"".join(level.tobytes() for level in self.levels) == stored[:, :dimension].tobytes()

@@ -45,7 +45,7 @@ class TestCreate:
 
     def test_unformed(self) -> None:
         """A new block holds no state until a controller has formed one."""
-        block = Block.create(SMALL, os.urandom(16), 1, 2)
+        block = Block.create(SMALL, os.urandom(16), os.urandom(16), 1, 2)
         block.bind(os.getpid(), 0, 100, 1e6)
         with pytest.raises(Unformed):
             Store(block).state()
@@ -61,8 +61,8 @@ class TestCreate:
         def work() -> None:
             before = len(os.listdir("/proc/self/fd"))
             resource.setrlimit(resource.RLIMIT_FSIZE, (PAGE, PAGE))  # a limit that costs the machine nothing to reach
-            with pytest.raises(BlockError, match=r"cannot allocate 1 MB of shared memory .* lower `capacity`"):
-                Block.create(SMALL, os.urandom(16), 1, 2)
+            with pytest.raises(BlockError, match=r"cannot allocate 2 MB of shared memory .* lower `capacity`"):
+                Block.create(SMALL, os.urandom(16), os.urandom(16), 1, 2)
             assert before == len(os.listdir("/proc/self/fd"))
 
         assert 0 == exit_of(begin(work))
@@ -70,7 +70,7 @@ class TestCreate:
     def test_leaves_nothing(self) -> None:
         """A block that was closed and forgotten leaves no descriptor."""
         before = len(os.listdir("/proc/self/fd"))
-        Block.create(SMALL, os.urandom(16), 1, 2).close()
+        Block.create(SMALL, os.urandom(16), os.urandom(16), 1, 2).close()
 
         assert before == len(os.listdir("/proc/self/fd"))
 

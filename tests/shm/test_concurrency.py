@@ -25,7 +25,7 @@ class TestWriters:
         """What several writers admit, one by one and in batches, is numbered 1 … n without gap or repeat, and the log
         replays to the live state exactly: threshold, mean, rhythm, levels, tallies, checksums, live memories.
         """
-        formed = form(Layout(16, 50, 64, writers * EVENTS + 10_000, writers))
+        formed = form(Layout(16, 50, 64, writers * EVENTS + 10_000, writers, 16))
         gate_read, gate_write = os.pipe()
 
         def write(row: int) -> None:
@@ -37,13 +37,13 @@ class TestWriters:
                 formed.admit(rng.randrange(1_000_001), os.urandom(rng.randrange(65)))
             for _ in range(EVENTS // 2 // 50):
                 events = [formed.pool.event(rng.randrange(1_000_001)) for _ in range(50)]
-                _, done, status = formed.store.admit_batch(
+                decisions, status = formed.store.admit_batch(
                     formed.now(),
                     np.array([moral for moral, _ in events]),
                     np.stack([vector for _, vector in events]),
                     None,
                 )
-                assert (50, 0) == (done, status)
+                assert (50, 0) == (len(decisions), status)
                 try:
                     formed.store.forget(
                         formed.now(), max(1, int(formed.store.state().scalars.accepted) - rng.randrange(50))
@@ -72,7 +72,7 @@ class TestWriters:
         """While one worker decides as fast as it can, what the rows sum up to is a state that was committed: accepted +
         rejected is the number of decisions at that position, however late the reader comes to the row.
         """
-        formed = form(Layout(2, 10, 0, 1024, 64))
+        formed = form(Layout(2, 10, 0, 1024, 64, 16))
         formed.be(63)
         writer = begin(hot(formed, 63))
         reader = begin(lambda: self._sum_up(formed))
@@ -111,7 +111,7 @@ class TestTornReads:
     @pytest.fixture
     def busy(self, form: Form) -> Iterator[Formed]:
         """A store that another process keeps writing to: event n has moral n ÷ 10⁶, vector (n, n, …), payload n."""
-        formed = form(Layout(64, 20, 256, 256, 4))
+        formed = form(Layout(64, 20, 256, 256, 4, 16))
 
         def write() -> None:
             formed.be(1)

@@ -1,16 +1,23 @@
-"""A block whose bytes changed behind its back: nothing is built on them, and whoever asks is told."""
+"""A block whose bytes changed behind its back: nothing is built on them, and whoever asks is told.
+
+One word carries no checksum: the head of a chain of receipts. What it leads to does, so a changed head never gives a
+wrong answer; but one that leads past a receipt makes that receipt unfindable, and its event is decided anew.
+"""
 
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import pytest
 
 from shm._native import ffi
 from shm.block import Block, BlockError
-from shm.layout import RECORDS
+from shm.layout import RECORDS, Layout
 from shm.status import Corrupt
-from tests.formed import Formed
+from shm.store import Decision, new_key, new_settings, settings_checksum
+from tests.formed import Formed, begin, decision_of, exit_of
 from tests.shm.conftest import Form
 
 SIZES = {record.name: record.size for record in RECORDS}
@@ -152,6 +159,179 @@ class TestMemory:
                 used.store.memory(memory_id)
             assert byte < stride
         assert b"z" * 64 == used.store.memory(memory_id).payload
+
+
+WORD: Final = 2**64
+
+
+def checksum_of(content: bytes, seed: int) -> int:
+    """Return the block's checksum of whole words, as block.h computes it: for forgeries that fit."""
+    odd = 0x9E3779B97F4A7C15
+    lanes = [seed ^ len(content), (seed + odd) % WORD, seed ^ (WORD - 1), (seed * 3 + 1) % WORD]
+    words = [int.from_bytes(content[at : at + 8], "little") for at in range(0, len(content), 8)]
+    for number, word in enumerate(words):
+        lane = number % 4 if number < len(words) // 4 * 4 else 0
+        lanes[lane] = (lanes[lane] ^ word) * odd % WORD
+        lanes[lane] ^= lanes[lane] >> 29
+    total = lanes[0]
+    for lane, left in ((1, 13), (2, 29), (3, 47)):
+        total = (total ^ (lanes[lane] << left | lanes[lane] >> 64 - left) % WORD) * odd % WORD
+    return total ^ total >> 32
+
+
+class TestReceipts:
+    """Receipts of chains that have several members each; both rings have wrapped."""
+
+    CAPACITY: Final = 8
+    CHAINS: Final = 3
+    NEWEST: Final = 40
+
+    @pytest.fixture
+    def given(self, form: Form) -> Formed:
+        """A block with receipts 33 … 40 in reach, two or three in each of the first three chains."""
+        formed = form(Layout(2, 5, 0, 256, 2, self.CAPACITY))
+        for ordinal in range(1, self.NEWEST + 1):
+            formed.decide(ordinal * 25_000, key=self.key(ordinal))
+        return formed
+
+    def key(self, ordinal: int) -> Any:
+        """Return the key that receipt `ordinal` was given for."""
+        return new_key((0, self.CAPACITY * ordinal + ordinal % self.CHAINS), 0)
+
+    def promised(self) -> range:
+        """Return the ordinals that are in reach."""
+        return range(self.NEWEST - self.CAPACITY + 1, self.NEWEST + 1)
+
+    def first(self, formed: Formed, ordinal: int) -> Decision:
+        """Return what the log says of the event that got receipt `ordinal`, as a repeat."""
+        return decision_of(formed.entry(ordinal + 1))._replace(repeated=1)
+
+    def answers(self, formed: Formed, image: bytes, key: Any) -> Decision | None:
+        """Ask with a key, None when the answer is Corrupt; what was decided anew is undone."""
+        position = int(formed.block.region("commit").position)
+        try:
+            decision = formed.decide(999_999, key=key)
+        except Corrupt:
+            assert position == formed.block.region("commit").position
+            return None
+        if not decision.repeated:
+            formed.block.memory[:] = image
+        return decision
+
+    def receipt(self, formed: Formed, ordinal: int) -> Any:
+        """Return the place of a receipt."""
+        places = ffi.cast("struct mlsdm_receipt *", formed.block.map.base + formed.region_bytes("receipts")[0])
+        return ffi.addressof(places, ordinal % (self.CAPACITY + 1))
+
+    def heads(self, formed: Formed) -> Any:
+        """Return the heads of the chains."""
+        return ffi.cast("uint64_t *", formed.block.map.base + formed.region_bytes("chains")[0])
+
+    def test_every_byte(self, given: Formed) -> None:
+        """With any byte of any receipt changed, what is promised is answered as it was or is Corrupt, and nothing of it
+        is decided anew. What was never sent is decided, or Corrupt where it meets the damage.
+        """
+        offset, size = given.region_bytes("receipts")
+        firsts = {ordinal: self.first(given, ordinal) for ordinal in self.promised()}
+        seen: Counter[str] = Counter()
+        for byte in flipped(given, offset, size):
+            image = given.block.memory[:]
+            touched = next(o for o in range(self.NEWEST - self.CAPACITY, self.NEWEST + 1) if o % 9 == byte // 112)
+            for ordinal, first in firsts.items():
+                answer = self.answers(given, image, self.key(ordinal))
+                assert answer in (first, None)
+                assert answer or (touched % self.CHAINS, touched >= ordinal) == (ordinal % self.CHAINS, True)
+                seen["answered" if answer else "corrupt"] += 1
+            fresh = self.answers(given, image, self.key(self.NEWEST + 1))
+            assert fresh is None or not fresh.repeated
+            seen["decided" if fresh else "fresh, corrupt"] += 1
+        print(dict(seen))
+        assert len(seen) == 4
+        assert firsts == {ordinal: given.decide(0, key=self.key(ordinal)) for ordinal in firsts}
+
+    def test_every_bit_of_every_head(self, given: Formed) -> None:
+        """With any bit of a head changed, the keys of other chains are answered as they were. Those of its own chain
+        are, too, when it still leads to them; are Corrupt when it leads where it cannot; and are decided anew when it
+        leads past them: to nothing, to a receipt out of reach, or to an older one of this chain.
+        """
+        firsts = {ordinal: self.first(given, ordinal) for ordinal in self.promised()}
+        heads, image = self.heads(given), given.block.memory[:]
+        seen: Counter[str] = Counter()
+        for chain in range(self.CAPACITY):
+            for bit in range(64):
+                heads[chain] ^= 1 << bit
+                head, changed = heads[chain], given.block.memory[:]
+                for ordinal, first in firsts.items():
+                    answer = self.answers(given, changed, self.key(ordinal))
+                    if ordinal % self.CHAINS != chain:
+                        expected = "answered"
+                    elif head <= self.NEWEST - self.CAPACITY:
+                        expected = "decided anew"
+                    elif head > self.NEWEST or head % self.CHAINS != chain:
+                        expected = "corrupt"
+                    else:
+                        expected = "answered" if ordinal <= head else "decided anew"
+                    seen[expected] += 1
+                    found = "corrupt" if answer is None else "answered" if answer == first else "decided anew"
+                    assert expected == found
+                    assert found != "decided anew" or (answer and not answer.repeated)
+                given.block.memory[:] = image
+        print(dict(seen))
+        assert {"answered", "corrupt", "decided anew"} == set(seen)
+
+    def test_the_forger_knows_the_checksum(self) -> None:
+        """The checksum that the next tests forge with is the block's."""
+        names = [name for name, _ in ffi.typeof("struct mlsdm_settings").fields]
+        values: dict[str, Any] = dict.fromkeys(names, 7) | {"decay": [0.25, 0.5, 3]}
+        record = new_settings(**values)
+
+        assert settings_checksum(record) == checksum_of(bytes(ffi.buffer(record)), 7)
+
+    def forge(self, formed: Formed, previous: int) -> bytes:
+        """Let receipt 37, of the chain of 40, 37 and 34, name another older one; returns the block with it."""
+        forged = self.receipt(formed, 37)
+        forged.previous = previous
+        forged.checksum = checksum_of(bytes(ffi.buffer(forged))[:-8], 6)
+        return formed.block.memory[:]
+
+    def test_a_chain_that_does_not_descend(self, given: Formed) -> None:
+        """A receipt that fits its checksum and names itself, a newer one, one of another chain or none that there can
+        be as the next older one ends the search: Corrupt, no cycle, and nothing decided.
+        """
+        expected = [self.first(given, 40), self.first(given, 37), None, None]
+
+        def ask() -> None:
+            for previous in (37, 38, 40, 41, 36, 10**6, WORD // 2, WORD - 8, WORD - 1):
+                image = self.forge(given, previous)
+                assert expected == [self.answers(given, image, self.key(ordinal)) for ordinal in (40, 37, 34, 43)]
+
+        assert 0 == exit_of(begin(ask), 10)  # apart, so that to run in circles is a failure and not a hang
+
+    def test_a_chain_that_ends_early(self, given: Formed) -> None:
+        """A receipt out of reach is never looked at, whatever lies in its place."""
+        ffi.buffer(self.receipt(given, 32))[:] = os.urandom(112)  # the place that the next one goes to
+        first = self.first(given, 37)
+        for previous in (0, 1, 31, 32):
+            image = self.forge(given, previous)
+            assert first == self.answers(given, image, self.key(37))
+            answer = self.answers(given, image, self.key(34))
+            assert answer is not None
+            assert 0 == answer.repeated
+
+    def test_a_head_beyond_all(self, given: Formed) -> None:
+        """A chain that begins with a receipt that was never given is Corrupt."""
+        heads, other = self.heads(given), self.first(given, 39)
+        for head in (41, 42, 10**9, WORD // 2, WORD - 8, WORD - 1):
+            heads[1] = head
+            image = given.block.memory[:]
+            assert [None, None, other] == [self.answers(given, image, self.key(ordinal)) for ordinal in (40, 37, 39)]
+
+    def test_the_count_of_receipts(self, given: Formed) -> None:
+        """With any byte of the state that counts them changed, no keyed event is answered."""
+        offset = given.region_bytes("states")[0] + (given.block.region("commit").position & 1) * SIZES["state"]
+        for _ in flipped(given, offset, SIZES["state"]):
+            with pytest.raises(Corrupt):
+                given.decide(0, key=self.key(40))
 
 
 class TestHeader:

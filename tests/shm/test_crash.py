@@ -2,29 +2,33 @@
 
 Three kinds of death. At random, many times, in hot loops. Staged: a child takes the mutex, writes garbage over all
 that a transition may touch before its commit, and dies. And stepped: one death at each instruction of each kind of
-section, which is the proof; the default run takes every twelfth, from a random first one on, and `STRIDE=1` all.
+section, which is the proof; the default run takes every 32nd, from a random first one on, and `STRIDE=1` all.
+
+Whoever lost its answer to a death asks again with the same idempotency key. So the proof goes on there: a retry gets
+the committed answer or is decided now, one of the two, and all earlier answers stand.
 """
 
+import bisect
 import os
 import random
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-from shm._native import lib
+from shm._native import ffi, lib
 from shm.layout import NO_ROW, Layout
 from shm.status import Gone
-from shm.store import Recall, Store
+from shm.store import NO_KEY, Key, Recall, Store, new_key
 from tests import tracee
 from tests.formed import REGIME, Formed, Witness, begin, copied, end, exit_of, take_mutex, wait_until
 from tests.shm.conftest import Form
 
 SEED = int(os.environ.get("SEED") or random.randrange(2**32))
-KILLS = int(os.environ.get("KILLS", "120"))
-STRIDE = int(os.environ.get("STRIDE", "12"))  # 1 for the whole proof: 14,000 deaths in a minute and a half
+KILLS = int(os.environ.get("KILLS", "30"))
+STRIDE = int(os.environ.get("STRIDE", "32"))  # 1 for the whole proof: 20,000 deaths, some minutes
 ASLEEP = REGIME._replace(rhythm=REGIME.rhythm._replace(wake_duration=1, sleep_duration=50))
 
 
@@ -40,7 +44,7 @@ class TestRandom:
         """
         print(f"rerun with SEED={SEED} KILLS={KILLS} pytest {__file__}")
         rng = random.Random(SEED)
-        formed = form(Layout(64, 30, 64, 262_144, 4))
+        formed = form(Layout(64, 30, 64, 262_144, 4, 16))
         witness = Witness(formed)
         lock = formed.block.region("lock")
 
@@ -50,8 +54,9 @@ class TestRandom:
                 events = [formed.pool.event(rng.randrange(300_000, 1_000_001)) for _ in range(40)]
                 morals, vectors = np.array([moral for moral, _ in events]), np.stack([vector for _, vector in events])
                 payloads = [b"x" * (number % 65) for number in range(40)]
-                for _ in range(20):
-                    formed.store.admit_batch(formed.now(), morals, vectors, payloads)
+                for number in range(20):
+                    key = new_key((rng.getrandbits(64), 0), 0) if number % 2 else NO_KEY
+                    formed.store.admit_batch(formed.now(), morals, vectors, payloads, key)
                     formed.store.tick(formed.now(), formed.epoch)
                     newest = int(formed.store.state().scalars.accepted)
                     for back in (3, 7, 20):
@@ -76,11 +81,11 @@ class TestStaged:
 
     @pytest.fixture
     def used(self, form: Form) -> Formed:
-        """A store that has wrapped, with holes, after decisions of two rows."""
+        """A store that has wrapped, with holes, after decisions of two rows; receipts that have wrapped, too."""
         formed = form()
         for number in range(120):
             formed.be(number % 2)
-            formed.accept(number)
+            formed.decide(950_000 + number, key=key(number))
             formed.admit(100_000)
         formed.store.forget(formed.now(), 100)
         return formed
@@ -103,8 +108,8 @@ class TestStaged:
         formed.block.memory[offset + index * stride : offset + (index + 1) * stride] = random.randbytes(stride)
 
     def test_garbage_where_no_reader_looks(self, used: Formed) -> None:
-        """The other state buffer, the other levels, the next log entry and the spare slot may hold anything: no reader
-        sees it, and the next transition writes over it.
+        """The other state buffer, the other levels, the next log entry, the spare slot and the spare place of a receipt
+        may hold anything: no reader sees it, and the next transition writes over it.
         """
         witness = Witness(used)
         witness.check()
@@ -112,9 +117,11 @@ class TestStaged:
         before = copied(used.store.entries(int(used.store.state().position), 1)[0][0])
         state = used.store.state()
         levels, spare = int(state.levels) ^ 1, (int(state.scalars.accepted) + 1) % (layout.capacity + 1)
+        receipt = (int(state.receipts) + 1) % (layout.receipt_capacity + 1)
         strides = {region.name: region.stride for region in layout.regions()}
 
         def garble(commit: int) -> None:
+            self.fill(used, "receipts", receipt, strides["receipts"])
             self.fill(used, "states", (commit + 1) & 1, strides["states"])
             self.fill(used, "levels", levels, strides["levels"])
             self.fill(used, "log", (commit + 1) % layout.log_capacity, strides["log"])
@@ -130,9 +137,30 @@ class TestStaged:
         )
         witness.check()
         used.be(0)
-        used.accept()
+        used.decide(950_000, key=key(1000))
         witness.check()
         assert 1 == used.block.region("lock").deaths
+
+    @pytest.mark.parametrize("head", [0, 121, 2**64 - 1])
+    def test_a_head_that_was_not_published(self, used: Formed, head: int) -> None:
+        """A chain whose head points at a receipt that never came to be begins again where it began before."""
+        layout, undone = used.block.layout, rollbacks(used)
+        heads = ffi.cast("uint64_t *", used.block.map.base + used.region_bytes("chains")[0])
+        chain = next(chain for chain in range(layout.receipt_capacity) if heads[chain] == 120)  # the newest receipt's
+
+        def garble(commit: int) -> None:
+            self.fill(used, "receipts", 121 % (layout.receipt_capacity + 1), ffi.sizeof("struct mlsdm_receipt"))
+            lock = used.block.region("lock")
+            lock.intent_row, lock.intent_chain, lock.intent_head = 1, chain + 1, heads[chain]
+            lock.intent_position, lock.intent_id = commit + 1, 0
+            heads[chain] = head
+
+        witness = Witness(used)
+        self.die(used, garble)
+        witness.check()  # the first retry repairs
+        assert (120, undone + 1) == (heads[chain], rollbacks(used))
+        assert 0 == used.decide(950_000, key=key(1000)).repeated
+        witness.check()
 
     def test_a_tally_that_was_not_published(self, used: Formed) -> None:
         """The older cell was taken and garbled for a decision that never was: it is void, and then reclaimed."""
@@ -228,14 +256,44 @@ class TestStaged:
         return Recall(formed.block).nearest(vector, 100, (3, 3), payloads=False, vectors=False).matches
 
 
+def key(number: int) -> Key:
+    """Return the key of an event of these tests. Their chains are few, so that each has members in the window."""
+    return new_key((0, 8 * number + number % 3), 0)
+
+
 def accept(formed: Formed) -> object:
     """Admit an event that is accepted, evicts, and runs the whole cascade."""
-    return formed.accept(7, b"payload")
+    return formed.decide(950_007, b"payload")
 
 
 def reject(formed: Formed) -> object:
     """Admit an event that is rejected."""
-    return formed.admit(1)
+    return formed.decide(1)
+
+
+def accept_keyed(formed: Formed) -> Any:
+    """The same with a key; its chain has members, and its receipt goes where an older one was."""
+    return formed.decide(950_007, b"payload", key(1000))
+
+
+def reject_keyed(formed: Formed) -> Any:
+    """A rejection is an answer, too."""
+    return formed.decide(1, key=key(1000))
+
+
+def repeat(formed: Formed) -> Any:
+    """Admit an event that was decided before."""
+    return formed.decide(1, key=key(36))
+
+
+def batch(formed: Formed) -> Any:
+    """Admit two events under one key; returns the second decision."""
+    moral, vector = formed.pool.event(950_007)
+    decisions, status = formed.store.admit_batch(
+        formed.now(), np.array([moral, moral]), np.stack([vector, vector]), None, key(1000)
+    )
+    assert (2, 0) == (len(decisions), status)
+    return decisions[1]
 
 
 def forget(formed: Formed) -> object:
@@ -268,88 +326,50 @@ def claim(formed: Formed) -> object:
     return lib.mlsdm_row_claim(formed.block.map, 2, 0, 0, os.getpid(), 1)
 
 
-OPERATIONS = (accept, reject, forget, tick, epoch, command, post, claim)
-COMMITS = (accept, reject, forget, tick, epoch, command)
+OPERATIONS = (
+    accept, reject, accept_keyed, reject_keyed, repeat, batch, forget, tick, epoch, command, post, claim,
+)  # fmt: skip
+KEYED = (accept_keyed, reject_keyed, repeat, batch)
+NOTHING_COMMITTED = (repeat, post, claim)
+SECOND = tracee.SECTION._replace(passes=1)
 
 
-@pytest.mark.skipif(not tracee.possible(), reason="needs ptrace on x86-64")
-class TestStepped:
-    """Death before each instruction of a section. The block is put back after each, so that every child takes the same
-    path; `stride` is the distance between the instructions that are tried.
+class Death(NamedTuple):
+    """An operation that is going to be interrupted: what stood before it, and along which path it goes.
+
+    `position` is that before its own section, `section` the stretch in which it dies.
     """
 
-    @pytest.fixture
-    def small(self, form: Form) -> Formed:
-        """A store whose ring has wrapped, asleep, with work for both gates; two floats make for short loops."""
-        formed = form(Layout(2, 8, 16, 64, 3), ASLEEP)
-        formed.pool.vectors[:] *= np.float32(5)
-        formed.store.tick(formed.now(), formed.epoch)
-        for number in range(20):
-            formed.be(number % 2)
-            formed.accept(number, b"x" * 9)
-            formed.admit(1)
-        formed.be(1)
-        return formed
+    operation: Callable[[Formed], Any]
+    witness: Witness
+    position: int
+    section: tracee.Stretch
+    path: list[int]
+    image: bytes
 
-    @pytest.mark.parametrize("operation", OPERATIONS)
-    def test_death_at_instructions(self, small: Formed, operation: Callable[[Formed], object]) -> None:
-        """Nothing is half done: the operation has happened or it has not, and the next event is admitted."""
-        self.kill_along(small, operation, STRIDE)
-
-    @pytest.mark.parametrize("operation", [accept, forget])
-    def test_death_of_the_successor(self, small: Formed, operation: Callable[[Formed], object]) -> None:
-        """One dies in the middle, and the one that comes after dies while it repairs what the first left behind."""
-        self.die_twice(small, operation, 5 * STRIDE)
-
-    def kill_along(self, formed: Formed, operation: Callable[[Formed], object], stride: int) -> None:
-        """Kill along the path of one operation, and prove the block each time."""
+    @classmethod
+    def of(cls, formed: Formed, operation: Callable[[Formed], Any]) -> "Death":
+        """Prove the block, then learn the path; the block is left as it was."""
         if operation is command:
             formed.store.post_command("reset")
         witness = Witness(formed)
         witness.check()
-        image = formed.block.memory[:]
-        position = int(formed.store.state().position)
-        path = tracee.path_of(lambda: operation(formed))
+        image, section = formed.block.memory[:], SECOND if operation is batch else tracee.SECTION
+        position = int(formed.store.state().position) + (operation is batch)
+        path = tracee.path_of(lambda: operation(formed), section)
         formed.block.memory[:] = image
-        first = random.Random(SEED).randrange(stride)
-        committed = []
-        for number in tracee.killed_along(path, lambda: operation(formed), stride, first):
-            committed.append(self.prove(formed, witness.copy(), position, f"instruction {number} of {len(path)}"))
-            formed.block.memory[:] = image
-        print(
-            f"{operation.__name__}: {len(committed)} deaths along {len(path)} instructions, "
-            f"{committed.count(False)} before and {committed.count(True)} after the commit; SEED={SEED}"
-        )
-        assert committed == sorted(committed), "once it is committed, it stays committed"
-        if operation in COMMITS:
-            assert not committed[0]
-            assert committed[-1] or stride > 70  # the instructions behind the commit are about so many
+        return cls(operation, witness, position, section, path, image)
 
-    def die_twice(self, formed: Formed, operation: Callable[[Formed], object], stride: int) -> None:
-        """Let a first child die at a few places; from each, kill a successor along its own path."""
-        witness = Witness(formed)
-        witness.check()
-        image = formed.block.memory[:]
-        position = int(formed.store.state().position)
-        path = tracee.path_of(lambda: operation(formed))
-        formed.block.memory[:] = image
-        deaths = 0
-        for _ in tracee.killed_along(path, lambda: operation(formed), max(len(path) // 8, 1), len(path) // 8 - 1):
-            left = formed.block.memory[:]
-            successor = tracee.path_of(lambda: accept(formed))
-            formed.block.memory[:] = left
-            for number in tracee.killed_along(successor[: len(successor) // 2], lambda: accept(formed), stride):
-                self.prove(formed, witness.copy(), position, f"instruction {number} of {len(successor)}")
-                deaths += 1
-                formed.block.memory[:] = left
-            formed.block.memory[:] = image
-        print(f"{operation.__name__}: {deaths} deaths of successors")
+    def at(self, formed: Formed, number: int) -> None:
+        """Die before one instruction; `formed` shows the block as it is left."""
+        formed.block.memory[:] = self.image
+        tracee.kill_at(self.path, lambda: self.operation(formed), number, self.section)
 
-    @staticmethod
-    def prove(formed: Formed, witness: Witness, position: int, where: str) -> bool:
-        """Prove the block after a death; returns whether the operation was committed."""
+    def prove(self, formed: Formed, where: str) -> bool:
+        """Prove the block after the death; returns whether the operation was committed."""
         try:
-            committed = TestStepped.looked_at(formed) > position
+            witness = self.witness.copy()
+            committed = looked_at(formed) > self.position
             was_deleted = formed.block.region("slots", 15 % 9).deleted_at
             formed.accept(3)
             witness.check()
@@ -359,18 +379,119 @@ class TestStepped:
                 assert not np.frombuffer(
                     formed.block.memory, np.float32, 16, formed.region_bytes("vectors")[0] + 15 % 9 * 64
                 ).any()
+            if self.operation in KEYED:
+                self._retry(formed, witness, committed)
         except Exception as error:
             raise AssertionError(f"after death at {where}") from error
         return committed
 
+    def _retry(self, formed: Formed, witness: Witness, committed: bool) -> None:
+        """Ask again: what was committed is answered, what was not is decided now, and once only."""
+        position = int(formed.store.state().position)
+        first = self.operation(formed)
+        decided_earlier = committed or self.operation is repeat
+        assert decided_earlier == bool(first.repeated)
+        if committed:
+            assert self.position + 1 == first.position
+        elif not decided_earlier:
+            assert position + 1 == first.position
+        assert position + (not decided_earlier) == formed.store.state().position
+        assert first._replace(repeated=1) == self.operation(formed)
+        witness.check()
+
+
+def looked_at(formed: Formed) -> int:
+    """Read everything without the lock, as an observer does before anybody has repaired anything. Returns the
+    position.
+    """
+    store = Store(formed.block)
+    wait_ms, formed.block.map.wait_ms = formed.block.map.wait_ms, 0
+    state, _ = store.levels()
+    scalars = state.scalars
+    assert (scalars.accepted, scalars.rejected) == store.tallies()[:2]
+    assert len(formed.live_ids()) == state.scalars.live
+    formed.block.map.wait_ms = wait_ms
+    return int(state.position)
+
+
+@pytest.mark.skipif(not tracee.possible(), reason="needs ptrace on x86-64")
+class TestStepped:
+    """Death before each instruction of a section. The block is put back after each, so that every child takes the same
+    path; `STRIDE` is the distance between the instructions that are tried.
+    """
+
+    @pytest.fixture
+    def small(self, form: Form) -> Formed:
+        """A store whose rings have wrapped, asleep, with work for both gates; two floats make for short loops."""
+        formed = form(Layout(2, 8, 16, 64, 3, 8), ASLEEP)
+        formed.pool.vectors[:] *= np.float32(5)
+        formed.store.tick(formed.now(), formed.epoch)
+        for number in range(20):
+            formed.be(number % 2)
+            formed.decide(950_000 + number, b"x" * 9, key(2 * number))
+            formed.decide(1, key=key(2 * number + 1))
+        formed.be(1)
+        return formed
+
+    @pytest.mark.parametrize("operation", OPERATIONS)
+    def test_death_at_instructions(self, small: Formed, operation: Callable[[Formed], Any]) -> None:
+        """Nothing is half done: the operation has happened or it has not, and the next event is admitted."""
+        death = Death.of(small, operation)
+        committed = []
+        for number in range(random.Random(SEED).randrange(STRIDE), len(death.path), STRIDE):
+            death.at(small, number)
+            committed.append(death.prove(small, f"instruction {number} of {len(death.path)}"))
+        print(
+            f"{operation.__name__}: {len(committed)} deaths along {len(death.path)} instructions, "
+            f"{committed.count(False)} before and {committed.count(True)} after the commit; SEED={SEED}"
+        )
+        assert committed == sorted(committed), "once it is committed, it stays committed"
+        if operation not in NOTHING_COMMITTED:
+            assert not committed[0]
+            assert committed[-1] or STRIDE > 70  # the instructions behind the commit are about so many
+
+    @pytest.mark.parametrize("operation", [accept, forget])
+    def test_death_of_the_successor(self, small: Formed, operation: Callable[[Formed], Any]) -> None:
+        """One dies somewhere, and the one that comes after dies in its turn."""
+        death = Death.of(small, operation)
+        eighth = len(death.path) // 8
+        deaths = sum(
+            self.die_again(small, death, number, 0.5, 10 * STRIDE)
+            for number in range(eighth - 1, len(death.path), eighth)
+        )
+        print(f"{operation.__name__}: {deaths} deaths of successors")
+
+    @pytest.mark.parametrize("operation", [accept_keyed, reject_keyed])
+    def test_death_while_a_head_is_put_back(self, small: Formed, operation: Callable[[Formed], Any]) -> None:
+        """One dies between the move of a chain's head and the commit, at either end of that stretch; the one that comes
+        after dies while it repairs.
+        """
+        death = Death.of(small, operation)
+        chains, size = small.region_bytes("chains")
+
+        def moved(number: int) -> bool:
+            death.at(small, number)
+            return small.block.memory[chains : chains + size] != death.image[chains : chains + size]
+
+        def published(number: int) -> bool:
+            death.at(small, number)
+            return bool(small.block.region("commit").position > death.position)
+
+        numbers = range(len(death.path))
+        first, last = (bisect.bisect_left(numbers, True, key=test) for test in (moved, published))
+        assert first < last
+        deaths = sum(self.die_again(small, death, number, 0.1, max(STRIDE // 4, 1)) for number in (first, last - 1))
+        print(f"{operation.__name__}: head moved at {first}, published at {last}, {deaths} deaths of successors")
+
     @staticmethod
-    def looked_at(formed: Formed) -> int:
-        """Read everything without the lock, as an observer does before anybody has repaired anything."""
-        store = Store(formed.block)
-        wait_ms, formed.block.map.wait_ms = formed.block.map.wait_ms, 0
-        state, _ = store.levels()
-        scalars = state.scalars
-        assert (scalars.accepted, scalars.rejected) == store.tallies()[:2]
-        assert len(formed.live_ids()) == state.scalars.live
-        formed.block.map.wait_ms = wait_ms
-        return int(state.position)
+    def die_again(formed: Formed, death: Death, number: int, share: float, stride: int) -> int:
+        """Die at one instruction, then kill successors along the first `share` of their path; returns how many."""
+        death.at(formed, number)
+        left = formed.block.memory[:]
+        path = tracee.path_of(lambda: accept(formed))
+        numbers = range(0, int(len(path) * share), stride)
+        for successor in numbers:
+            formed.block.memory[:] = left
+            tracee.kill_at(path, lambda: accept(formed), successor)
+            death.prove(formed, f"instruction {number}, and of the successor at {successor} of {len(path)}")
+        return len(numbers)

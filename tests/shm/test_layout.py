@@ -25,8 +25,10 @@ from shm.layout import (
 )
 
 GOLDEN = Path(__file__).parents[2] / "docs" / "layout.md"
-DEFAULT = Layout(dimension=384, capacity=20_000, payload_size_max=1024, log_capacity=65_536, rows=8)
-SIZES = ("dimension", "capacity", "payload_size_max", "log_capacity", "rows")
+DEFAULT = Layout(
+    dimension=384, capacity=20_000, payload_size_max=1024, log_capacity=65_536, rows=8, receipt_capacity=32_768
+)
+SIZES = Layout._fields
 
 layouts = st.builds(
     Layout,
@@ -35,6 +37,7 @@ layouts = st.builds(
     payload_size_max=st.integers(0, 65_536),
     log_capacity=st.integers(16, 16_777_216),
     rows=st.integers(1, 256),
+    receipt_capacity=st.integers(1, 1_000_000),
 )
 
 
@@ -82,9 +85,10 @@ class TestTable:
         for prefix, names in (("KIND", KINDS), ("STATUS", STATUSES), ("REGION", REGIONS)):
             assert list(range(len(names))) == [getattr(lib, f"MLSDM_{prefix}_{name.upper()}") for name in names]
 
-    def test_records_have_one_of_three_writers(self) -> None:
-        """Creator, lock holder or row owner; every field has a known dtype and a meaning."""
-        assert {"creator", "lock", "row"} == {record.writer for record in RECORDS}
+    def test_records_have_one_of_four_writers(self) -> None:
+        """Creator, lock holder, row owner, or anyone with one compare-and-swap; each field has a dtype and a meaning.
+        """
+        assert {"creator", "lock", "row", "anyone"} == {record.writer for record in RECORDS}
         known = {*DTYPES, *(record.name for record in RECORDS)}
         for record in RECORDS:
             for field in record.fields:
@@ -132,18 +136,19 @@ class TestRegions:
     @pytest.mark.parametrize("capacity", [100, 20_000])
     def test_block_size(self, dimension: int, capacity: int) -> None:
         """The block is what its parts take, and nothing else to speak of: C + 1 slots of line, code, shadow, vector
-        and payload, the log, the rows, six pages of control, and less than a page between parts.
+        and payload, the log, the rows, receipts and buckets, six pages of control, and less than a page between parts.
         """
-        layout = Layout(dimension, capacity, 1024, 65_536, 8)
+        layout = Layout(dimension, capacity, 1024, 65_536, 8, 16)
         vector = -(-dimension * 4 // 64) * 64
         shadow = -(-dimension // 16) * 16
         parts = (capacity + 1) * (64 + 16 + shadow + vector + 1024) + 65_536 * 256 + 8 * 128 + 2 * 3 * vector
+        parts += 17 * 112 + 16 * 8 + (8_192 + 65_536) * 16
 
         assert parts < layout.block_size < parts + 6 * PAGE + len(REGIONS) * CACHE_LINE
 
 
 class TestFingerprint:
-    @given(layouts, st.integers(0, 4))
+    @given(layouts, st.integers(0, len(SIZES) - 1))
     def test_changes_with_any_size(self, layout: Layout, which: int) -> None:
         """Layouts that differ in one number have different fingerprints; equal ones have equal."""
         name = SIZES[which]

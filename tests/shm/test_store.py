@@ -45,7 +45,7 @@ class TestMemory:
     @pytest.mark.parametrize("payload_size_max", [0, 1, 8, 100])
     def test_payload_limits_of_the_layout(self, form: Form, payload_size_max: int) -> None:
         """Layouts with no room for payloads, or an odd one, keep what fits."""
-        formed = form(Layout(4, 10, payload_size_max, 64, 2))
+        formed = form(Layout(4, 10, payload_size_max, 64, 2, 16))
         payload = os.urandom(payload_size_max)
         ids = [formed.accept(number, payload) for number in range(25)]
 
@@ -135,8 +135,7 @@ class TestForget:
         """Nothing of vector, shadow or payload is left anywhere in the block."""
         marker = os.urandom(48)
         vector = np.frombuffer(os.urandom(16), np.uint8).astype(np.float32)
-        entry = formed.store.admit(formed.now(), 1.0, vector, marker)
-        memory_id = int(entry.after.accepted)
+        memory_id = formed.store.admit(formed.now(), 1.0, vector, marker).memory_id
         shadow, _ = formed.region_bytes("shadow")
         at = slice(shadow + memory_id * 16, shadow + memory_id * 16 + 16)
         codes = formed.block.memory[at]
@@ -191,7 +190,7 @@ class TestEntries:
 
     def test_gone_when_overtaken(self, form: Form) -> None:
         """The log keeps its capacity less the entry that may be being written; what came before is Gone."""
-        formed = form(Layout(4, 10, 8, 32, 2))
+        formed = form(Layout(4, 10, 8, 32, 2, 16))
         for number in range(99):
             formed.accept(number)
         entries, oldest = formed.store.entries(100 - 30, 1000)
@@ -203,7 +202,7 @@ class TestEntries:
 
     def test_all_is_there_until_the_ring_is_full(self, form: Form) -> None:
         """The oldest position is 1 as long as nothing has been overwritten."""
-        formed = form(Layout(4, 10, 8, 32, 2))
+        formed = form(Layout(4, 10, 8, 32, 2, 16))
         for number in range(30):
             formed.accept(number)
 
@@ -212,9 +211,10 @@ class TestEntries:
     def test_time_never_runs_backwards(self, formed: Formed) -> None:
         """A caller whose clock is behind gets the time of the transition before."""
         _, vector = formed.pool.event(1)
-        later = int(formed.store.admit(formed.now() + 10**9, 1.0, vector, b"").time_ns)
+        decisions = [formed.store.admit(now, 1.0, vector, b"") for now in (formed.now() + 10**9, formed.now())]
+        earlier, later = (formed.entry(decision.position).time_ns for decision in decisions)
 
-        assert later == formed.store.admit(formed.now(), 1.0, vector, b"").time_ns
+        assert earlier == later
 
 
 class TestBatch:
@@ -222,12 +222,12 @@ class TestBatch:
         """Each event of a batch has its own decision and its own payload, in order."""
         events = [formed.pool.event(950_000 + number) for number in range(10)]
         payloads = [bytes([number]) * number for number in range(10)]
-        entries, done, status = formed.store.admit_batch(
+        decisions, status = formed.store.admit_batch(
             formed.now(), np.array([moral for moral, _ in events]), np.stack([vector for _, vector in events]), payloads
         )
 
-        assert (10, 0) == (done, status)
-        assert list(range(2, 12)) == [entries[i].position for i in range(10)]
+        assert (10, 0) == (len(decisions), status)
+        assert list(range(2, 12)) == [decision.position for decision in decisions]
         memories = [formed.store.memory(memory_id) for memory_id in range(1, 11)]
         assert payloads == [memory.payload for memory in memories]
         assert [vector.tobytes() for _, vector in events] == [memory.vector for memory in memories]

@@ -1,0 +1,423 @@
+"""Token buckets: exactly as many tokens as a bucket of the textbook has, whoever takes them, dies, or floods the table.
+
+The model is a level of tokens in rational arithmetic that rises with time up to the burst. The block holds a single
+moment instead; that the two agree on every answer is the test, over all rates and bursts that can be configured.
+"""
+
+import mmap
+import os
+import random
+import struct
+import time
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any, Final
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shm._native import ffi, lib
+from shm.layout import BUCKET_WAYS, KEY_BUCKETS, PEER_BUCKETS
+from shm.store import KEYS, PEERS, Buckets, Quota
+from tests import tracee
+from tests.formed import Formed, begin, end, exit_of, wait_until
+from tests.tracee import Stretch, Tracee
+
+SEED: Final = int(os.environ.get("SEED") or random.randrange(2**32))
+STRIDE: Final = int(os.environ.get("STRIDE", "4"))  # between the instructions that are tried; 1 for all
+CLIENTS: Final = int(os.environ.get("CLIENTS", "1000000"))
+SETS: Final = PEER_BUCKETS // BUCKET_WAYS
+NS: Final = 1_000_000_000
+PLENTY: Final = 10**8  # a burst that takes minutes to come in: never full meanwhile, however slow the machine
+
+INTERVALS = st.one_of(st.sampled_from([1_000, NS // 5, 1000 * NS]), st.integers(1_000, 1000 * NS))
+BURSTS = st.one_of(st.sampled_from([1, 2, 10, 1_000_000]), st.integers(1, 1_000_000))
+STARTS = st.one_of(st.sampled_from([0, 1, 2**60]), st.integers(0, 2**60))
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["take", "take", "one", "all", "pause", "until", "give"]),
+        st.floats(0, 1),
+        st.integers(-1, 1),
+    ),
+    max_size=40,
+)
+SHARED = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], print_blob=True)
+
+
+class Level:
+    """The bucket of the textbook: a level of tokens that rises by one in each interval, up to the burst."""
+
+    def __init__(self, now_ns: int, interval_ns: int, burst: int) -> None:
+        self.now_ns, self.interval_ns, self.burst = now_ns, interval_ns, burst
+        self.tokens = Fraction(burst)
+
+    def pause(self, ns: int) -> None:
+        """Let time pass."""
+        self.now_ns += ns
+        self.tokens = min(Fraction(self.burst), self.tokens + Fraction(ns, self.interval_ns))
+
+    def take(self, count: int) -> Quota:
+        """Take `count` tokens or none."""
+        missing = max(Fraction(0), count - self.tokens)
+        if not missing:
+            self.tokens -= count
+        full = (self.burst - self.tokens) * self.interval_ns
+        wait = missing * self.interval_ns
+        assert (1, 1) == (full.denominator, wait.denominator), "time is whole nanoseconds"
+        return Quota(int(wait), int(full), int(self.tokens))
+
+    def give_back(self, count: int) -> None:
+        """Return `count` tokens; more than full it does not get."""
+        self.tokens = min(Fraction(self.burst), self.tokens + count)
+
+
+def content(formed: Formed, table: int) -> bytes:
+    """Return the bytes of a table."""
+    offset, size = formed.region_bytes("peers" if table == PEERS else "keys")
+    return formed.block.memory[offset : offset + size]
+
+
+def places(formed: Formed, chosen: int) -> list[tuple[int, int]]:
+    """Return (owner, due_ns) of the places of one set of PEERS."""
+    size = ffi.sizeof("struct mlsdm_bucket") * BUCKET_WAYS
+    return list(struct.iter_unpack("<Qq", content(formed, PEERS)[chosen * size : (chosen + 1) * size]))
+
+
+def put_back(formed: Formed, chosen: int, content: list[tuple[int, int]]) -> None:
+    """Make a set of PEERS what it was."""
+    offset, size = formed.region_bytes("peers")[0], ffi.sizeof("struct mlsdm_bucket") * BUCKET_WAYS
+    words = [word for place in content for word in place]
+    formed.block.memory[offset + chosen * size : offset + (chosen + 1) * size] = struct.pack("<" + "Qq" * 8, *words)
+
+
+def owed(formed: Formed, owner: int) -> int | None:
+    """Return the moment at which an owner's bucket of PEERS will be full, None when it has none."""
+    return dict(places(formed, owner % SETS)).get(owner)
+
+
+def clear(formed: Formed) -> None:
+    """Forget every client."""
+    for name in ("keys", "peers"):
+        offset, size = formed.region_bytes(name)
+        formed.block.memory[offset : offset + size] = bytes(size)
+
+
+class TestOneBucket:
+    @given(interval=INTERVALS, burst=BURSTS, start=STARTS, steps=STEPS, owner=st.integers(1, 2**64 - 1))
+    @settings(SHARED, max_examples=int(os.environ.get("BUCKETS", "200")))
+    def test_is_that_of_the_textbook(  # noqa: PLR0917  hypothesis names what it gives
+        self, formed: Formed, interval: int, burst: int, start: int, steps: list[tuple[str, float, int]], owner: int
+    ) -> None:
+        """Whatever is taken, returned and waited for, each answer is the model's to the nanosecond."""
+        clear(formed)
+        buckets, model, taken, wait = Buckets(formed.block, KEYS), Level(start, interval, burst), 0, 0
+        for step, share, nudge in steps:
+            if step in ("take", "one", "all"):
+                count = {"take": 1 + int(share * (burst - 1)), "one": 1, "all": burst}[step]
+                expected = model.take(count)
+                assert expected == buckets.take(owner, model.now_ns, interval, burst, count)
+                taken, wait = taken + count * (not expected.wait_ns), expected.wait_ns
+            elif step == "give" and taken:
+                count = max(1, int(share * min(taken, burst)))
+                taken -= count
+                model.give_back(count)
+                buckets.give_back(owner, interval, count)
+            elif step != "give":
+                model.pause(max(0, (wait if step == "until" else int(share * 2 * burst * interval)) + nudge))
+
+    @given(
+        interval=INTERVALS,
+        burst=BURSTS,
+        start=st.integers(10**15, 2**60),
+        takes=st.lists(st.tuples(st.floats(0, 1), st.floats(-1, 2)), min_size=1, max_size=40),
+    )
+    @settings(SHARED, max_examples=int(os.environ.get("BUCKETS", "100")))
+    def test_no_window_has_more(
+        self, formed: Formed, interval: int, burst: int, start: int, takes: list[tuple[float, float]]
+    ) -> None:
+        """Whoever is late with its clock (it looked, and was put aside before it took) gains nothing: no more than
+        burst + elapsed × rate tokens were ever taken.
+        """
+        clear(formed)
+        buckets, now, times, taken = Buckets(formed.block, KEYS), start, [], 0
+        for share, pause in takes:
+            now = max(0, now + int(pause * burst * interval / 4))
+            count = 1 + int(share * (burst - 1))
+            if not buckets.take(7, now, interval, burst, count).wait_ns:
+                taken += count
+                times.append(now)
+                assert taken <= burst + Fraction(max(times) - min(times), interval)
+
+    @pytest.mark.parametrize("table", [KEYS, PEERS])
+    def test_a_refused_request_changes_nothing(self, formed: Formed, table: int) -> None:
+        """Not a byte of the table."""
+        buckets = Buckets(formed.block, table)
+        buckets.take(5, 1_000, NS, 10, 8)
+        before = content(formed, table)
+
+        assert Quota(1 * NS, 8 * NS, 2) == buckets.take(5, 1_000, NS, 10, 3)
+        assert before == content(formed, table)
+
+    def test_is_full_at_first_and_after_a_long_time(self, formed: Formed) -> None:
+        """A moment after the machine has started, and when nobody came for 30 years."""
+        buckets = Buckets(formed.block, PEERS)
+        for owner, now_ns in ((5, 0), (6, 1), (7, NS)):
+            assert Quota(0, 10 * NS, 0) == buckets.take(owner, now_ns, NS, 10, 10)
+            assert Quota(NS, 10 * NS, 0) == buckets.take(owner, now_ns, NS, 10, 1)
+            assert Quota(0, 10 * NS, 0) == buckets.take(owner, now_ns + 10**18, NS, 10, 10)
+
+    def test_the_longest_debt_there_is(self, formed: Formed) -> None:
+        """A million tokens at one in a thousand seconds is 32 years, and still a number."""
+        buckets = Buckets(formed.block, PEERS)
+        room = 10**6 * 1000 * NS
+
+        assert Quota(0, room, 0) == buckets.take(5, 2**62, 1000 * NS, 10**6, 10**6)
+        assert Quota(room, room, 0) == buckets.take(5, 2**62, 1000 * NS, 10**6, 10**6)
+        assert Quota(0, room, 0) == buckets.take(5, 2**62 + room, 1000 * NS, 10**6, 10**6)
+
+    def test_tables_are_apart(self, formed: Formed) -> None:
+        """The same number is one client among the keys and another among the peers."""
+        Buckets(formed.block, KEYS).take(5, 0, NS, 10, 10)
+
+        assert Quota(0, 10 * NS, 0) == Buckets(formed.block, PEERS).take(5, 0, NS, 10, 10)
+        assert (KEY_BUCKETS, PEER_BUCKETS) == tuple(formed.block.map.buckets)
+
+
+class TestTogether:
+    """Several processes and one bucket, by the real clock."""
+
+    @staticmethod
+    def now_ns() -> int:
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+    @staticmethod
+    def shared_counts() -> Any:
+        """Return uint64[512] that children share; a count is one store, which a death cannot halve."""
+        return ffi.from_buffer("uint64_t[]", mmap.mmap(-1, 4096))
+
+    def hammer(self, formed: Formed, counts: Any, child: int, for_ns: int, owner: int) -> None:
+        """Take one to three tokens as fast as possible, and count them."""
+        buckets, rng, taken, until = Buckets(formed.block, KEYS), random.Random(child), 0, self.now_ns() + for_ns
+        while (now := self.now_ns()) < until:
+            count = rng.randrange(1, 4)
+            if not buckets.take(owner, now, 2_000, PLENTY, count).wait_ns:
+                taken += count
+                counts[child] = taken
+
+    def test_they_get_what_one_would(self, formed: Formed) -> None:
+        """With nothing left at the start, what three get together and what is left in the end is what came in, to the
+        token.
+        """
+        buckets, counts, start = Buckets(formed.block, KEYS), self.shared_counts(), self.now_ns()
+        assert 0 == buckets.take(9, start, 2_000, PLENTY, PLENTY).wait_ns
+        children = [begin(lambda child=child: self.hammer(formed, counts, child, NS // 4, 9)) for child in range(3)]  # type: ignore[misc]  # early binding
+        assert [0, 0, 0] == [exit_of(child) for child in children]
+        now = self.now_ns()
+        left = buckets.take(9, now, 2_000, PLENTY, 1)
+
+        taken = list(counts[0:3])
+        print(f"{taken} tokens in {(now - start) / 1e9:.3f} s")
+        assert all(taken)
+        assert (now - start) // 2_000 == sum(taken) + left.remaining + (not left.wait_ns)
+
+    def test_who_meets_a_newcomer_together_errs_by_one_request_each(self, formed: Formed) -> None:
+        """Eight processes meet a client for the first time at once, over and over: it gets one burst, and at most one
+        request more for each other process (in a set that nobody used before, so that all begin at the same place).
+        """
+        counts, gate = mmap.mmap(-1, 4096), mmap.mmap(-1, 4096)
+
+        def meet(child: int) -> None:
+            buckets = Buckets(formed.block, PEERS)
+            for client in range(1, 200):
+                while gate[0] < client:
+                    time.sleep(0)
+                for _ in range(12):
+                    if not buckets.take(client, 1_000, NS, 10, 1).wait_ns:
+                        counts[child * 256 + client] += 1
+                gate[1 + child] = client
+
+        children = [begin(lambda child=child: meet(child)) for child in range(8)]  # type: ignore[misc]  # early binding
+        for client in range(1, 200):
+            gate[0] = client
+            wait_until(lambda client=client: gate[1:9] == bytes([client] * 8))  # type: ignore[misc]  # early binding
+        assert [0] * 8 == [exit_of(child) for child in children]
+
+        got = [sum(counts[client : 8 * 256 : 256]) for client in range(1, 200)]
+        print(f"most of one client: {max(got)} of 10")
+        assert min(got) >= 10
+        assert max(got) <= 10 + 7
+        counts.close()
+        gate.close()
+
+    def test_kills_at_random_moments(self, formed: Formed) -> None:
+        """Of those who are killed while they take, each leaves a bucket that counts on: at most the one request that
+        it did not live to count is missing.
+        """
+        print(f"rerun with SEED={SEED}")
+        rng, buckets, counts = random.Random(SEED), Buckets(formed.block, KEYS), self.shared_counts()
+        start = self.now_ns()
+        assert 0 == buckets.take(9, start, 2_000, PLENTY, PLENTY).wait_ns
+        for child in range(40):
+            pid = begin(lambda child=child: self.hammer(formed, counts, child, 60 * NS, 9))  # type: ignore[misc]  # early binding
+            wait_until(lambda child=child: counts[child])  # type: ignore[misc]  # early binding
+            time.sleep(rng.random() * 0.002)
+            end(pid)
+        now = self.now_ns()
+        left = buckets.take(9, now, 2_000, PLENTY, 1)
+
+        came = (now - start) // 2_000
+        found = sum(counts[0:40]) + left.remaining + (not left.wait_ns)
+        assert came - 40 * 3 <= found <= came
+
+
+class TestFlood:
+    def test_a_million_invented_clients(self, formed: Formed) -> None:
+        """No client with a key notices, and of the known peers each keeps its place when it owes more than the invented
+        ones, or is forgiven; nobody is treated worse than before.
+        """
+        print(f"rerun with SEED={SEED} CLIENTS={CLIENTS}")
+        rng = random.Random(SEED)
+        keys, peers, now = Buckets(formed.block, KEYS), Buckets(formed.block, PEERS), 10**12
+        for key in range(1, 1001):
+            keys.take(key, now, NS // 100, 200, rng.randrange(1, 201))
+        debtors = [1 + (rng.getrandbits(44) << 20 | chosen) for chosen in range(500)]
+        modest = [1 + (rng.getrandbits(44) << 20 | 4096 + chosen) for chosen in range(500)]
+        for debtor, other in zip(debtors, modest, strict=True):
+            peers.take(debtor, now, NS // 5, 10, rng.randrange(4, 11))
+            peers.take(other, now, NS // 5, 10, 1)
+        keys_before = content(formed, KEYS)
+        owed_before = {peer: owed(formed, peer) for peer in debtors + modest}
+
+        invented = np.random.default_rng(SEED).integers(1, 2**63, CLIENTS).tolist()
+        quota, refused = ffi.new("struct mlsdm_quota *"), 0
+        for number, peer in enumerate(invented):
+            lib.mlsdm_tokens_take(formed.block.map, PEERS, peer, now + number % 100, NS // 5, 10, 1 + number % 3, quota)
+            refused += quota.wait_ns > 0
+
+        assert keys_before == content(formed, KEYS)
+        assert 0 == refused, "newcomers find a full bucket"
+        assert [owed_before[peer] for peer in debtors] == [owed(formed, peer) for peer in debtors]
+        kept = sum(owed_before[peer] == owed(formed, peer) for peer in modest)
+        print(f"{kept} of {len(modest)} modest peers kept their places")
+        for peer in modest:
+            assert 200_000_000 <= (quota_of := peers.take(peer, now, NS // 5, 10, 1)).full_ns <= 400_000_000
+            assert quota_of.wait_ns == 0
+
+    def test_a_bucket_that_changed_hands(self, formed: Formed) -> None:
+        """Who comes back too late to return tokens changes nobody's bucket; who owed least was forgiven."""
+        peers = Buckets(formed.block, PEERS)
+        owners = [3 + SETS * number for number in range(BUCKET_WAYS + 1)]
+        for number, owner in enumerate(owners):
+            assert 0 == peers.take(owner, 1_000, NS, 10, number + 1).wait_ns
+        before = content(formed, PEERS)
+        peers.give_back(owners[0], NS, 1)
+
+        assert before == content(formed, PEERS)
+        assert None is owed(formed, owners[0])
+        assert [1_000 + (number + 1) * NS for number in range(1, 9)] == [owed(formed, owner) for owner in owners[1:]]
+        assert Quota(0, NS, 9) == peers.take(owners[0], 1_000, NS, 10, 1)
+
+    def test_who_owes_nothing_goes_first(self, formed: Formed) -> None:
+        """A place whose owner's time has passed is taken before one that is in use, and its owner has lost nothing."""
+        peers = Buckets(formed.block, PEERS)
+        owners = [3 + SETS * number for number in range(BUCKET_WAYS + 1)]
+        for owner in owners[:-1]:
+            peers.take(owner, 1_000, NS, 10, 2 if owner == owners[4] else 10)
+        later = 1_000 + 3 * NS
+        peers.take(owners[-1], later, NS, 10, 10)
+
+        assert None is owed(formed, owners[4])
+        assert [1_000 + 10 * NS] * 7 == [owed(formed, owner) for owner in owners[:4] + owners[5:-1]]
+
+
+@pytest.mark.skipif(not tracee.possible(), reason="needs ptrace on x86-64")
+class TestStepped:
+    """A newcomer dies, or is put aside, at each instruction of its take."""
+
+    BURST: Final = 100
+    OWNERS: Final = tuple(3 + SETS * number for number in range(BUCKET_WAYS))
+    NEWCOMER: Final = 3 + SETS * 100
+    STRANGER: Final = 3 + SETS * 200
+
+    @pytest.fixture
+    def crowded(self, formed: Formed) -> Formed:
+        """A set of which each place is in use; the fourth owner owes least, 41 seconds."""
+        peers = Buckets(formed.block, PEERS)
+        for number, owner in enumerate(self.OWNERS):
+            peers.take(owner, 1_000, NS, self.BURST, 41 if number == 3 else 50 + number)
+        return formed
+
+    def take_of(self, formed: Formed) -> tuple[Callable[[], object], Stretch, list[int]]:
+        """Return the newcomer's take, its stretch and its path; the block is left as it was."""
+        before = places(formed, 3)
+        function, quota = ffi.addressof(lib, "mlsdm_tokens_take"), ffi.new("struct mlsdm_quota *")
+        address = int(ffi.cast("uintptr_t", function))
+        stretch = Stretch(address, address)
+
+        def take() -> object:
+            return function(formed.block.map, PEERS, self.NEWCOMER, 1_000, NS, self.BURST, 1, quota)
+
+        path = tracee.path_of(take, stretch)
+        put_back(formed, 3, before)
+        return take, stretch, path
+
+    @staticmethod
+    def put_aside(take: Callable[[], object], path: list[int]) -> Iterator[tuple[int, Tracee]]:
+        """Yield children that wait in the middle of their take, each before another instruction of its path."""
+        print(f"rerun with SEED={SEED} STRIDE={STRIDE}")
+        for number in range(SEED % STRIDE, len(path), STRIDE):
+            child = Tracee(take)
+            try:
+                child.run_to(path[0])
+                if number:
+                    child.run_to(path[number], path[:number].count(path[number]))
+                yield number, child
+            finally:
+                child.kill()
+
+    def test_death_at_instructions(self, crowded: Formed) -> None:
+        """It has taken or it has not. Its place is its own or nobody's, never its own with the debt of another."""
+        take, stretch, path = self.take_of(crowded)
+        before = places(crowded, 3)
+        own, seen = (self.NEWCOMER, 1_000 + NS), []
+        for number in tracee.killed_along(path, take, STRIDE, SEED, stretch):
+            after = places(crowded, 3)
+            assert before[:3] + before[4:] == after[:3] + after[4:]
+            traces = (before[3], (0, before[3][1]), (0, 1_000), (self.NEWCOMER, 1_000), own)
+            assert after[3] in traces, f"after death at instruction {number}"
+            seen.append(after[3])
+            again = Buckets(crowded.block, PEERS).take(self.NEWCOMER, 1_000, NS, self.BURST, 1)
+            assert (Quota(0, 2 * NS, 98) if after[3] == own else Quota(0, NS, 99)) == again
+            put_back(crowded, 3, before)
+        print(f"{len(seen)} deaths along {len(path)} instructions, {len(set(seen))} different traces")
+        assert [before[3], own] == [seen[0], seen[-1]]
+
+    def test_a_place_is_lost_at_instructions(self, crowded: Formed) -> None:
+        """While it is put aside, a stranger takes its place. What it then takes is not charged to the stranger, who may
+        at most find a token that was struck off and returned, too.
+        """
+        take, _, path = self.take_of(crowded)
+        before, peers = places(crowded, 3), Buckets(crowded.block, PEERS)
+        for number, newcomer in self.put_aside(take, path):
+            if owed(crowded, self.NEWCOMER):
+                peers.give_back(self.NEWCOMER, NS, self.BURST)  # so that it owes least
+            assert Quota(0, 60 * NS, 40) == peers.take(self.STRANGER, 1_000, NS, self.BURST, 60)
+            newcomer.let_go()
+            owes = owed(crowded, self.STRANGER)
+            assert owes in (None, 1_000 + 59 * NS, 1_000 + 60 * NS), f"put aside at instruction {number}"
+            put_back(crowded, 3, before)
+
+    def test_a_twin_at_instructions(self, formed: Formed) -> None:
+        """While it is put aside, another worker serves the same client in full. What the client then gets is the one
+        token of the request that was put aside, or nothing.
+        """
+        take, _, path = self.take_of(formed)
+        before, peers = places(formed, 3), Buckets(formed.block, PEERS)
+        for number, twin in self.put_aside(take, path):
+            left = 99 if owed(formed, self.NEWCOMER) == 1_000 + NS else 100
+            assert 0 == peers.take(self.NEWCOMER, 1_000, NS, self.BURST, left).wait_ns
+            twin.let_go()
+            assert peers.take(self.NEWCOMER, 1_000, NS, self.BURST, 1).wait_ns, f"put aside at instruction {number}"
+            put_back(formed, 3, before)
