@@ -4,13 +4,14 @@ The types below are the specification. Each leaf is `Annotated` with its range, 
 spells them: the checks, the refusals, the comments in `config/*.yaml` and `docs/configuration.md` are derived from
 here.
 
-`load` has no side effect and reads nothing but its arguments and one file, so that a reload can validate everything
+`load` has no side effect and reads nothing but its arguments and two files, so that a reload can validate everything
 before it touches anything. It either returns a whole, consistent configuration or raises one `ConfigurationError`
 that lists every problem of every source; there is no partly applied state. Sources, each overriding the one before:
 the embedded defaults, the overlay of `MLSDM_ENV`, the file, `MLSDM_*` variables, plain variables
 (`core.environment`).
 
-The API key is not part of the tree: a `Config` can be logged, compared and printed without a thought for secrets.
+Keys are not part of the tree: a `Config` can be logged, compared and printed without a thought for secrets. They come
+with it, in a `Keyring`: the one of `API_KEY`, and those of the file that `security.keys_path` names (`core.keyfile`).
 
 Rejected: decoding the whole tree with one msgspec call, which stops at the first problem; and a configuration
 library, whose layers this service would have had to take away again (dotenv files, coercion of 1 to true, unknown
@@ -25,9 +26,11 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from core import configfile, environment
+from core import configfile, environment, keyfile, proxies
 from core.cgroup import Cgroup
 from core.environment import EnvironmentName
+from core.keyfile import Keys
+from core.keys import STANDARD, Keyring
 from core.setting import Layer, Problem, Value, about, settings_of
 
 # -- the tree ----------------------------------------------------------------------------------------------------------
@@ -44,7 +47,14 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """Where the service listens, and with how many processes."""
 
     host: Annotated[
-        str, about("Address to listen on; 0.0.0.0 or :: for every interface.", "address", pattern=_HOST, max_length=253)
+        str,
+        about(
+            "Address to listen on; 0.0.0.0 or :: for every interface.",
+            "address",
+            "an IPv4 or IPv6 address or a host name",
+            pattern=_HOST,
+            max_length=253,
+        ),
     ] = "127.0.0.1"
     port: Annotated[int, about("TCP port; 0 lets the kernel choose.", "port", ge=0, le=65_535)] = 8000
     workers: Annotated[
@@ -53,6 +63,16 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     connections_max: Annotated[
         int, about("Connections that one worker holds at a time.", "connections", ge=1, le=65_536)
     ] = 1024
+    trusted_proxies: Annotated[
+        str,
+        about(
+            'Proxies whose forwarding headers are believed; "" for none.',
+            "networks",
+            "addresses and networks such as 10.0.0.0/8, separated by commas",
+            proxies.networks,
+            max_length=4096,  # a hundred networks in their longest spelling
+        ),
+    ] = ""
 
 
 class CognitiveRhythm(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,21 +135,46 @@ class Recall(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0.15
 
 
-class RateLimiting(msgspec.Struct, frozen=True, kw_only=True):
-    """Token buckets, one per client."""
+_Rate = Annotated[float, about("Rate at which a bucket refills.", "requests per second", ge=0.001, le=1_000_000)]
+_Burst = Annotated[int, about("Requests that a full bucket allows at once.", "requests", ge=1, le=1_000_000)]
 
-    enabled: Annotated[bool, about("Refuse clients that ask too often. Not enforced yet.", "switch")] = False
-    requests_per_second: Annotated[
-        float, about("Rate at which a bucket refills.", "requests per second", gt=0, le=1_000_000)
-    ] = 5.0
-    burst_capacity: Annotated[
-        int, about("Requests that a full bucket allows at once.", "requests", ge=1, le=1_000_000)
-    ] = 10
+
+class HighTier(msgspec.Struct, frozen=True, kw_only=True):
+    """The buckets of keys whose tier is `high`."""
+
+    requests_per_second: _Rate = 100.0
+    burst_capacity: _Burst = 200
+
+
+class BulkTier(msgspec.Struct, frozen=True, kw_only=True):
+    """The buckets of keys whose tier is `bulk`: for those who load whole collections."""
+
+    requests_per_second: _Rate = 10_000.0
+    burst_capacity: _Burst = 20_000
+
+
+class Tiers(msgspec.Struct, frozen=True, kw_only=True):
+    """The tiers beside `standard`, whose rate and burst stand above."""
+
+    high: HighTier = HighTier()
+    bulk: BulkTier = BulkTier()
+
+
+class RateLimiting(msgspec.Struct, frozen=True, kw_only=True):
+    """Token buckets, one per client. The rate and the burst here are those of the tier `standard`."""
+
+    enabled: Annotated[bool, about("Refuse clients that ask too often.", "switch")] = False
+    requests_per_second: _Rate = 5.0
+    burst_capacity: _Burst = 10
+    tiers: Tiers = Tiers()
 
 
 class Security(msgspec.Struct, frozen=True, kw_only=True):
     """Protection from clients."""
 
+    keys_path: Annotated[
+        str, about('File with the keys of clients; "" for none.', "path", "the path of a YAML file")
+    ] = ""
     rate_limiting: RateLimiting = RateLimiting()
 
 
@@ -171,6 +216,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     log_capacity: Annotated[
         int, about("Log entries kept; the newest overwrites the oldest.", "entries", ge=1024, le=16_777_216)
     ] = 65_536
+    idempotency_capacity: Annotated[
+        int,
+        about("Items with an Idempotency-Key whose first answer is kept.", "items", ge=1024, le=1_048_576),
+    ] = 32_768
     server: Server = Server()
     cognitive_rhythm: CognitiveRhythm = CognitiveRhythm()
     moral_filter: MoralFilter = MoralFilter()
@@ -181,6 +230,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     resources: Resources = Resources()
 
 
+_KEYS_PATH: Final = keyfile.SETTING
 SETTINGS: Final = {setting.key: setting for setting in settings_of(Config)}
 
 # What differs from the development default. Staging rehearses production, except that it neither asks for a key nor
@@ -203,6 +253,7 @@ RESTART_REASONS: Final = {
     "capacity": "it lays out the shared block",
     "payload_size_max": "it lays out the shared block",
     "log_capacity": "it lays out the shared block",
+    "idempotency_capacity": "it lays out the shared block",
     "server.host": "the socket is already open",
     "server.port": "the socket is already open",
 }
@@ -222,28 +273,42 @@ class ConfigurationError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A configuration, where it came from, and the key that goes with it (which `repr` leaves out)."""
+    """A configuration, where it came from, and the keys that go with it (which `repr` leaves out)."""
 
     config: Config
     source: str  # the file's path, or "embedded defaults"
     environment: EnvironmentName
     api_key: str | None = field(repr=False)
+    keyring: Keyring = field(repr=False)
+
+
+_KEYLESS: Final = (
+    f"API_KEY is not set: expected a secret key, because MLSDM_ENV is production and {_KEYS_PATH} names no file"
+)
 
 
 def load(path: str | None, environ: Mapping[str, str]) -> Loaded:
     """Return the configuration of `environ` and of the file at `path`, or at CONFIG_PATH when `path` is None.
 
-    Reads that file and nothing else. Raises ConfigurationError, which lists all problems at once.
+    Reads that file and the keys file that is configured, and nothing else. Raises ConfigurationError, which lists all
+    problems at once.
     """
     variables = environment.read(environ, SETTINGS)
     path = variables.config_path if path is None else path
     file = Layer({}, []) if path is None else configfile.read(path, SETTINGS)
     values = _defaults(variables.name) | file.values | variables.layer.values
     problems = [*file.problems, *variables.layer.problems]
-    problems += _contradictions(values, {problem.key for problem in problems})
+    faulty = {problem.key for problem in problems}
+    problems += _contradictions(values, faulty)
+    keys_path = str(values[_KEYS_PATH])
+    keys = keyfile.read(keys_path, variables.api_key) if keys_path else Keys([], [])
+    problems += keys.problems
+    if variables.name == "production" and not variables.api_key and not keys_path and _KEYS_PATH not in faulty:
+        problems.append(Problem("API_KEY", _KEYLESS))
     if problems:
         raise ConfigurationError([problem.sentence for problem in problems])
-    return Loaded(_planted(values), path or "embedded defaults", variables.name, variables.api_key)
+    keyring = Keyring(variables.api_key, keys.keys)
+    return Loaded(_planted(values), path or "embedded defaults", variables.name, variables.api_key, keyring)
 
 
 def defaults(name: EnvironmentName) -> Config:
@@ -270,6 +335,34 @@ def unreloadable(old: Config, new: Config) -> list[str]:
 def worker_count(config: Config, root: Path = Path("/")) -> int:
     """Return how many workers to run: `server.workers`, or when that is 0 one per core of the container."""
     return config.server.workers or min(Cgroup(root).cores(), WORKERS_MAX)
+
+
+class Tier(NamedTuple):
+    """The size of a token bucket: `rate` in tokens per second, `burst` in tokens."""
+
+    rate: float
+    burst: int
+
+
+def tiers(config: Config) -> dict[str, Tier]:
+    """Return the buckets by tier: those of `core.keys.TIERS`."""
+    limits = config.security.rate_limiting
+    named: dict[str, RateLimiting | HighTier | BulkTier] = {
+        STANDARD: limits,
+        "high": limits.tiers.high,
+        "bulk": limits.tiers.bulk,
+    }
+    return {name: Tier(bucket.requests_per_second, bucket.burst_capacity) for name, bucket in named.items()}
+
+
+def contradictions(config: Config) -> list[Problem]:
+    """Return what is wrong between the settings of a configuration whose values are all within their ranges."""
+    return _contradictions(values_of(config), set())
+
+
+def trusted_proxies(config: Config) -> tuple[proxies.Network, ...]:
+    """Return the networks whose members are believed when they say for whom they ask."""
+    return proxies.networks(config.server.trusted_proxies)
 
 
 def values_of(config: Config) -> dict[str, Value]:

@@ -10,8 +10,9 @@ only when it matters. The exception is what Kubernetes injects for a service cal
 not begin with `MLSDM_`.
 
 A variable that is set but empty is refused, for it is more often a lost value than a wish: an empty `MLSDM_ENV` would
-turn production into development without a word. `API_KEY` alone may be empty or blank, and is then as unset (which
-production refuses).
+turn production into development without a word, and an empty `MLSDM_SECURITY__KEYS_PATH` a closed server into an
+open one. (A file may say `keys_path: ""`, where it can be seen.) `API_KEY` alone may be empty or blank, and is then as
+unset; whether that is allowed depends on more than the environment, and `core.config` judges it.
 
 The key is the only secret. It is stripped of surrounding whitespace, because a secret made with `echo` ends in a
 newline that no header can carry, and it never appears in a problem.
@@ -61,7 +62,7 @@ def read(environ: Mapping[str, str], settings: Mapping[str, Setting]) -> Environ
     name = _read_name(environ, layer)
     _read_overrides(environ, settings, layer)
     _read_plain(environ, settings, layer)
-    return Environment(name, _read_api_key(environ, name, layer), _read_config_path(environ, layer), layer)
+    return Environment(name, _read_api_key(environ, layer), _read_config_path(environ, layer), layer)
 
 
 def _read_name(environ: Mapping[str, str], layer: Layer) -> EnvironmentName:
@@ -76,7 +77,11 @@ def _read_overrides(environ: Mapping[str, str], settings: Mapping[str, Setting],
     by_variable = {setting.variable: setting for setting in settings.values()}
     for variable in sorted(environ):
         if variable in by_variable:
-            layer.take(by_variable[variable], environ[variable], variable)
+            setting, text = by_variable[variable], environ[variable]
+            if text.strip():
+                layer.take(setting, text, variable)
+            else:
+                layer.refuse(setting, "is empty", variable)
         elif variable.startswith("MLSDM_") and variable != "MLSDM_ENV" and not variable.startswith(_SERVICE_LINKS):
             bare = variable.removeprefix("MLSDM_")
             hint = f"; did you mean {bare}?" if bare in _BARE_NAMES else meant(variable, by_variable, "__")
@@ -97,13 +102,11 @@ def _read_plain(environ: Mapping[str, str], settings: Mapping[str, Setting], lay
     layer.problems.extend(switch.problems)
 
 
-def _read_api_key(environ: Mapping[str, str], name: EnvironmentName, layer: Layer) -> str | None:
+def _read_api_key(environ: Mapping[str, str], layer: Layer) -> str | None:
     api_key = environ.get("API_KEY", "").strip()
     # RFC 9110 §5.5: a field value is visible ASCII, and a space would end the token.
     if not all("!" <= character <= "~" for character in api_key):
         layer.note("API_KEY", "API_KEY has a character that no header can carry: expected visible ASCII without spaces")
-    if not api_key and name == "production":
-        layer.note("API_KEY", "API_KEY is not set: expected a secret key, because MLSDM_ENV is production")
     return api_key or None
 
 

@@ -40,8 +40,14 @@ BODIES_SIZE: Final = Limit(
 PIPELINE_DEPTH: Final = Limit(
     16, "requests", 0, "pipeline_full", "reading pauses; bounds what one connection can queue"
 )
+KERNEL_BUFFER_SIZE: Final = Limit(
+    65_536, "bytes", 0, "kernel_buffer_full", "of an answer that are not sent yet; the rest waits where it is counted"
+)
+ANSWERS_SIZE: Final = Limit(
+    33_554_432, "bytes", 0, "answers_full", "left by slow readers of one worker; then no more long answers are made"
+)
 WRITE_BUFFER_SIZE: Final = Limit(
-    1_048_576, "bytes", 0, "reader_too_slow", "reading pauses until the peer takes its answers"
+    65_536, "bytes", 0, "reader_too_slow", "nothing more is answered until the peer takes what there is"
 )
 
 HEADERS_SECONDS: Final = Limit(5, "seconds", 408, "headers_timeout", "absolute, from the first byte of a request")
@@ -50,6 +56,9 @@ BODY_SECONDS: Final = Limit(
 )
 WRITE_SECONDS: Final = Limit(10, "seconds", 0, "write_timeout", "a peer that does not read for so long is gone")
 KEEPALIVE_SECONDS: Final = Limit(75, "seconds", 0, "keepalive_timeout", "longer than the 60 s of common load balancers")
+IDLE_SECONDS: Final = Limit(
+    1, "seconds", 0, "idle_made_room", "silence after which a connection may end for a full or a draining worker's sake"
+)
 LINGER_SECONDS: Final = Limit(
     2, "seconds", 0, "linger_timeout", "for the peer to read the last answer and close (RFC 9112 §9.6)"
 )
@@ -59,6 +68,9 @@ LINGER_SECONDS: Final = Limit(
 BATCH_COUNT: Final = Limit(1_000, "events", 422, "batch_too_long", "1,000 admissions take about 2 ms of one worker")
 TOP_K: Final = Limit(100, "matches", 422, "top_k_out_of_range", "bounds the answer to 100 payloads and vectors")
 DECISIONS_PAGE: Final = Limit(1_000, "entries", 422, "limit_out_of_range", "one page of the log is at most 300 kB")
+IDEMPOTENCY_KEY_LENGTH: Final = Limit(
+    255, "characters", 400, "idempotency_key_invalid", "a UUID has 36; only its hash is kept"
+)
 VECTOR_NORM: Final = Limit(
     1_000_000, "norm", 422, "norm_too_large", "keeps the synaptic levels finite in float32 for ever"
 )

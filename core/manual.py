@@ -18,7 +18,8 @@ import msgspec
 
 from core.config import OVERLAYS, RESTART_REASONS, SETTINGS, Config, defaults, values_of
 from core.environment import EnvironmentName
-from core.setting import Setting, Value
+from core.keyfile import COUNT_MAX, MEMBERS, entry
+from core.setting import Setting, Value, spelled
 
 _YAML_HEADERS: Final[Mapping[EnvironmentName, str]] = {
     "development": """\
@@ -31,9 +32,9 @@ _YAML_HEADERS: Final[Mapping[EnvironmentName, str]] = {
     "production": """\
 # mlsdm: settings for production, every setting with its unit and range.
 #
-# Run with MLSDM_ENV=production, CONFIG_PATH=<this file> and API_KEY=<a secret>; without the key the service refuses
-# to start. Keys stay out of this file. It differs from the defaults of MLSDM_ENV=production in server.host alone.
-# Check it with `mlsdm check-config PATH`.
+# Run with MLSDM_ENV=production, CONFIG_PATH=<this file>, and API_KEY=<a secret> or a keys file (security.keys_path);
+# without any key the service refuses to start. Secrets stay out of this file. It differs from the defaults of
+# MLSDM_ENV=production in server.host alone. Check it with `mlsdm check-config PATH`.
 """,
 }
 # A container is reached from outside; the embedded default stays on the loopback interface in every environment, so
@@ -62,9 +63,9 @@ are `true`, `false`, `1` or `0`; names are matched whatever their case. In a fil
 A key or a variable without a value is refused, because a lost value must not pass for a default; an empty section is
 fine.
 
-`mlsdm check-config PATH` checks a file without starting anything. `config/default.yaml` and
-`config/production-ready.yaml` list every setting. On `HUP` the configuration is read again; when anything is wrong with
-it, or a setting marked *restart* has changed, all of it is refused and the old one stays.
+`mlsdm check-config PATH` checks a file, and the keys file that it names, without starting anything.
+`config/default.yaml` and `config/production-ready.yaml` list every setting. On `HUP` both files are read again; when
+anything is wrong with them, or a setting marked *restart* has changed, all of it is refused and the old one stays.
 
 ## Variables
 
@@ -72,12 +73,12 @@ it, or a setting marked *restart* has changed, all of it is refused and the old 
 |---|---|
 | `MLSDM_ENV` | `development` (`dev`), `staging` or `production`. |
 | `CONFIG_PATH` | The YAML file. |
-| `API_KEY` | The key that clients send as `Authorization: Bearer …`. Production refuses to start without it. |
+| `API_KEY` | A key for clients, beside those of the keys file: role `write`, tier `standard`. |
 | `HOST`, `PORT`, `WORKERS` | `server.host`, `server.port`, `server.workers`. |
 | `LOG_LEVEL` | `observability.logging.level`. |
 | `DISABLE_RATE_LIMIT` | `1` switches `security.rate_limiting.enabled` off; `0` leaves it as configured. |
 
-The key is visible ASCII without spaces; blanks and newlines around it are dropped, and a blank key is as none. An
+`API_KEY` is visible ASCII without spaces; blanks and newlines around it are dropped, and a blank key is as none. An
 unknown name that begins with `MLSDM_` is refused, except `MLSDM_API_SERVICE_*` and `MLSDM_API_PORT*`, which Kubernetes
 injects for a service called `mlsdm-api`. For services of other names that begin with `mlsdm`, set
 `enableServiceLinks: false` in the pod.
@@ -88,20 +89,66 @@ Two conditions join several settings: `moral_filter.min_threshold` ≤ `moral_fi
 `resources.drain_period` is 5 s in staging and production because new connections still arrive between SIGTERM and the
 moment when the last load balancer has noticed, a few seconds in Kubernetes. It is the first part of
 `resources.shutdown_timeout`, which must be at most the pod's `terminationGracePeriodSeconds` (30 unless set).
-
-## Settings
 """
 
 
 def markdown() -> str:
     """Return docs/configuration.md."""
-    return _INTRODUCTION + "".join(_markdown_sections())
+    return _INTRODUCTION + _markdown_keys() + "\n## Settings\n" + "".join(_markdown_sections())
 
 
 def yaml_file(environment: EnvironmentName) -> str:
     """Return the annotated file for `environment`: development or production."""
     values = {**values_of(defaults(environment)), **_YAML_CHANGES[environment]}
     return _YAML_HEADERS[environment] + "\n" + "\n".join(_yaml_lines(Config, "", values)) + "\n"
+
+
+_MEMBER_DEFAULTS: Final = {"tier": f"`{MEMBERS['tier'].default}`", "expires": "never"}
+# Of a token that nobody knows: who copies the example has let nobody in.
+_EXAMPLE: Final = {
+    "id": "web",
+    "digest": "7c9ce3e8ce3ea398b4155457f78128ce97b3156b5a344172851ed6cfb8113a1a",
+    "role": "write",
+    "tier": "high",
+    "expires": "2027-01-31",
+}
+
+
+def _markdown_keys() -> str:
+    rows = "\n".join(
+        f"| `{name}` | {member.expected} | {_MEMBER_DEFAULTS.get(name, 'required')} |"
+        for name, member in MEMBERS.items()
+    )
+    return f"""
+## Keys
+
+Clients send a token, as `Authorization: Bearer TOKEN` or as `X-API-Key: TOKEN`. The server knows the digest of each
+token and, with it, a role (`read` < `write` < `admin`: each may do what those before it may), a rate tier and, if
+wanted, an end. Tokens are those of `API_KEY` and of the file that `security.keys_path` names, relative to the working
+directory. Production refuses to start without any; elsewhere a server without keys is open to all who can connect.
+
+`mlsdm key` makes a key. The entry for the file goes to stdout. The token goes to stderr, once, and is kept nowhere:
+
+```console
+$ (umask 027; echo keys: > keys.yaml)
+$ mlsdm key web --role write --tier high --expires 2027-01-31 >> keys.yaml
+```
+
+Then the file is
+
+```yaml
+keys:
+{entry(_EXAMPLE)}```
+
+| Member | Value | Default |
+|---|---|---|
+{rows}
+
+A token is `ID.SECRET`, and its digest is the SHA-256 of the whole: `printf %s "$TOKEN" | sha256sum`. A file holds 1 to
+{COUNT_MAX:,} keys, with no id and no digest twice, and not the digest of `API_KEY`; not everybody may write to it. To
+take a key back, delete its entry and send `HUP`. A key that has expired opens nothing, from that second on and without
+`HUP`; it may stay in the file, and `mlsdm check-config` names it.
+"""
 
 
 def _markdown_sections() -> Iterator[str]:
@@ -125,8 +172,8 @@ def _markdown_default(setting: Setting) -> str:
     for name, values in OVERLAYS.items():
         if setting.key in values:
             names_by_value.setdefault(values[setting.key], []).append(name)
-    others = [f"`{_yaml(value)}` in {' and '.join(names)}" for value, names in names_by_value.items()]
-    return "; ".join([f"`{_yaml(setting.default)}`", *others])
+    others = [f"`{spelled(value)}` in {' and '.join(names)}" for value, names in names_by_value.items()]
+    return "; ".join([f"`{spelled(setting.default)}`", *others])
 
 
 def _section_type(prefix: str) -> type[msgspec.Struct]:
@@ -145,17 +192,13 @@ def _yaml_lines(tree: type[msgspec.Struct], section: str, values: Mapping[str, V
             restart = " Restart to change." if key in RESTART_REASONS else ""
             yield f"{indent}# {setting.description}{restart}"
             yield f"{indent}# Range: {setting.range}. Unit: {setting.unit}."
-            yield f"{indent}{name}: {_yaml(values[key])}"
+            yield f"{indent}{name}: {spelled(values[key])}"
         else:
             subtree = _section_type(key)
             yield ""
             yield f"{indent}# {subtree.__doc__}"
             yield f"{indent}{name}:"
             yield from _yaml_lines(subtree, key + ".", values)
-
-
-def _yaml(value: Value) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def main(arguments: list[str]) -> int:

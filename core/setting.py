@@ -6,7 +6,8 @@ or a meaning; the refusals, the comments of the YAML files and the table of the 
 Every value that an operator can give, in a file or in a variable, arrives as text and goes through `Setting.parse`.
 One grammar for both was chosen over YAML's own typing, which reads `1e-3` as text, `22:22` as 1342, `010` as 8 and
 `no` as false. Integers do not pass for true, true does not pass for 1, and no spelling yields NaN or infinity: every
-number has two bounds, and NaN lies within none.
+number has two bounds, and NaN lies within none. A free text says in words what it may be, and has a pattern or a check
+that enforces them.
 
 A `Layer` is what one source (an overlay, a file, the environment) says: values by dotted key, and the problems met on
 the way. Sources never raise; they report, so that one refusal can list everything that is wrong.
@@ -15,7 +16,7 @@ the way. Sources never raise; they report, so that one refusal can list everythi
 import difflib
 import re
 import reprlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -29,6 +30,10 @@ _SWITCH = {"0": False, "1": True, "false": False, "true": True}
 _SHOWN_LENGTH_MAX = 60  # characters of an operator's text quoted in a refusal
 
 
+class Unfit(ValueError):
+    """What is wrong with a text, as a sentence's verb and object: `has 10.0.0.300, which is no address`."""
+
+
 class Setting(msgspec.Struct, frozen=True):
     """A leaf of the tree: its dotted key, the field's `Annotated` type, and the embedded default."""
 
@@ -37,7 +42,10 @@ class Setting(msgspec.Struct, frozen=True):
     default: Value
 
     def parse(self, text: str) -> Value:
-        """Return the value that `text` spells; raise ValueError when it spells none of this type within its range."""
+        """Return the value that `text` spells.
+
+        Raises ValueError when it spells none of this type within its range, Unfit where there is more to say than that.
+        """
         return self.admit(self._decode(text.strip()))
 
     def admit(self, value: object) -> Value:
@@ -46,6 +54,8 @@ class Setting(msgspec.Struct, frozen=True):
             admitted: Value = msgspec.convert(value, self.annotation)
         except msgspec.ValidationError as error:
             raise ValueError(str(error)) from error
+        if check := self._meta.extra["check"]:
+            check(admitted)
         return admitted
 
     def _decode(self, text: str) -> Value:
@@ -85,12 +95,12 @@ class Setting(msgspec.Struct, frozen=True):
     @property
     def range(self) -> str:
         """The range in words: `a whole number from 2 to 4096`, `a number above 0, at most 1`, `one of time, events`."""
+        if words := self._meta.extra["words"]:
+            return str(words)
         if self.type is bool:
             return "true or false"
         if self.choices:
             return "one of " + ", ".join(self.choices)
-        if self.type is str:
-            return "an IPv4 or IPv6 address or a host name"  # the tree's one free text; its pattern says the same
         noun = "a whole number" if self.type is int else "a number"
         if self._meta.gt is not None:
             return f"{noun} above {self._meta.gt}, at most {self._meta.le}"
@@ -106,9 +116,14 @@ class Setting(msgspec.Struct, frozen=True):
         return get_args(self.annotation)[1]
 
 
-def about(description: str, unit: str, **bounds: Any) -> msgspec.Meta:
-    """Return a leaf's annotation: its meaning in a sentence, its unit, msgspec's bounds (ge, gt, le, pattern …)."""
-    return msgspec.Meta(description=description, extra={"unit": unit}, **bounds)
+def about(
+    description: str, unit: str, words: str = "", check: Callable[[str], object] | None = None, **bounds: Any
+) -> msgspec.Meta:
+    """Return a leaf's annotation: its meaning in a sentence, its unit, msgspec's bounds (ge, gt, le, pattern …).
+
+    A free text gives its range in `words`, and a `check` that raises Unfit where no pattern says what they say.
+    """
+    return msgspec.Meta(description=description, extra={"unit": unit, "words": words, "check": check}, **bounds)
 
 
 class Problem(NamedTuple):
@@ -128,6 +143,8 @@ class Layer(NamedTuple):
         """Admit `text` for `setting` or note why not. `origin` tells the operator where it stands."""
         try:
             self.values[setting.key] = setting.parse(text)
+        except Unfit as error:
+            self.refuse(setting, str(error), origin)
         except ValueError:
             self.refuse(setting, f"is {printable(text)}" if text.strip() else "is empty", origin)
 
@@ -151,6 +168,11 @@ def settings_of(tree: type[msgspec.Struct], prefix: str = "") -> Iterator[Settin
             yield Setting(prefix + field, hints[field], getattr(defaults, field))
 
 
+def spelled(value: Value) -> str:
+    """Return `value` as a configuration file has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value) or '""'
+
+
 def quoted(text: str) -> str:
     """Return `text` for a refusal: on one line, printable, and never long."""
     shown = reprlib.Repr()
@@ -166,7 +188,8 @@ def printable(name: str) -> str:
 def meant(name: str, known: Collection[str], separator: str = ".") -> str:
     """Return `; did you mean …?` with the known name nearest to `name`, whole or by its last part; "" if none is."""
     name = name[: 2 * _SHOWN_LENGTH_MAX]  # the comparison is quadratic in the length
-    last_parts = {candidate.rsplit(separator, 1)[-1]: candidate for candidate in known}
+    # Of names that end alike the first declared is meant: it is the one that stands nearest to the top.
+    last_parts = {candidate.rsplit(separator, 1)[-1]: candidate for candidate in reversed([*known])}
     last_part = name.rsplit(separator, 1)[-1]
     if last_part in last_parts:
         return f"; did you mean {last_parts[last_part]}?"

@@ -1,8 +1,9 @@
 """`mlsdm check-config PATH`: whether a server would start with this file, in this environment, with nothing started.
 
 The file is judged by what judges it at the start, under the same overlay (`MLSDM_ENV`) and the same variables, so the
-two cannot disagree. One thing is left out: the key. A pipeline that checks a ConfigMap does not have the secret, and
-must not need it; so a stand-in takes the place of a missing API_KEY, and what its absence would mean is a note.
+two cannot disagree; so is the keys file that is configured, whose digests are no secrets. One thing is left out:
+API_KEY. A pipeline that checks a ConfigMap does not have the secret, and must not need it; so a stand-in takes the
+place of a missing one, and what its absence would mean is a note. So is a key that has expired.
 
 The verdict goes to stdout, and so does what -v adds; problems and notes go to stderr. Exit status: 0 valid, 1 not.
 """
@@ -10,10 +11,12 @@ The verdict goes to stdout, and so does what -v adds; problems and notes go to s
 import argparse
 import os
 import sys
+import time
 from typing import Final
 
 from core import config as configuration
 from core.config import ConfigurationError
+from core.setting import spelled
 
 _STAND_IN: Final = {"API_KEY": "stand-in"}
 
@@ -24,17 +27,25 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         loaded = configuration.load(arguments.path, os.environ | (_STAND_IN if keyless else {}))
     except ConfigurationError as error:
-        count = len(error.problems)
-        print(f"Configuration invalid, {count} problem{'s' * (count != 1)}:\n{error}", file=sys.stderr)
+        print(f"Configuration invalid, {_counted(len(error.problems), 'problem')}:\n{error}", file=sys.stderr)
         return 1
+    keys_path = loaded.config.security.keys_path
     print("Configuration valid")
+    if keys_path:
+        print(f"{_counted(len(loaded.keyring) - 1, 'key')} in {keys_path}")  # the other one is API_KEY
     if arguments.verbose:
         print(f"# {loaded.source} in {loaded.environment}, with the variables of this environment")
         for key, value in configuration.values_of(loaded.config).items():
-            print(f"{key}: {str(value).lower() if isinstance(value, bool) else value}")
-    if keyless and loaded.environment == "production":
+            print(f"{key}: {spelled(value)}")
+    if keyless and loaded.environment == "production" and not keys_path:
         print("note: API_KEY is not set here; without it a production server refuses to start", file=sys.stderr)
+    if expired := loaded.keyring.expired(time.time()):
+        print(f"note: {_counted(len(expired), 'key')} expired: {', '.join(expired)}", file=sys.stderr)
     return 0
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ that closed the pipe, as shells report them. For a command that Ctrl-C ends in o
 
 import argparse
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -69,6 +70,15 @@ COMMANDS: Final = (
   MLSDM_ENV=production mlsdm check-config -v config/production-ready.yaml""",
     ),
     Command(
+        "key",
+        "mlsdm.key",
+        "make a key for a client: the token, and the entry of the keys file",
+        INTERRUPTED,
+        """\
+  mlsdm key web >> keys.yaml
+  mlsdm key loader --role write --tier bulk --expires 2027-01-31 >> keys.yaml 2> loader.token""",
+    ),
+    Command(
         "stat",
         "mlsdm.stat",
         "look into the memory of a running server, without asking it",
@@ -105,10 +115,15 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a closed pipe is still caught
     except KeyboardInterrupt:
         return command.interrupted if command else INTERRUPTED
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
-        return PIPE_CLOSED
+        if error.errno == errno.EPIPE:
+            return PIPE_CLOSED
+        print(f"mlsdm: the output cannot be written ({error.strerror}): make room, or write elsewhere", file=sys.stderr)
+        return 1
     except ImportError as error:
         if error.name != "shm._native":
             raise

@@ -35,6 +35,7 @@ class Sizes(msgspec.Struct, frozen=True):
     payload_size_max: int
     log_capacity: int
     rows: int
+    receipt_capacity: int
     block_size: int
 
 

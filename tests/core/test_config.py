@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from core import config, manual
 from core.config import OVERLAYS, RESTART_REASONS, SETTINGS, Config, ConfigurationError, load, values_of
 from core.environment import EnvironmentName
+from core.keys import TIERS, Role, digest_of
 from core.setting import Setting
 
 ROOT = Path(__file__).parents[2]
@@ -123,6 +124,30 @@ class TestFile:
         }
         assert isinstance(loaded.config.cognitive_rhythm.cycle_seconds, float)
 
+    def test_an_empty_text_is_a_value_where_it_is_spelled_out(self, file: Path) -> None:
+        """`keys_path: ""` is none; a text that was lost is refused, and so is one that must say something."""
+        file.write_text("security: {keys_path: ''}\nserver: {trusted_proxies: ''}\n")
+        assert Config() == load(str(file), {}).config
+
+        file.write_text("security: {keys_path: }\nserver:\n  trusted_proxies:\n  host: ''\n")
+        assert ["security.keys_path", "server.trusted_proxies", "server.host"] == [
+            problem.split(" is empty (")[0] for problem in problems_of(file, {})
+        ]
+
+    def test_the_innermost_section(self, file: Path) -> None:
+        """Tiers are four levels deep; a name that several sections have means the outermost of them."""
+        file.write_text(
+            "security: {rate_limiting: {tiers: {bulk: {burst_capacity: 7}, gold: {}}}}\nburst_capacity: 1\n"
+        )
+        where = f"{file}, line"
+        at_top = ", ".join(sorted(Config.__struct_fields__))
+        wanted = "security.rate_limiting.burst_capacity"
+
+        [gold, burst] = problems_of(file, {})
+
+        assert gold.startswith(f"security.rate_limiting.tiers.gold is unknown ({where} 1): expected one of bulk, high")
+        assert f"burst_capacity is unknown ({where} 2): expected one of {at_top}; did you mean {wanted}?" == burst
+
     def test_yaml_typing_is_not_used(self, file: Path) -> None:
         """What YAML 1.1 reads as octal, sexagesimal or a switch is read as it is written, or refused."""
         host = SETTINGS["server.host"].range
@@ -147,7 +172,7 @@ class TestFile:
             "server:\n  host: {}\n  prot: 80\nema_alpha: 1\n"
         )
         where = f"{file}, line"
-        in_server = "connections_max, host, port, workers"
+        in_server = "connections_max, host, port, trusted_proxies, workers"
         at_top = ", ".join(sorted(Config.__struct_fields__))
 
         assert [
@@ -283,13 +308,98 @@ class TestRelations:
         assert len(problems_of(None, environ)) == 1
 
 
+class TestKeys:
+    """`load` reads the keys file with the rest; `tests/core/test_keyfile.py` has what may be wrong in one."""
+
+    @pytest.fixture
+    def keys(self, tmp_path: Path) -> Path:
+        path = tmp_path / "keys.yaml"
+        path.write_text(f"keys: [{{id: web, role: admin, tier: high, digest: {digest_of('web.1').hex()}}}]\n")
+        path.chmod(0o600)
+        return path
+
+    @pytest.mark.parametrize("environ", [{}, {"MLSDM_ENV": "production"}, PRODUCTION])
+    def test_a_keys_file_is_read(self, file: Path, keys: Path, environ: dict[str, str]) -> None:
+        """Beside API_KEY, or instead of it: in production one of them is enough."""
+        file.write_text(f"security: {{keys_path: {keys}}}")
+        loaded = load(str(file), environ)
+        found = [loaded.keyring.identify(token, 0.0) for token in ("web.1", "k", "web.2")]
+
+        assert [("web", Role.ADMIN, "high")] == [key[:3] for key in found[:1] if key]
+        assert ["API_KEY"] * ("API_KEY" in environ) == [key.id for key in found[1:] if key]
+        assert environ.get("API_KEY") == loaded.api_key
+
+    def test_a_relative_path_begins_at_the_working_directory(self, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As that of CONFIG_PATH does."""
+        monkeypatch.chdir(keys.parent)
+
+        assert len(load(None, {"MLSDM_SECURITY__KEYS_PATH": keys.name}).keyring) == 1
+
+    def test_without_keys_the_ring_is_open(self) -> None:
+        """In development and staging only; any key closes it."""
+        assert load(None, {}).keyring.is_open
+        assert load(None, {"MLSDM_ENV": "staging"}).keyring.is_open
+        assert not load(None, {"API_KEY": "k"}).keyring.is_open
+
+    def test_problems_of_all_files_are_one_refusal(self, file: Path, keys: Path) -> None:
+        """Those of the configuration first; what is wrong with API_KEY and its file is not blamed on production."""
+        file.write_text(f"capacity: 1\nsecurity: {{keys_path: {keys}}}")
+        keys.write_text("keys: [{id: a.b}]")
+        begins = [problem.split(" (")[0] for problem in problems_of(file, {"MLSDM_ENV": "production", "PORT": "x"})]
+
+        assert [
+            "capacity is 1",
+            "server.port is x",
+            "keys[0].id has '.' in it",
+            "keys[0] has no role",
+            "keys[0] has no digest",
+        ] == begins
+
+    @pytest.mark.parametrize("environ", [{}, {"API_KEY": " "}])
+    def test_production_needs_a_key(self, environ: dict[str, str]) -> None:
+        """Neither variable nor file: it does not start. A path that was refused is the only problem."""
+        environ = {"MLSDM_ENV": "production", **environ}
+        sentence = "API_KEY is not set: expected a secret key, because MLSDM_ENV is production"
+
+        assert [f"{sentence} and security.keys_path names no file"] == problems_of(None, environ)
+        assert len(problems_of(None, {**environ, "MLSDM_SECURITY__KEYS_PATH": " "})) == 1
+
+    def test_one_token_opens_one_key(self, keys: Path) -> None:
+        """API_KEY is not in the file as well."""
+        [problem] = problems_of(None, {"API_KEY": "web.1", "MLSDM_SECURITY__KEYS_PATH": str(keys)})
+
+        assert problem.startswith("keys[0].digest is that of API_KEY (")
+
+
+class TestTiers:
+    def test_tiers_are_those_that_keys_may_name(self) -> None:
+        """`standard` is the pair that stood there before there were others."""
+        assert list(TIERS) == list(config.tiers(Config()))
+        assert {"standard": (5.0, 10), "high": (100.0, 200), "bulk": (10_000.0, 20_000)} == config.tiers(Config())
+
+    def test_tiers_are_configured(self) -> None:
+        """Each by its own pair of settings."""
+        changed = load(
+            None,
+            {
+                "MLSDM_SECURITY__RATE_LIMITING__REQUESTS_PER_SECOND": "1",
+                "MLSDM_SECURITY__RATE_LIMITING__TIERS__HIGH__BURST_CAPACITY": "2",
+                "MLSDM_SECURITY__RATE_LIMITING__TIERS__BULK__REQUESTS_PER_SECOND": "0.5",
+            },
+        ).config
+
+        assert {"standard": (1.0, 10), "high": (100.0, 2), "bulk": (0.5, 20_000)} == config.tiers(changed)
+
+
 class TestLoaded:
-    def test_the_key_is_not_shown(self) -> None:
+    def test_the_keys_are_not_shown(self) -> None:
         """Neither the representation nor what goes to the log holds the key."""
         loaded = load(None, {**PRODUCTION, "API_KEY": "very-secret"})
 
         assert loaded.api_key == "very-secret"
-        assert "very-secret" not in repr(loaded) + str(loaded) + repr(config.effective(loaded.config))
+        shown = repr(loaded) + str(loaded) + repr(config.effective(loaded.config))
+        for secret in ("very-secret", digest_of("very-secret").hex(), repr(digest_of("very-secret"))):
+            assert secret not in shown
 
     def test_effective_is_the_whole_tree(self) -> None:
         """What is logged converts back to the configuration."""
@@ -407,8 +517,9 @@ def is_leaf(line: str) -> bool:
     return not line.lstrip().startswith("#") and ":" in line and not line.endswith(":")
 
 
-# What no setting takes: not a number, no switch, no choice, and no host (whose characters are few).
+# What no setting takes: not a number, no switch, no choice, no host (whose characters are few), no file that is there.
 JUNK_TEXT = st.text(min_size=1).filter(lambda text: text.strip() == "" or not text.strip()[0].isascii())
+MAY_BE_EMPTY = {key for key, setting in SETTINGS.items() if setting.default == ""}
 JUNK = st.one_of(
     JUNK_TEXT,
     st.sampled_from([math.nan, math.inf, -math.inf, -1, -0.5, 10**30, 1e300, b"\x00", []]),
@@ -427,6 +538,8 @@ def test_a_bad_value_in_a_file_is_named(file: Path, key: str, value: object) -> 
     tree: object = value
     for name in reversed(key.split(".")):
         tree = {name: tree}
+    if key in MAY_BE_EMPTY and isinstance(value, str) and not value.strip():
+        return
     file.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
 
     assert any(problem.startswith(key) for problem in problems_of(file, {}))
@@ -445,7 +558,7 @@ def test_a_bad_value_in_a_variable_is_named(key: str, text: str) -> None:
         return
     [problem] = problems_of(None, {SETTINGS[key].variable: text})
 
-    assert problem.startswith(f"{key} is ")
+    assert problem.startswith((f"{key} is ", f"{key} has "))
     assert problem.isprintable()
 
 

@@ -58,6 +58,54 @@ def test_a_key_that_no_header_can_carry_is_a_problem_all_the_same(
     assert "API_KEY has a character that no header can carry" in capsys.readouterr().err
 
 
+def with_keys(directory: Path, text: str) -> Path:
+    """Return a configuration that names a keys file with this text."""
+    (directory / "keys.yaml").write_text(text)
+    (directory / "keys.yaml").chmod(0o600)
+    path = directory / "config.yaml"
+    path.write_text(f"security: {{keys_path: {directory / 'keys.yaml'}}}")
+    return path
+
+
+@pytest.mark.parametrize("environ", [{}, {"API_KEY": "k"}])
+def test_the_keys_file_is_checked_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], environ: dict[str, str]
+) -> None:
+    """API_KEY is none of its keys, and production does not need one beside them."""
+    monkeypatch.setenv("MLSDM_ENV", "production")
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    first = f"keys:\n- {{id: a, role: read, digest: {'1' * 64}}}\n"
+
+    assert check(with_keys(tmp_path, first)) == 0
+    assert (f"Configuration valid\n1 key in {tmp_path}/keys.yaml\n", "") == capsys.readouterr()
+    assert check(with_keys(tmp_path, first + f"- {{id: b, role: admin, digest: {'2' * 64}}}\n")) == 0
+    assert (f"Configuration valid\n2 keys in {tmp_path}/keys.yaml\n", "") == capsys.readouterr()
+
+
+def test_keys_that_have_expired_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are no problem, and somebody wonders why they open nothing."""
+    keys = "".join(
+        f"- {{id: {name}, role: read, digest: {digit * 64}, expires: {year}-01-01}}\n"
+        for name, digit, year in (("a", "1", 1999), ("b", "2", 2999), ("c", "3", 2000))
+    )
+
+    assert check(with_keys(tmp_path, f"keys:\n{keys}")) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith("\n3 keys in " + str(tmp_path / "keys.yaml\n"))
+    assert err == "note: 2 keys expired: a, c\n"
+
+
+def test_problems_of_the_keys_file_are_listed_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the secret that stands in the wrong place."""
+    assert check(with_keys(tmp_path, "keys: [{id: web.secret}]")) == 1
+    out, err = capsys.readouterr()
+
+    assert (out, err.count("\n")) == ("", 4)
+    assert err.startswith("Configuration invalid, 3 problems:\nkeys[0].id has '.' in it (")
+    assert "secret" not in err
+
+
 def test_every_problem_is_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,3 +137,4 @@ def test_verbose_prints_what_would_be_in_force(
     ]
     for line in ("capacity: 1000", "observability.logging.format: json", "security.rate_limiting.enabled: false"):
         assert line in lines
+    assert 'security.keys_path: ""' in lines

@@ -198,7 +198,7 @@ def test_numbers_out_of_range_are_refused(words: tuple[str, str], capsys: pytest
 @pytest.fixture
 def block() -> Block:
     """A block of this process that nobody has formed."""
-    return Block.create(Layout(8, 100, 64, 1024, 2), bytes(range(16)), time.time_ns(), boot_clock())
+    return Block.create(Layout(8, 100, 64, 1024, 2, 16), bytes(range(16)), bytes(16), time.time_ns(), boot_clock())
 
 
 def formed(block: Block) -> Block:

@@ -1,0 +1,142 @@
+"""`mlsdm key`: what it prints for a person and for a script, and that the server reads what it printed."""
+
+import argparse
+import contextlib
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.keyfile import read
+from core.keys import Keyring, Role
+from mlsdm.key import add_arguments, run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def key(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return run(parser.parse_args(words))
+
+
+def mlsdm(
+    *words: str, stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE
+) -> "subprocess.CompletedProcess[str]":
+    """Run `python -m mlsdm` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "mlsdm", *words], stdout=stdout, stderr=stderr, text=True, cwd=ROOT, timeout=60,
+        env={**os.environ, "COLUMNS": "200"},
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A keys file as the documentation begins one."""
+    path = tmp_path / "keys.yaml"
+    path.write_text("keys:\n")
+    path.chmod(0o600)
+    return path
+
+
+def test_entries_are_appended_and_their_tokens_open(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Role, tier and end are those that were asked for; a script finds each token alone on stderr."""
+    tokens = []
+    for words in (["web"], ["ops", "--role", "admin", "--tier", "bulk", "--expires", "2999-01-01"], ["no"], ["1e5"]):
+        assert key(*words) == 0
+        out, err = capsys.readouterr()
+        with file.open("a") as stream:
+            stream.write(out)
+        tokens.append(err.removesuffix("\n"))
+    content = read(str(file), None)
+    found = [Keyring(None, content.keys).identify(token, 0.0) for token in tokens]
+
+    assert [] == content.problems
+    assert content.keys == found
+    assert [
+        ("web", Role.WRITE, "standard"),
+        ("ops", Role.ADMIN, "bulk"),
+        ("no", Role.WRITE, "standard"),
+        ("1e5", Role.WRITE, "standard"),
+    ] == [found[:3] for found in content.keys]
+    assert tokens == [token.strip() for token in tokens]
+
+
+def test_every_secret_is_another_and_can_be_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    """43 characters that any header carries: 256 random bits. The entry does not hold them."""
+    tokens = []
+    for _ in range(20):
+        key("web")
+        out, err = capsys.readouterr()
+        tokens.append(err.strip())
+        id_, _, secret = err.strip().partition(".")
+        assert (id_, len(secret)) == ("web", 43)
+        assert secret.replace("-", "").replace("_", "").isalnum()
+        assert secret not in out
+
+    assert len(set(tokens)) == len(tokens)
+
+
+def test_a_person_is_told_that_it_is_shown_only_now() -> None:
+    """On a terminal the token has a sentence, and stands where a double click takes nothing else."""
+    leader, follower = pty.openpty()
+    ended = mlsdm("key", "web", stderr=follower)
+    os.close(follower)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
+        while part := os.read(leader, 4096):
+            shown += part
+    os.close(leader)
+    text = shown.decode().replace("\r\n", "\n")
+
+    assert ended.returncode == 0
+    assert text.startswith("\nThe token of web, which is shown only now:\n\n  web.")
+    assert ended.stdout.startswith("  - id: web\n    digest: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "the following arguments are required: ID"),
+        (["web.secret"], "argument ID: id has '.' in it: expected 1 to 64 letters, digits, _ and -"),
+        ([""], "argument ID: id is empty: expected 1 to 64 letters, digits, _ and -"),
+        (["x" * 65], "argument ID: id has 65 characters: expected 1 to 64 letters, digits, _ and -"),
+        (["API_KEY"], "argument ID: id is API_KEY, which is the key of the environment: expected 1 to 64 letters"),
+        (["web", "--role", "root"], "argument --role: invalid choice: 'root' (choose from"),
+        (["web", "--tier", "fast"], "argument --tier: invalid choice: 'fast' (choose from"),
+        (["web", "--expires", "soon"], "argument --expires: expires is soon: expected a time with its offset"),
+        (["web", "--expires", "2027-01-31T00:00:00"], "expires is 2027-01-31T00:00:00, which says no offset"),
+        (["web", "--expires", "1999-12-31"], "expires is 1999-12-31, which is over: expected a time to come"),
+    ],
+)
+def test_wrong_arguments_make_no_key(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The sentences are those of the file; status 2, and nothing to append."""
+    with pytest.raises(SystemExit) as ended:
+        key(*words)
+    out, err = capsys.readouterr()
+
+    assert (2, "") == (ended.value.code, out)
+    assert sentence in err
+
+
+def test_help() -> None:
+    """It explains itself with examples, and names what it takes."""
+    ended = mlsdm("key", "--help")
+
+    assert (0, "") == (ended.returncode, ended.stderr)
+    assert "\nexamples:\n  mlsdm key web >> keys.yaml\n" in ended.stdout
+    for word in ("read,write,admin", "standard,high,bulk", "2027-01-31T00:00:00Z"):
+        assert word in ended.stdout
+
+
+def test_an_entry_that_could_not_be_written_has_no_token() -> None:
+    """A full disk is one sentence, and nobody is given a token that no file knows."""
+    with open("/dev/full", "w") as full:
+        ended = mlsdm("key", "web", stdout=full.fileno())
+
+    assert (1, 1) == (ended.returncode, ended.stderr.count("\n"))
+    assert ended.stderr.startswith("mlsdm: the output cannot be written (No space left on device): ")
