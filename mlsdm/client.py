@@ -7,14 +7,14 @@ A request leaves in one write: head and body are joined before `sendall`, and ht
 connects. http.client's own request methods write head and body apart, which is two packets and two wake-ups of the
 server for each event; so only its connecting (TCP, TLS) and its response parser are used.
 
-An event is not idempotent, so the client must know what it may send twice (RFC 9110 §9.2.2). A failure is one of
-four:
+Events carry an idempotency key, so a request whose answer was lost (a worker died, a connection broke) is sent again,
+up to LOST_MAX times: the server answers what it decided the first time. A failure is one of four:
   - 429 or 503: nothing was applied, and the server says when to come back. Waited for and sent again, within
     `Patience`.
   - 503 with the code `batch_interrupted`: the first events of a batch were decided, and their decisions are in the
     problem document; the others were not. The decisions are returned; who sends the others is the caller's business.
   - `RefusedError`: nothing was applied. The server could not be reached, or said no with another status below 500.
-  - `OutcomeUnknownError`: the request went out and no answer came that can be understood. Never sent again.
+  - `OutcomeUnknownError`: the request went out, and no answer came to it or to its repetitions that can be understood.
 An idle connection that the server has closed is noticed before the next request is written, and replaced.
 
 One connection belongs to one thread; only `abort` may be called from another.
@@ -29,6 +29,7 @@ import socket
 import threading
 import time
 import urllib.parse
+import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
@@ -37,6 +38,8 @@ ATTEMPTS_MAX: Final = 10  # refusals per connection, with no success on any of t
 WAIT_SECONDS_MAX: Final = 60.0  # a server that asks for more is not throttling, it is away
 WAIT_SECONDS_UNSAID: Final = 1.0  # when 429 or 503 carries no usable Retry-After
 ANSWER_SECONDS_MAX: Final = 30.0  # silence for so long, while connecting or answering, is a failure
+LOST_MAX: Final = 3  # answers of one request in a row that may get lost; a server that loses more is not there
+LOST_SECONDS: Final = 0.2  # before it is sent again: longer than it takes to replace a worker
 BATCH_INTERRUPTED: Final = "batch_interrupted"
 NO_MEMORY: Final = -1  # memory_id of a rejected event; the server's ids are never negative
 
@@ -51,6 +54,10 @@ class RefusedError(ClientError):
 
 class OutcomeUnknownError(ClientError):
     """The request was sent, and whether it was applied cannot be told."""
+
+
+class AnswerLostError(OutcomeUnknownError):
+    """The connection ended before the answer did, as it does when a worker dies."""
 
 
 class Stopped(Exception):
@@ -121,7 +128,7 @@ class Connection:
         exactly.
         """
         fields = f"Moral-Value: {moral_value!r}\r\n"
-        answer = self._ask("POST", "/event", fields, vector)
+        answer = self._ask("POST", "/event", fields + _idempotency(), vector)
         return [_decision(_json(answer, "POST /event"), "POST /event")], answer.seconds
 
     def decide_batch(self, count: int, morals: memoryview, vectors: memoryview) -> tuple[list[Decision], float]:
@@ -130,7 +137,7 @@ class Connection:
         They are fewer than `count`, at least one, when the server was interrupted: the other events were not applied.
         `morals` is the bytes of float64[count], `vectors` of float32[count, D], both little-endian.
         """
-        answer = self._ask("POST", "/events", f"Event-Count: {count}\r\n", morals, vectors)
+        answer = self._ask("POST", "/events", f"Event-Count: {count}\r\n{_idempotency()}", morals, vectors)
         results = _json(answer, "POST /events").get("results")
         wanted = range(count, count + 1) if answer.status == 200 else range(1, count)
         if not isinstance(results, list) or len(results) not in wanted:
@@ -170,8 +177,21 @@ class Connection:
         head = f"{method} {self._prefix}{path}{self._fields}{fields}{framing}\r\n".encode("ascii")
         request = b"".join((head, *body))
         what = f"{method} {path}"
+        lost = 0
         while True:
-            answer = self._exchange(method, what, request)
+            try:
+                answer = self._exchange(method, what, request)
+            except AnswerLostError as error:
+                lost += 1
+                if lost > LOST_MAX or self._patience.stopped:
+                    raise
+                self._patience.pause(LOST_SECONDS)
+                unknown = error
+                continue
+            except RefusedError as error:
+                if lost:  # it may have been applied before the server became unreachable
+                    raise unknown from error
+                raise
             if answer.status == 200 or (answer.status == 503 and _problem(answer).get("code") == BATCH_INTERRUPTED):
                 self._patience.rewarded()
                 return answer
@@ -194,7 +214,8 @@ class Connection:
             raise OutcomeUnknownError(f"{self._origin} did not answer {what} within {self._timeout:g} s") from None
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            raise OutcomeUnknownError(
+            ended = isinstance(error, (OSError, http.client.IncompleteRead))
+            raise (AnswerLostError if ended else OutcomeUnknownError)(
                 f"the connection to {self._origin} broke during {what} ({_cause(error)})"
             ) from None
         seconds = time.perf_counter() - began
@@ -235,6 +256,14 @@ class Patience:
         self._stop = stop
         self._lock = threading.Lock()
 
+    @property
+    def stopped(self) -> bool:
+        return self._stop.is_set()
+
+    def pause(self, seconds: float) -> None:
+        """Wait before a request is sent again whose answer was lost; shorter when told to stop."""
+        self._stop.wait(seconds)
+
     def rewarded(self) -> None:
         """A request succeeded: the count of refusals starts again."""
         self._refusals = 0
@@ -253,6 +282,10 @@ class Patience:
             self.waited_seconds += seconds
         if self._stop.wait(seconds):
             raise Stopped
+
+
+def _idempotency() -> str:
+    return f"Idempotency-Key: {uuid.uuid4().hex}\r\n"
 
 
 def _split(url: str) -> urllib.parse.SplitResult:

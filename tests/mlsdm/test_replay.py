@@ -40,6 +40,7 @@ class Server(ThreadingHTTPServer):
         self.theta, self.ema = 0.5, 0.5
         self.total = self.accepted = 0
         self.received: list[tuple[float, bytes]] = []
+        self.receipts: dict[str, list[dict[str, Any]]] = {}  # by idempotency key
         self.batches: list[int] = []
         self.connections = self.closed = 0
         self.boot_id = "boot-1"
@@ -49,7 +50,7 @@ class Server(ThreadingHTTPServer):
         self.refuse_always: tuple[int, str | None] | None = None
         self.close_after_each = ""  # "said": with Connection: close; "silent": without
         self.interrupt_after: list[int] = []  # events after which the next batches end
-        self.lose_answer_to: int | None = None  # sequence number whose answer is never sent
+        self.lose_answers_to: dict[int, int] = {}  # sequence number → how often its answer is not sent
         self.strangers_at: set[int] = set()  # totals at which another client slips an event in
         self.uncounted_from: int | None = None  # total from which GET /state leaves one event out
         self.restart_at: int | None = None  # total at which the boot changes
@@ -141,14 +142,16 @@ class Handler(BaseHTTPRequestHandler):
             return
         size = DIMENSION * 4
         with server.lock:
-            results = []
-            for i in range(count):
+            results = server.receipts.setdefault(self.headers["Idempotency-Key"], [])
+            for i in range(len(results), count):
                 if server.total in server.strangers_at:
                     server.decide(1.0, b"")
                 if server.interrupt_after and i == server.interrupt_after[0]:
                     break
                 results.append(server.decide(float(morals[i]), floats[i * size : (i + 1) * size]))
-            if server.lose_answer_to in [result["sequence"] for result in results]:
+            newest = results[-1]["sequence"] if results else 0
+            if server.lose_answers_to.get(newest):
+                server.lose_answers_to[newest] -= 1
                 self.close_connection = True
                 return
         if self.path == "/event":
@@ -484,11 +487,24 @@ def test_the_wrong_dimension_prints_the_detail_of_the_server(
     assert server.total == 0
 
 
-def test_an_answer_that_is_lost_is_reported_and_its_event_not_sent_again(
+@pytest.mark.parametrize("batch", [1, 10])
+def test_an_event_whose_answer_is_lost_is_sent_again_and_decided_once(
+    server: Server, recording: Path, capsys: pytest.CaptureFixture[str], batch: int
+) -> None:
+    """It carries an idempotency key, so its first decision is answered again, and nothing diverges."""
+    server.lose_answers_to = {10: 3, 40: 1}
+
+    status = replay(recording, "--url", server.url, "--clients", 1, "--batch", batch)
+
+    assert (status, server.total) == (0, 60), capsys.readouterr().err
+    assert len(server.receipts) == 60 // batch
+
+
+def test_an_answer_that_is_lost_again_and_again_is_reported(
     server: Server, recording: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An event is not idempotent: whether it was applied is said to be unknown, and the counters show that it was."""
-    server.lose_answer_to = 5
+    """Whether the event was applied is said to be unknown, and the counters show that it was."""
+    server.lose_answers_to = {5: 99}
 
     status = replay(recording, "--url", server.url, "--clients", 1)
 
@@ -584,10 +600,12 @@ def test_any_other_answer_to_an_event_says_whether_the_event_may_have_been_appli
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
-            peer, _ = listener.accept()
-            with peer:
-                peer.recv(65_536)
-                peer.sendall(content)
+            with contextlib.suppress(OSError):  # the listener is closed at the end
+                while True:
+                    peer, _ = listener.accept()
+                    with peer:
+                        peer.recv(65_536)
+                        peer.sendall(content)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -595,6 +613,7 @@ def test_any_other_answer_to_an_event_says_whether_the_event_may_have_been_appli
         connection = Connection(url, None, Patience(1, threading.Event()))
         with contextlib.closing(connection), pytest.raises(kind):
             connection.decide(1.0, np.ones(DIMENSION, "<f4").data)
+        listener.shutdown(socket.SHUT_RDWR)
         thread.join()
 
 

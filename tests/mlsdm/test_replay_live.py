@@ -1,6 +1,7 @@
 """`mlsdm replay` against the real server: what it counts is what the server counts, and what the reference decides."""
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,3 +81,37 @@ def test_one_client_on_a_fresh_server_gets_the_decisions_of_the_reference(
     np.testing.assert_allclose(decided["threshold_before"], befores, rtol=0, atol=1e-9)
     np.testing.assert_allclose(decided["threshold_after"], afters, rtol=0, atol=1e-9)
     np.testing.assert_allclose(decided["ema"], emas, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("batch", [1, 40])
+def test_it_goes_as_fast_as_the_server_lets_it(
+    serve: Serve, recording: Path, capsys: pytest.CaptureFixture[str], batch: int
+) -> None:
+    """Told 429, it waits as long as it was told and sends again: every event is decided, none twice."""
+    server = serve(
+        MLSDM_SECURITY__RATE_LIMITING__ENABLED="true",
+        MLSDM_SECURITY__RATE_LIMITING__REQUESTS_PER_SECOND="200",
+        MLSDM_SECURITY__RATE_LIMITING__BURST_CAPACITY="200",
+        API_KEY="the-key",
+    )
+    url = f"http://127.0.0.1:{server.port}"
+
+    words = ("--url", url, "--api-key", "the-key", "--batch", batch, "--count", 300)
+    assert replay(recording, *words) == 0
+
+    report = capsys.readouterr().out
+    assert "equals what was seen" in report
+    assert re.search(r"^throttled   [1-9]", report, re.MULTILINE), report
+
+
+def test_a_batch_above_the_burst_is_its_last(serve: Serve, recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The server's sentence says what would do; waiting would not."""
+    server = serve(
+        MLSDM_SECURITY__RATE_LIMITING__ENABLED="true",
+        MLSDM_SECURITY__RATE_LIMITING__BURST_CAPACITY="30",
+        WORKERS="1",
+    )
+
+    assert replay(recording, "--url", f"http://127.0.0.1:{server.port}", "--batch", 31) == 1
+
+    assert "31 events; expected at most 30, the burst of tier standard" in capsys.readouterr().err
