@@ -1,39 +1,169 @@
-"""Who gets in: one API key, as a bearer token or in X-API-Key.
+"""Who gets in, and what for: the gate in front of every route.
 
-Probes and scrapes need none: a liveness probe that fails because a secret was rotated would restart a healthy server.
-Without a configured key everything is open, which only development and staging allow. Keys are compared in constant
-time.
+A token opens a key, a key has a role, an operation names the role it needs (`app.operation`). Open operations (probes
+and scrapes) read no token: a liveness probe that fails because a secret was rotated would restart a healthy server.
+Without any key the service is open, which only development and staging allow, and everybody is an administrator.
+
+The gate stands behind the router, so what it protects is the route that will run, not what a path looks like. Unknown
+paths end in a sink that needs a key, too, so that a stranger learns nothing from them.
+
+It also says who asks, in the environ: `mlsdm.address`, for which forwarding headers are believed only from listed
+proxies, also of those who are refused; and `mlsdm.client`, of those who have a key, or need none.
+
+Without keys a browser is a door: any page that its user looks at may send requests to 127.0.0.1. So an open service
+refuses what a page of another origin sends. With keys that needs no rule, because no browser adds a key by itself.
 """
 
-import hmac
-from typing import Final
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from ipaddress import ip_address
+from typing import Any, Final, NamedTuple, NoReturn
+from wsgiref.types import WSGIEnvironment
 
 import falcon
 
+from app.operation import Operation, Resource, operation_of
 from app.problem import Problem
+from core.keys import Key, Keyring, Role
+from core.proxies import Network
 
-OPEN_PATHS: Final = frozenset({"/livez", "/readyz", "/metrics"})
-OPEN_PREFIX: Final = "/health/"
+# RFC 6750 §3: a 401 names the scheme that would do, and a token that was shown and is no good is said to be so.
+_CHALLENGE: Final = 'Bearer realm="mlsdm"'
+_EVERYBODY: Final = Key("", Role.ADMIN, "standard", b"", float("inf"))
+
+
+class Client(NamedTuple):
+    """Who asks. `id` is the key's, or without keys the address."""
+
+    id: str
+    key: Key
 
 
 class Gate:
-    """Falcon middleware that lets requests with the right key through."""
+    """Falcon middleware that lets requests through whose key may do what they ask for."""
 
-    def __init__(self, api_key: str) -> None:
-        self._key = api_key.encode()
+    def __init__(
+        self,
+        keyring: Keyring,
+        proxies: tuple[Network, ...] = (),
+        charge: Callable[[falcon.Request, falcon.Response, int], None] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`charge(request, response, tokens)` takes an operation's cost and may raise; `clock` in Unix seconds."""
+        self._keyring = keyring
+        self._proxies = proxies
+        self._charge = charge
+        self._clock = clock
+        self._is_proxy = lru_cache(1024)(self._find_proxy)
 
-    def process_request(self, request: falcon.Request, _response: falcon.Response) -> None:
-        """Raise 401 unless the request carries the key or needs none."""
-        environ = request.env
-        path = environ["PATH_INFO"]
-        if path in OPEN_PATHS or path.startswith(OPEN_PREFIX):
+    def process_resource(
+        self, request: falcon.Request, response: falcon.Response, resource: Resource, _params: dict[str, Any]
+    ) -> None:
+        """Raise 401 or 403 unless the request may go on, and take what it costs."""
+        operation = operation_of(resource, request.method)
+        if operation is None:  # OPTIONS, or a method that the route does not have: nothing that a reader may not know
+            self._admit(request.env, Role.READ)
+            if request.method not in falcon.constants.COMBINED_METHODS:  # RFC 9110 §9.1: no resource here knows it
+                raise Problem(501, "method_not_implemented", f"No route here has the method {request.method}.")
+        elif operation.role is not None:
+            self._admit(request.env, operation.role)
+            if operation.cost and self._charge is not None:
+                self._charge(request, response, operation.cost)
+
+    def no_route(self, request: falcon.Request, _response: falcon.Response, **_params: str) -> NoReturn:
+        """Answer a path that no route has: the sink behind all routes."""
+        self._admit(request.env, Role.READ)
+        raise falcon.HTTPRouteNotFound
+
+    def may_continue(self, environ: WSGIEnvironment, operation: Operation | None) -> bool:
+        """Return whether a client that waits for 100 Continue may send its body (RFC 9110 §10.1.1)."""
+        if operation is not None and operation.role is None:
+            return True
+        try:
+            self._admit(environ, Role.READ if operation is None or operation.role is None else operation.role)
+        except Problem:
+            return False
+        return True
+
+    def _admit(self, environ: WSGIEnvironment, role: Role) -> None:
+        """Put address and client into `environ`. Raises 401 without a key that holds, 403 with too low a role."""
+        address = environ["mlsdm.address"] = self.address_of(environ)
+        if self._keyring.is_open:
+            _refuse_other_origins(environ)
+            environ["mlsdm.client"] = Client(address, _EVERYBODY)
             return
-        scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-        if scheme.lower() != "bearer":
-            token = environ.get("HTTP_X_API_KEY", "")
-        if not hmac.compare_digest(token.strip().encode("latin-1", "replace"), self._key):
-            # RFC 9110 §11.6.1: a 401 names the scheme that would do.
+        token = token_of(environ)
+        key = self._keyring.identify(token, self._clock())
+        if key is None:
+            shown = "" if not token else ', error="invalid_token"'
             raise Problem(
-                401, "unauthorised", "This route needs the API key: `Authorization: Bearer KEY` or `X-API-Key: KEY`.",
-                headers={"WWW-Authenticate": 'Bearer realm="mlsdm"'},
+                401, "unauthorised", "This route needs an API key: `Authorization: Bearer KEY` or `X-API-Key: KEY`.",
+                headers={"WWW-Authenticate": _CHALLENGE + shown},
             )  # fmt: skip
+        environ["mlsdm.client"] = Client(key.id, key)
+        if key.role < role:
+            needed = role.name.lower()
+            detail = f"This route needs the role {needed}; key {key.id} has the role {key.role.name.lower()}."
+            challenge = f'{_CHALLENGE}, error="insufficient_scope", scope="{needed}"'  # RFC 6750 §3.1
+            raise Problem(403, "forbidden", detail, headers={"WWW-Authenticate": challenge})
+
+    def address_of(self, environ: WSGIEnvironment) -> str:
+        """Return the address of whoever asks: the peer, or what a listed proxy says of those behind it.
+
+        X-Forwarded-For grows to the right, one hop each, so it is read from there: the first address that is not a
+        listed proxy is the last one that somebody trustworthy has seen. What stands further left anybody may have
+        written.
+        """
+        address: str = environ["REMOTE_ADDR"]
+        if not self._proxies or "HTTP_X_FORWARDED_FOR" not in environ:
+            return address
+        hops = environ["HTTP_X_FORWARDED_FOR"].split(",")
+        while hops and self._is_proxy(address):
+            hop = _address(hops.pop())
+            if hop is None:
+                break
+            address = hop
+        return address
+
+    def _find_proxy(self, address: str) -> bool:
+        try:
+            parsed = ip_address(address)
+        except ValueError:  # a peer on a Unix socket has none
+            return False
+        parsed = getattr(parsed, "ipv4_mapped", None) or parsed
+        return any(parsed in network for network in self._proxies)
+
+
+def token_of(environ: WSGIEnvironment) -> str:
+    """Return the token that a request shows, "" when it shows none."""
+    scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    if scheme.lower() == "bearer":  # RFC 9110 §11.1: schemes are matched whatever their case
+        return str(token.strip())
+    return str(environ.get("HTTP_X_API_KEY", "").strip())
+
+
+def _refuse_other_origins(environ: WSGIEnvironment) -> None:
+    """Raise 403 when a browser says that another site's page sends this (RFC 6454 §7; browsers leave Origin out only of
+    requests that change nothing).
+    """
+    origin = environ.get("HTTP_ORIGIN")
+    if origin is not None and origin.partition("://")[2].lower() != environ.get("HTTP_HOST", "").lower():
+        detail = "A page of another origin sent this, and this service has no keys to tell who may."
+        raise Problem(403, "other_origin", detail, field="Origin", expected="no Origin, or that of this service")
+
+
+def _address(hop: str) -> str | None:
+    """Return the address in one member of X-Forwarded-For; None when there is none. Some proxies add a port.
+
+    A scope (`fe80::1%eth0`) is none: it means something to one host only, and may be any text of any length.
+    """
+    hop = hop.strip()
+    if hop.startswith("["):
+        hop = hop[1:].partition("]")[0]
+    elif hop.count(":") == 1:
+        hop = hop.partition(":")[0]
+    try:
+        return None if "%" in hop else str(ip_address(hop))
+    except ValueError:
+        return None

@@ -1,6 +1,7 @@
 """What the server says when it is ready: where it is, who may come in, and a first request to paste."""
 
 import logging
+import time
 
 from core.config import Loaded
 from shm.block import Block
@@ -13,16 +14,19 @@ def banner(block: Block, loaded: Loaded, workers: int, port: int) -> None:
     config = loaded.config
     host = "127.0.0.1" if config.server.host in ("0.0.0.0", "::") else config.server.host  # noqa: S104 - not bound here
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    keys = "an API key is needed" if loaded.api_key else "no key is needed: everybody who can connect may do everything"
+    closed = not loaded.keyring.is_open
+    keys = f"a key is needed ({len(loaded.keyring)} known)" if closed else "no key is needed"
     log.info(
         "ready at %s: %d workers, %s; %d slots of %d dimensions, %.0f MB shared; %s configuration from %s",
         url, workers, keys, config.capacity, config.dimension, block.layout.block_size / 1e6, loaded.environment,
         loaded.source,
     )  # fmt: skip
-    if config.security.rate_limiting.enabled:
-        log.warning("security.rate_limiting is enabled, and this version does not enforce it: limit in the proxy")
+    if not closed:
+        log.warning("no API key is set: everybody who can connect may do everything, stopping the service included")
+    if expired := loaded.keyring.expired(time.time()):
+        log.warning("expired keys: %s", ", ".join(expired))
     if config.observability.logging.format == "text":
-        key = ' -H "Authorization: Bearer $API_KEY"' if loaded.api_key else ""
+        key = ' -H "Authorization: Bearer $API_KEY"' if closed else ""
         log.info(
             "try it:\ncurl -s %s/event%s -H 'Content-Type: application/json' \\\n"
             "  -d '{\"moral_value\": 0.8, \"payload\": \"hello\", \"event_vector\": ['$(seq -s, %d)']}'\n"

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from wsgiref.types import WSGIEnvironment
 
+import falcon
 from prometheus_client import Histogram
 
+from app.idempotency import Idempotency
 from app.vector import Codec
 from core.config import Config
 from shm.store import Recall, Store
@@ -21,7 +23,7 @@ class Context:
     """One worker's view.
 
     `clock` returns CLOCK_BOOTTIME in ns; `row` is the worker's own row of the block; `leaving` says whether the server
-    has been told to stop.
+    has been told to stop; `charge` takes tokens from whoever asks, and may raise.
     """
 
     config: Config
@@ -31,12 +33,15 @@ class Context:
     latency: Histogram
     clock: Callable[[], int]
     leaving: Callable[[], bool]
+    charge: Callable[[falcon.Request, falcon.Response, int], None] = lambda _request, _response, _tokens: None
+    idempotency: Idempotency = field(init=False)
     codec: Codec = field(init=False)
     boot_id: str = field(init=False)
     payload_size_max: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.codec = Codec(self.config.dimension)
+        self.idempotency = Idempotency(bytes(self.store.block.region("header").secret))
         self.boot_id = self.store.block.boot_id
         self.payload_size_max = self.config.payload_size_max
 

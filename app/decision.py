@@ -1,14 +1,15 @@
-"""A decision, as a client sees it: the answer to an event, made from the log entry that the native core has just
-written.
+"""A decision, as a client sees it: the answer to an event, made from what the native core has just decided, or from the
+receipt of an earlier time when the event came with an idempotency key.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
+from app.glossary import BootId, Ema, MemoryId, MoralValue, Ordinal, Phase, Position, Threshold
 from core.rhythm import PHASE_NAMES
-from shm._native import ffi
-from shm.store import Entry
+from shm import store
 
 
 class Decision(msgspec.Struct, omit_defaults=True):
@@ -18,36 +19,37 @@ class Decision(msgspec.Struct, omit_defaults=True):
     """
 
     accepted: bool
-    reason: Literal["accepted", "moral"]
-    sequence: int
-    moral_value: float
-    threshold_before: float
-    moral_filter_threshold: float
-    ema: float
-    current_phase: str
-    position: int
-    boot_id: str
-    memory_id: int | None = None
+    reason: Annotated[
+        Literal["accepted", "moral"],
+        Meta(description="Why: `moral` when the moral value was too low.", examples=["accepted"]),
+    ]
+    sequence: Ordinal
+    moral_value: MoralValue
+    threshold_before: Annotated[Threshold, Meta(description="The threshold that this event was held against.")]
+    moral_filter_threshold: Annotated[Threshold, Meta(description="The threshold for the next event.")]
+    ema: Ema
+    current_phase: Phase
+    position: Position
+    boot_id: BootId
+    memory_id: MemoryId | None = None
 
 
-def decision_of(entry: Entry, boot_id: str) -> Decision:
-    """Return the decision that a log entry of kind decision records.
+def decision_of(decided: store.Decision, boot_id: str) -> Decision:
+    """Return a decision of the native core in the client's words.
 
     `current_phase` is the one the event was tagged with.
     """
-    before, after = entry.before, entry.after
-    decided = ffi.cast("struct mlsdm_decided *", entry.detail)
-    memory_id = decided.memory_id
+    position, sequence, memory_id, moral, theta_before, theta_after, ema, phase, _repeated = decided
     return Decision(
         memory_id != 0,
         "accepted" if memory_id else "moral",
-        after.accepted + after.rejected,
-        decided.moral,
-        before.theta,
-        after.theta,
-        after.ema,
-        PHASE_NAMES[before.phase],
-        entry.position,
+        sequence,
+        moral,
+        theta_before,
+        theta_after,
+        ema,
+        PHASE_NAMES[phase],
+        position,
         boot_id,
         memory_id or None,
     )

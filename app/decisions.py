@@ -5,17 +5,36 @@ that the client has seen; the answer's `next` goes there for the following page.
 been overtaken is 410, because a page from there would silently miss entries.
 """
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, ClassVar, Final
 
 import falcon
 import msgspec
+from msgspec import Meta
 
+from app.codes import STORE
 from app.context import Context
 from app.events import encode
-from app.memories import check_parameters
+from app.glossary import (
+    Accepted,
+    AgeSeconds,
+    BootId,
+    Ema,
+    Live,
+    MemoryId,
+    MoralValue,
+    Ordinal,
+    Phase,
+    Position,
+    Rejected,
+    Step,
+    Threshold,
+)
+from app.memories import BOOT_ID, check_parameters
+from app.operation import Operation, Parameter
 from app.problem import Problem, invalid
 from app.vector import JSON
+from core.keys import Role
 from core.limits import DECISIONS_PAGE
 from core.rhythm import PHASE_NAMES
 from shm import status
@@ -24,50 +43,80 @@ from shm.layout import FLAG_STOPPED, KINDS, NO_ROW
 from shm.store import Entry
 
 _DEFAULT: Final = 100
+_PIECE_COUNT: Final = 50  # entries, at about 4.5 µs each
+_NEWEST_MAX: Final = (1 << 63) - 1
+
+
+_Kind = Annotated[
+    str, Meta(description="What changed the state.", examples=["decision"], extra_json_schema={"enum": [*KINDS[1:]]})
+]
 
 
 class ScalarState(msgspec.Struct):
     """The scalar state before or after an entry."""
 
-    moral_filter_threshold: float
-    ema: float
-    phase: str
-    counter: int
-    step: int
-    accepted_events_count: int
-    rejected_events_count: int
-    memory_used: int
-    stopped: bool
+    moral_filter_threshold: Threshold
+    ema: Ema
+    phase: Phase
+    counter: Annotated[int, Meta(description="Steps of the rhythm until the phase flips.", ge=0, examples=[6])]
+    step: Step
+    accepted_events_count: Accepted
+    rejected_events_count: Rejected
+    memory_used: Live
+    stopped: Annotated[bool, Meta(description="Whether an operator has stopped admissions.", examples=[False])]
 
 
 class LogEntry(msgspec.Struct, omit_defaults=True):
     """One entry. `moral_value`, `accepted`, `sequence` for decisions; `memory_id` for accepted ones and deletions."""
 
-    position: int
-    kind: str
-    age_seconds: float
-    epoch: int
+    position: Position
+    kind: _Kind
+    age_seconds: AgeSeconds
+    epoch: Annotated[int, Meta(description="Number of the controller that was in office.", ge=0, examples=[1])]
     before: ScalarState
     after: ScalarState
-    worker: int | None = None
-    sequence: int | None = None
+    worker: (
+        Annotated[int, Meta(description="The worker that wrote it, by its row; else the controller.", ge=0)] | None
+    ) = None
+    sequence: Ordinal | None = None
     accepted: bool | None = None
-    moral_value: float | None = None
-    memory_id: int | None = None
+    moral_value: MoralValue | None = None
+    memory_id: MemoryId | None = None
 
 
 class Page(msgspec.Struct):
     """One page. `next` is the cursor for the following page, `oldest` and `newest` the positions in reach."""
 
     entries: list[LogEntry]
-    next: int
-    oldest: int
-    newest: int
-    boot_id: str
+    next: Position
+    oldest: Position
+    newest: Position
+    boot_id: BootId
 
 
 class DecisionsResource:
     """The log."""
+
+    operations: ClassVar[Mapping[str, Operation]] = {
+        "GET": Operation(
+            "Read a page of the log, oldest first.", Role.READ, Page, parameters=(
+                Parameter(
+                    "after", "query", Annotated[int, Meta(ge=0, le=_NEWEST_MAX)],
+                    "Position of the last entry seen; the oldest page unless told.",
+                ),
+                Parameter(
+                    "limit", "query", Annotated[int, Meta(ge=1, le=DECISIONS_PAGE.value, examples=[10])],
+                    f"Entries at most, {_DEFAULT} unless told.",
+                ),
+                BOOT_ID,
+            ),
+            refusals=(
+                "position_gone", "other_boot", "position_unknown", DECISIONS_PAGE.code, "field_invalid",
+                "field_unknown", *STORE,
+            ),
+            in_pieces=True,
+        )
+    }  # fmt: skip
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -78,7 +127,7 @@ class DecisionsResource:
         check_parameters(request, context.boot_id, "after", "limit")
         limit = _number(request, "limit", _DEFAULT, 1, DECISIONS_PAGE.value)
         newest = int(context.store.state().position)
-        after = _number(request, "after", -1, 0, (1 << 63) - 1)
+        after = _number(request, "after", -1, 0, _NEWEST_MAX)
         try:
             if after < 0:
                 entries, oldest, after = self._oldest(newest, limit)
@@ -93,15 +142,12 @@ class DecisionsResource:
             ) from error
         now_ns = context.clock()
         response.content_type = JSON
-        response.data = encode(
-            Page(
-                [_entry(entry, now_ns) for entry in entries],
-                after + len(entries),
-                oldest,
-                max(newest, after + len(entries)),
-                context.boot_id,
-            )
-        )
+        following = after + len(entries)
+        pieces = _pieces(entries, now_ns, Page([], following, oldest, max(newest, following), context.boot_id))
+        if request.method == "HEAD":
+            response.data = b"".join(pieces)
+        else:
+            response.stream = pieces
 
     on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way
 
@@ -114,6 +160,19 @@ class DecisionsResource:
         except status.Gone:  # overwritten while it was read: leave a page of slack
             after = newest + limit - capacity
             return *self.context.store.entries(after + 1, limit), after
+
+
+def _pieces(entries: Sequence[Entry], now_ns: int, rest: Page) -> Iterator[bytes]:
+    """Yield the page in pieces of a quarter of a millisecond, between which the worker serves others.
+
+    `rest` is the page without its entries.
+    """
+    head, tail = encode(rest).split(b"[]", 1)
+    yield head + b"["
+    for first in range(0, len(entries), _PIECE_COUNT):
+        made = encode([_entry(entry, now_ns) for entry in entries[first : first + _PIECE_COUNT]])
+        yield (b"," if first else b"") + made[1:-1]
+    yield b"]" + tail
 
 
 def _entry(entry: Entry, now_ns: int) -> LogEntry:

@@ -3,25 +3,42 @@
 Decode, validate, one native call, encode. Nothing is admitted before everything about the request has been found right:
 a batch is validated whole. A batch is then admitted one section per item, so others may interleave with it; if it is
 stopped on the way (a lock that cannot be had, an operator's stop), the answer says which of its events were decided,
-because those are.
+because those are. With an idempotency key, what was decided before is not decided again (app/idempotency.py).
 """
 
 import re
 from array import array
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Final
 
 import falcon
 import msgspec
+from msgspec import Meta
 
+from app.codes import EVENT
 from app.context import Context
 from app.decision import Decision, decision_of
+from app.operation import Octets, Operation, Parameter
 from app.problem import Problem, invalid, of_store_error, over
-from app.vector import JSON, MSGPACK, RAW, UNDECODED, Floats, refuse_body, refuse_repeats, refuse_vector
-from core.limits import BATCH_COUNT
+from app.quota import give_back
+from app.vector import (
+    JSON,
+    MSGPACK,
+    RAW,
+    UNDECODED,
+    VECTOR_SCHEMA,
+    Floats,
+    refuse_body,
+    refuse_repeats,
+    refuse_vector,
+)
+from core.keys import Role
+from core.limits import BATCH_COUNT, IDEMPOTENCY_KEY_LENGTH
 from shm import status
 
 _DECIMAL: Final = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _UNIT: Final = "a number from 0 to 1"
+REPLAYED: Final = ("Idempotency-Replayed", "true")
 _PACKED_PER_JSON: Final = 9  # bytes of msgpack that may become one of JSON: a 0 as 64-bit integer
 MEMBERS: Final = {
     "event_vector": "an array of numbers, or base64 of little-endian float32",
@@ -38,21 +55,54 @@ class Event(msgspec.Struct, forbid_unknown_fields=True):
     The payload is any JSON or msgpack value, given back as JSON.
     """
 
-    event_vector: msgspec.Raw
-    moral_value: float
-    payload: msgspec.Raw = msgspec.Raw()
+    event_vector: Annotated[msgspec.Raw, Meta(extra_json_schema=VECTOR_SCHEMA)]
+    moral_value: Annotated[
+        float,  # its range is checked here and not by msgspec, because its refusal has a code of its own
+        Meta(
+            description="How acceptable the event is.", examples=[0.8], extra_json_schema={"minimum": 0, "maximum": 1}
+        ),
+    ]
+    payload: Annotated[
+        msgspec.Raw, Meta(description="Any value, to be given back with the memory.", examples=[{"text": "hello"}])
+    ] = msgspec.field(default_factory=msgspec.Raw)
+
+
+_Events = Annotated[list[Event], Meta(min_length=1, max_length=BATCH_COUNT.value)]
 
 
 class Batch(msgspec.Struct):
     """The answer to POST /events: one decision per event, in order."""
 
     results: list[Decision]
-    accepted: int
-    rejected: int
+    accepted: Annotated[int, Meta(description="How many of them were accepted.", ge=0, examples=[1])]
+    rejected: Annotated[int, Meta(description="How many were not.", ge=0, examples=[0])]
+
+
+_WORD: Final = rf"[!#-\[\]-~]{{1,{IDEMPOTENCY_KEY_LENGTH.value}}}"  # visible ASCII without quote and backslash
+IDEMPOTENCY_KEY: Final = Parameter(
+    "Idempotency-Key",
+    "header",
+    Annotated[str, Meta(pattern=rf'^({_WORD}|"{_WORD}")$')],
+    "Makes the request safe to send again: a retry gets the first answer.",
+)
+MORAL_VALUE: Final = Parameter(
+    "Moral-Value",
+    "header",
+    Annotated[float, Meta(ge=0, le=1, examples=[0.8])],
+    f"The moral value of an event in `{RAW}`, which must have it; ignored with any other body.",
+)
 
 
 class EventResource:
     """One event per request."""
+
+    operations: ClassVar[Mapping[str, Operation]] = {
+        "POST": Operation(
+            "Decide one event.", Role.WRITE, Decision,
+            body={JSON: Event, MSGPACK: Event, RAW: Octets("The vector, little-endian float32, and nothing else.")},
+            parameters=(MORAL_VALUE, IDEMPOTENCY_KEY), refusals=EVENT, cost=1,
+        )
+    }  # fmt: skip
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -63,20 +113,23 @@ class EventResource:
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
         """Decide one event."""
         context = self.context
-        moral, vector, payload = self._read(request)
+        body = request.env["wsgi.input"].read()
+        moral, vector, payload = self._read(request, body)
+        key = context.idempotency.key_of(request, body)
         try:
-            entry = context.store.admit(context.clock(), moral, vector, payload)
+            decided = context.store.admit(context.clock(), moral, vector, payload, key)
         except status.NotFinite:
             refuse_vector(status.NOT_FINITE, vector, "event_vector")
         except status.TooLong:
             refuse_vector(status.TOO_LONG, vector, "event_vector")
-        response.data = encode(decision_of(entry, context.boot_id))
+        if decided.repeated:
+            response.set_header(*REPLAYED)
+        response.data = encode(decision_of(decided, context.boot_id))
         response.content_type = JSON
         context.count_latency(request.env)
 
-    def _read(self, request: falcon.Request) -> tuple[float, Floats, bytes]:
+    def _read(self, request: falcon.Request, body: bytes) -> tuple[float, Floats, bytes]:
         """Return moral value, float32-LE[dimension] and payload of a request, or raise the Problem with it."""
-        body = request.env["wsgi.input"].read()
         media = media_type(request)
         if media == RAW:
             moral = moral_header(request)
@@ -96,6 +149,18 @@ class EventResource:
 class BatchResource:
     """Many events per request."""
 
+    operations: ClassVar[Mapping[str, Operation]] = {
+        "POST": Operation(
+            "Decide a batch of events, in order; validated whole before the first is decided.", Role.WRITE, Batch,
+            body={
+                JSON: _Events, MSGPACK: _Events,
+                RAW: Octets("n moral values, float64, then n vectors, float32; little-endian.", 8, BATCH_COUNT.value),
+            },
+            parameters=(IDEMPOTENCY_KEY,),
+            refusals=(*EVENT, "batch_empty", BATCH_COUNT.code, "batch_above_burst", "batch_interrupted"),
+        )
+    }  # fmt: skip
+
     def __init__(self, context: Context) -> None:
         self.context = context
         self.codec = context.codec
@@ -105,17 +170,23 @@ class BatchResource:
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
         """Decide a batch of events, in order."""
         context = self.context
-        morals, vectors, payloads = self._read(request)
+        body = request.env["wsgi.input"].read()
+        morals, vectors, payloads = self._read(request, body)
+        key = context.idempotency.key_of(request, body)
         code, bad = context.store.check_vectors(vectors, len(morals))
         if code != status.OK:
             size = self.codec.size
             refuse_vector(code, memoryview(vectors)[bad * size : (bad + 1) * size], f"[{bad}].event_vector")
-        entries, done, code = context.store.admit_batch(context.clock(), morals, vectors, payloads)
-        results = [decision_of(entries[i], context.boot_id) for i in range(done)]
+        context.charge(request, response, len(morals))
+        decisions, code = context.store.admit_batch(context.clock(), morals, vectors, payloads, key)
+        results = [decision_of(decided, context.boot_id) for decided in decisions]
         if code != status.OK:
+            give_back(request.env, spent=len(results))
             raise self._interrupted(code, results, len(morals))
+        if any(decided.repeated for decided in decisions):
+            response.set_header(*REPLAYED)
         accepted = sum(result.accepted for result in results)
-        response.data = encode(Batch(results, accepted, done - accepted))
+        response.data = encode(Batch(results, accepted, len(results) - accepted))
         response.content_type = JSON
         context.count_latency(request.env)
 
@@ -128,13 +199,12 @@ class BatchResource:
             if not results:
                 raise
             reason = of_store_error(error).problem_code
-        # No Retry-After: a client that sent the whole batch again would have its first events decided twice.
+        # No Retry-After: without an idempotency key, who sent it all again would have its first events decided twice.
         detail = f"The first {len(results)} of {count} events were decided, the rest were not ({reason})."
         return Problem(503, "batch_interrupted", detail, results=results)
 
-    def _read(self, request: falcon.Request) -> tuple[Any, Any, list[bytes] | None]:
+    def _read(self, request: falcon.Request, body: bytes) -> tuple[Any, Any, list[bytes] | None]:
         """Return float64[n], float32[n × dimension] and the payloads of a request, or raise the Problem with it."""
-        body = request.env["wsgi.input"].read()
         media = media_type(request)
         if media == RAW:
             return self._read_raw(body)

@@ -5,17 +5,23 @@ stuck. Readiness says whether this server should get traffic: the store formed a
 the controller beating. It reads what the controller has sampled and never waits for the lock.
 """
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Annotated, ClassVar, Final, Literal
 
 import falcon
 import msgspec
+from msgspec import Meta
 
 from app.context import Context
 from app.events import encode
+from app.glossary import Accepted, BootId, Capacity, Live, Norm, Phase, Rejected, Threshold, Total
+from app.operation import Operation
 from app.vector import JSON
+from core.config import tiers
 from core.rhythm import PHASE_NAMES
+from shm.layout import FLAG_STOPPED
 from shm.status import StoreError
 
 MEMORY_PERCENT_MAX: Final = 95.0
@@ -27,10 +33,13 @@ CONTROLLER_SILENCE_SECONDS: Final = (
 VERSION: Final = version("mlsdm")
 
 
+Share = Annotated[float, Meta(ge=0, examples=[12.5])]
+
+
 class Alive(msgspec.Struct):
     """The answer of liveness."""
 
-    status: str = "alive"
+    status: Literal["alive"] = "alive"
 
 
 class Check(msgspec.Struct, omit_defaults=True):
@@ -40,12 +49,83 @@ class Check(msgspec.Struct, omit_defaults=True):
     reason: str | None = None
 
 
+Checks = Annotated[
+    dict[str, Check], Meta(description="The checks by name.", examples=[{"memory_manager": {"healthy": True}}])
+]
+
+
 class Ready(msgspec.Struct):
     """The answer of readiness."""
 
     ready: bool
-    status: str
-    checks: dict[str, Check]
+    status: Annotated[Literal["ready", "not_ready"], Meta(examples=["ready"])]
+    checks: Checks
+
+
+class System(msgspec.Struct):
+    """The machine, or the container where its cgroup limits it. Percentages are of what may be used."""
+
+    memory_percent: Share
+    memory_available_mb: Annotated[float, Meta(ge=0, examples=[1234.5])]
+    memory_total_mb: Annotated[float, Meta(ge=0, examples=[2048.0])]
+    cpu_percent: Share
+    cpu_count: Annotated[int, Meta(ge=0, examples=[2])]
+    disk_percent: Share
+
+
+class Bucket(msgspec.Struct):
+    """The token bucket of a tier: `rate` in tokens per second, `burst` in tokens."""
+
+    rate: Annotated[float, Meta(examples=[5.0])]
+    burst: Annotated[int, Meta(examples=[10])]
+
+
+class RateLimits(msgspec.Struct):
+    """The rate limits in force; the first two numbers are those of the tier `standard`."""
+
+    enabled: bool
+    requests_per_second: Annotated[float, Meta(examples=[5.0])]
+    burst_capacity: Annotated[int, Meta(examples=[10])]
+    tiers: Annotated[dict[str, Bucket], Meta(examples=[{"standard": {"rate": 5.0, "burst": 10}}])]
+
+
+class MemoryState(msgspec.Struct):
+    """The store and the synaptic levels."""
+
+    L1_norm: Norm
+    L2_norm: Norm
+    L3_norm: Norm
+    used: Live
+    capacity: Capacity
+
+
+class Statistics(msgspec.Struct):
+    """Counts since the memory began. `latent_events_count` is `rejected_events_count` by its older name."""
+
+    total_events_processed: Total
+    accepted_events_count: Accepted
+    latent_events_count: Rejected
+    rejected_events_count: Rejected
+    moral_filter_threshold: Threshold
+    avg_latency_ms: Annotated[
+        float, Meta(description="From the complete event request to its encoded answer.", ge=0, examples=[0.04])
+    ]
+
+
+class Detailed(msgspec.Struct, omit_defaults=True):
+    """Everything at a glance. The last three members are missing while the store cannot be read."""
+
+    status: Literal["healthy", "unhealthy"]
+    timestamp: Annotated[str, Meta(description="RFC 3339.", examples=["2026-01-31T12:00:00.000000+00:00"])]
+    uptime_seconds: Annotated[float, Meta(ge=0, examples=[86400.0])]
+    system: System
+    checks: Checks
+    rate_limiting: RateLimits
+    version: Annotated[str, Meta(examples=[VERSION])]
+    boot_id: BootId
+    memory_state: MemoryState | None = None
+    phase: Phase | None = None
+    statistics: Statistics | None = None
 
 
 _ALIVE: Final = encode(Alive())
@@ -53,6 +133,8 @@ _ALIVE: Final = encode(Alive())
 
 class LivenessResource:
     """The loop turns."""
+
+    operations: ClassVar[Mapping[str, Operation]] = {"GET": Operation("Whether the process lives.", None, Alive)}
 
     def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
         """Answer 200, always."""
@@ -64,6 +146,12 @@ class LivenessResource:
 
 class ReadinessResource:
     """Whether traffic is welcome."""
+
+    operations: ClassVar[Mapping[str, Operation]] = {
+        "GET": Operation(
+            "Whether traffic is welcome; 503 with the same document when it is not.", None, Ready, others={503: Ready}
+        )
+    }
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -87,18 +175,21 @@ class ReadinessResource:
             "server": Check(False, "the server has been told to stop and serves on until the drain period ends")
             if leaving
             else Check(True),
-            "memory_manager": self._store(),
+            **self._of_store(),
             "system_memory": _below(vitals.memory_percent, MEMORY_PERCENT_MAX, "% of memory is used"),
             "system_cpu": _below(vitals.cpu_percent_30s, CPU_PERCENT_MAX, "% of the CPU allowance was used over 30 s"),
             "controller": _below(silence, CONTROLLER_SILENCE_SECONDS, " s since the controller's last beat"),
         }
 
-    def _store(self) -> Check:
+    def _of_store(self) -> dict[str, Check]:
         try:
-            self.context.store.state()
+            stopped = self.context.store.state().scalars.flags & FLAG_STOPPED
         except StoreError as error:
-            return Check(False, str(error))
-        return Check(True)
+            return {"memory_manager": Check(False, str(error))}
+        admissions = (
+            Check(False, "an operator has stopped admissions: POST /governor/resume") if stopped else Check(True)
+        )
+        return {"memory_manager": Check(True), "admissions": admissions}
 
 
 def _below(value: float, bound: float, what: str) -> Check:
@@ -107,6 +198,10 @@ def _below(value: float, bound: float, what: str) -> Check:
 
 class DetailedResource:
     """Everything at a glance."""
+
+    operations: ClassVar[Mapping[str, Operation]] = {
+        "GET": Operation("Machine, memory and governor at a glance.", None, Detailed)
+    }
 
     def __init__(self, context: Context, readiness: ReadinessResource) -> None:
         self.context = context
@@ -119,59 +214,52 @@ class DetailedResource:
 
     on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Detailed:
         """Return the document."""
         context = self.context
         vitals = context.store.block.region("vitals")
         limits = context.config.security.rate_limiting
         checks = self.readiness.checks()
-        document = {
-            "status": "healthy" if all(check.healthy for check in checks.values()) else "unhealthy",
-            "timestamp": datetime.now(UTC).isoformat(),
-            "uptime_seconds": (context.clock() - context.store.block.created_boot_ns) // 1_000_000 / 1e3,
-            "system": {
-                "memory_percent": vitals.memory_percent,
-                "memory_available_mb": vitals.memory_available_mb,
-                "memory_total_mb": vitals.memory_total_mb,
-                "cpu_percent": vitals.cpu_percent,
-                "cpu_count": int(vitals.cpu_count),
-                "disk_percent": vitals.disk_percent,
-            },
-            "checks": checks,
-            "rate_limiting": {
-                "enabled": limits.enabled,
-                "requests_per_second": limits.requests_per_second,
-                "burst_capacity": limits.burst_capacity,
-            },
-            "version": VERSION,
-            "boot_id": context.boot_id,
-        }
+        document = Detailed(
+            "healthy" if all(check.healthy for check in checks.values()) else "unhealthy",
+            datetime.now(UTC).isoformat(),
+            (context.clock() - context.store.block.created_boot_ns) // 1_000_000 / 1e3,
+            System(
+                memory_percent=vitals.memory_percent,
+                memory_available_mb=vitals.memory_available_mb,
+                memory_total_mb=vitals.memory_total_mb,
+                cpu_percent=vitals.cpu_percent,
+                cpu_count=int(vitals.cpu_count),
+                disk_percent=vitals.disk_percent,
+            ),
+            checks,
+            RateLimits(
+                limits.enabled,
+                limits.requests_per_second,
+                limits.burst_capacity,
+                {name: Bucket(tier.rate, tier.burst) for name, tier in tiers(context.config).items()},
+            ),
+            VERSION,
+            context.boot_id,
+        )
         if checks["memory_manager"].healthy:
-            document |= self._of_state()
+            self._add_state(document)
         return document
 
-    def _of_state(self) -> dict[str, Any]:
+    def _add_state(self, document: Detailed) -> None:
         context = self.context
-        state, (l1, l2, l3) = context.store.levels()
+        state, norms = context.store.levels()
         scalars = state.scalars
-        return {
-            "memory_state": {
-                "L1_norm": l1,
-                "L2_norm": l2,
-                "L3_norm": l3,
-                "used": scalars.live,
-                "capacity": context.config.capacity,
-            },
-            "phase": PHASE_NAMES[scalars.phase],
-            "statistics": {
-                "total_events_processed": scalars.accepted + scalars.rejected,
-                "accepted_events_count": scalars.accepted,
-                "latent_events_count": scalars.rejected,
-                "rejected_events_count": scalars.rejected,
-                "moral_filter_threshold": scalars.theta,
-                "avg_latency_ms": self._average_latency_ms(),
-            },
-        }
+        document.memory_state = MemoryState(*norms, scalars.live, context.config.capacity)
+        document.phase = PHASE_NAMES[scalars.phase]
+        document.statistics = Statistics(
+            total_events_processed=scalars.accepted + scalars.rejected,
+            accepted_events_count=scalars.accepted,
+            latent_events_count=scalars.rejected,
+            rejected_events_count=scalars.rejected,
+            moral_filter_threshold=scalars.theta,
+            avg_latency_ms=self._average_latency_ms(),
+        )
 
     def _average_latency_ms(self) -> float:
         block = self.context.store.block

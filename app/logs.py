@@ -30,18 +30,21 @@ class JsonFormatter(logging.Formatter):
         line.update({name: value for name, value in vars(record).items() if name not in _STANDARD})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return json.dumps(line, default=str)  # ASCII only: U+009B and U+2028 are control characters to somebody
 
 
 class TextFormatter(logging.Formatter):
-    """One record for a terminal. Further lines of a message are indented, so that none can pass for a record."""
+    """One record for a terminal: the message, and what was passed as `extra` behind it. Further lines of a message are
+    indented, so that none can pass for a record.
+    """
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-8s %(name)s[%(process)d] %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
         """Return the line without an exception's traceback."""
-        return super().formatMessage(record).replace("\r", "\\r").replace("\n", "\n    ")
+        extra = "".join(f" {name}={value}" for name, value in vars(record).items() if name not in _STANDARD)
+        return (super().formatMessage(record) + extra).replace("\r", "\\r").replace("\n", "\n    ")
 
 
 def configuration(level: str, style: Literal["json", "text"]) -> dict[str, Any]:
@@ -50,11 +53,16 @@ def configuration(level: str, style: Literal["json", "text"]) -> dict[str, Any]:
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"line": {"()": formatter}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
+        "formatters": {"line": {"()": formatter}, "audit": {"()": JsonFormatter}},
+        "handlers": {
+            name: {"class": "logging.StreamHandler", "formatter": lines, "stream": "ext://sys.stderr"}
+            for name, lines in (("stderr", "line"), ("audit", "audit"))
+        },
         "root": {"level": level, "handlers": ["stderr"]},
         "loggers": {
             "gunicorn.error": {"level": level, "handlers": [], "propagate": True},
             "gunicorn.access": {"level": level, "handlers": [], "propagate": True},
+            # Security events, for machines in either format and at any level: app/audit.py.
+            "mlsdm.audit": {"level": "INFO", "handlers": ["audit"], "propagate": False},
         },
     }

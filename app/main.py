@@ -8,24 +8,32 @@ claims a worker row and builds the routes in `open`, which the worker calls afte
 import logging
 import os
 from collections.abc import Iterable
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import falcon
 
+from app.audit import Audit, event_of
 from app.auth import Gate
 from app.context import Context
 from app.decisions import DecisionsResource
 from app.events import BatchResource, EventResource
+from app.governor import CommandResource, GovernorResource
 from app.health import DetailedResource, LivenessResource, ReadinessResource
+from app.manual.docs import DocsResource
+from app.manual.openapi import OpenApiResource
 from app.memories import MemoryResource
-from app.metrics import MetricsResource, latency_histogram
+from app.metrics import MetricsResource, latency_histogram, refusal_counter
 from app.occupancy import RowOccupancy
+from app.operation import Resource, check
 from app.patience import Patience
 from app.problem import on_store_error, serialise
+from app.quota import Quotas, give_back
 from app.recall import RecallResource
 from app.server import server
+from app.service import IN_PIECES, INLINE, POOL
 from app.state import StateResource
+from core import config as configuration
 from core.controller import boot_clock
 from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
 from shm import process
@@ -38,34 +46,33 @@ INLINE_SHADOW_SIZE_MAX = 32_000_000  # bytes that recall may scan on the loop: a
 log = logging.getLogger("mlsdm.worker")
 
 
-class Route(NamedTuple):
-    """A path and what answers it; `blocks` sends it to the worker's thread pool."""
-
-    path: str
-    resource: Any
-    blocks: bool = False
-
-
-def routes(context: Context) -> list[Route]:
-    """Return every route of the service."""
+def routes(context: Context, audit: Audit) -> dict[str, Resource]:
+    """Return every route of the service: path → resource."""
     readiness = ReadinessResource(context)
     metrics = MetricsResource(context)
     large = context.store.block.layout.shadow_stride * context.config.capacity > INLINE_SHADOW_SIZE_MAX
-    return [
-        Route("/event", EventResource(context)),
-        Route("/events", BatchResource(context)),
-        Route("/recall", RecallResource(context), blocks=large),
-        Route("/memories/{memory_id}", MemoryResource(context)),
-        Route("/decisions", DecisionsResource(context)),
-        Route("/state", StateResource(context)),
-        Route("/health/liveness", LivenessResource()),
-        Route("/health/readiness", readiness),
-        Route("/health/detailed", DetailedResource(context, readiness)),
-        Route("/health/metrics", metrics),
-        Route("/livez", LivenessResource()),
-        Route("/readyz", readiness),
-        Route("/metrics", metrics),
-    ]
+    table: dict[str, Resource] = {
+        "/event": EventResource(context),
+        "/events": BatchResource(context),
+        "/recall": RecallResource(context, blocks=large),
+        "/memories/{memory_id}": MemoryResource(context),
+        "/decisions": DecisionsResource(context),
+        "/state": StateResource(context),
+        "/governor": GovernorResource(context, audit),
+        "/governor/reset": CommandResource(context, audit, "reset"),
+        "/governor/stop": CommandResource(context, audit, "stop"),
+        "/governor/resume": CommandResource(context, audit, "resume"),
+        "/health/liveness": LivenessResource(),
+        "/health/readiness": readiness,
+        "/health/detailed": DetailedResource(context, readiness),
+        "/health/metrics": metrics,
+        "/livez": LivenessResource(),
+        "/readyz": readiness,
+        "/metrics": metrics,
+    }
+    contract = OpenApiResource(table, context)
+    table |= {"/openapi.json": contract, "/docs": DocsResource(contract)}
+    return table
 
 
 class Application:
@@ -73,7 +80,10 @@ class Application:
 
     def __init__(self) -> None:
         self._serve: Any = self._closed
-        self._blocking: frozenset[str] = frozenset()
+        self._routes: dict[str, Resource] = {}
+        self._blocking: frozenset[tuple[str, str]] = frozenset()  # (method, path) of what goes to the pool
+        self._in_pieces: frozenset[tuple[str, str]] = frozenset()  # and of what is answered in pieces
+        self._inline: frozenset[str] = frozenset()  # paths of which nothing does
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
@@ -107,23 +117,71 @@ class Application:
             boot_clock,
             lambda: server.leaving,
         )
-        table = routes(context)
-        api: Any = falcon.App(middleware=[Gate(loaded.api_key)] if loaded.api_key else [])
-        api.req_options.auto_parse_qs_csv = False
-        api.set_error_serializer(serialise)
-        api.add_error_handler(Exception, _reraise)
-        api.add_error_handler(StoreError, on_store_error)
-        api.add_error_handler(Busy, Patience(block, worker.loop).on_busy)
-        for route in table:
-            api.add_route(route.path, route.resource)
-        self._blocking = frozenset(route.path for route in table if route.blocks)
-        self._serve = api
+        self._refusals = refusal_counter()
+        self._audit = Audit()
+        if loaded.config.security.rate_limiting.enabled:
+            context.charge = Quotas(block, configuration.tiers(loaded.config), boot_clock).charge
+        self._gate = Gate(loaded.keyring, configuration.trusted_proxies(loaded.config), context.charge)
+        self._routes = routes(context, self._audit)
+        self._serve = self._routed(Patience(block, worker.loop))
         self.on_beat()
         log.info("worker pid=%d serves from row %d", os.getpid(), self.row)
 
-    def may_block(self, _method: str, path: str) -> bool:
-        """Return whether a request goes to the thread pool."""
-        return bool(self._blocking) and "/" + path.strip("/") in self._blocking  # the router, too, strips slashes
+    def _routed(self, patience: Patience) -> Any:
+        api: Any = falcon.App(middleware=[self._gate])  # type: ignore[arg-type] # it takes our resources only
+        api.req_options.auto_parse_qs_csv = False
+        api.set_error_serializer(self._refuse)
+        api.add_error_handler(Exception, _reraise)
+        api.add_error_handler(StoreError, on_store_error)
+        api.add_error_handler(Busy, patience.on_busy)
+        for path, resource in self._routes.items():
+            check(path, resource)
+            api.add_route(path, resource)
+        api.add_sink(self._gate.no_route, "")  # every path, `*` too
+        self._blocking = frozenset(
+            (method, path)
+            for path, resource in self._routes.items()
+            for method, operation in resource.operations.items()
+            if operation.blocks
+        )
+        self._in_pieces = frozenset(
+            (method, path)
+            for path, resource in self._routes.items()
+            for method, operation in resource.operations.items()
+            if operation.in_pieces
+        )
+        self._inline = frozenset(self._routes) - {path for _, path in self._blocking | self._in_pieces}
+        return api
+
+    def _refuse(self, request: falcon.Request, response: falcon.Response, error: falcon.HTTPError) -> None:
+        """Falcon error serialiser: whatever a route refuses is answered, counted and audited here, and not paid."""
+        code, field = serialise(request, response, error)
+        give_back(request.env)
+        self._refusals.labels(code).inc()
+        self._audit.refused(request.env, error.status_code, code, field)
+
+    def on_refusal(self, code: str, client: tuple[str, int], request_id: str, _detail: str, status: int) -> None:
+        """Count and audit what the connection refused before any route: called by the worker."""
+        self._refusals.labels(code).inc()
+        if event := event_of(status):
+            self._audit.write(
+                event, client_id=client[0], address=client[0], request_id=request_id, status=status, code=code
+            )
+
+    def may_continue(self, environ: WSGIEnvironment) -> bool:
+        """Return whether a client that waits for 100 Continue should send its body."""
+        resource = self._routes.get(_bare(environ["PATH_INFO"]))
+        operation = resource.operations.get(environ["REQUEST_METHOD"]) if resource else None
+        return self._gate.may_continue(environ, operation)
+
+    def may_block(self, method: str, path: str) -> int:
+        """Return how a request is answered: on the loop, on the thread pool, or in pieces."""
+        if path in self._inline:
+            return INLINE
+        operation = method, _bare(path)
+        if operation in self._blocking:
+            return POOL
+        return IN_PIECES if operation in self._in_pieces else INLINE
 
     def on_beat(self) -> None:
         """Say that the loop turns. Four times a second."""
@@ -137,6 +195,11 @@ class Application:
             self.store.release_row(self.row, process.myself())
         except Busy:
             log.warning("row %d was left to be claimed from the dead", self.row)
+
+
+def _bare(path: str) -> str:
+    """Return a path as the router sees it, which strips slashes."""
+    return "/" + path.strip("/")
 
 
 def _reraise(_request: falcon.Request, _response: falcon.Response, error: Exception, _params: Any) -> NoReturn:

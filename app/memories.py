@@ -4,16 +4,22 @@ Ids are never reused. One that was overwritten or deleted answers 410 and one th
 client kept from another boot means nothing here, so a client that names the `boot_id` it came with is told 410 too.
 """
 
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Final, Literal, NoReturn
 
 import falcon
 import msgspec
+from msgspec import Meta
 
+from app.codes import STORE
 from app.context import Context
 from app.events import encode
+from app.glossary import AgeSeconds, BootId, MemoryId, MoralValue, Phase, Position
+from app.operation import Operation, Parameter
 from app.problem import Problem, invalid
 from app.recall import age_seconds
 from app.vector import JSON, floats_of
+from core.keys import Role
 from core.rhythm import PHASE_NAMES
 from shm import status
 
@@ -21,26 +27,48 @@ from shm import status
 class MemoryView(msgspec.Struct, omit_defaults=True):
     """One memory. `vector` is there when asked for with include=vector."""
 
-    memory_id: int
-    moral_value: float
-    phase: str
-    age_seconds: float
-    position: int
-    boot_id: str
-    payload: msgspec.Raw | None = None
-    vector: list[float] | None = None
+    memory_id: MemoryId
+    moral_value: MoralValue
+    phase: Phase
+    age_seconds: AgeSeconds
+    position: Position
+    boot_id: BootId
+    payload: Annotated[msgspec.Raw, Meta(examples=[{"text": "hello"}])] | None = None
+    vector: Annotated[list[float], Meta(description="The vector as stored, float32.")] | None = None
 
 
 class Forgotten(msgspec.Struct):
     """The answer to a deletion: the log position from which on the memory is never recalled again."""
 
-    memory_id: int
-    position: int
-    boot_id: str
+    memory_id: MemoryId
+    position: Position
+    boot_id: BootId
+
+
+BOOT_ID: Final = Parameter("boot_id", "query", str, "The memory that ids and positions came from; another one is 410.")
+_MEMORY_ID: Final = Parameter(
+    "memory_id",
+    "path",
+    Annotated[int, Meta(ge=0, le=(1 << 63) - 1, examples=[1])],
+    "The id that the decision gave.",
+    required=True,
+)
+_REFUSALS: Final = ("memory_unknown", "memory_gone", "other_boot", "field_unknown", "field_invalid", *STORE)
+_INCLUDE: Final = Parameter("include", "query", Literal["vector"], "More than the default members.")
 
 
 class MemoryResource:
     """One memory."""
+
+    operations: ClassVar[Mapping[str, Operation]] = {
+        "GET": Operation(
+            "Read one memory.", Role.READ, MemoryView, parameters=(_MEMORY_ID, _INCLUDE, BOOT_ID), refusals=_REFUSALS,
+        ),
+        "DELETE": Operation(
+            "Forget one memory for good; its bytes are erased.", Role.WRITE, Forgotten,
+            parameters=(_MEMORY_ID, BOOT_ID), refusals=_REFUSALS,
+        ),
+    }  # fmt: skip
 
     def __init__(self, context: Context) -> None:
         self.context = context

@@ -9,16 +9,19 @@ names break the naming rules are exposed untyped.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import falcon
-from prometheus_client import CollectorRegistry, Histogram, exposition, multiprocess, values
+from prometheus_client import CollectorRegistry, Counter, Histogram, exposition, multiprocess, values
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric, UntypedMetricFamily
 from prometheus_client.registry import Collector
 
+from app.codes import STORE
 from app.context import Context
 from app.health import VERSION
+from app.operation import Operation
 from core.rhythm import SLEEP
 
 LATENCY_BUCKETS = (
@@ -37,6 +40,11 @@ def latency_histogram(row: int) -> Histogram:
         buckets=LATENCY_BUCKETS,
         registry=CollectorRegistry(),
     )
+
+
+def refusal_counter() -> Counter:
+    """Make this worker's counter of refused requests, by the code of the problem. After the histogram."""
+    return Counter("mlsdm_refusals", "Requests refused.", ["code"], registry=CollectorRegistry())
 
 
 class BlockCollector(Collector):
@@ -98,6 +106,10 @@ class BlockCollector(Collector):
 
 class MetricsResource:
     """The scrape."""
+
+    operations: ClassVar[Mapping[str, Operation]] = {
+        "GET": Operation("Metrics for Prometheus.", None, exposition.CONTENT_TYPE_LATEST, refusals=STORE)
+    }
 
     def __init__(self, context: Context) -> None:
         self.registry = CollectorRegistry()

@@ -6,11 +6,13 @@ here, so no other kind of error leaves this service. The connection's own refusa
 app/exchange.py.
 """
 
-from typing import Any, Final, NoReturn
+from typing import Annotated, Any, Final, Literal, NoReturn
 
 import falcon
 import msgspec
+from msgspec import Meta
 
+from app.decision import Decision
 from core.limits import BODY_SIZE, Limit
 from shm import status
 
@@ -20,14 +22,21 @@ MEDIA_TYPE: Final = "application/problem+json"
 class Document(msgspec.Struct, omit_defaults=True):
     """The members of a problem document."""
 
-    type: str
-    title: str
-    status: int
-    code: str
-    detail: str
-    field: str | None = None
-    expected: str | None = None
-    results: list[Any] | None = None
+    type: Annotated[Literal["about:blank"], Meta(description="The status says it all; `code` says it exactly.")]
+    title: Annotated[str, Meta(description="The status in words.", examples=["Unprocessable Entity"])]
+    status: Annotated[int, Meta(description="The HTTP status.", ge=400, le=599, examples=[422])]
+    code: Annotated[
+        str, Meta(description="What is wrong, for programs: stable.", examples=["moral_value_out_of_range"])
+    ]
+    detail: Annotated[
+        str,
+        Meta(description="What is wrong, for people.", examples=["moral_value: is 7.0; expected a number from 0 to 1"]),
+    ]
+    field: Annotated[str, Meta(description="What is to blame.", examples=["moral_value"])] | None = None
+    expected: Annotated[str, Meta(description="What was expected there.", examples=["a number from 0 to 1"])] | None = (
+        None
+    )
+    results: Annotated[list[Decision], Meta(description="Of an interrupted batch: what was decided.")] | None = None
 
 
 class Problem(falcon.HTTPError):
@@ -45,7 +54,7 @@ class Problem(falcon.HTTPError):
         expected: str | None = None,
         retry_after: int | None = None,
         headers: dict[str, str] | None = None,
-        results: list[Any] | None = None,
+        results: list[Decision] | None = None,
     ) -> None:
         fields = dict(headers or {})
         if retry_after is not None:
@@ -81,6 +90,7 @@ _STORE: Final[dict[type[status.StoreError], tuple[int, str, str, int | None]]] =
     status.Stopped: (503, "stopped", "An operator has stopped admissions; memories can still be read.", 60),
     status.Corrupt: (503, "store_corrupt", "A checksum of the store does not hold; nothing was applied.", 60),
     status.Lost: (503, "store_lost", "The lock of the store is beyond repair; the service must be restarted.", 60),
+    status.Reused: (422, "idempotency_key_reused", "This Idempotency-Key came with another request before.", None),
     status.Taken: (503, "controller_busy", "Another command is waiting for the controller; nothing was applied.", 1),
 }
 
@@ -109,8 +119,8 @@ _FALCON: Final = {
 }
 
 
-def serialise(_request: falcon.Request, response: falcon.Response, error: falcon.HTTPError) -> None:
-    """Falcon error serialiser: every error becomes a problem document."""
+def serialise(_request: falcon.Request, response: falcon.Response, error: falcon.HTTPError) -> tuple[str, str | None]:
+    """Falcon error serialiser: every error becomes a problem document. Returns its code and the field to blame."""
     if isinstance(error, Problem):
         code, detail, field, expected = error.problem_code, error.description or "", error.field, error.expected
         results = error.results
@@ -122,3 +132,4 @@ def serialise(_request: falcon.Request, response: falcon.Response, error: falcon
     response.data = msgspec.json.encode(
         Document("about:blank", title, error.status_code, code, detail, field, expected, results)
     )
+    return code, field

@@ -4,15 +4,32 @@ The body takes the vector in the same forms as an event. A raw body is the vecto
 in the query string.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
 import falcon
 import msgspec
+from msgspec import Meta
 
+from app.codes import BODY, VECTOR
 from app.context import Context
 from app.events import encode, media_type
+from app.glossary import AgeSeconds, BootId, MemoryId, MoralValue, Phase, Position
+from app.operation import Octets, Operation, Parameter
 from app.problem import invalid
-from app.vector import JSON, RAW, UNDECODED, Floats, floats_of, refuse_body, refuse_repeats, refuse_vector
+from app.vector import (
+    JSON,
+    MSGPACK,
+    RAW,
+    UNDECODED,
+    VECTOR_SCHEMA,
+    Floats,
+    floats_of,
+    refuse_body,
+    refuse_repeats,
+    refuse_vector,
+)
+from core.keys import Role
 from core.limits import TOP_K
 from core.recall import PhaseWindow, masks
 from core.rhythm import PHASE_NAMES
@@ -20,6 +37,9 @@ from shm import status
 from shm.store import Match
 
 Include = Literal["payload", "vector"]
+_TopK = Annotated[int, Meta(description="How many at most.", ge=1, le=TOP_K.value, examples=[3])]
+_Phase = Annotated[PhaseWindow, Meta(description="Memories of which phase; `current` is the one that holds now.")]
+_Includes = Annotated[list[Include], Meta(description="What to give back beside the default.", examples=[["payload"]])]
 MEMBERS: Final = {
     "vector": "an array of numbers, or base64 of little-endian float32",
     "top_k": f"a whole number from 1 to {TOP_K.value}",
@@ -34,46 +54,66 @@ _members_of_json = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 class Query(msgspec.Struct, forbid_unknown_fields=True):
     """What to recall. `include` asks for more than the default members of each match."""
 
-    vector: msgspec.Raw
-    top_k: Annotated[int, msgspec.Meta(ge=1, le=TOP_K.value)] = 10
-    phase: PhaseWindow = "any"
-    include: list[Include] = []
+    vector: Annotated[msgspec.Raw, Meta(extra_json_schema=VECTOR_SCHEMA)]
+    top_k: _TopK = 10
+    phase: _Phase = "any"
+    include: _Includes = []
 
 
 class Parameters(msgspec.Struct, forbid_unknown_fields=True):
     """The same for a raw body, from the query string; `include` is separated by commas."""
 
-    top_k: Annotated[int, msgspec.Meta(ge=1, le=TOP_K.value)] = 10
-    phase: PhaseWindow = "any"
-    include: list[Include] = []
+    top_k: _TopK = 10
+    phase: _Phase = "any"
+    include: _Includes = []
 
 
 class Found(msgspec.Struct, omit_defaults=True):
     """One match. `age_seconds` counts from its admission; `payload` is the JSON value that came with the event."""
 
-    memory_id: int
-    score: float
-    phase: str
-    moral_value: float
-    age_seconds: float
-    payload: msgspec.Raw | None = None
-    vector: list[float] | None = None
+    memory_id: MemoryId
+    score: Annotated[float, Meta(description="Cosine of the two vectors; 0 when one of them is zero.", examples=[0.97])]
+    phase: Phase
+    moral_value: MoralValue
+    age_seconds: AgeSeconds
+    payload: Annotated[msgspec.Raw, Meta(examples=[{"text": "hello"}])] | None = None
+    vector: Annotated[list[float], Meta(description="The vector as stored, float32.")] | None = None
 
 
 class Recalled(msgspec.Struct):
     """The answer: best first, equal to brute force over all live memories immediately after position `as_of`."""
 
     matches: list[Found]
-    scanned: int
-    as_of: int
-    exact: bool
-    boot_id: str
+    scanned: Annotated[int, Meta(description="Live memories that were compared.", ge=0, examples=[7])]
+    as_of: Position
+    exact: Annotated[Literal[True], Meta(description="Always true: nothing here approximates.")]
+    boot_id: BootId
+
+
+_PARAMETERS: Final = (
+    Parameter("top_k", "query", _TopK, f"How many at most, 10 unless told; with a body in `{RAW}` only."),
+    Parameter("phase", "query", PhaseWindow, f"Memories of which phase, any unless told; with a body in `{RAW}` only."),
+    Parameter(
+        "include",
+        "query",
+        Annotated[str, Meta(pattern="^(payload|vector)(,(payload|vector))*$", examples=["payload"])],
+        f"payload, vector or both, separated by a comma; with a body in `{RAW}` only.",
+    ),
+)
 
 
 class RecallResource:
     """Exact nearest neighbours."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, blocks: bool) -> None:
+        """`blocks` when the store is so large that a recall belongs on the thread pool."""
+        self.operations: Mapping[str, Operation] = {
+            "POST": Operation(
+                "Find the memories nearest to a vector, exactly.", Role.READ, Recalled,
+                body={JSON: Query, MSGPACK: Query, RAW: Octets("The vector, little-endian float32, and nothing else.")},
+                parameters=_PARAMETERS, refusals=(*BODY, *VECTOR, TOP_K.code), cost=1, blocks=blocks,
+            )
+        }  # fmt: skip
         self.context = context
         self.codec = context.codec
         self.tolerance = context.config.recall.phase_tolerance

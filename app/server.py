@@ -31,7 +31,7 @@ from typing import Any, Final
 
 import psutil
 
-from app import logs
+from app import descriptors, logs
 from app.banner import banner
 from app.supervisor import Supervisor
 from core import config as configuration
@@ -42,8 +42,8 @@ from core.limits import COMMAND_WAIT_MILLISECONDS, LOCK_WAIT_MILLISECONDS, VECTO
 from core.regime import Regime
 from shm.block import Block, BlockError
 from shm.layout import NO_ROW, Layout
-from shm.status import StoreError
-from shm.store import Store
+from shm.status import StoreError, Taken
+from shm.store import Store, settings_checksum
 
 BLOCK_VARIABLE: Final = "_MLSDM_BLOCK_FD"  # hands the descriptor to the next arbiter
 METRICS_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
@@ -151,6 +151,7 @@ class Server:
         arguments = arbiter.START_CTX["args"]
         if Path(arguments[1]).name == "__main__.py":
             arguments[1:2] = ["-m", "gunicorn"]
+        descriptors.provide(loaded.config.server.connections_max)
         os.set_inheritable(self.block.fd, True)
         for name, value in (
             (BLOCK_VARIABLE, str(self.block.fd)),
@@ -227,23 +228,27 @@ class Server:
 
     def on_reload(self, _arbiter: Any) -> None:
         """Bring what was reloaded into force. Reached only with a configuration that is valid as a whole."""
+        descriptors.provide(self.require()[1].config.server.connections_max)
         self._enforce()
 
     def _enforce(self) -> None:
-        """Have the controller put the configured regime into force.
+        """Have the controller put the configured regime into force, if it is another than the one configured before.
 
-        What it is compared with is what the block holds, not what was loaded last: a reload that failed here, an
-        upgrade, or the way back from one may have left another in force.
+        What it is compared with stands in the block and is not what was loaded last: a reload that failed here, an
+        upgrade, or the way back from one may have left another in force. What an operator has changed while the server
+        runs (PATCH /governor) holds until the configuration of the governor changes.
         """
         block, loaded = self.require()
         store, record = Store(block), Regime.of(loaded.config).to_record()
+        configured = settings_checksum(record)
         deadline = time.monotonic() + COMMAND_WAIT_MILLISECONDS.value / 1e3
         while True:
             try:
                 state = store.state()
-                pending = int(block.region("command").ticket) > int(state.ticket)
-                if pending or Regime.of_record(state.settings) != Regime.of_record(record):
-                    store.post_command("configure", record)
+                if int(block.region("command").ticket) > int(state.ticket):
+                    raise Taken("another command is pending")  # it may be one of a configuration before this
+                if state.configured != configured:
+                    store.post_command("configure", record, configured, state.ticket)
             except StoreError as error:
                 if time.monotonic() > deadline:
                     log.error("governor settings not reloaded, send HUP again: %s", error)
@@ -294,7 +299,10 @@ def _close(listeners: list[Any]) -> None:
 
 def _layout(config: Config, workers: int) -> Layout:
     rows = ROWS_PER_WORKER * workers
-    return Layout(config.dimension, config.capacity, config.payload_size_max, config.log_capacity, rows)
+    return Layout(
+        config.dimension, config.capacity, config.payload_size_max, config.log_capacity, rows,
+        config.idempotency_capacity,
+    )  # fmt: skip
 
 
 def _created(config: Config, workers: int) -> Block:
@@ -309,7 +317,7 @@ def _created(config: Config, workers: int) -> Block:
             f"{available / 1e6:.0f} MB of memory that are left: "
             "lower `capacity`, `dimension`, `payload_size_max` or `log_capacity`, or give it more memory"
         )
-    return Block.create(layout, secrets.token_bytes(16), time.time_ns(), boot_clock())
+    return Block.create(layout, secrets.token_bytes(16), secrets.token_bytes(16), time.time_ns(), boot_clock())
 
 
 def _metrics_directory(given: str | None) -> str:

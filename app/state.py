@@ -1,36 +1,61 @@
 """GET /state: the committed state at one position, in the names that clients of this system already use."""
 
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
 import falcon
 import msgspec
+from msgspec import Meta
 
+from app.codes import STORE
 from app.context import Context
 from app.events import encode
+from app.glossary import (
+    Accepted,
+    BootId,
+    Capacity,
+    Ema,
+    Live,
+    Norm,
+    Phase,
+    Position,
+    Rejected,
+    Step,
+    Threshold,
+    Total,
+)
+from app.operation import Operation
 from app.vector import JSON
+from core.keys import Role
 from core.rhythm import PHASE_NAMES
 
 
 class StateView(msgspec.Struct):
     """The committed state. `latent_events_count` are the rejected ones; `step` counts the rhythm's steps."""
 
-    L1_norm: float
-    L2_norm: float
-    L3_norm: float
-    current_phase: str
-    latent_events_count: int
-    accepted_events_count: int
-    total_events_processed: int
-    moral_filter_threshold: float
-    ema: float
-    memory_used: int
-    capacity: int
-    dimension: int
-    step: int
-    position: int
-    boot_id: str
+    L1_norm: Norm
+    L2_norm: Norm
+    L3_norm: Norm
+    current_phase: Phase
+    latent_events_count: Rejected
+    accepted_events_count: Accepted
+    total_events_processed: Total
+    moral_filter_threshold: Threshold
+    ema: Ema
+    memory_used: Live
+    capacity: Capacity
+    dimension: Annotated[int, Meta(description="Numbers in a vector.", ge=1, examples=[384])]
+    step: Step
+    position: Position
+    boot_id: BootId
 
 
 class StateResource:
     """The committed state."""
+
+    operations: ClassVar[Mapping[str, Operation]] = {
+        "GET": Operation("Read threshold, phase, counters and level norms.", Role.READ, StateView, refusals=STORE)
+    }
 
     def __init__(self, context: Context) -> None:
         self.context = context

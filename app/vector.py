@@ -24,6 +24,8 @@ from shm.status import TOO_LONG
 JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
 RAW: Final = "application/octet-stream"
+# In the documents, where it stands for a type that depends on the dimension (`app.manual.schema`).
+VECTOR_SCHEMA: Final = {"$ref": "#/components/schemas/Vector"}
 
 _floats_of_json = msgspec.json.Decoder(list[float]).decode
 _bytes_of_json = msgspec.json.Decoder(bytes).decode

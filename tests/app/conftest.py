@@ -1,10 +1,25 @@
-"""The server that the tests of the HTTP API share."""
+"""The servers that the tests of the HTTP API share."""
 
+import http.client
 from collections.abc import Iterator
 
 import pytest
 
 from loadtests.live import LiveServer
+from tests.app import ring
+from tests.conftest import SMALL
+
+
+def of_both_workers(server: LiveServer) -> tuple[http.client.HTTPConnection, http.client.HTTPConnection]:
+    """Return a connection to each of two workers: the requests that one names begin alike."""
+    found: dict[str, http.client.HTTPConnection] = {}
+    while len(found) < 2:
+        connection = server.connect()
+        name = server.request("GET", "/livez", connection=connection).headers["x-request-id"][:16]
+        if found.setdefault(name, connection) is not connection:
+            connection.close()
+    first, second = found.values()
+    return first, second
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +38,23 @@ def still_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServe
     server = LiveServer(tmp_path_factory.mktemp("still"), environ).start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server with an API_KEY and every key of `ring`, which logs all that it ever would; no limits of rate.
+
+    Whoever uses it leaves it admitting events. At its end nothing of any key is found in all that it has logged.
+    """
+    directory = tmp_path_factory.mktemp("keyed")
+    environ = {
+        **SMALL,
+        "LOG_LEVEL": "DEBUG",
+        "API_KEY": ring.API_KEY,
+        "MLSDM_SECURITY__KEYS_PATH": str(ring.write(directory / "keys.yaml")),
+        "MLSDM_IDEMPOTENCY_CAPACITY": "1024",
+    }
+    server = LiveServer(directory, environ).start()
+    yield server
+    server.stop()
+    assert [] == ring.leaked(server)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 from prometheus_client import CollectorRegistry, Histogram
@@ -21,7 +22,7 @@ from shm.store import Recall, Store, new_vitals
 from tests.app.wire import accepted
 from tests.formed import SMALL, Formed
 
-CHECKS = {"server", "memory_manager", "system_memory", "system_cpu", "controller"}
+CHECKS = {"server", "memory_manager", "admissions", "system_memory", "system_cpu", "controller"}
 
 
 @pytest.mark.parametrize("path", ["/health/liveness", "/livez"])
@@ -81,7 +82,16 @@ def test_the_detailed_document_has_the_documented_members(still_server: LiveServ
         "rejected_events_count": state["latent_events_count"],
         "moral_filter_threshold": state["moral_filter_threshold"],
     }
-    assert document["rate_limiting"] == {"enabled": False, "requests_per_second": 5.0, "burst_capacity": 10}
+    assert document["rate_limiting"] == {
+        "enabled": False,
+        "requests_per_second": 5.0,
+        "burst_capacity": 10,
+        "tiers": {
+            "standard": {"rate": 5.0, "burst": 10},
+            "high": {"rate": 100.0, "burst": 200},
+            "bulk": {"rate": 10_000.0, "burst": 20_000},
+        },
+    }
     assert document["boot_id"] == state["boot_id"]
     assert document["version"]
 
@@ -206,15 +216,19 @@ def test_a_store_that_is_not_formed_is_not_ready_and_still_described() -> None:
     """The detailed document leaves out what cannot be known, and says why."""
     now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     block = Block.create(
-        Layout(dimension=16, capacity=50, payload_size_max=64, log_capacity=4096, rows=4), bytes(16), 0, now_ns
+        Layout(dimension=16, capacity=50, payload_size_max=64, log_capacity=4096, rows=4, receipt_capacity=16),
+        bytes(16),
+        bytes(16),
+        0,
+        now_ns,
     )
     block.bind(os.getpid(), NO_ROW, 100, 1e6)
     context = context_of(block, now_ns)
 
-    document: dict[str, Any] = DetailedResource(context, ReadinessResource(context)).document()
+    document: dict[str, Any] = msgspec.to_builtins(DetailedResource(context, ReadinessResource(context)).document())
 
     assert document["status"] == "unhealthy"
-    assert document["checks"]["memory_manager"].reason == "No controller has formed the first state yet."
+    assert document["checks"]["memory_manager"]["reason"] == "No controller has formed the first state yet."
     assert not {"memory_state", "phase", "statistics"} & set(document)
     del context
     block.close()

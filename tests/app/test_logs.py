@@ -13,7 +13,7 @@ import pytest
 from app.logs import JsonFormatter, TextFormatter, configuration
 from loadtests.live import LiveServer
 
-AWKWARD = 'a "quoted"\n{"level": "forged"}\r\n\x00\x1b[31m ü ✓'
+AWKWARD = 'a "quoted"\n{"level": "forged"}\r\n\x00\x1b[31m \x7f\x85\x9b31m\u2028\u202e ü ✓'
 
 
 def record(message: str, *arguments: Any, level: int = logging.INFO, **extra: Any) -> logging.LogRecord:
@@ -36,7 +36,8 @@ def test_a_json_line_is_one_line_whatever_it_says() -> None:
     """A client cannot write a line of its own choice into the log."""
     line = JsonFormatter().format(record("path %s", AWKWARD, also=AWKWARD))
 
-    assert not {"\n", "\r", "\x00", "\x1b"} & set(line)
+    assert line.isascii()
+    assert line.isprintable()
     assert json.loads(line)["event"] == "path " + AWKWARD
     assert json.loads(line)["also"] == AWKWARD
 
@@ -74,6 +75,13 @@ def test_a_text_line_is_for_people() -> None:
     assert line.endswith(f"INFO     mlsdm.test[{made.process}] hello wor\\rld")
 
 
+def test_a_text_line_carries_what_was_passed_beside_the_message() -> None:
+    """As name=value behind it, on the same line."""
+    line = TextFormatter().format(record("Request", status=200, request_id="r\n1"))
+
+    assert line.endswith("] Request status=200 request_id=r\n    1")
+
+
 @pytest.fixture
 def restored() -> Iterator[None]:
     """Put logging back as it was."""
@@ -109,4 +117,5 @@ def test_a_server_logs_json_when_told_to(serve: Callable[..., LiveServer]) -> No
 
     assert {line["level"] for line in lines} <= {"DEBUG", "INFO", "WARNING", "ERROR"}
     assert {"mlsdm.worker"} <= {line["logger"] for line in lines}
-    assert not [line for line in lines if line["level"] in ("WARNING", "ERROR")]
+    warnings = [line["event"] for line in lines if line["level"] in ("WARNING", "ERROR")]
+    assert warnings == ["no API key is set: everybody who can connect may do everything, stopping the service included"]

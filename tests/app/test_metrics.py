@@ -167,6 +167,7 @@ def test_a_successor_continues_its_predecessors_counts(serve: Callable[..., Live
 def test_no_series_names_a_client(still_server: LiveServer) -> None:
     """Labels come from closed sets, so the number of series does not grow with traffic."""
     accepted(still_server)
+    still_server.get("/nope")
     before = set(scrape(still_server))
     for number in range(20):
         still_server.get(f"/nope/{number}", **{"X-API-Key": str(number), "User-Agent": str(number)})
@@ -174,4 +175,11 @@ def test_no_series_names_a_client(still_server: LiveServer) -> None:
     after: Any = set(scrape(still_server))
 
     assert after == before
-    assert {name for _, labels in after for name, _ in labels} == {"le", "outcome", "level", "version", "boot_id"}
+    assert {name for _, labels in after for name, _ in labels} == {
+        "le",
+        "outcome",
+        "level",
+        "version",
+        "boot_id",
+        "code",
+    }

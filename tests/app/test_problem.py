@@ -4,8 +4,10 @@ import socket
 
 import falcon
 import falcon.testing
+import msgspec
 import pytest
 
+from app.decision import Decision
 from app.problem import Problem, invalid, malformed, of_store_error, over, serialise
 from core.limits import BATCH_COUNT, BODY_SIZE
 from loadtests.live import LiveServer
@@ -19,6 +21,10 @@ ROUTES = {
     "/memories/1": {"GET", "HEAD", "DELETE"},
     "/decisions": {"GET", "HEAD"},
     "/state": {"GET", "HEAD"},
+    "/governor": {"GET", "HEAD", "PATCH"},
+    "/governor/reset": {"POST"},
+    "/governor/stop": {"POST"},
+    "/governor/resume": {"POST"},
     "/health/liveness": {"GET", "HEAD"},
     "/health/readiness": {"GET", "HEAD"},
     "/health/detailed": {"GET", "HEAD"},
@@ -176,6 +182,9 @@ def test_a_store_that_cannot_serve_is_503_with_retry_after(
     assert dict(refusal.headers or {})["Retry-After"] == retry_after
 
 
+DECISION = Decision(True, "accepted", 1, 0.5, 0.5, 0.5, 0.5, "wake", 2, "boot", 1)
+
+
 class Failing:
     """A resource whose GET raises what it was made with."""
 
@@ -195,13 +204,13 @@ class Failing:
         (falcon.HTTPContentTooLarge(), (413, "body_too_large")),
         (falcon.HTTPInternalServerError(), (500, "internal_error")),
         (falcon.HTTPGone(), (410, "http_error")),
-        (Problem(503, "batch_interrupted", "Some.", results=[1]), (503, "batch_interrupted")),
+        (Problem(503, "batch_interrupted", "Some.", results=[DECISION]), (503, "batch_interrupted")),
     ],
 )
 def test_every_error_of_the_framework_becomes_a_problem_document(error: Exception, expected: tuple[int, str]) -> None:
     """Whatever is raised in a handler leaves in the one form."""
     api = falcon.App()
-    api.set_error_serializer(serialise)
+    api.set_error_serializer(serialise)  # type: ignore[arg-type] # it returns what falcon does not look at
     api.add_route("/", Failing(error))
 
     answer = falcon.testing.TestClient(api).simulate_get("/")
@@ -209,4 +218,4 @@ def test_every_error_of_the_framework_becomes_a_problem_document(error: Exceptio
     assert answer.headers["content-type"] == "application/problem+json"
     assert (answer.json["status"], answer.json["code"]) == expected
     assert answer.json["detail"]
-    assert answer.json.get("results") == getattr(error, "results", None)
+    assert answer.json.get("results") == msgspec.to_builtins(getattr(error, "results", None))

@@ -41,6 +41,11 @@ def _send(server: LiveServer, vectors: Any, morals: Any, decisions: list[dict[st
     connection.close()
 
 
+def _keyed(server: LiveServer, key: str) -> Answer:
+    """POST an event that has an idempotency key."""
+    return server.request("POST", "/event", np.ones(8, "<f4").tobytes(), {**RAW, "Idempotency-Key": key})
+
+
 def _controller(store: Store) -> int:
     return int(store.block.region("vitals").controller_pid)
 
@@ -124,6 +129,7 @@ def test_reload_keeps_every_memory_and_applies_the_new_settings(serve: Serve, tm
     path.write_text("moral_filter: {ema_alpha: 0.1}\n")
     server = serve(CONFIG_PATH=str(path))
     assert server.log.count(f"Configuration loaded from {path}") == 1
+    answer = _keyed(server, "before-the-reload")
     vectors, _ = _events(400, 8, 2)
     decisions: list[dict[str, Any]] = []
     failures: list[BaseException] = []
@@ -144,8 +150,10 @@ def test_reload_keeps_every_memory_and_applies_the_new_settings(serve: Serve, tm
     eventually(lambda: store.state().settings.ema_alpha == 0.2)
     assert failures == []
     assert server.log.count(f"Configuration loaded from {path}") == 2
-    assert [decision["memory_id"] for decision in decisions] == list(range(1, 401))
-    assert store.memory(1).vector == vectors[0].tobytes()
+    assert [decision["memory_id"] for decision in decisions] == list(range(2, 402))
+    assert store.memory(2).vector == vectors[0].tobytes()
+    eventually(lambda: server.log.count("serves from row") == 4)
+    assert _keyed(server, "before-the-reload").body == answer.body
     newest = int(store.state().position)
     kinds = [KINDS[entry.kind] for entry in store.entries(1, newest)[0]]
     assert kinds.count("configure") == 1
@@ -188,12 +196,14 @@ def test_a_dead_controller_is_respawned_and_loses_nothing(serve: Serve, number: 
     """While the controller is dead admissions go on; the next one continues the rhythm under a new epoch."""
     server = serve(MLSDM_COGNITIVE_RHYTHM__CYCLE_SECONDS="0.05")
     store = server.store()
-    server.event(np.ones(8), 0.95)
+    answer = _keyed(server, "before-the-death")
     first, step = _controller(store), int(store.state().scalars.step)
 
     os.kill(first, number)
+    again = _keyed(server, "before-the-death")
     decision = server.event(np.ones(8), 0.95)
 
+    assert again.body == answer.body
     assert decision["memory_id"] == 2
     eventually(lambda: _controller(store) != first)
     eventually(lambda: store.state().scalars.step > step + 2)
@@ -268,10 +278,14 @@ def test_a_stopped_lock_holder_is_removed(serve: Serve, frozen_controller: bool)
 
 
 def test_an_upgrade_keeps_every_memory(serve: Serve) -> None:
-    """USR2 starts a new arbiter on the same block: one controller, one boot id, and the old arbiter may leave."""
+    """USR2 starts a new arbiter on the same block: one controller, one boot id, and the old arbiter may leave. Receipts
+    of keyed events and settings that were changed at run time are kept as well.
+    """
     server = serve()
     store = server.store()
-    server.event(np.ones(8), 0.95)
+    answer = _keyed(server, "before-the-upgrade")
+    change = {"Content-Type": "application/json"}, b'{"moral_filter": {"dead_band": 0.2}}'
+    governor = server.request("PATCH", "/governor", change[1], change[0]).json["moral_filter"]
     boot_id, first = server.state()["boot_id"], _controller(store)
     assert server.process is not None
 
@@ -286,6 +300,9 @@ def test_an_upgrade_keeps_every_memory(serve: Serve) -> None:
     try:
         eventually(lambda: server.get("/health/readiness").json["checks"]["controller"]["healthy"])
         assert server.state()["boot_id"] == boot_id
+        assert _keyed(server, "before-the-upgrade").body == answer.body
+        assert server.get("/governor").json["moral_filter"] == governor
+        assert governor["dead_band"] == 0.2
         assert server.event(np.ones(8), 0.95)["memory_id"] == 2
         assert server.get("/memories/1").status == 200
         time.sleep(1.5)  # a superseded controller's arbiter looks once a second

@@ -1,0 +1,84 @@
+"""The audit log: who tried what, from where, and was refused; and who changed what governs this server.
+
+One JSON object a line, whatever the format and level of the other log: `event` names what happened, `client_id` who (a
+key's id, or an address), `address` from where, `request_id` which request, `code` why. Never a credential, a body or a
+vector; text of a client is bounded, and control characters are escaped by JSON.
+
+A flood of refusals must not become a flood of lines: of each event at most LINES_PER_SECOND are written a second, in
+each worker; the next line that is written says how many were `suppressed`. Every one is counted all the same
+(`mlsdm_refusals_total`).
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+from wsgiref.types import WSGIEnvironment
+
+from app.auth import Client
+
+LINES_PER_SECOND: Final = 20
+TEXT_LENGTH_MAX: Final = 200  # characters
+
+# What a refusal is called; statuses that are nobody's fault, or no danger, are not audited.
+_EVENTS: Final = {401: "auth_failure", 403: "access_denied", 429: "rate_limit_exceeded"}
+_HARMLESS: Final = frozenset({404, 405, 410})
+
+log = logging.getLogger("mlsdm.audit")
+
+
+class Audit:
+    """Writes the audit log of one worker. `clock` in seconds, monotonic."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()  # routes on the pool write, too
+        self._second = 0
+        self._written: dict[str, int] = {}
+        self._suppressed: dict[str, int] = {}
+
+    def refused(self, environ: WSGIEnvironment, status: int, code: str, field: str | None) -> None:
+        """Note that a request was refused with `status` and `code`, `field` being to blame."""
+        if event := event_of(status):
+            ours = field and code != "field_unknown"  # the name of an unknown one is a piece of the body
+            self.note(event, environ, status=status, code=code, **({"field": field} if ours else {}))
+
+    def note(self, event: str, environ: WSGIEnvironment, **members: Any) -> None:
+        """Note what a request did."""
+        client: Client | None = environ.get("mlsdm.client")
+        address = environ.get("mlsdm.address", environ["REMOTE_ADDR"])
+        trace = environ.get("mlsdm.trace")
+        self.write(
+            event,
+            client_id=client.id if client else address,
+            address=address,
+            request_id=environ["mlsdm.request_id"],
+            **({"trace_id": trace.trace_id} if trace else {}),
+            method=environ["REQUEST_METHOD"],
+            path=environ["PATH_INFO"][:TEXT_LENGTH_MAX],
+            **members,
+        )
+
+    def write(self, event: str, **members: Any) -> None:
+        """Write one line, unless this second has had its lines of this event."""
+        with self._lock:
+            second = int(self._clock())
+            if second != self._second:
+                self._second = second
+                self._written.clear()
+            written = self._written.get(event, 0)
+            if written >= LINES_PER_SECOND:
+                self._suppressed[event] = self._suppressed.get(event, 0) + 1
+                return
+            self._written[event] = written + 1
+            if suppressed := self._suppressed.pop(event, 0):
+                members["suppressed"] = suppressed
+        log.warning(event, extra=members)
+
+
+def event_of(status: int) -> str | None:
+    """Return what a refusal with `status` is called in the audit log; None when it has no place there."""
+    if status in _HARMLESS or not 400 <= status < 500:
+        return None
+    return _EVENTS.get(status, "invalid_input")

@@ -1,0 +1,114 @@
+"""Quotas: how fast a client may go, in all workers together.
+
+A client is its key, or without keys its address; its tier gives rate and burst; its bucket lies in the block
+(shm/native/bucket.c). One event or one recall costs one token, a batch of n events n, anything else nothing. Tokens
+are taken before anything is admitted and given back when the request is refused after all, so a refused request costs
+nothing, and a request that was told 429 has changed nothing.
+
+Every answer to a charged request says how much is left (`RateLimit`, `RateLimit-Policy`; draft-ietf-httpapi-ratelimit-
+headers), so that a client can slow down before it is told to.
+
+A bucket belongs to a client, a rate and a burst: who gets another tier, or whose tier changes, begins with a full one,
+because what is owed at one rate means nothing at another.
+
+Of an IPv6 address the first 64 bits count: who has one of them has all of them.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from hashlib import blake2b
+from ipaddress import IPv6Address, ip_address
+from typing import Final, NamedTuple
+from wsgiref.types import WSGIEnvironment
+
+import falcon
+
+from app.auth import Client
+from app.problem import Problem
+from core.config import Tier
+from shm.block import Block
+from shm.store import KEYS, PEERS, Buckets
+
+_SECOND_NS: Final = 1_000_000_000
+
+
+class Charge(NamedTuple):
+    """What a request has paid, so that it can be given back. Kept in the environ as `mlsdm.charge`.
+
+    `response` says how much was left then.
+    """
+
+    buckets: Buckets
+    owner: int
+    interval_ns: int
+    tokens: int
+    response: falcon.Response
+
+
+class Quotas:
+    """The token buckets of all clients. `clock` returns CLOCK_BOOTTIME in ns."""
+
+    def __init__(self, block: Block, tiers: dict[str, Tier], clock: Callable[[], int]) -> None:
+        self._keys, self._peers = Buckets(block, KEYS), Buckets(block, PEERS)
+        self._tiers = {
+            name: (round(_SECOND_NS / tier.rate), tier.burst, _policy(name, tier)) for name, tier in tiers.items()
+        }
+        self._clock = clock
+        self._secret = bytes(block.region("header").secret)
+        self._owner_of = lru_cache(4096)(self._make_owner)
+
+    def charge(self, request: falcon.Request, response: falcon.Response, tokens: int) -> None:
+        """Take `tokens` from the client's bucket. Raises 429 when they are not there, 422 when they never will be."""
+        environ = request.env
+        client: Client = environ["mlsdm.client"]
+        interval_ns, burst, policy = self._tiers[client.key.tier]
+        if tokens > burst:
+            raise Problem(
+                422, "batch_above_burst",
+                f"body: {tokens} events; expected at most {burst}, the burst of tier {client.key.tier}",
+                field="body", expected=f"at most {burst} events",
+            )  # fmt: skip
+        buckets = self._keys if client.key.id else self._peers
+        owner = self._owner_of(client.id, interval_ns, burst)
+        wait_ns, full_ns, remaining = buckets.take(owner, self._clock(), interval_ns, burst, tokens)
+        left = f'"{client.key.tier}";r={remaining};t={_seconds(full_ns)}'
+        if wait_ns:
+            detail = f"{tokens} more would exceed {policy}; try again in {wait_ns / 1e9:.3g} s. Nothing was applied."
+            raise Problem(
+                429, "rate_limit_exceeded", detail, retry_after=_seconds(wait_ns),
+                headers={"RateLimit": left, "RateLimit-Policy": policy},
+            )  # fmt: skip
+        environ["mlsdm.charge"] = Charge(buckets, owner, interval_ns, tokens, response)
+        response.set_headers((("RateLimit", left), ("RateLimit-Policy", policy)))
+
+    def _make_owner(self, name: str, *bucket: int) -> int:
+        """Return the owner of a bucket: 64 bits that nobody outside can aim at the bucket of somebody else.
+
+        `name` is a key's id or an address, `bucket` its size.
+        """
+        try:
+            address = ip_address(name)
+        except ValueError:
+            pass
+        else:
+            mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+            name = str(mapped) if mapped else name if address.version == 4 else address.packed[:8].hex(":")
+        return int.from_bytes(blake2b(f"{name} {bucket}".encode(), digest_size=8, key=self._secret).digest()) or 1
+
+
+def give_back(environ: WSGIEnvironment, spent: int = 0) -> None:
+    """Return what a request has paid, but for `spent` tokens."""
+    charge: Charge | None = environ.pop("mlsdm.charge", None)
+    if charge is not None and charge.tokens > spent:
+        charge.buckets.give_back(charge.owner, charge.interval_ns, charge.tokens - spent)
+        charge.response.delete_header("RateLimit")  # it is not true any more
+
+
+def _policy(name: str, tier: Tier) -> str:
+    """Return the policy as the header says it: q tokens within w seconds."""
+    return f'"{name}";q={tier.burst};w={_seconds(round(tier.burst / tier.rate * _SECOND_NS))}'
+
+
+def _seconds(nanoseconds: int) -> int:
+    """Return whole seconds, rounded up: nobody should come too early."""
+    return -(-nanoseconds // _SECOND_NS)

@@ -1,0 +1,307 @@
+"""The audit log: a JSON line for every refusal that matters and every change of the governor, and never too many."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from app.audit import LINES_PER_SECOND, Audit, event_of
+from app.logs import JsonFormatter
+from loadtests.live import LiveServer, eventually
+from tests.app import ring
+from tests.app.wire import EXAMPLE, Body, of_json
+from tests.conftest import Serve
+
+EVENT: Final = of_json({"event_vector": EXAMPLE, "moral_value": 0.95})
+TRACE: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+class Lines(logging.Handler):
+    """Keeps what the audit log writes, as the lines that it would be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[dict[str, Any]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = JsonFormatter().format(record)
+        assert text.isprintable()
+        self.lines.append(json.loads(text))
+
+
+@pytest.fixture
+def lines() -> Iterator[list[dict[str, Any]]]:
+    """What is written to the audit log in this process."""
+    handler = Lines()
+    logger = logging.getLogger("mlsdm.audit")
+    logger.addHandler(handler)
+    yield handler.lines
+    logger.removeHandler(handler)
+
+
+def environ(**members: Any) -> dict[str, Any]:
+    """Return the environ of a request that somebody at 192.0.2.1 has sent."""
+    return {
+        "REMOTE_ADDR": "192.0.2.1", "REQUEST_METHOD": "POST", "PATH_INFO": "/event", "mlsdm.request_id": "an-id",
+        **members,
+    }  # fmt: skip
+
+
+# -- alone -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "event"),
+    [
+        (400, "invalid_input"), (401, "auth_failure"), (403, "access_denied"), (404, None), (405, None),
+        (408, "invalid_input"),
+        (410, None), (413, "invalid_input"), (415, "invalid_input"), (422, "invalid_input"),
+        (429, "rate_limit_exceeded"), (431, "invalid_input"), (0, None), (200, None), (500, None), (501, None),
+        (503, None),
+    ],
+)  # fmt: skip
+def test_refusals_have_names(status: int, event: str | None) -> None:
+    """What is nobody's fault, or no danger, has no place in this log."""
+
+    assert event == event_of(status)
+
+
+def test_a_line_says_who_what_and_whence(lines: list[dict[str, Any]]) -> None:
+    """The key or the address, the request by its names, and why."""
+    Audit().refused(environ(), 422, "field_missing", "moral_value")
+
+    [line] = lines
+    assert {name: line[name] for name in line if name not in ("timestamp", "pid")} == {
+        "level": "WARNING", "logger": "mlsdm.audit", "event": "invalid_input", "client_id": "192.0.2.1",
+        "address": "192.0.2.1", "request_id": "an-id", "method": "POST", "path": "/event", "status": 422,
+        "code": "field_missing", "field": "moral_value",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text", ["\x00\r\n\x1b[2J", "\x7f\x85\x9b2J", '"},{"event": "forged', "\u2028\u202e", "é" * 5000]
+)
+def test_a_client_writes_no_line_of_its_own(lines: list[dict[str, Any]], text: str) -> None:
+    """Control characters are escaped, quotation marks stay inside, and what is long is cut."""
+    Audit().refused(environ(PATH_INFO="/" + text), 401, "unauthorised", None)
+
+    assert [("/" + text)[:200]] == [line["path"] for line in lines]
+    assert len(json.dumps(lines[0])) < 2000
+
+
+def test_a_flood_is_counted_and_not_written(lines: list[dict[str, Any]]) -> None:
+    """Of each event twenty lines a second; the next one that is written says how many were not."""
+    now = 1000.5
+    audit = Audit(lambda: now)
+
+    for _ in range(120):
+        audit.write("auth_failure")
+    audit.write("invalid_input")
+    now = 1001.0
+    audit.write("auth_failure")
+    audit.write("auth_failure")
+
+    assert Counter(line["event"] for line in lines) == {"auth_failure": LINES_PER_SECOND + 2, "invalid_input": 1}
+    assert [100] == [line["suppressed"] for line in lines if "suppressed" in line]
+    assert lines[-2]["suppressed"] == 100
+
+
+def test_threads_of_the_pool_keep_to_the_same_number(lines: list[dict[str, Any]]) -> None:
+    """Commands run there, and are refused there: none is written beyond the number, and none is lost count of."""
+    now = 7.0
+    audit = Audit(lambda: now)
+
+    def guess() -> None:
+        for _ in range(500):
+            audit.write("access_denied")
+
+    threads = [threading.Thread(target=guess) for _ in range(8)]
+
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    now = 8.0
+    audit.write("access_denied")
+
+    assert len(lines) == LINES_PER_SECOND + 1
+    assert lines[-1]["suppressed"] == 8 * 500 - LINES_PER_SECOND
+
+
+# -- in a server -------------------------------------------------------------------------------------------------------
+
+
+def audited(server: LiveServer) -> list[dict[str, Any]]:
+    """Return the lines of the audit log."""
+    found = [json.loads(line) for line in server.log.splitlines() if '"logger": "mlsdm.audit"' in line]
+    assert all(line["level"] == "WARNING" and line["timestamp"] and line["pid"] for line in found)
+    return found
+
+
+def told(server: LiveServer, request_id: str) -> dict[str, Any]:
+    """Return the one line about a request."""
+    [line] = eventually(lambda: [line for line in audited(server) if line["request_id"] == request_id])
+    return {name: value for name, value in line.items() if name not in ("timestamp", "pid", "level", "logger")}
+
+
+@pytest.fixture(params=["text", "json"])
+def strict(serve: Serve, tmp_path: Path, request: pytest.FixtureRequest) -> LiveServer:
+    """A server with keys and limits behind a proxy, in either format; the rest of its log is reduced to nothing."""
+    config = tmp_path / "mlsdm.yaml"
+    text = f"""
+        server: {{trusted_proxies: 127.0.0.1}}
+        security:
+          keys_path: {ring.write(tmp_path / "keys.yaml")}
+          rate_limiting: {{enabled: true, requests_per_second: 0.01, burst_capacity: 3}}
+        observability: {{logging: {{format: {request.param}, level: LEVEL}}}}
+        """
+    config.write_text(text.replace("LEVEL", "INFO"))
+    server = serve(CONFIG_PATH=str(config), WORKERS="1")
+    block = server.block()
+    before = server.workers(block)
+    config.write_text(text.replace("LEVEL", "CRITICAL"))
+    os.kill(server.pid, signal.SIGHUP)
+    eventually(lambda: (now := server.workers(block)) and now != before and len(now) == 1)
+    return server
+
+
+def test_every_event_is_one_line_in_either_format_and_at_any_level(strict: LiveServer) -> None:
+    """Refusals of every kind, and what governs: who, from where, which request, which trace."""
+    names = iter(range(100))
+
+    def ask(method: str, path: str, body: Body, who: str | None, *addresses: str) -> tuple[int, dict[str, Any]]:
+        headers = {
+            **body.headers, **(ring.bearer(who) if who else {}), "X-Request-ID": f"ask-{next(names)}",
+            "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01", "X-Forwarded-For": ", ".join(addresses) or "198.51.100.7",
+        }  # fmt: skip
+        status = strict.request(method, path, body.content, headers).status
+        line = told(strict, headers["X-Request-ID"])
+        assert line.pop("address") == "198.51.100.7"
+        assert line.pop("trace_id") == TRACE
+        assert (line.pop("method"), line.pop("path"), line.pop("request_id")) == (method, path, headers["X-Request-ID"])
+        return status, line
+
+    bad = of_json({"event_vector": EXAMPLE, "moral_value": 7})
+    nothing = Body(b"", {})
+    for _ in range(3):
+        assert strict.request("POST", "/event", EVENT.content, EVENT.headers | ring.bearer("slow")).status == 200
+
+    assert ask("POST", "/event", EVENT, None) == (
+        401, {"event": "auth_failure", "client_id": "198.51.100.7", "status": 401, "code": "unauthorised"},
+    )  # fmt: skip
+    assert ask("GET", "/state", nothing, "expired", "1.1.1.1", "198.51.100.7") == (
+        401, {"event": "auth_failure", "client_id": "198.51.100.7", "status": 401, "code": "unauthorised"},
+    )  # fmt: skip
+    assert ask("POST", "/event", EVENT, "reader") == (
+        403, {"event": "access_denied", "client_id": "reader", "status": 403, "code": "forbidden"},
+    )  # fmt: skip
+    assert ask("POST", "/event", bad, "writer") == (
+        422,
+        {"event": "invalid_input", "client_id": "writer", "status": 422, "code": "moral_value_out_of_range",
+         "field": "moral_value"},
+    )  # fmt: skip
+    assert ask("POST", "/event", EVENT, "slow") == (
+        429, {"event": "rate_limit_exceeded", "client_id": "slow", "status": 429, "code": "rate_limit_exceeded"},
+    )  # fmt: skip
+    change = of_json({"moral_filter": {"ema_alpha": 0.2}, "cognitive_rhythm": {"wake_duration": 5}})
+    status, line = ask("PATCH", "/governor", change, "admin")
+    assert (status, line.pop("position") > 0) == (200, True)
+    assert line == {
+        "event": "governor_changed", "client_id": "admin",
+        "before": {"moral_filter": {"ema_alpha": 0.1}, "cognitive_rhythm": {"wake_duration": 8}},
+        "after": {"moral_filter": {"ema_alpha": 0.2}, "cognitive_rhythm": {"wake_duration": 5}},
+    }  # fmt: skip
+    for command in ("stop", "resume", "reset"):
+        status, line = ask("POST", f"/governor/{command}", nothing, "admin")
+        assert (status, line.pop("position") > 0) == (200, True)
+        assert line == {"event": f"governor_{command}", "client_id": "admin"}
+    status, line = ask("PATCH", "/governor", of_json({}), "admin")
+    assert (status, line["event"], line["code"]) == (422, "invalid_input", "change_empty")
+    for path in ("/nope", "/memories/999"):
+        assert strict.request("GET", path, headers=ring.bearer("reader")).status == 404
+    assert strict.request("PUT", "/state", headers=ring.bearer("reader")).status == 405
+    assert not [line for line in audited(strict) if line.get("status") in (404, 405)]
+    assert [] == ring.leaked(strict)
+    since = strict.log[strict.log.index('"logger": "mlsdm.audit"') :].splitlines()[1:]
+    others = [line for line in since if "mlsdm.audit" not in line and "mlsdm.controller" not in line]
+    assert [] == others  # CRITICAL silences all else, but for the controller, which a reload does not replace
+
+
+def test_what_never_became_a_request_is_audited_too(serve: Serve) -> None:
+    """Framing, Host, sizes: refused by the connection, from the peer's address; strange paths cannot break a line."""
+    server = serve(WORKERS="1", API_KEY=ring.API_KEY)
+    bad = {
+        "host_invalid": b"GET / HTTP/1.1\r\nHost: a b\r\nX-Request-ID: strange-1\r\n\r\n",
+        "malformed_request": b"GET / HTTP/1.1\nHost: x\r\n\r\n",
+        "body_too_large": b"POST /event HTTP/1.1\r\nHost: x\r\nX-Request-ID: strange-2\r\n"
+        b"Content-Length: 999999999\r\n\r\n",
+        "headers_too_large": b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: " + b"x" * 9000 + b"\r\n\r\n",
+        "unauthorised": b"GET /%0a%0d%00%1b[2J%7f%c2%9b%e2%80%a8%22},{" + b"a" * 3900 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    }
+    for request in bad.values():
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as peer:
+            peer.sendall(request)
+            assert peer.recv(12).startswith(b"HTTP/1.1 4")
+
+    found = eventually(lambda: (now := audited(server)) and len(now) >= len(bad) and now)
+
+    assert list(bad) == [line["code"] for line in found]
+    assert {"invalid_input", "auth_failure"} == {line["event"] for line in found}
+    assert {("127.0.0.1", "127.0.0.1")} == {(line["client_id"], line["address"]) for line in found}
+    assert {"strange-1", "strange-2"} < {line["request_id"] for line in found}
+    assert found[-1]["path"].startswith('/\n\r\x00\x1b[2J\x7f\xc2\x9b\xe2\x80\xa8"},{a')
+    assert len(found[-1]["path"]) == 200
+    log = server.log
+    assert not [character for character in log if not character.isprintable() and character != "\n"]
+
+
+def test_a_flood_of_refusals_is_a_trickle_of_lines(serve: Serve) -> None:
+    """A thousand guesses: at most twenty lines a second, and every one of them is counted in the metrics."""
+    server = serve(WORKERS="1", API_KEY=ring.API_KEY)
+    connection, began = server.connect(), time.monotonic()
+
+    for _ in range(1000):
+        assert server.request("GET", "/state", headers={"X-API-Key": "guess"}, connection=connection).status == 401
+    elapsed = time.monotonic() - began
+    time.sleep(1.1)
+    assert server.request("GET", "/state", connection=connection).status == 401
+    connection.close()
+
+    found = audited(server)
+    assert LINES_PER_SECOND <= len(found) <= LINES_PER_SECOND * (elapsed + 2) + 1
+    assert sum(line.get("suppressed", 0) for line in found) + len(found) == 1001
+    assert b'\nmlsdm_refusals_total{code="unauthorised"} 1001.0\n' in server.get("/metrics").body
+
+
+def test_credentials_in_odd_places_are_not_written(keyed_server: LiveServer) -> None:
+    """A token in a query, a wrong scheme, a cookie or a body is nowhere in the log."""
+    secret = "odd-place-secret-0123456789"
+    for path, headers in (
+        (f"/state?api_key={secret}", {}),
+        ("/state", {"Authorization": f"Basic {secret}"}),
+        ("/state", {"Cookie": f"key={secret}"}),
+        ("/state", {"X-API-Key": secret, "Idempotency-Key": secret}),
+        (f"/state?{secret}", ring.bearer("reader")),
+        (f"/decisions?{secret}=1", ring.bearer("reader")),
+    ):
+        keyed_server.request("GET", path, headers=headers)
+    for document in (
+        {secret: 1},
+        {"event_vector": secret, "moral_value": 1},
+        {"event_vector": EXAMPLE, "moral_value": secret},
+    ):
+        body = of_json(document)
+        keyed_server.request(
+            "POST", "/event", body.content, body.headers | ring.bearer("writer") | {"Moral-Value": secret}
+        )
+
+    assert secret not in keyed_server.log
