@@ -10,8 +10,9 @@ Owns: the readers on the listening sockets, the number of open connections, and 
   and after YIELD_SECONDS_MAX a batch is taken in any case: a wedged or dying neighbour must not starve clients.
 - out of descriptors or memory (EMFILE and its kin): a pause, one line in the log per episode. Without the pause the
   level-triggered poll would spin on a connection that cannot be taken.
-- full: above `connections_max` a connection is accepted, told 503 with Retry-After, and closed. Leaving it in the
-  backlog would make a client wait for its own timeout to learn the same.
+- full: at `connections_max` the connection that was idle longest makes room for a new one. When none is idle, the new
+  one is accepted, told 503 with Retry-After, and closed: leaving it in the backlog would make a client wait for its
+  own timeout to learn the same.
 
 Rejected: SO_REUSEPORT (the kernel hashes clients to workers once, evenly only in the long run, and loses the backlog
 of a worker that exits); EPOLLEXCLUSIVE (libuv has no way to ask for it, and it wakes one worker, not the emptiest).
@@ -28,7 +29,7 @@ from typing import Any, Final, Protocol
 from app.connection import Connection
 from app.framing import Refusal
 from app.service import Service
-from core.limits import HEADERS_SECONDS, LINGER_SECONDS
+from core.limits import HEADERS_SECONDS, KERNEL_BUFFER_SIZE, LINGER_SECONDS
 
 BATCH_COUNT: Final = 16  # accepted per wake-up; between batches the connections already open get their turn
 YIELD_SECONDS: Final = 0.002
@@ -38,6 +39,7 @@ STARVED_SECONDS: Final = 0.2
 TURNED_AWAY_COUNT_MAX: Final = 64
 # What a worker publishes when it accepts no more, so that nobody waits for it to fill up.
 NOT_ACCEPTING: Final = 2**31 - 1
+_TOO_MANY: Final = "too_many_connections"
 
 _STARVED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -78,6 +80,10 @@ class Acceptor:
     ) -> None:
         """`listeners` are bound, listening and non-blocking."""
         self.open_count = 0  # accepted and not yet lost, TLS handshakes included
+        for listener in listeners:
+            # The kernel would take up to 4 MB for each peer that does not read (tcp(7)). What is accepted inherits it.
+            if listener.family in (socket.AF_INET, socket.AF_INET6):
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_BUFFER_SIZE.value)
         self._service = service
         self._loop = service.loop
         self._listeners = listeners
@@ -156,12 +162,13 @@ class Acceptor:
 
     def _open(self, accepted: socket.socket, address: tuple[Any, ...]) -> None:
         refusal = None
-        if self.open_count >= self._connections_max:
+        if self.open_count >= self._connections_max and not self._service.make_room():
+            detail = f"This worker already has its {self._connections_max} connections; try again in a second."
             if self.open_count >= self._connections_max + TURNED_AWAY_COUNT_MAX:
                 accepted.close()
+                self._service.refused(_TOO_MANY, (address[0], address[1]), detail)
                 return
-            detail = f"This worker already has its {self._connections_max} connections; try again in a second."
-            refusal = Refusal(503, "too_many_connections", detail, retry_after=1)
+            refusal = Refusal(503, _TOO_MANY, detail, retry_after=1)
         self.open_count += 1
         self._occupancy.publish(self.open_count)
         # An IPv6 address has four parts; WSGI knows two.

@@ -15,8 +15,9 @@ What llhttp already refuses by itself (each has its test all the same): bare CR 
 colon, control characters, a Content-Length that is signed, listed, repeated or overflows, Content-Length beside
 Transfer-Encoding, chunk sizes that are not plain hexadecimal, bytes outside ASCII in the target.
 
-NOTE: two harmless leniencies of llhttp cannot be seen from its callbacks and stand: several spaces between method and
-target (RFC 9112 §3 allows it), and `RTSP/1.0` in the place of `HTTP/1.0`.
+NOTE: three harmless leniencies of llhttp cannot be seen from its callbacks and stand: several spaces around the target
+(RFC 9112 §3 allows it), a bare CR or LF before a request line (§2.2 speaks of empty lines; none of these bytes can be
+part of a request, so it still begins where it begins), and `RTSP/1.0` in the place of `HTTP/1.0`.
 """
 
 import re

@@ -2,9 +2,10 @@
 
 Owns the parser (llhttp through httptools) and what it has said so far: target, fields, body. `feed` takes bytes; each
 complete request is handed to `deliver` as a WSGI environ from inside `feed`, so that the application runs in the same
-turn. It raises Refusal when the bytes cannot be, or may not become, a request; after that nothing more is fed. It
-knows no socket, no time and no order of answers: that is `app.connection`. The rules it applies are in `app.framing`
-and `app.environ`.
+turn. A request has its names (`app.trace`) from the end of its head on, so that whatever happens to it later is told
+under them. `feed` raises Refusal when the bytes cannot be, or may not become, a request; after that nothing more is
+fed. It knows no socket, no time and no order of answers: that is `app.connection`. The rules it applies are in
+`app.framing` and `app.environ`.
 
 Invariants. What hides inside the parser is bounded although llhttp bounds nothing: the bytes of an incomplete head,
 chunk extensions, trailers. Trailers are dropped: nothing reads them, and merging them into the head would be a way
@@ -26,7 +27,8 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrad
 from app.environ import fill, locate
 from app.exchange import CLOSE, KEEP_ALIVE, PERSIST
 from app.framing import CHUNKED, Refusal, body_length
-from core.limits import BODY_SIZE, HEADERS_SIZE, REQUEST_LINE_SIZE
+from app.trace import Tracer
+from core.limits import BODY_SIZE, HEADER_COUNT, HEADERS_SIZE, REQUEST_LINE_SIZE
 
 # Where the parser stands.
 IDLE: Final = 0  # between messages
@@ -61,21 +63,27 @@ class Message:
         "_reserve",
         "_reserved",
         "_target",
+        "_tracer",
         "_upgrade",
         "phase",
     )  # fmt: skip
 
     def __init__(
-        self, base: WSGIEnvironment, deliver: Callable[[WSGIEnvironment, str], bool], reserve: Callable[[int], None]
+        self,
+        base: WSGIEnvironment,
+        tracer: Tracer,
+        deliver: Callable[[WSGIEnvironment, str], bool],
+        reserve: Callable[[int], None],
     ) -> None:
-        """`base` is what all environs share.
+        """`base` is what all environs share; `tracer` gives requests their names.
 
         `deliver(environ, persistence)` gets each request, with PERSIST, KEEP_ALIVE or CLOSE as it asked for, and says
         whether more are wanted. `reserve(size)` is asked before a large body is taken into memory and may raise
         Refusal.
         """
         self.phase = IDLE
-        self._base = base
+        self._base = self._environ = base
+        self._tracer = tracer
         self._deliver = deliver
         self._reserve = reserve
         self._parser = HttpRequestParser(self)
@@ -117,13 +125,18 @@ class Message:
         return self.phase != IDLE and self._incomplete(len(data))
 
     def close(self) -> None:
-        """Let go of parser and connection: cycles with this message, and of the last body.
+        """Let go of parser and connection, cycles with this message, and of what was read of a request.
 
         Such a cycle waits for the collector, which counts objects and not bytes: a thousand closed connections that
-        each hold the megabyte they sent last would not yet move it. Nothing is fed afterwards.
+        each hold a megabyte would not yet move it. Nothing is fed afterwards.
         """
         del self._parser, self._deliver, self._reserve
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of what was read of a request that is refused. Nothing is fed afterwards."""
         self._environ = self._base
+        self._fields.clear()
         self._body.clear()
 
     @property
@@ -131,10 +144,33 @@ class Message:
         """Whether the request being read is a HEAD, whose answer has no content (RFC 9110 §9.3.2)."""
         return self.phase != IDLE and self._parser.get_method() == b"HEAD"
 
-    def take_expectation(self) -> bool:
-        """Say, once, whether the client waits for 100 Continue: it asked, and no byte of the body has come."""
+    @property
+    def named(self) -> WSGIEnvironment:
+        """An environ that names the request being read, for whoever refuses it. The names are the client's if the head
+        was read and they are sane; otherwise an id is made, a new one each time.
+        """
+        if self.phase == BODY and "mlsdm.request_id" in self._environ:
+            return self._environ
+        fields = self._fields if self.phase == BODY else []
+        return {**self._base, "mlsdm.request_id": self._tracer.name_refused(fields)}
+
+    def take_expectation(self) -> WSGIEnvironment | None:
+        """Return, once, the environ of a request whose client waits for 100 Continue: it asked, and no byte of the body
+        has come.
+        """
         expects, self._expects = self._expects and self.phase == BODY and not self._body, False
-        return expects
+        return self._environ if expects else None
+
+    def without_body(self) -> WSGIEnvironment:
+        """Return the environ of the request being read as if it were complete and empty. Nothing is fed afterwards:
+        where its body would have ended, nobody knows.
+        """
+        environ = self._environ
+        environ["CONTENT_LENGTH"] = "0"
+        environ.pop("HTTP_TRANSFER_ENCODING", None)
+        environ["wsgi.input"] = BytesIO()
+        environ["mlsdm.received_ns"] = monotonic_ns()
+        return environ
 
     # -- called by the parser ----------------------------------------------------------------------------------------
 
@@ -166,6 +202,7 @@ class Message:
         environ = self._environ = self._base.copy()
         environ["SERVER_PROTOCOL"] = "HTTP/" + version
         fill(environ, self._fields)
+        self._tracer.name(environ)
         length = self._length = body_length(environ, version)
         locate(environ, method, self._target)
         if not parser.should_keep_alive():  # RFC 9112 §9.3
@@ -207,6 +244,8 @@ class Message:
         else:
             environ["wsgi.input"] = BytesIO()
         environ["mlsdm.received_ns"] = monotonic_ns()
+        # An idle connection holds nothing of its last request: sixteen megabytes of a body would be nobody's account.
+        self._environ, self._fields = self._base, []
         self.phase = self._awaited = IDLE
         if not self._deliver(environ, self._persistence):
             raise _Enough
@@ -215,6 +254,8 @@ class Message:
 
     def _incomplete(self, size: int) -> bool:
         """Bound what the parser holds, `size` bytes of which are new; True when the input first ends in this phase."""
+        if len(self._fields) > HEADER_COUNT.value:
+            raise Refusal.over(HEADER_COUNT, "The head of this request")
         if self.phase != self._awaited:
             self._awaited = self.phase
             self._fed = 0

@@ -21,8 +21,9 @@ import uvloop
 
 from app.connection import Connection
 from app.framing import Refusal
-from app.service import Service
+from app.service import IN_PIECES, Service
 from core.limits import (
+    ANSWERS_SIZE,
     BODIES_SIZE,
     BODY_SIZE,
     HEADER_COUNT,
@@ -46,7 +47,7 @@ class Echo:
         self.calls: list[str] = []
         self.threads: set[str] = set()
 
-    def may_block(self, method: str, path: str) -> bool:
+    def may_block(self, method: str, path: str) -> int:
         return path.startswith("/slow")
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any], /) -> Iterable[bytes]:
@@ -329,6 +330,15 @@ GUARDS: dict[str, tuple[bytes, int, str]] = {
 }  # fmt: skip
 
 
+STANDING = {
+    ("x-content-type-options", "nosniff"),
+    ("cache-control", "no-store"),
+    ("x-frame-options", "DENY"),
+    ("referrer-policy", "no-referrer"),
+    ("content-security-policy", "default-src 'none'; frame-ancestors 'none'"),
+}
+
+
 @pytest.fixture(scope="module", params=["whole", "byte by byte"])
 def guarded(request: pytest.FixtureRequest) -> Iterator[Server]:
     with serving(protocol=Dribble if request.param == "byte by byte" else Connection) as server:
@@ -352,6 +362,8 @@ def test_guard(guarded: Server, name: str, behind: bool) -> None:
         assert status == answer.status
         assert "application/problem+json" == answer.headers["content-type"]
         assert "close" == answer.headers["connection"]
+        assert STANDING <= answer.headers.items()
+        assert answer.headers["x-request-id"]
         assert {"type", "title", "status", "code", "detail"} == set(answer.json)
         assert ("about:blank", status, code) == tuple(answer.json[key] for key in ("type", "status", "code"))
         reader.end()
@@ -365,6 +377,116 @@ def test_refusals_are_counted() -> None:
             ask(server, b"GET / HTTP/1.1\r\n\r\n")
 
         assert {"host_missing": 3} == dict(server.service.refusals)
+
+
+class Told(Echo):
+    """An echo that remembers what it is told of refusals."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refusals: list[tuple[Any, ...]] = []
+
+    def on_refusal(self, *said: Any) -> None:
+        self.refusals.append(said)
+
+
+def test_application_is_told_of_refusals() -> None:
+    """Code, client, request id, a sentence and the status; 0 and no id where a connection ends without a word."""
+    with serving(Told(), pace=0.5) as server:
+        (answer,) = ask(server, b"GET / HTTP/1.1\r\nX-Request-ID: r-1\r\n\r\n")
+        with dial(server) as silent:
+            Reader(silent).end()
+        until(lambda: len(server.app.refusals) == 2)
+        (first, second) = server.app.refusals
+
+    assert ("host_missing", ("127.0.0.1", 4242), "r-1", answer.json["detail"], 400) == first
+    assert ("keepalive_timeout", ("127.0.0.1", 4242), "", 0) == (*second[:3], second[4])
+    assert second[3].endswith("(limit: 75 seconds).")
+
+
+def test_application_that_fails_to_listen_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """An on_refusal that raises is logged, and the client gets its refusal."""
+
+    class Deaf(Echo):
+        def on_refusal(self, *_said: Any) -> None:
+            raise ValueError("not listening")
+
+    with serving(Deaf()) as server:
+        assert [400] == [answer.status for answer in ask(server, b"GET / HTTP/1.1\r\n\r\n")]
+
+    assert "not listening" in caplog.text
+
+
+def test_refusal_is_logged_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+    """The line says why, for whom and in which trace; nothing of what was sent."""
+    caplog.set_level(logging.DEBUG, "test")
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    parent = b"traceparent: 00-%s-00f067aa0ba902b7-01\r\n" % trace.encode()
+    with serving() as server:
+        ask(server, post(b"X-Request-ID: r-1\r\n" + parent + b"Expect: a secret\r\nContent-Length: 5\r\n"))
+    (record,) = (record for record in caplog.records if record.getMessage().startswith("Refused"))
+
+    assert {
+        "request_id": "r-1", "trace_id": trace, "client": "127.0.0.1:4242", "code": "expectation_failed", "status": 417,
+    }.items() <= vars(record).items()  # fmt: skip
+    assert "secret" not in str(vars(record))
+
+
+# -- names -----------------------------------------------------------------------------------------------------------
+
+ID = b"X-Request-ID: r-1\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        get(b"/", ID),
+        get(b"/", ID + b"Host: b\r\n"),
+        get(b"/", b"Host: b\r\n" + ID),
+        b"GET / HTTP/1.1\r\n" + ID + b"\r\n",
+        get(b"/", ID, b"2.0"),
+        post(ID + b"Expect: x\r\nContent-Length: 1\r\n"),
+        post(ID + b"Content-Length: 99999999\r\n"),
+        post(ID + CHUNKED, b"x"),
+        post(ID + CHUNKED + b"Connection: upgrade\r\nUpgrade: x\r\n", b"x"),
+    ],
+)
+def test_request_id_is_echoed(server: Server, request_: bytes) -> None:
+    """Whatever becomes of a request whose head was read, its answer carries the id that it came with."""
+    (answer,) = ask(server, request_)
+
+    assert "r-1" == answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [b"\x16\x03\x01", b"GET /\x01", ID + get(b"/"), get(b"/", ID + b"X : a\r\n"), get(b"/", b"X-Request-ID: a b\r\n")],
+)
+def test_request_id_is_made(server: Server, request_: bytes) -> None:
+    """Without a sane one in a head that was read, each answer has one of its own."""
+    made = [ask(server, request_)[0].headers["x-request-id"] for _ in range(2)]
+
+    assert 2 == len(set(made))
+    assert {24} == {len(name) for name in made}
+
+
+def test_requests_do_not_share_names(server: Server) -> None:
+    """A request without names does not inherit those of the one before it, nor does a refusal behind it."""
+    parent = b"traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n"
+    first, second, third = ask(server, get(b"/", ID + parent) + GOOD + b"nonsense", 3)
+
+    assert "r-1" == first.headers["x-request-id"]
+    assert "traceparent" in first.headers
+    assert 3 == len({answer.headers["x-request-id"] for answer in (first, second, third)})
+    assert not [answer for answer in (second, third) if "traceparent" in answer.headers]
+
+
+def test_late_refusals_carry_the_names_of_their_request() -> None:
+    """A body that does not come in time is refused under the id that its head brought."""
+    with serving(pace=0.2) as server:
+        (answer,) = ask(server, post(ID + b"Content-Length: 5\r\n", b"hel"))
+
+        assert (408, "r-1") == (answer.status, answer.headers["x-request-id"])
 
 
 def test_refusal_of_head_has_no_body() -> None:
@@ -388,6 +510,14 @@ def test_chunked_body_over_the_limit() -> None:
             client.sendall(chunk)
 
         assert "body_too_large" == Reader(client).answer().json["code"]
+
+
+def test_too_many_fields_are_refused_before_the_head_is_complete() -> None:
+    """What is too much already need not be waited for, nor kept."""
+    with serving() as server:
+        (answer,) = ask(server, get(b"/", b"a:b\r\n" * 1_000)[:-2])
+
+        assert (431, "too_many_headers") == (answer.status, answer.json["code"])
 
 
 @pytest.mark.parametrize("protocol", [Connection, Dribble])
@@ -420,6 +550,7 @@ def test_environ(server: Server) -> None:
     environ = answer.environ
 
     assert before <= environ.pop("mlsdm.received_ns") <= time.monotonic_ns()
+    assert answer.headers["x-request-id"] == environ.pop("mlsdm.request_id")
     assert {
         "REQUEST_METHOD": "POST", "SCRIPT_NAME": "", "PATH_INFO": "/a/b\u00c3\u00a9", "QUERY_STRING": "x=%20&y",
         "SERVER_PROTOCOL": "HTTP/1.1", "SERVER_NAME": "127.0.0.1", "SERVER_PORT": str(server.address[1]),
@@ -431,10 +562,15 @@ def test_environ(server: Server) -> None:
 
 
 def test_answer_headers(server: Server) -> None:
-    """An answer carries Date and Content-Length, no Server, and says nothing about a connection that stays open."""
+    """An answer carries Date, Content-Length, the standing headers and its name, no Server, and says nothing about a
+    connection that stays open.
+    """
     (answer,) = ask(server, GOOD)
 
-    assert {"date", "content-type", "content-length"} == set(answer.headers)
+    assert {
+        "date", "content-type", "content-length", "x-request-id", "x-content-type-options", "cache-control",
+        "x-frame-options", "referrer-policy", "content-security-policy",
+    } == set(answer.headers)  # fmt: skip
     assert answer.headers["date"].endswith(" GMT")
 
 
@@ -557,6 +693,96 @@ def test_no_continue_when_the_body_is_there() -> None:
         assert (200, "hello") == (answer.status, answer.json["body"])
 
 
+class Choosy(Echo):
+    """Wants no body for /no, fails to say for /maybe, and answers 401 to whoever sends none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[str, bool]] = []
+
+    def may_continue(self, environ: dict[str, Any]) -> bool:
+        self.asked.append((environ["PATH_INFO"], "wsgi.input" in environ))
+        if environ["PATH_INFO"] == "/maybe":
+            raise ValueError("cannot say")
+        return not environ["PATH_INFO"].endswith("/no")
+
+
+def expecting(path: bytes, framing: bytes = b"Content-Length: 5\r\n") -> bytes:
+    return b"POST " + path + b" HTTP/1.1\r\n" + HOST + b"Expect: 100-continue\r\n" + framing + b"\r\n"
+
+
+@pytest.mark.parametrize("protocol", [Connection, Dribble])
+@pytest.mark.parametrize("framing", [b"Content-Length: 5\r\n", CHUNKED])
+@pytest.mark.parametrize("path", [b"/no", b"/slow/no"], ids=["inline", "pool"])
+def test_unwanted_body_is_not_asked_for(path: bytes, framing: bytes, protocol: type[Connection]) -> None:
+    """When the application does not want the body it answers at once, to an empty one; no 100 is sent, and what the
+    client sends all the same is never read as a request.
+    """
+    with serving(Choosy(), protocol=protocol) as server, dial(server) as client:
+        server.app.gate.set()
+        client.sendall(GOOD + expecting(path, framing))
+        reader = Reader(client)
+        assert "/good" == reader.answer().environ["PATH_INFO"]
+        answer = reader.answer()
+
+        assert (200, "close", "") == (answer.status, answer.headers["connection"], answer.json["body"])
+        assert "0" == answer.environ["CONTENT_LENGTH"]
+        assert "HTTP_TRANSFER_ENCODING" not in answer.environ
+        client.sendall(GOOD)
+        reader.end()
+        assert ["/good", path.decode()] == server.app.calls
+        assert [(path.decode(), False)] == server.app.asked
+
+
+def test_wanted_body_is_asked_for_once() -> None:
+    """The application is asked only about bodies that are held back, after the checks of size, and then 100 is sent."""
+    with serving(Choosy()) as server, dial(server) as client:
+        reader = Reader(client)
+        client.sendall(post(b"Content-Length: 5\r\n", b"hello"))
+        assert 200 == reader.answer().status
+        client.sendall(expecting(b"/no") + b"hello")
+        assert 200 == reader.answer().status
+        client.sendall(expecting(b"/yes"))
+        assert 100 == reader.answer().status
+        client.sendall(b"hello")
+        assert "hello" == reader.answer().json["body"]
+        client.sendall(expecting(b"/yes", b"Content-Length: 99999999\r\n"))
+
+        assert 413 == reader.answer().status
+        assert [("/yes", False)] == server.app.asked
+
+
+@pytest.mark.parametrize("before", [b"", get(b"/slow")], ids=["first", "behind"])
+def test_failure_to_say_whether_a_body_is_wanted(before: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """It is a 500 and the end of the connection, also when the request had to wait for its turn."""
+    with serving(Choosy()) as server, dial(server) as client:
+        client.sendall(before + expecting(b"/maybe"))
+        if before:
+            until(lambda: "/slow" in server.app.calls)
+        server.app.gate.set()
+        reader = Reader(client)
+        if before:
+            assert 200 == reader.answer().status
+
+        assert 500 == reader.answer().status
+        reader.end()
+        assert "cannot say" in caplog.text
+
+
+def test_unwanted_body_behind_a_request_that_runs() -> None:
+    """Its answer keeps its turn."""
+    with serving(Choosy()) as server, dial(server) as client:
+        client.sendall(get(b"/slow") + expecting(b"/no"))
+        until(lambda: "/slow" in server.app.calls)
+        time.sleep(0.05)
+        assert [] == server.app.asked
+        server.app.gate.set()
+        reader = Reader(client)
+
+        assert ["/slow", "/no"] == [reader.answer().environ["PATH_INFO"] for _ in range(2)]
+        reader.end()
+
+
 def test_large_body(server: Server) -> None:
     """A body of many reads arrives whole, and its reservation is returned."""
     body = b"0123456789abcdef" * 20_000
@@ -607,6 +833,124 @@ def test_blocking_routes_run_on_the_pool_in_order() -> None:
         assert "host_missing" == reader.answer().json["code"]
         reader.end()
         assert any(name.startswith("route") for name in server.app.threads)
+
+
+class Long(Echo):
+    """Answers /long… in a hundred pieces; `size` and `seconds` say how large and how slow. One of /long/bad fails."""
+
+    size = 1
+    seconds = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[str] = []
+
+    def may_block(self, method: str, path: str) -> int:
+        return IN_PIECES if path.startswith("/long") else super().may_block(method, path)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any], /) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if not path.startswith("/long"):
+            return super().__call__(environ, start_response)
+        self.calls.append(path)
+        start_response("200 OK", [])
+        return self.made(path)
+
+    def made(self, path: str) -> Iterator[bytes]:
+        for number in range(100):
+            self.pieces.append(path)
+            time.sleep(self.seconds)
+            if number == 50 and path == "/long/bad":
+                raise ValueError("no more of this")
+            yield b"x" * self.size
+
+
+def test_long_answers_are_made_in_pieces() -> None:
+    """Between the pieces of a long answer others are served; it arrives whole and in its turn, and so does what is
+    behind it. Of several, the first is finished first.
+    """
+    with serving(Long()) as server, dial(server) as first, dial(server) as second:
+        server.app.seconds = 0.002
+        first.sendall(get(b"/long/1") + GOOD + get(b"/long/2") + GOOD)
+        until(lambda: "/long/1" in server.app.calls)
+        second.sendall(get(b"/long/3") + GOOD)
+        others = 0
+        while len(server.app.pieces) < 300:
+            assert 200 == ask(server, get(b"/other"))[0].status
+            others += 1
+        reader, other_reader = Reader(first), Reader(second)
+
+        assert [b"x" * 100, None, b"x" * 100, None] == [
+            None if answer.body.startswith(b"{") else answer.body for answer in (reader.answer() for _ in range(4))
+        ]
+        assert b"x" * 100 == other_reader.answer().body
+        assert "/good" == other_reader.answer().environ["PATH_INFO"]
+        assert others > 1
+        assert [] == server.call(lambda: list(server.service._making))
+        assert ["/long/1"] * 100 == server.app.pieces[:100]
+        assert {100} == {server.app.pieces.count(path) for path in ("/long/1", "/long/2", "/long/3")}
+
+
+def test_long_answer_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing of it was sent, so its client gets a plain 500, and the next request is served."""
+    with serving(Long()) as server:
+        bad, good = ask(server, get(b"/long/bad") + GOOD, 2)
+
+    assert (500, "internal_error", 200) == (bad.status, bad.json["code"], good.status)
+    assert "no more of this" in caplog.text
+
+
+def test_long_answer_that_nobody_waits_for() -> None:
+    """When its peer has gone, no more of it is made, and the next one has its turn."""
+    with serving(Long()) as server:
+        server.app.size = 1_000
+        with dial(server) as client:
+            server.call(lambda: setattr(server.service, "untaken_size", 2 * ANSWERS_SIZE.value))  # holds it up
+            client.sendall(get(b"/long/1"))
+            until(lambda: bool(server.call(lambda: list(server.service._making))))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        until(lambda: bool(server.lost))
+        server.call(lambda: server.service.untaken(-2 * ANSWERS_SIZE.value, ("", 0)))
+
+        assert 100_000 == len(ask(server, get(b"/long/2"))[0].body)
+        assert {"/long/2"} == set(server.app.pieces)
+
+
+def test_untaken_answers_hold_up_long_ones_alone() -> None:
+    """While slow readers leave too much untaken, no long answer is made, and everything else is answered; when they are
+    cut off, the long ones go on.
+    """
+    count = ANSWERS_SIZE.value // 4_000_000 + 1
+    with serving(Long(), sndbuf=8_192) as server:
+        server.app.size = 40_000
+        readers = [dial(server, rcvbuf=8_192) for _ in range(count)]
+        for reader in readers:
+            reader.sendall(get(b"/long/slow"))
+        until(lambda: server.call(lambda: server.service.untaken_size) > ANSWERS_SIZE.value)
+        with dial(server) as waiting:
+            waiting.sendall(get(b"/long/last"))
+            until(lambda: bool(server.call(lambda: list(server.service._making))))
+            for _ in range(20):
+                assert 200 == ask(server, GOOD)[0].status
+            assert "/long/last" not in server.app.calls
+            for reader in readers:
+                reader.close()
+
+            assert 4_000_000 == len(Reader(waiting).answer().body)
+        assert 1 == server.service.refusals["answers_full"]
+        until(lambda: server.call(lambda: server.service.untaken_size) == 0)
+
+
+def test_idle_connections_hold_nothing_of_their_last_request() -> None:
+    """A body, however large, is let go of with its answer."""
+    with serving() as server, dial(server) as client:
+        client.sendall(post(b"Content-Length: 60000\r\n", b"x" * 60_000))
+        Reader(client).answer()
+        (connection,) = server.service.connections
+        message = connection._message
+
+        assert "wsgi.input" not in server.call(lambda: message._environ)
+        assert ([], []) == (message._fields, message._body)
 
 
 def test_continue_waits_for_its_turn() -> None:
@@ -763,7 +1107,8 @@ def test_write_deadline() -> None:
         client.sendall(get(b"/big"))
         until(lambda: bool(server.lost))
 
-        assert {"write_timeout": 1} == dict(server.service.refusals)
+        assert {"reader_too_slow": 1, "write_timeout": 1} == dict(server.service.refusals)
+        assert 0 == server.service.untaken_size
 
 
 def test_no_deadline_while_the_application_works() -> None:

@@ -1,7 +1,9 @@
 """The call of an application and the bytes of its answer."""
 
 import asyncio
+import json
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -9,20 +11,38 @@ import pytest
 
 from app.exchange import CLOSE, KEEP_ALIVE, PERSIST, Exchange
 from app.service import Service
+from app.trace import Trace
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+NAMES = {"mlsdm.request_id": "r-1", "REMOTE_ADDR": "192.0.2.1", "REMOTE_PORT": "7"}
+
+
+def service_of(application: Any, scheme: str = "http") -> Service:
+    loop = asyncio.new_event_loop()
+    service = Service(application, loop, logging.getLogger("test.exchange"), scheme=scheme)
+    loop.close()
+    return service
+
+
+def whole(service: Service, persistence: str = PERSIST, **environ: Any) -> bytes:
+    """Return an answer as it goes out."""
+    request = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "mlsdm.received_ns": time.monotonic_ns(), **NAMES, **environ}
+    return Exchange().answer(service, request, persistence)
 
 
 def answer(
     application: Application, method: str = "GET", persistence: str = PERSIST, *, draining: bool = False
 ) -> bytes:
-    """Return the answer of `application` without its Date line."""
-    loop = asyncio.new_event_loop()
-    service = Service(application, loop, logging.getLogger("test"))
-    loop.close()
+    """Return the answer of `application` without the lines that every answer carries."""
+    service = service_of(application)
     service.draining = draining
-    environ = {"REQUEST_METHOD": method, "PATH_INFO": "/"}
-    return Exchange().answer(service, environ, persistence).replace(service.date.encode(), b"")
+    got = whole(service, persistence, REQUEST_METHOD=method)
+    for line in (service.date, service.standing.text, "X-Request-ID: r-1\r\n"):
+        assert 1 == got.count(line.encode())
+        got = got.replace(line.encode(), b"")
+    return got
 
 
 def fixed(status: str, headers: list[tuple[str, str]], body: Any) -> Application:
@@ -45,8 +65,17 @@ def test_answer() -> None:
 
 
 def test_framing_is_ours() -> None:
-    """Headers by which an application could desynchronise a connection are dropped."""
-    names = ["Transfer-Encoding", "connection", "Keep-Alive", "Upgrade", "Date"]
+    """Headers by which an application could desynchronise a connection, and the names of the request, are dropped."""
+    names = [
+        "Transfer-Encoding",
+        "connection",
+        "Keep-Alive",
+        "Upgrade",
+        "Date",
+        "Server",
+        "x-request-id",
+        "TraceParent",
+    ]
 
     assert b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n" == answer(
         fixed("200 OK", [(name, "x") for name in names], [])
@@ -150,3 +179,119 @@ def test_application_that_never_answers() -> None:
     exchange_error = answer(lambda _environ, _start_response: [b"x"])
 
     assert exchange_error.startswith(b"HTTP/1.1 500 ")
+
+
+# -- what every answer carries ---------------------------------------------------------------------------------------
+
+
+def fields(raw: bytes) -> list[tuple[str, str]]:
+    """Return the fields of an answer, names in lower case."""
+    lines = raw.split(b"\r\n\r\n")[0].decode().split("\r\n")[1:]
+    return [(name.lower(), value) for name, value in (line.split(": ", 1) for line in lines)]
+
+
+def test_standing_headers() -> None:
+    """Each answer says that it is nothing to sniff, keep, frame or run; over plain HTTP nothing of TLS."""
+    got = dict(fields(whole(service_of(fixed("200 OK", [], [])))))
+
+    assert {
+        "x-content-type-options": "nosniff", "cache-control": "no-store", "x-frame-options": "DENY",
+        "referrer-policy": "no-referrer", "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    }.items() <= got.items()  # fmt: skip
+    assert "strict-transport-security" not in got
+    assert "server" not in got
+
+
+@pytest.mark.parametrize("body", [[b"x"], ["an error"]], ids=["answer", "error"])
+def test_standing_headers_on_tls(body: Any) -> None:
+    """On TLS the client is asked to come back on TLS (RFC 6797 §7.2), errors included."""
+    got = dict(fields(whole(service_of(fixed("200 OK", [], body), "https"))))
+
+    assert "max-age=31536000" == got["strict-transport-security"]
+
+
+def test_an_answer_may_replace_a_standing_header() -> None:
+    """What the application says in one answer stands alone in it, and the next answer has the standing line again."""
+    own = ("content-security-policy", "default-src 'self'")
+    service = service_of(fixed("200 OK", [own, ("X-A", "1")], []))
+    first, second = (fields(whole(service)) for _ in range(2))
+
+    assert first == second
+    assert [own] == [field for field in first if field[0] == own[0]]
+    assert 1 == [name for name, _ in first].count("cache-control")
+    service.application = fixed("200 OK", [], [])
+    assert "default-src 'none'; frame-ancestors 'none'" == dict(fields(whole(service)))[own[0]]
+
+
+def test_an_application_has_standing_headers_of_its_own() -> None:
+    """They replace a default of the same name and join the others."""
+
+    class Page:
+        standing_headers = (("Content-security-policy", "default-src 'self'"), ("X-Own", "1"))
+        __call__ = staticmethod(fixed("200 OK", [], []))
+
+    got = fields(whole(service_of(Page())))
+
+    assert ["default-src 'self'"] == [value for name, value in got if name == "content-security-policy"]
+    assert ("x-own", "1") in got
+    assert ("cache-control", "no-store") in got
+
+
+def test_a_standing_header_is_one_line() -> None:
+    """An application whose standing headers would break an answer is not served at all."""
+
+    class Broken:
+        standing_headers = (("X", "a\r\nY: b"),)
+
+    with pytest.raises(ValueError, match="line break"):
+        service_of(Broken())
+
+
+def test_the_trace_is_passed_on() -> None:
+    """An answer carries the trace id and flags that came, and a span id of our own, each time another one."""
+    service = service_of(fixed("200 OK", [], []))
+    trace = Trace("a" * 32, "b" * 16, "01")
+    traced: dict[str, Any] = {"mlsdm.trace": trace}
+    values = [dict(fields(whole(service, **traced)))["traceparent"].split("-") for _ in range(2)]
+
+    assert [["00", "a" * 32, "01"]] * 2 == [[version, trace_id, flags] for version, trace_id, _, flags in values]
+    assert 3 == len({"b" * 16} | {span for _, _, span, _ in values})
+    assert "traceparent" not in dict(fields(whole(service)))
+
+
+# -- the log ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_is_logged_under_the_names_of_its_request(caplog: pytest.LogCaptureFixture) -> None:
+    """The line of a 500 carries request id, trace id and client, and of the request nothing but method and path."""
+    service = service_of(fixed("200 OK", [], ["text"]))
+    secrets = {"QUERY_STRING": "q=hidden", "HTTP_AUTHORIZATION": "hidden"}
+    traced: dict[str, Any] = {"mlsdm.trace": Trace("a" * 32, "b" * 16, "00")}
+    whole(service, PATH_INFO="/a\nb\x1b", **traced, **secrets)
+    (record,) = caplog.records
+
+    assert "Error handling request GET /a%0Ab%1B" == record.getMessage()
+    assert {"request_id": "r-1", "client": "192.0.2.1:7", "trace_id": "a" * 32}.items() <= vars(record).items()
+    assert "hidden" not in json.dumps(vars(record), default=str)
+
+
+def test_access_line_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+    """At DEBUG each request has one line: what was asked, what was answered, how long it took, and for whom."""
+    caplog.set_level(logging.DEBUG, "test.exchange")
+    got = whole(service_of(fixed("201 Created", [], [b"abc"])), PATH_INFO="/p\xe9 q", QUERY_STRING="hidden")
+    (record,) = caplog.records
+
+    assert {
+        "method": "GET", "path": "/p%E9%20q", "status": 201, "bytes": len(got), "request_id": "r-1",
+        "client": "192.0.2.1:7",
+    }.items() <= vars(record).items()  # fmt: skip
+    assert 0 <= vars(record)["ms"] < 60_000
+    assert "trace_id" not in vars(record)
+
+
+def test_no_access_line_otherwise(caplog: pytest.LogCaptureFixture) -> None:
+    """Above DEBUG nothing is said of a request that went well."""
+    caplog.set_level(logging.INFO, "test.exchange")
+    whole(service_of(fixed("200 OK", [], [])))
+
+    assert [] == caplog.records

@@ -296,12 +296,21 @@ def test_serves_tls(tmp_path: Path) -> None:
         assert 200 == client.getresponse().status
 
 
+def half(server: Gunicorn) -> http.client.HTTPConnection:
+    """Return a client in the middle of its request."""
+    client = server.dial()
+    client.putrequest("POST", "/")
+    client.putheader("Content-Length", "4")
+    client.endheaders(b"ab")
+    return client
+
+
 def test_too_many_connections(tmp_path: Path) -> None:
-    """Above worker_connections a client is told 503 and when to come back, and those inside are not disturbed."""
+    """At worker_connections, none of them idle, a client is told 503 and when to come back, and those inside are not
+    disturbed.
+    """
     with gunicorn(tmp_path, "--worker-connections", "3") as server:
-        clients = [server.dial() for _ in range(3)]
-        for client in clients:
-            fetch(client)
+        clients = [half(server) for _ in range(3)]
         refused = server.dial()
         refused.request("GET", "/")
         response = refused.getresponse()
@@ -310,7 +319,43 @@ def test_too_many_connections(tmp_path: Path) -> None:
         assert (503, "1", "close") == (response.status, response.headers["retry-after"], response.headers["connection"])
         assert ("too_many_connections", 503) == (problem["code"], problem["status"])
         for client in clients:
+            assert client.sock is not None
+            client.sock.sendall(b"cd")
+            assert 200 == client.getresponse().status
+
+
+def test_the_longest_idle_makes_room(tmp_path: Path) -> None:
+    """In a full worker a new connection takes the place of the one that was idle longest; one by one, no other."""
+    with gunicorn(tmp_path, "--worker-connections", "4") as server:
+        busy, *idle = half(server), server.dial(), server.dial(), server.dial()
+        for client in idle:
             fetch(client)
+        for client in idle[1:]:
+            time.sleep(0.6)  # more than two ticks of the worker's clock, so that it, too, knows who was last
+            fetch(client)
+        time.sleep(1.6)
+        newcomer = server.dial()
+        fetch(newcomer)
+
+        assert idle[0].sock is not None
+        assert b"" == idle[0].sock.recv(1)
+        for client in (*idle[1:], newcomer):
+            fetch(client)
+        assert busy.sock is not None
+        busy.sock.sendall(b"cd")
+        assert 200 == busy.getresponse().status
+
+
+def test_all_idle_ones_may_make_room(tmp_path: Path) -> None:
+    """However many come at once: each takes the place of an idle one, and nobody is refused."""
+    with gunicorn(tmp_path, "--worker-connections", "8") as server:
+        idle = [server.dial() for _ in range(8)]
+        time.sleep(1.6)
+        newcomers = [server.dial() for _ in range(8)]
+
+        for client in newcomers:
+            fetch(client)
+        assert [b""] * 8 == [client.sock.recv(1) for client in idle if client.sock is not None]
 
 
 # -- sharing ---------------------------------------------------------------------------------------------------------
@@ -396,12 +441,9 @@ def test_term_finishes_what_is_in_flight(tmp_path: Path) -> None:
     0.
     """
     with gunicorn(tmp_path) as server:
-        silent, slow, half = server.dial(), server.dial(), server.dial()
+        silent, slow, cut = server.dial(), server.dial(), half(server)
         fetch(silent)
         slow.request("GET", "/slow")
-        half.putrequest("POST", "/")
-        half.putheader("Content-Length", "4")
-        half.endheaders(b"ab")
         until(lambda: server.notes("slow"))
         server.signal(signal.SIGTERM)
         until(lambda: "Handling signal: term" in server.log)
@@ -409,11 +451,11 @@ def test_term_finishes_what_is_in_flight(tmp_path: Path) -> None:
         assert b"" == silent.sock.recv(1)
         with pytest.raises(ConnectionRefusedError):
             server.dial()
-        assert half.sock is not None
-        half.sock.sendall(b"cd")
+        assert cut.sock is not None
+        cut.sock.sendall(b"cd")
         (tmp_path / "gate").touch()
 
-        for client in (slow, half):
+        for client in (slow, cut):
             response = client.getresponse()
             assert (200, "close") == (response.status, response.headers["connection"])
         assert 0 == server.wait()
