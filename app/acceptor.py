@@ -31,7 +31,7 @@ from app.framing import Refusal
 from app.service import Service
 from core.limits import HEADERS_SECONDS, KERNEL_BUFFER_SIZE, LINGER_SECONDS
 
-BATCH_COUNT: Final = 16  # accepted per wake-up; between batches the connections already open get their turn
+BATCH_COUNT: Final = 4  # accepted per wake-up; between batches the connections already open get their turn
 YIELD_SECONDS: Final = 0.002
 YIELD_SECONDS_MAX: Final = 0.05
 STARVED_SECONDS: Final = 0.2

@@ -76,12 +76,14 @@ class Gate:
         self._admit(request.env, Role.READ)
         raise falcon.HTTPRouteNotFound
 
-    def may_continue(self, environ: WSGIEnvironment, operation: Operation | None) -> bool:
-        """Return whether a client that waits for 100 Continue may send its body (RFC 9110 §10.1.1)."""
-        if operation is not None and operation.role is None:
-            return True
+    def wants_body(self, environ: WSGIEnvironment, operation: Operation | None) -> bool:
+        """Return whether a client may send a body that is large or held back (RFC 9110 §10.1.1): only one that the
+        operation takes, and only who may call it.
+        """
+        if operation is None or operation.body is None or operation.role is None:
+            return False
         try:
-            self._admit(environ, Role.READ if operation is None or operation.role is None else operation.role)
+            self._admit(environ, operation.role)
         except Problem:
             return False
         return True

@@ -58,6 +58,10 @@ _SLICE_SIZE: Final = 16_384  # one feed of the parser; more than most whole requ
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
+class _Unwanted(Exception):
+    """The application does not want the body that is being read."""
+
+
 class Connection(asyncio.Protocol):
     """One client's connection."""
 
@@ -245,6 +249,8 @@ class Connection(asyncio.Protocol):
                 self._continue()
         except Refusal as refusal:
             self._refuse(refusal)
+        except _Unwanted:
+            self._answer_without_body()
         except Exception:  # a mistake of ours must not leave a client waiting
             named = self._message.named
             self._service.log.exception("Error reading a request", extra=about(named))
@@ -267,9 +273,8 @@ class Connection(asyncio.Protocol):
         environ = None if self._held else self._message.take_expectation()
         if environ is None:
             return
-        may_continue = self._service.may_continue
         try:
-            wanted = may_continue is None or may_continue(environ)
+            wanted = self._wants_body(environ)
         except Exception:  # as for any other mistake of the application
             self._service.log.exception("Error asking whether a body is wanted", extra=about(environ))
             self._refuse(UNEXPECTED)
@@ -277,8 +282,21 @@ class Connection(asyncio.Protocol):
         if wanted:
             self._send(_CONTINUE, PERSIST)
         else:
-            self._deaf = True
-            self._serve(self._message.without_body(), CLOSE)
+            self._answer_without_body()
+
+    def _wants_body(self, environ: WSGIEnvironment) -> bool:
+        wants_body = self._service.wants_body
+        return wants_body is None or wants_body(environ)
+
+    def _answer_without_body(self) -> None:
+        """Have the application say, in its turn, why it does not want the body of the request being read, and end."""
+        self._deaf = True
+        request = self._message.without_body(), CLOSE
+        self._message.forget()
+        if self._held:
+            self._waiting.append(request)
+        else:
+            self._serve(*request)
 
     def _full(self) -> bool:
         return self._paused or len(self._waiting) >= PIPELINE_DEPTH.value
@@ -317,7 +335,10 @@ class Connection(asyncio.Protocol):
             change, self._untaken = size - self._untaken, size
             self._service.untaken(change, self._client)
 
-    def _reserve(self, size: int) -> None:
+    def _reserve(self, size: int, environ: WSGIEnvironment) -> None:
+        """Set memory aside for a large body, if it is wanted at all: a stranger gets none of it."""
+        if not self._wants_body(environ):
+            raise _Unwanted
         self._service.reserve(size)
         self._reserved += size
 

@@ -168,11 +168,11 @@ class Application:
                 event, client_id=client[0], address=client[0], request_id=request_id, status=status, code=code
             )
 
-    def may_continue(self, environ: WSGIEnvironment) -> bool:
-        """Return whether a client that waits for 100 Continue should send its body."""
+    def wants_body(self, environ: WSGIEnvironment) -> bool:
+        """Return whether a body should be sent that is held back (Expect: 100-continue), or that is large."""
         resource = self._routes.get(_bare(environ["PATH_INFO"]))
         operation = resource.operations.get(environ["REQUEST_METHOD"]) if resource else None
-        return self._gate.may_continue(environ, operation)
+        return self._gate.wants_body(environ, operation)
 
     def may_block(self, method: str, path: str) -> int:
         """Return how a request is answered: on the loop, on the thread pool, or in pieces."""

@@ -73,7 +73,7 @@ class Message:
         base: WSGIEnvironment,
         tracer: Tracer,
         deliver: Callable[[WSGIEnvironment, str], bool],
-        reserve: Callable[[int], None],
+        reserve: Callable[[int, WSGIEnvironment], None],
     ) -> None:
         """`base` is what all environs share; `tracer` gives requests their names.
 
@@ -214,7 +214,7 @@ class Message:
             self._received = self._reserved = 0
             self._expects = "HTTP_EXPECT" in environ
             if length > LARGE_BODY_SIZE:
-                self._reserve(length)
+                self._reserve(length, environ)
         if parser.should_upgrade():
             self._upgrade = b"Transfer-Encoding: chunked" if length == CHUNKED else b"Content-Length: %d" % length
 
@@ -225,7 +225,7 @@ class Message:
             if self._received > BODY_SIZE.value:
                 raise Refusal.over(BODY_SIZE, "A chunked body")
             if self._received > self._reserved + LARGE_BODY_SIZE:
-                self._reserve(len(piece) + LARGE_BODY_SIZE)
+                self._reserve(len(piece) + LARGE_BODY_SIZE, self._environ)
                 self._reserved += len(piece) + LARGE_BODY_SIZE
 
     def on_message_complete(self) -> None:

@@ -54,8 +54,8 @@ class Application(Protocol):
     `may_block(method, path) -> int`: INLINE (or False) answers the request on the loop, POOL (or True) on the thread
     pool, IN_PIECES on the loop, in its turn, when its answer takes long to make: the application should then return a
     generator, and is asked for one piece in each turn of the loop, of no more than a quarter of a millisecond.
-    `may_continue(environ) -> bool`: whether the body that a client holds back (Expect: 100-continue) is wanted. Called
-    before there is a body; after False the application is called with an empty one, to say why not.
+    `wants_body(environ) -> bool`: whether a body is wanted that the client holds back (Expect: 100-continue), or that
+    is large. Called before there is one; after False the application is called with an empty body, to say why not.
     `on_refusal(code, client, request_id, detail, status)`: whenever a connection passed a limit or broke a rule; see
     `Service.refused`.
     `standing_headers`, pairs of name and value: what all answers carry, see `app.standing`.
@@ -84,7 +84,7 @@ class Service:
         """`retire` is called once, when request number `served_max` has been taken (0: never)."""
         self.application = application
         self.may_block: Callable[[str, str], int] | None = getattr(application, "may_block", None)
-        self.may_continue: Callable[[WSGIEnvironment], bool] | None = getattr(application, "may_continue", None)
+        self.wants_body: Callable[[WSGIEnvironment], bool] | None = getattr(application, "wants_body", None)
         self._on_refusal: Callable[[str, tuple[str, int], str, str, int], object] | None = getattr(
             application, "on_refusal", None
         )

@@ -27,8 +27,8 @@ BODY: Final = (
 )
 READ: Final = b"GET /decisions?limit=1000 HTTP/1.1\r\nHost: slow\r\n\r\n" * 16
 KINDS: Final = ("head", "body", "read")
-SLICES: Final = 50  # of a second, so that not all bytes are sent at once
-OPENED_PER_SLICE_MAX: Final = 40  # 2,000 connections a second
+SLICES: Final = 200  # of a second, so that bytes and connections do not come in bursts of our own making
+OPENED_PER_SLICE_MAX: Final = 10  # 2,000 connections a second
 
 
 class Slow(asyncio.Protocol):
@@ -121,7 +121,7 @@ class Crowd:
             self.loop.call_later(0.5, self.wanted.append, slow.kind)
 
     def slice(self) -> None:
-        """Fifty times a second: a fiftieth sends its byte, and who is missing is opened."""
+        """Two hundred times a second: as many parts of them send their byte, and who is missing is opened."""
         if self.stopping:
             return
         self.loop.call_later(1 / SLICES, self.slice)

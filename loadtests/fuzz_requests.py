@@ -154,7 +154,7 @@ def by_message(pieces: Iterable[bytes]) -> Outcome:
         open_[0] = persistence != CLOSE
         return open_[0]
 
-    message = Message(base("http", ("127.0.0.1", 80), CLIENT), TRACER, deliver, lambda _size: None)
+    message = Message(base("http", ("127.0.0.1", 80), CLIENT), TRACER, deliver, lambda _size, _environ: None)
     try:
         for piece in pieces:
             if open_[0]:

@@ -337,15 +337,13 @@ def test_the_gate_says_before_the_body_whether_it_is_wanted() -> None:
     """Expect: 100-continue is refused to whom the request itself would be refused."""
     keyring = Keyring(keys=[Key("w", Role.WRITE, "standard", digest_of("w.x"), float("inf"))])
     gate = Gate(keyring)
-    write, probe = Operation("", Role.WRITE, None), Operation("", None, None)
+    write, probe = Operation("", Role.WRITE, None, body={"text/plain": str}), Operation("", None, None)
     known, unknown = {"REMOTE_ADDR": "", "HTTP_X_API_KEY": "w.x"}, {"REMOTE_ADDR": ""}
 
-    assert [gate.may_continue(dict(known), write), gate.may_continue(dict(unknown), write)] == [True, False]
-    assert [gate.may_continue(dict(known), Admin.operations["GET"]), gate.may_continue(dict(unknown), probe)] == [
-        False,
-        True,
-    ]
-    assert [gate.may_continue(dict(known), None), gate.may_continue(dict(unknown), None)] == [True, False]
+    assert [gate.wants_body(dict(known), write), gate.wants_body(dict(unknown), write)] == [True, False]
+    admin = Admin.operations["GET"]._replace(body={"text/plain": str})
+    for operation in (admin, probe, None):  # not this role; no body; no such operation
+        assert [gate.wants_body(dict(known), operation), gate.wants_body(dict(unknown), operation)] == [False, False]
 
 
 # -- keys over the life of a server -----------------------------------------------------------------------------------

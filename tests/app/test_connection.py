@@ -700,7 +700,7 @@ class Choosy(Echo):
         super().__init__()
         self.asked: list[tuple[str, bool]] = []
 
-    def may_continue(self, environ: dict[str, Any]) -> bool:
+    def wants_body(self, environ: dict[str, Any]) -> bool:
         self.asked.append((environ["PATH_INFO"], "wsgi.input" in environ))
         if environ["PATH_INFO"] == "/maybe":
             raise ValueError("cannot say")
@@ -1042,6 +1042,32 @@ def test_large_bodies_share_a_budget() -> None:
         assert 200 == small.status
         first.close()
         until(lambda: server.call(lambda: server.service.bodies_size) == size)
+
+
+@pytest.mark.parametrize("before", [b"", get(b"/slow")], ids=["first", "behind"])
+@pytest.mark.parametrize(
+    ("framing", "sent"),
+    [
+        (b"Content-Length: 16000000\r\n", b"x"),
+        (CHUNKED, b"10001\r\n" + b"x" * 65_537),
+    ],
+    ids=["announced", "chunked"],
+)
+def test_unwanted_large_body_takes_no_memory(before: bytes, framing: bytes, sent: bytes) -> None:
+    """A stranger who announces megabytes is answered at once and has reserved nothing of what others need."""
+    with serving(Choosy()) as server, dial(server) as client:
+        server.app.gate.set()
+        client.sendall(before + b"POST /no HTTP/1.1\r\n" + HOST + framing + b"\r\n" + sent)
+        reader = Reader(client)
+        if before:
+            assert "/slow" == reader.answer().environ["PATH_INFO"]
+        answer = reader.answer()
+
+        assert ("close", "0") == (answer.headers["connection"], answer.environ["CONTENT_LENGTH"])
+        assert 0 == server.call(lambda: server.service.bodies_size)
+        client.sendall(GOOD)
+        reader.end()
+        assert "/good" not in server.app.calls
 
 
 def test_turned_away() -> None:

@@ -86,7 +86,7 @@ class TestTable:
             assert list(range(len(names))) == [getattr(lib, f"MLSDM_{prefix}_{name.upper()}") for name in names]
 
     def test_records_have_one_of_four_writers(self) -> None:
-        """Creator, lock holder, row owner, or anyone with one compare-and-swap; each field has a dtype and a meaning."""
+        """Creator, lock holder, row owner, anyone with one compare-and-swap; each field has a dtype and a meaning."""
         assert {"creator", "lock", "row", "anyone"} == {record.writer for record in RECORDS}
         known = {*DTYPES, *(record.name for record in RECORDS)}
         for record in RECORDS:
