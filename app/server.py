@@ -228,6 +228,8 @@ class Server:
 
     def on_reload(self, _arbiter: Any) -> None:
         """Bring what was reloaded into force. Reached only with a configuration that is valid as a whole."""
+        if self._supervisor is not None:
+            self._supervisor.reload()
         descriptors.provide(self.require()[1].config.server.connections_max)
         self._enforce()
 

@@ -44,6 +44,7 @@ class Supervisor:
         self._config = config
         self._release = release
         self._controller = NOBODY
+        self._observability = config().observability
         self._spawned_at = 0.0
         self._beat: tuple[int, float, int] = (0, 0.0, 0)
         self.superseded = False
@@ -69,6 +70,7 @@ class Supervisor:
             finally:
                 os._exit(status)
         self._controller = process.identify(pid)
+        self._observability = self._config().observability
         self._spawned_at = time.monotonic()
         self._beat = (0, self._spawned_at, 0)
         self.superseded = False
@@ -133,9 +135,17 @@ class Supervisor:
             self._beat = (0, now, 0)
         return False
 
+    def reload(self) -> None:
+        """Replace a controller that logs in another way than is configured now; nothing else of the configuration
+        reaches it otherwise than through the block.
+        """
+        if self._controller != NOBODY and self._config().observability != self._observability:
+            self.end()
+            self.spawn()
+
     def end(self) -> None:
         """End the controller, in order if it can."""
-        controller = self._controller
+        controller, self._controller = self._controller, NOBODY  # its death is no news to `reap`
         if not controller.alive:
             return
         os.kill(controller.pid, signal.SIGTERM)

@@ -84,7 +84,7 @@ class CognitiveRhythm(msgspec.Struct, frozen=True, kw_only=True):
     clock: Annotated[
         Literal["time", "events"], about("What a cycle is: an interval of time, or one decision.", "name")
     ] = "time"
-    cycle_seconds: Annotated[float, about("Length of a cycle when the clock is time.", "seconds", ge=0.01, le=3600)] = (
+    cycle_seconds: Annotated[float, about("Length of a cycle when the clock is time.", "seconds", ge=0.05, le=3600)] = (
         1.0
     )
 

@@ -38,6 +38,7 @@ from shm.watch import INTERVAL_SECONDS, LockWatch
 SUPERSEDED: Final = 9  # exit status: a newer controller has taken over, do not respawn me
 SCRUB_SECONDS: Final = 50  # for one round over all slots; the promise is 60
 VITALS_SECONDS: Final = 1.0
+LATE_SAID_SECONDS: Final = 60.0  # between two lines about late steps: a starved machine is late each time
 
 log = logging.getLogger("mlsdm.controller")
 
@@ -59,6 +60,8 @@ class Controller:
         self._sample_due_ns = 0
         self._tick_due_ns = clock() + self._cycle_ns()
         self._corrupt = False
+        self._late_unsaid = 0
+        self._late_said_ns = -int(LATE_SAID_SECONDS * 1e9)
 
     def _inherit_vitals(self, arbiter: process.Identity) -> Any:
         """Return the vitals to publish: the predecessor's counts under this controller's name."""
@@ -111,7 +114,10 @@ class Controller:
         self.store.tick(now_ns, self.epoch)
         if late:
             self.vitals.late_steps += late
-            log.warning("skipped %d late steps of the rhythm", late)
+            self._late_unsaid += late
+            if now_ns >= self._late_said_ns + int(LATE_SAID_SECONDS * 1e9):
+                log.warning("skipped %d late steps of the rhythm", self._late_unsaid)
+                self._late_unsaid, self._late_said_ns = 0, now_ns
         self._tick_due_ns += (1 + late) * self._cycle_ns()
 
     def _cycle_ns(self) -> int:

@@ -1,6 +1,7 @@
 """The server over its whole life: reloads, upgrades, deaths. Every test runs real processes and kills real ones."""
 
 import concurrent.futures
+import json
 import os
 import signal
 import subprocess
@@ -158,6 +159,23 @@ def test_reload_keeps_every_memory_and_applies_the_new_settings(serve: Serve, tm
     kinds = [KINDS[entry.kind] for entry in store.entries(1, newest)[0]]
     assert kinds.count("configure") == 1
     assert kinds.count("epoch") == 1
+
+
+def test_reload_changes_how_the_controller_logs(serve: Serve, tmp_path: Path) -> None:
+    """The controller, too, logs as is configured now; the others see a new epoch and nothing else."""
+    path = tmp_path / "mlsdm.yaml"
+    path.write_text("observability: {logging: {format: text}}\n")
+    server = serve(CONFIG_PATH=str(path))
+    store = server.store()
+
+    path.write_text("observability: {logging: {format: json}}\n")
+    os.kill(server.pid, signal.SIGHUP)
+    eventually(lambda: store.state().epoch == 2)
+    assert server.request("POST", "/governor/reset").status == 200
+
+    lines = [line for line in server.log.splitlines() if "carried out reset" in line]
+    assert [json.loads(line)["logger"] for line in lines] == ["mlsdm.controller"]
+    assert "died" not in server.log
 
 
 def test_reload_with_a_broken_configuration_keeps_everything(serve: Serve, tmp_path: Path) -> None:

@@ -78,6 +78,20 @@ class TestTick:
         assert 3 == held.steps
         held.close()
 
+    def test_a_machine_that_is_always_late_is_said_to_be_so_once_a_minute(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Each line counts what was skipped since the one before."""
+        held = Held()
+        for _ in range(30):
+            held.now_ns += 4 * SECOND
+            held.run(0.02)
+
+        lines = [record.getMessage() for record in caplog.records if "late steps" in record.getMessage()]
+        assert 2 == len(lines)
+        assert sum(int(line.split()[1]) for line in lines) <= held.controller.vitals.late_steps
+        held.close()
+
     def test_not_when_events_step(self) -> None:
         """With the events' clock, time takes no step; decisions do."""
         held = Held(Config(dimension=16, capacity=100, cognitive_rhythm=CognitiveRhythm(clock="events")))
