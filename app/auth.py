@@ -80,7 +80,7 @@ class Gate:
         """Return whether a client may send a body that is large or held back (RFC 9110 §10.1.1): only one that the
         operation takes, and only who may call it.
         """
-        if operation is None or operation.body is None or operation.role is None:
+        if operation is None or not operation.body or operation.role is None:
             return False
         try:
             self._admit(environ, operation.role)

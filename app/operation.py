@@ -8,13 +8,11 @@ a resource without an operation for a responder does not get routed.
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import falcon
 
 from core.keys import Role
-
-METHODS: Final = ("GET", "POST", "PATCH", "DELETE")
 
 
 class Parameter(NamedTuple):

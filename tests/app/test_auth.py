@@ -342,7 +342,8 @@ def test_the_gate_says_before_the_body_whether_it_is_wanted() -> None:
 
     assert [gate.wants_body(dict(known), write), gate.wants_body(dict(unknown), write)] == [True, False]
     admin = Admin.operations["GET"]._replace(body={"text/plain": str})
-    for operation in (admin, probe, None):  # not this role; no body; no such operation
+    bodiless = Operation("", Role.READ, None)
+    for operation in (admin, probe, bodiless, None):  # not this role; open; no body; no such operation
         assert [gate.wants_body(dict(known), operation), gate.wants_body(dict(unknown), operation)] == [False, False]
 
 
