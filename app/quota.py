@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from hashlib import blake2b
 from ipaddress import IPv6Address, ip_address
-from typing import Final, NamedTuple
+from typing import Final
 from wsgiref.types import WSGIEnvironment
 
 import falcon
@@ -32,17 +32,9 @@ from shm.store import KEYS, PEERS, Buckets
 _SECOND_NS: Final = 1_000_000_000
 
 
-class Charge(NamedTuple):
-    """What a request has paid, so that it can be given back. Kept in the environ as `mlsdm.charge`.
-
-    `response` says how much was left then.
-    """
-
-    buckets: Buckets
-    owner: int
-    interval_ns: int
-    tokens: int
-    response: falcon.Response
+# What a request has paid, so that it can be given back, kept in the environ as `mlsdm.charge`: buckets, owner, interval
+# in ns, tokens, and the answer that says how much was left then.
+Charge = tuple[Buckets, int, int, int, falcon.Response]
 
 
 class Quotas:
@@ -55,37 +47,43 @@ class Quotas:
         }
         self._clock = clock
         self._secret = bytes(block.region("header").secret)
-        self._owner_of = lru_cache(4096)(self._make_owner)
+        self._account_of = lru_cache(4096)(self._account)
 
     def charge(self, request: falcon.Request, response: falcon.Response, tokens: int) -> None:
         """Take `tokens` from the client's bucket. Raises 429 when they are not there, 422 when they never will be."""
         environ = request.env
         client: Client = environ["mlsdm.client"]
-        interval_ns, burst, policy = self._tiers[client.key.tier]
+        tier = client.key.tier
+        buckets, owner, interval_ns, burst, policy = self._account_of(client.id, client.key.id != "", tier)
         if tokens > burst:
             raise Problem(
                 422, "batch_above_burst",
-                f"body: {tokens} events; expected at most {burst}, the burst of tier {client.key.tier}",
+                f"body: {tokens} events; expected at most {burst}, the burst of tier {tier}",
                 field="body", expected=f"at most {burst} events",
             )  # fmt: skip
-        buckets = self._keys if client.key.id else self._peers
-        owner = self._owner_of(client.id, interval_ns, burst)
         wait_ns, full_ns, remaining = buckets.take(owner, self._clock(), interval_ns, burst, tokens)
-        left = f'"{client.key.tier}";r={remaining};t={_seconds(full_ns)}'
+        left = f'"{tier}";r={remaining};t={-(-full_ns // _SECOND_NS)}'
         if wait_ns:
             detail = f"{tokens} more would exceed {policy}; try again in {wait_ns / 1e9:.3g} s. Nothing was applied."
             raise Problem(
                 429, "rate_limit_exceeded", detail, retry_after=_seconds(wait_ns),
                 headers={"RateLimit": left, "RateLimit-Policy": policy},
             )  # fmt: skip
-        environ["mlsdm.charge"] = Charge(buckets, owner, interval_ns, tokens, response)
-        response.set_headers((("RateLimit", left), ("RateLimit-Policy", policy)))
+        environ["mlsdm.charge"] = buckets, owner, interval_ns, tokens, response
+        response.set_header("RateLimit", left)
+        response.set_header("RateLimit-Policy", policy)
 
-    def _make_owner(self, name: str, *bucket: int) -> int:
-        """Return the owner of a bucket: 64 bits that nobody outside can aim at the bucket of somebody else.
+    def _account(self, name: str, is_key: bool, tier: str) -> tuple[Buckets, int, int, int, str]:
+        """Return where a client's tokens are: table, owner, interval in ns, burst, and the policy as a header says it.
 
-        `name` is a key's id or an address, `bucket` its size.
+        `name` is a key's id or an address.
         """
+        interval_ns, burst, policy = self._tiers[tier]
+        owner = self._owner(name, interval_ns, burst)
+        return self._keys if is_key else self._peers, owner, interval_ns, burst, policy
+
+    def _owner(self, name: str, *bucket: int) -> int:
+        """Return the owner of a bucket: 64 bits that nobody outside can aim at the bucket of somebody else."""
         try:
             address = ip_address(name)
         except ValueError:
@@ -99,9 +97,12 @@ class Quotas:
 def give_back(environ: WSGIEnvironment, spent: int = 0) -> None:
     """Return what a request has paid, but for `spent` tokens."""
     charge: Charge | None = environ.pop("mlsdm.charge", None)
-    if charge is not None and charge.tokens > spent:
-        charge.buckets.give_back(charge.owner, charge.interval_ns, charge.tokens - spent)
-        charge.response.delete_header("RateLimit")  # it is not true any more
+    if charge is None:
+        return
+    buckets, owner, interval_ns, tokens, response = charge
+    if tokens > spent:
+        buckets.give_back(owner, interval_ns, tokens - spent)
+        response.delete_header("RateLimit")  # it is not true any more
 
 
 def _policy(name: str, tier: Tier) -> str:

@@ -54,6 +54,7 @@ class Quota(NamedTuple):
     remaining: int
 
 
+_QUOTA: Final = ffi.typeof("struct mlsdm_quota *")
 _DECISION: Final = struct.Struct("<3Q4d2I")  # PERF: one unpack costs what two attributes of a cffi structure cost
 assert _DECISION.size == ffi.sizeof("struct mlsdm_decision")
 
@@ -353,20 +354,19 @@ class Recall(threading.local):
         )  # fmt: skip
 
 
-class Buckets(threading.local):
-    """The token buckets of one table, KEYS or PEERS. Thread-local, because a route on the pool takes tokens, too."""
+class Buckets:
+    """The token buckets of one table, KEYS or PEERS. Any thread may use it: a route on the pool takes tokens, too."""
 
     def __init__(self, block: Block, table: int) -> None:
         self._map = block.map
         self._table = table
-        self._quota = ffi.new("struct mlsdm_quota *")
 
     def take(self, owner: int, now_ns: int, interval_ns: int, burst: int, count: int) -> Quota:
         """Take `count` tokens, 1 ≤ count ≤ burst, from the bucket of `owner` (64 bits, not 0), or none.
 
         One token comes every `interval_ns`, up to `burst` of them; `now_ns` is CLOCK_BOOTTIME.
         """
-        quota = self._quota
+        quota = ffi.new(_QUOTA)
         lib.mlsdm_tokens_take(self._map, self._table, owner, now_ns, interval_ns, burst, count, quota)
         return Quota(quota.wait_ns, quota.full_ns, quota.remaining)
 
