@@ -67,6 +67,7 @@ def test_the_operation_of_a_method() -> None:
     """That of HEAD is that of GET; others, OPTIONS among them, have none."""
     resource = Declared()
 
-    assert [operation_of(resource, method) for method in ("GET", "POST", "PATCH", "DELETE", "HEAD", "OPTIONS", "PURGE", "")] == [
+    methods = ("GET", "POST", "PATCH", "DELETE", "HEAD", "OPTIONS", "PURGE", "")
+    assert [operation_of(resource, method) for method in methods] == [
         READ, None, None, Declared.operations["DELETE"], READ, None, None, None,
     ]  # fmt: skip
