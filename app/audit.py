@@ -4,9 +4,9 @@ One JSON object a line, whatever the format and level of the other log: `event` 
 key's id, or an address), `address` from where, `request_id` which request, `code` why. Never a credential, a body or a
 vector; text of a client is bounded, and control characters are escaped by JSON.
 
-A flood of refusals must not become a flood of lines: of each event at most LINES_PER_SECOND are written a second, in
-each worker; the next line that is written says how many were `suppressed`. Every one is counted all the same
-(`mlsdm_refusals_total`).
+A flood of refusals must not become a flood of lines: of each kind at most LINES_PER_SECOND are written a second, in
+each worker, and a line of their own says how many were `suppressed`. Every one is counted all the same
+(`mlsdm_refusals_total`). What changed the server is always written: only an administrator can do that.
 """
 
 import logging
@@ -42,39 +42,54 @@ class Audit:
         """Note that a request was refused with `status` and `code`, `field` being to blame."""
         if event := event_of(status):
             ours = field and code != "field_unknown"  # the name of an unknown one is a piece of the body
-            self.note(event, environ, status=status, code=code, **({"field": field} if ours else {}))
+            self.note_refusal(event, **_about(environ), status=status, code=code, **({"field": field} if ours else {}))
 
     def note(self, event: str, environ: WSGIEnvironment, **members: Any) -> None:
-        """Note what a request did."""
-        client: Client | None = environ.get("mlsdm.client")
-        address = environ.get("mlsdm.address", environ["REMOTE_ADDR"])
-        trace = environ.get("mlsdm.trace")
-        self.write(
-            event,
-            client_id=client.id if client else address,
-            address=address,
-            request_id=environ["mlsdm.request_id"],
-            **({"trace_id": trace.trace_id} if trace else {}),
-            method=environ["REQUEST_METHOD"],
-            path=environ["PATH_INFO"][:TEXT_LENGTH_MAX],
-            **members,
-        )
+        """Note what a request has changed."""
+        log.warning(event, extra={**_about(environ), **members})
 
-    def write(self, event: str, **members: Any) -> None:
+    def note_refusal(self, event: str, **members: Any) -> None:
         """Write one line, unless this second has had its lines of this event."""
         with self._lock:
-            second = int(self._clock())
-            if second != self._second:
-                self._second = second
-                self._written.clear()
+            self._turn()
             written = self._written.get(event, 0)
             if written >= LINES_PER_SECOND:
                 self._suppressed[event] = self._suppressed.get(event, 0) + 1
                 return
             self._written[event] = written + 1
-            if suppressed := self._suppressed.pop(event, 0):
-                members["suppressed"] = suppressed
         log.warning(event, extra=members)
+
+    def flush(self) -> None:
+        """Say how many lines the last second has cost, once it is over. To be called a few times a second."""
+        if self._suppressed:
+            with self._lock:
+                self._turn()
+
+    def _turn(self) -> None:
+        """Begin a new second when it is time."""
+        second = int(self._clock())
+        if second == self._second:
+            return
+        self._second = second
+        self._written.clear()
+        for event, suppressed in self._suppressed.items():
+            log.warning(event, extra={"suppressed": suppressed})
+        self._suppressed.clear()
+
+
+def _about(environ: WSGIEnvironment) -> dict[str, Any]:
+    """Return who asked for what, from where."""
+    client: Client | None = environ.get("mlsdm.client")
+    address = environ.get("mlsdm.address", environ["REMOTE_ADDR"])
+    trace = environ.get("mlsdm.trace")
+    return {
+        "client_id": client.id if client else address,
+        "address": address,
+        "request_id": environ["mlsdm.request_id"],
+        **({"trace_id": trace.trace_id} if trace else {}),
+        "method": environ["REQUEST_METHOD"],
+        "path": environ["PATH_INFO"][:TEXT_LENGTH_MAX],
+    }
 
 
 def event_of(status: int) -> str | None:

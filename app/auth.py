@@ -10,15 +10,17 @@ paths end in a sink that needs a key, too, so that a stranger learns nothing fro
 It also says who asks, in the environ: `mlsdm.address`, for which forwarding headers are believed only from listed
 proxies, also of those who are refused; and `mlsdm.client`, of those who have a key, or need none.
 
-Without keys a browser is a door: any page that its user looks at may send requests to 127.0.0.1. So an open service
-refuses what a page of another origin sends. With keys that needs no rule, because no browser adds a key by itself.
+Without keys a browser is a door: any page that its user looks at may send requests to 127.0.0.1, and a page whose name
+was rebound to that address even passes for one of ours. So an open service refuses what a page of another origin sends,
+and one that listens on a loopback address alone also every Host that is neither an address nor `localhost`. With keys
+that needs no rule, because no browser adds a key by itself.
 """
 
 import time
 from collections.abc import Callable
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple
 from wsgiref.types import WSGIEnvironment
 
 import falcon
@@ -49,9 +51,13 @@ class Gate:
         keyring: Keyring,
         proxies: tuple[Network, ...] = (),
         charge: Callable[[falcon.Request, falcon.Response, int], None] | None = None,
+        loopback: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`charge(request, response, tokens)` takes an operation's cost and may raise; `clock` in Unix seconds."""
+        """`charge(request, response, tokens)` takes an operation's cost and may raise; `loopback` says that nobody can
+        connect from elsewhere; `clock` in Unix seconds.
+        """
+        self._loopback = loopback
         self._keyring = keyring
         self._is_open = keyring.is_open
         # PERF: who has shown what and was let in, so that each request of a client is not identified anew (0.2 µs
@@ -77,16 +83,19 @@ class Gate:
             if operation.cost and self._charge is not None:
                 self._charge(request, response, operation.cost)
 
-    def no_route(self, request: falcon.Request, _response: falcon.Response, **_params: str) -> NoReturn:
+    def no_route(self, request: falcon.Request, response: falcon.Response, **_params: str) -> None:
         """Answer a path that no route has: the sink behind all routes."""
         self._admit(request.env, Role.READ)
+        if request.method == "OPTIONS" and request.env["PATH_INFO"] == "*":  # RFC 9110 §9.3.7: of the whole service
+            response.status = falcon.HTTP_204
+            return
         raise falcon.HTTPRouteNotFound
 
     def wants_body(self, environ: WSGIEnvironment, operation: Operation | None) -> bool:
-        """Return whether a client may send a body that is large or held back (RFC 9110 §10.1.1): only one that the
-        operation takes, and only who may call it.
+        """Return whether a client may send a body that is large or held back (RFC 9110 §10.1.1): only who may call the
+        operation. An open one reads nothing, so it is answered without.
         """
-        if operation is None or not operation.body or operation.role is None:
+        if operation is None or operation.role is None:
             return False
         try:
             self._admit(environ, operation.role)
@@ -99,6 +108,8 @@ class Gate:
         address = environ["REMOTE_ADDR"] if not self._proxies else self.address_of(environ)
         environ["mlsdm.address"] = address
         if self._is_open:
+            if self._loopback:
+                _refuse_names(environ.get("HTTP_HOST", ""))
             _refuse_other_origins(environ)
             environ["mlsdm.client"] = Client(address, _EVERYBODY)
             return
@@ -171,6 +182,30 @@ def _refuse_other_origins(environ: WSGIEnvironment) -> None:
     if origin is not None and origin.partition("://")[2].lower() != environ.get("HTTP_HOST", "").lower():
         detail = "A page of another origin sent this, and this service has no keys to tell who may."
         raise Problem(403, "other_origin", detail, field="Origin", expected="no Origin, or that of this service")
+
+
+@lru_cache(256)
+def _refuse_names(host: str) -> None:
+    """Raise 421 for a Host that is a name, unless it is `localhost`: it may have been rebound to this machine."""
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    if name and name.lower() != "localhost" and not is_address(name):
+        detail = f"{name[:40]} is not this service, which has no keys and listens on this machine alone."
+        expected = "localhost or an address"
+        raise Problem(421, "misdirected", f"Host: {detail} expected {expected}", field="Host", expected=expected)
+
+
+def is_address(text: str) -> bool:
+    """Return whether a text is an IP address."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a service that listens on `host` can be reached from its own machine alone."""
+    return host.lower() == "localhost" or (is_address(host) and ip_address(host).is_loopback)
 
 
 def _address(hop: str) -> str | None:

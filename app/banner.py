@@ -9,11 +9,11 @@ from shm.block import Block
 log = logging.getLogger("mlsdm.server")
 
 
-def banner(block: Block, loaded: Loaded, workers: int, port: int) -> None:
+def banner(block: Block, loaded: Loaded, workers: int, scheme: str, port: int) -> None:
     """Say hello: for people on a terminal, as one JSON line otherwise. Secrets are not said."""
     config = loaded.config
     host = "127.0.0.1" if config.server.host in ("0.0.0.0", "::") else config.server.host  # noqa: S104 - not bound here
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
     closed = not loaded.keyring.is_open
     keys = f"a key is needed ({len(loaded.keyring)} known)" if closed else "no key is needed"
     log.info(
@@ -22,7 +22,10 @@ def banner(block: Block, loaded: Loaded, workers: int, port: int) -> None:
         loaded.source,
     )  # fmt: skip
     if not closed:
-        log.warning("no API key is set: everybody who can connect may do everything, stopping the service included")
+        log.warning(
+            "no API key is set: everybody who can connect to %s may do everything, stopping the service included",
+            config.server.host,
+        )
     if expired := loaded.keyring.expired(time.time()):
         log.warning("expired keys: %s", ", ".join(expired))
     if config.observability.logging.format == "text":

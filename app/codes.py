@@ -46,6 +46,7 @@ CODES: Final[Mapping[str, Code]] = {
     # The gate, the router, the quotas.
     "unauthorised": Code(401, "The request shows no key, or one that opens nothing or has expired."),
     "forbidden": Code(403, "The role of the key is too low for this operation."),
+    "misdirected": Code(421, "Host names somebody else than this service, which is open to its own machine."),
     "other_origin": Code(403, "A page of another origin sent this to a service that is open to everybody."),
     "no_such_route": Code(404, "There is no such route."),
     "method_not_allowed": Code(405, "The route does not have that method; the Allow field lists those it has."),
@@ -97,14 +98,14 @@ CODES: Final[Mapping[str, Code]] = {
 
 # -- what may be said to whom, for `Operation.refusals`
 CONNECTION: Final = tuple(CODES)[: tuple(CODES).index("unauthorised")]  # to anybody, whatever the route
-GATE: Final = ("unauthorised", "other_origin")  # wherever a key is needed, or would be if there were any
+GATE: Final = ("unauthorised", "misdirected", "other_origin")  # wherever a key is needed, or would be if there were any
 STORE: Final = ("store_busy", "store_starting", "store_corrupt", "store_lost")
 COMMAND: Final = (*STORE, "controller_busy", "outcome_unknown")
 BODY: Final = (
     "unsupported_media_type", "malformed_body", "field_missing", "field_unknown", "field_invalid", "field_repeated",
 )  # fmt: skip
-VECTOR: Final = ("vector_invalid", "dimension_mismatch", "not_finite", "norm_too_large", "rate_limit_exceeded", *STORE)
+DECIDED: Final = ("vector_invalid", "dimension_mismatch", "not_finite", "norm_too_large", "rate_limit_exceeded", *STORE)
 EVENT: Final = (
-    *BODY, *VECTOR, "moral_value_out_of_range", "payload_too_large", "payload_invalid", "idempotency_key_invalid",
+    *BODY, *DECIDED, "moral_value_out_of_range", "payload_too_large", "payload_invalid", "idempotency_key_invalid",
     "idempotency_key_reused", "stopped",
 )  # fmt: skip

@@ -10,11 +10,15 @@ protocol of 40 lines that trusts its clients; the kernel and uvloop add about 11
 
 Owns: the order of answers, the deadlines and the flow control of its socket.
 
-A request does not run at once in two cases: an earlier one is on the thread pool or is answered in pieces (`busy`), or
-the peer does not take its answers and the write buffer is over its limit (`paused`). It then waits in `waiting`, in
-order; reading pauses when PIPELINE_DEPTH of them wait or the buffer is full. llhttp cannot be stopped inside a buffer,
-so a large read is fed to it in slices: at most 16,384 / 26 = 630 of the smallest requests can join the queue after it
-is full, and they are small.
+A request does not run at once in three cases: an earlier one is on the thread pool or is answered in pieces (`busy`);
+the peer does not take its answers and the write buffer is over its limit (`paused`); or it came in one read with an
+earlier one, which was answered at once. It then waits in `waiting`, in order, for a turn in the line of the service
+(`turn`), so that a pipeline, however long, holds nobody up. Reading pauses while something that was read is not
+parsed, and when PIPELINE_DEPTH requests wait. llhttp cannot be stopped inside a buffer, so a large read is fed to it
+in slices: at most 2,048 / 26 = 78 of the smallest requests can join the queue after it is full. What waits, parsed or
+not, is accounted for in the budget of the service; a connection that wants more than is left is refused in its turn.
+
+While the service drains, what was received is answered all the same, and only the last answer says close.
 
 Deadlines are absolute and swept four times a second on the service's patient clock: from the first byte of a head to
 its end, from there to the end of the body, from an answer's write until the kernel has it, and for silence between
@@ -54,7 +58,9 @@ from core.limits import (
 
 _KEEPALIVE_SECONDS: Final = KEEPALIVE_SECONDS.value
 _SECONDS: Final = {IDLE: KEEPALIVE_SECONDS.value, HEAD: HEADERS_SECONDS.value, BODY: BODY_SECONDS.value}
-_SLICE_SIZE: Final = 16_384  # one feed of the parser; more than most whole requests
+_SLICE_SIZE: Final = 2_048  # one feed of the parser, where requests may begin
+_ENVIRON_SIZE: Final = 2_048  # bytes of a waiting request without its body: a dictionary of 25 and its strings
+_NOTHING: Final = memoryview(b"")
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -66,9 +72,9 @@ class Connection(asyncio.Protocol):
     """One client's connection."""
 
     __slots__ = (
-        "_busy", "_client", "_deadline", "_deaf", "_ended", "_exchange", "_held", "_last", "_long", "_message",
-        "_paused", "_reading", "_refusal", "_reserved", "_service", "_transport", "_unparsed", "_untaken", "_waiting",
-        "_write_deadline", "_write_mark", "_written",
+        "_busy", "_client", "_deadline", "_deaf", "_ended", "_exchange", "_held", "_kept", "_last", "_long", "_message",
+        "_paused", "_reading", "_refusal", "_reserved", "_service", "_succeeds", "_transport", "_unparsed", "_untaken",
+        "_waiting", "_write_deadline", "_write_mark", "_written",
     )  # fmt: skip
 
     _transport: asyncio.Transport
@@ -83,13 +89,15 @@ class Connection(asyncio.Protocol):
         # Requests that were read and wait, or the bytes of the answer that ends the connection.
         # A list, because an empty deque is 760 bytes; taking the first of a few hundred is 0.1 µs.
         self._waiting: list[tuple[WSGIEnvironment, str] | bytes] = []
-        self._unparsed = b""  # read, but not parsed while the queue is full
+        self._unparsed = _NOTHING  # read, but not parsed yet
+        self._kept = 0  # bytes of both that are accounted for; all of them until nothing is left
+        self._succeeds = False  # the next request comes in one feed with another, or the last one is to be known
         self._reserved = 0  # bytes of large bodies
         self._untaken = 0  # bytes of answers, while over the limit of the write buffer
         self._long: tuple[WSGIEnvironment, str] | None = None  # a request whose answer will be made in pieces
         self._busy = False  # a request is on the pool
         self._paused = False  # the write buffer is over its limit
-        self._held = False  # one of these, or something waits: a new request must queue
+        self._held = False  # one of these, or something waits or is not parsed: a new request must queue
         self._reading = True  # from the socket
         self._ended = False  # the peer has shut its side
         self._deaf = False  # no further byte of this peer is believed
@@ -113,10 +121,10 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        if len(data) <= _SLICE_SIZE and not self._unparsed:
+        if len(data) <= _SLICE_SIZE and not self._held:
             self._parse(data)
         else:
-            self._unparsed += data
+            self._unparsed = memoryview(bytes(self._unparsed) + data if self._unparsed else data)
             self._parse_slices()
 
     def eof_received(self) -> bool:
@@ -126,8 +134,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, _error: Exception | None) -> None:
         self._deaf = self._last = True
-        self._waiting.clear()
-        self._unparsed = b""
+        self._drop()
         self._long = None
         self._service.not_in_pieces(self)
         self._untake(0)
@@ -151,14 +158,54 @@ class Connection(asyncio.Protocol):
     def _take(self, environ: WSGIEnvironment, persistence: str) -> bool:
         """Serve a request, or let it wait for its turn. False when it is the last one."""
         self._deadline = self._service.now + _KEEPALIVE_SECONDS
-        if self._held:
-            self._waiting.append((environ, persistence))
-            if len(self._waiting) == PIPELINE_DEPTH.value:
+        if self._held or self._succeeds:
+            self._keep(_ENVIRON_SIZE + int(environ.get("CONTENT_LENGTH") or 0))
+            self._wait((environ, persistence))
+            if len(self._waiting) == PIPELINE_DEPTH.value and (self._busy or self._paused):
                 self._passed(PIPELINE_DEPTH, "The peer sends ahead of its answers and is read no further")
             self._deaf = persistence == CLOSE
         else:
+            self._succeeds = True
             self._serve(environ, persistence)
         return not self._deaf
+
+    def _wait(self, item: tuple[WSGIEnvironment, str] | bytes) -> None:
+        self._waiting.append(item)
+        self._exchange.followed = True  # the one that is on the pool meanwhile
+        self._line_up()
+
+    def _line_up(self) -> None:
+        """Do, in turn with other connections, what is left to do: now, or when what holds it back is over."""
+        self._held = True
+        if not (self._busy or self._paused):
+            self._service.line_up(self)
+
+    def turn(self) -> bool:
+        """Give one answer, or parse one slice; called by the service. False when nothing is left, or something holds
+        the rest back.
+        """
+        if self._busy or self._paused or self._last:
+            return False
+        if self._waiting:
+            item = self._waiting.pop(0)
+            if isinstance(item, bytes):
+                self._send(item, CLOSE)
+            else:
+                self._exchange.followed = bool(self._waiting or self._unparsed)
+                self._serve(*item)
+        else:
+            self._held = False
+            self._parse_slice()
+        self._account()
+        if self._busy or self._paused or self._last:
+            self._regulate()
+            return False
+        if self._waiting or self._unparsed:
+            self._held = True
+            self._regulate()
+            return True
+        self._let_go()
+        return False
 
     def _serve(self, environ: WSGIEnvironment, persistence: str) -> None:
         """Have the application answer: inline, or on the pool if it says that this route may block."""
@@ -178,7 +225,7 @@ class Connection(asyncio.Protocol):
                 return
         exchange = self._exchange
         self._send(exchange.answer(service, environ, persistence), exchange.persistence)
-        if self._reserved:
+        if self._reserved and self._message.phase == IDLE and not self._waiting:
             self._release()
 
     def _serve_on_thread(self, environ: WSGIEnvironment, persistence: str) -> None:
@@ -215,7 +262,7 @@ class Connection(asyncio.Protocol):
         answer = problem(refusal, service, CLOSE, service.tracer.echo(environ), head=self._message.is_head)
         self._message.forget()
         if self._held:
-            self._waiting.append(answer)
+            self._wait(answer)
         else:
             self._send(answer, CLOSE)
 
@@ -226,8 +273,7 @@ class Connection(asyncio.Protocol):
     def _finish(self) -> None:
         """The last answer is written: shut our side and let the peer close, so that no RST overtakes the answer."""
         self._deaf = self._last = True
-        self._waiting.clear()
-        self._unparsed = b""
+        self._drop()
         self._deadline = self._service.now + LINGER_SECONDS.value
         if self._ended or not self._transport.can_write_eof():
             self._transport.close()  # TLS has a shutdown of its own, which reads what is still on its way
@@ -243,6 +289,7 @@ class Connection(asyncio.Protocol):
     # -- flow --------------------------------------------------------------------------------------------------------
 
     def _parse(self, data: bytes | memoryview) -> None:
+        self._succeeds = self._service.draining
         try:
             if self._message.feed(data):
                 self._deadline = self._service.now + _SECONDS[self._message.phase]
@@ -257,20 +304,32 @@ class Connection(asyncio.Protocol):
             self._refuse(UNEXPECTED, named)
 
     def _parse_slices(self) -> None:
-        """Feed what was read until it is used up or the queue is full."""
-        data = memoryview(self._unparsed)
-        offset = 0
-        while offset < len(data) and not (self._deaf or self._full()):
-            self._parse(data[offset : offset + _SLICE_SIZE])
-            offset += _SLICE_SIZE
-        self._unparsed = b"" if self._deaf else bytes(data[offset:])
+        """Feed what was read until it is used up, a request was answered, or those that wait are enough."""
+        lined_up = self._held and not (self._busy or self._paused)
+        self._succeeds = False
+        while self._unparsed and not (lined_up or self._succeeds or self._deaf or self._full()):
+            self._parse_slice()
+        if self._unparsed:
+            try:
+                self._keep(len(self._unparsed))
+                self._line_up()
+            except Refusal as refusal:
+                self._unparsed = _NOTHING
+                self._refuse(refusal)
         self._regulate()
+
+    def _parse_slice(self) -> None:
+        size = max(_SLICE_SIZE, self._message.body_left)
+        data, self._unparsed = self._unparsed[:size], self._unparsed[size:]
+        self._parse(data)
+        if self._deaf:
+            self._unparsed = _NOTHING
 
     def _continue(self) -> None:
         """RFC 9110 §10.1.1: ask for the body that the client holds back, when it is this request's turn; or answer at
         once, and close, when the application does not want it.
         """
-        environ = None if self._held else self._message.take_expectation()
+        environ = None if self._held or self._unparsed else self._message.take_expectation()
         if environ is None:
             return
         try:
@@ -294,7 +353,7 @@ class Connection(asyncio.Protocol):
         request = self._message.without_body(), CLOSE
         self._message.forget()
         if self._held:
-            self._waiting.append(request)
+            self._wait(request)
         else:
             self._serve(*request)
 
@@ -312,22 +371,41 @@ class Connection(asyncio.Protocol):
                 self._transport.pause_reading()
 
     def _resume(self) -> None:
-        """What held requests back is over: run those that wait, in order, then read on."""
-        while self._waiting and not (self._busy or self._paused):
-            item = self._waiting.pop(0)
-            if isinstance(item, bytes):
-                self._send(item, CLOSE)
-            else:
-                self._serve(*item)
+        """What held requests back is over: those that wait have their turns, then reading goes on."""
         if self._last or self._busy or self._paused:
             return
+        if self._waiting or self._unparsed:
+            self._line_up()
+        else:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Nothing waits any more: the next request is answered at once."""
         self._held = False
+        self._account()
         if self._message.phase == IDLE:
             self._release()
         self._continue()
-        self._parse_slices()
-        if self._ended and not self._held:
+        if self._ended and not (self._held or self._last):
             self._finish()
+        self._regulate()
+
+    def _keep(self, size: int) -> None:
+        """Account for `size` bytes more that wait. Raises Refusal."""
+        self._service.keep(size)
+        self._kept += size
+
+    def _account(self) -> None:
+        """Give back what was accounted for, once nothing of it is left."""
+        if self._kept and not (self._waiting or self._unparsed):
+            self._service.pipelines_size -= self._kept
+            self._kept = 0
+
+    def _drop(self) -> None:
+        """Let go of everything that waits."""
+        self._waiting.clear()
+        self._unparsed = _NOTHING
+        self._account()
 
     def _untake(self, size: int) -> None:
         """Account for the bytes that the peer does not take: `size` from now on."""

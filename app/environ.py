@@ -27,7 +27,14 @@ from core.limits import HEADER_COUNT, HEADERS_SIZE
 
 # RFC 9110 §5.3: these admit one value only. Two of one kind mean that two recipients may act on different ones.
 SINGLE: Final = frozenset(
-    {"HTTP_HOST", "HTTP_AUTHORIZATION", "CONTENT_TYPE", "CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"}
+    {
+        "HTTP_HOST",
+        "HTTP_AUTHORIZATION",
+        "HTTP_IDEMPOTENCY_KEY",
+        "CONTENT_TYPE",
+        "CONTENT_LENGTH",
+        "HTTP_TRANSFER_ENCODING",
+    }
 )
 
 _HEADER_COUNT_MAX: Final = HEADER_COUNT.value

@@ -63,10 +63,11 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None,
 class Exchange:
     """The application's side of one connection."""
 
-    __slots__ = ("_asked", "_headers", "_pieces", "_status", "_written", "persistence")
+    __slots__ = ("_asked", "_headers", "_pieces", "_status", "_written", "followed", "persistence")
 
     def __init__(self) -> None:
         self.persistence = PERSIST  # what the latest answer said; CLOSE means that it is the last one
+        self.followed = False  # a request that was received too waits behind this one; its connection says so
         self._status = ""
         self._headers: list[tuple[str, str]] = []
         self._written: list[bytes] = []  # through write() of PEP 3333, and the pieces made so far
@@ -77,7 +78,7 @@ class Exchange:
         """Call the application and return its answer as bytes; never raises.
 
         `persistence` is what the request asked for: PERSIST, KEEP_ALIVE or CLOSE. A service that drains meanwhile
-        makes it CLOSE.
+        makes it CLOSE, unless the request is `followed` by another: that one is to be answered too.
         """
         answer = self.begin(service, environ, persistence)
         while answer is None:
@@ -125,7 +126,7 @@ class Exchange:
         if self._written:
             body = b"".join(self._written) + body
             self._written.clear()
-        self.persistence = CLOSE if service.draining else persistence
+        self.persistence = CLOSE if service.draining and not self.followed else persistence
         answer = self._serialise(service, environ, body)
         if service.verbose:
             service.log.debug("Request", extra=_access(environ, self._status[:3], len(answer)))
@@ -134,7 +135,7 @@ class Exchange:
     def _failed(self, service: "Service", environ: WSGIEnvironment, persistence: str) -> bytes:
         """Log what was raised, and return the 500."""
         self._written.clear()
-        self.persistence = CLOSE if service.draining else persistence
+        self.persistence = CLOSE if service.draining and not self.followed else persistence
         method = environ["REQUEST_METHOD"]
         service.log.exception("Error handling request %s %s", method, _path(environ), extra=about(environ))
         echo = service.tracer.echo(environ)

@@ -85,14 +85,12 @@ _Change = Annotated[
     GovernorChange,
     Meta(examples=[{"moral_filter": {"adaptation_rate": 0.02}}], extra_json_schema={"minProperties": 1}),
 ]
+_SECTIONS: Final = {"moral_filter": "an object", "cognitive_rhythm": "an object"}
 _MEMBERS: Final = {
-    "moral_filter": "an object",
-    "cognitive_rhythm": "an object",
-    **{
-        key.rpartition(".")[2]: setting.range
-        for key, setting in SETTINGS.items()
-        if key.startswith(("moral_filter.", "cognitive_rhythm."))
-    },
+    section: {
+        key.rpartition(".")[2]: setting.range for key, setting in SETTINGS.items() if key.startswith(section + ".")
+    }
+    for section in _SECTIONS
 }
 
 
@@ -151,7 +149,9 @@ class GovernorResource:
         try:
             changes: dict[str, dict[str, Any]] = msgspec.to_builtins(self.decode(body))
         except UNDECODED as error:
-            refuse_body(error, JSON, _MEMBERS)
+            section = next((name for name in _SECTIONS if f"`$.{name}" in str(error)), None)
+            typed = str(error).endswith(tuple(f"`$.{name}`" for name in _SECTIONS)) and "field" not in str(error)
+            refuse_body(error, JSON, _SECTIONS if section is None or typed else _MEMBERS[section])
         refuse_repeats(body, len(changes) + sum(map(len, changes.values())))
         if not any(changes.values()):
             raise invalid("body", "change_empty", "changes nothing", "at least one member to change")
@@ -240,5 +240,6 @@ def _regime(config: Config, state: State, changes: Mapping[str, Mapping[str, Any
     }
     wanted = structs.replace(config, **sections)
     for problem in configuration.contradictions(wanted):
-        raise invalid(problem.key, "settings_contradict", *problem.sentence.rsplit(": expected ", 1))
+        found, _, expected = problem.sentence.removeprefix(problem.key + " ").rpartition(": expected ")
+        raise invalid(problem.key, "settings_contradict", found, expected)
     return Regime.of(wanted)._replace(synapse=Regime.of_record(state.settings).synapse)

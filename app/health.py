@@ -6,6 +6,7 @@ the controller beating. It reads what the controller has sampled and never waits
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Annotated, ClassVar, Final, Literal
@@ -183,7 +184,8 @@ class ReadinessResource:
 
     def _of_store(self) -> dict[str, Check]:
         try:
-            stopped = self.context.store.state().scalars.flags & FLAG_STOPPED
+            state, _ = self.context.store.levels()
+            stopped = state.scalars.flags & FLAG_STOPPED
         except StoreError as error:
             return {"memory_manager": Check(False, str(error))}
         admissions = (
@@ -242,7 +244,7 @@ class DetailedResource:
             VERSION,
             context.boot_id,
         )
-        if checks["memory_manager"].healthy:
+        with suppress(StoreError):  # a check says so, and the rest is worth seeing all the more
             self._add_state(document)
         return document
 

@@ -17,6 +17,7 @@ import falcon
 
 from app.auth import Client
 from app.problem import Problem
+from app.vector import RAW
 from core.limits import IDEMPOTENCY_KEY_LENGTH
 from shm.store import NO_KEY, Key, new_key
 
@@ -38,15 +39,18 @@ class Idempotency:
             return NO_KEY
         if not (match := _KEY.fullmatch(given)):
             limit = IDEMPOTENCY_KEY_LENGTH
-            expected = f"1 to {limit.value} visible ASCII characters without quotes"
+            expected = f"1 to {limit.value} visible ASCII characters without blanks and quotes"
+            wrong = f"has {len(given)} characters" if len(given) > limit.value or not given else "is no word"
             raise Problem(
-                limit.status, limit.code, f"Idempotency-Key: has {len(given)} characters; expected {expected}",
+                limit.status, limit.code, f"Idempotency-Key: {wrong}; expected {expected}",
                 field="Idempotency-Key", expected=expected,
             )  # fmt: skip
         client: Client = environ["mlsdm.client"]
         named = blake2b(f"{client.key.id}\0{match[2]}".encode(), digest_size=16, key=self._secret).digest()
         sent = blake2b(body, digest_size=8, key=self._secret)
-        for part in (environ["PATH_INFO"], environ.get("CONTENT_TYPE", ""), environ.get("HTTP_MORAL_VALUE", "")):
+        media = environ.get("CONTENT_TYPE", "")
+        moral = environ.get("HTTP_MORAL_VALUE", "") if media.lower().startswith(RAW) else ""  # elsewhere it is ignored
+        for part in (environ["PATH_INFO"], media, moral):
             sent.update(b"\0" + part.encode("latin-1"))
         return new_key(
             (int.from_bytes(named[:8], "little"), int.from_bytes(named[8:], "little")),

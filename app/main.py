@@ -14,7 +14,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 import falcon
 
 from app.audit import Audit, event_of
-from app.auth import Gate
+from app.auth import Gate, is_loopback
 from app.context import Context
 from app.decisions import DecisionsResource
 from app.events import BatchResource, EventResource
@@ -121,7 +121,10 @@ class Application:
         self._audit = Audit()
         if loaded.config.security.rate_limiting.enabled:
             context.charge = Quotas(block, configuration.tiers(loaded.config), boot_clock).charge
-        self._gate = Gate(loaded.keyring, configuration.trusted_proxies(loaded.config), context.charge)
+        host = loaded.config.server.host
+        self._gate = Gate(
+            loaded.keyring, configuration.trusted_proxies(loaded.config), context.charge, is_loopback(host)
+        )
         self._routes = routes(context, self._audit)
         self._serve = self._routed(Patience(block, worker.loop))
         self.on_beat()
@@ -164,7 +167,7 @@ class Application:
         """Count and audit what the connection refused before any route: called by the worker."""
         self._refusals.labels(code).inc()
         if event := event_of(status):
-            self._audit.write(
+            self._audit.note_refusal(
                 event, client_id=client[0], address=client[0], request_id=request_id, status=status, code=code
             )
 
@@ -175,16 +178,17 @@ class Application:
         return self._gate.wants_body(environ, operation)
 
     def may_block(self, method: str, path: str) -> int:
-        """Return how a request is answered: on the loop, on the thread pool, or in pieces."""
+        """Return how a request is answered: on the loop, on the thread pool, or in pieces. HEAD does what GET does."""
         if path in self._inline:
             return INLINE
-        operation = method, _bare(path)
+        operation = "GET" if method == "HEAD" else method, _bare(path)
         if operation in self._blocking:
             return POOL
         return IN_PIECES if operation in self._in_pieces else INLINE
 
     def on_beat(self) -> None:
         """Say that the loop turns. Four times a second."""
+        self._audit.flush()
         self._row.heartbeat_ns = boot_clock()
         self._row.requests = self._requests_before + self.worker.nr
 
@@ -198,8 +202,8 @@ class Application:
 
 
 def _bare(path: str) -> str:
-    """Return a path as the router sees it, which strips slashes."""
-    return "/" + path.strip("/")
+    """Return a path as the router sees it: any number of slashes may lead; one at the end makes another path."""
+    return "/" + path.lstrip("/")
 
 
 def _reraise(_request: falcon.Request, _response: falcon.Response, error: Exception, _params: Any) -> NoReturn:

@@ -78,8 +78,8 @@ class Message:
         """`base` is what all environs share; `tracer` gives requests their names.
 
         `deliver(environ, persistence)` gets each request, with PERSIST, KEEP_ALIVE or CLOSE as it asked for, and says
-        whether more are wanted. `reserve(size)` is asked before a large body is taken into memory and may raise
-        Refusal.
+        whether more are wanted. `reserve(size, environ)` is asked before a large body, `size` bytes of it, is taken
+        into memory for the request that `environ` describes, and may raise Refusal.
         """
         self.phase = IDLE
         self._base = self._environ = base
@@ -93,7 +93,7 @@ class Message:
         self._fields: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._length = 0
-        self._received = 0  # bytes of a chunked body
+        self._received = 0  # bytes of the body
         self._reserved = 0  # bytes of it that were reserved
         self._expects = False
         self._upgrade = b""  # the framing of a request whose Upgrade is ignored
@@ -142,7 +142,14 @@ class Message:
     @property
     def is_head(self) -> bool:
         """Whether the request being read is a HEAD, whose answer has no content (RFC 9110 §9.3.2)."""
-        return self.phase != IDLE and self._parser.get_method() == b"HEAD"
+        if self.phase == BODY:  # the parser may be the second one by now, which was told POST
+            return bool(self._environ.get("REQUEST_METHOD") == "HEAD")
+        return self.phase == HEAD and self._parser.get_method() == b"HEAD"
+
+    @property
+    def body_left(self) -> int:
+        """Bytes of the body being read that are still to come, as far as its head tells: no request begins in them."""
+        return self._length - self._received if self.phase == BODY and self._length > 0 else 0
 
     @property
     def named(self) -> WSGIEnvironment:
@@ -201,6 +208,8 @@ class Message:
             raise Refusal.over(REQUEST_LINE_SIZE, "A request line")
         environ = self._environ = self._base.copy()
         environ["SERVER_PROTOCOL"] = "HTTP/" + version
+        environ["REQUEST_METHOD"] = method  # before any check, whose refusal has no content if this is HEAD
+        self._length = self._received = 0
         fill(environ, self._fields)
         self._tracer.name(environ)
         length = self._length = body_length(environ, version)
@@ -211,7 +220,7 @@ class Message:
             self._persistence = PERSIST if version == "1.1" else KEEP_ALIVE
         if length:
             self._body = []
-            self._received = self._reserved = 0
+            self._reserved = 0
             self._expects = "HTTP_EXPECT" in environ
             if length > LARGE_BODY_SIZE:
                 self._reserve(length, environ)
@@ -220,8 +229,8 @@ class Message:
 
     def on_body(self, piece: bytes) -> None:
         self._body.append(piece)
+        self._received += len(piece)
         if self._length == CHUNKED:
-            self._received += len(piece)
             if self._received > BODY_SIZE.value:
                 raise Refusal.over(BODY_SIZE, "A chunked body")
             if self._received > self._reserved + LARGE_BODY_SIZE:

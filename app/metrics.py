@@ -18,11 +18,13 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, exposition,
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric, UntypedMetricFamily
 from prometheus_client.registry import Collector
 
-from app.codes import STORE
 from app.context import Context
 from app.health import VERSION
 from app.operation import Operation
 from core.rhythm import SLEEP
+from shm.layout import FLAG_STOPPED
+from shm.status import StoreError
+from shm.store import State
 
 LATENCY_BUCKETS = (
     25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5,
@@ -54,10 +56,18 @@ class BlockCollector(Collector):
         self.context = context
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every family."""
-        block = self.context.store.block
-        state, norms = self.context.store.levels()
-        scalars, vitals, lock = state.scalars, block.region("vitals"), block.region("lock")
+        """Yield every family; those of the committed state only while it can be read, because alerts need the rest."""
+        yield from self._of_block()
+        try:
+            state, norms = self.context.store.levels()
+        except StoreError:
+            yield GaugeMetricFamily("mlsdm_store_sound", "1 while the committed state can be read.", 0)
+            return
+        yield GaugeMetricFamily("mlsdm_store_sound", "1 while the committed state can be read.", 1)
+        yield from self._of_state(state, norms)
+
+    def _of_state(self, state: State, norms: tuple[float, ...]) -> Iterator[Metric]:
+        scalars = state.scalars
         accepted, rejected = scalars.accepted, scalars.rejected
         for name, text, value in (
             ("total_events_processed", "Events decided.", accepted + rejected),
@@ -65,29 +75,41 @@ class BlockCollector(Collector):
             ("rejected_events_count", "Events rejected by the moral filter.", rejected),
         ):
             yield UntypedMetricFamily(name, text, value)
-        yield GaugeMetricFamily("moral_filter_threshold", "Moral threshold.", scalars.theta)
-        yield GaugeMetricFamily("cpu_usage_percent", "CPU used, of the container's allowance.", vitals.cpu_percent)
         decisions = CounterMetricFamily("mlsdm_decisions", "Events decided.", labels=["outcome"])
         decisions.add_metric(["accepted"], accepted)
         decisions.add_metric(["rejected"], rejected)
         yield decisions
         for name, text, value in (
+            ("moral_filter_threshold", "Moral threshold.", scalars.theta),
             ("mlsdm_ema", "Exponential mean of accept = 1, reject = 0.", scalars.ema),
             ("mlsdm_asleep", "1 while the rhythm is asleep.", scalars.phase == SLEEP),
             ("mlsdm_memories", "Live memories.", scalars.live),
-            ("mlsdm_memories_max", "Capacity of the store.", self.context.config.capacity),
-            ("mlsdm_stopped", "1 while an operator has stopped admissions.", scalars.flags & 1),
-            ("mlsdm_block_bytes", "Size of the shared block.", block.layout.block_size),
+            ("mlsdm_stopped", "1 while an operator has stopped admissions.", scalars.flags & FLAG_STOPPED),
         ):
             yield GaugeMetricFamily(name, text, value)
         levels = GaugeMetricFamily("mlsdm_level_norm", "Norm of a synaptic level.", labels=["level"])
         for number, norm in enumerate(norms, 1):
             levels.add_metric([str(number)], norm)
         yield levels
-        rows = [block.region("rows", number) for number in range(block.layout.rows)]
         for name, text, value in (
             ("mlsdm_log_entries", "Log position: changes of the committed state.", state.position),
             ("mlsdm_rhythm_steps", "Steps of the rhythm.", scalars.step),
+            ("mlsdm_receipts", "Receipts given to events with an idempotency key.", state.receipts),
+            ("mlsdm_controller_epochs", "Controllers that have taken over.", state.epoch),
+        ):
+            yield CounterMetricFamily(name, text, value)
+
+    def _of_block(self) -> Iterator[Metric]:
+        block = self.context.store.block
+        vitals, lock = block.region("vitals"), block.region("lock")
+        rows = [block.region("rows", number) for number in range(block.layout.rows)]
+        for name, text, value in (
+            ("cpu_usage_percent", "CPU used, of the container's allowance.", vitals.cpu_percent),
+            ("mlsdm_memories_max", "Capacity of the store.", self.context.config.capacity),
+            ("mlsdm_block_bytes", "Size of the shared block.", block.layout.block_size),
+        ):
+            yield GaugeMetricFamily(name, text, value)
+        for name, text, value in (
             ("mlsdm_rhythm_steps_skipped", "Steps of the rhythm skipped because they were late.", vitals.late_steps),
             ("mlsdm_lock_acquisitions", "Critical sections entered.", lock.acquisitions),
             ("mlsdm_lock_deaths", "Holders that died inside the section and were survived.", lock.deaths),
@@ -98,7 +120,6 @@ class BlockCollector(Collector):
             ("mlsdm_slots_torn", "Memories found corrupt and forgotten.", vitals.torn),
             ("mlsdm_slots_scrubbed", "Slots checked against their checksums.", vitals.scrubbed),
             ("mlsdm_drift_episodes", "Times the threshold drifted.", vitals.drift_episodes),
-            ("mlsdm_controller_epochs", "Controllers that have taken over.", state.epoch),
         ):
             yield CounterMetricFamily(name, text, value)
         yield InfoMetricFamily("mlsdm_build", "Version and memory.", {"version": VERSION, "boot_id": block.boot_id})
@@ -108,7 +129,7 @@ class MetricsResource:
     """The scrape."""
 
     operations: ClassVar[Mapping[str, Operation]] = {
-        "GET": Operation("Metrics for Prometheus.", None, exposition.CONTENT_TYPE_LATEST, refusals=STORE)
+        "GET": Operation("Metrics for Prometheus.", None, exposition.CONTENT_TYPE_LATEST)
     }
 
     def __init__(self, context: Context) -> None:

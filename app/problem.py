@@ -91,7 +91,12 @@ _STORE: Final[dict[type[status.StoreError], tuple[int, str, str, int | None]]] =
     status.Corrupt: (503, "store_corrupt", "A checksum of the store does not hold; nothing was applied.", 60),
     status.Lost: (503, "store_lost", "The lock of the store is beyond repair; the service must be restarted.", 60),
     status.Reused: (422, "idempotency_key_reused", "This Idempotency-Key came with another request before.", None),
-    status.Taken: (503, "controller_busy", "Another command is waiting for the controller; nothing was applied.", 1),
+    status.Taken: (
+        503,
+        "controller_busy",
+        "The controller did not carry it out in time; nothing was applied, and nothing will be.",
+        1,
+    ),
 }
 
 

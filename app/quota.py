@@ -5,7 +5,7 @@ A client is its key, or without keys its address; its tier gives rate and burst;
 are taken before anything is admitted and given back when the request is refused after all, so a refused request costs
 nothing, and a request that was told 429 has changed nothing.
 
-Every answer to a charged request says how much is left (`RateLimit`, `RateLimit-Policy`; draft-ietf-httpapi-ratelimit-
+Every answer that was paid for says how much is left (`RateLimit`, `RateLimit-Policy`; draft-ietf-httpapi-ratelimit-
 headers), so that a client can slow down before it is told to.
 
 A bucket belongs to a client, a rate and a burst: who gets another tier, or whose tier changes, begins with a full one,

@@ -11,7 +11,7 @@ import falcon
 import msgspec
 from msgspec import Meta
 
-from app.codes import BODY, VECTOR
+from app.codes import BODY, DECIDED
 from app.context import Context
 from app.events import encode, media_type
 from app.glossary import AgeSeconds, BootId, MemoryId, MoralValue, Phase, Position
@@ -111,7 +111,7 @@ class RecallResource:
             "POST": Operation(
                 "Find the memories nearest to a vector, exactly.", Role.READ, Recalled,
                 body={JSON: Query, MSGPACK: Query, RAW: Octets("The vector, little-endian float32, and nothing else.")},
-                parameters=_PARAMETERS, refusals=(*BODY, *VECTOR, TOP_K.code), cost=1, blocks=blocks,
+                parameters=_PARAMETERS, refusals=(*BODY, *DECIDED, TOP_K.code), cost=1, blocks=blocks,
             )
         }  # fmt: skip
         self.context = context

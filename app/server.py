@@ -224,7 +224,8 @@ class Server:
             sys.exit("mlsdm cannot start: the controller did not form the store in time; its log lines say why")
         self._enforce()
         _say_loaded(loaded)
-        banner(block, loaded, arbiter.cfg.workers, arbiter.LISTENERS[0].sock.getsockname()[1])
+        scheme = "https" if arbiter.cfg.is_ssl else "http"
+        banner(block, loaded, arbiter.cfg.workers, scheme, arbiter.LISTENERS[0].sock.getsockname()[1])
 
     def on_reload(self, _arbiter: Any) -> None:
         """Bring what was reloaded into force. Reached only with a configuration that is valid as a whole."""

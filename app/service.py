@@ -6,6 +6,12 @@ pool for the few routes that may block. The worker makes one after the
 fork and ticks it; connections read it on every request, which is why its fields are plain attributes. Everything runs
 on the loop's thread, so nothing here is locked.
 
+Turns. What a connection has sent ahead of its answers stands in one line with what all the others have: each does one
+thing (an answer, or the parsing of a small slice) and goes to the end of the line, for TURN_SECONDS or TURN_COUNT
+things in a turn of the loop; then the loop looks at its sockets again. So whoever sends one request at a time waits
+for a millisecond of other people's pipelines, not for all of them. Long answers have a line of their own, because
+their order is another: first come, first served, and slowly (`in_pieces`).
+
 The clock is patient: a tick advances it by at most `TICK_SECONDS_MAX`, however much time has passed. When the
 container is throttled or a request held the loop, the bytes that clients sent in time are still in the kernel; with
 the real clock their deadlines would be over before they are read. Rejected: a timer per request (two heap operations
@@ -25,7 +31,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 from app.framing import Refusal
 from app.standing import Standing
 from app.trace import Tracer
-from core.limits import ANSWERS_SIZE, BODIES_SIZE
+from core.limits import ANSWERS_SIZE, BODIES_SIZE, PIPELINES_SIZE
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -40,6 +46,9 @@ IN_PIECES: Final = 2
 POOL_THREADS: Final = 2
 # Between two pieces of long answers while several are under way: with pieces of 0.25 ms, a fifth of the loop's time.
 PIECE_SECONDS: Final = 0.001
+# Of pipelines in one turn of the loop, whichever is reached first; the last thing begun is finished.
+TURN_SECONDS: Final = 0.001
+TURN_COUNT: Final = 16
 TICK_SECONDS_MAX: Final = 0.5
 SWEEP_COUNT: Final = 64  # connections that look at their deadlines in one turn of the loop
 SWEEP_ENDED_COUNT: Final = 4  # or that are ended
@@ -102,6 +111,7 @@ class Service:
         self.lost: Callable[[], None] = lambda: None  # called for each connection that ends; whoever accepts sets it
         self.refusals: Counter[str] = Counter()  # by the code of the limit or guard that was passed
         self.bodies_size = 0  # bytes of large bodies in memory, bounded by BODIES_SIZE
+        self.pipelines_size = 0  # bytes sent ahead of their answers, bounded by PIPELINES_SIZE
         self.now = 0.0  # seconds, patient, arbitrary origin
         self.date = ""
         self._clock, self._wall = clock, wall
@@ -114,6 +124,8 @@ class Service:
         # Whose answers come in pieces; the first one's is under way. A dict cannot be emptied from its front in O(1).
         self._making: OrderedDict[Connection, None] = OrderedDict()
         self._piece_due = False
+        self._line: OrderedDict[Connection, None] = OrderedDict()  # who has something to do, the next one first
+        self._turn_due = False
         self.untaken_size = 0  # bytes of answers in the write buffers of slow readers
         self._pool: ThreadPoolExecutor | None = None
         self._running: set[Future[None]] = set()
@@ -195,6 +207,33 @@ class Service:
             raise Refusal(BODIES_SIZE.status, BODIES_SIZE.code, detail, retry_after=1)
         self.bodies_size += size
 
+    def keep(self, size: int) -> None:
+        """Account for `size` bytes that a client sent ahead of its answers. Raises Refusal (503) as `reserve` does."""
+        if self.pipelines_size + size > PIPELINES_SIZE.value:
+            detail = f"This worker already holds {self.pipelines_size} bytes of pipelined requests; send one at a time."
+            raise Refusal(PIPELINES_SIZE.status, PIPELINES_SIZE.code, detail, retry_after=1)
+        self.pipelines_size += size
+
+    def line_up(self, connection: "Connection") -> None:
+        """Let `connection` have its turns (`Connection.turn`) until it says that nothing is left to do."""
+        self._line[connection] = None
+        if not self._turn_due:
+            self._turn_due = True
+            self.loop.call_soon(self._take_turns)
+
+    def _take_turns(self) -> None:
+        line, left, end = self._line, TURN_COUNT, self._clock() + TURN_SECONDS
+        try:
+            while line and left:
+                connection, _ = line.popitem(last=False)
+                if connection.turn():
+                    line[connection] = None
+                left = left - 1 if self._clock() < end else 0
+        finally:
+            self._turn_due = bool(line)
+            if line:
+                self.loop.call_soon(self._take_turns)
+
     def in_pieces(self, connection: "Connection") -> None:
         """Have `connection` make a long answer, a piece in each turn of the loop.
 
@@ -238,11 +277,11 @@ class Service:
         finally:
             self._schedule_piece()
 
-    def submit(self, work: Callable[[WSGIEnvironment, str], None], environ: WSGIEnvironment, connection: str) -> None:
+    def submit(self, work: Callable[[WSGIEnvironment, str], None], environ: WSGIEnvironment, persistence: str) -> None:
         """Run `work` on a thread of the pool, which is made when the first route needs it."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="route")
-        running = self._pool.submit(work, environ, connection)
+        running = self._pool.submit(work, environ, persistence)
         self._running.add(running)
         running.add_done_callback(self._running.discard)
 

@@ -40,6 +40,9 @@ BODIES_SIZE: Final = Limit(
 PIPELINE_DEPTH: Final = Limit(
     16, "requests", 0, "pipeline_full", "reading pauses; bounds what one connection can queue"
 )
+PIPELINES_SIZE: Final = Limit(
+    16_777_216, "bytes", 503, "pipelines_full", "sent ahead of their answers by the clients of one worker"
+)
 KERNEL_BUFFER_SIZE: Final = Limit(
     65_536, "bytes", 0, "kernel_buffer_full", "of an answer that are not sent yet; the rest waits where it is counted"
 )

@@ -333,6 +333,20 @@ def test_with_keys_any_origin_may_ask() -> None:
     assert answer.json["code"] == "forbidden"  # the role, not the origin
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200), ("LocalHost:8000", 200), ("127.0.0.1", 200), ("10.1.2.3:80", 200), ("[::1]:8000", 200),
+        ("evil.example", 421), ("evil.example:8000", 421), ("localhost.evil.example", 421), ("127.0.0.1.evil", 421),
+    ],
+)  # fmt: skip
+def test_an_open_loopback_server_answers_to_no_name(small_server: LiveServer, host: str, status: int) -> None:
+    """A page whose name was rebound to 127.0.0.1 sends that name, with an Origin or without."""
+    for headers in ({"Host": host}, {"Host": host, "Origin": f"http://{host}"}):
+        assert small_server.request("GET", "/state", headers=headers).status == status
+        assert small_server.request("GET", "/health/liveness", headers=headers).status == 200
+
+
 def test_the_gate_says_before_the_body_whether_it_is_wanted() -> None:
     """Expect: 100-continue is refused to whom the request itself would be refused."""
     keyring = Keyring(keys=[Key("w", Role.WRITE, "standard", digest_of("w.x"), float("inf"))])
@@ -342,8 +356,7 @@ def test_the_gate_says_before_the_body_whether_it_is_wanted() -> None:
 
     assert [gate.wants_body(dict(known), write), gate.wants_body(dict(unknown), write)] == [True, False]
     admin = Admin.operations["GET"]._replace(body={"text/plain": str})
-    bodiless = Operation("", Role.READ, None)
-    for operation in (admin, probe, bodiless, None):  # not this role; open; no body; no such operation
+    for operation in (admin, probe, None):  # not this role; open; no such operation
         assert [gate.wants_body(dict(known), operation), gate.wants_body(dict(unknown), operation)] == [False, False]
 
 

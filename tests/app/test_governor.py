@@ -18,6 +18,7 @@ from core.regime import Regime
 from core.replay import Scalars, replay
 from core.setting import Setting
 from loadtests.live import Answer, LiveServer, eventually
+from tests.app import ring
 from tests.app.wire import EXAMPLE, JSON, of_json, post, problem, sent
 from tests.conftest import SMALL, Serve
 
@@ -437,3 +438,22 @@ def test_a_stopped_controller_carries_out_nothing_that_was_refused(serve: Serve)
 
     assert answer.status in (200, 503)
     assert (server.get("/governor").json["moral_filter"]["ema_alpha"] == 0.7) == (answer.status == 200)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"ema_alpha": 0.2}, "one of moral_filter, cognitive_rhythm"),
+        ({"moral_filter": {"wake_duration": 3}}, "one of initial_threshold, "),
+        ({"moral_filter": 3}, "an object"),
+        ({"cognitive_rhythm": {"clock": "moon"}}, "one of time, events"),
+    ],
+)
+def test_a_refusal_names_what_was_expected_there(keyed_server: LiveServer, change: Any, expected: str) -> None:
+    """The members of that section, and not of another."""
+    body = of_json(change)
+    answer = keyed_server.request("PATCH", "/governor", body.content, body.headers | ring.bearer("admin"))
+
+    assert answer.status == 422
+    assert answer.json["expected"].startswith(expected), answer.json
+    assert ("wake_duration" in answer.json["expected"]) is False

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Histogram
 
 from app.context import Context
 from app.health import DetailedResource, ReadinessResource
+from app.metrics import BlockCollector
 from core.config import Config
 from loadtests.live import LiveServer, eventually
 from shm.block import Block
@@ -232,3 +233,21 @@ def test_a_store_that_is_not_formed_is_not_ready_and_still_described() -> None:
     assert not {"memory_state", "phase", "statistics"} & set(document)
     del context
     block.close()
+
+
+def test_a_corrupt_state_is_unready_and_all_else_is_still_shown(formed: Formed) -> None:
+    """Neither the document nor the scrape goes dark when an operator needs them most."""
+
+    context = context_of(formed.block, beat(formed, memory_percent=50.0))
+    assert context.store.levels()
+    levels, size = formed.region_bytes("levels")
+    for at in range(levels, levels + size):
+        formed.block.memory[at] ^= 1
+
+    document = DetailedResource(context, ReadinessResource(context)).document()
+    families = {family.name: family for family in BlockCollector(context).collect()}
+
+    assert list(failing(context)) == ["memory_manager"]
+    assert (document.status, document.memory_state, document.system.memory_percent) == ("unhealthy", None, 50.0)
+    assert families["mlsdm_store_sound"].samples[0].value == 0
+    assert "mlsdm_lock_acquisitions" in families

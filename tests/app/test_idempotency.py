@@ -370,3 +370,30 @@ def test_a_batch_whose_worker_died_is_finished_by_its_retry(serve: Serve) -> Non
 
     assert list(range(1, total + 1)) == [sequence for sequence, _ in logged(server)]
     assert 0 < prefixes[-1] < 1000, prefixes
+
+
+def test_two_keys_are_no_key(keyed_server: LiveServer) -> None:
+    """Of two fields nobody knows which one the client will send again."""
+    connection = keyed_server.connect()
+    connection.putrequest("POST", "/event")
+    for name, value in (*ring.bearer("writer").items(), ("Idempotency-Key", "a"), ("Idempotency-Key", "b")):
+        connection.putheader(name, value)
+    connection.putheader("Content-Length", "0")
+    connection.endheaders()
+    response = connection.getresponse()
+
+    assert (response.status, b"duplicate_field" in response.read()) == (400, True)
+    connection.close()
+
+
+def test_a_moral_value_that_is_ignored_makes_no_other_request(keyed_server: LiveServer) -> None:
+    """The header counts for raw bodies alone; beside JSON it may differ from try to try."""
+    body = of_json({"event_vector": EXAMPLE, "moral_value": 0.9})
+    headers = body.headers | ring.bearer("writer") | {"Idempotency-Key": new_key()}
+
+    answers = [
+        keyed_server.request("POST", "/event", body.content, headers | {"Moral-Value": moral}) for moral in ("0.1", "x")
+    ]
+
+    assert [200, 200] == [answer.status for answer in answers]
+    assert answers[0].body == answers[1].body

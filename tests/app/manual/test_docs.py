@@ -19,6 +19,7 @@ from app.manual.markup import Markup, element, prose
 from core import limits
 from core.limits import Limit
 from loadtests.live import LiveServer
+from tests.app.ring import bearer
 from tests.conftest import SMALL
 
 CHROMIUM: Final = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -158,10 +159,10 @@ def test_every_command_works(server: LiveServer, read: Reader, tmp_path: Path) -
     ],
 )
 def test_the_address_in_the_examples_is_that_of_the_request_when_it_is_plain(
-    server: LiveServer, host: str, shown: str
+    keyed_server: LiveServer, host: str, shown: str
 ) -> None:
     """Nobody's Host field becomes part of a command that is pasted into a shell."""
-    text = server.get("/docs", Host=host).body.decode()
+    text = keyed_server.get("/docs", Host=host, **bearer("reader")).body.decode()
 
     assert f"curl -s {shown}/event " in text
     assert host == shown.removeprefix("http://") or host not in text
