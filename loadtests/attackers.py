@@ -21,11 +21,11 @@ from typing import Any, Final
 
 import uvloop
 
-HEAD: Final = b"POST /event HTTP/1.1\r\nHost: slow\r\nX-Slow: " + b"s" * 4_000
+HEAD: Final = b"POST /event HTTP/1.1\r\nHost: localhost\r\nX-Slow: " + b"s" * 4_000
 BODY: Final = (
-    b"POST /event HTTP/1.1\r\nHost: slow\r\nContent-Type: application/octet-stream\r\nContent-Length: 4000\r\n\r\n"
+    b"POST /event HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\nContent-Length: 4000\r\n\r\n"
 )
-READ: Final = b"GET /decisions?limit=1000 HTTP/1.1\r\nHost: slow\r\n\r\n" * 16
+READ: Final = b"GET /decisions?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n" * 16
 KINDS: Final = ("head", "body", "read")
 SLICES: Final = 200  # of a second, so that bytes and connections do not come in bursts of our own making
 OPENED_PER_SLICE_MAX: Final = 10  # 2,000 connections a second

@@ -61,7 +61,7 @@ class Client(asyncio.Protocol):
 async def measure(port: int, clients: int, seconds: float, dimension: int) -> dict[str, Any]:
     """Let them ask for so long."""
     body = array.array("f", [0.1] * dimension).tobytes()
-    head = "POST /event HTTP/1.1\r\nHost: honest\r\nContent-Type: application/octet-stream\r\nMoral-Value: 0.8\r\n"
+    head = "POST /event HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\nMoral-Value: 0.8\r\n"
     request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
     latencies: list[float] = []
     failures: Counter[str] = Counter()
