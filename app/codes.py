@@ -22,6 +22,9 @@ class Code(NamedTuple):
 CODES: Final[Mapping[str, Code]] = {
     # The connection: before any route, in the order in which a request meets them.
     "too_many_connections": Code(503, "The worker has as many connections as it may; come back in a second."),
+    "pipelines_full": Code(
+        503, "The worker holds as much of what clients have sent ahead as it may; come back in a second."
+    ),
     "malformed_request": Code(400, "The bytes are not HTTP/1.1."),
     "target_invalid": Code(400, "The request target is neither a path nor an http URI, or has a fragment."),
     "request_line_too_long": Code(414, "The request line passes its limit."),

@@ -88,9 +88,10 @@ class Connection(asyncio.Protocol):
         self._exchange = Exchange()
         # Requests that were read and wait, or the bytes of the answer that ends the connection.
         # A list, because an empty deque is 760 bytes; taking the first of a few hundred is 0.1 µs.
-        self._waiting: list[tuple[WSGIEnvironment, str] | bytes] = []
+        # The number is what a request is accounted for with, in bytes.
+        self._waiting: list[tuple[WSGIEnvironment, str, int] | bytes] = []
         self._unparsed = _NOTHING  # read, but not parsed yet
-        self._kept = 0  # bytes of both that are accounted for; all of them until nothing is left
+        self._kept = 0  # bytes of it that are accounted for, until all are parsed
         self._succeeds = False  # the next request comes in one feed with another, or the last one is to be known
         self._reserved = 0  # bytes of large bodies
         self._untaken = 0  # bytes of answers, while over the limit of the write buffer
@@ -121,7 +122,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        if len(data) <= _SLICE_SIZE and not self._held:
+        if not self._held and data.find(b"\r", _SLICE_SIZE) < 0:  # no head ends behind the first slice
             self._parse(data)
         else:
             self._unparsed = memoryview(bytes(self._unparsed) + data if self._unparsed else data)
@@ -159,8 +160,9 @@ class Connection(asyncio.Protocol):
         """Serve a request, or let it wait for its turn. False when it is the last one."""
         self._deadline = self._service.now + _KEEPALIVE_SECONDS
         if self._held or self._succeeds:
-            self._keep(_ENVIRON_SIZE + int(environ.get("CONTENT_LENGTH") or 0))
-            self._wait((environ, persistence))
+            size = _ENVIRON_SIZE + int(environ.get("CONTENT_LENGTH") or 0)
+            self._service.keep(size)
+            self._wait((environ, persistence, size))
             if len(self._waiting) == PIPELINE_DEPTH.value and (self._busy or self._paused):
                 self._passed(PIPELINE_DEPTH, "The peer sends ahead of its answers and is read no further")
             self._deaf = persistence == CLOSE
@@ -169,14 +171,13 @@ class Connection(asyncio.Protocol):
             self._serve(environ, persistence)
         return not self._deaf
 
-    def _wait(self, item: tuple[WSGIEnvironment, str] | bytes) -> None:
+    def _wait(self, item: tuple[WSGIEnvironment, str, int] | bytes) -> None:
         self._waiting.append(item)
-        self._exchange.followed = True  # the one that is on the pool meanwhile
         self._line_up()
 
     def _line_up(self) -> None:
         """Do, in turn with other connections, what is left to do: now, or when what holds it back is over."""
-        self._held = True
+        self._held = self._exchange.followed = True
         if not (self._busy or self._paused):
             self._service.line_up(self)
 
@@ -191,12 +192,13 @@ class Connection(asyncio.Protocol):
             if isinstance(item, bytes):
                 self._send(item, CLOSE)
             else:
+                environ, persistence, size = item
+                self._service.pipelines_size -= size
                 self._exchange.followed = bool(self._waiting or self._unparsed)
-                self._serve(*item)
-        else:
+                self._serve(environ, persistence)
+        elif self._unparsed:
             self._held = False
             self._parse_slice()
-        self._account()
         if self._busy or self._paused or self._last:
             self._regulate()
             return False
@@ -310,20 +312,28 @@ class Connection(asyncio.Protocol):
         while self._unparsed and not (lined_up or self._succeeds or self._deaf or self._full()):
             self._parse_slice()
         if self._unparsed:
+            self._line_up()
+            size = max(self._kept, len(self._unparsed))
             try:
-                self._keep(len(self._unparsed))
-                self._line_up()
+                self._service.keep(size - self._kept)
+                self._kept = size
             except Refusal as refusal:
-                self._unparsed = _NOTHING
+                self._forget_unparsed()
                 self._refuse(refusal)
         self._regulate()
 
     def _parse_slice(self) -> None:
         size = max(_SLICE_SIZE, self._message.body_left)
         data, self._unparsed = self._unparsed[:size], self._unparsed[size:]
+        self._exchange.followed = bool(self._waiting or self._unparsed)
         self._parse(data)
-        if self._deaf:
-            self._unparsed = _NOTHING
+        if self._deaf or not self._unparsed:
+            self._forget_unparsed()
+
+    def _forget_unparsed(self) -> None:
+        self._unparsed = _NOTHING
+        self._service.pipelines_size -= self._kept
+        self._kept = 0
 
     def _continue(self) -> None:
         """RFC 9110 §10.1.1: ask for the body that the client holds back, when it is this request's turn; or answer at
@@ -350,12 +360,12 @@ class Connection(asyncio.Protocol):
     def _answer_without_body(self) -> None:
         """Have the application say, in its turn, why it does not want the body of the request being read, and end."""
         self._deaf = True
-        request = self._message.without_body(), CLOSE
+        environ = self._message.without_body()
         self._message.forget()
         if self._held:
-            self._wait(request)
+            self._wait((environ, CLOSE, 0))
         else:
-            self._serve(*request)
+            self._serve(environ, CLOSE)
 
     def _full(self) -> bool:
         return self._paused or len(self._waiting) >= PIPELINE_DEPTH.value
@@ -381,8 +391,7 @@ class Connection(asyncio.Protocol):
 
     def _let_go(self) -> None:
         """Nothing waits any more: the next request is answered at once."""
-        self._held = False
-        self._account()
+        self._held = self._exchange.followed = False
         if self._message.phase == IDLE:
             self._release()
         self._continue()
@@ -390,22 +399,11 @@ class Connection(asyncio.Protocol):
             self._finish()
         self._regulate()
 
-    def _keep(self, size: int) -> None:
-        """Account for `size` bytes more that wait. Raises Refusal."""
-        self._service.keep(size)
-        self._kept += size
-
-    def _account(self) -> None:
-        """Give back what was accounted for, once nothing of it is left."""
-        if self._kept and not (self._waiting or self._unparsed):
-            self._service.pipelines_size -= self._kept
-            self._kept = 0
-
     def _drop(self) -> None:
         """Let go of everything that waits."""
+        self._service.pipelines_size -= sum(item[2] for item in self._waiting if isinstance(item, tuple))
         self._waiting.clear()
-        self._unparsed = _NOTHING
-        self._account()
+        self._forget_unparsed()
 
     def _untake(self, size: int) -> None:
         """Account for the bytes that the peer does not take: `size` from now on."""

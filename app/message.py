@@ -209,7 +209,6 @@ class Message:
         environ = self._environ = self._base.copy()
         environ["SERVER_PROTOCOL"] = "HTTP/" + version
         environ["REQUEST_METHOD"] = method  # before any check, whose refusal has no content if this is HEAD
-        self._length = self._received = 0
         fill(environ, self._fields)
         self._tracer.name(environ)
         length = self._length = body_length(environ, version)
@@ -220,7 +219,7 @@ class Message:
             self._persistence = PERSIST if version == "1.1" else KEEP_ALIVE
         if length:
             self._body = []
-            self._reserved = 0
+            self._received = self._reserved = 0
             self._expects = "HTTP_EXPECT" in environ
             if length > LARGE_BODY_SIZE:
                 self._reserve(length, environ)

@@ -26,7 +26,7 @@ import asyncio
 import logging
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 from wsgiref.types import WSGIEnvironment
@@ -174,7 +174,7 @@ class Echo:
         self.refusals: list[str] = []
         self.declined: int | None = None  # index of the call whose body was not wanted
 
-    def may_continue(self, environ: WSGIEnvironment) -> bool:
+    def wants_body(self, environ: WSGIEnvironment) -> bool:
         wanted = not environ["PATH_INFO"].startswith("/no")
         if not wanted:
             self.declined = len(self.calls)
@@ -189,6 +189,21 @@ class Echo:
         self.calls.append(call)
         start_response("200 OK", [("Content-Type", "text/plain"), ("X-Path", call.path)])
         return [call.body]
+
+
+class Turns:
+    """The part of a loop that a connection needs: what is called soon is called when the fuzzer says so."""
+
+    def __init__(self) -> None:
+        self._due: list[Callable[[], None]] = []
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self._due.append(callback)
+
+    def run(self) -> None:
+        """Turn until nothing is left to do."""
+        while self._due:
+            self._due.pop(0)()
 
 
 class Recorder(asyncio.Transport):
@@ -242,19 +257,24 @@ class Recorder(asyncio.Transport):
 def by_connection(pieces: Iterable[bytes], *, slow: bool = False) -> tuple[Outcome, int | None]:
     """Feed a connection; returns the outcome, and which call's body was not wanted."""
     app = Echo()
-    service = Service(app, LOOP, LOG)
+    turns = Turns()
+    service = Service(app, cast(asyncio.AbstractEventLoop, turns), LOG)
     connection, transport = Connection(service, CLIENT), Recorder(slow=slow)
     connection.connection_made(transport)
     transport.connection = connection
 
     def drain() -> None:
+        turns.run()
         while transport.paused:
             transport.paused = False
             connection.resume_writing()
+            turns.run()
 
     for piece in pieces:
         if not transport.reading:
             drain()
+        elif not slow:
+            turns.run()
         if transport.closing:
             break
         connection.data_received(piece)
@@ -314,7 +334,6 @@ def _compare(one: Outcome, other: Outcome, size: int) -> None:
     assert one.answers[:finals] == other.answers[:finals]
 
 
-LOOP: Final = cast(asyncio.AbstractEventLoop, None)  # nothing here runs on the pool, which alone needs it
 LOG: Final = logging.getLogger("fuzz")
 LOG.setLevel(logging.CRITICAL + 1)
 TRACER: Final = Tracer(bytes)

@@ -21,7 +21,7 @@ import uvloop
 
 from app.connection import Connection
 from app.framing import Refusal
-from app.service import IN_PIECES, Service
+from app.service import IN_PIECES, TURN_COUNT, Service
 from core.limits import (
     ANSWERS_SIZE,
     BODIES_SIZE,
@@ -29,6 +29,7 @@ from core.limits import (
     HEADER_COUNT,
     HEADERS_SIZE,
     PIPELINE_DEPTH,
+    PIPELINES_SIZE,
     REQUEST_LINE_SIZE,
     WRITE_BUFFER_SIZE,
 )
@@ -493,6 +494,17 @@ def test_refusal_of_head_has_no_body() -> None:
     """A refused HEAD gets the header fields of the problem document alone (RFC 9110 §9.3.2)."""
     with serving() as server, dial(server) as client:
         client.sendall(b"HEAD / HTTP/1.1\r\n\r\n")
+        reader = Reader(client)
+
+        assert 400 == reader.answer(head=True).status
+        reader.end()
+
+
+def test_refusal_of_head_that_offers_an_upgrade_has_no_body() -> None:
+    """Nor when it is refused for its body, which another parser reads."""
+    offer = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
+    with serving() as server, dial(server) as client:
+        client.sendall(b"HEAD / HTTP/1.1\r\n" + HOST + offer + CHUNKED + b"\r\nx")
         reader = Reader(client)
 
         assert 400 == reader.answer(head=True).status
@@ -1006,13 +1018,129 @@ def test_pipeline_behind_a_blocking_route_is_bounded() -> None:
         time.sleep(0.2)
         (connection,) = server.service.connections
         waiting = server.call(lambda: len(connection._waiting))
-        assert PIPELINE_DEPTH.value <= waiting <= PIPELINE_DEPTH.value + 16_384 // len(GOOD) + 1
+        assert PIPELINE_DEPTH.value <= waiting <= PIPELINE_DEPTH.value + 2_048 // len(GOOD) + 1
         server.app.gate.set()
         reader = Reader(client)
 
         assert "/slow" == reader.answer().environ["PATH_INFO"]
         assert {"/good"} == {reader.answer().environ["PATH_INFO"] for _ in range(count)}
         sender.join(PATIENCE)
+
+
+def connections(server: Server, *clients: socket.socket) -> list[Connection]:
+    """Return the server's side of each client."""
+    until(lambda: server.call(lambda: len(server.service.connections)) == len(clients))
+    made = {c._transport.get_extra_info("peername"): c for c in server.call(lambda: list(server.service.connections))}
+    return [made[client.getsockname()] for client in clients]
+
+
+def test_a_pipeline_holds_nobody_up() -> None:
+    """However much one connection sends ahead, a request of another that comes in the same turn of the loop is answered
+    after the first of it, and one that comes in the next turn after a turn's worth; nothing of the pipeline is lost.
+    """
+    count = 2_000
+    before: list[list[str]] = []
+    with serving() as server, dial(server) as greedy, dial(server) as honest:
+        first, second = connections(server, greedy, honest)
+
+        def read() -> None:
+            first.data_received(GOOD * count)
+            second.data_received(get(b"/honest/1"))
+            before.append(server.app.calls.copy())
+            server.loop.call_soon(read_next)
+
+        def read_next() -> None:
+            second.data_received(get(b"/honest/2"))
+            before.append(server.app.calls.copy())
+
+        server.call(read)
+        until(lambda: len(before) == 2)
+        reader, honest_reader = Reader(greedy), Reader(honest)
+
+        assert ["/good", "/honest/1"] == before[0]
+        assert len(before[1]) <= 2 + TURN_COUNT + 1
+        assert ["/honest/1", "/honest/2"] == [honest_reader.answer().environ["PATH_INFO"] for _ in range(2)]
+        assert {"/good"} == {reader.answer().environ["PATH_INFO"] for _ in range(count)}
+        assert 0 == server.call(lambda: server.service.pipelines_size)
+
+
+def test_pipelines_take_turns() -> None:
+    """Of two connections that both send ahead, each gets one answer after the other."""
+    count = 40
+    with serving() as server, dial(server) as one, dial(server) as two:
+        first, second = connections(server, one, two)
+
+        def read() -> None:
+            first.data_received(get(b"/1") * count)
+            second.data_received(get(b"/2") * count)
+
+        server.call(read)
+        readers = Reader(one), Reader(two)
+        for reader in readers:
+            assert {200} == {reader.answer().status for _ in range(count)}
+
+        assert ["/1", "/2"] * count == server.app.calls
+
+
+def test_a_body_does_not_hide_a_pipeline() -> None:
+    """Requests that come in one read with the end of a body take their turns too."""
+    with serving() as server, dial(server) as client:
+        (connection,) = connections(server, client)
+        calls: list[str] = []
+
+        def read() -> None:
+            connection.data_received(post(b"Content-Length: 40000\r\n", b"x" * 10_000))
+            connection.data_received(b"x" * 30_000 + GOOD * 300)
+            calls.extend(server.app.calls)
+
+        server.call(read)
+        reader = Reader(client)
+
+        assert {200} == {reader.answer().status for _ in range(301)}
+        assert ["/"] == calls
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_pipelines_share_a_budget(busy: bool) -> None:
+    """What is sent ahead beyond what the worker may hold is refused with 503 in its turn; single requests are
+    answered, and what was held is given back.
+    """
+    with serving() as server, dial(server) as client, dial(server) as honest:
+        connections(server, client, honest)
+        server.call(lambda: server.service.keep(PIPELINES_SIZE.value - 5_000))
+        client.sendall((get(b"/slow") if busy else b"") + GOOD * 50)
+        if busy:
+            until(lambda: server.call(lambda: server.service.refusals["pipelines_full"]) == 1)
+        honest.sendall(GOOD)
+        assert 200 == Reader(honest).answer().status
+        server.app.gate.set()
+        reader = Reader(client)
+        answers = [reader.answer()]
+        while answers[-1].status == 200:
+            answers.append(reader.answer())
+        reader.end()
+
+        assert (503, "pipelines_full", "1") == (
+            answers[-1].status, answers[-1].json["code"], answers[-1].headers["retry-after"],
+        )  # fmt: skip
+        assert 4 == len(answers)
+        assert PIPELINES_SIZE.value - 5_000 == server.call(lambda: server.service.pipelines_size)
+
+
+def test_what_is_not_parsed_is_in_the_budget() -> None:
+    """So are bytes that wait to be parsed, until they are, or their connection ends."""
+    with serving() as server, dial(server) as client:
+        (connection,) = connections(server, client)
+        data = get(b"/slow") + GOOD * 20_000  # what is parsed of it is less, whatever a request is counted for
+        server.call(lambda: connection.data_received(data))
+        kept = server.call(lambda: server.service.pipelines_size)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.close()
+        server.app.gate.set()
+        until(lambda: bool(server.lost))
+
+        assert len(data) - 4_096 <= kept
+        assert 0 == server.call(lambda: server.service.pipelines_size)
 
 
 def test_reader_too_slow_is_not_buffered_for() -> None:
@@ -1189,3 +1317,36 @@ def test_drain_answers_with_close() -> None:
         assert "close" == reader.answer().headers["connection"]
         reader.end()
         Reader(silent).end()
+
+
+@pytest.mark.parametrize("count", [20, 200], ids=["parsed", "unparsed"])
+@pytest.mark.parametrize("first", [get(b"/slow"), GOOD], ids=["pool", "inline"])
+def test_drain_answers_what_was_received(first: bytes, count: int) -> None:
+    """Requests that wait when the drain begins, parsed or not, are answered in order; only the last says close."""
+    with serving() as server, dial(server) as client:
+        (connection,) = connections(server, client)
+
+        def read() -> None:
+            connection.data_received(first + b"".join(get(b"/%d" % i) for i in range(count)))
+            server.service.draining = True
+
+        server.call(read)
+        server.app.gate.set()
+        reader = Reader(client)
+        answers = [reader.answer() for _ in range(count + 1)]
+        reader.end()
+
+        assert [f"/{i}" for i in range(count)] == [answer.environ["PATH_INFO"] for answer in answers[1:]]
+        assert [None] * count + ["close"] == [answer.headers.get("connection") for answer in answers]
+
+
+def test_drain_answers_a_whole_read() -> None:
+    """Requests that come in one read while draining are answered too."""
+    with serving() as server, dial(server) as client:
+        server.call(lambda: setattr(server.service, "draining", True))
+        client.sendall(GOOD * 3)
+        reader = Reader(client)
+        answers = [reader.answer() for _ in range(3)]
+        reader.end()
+
+        assert [None, None, "close"] == [answer.headers.get("connection") for answer in answers]

@@ -1,0 +1,39 @@
+"""How the application says in which way a request is answered."""
+
+import falcon
+import pytest
+
+from app.main import Application, _bare
+from app.service import IN_PIECES, INLINE, POOL
+
+
+class _Route:
+    def on_get(self, _request: falcon.Request, _response: falcon.Response) -> None:
+        """Answer nothing."""
+
+
+@pytest.mark.parametrize("path", ["/a/b", "//a/b", "///a/b", "a/b", "/a/b/", "//a/b//", "/a//b", "/", "//", "/a"])
+def test_bare_path_is_the_one_that_the_router_finds(path: str) -> None:
+    """A path is a route's for us when it is for the router, slash for slash."""
+    api = falcon.App()
+    api.add_route("/a/b", _Route())
+    found = api._router.find(path)
+
+    assert (found is not None) == (_bare(path) == "/a/b")
+
+
+@pytest.mark.parametrize("path", ["{}", "/{}", "//{}"])
+def test_head_is_answered_in_the_way_of_get(path: str) -> None:
+    """What takes long for GET takes long for HEAD, however many slashes lead; other methods and paths do not."""
+    application = Application()
+    application._blocking = frozenset({("GET", "/slow"), ("POST", "/slow")})
+    application._in_pieces = frozenset({("GET", "/long")})
+    application._inline = frozenset({"/quick"})
+    asked = [
+        ("GET", "/slow"), ("HEAD", "/slow"), ("POST", "/slow"), ("GET", "/long"), ("HEAD", "/long"), ("POST", "/long"),
+        ("HEAD", "/quick"), ("HEAD", "/long/"),
+    ]  # fmt: skip
+
+    assert [POOL, POOL, POOL, IN_PIECES, IN_PIECES, INLINE, INLINE, INLINE] == [
+        application.may_block(method, path.format(plain)) for method, plain in asked
+    ]
