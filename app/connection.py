@@ -59,6 +59,7 @@ from core.limits import (
 _KEEPALIVE_SECONDS: Final = KEEPALIVE_SECONDS.value
 _SECONDS: Final = {IDLE: KEEPALIVE_SECONDS.value, HEAD: HEADERS_SECONDS.value, BODY: BODY_SECONDS.value}
 _SLICE_SIZE: Final = 2_048  # one feed of the parser, where requests may begin
+_SINGLE_SIZE: Final = 16_384  # one feed of a read in which one request may begin, and no more
 _ENVIRON_SIZE: Final = 2_048  # bytes of a waiting request without its body: a dictionary of 25 and its strings
 _NOTHING: Final = memoryview(b"")
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -122,7 +123,8 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        if not self._held and data.find(b"\r", _SLICE_SIZE) < 0:  # no head ends behind the first slice
+        # No head ends behind the first slice; and what one feed may hide in the parser is bounded (Message).
+        if not self._held and len(data) <= _SINGLE_SIZE and data.find(b"\r", _SLICE_SIZE) < 0:
             self._parse(data)
         else:
             self._unparsed = memoryview(bytes(self._unparsed) + data if self._unparsed else data)

@@ -371,6 +371,31 @@ def test_guard(guarded: Server, name: str, behind: bool) -> None:
     assert calls + behind == len(guarded.app.calls)
 
 
+class Hoard(Connection):
+    """A connection that sees everything in one read, however the kernel cut it."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.hoard = b""
+
+    def data_received(self, data: bytes) -> None:
+        self.hoard += data
+        if self.hoard.endswith(GOOD):
+            super().data_received(self.hoard)
+
+
+@pytest.mark.parametrize("name", [name for name in GUARDS if name.startswith("endless")])
+def test_what_hides_in_the_parser_is_bounded_in_one_read_too(name: str) -> None:
+    """A read may be larger than all limits together; it is refused as if it came in pieces."""
+    request, status, code = GUARDS[name]
+    with serving(protocol=Hoard) as server, dial(server) as client:
+        client.sendall(request + GOOD)
+        answer = Reader(client).answer()
+
+        assert (status, code) == (answer.status, answer.json["code"])
+        assert [] == server.app.calls
+
+
 def test_refusals_are_counted() -> None:
     """Each refusal is counted under its code."""
     with serving() as server:

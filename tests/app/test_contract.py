@@ -267,7 +267,9 @@ def test_what_chance_does_not_find_keeps_the_contract_too(keyed_server: LiveServ
     event = {"body": {"event_vector": [0.5] * DIMENSION, "moral_value": 1.0}, "media_type": JSON}
     key = {"Idempotency-Key": "a-word-of-mine"}
 
-    slow = [sent(keyed_server, "POST", "/event", bearer("slow"), **event) for _ in range(12)]
+    slow = [sent(keyed_server, "POST", "/event", bearer("slow"), **event)]
+    while slow[-1].status_code == 200 and len(slow) < 1000:  # its bucket refills meanwhile
+        slow.append(sent(keyed_server, "POST", "/event", bearer("slow"), **event))
     first, again = (sent(keyed_server, "POST", "/event", bearer("writer") | key, **event) for _ in range(2))
     low = sent(keyed_server, "POST", "/event", bearer("reader"), **event)
     sent(keyed_server, "POST", "/governor/stop", bearer("admin"))
