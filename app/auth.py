@@ -60,9 +60,9 @@ class Gate:
         self._loopback = loopback
         self._keyring = keyring
         self._is_open = keyring.is_open
-        # PERF: who has shown what and was let in, so that each request of a client is not identified anew (0.2 µs
-        # instead of 1.7 warm, five times that in the server). Only credentials that are good are here, and a dictionary
-        # compares hashes, keyed anew in each process, before it compares text: strangers learn nothing from its time.
+        # PERF: who has shown what and was let in, so that each request of a client is not identified anew: the gate
+        # takes 0.6 µs instead of 2.0, warm. Only credentials that are good are here, and a dictionary compares hashes,
+        # keyed anew in each process, before it compares text: strangers learn nothing from its time.
         self._known: dict[tuple[str | None, str | None], Client] = {}
         self._proxies = proxies
         self._charge = charge

@@ -4,9 +4,8 @@ The main path is short on purpose. uvloop hands over what it read; `app.message`
 request; the application is called right there and its answer is written once. No task, no future, no queue and no
 second thread is on that path.
 
-PERF: 5.6 µs of Python for a 2 kB POST without the application and the kernel, 2.1 µs of it for everything that a
-parser and a dictionary alone would not do: guards, limits, deadlines, problem documents (measured warm, against a
-protocol of 40 lines that trusts its clients; the kernel and uvloop add about 11 µs).
+PERF: 7.4 µs of Python for a POST of 1.5 or 4 kB without the application and the kernel (measured warm, on a transport
+that does nothing; names and standing headers are 0.9 µs of it).
 
 Owns: the order of answers, the deadlines and the flow control of its socket.
 

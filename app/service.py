@@ -1,10 +1,10 @@
 """The service: what all connections of one worker share.
 
 Owns the application, the clock of the deadlines, the lines that all answers share (Date, the standing headers), the
-names of requests, the counts (requests served, refusals by code, bytes of large bodies in memory) and the small thread
-pool for the few routes that may block. The worker makes one after the
-fork and ticks it; connections read it on every request, which is why its fields are plain attributes. Everything runs
-on the loop's thread, so nothing here is locked.
+names of requests, the counts (requests served, refusals by code, bytes of bodies and pipelines in memory), the lines
+in which connections wait for their turn, and the small thread pool for the few routes that may block. The worker makes
+one after the fork and ticks it; connections read it on every request, which is why its fields are plain attributes.
+Everything runs on the loop's thread, so nothing here is locked.
 
 Turns. What a connection has sent ahead of its answers stands in one line with what all the others have: each does one
 thing (an answer, or the parsing of a small slice) and goes to the end of the line, for TURN_SECONDS or TURN_COUNT

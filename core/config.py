@@ -278,7 +278,6 @@ class Loaded:
     config: Config
     source: str  # the file's path, or "embedded defaults"
     environment: EnvironmentName
-    api_key: str | None = field(repr=False)
     keyring: Keyring = field(repr=False)
 
 
@@ -308,7 +307,7 @@ def load(path: str | None, environ: Mapping[str, str]) -> Loaded:
     if problems:
         raise ConfigurationError([problem.sentence for problem in problems])
     keyring = Keyring(variables.api_key, keys.keys)
-    return Loaded(_planted(values), path or "embedded defaults", variables.name, variables.api_key, keyring)
+    return Loaded(_planted(values), path or "embedded defaults", variables.name, keyring)
 
 
 def defaults(name: EnvironmentName) -> Config:

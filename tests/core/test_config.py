@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from core import config, manual
 from core.config import OVERLAYS, RESTART_REASONS, SETTINGS, Config, ConfigurationError, load, values_of
 from core.environment import EnvironmentName
-from core.keys import TIERS, Role, digest_of
+from core.keys import TIERS, Keyring, Role, digest_of
 from core.setting import Setting
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ class TestDefaults:
         loaded = load(None, {})
 
         assert Config() == loaded.config
-        assert (loaded.source, loaded.environment, loaded.api_key) == ("embedded defaults", "development", None)
+        assert (loaded.source, loaded.environment, len(loaded.keyring)) == ("embedded defaults", "development", 0)
 
     def test_prescribed_values(self) -> None:
         """The values that the service's semantics prescribe are the defaults."""
@@ -327,7 +327,7 @@ class TestKeys:
 
         assert [("web", Role.ADMIN, "high")] == [key[:3] for key in found[:1] if key]
         assert ["API_KEY"] * ("API_KEY" in environ) == [key.id for key in found[1:] if key]
-        assert environ.get("API_KEY") == loaded.api_key
+        assert 1 + ("API_KEY" in environ) == len(loaded.keyring)
 
     def test_a_relative_path_begins_at_the_working_directory(self, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """As that of CONFIG_PATH does."""
@@ -396,7 +396,7 @@ class TestLoaded:
         """Neither the representation nor what goes to the log holds the key."""
         loaded = load(None, {**PRODUCTION, "API_KEY": "very-secret"})
 
-        assert loaded.api_key == "very-secret"
+        assert loaded.keyring == Keyring("very-secret")
         shown = repr(loaded) + str(loaded) + repr(config.effective(loaded.config))
         for secret in ("very-secret", digest_of("very-secret").hex(), repr(digest_of("very-secret"))):
             assert secret not in shown

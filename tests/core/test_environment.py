@@ -4,6 +4,7 @@ import pytest
 
 from core import environment
 from core.config import SETTINGS, ConfigurationError, load
+from core.keys import Keyring
 
 PRODUCTION = {"MLSDM_ENV": "production", "API_KEY": "k"}
 
@@ -176,12 +177,12 @@ class TestKey:
     @pytest.mark.parametrize("name", ["dev", "staging"])
     def test_elsewhere_the_key_is_optional(self, name: str) -> None:
         """A blank key is none; a key that is given is used."""
-        assert load(None, {"MLSDM_ENV": name, "API_KEY": "  "}).api_key is None
-        assert load(None, {"MLSDM_ENV": name, "API_KEY": "k"}).api_key == "k"
+        assert load(None, {"MLSDM_ENV": name, "API_KEY": "  "}).keyring.is_open
+        assert load(None, {"MLSDM_ENV": name, "API_KEY": "k"}).keyring == Keyring("k")
 
     def test_surrounding_whitespace_is_dropped(self) -> None:
         """A secret that was made with echo ends in a newline, which no header can carry."""
-        assert load(None, {"API_KEY": " key==\n"}).api_key == "key=="
+        assert load(None, {"API_KEY": " key==\n"}).keyring == Keyring("key==")
 
     @pytest.mark.parametrize("key", ["very secret", "very\nsecret", "sécret", "secret\udcff", "secret\x00"])
     def test_a_key_that_no_header_can_carry_is_refused(self, key: str) -> None:
