@@ -29,6 +29,7 @@ from typing import Any, Final, Protocol
 from app.connection import Connection
 from app.framing import Refusal
 from app.service import Service
+from app.trace import nameless
 from core.limits import HEADERS_SECONDS, KERNEL_BUFFER_SIZE, LINGER_SECONDS
 
 BATCH_COUNT: Final = 4  # accepted per wake-up; between batches the connections already open get their turn
@@ -162,17 +163,17 @@ class Acceptor:
 
     def _open(self, accepted: socket.socket, address: tuple[Any, ...]) -> None:
         refusal = None
-        if self.open_count >= self._connections_max and not self._service.make_room():
+        client = address[0], address[1]  # an IPv6 address has four parts; WSGI knows two
+        if self.open_count >= self._connections_max and not self._service.rounds.make_room():
             detail = f"This worker already has its {self._connections_max} connections; try again in a second."
             if self.open_count >= self._connections_max + TURNED_AWAY_COUNT_MAX:
                 accepted.close()
-                self._service.refused(_TOO_MANY, (address[0], address[1]), detail)
+                self._service.refused(_TOO_MANY, nameless(client), detail)
                 return
             refusal = Refusal(503, _TOO_MANY, detail, retry_after=1)
         self.open_count += 1
         self._occupancy.publish(self.open_count)
-        # An IPv6 address has four parts; WSGI knows two.
-        connection = Connection(self._service, (address[0], address[1]), refusal)
+        connection = Connection(self._service, client, refusal)
         limits = {}
         if self._tls is not None:
             limits["ssl_handshake_timeout"] = HEADERS_SECONDS.value

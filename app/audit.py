@@ -38,17 +38,19 @@ class Audit:
         self._written: dict[str, int] = {}
         self._suppressed: dict[str, int] = {}
 
-    def refused(self, environ: WSGIEnvironment, status: int, code: str, field: str | None) -> None:
-        """Note that a request was refused with `status` and `code`, `field` being to blame."""
-        if event := event_of(status):
+    def refused(self, environ: WSGIEnvironment, status: int, code: str, field: str | None = None) -> None:
+        """Note that a request was refused with `status` and `code`, `field` being to blame. Of a request that was not
+        read to its end `environ` holds what was.
+        """
+        if event := _event_of(status):
             ours = field and code != "field_unknown"  # the name of an unknown one is a piece of the body
-            self.note_refusal(event, **_about(environ), status=status, code=code, **({"field": field} if ours else {}))
+            self._refuse(event, **_about(environ), status=status, code=code, **({"field": field} if ours else {}))
 
     def note(self, event: str, environ: WSGIEnvironment, **members: Any) -> None:
         """Note what a request has changed."""
         log.warning(event, extra={**_about(environ), **members})
 
-    def note_refusal(self, event: str, **members: Any) -> None:
+    def _refuse(self, event: str, **members: Any) -> None:
         """Write one line, unless this second has had its lines of this event."""
         with self._lock:
             self._turn()
@@ -87,12 +89,12 @@ def _about(environ: WSGIEnvironment) -> dict[str, Any]:
         "address": address,
         "request_id": environ["mlsdm.request_id"],
         **({"trace_id": trace.trace_id} if trace else {}),
-        "method": environ["REQUEST_METHOD"],
-        "path": environ["PATH_INFO"][:TEXT_LENGTH_MAX],
+        **({"method": environ["REQUEST_METHOD"]} if "REQUEST_METHOD" in environ else {}),
+        **({"path": environ["PATH_INFO"][:TEXT_LENGTH_MAX]} if "PATH_INFO" in environ else {}),
     }
 
 
-def event_of(status: int) -> str | None:
+def _event_of(status: int) -> str | None:
     """Return what a refusal with `status` is called in the audit log; None when it has no place there."""
     if status in _HARMLESS or not 400 <= status < 500:
         return None

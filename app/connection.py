@@ -4,28 +4,26 @@ The main path is short on purpose. uvloop hands over what it read; `app.message`
 request; the application is called right there and its answer is written once. No task, no future, no queue and no
 second thread is on that path.
 
-PERF: 7.4 µs of Python for a POST of 1.5 or 4 kB without the application and the kernel (measured warm, on a transport
+PERF: 7.2 µs of Python for a POST of 1.5 or 4 kB without the application and the kernel (measured warm, on a transport
 that does nothing; names and standing headers are 0.9 µs of it).
 
-Owns: the order of answers, the deadlines and the flow control of its socket.
+Owns: the order of answers, when to read, and the end.
 
-A request does not run at once in three cases: an earlier one is on the thread pool or is answered in pieces (`busy`);
-the peer does not take its answers and the write buffer is over its limit (`paused`); or it came in one read with an
-earlier one, which was answered at once. It then waits in `waiting`, in order, for a turn in the line of the service
-(`turn`), so that a pipeline, however long, holds nobody up. Reading pauses while something that was read is not
-parsed, and when PIPELINE_DEPTH requests wait. llhttp cannot be stopped inside a buffer, so a large read is fed to it
-in slices: at most 2,048 / 26 = 78 of the smallest requests can join the queue after it is full. What waits, parsed or
-not, is accounted for in the budget of the service; a connection that wants more than is left is refused in its turn.
+A request does not run at once (`held`) in three cases: an earlier one is on the thread pool or is answered in pieces
+(`busy`); the peer does not take its answers (`app.writer`); or it came in one read with an earlier one, which was
+answered at once, or came in company while others stand in line. It then waits in the backlog, in order, for a turn
+(`app.turns`), so that a pipeline, however long, holds nobody up. Reading pauses while something that was read is not
+parsed, and when PIPELINE_DEPTH requests wait.
 
 While the service drains, what was received is answered all the same, and only the last answer says close.
 
-Deadlines are absolute and swept four times a second on the service's patient clock: from the first byte of a head to
-its end, from there to the end of the body, from an answer's write until the kernel has it, and for silence between
+Deadlines are absolute and looked at four times a second on the service's patient clock: from the first byte of a head
+to its end, from there to the end of the body, from an answer's write until the kernel has it, and for silence between
 requests. A client that sends one byte a second is cut off like one that sends none. In a full worker the connection
 that was idle longest makes room for a new one (RFC 9112 §9.5 lets either side end an idle connection at any time).
 
-Memory, measured over 4,000 connections: 5.0 kB for an idle one, of which uvloop and libuv have 1.4; 5.3 with half a
-head; 6.5 with a body under way, and its bytes. What was read of a request is let go of with its answer or its refusal.
+Memory, measured over 4,000 connections: 5.2 kB for an idle one, of which uvloop and libuv have 1.4; 5.5 with half a
+head; 6.6 with a body under way, and its bytes. What was read of a request is let go of with its answer or its refusal.
 
 Ending is lingering (RFC 9112 §9.6): after the last answer our side is shut, and what the peer still sends is read and
 thrown away until it closes too, at most LINGER_SECONDS. Closing at once would make the kernel send RST, which can
@@ -37,12 +35,14 @@ import asyncio
 from typing import Final, cast
 from wsgiref.types import WSGIEnvironment
 
+from app.backlog import SLICE_SIZE, Backlog
 from app.environ import base
 from app.exchange import CLOSE, PERSIST, UNEXPECTED, Exchange, problem
 from app.framing import Refusal
 from app.message import BODY, HEAD, IDLE, Message
 from app.service import IN_PIECES, INLINE, Service
-from app.trace import about
+from app.trace import about, nameless
+from app.writer import Writer
 from core.limits import (
     BODY_SECONDS,
     HEADERS_SECONDS,
@@ -50,17 +50,13 @@ from core.limits import (
     KEEPALIVE_SECONDS,
     LINGER_SECONDS,
     PIPELINE_DEPTH,
-    WRITE_BUFFER_SIZE,
     WRITE_SECONDS,
     Limit,
 )
 
 _KEEPALIVE_SECONDS: Final = KEEPALIVE_SECONDS.value
 _SECONDS: Final = {IDLE: KEEPALIVE_SECONDS.value, HEAD: HEADERS_SECONDS.value, BODY: BODY_SECONDS.value}
-_SLICE_SIZE: Final = 2_048  # one feed of the parser, where requests may begin
 _SINGLE_SIZE: Final = 16_384  # one feed of a read in which one request may begin, and no more
-_ENVIRON_SIZE: Final = 2_048  # bytes of a waiting request without its body: a dictionary of 25 and its strings
-_NOTHING: Final = memoryview(b"")
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -72,12 +68,12 @@ class Connection(asyncio.Protocol):
     """One client's connection."""
 
     __slots__ = (
-        "_busy", "_client", "_deadline", "_deaf", "_ended", "_exchange", "_held", "_kept", "_last", "_long", "_message",
-        "_paused", "_reading", "_refusal", "_reserved", "_service", "_succeeds", "_transport", "_unparsed", "_untaken",
-        "_waiting", "_write_deadline", "_write_mark", "_written",
+        "_backlog", "_busy", "_client", "_deadline", "_deaf", "_ended", "_exchange", "_held", "_last", "_long",
+        "_message", "_reading", "_refusal", "_reserved", "_service", "_succeeds", "_transport", "_writer",
     )  # fmt: skip
 
     _transport: asyncio.Transport
+    _writer: Writer
     _message: Message
 
     def __init__(self, service: Service, client: tuple[str, int], refusal: Refusal | None = None) -> None:
@@ -86,33 +82,23 @@ class Connection(asyncio.Protocol):
         self._client = client
         self._refusal = refusal
         self._exchange = Exchange()
-        # Requests that were read and wait, or the bytes of the answer that ends the connection.
-        # A list, because an empty deque is 760 bytes; taking the first of a few hundred is 0.1 µs.
-        # The number is what a request is accounted for with, in bytes.
-        self._waiting: list[tuple[WSGIEnvironment, str, int] | bytes] = []
-        self._unparsed = _NOTHING  # read, but not parsed yet
-        self._kept = 0  # bytes of it that are accounted for, until all are parsed
+        self._backlog = Backlog(service.pipelines)
         self._succeeds = False  # the next request comes in one feed with another, or the last one is to be known
         self._reserved = 0  # bytes of large bodies
-        self._untaken = 0  # bytes of answers, while over the limit of the write buffer
         self._long: tuple[WSGIEnvironment, str] | None = None  # a request whose answer will be made in pieces
-        self._busy = False  # a request is on the pool
-        self._paused = False  # the write buffer is over its limit
-        self._held = False  # one of these, or something waits or is not parsed: a new request must queue
+        self._busy = False  # a request is on the pool, or is answered in pieces
+        self._held = False  # busy, or the writer is paused, or there is a backlog: a new request must queue
         self._reading = True  # from the socket
         self._ended = False  # the peer has shut its side
         self._deaf = False  # no further byte of this peer is believed
         self._last = False  # the last answer is written
         self._deadline = service.now + _KEEPALIVE_SECONDS
-        self._written = 0  # bytes, all answers together
-        self._write_mark = 0  # how many of these must be gone by the write deadline
-        self._write_deadline = 0.0
 
     # -- called by the loop ------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=WRITE_BUFFER_SIZE.value)
+        self._writer = Writer(self._transport)
         environ = base(self._service.scheme, transport.get_extra_info("sockname"), self._client)
         self._message = Message(environ, self._service.tracer, self._take, self._reserve)
         self._service.connections.add(self)
@@ -123,10 +109,15 @@ class Connection(asyncio.Protocol):
         if self._deaf:
             return
         # No head ends behind the first slice; and what one feed may hide in the parser is bounded (Message).
-        if not self._held and len(data) <= _SINGLE_SIZE and data.find(b"\r", _SLICE_SIZE) < 0:
+        if (
+            not self._held
+            and len(data) <= _SINGLE_SIZE
+            and data.find(b"\r", SLICE_SIZE) < 0
+            and not (self._service.turns.crowded and data.count(b"\r\n\r\n") > 1)
+        ):
             self._parse(data)
         else:
-            self._unparsed = memoryview(bytes(self._unparsed) + data if self._unparsed else data)
+            self._backlog.read(data)
             self._parse_slices()
 
     def eof_received(self) -> bool:
@@ -136,23 +127,22 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, _error: Exception | None) -> None:
         self._deaf = self._last = True
-        self._drop()
         self._long = None
-        self._service.not_in_pieces(self)
-        self._untake(0)
+        self._backlog.clear()
         self._release()
         self._message.close()
+        self._service.pieces.forget(self)
         self._service.connections.discard(self)
         self._service.lost()
 
     def pause_writing(self) -> None:
-        self._untake(self._transport.get_write_buffer_size())
-        self._paused = self._held = True
+        self._writer.is_paused = self._held = True
+        self._service.pieces.leaves(self, self._writer.pending)
         self._regulate()
 
     def resume_writing(self) -> None:
-        self._untake(0)
-        self._paused = False
+        self._writer.is_paused = False
+        self._service.pieces.leaves(self, 0)
         self._resume()
 
     # -- one request, once it is complete ----------------------------------------------------------------------------
@@ -161,54 +151,15 @@ class Connection(asyncio.Protocol):
         """Serve a request, or let it wait for its turn. False when it is the last one."""
         self._deadline = self._service.now + _KEEPALIVE_SECONDS
         if self._held or self._succeeds:
-            size = _ENVIRON_SIZE + int(environ.get("CONTENT_LENGTH") or 0)
-            self._service.keep(size)
-            self._wait((environ, persistence, size))
-            if len(self._waiting) == PIPELINE_DEPTH.value and (self._busy or self._paused):
-                self._passed(PIPELINE_DEPTH, "The peer sends ahead of its answers and is read no further")
+            self._backlog.append(environ, persistence)
+            self._line_up()
+            if len(self._backlog) == PIPELINE_DEPTH.value and self._is_stuck():
+                self.passed(PIPELINE_DEPTH, "The peer sends ahead of its answers and is read no further")
             self._deaf = persistence == CLOSE
         else:
             self._succeeds = True
             self._serve(environ, persistence)
         return not self._deaf
-
-    def _wait(self, item: tuple[WSGIEnvironment, str, int] | bytes) -> None:
-        self._waiting.append(item)
-        self._line_up()
-
-    def _line_up(self) -> None:
-        """Do, in turn with other connections, what is left to do: now, or when what holds it back is over."""
-        self._held = self._exchange.followed = True
-        if not (self._busy or self._paused):
-            self._service.line_up(self)
-
-    def turn(self) -> bool:
-        """Give one answer, or parse one slice; called by the service. False when nothing is left, or something holds
-        the rest back.
-        """
-        if self._busy or self._paused or self._last:
-            return False
-        if self._waiting:
-            item = self._waiting.pop(0)
-            if isinstance(item, bytes):
-                self._send(item, CLOSE)
-            else:
-                environ, persistence, size = item
-                self._service.pipelines_size -= size
-                self._exchange.followed = bool(self._waiting or self._unparsed)
-                self._serve(environ, persistence)
-        elif self._unparsed:
-            self._held = False
-            self._parse_slice()
-        if self._busy or self._paused or self._last:
-            self._regulate()
-            return False
-        if self._waiting or self._unparsed:
-            self._held = True
-            self._regulate()
-            return True
-        self._let_go()
-        return False
 
     def _serve(self, environ: WSGIEnvironment, persistence: str) -> None:
         """Have the application answer: inline, or on the pool if it says that this route may block."""
@@ -222,13 +173,15 @@ class Connection(asyncio.Protocol):
                 self._busy = self._held = True
                 if way == IN_PIECES:
                     self._long = environ, persistence
-                    service.in_pieces(self)
+                    service.pieces.line_up(self)
                 else:
                     service.submit(self._serve_on_thread, environ, persistence)
                 return
         exchange = self._exchange
-        self._send(exchange.answer(service, environ, persistence), exchange.persistence)
-        if self._reserved and self._message.phase == IDLE and not self._waiting:
+        self._writer.write(exchange.answer(service, environ, persistence))
+        if exchange.persistence == CLOSE:
+            self._finish()
+        elif self._reserved and self._message.phase == IDLE and not self._backlog:
             self._release()
 
     def _serve_on_thread(self, environ: WSGIEnvironment, persistence: str) -> None:
@@ -252,31 +205,14 @@ class Connection(asyncio.Protocol):
             self._resume()
 
     def _send(self, answer: bytes, persistence: str) -> None:
-        self._written += len(answer)
-        self._transport.write(answer)
+        self._writer.write(answer)
         if persistence == CLOSE:
             self._finish()
-
-    def _refuse(self, refusal: Refusal, named: WSGIEnvironment | None = None) -> None:
-        """Answer with a problem document, in its turn, and end. `named` names the request, if somebody asked before."""
-        self._deaf = True
-        service, environ = self._service, named or self._message.named
-        service.refused(refusal.code, self._client, refusal.detail, status=refusal.status, names=about(environ))
-        answer = problem(refusal, service, CLOSE, service.tracer.echo(environ), head=self._message.is_head)
-        self._message.forget()
-        if self._held:
-            self._wait(answer)
-        else:
-            self._send(answer, CLOSE)
-
-    def _passed(self, limit: Limit, what: str) -> None:
-        """Count a limit of which the client is told nothing."""
-        self._service.refused(limit.code, self._client, f"{what} (limit: {limit.value} {limit.unit}).")
 
     def _finish(self) -> None:
         """The last answer is written: shut our side and let the peer close, so that no RST overtakes the answer."""
         self._deaf = self._last = True
-        self._drop()
+        self._backlog.clear()
         self._deadline = self._service.now + LINGER_SECONDS.value
         if self._ended or not self._transport.can_write_eof():
             self._transport.close()  # TLS has a shutdown of its own, which reads what is still on its way
@@ -289,58 +225,30 @@ class Connection(asyncio.Protocol):
         self._deaf = self._last = True
         self._transport.close()
 
-    # -- flow --------------------------------------------------------------------------------------------------------
+    # -- one that is refused -----------------------------------------------------------------------------------------
 
-    def _parse(self, data: bytes | memoryview) -> None:
-        self._succeeds = self._service.draining
-        try:
-            if self._message.feed(data):
-                self._deadline = self._service.now + _SECONDS[self._message.phase]
-                self._continue()
-        except Refusal as refusal:
-            self._refuse(refusal)
-        except _Unwanted:
-            self._answer_without_body()
-        except Exception:  # a mistake of ours must not leave a client waiting
-            named = self._message.named
-            self._service.log.exception("Error reading a request", extra=about(named))
-            self._refuse(UNEXPECTED, named)
-
-    def _parse_slices(self) -> None:
-        """Feed what was read until it is used up, a request was answered, or those that wait are enough."""
-        lined_up = self._held and not (self._busy or self._paused)
-        self._succeeds = False
-        while self._unparsed and not (lined_up or self._succeeds or self._deaf or self._full()):
-            self._parse_slice()
-        if self._unparsed:
+    def _refuse(self, refusal: Refusal, named: WSGIEnvironment | None = None) -> None:
+        """Answer with a problem document, in its turn, and end. `named` names the request, if somebody asked before."""
+        self._deaf = True
+        service, environ = self._service, named or self._message.named
+        service.refused(refusal.code, environ, refusal.detail, refusal.status)
+        answer = problem(refusal, service, CLOSE, service.tracer.echo(environ), head=self._message.is_head)
+        self._message.forget()
+        if self._held:
+            self._backlog.end_with(answer)
             self._line_up()
-            size = max(self._kept, len(self._unparsed))
-            try:
-                self._service.keep(size - self._kept)
-                self._kept = size
-            except Refusal as refusal:
-                self._forget_unparsed()
-                self._refuse(refusal)
-        self._regulate()
+        else:
+            self._send(answer, CLOSE)
 
-    def _parse_slice(self) -> None:
-        size = max(_SLICE_SIZE, self._message.body_left)
-        data, self._unparsed = self._unparsed[:size], self._unparsed[size:]
-        self._exchange.followed = bool(self._waiting or self._unparsed)
-        self._parse(data)
-        if self._deaf or not self._unparsed:
-            self._forget_unparsed()
-
-    def _forget_unparsed(self) -> None:
-        self._unparsed = _NOTHING
-        self._service.pipelines_size -= self._kept
-        self._kept = 0
+    def passed(self, limit: Limit, what: str) -> None:
+        """Count a limit of which the client is told nothing."""
+        self._service.refused(limit.code, nameless(self._client), f"{what} (limit: {limit.value} {limit.unit}).")
 
     def _continue(self) -> None:
         """RFC 9110 §10.1.1: ask for the body that the client holds back, when it is this request's turn; or answer at
         once, and close, when the application does not want it.
         """
-        environ = None if self._held or self._unparsed else self._message.take_expectation()
+        environ = None if self._held or self._backlog.unparsed else self._message.take_expectation()
         if environ is None:
             return
         try:
@@ -364,28 +272,107 @@ class Connection(asyncio.Protocol):
         environ = self._message.without_body()
         self._message.forget()
         if self._held:
-            self._wait((environ, CLOSE, 0))
+            self._backlog.end_with((environ, CLOSE))
+            self._line_up()
         else:
             self._serve(environ, CLOSE)
 
-    def _full(self) -> bool:
-        return self._paused or len(self._waiting) >= PIPELINE_DEPTH.value
+    def _reserve(self, size: int, environ: WSGIEnvironment) -> None:
+        """Set memory aside for a large body, if it is wanted at all: a stranger gets none of it."""
+        if not self._wants_body(environ):
+            raise _Unwanted
+        self._service.bodies.take(size)
+        self._reserved += size
 
-    def _regulate(self) -> None:
-        """Read from the socket only while there is room for what comes; while lingering, always."""
-        wanted = self._last or not (self._unparsed or self._full())
-        if wanted != self._reading and not self._transport.is_closing():
-            self._reading = wanted
-            if wanted:
-                self._transport.resume_reading()
+    def _release(self) -> None:
+        self._service.bodies.give(self._reserved)
+        self._reserved = 0
+
+    # -- flow --------------------------------------------------------------------------------------------------------
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        self._succeeds = self._service.draining
+        try:
+            if self._message.feed(data):
+                self._deadline = self._service.now + _SECONDS[self._message.phase]
+                self._continue()
+        except Refusal as refusal:
+            self._refuse(refusal)
+        except _Unwanted:
+            self._answer_without_body()
+        except Exception:  # a mistake of ours must not leave a client waiting
+            named = self._message.named
+            self._service.log.exception("Error reading a request", extra=about(named))
+            self._refuse(UNEXPECTED, named)
+
+    def _parse_slices(self) -> None:
+        """Feed what was read until it is used up, a request was answered, or those that wait are enough; but not past
+        others who stand in line.
+        """
+        in_line = self._service.turns.crowded or (self._held and not self._is_stuck())
+        self._succeeds = False
+        while self._backlog.unparsed and not (in_line or self._succeeds or self._deaf or self._is_full()):
+            self._parse_slice()
+        if self._backlog.unparsed:
+            self._line_up()
+            try:
+                self._backlog.account()
+            except Refusal as refusal:
+                self._refuse(refusal)
+        self._regulate()
+
+    def _parse_slice(self) -> None:
+        data = self._backlog.take_slice(self._message.body_left)
+        self._exchange.followed = bool(self._backlog)
+        self._parse(data)
+        if self._deaf or not self._backlog.unparsed:
+            self._backlog.forget_unparsed()
+
+    def _is_stuck(self) -> bool:
+        """Whether nothing can be answered now."""
+        return self._busy or self._writer.is_paused
+
+    def _is_full(self) -> bool:
+        return self._writer.is_paused or self._backlog.is_full
+
+    def _line_up(self) -> None:
+        """Do, in turn with other connections, what is left to do: now, or when what holds it back is over."""
+        self._held = self._exchange.followed = True
+        if not self._is_stuck():
+            self._service.turns.line_up(self)
+
+    def turn(self) -> bool:
+        """Give one answer, or parse one slice; called in turn with other connections. False when nothing is left, or
+        something holds the rest back.
+        """
+        if self._last or self._is_stuck():
+            return False
+        backlog = self._backlog
+        if len(backlog):
+            item = backlog.pop()
+            if isinstance(item, bytes):
+                self._send(item, CLOSE)
             else:
-                self._transport.pause_reading()
+                self._exchange.followed = bool(backlog)
+                self._serve(item.environ, item.persistence)
+        elif backlog.unparsed:
+            self._held = False
+            self._parse_slice()
+        if self._last or self._is_stuck():
+            self._regulate()
+            return False
+        if backlog:
+            self._held = True
+            self._regulate()
+            return True
+        self._let_go()
+        return False
 
     def _resume(self) -> None:
         """What held requests back is over: those that wait have their turns, then reading goes on."""
-        if self._last or self._busy or self._paused:
+        if self._last or self._is_stuck():
             return
-        if self._waiting or self._unparsed:
+        if self._backlog:
             self._line_up()
         else:
             self._let_go()
@@ -400,28 +387,15 @@ class Connection(asyncio.Protocol):
             self._finish()
         self._regulate()
 
-    def _drop(self) -> None:
-        """Let go of everything that waits."""
-        self._service.pipelines_size -= sum(item[2] for item in self._waiting if isinstance(item, tuple))
-        self._waiting.clear()
-        self._forget_unparsed()
-
-    def _untake(self, size: int) -> None:
-        """Account for the bytes that the peer does not take: `size` from now on."""
-        if size != self._untaken:
-            change, self._untaken = size - self._untaken, size
-            self._service.untaken(change, self._client)
-
-    def _reserve(self, size: int, environ: WSGIEnvironment) -> None:
-        """Set memory aside for a large body, if it is wanted at all: a stranger gets none of it."""
-        if not self._wants_body(environ):
-            raise _Unwanted
-        self._service.reserve(size)
-        self._reserved += size
-
-    def _release(self) -> None:
-        self._service.bodies_size -= self._reserved
-        self._reserved = 0
+    def _regulate(self) -> None:
+        """Read from the socket only while there is room for what comes; while lingering, always."""
+        wanted = self._last or not (self._backlog.unparsed or self._is_full())
+        if wanted != self._reading and not self._transport.is_closing():
+            self._reading = wanted
+            if wanted:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
 
     # -- deadlines ---------------------------------------------------------------------------------------------------
 
@@ -430,37 +404,43 @@ class Connection(asyncio.Protocol):
         long as to see that none is.
         """
         service, now = self._service, self._service.now
-        pending = self._transport.get_write_buffer_size()
-        if not pending:
-            self._write_mark = 0
-        elif self._written - pending >= self._write_mark:
-            if self._paused and not self._write_mark:
-                self._passed(WRITE_BUFFER_SIZE, "The peer does not take its answers and gets no more until it does")
-            # All that was written when the mark was set is gone; the rest has its own time from now on.
-            self._write_mark = self._written
-            self._write_deadline = now + WRITE_SECONDS.value
-        elif now > self._write_deadline:
-            self._passed(WRITE_SECONDS, "The peer did not take its answer in time and is cut off")
-            self._transport.abort()
-            return True
+        passed = self._writer.look(now)
+        if passed is WRITE_SECONDS:
+            return self._cut_off(passed, "The peer did not take its answer in time and is cut off")
+        if passed is not None:
+            self.passed(passed, "The peer does not take its answers and gets no more until it does")
         if self._last:
-            if pending:
+            if self._writer.pending:
                 self._deadline = now + LINGER_SECONDS.value
             elif now > self._deadline:
-                self._passed(LINGER_SECONDS, "The peer did not close after its last answer and is cut off")
-                self._transport.abort()
-                return True
+                return self._cut_off(LINGER_SECONDS, "The peer did not close after its last answer and is cut off")
         elif self._held:
             self._deadline = now + _SECONDS[self._message.phase]  # the client waits for us; only its writes are timed
         elif now > self._deadline:
             self._expire()
             return True
-        elif not pending and self._idle_long():
+        elif self._idle_long() and not self._writer.pending:
             if service.draining:
                 self._leave()
             else:
-                service.idle_found.append(self)
+                service.rounds.found_idle(self)
         return False
+
+    def _cut_off(self, limit: Limit, what: str) -> bool:
+        self.passed(limit, what)
+        self._transport.abort()
+        return True
+
+    def _expire(self) -> None:
+        phase = self._message.phase
+        if phase == IDLE:
+            self.passed(KEEPALIVE_SECONDS, "The connection was silent and is closed")
+            self._leave()
+            return
+        limit = HEADERS_SECONDS if phase == HEAD else BODY_SECONDS
+        what = "head" if phase == HEAD else "body"
+        detail = f"The {what} of the request took more than {limit.value} {limit.unit} (RFC 9110 §15.5.9)."
+        self._refuse(Refusal(limit.status, limit.code, detail))
 
     def _idle_long(self) -> bool:
         """Whether nothing is under way, and was not for a while: a busy client's next request may be on its way."""
@@ -477,17 +457,6 @@ class Connection(asyncio.Protocol):
         """Close, for the sake of a new connection, if this one is idle still (RFC 9112 §9.5)."""
         if not self._idle_long():
             return False
-        self._passed(IDLE_SECONDS, "The connection was idle and made room for a new one")
+        self.passed(IDLE_SECONDS, "The connection was idle and made room for a new one")
         self._leave()
         return True
-
-    def _expire(self) -> None:
-        phase = self._message.phase
-        if phase == IDLE:
-            self._passed(KEEPALIVE_SECONDS, "The connection was silent and is closed")
-            self._leave()
-            return
-        limit = HEADERS_SECONDS if phase == HEAD else BODY_SECONDS
-        what = "head" if phase == HEAD else "body"
-        detail = f"The {what} of the request took more than {limit.value} {limit.unit} (RFC 9110 §15.5.9)."
-        self._refuse(Refusal(limit.status, limit.code, detail))

@@ -138,6 +138,7 @@ class Exchange:
         self.persistence = CLOSE if service.draining and not self.followed else persistence
         method = environ["REQUEST_METHOD"]
         service.log.exception("Error handling request %s %s", method, _path(environ), extra=about(environ))
+        service.refused(UNEXPECTED.code, environ, UNEXPECTED.detail, UNEXPECTED.status)
         echo = service.tracer.echo(environ)
         answer = problem(UNEXPECTED, service, self.persistence, echo, head=method == "HEAD")
         if service.verbose:

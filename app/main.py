@@ -13,7 +13,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 import falcon
 
-from app.audit import Audit, event_of
+from app.audit import Audit
 from app.auth import Gate, is_loopback
 from app.context import Context
 from app.decisions import DecisionsResource
@@ -33,7 +33,7 @@ from app.recall import RecallResource
 from app.server import server
 from app.service import IN_PIECES, INLINE, POOL
 from app.state import StateResource
-from core import config as configuration
+from core.config import tiers, trusted_proxies
 from core.controller import boot_clock
 from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
 from shm import process
@@ -120,10 +120,10 @@ class Application:
         self._refusals = refusal_counter()
         self._audit = Audit()
         if loaded.config.security.rate_limiting.enabled:
-            context.charge = Quotas(block, configuration.tiers(loaded.config), boot_clock).charge
+            context.charge = Quotas(block, tiers(loaded.config), boot_clock).charge
         host = loaded.config.server.host
         self._gate = Gate(
-            loaded.keyring, configuration.trusted_proxies(loaded.config), context.charge, is_loopback(host)
+            loaded.keyring, trusted_proxies(loaded.config), context.charge, is_loopback(host)
         )
         self._routes = routes(context, self._audit)
         self._serve = self._routed(Patience(block, worker.loop))
@@ -163,13 +163,11 @@ class Application:
         self._refusals.labels(code).inc()
         self._audit.refused(request.env, error.status_code, code, field)
 
-    def on_refusal(self, code: str, client: tuple[str, int], request_id: str, _detail: str, status: int) -> None:
+    def on_refusal(self, code: str, environ: WSGIEnvironment, status: int) -> None:
         """Count and audit what the connection refused before any route: called by the worker."""
         self._refusals.labels(code).inc()
-        if event := event_of(status):
-            self._audit.note_refusal(
-                event, client_id=client[0], address=client[0], request_id=request_id, status=status, code=code
-            )
+        environ.setdefault("mlsdm.address", self._gate.address_of(environ))
+        self._audit.refused(environ, status, code)
 
     def wants_body(self, environ: WSGIEnvironment) -> bool:
         """Return whether a body should be sent that is held back (Expect: 100-continue), or that is large."""

@@ -93,6 +93,11 @@ def understand(traceparent: str) -> Trace | None:
     return Trace(trace_id, parent_id, f"{int(flags, 16) & _FLAGS_KNOWN:02x}")
 
 
+def nameless(client: tuple[str, int]) -> WSGIEnvironment:
+    """Return an environ that names no request, only the peer (address, port), for what is told of a connection."""
+    return {"REMOTE_ADDR": client[0], "REMOTE_PORT": str(client[1]), "mlsdm.request_id": ""}
+
+
 def about(environ: WSGIEnvironment) -> dict[str, Any]:
     """Return what every log line about a request carries, for `extra`."""
     members = {

@@ -173,7 +173,7 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
             self.log.warning("The arbiter is gone; worker %s ends", self.pid)
             self.loop.stop()
         self.service.tick()
-        self.service.sweep()
+        self.service.rounds.begin()
         if self._drain_until is not None:
             self._look_at_drain()
         self._call("on_beat")
@@ -212,7 +212,7 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
         self.service.draining = True
         self._drain_until = self.loop.time() + self.cfg.graceful_timeout
         self._acceptor.stop()
-        self.service.sweep()
+        self.service.rounds.begin()
         self._look_at_drain()
 
     def _look_at_drain(self) -> None:

@@ -180,7 +180,7 @@ class Echo:
             self.declined = len(self.calls)
         return wanted
 
-    def on_refusal(self, code: str, _client: Any, _request_id: str, _detail: str, status: int) -> None:
+    def on_refusal(self, code: str, _environ: Any, status: int) -> None:
         if status:
             self.refusals.append(code)
 
@@ -280,7 +280,8 @@ def by_connection(pieces: Iterable[bytes], *, slow: bool = False) -> tuple[Outco
         connection.data_received(piece)
     drain()
     connection.connection_lost(None)
-    assert service.bodies_size == 0, "a body's reservation is left"
+    assert service.bodies.size == 0, "a body's reservation is left"
+    assert service.pipelines.size == 0, "what a pipeline was accounted for with is left"
     assert not service.connections
     answers = read_answers(transport.written, [call.method for call in app.calls])
     finals = [(answer.status, answer.body) for answer in answers if answer.status >= 200]

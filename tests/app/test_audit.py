@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import pytest
 
-from app.audit import LINES_PER_SECOND, Audit, event_of
+from app.audit import LINES_PER_SECOND, Audit
 from app.logs import JsonFormatter
 from loadtests.live import LiveServer, eventually
 from tests.app import ring
@@ -69,10 +69,11 @@ def environ(**members: Any) -> dict[str, Any]:
         (503, None),
     ],
 )  # fmt: skip
-def test_refusals_have_names(status: int, event: str | None) -> None:
+def test_refusals_have_names(lines: list[dict[str, Any]], status: int, event: str | None) -> None:
     """What is nobody's fault, or no danger, has no place in this log."""
+    Audit().refused(environ(), status, "some_code")
 
-    assert event == event_of(status)
+    assert ([event] if event else []) == [line["event"] for line in lines]
 
 
 def test_a_line_says_who_what_and_whence(lines: list[dict[str, Any]]) -> None:
@@ -104,14 +105,14 @@ def test_a_flood_is_counted_and_not_written(lines: list[dict[str, Any]]) -> None
     audit = Audit(lambda: now)
 
     for _ in range(120):
-        audit.note_refusal("auth_failure")
-    audit.note_refusal("invalid_input")
+        audit.refused(environ(), 401, "unauthorised")
+    audit.refused(environ(), 422, "field_missing")
     audit.flush()
     assert [] == [line for line in lines if "suppressed" in line]
     now = 1001.0
     audit.flush()
     audit.flush()
-    audit.note_refusal("auth_failure")
+    audit.refused(environ(), 401, "unauthorised")
 
     assert Counter(line["event"] for line in lines) == {"auth_failure": LINES_PER_SECOND + 2, "invalid_input": 1}
     assert [100] == [line["suppressed"] for line in lines if "suppressed" in line]
@@ -124,7 +125,7 @@ def test_threads_of_the_pool_keep_to_the_same_number(lines: list[dict[str, Any]]
 
     def guess() -> None:
         for _ in range(500):
-            audit.note_refusal("access_denied")
+            audit.refused(environ(), 403, "forbidden")
 
     threads = [threading.Thread(target=guess) for _ in range(8)]
 
@@ -264,6 +265,24 @@ def test_what_never_became_a_request_is_audited_too(serve: Serve) -> None:
     assert len(found[-1]["path"]) == 200
     log = server.log
     assert not [character for character in log if not character.isprintable() and character != "\n"]
+
+
+def test_a_connection_refused_behind_a_proxy_is_audited_under_its_client(serve: Serve) -> None:
+    """Whoever a listed proxy asks for has sent what broke a rule, if its head was read; else it is the peer."""
+    server = serve(WORKERS="1", API_KEY=ring.API_KEY, MLSDM_SERVER__TRUSTED_PROXIES="127.0.0.0/8")
+    for request in (
+        b"GET / HTTP/1.1\r\nHost: a b\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n",
+        b"GET / HTTP/1.1\nX-Forwarded-For: 192.0.2.7\r\n\r\n",
+    ):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as peer:
+            peer.sendall(request)
+            assert peer.recv(12).startswith(b"HTTP/1.1 4")
+
+    found = eventually(lambda: (now := audited(server)) and len(now) == 2 and now)
+
+    assert [("host_invalid", "192.0.2.7"), ("malformed_request", "127.0.0.1")] == [
+        (line["code"], line["address"]) for line in found
+    ]
 
 
 def test_a_flood_of_refusals_is_a_trickle_of_lines(serve: Serve) -> None:

@@ -11,7 +11,7 @@ import pytest
 from core import limits
 from core.limits import Limit
 from loadtests.live import ROOT, LiveServer
-from tests.app.test_connection import GUARDS
+from tests.app.test_guards import GUARDS
 
 DOCUMENT = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
 ROWS = [line for line in DOCUMENT.splitlines() if line.startswith("| ")]
