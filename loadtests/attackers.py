@@ -1,9 +1,10 @@
-"""Slow clients, many and cheap: a process of its own that opens connections and then does next to nothing on them.
+"""Clients that do harm, many and cheap: a process of its own that holds connections.
 
-    python -m loadtests.attackers PORT COUNT
+    python -m loadtests.attackers PORT COUNT KINDS
 
-A third of them sends a head one byte a second, a third a body, a third asks for the largest pages of the log, one
-behind the other, and never reads. Whatever the server does to end a connection, a new one of the same kind takes its
+KINDS, separated by commas, share the connections: `head` sends a head one byte a second, `body` a body, `read` asks for
+the largest pages of the log, one behind the other, and never reads; `greedy` sends requests by the hundred and reads
+what comes, as fast as it comes. Whatever the server does to end a connection, a new one of the same kind takes its
 place, half a second later. The program ends when its standard input does, and prints one line of JSON: what became of
 the connections, and how much processor time it took itself.
 
@@ -26,7 +27,7 @@ BODY: Final = (
     b"POST /event HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\nContent-Length: 4000\r\n\r\n"
 )
 READ: Final = b"GET /decisions?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n" * 16
-KINDS: Final = ("head", "body", "read")
+GREED: Final = b"HEAD /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200
 SLICES: Final = 200  # of a second, so that bytes and connections do not come in bursts of our own making
 OPENED_PER_SLICE_MAX: Final = 10  # 2,000 connections a second
 
@@ -62,6 +63,47 @@ class Slow(asyncio.Protocol):
         self.crowd.left(self, "reset" if error else self.answer[9:].decode("latin-1") or "closed")
 
 
+class Greedy(asyncio.Protocol):
+    """A connection that has always sent more than was answered."""
+
+    kind = "greedy"
+
+    def __init__(self, crowd: "Crowd") -> None:
+        self.crowd = crowd
+        self.transport: Any = None
+        self.paused = False
+        self.refusal = ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to be greedy."""
+        self.transport = transport
+        self.crowd.joined(self)
+        self.transport.write(GREED)
+
+    def pause_writing(self) -> None:
+        """The server reads no more."""
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        """The server reads again."""
+        self.paused = False
+
+    def data_received(self, data: bytes) -> None:
+        """Send more, if the server takes it."""
+        self.crowd.answered += data.count(b"HTTP/1.1 200")
+        if (at := data.find(b"HTTP/1.1 5")) >= 0:
+            self.refusal = data[at + 9 : at + 12].decode()
+        if not self.paused:
+            self.transport.write(GREED)
+
+    def trickle(self) -> None:
+        """Nothing here is slow."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Note the end."""
+        self.crowd.left(self, self.refusal or ("reset" if error else "closed"))
+
+
 class Reader:
     """A connection that asks and never reads: a bare socket, because an event loop would read."""
 
@@ -91,27 +133,31 @@ class Reader:
         return self
 
 
+Attacker = Slow | Greedy | Reader
+
+
 class Crowd:
     """All of them."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, port: int, count: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, port: int, count: int, kinds: list[str]) -> None:
         self.loop, self.port = loop, port
-        self.wanted = [KINDS[number % 3] for number in range(count)]
-        self.slices: list[set[Slow | Reader]] = [set() for _ in range(SLICES)]
+        self.wanted = [kinds[number % len(kinds)] for number in range(count)]
+        self.slices: list[set[Attacker]] = [set() for _ in range(SLICES)]
         self.turn = 0
         self.ends: Counter[str] = Counter()
         self.opening: set[asyncio.Task[Any]] = set()
         self.stopping = False
         self.open_max = 0
+        self.answered = 0  # to the greedy
 
     @property
     def open_count(self) -> int:
         return sum(map(len, self.slices))
 
-    def joined(self, slow: Slow | Reader) -> None:
+    def joined(self, slow: Attacker) -> None:
         self.slices[self.turn % SLICES].add(slow)
 
-    def left(self, slow: Slow | Reader, end: str) -> None:
+    def left(self, slow: Attacker, end: str) -> None:
         for members in self.slices:
             if slow in members:
                 members.discard(slow)
@@ -147,7 +193,8 @@ class Crowd:
             if kind == "read":
                 Reader(self, endpoint)
             else:
-                await self.loop.create_connection(lambda: Slow(self, kind), sock=endpoint)
+                made = Greedy(self) if kind == "greedy" else Slow(self, kind)
+                await self.loop.create_connection(lambda: made, sock=endpoint)
         except OSError as error:
             endpoint.close()
             self.ends[f"{kind} {type(error).__name__}"] += 1
@@ -164,15 +211,15 @@ class Crowd:
 
 def main() -> None:
     """Run the program."""
-    port, count = int(sys.argv[1]), int(sys.argv[2])
+    port, count, kinds = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(",")
     loop = uvloop.new_event_loop()
-    crowd = Crowd(loop, port, count)
+    crowd = Crowd(loop, port, count, kinds)
     loop.add_reader(sys.stdin.fileno(), crowd.stop)
     began, spent = time.monotonic(), time.process_time()
     loop.call_soon(crowd.slice)
     loop.run_forever()
     share = (time.process_time() - spent) / (time.monotonic() - began)
-    print(json.dumps({"open": crowd.open_max, "ends": crowd.ends, "cpu": round(share, 3)}))
+    print(json.dumps({"open": crowd.open_max, "answered": crowd.answered, "ends": crowd.ends, "cpu": round(share, 3)}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""loadtests/slow_clients.py in small: a hundred slow clients of each kind's share, and nothing asserted about speed."""
+"""loadtests/hostile_clients.py in small: a hundred of each kind, and nothing asserted about speed."""
 
 import json
 import subprocess
@@ -7,8 +7,8 @@ import time
 
 import numpy as np
 
+from loadtests.hostile_clients import Attack, Phase, honest, judge
 from loadtests.live import ROOT, LiveServer, eventually
-from loadtests.slow_clients import Attack, Phase, honest, judge
 from tests.conftest import Serve
 
 SLOW = 99
@@ -21,7 +21,7 @@ def test_slow_clients_are_cut_and_honest_ones_served(serve: Serve) -> None:
     server = serve(MLSDM_DIMENSION="384", MLSDM_CAPACITY="100")
     for _ in range(30):
         server.request("POST", "/events", raw_batch(), {"Content-Type": "application/octet-stream"})
-    attack = Attack(server, SLOW)
+    attack = Attack(server, "slow", SLOW)
     failures: dict[str, int] = {}
     requests = 0
     deadline = time.monotonic() + 13  # heads are cut after 5 s, bodies and readers after 10
@@ -38,6 +38,22 @@ def test_slow_clients_are_cut_and_honest_ones_served(serve: Serve) -> None:
     assert said["ends"]["body 408"] >= SLOW // 3
     assert said["ends"]["read cut"] > 0
     assert set(said["ends"]) == {"head 408", "body 408", "read cut"}
+    eventually(lambda: connections(server) == 0)
+
+
+def test_greedy_clients_leave_room_for_honest_ones(serve: Serve) -> None:
+    """Clients that send ahead as fast as they can are answered or refused, and every honest request is answered."""
+    server = serve(MLSDM_DIMENSION="384", MLSDM_CAPACITY="100")
+    attack = Attack(server, "greedy", SLOW)
+    eventually(lambda: connections(server) >= SLOW)
+    measured = honest(server, 2)
+    said = attack.end()
+
+    assert {} == measured["failures"]
+    assert len(measured["latencies"]) > 0
+    assert SLOW == said["open"]
+    assert said["answered"] > 0
+    assert {"greedy 503"} >= set(said["ends"])
     eventually(lambda: connections(server) == 0)
 
 
@@ -70,7 +86,8 @@ def test_the_verdict() -> None:
     quiet = Phase(False, 1, 1.0, 1.0, 1.0, 100.0, {})
     attacked = Phase(True, 1, 1.0, 2.0, 9.0, 200.0, {})
 
-    assert judge([quiet, attacked])
-    assert not judge([quiet, attacked._replace(p99=2.1)])
-    assert not judge([quiet, attacked._replace(memory=1_000.0)])
-    assert not judge([quiet, attacked._replace(failures={"503": 1})])
+    assert judge([quiet, attacked], "slow")
+    assert judge([quiet, attacked._replace(p99=9.0)], "greedy")
+    assert not judge([quiet, attacked._replace(p99=2.1)], "slow")
+    assert not judge([quiet, attacked._replace(memory=1_000.0)], "slow")
+    assert not judge([quiet, attacked._replace(failures={"503": 1})], "slow")
