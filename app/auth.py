@@ -25,7 +25,7 @@ from wsgiref.types import WSGIEnvironment
 
 import falcon
 
-from app.operation import Operation, Resource, operation_of
+from app.operation import Operation, Resource, allowed, operation_of
 from app.problem import Problem
 from core.keys import Key, Keyring, Role
 from core.proxies import Network
@@ -76,7 +76,11 @@ class Gate:
         operation = operation_of(resource, request.method)
         if operation is None:  # OPTIONS, or a method that the route does not have: nothing that a reader may not know
             self._admit(request.env, Role.READ)
-            if request.method not in falcon.constants.COMBINED_METHODS:  # RFC 9110 §9.1: no resource here knows it
+            if request.method == "OPTIONS":  # RFC 9110 §9.3.7: what may be asked of the route; there is nothing to say
+                response.status = falcon.HTTP_204
+                response.set_header("Allow", allowed(resource))
+                response.complete = True
+            elif request.method not in falcon.constants.COMBINED_METHODS:  # RFC 9110 §9.1: no resource here knows it
                 raise Problem(501, "method_not_implemented", f"No route here has the method {request.method}.")
         elif operation.role is not None:
             self._admit(request.env, operation.role)

@@ -67,7 +67,7 @@ CODES: Final[Mapping[str, Code]] = {
     "norm_too_large": Code(422, "The vector's norm passes its limit."),
     "moral_value_out_of_range": Code(422, "The moral value is not within 0 and 1."),
     "payload_too_large": Code(413, "The payload, as JSON, is larger than this server keeps."),
-    "payload_invalid": Code(422, "The msgpack payload has no JSON form."),
+    "payload_invalid": Code(422, "The payload has no JSON form that every reader understands."),
     "batch_empty": Code(422, "The batch holds no event."),
     "batch_too_long": Code(422, "The batch holds more events than the limit."),
     "batch_above_burst": Code(422, "The batch holds more events than the burst of the key's tier: send smaller ones."),

@@ -18,6 +18,7 @@ from msgspec import Meta
 from app.codes import EVENT
 from app.context import Context
 from app.decision import Decision, decision_of
+from app.idempotency import IDEMPOTENCY_KEY
 from app.operation import Octets, Operation, Parameter
 from app.problem import Problem, invalid, of_store_error, over
 from app.quota import give_back
@@ -28,12 +29,14 @@ from app.vector import (
     UNDECODED,
     VECTOR_SCHEMA,
     Floats,
+    count_of_packed,
     refuse_body,
     refuse_repeats,
+    refuse_repeats_packed,
     refuse_vector,
 )
 from core.keys import Role
-from core.limits import BATCH_COUNT, IDEMPOTENCY_KEY_LENGTH
+from core.limits import BATCH_COUNT
 from shm import status
 
 _DECIMAL: Final = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -78,13 +81,6 @@ class Batch(msgspec.Struct):
     rejected: Annotated[int, Meta(description="How many were not.", ge=0, examples=[0])]
 
 
-_WORD: Final = rf"[!#-\[\]-~]{{1,{IDEMPOTENCY_KEY_LENGTH.value}}}"  # visible ASCII without quote and backslash
-IDEMPOTENCY_KEY: Final = Parameter(
-    "Idempotency-Key",
-    "header",
-    Annotated[str, Meta(pattern=rf'^({_WORD}|"{_WORD}")$')],
-    "Makes the request safe to send again: a retry gets the first answer.",
-)
 MORAL_VALUE: Final = Parameter(
     "Moral-Value",
     "header",
@@ -143,6 +139,8 @@ class EventResource:
             refuse_body(error, media, MEMBERS)
         if media == JSON:
             refuse_repeats(body, colons_of([event], [payload]))
+        else:
+            refuse_repeats_packed(body, 2 + bool(event.payload))
         return moral, vector, payload
 
 
@@ -165,7 +163,8 @@ class BatchResource:
         self.context = context
         self.codec = context.codec
         self.of_json = msgspec.json.Decoder(list[Event]).decode
-        self.of_msgpack = msgspec.msgpack.Decoder(list[Event]).decode
+        self.of_msgpack = msgspec.msgpack.Decoder(Event).decode
+        self.items_of_msgpack = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
         """Decide a batch of events, in order."""
@@ -209,7 +208,7 @@ class BatchResource:
         if media == RAW:
             return self._read_raw(body)
         try:
-            events = self.of_json(body) if media == JSON else self.of_msgpack(body)
+            events = self.of_json(body) if media == JSON else self._of_msgpack(body)
             check_count(len(events))
             size_max = self.context.payload_size_max
             morals = [moral_value(event.moral_value, f"[{i}].moral_value") for i, event in enumerate(events)]
@@ -220,6 +219,23 @@ class BatchResource:
         if media == JSON:
             refuse_repeats(body, colons_of(events, payloads))
         return array("d", morals), vectors, payloads
+
+    def _of_msgpack(self, body: bytes) -> list[Event]:
+        """Return the events of a msgpack body, each of whose maps names no member twice. Raises one of UNDECODED.
+
+        One by one, because only the head of each map tells that; JSON has colons to count.
+        """
+        if count_of_packed(body) > BATCH_COUNT.value:  # before each of them becomes an object
+            raise over(BATCH_COUNT, "body", count_of_packed(body))
+        events = []
+        for i, packed in enumerate(self.items_of_msgpack(body)):
+            try:
+                event = self.of_msgpack(packed)
+            except UNDECODED as error:
+                refuse_body(error, MSGPACK, MEMBERS, f"[{i}]")
+            refuse_repeats_packed(packed, 2 + bool(event.payload))
+            events.append(event)
+        return events
 
     def _read_raw(self, body: bytes) -> tuple[Any, Any, None]:
         count, rest = divmod(len(body), 8 + self.codec.size)
@@ -284,7 +300,6 @@ def payload_of(event: Event, media: str, size_max: int, prefix: str) -> bytes:
         return b""
     if media == JSON:
         payload = bytes(event.payload)
-        payload.decode()  # msgspec has checked the grammar around it, not the characters in its strings
     else:
         packed = memoryview(event.payload)
         if len(packed) > _PACKED_PER_JSON * (size_max + 4):  # decoded, it could take eighty times its size; 4: null
@@ -294,7 +309,22 @@ def payload_of(event: Event, media: str, size_max: int, prefix: str) -> bytes:
         return b""
     if len(payload) > size_max:
         raise _too_large(prefix, f"{len(payload)} bytes as JSON", size_max)
+    if media == JSON:
+        _check(payload, prefix + "payload")
     return payload
+
+
+def _check(payload: bytes, field: str) -> None:
+    """Raise the 422 for a number that a strict reader cannot read back (1e999), one of UNDECODED for bytes that are no
+    UTF-8; msgspec has checked the rest of the grammar, but looks at numbers and characters only when it makes them.
+
+    A payload is given back as it came, in the midst of an answer: who cannot read it cannot read the memories beside it
+    either (RFC 7493 §2.2; RFC 8259 §6 leaves it open).
+    """
+    try:
+        msgspec.json.decode(payload)
+    except msgspec.ValidationError as error:
+        raise invalid(field, "payload_invalid", "has a number beyond float64", "numbers up to 1.8e308") from error
 
 
 def _too_large(prefix: str, found: str, size_max: int) -> Problem:
@@ -309,7 +339,9 @@ def colons_of(events: list[Event], payloads: list[bytes]) -> int:
 
 
 def _json_of(packed: msgspec.Raw, field: str) -> bytes:
-    """Return a msgpack value as JSON: bin becomes base64, a timestamp RFC 3339, NaN null."""
+    """Return a msgpack value as JSON: bin becomes base64, a timestamp RFC 3339, NaN null; of keys that stand in a map
+    twice, the last one stays.
+    """
     try:
         return encode(msgspec.msgpack.decode(packed))
     except (TypeError, msgspec.ValidationError) as error:  # other extensions, keys that are not text, impossible times

@@ -27,18 +27,18 @@ from app.glossary import BootId, Position
 from app.operation import Operation
 from app.problem import Problem, invalid
 from app.vector import JSON, UNDECODED, refuse_body, refuse_repeats
-from core import config as configuration
-from core.config import SETTINGS, CognitiveRhythm, Config, MoralFilter
+from core.config import SETTINGS, CognitiveRhythm, Config, MoralFilter, contradictions, values_of
 from core.keys import Role
-from core.limits import COMMAND_WAIT_MILLISECONDS
+from core.limits import COMMAND_WAIT_MILLISECONDS, DECISIONS_PAGE
 from core.regime import Regime
-from shm.layout import FLAG_STOPPED
-from shm.status import Busy, Taken
+from shm.layout import FLAG_STOPPED, KINDS
+from shm.status import Busy, Gone, Taken
 from shm.store import Settings, State, Store, is_configured
 
 MERGE_PATCH: Final = "application/merge-patch+json"
 _POLL_SECONDS: Final = 0.005
 _WAIT_SECONDS: Final = COMMAND_WAIT_MILLISECONDS.value / 1e3
+_COMMANDS: Final = ("configure", "reset", "stop", "resume")  # kinds of log entries; nothing else makes one of these
 
 
 class GovernorView(msgspec.Struct):
@@ -85,12 +85,11 @@ _Change = Annotated[
     GovernorChange,
     Meta(examples=[{"moral_filter": {"adaptation_rate": 0.02}}], extra_json_schema={"minProperties": 1}),
 ]
-_SECTIONS: Final = {"moral_filter": "an object", "cognitive_rhythm": "an object"}
-_MEMBERS: Final = {
+MEMBERS: Final = {
     section: {
         key.rpartition(".")[2]: setting.range for key, setting in SETTINGS.items() if key.startswith(section + ".")
     }
-    for section in _SECTIONS
+    for section in ("moral_filter", "cognitive_rhythm")
 }
 
 
@@ -130,10 +129,8 @@ class GovernorResource:
             )
             return _regime(self.context.config, state, changes).to_record()
 
-        state = carry_out(Store(self.context.store.block), "configure", settings)
-        self.audit.note(
-            "governor_changed", request.env, position=int(state.ticket_position), before=replaced, after=changes
-        )
+        state, position = carry_out(Store(self.context.store.block), "configure", settings)
+        self.audit.note("governor_changed", request.env, position=position, before=replaced, after=changes)
         response.content_type = JSON
         response.data = encode(_view(state, self.context.boot_id))
 
@@ -149,9 +146,7 @@ class GovernorResource:
         try:
             changes: dict[str, dict[str, Any]] = msgspec.to_builtins(self.decode(body))
         except UNDECODED as error:
-            section = next((name for name in _SECTIONS if f"`$.{name}" in str(error)), None)
-            typed = str(error).endswith(tuple(f"`$.{name}`" for name in _SECTIONS)) and "field" not in str(error)
-            refuse_body(error, JSON, _SECTIONS if section is None or typed else _MEMBERS[section])
+            refuse_body(error, JSON, MEMBERS)
         refuse_repeats(body, len(changes) + sum(map(len, changes.values())))
         if not any(changes.values()):
             raise invalid("body", "change_empty", "changes nothing", "at least one member to change")
@@ -175,15 +170,14 @@ class CommandResource:
 
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
         """Carry the command out; runs on the pool."""
-        state = carry_out(Store(self.context.store.block), self.command, lambda _state: None)
-        position = int(state.ticket_position)
+        _, position = carry_out(Store(self.context.store.block), self.command, lambda _state: None)
         self.audit.note(f"governor_{self.command}", request.env, position=position)
         response.content_type = JSON
         response.data = encode(Commanded(self.command, position, self.context.boot_id))
 
 
-def carry_out(store: Store, kind: str, settings: Callable[[State], Settings | None]) -> State:
-    """Have the controller carry out a command, and return the state that it led to.
+def carry_out(store: Store, kind: str, settings: Callable[[State], Settings | None]) -> tuple[State, int]:
+    """Have the controller carry out a command; return the state that it led to, or a later one, and its log position.
 
     `settings(state)` makes the settings of a configure from the state that they are to replace; it is called again when
     another command came in between. `store` belongs to the caller's thread. Raises Taken when it was not carried out in
@@ -192,6 +186,7 @@ def carry_out(store: Store, kind: str, settings: Callable[[State], Settings | No
     deadline = time.monotonic() + _WAIT_SECONDS
     while True:
         state = store.state()
+        posted_after = int(state.position)
         try:
             ticket = store.post_command(kind, settings(state), after=int(state.ticket))
             break
@@ -203,7 +198,7 @@ def carry_out(store: Store, kind: str, settings: Callable[[State], Settings | No
         try:
             state = store.state()
             if state.ticket >= ticket:
-                return state
+                return state, _position(store, posted_after, ticket, state)
             if time.monotonic() > deadline and store.withdraw_command(ticket):
                 raise Taken(Taken.__doc__)
         except Busy as error:
@@ -211,6 +206,26 @@ def carry_out(store: Store, kind: str, settings: Callable[[State], Settings | No
                 detail = "The store is stuck; the command may still be carried out: look at GET /governor."
                 raise Problem(503, "outcome_unknown", detail, retry_after=1) from error
         time.sleep(_POLL_SECONDS)
+
+
+def _position(store: Store, posted_after: int, ticket: int, state: State) -> int:
+    """Return where the log holds the command with `ticket`, the first one after position `posted_after`.
+
+    `state` knows of the newest command only, and others may have been carried out before anybody looked.
+    """
+    newest = int(state.ticket_position)
+    if state.ticket == ticket:
+        return newest
+    while posted_after < newest:
+        try:
+            entries, _ = store.entries(posted_after + 1, DECISIONS_PAGE.value)
+        except Gone:  # overwritten: no position leads to it any more
+            break
+        for entry in entries:
+            if KINDS[entry.kind] in _COMMANDS:
+                return int(entry.position)
+        posted_after += len(entries)
+    return newest
 
 
 def _view(state: State, boot_id: str) -> GovernorView:
@@ -239,7 +254,7 @@ def _regime(config: Config, state: State, changes: Mapping[str, Mapping[str, Any
         for name, section in (("moral_filter", view.moral_filter), ("cognitive_rhythm", view.cognitive_rhythm))
     }
     wanted = structs.replace(config, **sections)
-    for problem in configuration.contradictions(wanted):
+    for problem in contradictions(values_of(wanted)):
         found, _, expected = problem.sentence.removeprefix(problem.key + " ").rpartition(": expected ")
         raise invalid(problem.key, "settings_contradict", found, expected)
     return Regime.of(wanted)._replace(synapse=Regime.of_record(state.settings).synapse)

@@ -11,18 +11,28 @@ whatever differs, body, media type, moral value or route. Only keyed hashes are 
 
 import re
 from hashlib import blake2b
-from typing import Final
+from typing import Annotated, Final
 
 import falcon
+from msgspec import Meta
 
 from app.auth import Client
+from app.operation import Parameter
 from app.problem import Problem
 from app.vector import RAW
 from core.limits import IDEMPOTENCY_KEY_LENGTH
 from shm.store import NO_KEY, Key, new_key
 
-# Visible ASCII, as it is or as a string in quotes (RFC 9651 §3.3.3).
-_KEY: Final = re.compile(rf'(?P<quote>"?)([!#-\[\]-~]{{1,{IDEMPOTENCY_KEY_LENGTH.value}}})(?P=quote)')
+# Visible ASCII without quote and backslash, as it is or as a string in quotes (RFC 9651 §3.3.3).
+_WORD: Final = rf"[!#-\[\]-~]{{1,{IDEMPOTENCY_KEY_LENGTH.value}}}"
+_PATTERN: Final = rf'({_WORD}|"{_WORD}")'
+_KEY: Final = re.compile(_PATTERN)
+IDEMPOTENCY_KEY: Final = Parameter(
+    "Idempotency-Key",
+    "header",
+    Annotated[str, Meta(pattern=f"^{_PATTERN}$")],
+    "Makes the request safe to send again: a retry gets the first answer.",
+)
 
 
 class Idempotency:
@@ -37,7 +47,7 @@ class Idempotency:
         given = environ.get("HTTP_IDEMPOTENCY_KEY")
         if given is None:
             return NO_KEY
-        if not (match := _KEY.fullmatch(given)):
+        if not _KEY.fullmatch(given):
             limit = IDEMPOTENCY_KEY_LENGTH
             expected = f"1 to {limit.value} visible ASCII characters without blanks and quotes"
             wrong = f"has {len(given)} characters" if len(given) > limit.value or not given else "is no word"
@@ -45,8 +55,9 @@ class Idempotency:
                 limit.status, limit.code, f"Idempotency-Key: {wrong}; expected {expected}",
                 field="Idempotency-Key", expected=expected,
             )  # fmt: skip
+        word = given.strip('"')
         client: Client = environ["mlsdm.client"]
-        named = blake2b(f"{client.key.id}\0{match[2]}".encode(), digest_size=16, key=self._secret).digest()
+        named = blake2b(f"{client.key.id}\0{word}".encode(), digest_size=16, key=self._secret).digest()
         sent = blake2b(body, digest_size=8, key=self._secret)
         media = environ.get("CONTENT_TYPE", "")
         moral = environ.get("HTTP_MORAL_VALUE", "") if media.lower().startswith(RAW) else ""  # elsewhere it is ignored

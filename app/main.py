@@ -122,9 +122,7 @@ class Application:
         if loaded.config.security.rate_limiting.enabled:
             context.charge = Quotas(block, tiers(loaded.config), boot_clock).charge
         host = loaded.config.server.host
-        self._gate = Gate(
-            loaded.keyring, trusted_proxies(loaded.config), context.charge, is_loopback(host)
-        )
+        self._gate = Gate(loaded.keyring, trusted_proxies(loaded.config), context.charge, is_loopback(host))
         self._routes = routes(context, self._audit)
         self._serve = self._routed(Patience(block, worker.loop))
         self.on_beat()

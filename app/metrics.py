@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, exposition,
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric, UntypedMetricFamily
 from prometheus_client.registry import Collector
 
+from app.codes import CODES
 from app.context import Context
 from app.health import VERSION
 from app.operation import Operation
@@ -29,6 +30,8 @@ from shm.store import State
 LATENCY_BUCKETS = (
     25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5,
 )  # fmt: skip
+
+_REFUSALS = "mlsdm_refusals"
 
 
 def latency_histogram(row: int) -> Histogram:
@@ -45,8 +48,29 @@ def latency_histogram(row: int) -> Histogram:
 
 
 def refusal_counter() -> Counter:
-    """Make this worker's counter of refused requests, by the code of the problem. After the histogram."""
-    return Counter("mlsdm_refusals", "Requests refused.", ["code"], registry=CollectorRegistry())
+    """Make this worker's counter of refused requests, by the code of the problem. After the histogram.
+
+    An error that nobody expected is one of them: its code is `internal_error`.
+    """
+    return Counter(_REFUSALS, "Requests refused.", ["code"], registry=CollectorRegistry())
+
+
+class WorkersCollector(Collector):
+    """What the workers have measured, all of them together; and `error_count`, which follows from it."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family of the workers' files."""
+        errors = 0.0
+        for family in multiprocess.MultiProcessCollector(None).collect():  # type: ignore[no-untyped-call] # theirs
+            yield family
+            if family.name == _REFUSALS:
+                errors = sum(sample.value for sample in family.samples if _is_ours(sample.labels["code"]))
+        yield UntypedMetricFamily("error_count", "Requests answered with a status of 500 or above.", errors)
+
+
+def _is_ours(code: str) -> bool:
+    """Return whether a refusal is this server's fault, or its operator's, and not the client's."""
+    return code in CODES and CODES[code].status >= 500  # limits that close a connection without a word have no status
 
 
 class BlockCollector(Collector):
@@ -134,7 +158,7 @@ class MetricsResource:
 
     def __init__(self, context: Context) -> None:
         self.registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(self.registry)  # type: ignore[no-untyped-call] # theirs
+        self.registry.register(WorkersCollector())
         self.registry.register(BlockCollector(context))
 
     def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:

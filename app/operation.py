@@ -69,6 +69,12 @@ def operation_of(resource: Resource, method: str) -> Operation | None:
     return resource.operations.get("GET" if method == "HEAD" else method)
 
 
+def allowed(resource: Resource) -> str:
+    """Return the methods of a resource as the field Allow lists them, to OPTIONS as with a 405 (RFC 9110 §10.2.1)."""
+    methods = set(resource.operations) | ({"HEAD"} if "GET" in resource.operations else set())
+    return ", ".join([*sorted(methods), "OPTIONS"])
+
+
 def check(path: str, resource: Resource) -> None:
     """Assert that the resource's responders and its operations are the same."""
     responders = {method for method in falcon.constants.COMBINED_METHODS if hasattr(resource, f"on_{method.lower()}")}

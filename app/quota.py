@@ -5,6 +5,10 @@ A client is its key, or without keys its address; its tier gives rate and burst;
 are taken before anything is admitted and given back when the request is refused after all, so a refused request costs
 nothing, and a request that was told 429 has changed nothing.
 
+What costs the same whatever it says is charged by the gate, before its body is decoded, so that who has nothing left is
+refused for the price of a look. Only a batch is charged by its responder, because how many events it has is known once
+it is decoded; charging everything there would have every refusal pay for decoding.
+
 Every answer that was paid for says how much is left (`RateLimit`, `RateLimit-Policy`; draft-ietf-httpapi-ratelimit-
 headers), so that a client can slow down before it is told to.
 

@@ -27,6 +27,7 @@ from app.vector import (
     floats_of,
     refuse_body,
     refuse_repeats,
+    refuse_repeats_packed,
     refuse_vector,
 )
 from core.keys import Role
@@ -49,6 +50,7 @@ MEMBERS: Final = {
 
 
 _members_of_json = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_members_of_msgpack = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Query(msgspec.Struct, forbid_unknown_fields=True):
@@ -161,6 +163,7 @@ class RecallResource:
                 refuse_repeats(body, len(_members_of_json(body)))
                 return vector, query
             query = self.of_msgpack(body)
+            refuse_repeats_packed(body, len(_members_of_msgpack(body)))
             return self.codec.of_msgpack(query.vector, "vector"), query
         except UNDECODED as error:
             if isinstance(error, msgspec.ValidationError) and str(error).endswith("`$.top_k`"):

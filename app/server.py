@@ -34,12 +34,13 @@ import psutil
 from app import descriptors, logs
 from app.banner import banner
 from app.supervisor import Supervisor
-from core import config as configuration
+from core import sources
 from core.cgroup import Cgroup
-from core.config import Config, ConfigurationError, Loaded
+from core.config import Config, effective, worker_count
 from core.controller import boot_clock
 from core.limits import COMMAND_WAIT_MILLISECONDS, LOCK_WAIT_MILLISECONDS, VECTOR_NORM
 from core.regime import Regime
+from core.sources import ConfigurationError, Loaded
 from shm.block import Block, BlockError
 from shm.layout import NO_ROW, Layout
 from shm.status import StoreError, Taken
@@ -69,9 +70,9 @@ class Server:
     def configure(self) -> Loaded:
         """Load the configuration, or keep the one in force when the new one is wrong. Exits only at the first start."""
         try:
-            loaded = configuration.load(None, os.environ)
+            loaded = sources.load(None, os.environ)
             if self.loaded is not None:
-                problems = configuration.unreloadable(self.loaded.config, loaded.config) + self._too_many(loaded.config)
+                problems = sources.unreloadable(self.loaded.config, loaded.config) + self._too_many(loaded.config)
                 if problems:
                     raise ConfigurationError(problems)
         except ConfigurationError as error:
@@ -92,7 +93,7 @@ class Server:
     def _too_many(self, config: Config) -> list[str]:
         """Return the problem with more workers than the rows of the block allow two generations of."""
         assert self.block is not None
-        workers, rows = configuration.worker_count(config), self.block.layout.rows
+        workers, rows = worker_count(config), self.block.layout.rows
         if 2 * workers <= rows:
             return []
         return [f"server.workers: {workers} old and {workers} new ones need more than {rows} worker rows: restart it"]
@@ -104,7 +105,7 @@ class Server:
         host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host
         return {
             "bind": f"{host}:{config.server.port}",
-            "workers": configuration.worker_count(config),
+            "workers": worker_count(config),
             "worker_class": "app.worker.EventedWorker",
             "worker_connections": config.server.connections_max,
             "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,  # noqa: S108 - a tmpfs: a heartbeat must not wait for a disk
@@ -291,7 +292,9 @@ class Server:
 
 
 def _say_loaded(loaded: Loaded) -> None:
-    log.info("Configuration loaded from %s: %s", loaded.source, configuration.effective(loaded.config))
+    log.info("Configuration loaded from %s: %s", loaded.source, effective(loaded.config))
+    for note in loaded.notes:
+        log.warning("%s", note)
 
 
 def _close(listeners: list[Any]) -> None:
@@ -347,12 +350,18 @@ def _metrics_directory(given: str | None) -> str:
 def _held(directory: str) -> int:
     """Return a descriptor that locks the metrics directory against removal as long as this arbiter or a child lives.
 
-    Each arbiter has its own: during an upgrade two share the directory, and either may be the one that stays.
+    Each arbiter has its own: during an upgrade two share the directory, and either may be the one that stays. Until it
+    is locked, a server that starts at the same moment takes it for a left-over and may remove it: then it is made anew.
     """
-    Path(directory).mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
-    return descriptor
+    while True:
+        with suppress(FileNotFoundError):  # removed since the line before
+            if not os.path.isdir(directory):  # mkdir's own look is after its attempt, and fails if it vanishes between
+                Path(directory).mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if os.path.exists(directory) and os.path.samestat(os.fstat(descriptor), os.stat(directory)):
+                return descriptor
+            os.close(descriptor)
 
 
 def _check_port(config: Config) -> None:

@@ -33,6 +33,7 @@ _floats_of_msgpack = msgspec.msgpack.Decoder(list[float]).decode
 _bytes_of_msgpack = msgspec.msgpack.Decoder(bytes).decode
 _text_of_msgpack = msgspec.msgpack.Decoder(str).decode
 _MSGPACK_ARRAYS: Final = frozenset(range(0x90, 0xA0)) | {0xDC, 0xDD}
+_COUNT_SIZES: Final = {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}  # bytes behind the first: of long arrays, of long maps
 _MSGPACK_STRINGS: Final = frozenset(range(0xA0, 0xC0)) | {0xD9, 0xDA, 0xDB}
 _PATH: Final = re.compile(r" - at `\$?\.?([^`]*)`$")
 # What msgspec says about the members of an object, and about types.
@@ -43,6 +44,8 @@ _QUOTE_SIZE_MAX: Final = 120  # characters
 # What decoding a body may raise, for `refuse_body`: msgspec checks the characters of a string only when it makes one.
 UNDECODED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
+# What each member of an object must be, in words; of an object among them, what its members must be.
+Members: TypeAlias = "Mapping[str, str | Members]"
 Floats: TypeAlias = "bytes | memoryview | array[float]"
 
 
@@ -72,8 +75,7 @@ class Codec:
         packed = memoryview(raw)
         try:
             if packed[0] in _MSGPACK_ARRAYS:
-                size = {0xDC: 2, 0xDD: 4}.get(packed[0], 0)
-                self._refuse_more(int.from_bytes(packed[1 : 1 + size]), field)
+                self._refuse_more(count_of_packed(packed), field)
                 return self._of_numbers(_floats_of_msgpack(packed), field)
             if packed[0] in _MSGPACK_STRINGS:
                 return self.of_bytes(self._of_base64(_text_of_msgpack(packed), field), field)
@@ -140,13 +142,39 @@ def refuse_repeats(body: bytes, colons: int) -> None:
     values of ours have none.
     """
     if body.count(b":") != colons:
-        raise invalid("body", "field_repeated", "names a member more than once", "each member once")
+        raise _repeated()
 
 
-def refuse_body(error: Exception, body: str, expected: Mapping[str, str]) -> NoReturn:
+def refuse_repeats_packed(body: bytes | memoryview | msgspec.Raw, members: int) -> None:
+    """Raise the same 422 for a msgpack map. `members` is how many it has when each that was found stands there once.
+
+    The head of a map says how many pairs follow, and a map with a key that is not ours has been refused.
+    """
+    if memoryview(body)[0] == 0x80 | members:  # PERF: the short head that nearly all maps have, 0.2 µs and not 0.5
+        return
+    if count_of_packed(body) != members:
+        raise _repeated()
+
+
+def _repeated() -> Problem:
+    return invalid("body", "field_repeated", "names a member more than once", "each member once")
+
+
+def count_of_packed(packed: bytes | memoryview | msgspec.Raw) -> int:
+    """Return how many elements a msgpack array has, or pairs a map, as its head says; 0 when it is neither."""
+    view = memoryview(packed)
+    first = view[0] if view else 0
+    if 0x80 <= first < 0xA0:
+        return first & 0x0F
+    return int.from_bytes(view[1 : 1 + _COUNT_SIZES.get(first, 0)])
+
+
+def refuse_body(error: Exception, body: str, expected: Members, item: str = "") -> NoReturn:
     """Raise the problem with a body that could not be decoded: 422 when a value does not fit its field, else 400.
 
-    `error` is one of UNDECODED; `expected` says what each member of an object must be.
+    `error` is one of UNDECODED; `expected` says what each member of an object must be, and of an object among them what
+    its own members must be. A body that is an array holds such objects; `item`, such as `[3]`, says which of them was
+    decoded by itself.
     """
     if isinstance(error, RecursionError):
         raise malformed("The body is nested too deeply.") from error
@@ -155,15 +183,23 @@ def refuse_body(error: Exception, body: str, expected: Mapping[str, str]) -> NoR
     if not isinstance(error, msgspec.ValidationError):
         raise malformed(f"The body is not {body}: {error}.") from error
     reason, where = _told(error)
-    where = where.lstrip(".")
-    if member := _MEMBER.match(reason):
+    where = (item + where).lstrip(".")
+    node: str | Members = expected
+    for step in where.split("."):
+        name = step.partition("[")[0]
+        if name and not isinstance(node, str):  # a step without a name is an item of the body
+            node = node[name]
+    if (member := _MEMBER.match(reason)) and not isinstance(node, str):
         field = f"{where}.{member[2]}" if where else member[2]
         if member[1] == "missing required":
-            raise invalid(field, "field_missing", "is missing", expected[member[2]]) from error
-        raise invalid(field, "field_unknown", "is unknown", "one of " + ", ".join(expected)) from error
-    name = where.rpartition(".")[2].partition("[")[0]
-    wanted = expected.get(name) or reason.rpartition("not ")[2]  # only the body itself and its items have no name
-    raise invalid(where or "body", "field_invalid", reason, wanted) from error
+            raise invalid(field, "field_missing", "is missing", _wanted(node[member[2]])) from error
+        raise invalid(field, "field_unknown", "is unknown", "one of " + ", ".join(node)) from error
+    wants_array = reason.endswith("not array") and not isinstance(node, str)  # the body itself: a batch
+    raise invalid(where or "body", "field_invalid", reason, "an array" if wants_array else _wanted(node)) from error
+
+
+def _wanted(node: "str | Members") -> str:
+    return node if isinstance(node, str) else "an object"
 
 
 def _told(error: msgspec.ValidationError) -> tuple[str, str]:

@@ -1,39 +1,30 @@
-"""The configuration: the tree of settings, and how it is put together from defaults, overlay, file and environment.
+"""The configuration: the tree of settings, and what follows from their values alone.
 
 The types below are the specification. Each leaf is `Annotated` with its range, unit and meaning, and nothing else
 spells them: the checks, the refusals, the comments in `config/*.yaml` and `docs/configuration.md` are derived from
-here.
+here. So are the relations between settings (`contradictions`), which hold wherever values come from: a file at the
+start, or an administrator at run time.
 
-`load` has no side effect and reads nothing but its arguments and two files, so that a reload can validate everything
-before it touches anything. It either returns a whole, consistent configuration or raises one `ConfigurationError`
-that lists every problem of every source; there is no partly applied state. Sources, each overriding the one before:
-the embedded defaults, the overlay of `MLSDM_ENV`, the file, `MLSDM_*` variables, plain variables
-(`core.environment`).
+Where values come from is not known here: `core.sources` puts them together. Nor are keys part of the tree: a `Config`
+can be logged, compared and printed without a thought for secrets.
 
-Keys are not part of the tree: a `Config` can be logged, compared and printed without a thought for secrets. They come
-with it, in a `Keyring`: the one of `API_KEY`, and those of the file that `security.keys_path` names (`core.keyfile`).
-
-Rejected: decoding the whole tree with one msgspec call, which stops at the first problem; and a configuration
+Rejected: decoding a file into the tree with one msgspec call, which stops at the first problem; and a configuration
 library, whose layers this service would have had to take away again (dotenv files, coercion of 1 to true, unknown
 keys that pass).
 """
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from core import configfile, environment, keyfile, proxies
+from core import proxies
 from core.cgroup import Cgroup
-from core.environment import EnvironmentName
-from core.keyfile import Keys
-from core.keys import STANDARD, Keyring
-from core.setting import Layer, Problem, Value, about, settings_of
+from core.keys import STANDARD
+from core.setting import Problem, Value, about, settings_of
 
-# -- the tree ----------------------------------------------------------------------------------------------------------
 WORKERS_MAX: Final = 64
 # An IPv6 address, an IPv4 address, or a name whose last label is no number (RFC 1123 §2.1).
 _HOST: Final = (
@@ -230,105 +221,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     resources: Resources = Resources()
 
 
-_KEYS_PATH: Final = keyfile.SETTING
 SETTINGS: Final = {setting.key: setting for setting in settings_of(Config)}
-
-# What differs from the development default. Staging rehearses production, except that it neither asks for a key nor
-# limits rates. drain_period: between SIGTERM and the last load balancer's noticing, new connections still arrive;
-# Kubernetes propagates an endpoint's removal in one to a few seconds, and 5 s of the customary 30 s of grace cover
-# it. On a desk nobody balances load, and Ctrl-C should end at once: 0.
-OVERLAYS: Final[Mapping[EnvironmentName, Mapping[str, Value]]] = {
-    "development": {},
-    "staging": {"observability.logging.format": "json", "resources.drain_period": 5.0},
-    "production": {
-        "observability.logging.format": "json",
-        "resources.drain_period": 5.0,
-        "security.rate_limiting.enabled": True,
-    },
-}
-# Settings that a reload cannot change, and why. A larger block would be a new, empty one; the listening socket is
-# opened once.
-RESTART_REASONS: Final = {
-    "dimension": "it lays out the shared block",
-    "capacity": "it lays out the shared block",
-    "payload_size_max": "it lays out the shared block",
-    "log_capacity": "it lays out the shared block",
-    "idempotency_capacity": "it lays out the shared block",
-    "server.host": "the socket is already open",
-    "server.port": "the socket is already open",
-}
-
-
-# -- loading -----------------------------------------------------------------------------------------------------------
-class ConfigurationError(Exception):
-    """Everything that is wrong with a configuration. `str()` is one problem per line, as is `problems`."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__(problems)
-        self.problems = problems
-
-    def __str__(self) -> str:
-        return "\n".join(self.problems)
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A configuration, where it came from, and the keys that go with it (which `repr` leaves out)."""
-
-    config: Config
-    source: str  # the file's path, or "embedded defaults"
-    environment: EnvironmentName
-    keyring: Keyring = field(repr=False)
-
-
-_KEYLESS: Final = (
-    f"API_KEY is not set: expected a secret key, because MLSDM_ENV is production and {_KEYS_PATH} names no file"
-)
-
-
-def load(path: str | None, environ: Mapping[str, str]) -> Loaded:
-    """Return the configuration of `environ` and of the file at `path`, or at CONFIG_PATH when `path` is None.
-
-    Reads that file and the keys file that is configured, and nothing else. Raises ConfigurationError, which lists all
-    problems at once.
-    """
-    variables = environment.read(environ, SETTINGS)
-    path = variables.config_path if path is None else path
-    file = Layer({}, []) if path is None else configfile.read(path, SETTINGS)
-    values = _defaults(variables.name) | file.values | variables.layer.values
-    problems = [*file.problems, *variables.layer.problems]
-    faulty = {problem.key for problem in problems}
-    problems += _contradictions(values, faulty)
-    keys_path = str(values[_KEYS_PATH])
-    keys = keyfile.read(keys_path, variables.api_key) if keys_path else Keys([], [])
-    problems += keys.problems
-    if variables.name == "production" and not variables.api_key and not keys_path and _KEYS_PATH not in faulty:
-        problems.append(Problem("API_KEY", _KEYLESS))
-    if problems:
-        raise ConfigurationError([problem.sentence for problem in problems])
-    keyring = Keyring(variables.api_key, keys.keys)
-    return Loaded(_planted(values), path or "embedded defaults", variables.name, keyring)
-
-
-def defaults(name: EnvironmentName) -> Config:
-    """Return the embedded defaults under the overlay of `name`."""
-    return _planted(_defaults(name))
 
 
 def effective(config: Config) -> dict[str, Any]:
     """Return the tree as nested dicts of plain values, for the log. It holds no secret."""
     tree: dict[str, Any] = msgspec.to_builtins(config)
     return tree
-
-
-def unreloadable(old: Config, new: Config) -> list[str]:
-    """Return a sentence for each setting that differs and that only a restart can change; [] when a reload will do."""
-    was, wanted = values_of(old), values_of(new)
-    return [
-        f"{key} cannot change from {was[key]} to {wanted[key]} while the service runs, because {reason}: restart it"
-        for key, reason in RESTART_REASONS.items()
-        if was[key] != wanted[key]
-    ]
 
 
 def worker_count(config: Config, root: Path = Path("/")) -> int:
@@ -354,11 +253,6 @@ def tiers(config: Config) -> dict[str, Tier]:
     return {name: Tier(bucket.requests_per_second, bucket.burst_capacity) for name, bucket in named.items()}
 
 
-def contradictions(config: Config) -> list[Problem]:
-    """Return what is wrong between the settings of a configuration whose values are all within their ranges."""
-    return _contradictions(values_of(config), set())
-
-
 def trusted_proxies(config: Config) -> tuple[proxies.Network, ...]:
     """Return the networks whose members are believed when they say for whom they ask."""
     return proxies.networks(config.server.trusted_proxies)
@@ -375,11 +269,7 @@ def values_of(config: Config) -> dict[str, Value]:
     return values
 
 
-def _defaults(name: EnvironmentName) -> dict[str, Value]:
-    return {**{key: setting.default for key, setting in SETTINGS.items()}, **OVERLAYS[name]}
-
-
-def _planted(values: Mapping[str, Value]) -> Config:
+def planted(values: Mapping[str, Value]) -> Config:
     """Return the tree that has `values` (complete, by dotted key, each admitted) for leaves."""
     tree: dict[str, Any] = {}
     for key, value in values.items():
@@ -404,11 +294,15 @@ _ORDERS: Final = (
 )
 
 
-def _contradictions(values: Mapping[str, Any], faulty: set[str]) -> list[Problem]:
-    """Return what is wrong between settings. One already refused is not judged again by what stands in for it."""
+def contradictions(values: Mapping[str, Any], faulty: Collection[str] = ()) -> list[Problem]:
+    """Return what is wrong between the settings of `values` (complete, by dotted key, each within its range).
+
+    A relation with a key in `faulty` is not judged: that setting has been refused, and what stands in for it says
+    nothing.
+    """
     problems = []
     for keys, strict in _ORDERS:
-        if not faulty.isdisjoint(keys):
+        if any(key in faulty for key in keys):
             continue
         pairs = [(values[low], values[high]) for low, high in itertools.pairwise(keys)]
         if any(low > high or (strict and low == high) for low, high in pairs):

@@ -12,7 +12,7 @@ not begin with `MLSDM_`.
 A variable that is set but empty is refused, for it is more often a lost value than a wish: an empty `MLSDM_ENV` would
 turn production into development without a word, and an empty `MLSDM_SECURITY__KEYS_PATH` a closed server into an
 open one. (A file may say `keys_path: ""`, where it can be seen.) `API_KEY` alone may be empty or blank, and is then as
-unset; whether that is allowed depends on more than the environment, and `core.config` judges it.
+unset; whether that is allowed depends on more than the environment, and `core.sources` judges it.
 
 The key is the only secret. It is stripped of surrounding whitespace, because a secret made with `echo` ends in a
 newline that no header can carry, and it never appears in a problem.

@@ -2,7 +2,7 @@
 
 A client shows a token. A `Keyring` holds the digests of the tokens that are known, never a token, and answers with the
 `Key` that a token opens: its id (for logs, limits and counts), its role, its tier. It is made once, by whoever loads
-the configuration (`core.config.load`), of `API_KEY` and of the keys file (`core.keyfile`), never changes, and is
+the configuration (`core.sources.load`), of `API_KEY` and of the keys file (`core.keyfile`), never changes, and is
 inherited by fork. Whether a role is enough, and at what rate a tier may ask, is decided elsewhere.
 
 A token of the keys file is `ID.SECRET`, and the id in it names the one key that it can open: so one digest is compared

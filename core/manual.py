@@ -16,10 +16,11 @@ from typing import Final, get_type_hints
 
 import msgspec
 
-from core.config import OVERLAYS, RESTART_REASONS, SETTINGS, Config, defaults, values_of
+from core.config import SETTINGS, Config, values_of
 from core.environment import EnvironmentName
 from core.keyfile import COUNT_MAX, MEMBERS, entry
 from core.setting import Setting, Value, spelled
+from core.sources import API_KEY_LENGTH_MIN, OVERLAYS, RESTART_REASONS, defaults
 
 _YAML_HEADERS: Final[Mapping[EnvironmentName, str]] = {
     "development": """\
@@ -44,7 +45,7 @@ _YAML_CHANGES: Final[Mapping[EnvironmentName, Mapping[str, Value]]] = {
     "production": {"server.host": "0.0.0.0"},  # noqa: S104  the file for containers, behind a required key
 }
 
-_INTRODUCTION = """\
+_INTRODUCTION = f"""\
 # Configuration
 
 <!-- Written by `python -m core.manual markdown`; a test holds it to the types in core/config.py. -->
@@ -78,9 +79,11 @@ anything is wrong with them, or a setting marked *restart* has changed, all of i
 | `LOG_LEVEL` | `observability.logging.level`. |
 | `DISABLE_RATE_LIMIT` | `1` switches `security.rate_limiting.enabled` off; `0` leaves it as configured. |
 
-`API_KEY` is visible ASCII without spaces; blanks and newlines around it are dropped, and a blank key is as none. An
-unknown name that begins with `MLSDM_` is refused, except `MLSDM_API_SERVICE_*` and `MLSDM_API_PORT*`, which Kubernetes
-injects for a service called `mlsdm-api`. For services of other names that begin with `mlsdm`, set
+`API_KEY` is visible ASCII without spaces; blanks and newlines around it are dropped, and a blank key is as none. In
+production it has at least {API_KEY_LENGTH_MIN} characters; elsewhere a shorter one is said to be short.
+
+An unknown name that begins with `MLSDM_` is refused, except `MLSDM_API_SERVICE_*` and `MLSDM_API_PORT*`, which
+Kubernetes injects for a service called `mlsdm-api`. For services of other names that begin with `mlsdm`, set
 `enableServiceLinks: false` in the pod.
 
 Two conditions join several settings: `moral_filter.min_threshold` ≤ `moral_filter.initial_threshold` ≤

@@ -23,6 +23,9 @@ from core.cgroup import Cgroup
 _MEBIBYTE = 1 << 20
 _SECOND_NS = 1_000_000_000
 _WINDOW_NS = 30 * _SECOND_NS
+# Accounts move in steps of up to 10 ms, a twentieth of this; and the few milliseconds between the making of a sampler
+# and its first sample would be all busy or all idle.
+_INTERVAL_MIN_NS = _SECOND_NS // 5
 
 
 class Vitals(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +35,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     memory_percent: float
     memory_available_mb: float
     memory_total_mb: float
-    cpu_percent: float  # of the allowance, since the sample before or, in the first, since the sampler was made
+    cpu_percent: float  # of the allowance, since the sample before; of the first, taken at once, 0
     cpu_percent_30s: float  # mean of the last 30 s; what came before the first sample counts as idle
     cpu_count: int  # cores that may be kept busy: the allowance rounded up
     disk_percent: float  # of the file system of the working directory
@@ -47,6 +50,7 @@ class Sampler:
         # Decided once: a figure that changed between the container's account and the host's would jump.
         self._accounted = self._cgroup.cpu_used_ns() is not None
         self._last = (clock(), self._cpu_used_ns())
+        self._cpu_percent = 0.0
         self._history = deque([self._last])
 
     def sample(self) -> Vitals:
@@ -54,18 +58,19 @@ class Sampler:
         now_ns, used_ns = self._clock(), self._cpu_used_ns()
         cores = self._allowance()
         total, available = self._memory()
-        vitals = Vitals(
+        if now_ns - self._last[0] >= _INTERVAL_MIN_NS:
+            self._cpu_percent = _percent(used_ns - self._last[1], (now_ns - self._last[0]) * cores)
+            self._last = (now_ns, used_ns)
+        return Vitals(
             sampled_ns=now_ns,
             memory_percent=100.0 * (1 - available / total),
             memory_available_mb=available / _MEBIBYTE,
             memory_total_mb=total / _MEBIBYTE,
-            cpu_percent=_percent(used_ns - self._last[1], (now_ns - self._last[0]) * cores),
+            cpu_percent=self._cpu_percent,
             cpu_percent_30s=self._mean_percent(now_ns, used_ns, cores),
             cpu_count=self._cgroup.cores(),
             disk_percent=psutil.disk_usage(".").percent,  # "." also when the directory has been removed
         )
-        self._last = (now_ns, used_ns)
-        return vitals
 
     def _mean_percent(self, now_ns: int, used_ns: int, cores: float) -> float:
         """Return the mean of the last 30 s; remember this point if the last one remembered is a second old."""

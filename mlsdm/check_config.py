@@ -14,19 +14,19 @@ import sys
 import time
 from typing import Final
 
-from core import config as configuration
-from core.config import ConfigurationError
+from core import sources
+from core.config import values_of
 from core.setting import spelled
 
-_STAND_IN: Final = {"API_KEY": "stand-in"}
+_STAND_IN: Final = {"API_KEY": "*" * sources.API_KEY_LENGTH_MIN}
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check a file as the arguments say; return the exit status."""
     keyless = not os.environ.get("API_KEY", "").strip()
     try:
-        loaded = configuration.load(arguments.path, os.environ | (_STAND_IN if keyless else {}))
-    except ConfigurationError as error:
+        loaded = sources.load(arguments.path, os.environ | (_STAND_IN if keyless else {}))
+    except sources.ConfigurationError as error:
         print(f"Configuration invalid, {_counted(len(error.problems), 'problem')}:\n{error}", file=sys.stderr)
         return 1
     keys_path = loaded.config.security.keys_path
@@ -35,10 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{_counted(len(loaded.keyring) - 1, 'key')} in {keys_path}")  # the other one is API_KEY
     if arguments.verbose:
         print(f"# {loaded.source} in {loaded.environment}, with the variables of this environment")
-        for key, value in configuration.values_of(loaded.config).items():
+        for key, value in values_of(loaded.config).items():
             print(f"{key}: {spelled(value)}")
     if keyless and loaded.environment == "production" and not keys_path:
         print("note: API_KEY is not set here; without it a production server refuses to start", file=sys.stderr)
+    for note in loaded.notes:
+        print(f"note: {note}", file=sys.stderr)
     if expired := loaded.keyring.expired(time.time()):
         print(f"note: {_counted(len(expired), 'key')} expired: {', '.join(expired)}", file=sys.stderr)
     return 0

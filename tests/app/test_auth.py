@@ -20,8 +20,10 @@ import pytest
 from app.auth import Gate, token_of
 from app.operation import Operation
 from app.problem import serialise
+from app.server import _say_loaded
 from core.keys import Key, Keyring, Role, digest_of
 from core.proxies import networks
+from core.sources import load
 from loadtests.live import ROOT, LiveServer, eventually, free_port
 from tests.app import ring
 from tests.app.wire import EXAMPLE, Body, of_json, post, problem, sent
@@ -147,6 +149,16 @@ def test_production_limits_rates_and_says_so(guarded: LiveServer) -> None:
     limits = guarded.get("/health/detailed").json["rate_limiting"]
 
     assert (limits["enabled"], limits["requests_per_second"], limits["burst_capacity"]) == (True, 5.0, 10)
+
+
+def test_a_short_key_is_said_to_be_short(caplog: pytest.LogCaptureFixture) -> None:
+    """In the log, at the start and at each reload, as a warning; neither the key nor its length."""
+    _say_loaded(load(None, {"API_KEY": "k7k7"}))
+    _say_loaded(load(None, {"API_KEY": KEY}))
+
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("API_KEY is too short: expected at least 12 characters")
+    assert "k7k7" not in caplog.text
 
 
 @pytest.mark.parametrize("key", [None, "", " \n"])
@@ -289,7 +301,7 @@ def test_only_who_gets_in_pays() -> None:
         )
     ]  # fmt: skip
 
-    assert (statuses, charged) == ([401, 401, 403, 200, 405, 200], [3])
+    assert (statuses, charged) == ([401, 401, 403, 204, 405, 200], [3])
 
 
 def test_a_ring_of_expired_keys_is_closed() -> None:

@@ -53,6 +53,12 @@ def json_with(**members: str) -> Body:
     return of_json(("{" + ",".join(f'"{name}":{value}' for name, value in spelled.items()) + "}").encode())
 
 
+def twice(name: str) -> Body:
+    """Return a msgpack event with one member given a second time, at its end."""
+    members = event(payload={"a": 1})
+    return of_msgpack(bytes([0x84]) + pack(members)[1:] + pack(name) + pack(members[name]))
+
+
 def stored(server: LiveServer, memory_id: int) -> dict[str, Any]:
     """Return a memory with its vector."""
     memory: dict[str, Any] = server.get(f"/memories/{memory_id}?include=vector").json
@@ -144,6 +150,16 @@ def test_payloads_of_every_kind_come_back_as_they_were(still_server: LiveServer,
         memory = stored(still_server, decision["memory_id"])
         assert memory["payload"] == payload
         assert type(memory["payload"]) is type(payload)
+
+
+@pytest.mark.parametrize("payload", ["-1e308", '"1e999"', "1e-999", "9" * 400, '{"a":1,"a":2}'])
+def test_the_text_of_a_json_payload_is_not_touched(still_server: LiveServer, payload: str) -> None:
+    """Digit for digit, whatever a reader makes of it, as long as one can; a member that stands twice stands twice."""
+    decision = sent(still_server, "/event", json_with(moral_value="1", payload=payload))
+
+    answer = still_server.get(f"/memories/{decision['memory_id']}")
+
+    assert f'"payload":{payload}'.encode() in answer.body
 
 
 @pytest.mark.parametrize(
@@ -240,6 +256,7 @@ MALFORMED = {
     "a control character": json_with(payload='"\x01"'),
     "nested too deeply": json_with(payload="[" * 100_000 + "]" * 100_000),
     "vector nested too deeply": json_with(event_vector="[" * 100_000 + "]" * 100_000),
+    "half a surrogate pair": json_with(payload='"\\ud83d"'),
     "payload not utf-8": of_json(json_with(payload='"?"').content.replace(b"?", b"\xff")),
     "member name not utf-8": of_json(b'{"\xff":1}'),
     "no msgpack": of_msgpack(b""),
@@ -267,6 +284,9 @@ INVALID: dict[str, tuple[Body, str, str]] = {
     "below zero": (of_json(event(moral_value=-5e-324)), "moral_value_out_of_range", "moral_value"),
     "moral NaN": (of_msgpack(event(moral_value=NAN)), "moral_value_out_of_range", "moral_value"),
     "moral infinity": (of_msgpack(event(moral_value=1e400)), "moral_value_out_of_range", "moral_value"),
+    "a member twice, msgpack": (twice("moral_value"), "field_repeated", "body"),
+    "a payload twice, msgpack": (twice("payload"), "field_repeated", "body"),
+    "a payload of 1e999": (json_with(payload='{"a":[1,-1e999]}'), "payload_invalid", "payload"),
     "moral 1e999": (json_with(moral_value="1e999"), "field_invalid", "moral_value"),
     "moral text": (of_json(event(moral_value="0.5")), "field_invalid", "moral_value"),
     "moral true": (of_json(event(moral_value=True)), "field_invalid", "moral_value"),

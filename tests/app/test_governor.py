@@ -7,24 +7,32 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, get_args
 
 import pytest
 
+from app.governor import carry_out
 from core.config import SETTINGS, Config
 from core.regime import Regime
 from core.replay import Scalars, replay
 from core.setting import Setting
 from loadtests.live import Answer, LiveServer, eventually
+from shm.block import Block
+from shm.layout import Layout
+from shm.store import Store
 from tests.app import ring
 from tests.app.wire import EXAMPLE, JSON, of_json, post, problem, sent
 from tests.conftest import SMALL, Serve
+from tests.formed import Formed
 
 SECTIONS: Final = ("moral_filter", "cognitive_rhythm")
 MEMBERS: Final = [setting for key, setting in SETTINGS.items() if key.startswith(SECTIONS)]
 ORDERED: Final = ("min_threshold", "initial_threshold", "max_threshold")
+SMALL_BLOCK: Final = Layout(
+    dimension=8, capacity=50, payload_size_max=64, log_capacity=4096, rows=4, receipt_capacity=16
+)
 EVENT: Final = of_json({"event_vector": EXAMPLE, "moral_value": 0.95})
 
 
@@ -256,6 +264,64 @@ def test_changes_of_different_members_at_the_same_time_both_hold(steered: LiveSe
             thread.join()
         in_force = steered.get("/governor").json["moral_filter"]
         assert {name: in_force[name] for name in found} == found
+
+
+class Delayed(Store):
+    """A store whose caller is held up behind each command that it posts, until `held` is over."""
+
+    def __init__(self, block: Block, held: Callable[[], object]) -> None:
+        super().__init__(block)
+        self.held = held
+
+    def post_command(self, *arguments: Any, **keywords: Any) -> int:
+        """Post, and wait."""
+        ticket = super().post_command(*arguments, **keywords)
+        self.held()
+        return ticket
+
+
+@pytest.mark.parametrize("overwritten", [False, True])
+def test_a_command_is_answered_with_its_own_position(overwritten: bool) -> None:
+    """Also when others were carried out before anybody looked; if the log has forgotten it, with the newest one's."""
+    formed = Formed(SMALL_BLOCK)
+    controlled: list[int] = []
+
+    def meanwhile() -> None:
+        for number in range(1_500):  # more than a page of the log
+            formed.decide(number)
+        controlled.append(int(formed.store.apply_command(formed.now(), formed.epoch).position))  # type: ignore[union-attr] # one is pending
+        for number in range(SMALL_BLOCK.log_capacity if overwritten else 0):
+            formed.decide(number)
+        controlled.extend(int(formed.apply(kind).position) for kind in ("stop", "reset"))
+
+    formed.accept()
+    state, position = carry_out(Delayed(formed.block, meanwhile), "resume", lambda _state: None)
+
+    assert position == controlled[-1 if overwritten else 0]
+    assert state.ticket_position == controlled[-1]
+    formed.close()
+
+
+def test_two_who_command_at_the_same_time_get_positions_of_their_own(steered: LiveServer) -> None:
+    """Each answer names an entry of the log that is its command, from either worker."""
+
+    def client(command: str) -> None:
+        connection = steered.connect()
+        for _ in range(6):
+            answer = steered.request("POST", f"/governor/{command}", connection=connection)
+            assert answer.status == 200, answer
+            found.append((answer.json["position"], command))
+        connection.close()
+
+    found: list[tuple[int, str]] = []
+    threads = [threading.Thread(target=client, args=(command,)) for command in ("stop", "resume", "reset")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len({position for position, _ in found}) == len(found) == 18
+    assert [(position, entry(steered, position)["kind"]) for position, _ in found] == found
 
 
 # -- reset, stop, resume -----------------------------------------------------------------------------------------------

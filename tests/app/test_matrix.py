@@ -147,8 +147,23 @@ def test_the_router_has_what_the_server_says_of_itself(table: list[Route], keyed
         answer = keyed_server.request("OPTIONS", route.path, headers=bearer("reader"))
         found[route.path] = frozenset(answer.headers["allow"].split(", "))
 
-    assert {route.path: route.methods for route in table} == found
+    assert {route.path: route.methods | {"OPTIONS"} for route in table} == found
     assert len(table) >= 17
+
+
+def test_every_route_says_alike_what_may_be_asked_of_it(table: list[Route], keyed_server: LiveServer) -> None:
+    """Allow is the same in the answer to OPTIONS and in each 405, and nowhere else; no body means no media type."""
+    connection = keyed_server.connect()
+    for route in [*table, Route("/nope", frozenset(), {})]:
+        listed = ", ".join([*sorted(route.methods), "OPTIONS"])
+        for method in sorted({*METHODS} - UNKNOWN_METHODS - route.methods):
+            answer = ask(keyed_server, method, route.path, bearer("reader"), connection)
+            status = 404 if not route.methods else 204 if method == "OPTIONS" else 405
+            assert (answer.status, answer.headers.get("allow")) == (status, listed if route.methods else None)
+            media = None if status == 204 else "application/problem+json"
+            assert answer.headers.get("content-type") == media
+            assert bool(answer.body) == (status != 204 and method != "HEAD")
+    connection.close()
 
 
 def test_who_gets_past_the_gate_follows_from_the_role(table: list[Route], keyed_server: LiveServer) -> None:
@@ -169,7 +184,7 @@ def test_who_gets_past_the_gate_follows_from_the_role(table: list[Route], keyed_
                     seen[answer.status] += 1
                     check_refusal(answer, headers, needs, head=method == "HEAD")
                 elif method == "OPTIONS":
-                    assert answer.status == 200, what
+                    assert answer.status == 204, what
                 elif method not in route.methods:
                     assert answer.status == (501 if method in UNKNOWN_METHODS else 405), what
                 else:

@@ -3,13 +3,17 @@
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.metrics import WorkersCollector, latency_histogram, refusal_counter
 from loadtests.live import LiveServer, eventually
 from tests.app.wire import EXAMPLE, accepted, of_json, post, sent
+from tests.formed import begin, exit_of
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -19,6 +23,7 @@ FAMILIES = {
     "total_events_processed": "unknown",
     "accepted_events_count": "unknown",
     "rejected_events_count": "unknown",
+    "error_count": "unknown",
     "moral_filter_threshold": "gauge",
     "cpu_usage_percent": "gauge",
     "mlsdm_decisions": "counter",
@@ -83,6 +88,7 @@ def test_runbook_names_carry_no_labels_and_no_suffix(still_server: LiveServer) -
         "total_events_processed",
         "accepted_events_count",
         "rejected_events_count",
+        "error_count",
         "moral_filter_threshold",
         "cpu_usage_percent",
     ):
@@ -145,6 +151,41 @@ def test_buckets_begin_at_25_microseconds_and_have_the_edge_of_the_alert(still_s
     ordered = [edges[edge] for edge in sorted(edges, key=float)]
     assert ordered == sorted(ordered)
     assert edges["+Inf"] == value(samples, "process_event_latency_seconds_count")
+
+
+def test_errors_are_what_is_not_the_clients_fault(still_server: LiveServer) -> None:
+    """Each answer of 500 or above counts, from whichever worker, and no refusal of what a client sent."""
+    before = scrape(still_server)
+    event = of_json({"event_vector": EXAMPLE, "moral_value": 0.0})
+
+    assert still_server.request("POST", "/governor/stop").status == 200
+    refused = [post(still_server, "/event", event).status for _ in range(7)]
+    assert still_server.request("POST", "/governor/resume").status == 200
+    refused += [post(still_server, "/event", of_json({})).status, still_server.get("/nope").status]
+
+    after = scrape(still_server)
+    assert refused == [503] * 7 + [422, 404]
+    assert value(after, "error_count") == value(before, "error_count") + 7
+
+
+def test_an_unexpected_error_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the files of any worker; what closes a connection without a word is none, and without refusals there is 0."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+
+    def errors() -> float:
+        [family] = [family for family in WorkersCollector().collect() if family.name == "error_count"]
+        return family.samples[0].value
+
+    def worker(row: int) -> None:
+        latency_histogram(row)
+        refusals = refusal_counter()
+        for code in ("internal_error", "internal_error", "store_busy", "reader_too_slow", "field_invalid"):
+            refusals.labels(code).inc()
+
+    assert errors() == 0
+    for row in (0, 1):
+        assert exit_of(begin(partial(worker, row))) == 0
+    assert errors() == 6
 
 
 def test_a_successor_continues_its_predecessors_counts(serve: Callable[..., LiveServer]) -> None:

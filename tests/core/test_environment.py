@@ -3,10 +3,11 @@
 import pytest
 
 from core import environment
-from core.config import SETTINGS, ConfigurationError, load
+from core.config import SETTINGS
 from core.keys import Keyring
+from core.sources import ConfigurationError, load
 
-PRODUCTION = {"MLSDM_ENV": "production", "API_KEY": "k"}
+PRODUCTION = {"MLSDM_ENV": "production", "API_KEY": "your-secret-key"}
 
 
 def problems_of(environ: dict[str, str]) -> list[str]:
@@ -28,12 +29,12 @@ class TestName:
     )
     def test_names(self, given: str, name: str) -> None:
         """The three environments, one of them with a short name, whatever the case."""
-        assert name == load(None, {"MLSDM_ENV": given, "API_KEY": "k"}).environment
+        assert name == load(None, {"MLSDM_ENV": given, "API_KEY": "your-secret-key"}).environment
 
     @pytest.mark.parametrize("given", ["prod", "", " ", "test"])
     def test_any_other_name_is_refused(self, given: str) -> None:
         """A name that is unknown or lost does not mean development, which asks for no key."""
-        [problem] = problems_of({"MLSDM_ENV": given, "API_KEY": "k"})
+        [problem] = problems_of({"MLSDM_ENV": given, "API_KEY": "your-secret-key"})
 
         assert problem.startswith(f"MLSDM_ENV is {given!r}: expected one of dev, development, staging, production")
 

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.config import SETTINGS, Config, ConfigurationError, load, trusted_proxies
+from core.config import SETTINGS, Config, trusted_proxies
 from core.proxies import networks
 from core.setting import Unfit
+from core.sources import ConfigurationError, load
 
 NEITHER = "which is neither an address nor a network"
 

@@ -41,7 +41,7 @@ def test_the_production_file_is_checked_without_the_secret(
     assert captured.out == "Configuration valid\n"
     assert captured.err == "note: API_KEY is not set here; without it a production server refuses to start\n"
 
-    monkeypatch.setenv("API_KEY", "secret")
+    monkeypatch.setenv("API_KEY", "your-secret-key")
     assert check("-v", CONFIG / "production-ready.yaml") == 0
     captured = capsys.readouterr()
     assert captured.err == ""
@@ -58,6 +58,21 @@ def test_a_key_that_no_header_can_carry_is_a_problem_all_the_same(
     assert "API_KEY has a character that no header can carry" in capsys.readouterr().err
 
 
+def test_a_short_key_is_a_problem_in_production_and_a_note_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it would be at a start; the key is not shown. Who has no key here is told nothing of it."""
+    monkeypatch.setenv("API_KEY", "k7k7")
+
+    assert check(CONFIG / "default.yaml") == 0
+    assert "\nnote: API_KEY is too short: expected at least 12 characters" in "\n" + capsys.readouterr().err
+    monkeypatch.setenv("MLSDM_ENV", "production")
+    assert check(CONFIG / "production-ready.yaml") == 1
+    err = capsys.readouterr().err
+    assert "API_KEY is too short: expected at least 12 characters, because MLSDM_ENV is production" in err
+    assert "k7k7" not in err
+
+
 def with_keys(directory: Path, text: str) -> Path:
     """Return a configuration that names a keys file with this text."""
     (directory / "keys.yaml").write_text(text)
@@ -67,7 +82,7 @@ def with_keys(directory: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("environ", [{}, {"API_KEY": "k"}])
+@pytest.mark.parametrize("environ", [{}, {"API_KEY": "your-secret-key"}])
 def test_the_keys_file_is_checked_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], environ: dict[str, str]
 ) -> None:
