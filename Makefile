@@ -3,10 +3,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE := $(wildcard shm/native/*) shm/layout.py shm/build.py setup.py pyproject.toml
+PEERS := loadtests/peers/asgi loadtests/peers/plain loadtests/peers/chroma
+TESTS ?= 4# side by side: half of the time of a test is spent waiting
+NATIVE := $(wildcard shm/native/* app/native/*) shm/layout.py shm/build.py app/build.py setup.py pyproject.toml
+C_FILES := $(wildcard shm/native/*.[ch] app/native/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test lint types format check ci lock manual clean
+.PHONY: help run install test lint types format check ci lock manual bench peers clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,12 +20,12 @@ run: install ## serve on 127.0.0.1:8000 with embedded defaults
 install: $(VENV)/installed ## .venv with pinned dependencies and the native core
 
 test: $(VENV)/tested ## every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TESTS) --dist loadgroup --no-loadscope-reorder
 
 lint: $(VENV)/tested ## ruff and clang-format
 	$(BIN)/ruff check --output-format concise
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run --Werror shm/native/*.c shm/native/*.h
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 
 types: $(VENV)/tested ## mypy --strict
 	$(BIN)/mypy
@@ -30,9 +33,14 @@ types: $(VENV)/tested ## mypy --strict
 format: $(VENV)/tested ## put everything into its one form
 	$(BIN)/ruff check --fix --output-format concise
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i shm/native/*.c shm/native/*.h
+	$(BIN)/clang-format -i $(C_FILES)
 
 ci: lint types test ## what continuous integration runs
+
+bench: install ## what a request costs beside its floor; options in ARGS, such as ARGS=--check
+	$(BIN)/python -m loadtests.bench $(ARGS)
+
+peers: $(PEERS:%=%/.venv/installed) ## environments of the servers that `make bench` compares with
 
 manual: install ## rewrite the files that are generated from settings and layout
 	$(BIN)/python -m shm.manual > docs/layout.md
@@ -45,12 +53,17 @@ lock: $(VENV)/tested ## resolve dependencies anew; commit the result
 	$(BIN)/uv pip compile -q pyproject.toml --group build --group dev --extra plot --universal --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements-dev.lock
 
 clean: ## remove everything that was built
-	rm -rf $(VENV) build *.egg-info shm/_native.c shm/_native*.so
+	rm -rf $(VENV) build *.egg-info shm/_native.c app/_reader.c */_native*.so */_reader*.so
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mlsdm needs Python 3.11 or newer: set PYTHON=/path/to/it" >&2; exit 1; }
 	@command -v $${CC:-cc} >/dev/null || { echo "mlsdm needs a C compiler for its native core: install gcc or clang (Debian: apt install gcc libc6-dev python3-dev)" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "mlsdm needs Python's venv module (Debian: apt install python3-venv)" >&2; rm -rf $(VENV); exit 1; }
+
+loadtests/peers/%/.venv/installed: loadtests/peers/%/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r $<
+	@touch $@
 
 $(VENV)/installed: requirements.lock $(NATIVE) | $(BIN)/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock

@@ -25,13 +25,22 @@ from shm.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS_MAX = 60.0  # generous: the machine may be busy with other tests
+_ports_held: list[socket.socket] = []  # one descriptor for each server of this process
 
 
 def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that is free, and that nobody else is given as long as this process lives.
+
+    It stays bound here, and does not listen: a server that sets SO_REUSEADDR or SO_REUSEPORT, as all do, may bind it
+    nevertheless, while the kernel picks it neither for who asks for any port nor for a connection that goes out. One
+    that is merely tried and closed may be another's by the time the server has started, when tests run side by side.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    held.bind(("127.0.0.1", 0))
+    _ports_held.append(held)
+    return int(held.getsockname()[1])
 
 
 def eventually(holds: Callable[[], Any], seconds: float = 30.0) -> Any:
@@ -60,12 +69,13 @@ class Answer:
 
 @dataclass
 class LiveServer:
-    """One running server. `environ` are its variables beside PATH and HOME."""
+    """One running server. `environ` are its variables beside PATH and HOME; `application` is what Gunicorn serves."""
 
     directory: Path
     environ: dict[str, str]
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    application: str = "app.main:app"
 
     @property
     def log_path(self) -> Path:
@@ -87,7 +97,7 @@ class LiveServer:
         kept = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [str(Path(sys.executable).with_name("gunicorn")), "-c", "gunicorn.conf.py", "app.main:app"],
+                [str(Path(sys.executable).with_name("gunicorn")), "-c", "gunicorn.conf.py", self.application],
                 cwd=ROOT,
                 env={**kept, "PORT": str(self.port), "WORKERS": "2", **self.environ},
                 stdin=subprocess.DEVNULL,

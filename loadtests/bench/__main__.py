@@ -1,0 +1,181 @@
+"""`python -m loadtests.bench`: measure the rows, print the table, write the JSON document, judge.
+
+    python -m loadtests.bench                                     every row, synthetic vectors, within five minutes
+    python -m loadtests.bench --rows '/event raw' --seconds 3     rows by name; * stands for anything
+    python -m loadtests.bench --data vectors.npz --check          given vectors; fail when a goal is not reached
+
+Exit status: 0 measured; 1 a row could not be measured, or with --check a goal falls short; 2 nothing was measured.
+"""
+
+import argparse
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from loadtests.bench import contention, goals, peers, report, traffic, vectors, wrk
+from loadtests.bench.processor import Cores, cores
+from loadtests.bench.rounds import Fleet, Result, measure
+from loadtests.bench.rows import Row, chosen
+from loadtests.bench.servers import OPEN, TOKEN, UNLIMITED, VERBOSE, Product, Program, Server
+from loadtests.bench.vectors import Vectors
+from loadtests.bench.wrk import Unmeasured
+from loadtests.live import ROOT
+
+ROUNDS: Final = 3
+SECONDS: Final = 1
+_UNMETERED: Final = "loadtests.bench.unmetered:app"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m loadtests.bench", description="Measure the server.")
+    parser.add_argument("--check", action="store_true", help="fail when a goal falls short")
+    parser.add_argument("--rows", nargs="+", default=[], metavar="NAME", help="only rows whose name holds one of these")
+    parser.add_argument("--rounds", type=_positive, default=ROUNDS, help=f"rounds per row (default {ROUNDS})")
+    parser.add_argument("--seconds", type=_positive, default=SECONDS, help=f"of a side in a round (default {SECONDS})")
+    parser.add_argument("--json", type=Path, default=ROOT / "build" / "bench.json", help="default: build/bench.json")
+    parser.add_argument("--data", type=Path, help="an .npz with `vec`, embeddings [N, 384]; default: synthetic ones")
+    asked = parser.parse_args(arguments)
+    try:
+        wrk.require()
+        rows = chosen(asked.rows)
+        contended = not asked.rows or any(word in goals.LOCK for word in asked.rows)
+        if not rows and not contended:
+            raise Unmeasured(f"no row is called {' or '.join(asked.rows)}")
+        given = vectors.load(asked.data) if asked.data else vectors.synthetic()
+        if given.memories.shape[1] != vectors.DIMENSION:
+            raise Unmeasured(f"`vec` has {given.memories.shape[1]} columns; expected {vectors.DIMENSION}")
+    except Unmeasured as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="mlsdm-bench-") as directory:
+        return run(Path(directory), given, rows, contended, asked)
+
+
+def run(directory: Path, given: Vectors, rows: list[Row], contended: bool, asked: argparse.Namespace) -> int:
+    """Measure the rows and tell; returns the exit status."""
+    began = time.monotonic()
+    place = cores()
+    about = {"machine": report.machine(), "vectors": given.source, "rounds": asked.rounds, "seconds": asked.seconds}
+    print(f"{about['machine']}; {about['vectors']}; {asked.rounds} rounds of {asked.seconds} s a side")
+    print(f"server on core {place.server}, client on core {place.client}")
+    if place.shared:
+        print("there is only one core: the client takes time from the server, and requests per second mean little")
+    sent = traffic.made(given.memories, given.queries, TOKEN)
+    results, failures, notes = _measured(makers(directory, given), sent, place, rows, asked)
+    others: dict[str, Any] = {}
+    judged: dict[str, float] = {}
+    if contended:
+        try:
+            waits = contention.measure(directory, [sent["event raw"], sent["batch"]], place, asked.seconds)
+            judged[goals.LOCK] = waits.p99_us_max
+            others["lock"] = {
+                name: getattr(waits, name) for name in ("sections", "waits", "mean_us", "p99_us_max", "windows")
+            }
+            print(
+                f"\n{goals.LOCK}: {waits.p99_us_max:.2f} ({waits.waits:,} of {waits.sections:,} sections waited, "
+                f"{waits.mean_us:.1f} µs each in the mean)"
+            )
+        except Unmeasured as error:
+            failures.append(str(error))
+    verdict = goals.judge(report.figures(results, judged))
+    for title, sentences in (
+        ("notes", notes), ("not measured, an error", failures), ("falls short", verdict.short),
+        ("no figure", verdict.unmeasured if not asked.rows else []),
+    ):  # fmt: skip
+        for sentence in sentences:
+            print(f"{title}: {sentence}")
+    took = time.monotonic() - began
+    report.write(asked.json, results, {**others, "notes": notes, "failures": failures, "seconds_taken": took}, about)
+    print(f"took {took:.0f} s; {asked.json} has every round")
+    return 1 if failures or (asked.check and verdict.short) else 0
+
+
+def _measured(
+    made: Mapping[str, Callable[[], Server]],
+    sent: Mapping[str, traffic.Traffic],
+    place: Cores,
+    rows: list[Row],
+    asked: argparse.Namespace,
+) -> tuple[list[Result], list[str], list[str]]:
+    """Measure and print row by row; returns the results, what could not be measured, and what is to be said."""
+    results: list[Result] = []
+    failures: list[str] = []
+    absent = sorted({name for row in rows for name in row.servers - set(made)})
+    notes = [f"{name} is not installed, its rows are left out: make peers" for name in absent]
+    rows = [row for row in rows if row.servers <= set(made)]
+    if rows:
+        print(f"\n{report.HEAD}\n{report.RULE}")
+    with Fleet(made, sent, place) as fleet:
+        for number, row in enumerate(rows):
+            try:
+                results.append(measure(fleet, row, asked.rounds, asked.seconds))
+                print(report.line(results[-1]), flush=True)
+            except Unmeasured as error:
+                failures.append(f"{row.name}: {error}")
+            fleet.keep(frozenset(name for later in rows[number + 1 :] for name in later.servers))
+    notes += fleet.notes
+    failures += fleet.failures
+    starved = sum(report.starved(result) for result in results)
+    if starved:
+        notes.append(
+            f"in {starved} of {len(results)} rows the server had less than {report.BUSY_MIN:.0%} of its core: others "
+            "use it too, so that shares hold and requests per second do not"
+        )
+    return results, failures, notes
+
+
+def makers(directory: Path, given: Vectors) -> dict[str, Callable[[], Server]]:
+    """Return what makes the servers of this run, by name."""
+    identical = np.repeat(given.memories[:1], len(given.memories), axis=0)
+    memories, same = directory / "memories.npy", directory / "identical.npy"
+    np.save(memories, given.memories)
+    np.save(same, identical)
+
+    def product(name: str, variant: Mapping[str, str], **more: Any) -> Callable[[], Server]:
+        def make() -> Server:
+            home = directory / name
+            home.mkdir(exist_ok=True)
+            return Product(home, variant, **more)
+
+        return make
+
+    def ours(application: str, environ: Mapping[str, str]) -> Callable[[], Server]:
+        command = (
+            str(Path(sys.executable).with_name("gunicorn")), "-k", "app.worker.EventedWorker", "-w", "1",
+            "-b", "127.0.0.1:{port}", "--no-control-socket", "--worker-tmp-dir", "/dev/shm", application,
+        )  # fmt: skip
+        return lambda: Program(command, directory / f"{application}.log", environ=environ)
+
+    return {
+        "product": product("product", {}),
+        "two workers": product("two", {"WORKERS": "2"}),
+        "open": product("open", OPEN),
+        "unlimited": product("unlimited", UNLIMITED),
+        "unmetered": product("unmetered", {}, application=_UNMETERED),
+        "bare": product("bare", UNLIMITED, application=_UNMETERED),
+        "verbose": product("verbose", VERBOSE),
+        "recall": product("recall", {}, fill=given.memories),
+        "identical": product("identical", {}, fill=identical),
+        "floor": ours("loadtests.bench.floor:app", {}),
+        "brute": ours("loadtests.bench.brute:app", {"BENCH_VECTORS": str(memories)}),
+        "brute identical": ours("loadtests.bench.brute:app", {"BENCH_VECTORS": str(same)}),
+        **peers.makers(directory, memories, given),
+    }
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the servers are ended on the way out
+    sys.exit(main())

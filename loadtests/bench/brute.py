@@ -1,0 +1,40 @@
+"""Recall by brute force in the product's worker class: what NumPy makes of the same question.
+
+    BENCH_VECTORS=memories.npy gunicorn -k app.worker.EventedWorker loadtests.bench.brute:app
+
+One matrix-vector product in float32, `argpartition` for the best, a sort of those, and an answer with the members of
+the product's. It knows no lock, no deletions and no phases, and its scores are good to seven digits where the product's
+are float64 sums: it is given every advantage that the simple way has.
+"""
+
+import os
+from typing import Final
+
+import falcon
+import msgspec
+import numpy as np
+
+_memories: Final = np.load(os.environ["BENCH_VECTORS"])
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Recall:
+    """POST /recall?top_k=K with the vector as its body."""
+
+    def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Answer the memories with the largest products: the vectors are of unit norm."""
+        query = np.frombuffer(request.env["wsgi.input"].read(), "<f4")
+        scores = _memories @ (query / np.linalg.norm(query))
+        count = request.get_param_as_int("top_k", default=10)
+        best = np.argpartition(scores, -count)[-count:]
+        best = best[np.argsort(-scores[best])]
+        rest = {"phase": "wake", "moral_value": 1.0, "age_seconds": 1.234567}
+        matches = [{"memory_id": int(i), "score": float(scores[i]), **rest} for i in best]
+        response.data = _encode(
+            {"matches": matches, "scanned": len(_memories), "as_of": len(_memories), "exact": True, "boot_id": "0" * 32}
+        )
+        response.content_type = "application/json"
+
+
+app: Final = falcon.App()
+app.add_route("/recall", Recall())

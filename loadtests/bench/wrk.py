@@ -1,0 +1,120 @@
+"""The client: wrk, an event loop in C, so cheap that on a core of its own it is never what is measured.
+
+It runs a Lua script that is written here: `init` reads the requests from a file, `request` hands them out in turn, and
+`done` prints one line of JSON, because wrk's own report is made for people and rounds. `sent` counts what was handed
+out. wrk stops in the middle: what was sent and not answered by then is no completed request, but the server has done
+it, so that its time is divided by `sent` (`completed` ≤ served ≤ `sent`).
+"""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from loadtests.bench.processor import pinned
+
+PERCENTILES: Final = (50, 99)
+_MARK: Final = "MEASURED "
+# wrk calls `request` once to look at what it makes, before it connects: `sent` starts one below.
+_SCRIPT: Final = """
+local threads = {}
+function setup(thread) table.insert(threads, thread) end
+
+function init(_)
+  requests, count, sent = {}, 0, -1
+  local file = assert(io.open("@FILE@", "rb"))
+  while true do
+    local head = file:read(4)
+    if not head then break end
+    local a, b, c, d = head:byte(1, 4)
+    count = count + 1
+    requests[count] = file:read(a + 256 * (b + 256 * (c + 256 * d)))
+  end
+  file:close()
+end
+
+function request()
+  sent = sent + 1
+  local whole = requests[(sent + @OFFSET@) % count + 1]
+  @NUMBERED@
+  return whole
+end
+
+function done(summary, latency, _)
+  local sum = 0
+  for _, thread in ipairs(threads) do sum = sum + thread:get("sent") end
+  local errors = summary.errors
+  io.write(string.format(
+    '@MARK@{"completed": %d, "sent": %d, "seconds": %.6f, "connect": %d, "read": %d, "write": %d, "status": %d, ' ..
+    '"timeout": %d, "latency_us": [@FORMATS@]}\\n',
+    summary.requests, sum, summary.duration / 1e6, errors.connect, errors.read, errors.write, errors.status,
+    errors.timeout, @LATENCIES@))
+end
+"""
+_NUMBERED: Final = 'whole = whole:gsub("NUMBER#########", string.format("%015d", sent + @OFFSET@ + 1))'
+
+
+class Unmeasured(Exception):
+    """One sentence: why nothing was measured."""
+
+
+class Sample(NamedTuple):
+    """What the client saw. `latency_us` by the percentiles above, in the same order; errors by kind, without zeros."""
+
+    completed: int
+    sent: int
+    seconds: float
+    latency_us: tuple[float, ...]
+    errors: dict[str, int]
+
+
+def require() -> None:
+    """Raise Unmeasured when wrk is not installed."""
+    if shutil.which("wrk") is None:
+        raise Unmeasured("wrk is not installed, which sends the requests: apt install wrk")
+
+
+def script(requests: Path, offset: int, numbered: bool) -> str:
+    """Return the Lua script that sends the requests of a file, beginning with number `offset`."""
+    text = _SCRIPT.replace("@NUMBERED@", _NUMBERED if numbered else "")
+    for name, value in {
+        "MARK": _MARK,
+        "FILE": str(requests),
+        "OFFSET": str(offset),
+        "FORMATS": ", ".join(["%d"] * len(PERCENTILES)),
+        "LATENCIES": ", ".join(f"latency:percentile({percentile})" for percentile in PERCENTILES),
+    }.items():
+        text = text.replace(f"@{name}@", value)
+    return text
+
+
+def run(
+    port: int, requests: Path, connections: int, seconds: int, *, core: int, offset: int = 0, numbered: bool = False
+) -> Sample:
+    """Send requests on so many connections for so long. Raises Unmeasured when wrk fails."""
+    lua = requests.with_suffix(f".{port}.lua")
+    lua.write_text(script(requests, offset, numbered), encoding="utf-8")
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(lua)]
+    with pinned({core}):
+        client = subprocess.Popen(
+            [*command, f"http://127.0.0.1:{port}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+    try:
+        said, _ = client.communicate(timeout=seconds + 60)
+    except subprocess.TimeoutExpired:
+        client.kill()
+        client.communicate()
+        raise Unmeasured(f"wrk did not end {seconds} s after it began") from None
+    return parse(said)
+
+
+def parse(said: str) -> Sample:
+    """Return what wrk's output holds. Raises Unmeasured when it holds no measurement."""
+    line = next((line for line in said.splitlines() if line.startswith(_MARK)), None)
+    if line is None:
+        raise Unmeasured(f"wrk measured nothing; it said: {said.strip()[-500:] or 'nothing'}")
+    told = json.loads(line.removeprefix(_MARK))
+    errors = {kind: told[kind] for kind in ("connect", "read", "write", "status", "timeout") if told[kind]}
+    latencies = tuple(float(latency) for latency in told["latency_us"])
+    return Sample(told["completed"], told["sent"], told["seconds"], latencies, errors)

@@ -1,0 +1,64 @@
+"""The same job as one writes it in an afternoon: FastAPI, NumPy, a lock, one process.
+
+    BENCH_VECTORS=memories.npy .venv/bin/uvicorn program:app
+
+An event moves the threshold and, when it is accepted, goes into a ring of 20,000 slots; a recall is brute force. The
+rules of the threshold are those of the product. Left out, though the product has them: synaptic levels, rhythm, log,
+payloads, keys, limits, metrics, more than one process. Handlers are coroutines that run to their end on the loop, which
+on one core is faster than FastAPI's thread pool.
+"""
+
+import asyncio
+import os
+from typing import Annotated, Any, Final
+
+import numpy as np
+from fastapi import FastAPI  # type: ignore[import-not-found]  # lives in the peer's own environment
+from pydantic import BaseModel, Field  # type: ignore[import-not-found]  # as above
+
+memories: Final = np.load(os.environ["BENCH_VECTORS"])
+lock: Final = asyncio.Lock()
+state: Final = {"threshold": 0.5, "ema": 0.5, "accepted": 0, "rejected": 0}
+app: Final = FastAPI()
+
+
+class Event(BaseModel):  # type: ignore[misc]  # pydantic is not there for the checker
+    """One event."""
+
+    event_vector: Annotated[list[float], Field(min_length=384, max_length=384)]
+    moral_value: Annotated[float, Field(ge=0, le=1)]
+
+
+class Query(BaseModel):  # type: ignore[misc]  # as above
+    """One recall."""
+
+    vector: Annotated[list[float], Field(min_length=384, max_length=384)]
+    top_k: Annotated[int, Field(ge=1, le=100)] = 10
+
+
+@app.post("/event")  # type: ignore[untyped-decorator]  # as above
+async def event(given: Event) -> dict[str, Any]:
+    """Decide one event."""
+    vector = np.asarray(given.event_vector, np.float32)
+    async with lock:
+        before = state["threshold"]
+        accepted = given.moral_value >= 0.9 or given.moral_value >= max(0.3, before)
+        state["ema"] = 0.1 * accepted + 0.9 * state["ema"]
+        step = 0.05 * (state["ema"] > 0.55) - 0.05 * (state["ema"] < 0.45)
+        state["threshold"] = min(0.9, max(0.3, before + step))
+        if accepted:
+            norm = float(np.linalg.norm(vector))
+            memories[int(state["accepted"]) % len(memories)] = vector / norm if norm else vector
+        state["accepted" if accepted else "rejected"] += 1
+        return {"accepted": accepted, "threshold_before": before, **state}
+
+
+@app.post("/recall")  # type: ignore[untyped-decorator]  # as above
+async def recall(given: Query) -> dict[str, Any]:
+    """Find the nearest memories."""
+    query = np.asarray(given.vector, np.float32)
+    async with lock:
+        scores = memories @ (query / np.linalg.norm(query))
+    best = np.argpartition(scores, -given.top_k)[-given.top_k :]
+    best = best[np.argsort(-scores[best])]
+    return {"matches": [{"memory_id": int(i), "score": float(scores[i])} for i in best]}
