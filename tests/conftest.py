@@ -1,9 +1,16 @@
-"""Fixtures that every package's tests share."""
+"""What the tests of every package share: servers, and what makes it safe to run them side by side.
+
+A file's tests stay together, in order, in one process of pytest-xdist, for they share servers. Those that start servers
+of their own go wherever there is room. Whatever runs beside a test, another test or a busy machine, it may take its
+time: no example of Hypothesis has a deadline. Sharing servers between the processes, too, was rejected: another one
+costs half a second of CPU, and tests that run at once would see each other's memories.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from loadtests.live import LiveServer
 
@@ -11,6 +18,18 @@ Serve = Callable[..., LiveServer]
 
 # Small enough to start in a fraction of a second, large enough to evict.
 SMALL = {"MLSDM_DIMENSION": "8", "MLSDM_CAPACITY": "1000", "MLSDM_LOG_CAPACITY": "65536"}
+
+
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of a file into one group, except those that start servers of their own."""
+    for item in items:
+        if "serve" not in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
 
 
 @pytest.fixture

@@ -215,13 +215,13 @@ def test_two_workers_share_one_bucket(limited: LiveServer) -> None:
     send, connections = sender(limited, "writer"), of_both_workers(limited)
     clock, accepted, refused = time.monotonic_ns, 0, 0
     began = clock()
-    assert send("/event", connection=connections[0]).status == 200
-    accepted, begun = 1, clock()
 
-    while clock() - began < 1_200_000_000 or not refused:
+    while clock() - began < 1_200_000_000 or refused < 2:
         asked = clock()
         answer = send("/event", connection=connections[(accepted + refused) % 2])
         accepted, refused = accepted + (answer.status == 200), refused + (answer.status == 429)
+        if answer.status == 429 and refused == 1:
+            at_first, emptied = accepted, clock()  # full, it gains nothing while a busy machine lets the client wait
     ended = clock()
     while answer.status == 200:  # what bounds from below is a refusal
         asked = clock()
@@ -229,9 +229,8 @@ def test_two_workers_share_one_bucket(limited: LiveServer) -> None:
         accepted, ended = accepted + (answer.status == 200), clock()
 
     interval = 1_000_000_000 / RATE
-    assert refused > 0
     assert accepted <= RATE + (ended - began) / interval
-    assert accepted >= RATE + (asked - begun) / interval - 1
+    assert accepted - at_first >= (asked - emptied) / interval - 1
 
 
 def test_who_waits_as_long_as_told_gets_in(limited: LiveServer) -> None:
