@@ -1,5 +1,5 @@
-"""Only what pyproject.toml cannot say: the native core is built by cffi. Everything else stands there."""
+"""Only what pyproject.toml cannot say: what is native is built by cffi. Everything else stands there."""
 
 from setuptools import setup
 
-setup(cffi_modules=["shm/build.py:ffibuilder"])
+setup(cffi_modules=["shm/build.py:ffibuilder", "app/build.py:ffibuilder"])

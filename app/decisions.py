@@ -14,7 +14,6 @@ from msgspec import Meta
 
 from app.codes import STORE
 from app.context import Context
-from app.events import encode
 from app.glossary import (
     Accepted,
     AgeSeconds,
@@ -30,10 +29,10 @@ from app.glossary import (
     Step,
     Threshold,
 )
+from app.media import JSON, encode
 from app.memories import BOOT_ID, check_parameters
 from app.operation import Operation, Parameter
 from app.problem import Problem, invalid
-from app.vector import JSON
 from core.keys import Role
 from core.limits import DECISIONS_PAGE
 from core.rhythm import PHASE_NAMES

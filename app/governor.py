@@ -20,13 +20,13 @@ import msgspec
 from msgspec import Meta, structs
 
 from app.audit import Audit
+from app.body import UNDECODED, refuse_body, refuse_repeats
 from app.codes import BODY, COMMAND, STORE
 from app.context import Context
-from app.events import encode
 from app.glossary import BootId, Position
+from app.media import JSON, encode
 from app.operation import Operation
 from app.problem import Problem, invalid
-from app.vector import JSON, UNDECODED, refuse_body, refuse_repeats
 from core.config import SETTINGS, CognitiveRhythm, Config, MoralFilter, contradictions, values_of
 from core.keys import Role
 from core.limits import COMMAND_WAIT_MILLISECONDS, DECISIONS_PAGE

@@ -16,10 +16,9 @@ import msgspec
 from msgspec import Meta
 
 from app.context import Context
-from app.events import encode
 from app.glossary import Accepted, BootId, Capacity, Live, Norm, Phase, Rejected, Threshold, Total
+from app.media import JSON, encode
 from app.operation import Operation
-from app.vector import JSON
 from core.config import tiers
 from core.rhythm import PHASE_NAMES
 from shm.layout import FLAG_STOPPED

@@ -17,9 +17,9 @@ import falcon
 from msgspec import Meta
 
 from app.auth import Client
+from app.media import RAW
 from app.operation import Parameter
 from app.problem import Problem
-from app.vector import RAW
 from core.limits import IDEMPOTENCY_KEY_LENGTH
 from shm.store import NO_KEY, Key, new_key
 

@@ -13,12 +13,12 @@ from msgspec import Meta
 
 from app.codes import STORE
 from app.context import Context
-from app.events import encode
 from app.glossary import AgeSeconds, BootId, MemoryId, MoralValue, Phase, Position
+from app.media import JSON, encode
 from app.operation import Operation, Parameter
 from app.problem import Problem, invalid
 from app.recall import age_seconds
-from app.vector import JSON, floats_of
+from app.vector import floats_of
 from core.keys import Role
 from core.rhythm import PHASE_NAMES
 from shm import status

@@ -11,25 +11,14 @@ import falcon
 import msgspec
 from msgspec import Meta
 
+from app.body import UNDECODED, refuse_body, refuse_repeats, refuse_repeats_packed
 from app.codes import BODY, DECIDED
 from app.context import Context
-from app.events import encode, media_type
 from app.glossary import AgeSeconds, BootId, MemoryId, MoralValue, Phase, Position
+from app.media import JSON, MSGPACK, RAW, encode, media_type
 from app.operation import Octets, Operation, Parameter
 from app.problem import invalid
-from app.vector import (
-    JSON,
-    MSGPACK,
-    RAW,
-    UNDECODED,
-    VECTOR_SCHEMA,
-    Floats,
-    floats_of,
-    refuse_body,
-    refuse_repeats,
-    refuse_repeats_packed,
-    refuse_vector,
-)
+from app.vector import VECTOR_SCHEMA, Floats, floats_of, refuse_vector
 from core.keys import Role
 from core.limits import TOP_K
 from core.recall import PhaseWindow, masks

@@ -9,7 +9,6 @@ from msgspec import Meta
 
 from app.codes import STORE
 from app.context import Context
-from app.events import encode
 from app.glossary import (
     Accepted,
     BootId,
@@ -24,8 +23,8 @@ from app.glossary import (
     Threshold,
     Total,
 )
+from app.media import JSON, encode
 from app.operation import Operation
-from app.vector import JSON
 from core.keys import Role
 from core.rhythm import PHASE_NAMES
 

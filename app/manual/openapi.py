@@ -25,10 +25,10 @@ from app.context import Context
 from app.health import VERSION
 from app.manual.introduction import GROUPS, introduction
 from app.manual.schema import Schema, Schemas, ref
+from app.media import JSON
 from app.operation import Octets, Operation, Parameter, Resource
 from app.problem import MEDIA_TYPE, Document
 from app.trace import REQUEST_ID_LENGTH_MAX
-from app.vector import JSON
 from core.keys import Role
 from core.limits import BODY_SIZE
 

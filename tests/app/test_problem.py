@@ -61,14 +61,6 @@ def test_what_can_be_got_has_a_head(still_server: LiveServer, path: str) -> None
     assert int(head.headers["content-length"]) > 0
 
 
-@pytest.mark.parametrize("path", ROUTES)
-def test_options_lists_the_methods(still_server: LiveServer, path: str) -> None:
-    """RFC 9110 §9.3.7."""
-    answer = still_server.request("OPTIONS", path)
-
-    assert (answer.status, set(answer.headers["allow"].split(", "))) == (200, ROUTES[path])
-
-
 @pytest.mark.parametrize(
     "path",
     [
