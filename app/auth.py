@@ -50,11 +50,11 @@ class Gate:
         self,
         keyring: Keyring,
         proxies: tuple[Network, ...] = (),
-        charge: Callable[[falcon.Request, falcon.Response, int], None] | None = None,
+        charge: Callable[[WSGIEnvironment, int], None] | None = None,
         loopback: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`charge(request, response, tokens)` takes an operation's cost and may raise; `loopback` says that nobody can
+        """`charge(environ, tokens)` takes an operation's cost and may raise; `loopback` says that nobody can
         connect from elsewhere; `clock` in Unix seconds.
         """
         self._loopback = loopback
@@ -72,7 +72,7 @@ class Gate:
     def process_resource(
         self, request: falcon.Request, response: falcon.Response, resource: Resource, _params: dict[str, Any]
     ) -> None:
-        """Raise 401 or 403 unless the request may go on, and take what it costs."""
+        """Falcon's middleware: raise unless the request may go on, and take what it costs."""
         operation = operation_of(resource, request.method)
         if operation is None:  # OPTIONS, or a method that the route does not have: nothing that a reader may not know
             self._admit(request.env, Role.READ)
@@ -82,10 +82,8 @@ class Gate:
                 response.complete = True
             elif request.method not in falcon.constants.COMBINED_METHODS:  # RFC 9110 §9.1: no resource here knows it
                 raise Problem(501, "method_not_implemented", f"No route here has the method {request.method}.")
-        elif operation.role is not None:
-            self._admit(request.env, operation.role)
-            if operation.cost and self._charge is not None:
-                self._charge(request, response, operation.cost)
+        else:
+            self.admit(request.env, operation)
 
     def no_route(self, request: falcon.Request, response: falcon.Response, **_params: str) -> None:
         """Answer a path that no route has: the sink behind all routes."""
@@ -94,6 +92,15 @@ class Gate:
             response.status = falcon.HTTP_204
             return
         raise falcon.HTTPRouteNotFound
+
+    def admit(self, environ: WSGIEnvironment, operation: Operation) -> None:
+        """Put address and client of a request into its environ, and take what the operation costs. Raises 401, 403 or
+        429.
+        """
+        if operation.role is not None:
+            self._admit(environ, operation.role)
+            if operation.cost and self._charge is not None:
+                self._charge(environ, operation.cost)
 
     def wants_body(self, environ: WSGIEnvironment, operation: Operation | None) -> bool:
         """Return whether a client may send a body that is large or held back (RFC 9110 §10.1.1): only who may call the

@@ -3,16 +3,13 @@
 Handed to every resource by app/main.py; no resource opens anything by itself, so each can be read, and tested, alone.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from wsgiref.types import WSGIEnvironment
 
-import falcon
-from prometheus_client import Histogram
-
 from app.idempotency import Idempotency
+from app.latency import Latency
 from app.vector import Codec
 from core.config import Config
 from shm.store import Recall, Store
@@ -30,10 +27,10 @@ class Context:
     store: Store
     recall: Recall
     row: Any
-    latency: Histogram
+    latency: Latency
     clock: Callable[[], int]
     leaving: Callable[[], bool]
-    charge: Callable[[falcon.Request, falcon.Response, int], None] = lambda _request, _response, _tokens: None
+    charge: Callable[[WSGIEnvironment, int], None] = lambda _environ, _tokens: None
     idempotency: Idempotency = field(init=False)
     codec: Codec = field(init=False)
     boot_id: str = field(init=False)
@@ -44,10 +41,3 @@ class Context:
         self.idempotency = Idempotency(bytes(self.store.block.region("header").secret))
         self.boot_id = self.store.block.boot_id
         self.payload_size_max = self.config.payload_size_max
-
-    def count_latency(self, environ: WSGIEnvironment) -> None:
-        """Count one event request, from the complete request to its encoded answer."""
-        elapsed_ns = time.monotonic_ns() - environ["mlsdm.received_ns"]
-        self.row.latency_ns += elapsed_ns
-        self.row.latency_count += 1
-        self.latency.observe(elapsed_ns * 1e-9)

@@ -5,9 +5,10 @@ one that is wrong, goes through msgspec, which knows the rest and says what is w
 """
 
 import re
+from functools import lru_cache
 from typing import Annotated, Final
+from wsgiref.types import WSGIEnvironment
 
-import falcon
 import msgspec
 from msgspec import Meta
 
@@ -55,11 +56,11 @@ class EventReader:
         self._of_json = msgspec.json.Decoder(Event).decode
         self._of_msgpack = msgspec.msgpack.Decoder(Event).decode
 
-    def read(self, request: falcon.Request, body: bytes) -> tuple[float, Floats, bytes]:
+    def read(self, environ: WSGIEnvironment, body: bytes) -> tuple[float, Floats, bytes]:
         """Return moral value, float32-LE[dimension] and payload of a request, or raise the Problem with it."""
-        media = media_type(request)
+        media = media_type(environ)
         if media == RAW:
-            return moral_header(request), self._codec.of_bytes(body, "body"), b""
+            return moral_header(environ.get("HTTP_MORAL_VALUE")), self._codec.of_bytes(body, "body"), b""
         if media == JSON and (found := self._native.event(body)):
             moral_value(found[0], "moral_value")
             return found
@@ -84,9 +85,9 @@ def moral_value(value: float, field: str) -> float:
     return value
 
 
-def moral_header(request: falcon.Request) -> float:
+@lru_cache(maxsize=1024)  # PERF: three digits have a thousand values: 0.1 µs instead of 0.5
+def moral_header(text: str | None) -> float:
     """Return the moral value of a raw event, from its header."""
-    text = request.env.get("HTTP_MORAL_VALUE")
     if text is None:
         raise invalid("Moral-Value", "field_missing", "the header is missing", _UNIT)
     if not _DECIMAL.fullmatch(text):

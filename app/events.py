@@ -9,6 +9,7 @@ because those are. With an idempotency key, what was decided before is not decid
 from array import array
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final
+from wsgiref.types import WSGIEnvironment
 
 import falcon
 import msgspec
@@ -29,7 +30,7 @@ from core.keys import Role
 from core.limits import BATCH_COUNT
 from shm import status
 
-REPLAYED: Final = ("Idempotency-Replayed", "true")
+REPLAYED: Final = "Idempotency-Replayed: true\r\n"
 _Events = Annotated[list[Event], Meta(min_length=1, max_length=BATCH_COUNT.value)]
 
 
@@ -63,13 +64,19 @@ class EventResource:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.read = EventReader(context.codec, context.payload_size_max).read
+        self.answers = {"POST": self.decide}
 
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
         """Decide one event."""
+        response.content_type = JSON
+        response.data = self.decide(request.env)
+
+    def decide(self, environ: WSGIEnvironment) -> bytes:
+        """Decide one event; returns the decision as JSON."""
         context = self.context
-        body = request.env["wsgi.input"].read()
-        moral, vector, payload = self.read(request, body)
-        key = context.idempotency.key_of(request, body)
+        body = environ["wsgi.input"].read()
+        moral, vector, payload = self.read(environ, body)
+        key = context.idempotency.key_of(environ, body)
         try:
             decided = context.store.admit(context.clock(), moral, vector, payload, key)
         except status.NotFinite:
@@ -77,10 +84,10 @@ class EventResource:
         except status.TooLong:
             refuse_vector(status.TOO_LONG, vector, "event_vector")
         if decided.repeated:
-            response.set_header(*REPLAYED)
-        response.data = encode(decision_of(decided, context.boot_id))
-        response.content_type = JSON
-        context.count_latency(request.env)
+            environ["mlsdm.lines"] = environ.get("mlsdm.lines", "") + REPLAYED
+        answer = encode(decision_of(decided, context.boot_id))
+        context.latency.count(environ)
+        return answer
 
 
 class BatchResource:
@@ -104,29 +111,35 @@ class BatchResource:
         self.of_json = msgspec.json.Decoder(list[Event]).decode
         self.of_msgpack = msgspec.msgpack.Decoder(Event).decode
         self.items_of_msgpack = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+        self.answers = {"POST": self.decide}
 
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
         """Decide a batch of events, in order."""
+        response.content_type = JSON
+        response.data = self.decide(request.env)
+
+    def decide(self, environ: WSGIEnvironment) -> bytes:
+        """Decide a batch of events, in order; returns the decisions as JSON."""
         context = self.context
-        body = request.env["wsgi.input"].read()
-        morals, vectors, payloads = self._read(request, body)
-        key = context.idempotency.key_of(request, body)
+        body = environ["wsgi.input"].read()
+        morals, vectors, payloads = self._read(environ, body)
+        key = context.idempotency.key_of(environ, body)
         code, bad = context.store.check_vectors(vectors, len(morals))
         if code != status.OK:
             size = self.codec.size
             refuse_vector(code, memoryview(vectors)[bad * size : (bad + 1) * size], f"[{bad}].event_vector")
-        context.charge(request, response, len(morals))
+        context.charge(environ, len(morals))
         decisions, code = context.store.admit_batch(context.clock(), morals, vectors, payloads, key)
         results = [decision_of(decided, context.boot_id) for decided in decisions]
         if code != status.OK:
-            give_back(request.env, spent=len(results))
+            give_back(environ, spent=len(results))
             raise self._interrupted(code, results, len(morals))
         if any(decided.repeated for decided in decisions):
-            response.set_header(*REPLAYED)
+            environ["mlsdm.lines"] = environ.get("mlsdm.lines", "") + REPLAYED
         accepted = sum(result.accepted for result in results)
-        response.data = encode(Batch(results, accepted, len(results) - accepted))
-        response.content_type = JSON
-        context.count_latency(request.env)
+        answer = encode(Batch(results, accepted, len(results) - accepted))
+        context.latency.count(environ)
+        return answer
 
     @staticmethod
     def _interrupted(code: int, results: list[Decision], count: int) -> Problem:
@@ -141,9 +154,9 @@ class BatchResource:
         detail = f"The first {len(results)} of {count} events were decided, the rest were not ({reason})."
         return Problem(503, "batch_interrupted", detail, results=results)
 
-    def _read(self, request: falcon.Request, body: bytes) -> tuple[Any, Any, list[bytes] | None]:
+    def _read(self, environ: WSGIEnvironment, body: bytes) -> tuple[Any, Any, list[bytes] | None]:
         """Return float64[n], float32[n × dimension] and the payloads of a request, or raise the Problem with it."""
-        media = media_type(request)
+        media = media_type(environ)
         if media == RAW:
             return self._read_raw(body)
         try:

@@ -10,6 +10,7 @@ the application are dropped and written here, so an application cannot desynchro
 it the hop-by-hop ones anyway; to HEAD its Content-Length is passed on, because there is no body to measure.) So are the
 names of the request (`app.trace`), and Server, which this service does not say. A header value with a line break is
 refused, whoever made it. No name stands twice where a standing header (`app.standing`) and the application's own meet.
+Lines that the application itself has made of numbers and constants it may put into the environ (`mlsdm.lines`).
 
 What is logged about a request is its method, path, status and names: never a field, a query or a body, which may hold
 credentials and other people's text. At level DEBUG each request has its line; nothing is computed for it otherwise.
@@ -165,6 +166,8 @@ class Exchange:
             if key in standing.lines:
                 replaced.append(key)
         head += standing.without(replaced) if replaced else standing.text
+        lines: str = environ.get("mlsdm.lines", "")
+        head += lines
         if self._status.startswith(_BODILESS):
             return (head + "\r\n").encode("latin-1")
         if environ["REQUEST_METHOD"] == "HEAD":

@@ -12,8 +12,8 @@ whatever differs, body, media type, moral value or route. Only keyed hashes are 
 import re
 from hashlib import blake2b
 from typing import Annotated, Final
+from wsgiref.types import WSGIEnvironment
 
-import falcon
 from msgspec import Meta
 
 from app.auth import Client
@@ -41,9 +41,8 @@ class Idempotency:
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
-    def key_of(self, request: falcon.Request, body: bytes) -> Key:
+    def key_of(self, environ: WSGIEnvironment, body: bytes) -> Key:
         """Return the key that a request comes with, NO_KEY when it has none. Raises the Problem with it."""
-        environ = request.env
         given = environ.get("HTTP_IDEMPOTENCY_KEY")
         if given is None:
             return NO_KEY

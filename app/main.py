@@ -20,6 +20,8 @@ from app.decisions import DecisionsResource
 from app.events import BatchResource, EventResource
 from app.governor import CommandResource, GovernorResource
 from app.health import DetailedResource, LivenessResource, ReadinessResource
+from app.lane import Entrance, Lane
+from app.latency import Latency
 from app.manual.docs import DocsResource
 from app.manual.openapi import OpenApiResource
 from app.memories import MemoryResource
@@ -113,7 +115,7 @@ class Application:
             self.store,
             Recall(block),
             self._row,
-            latency_histogram(self.row),
+            Latency(self._row, latency_histogram(self.row)),
             boot_clock,
             lambda: server.leaving,
         )
@@ -124,12 +126,12 @@ class Application:
         host = loaded.config.server.host
         self._gate = Gate(loaded.keyring, trusted_proxies(loaded.config), context.charge, is_loopback(host))
         self._routes = routes(context, self._audit)
-        self._serve = self._routed(Patience(block, worker.loop))
+        self._serve = Lane(self._routes, self._gate, self._routed(Patience(block, worker.loop)))
         self.on_beat()
         log.info("worker pid=%d serves from row %d", os.getpid(), self.row)
 
     def _routed(self, patience: Patience) -> Any:
-        api: Any = falcon.App(middleware=[self._gate])  # type: ignore[arg-type] # it takes our resources only
+        api: Any = falcon.App(middleware=[Entrance(), self._gate])  # type: ignore[arg-type] # it takes our resources only
         api.req_options.auto_parse_qs_csv = False
         api.set_error_serializer(self._refuse)
         api.add_error_handler(Exception, _reraise)

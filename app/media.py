@@ -1,8 +1,8 @@
 """Media types: the three forms in which vectors come, and the one in which answers go."""
 
 from typing import Final
+from wsgiref.types import WSGIEnvironment
 
-import falcon
 import msgspec
 
 from app.problem import Problem
@@ -14,9 +14,9 @@ RAW: Final = "application/octet-stream"
 encode = msgspec.json.Encoder().encode
 
 
-def media_type(request: falcon.Request) -> str:
+def media_type(environ: WSGIEnvironment) -> str:
     """Return the media type of the body without its parameters, one of the three that carry vectors."""
-    media = request.env.get("CONTENT_TYPE", JSON)
+    media = environ.get("CONTENT_TYPE", JSON)
     if media in (JSON, MSGPACK, RAW):
         return str(media)
     bare = media.partition(";")[0].strip().lower()

@@ -25,8 +25,6 @@ from ipaddress import IPv6Address, ip_address
 from typing import Final
 from wsgiref.types import WSGIEnvironment
 
-import falcon
-
 from app.auth import Client
 from app.problem import Problem
 from core.config import Tier
@@ -34,11 +32,12 @@ from shm.block import Block
 from shm.store import KEYS, PEERS, Buckets
 
 _SECOND_NS: Final = 1_000_000_000
+_POLICY: Final = "RateLimit-Policy: "
 
 
 # What a request has paid, so that it can be given back, kept in the environ as `mlsdm.charge`: buckets, owner, interval
-# in ns, tokens, and the answer that says how much was left then.
-Charge = tuple[Buckets, int, int, int, falcon.Response]
+# in ns, tokens, and the line with the policy.
+Charge = tuple[Buckets, int, int, int, str]
 
 
 class Quotas:
@@ -53,9 +52,8 @@ class Quotas:
         self._secret = bytes(block.region("header").secret)
         self._account_of = lru_cache(4096)(self._account)
 
-    def charge(self, request: falcon.Request, response: falcon.Response, tokens: int) -> None:
+    def charge(self, environ: WSGIEnvironment, tokens: int) -> None:
         """Take `tokens` from the client's bucket. Raises 429 when they are not there, 422 when they never will be."""
-        environ = request.env
         client: Client = environ["mlsdm.client"]
         tier = client.key.tier
         buckets, owner, interval_ns, burst, policy = self._account_of(client.id, client.key.id != "", tier)
@@ -66,19 +64,16 @@ class Quotas:
                 field="body", expected=f"at most {burst} events",
             )  # fmt: skip
         wait_ns, full_ns, remaining = buckets.take(owner, self._clock(), interval_ns, burst, tokens)
-        left = f'"{tier}";r={remaining};t={-(-full_ns // _SECOND_NS)}'
+        left = f'RateLimit: "{tier}";r={remaining};t={-(-full_ns // _SECOND_NS)}\r\n'
+        environ["mlsdm.lines"] = left + policy
         if wait_ns:
-            detail = f"{tokens} more would exceed {policy}; try again in {wait_ns / 1e9:.3g} s. Nothing was applied."
-            raise Problem(
-                429, "rate_limit_exceeded", detail, retry_after=_seconds(wait_ns),
-                headers={"RateLimit": left, "RateLimit-Policy": policy},
-            )  # fmt: skip
-        environ["mlsdm.charge"] = buckets, owner, interval_ns, tokens, response
-        response.set_header("RateLimit", left)
-        response.set_header("RateLimit-Policy", policy)
+            allowed = policy.removeprefix(_POLICY).rstrip()
+            detail = f"{tokens} more would exceed {allowed}; try again in {wait_ns / 1e9:.3g} s. Nothing was applied."
+            raise Problem(429, "rate_limit_exceeded", detail, retry_after=_seconds(wait_ns))
+        environ["mlsdm.charge"] = buckets, owner, interval_ns, tokens, policy
 
     def _account(self, name: str, is_key: bool, tier: str) -> tuple[Buckets, int, int, int, str]:
-        """Return where a client's tokens are: table, owner, interval in ns, burst, and the policy as a header says it.
+        """Return where a client's tokens are: table, owner, interval in ns, burst, and the line with the policy.
 
         `name` is a key's id or an address.
         """
@@ -103,15 +98,15 @@ def give_back(environ: WSGIEnvironment, spent: int = 0) -> None:
     charge: Charge | None = environ.pop("mlsdm.charge", None)
     if charge is None:
         return
-    buckets, owner, interval_ns, tokens, response = charge
+    buckets, owner, interval_ns, tokens, policy = charge
     if tokens > spent:
         buckets.give_back(owner, interval_ns, tokens - spent)
-        response.delete_header("RateLimit")  # it is not true any more
+        environ["mlsdm.lines"] = policy  # what was left is not true any more
 
 
 def _policy(name: str, tier: Tier) -> str:
-    """Return the policy as the header says it: q tokens within w seconds."""
-    return f'"{name}";q={tier.burst};w={_seconds(round(tier.burst / tier.rate * _SECOND_NS))}'
+    """Return the header line with the policy: q tokens within w seconds."""
+    return f'{_POLICY}"{name}";q={tier.burst};w={_seconds(round(tier.burst / tier.rate * _SECOND_NS))}\r\n'
 
 
 def _seconds(nanoseconds: int) -> int:

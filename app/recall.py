@@ -136,7 +136,7 @@ class RecallResource:
 
     def _read(self, request: falcon.Request) -> tuple[Floats, Query | Parameters]:
         body = request.env["wsgi.input"].read()
-        media = media_type(request)
+        media = media_type(request.env)
         try:
             if media != RAW and request.params:
                 raise invalid(next(iter(request.params))[:40], "field_unknown", "is unknown", f"members of the {media}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
+from wsgiref.types import WSGIEnvironment
 
 import falcon
 import msgspec
@@ -58,15 +59,22 @@ class StateResource:
 
     def __init__(self, context: Context) -> None:
         self.context = context
+        self.answers = {"GET": self.show}
 
-    def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
+    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         """Return the state."""
+        response.content_type = JSON
+        response.data = self.show(request.env)
+
+    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way
+
+    def show(self, _environ: WSGIEnvironment) -> bytes:
+        """Return the state as JSON."""
         context = self.context
         state, norms = context.store.levels()
         scalars = state.scalars
         accepted, rejected = scalars.accepted, scalars.rejected
-        response.content_type = JSON
-        response.data = encode(
+        return encode(
             StateView(
                 *norms,
                 PHASE_NAMES[scalars.phase],
@@ -83,5 +91,3 @@ class StateResource:
                 context.boot_id,
             )
         )
-
-    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way

@@ -260,7 +260,7 @@ Ask = Callable[..., falcon.testing.Result]
 def gated(keyring: Keyring, charged: list[int] | None = None, now: float = 0.0) -> Ask:
     """Return how to ask an application with one route behind a gate: by method and headers."""
 
-    def charge(_request: falcon.Request, _response: falcon.Response, tokens: int) -> None:
+    def charge(_environ: dict[str, Any], tokens: int) -> None:
         if charged is not None:
             charged.append(tokens)
 

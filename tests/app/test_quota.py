@@ -9,10 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Final
 
-import falcon
 import numpy as np
 import pytest
 
@@ -381,8 +379,7 @@ class Desk:
     def ask(self, name: str, tokens: int = 1, key: str = "", tier: str = "standard") -> dict[str, Any]:
         """Take tokens as a client; return the environ of its request. Raises Problem."""
         environ: dict[str, Any] = {"mlsdm.client": Client(name, Key(key, Role.WRITE, tier, b"", 0.0))}
-        request: Any = SimpleNamespace(env=environ)
-        self.quotas.charge(request, falcon.Response(), tokens)
+        self.quotas.charge(environ, tokens)
         return environ
 
     def wait_of(self, name: str, tokens: int = 1) -> int:

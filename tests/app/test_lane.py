@@ -1,0 +1,65 @@
+"""The lane answers as the framework does: the same status, headers and body, and what is wrong is said once."""
+
+import re
+
+from loadtests.live import Answer
+from tests.app import ring
+from tests.app.wire import EXAMPLE, Body, of_json, of_raw
+from tests.conftest import Serve
+
+GOOD = of_json({"event_vector": EXAMPLE, "moral_value": 0.95})
+VARYING = {"date", "x-request-id"}
+
+
+def told(answer: Answer) -> tuple[int, dict[str, str], str]:
+    """Return an answer without what differs from one to the next: names, numbers and what is left of a quota."""
+    headers = {name.lower(): value for name, value in answer.headers.items() if name.lower() not in VARYING}
+    headers["ratelimit"] = re.sub(r"[0-9]+", "n", headers.get("ratelimit", ""))
+    body = re.sub(r"[0-9.]+", "n", answer.body.decode())
+    if answer.status == 200:
+        headers["content-length"] = "n"
+    return answer.status, headers, body
+
+
+def test_short_and_long_way_answer_alike(serve: Serve) -> None:
+    """A path with one slash more is Falcon's, and finds the same route."""
+    server = serve(
+        MLSDM_DIMENSION="8",
+        WORKERS="1",
+        API_KEY=ring.API_KEY,
+        MLSDM_SECURITY__RATE_LIMITING__ENABLED="true",
+        MLSDM_SECURITY__RATE_LIMITING__BURST_CAPACITY="1000",
+    )
+    keyed = {"Authorization": f"Bearer {ring.API_KEY}"}
+    events: list[tuple[str, str, Body]] = [
+        ("POST", "/event", GOOD),
+        ("POST", "/event", of_raw(b"\0" * 32, **{"Moral-Value": "0.1"})),
+        ("POST", "/event", of_raw(b"\0" * 31, **{"Moral-Value": "0.1"})),
+        ("POST", "/event", of_json({"moral_value": 2})),
+        ("POST", "/event", Body(b"x", {"Content-Type": "text/plain"})),
+        ("POST", "/events", of_json([{"event_vector": EXAMPLE, "moral_value": 0.95}] * 3)),
+        ("POST", "/events", of_json([])),
+        ("GET", "/state", Body(b"", {})),
+        ("DELETE", "/state", Body(b"", {})),
+    ]
+    for method, path, (content, headers) in events:
+        for credentials in (keyed, {}, {"X-API-Key": "wrong"}):
+            short, long = (
+                server.request(method, way, content or None, headers | credentials) for way in (path, "/" + path)
+            )
+            assert told(long) == told(short), (method, path, content, credentials)
+    for way in ("/event", "//event"):  # a key belongs to its path
+        again = GOOD.headers | keyed | {"Idempotency-Key": way}
+        first, retry = (server.request("POST", way, GOOD.content, again) for _ in range(2))
+        assert first.body == retry.body
+        assert (None, "true") == (first.headers.get("idempotency-replayed"), retry.headers.get("idempotency-replayed"))
+
+
+def test_what_fails_on_the_lane_is_counted_and_audited_once(serve: Serve) -> None:
+    """A refusal of the lane is one refusal."""
+    server = serve(MLSDM_DIMENSION="8", WORKERS="1", API_KEY=ring.API_KEY)
+    assert 401 == server.request("POST", "/event", *GOOD).status
+    scrape = server.get("/metrics").body.decode()
+
+    assert 'mlsdm_refusals_total{code="unauthorised"} 1.0' in scrape
+    assert 1 == server.log.count('"auth_failure"')
