@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-LAYOUT_VERSION: Final = 2
+LAYOUT_VERSION: Final = 3
 MAGIC: Final = int.from_bytes(b"MLSDMBLK", "little")
 CACHE_LINE: Final = 64
 PAGE: Final = 4096
@@ -292,7 +292,7 @@ RECORDS: Final = (
         "lock",
         (
             Field("scale", "f4", "–", "v ÷ |v| ≈ scale × codes"),
-            Field("error", "f4", "–", "norm of what that approximation leaves, rounded up"),
+            Field("error", "f4", "–", "no less than the norm of what that approximation leaves"),
             Field("phase", "u4", "0 wake, 1 sleep", "tag, again: the scan reads nothing else"),
             Field("live", "u4", "0 or 1", "a hint that saves work; `deleted_at` decides"),
         ),

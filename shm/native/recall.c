@@ -41,6 +41,10 @@ struct search {
     uint32_t lowers;
     struct scored bench[BENCH]; /* min-heap of the best, then sorted */
     uint32_t benched;
+    double last; /* score */
+    double twin_score;
+    float twin[DIMENSION_MAX]; /* a private copy of a vector that two memories seem to share */
+    int twinned;
     uint64_t scanned, candidates;
 };
 
@@ -48,6 +52,8 @@ static int search_prepare(const struct mlsdm_map *map, struct search *s, const s
     int status = vector_accept(map, s->vector, query->vector, &s->norm);
     if (status) return status;
     s->query = query;
+    s->last = NAN;
+    s->twinned = 0;
     memset(s->codes, 0, sizeof s->codes);
     s->scale = 0, s->stretch = 1, s->offset = SLACK;
     double most = largest(s->vector, map->padded);
@@ -112,9 +118,24 @@ MLSDM_WIDE static void scan(const struct mlsdm_map *map, struct search *s, uint6
     }
 }
 
-static double score_of(const struct mlsdm_map *map, const struct search *s, uint64_t slot) {
-    double norm = slot_at(map, slot)->norm;
-    return s->norm > 0 && norm > 0 ? dot(s->vector, vector_at(map, slot), map->padded) / (s->norm * norm) : 0.0;
+static double cosine(const struct mlsdm_map *map, const struct search *s, const float *vector, double norm) {
+    return s->norm > 0 && norm > 0 ? dot(s->vector, vector, map->padded) / (s->norm * norm) : 0.0;
+}
+
+/* The score of one memory. Where many memories share a vector, the bound rules none of them out: from the second on
+ * they are recognised, at the price of reading them. */
+static double score_of(const struct mlsdm_map *map, struct search *s, uint64_t slot) {
+    const float *vector = vector_at(map, slot);
+    size_t size = map->padded * sizeof(float);
+    if (s->twinned && !memcmp(s->twin, vector, size)) return s->twin_score;
+    double score = cosine(map, s, vector, slot_at(map, slot)->norm);
+    if (score == s->last) { /* of the copy, because what it was copied from may be overwritten any time */
+        memcpy(s->twin, vector, size);
+        s->twin_score = cosine(map, s, s->twin, sqrt(dot(s->twin, s->twin, map->padded)));
+        s->twinned = 1;
+    }
+    s->last = score;
+    return score;
 }
 static int worse(const struct scored *a, const struct scored *b) {
     return a->score < b->score || (a->score == b->score && a->id < b->id);
@@ -142,14 +163,15 @@ static void bench_offer(const struct mlsdm_map *map, struct search *s, uint64_t 
 }
 static int by_rank(const void *a, const void *b) { return worse(a, b) ? 1 : worse(b, a) ? -1 : 0; }
 
-/* Steps 1 and 2 for the ids first … last, all admitted. */
+/* Steps 1 and 2 for the ids first … last, all admitted. The newest is scored first: of equal scores it ranks first, so
+ * that older ones find the bench taken. */
 static void scan_ids(const struct mlsdm_map *map, struct search *s, uint64_t first, uint64_t last) {
     uint64_t slots = (uint64_t)map->capacity + 1, from = slot_of(map, first), count = last + 1 - first;
     uint64_t straight = count < slots - from ? count : slots - from;
     scan(map, s, from, straight);
     if (count > straight) scan(map, s, 0, count - straight);
     float bound = lower_bound(s);
-    for (uint64_t id = first, slot = from; id <= last; id++, slot = slot + 1 == slots ? 0 : slot + 1)
+    for (uint64_t id = last, slot = slot_of(map, last); id >= first; id--, slot = slot ? slot - 1 : slots - 1)
         if (s->query->bounds[slot] >= bound && s->query->bounds[slot] > -INFINITY) bench_offer(map, s, id);
 }
 
