@@ -54,9 +54,9 @@ class Quota(NamedTuple):
     remaining: int
 
 
-_QUOTA: Final = ffi.typeof("struct mlsdm_quota *")
 _DECISION: Final = struct.Struct("<3Q4d2I")  # PERF: one unpack costs what two attributes of a cffi structure cost
 assert _DECISION.size == ffi.sizeof("struct mlsdm_decision")
+_new_tuple: Final = tuple.__new__  # PERF: Decision._make without its look at the length, which the format has fixed
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ class Store:
         self.block = block
         self._map = block.map
         self._dimension = block.layout.dimension
+        self._size = 4 * self._dimension  # bytes of a vector
         self._payload_size_max = block.layout.payload_size_max
         self._entry = ffi.new("struct mlsdm_entry *")
         self._decision = ffi.new("struct mlsdm_decision *")
@@ -127,13 +128,13 @@ class Store:
         was decided before gets its first decision again, and nothing changes.
         Raises NotFinite, TooLong, Stopped, Reused, Busy, Corrupt, Unformed.
         """
-        floats = ffi.from_buffer("float[]", vector)
-        assert len(floats) == self._dimension
+        octets = vector if type(vector) is bytes else ffi.from_buffer("uint8_t[]", vector)
+        assert len(octets) == self._size
         assert len(payload) <= self._payload_size_max
-        status = lib.mlsdm_admit(self._map, now_ns, moral, floats, payload, len(payload), key, self._decision)
+        status = lib.mlsdm_admit(self._map, now_ns, moral, octets, payload, len(payload), key, self._decision)
         if status != OK:
             fail(status)
-        return Decision._make(_DECISION.unpack(self._decision_bytes))
+        return _new_tuple(Decision, _DECISION.unpack(self._decision_bytes))
 
     def admit_batch(
         self, now_ns: int, morals: Any, vectors: Any, payloads: Sequence[bytes] | None, key: Key = NO_KEY
@@ -366,9 +367,12 @@ class Buckets:
 
         One token comes every `interval_ns`, up to `burst` of them; `now_ns` is CLOCK_BOOTTIME.
         """
-        quota = ffi.new(_QUOTA)
-        lib.mlsdm_tokens_take(self._map, self._table, owner, now_ns, interval_ns, burst, count, quota)
-        return Quota(quota.wait_ns, quota.full_ns, quota.remaining)
+        full_ns = lib.mlsdm_tokens_take(self._map, self._table, owner, now_ns, interval_ns, burst, count)
+        wait_ns = 0
+        if full_ns < 0:  # then nothing was taken, and what is owed follows from the wait
+            wait_ns = -full_ns
+            full_ns = (burst - count) * interval_ns + wait_ns
+        return Quota(wait_ns, full_ns, burst - -(-full_ns // interval_ns))
 
     def give_back(self, owner: int, interval_ns: int, count: int) -> None:
         """Return tokens that a request had taken which was refused after all."""

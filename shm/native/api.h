@@ -26,12 +26,6 @@ struct mlsdm_key {
     uint64_t body;
 };
 
-struct mlsdm_quota {
-    int64_t wait_ns;    /* until as many tokens as were asked for are there; 0 when they were taken */
-    int64_t full_ns;    /* until the bucket is full again */
-    uint32_t remaining; /* whole tokens left */
-};
-
 struct mlsdm_query {
     const float *vector; /* float32[dimension] */
     uint32_t k;          /* matches wanted, at most TOP_K_MAX */
@@ -64,7 +58,7 @@ int mlsdm_lock_create(struct mlsdm_map *map);
 int mlsdm_row_claim(struct mlsdm_map *map, uint32_t row, uint64_t pid, uint64_t started, uint64_t new_pid,
                     uint64_t new_started);
 
-int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const float *vector, const uint8_t *payload,
+int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8_t *vector, const uint8_t *payload,
                 uint32_t payload_size, const struct mlsdm_key *key, struct mlsdm_decision *out);
 int mlsdm_admit_batch(struct mlsdm_map *map, int64_t now_ns, uint32_t count, const double *morals, const float *vectors,
                       const uint8_t *payloads, const uint64_t *payload_ends, const struct mlsdm_key *key,
@@ -90,8 +84,8 @@ int mlsdm_memory_read(struct mlsdm_map *map, uint64_t id, struct mlsdm_slot *slo
 int mlsdm_slot_check(struct mlsdm_map *map, uint64_t at, uint64_t *id);
 uint64_t mlsdm_header_checksum(const struct mlsdm_header *header);
 
-void mlsdm_tokens_take(struct mlsdm_map *map, uint32_t table, uint64_t owner, int64_t now_ns, int64_t interval_ns,
-                       uint32_t burst, uint32_t count, struct mlsdm_quota *quota);
+int64_t mlsdm_tokens_take(struct mlsdm_map *map, uint32_t table, uint64_t owner, int64_t now_ns, int64_t interval_ns,
+                          uint32_t burst, uint32_t count);
 void mlsdm_tokens_return(struct mlsdm_map *map, uint32_t table, uint64_t owner, int64_t interval_ns, uint32_t count);
 
 int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct mlsdm_match *matches,

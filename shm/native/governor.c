@@ -155,10 +155,10 @@ static void tally(const struct mlsdm_map *map, const struct transition *t, int a
 
 /* -- admission: the hot path -- */
 
-/* Decide one event and, when it is accepted, remember it. `vector` float32[dimension]; `key` NULL or what the event is
- * known by: one that was decided before gets its first answer again, and nothing changes. REUSED when that key came
- * with another body. */
-int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const float *vector, const uint8_t *payload,
+/* Decide one event and, when it is accepted, remember it. `vector` are the bytes of float32[dimension]; `key` NULL or
+ * what the event is known by: one that was decided before gets its first answer again, and nothing changes. REUSED when
+ * that key came with another body. */
+int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8_t *vector, const uint8_t *payload,
                 uint32_t payload_size, const struct mlsdm_key *key, struct mlsdm_decision *out) {
     struct memory memory;
     int status = memory_prepare(map, &memory, vector, payload, payload_size);
@@ -214,7 +214,7 @@ int mlsdm_admit_batch(struct mlsdm_map *map, int64_t now_ns, uint32_t count, con
         uint32_t i = *done;
         uint64_t start = payload_ends && i ? payload_ends[i - 1] : 0, end = payload_ends ? payload_ends[i] : 0;
         int status =
-            mlsdm_admit(map, now_ns, morals[i], vectors + (size_t)i * map->dimension,
+            mlsdm_admit(map, now_ns, morals[i], (const uint8_t *)(vectors + (size_t)i * map->dimension),
                         payloads ? payloads + start : NULL, (uint32_t)(end - start), key ? &item : NULL, out + i);
         if (status) return status;
     }

@@ -19,7 +19,7 @@ struct memory {
 
 /* Norm of `vector`, or a negative status: float32[dimension], any alignment, copied to `padded` with zeros behind it.
  */
-static int vector_accept(const struct mlsdm_map *map, float *padded, const float *vector, double *norm) {
+static int vector_accept(const struct mlsdm_map *map, float *padded, const void *vector, double *norm) {
     memset(padded + map->dimension, 0, (map->padded - map->dimension) * sizeof(float));
     memcpy(padded, vector, map->dimension * sizeof(float));
     double square = dot(padded, padded, map->padded);
@@ -52,7 +52,7 @@ static void shadow_make(const struct mlsdm_map *map, struct memory *memory) {
     memory->code.error = nextafterf((float)error, INFINITY);
 }
 
-static int memory_prepare(const struct mlsdm_map *map, struct memory *memory, const float *vector,
+static int memory_prepare(const struct mlsdm_map *map, struct memory *memory, const void *vector,
                           const uint8_t *payload, uint32_t payload_size) {
     int status = vector_accept(map, memory->vector, vector, &memory->norm);
     if (status) return status;

@@ -291,10 +291,12 @@ class TestFlood:
         owed_before = {peer: owed(formed, peer) for peer in debtors + modest}
 
         invented = np.random.default_rng(SEED).integers(1, 2**63, CLIENTS).tolist()
-        quota, refused = ffi.new("struct mlsdm_quota *"), 0
+        refused = 0
         for number, peer in enumerate(invented):
-            lib.mlsdm_tokens_take(formed.block.map, PEERS, peer, now + number % 100, NS // 5, 10, 1 + number % 3, quota)
-            refused += quota.wait_ns > 0
+            refused += (
+                lib.mlsdm_tokens_take(formed.block.map, PEERS, peer, now + number % 100, NS // 5, 10, 1 + number % 3)
+                < 0
+            )
 
         assert keys_before == content(formed, KEYS)
         assert 0 == refused, "newcomers find a full bucket"
@@ -352,12 +354,12 @@ class TestStepped:
     def take_of(self, formed: Formed) -> tuple[Callable[[], object], Stretch, list[int]]:
         """Return the newcomer's take, its stretch and its path; the block is left as it was."""
         before = places(formed, 3)
-        function, quota = ffi.addressof(lib, "mlsdm_tokens_take"), ffi.new("struct mlsdm_quota *")
+        function = ffi.addressof(lib, "mlsdm_tokens_take")
         address = int(ffi.cast("uintptr_t", function))
         stretch = Stretch(address, address)
 
         def take() -> object:
-            return function(formed.block.map, PEERS, self.NEWCOMER, 1_000, NS, self.BURST, 1, quota)
+            return function(formed.block.map, PEERS, self.NEWCOMER, 1_000, NS, self.BURST, 1)
 
         path = tracee.path_of(take, stretch)
         put_back(formed, 3, before)
