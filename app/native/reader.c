@@ -12,25 +12,24 @@
 #include <stdint.h>
 #include <string.h>
 
-struct cursor {
-    const uint8_t *at, *end;
-};
+/* Each function is given where to read and returns where it ended, NULL when there was something else. */
+typedef const uint8_t *place;
 
-static void skip_space(struct cursor *in) {
-    while (*in->at == ' ' || *in->at == '\n' || *in->at == '\r' || *in->at == '\t') in->at++;
+static inline place skip_space(place at) {
+    while (*at == ' ' || *at == '\n' || *at == '\r' || *at == '\t') at++;
+    return at;
 }
 
-static int take(struct cursor *in, uint8_t byte) {
-    skip_space(in);
-    if (*in->at != byte) return 0;
-    in->at++;
-    return 1;
+static inline place take(place at, uint8_t byte) {
+    at = skip_space(at);
+    return *at == byte ? at + 1 : NULL;
 }
 
 /* -- numbers -- */
 
 static const double TENS[23] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
                                 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
+static const uint64_t POWERS[9] = {1, 10, 100, 1000, 10000, 100000, 1000000, 10000000, 100000000};
 #define FIVES_MAX 27 /* 5^27 is the last that fits 64 bits */
 
 static const uint64_t FIVES[FIVES_MAX + 1] = {
@@ -86,66 +85,99 @@ static double divide(uint64_t digits, int places) {
     return value;
 }
 
-static int take_digits(struct cursor *in, uint64_t *digits, int *count) {
-    const uint8_t *from = in->at;
-    for (; (uint8_t)(*in->at - '0') < 10; in->at++) {
-        if (*digits) *count += 1;
-        *digits = *digits * 10 + (uint64_t)(*in->at - '0');
-        if (*count > 18) return 0; /* the twentieth digit might not fit */
+/* Append a run of digits to `digits`, eight at a time: the digits among the next eight bytes are found by the carry
+ * that others than digits give, moved to the end of the word, which puts zeros before them, and added up in pairs.
+ * Whoever calls counts how many there were: beyond 19 `digits` is meaningless. */
+static inline place skip_digits(place at, place end, uint64_t *digits) {
+    uint64_t sum = *digits;
+    while (end - at >= 8) {
+        uint64_t word;
+        memcpy(&word, at, sizeof word);
+        word ^= UINT64_C(0x3030303030303030);
+        uint64_t others = ((word + UINT64_C(0x7676767676767676)) | word) & UINT64_C(0x8080808080808080);
+        int count = others ? __builtin_ctzll(others) >> 3 : 8;
+        if (count == 0) break;
+        word <<= 64 - 8 * count;
+        word = (word * 10 + (word >> 8)) & UINT64_C(0x00FF00FF00FF00FF);
+        word = (word * 100 + (word >> 16)) & UINT64_C(0x0000FFFF0000FFFF);
+        word = (word * 10000 + (word >> 32)) & UINT64_C(0x00000000FFFFFFFF);
+        sum = sum * POWERS[count] + word;
+        at += count;
+        if (count < 8) break;
     }
-    return in->at != from;
+    if (end - at < 8)
+        for (; (uint8_t)(*at - '0') < 10; at++) sum = sum * 10 + (uint64_t)(*at - '0');
+    *digits = sum;
+    return at;
 }
 
 /* A number of RFC 8259 §6, to the nearest double, ties to even. */
-static int take_number(struct cursor *in, double *value) {
-    skip_space(in);
-    int negative = *in->at == '-', count = 0, places = 0;
-    in->at += negative;
-    uint64_t digits = 0;
-    int leads = *in->at == '0';
-    const uint8_t *from = in->at;
-    if (!take_digits(in, &digits, &count) || (leads && in->at - from > 1)) return 0;
-    if (*in->at == '.') {
-        from = ++in->at;
-        if (!take_digits(in, &digits, &count)) return 0;
-        if (in->at - from > 1000) return 0;
-        places = (int)(in->at - from);
-    }
-    if ((*in->at | 0x20) == 'e') {
-        in->at++;
-        int down = *in->at == '-', exponent = 0;
-        in->at += down || *in->at == '+';
-        from = in->at;
-        for (; (uint8_t)(*in->at - '0') < 10; in->at++) {
-            exponent = exponent * 10 + (*in->at - '0');
-            if (exponent > 1000) return 0;
+static inline place take_number(place at, place end, double *value) {
+    at = skip_space(at);
+    uint64_t negative = *at == '-', digits = 0;
+    at += negative;
+    place from = at;
+    int64_t places = 0, count;
+    if ((uint8_t)(at[0] - '0') < 10 && (uint8_t)(at[1] - '0') >= 10)
+        digits = (uint64_t)(*at++ - '0'); /* nearly always: one digit before the point */
+    else
+        at = skip_digits(at, end, &digits);
+    count = at - from;
+    if (count == 0 || (count > 1 && *from == '0')) return NULL;
+    if (*at == '.') {
+        from = ++at;
+        if (digits == 0) {
+            while (*at == '0') at++;
+            count = 0;
         }
-        if (in->at == from) return 0;
+        place significant = at;
+        at = skip_digits(at, end, &digits);
+        places = at - from;
+        count += at - significant;
+        if (places == 0) return NULL;
+    }
+    if ((*at | 0x20) == 'e') {
+        at++;
+        int down = *at == '-', exponent = 0;
+        at += down || *at == '+';
+        from = at;
+        for (; (uint8_t)(*at - '0') < 10; at++) {
+            exponent = exponent * 10 + (*at - '0');
+            if (exponent > 1000) return NULL;
+        }
+        if (at == from) return NULL;
         places += down ? exponent : -exponent;
     }
     double magnitude;
-    if (digits == 0)
-        magnitude = 0.0;
-    else if (digits <= UINT64_C(1) << 53 && places >= -22 && places <= 22)
+    if (count > 19)
+        return NULL;
+    else if (digits <= UINT64_C(1) << 53 && places >= 0 && places <= 22)
         /* Both operands are exact, so one operation rounds once (Clinger 1990, doi:10.1145/93542.93557). */
-        magnitude = places < 0 ? (double)digits * TENS[-places] : (double)digits / TENS[places];
+        magnitude = (double)digits / TENS[places];
+    else if (digits == 0)
+        magnitude = 0.0;
+    else if (digits <= UINT64_C(1) << 53 && places >= -22 && places < 0)
+        magnitude = (double)digits * TENS[-places];
     else if (places >= 0 && places <= FIVES_MAX)
-        magnitude = divide(digits, places);
+        magnitude = divide(digits, (int)places);
     else
-        return 0;
-    *value = negative ? -magnitude : magnitude;
-    return 1;
+        return NULL;
+    uint64_t bits;
+    memcpy(&bits, &magnitude, sizeof bits);
+    bits |= negative << 63; /* signs come as they like: no branch for them */
+    memcpy(value, &bits, sizeof bits);
+    return at;
 }
 
 /* -- vectors -- */
 
-static int take_array(struct cursor *in, uint32_t dimension, float *vector) {
+static place take_array(place at, place end, uint32_t dimension, float *vector) {
     for (uint32_t i = 0; i < dimension; i++) {
         double value;
-        if (!take_number(in, &value) || !take(in, i + 1 < dimension ? ',' : ']')) return 0;
+        if (!(at = take_number(at, end, &value)) || !(at = take(at, i + 1 < dimension ? ',' : ']'))) return NULL;
         vector[i] = (float)value; /* what overflows is an infinity, and refused as such */
     }
-    return 1;
+    return at;
 }
 
 /* The six bits that a character of base64 stands for (RFC 4648 §4), 64 for any other. */
@@ -162,104 +194,91 @@ static const uint8_t SIXES[256] = {
 };
 
 /* Base64 of float32[dimension], little-endian, padded, and the quote behind it. */
-static int take_base64(struct cursor *in, uint32_t dimension, float *vector) {
+static place take_base64(place at, place end, uint32_t dimension, float *vector) {
     size_t size = (size_t)dimension * 4, whole = size / 3, rest = size % 3;
-    if ((size_t)(in->end - in->at) < 4 * whole + (rest ? 4 : 0) + 1) return 0;
+    if ((size_t)(end - at) < 4 * whole + (rest ? 4 : 0) + 1) return NULL;
     uint8_t *to = (uint8_t *)vector, bad = 0;
-    const uint8_t *from = in->at;
-    for (size_t i = 0; i < whole; i++, from += 4, to += 3) {
-        uint8_t a = SIXES[from[0]], b = SIXES[from[1]], c = SIXES[from[2]], d = SIXES[from[3]];
+    for (size_t i = 0; i < whole; i++, at += 4, to += 3) {
+        uint8_t a = SIXES[at[0]], b = SIXES[at[1]], c = SIXES[at[2]], d = SIXES[at[3]];
         bad |= a | b | c | d;
         to[0] = (uint8_t)(a << 2 | b >> 4), to[1] = (uint8_t)(b << 4 | c >> 2), to[2] = (uint8_t)(c << 6 | d);
     }
     if (rest) {
-        uint8_t a = SIXES[from[0]], b = SIXES[from[1]], c = rest == 2 ? SIXES[from[2]] : 0;
+        uint8_t a = SIXES[at[0]], b = SIXES[at[1]], c = rest == 2 ? SIXES[at[2]] : 0;
         bad |= a | b | c;
         uint8_t left = rest == 2 ? (uint8_t)(c << 6) : (uint8_t)(b << 4); /* bits that stand for nothing must be 0 */
-        if (left || from[3] != '=' || (rest == 1 && from[2] != '=')) return 0;
+        if (left || at[3] != '=' || (rest == 1 && at[2] != '=')) return NULL;
         to[0] = (uint8_t)(a << 2 | b >> 4);
         if (rest == 2) to[1] = (uint8_t)(b << 4 | c >> 2);
-        from += 4;
+        at += 4;
     }
-    in->at = from;
-    return !(bad & 64) && *in->at++ == '"';
+    return !(bad & 64) && *at == '"' ? at + 1 : NULL;
 }
 
-static int take_vector(struct cursor *in, uint32_t dimension, float *vector) {
-    return take(in, '[') ? take_array(in, dimension, vector) : take(in, '"') && take_base64(in, dimension, vector);
+static place take_vector(place at, place end, uint32_t dimension, float *vector) {
+    at = skip_space(at);
+    if (*at == '[') return take_array(at + 1, end, dimension, vector);
+    return *at == '"' ? take_base64(at + 1, end, dimension, vector) : NULL;
 }
 
 /* -- events -- */
 
-/* Step over one value. What its brackets and quotes enclose is not checked. */
-static int take_any(struct cursor *in) {
-    int depth = 0;
-    skip_space(in);
-    const uint8_t *from = in->at;
-    do {
-        uint8_t byte = *in->at;
-        if (byte == '"') {
-            for (in->at++; *in->at != '"'; in->at++) {
-                if (*in->at == '\\') in->at++;
-                if (in->at >= in->end) return 0;
-            }
-        } else if (byte == '{' || byte == '[') {
+/* Step over one value; `at` stands on its first byte. What its brackets and quotes enclose is not checked. */
+static place skip_value(place at, place end) {
+    place from = at;
+    for (int depth = 0; at < end; at++) {
+        if (*at == '"') {
+            for (at++; at < end && *at != '"'; at++) at += *at == '\\';
+        } else if (*at == '{' || *at == '[') {
             depth++;
-        } else if (byte == '}' || byte == ']') {
+        } else if (*at == '}' || *at == ']') {
             if (depth-- == 0) break;
-        } else if (byte == ',' && depth == 0) {
+        } else if (*at == ',' && depth == 0) {
             break;
         }
-        if (in->at >= in->end) return 0;
-        in->at++;
-    } while (1);
-    while (in->at > from && (in->at[-1] == ' ' || in->at[-1] == '\n' || in->at[-1] == '\r' || in->at[-1] == '\t'))
-        in->at--;
-    return in->at != from;
+    }
+    if (at >= end) return NULL;
+    while (at > from && (at[-1] == ' ' || at[-1] == '\n' || at[-1] == '\r' || at[-1] == '\t')) at--;
+    return at > from ? at : NULL;
 }
 
-static int take_name(struct cursor *in, const char *name, size_t size) {
-    if ((size_t)(in->end - in->at) < size || memcmp(in->at, name, size)) return 0;
-    in->at += size;
-    return 1;
+static place take_name(place at, place end, const char *name, size_t size) {
+    return (size_t)(end - at) >= size && !memcmp(at, name, size) ? take(at + size, ':') : NULL;
 }
 
 /* Read the body of an event. Each member at most once, vector and moral value at all. */
 int mlsdm_read_event(const uint8_t *text, size_t size, uint32_t dimension, float *vector, struct mlsdm_event *event) {
-    struct cursor in = {text, text + size};
     enum { VECTOR = 1, MORAL = 2, PAYLOAD = 4 };
+    place at = take(text, '{'), end = text + size, value;
     int found = 0, member;
     event->payload = event->payload_size = 0;
-    if (!take(&in, '{')) return 0;
-    do {
-        if (!take(&in, '"')) return 0;
-        if (take_name(&in, "event_vector\"", 13) && take(&in, ':')) {
+    while (at && (at = take(at, '"'))) {
+        if ((value = take_name(at, end, "event_vector\"", 13))) {
             member = VECTOR;
-            if (!take_vector(&in, dimension, vector)) return 0;
-        } else if (take_name(&in, "moral_value\"", 12) && take(&in, ':')) {
+            at = take_vector(value, end, dimension, vector);
+        } else if ((value = take_name(at, end, "moral_value\"", 12))) {
             member = MORAL;
-            if (!take_number(&in, &event->moral)) return 0;
-        } else if (take_name(&in, "payload\"", 8) && take(&in, ':')) {
+            at = take_number(value, end, &event->moral);
+        } else if ((value = take_name(at, end, "payload\"", 8))) {
             member = PAYLOAD;
-            skip_space(&in);
-            event->payload = (uint64_t)(in.at - text);
-            if (!take_any(&in)) return 0;
-            event->payload_size = (uint64_t)(in.at - text) - event->payload;
+            value = skip_space(value);
+            if (!(at = skip_value(value, end))) return 0;
+            event->payload = (uint64_t)(value - text);
+            event->payload_size = (uint64_t)(at - value);
         } else {
             return 0;
         }
-        if (found & member) return 0;
+        if (!at || found & member) return 0;
         found |= member;
-    } while (take(&in, ','));
-    if (!take(&in, '}')) return 0;
-    skip_space(&in);
-    return in.at == in.end && (found & (VECTOR | MORAL)) == (VECTOR | MORAL);
+        at = skip_space(at);
+        if (*at == '}') return skip_space(at + 1) == end && (found & (VECTOR | MORAL)) == (VECTOR | MORAL);
+        at = take(at, ',');
+    }
+    return 0;
 }
 
 /* Read a vector: an array of numbers, or a string of base64. */
 int mlsdm_read_vector(const uint8_t *text, size_t size, uint32_t dimension, float *vector) {
-    struct cursor in = {text, text + size};
-    if (!take_vector(&in, dimension, vector)) return 0;
-    skip_space(&in);
-    return in.at == in.end;
+    place at = take_vector(text, text + size, dimension, vector);
+    return at && skip_space(at) == text + size;
 }
