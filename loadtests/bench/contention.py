@@ -81,7 +81,7 @@ def measure(directory: Path, traffic: list[Traffic], cores: Cores, seconds: int)
             path = directory / f"contention-{number}.requests"
             path.write_bytes(written(part))
             try:
-                samples.append(wrk.run(server.port, path, part.connections, seconds, core=cores.client))
+                samples.append(wrk.run(server.port, path, part.connections, seconds, core=cores.client, polling=False))
             except Unmeasured as error:
                 samples.append(error)
 

@@ -2,13 +2,15 @@
 
 It runs a Lua script that is written here: `init` reads the requests from a file, `request` hands them out in turn, and
 `done` prints one line of JSON, because wrk's own report is made for people and rounds. `sent` counts what was handed
-out. wrk stops in the middle: what was sent and not answered by then is no completed request, but the server has done
-it, so that its time is divided by `sent` (`completed` ≤ served ≤ `sent`).
+out. It does not sleep while it waits (polling.c). wrk stops in the middle: what was sent and not answered by then is no
+completed request, but the server has done it, so that its time is divided by `sent` (`completed` ≤ served ≤ `sent`).
 """
 
 import json
+import os
 import shutil
 import subprocess
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -16,6 +18,7 @@ from loadtests.bench.processor import pinned
 
 PERCENTILES: Final = (50, 99)
 _MARK: Final = "MEASURED "
+_POLLING: Final = Path(__file__).with_name("polling.c")
 # wrk calls `request` once to look at what it makes, before it connects: `sent` starts one below.
 _SCRIPT: Final = """
 local threads = {}
@@ -75,6 +78,18 @@ def require() -> None:
         raise Unmeasured("wrk is not installed, which sends the requests: apt install wrk")
 
 
+@lru_cache
+def _polling(directory: Path) -> Path:
+    """Compile what makes the client poll. Raises Unmeasured when that fails."""
+    library = directory / "polling.so"
+    command = [os.environ.get("CC", "cc"), "-O2", "-shared", "-fPIC", "-o", str(library), str(_POLLING), "-ldl"]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Unmeasured(f"{_POLLING.name} could not be compiled: {getattr(error, 'stderr', None) or error}") from None
+    return library
+
+
 def script(requests: Path, offset: int, numbered: bool) -> str:
     """Return the Lua script that sends the requests of a file, beginning with number `offset`."""
     text = _SCRIPT.replace("@NUMBERED@", _NUMBERED if numbered else "")
@@ -90,16 +105,28 @@ def script(requests: Path, offset: int, numbered: bool) -> str:
 
 
 def run(
-    port: int, requests: Path, connections: int, seconds: int, *, core: int, offset: int = 0, numbered: bool = False
+    port: int,
+    requests: Path,
+    connections: int,
+    seconds: int,
+    *,
+    core: int,
+    offset: int = 0,
+    numbered: bool = False,
+    polling: bool = True,
 ) -> Sample:
-    """Send requests on so many connections for so long. Raises Unmeasured when wrk fails."""
+    """Send requests on so many connections for so long. Raises Unmeasured when wrk fails.
+
+    A `polling` client never sleeps (polling.c), so that it needs a core of its own.
+    """
     lua = requests.with_suffix(f".{port}.lua")
     lua.write_text(script(requests, offset, numbered), encoding="utf-8")
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(lua)]
     with pinned({core}):
         client = subprocess.Popen(
-            [*command, f"http://127.0.0.1:{port}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+            [*command, f"http://127.0.0.1:{port}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, **({"LD_PRELOAD": str(_polling(requests.parent))} if polling else {})},
+        )  # fmt: skip
     try:
         said, _ = client.communicate(timeout=seconds + 60)
     except subprocess.TimeoutExpired:
