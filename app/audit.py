@@ -5,8 +5,9 @@ key's id, or an address), `address` from where, `request_id` which request, `cod
 vector; text of a client is bounded, and control characters are escaped by JSON.
 
 A flood of refusals must not become a flood of lines: of each kind at most LINES_PER_SECOND are written a second, in
-each worker, and a line of their own says how many were `suppressed`. Every one is counted all the same
-(`mlsdm_refusals_total`). What changed the server is always written: only an administrator can do that.
+each worker, and a line of their own says how many were `suppressed`, at the latest when the worker ends. Every one is
+counted all the same (`mlsdm_refusals_total`). What changed the server, or may have, is always written: only an
+administrator can do that.
 """
 
 import logging
@@ -47,7 +48,7 @@ class Audit:
             self._refuse(event, **_about(environ), status=status, code=code, **({"field": field} if ours else {}))
 
     def note(self, event: str, environ: WSGIEnvironment, **members: Any) -> None:
-        """Note what a request has changed."""
+        """Note what a request has changed, or may have."""
         log.warning(event, extra={**_about(environ), **members})
 
     def _refuse(self, event: str, **members: Any) -> None:
@@ -67,6 +68,11 @@ class Audit:
             with self._lock:
                 self._turn()
 
+    def close(self) -> None:
+        """Say how many lines this second has cost so far: after the last request, because nobody would say it later."""
+        with self._lock:
+            self._tell()
+
     def _turn(self) -> None:
         """Begin a new second when it is time."""
         second = int(self._clock())
@@ -74,6 +80,9 @@ class Audit:
             return
         self._second = second
         self._written.clear()
+        self._tell()
+
+    def _tell(self) -> None:
         for event, suppressed in self._suppressed.items():
             log.warning(event, extra={"suppressed": suppressed})
         self._suppressed.clear()

@@ -25,6 +25,7 @@ from wsgiref.types import WSGIEnvironment
 
 import falcon
 
+from app.extent import least_items
 from app.operation import Operation, Resource, allowed, operation_of
 from app.problem import Problem
 from core.keys import Key, Keyring, Role
@@ -99,8 +100,11 @@ class Gate:
         """
         if operation.role is not None:
             self._admit(environ, operation.role)
-            if operation.cost and self._charge is not None:
-                self._charge(environ, operation.cost)
+            if self._charge is not None:
+                if operation.cost:
+                    self._charge(environ, operation.cost)
+                elif operation.item_size_max:
+                    self._charge(environ, least_items(int(environ.get("CONTENT_LENGTH") or 0), operation))
 
     def wants_body(self, environ: WSGIEnvironment, operation: Operation | None) -> bool:
         """Return whether a client may send a body that is large or held back (RFC 9110 §10.1.1): only who may call the

@@ -93,8 +93,10 @@ class Backlog:
         self._budget.give(self._kept)
         self._kept = 0
 
-    def clear(self) -> None:
-        """Let go of everything."""
-        self._budget.give(sum(item.size for item in self._items if isinstance(item, Waiting)))
+    def clear(self) -> list[WSGIEnvironment]:
+        """Let go of everything; returns the environs of the requests that waited."""
+        waiting = [item for item in self._items if isinstance(item, Waiting)]
+        self._budget.give(sum(item.size for item in waiting))
         self._items.clear()
         self.forget_unparsed()
+        return [item.environ for item in waiting]

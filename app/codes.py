@@ -60,7 +60,7 @@ CODES: Final[Mapping[str, Code]] = {
     "field_missing": Code(422, "A member or header that is required is not there."),
     "field_unknown": Code(422, "A member or parameter is not known; perhaps it is misspelt."),
     "field_invalid": Code(422, "A value has the wrong type or form, or lies outside its range."),
-    "field_repeated": Code(422, "An object names a member twice; two readers could act on different values."),
+    "field_repeated": Code(422, "A member or parameter is given twice; two readers could act on different values."),
     "vector_invalid": Code(422, "The vector is neither numbers nor base64."),
     "dimension_mismatch": Code(422, "The vector has another length than this server's dimension."),
     "not_finite": Code(422, "An element is NaN or infinite as float32."),

@@ -9,18 +9,22 @@ that does nothing; names and standing headers are 0.9 µs of it).
 
 Owns: the order of answers, when to read, and the end.
 
-A request does not run at once (`held`) in three cases: an earlier one is on the thread pool or is answered in pieces
-(`busy`); the peer does not take its answers (`app.writer`); or it came in one read with an earlier one, which was
-answered at once, or came in company while others stand in line. It then waits in the backlog, in order, for a turn
-(`app.turns`), so that a pipeline, however long, holds nobody up. Reading pauses while something that was read is not
-parsed, and when PIPELINE_DEPTH requests wait.
+A request does not run at once (`held`) in four cases: an earlier one is on the thread pool or is answered in pieces
+(`_running`); the peer does not take its answers (`app.writer`); it came in one read with an earlier one, which was
+answered at once, or came in company while others stand in line; or all peers together leave too much (`app.untaken`).
+It then waits in the backlog, in order, for a turn (`app.turns`), so that a pipeline, however long, holds nobody up.
+Reading pauses while something that was read is not parsed, and when PIPELINE_DEPTH requests wait.
 
 While the service drains, what was received is answered all the same, and only the last answer says close.
 
 Deadlines are absolute and looked at four times a second on the service's patient clock: from the first byte of a head
 to its end, from there to the end of the body, from an answer's write until the kernel has it, and for silence between
 requests. A client that sends one byte a second is cut off like one that sends none. In a full worker the connection
-that was idle longest makes room for a new one (RFC 9112 §9.5 lets either side end an idle connection at any time).
+that was idle longest makes room for a new one (RFC 9112 §9.5 lets either side end an idle connection at any time); one
+whose answer is on its way is not idle. When readers leave too much, the slowest has to go (`app.untaken`).
+
+The bytes of a large body are in the budget of all (`app.budget`) from when they come until their request is answered,
+refused or given up: they go with its environ, and `_release` is called wherever one ends.
 
 Memory, measured over 4,000 connections: 5.2 kB for an idle one, of which uvloop and libuv have 1.4; 5.5 with half a
 head; 6.6 with a body under way, and its bytes. What was read of a request is let go of with its answer or its refusal.
@@ -28,7 +32,7 @@ head; 6.6 with a body under way, and its bytes. What was read of a request is le
 Ending is lingering (RFC 9112 §9.6): after the last answer our side is shut, and what the peer still sends is read and
 thrown away until it closes too, at most LINGER_SECONDS. Closing at once would make the kernel send RST, which can
 take the answer from the peer's hands; a client that is told 413 in the middle of its upload would see a broken pipe
-instead.
+instead. TLS ends its own way, in the same time (`app.tls`).
 """
 
 import asyncio
@@ -58,6 +62,7 @@ _KEEPALIVE_SECONDS: Final = KEEPALIVE_SECONDS.value
 _SECONDS: Final = {IDLE: KEEPALIVE_SECONDS.value, HEAD: HEADERS_SECONDS.value, BODY: BODY_SECONDS.value}
 _SINGLE_SIZE: Final = 16_384  # one feed of a read in which one request may begin, and no more
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_RESERVED: Final = "mlsdm.reserved"  # in the environ of a request with a large body: its bytes in the budget of all
 
 
 class _Unwanted(Exception):
@@ -68,8 +73,8 @@ class Connection(asyncio.Protocol):
     """One client's connection."""
 
     __slots__ = (
-        "_backlog", "_busy", "_client", "_deadline", "_deaf", "_ended", "_exchange", "_held", "_last", "_long",
-        "_message", "_reading", "_refusal", "_reserved", "_service", "_succeeds", "_transport", "_writer",
+        "_backlog", "_client", "_deadline", "_deaf", "_ended", "_exchange", "_held", "_last", "_message", "_reading",
+        "_refusal", "_running", "_service", "_succeeds", "_transport", "_writer",
     )  # fmt: skip
 
     _transport: asyncio.Transport
@@ -84,10 +89,8 @@ class Connection(asyncio.Protocol):
         self._exchange = Exchange()
         self._backlog = Backlog(service.pipelines)
         self._succeeds = False  # the next request comes in one feed with another, or the last one is to be known
-        self._reserved = 0  # bytes of large bodies
-        self._long: tuple[WSGIEnvironment, str] | None = None  # a request whose answer will be made in pieces
-        self._busy = False  # a request is on the pool, or is answered in pieces
-        self._held = False  # busy, or the writer is paused, or there is a backlog: a new request must queue
+        self._running: WSGIEnvironment | None = None  # the request that is on the pool, or is answered in pieces
+        self._held = False  # one runs, or the writer is paused, or there is a backlog: a new request must wait
         self._reading = True  # from the socket
         self._ended = False  # the peer has shut its side
         self._deaf = False  # no further byte of this peer is believed
@@ -121,28 +124,33 @@ class Connection(asyncio.Protocol):
             self._parse_slices()
 
     def eof_received(self) -> bool:
-        """The peer has shut its side. True keeps ours open for the answers that it still waits for (not on TLS)."""
+        """The peer has shut its side. True keeps ours open for the answers that it still waits for. Not on TLS: there
+        what was written is sent, and nothing can be any more.
+        """
         self._ended = True
-        return self._held and self._transport.can_write_eof()
+        if self._transport.can_write_eof():
+            return self._held
+        self._end()
+        return False
 
     def connection_lost(self, _error: Exception | None) -> None:
-        self._deaf = self._last = True
-        self._long = None
-        self._backlog.clear()
-        self._release()
+        self._end()
+        self._release(self._message.forget())
         self._message.close()
-        self._service.pieces.forget(self)
+        if self._running is not None and self._service.pieces.forget(self):
+            self._release(self._running)  # what is on the pool is given back when it comes from there
+        self._service.untaken.takes(self)
         self._service.connections.discard(self)
         self._service.lost()
 
     def pause_writing(self) -> None:
         self._writer.is_paused = self._held = True
-        self._service.pieces.leaves(self, self._writer.pending)
+        self._service.untaken.leaves(self)
         self._regulate()
 
     def resume_writing(self) -> None:
         self._writer.is_paused = False
-        self._service.pieces.leaves(self, 0)
+        self._service.untaken.takes(self)
         self._resume()
 
     # -- one request, once it is complete ----------------------------------------------------------------------------
@@ -150,8 +158,13 @@ class Connection(asyncio.Protocol):
     def _take(self, environ: WSGIEnvironment, persistence: str) -> bool:
         """Serve a request, or let it wait for its turn. False when it is the last one."""
         self._deadline = self._service.now + _KEEPALIVE_SECONDS
-        if self._held or self._succeeds:
-            self._backlog.append(environ, persistence)
+        if self._held or self._succeeds or self._service.untaken.is_full:
+            try:
+                self._backlog.append(environ, persistence)
+            except Refusal as refusal:
+                self._release(environ)
+                self._refuse(refusal, environ)
+                return False
             self._line_up()
             if len(self._backlog) == PIPELINE_DEPTH.value and self._is_stuck():
                 self.passed(PIPELINE_DEPTH, "The peer sends ahead of its answers and is read no further")
@@ -162,44 +175,45 @@ class Connection(asyncio.Protocol):
         return not self._deaf
 
     def _serve(self, environ: WSGIEnvironment, persistence: str) -> None:
-        """Have the application answer: inline, or on the pool if it says that this route may block."""
+        """Have the application answer: inline, or in pieces or on the pool if it says so of this route."""
         service = self._service
         service.served += 1
         if service.served == service.served_max:
             service.retire()
-        if service.may_block is not None:
-            way = service.may_block(environ["REQUEST_METHOD"], environ["PATH_INFO"])
-            if way != INLINE:
-                self._busy = self._held = True
+        exchange, may_block = self._exchange, service.may_block
+        way = INLINE if may_block is None else may_block(environ["REQUEST_METHOD"], environ["PATH_INFO"])
+        if way == INLINE:
+            answer = exchange.answer(service, environ, persistence)
+        else:
+            begun = exchange.begin(service, environ, persistence) if way == IN_PIECES else None
+            if begun is None:
+                self._running, self._held = environ, True
                 if way == IN_PIECES:
-                    self._long = environ, persistence
                     service.pieces.line_up(self)
                 else:
                     service.submit(self._serve_on_thread, environ, persistence)
                 return
-        exchange = self._exchange
-        self._writer.write(exchange.answer(service, environ, persistence))
+            answer = begun
+        self._writer.write(answer)
         if exchange.persistence == CLOSE:
             self._finish()
-        elif self._reserved and self._message.phase == IDLE and not self._backlog:
-            self._release()
+        if _RESERVED in environ:
+            self._release(environ)
 
     def _serve_on_thread(self, environ: WSGIEnvironment, persistence: str) -> None:
-        if self._last:  # the peer has gone while its request waited for a thread, and nobody wants the answer
-            return
-        answer = self._exchange.answer(self._service, environ, persistence)
+        # When the peer has gone while its request waited for a thread, nobody wants the answer.
+        answer = b"" if self._last else self._exchange.answer(self._service, environ, persistence)
         self._service.loop.call_soon_threadsafe(self.answered, answer)
 
     def make_piece(self) -> bytes | None:
         """Make the next piece of a long answer; returns the answer when that was the last."""
-        if self._long is None:
-            return self._exchange.proceed()
-        request, self._long = self._long, None
-        return self._exchange.begin(self._service, *request)
+        return self._exchange.proceed()
 
     def answered(self, answer: bytes) -> None:
         """Send the answer of the request that kept those behind it waiting, and go on with them."""
-        self._busy = False
+        assert self._running is not None
+        self._release(self._running)
+        self._running = None
         if not self._last:
             self._send(answer, self._exchange.persistence)
             self._resume()
@@ -211,9 +225,7 @@ class Connection(asyncio.Protocol):
 
     def _finish(self) -> None:
         """The last answer is written: shut our side and let the peer close, so that no RST overtakes the answer."""
-        self._deaf = self._last = True
-        self._backlog.clear()
-        self._deadline = self._service.now + LINGER_SECONDS.value
+        self._end()
         if self._ended or not self._transport.can_write_eof():
             self._transport.close()  # TLS has a shutdown of its own, which reads what is still on its way
         else:
@@ -222,8 +234,15 @@ class Connection(asyncio.Protocol):
 
     def _leave(self) -> None:
         """Close a connection on which nothing is under way, and so nothing can be lost that lingering would save."""
-        self._deaf = self._last = True
+        self._end()
         self._transport.close()
+
+    def _end(self) -> None:
+        """Nothing more is believed of this peer, or written to it, than has been. It may take that, and then linger."""
+        self._deaf = self._last = True
+        for environ in self._backlog.clear():
+            self._release(environ)
+        self._deadline = self._service.now + LINGER_SECONDS.value
 
     # -- one that is refused -----------------------------------------------------------------------------------------
 
@@ -232,8 +251,9 @@ class Connection(asyncio.Protocol):
         self._deaf = True
         service, environ = self._service, named or self._message.named
         service.refused(refusal.code, environ, refusal.detail, refusal.status)
-        answer = problem(refusal, service, CLOSE, service.tracer.echo(environ), head=self._message.is_head)
-        self._message.forget()
+        head = self._message.is_head or environ.get("REQUEST_METHOD") == "HEAD"
+        answer = problem(refusal, service, CLOSE, service.tracer.echo(environ), head=head)
+        self._release(self._message.forget())
         if self._held:
             self._backlog.end_with(answer)
             self._line_up()
@@ -270,7 +290,7 @@ class Connection(asyncio.Protocol):
         """Have the application say, in its turn, why it does not want the body of the request being read, and end."""
         self._deaf = True
         environ = self._message.without_body()
-        self._message.forget()
+        self._release(self._message.forget())
         if self._held:
             self._backlog.end_with((environ, CLOSE))
             self._line_up()
@@ -278,15 +298,18 @@ class Connection(asyncio.Protocol):
             self._serve(environ, CLOSE)
 
     def _reserve(self, size: int, environ: WSGIEnvironment) -> None:
-        """Set memory aside for a large body, if it is wanted at all: a stranger gets none of it."""
-        if not self._wants_body(environ):
-            raise _Unwanted
+        """Account for bytes of a large body, if it is wanted at all: a stranger gets no memory. They belong to their
+        request, until it is answered or given up.
+        """
+        if _RESERVED not in environ:
+            if not self._wants_body(environ):
+                raise _Unwanted
+            environ[_RESERVED] = 0
         self._service.bodies.take(size)
-        self._reserved += size
+        environ[_RESERVED] += size
 
-    def _release(self) -> None:
-        self._service.bodies.give(self._reserved)
-        self._reserved = 0
+    def _release(self, environ: WSGIEnvironment) -> None:
+        self._service.bodies.give(environ.pop(_RESERVED, 0))
 
     # -- flow --------------------------------------------------------------------------------------------------------
 
@@ -330,7 +353,7 @@ class Connection(asyncio.Protocol):
 
     def _is_stuck(self) -> bool:
         """Whether nothing can be answered now."""
-        return self._busy or self._writer.is_paused
+        return self._running is not None or self._writer.is_paused
 
     def _is_full(self) -> bool:
         return self._writer.is_paused or self._backlog.is_full
@@ -380,8 +403,6 @@ class Connection(asyncio.Protocol):
     def _let_go(self) -> None:
         """Nothing waits any more: the next request is answered at once."""
         self._held = self._exchange.followed = False
-        if self._message.phase == IDLE:
-            self._release()
         self._continue()
         if self._ended and not (self._held or self._last):
             self._finish()
@@ -406,30 +427,37 @@ class Connection(asyncio.Protocol):
         service, now = self._service, self._service.now
         passed = self._writer.look(now)
         if passed is WRITE_SECONDS:
-            return self._cut_off(passed, "The peer did not take its answer in time and is cut off")
+            return self.cut_off(passed, "The peer did not take its answer in time and is cut off")
         if passed is not None:
             self.passed(passed, "The peer does not take its answers and gets no more until it does")
         if self._last:
             if self._writer.pending:
                 self._deadline = now + LINGER_SECONDS.value
             elif now > self._deadline:
-                return self._cut_off(LINGER_SECONDS, "The peer did not close after its last answer and is cut off")
+                return self.cut_off(LINGER_SECONDS, "The peer did not close after its last answer and is cut off")
         elif self._held:
             self._deadline = now + _SECONDS[self._message.phase]  # the client waits for us; only its writes are timed
         elif now > self._deadline:
             self._expire()
             return True
-        elif self._idle_long() and not self._writer.pending:
+        elif self._idle_long():
             if service.draining:
                 self._leave()
             else:
                 service.rounds.found_idle(self)
         return False
 
-    def _cut_off(self, limit: Limit, what: str) -> bool:
+    def cut_off(self, limit: Limit, what: str) -> bool:
+        """End at once, whatever the peer has not taken. Returns True."""
         self.passed(limit, what)
+        self._end()
         self._transport.abort()
         return True
+
+    @property
+    def pending(self) -> int:
+        """Bytes that were written and not taken."""
+        return self._writer.pending
 
     def _expire(self) -> None:
         phase = self._message.phase
@@ -446,7 +474,7 @@ class Connection(asyncio.Protocol):
         """Whether nothing is under way, and was not for a while: a busy client's next request may be on its way."""
         if self._held or self._last or self._message.phase != IDLE:
             return False
-        return self._deadline - self._service.now <= _KEEPALIVE_SECONDS - IDLE_SECONDS.value
+        return self._deadline - self._service.now <= _KEEPALIVE_SECONDS - IDLE_SECONDS.value and not self.pending
 
     @property
     def idle_until(self) -> float:

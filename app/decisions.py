@@ -3,9 +3,17 @@
 Every change of the committed state is here, not only decisions: `kind` tells. `after` is the position of the last entry
 that the client has seen; the answer's `next` goes there for the following page. The log is a ring: a cursor that has
 been overtaken is 410, because a page from there would silently miss entries.
+
+A page is long, so it is read and written in pieces, between which the worker serves others (app/pieces.py). What goes
+wrong with the first piece refuses the request. A later one that was overtaken meanwhile ends the page: what it holds is
+true and without a gap, `next` stands behind it, and who goes on from there is told why. Reading the whole page first
+was rejected: 0.7 ms in one turn of the loop.
+
+To HEAD there is no body, and so its length is not known: none is made (RFC 9110 §9.3.2 lets a field be left out that
+only making the content would tell).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Annotated, ClassVar, Final
 
 import falcon
@@ -30,9 +38,9 @@ from app.glossary import (
     Threshold,
 )
 from app.media import JSON, encode
-from app.memories import BOOT_ID, check_parameters
 from app.operation import Operation, Parameter
 from app.problem import Problem, invalid
+from app.query import BOOT_ID, parameters_of_boot
 from core.keys import Role
 from core.limits import DECISIONS_PAGE
 from core.rhythm import PHASE_NAMES
@@ -84,7 +92,10 @@ class LogEntry(msgspec.Struct, omit_defaults=True):
 
 
 class Page(msgspec.Struct):
-    """One page. `next` is the cursor for the following page, `oldest` and `newest` the positions in reach."""
+    """One page. `next` is the cursor for the following page, `oldest` and `newest` the positions in reach.
+
+    It may end early: that the log was read to its end is told by `next` being `newest`, not by the number of entries.
+    """
 
     entries: list[LogEntry]
     next: Position
@@ -111,7 +122,7 @@ class DecisionsResource:
             ),
             refusals=(
                 "position_gone", "other_boot", "position_unknown", DECISIONS_PAGE.code, "field_invalid",
-                "field_unknown", *STORE,
+                "field_unknown", "field_repeated", *STORE,
             ),
             in_pieces=True,
         )
@@ -123,15 +134,12 @@ class DecisionsResource:
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         """Return a page of the log."""
         context = self.context
-        check_parameters(request, context.boot_id, "after", "limit")
-        limit = _number(request, "limit", _DEFAULT, 1, DECISIONS_PAGE.value)
+        given = parameters_of_boot(request, context.boot_id, "after", "limit")
+        limit = _number(given, "limit", _DEFAULT, 1, DECISIONS_PAGE.value)
         newest = int(context.store.state().position)
-        after = _number(request, "after", -1, 0, _NEWEST_MAX)
+        after = _number(given, "after", -1, 0, _NEWEST_MAX)
         try:
-            if after < 0:
-                entries, oldest, after = self._oldest(newest, limit)
-            else:
-                entries, oldest = context.store.entries(after + 1, limit)
+            entries, oldest, after = self._oldest(newest, limit) if after < 0 else self._read(after, limit)
         except status.Gone as error:
             detail = f"after: position {after + 1} has been overwritten; start again without `after`"
             raise Problem(410, "position_gone", detail, field="after") from error
@@ -139,39 +147,47 @@ class DecisionsResource:
             raise invalid(
                 "after", "position_unknown", f"is {after}", f"at most the newest position, {newest}"
             ) from error
-        now_ns = context.clock()
         response.content_type = JSON
-        following = after + len(entries)
-        pieces = _pieces(entries, now_ns, Page([], following, oldest, max(newest, following), context.boot_id))
-        if request.method == "HEAD":
-            response.data = b"".join(pieces)
-        else:
-            response.stream = pieces
+        response.stream = self._pieces(entries, after, limit, Page([], after, oldest, newest, context.boot_id))
 
-    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way
+    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; Falcon drops the stream, of which no piece is made
 
     def _oldest(self, newest: int, limit: int) -> tuple[Sequence[Entry], int, int]:
-        """Return the oldest page, the oldest position in reach and the position before the page. Raises Gone."""
+        """Return the first piece of the oldest page, as `_read` does. Raises Gone."""
         capacity = self.context.config.log_capacity
-        after = max(0, newest + 1 - capacity)
         try:
-            return *self.context.store.entries(after + 1, limit), after
+            return self._read(max(0, newest + 1 - capacity), limit)
         except status.Gone:  # overwritten while it was read: leave a page of slack
-            after = newest + limit - capacity
-            return *self.context.store.entries(after + 1, limit), after
+            return self._read(newest + limit - capacity, limit)
 
+    def _read(self, after: int, limit: int) -> tuple[Sequence[Entry], int, int]:
+        """Return the next piece of at most `limit` entries, the oldest position in reach, and `after`. Raises Gone and
+        Unknown.
+        """
+        return *self.context.store.entries(after + 1, min(limit, _PIECE_COUNT)), after
 
-def _pieces(entries: Sequence[Entry], now_ns: int, rest: Page) -> Iterator[bytes]:
-    """Yield the page in pieces of a quarter of a millisecond, between which the worker serves others.
+    def _pieces(self, entries: Sequence[Entry], after: int, limit: int, page: Page) -> Generator[bytes, None, None]:
+        """Yield the page in pieces of a quarter of a millisecond.
 
-    `rest` is the page without its entries.
-    """
-    head, tail = encode(rest).split(b"[]", 1)
-    yield head + b"["
-    for first in range(0, len(entries), _PIECE_COUNT):
-        made = encode([_entry(entry, now_ns) for entry in entries[first : first + _PIECE_COUNT]])
-        yield (b"," if first else b"") + made[1:-1]
-    yield b"]" + tail
+        `entries` is the first of them, behind position `after`; `page` is the page without its entries.
+        """
+        now_ns = self.context.clock()
+        head, _ = encode(page).split(b"[]", 1)
+        yield head + b"["
+        separator = b""
+        while entries:
+            yield separator + encode([_entry(entry, now_ns) for entry in entries])[1:-1]
+            separator = b","
+            limit -= len(entries)
+            after += len(entries)
+            if len(entries) < _PIECE_COUNT or not limit:
+                break
+            try:
+                entries, page.oldest, _ = self._read(after, limit)
+            except status.StoreError:
+                break
+        page.next, page.newest = after, max(page.newest, after)
+        yield b"]" + encode(page).split(b"[]", 1)[1]
 
 
 def _entry(entry: Entry, now_ns: int) -> LogEntry:
@@ -207,8 +223,8 @@ def _scalars(scalars: Entry) -> ScalarState:
     )
 
 
-def _number(request: falcon.Request, name: str, default: int, low: int, high: int) -> int:
-    text = request.get_param(name)
+def _number(given: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    text = given.get(name)
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) <= 19 and low <= int(text) <= high):

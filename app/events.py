@@ -8,7 +8,7 @@ because those are. With an idempotency key, what was decided before is not decid
 
 from array import array
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, Final
 from wsgiref.types import WSGIEnvironment
 
 import falcon
@@ -20,6 +20,7 @@ from app.codes import EVENT
 from app.context import Context
 from app.decision import Decision, decision_of
 from app.event import MEMBERS, Event, EventReader, colons_of, moral_value, payload_of, vector_of
+from app.extent import event_size_max, refuse_larger
 from app.idempotency import IDEMPOTENCY_KEY
 from app.media import JSON, MSGPACK, RAW, encode, media_type
 from app.operation import Octets, Operation, Parameter
@@ -27,7 +28,7 @@ from app.problem import Problem, invalid, of_store_error, over
 from app.quota import give_back
 from app.vector import refuse_vector
 from core.keys import Role
-from core.limits import BATCH_COUNT
+from core.limits import BATCH_COUNT, BODY_SIZE
 from shm import status
 
 REPLAYED: Final = "Idempotency-Replayed: true\r\n"
@@ -53,15 +54,15 @@ MORAL_VALUE: Final = Parameter(
 class EventResource:
     """One event per request."""
 
-    operations: ClassVar[Mapping[str, Operation]] = {
-        "POST": Operation(
-            "Decide one event.", Role.WRITE, Decision,
-            body={JSON: Event, MSGPACK: Event, RAW: Octets("The vector, little-endian float32, and nothing else.")},
-            parameters=(MORAL_VALUE, IDEMPOTENCY_KEY), refusals=EVENT, cost=1,
-        )
-    }  # fmt: skip
-
     def __init__(self, context: Context) -> None:
+        self.size_max = event_size_max(context.config.dimension, context.payload_size_max)
+        self.operations: Mapping[str, Operation] = {
+            "POST": Operation(
+                "Decide one event.", Role.WRITE, Decision,
+                body={JSON: Event, MSGPACK: Event, RAW: Octets("The vector, little-endian float32, and nothing else.")},
+                parameters=(MORAL_VALUE, IDEMPOTENCY_KEY), refusals=EVENT, cost=1, body_size_max=self.size_max,
+            )
+        }  # fmt: skip
         self.context = context
         self.read = EventReader(context.codec, context.payload_size_max).read
         self.answers = {"POST": self.decide}
@@ -75,6 +76,7 @@ class EventResource:
         """Decide one event; returns the decision as JSON."""
         context = self.context
         body = environ["wsgi.input"].read()
+        refuse_larger(len(body), self.size_max)
         moral, vector, payload = self.read(environ, body)
         key = context.idempotency.key_of(environ, body)
         try:
@@ -93,19 +95,23 @@ class EventResource:
 class BatchResource:
     """Many events per request."""
 
-    operations: ClassVar[Mapping[str, Operation]] = {
-        "POST": Operation(
-            "Decide a batch of events, in order; validated whole before the first is decided.", Role.WRITE, Batch,
-            body={
-                JSON: _Events, MSGPACK: _Events,
-                RAW: Octets("n moral values, float64, then n vectors, float32; little-endian.", 8, BATCH_COUNT.value),
-            },
-            parameters=(IDEMPOTENCY_KEY,),
-            refusals=(*EVENT, "batch_empty", BATCH_COUNT.code, "batch_above_burst", "batch_interrupted"),
-        )
-    }  # fmt: skip
-
     def __init__(self, context: Context) -> None:
+        self.event_size_max = event_size_max(context.config.dimension, context.payload_size_max)
+        self.operations: Mapping[str, Operation] = {
+            "POST": Operation(
+                "Decide a batch of events, in order; validated whole before the first is decided.", Role.WRITE, Batch,
+                body={
+                    JSON: _Events, MSGPACK: _Events,
+                    RAW: Octets(
+                        "n moral values, float64, then n vectors, float32; little-endian.", 8, BATCH_COUNT.value
+                    ),
+                },
+                parameters=(IDEMPOTENCY_KEY,),
+                refusals=(*EVENT, "batch_empty", BATCH_COUNT.code, "batch_above_burst", "batch_interrupted"),
+                body_size_max=min(BODY_SIZE.value, BATCH_COUNT.value * self.event_size_max),
+                item_size_max=self.event_size_max,
+            )
+        }  # fmt: skip
         self.context = context
         self.codec = context.codec
         self.of_json = msgspec.json.Decoder(list[Event]).decode
@@ -128,15 +134,14 @@ class BatchResource:
         if code != status.OK:
             size = self.codec.size
             refuse_vector(code, memoryview(vectors)[bad * size : (bad + 1) * size], f"[{bad}].event_vector")
-        context.charge(environ, len(morals))
         decisions, code = context.store.admit_batch(context.clock(), morals, vectors, payloads, key)
         results = [decision_of(decided, context.boot_id) for decided in decisions]
         if code != status.OK:
             give_back(environ, spent=len(results))
             raise self._interrupted(code, results, len(morals))
-        if any(decided.repeated for decided in decisions):
+        if key and any(decided.repeated for decided in decisions):
             environ["mlsdm.lines"] = environ.get("mlsdm.lines", "") + REPLAYED
-        accepted = sum(result.accepted for result in results)
+        accepted = sum([result.accepted for result in results])
         answer = encode(Batch(results, accepted, len(results) - accepted))
         context.latency.count(environ)
         return answer
@@ -158,10 +163,9 @@ class BatchResource:
         """Return float64[n], float32[n × dimension] and the payloads of a request, or raise the Problem with it."""
         media = media_type(environ)
         if media == RAW:
-            return self._read_raw(body)
+            return self._read_raw(environ, body)
         try:
-            events = self.of_json(body) if media == JSON else self._of_msgpack(body)
-            check_count(len(events))
+            events = self._of_json(environ, body) if media == JSON else self._of_msgpack(environ, body)
             size_max = self.context.payload_size_max
             morals = [moral_value(event.moral_value, f"[{i}].moral_value") for i, event in enumerate(events)]
             vectors = b"".join([vector_of(self.codec, event, media, f"[{i}].") for i, event in enumerate(events)])
@@ -172,15 +176,23 @@ class BatchResource:
             refuse_repeats(body, colons_of(events, payloads))
         return array("d", morals), vectors, payloads
 
-    def _of_msgpack(self, body: bytes) -> list[Event]:
+    def _of_json(self, environ: WSGIEnvironment, body: bytes) -> list[Event]:
+        """Return the events of a JSON body, their vectors and payloads as they came. Raises one of UNDECODED."""
+        events = self.of_json(body)
+        self._take(environ, body, len(events))
+        return events
+
+    def _of_msgpack(self, environ: WSGIEnvironment, body: bytes) -> list[Event]:
         """Return the events of a msgpack body, each of whose maps names no member twice. Raises one of UNDECODED.
 
         One by one, because only the head of each map tells that; JSON has colons to count.
         """
         if count_of_packed(body) > BATCH_COUNT.value:  # before each of them becomes an object
             raise over(BATCH_COUNT, "body", count_of_packed(body))
+        items = self.items_of_msgpack(body)
+        self._take(environ, body, len(items))
         events = []
-        for i, packed in enumerate(self.items_of_msgpack(body)):
+        for i, packed in enumerate(items):
             try:
                 event = self.of_msgpack(packed)
             except UNDECODED as error:
@@ -189,7 +201,7 @@ class BatchResource:
             events.append(event)
         return events
 
-    def _read_raw(self, body: bytes) -> tuple[Any, Any, None]:
+    def _read_raw(self, environ: WSGIEnvironment, body: bytes) -> tuple[Any, Any, None]:
         count, rest = divmod(len(body), 8 + self.codec.size)
         if rest:
             raise invalid(
@@ -198,12 +210,19 @@ class BatchResource:
                 f"has {len(body)} bytes",
                 f"n × {8 + self.codec.size}: n float64 moral values, then n × {self.codec.dimension} float32",
             )
-        check_count(count)
+        self._take(environ, body, count)
         view = memoryview(body)
         morals = view[: 8 * count].cast("d")
-        for i, moral in enumerate(morals):
-            moral_value(moral, f"[{i}].moral_value")
+        if not all(0.0 <= moral <= 1.0 for moral in morals):  # PERF: the name of the field is for the refusal alone
+            for i, moral in enumerate(morals):
+                moral_value(moral, f"[{i}].moral_value")
         return morals, view[8 * count :], None
+
+    def _take(self, environ: WSGIEnvironment, body: bytes, count: int) -> None:
+        """Charge for a batch as soon as it is known how many events it has: before each of them is looked at."""
+        check_count(count)
+        refuse_larger(len(body), count * self.event_size_max)
+        self.context.charge(environ, count)
 
 
 def check_count(count: int) -> None:

@@ -171,12 +171,15 @@ class Exchange:
         if self._status.startswith(_BODILESS):
             return (head + "\r\n").encode("latin-1")
         if environ["REQUEST_METHOD"] == "HEAD":
-            return f"{head}Content-Length: {self._announced(len(body))}\r\n\r\n".encode("latin-1")
+            return f"{head}{self._announced(len(body))}\r\n".encode("latin-1")
         return f"{head}Content-Length: {len(body)}\r\n\r\n".encode("latin-1") + body
 
-    def _announced(self, size: int) -> int:
-        """Return the length that GET would have had, if the application says it; `size` otherwise."""
-        return next((int(value) for name, value in self._headers if name.lower() == "content-length"), size)
+    def _announced(self, size: int) -> str:
+        """Return the line with the length that GET would have had, if the application says it, or made `size` bytes of
+        content all the same. Else there is none: RFC 9110 §8.6 allows to leave it out, and no other number.
+        """
+        said = next((int(value) for name, value in self._headers if name.lower() == "content-length"), size or None)
+        return "" if said is None else f"Content-Length: {said}\r\n"
 
 
 # PERF: both are cached because a service answers with few different lines; with the checks inside, the second answer

@@ -7,12 +7,14 @@ liveness holds.
 
 All of them are commands to the controller, which owns the governor: it carries them out between two decisions, and each
 is an entry of the log. The caller waits for that on the worker's thread pool, at most a second; a command that was not
-carried out by then is taken back, so that 503 means that nothing happened and nothing will. What is changed here holds
-until the configuration of the governor changes or the server starts anew.
+carried out by then is taken back, so that 503 means that nothing happened and nothing will. Only where the store is
+stuck and it cannot be taken back is its outcome unknown; the answer says so, and so does the audit log. What is changed
+here holds until the configuration of the governor changes or the server starts anew.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Final, Literal, get_type_hints
 
 import falcon
@@ -32,7 +34,7 @@ from core.keys import Role
 from core.limits import COMMAND_WAIT_MILLISECONDS, DECISIONS_PAGE
 from core.regime import Regime
 from shm.layout import FLAG_STOPPED, KINDS
-from shm.status import Busy, Gone, Taken
+from shm.status import StoreError, Taken
 from shm.store import Settings, State, Store, is_configured
 
 MERGE_PATCH: Final = "application/merge-patch+json"
@@ -52,12 +54,16 @@ class GovernorView(msgspec.Struct):
     boot_id: BootId
 
 
-class Commanded(msgspec.Struct):
-    """The answer to a command: the log position from which on it holds."""
+class Commanded(msgspec.Struct, omit_defaults=True):
+    """The answer to a command: the log position from which on it holds, unless the log cannot tell it any more."""
 
     command: Literal["reset", "stop", "resume"]
-    position: Position
     boot_id: BootId
+    position: Position | None = None
+
+
+class OutcomeUnknown(Exception):
+    """A command was posted, and could neither be seen carried out nor be taken back."""
 
 
 def _change_of(tree: type[msgspec.Struct]) -> Any:
@@ -129,8 +135,9 @@ class GovernorResource:
             )
             return _regime(self.context.config, state, changes).to_record()
 
-        state, position = carry_out(Store(self.context.store.block), "configure", settings)
-        self.audit.note("governor_changed", request.env, position=position, before=replaced, after=changes)
+        store = Store(self.context.store.block)
+        with audited(self.audit, "governor_changed", request, before=replaced, after=changes) as line:
+            state, line["position"] = carry_out(store, "configure", settings)
         response.content_type = JSON
         response.data = encode(_view(state, self.context.boot_id))
 
@@ -170,18 +177,33 @@ class CommandResource:
 
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
         """Carry the command out; runs on the pool."""
-        _, position = carry_out(Store(self.context.store.block), self.command, lambda _state: None)
-        self.audit.note(f"governor_{self.command}", request.env, position=position)
+        with audited(self.audit, f"governor_{self.command}", request) as line:
+            _, line["position"] = carry_out(Store(self.context.store.block), self.command, lambda _state: None)
         response.content_type = JSON
-        response.data = encode(Commanded(self.command, position, self.context.boot_id))
+        response.data = encode(Commanded(self.command, self.context.boot_id, line["position"]))
 
 
-def carry_out(store: Store, kind: str, settings: Callable[[State], Settings | None]) -> tuple[State, int]:
-    """Have the controller carry out a command; return the state that it led to, or a later one, and its log position.
+@contextmanager
+def audited(audit: Audit, event: str, request: falcon.Request, **members: Any) -> Iterator[dict[str, Any]]:
+    """Write a command into the audit log once it was carried out, or may have been, which is answered with 503. What is
+    to be said of it beside `members` is put into what this yields.
+    """
+    try:
+        yield members
+    except OutcomeUnknown as error:
+        audit.note(event, request.env, outcome="unknown", **members)
+        detail = "The store is stuck; the command may still be carried out: look at GET /governor."
+        raise Problem(503, "outcome_unknown", detail, retry_after=1) from error
+    audit.note(event, request.env, **members)
+
+
+def carry_out(store: Store, kind: str, settings: Callable[[State], Settings | None]) -> tuple[State, int | None]:
+    """Have the controller carry out a command; return the state that it led to, or a later one, and its log position,
+    None when the log cannot tell it any more.
 
     `settings(state)` makes the settings of a configure from the state that they are to replace; it is called again when
     another command came in between. `store` belongs to the caller's thread. Raises Taken when it was not carried out in
-    time and never will be.
+    time and never will be, OutcomeUnknown when nobody can tell.
     """
     deadline = time.monotonic() + _WAIT_SECONDS
     while True:
@@ -200,16 +222,17 @@ def carry_out(store: Store, kind: str, settings: Callable[[State], Settings | No
             if state.ticket >= ticket:
                 return state, _position(store, posted_after, ticket, state)
             if time.monotonic() > deadline and store.withdraw_command(ticket):
-                raise Taken(Taken.__doc__)
-        except Busy as error:
+                break
+        except StoreError as error:  # it is posted: whatever is wrong now, nobody may say that nothing was applied
             if time.monotonic() > 2 * _WAIT_SECONDS + deadline:
-                detail = "The store is stuck; the command may still be carried out: look at GET /governor."
-                raise Problem(503, "outcome_unknown", detail, retry_after=1) from error
+                raise OutcomeUnknown from error
         time.sleep(_POLL_SECONDS)
+    raise Taken(Taken.__doc__)
 
 
-def _position(store: Store, posted_after: int, ticket: int, state: State) -> int:
-    """Return where the log holds the command with `ticket`, the first one after position `posted_after`.
+def _position(store: Store, posted_after: int, ticket: int, state: State) -> int | None:
+    """Return where the log holds the command with `ticket`, the first one after position `posted_after`; None when the
+    log cannot tell any more.
 
     `state` knows of the newest command only, and others may have been carried out before anybody looked.
     """
@@ -219,13 +242,13 @@ def _position(store: Store, posted_after: int, ticket: int, state: State) -> int
     while posted_after < newest:
         try:
             entries, _ = store.entries(posted_after + 1, DECISIONS_PAGE.value)
-        except Gone:  # overwritten: no position leads to it any more
+        except StoreError:  # most likely overwritten
             break
         for entry in entries:
             if KINDS[entry.kind] in _COMMANDS:
                 return int(entry.position)
         posted_after += len(entries)
-    return newest
+    return None
 
 
 def _view(state: State, boot_id: str) -> GovernorView:

@@ -21,7 +21,7 @@ from app.operation import Operation, Resource
 
 Answer = Callable[[WSGIEnvironment], bytes]
 
-_RAISED: Final = "mlsdm.raised"
+RAISED: Final = "mlsdm.raised"  # in the environ: why a request is refused before it is on the way to its route
 _OK: Final = "200 OK"
 _HEADERS: Final = [("Content-Type", JSON)]
 
@@ -50,12 +50,12 @@ class Lane:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
         short = self._short.get(environ["PATH_INFO"])
-        if short is not None and short.method == environ["REQUEST_METHOD"]:
+        if short is not None and short.method == environ["REQUEST_METHOD"] and RAISED not in environ:
             try:
                 self._gate.admit(environ, short.operation)
                 body = short.answer(environ)
             except Exception as error:  # noqa: BLE001 - it is raised again, below
-                environ[_RAISED] = error
+                environ[RAISED] = error
             else:
                 start_response(_OK, _HEADERS)
                 return [body]
@@ -68,6 +68,6 @@ class Entrance:
 
     def process_request(self, request: falcon.Request, _response: falcon.Response) -> None:
         """Called before Falcon looks for a route."""
-        error = request.env.pop(_RAISED, None)
+        error = request.env.pop(RAISED, None)
         if error is not None:
             raise error

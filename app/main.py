@@ -18,9 +18,10 @@ from app.auth import Gate, is_loopback
 from app.context import Context
 from app.decisions import DecisionsResource
 from app.events import BatchResource, EventResource
+from app.extent import refuse_larger
 from app.governor import CommandResource, GovernorResource
 from app.health import DetailedResource, LivenessResource, ReadinessResource
-from app.lane import Entrance, Lane
+from app.lane import RAISED, Entrance, Lane
 from app.latency import Latency
 from app.manual.docs import DocsResource
 from app.manual.openapi import OpenApiResource
@@ -29,7 +30,7 @@ from app.metrics import MetricsResource, latency_histogram, refusal_counter
 from app.occupancy import RowOccupancy
 from app.operation import Resource, check
 from app.patience import Patience
-from app.problem import on_store_error, serialise
+from app.problem import Problem, on_store_error, serialise
 from app.quota import Quotas, give_back
 from app.recall import RecallResource
 from app.server import server
@@ -170,10 +171,21 @@ class Application:
         self._audit.refused(environ, status, code)
 
     def wants_body(self, environ: WSGIEnvironment) -> bool:
-        """Return whether a body should be sent that is held back (Expect: 100-continue), or that is large."""
+        """Return whether a body should be sent that is held back (Expect: 100-continue), or that is large: not when it
+        is known already that its request will be refused.
+        """
         resource = self._routes.get(_bare(environ["PATH_INFO"]))
         operation = resource.operations.get(environ["REQUEST_METHOD"]) if resource else None
-        return self._gate.wants_body(environ, operation)
+        if operation is None or not self._gate.wants_body(environ, operation):
+            return False
+        try:
+            refuse_larger(int(environ.get("CONTENT_LENGTH", 0)), operation.body_size_max)
+            self._gate.admit(environ, operation)
+        except Problem as problem:
+            environ[RAISED] = problem
+            return False
+        give_back(environ)  # it is taken when the body is there
+        return True
 
     def may_block(self, method: str, path: str) -> int:
         """Return how a request is answered: on the loop, on the thread pool, or in pieces. HEAD does what GET does."""
@@ -193,6 +205,7 @@ class Application:
     def close(self) -> None:
         """Give the row back: after the last request."""
         self.on_beat()
+        self._audit.close()
         try:
             self.store.release_row(self.row, process.myself())
         except Busy:

@@ -17,6 +17,7 @@ from app.glossary import AgeSeconds, BootId, MemoryId, MoralValue, Phase, Positi
 from app.media import JSON, encode
 from app.operation import Operation, Parameter
 from app.problem import Problem, invalid
+from app.query import BOOT_ID, parameters_of_boot
 from app.recall import age_seconds
 from app.vector import floats_of
 from core.keys import Role
@@ -45,7 +46,6 @@ class Forgotten(msgspec.Struct):
     boot_id: BootId
 
 
-BOOT_ID: Final = Parameter("boot_id", "query", str, "The memory that ids and positions came from; another one is 410.")
 _MEMORY_ID: Final = Parameter(
     "memory_id",
     "path",
@@ -53,7 +53,9 @@ _MEMORY_ID: Final = Parameter(
     "The id that the decision gave.",
     required=True,
 )
-_REFUSALS: Final = ("memory_unknown", "memory_gone", "other_boot", "field_unknown", "field_invalid", *STORE)
+_REFUSALS: Final = (
+    "memory_unknown", "memory_gone", "other_boot", "field_unknown", "field_repeated", "field_invalid", *STORE,
+)  # fmt: skip
 _INCLUDE: Final = Parameter("include", "query", Literal["vector"], "More than the default members.")
 
 
@@ -76,9 +78,10 @@ class MemoryResource:
     def on_get(self, request: falcon.Request, response: falcon.Response, memory_id: str) -> None:
         """Return one memory."""
         context = self.context
-        number = self._number(request, memory_id, "include")
-        include = request.get_param("include")
-        if include not in (None, "vector"):
+        given = parameters_of_boot(request, context.boot_id, "include")
+        number = _number(memory_id)
+        include = given.get("include")
+        if include is not None and include != "vector":
             raise invalid("include", "field_invalid", f"is {include[:40]!r}", "vector")
         try:
             memory = context.store.memory(number)
@@ -103,7 +106,8 @@ class MemoryResource:
     def on_delete(self, request: falcon.Request, response: falcon.Response, memory_id: str) -> None:
         """Forget one memory for good; its bytes are erased."""
         context = self.context
-        number = self._number(request, memory_id)
+        parameters_of_boot(request, context.boot_id)
+        number = _number(memory_id)
         try:
             entry = context.store.forget(context.clock(), number)
         except status.StoreError as error:
@@ -111,25 +115,11 @@ class MemoryResource:
         response.content_type = JSON
         response.data = encode(Forgotten(number, entry.position, context.boot_id))
 
-    def _number(self, request: falcon.Request, text: str, *parameters: str) -> int:
-        check_parameters(request, self.context.boot_id, *parameters)
-        if not (text.isascii() and text.isdigit() and len(text) <= 19):
-            raise invalid("memory_id", "field_invalid", f"is {text[:40]!r}", "a memory id: digits")
-        return int(text)
 
-
-def check_parameters(request: falcon.Request, boot_id: str, *names: str) -> None:
-    """Raise 422 for a parameter beside `boot_id` and `names`, and 410 when the client names another boot than this.
-
-    A misspelt `boot_id` that was ignored would delete another memory than the one that was meant.
-    """
-    for name in request.params:
-        if name != "boot_id" and name not in names:
-            raise invalid(name[:40], "field_unknown", "is unknown", "one of " + ", ".join(("boot_id", *names)))
-    named = request.get_param("boot_id")
-    if named is not None and named != boot_id:
-        detail = f"boot_id: {named[:40]!r} is another memory than this one, which began empty; expected {boot_id}"
-        raise Problem(410, "other_boot", detail, field="boot_id", expected=boot_id)
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 19):
+        raise invalid("memory_id", "field_invalid", f"is {text[:40]!r}", "a memory id: digits")
+    return int(text)
 
 
 def _refuse(number: int, error: status.StoreError) -> NoReturn:

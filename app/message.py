@@ -35,7 +35,10 @@ IDLE: Final = 0  # between messages
 HEAD: Final = 1
 BODY: Final = 2
 
-LARGE_BODY_SIZE: Final = 65_536  # smaller ones are bounded by the number of connections alone
+LARGE_BODY_SIZE: Final = 65_536  # of a body, or of its end, so much is bounded by the number of connections alone
+# Pieces of a body become one when they are so many: a client may send it in chunks of two bytes, each of which is an
+# object of 43.
+_FOLD_COUNT: Final = 1_024
 _REQUEST_LINE_SIZE_MAX: Final = REQUEST_LINE_SIZE.value
 # While a head is incomplete its bytes hide in the parser. One of more bytes than this would not be accepted anyway.
 _HEAD_SIZE_MAX: Final = REQUEST_LINE_SIZE.value + HEADERS_SIZE.value + 4
@@ -56,6 +59,7 @@ class Message:
         "_expects",
         "_fed",
         "_fields",
+        "_folded",
         "_length",
         "_parser",
         "_persistence",
@@ -78,8 +82,8 @@ class Message:
         """`base` is what all environs share; `tracer` gives requests their names.
 
         `deliver(environ, persistence)` gets each request, with PERSIST, KEEP_ALIVE or CLOSE as it asked for, and says
-        whether more are wanted. `reserve(size, environ)` is asked before a large body, `size` bytes of it, is taken
-        into memory for the request that `environ` describes, and may raise Refusal.
+        whether more are wanted. `reserve(size, environ)` is asked before `size` more bytes of a large body are kept
+        for the request that `environ` describes, 0 when one is announced, and may raise Refusal.
         """
         self.phase = IDLE
         self._base = self._environ = base
@@ -92,6 +96,7 @@ class Message:
         self._target = b""
         self._fields: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
+        self._folded = 0  # of these, the first so many are made of many
         self._length = 0
         self._received = 0  # bytes of the body
         self._reserved = 0  # bytes of it that were reserved
@@ -133,11 +138,14 @@ class Message:
         del self._parser, self._deliver, self._reserve
         self.forget()
 
-    def forget(self) -> None:
-        """Let go of what was read of a request that is refused. Nothing is fed afterwards."""
-        self._environ = self._base
+    def forget(self) -> WSGIEnvironment:
+        """Let go of what was read of a request that is refused; returns its environ as far as there is one. Nothing is
+        fed afterwards.
+        """
+        environ, self._environ = self._environ, self._base
         self._fields.clear()
         self._body.clear()
+        return environ
 
     @property
     def is_head(self) -> bool:
@@ -154,12 +162,17 @@ class Message:
     @property
     def named(self) -> WSGIEnvironment:
         """An environ that names the request being read, for whoever refuses it. The names are the client's if the head
-        was read and they are sane; otherwise an id is made, a new one each time.
+        was read and they are sane; otherwise an id is made, a new one each time. So is what proxies say of whom they
+        speak for: in a head that ends early their line may be missing, and what is there the client's invention.
         """
         if self.phase == BODY and "mlsdm.request_id" in self._environ:
             return self._environ
         fields = self._fields if self.phase == BODY else []
-        return {**self._base, "mlsdm.request_id": self._tracer.name_refused(fields)}
+        named = {**self._base, "mlsdm.request_id": self._tracer.name_refused(fields)}
+        hops = b",".join(value for name, value in fields if name.lower() == b"x-forwarded-for")
+        if hops:  # in a head that may be refused for its size; the nearest hop is the last
+            named["HTTP_X_FORWARDED_FOR"] = hops[-HEADERS_SIZE.value :].decode("latin-1")
+        return named
 
     def take_expectation(self) -> WSGIEnvironment | None:
         """Return, once, the environ of a request whose client waits for 100 Continue: it asked, and no byte of the body
@@ -219,22 +232,24 @@ class Message:
             self._persistence = PERSIST if version == "1.1" else KEEP_ALIVE
         if length:
             self._body = []
-            self._received = self._reserved = 0
+            self._folded = self._received = self._reserved = 0
             self._expects = "HTTP_EXPECT" in environ
             if length > LARGE_BODY_SIZE:
-                self._reserve(length, environ)
+                self._reserve(0, environ)  # whoever may not send it is told so now
         if parser.should_upgrade():
             self._upgrade = b"Transfer-Encoding: chunked" if length == CHUNKED else b"Content-Length: %d" % length
 
     def on_body(self, piece: bytes) -> None:
         self._body.append(piece)
         self._received += len(piece)
-        if self._length == CHUNKED:
-            if self._received > BODY_SIZE.value:
-                raise Refusal.over(BODY_SIZE, "A chunked body")
-            if self._received > self._reserved + LARGE_BODY_SIZE:
-                self._reserve(len(piece) + LARGE_BODY_SIZE, self._environ)
-                self._reserved += len(piece) + LARGE_BODY_SIZE
+        if self._received > BODY_SIZE.value:
+            raise Refusal.over(BODY_SIZE, "A chunked body")
+        if self._received > self._reserved + LARGE_BODY_SIZE:
+            self._reserve(self._received - self._reserved, self._environ)
+            self._reserved = self._received
+        if len(self._body) > self._folded + _FOLD_COUNT:
+            self._body[self._folded :] = [b"".join(self._body[self._folded :])]
+            self._folded += 1
 
     def on_message_complete(self) -> None:
         if self._upgrade:  # llhttp ends the message where it gives up on HTTP

@@ -65,12 +65,18 @@ class WorkersCollector(Collector):
             yield family
             if family.name == _REFUSALS:
                 errors = sum(sample.value for sample in family.samples if _is_ours(sample.labels["code"]))
-        yield UntypedMetricFamily("error_count", "Requests answered with a status of 500 or above.", errors)
+        yield UntypedMetricFamily(
+            "error_count", "Requests that this server could not serve: answers of 500 and 503.", errors
+        )
 
 
 def _is_ours(code: str) -> bool:
-    """Return whether a refusal is this server's fault, or its operator's, and not the client's."""
-    return code in CODES and CODES[code].status >= 500  # limits that close a connection without a word have no status
+    """Return whether a refusal is this server's fault, or its operator's, and not the client's.
+
+    501 and 505 are the client's: it asks for a method, a coding or a version that is not spoken here. Limits that close
+    a connection without a word have no status.
+    """
+    return code in CODES and CODES[code].status in (500, 503)
 
 
 class BlockCollector(Collector):

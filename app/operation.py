@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import falcon
 
 from core.keys import Role
+from core.limits import BODY_SIZE
 
 
 class Parameter(NamedTuple):
@@ -40,8 +41,10 @@ class Operation(NamedTuple):
     that msgspec can describe, sent as JSON, or a media type; `others` are answers with other statuses than 200 that are
     no problem documents. `body` says by media type what may be sent: a type that msgspec can describe, or Octets.
     `refusals` are the codes (`app.codes`) that are its own; what the connection and the gate may say to any request is
-    not repeated. `cost` in tokens is taken before the responder runs; a responder that knows better takes its own.
-    `blocks` sends it to the worker's thread pool; `in_pieces` says that its answer is long and a stream of pieces.
+    not repeated. `cost` in tokens is taken before the responder runs. The body has at most `body_size_max` bytes; if it
+    is a batch, with at most `item_size_max` bytes for each of its items, a token for each item that it must have is
+    taken instead, and the rest by the responder, which can count them. `blocks` sends it to the worker's thread pool;
+    `in_pieces` says that its answer is long and a stream of pieces.
     """
 
     summary: str
@@ -52,6 +55,8 @@ class Operation(NamedTuple):
     refusals: tuple[str, ...] = ()
     others: Mapping[int, Any] = MappingProxyType({})
     cost: int = 0
+    body_size_max: int = BODY_SIZE.value
+    item_size_max: int = 0
     blocks: bool = False
     in_pieces: bool = False
 

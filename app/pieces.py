@@ -1,62 +1,61 @@
 """Pieces: the line of connections whose answers take long to make.
 
-Such an answer is made a piece in each turn of the loop, of no more than a quarter of a millisecond, and sent when it is
-whole. First come, first served, so that one answer at a time is half made; slowly while others wait, because a thousand
-of them are an attack, and what is asked for beside them must not wait for a thousand answers; and not at all while
-readers leave too many bytes of such answers untaken.
+Such an answer is made in pieces of no more than a quarter of a millisecond, one in each turn of the loop, and sent when
+it is whole. First come, first served, so that one answer at a time is half made; slowly while others wait, because a
+thousand of them are an attack, and what is asked for beside them must not wait for a thousand answers. Where a turn of
+the loop takes long, because a thousand others have something to do in each, there are more pieces in it: they have a
+fifth of the time, whoever else is there.
+
+Who stands in line has been let in and has something to come: a refusal is short, and is answered at once.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
-
-from core.limits import ANSWERS_SIZE
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
     from app.connection import Connection
 
-# Between two pieces while several answers are under way: with pieces of 0.25 ms, a fifth of the loop's time.
+# Between two turns while several answers are under way: with pieces of 0.25 ms, a fifth of the loop's time.
 PIECE_SECONDS: Final = 0.001
+# And of a turn that took longer: in each second so many pieces, but at once no more than 5 ms of them.
+PIECES_PER_SECOND: Final = 800
+PIECES_COUNT_MAX: Final = 20
 
 
 class Pieces:
     """The line of one worker."""
 
-    def __init__(self, loop: "AbstractEventLoop") -> None:
-        self.untaken_size = 0  # bytes of answers in the write buffers of slow readers
+    def __init__(self, loop: "AbstractEventLoop", clock: Callable[[], float]) -> None:
+        """`clock` in seconds, monotonic."""
         self._loop = loop
+        self._clock = clock
         self._line: OrderedDict[Connection, None] = OrderedDict()  # the first one's answer is under way
-        self._untaken: dict[Connection, int] = {}
         self._due = False
+        self._since = 0.0  # when the turn of the loop began that ends with the next pieces
 
     def __len__(self) -> int:
         return len(self._line)
 
     def line_up(self, connection: "Connection") -> None:
-        """Have `connection` make a long answer (`Connection.make_piece`)."""
+        """Have the rest made of a long answer that `connection` has begun (`Connection.make_piece`)."""
         self._line[connection] = None
         self._schedule()
 
-    def forget(self, connection: "Connection") -> None:
-        """Have nothing more made for a connection that has ended."""
-        self._line.pop(connection, None)
-        self.leaves(connection, 0)
-
-    def leaves(self, connection: "Connection", size: int) -> None:
-        """Account for `size` bytes that wait, from now on, for a reader who is slow to take them; 0 when none do."""
-        before = self.untaken_size
-        self.untaken_size += size - self._untaken.pop(connection, 0)
-        if size:
-            self._untaken[connection] = size
-        if before <= ANSWERS_SIZE.value < self.untaken_size:
-            connection.passed(ANSWERS_SIZE, "Readers leave too much of their answers, and long ones wait")
-        self._schedule()
+    def forget(self, connection: "Connection") -> bool:
+        """Have nothing more made for a connection that has ended. Returns whether something would have been."""
+        waited = connection in self._line
+        if waited:
+            del self._line[connection]
+        return waited
 
     def _schedule(self) -> None:
-        if self._due or not self._line or self.untaken_size > ANSWERS_SIZE.value:
+        if self._due or not self._line:
             return
         self._due = True
+        self._since = self._clock()
         if len(self._line) == 1:
             self._loop.call_soon(self._make)
         else:
@@ -64,8 +63,10 @@ class Pieces:
 
     def _make(self) -> None:
         self._due = False
+        left = min(PIECES_COUNT_MAX, 1 + int(PIECES_PER_SECOND * (self._clock() - self._since)))
         try:
-            if self._line:
+            while self._line and left:
+                left -= 1
                 connection = next(iter(self._line))
                 answer = connection.make_piece()
                 if answer is not None:

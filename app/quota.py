@@ -3,11 +3,13 @@
 A client is its key, or without keys its address; its tier gives rate and burst; its bucket lies in the block
 (shm/native/bucket.c). One event or one recall costs one token, a batch of n events n, anything else nothing. Tokens
 are taken before anything is admitted and given back when the request is refused after all, so a refused request costs
-nothing, and a request that was told 429 has changed nothing.
+nothing, and a request that was told 429 has changed nothing. One that met an error of ours (500) keeps them: nobody
+knows what it has done.
 
-What costs the same whatever it says is charged by the gate, before its body is decoded, so that who has nothing left is
-refused for the price of a look. Only a batch is charged by its responder, because how many events it has is known once
-it is decoded; charging everything there would have every refusal pay for decoding.
+What a request costs is charged by the gate, before its body is decoded, so that who has nothing left is refused for the
+price of a look. How many events a batch has is known once it is decoded; until then it is charged for as many as its
+bytes must hold (app/extent.py), and the responder charges for the rest as soon as it can count them, before it reads
+their vectors. So the work that can be had for nothing, by what is refused in the end, is bounded by the client's burst.
 
 Every answer that was paid for says how much is left (`RateLimit`, `RateLimit-Policy`; draft-ietf-httpapi-ratelimit-
 headers), so that a client can slow down before it is told to.
@@ -53,14 +55,17 @@ class Quotas:
         self._account_of = lru_cache(4096)(self._account)
 
     def charge(self, environ: WSGIEnvironment, tokens: int) -> None:
-        """Take `tokens` from the client's bucket. Raises 429 when they are not there, 422 when they never will be."""
+        """Take `tokens` from the client's bucket, in place of what the request has paid in advance. Raises 429 when
+        they are not there, 422 when they never will be.
+        """
+        least = "" if give_back(environ) else "at least "  # in advance it is that many
         client: Client = environ["mlsdm.client"]
         tier = client.key.tier
         buckets, owner, interval_ns, burst, policy = self._account_of(client.id, client.key.id != "", tier)
         if tokens > burst:
             raise Problem(
                 422, "batch_above_burst",
-                f"body: {tokens} events; expected at most {burst}, the burst of tier {tier}",
+                f"body: {least}{tokens} events; expected at most {burst}, the burst of tier {tier}",
                 field="body", expected=f"at most {burst} events",
             )  # fmt: skip
         wait_ns, full_ns, remaining = buckets.take(owner, self._clock(), interval_ns, burst, tokens)
@@ -93,15 +98,16 @@ class Quotas:
         return int.from_bytes(blake2b(f"{name} {bucket}".encode(), digest_size=8, key=self._secret).digest()) or 1
 
 
-def give_back(environ: WSGIEnvironment, spent: int = 0) -> None:
-    """Return what a request has paid, but for `spent` tokens."""
+def give_back(environ: WSGIEnvironment, spent: int = 0) -> bool:
+    """Return what a request has paid, but for `spent` tokens. False when it has paid nothing."""
     charge: Charge | None = environ.pop("mlsdm.charge", None)
     if charge is None:
-        return
+        return False
     buckets, owner, interval_ns, tokens, policy = charge
     if tokens > spent:
         buckets.give_back(owner, interval_ns, tokens - spent)
         environ["mlsdm.lines"] = policy  # what was left is not true any more
+    return True
 
 
 def _policy(name: str, tier: Tier) -> str:

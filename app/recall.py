@@ -5,7 +5,7 @@ in the query string.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import falcon
 import msgspec
@@ -14,10 +14,12 @@ from msgspec import Meta
 from app.body import UNDECODED, refuse_body, refuse_repeats, refuse_repeats_packed
 from app.codes import BODY, DECIDED
 from app.context import Context
+from app.extent import query_size_max, refuse_larger
 from app.glossary import AgeSeconds, BootId, MemoryId, MoralValue, Phase, Position
 from app.media import JSON, MSGPACK, RAW, encode, media_type
 from app.operation import Octets, Operation, Parameter
 from app.problem import invalid
+from app.query import parameters_of
 from app.vector import VECTOR_SCHEMA, Floats, floats_of, refuse_vector
 from core.keys import Role
 from core.limits import TOP_K
@@ -98,11 +100,13 @@ class RecallResource:
 
     def __init__(self, context: Context, blocks: bool) -> None:
         """`blocks` when the store is so large that a recall belongs on the thread pool."""
+        self.size_max = query_size_max(context.config.dimension)
         self.operations: Mapping[str, Operation] = {
             "POST": Operation(
                 "Find the memories nearest to a vector, exactly.", Role.READ, Recalled,
                 body={JSON: Query, MSGPACK: Query, RAW: Octets("The vector, little-endian float32, and nothing else.")},
-                parameters=_PARAMETERS, refusals=(*BODY, *DECIDED, TOP_K.code), cost=1, blocks=blocks,
+                parameters=_PARAMETERS, refusals=(*BODY, *DECIDED, TOP_K.code), cost=1,
+                body_size_max=self.size_max, blocks=blocks,
             )
         }  # fmt: skip
         self.context = context
@@ -136,14 +140,15 @@ class RecallResource:
 
     def _read(self, request: falcon.Request) -> tuple[Floats, Query | Parameters]:
         body = request.env["wsgi.input"].read()
+        refuse_larger(len(body), self.size_max)
         media = media_type(request.env)
         try:
             if media != RAW and request.params:
                 raise invalid(next(iter(request.params))[:40], "field_unknown", "is unknown", f"members of the {media}")
             if media == RAW:
-                given = {**request.params}
-                if isinstance(include := given.get("include"), str):
-                    given["include"] = include.split(",")
+                given: dict[str, Any] = {**parameters_of(request, *Parameters.__struct_fields__)}
+                if "include" in given:
+                    given["include"] = given["include"].split(",")
                 asked = msgspec.convert(given, Parameters, strict=False)
                 return self.codec.of_bytes(body, "body"), asked
             if media == JSON:
@@ -157,8 +162,7 @@ class RecallResource:
         except UNDECODED as error:
             if isinstance(error, msgspec.ValidationError) and str(error).endswith("`$.top_k`"):
                 raise invalid("top_k", TOP_K.code, "is out of range or no whole number", MEMBERS["top_k"]) from error
-            members = MEMBERS if media != RAW else {name: MEMBERS[name] for name in Parameters.__struct_fields__}
-            refuse_body(error, media, members)
+            refuse_body(error, media, MEMBERS)
 
 
 def found(match: Match, now_ns: int) -> Found:

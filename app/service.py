@@ -1,10 +1,11 @@
 """The service: what all connections of one worker share.
 
 Owns the application, the clock of the deadlines, the lines that all answers share (Date, the standing headers), the
-names of requests, the budgets of what clients make it hold (`app.budget`), the two lines in which connections wait for
-their turn (`app.turns`, `app.pieces`), the rounds of deadlines (`app.rounds`), and the small thread pool for the few
-routes that may block. The worker makes one after the fork and ticks it; connections read it on every request, which is
-why its fields are plain attributes. All but `refused` is for the loop's thread alone, so nothing here is locked.
+names of requests, the bounds of what clients make it hold (`app.budget`, `app.untaken`), the two lines in which
+connections wait for their turn (`app.turns`, `app.pieces`), the rounds of deadlines (`app.rounds`), and the small
+thread pool for the few routes that may block. The worker makes one after the fork and ticks it; connections read it on
+every request, which is why its fields are plain attributes. All but `refused` is for the loop's thread alone, so
+nothing here is locked.
 
 The clock is patient: a tick advances it by at most `TICK_SECONDS_MAX`, however much time has passed. When the
 container is throttled or a request held the loop, the bytes that clients sent in time are still in the kernel; with
@@ -25,6 +26,7 @@ from app.rounds import Rounds
 from app.standing import Standing
 from app.trace import Tracer, about
 from app.turns import Turns
+from app.untaken import Untaken
 from core.limits import BODIES_SIZE, PIPELINES_SIZE
 
 if TYPE_CHECKING:
@@ -46,8 +48,9 @@ class Application(Protocol):
     does without.
 
     `may_block(method, path) -> int`: INLINE (or False) answers the request on the loop, POOL (or True) on the thread
-    pool, IN_PIECES on the loop, in its turn, when its answer takes long to make: the application should then return a
-    generator, and is asked for one piece in each turn of the loop, of no more than a quarter of a millisecond.
+    pool, IN_PIECES on the loop, when its answer takes long to make: the application should then return a generator, as
+    soon as it has found nothing to refuse, and is asked for one piece in each turn of the loop, of no more than a
+    quarter of a millisecond.
     `wants_body(environ) -> bool`: whether a body is wanted that the client holds back (Expect: 100-continue), or that
     is large. Called before there is one; after False the application is called with an empty body, to say why not.
     `on_refusal(code, environ, status)`: whenever a connection passed a limit or broke a rule, or a request met an error
@@ -97,7 +100,8 @@ class Service:
         self.bodies = Budget(BODIES_SIZE, "request bodies; try again in a second")
         self.pipelines = Budget(PIPELINES_SIZE, "pipelined requests; send one at a time")
         self.turns = Turns(loop, clock)
-        self.pieces = Pieces(loop)
+        self.pieces = Pieces(loop, clock)
+        self.untaken = Untaken(loop, lambda: self.now)
         self.rounds = Rounds(loop, self.connections)
         self.now = 0.0  # seconds, patient, arbitrary origin
         self.date = ""

@@ -159,7 +159,7 @@ class Store:
             self._map, now_ns, count, moral, floats, joined, ends, key, decisions, self._count
         )
         decided = ffi.buffer(decisions, self._count[0] * _DECISION.size)
-        return [Decision._make(fields) for fields in _DECISION.iter_unpack(decided)], status
+        return [_new_tuple(Decision, fields) for fields in _DECISION.iter_unpack(decided)], status
 
     def check_vectors(self, vectors: Any, count: int) -> tuple[int, int]:
         """Return (status, index) of the first of `count` vectors that cannot be admitted; (OK, count) when all can."""

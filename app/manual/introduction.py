@@ -7,6 +7,7 @@ page of `app.manual.docs` can render it without a parser. Figures are those of t
 from collections.abc import Mapping
 from typing import Final
 
+from app.extent import event_size_max, query_size_max
 from core.config import Config, tiers
 
 # By the noun of a route's module; in the order of the routes.
@@ -37,7 +38,9 @@ keys at all, as in development, is open to everybody who can reach it.
 JSON, msgpack with the same members, or plain bytes: `application/octet-stream` is little-endian float32 and by far \
 the fastest. A vector in JSON is an array of numbers or the base64 of those bytes. Members that are unknown or stand \
 twice are refused, not ignored, and a whole number is written without a fraction: `1.0` is none. Members of an answer \
-that have no value are left out; more members may be added to answers in time.
+that have no value are left out; more members may be added to answers in time. An event takes at most {event_size} \
+bytes in any form, white space included, a batch as many for each of its events, and the query of a recall \
+{query_size}.
 
 ## Idempotency
 
@@ -53,7 +56,7 @@ One event or recall costs one token, a batch of n events costs n, and nothing el
 the key, or without keys to the address, and refill at the rate of its tier up to its burst: {tiers}. Limits are \
 switched {switch} on this server. `RateLimit` says how many tokens are left (r) and in how many seconds there are as \
 many as there can be (t); `RateLimit-Policy` says the burst (q) and the seconds in which it refills (w). A refused \
-request costs nothing.
+request costs nothing; one that is answered with 500 keeps its price, because nobody knows what it has done.
 
 ## Refusals
 
@@ -76,6 +79,8 @@ def introduction(config: Config) -> str:
     named = [f"`{name}` {tier.rate:,g} per second up to {tier.burst:,}" for name, tier in tiers(config).items()]
     return _TEXT.format(
         dimension=config.dimension,
+        event_size=f"{event_size_max(config.dimension, config.payload_size_max):,}",
+        query_size=f"{query_size_max(config.dimension):,}",
         receipts=f"{config.idempotency_capacity:,}",
         tiers=", ".join(named),
         switch="on" if config.security.rate_limiting.enabled else "off",

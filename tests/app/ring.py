@@ -15,6 +15,7 @@ KEYS: Final = {
     "admin": ("admin", "bulk", None),
     "slow": ("write", "standard", None),
     "meek": ("write", "standard", None),
+    "thrifty": ("write", "standard", None),
     "quick": ("write", "high", None),
     "expired": ("admin", "bulk", "2020-01-01T00:00:00Z"),
 }

@@ -5,11 +5,14 @@ import contextlib
 import json
 import logging
 import socket
+import ssl
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -17,12 +20,18 @@ import uvloop
 from app.connection import Connection
 from app.framing import Refusal
 from app.service import Service
+from app.tls import Tls
+from tests.app.certificate import CERTIFICATE, write_certificate
 
 PATIENCE = 20.0  # seconds a test waits for what must happen; nothing is asserted about how soon it does
 
 
 class Echo:
-    """Answers with what the environ said, as JSON; /slow… waits on the pool until `gate` opens, /big answers 256 kB."""
+    """Answers with what the environ said, as JSON; /slow… waits on the pool until `gate` opens, /big answers `size`
+    bytes.
+    """
+
+    size = 262_144
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -44,7 +53,7 @@ class Echo:
             assert self.gate.wait(PATIENCE)
         if path == "/big":
             start_response("200 OK", [])
-            return [b"x" * 262_144]
+            return [b"x" * self.size]
         body = environ["wsgi.input"].read()
         seen = {k: v for k, v in environ.items() if isinstance(v, str | int)}
         start_response("200 OK", [("Content-Type", "application/json")])
@@ -81,6 +90,7 @@ class Server:
     service: Service
     loop: asyncio.AbstractEventLoop
     app: Any
+    trust: ssl.SSLContext | None = None  # what its clients need on TLS
     lost: list[float] = field(default_factory=list)
 
     def call(self, function: Callable[[], Any]) -> Any:
@@ -91,6 +101,20 @@ class Server:
 
         return asyncio.run_coroutine_threadsafe(run(), self.loop).result(PATIENCE)
 
+    def wait(self, seconds: float) -> None:
+        """Have the service's clock go on by `seconds`, and every connection look at its deadlines, more than once."""
+        looks = [0]
+
+        def step() -> None:
+            self.service.now += 0.25
+            self.service.rounds.begin()
+            looks[0] += 1
+            if looks[0] < 4 * seconds + 2:
+                self.loop.call_soon(self.loop.call_soon, step)
+
+        self.loop.call_soon_threadsafe(step)
+        until(lambda: looks[0] >= 4 * seconds + 2)
+
 
 @contextlib.contextmanager
 def serving(
@@ -100,10 +124,12 @@ def serving(
     pace: float = 0.0,
     sndbuf: int = 0,
     refusal: Refusal | None = None,
+    tls: bool = False,
 ) -> Iterator[Server]:
     """Serve `app` (Echo by default). With a `pace`, the service's clock runs that many seconds per 10 ms instead of
     real time.
     """
+    context, trust = contexts() if tls else (None, None)
     app = app or Echo()
     loop = uvloop.new_event_loop()
     listener = socket.socket()
@@ -116,8 +142,14 @@ def serving(
     async def main() -> None:
         moment = [1e6]
         clock = (lambda: moment[0]) if pace else time.monotonic
-        service = Service(app, loop, logging.getLogger("test"), clock=clock)
-        await loop.create_server(lambda: protocol(service, ("127.0.0.1", 4242), refusal), sock=listener)
+        scheme = "http" if context is None else "https"
+        service = Service(app, loop, logging.getLogger("test"), scheme=scheme, clock=clock)
+
+        def make() -> Any:
+            connection = protocol(service, ("127.0.0.1", 4242), refusal)
+            return connection if context is None else Tls(loop, connection, context)
+
+        await loop.create_server(make, sock=listener)
 
         def beat() -> None:
             moment[0] += pace
@@ -126,7 +158,7 @@ def serving(
             loop.call_later(0.01, beat)
 
         beat()
-        holder.append(Server(listener.getsockname(), service, loop, app))
+        holder.append(Server(listener.getsockname(), service, loop, app, trust))
         service.lost = lambda: holder[0].lost.append(loop.time())
         started.set()
 
@@ -155,7 +187,15 @@ def dial(server: Server, *, rcvbuf: int = 0) -> socket.socket:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
     client.settimeout(PATIENCE)
     client.connect(server.address)
-    return client
+    return client if server.trust is None else server.trust.wrap_socket(client, server_hostname="127.0.0.1")
+
+
+def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return what a server and its clients need for TLS."""
+    with tempfile.TemporaryDirectory() as directory:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(*write_certificate(Path(directory)))
+    return context, ssl.create_default_context(cadata=CERTIFICATE)
 
 
 @dataclass

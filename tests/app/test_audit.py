@@ -1,5 +1,6 @@
 """The audit log: a JSON line for every refusal that matters and every change of the governor, and never too many."""
 
+import io
 import json
 import logging
 import os
@@ -10,16 +11,23 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
 
 from app.audit import LINES_PER_SECOND, Audit
+from app.governor import CommandResource, GovernorResource
 from app.logs import JsonFormatter
+from app.problem import Problem
+from core.config import Config
 from loadtests.live import LiveServer, eventually
+from shm import status
+from shm.store import Store
 from tests.app import ring
 from tests.app.wire import EXAMPLE, Body, of_json
 from tests.conftest import Serve
+from tests.formed import Formed
 
 EVENT: Final = of_json({"event_vector": EXAMPLE, "moral_value": 0.95})
 TRACE: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -138,6 +146,68 @@ def test_threads_of_the_pool_keep_to_the_same_number(lines: list[dict[str, Any]]
 
     assert len(lines) == LINES_PER_SECOND + 1
     assert lines[-1]["suppressed"] == 8 * 500 - LINES_PER_SECOND
+
+
+def test_what_was_not_written_is_told_at_the_end(lines: list[dict[str, Any]]) -> None:
+    """A worker that ends within the second says how many lines there would have been; once."""
+    audit = Audit(lambda: 7.0)
+
+    for _ in range(LINES_PER_SECOND + 3):
+        audit.refused(environ(), 401, "unauthorised")
+    audit.close()
+    audit.close()
+
+    assert [3] == [line["suppressed"] for line in lines if "suppressed" in line]
+
+
+class Stuck(Store):
+    """A store that fails in one way or another once a command was posted."""
+
+    error: type[status.StoreError] = status.Busy
+    is_posted = False
+
+    def post_command(self, *arguments: Any, **keywords: Any) -> int:
+        """Post, and be stuck."""
+        ticket = super().post_command(*arguments, **keywords)
+        self.is_posted = True
+        return ticket
+
+    def state(self) -> Any:
+        """Return the state before, fail after."""
+        if self.is_posted:
+            raise self.error(self.error.__doc__)
+        return super().state()
+
+
+@pytest.mark.parametrize("error", [status.Busy, status.Corrupt, status.Lost])
+def test_a_command_whose_outcome_nobody_knows_is_written(
+    lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, error: type[status.StoreError]
+) -> None:
+    """It may still be carried out, so nobody may say that nothing was applied, and the log says who asked for it."""
+    monkeypatch.setattr("app.governor._WAIT_SECONDS", 0.02)
+    monkeypatch.setattr("app.governor.Store", Stuck)
+    monkeypatch.setattr(Stuck, "error", error)
+    formed = Formed()
+    context: Any = SimpleNamespace(store=formed.store, boot_id="", config=Config())
+    change = b'{"moral_filter": {"ema_alpha": 0.2}}'
+    asked: Any = SimpleNamespace(env=environ(**{"wsgi.input": io.BytesIO(change)}))
+    told: Any = SimpleNamespace()
+
+    with pytest.raises(Problem) as stopped:
+        CommandResource(context, Audit(), "stop").on_post(asked, told)
+    formed.store.withdraw_command(int(formed.store.state().ticket) + 1)
+    with pytest.raises(Problem) as changed:
+        GovernorResource(context, Audit()).on_patch(asked, told)
+
+    assert [(503, "outcome_unknown")] * 2 == [
+        (caught.value.status_code, caught.value.problem_code) for caught in (stopped, changed)
+    ]
+    assert [("governor_stop", "unknown", "an-id"), ("governor_changed", "unknown", "an-id")] == [
+        (line["event"], line["outcome"], line["request_id"]) for line in lines
+    ]
+    assert {"moral_filter": {"ema_alpha": 0.2}} == lines[1]["after"]
+    assert all("position" not in line for line in lines)
+    formed.close()
 
 
 # -- in a server -------------------------------------------------------------------------------------------------------
@@ -301,6 +371,17 @@ def test_a_flood_of_refusals_is_a_trickle_of_lines(serve: Serve) -> None:
     eventually(lambda: accounted() == 1000)
     assert LINES_PER_SECOND <= len(audited(server)) <= (LINES_PER_SECOND + 1) * (elapsed + 2)
     assert b'\nmlsdm_refusals_total{code="unauthorised"} 1000.0\n' in server.get("/metrics").body
+
+
+def test_a_worker_that_ends_tells_what_it_did_not_write(serve: Serve) -> None:
+    """A flood right before the end is accounted for like any other."""
+    server = serve(WORKERS="1", API_KEY=ring.API_KEY)
+    for _ in range(60):
+        assert server.get("/state").status == 401
+
+    server.stop()
+
+    assert 60 == sum(line.get("suppressed", 1) for line in audited(server))
 
 
 def test_credentials_in_odd_places_are_not_written(keyed_server: LiveServer) -> None:

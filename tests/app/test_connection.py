@@ -9,9 +9,6 @@ import pytest
 
 from app.connection import Connection
 from app.service import IN_PIECES
-from core.limits import (
-    ANSWERS_SIZE,
-)
 from tests.app.serving import (
     CHUNKED,
     GOOD,
@@ -23,7 +20,6 @@ from tests.app.serving import (
     Reader,
     Server,
     ask,
-    connections,
     dial,
     get,
     post,
@@ -319,10 +315,13 @@ def test_blocking_routes_run_on_the_pool_in_order() -> None:
 
 
 class Long(Echo):
-    """Answers /long… in a hundred pieces; `size` and `seconds` say how large and how slow. One of /long/bad fails."""
+    """Answers /long… in a hundred pieces; `size` and `seconds` say how large and how slow. One of /long/bad fails, of
+    /long/endless there are more until `enough`, and /long/no is refused.
+    """
 
     size = 1
     seconds = 0.0
+    enough = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -336,16 +335,21 @@ class Long(Echo):
         if not path.startswith("/long"):
             return super().__call__(environ, start_response)
         self.calls.append(path)
+        if path == "/long/no":
+            start_response("401 Unauthorized", [])
+            return [b"no"]
         start_response("200 OK", [])
         return self.made(path)
 
     def made(self, path: str) -> Iterator[bytes]:
-        for number in range(100):
+        number = 0
+        while number < 100 or (path == "/long/endless" and not self.enough):
             self.pieces.append(path)
             time.sleep(self.seconds)
             if number == 50 and path == "/long/bad":
                 raise ValueError("no more of this")
             yield b"x" * self.size
+            number += 1
 
 
 def test_long_answers_are_made_in_pieces() -> None:
@@ -374,6 +378,23 @@ def test_long_answers_are_made_in_pieces() -> None:
         assert {100} == {server.app.pieces.count(path) for path in ("/long/1", "/long/2", "/long/3")}
 
 
+def test_long_answers_have_a_share_of_long_turns() -> None:
+    """Where others have much to do in each turn of the loop, more than one piece is made in it."""
+    turns = [0]
+    with serving(Long()) as server:
+
+        def busy() -> None:
+            turns[0] += 1
+            time.sleep(0.02)
+            if "/long/1" not in server.app.calls or len(server.app.pieces) < 100:
+                server.loop.call_soon(busy)
+
+        server.call(lambda: server.loop.call_soon(busy))
+
+        assert b"x" * 100 == ask(server, get(b"/long/1"))[0].body
+        assert turns[0] < 50
+
+
 def test_long_answer_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     """Nothing of it was sent, so its client gets a plain 500, and the next request is served."""
     with serving(Long()) as server:
@@ -385,44 +406,33 @@ def test_long_answer_that_fails(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_long_answer_that_nobody_waits_for() -> None:
     """When its peer has gone, no more of it is made, and the next one has its turn."""
-    with serving(Long()) as server, dial(server) as lazy:
-        server.app.size = 1_000
-        (other,) = connections(server, lazy)
+    with serving(Long()) as server:
         with dial(server) as client:
-            server.call(lambda: server.service.pieces.leaves(other, 2 * ANSWERS_SIZE.value))  # holds it up
-            client.sendall(get(b"/long/1"))
-            until(lambda: bool(server.call(lambda: len(server.service.pieces))))
+            client.sendall(get(b"/long/endless"))
+            until(lambda: bool(server.app.pieces))
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         until(lambda: bool(server.lost))
-        server.call(lambda: server.service.pieces.leaves(other, 0))
+        made = server.call(lambda: server.app.pieces.count("/long/endless"))
 
-        assert 100_000 == len(ask(server, get(b"/long/2"))[0].body)
-        assert {"/long/2"} == set(server.app.pieces)
+        assert 100 == len(ask(server, get(b"/long/2"))[0].body)
+        assert made == server.app.pieces.count("/long/endless")
+        assert 0 == server.call(lambda: len(server.service.pieces))
 
 
-def test_untaken_answers_hold_up_long_ones_alone() -> None:
-    """While slow readers leave too much untaken, no long answer is made, and everything else is answered; when they are
-    cut off, the long ones go on.
-    """
-    count = ANSWERS_SIZE.value // 4_000_000 + 1
-    with serving(Long(), sndbuf=8_192) as server:
-        server.app.size = 40_000
-        readers = [dial(server, rcvbuf=8_192) for _ in range(count)]
-        for reader in readers:
-            reader.sendall(get(b"/long/slow"))
-        until(lambda: server.call(lambda: server.service.pieces.untaken_size) > ANSWERS_SIZE.value)
-        with dial(server) as waiting:
-            waiting.sendall(get(b"/long/last"))
-            until(lambda: bool(server.call(lambda: len(server.service.pieces))))
-            for _ in range(20):
-                assert 200 == ask(server, GOOD)[0].status
-            assert "/long/last" not in server.app.calls
-            for reader in readers:
-                reader.close()
+@pytest.mark.parametrize("count", [1, 5])
+def test_who_is_refused_does_not_stand_in_line(count: int) -> None:
+    """However many ask for what they may not have, they are told at once, and nobody who may waits for them."""
+    with serving(Long()) as server, dial(server) as client:
+        client.sendall(get(b"/long/endless") + GOOD)
+        until(lambda: bool(server.app.pieces))
+        refused = ask(server, get(b"/long/no") * count, count)
 
-            assert 4_000_000 == len(Reader(waiting).answer().body)
-        assert 1 == server.app.refusals["answers_full"]
-        until(lambda: server.call(lambda: server.service.pieces.untaken_size) == 0)
+        assert {(401, b"no")} == {(answer.status, answer.body) for answer in refused}
+        assert 1 == server.call(lambda: len(server.service.pieces))
+        server.app.enough = True
+        reader = Reader(client)
+        assert len(reader.answer().body) >= 100
+        assert "/good" == reader.answer().environ["PATH_INFO"]
 
 
 def test_idle_connections_hold_nothing_of_their_last_request() -> None:

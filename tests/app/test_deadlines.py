@@ -1,13 +1,16 @@
 """How connections end: deadlines, lingering and draining, over real sockets."""
 
 import asyncio
+import contextlib
 import logging
 import select
+import ssl
 
 import pytest
 
 from app.service import Service
-from tests.app.serving import GOOD, Echo, Reader, connections, dial, get, post, serving, until
+from core.limits import IDLE_SECONDS, LINGER_SECONDS
+from tests.app.serving import GOOD, PATIENCE, Echo, Reader, connections, dial, get, post, serving, until
 
 
 def test_head_deadline_is_absolute() -> None:
@@ -51,14 +54,69 @@ def test_silence_ends_quietly() -> None:
         assert {"keepalive_timeout": 1} == dict(server.app.refusals)
 
 
-def test_write_deadline() -> None:
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+def test_write_deadline(tls: bool) -> None:
     """A peer that does not read its answer is cut off."""
-    with serving(pace=0.5, sndbuf=8_192) as server, dial(server, rcvbuf=8_192) as client:
+    with serving(pace=0.5, sndbuf=8_192, tls=tls) as server, dial(server, rcvbuf=8_192) as client:
         client.sendall(get(b"/big"))
         until(lambda: bool(server.lost))
 
         assert {"reader_too_slow": 1, "write_timeout": 1} == dict(server.app.refusals)
-        assert 0 == server.service.pieces.untaken_size
+        assert 0 == server.service.untaken.size
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+@pytest.mark.parametrize("draining", [False, True], ids=["close", "drain"])
+@pytest.mark.parametrize("size", [40_000, 500_000])
+def test_a_slow_reader_gets_its_last_answer_whole(size: int, draining: bool, tls: bool) -> None:
+    """What it has not taken is not idle, and lingering begins behind it: it has the time of any answer."""
+    with serving(sndbuf=4_096, tls=tls) as server, dial(server, rcvbuf=2_048) as client:
+        server.app.size = size
+        (connection,) = connections(server, client)
+        client.sendall(get(b"/big", b"" if draining else b"Connection: close\r\n"))
+        until(lambda: "/big" in server.app.calls)
+        server.call(lambda: setattr(server.service, "draining", draining))
+        assert 0 < server.call(lambda: connection.pending)
+        server.wait(LINGER_SECONDS.value + 2)
+        reader = Reader(client)
+
+        assert size == len(reader.answer().body)
+        reader.end()
+        assert not {"write_timeout", "linger_timeout", "idle_made_room"} & set(server.app.refusals)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+def test_a_slow_reader_makes_no_room(tls: bool) -> None:
+    """A connection whose answer is on its way is not idle, however long it is silent."""
+    with serving(sndbuf=4_096, tls=tls) as server, dial(server, rcvbuf=2_048) as client:
+        server.app.size = 40_000  # less than would make it wait with its next request
+        client.sendall(get(b"/big"))
+        until(lambda: "/big" in server.app.calls)
+        server.wait(IDLE_SECONDS.value + 2)
+
+        assert not server.call(server.service.rounds.make_room)
+        assert 40_000 == len(Reader(client).answer().body)
+
+
+@pytest.mark.parametrize("close", [False, True], ids=["keep-alive", "close"])
+def test_a_peer_that_ends_tls_gets_what_was_written(close: bool) -> None:
+    """close_notify of a client that still reads does not take its answer away."""
+    with serving(sndbuf=4_096, tls=True) as server, dial(server, rcvbuf=2_048) as client:
+        server.app.size = 500_000
+        (connection,) = connections(server, client)
+        client.sendall(get(b"/big", b"Connection: close\r\n" if close else b""))
+        until(lambda: server.call(lambda: connection.pending) > 0)
+        client.settimeout(0.0)
+        with contextlib.suppress(ssl.SSLWantReadError):  # sends ours, and does not wait for the server's
+            client.unwrap()  # type: ignore[attr-defined]  # what `dial` returns on TLS
+        client.settimeout(PATIENCE)
+        server.wait(LINGER_SECONDS.value + 2)
+        received = b""
+        with contextlib.suppress(OSError):
+            while piece := client.recv(65_536):
+                received += piece
+
+        assert received.endswith(b"x" * 500_000)
 
 
 def test_no_deadline_while_the_application_works() -> None:

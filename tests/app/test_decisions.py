@@ -1,15 +1,23 @@
 """GET /decisions: the whole log in order, page by page, while it grows; and a cursor that was overtaken."""
 
+import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import falcon
+import falcon.testing
 import numpy as np
 import pytest
 
+from app.decisions import DecisionsResource
+from app.problem import Problem
+from core.config import Config
 from core.limits import DECISIONS_PAGE
 from loadtests.live import LiveServer
 from tests.app.wire import EXAMPLE, accepted, of_json, of_raw, problem, sent
+from tests.formed import Formed
 
 LOG_CAPACITY = 1024
 SCALARS = {
@@ -202,6 +210,8 @@ def test_a_cursor_of_another_boot_is_410(still_server: LiveServer) -> None:
         ("after=9223372036854775808", "field_invalid", "after"),
         ("after=9223372036854775807", "position_unknown", "after"),
         ("since=1", "field_unknown", "since"),
+        ("limit=1000000&limit=1", "field_repeated", "limit"),
+        ("after=0&%61fter=0", "field_repeated", "after"),
     ],
 )
 def test_wrong_parameters_are_422(still_server: LiveServer, parameters: str, code: str, field: str) -> None:
@@ -218,3 +228,66 @@ def test_a_page_is_100_entries_unless_said(still_server: LiveServer) -> None:
 
     assert len(page(still_server)["entries"]) == 100
     assert len(still_server.get("/decisions?limit=1000").body) < 1000 * 600
+
+
+def test_head_makes_no_piece_of_a_page(still_server: LiveServer) -> None:
+    """It says what GET would say about the request, and reads no more of the log than that takes."""
+    reject(still_server, 10)
+
+    answer = still_server.request("HEAD", "/decisions?limit=1000")
+    assert (answer.status, "content-length" in answer.headers) == (200, False)
+    assert still_server.request("HEAD", "/decisions?limit=0").status == 422
+    assert still_server.request("HEAD", "/decisions?after=9223372036854775807").status == 422
+
+
+@pytest.fixture
+def formed() -> Iterator[Formed]:
+    """A block with 4,096 places in its log, and nobody else in it."""
+    block = Formed()
+    yield block
+    block.close()
+
+
+def pieces(formed: Formed, query: str) -> Iterator[bytes]:
+    """Return the pieces of a page."""
+    config = Config(log_capacity=formed.block.layout.log_capacity)
+    context: Any = SimpleNamespace(store=formed.store, boot_id="b", clock=formed.now, config=config)
+    request = falcon.Request(falcon.testing.create_environ("/decisions", query_string=query))
+    response = falcon.Response()
+    DecisionsResource(context).on_get(request, response)
+    made: Any = response.stream
+    return iter(made)
+
+
+def test_a_page_that_is_overtaken_ends_there(formed: Formed) -> None:
+    """What was made holds together, and who goes on from `next` is told."""
+    for number in range(1_000):
+        formed.decide(number)
+    made = pieces(formed, "after=0&limit=1000")
+    begun = [next(made), next(made), next(made)]
+
+    for number in range(formed.block.layout.log_capacity):
+        formed.decide(number)
+    document = json.loads(b"".join([*begun, *made]))
+
+    positions = [entry["position"] for entry in document["entries"]]
+    assert positions == list(range(1, document["next"] + 1))
+    assert 1 < len(positions) < 1_000
+    with pytest.raises(Problem) as caught:
+        pieces(formed, f"after={document['next']}")
+    assert caught.value.problem_code == "position_gone"
+
+
+@pytest.mark.parametrize("count", [0, 1, 49, 50, 51, 99, 100, 101, 149])
+@pytest.mark.parametrize("limit", [1, 50, 51, 100])
+def test_a_page_has_what_there_is_up_to_the_limit(formed: Formed, count: int, limit: int) -> None:
+    """Wherever the last piece ends."""
+    start = int(formed.store.state().position)
+    for number in range(count):
+        formed.decide(number)
+
+    document = json.loads(b"".join(pieces(formed, f"after={start}&limit={limit}")))
+
+    held = min(count, limit)
+    assert [entry["position"] for entry in document["entries"]] == list(range(start + 1, start + held + 1))
+    assert (document["next"], document["oldest"], document["newest"]) == (start + held, 1, start + count)

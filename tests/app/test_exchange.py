@@ -95,8 +95,12 @@ def test_draining_is_an_end() -> None:
 
 
 def test_head_has_the_length_of_get() -> None:
-    """HEAD gets the announced length, or the length of what would have been sent, and no content."""
+    """HEAD gets the announced length, or the length of what would have been sent, and no content; if nobody knows it,
+    none.
+    """
     assert answer(fixed("200 OK", [("Content-Length", "42")], []), "HEAD").endswith(b"Content-Length: 42\r\n\r\n")
+    assert answer(fixed("200 OK", [("Content-Length", "0")], []), "HEAD").endswith(b"Content-Length: 0\r\n\r\n")
+    assert b"content-length" not in answer(fixed("200 OK", [], []), "HEAD").lower()
     assert answer(fixed("200 OK", [], [b"abc"]), "HEAD").endswith(b"Content-Length: 3\r\n\r\n")
 
 

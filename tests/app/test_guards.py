@@ -228,6 +228,37 @@ def test_application_is_told_of_refusals() -> None:
     assert "10.0.0.9" == environs[1]["HTTP_X_FORWARDED_FOR"]
 
 
+FORWARDED = b"X-Forwarded-For: 10.0.0.9\r\nx-forwarded-for: 10.0.0.8 \r\n"
+
+
+@pytest.mark.parametrize("protocol", [Connection, Dribble])
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        (b"Host: b\r\n" + FORWARDED, "duplicate_field"),
+        (b"A_b: c\r\n" * (HEADER_COUNT.value - 2) + FORWARDED, "too_many_headers"),
+        (b"A: " + b"b" * (HEADERS_SIZE.value - 20) + b"\r\n" + FORWARDED, "headers_too_large"),
+    ],
+)
+def test_refusals_of_fields_say_for_whom_a_proxy_asked(fields: bytes, code: str, protocol: type[Connection]) -> None:
+    """The application is told of all hops, also when the refusal was clear before they were reached."""
+    with serving(Told(), protocol=protocol) as server:
+        ask(server, get(b"/", fields))
+        (told,) = server.app.told
+
+    assert (code, "10.0.0.9,10.0.0.8") == (told[0], told[1]["HTTP_X_FORWARDED_FOR"].replace(" ", ""))
+
+
+def test_a_head_that_is_not_complete_says_nothing_of_proxies() -> None:
+    """What a client invents comes first, what its proxy adds may come last."""
+    with serving(Told()) as server:
+        ask(server, get(b"/", FORWARDED + b"a:b\r\n" * 1_000)[:-2])
+        (told,) = server.app.told
+
+    assert "too_many_headers" == told[0]
+    assert "HTTP_X_FORWARDED_FOR" not in told[1]
+
+
 def test_application_is_told_of_its_errors() -> None:
     """A 500 is told as a refusal is, from the thread that met it, with the request it was."""
 

@@ -120,15 +120,19 @@ def test_an_id_of_another_boot_is_410(still_server: LiveServer, method: str) -> 
         ("GET", "includes=vector", "field_unknown", "includes"),
         ("DELETE", "bootid=x", "field_unknown", "bootid"),
         ("DELETE", "include=vector", "field_unknown", "include"),
+        ("GET", "include=x&include=vector", "field_repeated", "include"),
+        ("DELETE", "boot_id=x&boot_id={boot_id}", "field_repeated", "boot_id"),
+        ("DELETE", "boot_id={boot_id}&boot_id={boot_id}", "field_repeated", "boot_id"),
     ],
 )
-def test_unknown_parameters_are_422(
+def test_unknown_and_repeated_parameters_are_422(
     still_server: LiveServer, method: str, parameters: str, code: str, field: str
 ) -> None:
-    """A misspelt guard must not be a missing one."""
-    memory_id = accepted(still_server)["memory_id"]
+    """A misspelt guard must not be a missing one, nor one of two that is not looked at."""
+    decision = accepted(still_server)
+    query = parameters.format(boot_id=decision["boot_id"])
 
-    document = refusal(still_server, method, f"/memories/{memory_id}?{parameters}")
+    document = refusal(still_server, method, f"/memories/{decision['memory_id']}?{query}")
 
     assert (document["status"], document["code"], document["field"]) == (422, code, field)
 

@@ -154,7 +154,7 @@ def test_buckets_begin_at_25_microseconds_and_have_the_edge_of_the_alert(still_s
 
 
 def test_errors_are_what_is_not_the_clients_fault(still_server: LiveServer) -> None:
-    """Each answer of 500 or above counts, from whichever worker, and no refusal of what a client sent."""
+    """Each answer of 500 or 503 counts, from whichever worker, and no refusal of what a client sent."""
     before = scrape(still_server)
     event = of_json({"event_vector": EXAMPLE, "moral_value": 0.0})
 
@@ -169,7 +169,9 @@ def test_errors_are_what_is_not_the_clients_fault(still_server: LiveServer) -> N
 
 
 def test_an_unexpected_error_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the files of any worker; what closes a connection without a word is none, and without refusals there is 0."""
+    """In the files of any worker; what closes a connection without a word is none, nor what is not spoken here (501,
+    505), and without refusals there is 0.
+    """
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
 
     def errors() -> float:
@@ -179,7 +181,10 @@ def test_an_unexpected_error_is_counted(tmp_path: Path, monkeypatch: pytest.Monk
     def worker(row: int) -> None:
         latency_histogram(row)
         refusals = refusal_counter()
-        for code in ("internal_error", "internal_error", "store_busy", "reader_too_slow", "field_invalid"):
+        for code in (
+            "internal_error", "internal_error", "store_busy", "reader_too_slow", "field_invalid",
+            "http_version_unsupported", "method_not_implemented", "transfer_coding_unknown",
+        ):  # fmt: skip
             refusals.labels(code).inc()
 
     assert errors() == 0

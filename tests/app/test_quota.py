@@ -1,6 +1,7 @@
 """Quotas: what costs how much, what costs nothing, and that all workers together let nobody through faster."""
 
 import http.client
+import json
 import os
 import random
 import re
@@ -9,16 +10,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
+import falcon
+import falcon.testing
 import numpy as np
 import pytest
 
-from app.auth import Client
+from app.auth import Client, Gate
+from app.extent import event_size_max
+from app.lane import Entrance, Lane
+from app.main import _reraise
+from app.operation import Operation
 from app.problem import Problem
 from app.quota import Quotas, give_back
 from core.config import Tier
-from core.keys import Key, Role
+from core.keys import Key, Keyring, Role
 from loadtests.live import Answer, LiveServer, eventually
 from shm.store import PEERS, Buckets
 from tests.app import ring
@@ -151,6 +158,49 @@ def test_a_batch_above_the_burst_is_told_so(limited: LiveServer) -> None:
     assert (document["status"], document["code"]) == (422, "batch_above_burst")
     assert document["expected"] == f"at most {BURST} events"
     assert "the burst of tier standard" in document["detail"]
+
+
+def announced(server: LiveServer, name: str, size: int) -> tuple[dict[str, str], dict[str, Any]]:
+    """Announce a batch of so many bytes as a key of `ring`, send none; return fields and document of the answer."""
+    connection = server.connect()
+    connection.putrequest("POST", "/events")
+    headers = ring.bearer(name) | {"Content-Type": JSON, "Content-Length": str(size), "Expect": "100-continue"}
+    for field in headers.items():
+        connection.putheader(*field)
+    connection.endheaders()
+    answer = connection.getresponse()
+    document = json.loads(answer.read())
+    connection.close()
+    assert (answer.status, answer.headers["Connection"]) == (document["status"], "close")
+    return {field.lower(): value for field, value in answer.headers.items()}, document
+
+
+def test_a_batch_that_must_be_above_the_burst_is_not_read(limited: LiveServer) -> None:
+    """Its bytes are more than so many events may have."""
+    size = event_size_max(8, 1024)
+    start = left(sender(limited, "slow")("/event"))
+
+    _, document = announced(limited, "slow", BURST * size + 1)
+
+    assert (document["status"], document["code"], document["expected"]) == (
+        422, "batch_above_burst", f"at most {BURST} events",
+    )  # fmt: skip
+    assert document["detail"].startswith(f"body: at least {BURST + 1} events; expected at most {BURST}, the burst of ")
+    assert left(sender(limited, "slow")("/event")) == start - 1
+
+
+def test_a_batch_that_cannot_be_paid_is_not_read(limited: LiveServer) -> None:
+    """As many tokens as its bytes must cost are not there; no more are needed to be let in, if it has so few events."""
+    send, size = sender(limited, "thrifty"), event_size_max(8, 1024)
+    assert left(send("/events", batch(BURST - 3))) == 3
+
+    headers, document = announced(limited, "thrifty", 3 * size + 1)
+
+    assert (document["status"], document["code"]) == (429, "rate_limit_exceeded")
+    assert int(headers["retry-after"]) >= 1
+    assert headers["ratelimit"].startswith('"standard";r=3;')
+    body = batch(3)
+    assert left(send("/events", Body(body.content.ljust(3 * size), body.headers))) == 0
 
 
 def test_while_stopped_nothing_is_taken(limited: LiveServer) -> None:
@@ -389,6 +439,59 @@ class Desk:
         except Problem as refused:
             return int(dict(refused.headers or {})["Retry-After"])
         return 0
+
+
+def test_what_was_paid_in_advance_is_part_of_the_price(formed: Formed) -> None:
+    """Or given back, when the rest is not to be had: then nothing was paid, and the answer says what is left."""
+    desk = Desk(formed, 0.001, 10)
+    environ = desk.ask("10.0.0.1", 4)
+
+    desk.quotas.charge(environ, 7)
+    assert environ["mlsdm.lines"].startswith('RateLimit: "standard";r=3;')
+    with pytest.raises(Problem) as refused:
+        desk.quotas.charge(environ, 11)
+
+    assert (refused.value.problem_code, refused.value.field) == ("batch_above_burst", "body")
+    assert (refused.value.description or "").startswith("body: 11 events; expected at most 10,")
+    assert desk.wait_of("10.0.0.1", 10) == 0
+    environ = desk.ask("10.0.0.2", 4)
+    desk.ask("10.0.0.2", 5)
+    with pytest.raises(Problem):
+        desk.quotas.charge(environ, 6)
+    assert environ["mlsdm.lines"].startswith('RateLimit: "standard";r=5;')
+
+
+class Failing:
+    """A route that costs a token and fails."""
+
+    operations: ClassVar = {"POST": Operation("", Role.WRITE, None, cost=1)}
+
+    def __init__(self) -> None:
+        self.answers = {"POST": self.fail}
+
+    def fail(self, _environ: dict[str, Any]) -> bytes:
+        """Fail as nobody expects."""
+        raise ZeroDivisionError
+
+    def on_post(self, request: falcon.Request, _response: falcon.Response) -> None:
+        """The same, on the long way."""
+        self.fail(request.env)
+
+
+@pytest.mark.parametrize("path", ["/fails", "//fails"])
+def test_an_error_of_ours_keeps_the_token(formed: Formed, path: str) -> None:
+    """What it has done nobody knows, so it was no refusal; the token was taken once."""
+    desk = Desk(formed, 0.001, 10)
+    gate = Gate(Keyring(), charge=desk.quotas.charge)
+    api: Any = falcon.App(middleware=[Entrance(), gate])  # type: ignore[arg-type] # as the application does
+    api.add_error_handler(Exception, _reraise)
+    api.add_route("/fails", Failing())
+    asked = falcon.testing.create_environ(path, method="POST", remote_addr="10.0.0.1")
+
+    with pytest.raises(ZeroDivisionError):
+        Lane({"/fails": Failing()}, gate, api)(asked, lambda *_: lambda _: None)
+
+    assert desk.ask("10.0.0.1")["mlsdm.lines"].startswith('RateLimit: "standard";r=8;')
 
 
 def test_retry_after_is_enough_and_a_second_less_is_not(formed: Formed) -> None:

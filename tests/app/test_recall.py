@@ -103,7 +103,7 @@ def without_age(match: dict[str, Any]) -> dict[str, Any]:
         ("?top_k=3", {"top_k": 3}),
         ("?top_k=100&phase=sleep", {"top_k": 100, "phase": "sleep"}),
         ("?include=payload,vector", {"include": ["payload", "vector"]}),
-        ("?include=payload&include=vector&phase=current", {"include": ["payload", "vector"], "phase": "current"}),
+        ("?include=payload,vector&phase=current", {"include": ["payload", "vector"], "phase": "current"}),
         ("?include=vector%2Cpayload", {"include": ["payload", "vector"]}),
     ],
 )
@@ -240,7 +240,8 @@ def test_a_wrong_query_is_422_and_names_its_field(still_server: LiveServer, case
         ("top_k=101", "top_k_out_of_range", "top_k"),
         ("top_k=x", "top_k_out_of_range", "top_k"),
         ("top_k=", "top_k_out_of_range", "top_k"),
-        ("top_k=1&top_k=2", "top_k_out_of_range", "top_k"),
+        ("top_k=1&top_k=2", "field_repeated", "top_k"),
+        ("include=payload&include=vector", "field_repeated", "include"),
         ("phase=nap", "field_invalid", "phase"),
         ("include=payload,x", "field_invalid", "include[1]"),
         ("top_kk=1", "field_unknown", "top_kk"),

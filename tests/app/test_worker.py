@@ -26,6 +26,8 @@ import psutil
 import pytest
 
 import app.worker
+from core.limits import LINGER_SECONDS
+from tests.app.certificate import CERTIFICATE, write_certificate
 
 PATIENCE = 30.0  # seconds
 ROOT = Path(app.worker.__file__).parent.parent
@@ -80,27 +82,6 @@ bind = "127.0.0.1:0"
 worker_class = "app.worker.EventedWorker"
 control_socket_disable = True
 graceful_timeout = 10
-"""
-
-# A key and certificate for localhost and 127.0.0.1, made for this test and used nowhere else:
-# openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 36500 -subj /CN=localhost
-KEY = """-----BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg6COYhZaJcnD2hn7k
-BiPml6NSu/4+vbw8YV5hkTBuWiChRANCAASrdHc0RFnloWWXctDwiwNBpjet1TEx
-RMxUI/6rZCRpNpK+fPwnPDjwOWIBI7jkxRBr9OxK1qYNvwcpAPYaZ8YG
------END PRIVATE KEY-----
-"""
-CERTIFICATE = """-----BEGIN CERTIFICATE-----
-MIIBmjCCAUGgAwIBAgIUdaquvuKQlpuftflmpZp2quHIT5gwCgYIKoZIzj0EAwIw
-FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyMjE4NDM0NVoYDzIxMjYxMDI5
-MTg0MzQ1WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
-PQMBBwNCAASrdHc0RFnloWWXctDwiwNBpjet1TExRMxUI/6rZCRpNpK+fPwnPDjw
-OWIBI7jkxRBr9OxK1qYNvwcpAPYaZ8YGo28wbTAdBgNVHQ4EFgQU+VkAgTEPx3FF
-UlgPQoYl2Xv0QVAwHwYDVR0jBBgwFoAU+VkAgTEPx3FFUlgPQoYl2Xv0QVAwDwYD
-VR0TAQH/BAUwAwEB/zAaBgNVHREEEzARhwR/AAABgglsb2NhbGhvc3QwCgYIKoZI
-zj0EAwIDRwAwRAIgUe3Ozqeuf0XFCUTEFQZKA6J2h4Qy2YNJEO1/Sbmt/LQCIHDn
-wP8dw1O/R15jpr2wtetudDOYmNuS6CDDTLvodist
------END CERTIFICATE-----
 """
 
 
@@ -279,8 +260,7 @@ def test_serves_ipv6(tmp_path: Path) -> None:
 
 def test_serves_tls(tmp_path: Path) -> None:
     """TLS is served with the configured certificate, keep-alive included; plain HTTP on that port harms nobody."""
-    (tmp_path / "key.pem").write_text(KEY)
-    (tmp_path / "certificate.pem").write_text(CERTIFICATE)
+    write_certificate(tmp_path)
     with gunicorn(tmp_path, "--certfile", "certificate.pem", "--keyfile", "key.pem") as server:
         with socket.create_connection(server.address, PATIENCE) as plain:
             plain.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -294,6 +274,33 @@ def test_serves_tls(tmp_path: Path) -> None:
         assert [("https", 1), ("https", 300_000)] == [(answer["scheme"], answer["size"]) for answer in answers]
         client.request("GET", "/", headers={"Connection": "close"})
         assert 200 == client.getresponse().status
+
+
+def test_term_waits_for_a_slow_reader_on_tls(tmp_path: Path) -> None:
+    """What uvloop has encrypted and the peer has not taken is on its way still: longer than lingering takes."""
+    app = """
+def app(environ, start_response):
+    start_response("200 OK", [])
+    return [b"x" * 1_000_000]
+"""
+    options = ("--certfile", "certificate.pem", "--keyfile", "key.pem")
+    write_certificate(tmp_path)
+    with gunicorn(tmp_path, *options, app=app, ready=False) as server, socket.socket() as plain:
+        until(lambda: "Listening at" in server.log and server.workers, server)
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        plain.settimeout(PATIENCE)
+        plain.connect(server.address)
+        trust = ssl.create_default_context(cadata=CERTIFICATE)
+        with trust.wrap_socket(plain, server_hostname="127.0.0.1") as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            received = client.recv(65_536)
+            server.signal(signal.SIGTERM)
+            time.sleep(LINGER_SECONDS.value + 1)
+            while piece := client.recv(65_536):
+                received += piece
+
+        assert 0 == server.wait()
+    assert 1_000_000 == len(received.partition(b"\r\n\r\n")[2])
 
 
 def half(server: Gunicorn) -> http.client.HTTPConnection:
