@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 # Between two turns while several answers are under way: with pieces of 0.25 ms, a fifth of the loop's time.
 PIECE_SECONDS: Final = 0.001
-# And of a turn that took longer: in each second so many pieces, but at once no more than 5 ms of them.
+# And of a turn that took longer: in each second so many pieces, but at once no more than 1 ms of them.
 PIECES_PER_SECOND: Final = 800
-PIECES_COUNT_MAX: Final = 20
+PIECES_COUNT_MAX: Final = 4
 
 
 class Pieces:
