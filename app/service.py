@@ -100,7 +100,7 @@ class Service:
         self.bodies = Budget(BODIES_SIZE, "request bodies; try again in a second")
         self.pipelines = Budget(PIPELINES_SIZE, "pipelined requests; send one at a time")
         self.turns = Turns(loop, clock)
-        self.pieces = Pieces(loop, clock)
+        self.pieces = Pieces(loop)
         self.untaken = Untaken(loop, lambda: self.now)
         self.rounds = Rounds(loop, self.connections)
         self.now = 0.0  # seconds, patient, arbitrary origin

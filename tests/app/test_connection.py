@@ -385,7 +385,9 @@ def test_long_answers_have_a_share_of_long_turns() -> None:
 
         def busy() -> None:
             turns[0] += 1
-            time.sleep(0.02)
+            end = time.thread_time() + 0.02
+            while time.thread_time() < end:
+                pass
             if "/long/1" not in server.app.calls or len(server.app.pieces) < 100:
                 server.loop.call_soon(busy)
 
