@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PEERS := loadtests/peers/asgi loadtests/peers/plain loadtests/peers/chroma
 TESTS ?= 4# side by side: half of the time of a test is spent waiting
 NATIVE := $(wildcard shm/native/* app/native/*) shm/layout.py shm/build.py app/build.py setup.py pyproject.toml
-C_FILES := $(wildcard shm/native/*.[ch] app/native/*.[ch] loadtests/bench/*.c)
+C_FILES := $(wildcard shm/native/*.[ch] app/native/*.[ch] loadtests/*/*.c)
 
 .DEFAULT_GOAL := help
 .PHONY: help run install test lint types format check ci lock manual bench peers clean

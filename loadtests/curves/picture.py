@@ -1,0 +1,60 @@
+"""Pictures that change only where the figures do: SVG with fixed ids, fonts by name, no date, short numbers.
+
+Text stays text (`svg.fonttype: none`), so that a picture is some kilobytes and a diff can be read. matplotlib is the
+package's extra `plot`, imported when a picture is asked for, and without pyplot, which keeps global state.
+"""
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from loadtests.bench.wrk import Unmeasured
+
+_STYLE: Final[Any] = {  # Any: matplotlib's stubs want a dictionary of literals
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mlsdm",  # ids follow from what they name, not from chance
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # matplotlib brings it: the same measure of text on every machine
+    "font.size": 9,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "legend.fontsize": 7,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+}
+OURS, OTHER, LIMIT, PALE = "#1f5fa8", "#c8641e", "#333333", "#8a8a8a"
+_LONG: Final = re.compile(r"(?<![#\w])(-?\d+\.\d{2})\d+")
+
+
+def require() -> None:
+    """Raise Unmeasured when matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise Unmeasured("pictures need matplotlib, which is not installed: pip install 'mlsdm[plot]'")
+
+
+@contextmanager
+def drawn(path: Path, count: int = 1, width: float = 6.4, height: float = 4.0) -> Iterator[list[Any]]:
+    """Yield `count` axes side by side, each of so many inches, and write what was drawn on them to `path` as SVG.
+
+    Raises Unmeasured when it cannot be written.
+    """
+    import matplotlib as mpl  # noqa: PLC0415 - an optional extra
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width * count, height), layout="constrained")
+        yield list(figure.subplots(1, count, squeeze=False)[0])
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+            short = _LONG.sub(r"\1", path.read_text(encoding="utf-8"))  # two decimals of a point are enough
+            path.write_text("\n".join(line.rstrip() for line in short.splitlines()) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise Unmeasured(f"cannot write {path}: {error.strerror or error}") from None

@@ -1,0 +1,342 @@
+"""loadtests/curves in small: its arithmetic alone, its client against real servers, and one tiny run of each program.
+
+Nothing about speed.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loadtests.bench.traffic import Traffic, request
+from loadtests.bench.vectors import unit
+from loadtests.bench.wrk import Unmeasured
+from loadtests.curves import growth, latency, paced, picture
+from loadtests.curves.costs import Admission, Search, searches
+from loadtests.curves.inside import Inside, clustered
+from loadtests.curves.reading import reading_us
+
+CORE = min(os.sched_getaffinity(0))
+LATER = max(os.sched_getaffinity(0))
+PAUSE = 0.01
+needs_wrk = pytest.mark.skipif(not any(Path(d, "wrk").exists() for d in os.get_exec_path()), reason="wrk is missing")
+
+
+def posts(count: int = 3) -> Traffic:
+    """Return requests of one size, all different."""
+    return Traffic(tuple(request("POST", "/", {}, b"%08d" % number) for number in range(count)), 4)
+
+
+@contextmanager
+def answering(answer: bytes, seen: list[bytes], pieces: int = 1) -> Iterator[int]:
+    """Answer every request of one connection after the other with the same bytes, in `pieces` that are PAUSE seconds
+    apart; keep the bodies that came, eight bytes each.
+    """
+    size = -(-len(answer) // pieces)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # pieces are not put together again
+                stream = connection.makefile("rb")
+                while line := stream.readline():
+                    if line == b"\r\n":
+                        seen.append(stream.read(8))
+                        for first in range(0, len(answer), size):
+                            time.sleep(PAUSE if first else 0)
+                            connection.sendall(answer[first : first + size])
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(20)
+
+
+# -- the schedule ------------------------------------------------------------------------------------------------------
+def test_a_schedule_has_the_rate_asked_for_and_is_that_of_the_last_run() -> None:
+    """Moments ascend; gaps are as irregular as those of independent clients: as long as they vary."""
+    moments = paced.scheduled(1_000, 20)
+    gaps = np.diff(moments.astype(np.float64))
+
+    assert 20_000 == len(moments)
+    assert 20e9 == pytest.approx(float(moments[-1]), rel=0.05)
+    assert 1.0 == pytest.approx(gaps.std() / gaps.mean(), abs=0.05)
+    assert np.array_equal(moments, paced.scheduled(1_000, 20))
+    assert 0 <= gaps.min()
+
+
+def test_a_queue_is_what_following_it_one_by_one_gives() -> None:
+    """The closed form against the definition."""
+    moments = paced.scheduled(900, 2)
+    free, expected = 0.0, []
+    for moment in moments.astype(np.float64) / 1e3:
+        free = max(free, moment) + 1_000.0
+        expected.append(free - moment)
+
+    np.testing.assert_allclose(paced.queued(moments, 1_000.0), expected, atol=1e-3)
+
+
+def test_percentiles_are_latencies_that_were_measured() -> None:
+    """The largest is the slowest answer; none is a mean of two."""
+
+    assert [51.0, 91.0, 100.0, 100.0, 100.0, 100.0] == paced.percentiles(np.arange(1.0, 101.0))
+
+
+# -- the client --------------------------------------------------------------------------------------------------------
+def test_every_request_is_sent_in_turn_and_timed(tmp_path: Path) -> None:
+    """Against the server that answers at once: nothing is answered before it was due, nor sent before."""
+    part = posts()
+    moments = paced.scheduled(2_000, 0.2)
+
+    with paced.at_once(tmp_path, len(part.requests[0]), 100, CORE) as port:
+        run = paced.run(tmp_path, port, part, moments, core=LATER)
+
+    assert (400, 400) == (len(run.latency_us), len(run.late_us))
+    assert run.late_us.min() >= 0
+    assert (run.latency_us > run.late_us).all()
+
+
+def test_requests_go_round(tmp_path: Path) -> None:
+    """On one connection they arrive in the order of the schedule."""
+    seen: list[bytes] = []
+
+    with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", seen) as port:
+        paced.run(tmp_path, port, posts(3), np.zeros(7, np.uint64), core=LATER, connections=1)
+
+    assert [b"%08d" % (number % 3) for number in range(7)] == seen
+
+
+def test_who_waits_for_a_connection_waits_for_the_server(tmp_path: Path) -> None:
+    """Ten are due at once and one is under way at a time: each latency holds those of all before it."""
+
+    with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", []) as port:
+        run = paced.run(tmp_path, port, posts(), np.zeros(10, np.uint64), core=LATER, connections=1)
+
+    assert (np.diff(run.latency_us) > 0).all()
+    assert (run.late_us[1:] >= run.latency_us[:-1]).all()
+
+
+def test_an_answer_is_there_when_its_last_byte_is(tmp_path: Path) -> None:
+    """It comes in pieces, and the head itself is cut."""
+
+    with answering(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nin pieces", [], pieces=5) as port:
+        run = paced.run(tmp_path, port, posts(), np.zeros(3, np.uint64), core=LATER, connections=1)
+
+    assert run.latency_us.min() >= 4 * PAUSE * 1e6
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", r"was not 200: HTTP/1\.1 503"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", "no Content-Length"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nabc", "more came than was asked for"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n", "longer than the client's buffer"),
+    ],
+)
+def test_a_run_with_an_error_has_no_percentiles(tmp_path: Path, answer: bytes, sentence: str) -> None:
+    """The client says what it was."""
+
+    with answering(answer, []) as port, pytest.raises(Unmeasured, match=sentence):
+        paced.run(tmp_path, port, posts(), np.zeros(1, np.uint64), core=LATER, connections=1)
+
+
+def test_nobody_listening_is_a_sentence(tmp_path: Path) -> None:
+    """And not a run of zeros."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+
+        with pytest.raises(Unmeasured, match="connect: Connection refused"):
+            paced.run(tmp_path, held.getsockname()[1], posts(), np.zeros(1, np.uint64), core=LATER)
+
+
+# -- costs -------------------------------------------------------------------------------------------------------------
+def test_reading_more_takes_longer(tmp_path: Path) -> None:
+    """Sixty-four times as much, that is: the loop reads what it says."""
+
+    assert reading_us(tmp_path, 1 << 20) < reading_us(tmp_path, 1 << 26)
+
+
+def test_clustered_vectors_are_those_of_the_last_run() -> None:
+    """Of unit norm, and no query is a memory."""
+    memories, queries = clustered(2_500, 64, 10)
+
+    assert ((2_500, 64), (10, 64)) == (memories.shape, queries.shape)
+    np.testing.assert_allclose(np.linalg.norm(memories, axis=1), 1.0, atol=1e-5)
+    assert np.array_equal(memories, clustered(2_500, 64, 10)[0])
+    assert 0.3 < (queries @ memories.T).max(axis=1).min() < 0.999
+
+
+def test_a_block_in_this_process_recalls_what_it_was_filled_with() -> None:
+    """Ids begin at 1, best first."""
+    memories = unit(np.eye(8) + 0.01)
+    inside = Inside(8, 100)
+    try:
+        inside.fill(memories)
+
+        assert [4, 1] == inside.nearest(memories[3] + 0.1 * memories[0], 2)
+    finally:
+        inside.close()
+
+
+def test_searches_are_measured_size_by_size(tmp_path: Path) -> None:
+    """Every figure is there, and the store's bytes are counted from its layout."""
+    (found,) = searches(tmp_path, [(500, 20)], CORE)
+
+    assert (500, 20, 500 * (32 + 16)) == (found.capacity, found.dimension, found.shadow_size)
+    assert min(found) > 0
+
+
+# -- what the programs say ---------------------------------------------------------------------------------------------
+def grown(**changed: Any) -> growth.Found:
+    """Return a run that breaks no bound, but for what is changed."""
+    found = growth.Found(
+        "a machine", 10_000.0,
+        [Search(1_000, 384, 40.0, 30.0, 1.0, 2.0), Search(20_000, 384, 300.0, 3_000.0, 80.0, 600.0),
+         Search(1_000_000, 384, 20_000.0, 150_000.0, 15_000.0, 60_000.0)],
+        [Search(20_000, 64, 100.0, 200.0, 10.0, 50.0)],
+        [Admission(0, 2.0, 35.0, 25.0), Admission(65_536, 12.0, 260.0, 40.0)],
+    )  # fmt: skip
+    for name, value in changed.items():
+        setattr(found, name, value)
+    return found
+
+
+def test_costs_that_grow_as_they_should_break_no_bound() -> None:
+    """Small stores may be dearer than brute force."""
+
+    assert [] == growth.verdict(grown())
+
+
+def test_every_bound_of_growth_has_its_sentence() -> None:
+    """Dearer than brute force, dearer by memory, dearer by byte."""
+    slow = Search(1_000_000, 384, 200_000.0, 150_000.0, 1.0, 1.0)
+    heavy = [Admission(0, 2.0, 1.0, 1.0), Admission(65_536, 300.0, 1.0, 1.0)]
+
+    sentences = growth.verdict(grown(by_capacity=[grown().by_capacity[1], slow], by_payload=heavy))
+
+    assert [
+        "recall of 1,000,000 × 384 takes 200000 µs, brute force 150000 µs",
+        "a memory of 1,000,000 costs 13.3 times what one of 20,000 does",
+        "65,536 bytes of payload cost 45 times what reading them does",
+    ] == sentences
+
+
+def test_a_document_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """So that pictures can be drawn again."""
+    path = tmp_path / "build" / "growth.json"
+    growth.write(grown(), path)
+
+    assert grown() == growth.read(path)
+    path.write_text("{}", encoding="utf-8")
+    with pytest.raises(Unmeasured, match=r"growth\.json holds no run of this program"):
+        growth.read(path)
+
+
+def test_a_picture_changes_only_where_the_figures_do(tmp_path: Path) -> None:
+    """Drawn twice it is the same bytes; another figure is another picture. Text is text, and there is no date."""
+    pytest.importorskip("matplotlib")
+    for name, found in (("a", grown()), ("b", grown()), ("c", grown(by_capacity=grown().by_capacity[1:]))):
+        growth.draw(found, tmp_path / name)
+
+    assert ["event-payload.svg", "recall-capacity.svg", "recall-dimension.svg"] == sorted(os.listdir(tmp_path / "a"))
+    drawn = (tmp_path / "a" / "recall-capacity.svg").read_text(encoding="utf-8")
+    assert drawn == (tmp_path / "b" / "recall-capacity.svg").read_text(encoding="utf-8")
+    assert drawn != (tmp_path / "c" / "recall-capacity.svg").read_text(encoding="utf-8")
+    assert ">recall, exact</text>" in drawn
+    assert "<dc:date>" not in drawn
+
+
+def test_a_picture_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    """The system's reason is in it."""
+    pytest.importorskip("matplotlib")
+    (tmp_path / "file").touch()
+
+    with (
+        pytest.raises(Unmeasured, match=r"cannot write .*: (File exists|Not a directory)"),
+        picture.drawn(tmp_path / "file" / "x.svg"),
+    ):
+        pass
+
+
+def latencies(half: float, full: float, others: float = 0.1) -> list[dict[str, Any]]:
+    """Return runs whose figures that are judged are these, and a client that adds ten µs."""
+    loads = [
+        {"path": "recall", "load": load, "capacity": 1_000.0, "others": others, "latency_us": {"p50": p50}}
+        for load, p50 in ((0.5, half), (0.8, full))
+    ]
+    return [*loads, {"path": latency.AT_ONCE, "load": 0, "capacity": 1.0, "latency_us": {"p50": 10.0}}]
+
+
+def test_bounds_of_latency_are_in_requests() -> None:
+    """Half of the answers within four at half of capacity, within twenty at 80 %."""
+
+    assert ([], []) == latency.verdict(latencies(4_010.0, 20_010.0))
+    assert (
+        [
+            "recall at 50%: p50 is 4,011 µs; at most 4,010 µs is promised",
+            "recall at 80%: p50 is 20,011 µs; at most 20,010 µs is promised",
+        ],
+        [],
+    ) == latency.verdict(latencies(4_011.0, 20_011.0))
+
+
+def test_a_run_beside_others_is_not_judged() -> None:
+    """What they did to it cannot be told from what the server did."""
+
+    assert (
+        [],
+        [f"recall at {load}: not judged, others had 11% of the two cores meanwhile" for load in ("50%", "80%")],
+    ) == latency.verdict(latencies(4_011.0, 20_011.0, 0.11))
+
+
+@needs_wrk
+def test_latency_in_small(tmp_path: Path) -> None:
+    """Real servers and clients: both paths at both loads, and the client itself; the picture can be drawn again."""
+    pytest.importorskip("matplotlib")
+    document, drawn = tmp_path / "latency.json", tmp_path / "latency.svg"
+
+    assert 0 == latency.main(["--seconds", "0.2", "--json", str(document), "--picture", str(drawn)])
+
+    runs = json.loads(document.read_text(encoding="utf-8"))["runs"]
+    assert [("recall", 0.5), ("recall", 0.8), ("event raw", 0.5), ("event raw", 0.8), (latency.AT_ONCE, 0)] == [
+        (run["path"], run["load"]) for run in runs
+    ]
+    for run in runs:
+        values = list(run["latency_us"].values())
+        assert values == sorted(values)
+        assert len(run["curve"]) == len(run.get("queue", run["curve"]))
+    first = drawn.read_bytes()
+    assert 0 == latency.main(["--drawn", str(document), "--picture", str(drawn)])
+    assert first == drawn.read_bytes()
+
+
+@needs_wrk
+def test_growth_in_small(tmp_path: Path) -> None:
+    """One size of each kind, over HTTP, too."""
+    pytest.importorskip("matplotlib")
+    words = ["--capacity-max", "1000", "--dimension-max", "64", "--payload-max", "0"]
+
+    assert 0 == growth.main([*words, "--json", str(tmp_path / "growth.json"), "--pictures", str(tmp_path)])
+
+    found = growth.read(tmp_path / "growth.json")
+    assert [(1_000, 384)] == [(one.capacity, one.dimension) for one in found.by_capacity]
+    assert [(1_000, 64)] == [(one.capacity, one.dimension) for one in found.by_dimension]
+    assert 0 < found.by_payload[0].admit_us
