@@ -157,8 +157,9 @@ class Connection(asyncio.Protocol):
 
     def _take(self, environ: WSGIEnvironment, persistence: str) -> bool:
         """Serve a request, or let it wait for its turn. False when it is the last one."""
-        self._deadline = self._service.now + _KEEPALIVE_SECONDS
-        if self._held or self._succeeds or self._service.untaken.is_full:
+        service = self._service
+        self._deadline = service.now + _KEEPALIVE_SECONDS
+        if self._held or self._succeeds or service.untaken.is_full:
             try:
                 self._backlog.append(environ, persistence)
             except Refusal as refusal:

@@ -107,14 +107,19 @@ def test_a_peer_that_ends_tls_gets_what_was_written(close: bool) -> None:
         client.sendall(get(b"/big", b"Connection: close\r\n" if close else b""))
         until(lambda: server.call(lambda: connection.pending) > 0)
         client.settimeout(0.0)
-        with contextlib.suppress(ssl.SSLWantReadError):  # sends ours, and does not wait for the server's
-            client.unwrap()  # type: ignore[attr-defined]  # what `dial` returns on TLS
-        client.settimeout(PATIENCE)
-        server.wait(LINGER_SECONDS.value + 2)
         received = b""
-        with contextlib.suppress(OSError):
+        try:
+            with contextlib.suppress(ssl.SSLWantReadError):  # sends ours, and does not wait for the server's
+                client.unwrap()  # type: ignore[attr-defined]  # what `dial` returns on TLS
+            client.settimeout(PATIENCE)
+            server.wait(LINGER_SECONDS.value + 2)
             while piece := client.recv(65_536):
                 received += piece
+        except ssl.SSLError as error:
+            if error.reason == "APPLICATION_DATA_AFTER_CLOSE_NOTIFY":  # what came just then, OpenSSL takes for an error
+                pytest.skip("the client's own library will not read on")
+        except OSError:
+            pass  # the end of the connection, after its last byte
 
         assert received.endswith(b"x" * 500_000)
 
