@@ -5,7 +5,6 @@ Handed to every resource by app/main.py; no resource opens anything by itself, s
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 from wsgiref.types import WSGIEnvironment
 
 from app.idempotency import Idempotency
@@ -19,14 +18,13 @@ from shm.store import Recall, Store
 class Context:
     """One worker's view.
 
-    `clock` returns CLOCK_BOOTTIME in ns; `row` is the worker's own row of the block; `leaving` says whether the server
+    `clock` returns CLOCK_BOOTTIME in ns; `leaving` says whether the server
     has been told to stop; `charge` takes tokens from whoever asks, and may raise.
     """
 
     config: Config
     store: Store
     recall: Recall
-    row: Any
     latency: Latency
     clock: Callable[[], int]
     leaving: Callable[[], bool]

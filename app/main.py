@@ -115,7 +115,6 @@ class Application:
             loaded.config,
             self.store,
             Recall(block),
-            self._row,
             Latency(self._row, latency_histogram(self.row)),
             boot_clock,
             lambda: server.leaving,

@@ -157,9 +157,7 @@ def context_of(block: Block, now_ns: int, leaving: bool = False) -> Context:
     """Return a worker's view of a block at one moment."""
     config = Config(dimension=SMALL.dimension, capacity=SMALL.capacity, log_capacity=SMALL.log_capacity)
     latency: Any = None  # nothing is counted
-    return Context(
-        config, Store(block), Recall(block), block.region("rows", 0), latency, lambda: now_ns, leaving=lambda: leaving
-    )
+    return Context(config, Store(block), Recall(block), latency, lambda: now_ns, leaving=lambda: leaving)
 
 
 def beat(formed: Formed, **figures: float) -> int:

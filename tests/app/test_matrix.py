@@ -90,9 +90,9 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Route]]:
     """The routes of the application, as its router knows them."""
     formed = Formed()
     config = Config(dimension=SMALL.dimension, capacity=SMALL.capacity)
-    store, row = Store(formed.block), formed.block.region("rows", 0)
+    store = Store(formed.block)
     latency: Any = None  # nothing is counted
-    context = Context(config, store, Recall(formed.block), row, latency, formed.now, leaving=lambda: False)
+    context = Context(config, store, Recall(formed.block), latency, formed.now, leaving=lambda: False)
     application = Application()
     application._gate = Gate(Keyring())
     with pytest.MonkeyPatch.context() as patch:
@@ -109,7 +109,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Route]]:
         roles = {method: operation.role if operation else Role.READ for method, operation in operations.items()}
         found.append(Route(path, methods, roles))
     yield found
-    del application, api, context, store, row
+    del application, api, context, store
     formed.close()
 
 
