@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-LAYOUT_VERSION: Final = 3
+LAYOUT_VERSION: Final = 4
 MAGIC: Final = int.from_bytes(b"MLSDMBLK", "little")
 CACHE_LINE: Final = 64
 PAGE: Final = 4096

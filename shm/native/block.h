@@ -1,5 +1,4 @@
-/* The block as the native core sees it: where its regions are, how its words are read and written, what guards its
- * bytes.
+/* The block as the native core sees it: where its regions are, how its words are read and written.
  *
  * The structures come from shm/layout.py; they stand in front of this file when the extension is compiled. `struct
  * mlsdm_map` is private to a process: each maps the block at its own address.
@@ -27,12 +26,17 @@
 #include <string.h>
 #include <time.h>
 
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
 /* One binary for every x86-64: the loader picks the clone that the processor can run. FMA stays off
- * (-ffp-contract=off). */
+ * (-ffp-contract=off), so that each computes the same. */
+#define MLSDM_WIDE __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
+#define MLSDM_WIDEST __attribute__((target_clones("arch=x86-64-v4", "default")))
+#elif defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
 #define MLSDM_WIDE __attribute__((target_clones("avx2", "default")))
+#define MLSDM_WIDEST
 #else
 #define MLSDM_WIDE /* AArch64 has NEON in its baseline */
+#define MLSDM_WIDEST
 #endif
 
 /* -- where things are -- */
@@ -99,51 +103,6 @@ static inline uint64_t commit_of(const struct mlsdm_map *map) { return load_acqu
 static inline int still_at(const struct mlsdm_map *map, uint64_t position) {
     atomic_thread_fence(memory_order_acquire);
     return atomic_load_explicit((_Atomic uint64_t *)commit_word(map), memory_order_relaxed) == position;
-}
-
-/* -- checksums -- */
-
-/* Eight lanes of xor, rotate and multiply over 8-byte words; a step takes five cycles in each lane, so that it takes
- * this many to keep the processor busy. Each step is a bijection of its lane (odd multiplier), and so is the fold in
- * each lane: any change confined to one word always changes the sum; anything else escapes with probability 2^-64. It
- * guards against bit flips and torn writes, not against an adversary. `size` is a multiple of 8, `bytes` 8-byte
- * aligned. */
-#define MLSDM_MIX(lane, value) lane ^= (value), lane = (lane << 29 | lane >> 35) * odd
-static inline uint64_t checksum_of(const void *bytes, size_t size, uint64_t seed) {
-    const uint64_t odd = UINT64_C(0x9E3779B97F4A7C15);
-    const uint64_t *word = bytes, *end = word + size / 8;
-    uint64_t a = seed ^ size, b = seed + odd, c = ~seed, d = seed * 3 + 1, e = a + odd, f = b + odd, g = c + odd,
-             h = d + odd;
-    for (; end - word >= 8; word += 8) {
-        MLSDM_MIX(a, word[0]), MLSDM_MIX(b, word[1]), MLSDM_MIX(c, word[2]), MLSDM_MIX(d, word[3]);
-        MLSDM_MIX(e, word[4]), MLSDM_MIX(f, word[5]), MLSDM_MIX(g, word[6]), MLSDM_MIX(h, word[7]);
-    }
-    for (; word < end; word++) MLSDM_MIX(a, *word);
-    MLSDM_MIX(a, e), MLSDM_MIX(b, f), MLSDM_MIX(c, g), MLSDM_MIX(d, h);
-    a = (a ^ (b << 13 | b >> 51)) * odd;
-    a = (a ^ (c << 29 | c >> 35)) * odd;
-    a = (a ^ (d << 47 | d >> 17)) * odd;
-    return a ^ a >> 32;
-}
-#undef MLSDM_MIX
-
-static inline size_t levels_size(const struct mlsdm_map *map) { return (size_t)3 * map->padded * sizeof(float); }
-
-/* The position and the size stand in the sum: a stale buffer or a shorter record never passes for a fresh one. */
-static inline uint64_t state_checksum(const struct mlsdm_state *state) {
-    return checksum_of(state, offsetof(struct mlsdm_state, checksum), 1);
-}
-static inline uint64_t entry_checksum(const struct mlsdm_entry *entry) {
-    return checksum_of(entry, offsetof(struct mlsdm_entry, checksum), 2);
-}
-static inline uint64_t receipt_checksum(const struct mlsdm_receipt *receipt) {
-    return checksum_of(receipt, offsetof(struct mlsdm_receipt, checksum), 6);
-}
-static inline uint64_t settings_checksum(const struct mlsdm_settings *settings) {
-    return checksum_of(settings, sizeof *settings, 7);
-}
-static inline uint64_t levels_checksum(const struct mlsdm_map *map, const float *levels) {
-    return checksum_of(levels, levels_size(map), 3);
 }
 
 #endif

@@ -165,24 +165,27 @@ WORD: Final = 2**64
 
 
 def checksum_of(content: bytes, seed: int) -> int:
-    """Return the block's checksum of whole words, as block.h computes it: for forgeries that fit."""
+    """Return the block's checksum of whole words, as checksum.c computes it: for forgeries that fit."""
     odd = 0x9E3779B97F4A7C15
-    lanes = [seed ^ len(content), (seed + odd) % WORD, seed ^ (WORD - 1), (seed * 3 + 1) % WORD]
-    lanes += [(lane + odd) % WORD for lane in lanes]
     words = [int.from_bytes(content[at : at + 8], "little") for at in range(0, len(content), 8)]
+    lanes = [number * odd % WORD for number in range(1, 17)]
 
     def mix(lane: int, word: int) -> None:
         mixed = lanes[lane] ^ word
         lanes[lane] = (mixed << 29 | mixed >> 35) % WORD * odd % WORD
 
-    for number, word in enumerate(words):
-        mix(number % 8 if number < len(words) // 8 * 8 else 0, word)
-    for lane in range(4):
-        mix(lane, lanes[lane + 4])
-    total = lanes[0]
-    for lane, left in ((1, 13), (2, 29), (3, 47)):
-        total = (total ^ (lanes[lane] << left | lanes[lane] >> 64 - left) % WORD) * odd % WORD
-    return total ^ total >> 32
+    whole = len(words) // 16 * 16
+    for number, word in enumerate(words[:whole]):
+        mix(number % 16, word)
+    for lane in range(8):
+        mix(lane, lanes[lane + 8])
+    for number, word in enumerate(words[whole:]):
+        mix(number % 8, word)
+    for half in (4, 2, 1):
+        for lane in range(half):
+            mix(lane, lanes[lane + half])
+    mix(0, seed ^ len(content))
+    return lanes[0] ^ lanes[0] >> 32
 
 
 class TestReceipts:
