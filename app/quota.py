@@ -24,7 +24,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from hashlib import blake2b
 from ipaddress import IPv6Address, ip_address
-from typing import Final
+from typing import Final, NamedTuple
 from wsgiref.types import WSGIEnvironment
 
 from app.auth import Client
@@ -37,9 +37,18 @@ _SECOND_NS: Final = 1_000_000_000
 _POLICY: Final = "RateLimit-Policy: "
 
 
-# What a request has paid, so that it can be given back, kept in the environ as `mlsdm.charge`: buckets, owner, interval
-# in ns, tokens, and the line with the policy.
-Charge = tuple[Buckets, int, int, int, str]
+class Account(NamedTuple):
+    """Where the tokens of a client are, and what is said of them."""
+
+    buckets: Buckets
+    owner: int
+    interval_ns: int  # one token comes in
+    burst: int
+    left: str  # the line with what is left, up to its number
+    policy: str  # the line with rate and burst
+
+
+Charge = tuple[Account, int]  # what a request has paid, in tokens: `mlsdm.charge` in the environ
 
 
 class Quotas:
@@ -60,31 +69,35 @@ class Quotas:
         """
         least = "" if give_back(environ) else "at least "  # in advance it is that many
         client: Client = environ["mlsdm.client"]
-        tier = client.key.tier
-        buckets, owner, interval_ns, burst, policy = self._account_of(client.id, client.key.id != "", tier)
+        key = client.key
+        account = self._account_of(client.id, key.id != "", key.tier)
+        buckets, owner, interval_ns, burst, left, policy = account
         if tokens > burst:
             raise Problem(
                 422, "batch_above_burst",
-                f"body: {least}{tokens} events; expected at most {burst}, the burst of tier {tier}",
+                f"body: {least}{tokens} events; expected at most {burst}, the burst of tier {key.tier}",
                 field="body", expected=f"at most {burst} events",
             )  # fmt: skip
-        wait_ns, full_ns, remaining = buckets.take(owner, self._clock(), interval_ns, burst, tokens)
-        left = f'RateLimit: "{tier}";r={remaining};t={-(-full_ns // _SECOND_NS)}\r\n'
-        environ["mlsdm.lines"] = left + policy
+        full_ns = buckets.take(owner, self._clock(), interval_ns, burst, tokens)
+        wait_ns = 0
+        if full_ns < 0:  # then nothing was taken, and what is owed follows from the wait
+            wait_ns = -full_ns
+            full_ns = (burst - tokens) * interval_ns + wait_ns
+        remaining = burst - -(-full_ns // interval_ns)
+        environ["mlsdm.lines"] = f"{left}{remaining};t={-(-full_ns // _SECOND_NS)}\r\n{policy}"
         if wait_ns:
             allowed = policy.removeprefix(_POLICY).rstrip()
             detail = f"{tokens} more would exceed {allowed}; try again in {wait_ns / 1e9:.3g} s. Nothing was applied."
             raise Problem(429, "rate_limit_exceeded", detail, retry_after=_seconds(wait_ns))
-        environ["mlsdm.charge"] = buckets, owner, interval_ns, tokens, policy
+        environ["mlsdm.charge"] = account, tokens
 
-    def _account(self, name: str, is_key: bool, tier: str) -> tuple[Buckets, int, int, int, str]:
-        """Return where a client's tokens are: table, owner, interval in ns, burst, and the line with the policy.
-
-        `name` is a key's id or an address.
-        """
+    def _account(self, name: str, is_key: bool, tier: str) -> Account:
+        """Return the account of a client. `name` is a key's id or an address."""
         interval_ns, burst, policy = self._tiers[tier]
         owner = self._owner(name, interval_ns, burst)
-        return self._keys if is_key else self._peers, owner, interval_ns, burst, policy
+        return Account(
+            self._keys if is_key else self._peers, owner, interval_ns, burst, f'RateLimit: "{tier}";r=', policy
+        )
 
     def _owner(self, name: str, *bucket: int) -> int:
         """Return the owner of a bucket: 64 bits that nobody outside can aim at the bucket of somebody else."""
@@ -103,10 +116,10 @@ def give_back(environ: WSGIEnvironment, spent: int = 0) -> bool:
     charge: Charge | None = environ.pop("mlsdm.charge", None)
     if charge is None:
         return False
-    buckets, owner, interval_ns, tokens, policy = charge
+    account, tokens = charge
     if tokens > spent:
-        buckets.give_back(owner, interval_ns, tokens - spent)
-        environ["mlsdm.lines"] = policy  # what was left is not true any more
+        account.buckets.give_back(account.owner, account.interval_ns, tokens - spent)
+        environ["mlsdm.lines"] = account.policy  # what was left is not true any more
     return True
 
 

@@ -15,7 +15,18 @@ import cffi
 
 HERE = Path(__file__).resolve().parent
 NATIVE = HERE / "native"
-SOURCES = ("block.h", "checksum.c", "vector.c", "lock.c", "memory.c", "receipt.c", "governor.c", "bucket.c", "read.c", "recall.c")
+SOURCES = (
+    "block.h",
+    "checksum.c",
+    "vector.c",
+    "lock.c",
+    "memory.c",
+    "receipt.c",
+    "governor.c",
+    "bucket.c",
+    "read.c",
+    "recall.c",
+)
 
 # By path: while the package is being built, `shm` may not be importable yet.
 _spec = importlib.util.spec_from_file_location("_mlsdm_layout", HERE / "layout.py")

@@ -44,16 +44,6 @@ class Decision(NamedTuple):
     repeated: int
 
 
-class Quota(NamedTuple):
-    """What a bucket says: `wait_ns` is 0 when the tokens were taken, else when they would be there; `full_ns` until the
-    bucket is full again; `remaining` whole tokens left.
-    """
-
-    wait_ns: int
-    full_ns: int
-    remaining: int
-
-
 _DECISION: Final = struct.Struct("<3Q4d2I")  # PERF: one unpack costs what two attributes of a cffi structure cost
 assert _DECISION.size == ffi.sizeof("struct mlsdm_decision")
 _new_tuple: Final = tuple.__new__  # PERF: Decision._make without its look at the length, which the format has fixed
@@ -362,17 +352,14 @@ class Buckets:
         self._map = block.map
         self._table = table
 
-    def take(self, owner: int, now_ns: int, interval_ns: int, burst: int, count: int) -> Quota:
+    def take(self, owner: int, now_ns: int, interval_ns: int, burst: int, count: int) -> int:
         """Take `count` tokens, 1 ≤ count ≤ burst, from the bucket of `owner` (64 bits, not 0), or none.
 
-        One token comes every `interval_ns`, up to `burst` of them; `now_ns` is CLOCK_BOOTTIME.
+        One token comes every `interval_ns`, up to `burst` of them; `now_ns` is CLOCK_BOOTTIME. Returns the time until
+        the bucket is full again, in ns; or, negative, when none was taken, the time until they would all be there.
         """
-        full_ns = lib.mlsdm_tokens_take(self._map, self._table, owner, now_ns, interval_ns, burst, count)
-        wait_ns = 0
-        if full_ns < 0:  # then nothing was taken, and what is owed follows from the wait
-            wait_ns = -full_ns
-            full_ns = (burst - count) * interval_ns + wait_ns
-        return Quota(wait_ns, full_ns, burst - -(-full_ns // interval_ns))
+        full_ns: int = lib.mlsdm_tokens_take(self._map, self._table, owner, now_ns, interval_ns, burst, count)
+        return full_ns
 
     def give_back(self, owner: int, interval_ns: int, count: int) -> None:
         """Return tokens that a request had taken which was refused after all."""

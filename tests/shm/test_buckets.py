@@ -11,7 +11,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from shm._native import ffi, lib
 from shm.layout import BUCKET_WAYS, KEY_BUCKETS, PEER_BUCKETS
-from shm.store import KEYS, PEERS, Buckets, Quota
+from shm.store import KEYS, PEERS, Buckets
 from tests import tracee
 from tests.formed import Formed, begin, end, exit_of, wait_until
 from tests.tracee import Stretch, Tracee
@@ -44,6 +44,26 @@ STEPS = st.lists(
     max_size=40,
 )
 SHARED = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], print_blob=True)
+
+
+class Quota(NamedTuple):
+    """What a bucket says: `wait_ns` is 0 when the tokens were taken, else when they would be there; `full_ns` until the
+    bucket is full again; `remaining` whole tokens left.
+    """
+
+    wait_ns: int
+    full_ns: int
+    remaining: int
+
+
+def draw(buckets: Buckets, owner: int, now_ns: int, *bucket: int) -> Quota:
+    """Take tokens, or none, and return all that the answer tells."""
+    interval_ns, burst, count = bucket
+    full_ns = buckets.take(owner, now_ns, interval_ns, burst, count)
+    wait_ns = max(0, -full_ns)
+    if wait_ns:
+        full_ns = (burst - count) * interval_ns + wait_ns
+    return Quota(wait_ns, full_ns, burst - -(-full_ns // interval_ns))
 
 
 class Level:
@@ -117,7 +137,7 @@ class TestOneBucket:
             if step in ("take", "one", "all"):
                 count = {"take": 1 + int(share * (burst - 1)), "one": 1, "all": burst}[step]
                 expected = model.take(count)
-                assert expected == buckets.take(owner, model.now_ns, interval, burst, count)
+                assert expected == draw(buckets, owner, model.now_ns, interval, burst, count)
                 taken, wait = taken + count * (not expected.wait_ns), expected.wait_ns
             elif step == "give" and taken:
                 count = max(1, int(share * min(taken, burst)))
@@ -145,7 +165,7 @@ class TestOneBucket:
         for share, pause in takes:
             now = max(0, now + int(pause * burst * interval / 4))
             count = 1 + int(share * (burst - 1))
-            if not buckets.take(7, now, interval, burst, count).wait_ns:
+            if not draw(buckets, 7, now, interval, burst, count).wait_ns:
                 taken += count
                 times.append(now)
                 assert taken <= burst + Fraction(max(times) - min(times), interval)
@@ -154,34 +174,34 @@ class TestOneBucket:
     def test_a_refused_request_changes_nothing(self, formed: Formed, table: int) -> None:
         """Not a byte of the table."""
         buckets = Buckets(formed.block, table)
-        buckets.take(5, 1_000, NS, 10, 8)
+        draw(buckets, 5, 1_000, NS, 10, 8)
         before = content(formed, table)
 
-        assert Quota(1 * NS, 8 * NS, 2) == buckets.take(5, 1_000, NS, 10, 3)
+        assert Quota(1 * NS, 8 * NS, 2) == draw(buckets, 5, 1_000, NS, 10, 3)
         assert before == content(formed, table)
 
     def test_is_full_at_first_and_after_a_long_time(self, formed: Formed) -> None:
         """A moment after the machine has started, and when nobody came for 30 years."""
         buckets = Buckets(formed.block, PEERS)
         for owner, now_ns in ((5, 0), (6, 1), (7, NS)):
-            assert Quota(0, 10 * NS, 0) == buckets.take(owner, now_ns, NS, 10, 10)
-            assert Quota(NS, 10 * NS, 0) == buckets.take(owner, now_ns, NS, 10, 1)
-            assert Quota(0, 10 * NS, 0) == buckets.take(owner, now_ns + 10**18, NS, 10, 10)
+            assert Quota(0, 10 * NS, 0) == draw(buckets, owner, now_ns, NS, 10, 10)
+            assert Quota(NS, 10 * NS, 0) == draw(buckets, owner, now_ns, NS, 10, 1)
+            assert Quota(0, 10 * NS, 0) == draw(buckets, owner, now_ns + 10**18, NS, 10, 10)
 
     def test_the_longest_debt_there_is(self, formed: Formed) -> None:
         """A million tokens at one in a thousand seconds is 32 years, and still a number."""
         buckets = Buckets(formed.block, PEERS)
         room = 10**6 * 1000 * NS
 
-        assert Quota(0, room, 0) == buckets.take(5, 2**62, 1000 * NS, 10**6, 10**6)
-        assert Quota(room, room, 0) == buckets.take(5, 2**62, 1000 * NS, 10**6, 10**6)
-        assert Quota(0, room, 0) == buckets.take(5, 2**62 + room, 1000 * NS, 10**6, 10**6)
+        assert Quota(0, room, 0) == draw(buckets, 5, 2**62, 1000 * NS, 10**6, 10**6)
+        assert Quota(room, room, 0) == draw(buckets, 5, 2**62, 1000 * NS, 10**6, 10**6)
+        assert Quota(0, room, 0) == draw(buckets, 5, 2**62 + room, 1000 * NS, 10**6, 10**6)
 
     def test_tables_are_apart(self, formed: Formed) -> None:
         """The same number is one client among the keys and another among the peers."""
-        Buckets(formed.block, KEYS).take(5, 0, NS, 10, 10)
+        draw(Buckets(formed.block, KEYS), 5, 0, NS, 10, 10)
 
-        assert Quota(0, 10 * NS, 0) == Buckets(formed.block, PEERS).take(5, 0, NS, 10, 10)
+        assert Quota(0, 10 * NS, 0) == draw(Buckets(formed.block, PEERS), 5, 0, NS, 10, 10)
         assert (KEY_BUCKETS, PEER_BUCKETS) == tuple(formed.block.map.buckets)
 
 
@@ -202,7 +222,7 @@ class TestTogether:
         buckets, rng, taken, until = Buckets(formed.block, KEYS), random.Random(child), 0, self.now_ns() + for_ns
         while (now := self.now_ns()) < until:
             count = rng.randrange(1, 4)
-            if not buckets.take(owner, now, 2_000, PLENTY, count).wait_ns:
+            if not draw(buckets, owner, now, 2_000, PLENTY, count).wait_ns:
                 taken += count
                 counts[child] = taken
 
@@ -211,11 +231,11 @@ class TestTogether:
         token.
         """
         buckets, counts, start = Buckets(formed.block, KEYS), self.shared_counts(), self.now_ns()
-        assert 0 == buckets.take(9, start, 2_000, PLENTY, PLENTY).wait_ns
+        assert 0 == draw(buckets, 9, start, 2_000, PLENTY, PLENTY).wait_ns
         children = [begin(lambda child=child: self.hammer(formed, counts, child, NS // 4, 9)) for child in range(3)]  # type: ignore[misc]  # early binding
         assert [0, 0, 0] == [exit_of(child) for child in children]
         now = self.now_ns()
-        left = buckets.take(9, now, 2_000, PLENTY, 1)
+        left = draw(buckets, 9, now, 2_000, PLENTY, 1)
 
         taken = list(counts[0:3])
         print(f"{taken} tokens in {(now - start) / 1e9:.3f} s")
@@ -234,7 +254,7 @@ class TestTogether:
                 while gate[0] < client:
                     time.sleep(0)
                 for _ in range(12):
-                    if not buckets.take(client, 1_000, NS, 10, 1).wait_ns:
+                    if not draw(buckets, client, 1_000, NS, 10, 1).wait_ns:
                         counts[child * 256 + client] += 1
                 gate[1 + child] = client
 
@@ -258,14 +278,14 @@ class TestTogether:
         print(f"rerun with SEED={SEED}")
         rng, buckets, counts = random.Random(SEED), Buckets(formed.block, KEYS), self.shared_counts()
         start = self.now_ns()
-        assert 0 == buckets.take(9, start, 2_000, PLENTY, PLENTY).wait_ns
+        assert 0 == draw(buckets, 9, start, 2_000, PLENTY, PLENTY).wait_ns
         for child in range(40):
             pid = begin(lambda child=child: self.hammer(formed, counts, child, 60 * NS, 9))  # type: ignore[misc]  # early binding
             wait_until(lambda child=child: counts[child])  # type: ignore[misc]  # early binding
             time.sleep(rng.random() * 0.002)
             end(pid)
         now = self.now_ns()
-        left = buckets.take(9, now, 2_000, PLENTY, 1)
+        left = draw(buckets, 9, now, 2_000, PLENTY, 1)
 
         came = (now - start) // 2_000
         found = sum(counts[0:40]) + left.remaining + (not left.wait_ns)
@@ -281,12 +301,12 @@ class TestFlood:
         rng = random.Random(SEED)
         keys, peers, now = Buckets(formed.block, KEYS), Buckets(formed.block, PEERS), 10**12
         for key in range(1, 1001):
-            keys.take(key, now, NS // 100, 200, rng.randrange(1, 201))
+            draw(keys, key, now, NS // 100, 200, rng.randrange(1, 201))
         debtors = [1 + (rng.getrandbits(44) << 20 | chosen) for chosen in range(500)]
         modest = [1 + (rng.getrandbits(44) << 20 | 4096 + chosen) for chosen in range(500)]
         for debtor, other in zip(debtors, modest, strict=True):
-            peers.take(debtor, now, NS // 5, 10, rng.randrange(4, 11))
-            peers.take(other, now, NS // 5, 10, 1)
+            draw(peers, debtor, now, NS // 5, 10, rng.randrange(4, 11))
+            draw(peers, other, now, NS // 5, 10, 1)
         keys_before = content(formed, KEYS)
         owed_before = {peer: owed(formed, peer) for peer in debtors + modest}
 
@@ -304,7 +324,7 @@ class TestFlood:
         kept = sum(owed_before[peer] == owed(formed, peer) for peer in modest)
         print(f"{kept} of {len(modest)} modest peers kept their places")
         for peer in modest:
-            assert 200_000_000 <= (quota_of := peers.take(peer, now, NS // 5, 10, 1)).full_ns <= 400_000_000
+            assert 200_000_000 <= (quota_of := draw(peers, peer, now, NS // 5, 10, 1)).full_ns <= 400_000_000
             assert quota_of.wait_ns == 0
 
     def test_a_bucket_that_changed_hands(self, formed: Formed) -> None:
@@ -312,23 +332,23 @@ class TestFlood:
         peers = Buckets(formed.block, PEERS)
         owners = [3 + SETS * number for number in range(BUCKET_WAYS + 1)]
         for number, owner in enumerate(owners):
-            assert 0 == peers.take(owner, 1_000, NS, 10, number + 1).wait_ns
+            assert 0 == draw(peers, owner, 1_000, NS, 10, number + 1).wait_ns
         before = content(formed, PEERS)
         peers.give_back(owners[0], NS, 1)
 
         assert before == content(formed, PEERS)
         assert None is owed(formed, owners[0])
         assert [1_000 + (number + 1) * NS for number in range(1, 9)] == [owed(formed, owner) for owner in owners[1:]]
-        assert Quota(0, NS, 9) == peers.take(owners[0], 1_000, NS, 10, 1)
+        assert Quota(0, NS, 9) == draw(peers, owners[0], 1_000, NS, 10, 1)
 
     def test_who_owes_nothing_goes_first(self, formed: Formed) -> None:
         """A place whose owner's time has passed is taken before one that is in use, and its owner has lost nothing."""
         peers = Buckets(formed.block, PEERS)
         owners = [3 + SETS * number for number in range(BUCKET_WAYS + 1)]
         for owner in owners[:-1]:
-            peers.take(owner, 1_000, NS, 10, 2 if owner == owners[4] else 10)
+            draw(peers, owner, 1_000, NS, 10, 2 if owner == owners[4] else 10)
         later = 1_000 + 3 * NS
-        peers.take(owners[-1], later, NS, 10, 10)
+        draw(peers, owners[-1], later, NS, 10, 10)
 
         assert None is owed(formed, owners[4])
         assert [1_000 + 10 * NS] * 7 == [owed(formed, owner) for owner in owners[:4] + owners[5:-1]]
@@ -348,7 +368,7 @@ class TestStepped:
         """A set of which each place is in use; the fourth owner owes least, 41 seconds."""
         peers = Buckets(formed.block, PEERS)
         for number, owner in enumerate(self.OWNERS):
-            peers.take(owner, 1_000, NS, self.BURST, 41 if number == 3 else 50 + number)
+            draw(peers, owner, 1_000, NS, self.BURST, 41 if number == 3 else 50 + number)
         return formed
 
     def take_of(self, formed: Formed) -> tuple[Callable[[], object], Stretch, list[int]]:
@@ -390,7 +410,7 @@ class TestStepped:
             traces = (before[3], (0, before[3][1]), (0, 1_000), (self.NEWCOMER, 1_000), own)
             assert after[3] in traces, f"after death at instruction {number}"
             seen.append(after[3])
-            again = Buckets(crowded.block, PEERS).take(self.NEWCOMER, 1_000, NS, self.BURST, 1)
+            again = draw(Buckets(crowded.block, PEERS), self.NEWCOMER, 1_000, NS, self.BURST, 1)
             assert (Quota(0, 2 * NS, 98) if after[3] == own else Quota(0, NS, 99)) == again
             put_back(crowded, 3, before)
         print(f"{len(seen)} deaths along {len(path)} instructions, {len(set(seen))} different traces")
@@ -405,7 +425,7 @@ class TestStepped:
         for number, newcomer in self.put_aside(take, path):
             if owed(crowded, self.NEWCOMER):
                 peers.give_back(self.NEWCOMER, NS, self.BURST)  # so that it owes least
-            assert Quota(0, 60 * NS, 40) == peers.take(self.STRANGER, 1_000, NS, self.BURST, 60)
+            assert Quota(0, 60 * NS, 40) == draw(peers, self.STRANGER, 1_000, NS, self.BURST, 60)
             newcomer.let_go()
             owes = owed(crowded, self.STRANGER)
             assert owes in (None, 1_000 + 59 * NS, 1_000 + 60 * NS), f"put aside at instruction {number}"
@@ -419,7 +439,7 @@ class TestStepped:
         before, peers = places(formed, 3), Buckets(formed.block, PEERS)
         for number, twin in self.put_aside(take, path):
             left = 99 if owed(formed, self.NEWCOMER) == 1_000 + NS else 100
-            assert 0 == peers.take(self.NEWCOMER, 1_000, NS, self.BURST, left).wait_ns
+            assert 0 == draw(peers, self.NEWCOMER, 1_000, NS, self.BURST, left).wait_ns
             twin.let_go()
-            assert peers.take(self.NEWCOMER, 1_000, NS, self.BURST, 1).wait_ns, f"put aside at instruction {number}"
+            assert draw(peers, self.NEWCOMER, 1_000, NS, self.BURST, 1).wait_ns, f"put aside at instruction {number}"
             put_back(formed, 3, before)
