@@ -12,7 +12,7 @@ from core.rhythm import PHASE_NAMES
 from shm import store
 
 
-class Decision(msgspec.Struct, omit_defaults=True):
+class Decision(msgspec.Struct, omit_defaults=True, gc=False):
     """What was decided about one event.
 
     `sequence` counts decisions, `memory_id` memories, `position` everything in the log.
@@ -34,7 +34,7 @@ class Decision(msgspec.Struct, omit_defaults=True):
     memory_id: MemoryId | None = None
 
 
-def decision_of(decided: store.Decision, boot_id: str) -> Decision:
+def decision_of(decided: store.Fields, boot_id: str) -> Decision:
     """Return a decision of the native core in the client's words.
 
     `current_phase` is the one the event was tagged with.

@@ -139,7 +139,7 @@ class BatchResource:
         if code != status.OK:
             give_back(environ, spent=len(results))
             raise self._interrupted(code, results, len(morals))
-        if key and any(decided.repeated for decided in decisions):
+        if key and any(repeated for *_, repeated in decisions):
             environ["mlsdm.lines"] = environ.get("mlsdm.lines", "") + REPLAYED
         accepted = sum([result.accepted for result in results])
         answer = encode(Batch(results, accepted, len(results) - accepted))

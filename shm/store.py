@@ -44,6 +44,7 @@ class Decision(NamedTuple):
     repeated: int
 
 
+Fields = tuple[int, int, int, float, float, float, float, int, int]  # of a Decision
 _DECISION: Final = struct.Struct("<3Q4d2I")  # PERF: one unpack costs what two attributes of a cffi structure cost
 assert _DECISION.size == ffi.sizeof("struct mlsdm_decision")
 _new_tuple: Final = tuple.__new__  # PERF: Decision._make without its look at the length, which the format has fixed
@@ -128,10 +129,11 @@ class Store:
 
     def admit_batch(
         self, now_ns: int, morals: Any, vectors: Any, payloads: Sequence[bytes] | None, key: Key = NO_KEY
-    ) -> tuple[list[Decision], int]:
+    ) -> tuple[list[Fields], int]:
         """Decide events in order. `morals` float64[n] and `vectors` float32[n × dimension] are contiguous buffers.
 
-        Returns (decisions, status): when they are fewer than the events, `status` says what stopped the rest.
+        Returns (the fields of each Decision, status): when they are fewer than the events, `status` says what stopped
+        the rest.
         """
         moral = ffi.from_buffer("double[]", morals)
         count = len(moral)
@@ -148,8 +150,7 @@ class Store:
         status = lib.mlsdm_admit_batch(
             self._map, now_ns, count, moral, floats, joined, ends, key, decisions, self._count
         )
-        decided = ffi.buffer(decisions, self._count[0] * _DECISION.size)
-        return [_new_tuple(Decision, fields) for fields in _DECISION.iter_unpack(decided)], status
+        return list(_DECISION.iter_unpack(ffi.buffer(decisions, self._count[0] * _DECISION.size))), status
 
     def check_vectors(self, vectors: Any, count: int) -> tuple[int, int]:
         """Return (status, index) of the first of `count` vectors that cannot be admitted; (OK, count) when all can."""

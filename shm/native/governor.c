@@ -161,6 +161,7 @@ static void tally(const struct mlsdm_map *map, const struct transition *t, int a
 int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8_t *vector, const uint8_t *payload,
                 uint32_t payload_size, const struct mlsdm_key *key, struct mlsdm_decision *out) {
     struct memory memory;
+    memory_prefetch(map);
     int status = memory_prepare(map, &memory, vector, payload, payload_size);
     if (status || (status = section_enter(map))) return status;
     struct transition t;

@@ -21,7 +21,7 @@ import pytest
 from shm._native import ffi, lib
 from shm.layout import NO_ROW, Layout
 from shm.status import Gone
-from shm.store import NO_KEY, Key, Recall, Store, new_key
+from shm.store import NO_KEY, Decision, Key, Recall, Store, new_key
 from tests import tracee
 from tests.formed import REGIME, Formed, Witness, begin, copied, end, exit_of, take_mutex, wait_until
 from tests.shm.conftest import Form
@@ -293,7 +293,7 @@ def batch(formed: Formed) -> Any:
         formed.now(), np.array([moral, moral]), np.stack([vector, vector]), None, key(1000)
     )
     assert (2, 0) == (len(decisions), status)
-    return decisions[1]
+    return Decision._make(decisions[1])
 
 
 def forget(formed: Formed) -> object:

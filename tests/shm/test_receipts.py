@@ -121,7 +121,7 @@ class Ledger(RuleBasedStateMachine):
             None,
             new_key(name, body),
         )
-        for number, decision in enumerate(decisions):
+        for number, decision in enumerate(map(Decision._make, decisions)):
             expected = self.expected(nth(name, number), body)
             if expected is None:
                 newest += 1
@@ -264,7 +264,7 @@ class TestWindow:
             formed.now(), np.full(3, moral), np.stack([vector] * 3), None, new_key((9, LAST - 1), 4)
         )
 
-        for word, decision in zip((LAST - 1, LAST, 0), decisions, strict=True):
+        for word, decision in zip((LAST - 1, LAST, 0), map(Decision._make, decisions), strict=True):
             assert decision._replace(repeated=1) == formed.decide(0, key=new_key((9, word), 4))
 
     def test_a_batch_longer_than_the_window(self, form: Form) -> None:
@@ -275,8 +275,8 @@ class TestWindow:
         first, _ = formed.store.admit_batch(formed.now(), *events)
         again, _ = formed.store.admit_batch(formed.now(), *events)
 
-        assert [0] * 20 == [decision.repeated for decision in first + again]
-        assert list(range(1, 21)) == [decision.sequence for decision in first + again]
+        assert [0] * 20 == [repeated for *_, repeated in first + again]
+        assert list(range(1, 21)) == [Decision._make(decision).sequence for decision in first + again]
 
     def test_a_vector_is_not_remembered_twice(self, formed: Formed) -> None:
         """A repeated event leaves slots, payloads and tallies as they are."""

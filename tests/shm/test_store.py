@@ -13,7 +13,7 @@ from shm._native import ffi
 from shm.layout import KINDS, NO_ROW, Layout
 from shm.process import NOBODY, Identity
 from shm.status import Busy, Gone, Stale, Taken, Unformed, Unknown
-from shm.store import Store
+from shm.store import Decision, Store
 from tests.formed import NORM_MAX, REGIME, Formed, Witness, begin, copied, exit_of, take_mutex
 from tests.shm.conftest import Form
 
@@ -227,7 +227,7 @@ class TestBatch:
         )
 
         assert (10, 0) == (len(decisions), status)
-        assert list(range(2, 12)) == [decision.position for decision in decisions]
+        assert list(range(2, 12)) == [Decision._make(decision).position for decision in decisions]
         memories = [formed.store.memory(memory_id) for memory_id in range(1, 11)]
         assert payloads == [memory.payload for memory in memories]
         assert [vector.tobytes() for _, vector in events] == [memory.vector for memory in memories]
