@@ -20,6 +20,7 @@
 #define TOP_K_MAX 100
 #define BENCH (TOP_K_MAX + 32)
 #define SLACK 1e-6f /* three float32 roundings of numbers below 1.01 and a float64 score: under 3e-7 */
+#define RUN 64      /* candidates that are scored in one go */
 #define ATTEMPTS_UNLOCKED 3
 #define ATTEMPTS_MAX 6 /* two under the lock do: one finds the damage, the next works without it */
 #define NEW_MAX 256    /* admitted since the scan, scored under the lock: about 4 µs of bounds */
@@ -142,11 +143,9 @@ static int worse(const struct scored *a, const struct scored *b) {
 }
 
 /* Put one memory on the bench if it is among the best so far. */
-static void bench_offer(const struct mlsdm_map *map, struct search *s, uint64_t id) {
-    struct scored new = {.score = score_of(map, s, slot_of(map, id)), .id = id};
+static void bench_offer(struct search *s, struct scored new) {
     struct scored *heap = s->bench;
     if (isnan(new.score)) new.score = INFINITY; /* only of a damaged memory: it comes first, and is found out */
-    s->candidates += 1;
     uint32_t at = 0;
     if (s->benched < BENCH) {
         at = s->benched++;
@@ -163,16 +162,32 @@ static void bench_offer(const struct mlsdm_map *map, struct search *s, uint64_t 
 }
 static int by_rank(const void *a, const void *b) { return worse(a, b) ? 1 : worse(b, a) ? -1 : 0; }
 
-/* Steps 1 and 2 for the ids first … last, all admitted. The newest is scored first: of equal scores it ranks first, so
- * that older ones find the bench taken. */
+/* Score some memories, newest first in `found`, and offer them to the bench. The newest is offered first: of equal
+ * scores it ranks first, so that older ones find the bench taken. The oldest is scored first: where nearly all are
+ * candidates, that is the direction in which the processor fetches ahead.
+ *
+ * PERF: 20,000 identical vectors of 384 dimensions in 1.7 ms; with the newest scored first 3.3 ms. */
+static void bench_fill(const struct mlsdm_map *map, struct search *s, struct scored *found, uint32_t count) {
+    for (uint32_t i = count; i--;) found[i].score = score_of(map, s, slot_of(map, found[i].id));
+    for (uint32_t i = 0; i < count; i++) bench_offer(s, found[i]);
+    s->candidates += count;
+}
+
+/* Steps 1 and 2 for the ids first … last, all admitted. */
 static void scan_ids(const struct mlsdm_map *map, struct search *s, uint64_t first, uint64_t last) {
     uint64_t slots = (uint64_t)map->capacity + 1, from = slot_of(map, first), count = last + 1 - first;
     uint64_t straight = count < slots - from ? count : slots - from;
     scan(map, s, from, straight);
     if (count > straight) scan(map, s, 0, count - straight);
     float bound = lower_bound(s);
-    for (uint64_t id = last, slot = slot_of(map, last); id >= first; id--, slot = slot ? slot - 1 : slots - 1)
-        if (s->query->bounds[slot] >= bound && s->query->bounds[slot] > -INFINITY) bench_offer(map, s, id);
+    struct scored found[RUN];
+    uint32_t run = 0;
+    for (uint64_t id = last, slot = slot_of(map, last); id >= first; id--, slot = slot ? slot - 1 : slots - 1) {
+        if (s->query->bounds[slot] < bound || s->query->bounds[slot] == -INFINITY) continue;
+        found[run++] = (struct scored){.id = id};
+        if (run == RUN) bench_fill(map, s, found, run), run = 0;
+    }
+    bench_fill(map, s, found, run);
 }
 
 static int alive(const struct mlsdm_map *map, uint64_t id, uint64_t newest) { /* under the lock */
