@@ -18,9 +18,10 @@ that needs no rule, because no browser adds a key by itself.
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 from wsgiref.types import WSGIEnvironment
 
 import falcon
@@ -31,17 +32,22 @@ from app.problem import Problem
 from core.keys import Key, Keyring, Role
 from core.proxies import Network
 
+if TYPE_CHECKING:
+    from app.quota import Account
+
 # RFC 6750 §3: a 401 names the scheme that would do, and a token that was shown and is no good is said to be so.
 _CHALLENGE: Final = 'Bearer realm="mlsdm"'
 _KNOWN_COUNT_MAX: Final = 1_024
 _EVERYBODY: Final = Key("", Role.ADMIN, "standard", b"", float("inf"))
 
 
-class Client(NamedTuple):
-    """Who asks. `id` is the key's, or without keys the address."""
+@dataclass(eq=False, slots=True)
+class Client:
+    """Who asks. `id` is the key's, or without keys the address; `account` is where its tokens are (`app.quota`)."""
 
     id: str
     key: Key
+    account: "Account | None" = None
 
 
 class Gate:

@@ -69,13 +69,15 @@ class Quotas:
         """
         least = "" if give_back(environ) else "at least "  # in advance it is that many
         client: Client = environ["mlsdm.client"]
-        key = client.key
-        account = self._account_of(client.id, key.id != "", key.tier)
+        account = client.account
+        if account is None:
+            key = client.key
+            account = client.account = self._account_of(client.id, key.id != "", key.tier)
         buckets, owner, interval_ns, burst, left, policy = account
         if tokens > burst:
             raise Problem(
                 422, "batch_above_burst",
-                f"body: {least}{tokens} events; expected at most {burst}, the burst of tier {key.tier}",
+                f"body: {least}{tokens} events; expected at most {burst}, the burst of tier {client.key.tier}",
                 field="body", expected=f"at most {burst} events",
             )  # fmt: skip
         full_ns = buckets.take(owner, self._clock(), interval_ns, burst, tokens)
