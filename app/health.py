@@ -259,11 +259,5 @@ class DetailedResource:
             latent_events_count=scalars.rejected,
             rejected_events_count=scalars.rejected,
             moral_filter_threshold=scalars.theta,
-            avg_latency_ms=self._average_latency_ms(),
+            avg_latency_ms=1e3 * context.latency.mean_seconds(),
         )
-
-    def _average_latency_ms(self) -> float:
-        block = self.context.store.block
-        rows = [block.region("rows", number) for number in range(block.layout.rows)]
-        count = sum(row.latency_count for row in rows)
-        return sum(row.latency_ns for row in rows) / count / 1e6 if count else 0.0

@@ -115,7 +115,7 @@ class Application:
             loaded.config,
             self.store,
             Recall(block),
-            Latency(self._row, latency_histogram(self.row)),
+            Latency(latency_histogram(self.row)),
             boot_clock,
             lambda: server.leaving,
         )

@@ -222,12 +222,10 @@ RECORDS: Final = (
             Field("heartbeat_ns", "i8", "ns", "CLOCK_BOOTTIME, twice a second or oftener"),
             Field("connections", "u8", "connections", "open now"),
             Field("requests", "u8", "requests", "answered, by all owners of the row"),
-            Field("latency_ns", "u8", "ns", "sum over event requests, complete request to answer written"),
-            Field("latency_count", "u8", "requests", "in that sum"),
             Field("lock_waits", "u8", "count", "sections that found the lock taken"),
             Field("lock_wait_ns", "u8", "ns", "sum of those waits"),
             Field("tally", "tally", "", "two cells; the newer one at or before the commit word counts", 2),
-            Field("reserved", "u8", "–", "zero"),
+            Field("reserved", "u8", "–", "zero", 3),
         ),
     ),
     Record(

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -156,7 +157,7 @@ def formed() -> Iterator[Formed]:
 def context_of(block: Block, now_ns: int, leaving: bool = False) -> Context:
     """Return a worker's view of a block at one moment."""
     config = Config(dimension=SMALL.dimension, capacity=SMALL.capacity, log_capacity=SMALL.log_capacity)
-    latency: Any = None  # nothing is counted
+    latency: Any = SimpleNamespace(mean_seconds=lambda: 0.0)  # nothing is counted
     return Context(config, Store(block), Recall(block), latency, lambda: now_ns, leaving=lambda: leaving)
 
 
