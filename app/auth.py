@@ -7,8 +7,9 @@ Without any key the service is open, which only development and staging allow, a
 The gate stands behind the router, so what it protects is the route that will run, not what a path looks like. Unknown
 paths end in a sink that needs a key, too, so that a stranger learns nothing from them.
 
-It also says who asks, in the environ: `mlsdm.address`, for which forwarding headers are believed only from listed
-proxies, also of those who are refused; and `mlsdm.client`, of those who have a key, or need none.
+It also says who asks, in the environ: `mlsdm.client`, of those who have a key, or need none; and where there are listed
+proxies, `mlsdm.address`, for which their forwarding headers are believed, and nobody else's, also of those who are
+refused.
 
 Without keys a browser is a door: any page that its user looks at may send requests to 127.0.0.1, and a page whose name
 was rebound to that address even passes for one of ours. So an open service refuses what a page of another origin sends,
@@ -126,8 +127,9 @@ class Gate:
 
     def _admit(self, environ: WSGIEnvironment, role: Role) -> None:
         """Put address and client into `environ`. Raises 401 without a key that holds, 403 with too low a role."""
-        address = environ["REMOTE_ADDR"] if not self._proxies else self.address_of(environ)
-        environ["mlsdm.address"] = address
+        address = environ["REMOTE_ADDR"]
+        if self._proxies:
+            address = environ["mlsdm.address"] = self.address_of(environ)
         if self._is_open:
             if self._loopback:
                 _refuse_names(environ.get("HTTP_HOST", ""))

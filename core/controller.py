@@ -19,6 +19,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -191,6 +192,6 @@ def run(block: Block, config: Config, arbiter: process.Identity) -> int:
     return 0
 
 
-def boot_clock() -> int:
-    """Return CLOCK_BOOTTIME in ns: it never steps, and it goes on while the machine sleeps."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+# Returns CLOCK_BOOTTIME in ns: it never steps, and it goes on while the machine sleeps. PERF: without a frame of its
+# own, which would be a third of 0.13 µs; an event asks for the time twice.
+boot_clock: Final = partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME)

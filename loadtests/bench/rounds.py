@@ -166,9 +166,11 @@ def measure(fleet: Fleet, row: Row, rounds: int, seconds: int) -> Result:
     for side in (row.reference, row.subject):
         fleet.server(side.server)  # all are up before anything is measured
     result = Result(row, [], [])
+    sides = [(row.reference, result.reference), (row.subject, result.subject)]
     for _ in range(rounds):
-        result.reference.append(fleet.slice(row.reference, seconds))
-        result.subject.append(fleet.slice(row.subject, seconds))
+        for side, slices in sides:
+            slices.append(fleet.slice(side, seconds))
+        sides.reverse()  # a machine that slows down, or warms up, does so for either side
     return result
 
 
