@@ -223,12 +223,32 @@ static place take_vector(place at, place end, uint32_t dimension, float *vector)
 
 /* -- events -- */
 
+/* The closing quote of a string, or the end; `at` stands behind the opening one. Eight bytes at a time: a byte that is
+ * equal is zero after the exclusive or, and the first zero byte is the lowest that borrows. */
+static place skip_string(place at, place end) {
+    const uint64_t ones = UINT64_C(0x0101010101010101), highs = ones << 7;
+    for (;; at += 2) { /* over a backslash and what it escapes */
+        for (; end - at >= 8; at += 8) {
+            uint64_t word;
+            memcpy(&word, at, sizeof word);
+            uint64_t quote = word ^ ones * '"', slash = word ^ ones * '\\';
+            uint64_t found = (((quote - ones) & ~quote) | ((slash - ones) & ~slash)) & highs;
+            if (found) {
+                at += __builtin_ctzll(found) >> 3;
+                break;
+            }
+        }
+        while (at < end && *at != '"' && *at != '\\') at++;
+        if (at >= end || *at == '"') return at;
+    }
+}
+
 /* Step over one value; `at` stands on its first byte. What its brackets and quotes enclose is not checked. */
 static place skip_value(place at, place end) {
     place from = at;
     for (int depth = 0; at < end; at++) {
         if (*at == '"') {
-            for (at++; at < end && *at != '"'; at++) at += *at == '\\';
+            at = skip_string(at + 1, end);
         } else if (*at == '{' || *at == '[') {
             depth++;
         } else if (*at == '}' || *at == ']') {
