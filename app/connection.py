@@ -102,9 +102,10 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._writer = Writer(self._transport)
-        environ = base(self._service.scheme, transport.get_extra_info("sockname"), self._client)
-        self._message = Message(environ, self._service.tracer, self._take, self._reserve)
-        self._service.connections.add(self)
+        service = self._service
+        environ = base(service.scheme, transport.get_extra_info("sockname"), self._client)
+        self._message = Message(environ, service.tracer, service.heads, self._take, self._reserve)
+        service.connections.add(self)
         if self._refusal is not None:
             self._refuse(self._refusal)
 

@@ -11,6 +11,8 @@ Invariants. What hides inside the parser is bounded although llhttp bounds nothi
 chunk extensions, trailers. Trailers are dropped: nothing reads them, and merging them into the head would be a way
 around every check of it (RFC 9112 §7.1.2).
 
+A whole request behind a head that was read before does not go through the parser at all (`app.heads`).
+
 Upgrade is never honoured (RFC 9110 §7.8 allows it). llhttp stops at such a head and would lose the body (Java's client
 offers h2c with every first POST), so a second parser takes over behind a synthetic head that carries the framing
 alone.
@@ -27,6 +29,7 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrad
 from app.environ import fill, locate
 from app.exchange import CLOSE, KEEP_ALIVE, PERSIST
 from app.framing import CHUNKED, Refusal, body_length
+from app.heads import Heads
 from app.trace import Tracer
 from core.limits import BODY_SIZE, HEADER_COUNT, HEADERS_SIZE, REQUEST_LINE_SIZE
 
@@ -60,6 +63,8 @@ class Message:
         "_fed",
         "_fields",
         "_folded",
+        "_heads",
+        "_learning",
         "_length",
         "_parser",
         "_persistence",
@@ -68,6 +73,7 @@ class Message:
         "_reserved",
         "_target",
         "_tracer",
+        "_unfamiliar",
         "_upgrade",
         "phase",
     )  # fmt: skip
@@ -76,10 +82,11 @@ class Message:
         self,
         base: WSGIEnvironment,
         tracer: Tracer,
+        heads: Heads,
         deliver: Callable[[WSGIEnvironment, str], bool],
         reserve: Callable[[int, WSGIEnvironment], None],
     ) -> None:
-        """`base` is what all environs share; `tracer` gives requests their names.
+        """`base` is what all environs share; `tracer` gives requests their names; `heads` are those that are known.
 
         `deliver(environ, persistence)` gets each request, with PERSIST, KEEP_ALIVE or CLOSE as it asked for, and says
         whether more are wanted. `reserve(size, environ)` is asked before `size` more bytes of a large body are kept
@@ -88,6 +95,9 @@ class Message:
         self.phase = IDLE
         self._base = self._environ = base
         self._tracer = tracer
+        self._heads = heads
+        self._unfamiliar = 0  # the hash of the last head that was not
+        self._learning = b""  # the head that is being fed, when it is to be learned
         self._deliver = deliver
         self._reserve = reserve
         self._parser = HttpRequestParser(self)
@@ -110,6 +120,8 @@ class Message:
         Returns True when the input ended inside a head or body in which it had not ended before: a deadline begins.
         Raises Refusal.
         """
+        if self.phase == IDLE and type(data) is bytes and self._deliver_familiar(data):
+            return False
         try:
             while True:
                 try:
@@ -128,6 +140,25 @@ class Message:
             # A parser that resynchronises can be talked into starting anywhere (RFC 9112 §11.2).
             raise Refusal(400, "malformed_request", f"The request is not HTTP/1.1: {error} (RFC 9112).") from None
         return self.phase != IDLE and self._incomplete(len(data))
+
+    def _deliver_familiar(self, data: bytes) -> bool:
+        """Deliver the request that `data` is, if that is one whole request behind a familiar head."""
+        end = data.find(b"\r\n\r\n") + 4
+        head = data[:end]
+        found = self._heads.find(head)
+        if found is None:
+            self._learning = head if self._unfamiliar == hash(head) else b""
+            self._unfamiliar = hash(head)
+            return False
+        if len(data) - end != found.length:
+            return False
+        environ = self._base.copy()
+        environ.update(found.members)
+        self._tracer.name(environ)
+        environ["wsgi.input"] = BytesIO(data[end:])
+        environ["mlsdm.received_ns"] = monotonic_ns()
+        self._deliver(environ, PERSIST)
+        return True
 
     def close(self) -> None:
         """Let go of parser and connection, cycles with this message, and of what was read of a request.
@@ -230,6 +261,9 @@ class Message:
             self._persistence = CLOSE
         else:
             self._persistence = PERSIST if version == "1.1" else KEEP_ALIVE
+        learning, self._learning = self._learning, b""
+        if learning and self._persistence == PERSIST and 0 <= length <= LARGE_BODY_SIZE:
+            self._learn(learning, method)
         if length:
             self._body = []
             self._folded = self._received = self._reserved = 0
@@ -272,6 +306,14 @@ class Message:
         self.phase = self._awaited = IDLE
         if not self._deliver(environ, self._persistence):
             raise _Enough
+
+    def _learn(self, head: bytes, method: str) -> None:
+        """Let a head be familiar from now on, unless it asks for more than an answer."""
+        if self._parser.should_upgrade() or "HTTP_EXPECT" in self._environ:
+            return
+        lines = b"".join(b"%s: %s\r\n" % field for field in self._fields)
+        request = method.encode(), self._target, lines
+        self._heads.learn(head, self._environ, self._base, request, self._length)
 
     # -- what llhttp leaves to its user ------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 from app.budget import Budget
+from app.heads import Heads
 from app.pieces import Pieces
 from app.rounds import Rounds
 from app.standing import Standing
@@ -87,6 +88,7 @@ class Service:
         )
         self.standing = Standing(getattr(application, "standing_headers", ()), secure=scheme == "https")
         self.tracer = Tracer()
+        self.heads = Heads()
         self.loop = loop
         self.log = log
         self.verbose = log.isEnabledFor(DEBUG)  # each request has a log line

@@ -7,7 +7,7 @@
 An input is a program: a byte under 128 stands for itself, one above for a fragment of HTTP (a field, a chunk, a whole
 request), so that a mutation of one byte is a mutation of syntax. Its last four bytes say where the bytes are split and
 whether the peer is slow to read. What the program says is fed to the real `Message` and the real `Connection` (its
-transport records), whole and split, and five things must hold; `check` is all of them, needs no fuzzer, and is what
+transport records), whole and split, and six things must hold; `check` is all of them, needs no fuzzer, and is what
 the tests run:
 
 1. Nothing but Refusal escapes `Message.feed`.
@@ -17,6 +17,7 @@ the tests run:
 4. Every byte written re-parses as HTTP/1.1 answers, in order, one for each request and one for the refusal, each with
    one Content-Length and no field that the client made up.
 5. A peer that is slow to read gets the same answers as one that is not.
+6. What is sent again and again is read as it was read the first time, whether its head is familiar by then or not.
 
 Exit status: 0 when the time is over, 1 at the first input that breaks one (libFuzzer keeps it in a file).
 """
@@ -42,6 +43,7 @@ if atheris is not None and __name__ == "__main__":
         from app.environ import base
         from app.exchange import CLOSE
         from app.framing import Refusal
+        from app.heads import Head, Heads
         from app.message import Message
         from app.service import Service
         from app.trace import Tracer
@@ -50,6 +52,7 @@ else:
     from app.environ import base
     from app.exchange import CLOSE
     from app.framing import Refusal
+    from app.heads import Head, Heads
     from app.message import Message
     from app.service import Service
     from app.trace import Tracer
@@ -144,7 +147,15 @@ def call_of(environ: WSGIEnvironment) -> Call:
     )
 
 
-def by_message(pieces: Iterable[bytes]) -> Outcome:
+class Forgetful(Heads):
+    """Heads of which none is ever familiar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.find = dict[bytes, Head]().get
+
+
+def by_message(pieces: Iterable[bytes], heads: Heads | None = None) -> Outcome:
     """Feed the message alone. Anything but Refusal that escapes it, escapes this."""
     calls: list[Call] = []
     open_ = [True]
@@ -154,7 +165,9 @@ def by_message(pieces: Iterable[bytes]) -> Outcome:
         open_[0] = persistence != CLOSE
         return open_[0]
 
-    message = Message(base("http", ("127.0.0.1", 80), CLIENT), TRACER, deliver, lambda _size, _environ: None)
+    message = Message(
+        base("http", ("127.0.0.1", 80), CLIENT), TRACER, heads or Heads(), deliver, lambda _size, _environ: None
+    )
     try:
         for piece in pieces:
             if open_[0]:
@@ -295,18 +308,20 @@ def by_connection(pieces: Iterable[bytes], *, slow: bool = False) -> tuple[Outco
 
 
 def check(program: bytes) -> None:
-    """Run one program; AssertionError, or whatever escaped, when one of the five does not hold."""
+    """Run one program; AssertionError, or whatever escaped, when one of the six does not hold."""
     wire = wire_of(program)
     pieces = split(wire, program)
     alone = by_message([wire])
     _compare(alone, by_message(pieces), len(wire))
-    at = 0
+    at, again = 0, [wire] * 4
     for call in alone.calls:
         strict = read_request(wire, at)
         assert strict is not None, f"request {call} is none: {wire[at:]!r}"
         assert (call.method, call.protocol) == (strict.method.decode(), "HTTP/" + strict.version.decode())
         assert call.body == strict.body, f"bodies differ: {call.body!r} and {strict.body!r}"
+        again += [wire[at : strict.end]] * 4
         at = strict.end
+    assert by_message(again, Forgetful()) == by_message(again)
     whole, _ = by_connection([wire])
     _compare(alone._replace(answers=whole.answers), whole, len(wire))
     for slow in (False, True):

@@ -1,4 +1,4 @@
-"""loadtests/fuzz_requests.py without its fuzzer: the same five promises on programs of a seeded generator."""
+"""loadtests/fuzz_requests.py without its fuzzer: the same six promises on programs of a seeded generator."""
 
 import random
 
@@ -21,7 +21,7 @@ def program(random_: random.Random) -> bytes:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_programs_hold(seed: int) -> None:
-    """Whatever is sent, in whatever pieces: the five promises hold."""
+    """Whatever is sent, in whatever pieces: the six promises hold."""
     random_ = random.Random(seed)
     for _ in range(PROGRAMS_COUNT):
         made = program(random_)
