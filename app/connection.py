@@ -182,8 +182,10 @@ class Connection(asyncio.Protocol):
         service.served += 1
         if service.served == service.served_max:
             service.retire()
-        exchange, may_block = self._exchange, service.may_block
-        way = INLINE if may_block is None else may_block(environ["REQUEST_METHOD"], environ["PATH_INFO"])
+        exchange, may_block, path = self._exchange, service.may_block, environ["PATH_INFO"]
+        way = INLINE
+        if path not in service.inline and may_block is not None:
+            way = may_block(environ["REQUEST_METHOD"], path)
         if way == INLINE:
             answer = exchange.answer(service, environ, persistence)
         else:

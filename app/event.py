@@ -58,7 +58,9 @@ class EventReader:
 
     def read(self, environ: WSGIEnvironment, body: bytes) -> tuple[float, Floats, bytes]:
         """Return moral value, float32-LE[dimension] and payload of a request, or raise the Problem with it."""
-        media = media_type(environ)
+        media = environ.get("CONTENT_TYPE")
+        if media not in (RAW, JSON):
+            media = media_type(environ)
         if media == RAW:
             return moral_header(environ.get("HTTP_MORAL_VALUE")), self._codec.of_bytes(body, "body"), b""
         if media == JSON and (found := self._native.event(body)):

@@ -10,7 +10,7 @@ looks like, and everything else about a request (other methods, HEAD, paths with
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import falcon
@@ -26,23 +26,15 @@ _OK: Final = "200 OK"
 _HEADERS: Final = [("Content-Type", JSON)]
 
 
-class _Short(NamedTuple):
-    """One route of the lane."""
-
-    method: str
-    operation: Operation
-    answer: Answer
-
-
 class Lane:
     """A WSGI application in front of another, `framework`, which gets everything that is not on the lane."""
 
     def __init__(self, routes: Mapping[str, Resource], gate: Gate, framework: Any) -> None:
         """Resources with `answers` (the answer to a method) take the lane; one method each."""
-        self._gate = gate
+        self._admit = gate.admit
         self._framework = framework
-        self._short = {
-            path: _Short(method, resource.operations[method], answer)
+        self._short: dict[str, tuple[str, Operation, Answer]] = {
+            path: (method, resource.operations[method], answer)
             for path, resource in routes.items()
             for method, answer in getattr(resource, "answers", {}).items()
         }
@@ -50,17 +42,19 @@ class Lane:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
         short = self._short.get(environ["PATH_INFO"])
-        if short is not None and short.method == environ["REQUEST_METHOD"] and RAISED not in environ:
-            try:
-                self._gate.admit(environ, short.operation)
-                body = short.answer(environ)
-            except Exception as error:  # noqa: BLE001 - it is raised again, below
-                environ[RAISED] = error
-            else:
-                start_response(_OK, _HEADERS)
-                return [body]
-        answer: Iterable[bytes] = self._framework(environ, start_response)
-        return answer
+        if short is not None:
+            method, operation, answer = short
+            if method == environ["REQUEST_METHOD"] and RAISED not in environ:
+                try:
+                    self._admit(environ, operation)
+                    body = answer(environ)
+                except Exception as error:  # noqa: BLE001 - it is raised again, below
+                    environ[RAISED] = error
+                else:
+                    start_response(_OK, _HEADERS)
+                    return [body]
+        answered: Iterable[bytes] = self._framework(environ, start_response)
+        return answered
 
 
 class Entrance:

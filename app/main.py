@@ -82,15 +82,15 @@ class Application:
     """A WSGI application with the hooks that the evented worker calls."""
 
     def __init__(self) -> None:
-        self._serve: Any = self._closed
+        self.serve: Any = self._closed
         self._routes: dict[str, Resource] = {}
         self._blocking: frozenset[tuple[str, str]] = frozenset()  # (method, path) of what goes to the pool
         self._in_pieces: frozenset[tuple[str, str]] = frozenset()  # and of what is answered in pieces
-        self._inline: frozenset[str] = frozenset()  # paths of which nothing does
+        self.inline: frozenset[str] = frozenset()  # paths of which nothing does
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
-        answer: Iterable[bytes] = self._serve(environ, start_response)
+        answer: Iterable[bytes] = self.serve(environ, start_response)
         return answer
 
     @staticmethod
@@ -126,7 +126,7 @@ class Application:
         host = loaded.config.server.host
         self._gate = Gate(loaded.keyring, trusted_proxies(loaded.config), context.charge, is_loopback(host))
         self._routes = routes(context, self._audit)
-        self._serve = Lane(self._routes, self._gate, self._routed(Patience(block, worker.loop)))
+        self.serve = Lane(self._routes, self._gate, self._routed(Patience(block, worker.loop)))
         self.on_beat()
         log.info("worker pid=%d serves from row %d", os.getpid(), self.row)
 
@@ -153,7 +153,7 @@ class Application:
             for method, operation in resource.operations.items()
             if operation.in_pieces
         )
-        self._inline = frozenset(self._routes) - {path for _, path in self._blocking | self._in_pieces}
+        self.inline = frozenset(self._routes) - {path for _, path in self._blocking | self._in_pieces}
         return api
 
     def _refuse(self, request: falcon.Request, response: falcon.Response, error: falcon.HTTPError) -> None:
@@ -188,8 +188,6 @@ class Application:
 
     def may_block(self, method: str, path: str) -> int:
         """Return how a request is answered: on the loop, on the thread pool, or in pieces. HEAD does what GET does."""
-        if path in self._inline:
-            return INLINE
         operation = "GET" if method == "HEAD" else method, _bare(path)
         if operation in self._blocking:
             return POOL

@@ -67,7 +67,7 @@ class Quotas:
         """Take `tokens` from the client's bucket, in place of what the request has paid in advance. Raises 429 when
         they are not there, 422 when they never will be.
         """
-        least = "" if give_back(environ) else "at least "  # in advance it is that many
+        least = "" if "mlsdm.charge" in environ and give_back(environ) else "at least "  # in advance it is that many
         client: Client = environ["mlsdm.client"]
         account = client.account
         if account is None:

@@ -13,7 +13,7 @@ the real clock their deadlines would be over before they are read.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from email.utils import formatdate
 from logging import DEBUG, Logger
@@ -48,6 +48,8 @@ class Application(Protocol):
     """A WSGI application. It may add the members below; a worker looks for them by name, before it calls `open`, and
     does without.
 
+    `serve`: what is called in place of the application itself, one call shorter.
+    `inline`: paths that are answered on the loop whatever the method; all others are asked about:
     `may_block(method, path) -> int`: INLINE (or False) answers the request on the loop, POOL (or True) on the thread
     pool, IN_PIECES on the loop, when its answer takes long to make: the application should then return a generator, as
     soon as it has found nothing to refuse, and is asked for one piece in each turn of the loop, of no more than a
@@ -57,8 +59,8 @@ class Application(Protocol):
     `on_refusal(code, environ, status)`: whenever a connection passed a limit or broke a rule, or a request met an error
     of ours; see `Service.refused`.
     `standing_headers`, pairs of name and value: what all answers carry, see `app.standing`.
-    `open(worker)`: after the fork, before the first connection. `close()`: after the last one. `on_beat()`: four
-    times a second.
+    `open(worker)`: after the fork, before any of the others is looked for. `close()`: after the last request.
+    `on_beat()`: four times a second.
     """
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse, /) -> Iterable[bytes]: ...
@@ -80,7 +82,8 @@ class Service:
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`retire` is called once, when request number `served_max` has been taken (0: never)."""
-        self.application = application
+        self.application: Application = getattr(application, "serve", application)
+        self.inline: Container[str] = getattr(application, "inline", frozenset())
         self.may_block: Callable[[str, str], int] | None = getattr(application, "may_block", None)
         self.wants_body: Callable[[WSGIEnvironment], bool] | None = getattr(application, "wants_body", None)
         self._on_refusal: Callable[[str, WSGIEnvironment, int], object] | None = getattr(

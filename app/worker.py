@@ -126,6 +126,7 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
         signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
         loop.call_soon(signal.pthread_sigmask, signal.SIG_UNBLOCK, _HANDLED)
         self._listen_to_signals()
+        self._call("open", self)
         self.service = Service(
             self.wsgi,
             loop,
@@ -134,7 +135,6 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
             served_max=self.max_requests if self.cfg.max_requests else 0,
             retire=self._retire,
         )
-        self._call("open", self)
         listeners = [listener.sock for listener in self.sockets]
         self._acceptor = Acceptor(self.service, listeners, self.occupancy, self.cfg.worker_connections, self._tls())
         self.booted = True

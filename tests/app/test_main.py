@@ -28,7 +28,6 @@ def test_head_is_answered_in_the_way_of_get(path: str) -> None:
     application = Application()
     application._blocking = frozenset({("GET", "/slow"), ("POST", "/slow")})
     application._in_pieces = frozenset({("GET", "/long")})
-    application._inline = frozenset({"/quick"})
     asked = [
         ("GET", "/slow"), ("HEAD", "/slow"), ("POST", "/slow"), ("GET", "/long"), ("HEAD", "/long"), ("POST", "/long"),
         ("HEAD", "/quick"), ("HEAD", "/long/"),
