@@ -213,8 +213,8 @@ class BatchResource:
         self._take(environ, body, count)
         view = memoryview(body)
         morals = view[: 8 * count].cast("d")
-        if not all(0.0 <= moral <= 1.0 for moral in morals):  # PERF: the name of the field is for the refusal alone
-            for i, moral in enumerate(morals):
+        for i, moral in enumerate(morals):
+            if not 0.0 <= moral <= 1.0:  # PERF: the name of the field is for the refusal alone
                 moral_value(moral, f"[{i}].moral_value")
         return morals, view[8 * count :], None
 
