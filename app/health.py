@@ -10,6 +10,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Annotated, ClassVar, Final, Literal
+from wsgiref.types import WSGIEnvironment
 
 import falcon
 import msgspec
@@ -135,6 +136,14 @@ class LivenessResource:
     """The loop turns."""
 
     operations: ClassVar[Mapping[str, Operation]] = {"GET": Operation("Whether the process lives.", None, Alive)}
+
+    def __init__(self) -> None:
+        self.answers = {"GET": self.answer}
+
+    @staticmethod
+    def answer(_environ: WSGIEnvironment) -> bytes:
+        """Answer, always."""
+        return _ALIVE
 
     def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
         """Answer 200, always."""

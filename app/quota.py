@@ -31,7 +31,7 @@ from app.auth import Client
 from app.problem import Problem
 from core.config import Tier
 from shm.block import Block
-from shm.store import KEYS, PEERS, Buckets
+from shm.store import KEYS, PEERS, Bucket
 
 _SECOND_NS: Final = 1_000_000_000
 _POLICY: Final = "RateLimit-Policy: "
@@ -40,8 +40,7 @@ _POLICY: Final = "RateLimit-Policy: "
 class Account(NamedTuple):
     """Where the tokens of a client are, and what is said of them."""
 
-    buckets: Buckets
-    owner: int
+    bucket: Bucket
     interval_ns: int  # one token comes in
     burst: int
     left: str  # the line with what is left, up to its number
@@ -55,7 +54,7 @@ class Quotas:
     """The token buckets of all clients. `clock` returns CLOCK_BOOTTIME in ns."""
 
     def __init__(self, block: Block, tiers: dict[str, Tier], clock: Callable[[], int]) -> None:
-        self._keys, self._peers = Buckets(block, KEYS), Buckets(block, PEERS)
+        self._block = block
         self._tiers = {
             name: (round(_SECOND_NS / tier.rate), tier.burst, _policy(name, tier)) for name, tier in tiers.items()
         }
@@ -73,14 +72,14 @@ class Quotas:
         if account is None:
             key = client.key
             account = client.account = self._account_of(client.id, key.id != "", key.tier)
-        buckets, owner, interval_ns, burst, left, policy = account
+        bucket, interval_ns, burst, left, policy = account
         if tokens > burst:
             raise Problem(
                 422, "batch_above_burst",
                 f"body: {least}{tokens} events; expected at most {burst}, the burst of tier {client.key.tier}",
                 field="body", expected=f"at most {burst} events",
             )  # fmt: skip
-        full_ns = buckets.take(owner, self._clock(), interval_ns, burst, tokens)
+        full_ns = bucket.take(self._clock(), tokens)
         wait_ns = 0
         if full_ns < 0:  # then nothing was taken, and what is owed follows from the wait
             wait_ns = -full_ns
@@ -97,9 +96,8 @@ class Quotas:
         """Return the account of a client. `name` is a key's id or an address."""
         interval_ns, burst, policy = self._tiers[tier]
         owner = self._owner(name, interval_ns, burst)
-        return Account(
-            self._keys if is_key else self._peers, owner, interval_ns, burst, f'RateLimit: "{tier}";r=', policy
-        )
+        bucket = Bucket(self._block, KEYS if is_key else PEERS, owner, interval_ns, burst)
+        return Account(bucket, interval_ns, burst, f'RateLimit: "{tier}";r=', policy)
 
     def _owner(self, name: str, *bucket: int) -> int:
         """Return the owner of a bucket: 64 bits that nobody outside can aim at the bucket of somebody else."""
@@ -120,7 +118,7 @@ def give_back(environ: WSGIEnvironment, spent: int = 0) -> bool:
         return False
     account, tokens = charge
     if tokens > spent:
-        account.buckets.give_back(account.owner, account.interval_ns, tokens - spent)
+        account.bucket.give_back(tokens - spent)
         environ["mlsdm.lines"] = account.policy  # what was left is not true any more
     return True
 

@@ -346,25 +346,31 @@ class Recall(threading.local):
         )  # fmt: skip
 
 
-class Buckets:
-    """The token buckets of one table, KEYS or PEERS. Any thread may use it: a route on the pool takes tokens, too."""
+class Bucket:
+    """The token bucket of one client, in the table of KEYS or of PEERS.
 
-    def __init__(self, block: Block, table: int) -> None:
+    Any thread may use it: a route on the pool takes tokens, too.
+    """
+
+    __slots__ = ("_account", "_map")
+
+    def __init__(self, block: Block, table: int, owner: int, interval_ns: int, burst: int) -> None:
+        """`owner` has 64 bits, not all 0. One token comes every `interval_ns`, up to `burst` of them."""
         self._map = block.map
-        self._table = table
+        self._account = ffi.new("struct mlsdm_account *", (owner, interval_ns, burst, table))
 
-    def take(self, owner: int, now_ns: int, interval_ns: int, burst: int, count: int) -> int:
-        """Take `count` tokens, 1 ≤ count ≤ burst, from the bucket of `owner` (64 bits, not 0), or none.
+    def take(self, now_ns: int, count: int) -> int:
+        """Take `count` tokens, 1 ≤ count ≤ burst, or none; `now_ns` is CLOCK_BOOTTIME.
 
-        One token comes every `interval_ns`, up to `burst` of them; `now_ns` is CLOCK_BOOTTIME. Returns the time until
-        the bucket is full again, in ns; or, negative, when none was taken, the time until they would all be there.
+        Returns the time until the bucket is full again, in ns; or, negative, when none was taken, the time until they
+        would all be there.
         """
-        full_ns: int = lib.mlsdm_tokens_take(self._map, self._table, owner, now_ns, interval_ns, burst, count)
+        full_ns: int = lib.mlsdm_tokens_take(self._map, self._account, now_ns, count)
         return full_ns
 
-    def give_back(self, owner: int, interval_ns: int, count: int) -> None:
+    def give_back(self, count: int) -> None:
         """Return tokens that a request had taken which was refused after all."""
-        lib.mlsdm_tokens_return(self._map, self._table, owner, interval_ns, count)
+        lib.mlsdm_tokens_return(self._map, self._account, count)
 
 
 def new_settings(**values: Any) -> Settings:

@@ -26,6 +26,15 @@ struct mlsdm_key {
     uint64_t body;
 };
 
+/* Whose tokens they are, and how they come: one every `interval_ns`, up to `burst` of them; burst × interval_ns is
+ * below 2^62. `owner` is not 0. */
+struct mlsdm_account {
+    uint64_t owner;
+    int64_t interval_ns;
+    uint32_t burst;
+    uint32_t table; /* 0 for keys, 1 for peers */
+};
+
 struct mlsdm_query {
     const float *vector; /* float32[dimension] */
     uint32_t k;          /* matches wanted, at most TOP_K_MAX */
@@ -84,9 +93,8 @@ int mlsdm_memory_read(struct mlsdm_map *map, uint64_t id, struct mlsdm_slot *slo
 int mlsdm_slot_check(struct mlsdm_map *map, uint64_t at, uint64_t *id);
 uint64_t mlsdm_header_checksum(const struct mlsdm_header *header);
 
-int64_t mlsdm_tokens_take(struct mlsdm_map *map, uint32_t table, uint64_t owner, int64_t now_ns, int64_t interval_ns,
-                          uint32_t burst, uint32_t count);
-void mlsdm_tokens_return(struct mlsdm_map *map, uint32_t table, uint64_t owner, int64_t interval_ns, uint32_t count);
+int64_t mlsdm_tokens_take(struct mlsdm_map *map, const struct mlsdm_account *account, int64_t now_ns, uint32_t count);
+void mlsdm_tokens_return(struct mlsdm_map *map, const struct mlsdm_account *account, uint32_t count);
 
 int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct mlsdm_match *matches,
                  struct mlsdm_answer *answer);

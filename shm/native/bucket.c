@@ -41,26 +41,24 @@ static struct mlsdm_bucket *bucket_of(const struct mlsdm_map *map, uint32_t tabl
     }
 }
 
-/* Take `count` tokens from the bucket of `owner` (not 0) if they are all there, else none. One token comes every
- * `interval_ns`, up to `burst` of them; 1 ≤ count ≤ burst, and burst × interval_ns is below 2^62. Returns the time
- * until the bucket is full again, or when none was taken, negative, the time until they would all have been there. */
-int64_t mlsdm_tokens_take(struct mlsdm_map *map, uint32_t table, uint64_t owner, int64_t now_ns, int64_t interval_ns,
-                          uint32_t burst, uint32_t count) {
-    struct mlsdm_bucket *bucket = bucket_of(map, table, owner, now_ns, 1);
+/* Take `count` tokens of an account if they are all there, else none; 1 ≤ count ≤ burst. Returns the time until the
+ * bucket is full again, or when none was taken, negative, the time until they would all have been there. */
+int64_t mlsdm_tokens_take(struct mlsdm_map *map, const struct mlsdm_account *account, int64_t now_ns, uint32_t count) {
+    struct mlsdm_bucket *bucket = bucket_of(map, account->table, account->owner, now_ns, 1);
     _Atomic int64_t *due = (_Atomic int64_t *)&bucket->due_ns;
-    int64_t room = burst * interval_ns, found = atomic_load(due), full;
+    int64_t room = account->burst * account->interval_ns, found = atomic_load(due), full;
     do {
         int64_t debt = found > now_ns ? found - now_ns : 0;
-        full = debt + count * interval_ns;
+        full = debt + count * account->interval_ns;
         if (full > room) return room - full;
     } while (!atomic_compare_exchange_weak(due, &found, now_ns + full));
-    if (load_acquire(&bucket->owner) != owner)
-        atomic_fetch_sub(due, count * interval_ns); /* it has changed hands meanwhile: the newcomer owes none of this */
+    if (load_acquire(&bucket->owner) != account->owner)
+        atomic_fetch_sub(due, count * account->interval_ns); /* it has changed hands: the newcomer owes none of this */
     return full;
 }
 
 /* Give back what a request took that was refused after all; a bucket that has changed hands meanwhile is left alone. */
-void mlsdm_tokens_return(struct mlsdm_map *map, uint32_t table, uint64_t owner, int64_t interval_ns, uint32_t count) {
-    struct mlsdm_bucket *bucket = bucket_of(map, table, owner, 0, 0);
-    if (bucket) atomic_fetch_sub((_Atomic int64_t *)&bucket->due_ns, count * interval_ns);
+void mlsdm_tokens_return(struct mlsdm_map *map, const struct mlsdm_account *account, uint32_t count) {
+    struct mlsdm_bucket *bucket = bucket_of(map, account->table, account->owner, 0, 0);
+    if (bucket) atomic_fetch_sub((_Atomic int64_t *)&bucket->due_ns, count * account->interval_ns);
 }

@@ -27,7 +27,7 @@ from app.quota import Quotas, give_back
 from core.config import Tier
 from core.keys import Key, Keyring, Role
 from loadtests.live import Answer, LiveServer, eventually
-from shm.store import PEERS, Buckets
+from shm.store import PEERS, Bucket
 from tests.app import ring
 from tests.app.conftest import of_both_workers
 from tests.app.wire import EXAMPLE, JSON, Body, of_json, of_raw, post, problem
@@ -547,10 +547,10 @@ def test_a_million_invented_names_harm_no_key(formed: Formed) -> None:
     desk = Desk(formed, 0.001, 10)
     for name, key in (("owner", "owner"), ("192.0.2.1", "")):
         desk.ask(name, 7, key=key)
-    take, now = Buckets(formed.block, PEERS).take, desk.now
+    now = desk.now
 
     for number in range(1, 1_000_001):
-        take(number * 0x9E3779B97F4A7C15 % 2**64, now, 10**12, 10, 10)
+        Bucket(formed.block, PEERS, number * 0x9E3779B97F4A7C15 % 2**64, 10**12, 10).take(now, 10)
 
     for seven in range(7):
         desk.ask(f"198.51.100.{seven}")  # newcomers find a place

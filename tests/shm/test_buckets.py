@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shm._native import ffi, lib
+from shm.block import Block
 from shm.layout import BUCKET_WAYS, KEY_BUCKETS, PEER_BUCKETS
-from shm.store import KEYS, PEERS, Buckets
+from shm.store import KEYS, PEERS, Bucket
 from tests import tracee
 from tests.formed import Formed, begin, end, exit_of, wait_until
 from tests.tracee import Stretch, Tracee
@@ -54,6 +55,21 @@ class Quota(NamedTuple):
     wait_ns: int
     full_ns: int
     remaining: int
+
+
+class Buckets:
+    """The buckets of one table."""
+
+    def __init__(self, block: Block, table: int) -> None:
+        self._table = block, table
+
+    def take(self, owner: int, now_ns: int, interval_ns: int, burst: int, count: int) -> int:
+        """Take tokens from one of them."""
+        return Bucket(*self._table, owner, interval_ns, burst).take(now_ns, count)
+
+    def give_back(self, owner: int, interval_ns: int, count: int) -> None:
+        """Return tokens to one of them."""
+        Bucket(*self._table, owner, interval_ns, count).give_back(count)
 
 
 def draw(buckets: Buckets, owner: int, now_ns: int, *bucket: int) -> Quota:
@@ -312,11 +328,9 @@ class TestFlood:
 
         invented = np.random.default_rng(SEED).integers(1, 2**63, CLIENTS).tolist()
         refused = 0
-        for number, peer in enumerate(invented):
-            refused += (
-                lib.mlsdm_tokens_take(formed.block.map, PEERS, peer, now + number % 100, NS // 5, 10, 1 + number % 3)
-                < 0
-            )
+        account = ffi.new("struct mlsdm_account *", (1, NS // 5, 10, PEERS))
+        for number, account.owner in enumerate(invented):
+            refused += lib.mlsdm_tokens_take(formed.block.map, account, now + number % 100, 1 + number % 3) < 0
 
         assert keys_before == content(formed, KEYS)
         assert 0 == refused, "newcomers find a full bucket"
@@ -378,8 +392,10 @@ class TestStepped:
         address = int(ffi.cast("uintptr_t", function))
         stretch = Stretch(address, address)
 
+        account = ffi.new("struct mlsdm_account *", (self.NEWCOMER, NS, self.BURST, PEERS))
+
         def take() -> object:
-            return function(formed.block.map, PEERS, self.NEWCOMER, 1_000, NS, self.BURST, 1)
+            return function(formed.block.map, account, 1_000, 1)
 
         path = tracee.path_of(take, stretch)
         put_back(formed, 3, before)
