@@ -6,6 +6,7 @@ time: no example of Hypothesis has a deadline. Sharing servers between the proce
 costs half a second of CPU, and tests that run at once would see each other's memories.
 """
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,11 @@ Serve = Callable[..., LiveServer]
 # Small enough to start in a fraction of a second, large enough to evict.
 SMALL = {"MLSDM_DIMENSION": "8", "MLSDM_CAPACITY": "1000", "MLSDM_LOG_CAPACITY": "65536"}
 
+
+# A shell without job control starts what runs in the background deaf to Ctrl-C, and all that this starts inherits it;
+# some tests send one.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")

@@ -48,6 +48,7 @@ def steered_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSer
 @pytest.fixture
 def steered(steered_server: LiveServer) -> Iterator[LiveServer]:
     """That server as it started, and put back afterwards."""
+    sent_command(steered_server, "reset")  # wherever earlier events have left the threshold
     configured = {section: steered_server.get("/governor").json[section] for section in SECTIONS}
     yield steered_server
     sent_command(steered_server, "resume")
