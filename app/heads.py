@@ -9,6 +9,9 @@ put something new into each (a request id, a trace) would only drive out the oth
 make: `learn` writes method, target and fields down again in the one canonical way, and takes nothing that differs by a
 byte. That keeps everything out that a parser might understand in two ways, and where a head ends is beyond doubt.
 
+Where clients are more than there are places, each head would drive out one that comes before it does again, and each
+request pay for a head that nobody meets: so while all places are taken, few heads are learned (`is_open`).
+
 One store for all connections of a worker, bounded in count and bytes: what belongs to one connection (addresses, the
 scheme) and to one request (its id) is no part of it. It holds credentials, as do the connection's own buffers; it is
 searched by hash and compared whole, so it tells a stranger no more than the gate's own memory does (`app.auth`).
@@ -19,7 +22,9 @@ from typing import Final, NamedTuple
 from wsgiref.types import WSGIEnvironment
 
 HEADS_COUNT: Final = 256
-HEAD_SIZE_MAX: Final = 1_024  # bytes; with its fields as text, such a head takes less than 6 kB
+TRIES_COUNT: Final = 32  # while all places are taken, one of so many heads takes the place of another
+HEAD_SIZE_MAX: Final = 1_024  # bytes
+MEMBERS_COUNT_MAX: Final = 24  # of the environ; with so many at most, such a head takes less than 6 kB
 _NAMES: Final = frozenset({"mlsdm.request_id", "mlsdm.trace"})  # those of one request
 
 
@@ -35,7 +40,15 @@ class Heads:
 
     def __init__(self) -> None:
         self._known: dict[bytes, Head] = {}
+        self._tries = 0
         self.find = self._known.get
+
+    def is_open(self) -> bool:
+        """Whether the head that is read now may be learned: asked once for each."""
+        if len(self._known) < HEADS_COUNT:
+            return True
+        self._tries = (self._tries + 1) % TRIES_COUNT
+        return self._tries == 0
 
     def learn(
         self, head: bytes, environ: WSGIEnvironment, base: WSGIEnvironment, request: Iterable[bytes], length: int
@@ -44,7 +57,9 @@ class Heads:
 
         `environ` is what reading it made of `base`, which is its connection's; `length` are the bytes of content.
         """
-        if len(head) > HEAD_SIZE_MAX or b"%s %s HTTP/1.1\r\n%s\r\n" % (*request,) != head:
+        if len(head) > HEAD_SIZE_MAX or len(environ) - len(base) > MEMBERS_COUNT_MAX:
+            return
+        if b"%s %s HTTP/1.1\r\n%s\r\n" % (*request,) != head:
             return
         if len(self._known) == HEADS_COUNT:
             del self._known[next(iter(self._known))]  # the one that was learned first

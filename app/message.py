@@ -183,7 +183,8 @@ class Message:
         """Whether the request being read is a HEAD, whose answer has no content (RFC 9110 §9.3.2)."""
         if self.phase == BODY:  # the parser may be the second one by now, which was told POST
             return bool(self._environ.get("REQUEST_METHOD") == "HEAD")
-        return self.phase == HEAD and self._parser.get_method() == b"HEAD"
+        # Before the target the parser says the method of an earlier request.
+        return self.phase == HEAD and self._target != b"" and self._parser.get_method() == b"HEAD"
 
     @property
     def body_left(self) -> int:
@@ -309,7 +310,7 @@ class Message:
 
     def _learn(self, head: bytes, method: str) -> None:
         """Let a head be familiar from now on, unless it asks for more than an answer."""
-        if self._parser.should_upgrade() or "HTTP_EXPECT" in self._environ:
+        if self._parser.should_upgrade() or "HTTP_EXPECT" in self._environ or not self._heads.is_open():
             return
         lines = b"".join(b"%s: %s\r\n" % field for field in self._fields)
         request = method.encode(), self._target, lines

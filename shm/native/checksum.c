@@ -2,8 +2,9 @@
  * adversary.
  *
  * Sixteen lanes of xor, rotate and multiply over 8-byte words, folded in a tree. Each step is a bijection of its lane
- * (odd multiplier), and of the word that goes in: any change confined to one word always changes the sum, anything
- * else escapes with probability 2^-64. The seed goes in last, so that sums can be chained. Lanes are as many as two
+ * (odd multiplier), and of the word that goes in: any change confined to one word always changes the sum. Of changes in
+ * several words some cancel: of all pairs of flipped bits about one in a million, in the levels; random ones with
+ * probability 2^-64. The seed goes in last, so that sums can be chained. Lanes are as many as two
  * vectors of 512 bits hold, because one multiplication waits three cycles for the one before.
  *
  * PERF: 4,608 bytes, the levels of 384 dimensions, in 60 ns where the processor multiplies eight words at once
@@ -14,6 +15,7 @@
 
 #define ODD UINT64_C(0x9E3779B97F4A7C15)
 #define MIX(lane, word) lane ^= (word), lane = (lane << 29 | lane >> 35) * ODD
+#define TURNED(lane) (lane << 13 | lane >> 51) /* so that equal flips of two lanes do not cancel where they meet */
 
 /* `size` is a multiple of 8, `bytes` 8-byte aligned. */
 MLSDM_WIDEST static uint64_t checksum_of(const void *bytes, size_t size, uint64_t seed) {
@@ -28,7 +30,7 @@ MLSDM_WIDEST static uint64_t checksum_of(const void *bytes, size_t size, uint64_
         MIX(low, *(const eight *)word);
         MIX(high, *(const eight *)(word + 8));
     }
-    MIX(low, high);
+    MIX(low, TURNED(high));
     if (left >= 8) {
         MIX(low, *(const eight *)word);
         left -= 8, word += 8;
@@ -37,11 +39,12 @@ MLSDM_WIDEST static uint64_t checksum_of(const void *bytes, size_t size, uint64_
     memcpy(lane, &low, sizeof lane);
     for (size_t i = 0; i < left; i++) MIX(lane[i], word[i]);
     for (int half = 4; half; half /= 2)
-        for (int i = 0; i < half; i++) MIX(lane[i], lane[i + half]);
+        for (int i = 0; i < half; i++) MIX(lane[i], TURNED(lane[i + half]));
     MIX(lane[0], seed ^ size);
     return lane[0] ^ lane[0] >> 32;
 }
 #undef MIX
+#undef TURNED
 #undef ODD
 
 static size_t levels_size(const struct mlsdm_map *map) { return (size_t)3 * map->padded * sizeof(float); }

@@ -1,12 +1,13 @@
 """Heads that were read before: they say the same again, and nobody else's is taken for one of them."""
 
+import tracemalloc
 from typing import Any
 
 import pytest
 
 from app import heads
 from app.environ import base
-from app.heads import HEAD_SIZE_MAX, HEADS_COUNT, Heads
+from app.heads import HEAD_SIZE_MAX, Heads
 from app.message import LARGE_BODY_SIZE, Message
 from app.trace import Tracer
 
@@ -120,6 +121,7 @@ def test_what_is_not_plain_is_the_parser_s(request_: bytes) -> None:
 def test_they_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that was learned first makes room."""
     monkeypatch.setattr(heads, "HEADS_COUNT", 3)
+    monkeypatch.setattr(heads, "TRIES_COUNT", 1)
     known = Heads()
     reader = Reader(known)
     for number in (1, 2, 3, 4):
@@ -127,4 +129,48 @@ def test_they_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             reader.feed(PLAIN.replace(b"Host: a", b"Host: a%d" % number))
 
     assert ["a2", "a3", "a4"] == [head.members["HTTP_HOST"] for head in known._known.values()]
-    assert HEADS_COUNT * HEAD_SIZE_MAX * 6 < 2_000_000
+
+
+def test_more_of_them_than_places_do_not_drive_each_other_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in so many takes another's place: five clients in turn, and three places."""
+    monkeypatch.setattr(heads, "HEADS_COUNT", 3)
+    known = Heads()
+    readers = [Reader(known) for _ in range(5)]
+    requests = [PLAIN.replace(b"Host: a", b"Host: a%d" % number) for number in range(5)]
+    for reader, request_ in zip(readers * 4, requests * 4, strict=True):
+        reader.feed(request_)
+
+    assert ["a0", "a1", "a2"] == [head.members["HTTP_HOST"] for head in known._known.values()]
+    for reader, request_ in zip(readers * heads.TRIES_COUNT, requests * heads.TRIES_COUNT, strict=True):
+        reader.feed(request_)
+    assert ["a0", "a1", "a2"] != [head.members["HTTP_HOST"] for head in known._known.values()]
+
+
+@pytest.mark.parametrize("fields", [1, 5, 18, 19, 98])
+def test_each_takes_little(fields: int) -> None:
+    """Whatever a head of that size is made of: a few long fields, or many short ones with names of their own."""
+    known = Heads()
+    reader = Reader(known)
+    size = (HEAD_SIZE_MAX - 60) // fields - 10
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            lines = b"".join(b"x%x-%x: %s\r\n" % (number, field, b"v" * size) for field in range(fields))
+            for _ in range(2):
+                reader.message.feed(b"GET / HTTP/1.1\r\nHost: a\r\n%s\r\n" % lines)
+            reader.environs.clear()
+        taken = sum(trace.size for trace in tracemalloc.take_snapshot().traces)
+    finally:
+        tracemalloc.stop()
+
+    assert (100 if fields <= 18 else 0) == len(known._known)
+    assert taken < 100 * 6_000 + 200_000  # and what else there is, which does not grow with them
+
+
+def test_the_method_of_an_earlier_request_is_nobody_s() -> None:
+    """A head that has no method yet is no HEAD: who is refused for it gets content."""
+    reader = Reader(Heads())
+    reader.feed(PLAIN.replace(b"GET", b"HEAD"))
+    reader.message.feed(b"G")
+
+    assert not reader.message.is_head

@@ -1,5 +1,6 @@
 """Latency: what is added in place is what prometheus_client would have written."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,6 +46,21 @@ def test_a_request_is_counted_in_its_bucket(tmp_path: Path, monkeypatch: pytest.
         next(family for family in WorkersCollector().collect() if family.name == "process_event_latency_seconds")
     )
     assert exit_of(begin(asks)) == 0
+
+
+def test_without_files_there_is_no_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cleaner of /tmp may take them away; who asks how the server is gets an answer all the same."""
+    directory = tmp_path / "metrics"
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(directory))
+
+    def worker() -> None:
+        counter = Latency(latency_histogram(0))
+        counter.count({"mlsdm.received_ns": 0})
+        assert counter.mean_seconds() > 0
+        shutil.rmtree(directory)
+        assert counter.mean_seconds() == 0
+
+    assert exit_of(begin(worker)) == 0
 
 
 def samples(family: Any) -> dict[str, float]:

@@ -174,16 +174,19 @@ def checksum_of(content: bytes, seed: int) -> int:
         mixed = lanes[lane] ^ word
         lanes[lane] = (mixed << 29 | mixed >> 35) % WORD * odd % WORD
 
+    def turned(lane: int) -> int:
+        return (lanes[lane] << 13 | lanes[lane] >> 51) % WORD
+
     whole = len(words) // 16 * 16
     for number, word in enumerate(words[:whole]):
         mix(number % 16, word)
     for lane in range(8):
-        mix(lane, lanes[lane + 8])
+        mix(lane, turned(lane + 8))
     for number, word in enumerate(words[whole:]):
         mix(number % 8, word)
     for half in (4, 2, 1):
         for lane in range(half):
-            mix(lane, lanes[lane + half])
+            mix(lane, turned(lane + half))
     mix(0, seed ^ len(content))
     return lanes[0] ^ lanes[0] >> 32
 
