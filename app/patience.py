@@ -31,7 +31,12 @@ class Patience:
         self._lost = False
 
     def on_busy(self, _request: falcon.Request, _response: falcon.Response, error: Busy, _params: Any) -> NoReturn:
-        """Falcon error handler: answer 503, and lose patience. May run on a pool thread."""
+        """Falcon error handler: answer 503, and lose patience. May run on a pool thread.
+
+        From the next request on: others may have arrived in the same turn of the loop as this one, and each would wait
+        its 40 ms in turn. `_lose` always follows, and with it `_look`, which gives the patience back.
+        """
+        self._block.map.wait_ms = 0
         self._loop.call_soon_threadsafe(self._lose)
         raise of_store_error(error) from error
 
@@ -39,7 +44,7 @@ class Patience:
         if self._lost:
             return
         self._lost = True
-        self._block.map.wait_ms = 0
+        self._block.map.wait_ms = 0  # again: `_look` may have run since `on_busy`
         self._acquisitions = self._now()
         log.warning("the lock was not to be had within %d ms: trying only", LOCK_WAIT_MILLISECONDS.value)
         self._loop.call_later(INTERVAL_SECONDS, self._look)
