@@ -92,6 +92,9 @@ CODES: Final[Mapping[str, Code]] = {
     "store_starting": Code(503, "The controller has not formed the store yet; nothing was applied."),
     "store_corrupt": Code(503, "A checksum of the store does not hold; nothing was applied."),
     "store_lost": Code(503, "The lock of the store is beyond repair; the service must be restarted."),
+    "memory_exhausted": Code(
+        503, "The container's memory is nearly full; events are refused until it has not been for a while."
+    ),
     "batch_interrupted": Code(
         503,
         "The first events of the batch were decided, and stand in `results`; the rest were not. Only with an "
@@ -110,5 +113,5 @@ BODY: Final = (
 DECIDED: Final = ("vector_invalid", "dimension_mismatch", "not_finite", "norm_too_large", "rate_limit_exceeded", *STORE)
 EVENT: Final = (
     *BODY, *DECIDED, "moral_value_out_of_range", "payload_too_large", "payload_invalid", "idempotency_key_invalid",
-    "idempotency_key_reused", "stopped",
+    "idempotency_key_reused", "stopped", "memory_exhausted",
 )  # fmt: skip

@@ -1,15 +1,16 @@
 """Health: /health/liveness, /health/readiness, /health/detailed.
 
 Liveness says that the worker's loop turns, and touches nothing that is shared: it answers while everything else is
-stuck. Readiness says whether this server should get traffic: the store formed and sound, memory and CPU within bounds,
-the controller beating. It reads what the controller has sampled and never waits for the lock.
+stuck. Readiness says whether this server should get traffic: the store formed and sound, its lock whole, memory and
+CPU within bounds, the controller beating. It reads what the controller has sampled and never waits for the lock. An
+emergency (core/emergency.py) keeps the check of its component failing until its cooldown is over.
 """
 
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 from wsgiref.types import WSGIEnvironment
 
 import falcon
@@ -21,12 +22,12 @@ from app.glossary import Accepted, BootId, Capacity, Live, Norm, Phase, Rejected
 from app.media import JSON, encode
 from app.operation import Operation
 from core.config import tiers
+from core.emergency import REMEDIES, SENTENCES, Name, names
+from core.limits import CPU_PERCENT, MEMORY_PERCENT
 from core.rhythm import PHASE_NAMES
-from shm.layout import FLAG_STOPPED
+from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY, FLAG_STOPPED
 from shm.status import StoreError
 
-MEMORY_PERCENT_MAX: Final = 95.0
-CPU_PERCENT_MAX: Final = 98.0
 CONTROLLER_SILENCE_SECONDS: Final = (
     2.0  # a dead one is back in milliseconds, a stuck one is replaced within two seconds
 )
@@ -90,6 +91,15 @@ class RateLimits(msgspec.Struct):
     tiers: Annotated[dict[str, Bucket], Meta(examples=[{"standard": {"rate": 5.0, "burst": 10}}])]
 
 
+class EmergencyState(msgspec.Struct, omit_defaults=True):
+    """Why events are refused although no operator has said so. `since_seconds` is of the oldest reason in force."""
+
+    active: Annotated[bool, Meta(examples=[False])]
+    reasons: Annotated[list[Name], Meta(examples=[[]])]
+    episodes: Annotated[int, Meta(description="Times that a reason came into force.", ge=0, examples=[0])]
+    since_seconds: Annotated[float, Meta(ge=0, examples=[12.0])] | None = None
+
+
 class MemoryState(msgspec.Struct):
     """The store and the synaptic levels."""
 
@@ -121,6 +131,7 @@ class Detailed(msgspec.Struct, omit_defaults=True):
     uptime_seconds: Annotated[float, Meta(ge=0, examples=[86400.0])]
     system: System
     checks: Checks
+    emergency: EmergencyState
     rate_limiting: RateLimits
     version: Annotated[str, Meta(examples=[VERSION])]
     boot_id: BootId
@@ -184,22 +195,38 @@ class ReadinessResource:
             "server": Check(False, "the server has been told to stop and serves on until the drain period ends")
             if leaving
             else Check(True),
-            **self._of_store(),
-            "system_memory": _below(vitals.memory_percent, MEMORY_PERCENT_MAX, "% of memory is used"),
-            "system_cpu": _below(vitals.cpu_percent_30s, CPU_PERCENT_MAX, "% of the CPU allowance was used over 30 s"),
+            **self._of_store(int(vitals.emergency)),
+            "system_memory": _of_memory(vitals),
+            "system_cpu": _below(vitals.cpu_percent_30s, CPU_PERCENT, "% of the CPU allowance was used over 30 s"),
             "controller": _below(silence, CONTROLLER_SILENCE_SECONDS, " s since the controller's last beat"),
         }
 
-    def _of_store(self) -> dict[str, Check]:
+    def _of_store(self, emergency: int) -> dict[str, Check]:
+        lock = {"lock": _unless(emergency, EMERGENCY_LOST)}
         try:
             state, _ = self.context.store.levels()
             stopped = state.scalars.flags & FLAG_STOPPED
         except StoreError as error:
-            return {"memory_manager": Check(False, str(error))}
+            return {"memory_manager": Check(False, str(error)), **lock}
         admissions = (
             Check(False, "an operator has stopped admissions: POST /governor/resume") if stopped else Check(True)
         )
-        return {"memory_manager": Check(True), "admissions": admissions}
+        return {"memory_manager": _unless(emergency, EMERGENCY_CORRUPT), **lock, "admissions": admissions}
+
+
+def _unless(emergency: int, reason: int) -> Check:
+    """Return the check of the component that an emergency for `reason` has as its cause."""
+    if not emergency & reason:
+        return Check(True)
+    return Check(False, f"emergency, or its cooldown: {SENTENCES[reason]}; {REMEDIES[reason]}")
+
+
+def _of_memory(vitals: Any) -> Check:
+    """Memory below its bound, or above it by an operator's order, and no cooldown going on."""
+    if vitals.emergency_overruled & EMERGENCY_MEMORY:
+        return Check(True)
+    sampled = _below(vitals.memory_percent, float(MEMORY_PERCENT.value), "% of memory is used")
+    return _unless(int(vitals.emergency), EMERGENCY_MEMORY) if sampled.healthy else sampled
 
 
 def _below(value: float, bound: float, what: str) -> Check:
@@ -243,6 +270,7 @@ class DetailedResource:
                 disk_percent=vitals.disk_percent,
             ),
             checks,
+            self._emergency(),
             RateLimits(
                 limits.enabled,
                 limits.requests_per_second,
@@ -255,6 +283,12 @@ class DetailedResource:
         with suppress(StoreError):  # a check says so, and the rest is worth seeing all the more
             self._add_state(document)
         return document
+
+    def _emergency(self) -> EmergencyState:
+        vitals = self.context.store.block.region("vitals")
+        reasons, since_ns = list(names(int(vitals.emergency))), int(vitals.emergency_since_ns)
+        since = max(self.context.clock() - since_ns, 0) // 1_000_000 / 1e3 if reasons else None
+        return EmergencyState(bool(reasons), reasons, int(vitals.emergency_episodes), since)
 
     def _add_state(self, document: Detailed) -> None:
         context = self.context

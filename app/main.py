@@ -205,7 +205,7 @@ class Application:
         self._audit.close()
         try:
             self.store.release_row(self.row, process.myself())
-        except Busy:
+        except StoreError:  # the lock is stuck, or lost
             log.warning("row %d was left to be claimed from the dead", self.row)
 
 

@@ -22,6 +22,8 @@ from app.codes import CODES
 from app.context import Context
 from app.health import VERSION
 from app.operation import Operation
+from core.drift import BITS
+from core.emergency import REASONS
 from core.rhythm import SLEEP
 from shm.layout import FLAG_STOPPED
 from shm.status import StoreError
@@ -37,7 +39,9 @@ _REFUSALS = "mlsdm_refusals"
 def latency_histogram(row: int) -> Histogram:
     """Make this worker's histogram, on the files of its row. To be called once per process, before any other metric."""
     # A cleaner of /tmp may have taken the directory away; that must not keep a worker from serving.
-    Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).mkdir(parents=True, exist_ok=True)
+    directory = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    directory.mkdir(parents=True, exist_ok=True)
+    prepare(directory, row)
     values.ValueClass = values.MultiProcessValue(process_identifier=lambda: row)  # type: ignore[no-untyped-call] # theirs
     return Histogram(
         "process_event_latency_seconds",
@@ -45,6 +49,21 @@ def latency_histogram(row: int) -> Histogram:
         buckets=LATENCY_BUCKETS,
         registry=CollectorRegistry(),
     )
+
+
+def prepare(directory: Path, row: int) -> None:
+    """Make the files of a row that does not have them yet, complete before anybody can see them.
+
+    prometheus_client creates them empty and gives them their size a moment later; a scrape that reads one in between
+    fails as a whole, and one whose worker is killed in between makes every scrape fail until its row is used again.
+    """
+    for kind in ("histogram", "counter"):
+        path = directory / f"{kind}_{row}.db"
+        if path.exists() and path.stat().st_size:
+            continue
+        whole = path.with_suffix(".new")
+        whole.write_bytes(bytes(8))  # how much of it is used, and padding; it grows as values come
+        whole.rename(path)
 
 
 def refusal_counter() -> Counter:
@@ -139,6 +158,16 @@ class BlockCollector(Collector):
             ("mlsdm_block_bytes", "Size of the shared block.", block.layout.block_size),
         ):
             yield GaugeMetricFamily(name, text, value)
+        emergency = GaugeMetricFamily(
+            "mlsdm_emergency", "1 while events are refused for this reason, and during its cooldown.", labels=["reason"]
+        )
+        for reason, called in REASONS.items():
+            emergency.add_metric([called], int(bool(vitals.emergency & reason)))
+        yield emergency
+        drift = GaugeMetricFamily("mlsdm_drift", "1 while the threshold's drift of this kind lasts.", labels=["kind"])
+        for kind, bit in BITS.items():
+            drift.add_metric([kind], int(bool(vitals.drift & bit)))
+        yield drift
         for name, text, value in (
             ("mlsdm_rhythm_steps_skipped", "Steps of the rhythm skipped because they were late.", vitals.late_steps),
             ("mlsdm_lock_acquisitions", "Critical sections entered.", lock.acquisitions),
@@ -150,6 +179,7 @@ class BlockCollector(Collector):
             ("mlsdm_slots_torn", "Memories found corrupt and forgotten.", vitals.torn),
             ("mlsdm_slots_scrubbed", "Slots checked against their checksums.", vitals.scrubbed),
             ("mlsdm_drift_episodes", "Times the threshold drifted.", vitals.drift_episodes),
+            ("mlsdm_emergency_episodes", "Times a reason for an emergency came into force.", vitals.emergency_episodes),
         ):
             yield CounterMetricFamily(name, text, value)
         yield InfoMetricFamily("mlsdm_build", "Version and memory.", {"version": VERSION, "boot_id": block.boot_id})

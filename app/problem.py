@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from app.decision import Decision
-from core.limits import BODY_SIZE, Limit
+from core.limits import BODY_SIZE, EMERGENCY_COOLDOWN_SECONDS, Limit
 from shm import status
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -90,6 +90,12 @@ _STORE: Final[dict[type[status.StoreError], tuple[int, str, str, int | None]]] =
     status.Stopped: (503, "stopped", "An operator has stopped admissions; memories can still be read.", 60),
     status.Corrupt: (503, "store_corrupt", "A checksum of the store does not hold; nothing was applied.", 60),
     status.Lost: (503, "store_lost", "The lock of the store is beyond repair; the service must be restarted.", 60),
+    status.Exhausted: (
+        503,
+        "memory_exhausted",
+        "The service has no memory left to be safe with; nothing was applied, memories can still be read.",
+        EMERGENCY_COOLDOWN_SECONDS.value,
+    ),
     status.Reused: (422, "idempotency_key_reused", "This Idempotency-Key came with another request before.", None),
     status.Taken: (
         503,

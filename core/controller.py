@@ -1,13 +1,16 @@
 """The controller process: owner of the threshold and the rhythm, keeper of the lock, and never in the way of an event.
 
 It creates the initial state, ticks the rhythm, carries out commands (configure, reset, stop, resume), watches the lock
-for a stuck holder, samples the machine, watches the threshold for drift and scrubs the memories against their
-checksums. Each is a method of `Controller` that does one bounded piece of work; `run` calls them fifty times a second.
+for a stuck holder, samples the machine, watches the threshold for drift, scrubs the memories against their checksums
+and declares emergencies (core/emergency.py). Each is a method of `Controller` that does one bounded piece of work;
+`run` calls them fifty times a second.
 
 While it is dead, admissions go on: workers decide events themselves, under the lock. The arbiter respawns it within
 milliseconds, and the new one finds everything it needs in the block. Each controller takes an epoch when it begins, and
 every write of it names that epoch: one that was stopped and wakes up later finds a newer epoch, writes nothing more and
 leaves with SUPERSEDED, so that two arbiters during an upgrade agree on one controller without talking to each other.
+Where the committed state is corrupt or the lock is lost, no epoch can be taken or checked: then the controller does
+what needs neither, signs its vitals without the lock, and takes its epoch as soon as it can.
 
 Late ticks are skipped and counted, not caught up: a burst of consolidation after a pause would be work that nobody
 asked for.
@@ -25,14 +28,15 @@ from types import FrameType
 from typing import Any, Final
 
 from core.config import Config
-from core.drift import DriftWatch
-from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
+from core.drift import BITS, DriftWatch
+from core.emergency import Change, Emergency
+from core.limits import EMERGENCY_COOLDOWN_SECONDS, LOCK_WAIT_MILLISECONDS, MEMORY_PERCENT, VECTOR_NORM
 from core.regime import Regime
 from core.vitals import Sampler
 from shm import process
 from shm.block import Block
-from shm.layout import FLAG_EVENTS_CLOCK, KINDS, NO_ROW
-from shm.status import Busy, Corrupt, Gone, Stale, StoreError, Unknown
+from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY, FLAG_EVENTS_CLOCK, KINDS, NO_ROW
+from shm.status import Busy, Corrupt, Gone, Lost, Stale, StoreError, Unknown
 from shm.store import Store, new_vitals
 from shm.watch import INTERVAL_SECONDS, LockWatch
 
@@ -51,23 +55,35 @@ class Controller:
         self.block = block
         self.store = Store(block)
         self.watch = LockWatch(block)
-        self.drift = DriftWatch()
-        self.sampler = Sampler(Path("/"), clock)
         self.clock = clock
-        self.epoch = int(self.store.epoch(clock(), Regime.of(config).to_record()).epoch)
+        left = block.region("vitals")
+        self.drift = DriftWatch(kind for kind, bit in BITS.items() if left.drift & bit)
+        self._predecessor = int(left.controller_pid)
+        self.emergency = Emergency(
+            EMERGENCY_COOLDOWN_SECONDS.value * 1_000_000_000,
+            int(left.emergency),
+            int(left.emergency_overruled),
+            int(left.emergency_since_ns),
+        )
+        self._causes = 0
         self.vitals = self._inherit_vitals(arbiter)
         self._scrub_at = 0
         self._scrub_per_round = -(-(block.layout.capacity + 1) * INTERVAL_SECONDS // SCRUB_SECONDS)
         self._sample_due_ns = 0
-        self._tick_due_ns = clock() + self._cycle_ns()
-        self._corrupt = False
+        self._blind = False
         self._late_unsaid = 0
         self._late_said_ns = -int(LATE_SAID_SECONDS * 1e9)
+        self._settings = Regime.of(config).to_record()  # of the first state, should this be the first controller
+        self.epoch = 0
+        self._tick_due_ns = 0
+        with suppress(Busy, Corrupt, Lost):  # tried again at each round
+            self._begin()
+        self.sampler = Sampler(Path("/"), clock)  # after the succession: it reads some forty small files of the kernel
 
     def _inherit_vitals(self, arbiter: process.Identity) -> Any:
         """Return the vitals to publish: the predecessor's counts under this controller's name."""
         vitals = new_vitals()
-        for name in ("scrubbed", "torn", "drift_episodes", "lock_kills", "late_steps"):
+        for name in ("scrubbed", "torn", "drift_episodes", "lock_kills", "late_steps", "emergency_episodes", "drift"):
             setattr(vitals, name, getattr(self.block.region("vitals"), name))
         me = process.myself()
         vitals.controller_pid, vitals.controller_started = me
@@ -79,17 +95,27 @@ class Controller:
         now_ns = self.clock()
         self.guard_lock()
         try:
+            if not self.epoch:
+                self._begin()
             self.obey(now_ns)
-            self.tick(now_ns)
+            self.store.state()  # what is corrupt says which slots are in use, too
             self.scrub(now_ns)
-            self._corrupt = False
+            self.tick(now_ns)
+            self.store.levels()  # a waking rhythm does not touch them
+            self._causes = 0
         except Busy:
             pass  # the lock is taken or stuck; guard_lock judges which, and the work waits for the next round
-        except Corrupt as error:
-            if not self._corrupt:  # once per episode, not fifty times a second
-                log.error("committed state is corrupt: %s; events are refused", error)
-            self._corrupt = True
+        except Corrupt:
+            self._causes = EMERGENCY_CORRUPT
+        except Lost:
+            self._causes = EMERGENCY_LOST
         self.feel(now_ns)
+
+    def _begin(self) -> None:
+        """Take over: every older epoch is void from here on."""
+        self.epoch = int(self.store.epoch(self.clock(), self._settings).epoch)
+        self._tick_due_ns = self.clock() + self._cycle_ns()
+        log.info("controller pid=%d begins epoch %d", os.getpid(), self.epoch)
 
     def guard_lock(self) -> None:
         """Look at the lock once; a holder that has stood still for five looks is removed."""
@@ -104,6 +130,8 @@ class Controller:
         if entry:
             self._tick_due_ns = min(self._tick_due_ns, now_ns + self._cycle_ns())
             log.info("carried out %s at position %d", KINDS[entry.kind], entry.position)
+            if KINDS[entry.kind] == "resume":
+                self._say(self.emergency.overrule())
 
     def tick(self, now_ns: int) -> None:
         """Step the rhythm when a cycle is over, unless events step it. What is late by whole cycles is skipped."""
@@ -137,27 +165,68 @@ class Controller:
             self.vitals.scrubbed += 1
 
     def feel(self, now_ns: int) -> None:
-        """Beat, and once a second sample the machine and look at the threshold."""
+        """Beat, once a second sample the machine and look at the threshold, and declare what emergency there is."""
         vitals = self.vitals
+        vitals.heartbeat_ns = now_ns
+        if now_ns >= self._sample_due_ns:
+            self._sample_due_ns = now_ns + int(VITALS_SECONDS * 1e9)
+            self._sample()
+            with suppress(Busy, Corrupt):  # there is no threshold to look at
+                self._look_at_threshold(now_ns)
         try:
-            if now_ns >= self._sample_due_ns:
-                self._sample_due_ns = now_ns + int(VITALS_SECONDS * 1e9)
-                sample = self.sampler.sample()
-                for name in (
-                    "memory_percent", "memory_available_mb", "memory_total_mb", "cpu_percent", "cpu_percent_30s",
-                    "cpu_count", "disk_percent",
-                ):  # fmt: skip
-                    setattr(vitals, name, getattr(sample, name))
-                state = self.store.state()
-                for episode in self.drift.observe(
-                    now_ns, state.scalars.theta, state.settings.min_threshold, state.settings.max_threshold
-                ):
-                    vitals.drift_episodes += 1
-                    log.warning("threshold drift: %s", episode.sentence)
-            vitals.heartbeat_ns = now_ns
-            self.store.write_vitals(self.epoch, vitals)
-        except (Busy, Corrupt):
-            pass  # said above, once per episode; the beat waits for the lock
+            self._declare(now_ns)
+            if self.epoch:
+                self.store.write_vitals(self.epoch, vitals)
+                return
+        except Busy:
+            return  # the beat waits for the lock
+        except Corrupt:
+            self._causes |= EMERGENCY_CORRUPT
+        except Lost:
+            self._causes |= EMERGENCY_LOST
+        self._declare(now_ns)
+        self.store.signal_vitals(self._predecessor, vitals)
+
+    def _sample(self) -> None:
+        """Sample the machine; what was found last stays when it cannot be looked at: there may be no descriptors."""
+        try:
+            sample = self.sampler.sample()
+        except OSError as error:
+            if not self._blind:  # once per episode
+                log.error("CPU and memory cannot be sampled: %s", error)
+            self._blind = True
+            return
+        self._blind = False
+        for name in (
+            "memory_percent", "memory_available_mb", "memory_total_mb", "cpu_percent", "cpu_percent_30s",
+            "cpu_count", "disk_percent",
+        ):  # fmt: skip
+            setattr(self.vitals, name, getattr(sample, name))
+
+    def _look_at_threshold(self, now_ns: int) -> None:
+        state = self.store.state()
+        for episode in self.drift.observe(
+            now_ns, state.scalars.theta, state.settings.min_threshold, state.settings.max_threshold
+        ):
+            self.vitals.drift_episodes += 1
+            log.warning("threshold drift: %s", episode.sentence)
+        self.vitals.drift = sum(BITS[kind] for kind in self.drift.active)
+
+    def _declare(self, now_ns: int) -> None:
+        """Put the emergency that follows from the causes into the vitals, and say what changes."""
+        full = EMERGENCY_MEMORY if self.vitals.memory_percent >= MEMORY_PERCENT.value else 0
+        self._say(self.emergency.observe(now_ns, self._causes | full))
+        self.vitals.emergency = self.emergency.in_force
+        self.vitals.emergency_overruled = self.emergency.overruled
+        self.vitals.emergency_since_ns = self.emergency.since_ns
+
+    def _say(self, changes: list[Change]) -> None:
+        for change in changes:
+            if change.began:
+                self.vitals.emergency_episodes += 1
+                log.error("emergency: %s", change.sentence)
+            else:
+                log.warning("emergency over: %s", change.sentence)
 
 
 def run(block: Block, config: Config, arbiter: process.Identity) -> int:
@@ -178,7 +247,6 @@ def run(block: Block, config: Config, arbiter: process.Identity) -> int:
     block.bind(os.getpid(), NO_ROW, LOCK_WAIT_MILLISECONDS.value // 4, VECTOR_NORM.value)
     try:
         controller = Controller(block, config, arbiter, boot_clock)
-        log.info("controller pid=%d begins epoch %d", os.getpid(), controller.epoch)
         while not stopping:
             began = time.monotonic()
             controller.round()

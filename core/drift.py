@@ -8,11 +8,13 @@ is returned once, when it begins; it is over when its cause is gone, and may the
 A `DriftWatch` is deterministic: time is an argument, in monotonic nanoseconds, and nothing else comes in. Its memory
 is bounded: 120 means of ten seconds each, whatever the rate of observation. Between observations the threshold is
 taken to stand where it was last seen, so a gap neither ends an episode nor starves the means. The controller feeds
-it; a new controller starts with an empty watch and says nothing about drift until it has watched for twenty minutes.
+it; a new controller starts without means, and says nothing about them until it has watched for twenty minutes. But it
+is told which episodes its predecessor has said, so that one that outlives a controller is not said again.
 """
 
 from collections import deque
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Final, Literal
 
 import msgspec
 
@@ -26,6 +28,8 @@ _BUCKETS_PER_MEAN = MEAN_NS // _BUCKET_NS
 _ROUNDING = 1e-9
 
 Kind = Literal["at_minimum", "at_maximum", "mean_moved"]
+BITS: Final[Mapping[Kind, int]] = {"at_minimum": 1, "at_maximum": 2, "mean_moved": 4}  # in the vitals
+_AT_BOUND: Final[frozenset[Kind]] = frozenset({"at_minimum", "at_maximum"})
 
 
 class Episode(msgspec.Struct, frozen=True):
@@ -39,8 +43,9 @@ class Episode(msgspec.Struct, frozen=True):
 class DriftWatch:
     """Watches one threshold. Not shared between threads."""
 
-    def __init__(self) -> None:
-        self.active: dict[Kind, Episode] = {}
+    def __init__(self, active: Iterable[Kind] = ()) -> None:
+        """`active` are the episodes that have been said already."""
+        self.active: set[Kind] = set(active)
         self._bound: tuple[Kind, float] | None = None  # the bound at which the threshold sits, and its value
         self._bound_since_ns = 0
         self._means: deque[float] = deque(maxlen=2 * _BUCKETS_PER_MEAN)  # of complete buckets, oldest first
@@ -52,14 +57,14 @@ class DriftWatch:
     def observe(self, now_ns: int, threshold: float, minimum: float, maximum: float) -> list[Episode]:
         """Return the episodes that begin with this observation: none, one or two. `now_ns` never decreases."""
         began = [*self._watch_bound(now_ns, threshold, minimum, maximum), *self._watch_mean(now_ns, threshold)]
-        self.active.update({episode.kind: episode for episode in began})
+        self.active.update(episode.kind for episode in began)
         return began
 
     def _watch_bound(self, now_ns: int, threshold: float, minimum: float, maximum: float) -> list[Episode]:
         bound = _bound(threshold, minimum, maximum)
-        if bound != self._bound:
-            self.active.pop("at_minimum", None)
-            self.active.pop("at_maximum", None)
+        first = self._bucket is None  # of this watch: what was said before may last
+        if first or bound != self._bound:
+            self.active -= _AT_BOUND - {bound[0]} if first and bound else _AT_BOUND
             self._bound, self._bound_since_ns = bound, now_ns
         if bound is None or bound[0] in self.active or now_ns - self._bound_since_ns < AT_BOUND_NS:
             return []
@@ -79,7 +84,7 @@ class DriftWatch:
         before = sum(means[:_BUCKETS_PER_MEAN]) / _BUCKETS_PER_MEAN
         recent = sum(means[_BUCKETS_PER_MEAN:]) / _BUCKETS_PER_MEAN
         if abs(recent - before) < MEAN_SHIFT_MIN - _ROUNDING:
-            self.active.pop("mean_moved", None)
+            self.active.discard("mean_moved")
             return []
         if "mean_moved" in self.active:
             return []

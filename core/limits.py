@@ -90,3 +90,13 @@ LOCK_WAIT_MILLISECONDS: Final = Limit(
 COMMAND_WAIT_MILLISECONDS: Final = Limit(
     1_000, "milliseconds", 503, "controller_busy", "a dead controller is back in milliseconds"
 )
+
+# -- the machine
+# ---------------------------------------------------------------------------------------------------------
+MEMORY_PERCENT: Final = Limit(
+    95, "percent", 503, "memory_exhausted", "of the container's; above, the kernel may kill a process at any moment"
+)
+EMERGENCY_COOLDOWN_SECONDS: Final = Limit(
+    30, "seconds", 503, "memory_exhausted", "without its cause, until an emergency is over; else it would flap"
+)
+CPU_PERCENT: Final = 98.0  # of the allowance over 30 s, from which on a server is not ready; it refuses nothing

@@ -9,7 +9,8 @@ Three rules hold everywhere:
 
 - Every field has one writer. `lock` is whoever holds the robust mutex; `row` is the worker that owns that row;
   `creator` is the arbiter that made the block, before anybody else could see it. The one exception are the words of a
-  token bucket, which `anyone` may change, each by one compare-and-swap (shm/native/bucket.c).
+  token bucket, which `anyone` may change, each by one compare-and-swap (shm/native/bucket.c). Where nobody can hold
+  the lock or trust what names the controller, the controller signs its vitals without it (mlsdm_vitals_signal).
 - Nothing is visible before the commit word says so. A transition from position p to p + 1 writes only what no reader
   looks at while the word says p: the other state buffer, the other level buffer, the spare slot, the next log entry.
   One 8-byte store then publishes all of it. The three fields that must change in place (a deletion mark, a worker's
@@ -127,7 +128,8 @@ RECORDS: Final = (
             Field("intent_row", "u8", "row", "whose tally is being prepared"),
             Field("intent_chain", "u8", "chain + 1", "whose head is being moved, 0 for none"),
             Field("intent_head", "u8", "ordinal", "of the receipt that this chain began with before"),
-            Field("reserved", "u8", "–", "zero, to the next cache line but one", 7),
+            Field("lost", "u8", "–", "LOST once the mutex was found irrecoverable; then its word names nobody"),
+            Field("reserved", "u8", "–", "zero, to the next cache line but one", 6),
         ),
     ),
     Record(
@@ -250,7 +252,14 @@ RECORDS: Final = (
             Field("drift_episodes", "u8", "count", "times the threshold drifted"),
             Field("lock_kills", "u8", "count", "stuck holders removed by the controller"),
             Field("late_steps", "u8", "steps", "of the rhythm skipped because they were late"),
-            Field("reserved", "u8", "–", "zero", 7),
+            Field("emergency", "u8", "bits", "1 corrupt · 2 lock lost · 4 memory full: why no event is decided"),
+            Field("emergency_overruled", "u8", "bits", "of these, what an operator has overruled until its cause ends"),
+            Field(
+                "emergency_since_ns", "i8", "ns", "CLOCK_BOOTTIME at which the emergency began, 0 when there is none"
+            ),
+            Field("emergency_episodes", "u8", "count", "times that a reason came into force"),
+            Field("drift", "u8", "bits", "1 at minimum · 2 at maximum · 4 mean moved: drift that lasts"),
+            Field("reserved", "u8", "–", "zero", 2),
         ),
     ),
     Record(
@@ -380,15 +389,20 @@ STATUSES: Final = (
     "too_long",  # a vector's norm is above the limit
     "lost",  # the mutex itself is beyond repair
     "reused",  # that idempotency key came with another body
+    "exhausted",  # the container's memory is nearly full
 )
 NO_ROW: Final = 0xFFFF_FFFF
 BUCKET_WAYS: Final = 8  # buckets in which one client may be: two cache lines
 KEY_BUCKETS: Final = 8_192  # eight for each of the keys that a file may list
 PEER_BUCKETS: Final = 65_536
+LOST: Final = int.from_bytes(b"LOCKLOST", "little")
 FLAG_STOPPED: Final = 1
 FLAG_CONSOLIDATION: Final = 1
 FLAG_EVENTS_CLOCK: Final = 2
 FLAG_ELEMENT_GATE: Final = 4
+EMERGENCY_CORRUPT: Final = 1
+EMERGENCY_LOST: Final = 2
+EMERGENCY_MEMORY: Final = 4
 
 _RECORD: Final = {record.name: record for record in RECORDS}
 
@@ -520,7 +534,10 @@ def declarations() -> str:
         members = ", ".join(f"MLSDM_{prefix}_{name.upper()} = {number}" for number, name in enumerate(names))
         lines.append(f"enum mlsdm_{prefix.lower()} {{ {members} }};")
     lines.append(f"#define MLSDM_REGIONS {len(REGIONS)}")
-    constants = ("FLAG_STOPPED", "FLAG_CONSOLIDATION", "FLAG_EVENTS_CLOCK", "FLAG_ELEMENT_GATE", "BUCKET_WAYS")
+    constants = (
+        "FLAG_STOPPED", "FLAG_CONSOLIDATION", "FLAG_EVENTS_CLOCK", "FLAG_ELEMENT_GATE", "EMERGENCY_CORRUPT",
+        "EMERGENCY_LOST", "BUCKET_WAYS", "LOST",
+    )  # fmt: skip
     lines += [f"#define MLSDM_{name} {globals()[name]}" for name in constants]
     return "\n".join(lines) + "\n"
 

@@ -61,12 +61,17 @@ class Reused(StoreError):
     """That idempotency key came with another body."""
 
 
+class Exhausted(StoreError):
+    """The container's memory is nearly full."""
+
+
 OK: Final = layout.STATUSES.index("ok")
 TAKEN: Final = layout.STATUSES.index("taken")
 NOT_FINITE: Final = layout.STATUSES.index("not_finite")
 TOO_LONG: Final = layout.STATUSES.index("too_long")
 _ERRORS: Final = (
     None, Busy, Stopped, Stale, Corrupt, Unknown, Gone, Unformed, Taken, NotFinite, TooLong, Lost, Reused,
+    Exhausted,
 )  # fmt: skip
 assert len(_ERRORS) == len(layout.STATUSES)
 assert all(

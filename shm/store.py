@@ -117,7 +117,7 @@ class Store:
 
         `vector` float32-LE[dimension] as a buffer, `payload` within its limit. An event with a `key` (`new_key`) that
         was decided before gets its first decision again, and nothing changes.
-        Raises NotFinite, TooLong, Stopped, Reused, Busy, Corrupt, Unformed.
+        Raises NotFinite, TooLong, Stopped, Reused, Exhausted, Busy, Corrupt, Lost, Unformed.
         """
         octets = vector if type(vector) is bytes else ffi.from_buffer("uint8_t[]", vector)
         assert len(octets) == self._size
@@ -268,6 +268,13 @@ class Store:
     def write_vitals(self, epoch: int, vitals: Any) -> None:
         """Publish the controller's vitals and heartbeat. Raises Stale."""
         self._controlled(lib.mlsdm_vitals_write(self._map, epoch, vitals))
+
+    def signal_vitals(self, predecessor: int, vitals: Any) -> None:
+        """Publish them without the lock, where it is lost or the state is corrupt that names the epoch.
+
+        `predecessor` is the pid that signed them before this controller began. Raises Stale when another has since.
+        """
+        self._controlled(lib.mlsdm_vitals_signal(self._map, predecessor, vitals))
 
     def _controlled(self, status: int) -> Entry:
         if status != OK:

@@ -17,6 +17,7 @@ from typing import Final
 
 from shm import process
 from shm.block import Block
+from shm.layout import LOST
 
 SAMPLES: Final = 5
 INTERVAL_SECONDS: Final = 0.02
@@ -33,7 +34,7 @@ class LockWatch:
     def sample(self) -> process.Identity | None:
         """Look once. Returns the holder that was found stuck and has been killed, else None."""
         owner = self.block.mutex_owner()
-        if owner == 0:
+        if owner == 0 or self.block.region("lock").lost == LOST:  # a lost mutex names one who merely asked
             self._same = 0
             return None
         pid = process.process_of_thread(owner)

@@ -83,6 +83,7 @@ int mlsdm_command_post(struct mlsdm_map *map, uint32_t kind, const struct mlsdm_
 uint64_t mlsdm_settings_checksum(const struct mlsdm_settings *settings);
 int mlsdm_command_withdraw(struct mlsdm_map *map, uint64_t ticket);
 int mlsdm_vitals_write(struct mlsdm_map *map, uint64_t epoch, const struct mlsdm_vitals *vitals);
+int mlsdm_vitals_signal(struct mlsdm_map *map, uint64_t predecessor, const struct mlsdm_vitals *vitals);
 
 int mlsdm_state_read(struct mlsdm_map *map, struct mlsdm_state *state, float *levels);
 void mlsdm_levels_norms(struct mlsdm_map *map, const float *levels, double *norms);

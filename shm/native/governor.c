@@ -153,6 +153,17 @@ static void tally(const struct mlsdm_map *map, const struct transition *t, int a
     older->rejected = newer->rejected + (uint64_t)!accepted;
 }
 
+static struct mlsdm_vitals *vitals_of(const struct mlsdm_map *map) { return region(map, MLSDM_REGION_VITALS); }
+
+/* Why the controller has events refused; OK when there is no emergency. */
+static int emergency_of(const struct mlsdm_map *map) {
+    uint64_t reasons = vitals_of(map)->emergency;
+    if (!reasons) return MLSDM_STATUS_OK;
+    return reasons & MLSDM_EMERGENCY_CORRUPT ? MLSDM_STATUS_CORRUPT
+           : reasons & MLSDM_EMERGENCY_LOST  ? MLSDM_STATUS_LOST
+                                             : MLSDM_STATUS_EXHAUSTED;
+}
+
 /* -- admission: the hot path -- */
 
 /* Decide one event and, when it is accepted, remember it. `vector` are the bytes of float32[dimension]; `key` NULL or
@@ -169,6 +180,7 @@ int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8
     if (key && receipt_find(map, t.found->receipts, key, out, &status)) return section_leave(map, status);
     struct mlsdm_scalars *now = &t.next->scalars;
     if (now->flags & MLSDM_FLAG_STOPPED) return section_leave(map, MLSDM_STATUS_STOPPED);
+    if ((status = emergency_of(map))) return section_leave(map, status);
     *out = (struct mlsdm_decision){
         .position = t.position, .moral = moral, .theta_before = now->theta, .phase = now->phase};
     int steps = (t.next->settings.flags & MLSDM_FLAG_EVENTS_CLOCK) != 0;
@@ -324,6 +336,7 @@ int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, s
         now->flags |= MLSDM_FLAG_STOPPED;
     } else if (command->kind == MLSDM_KIND_RESUME) {
         now->flags &= (uint16_t)~MLSDM_FLAG_STOPPED;
+        store_release(&vitals_of(map)->emergency, 0); /* what cannot be overruled comes back with the next vitals */
     }
     transition_publish(map, &t);
     *out = *t.entry;
@@ -339,8 +352,22 @@ int mlsdm_vitals_write(struct mlsdm_map *map, uint64_t epoch, const struct mlsdm
     if (state->position != commit || state->checksum != state_checksum(state))
         return section_leave(map, MLSDM_STATUS_CORRUPT);
     if (state->epoch != epoch) return section_leave(map, MLSDM_STATUS_STALE);
-    memcpy(region(map, MLSDM_REGION_VITALS), vitals, sizeof *vitals);
+    memcpy(vitals_of(map), vitals, sizeof *vitals);
     return section_leave(map, MLSDM_STATUS_OK);
+}
+
+/* Write the vitals without the lock: for a controller that cannot have it, or finds the state corrupt that names its
+ * epoch. Only who signed them last may, or who takes the place of `predecessor`, who did; anybody else is STALE. They
+ * are written word by word: readers take each for itself. */
+int mlsdm_vitals_signal(struct mlsdm_map *map, uint64_t predecessor, const struct mlsdm_vitals *vitals) {
+    uint64_t words[sizeof *vitals / 8], *shared = region(map, MLSDM_REGION_VITALS);
+    _Atomic uint64_t *signer = (_Atomic uint64_t *)&vitals_of(map)->controller_pid;
+    if (atomic_load(signer) != vitals->controller_pid &&
+        !atomic_compare_exchange_strong(signer, &predecessor, vitals->controller_pid))
+        return MLSDM_STATUS_STALE;
+    memcpy(words, vitals, sizeof words);
+    for (size_t i = 0; i < sizeof words / 8; i++) store_release(shared + i, words[i]);
+    return MLSDM_STATUS_OK;
 }
 
 /* -- the command slot -- */

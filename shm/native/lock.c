@@ -85,15 +85,18 @@ static void repair(const struct mlsdm_map *map, uint64_t commit) {
     }
 }
 
+/* Of an irrecoverable mutex glibc's trylock says so once, and leaves the caller's thread in its word: from then on it
+ * looks taken. `lost` tells the others that nobody is inside, and the watch that nobody is stuck there. */
 static int section_enter(const struct mlsdm_map *map) {
     struct mlsdm_lock *lock = lock_of(map);
     int rc = pthread_mutex_trylock(mutex_of(map));
-    if (rc == EBUSY) rc = mutex_wait(map);
+    if (rc == EBUSY) rc = lock->lost == MLSDM_LOST ? ENOTRECOVERABLE : mutex_wait(map);
     if (rc == EOWNERDEAD) {
         rc = pthread_mutex_consistent(mutex_of(map));
         lock->deaths += 1;
     }
     if (rc == EBUSY || rc == ETIMEDOUT) return MLSDM_STATUS_BUSY;
+    if (rc == ENOTRECOVERABLE) store_release(&lock->lost, MLSDM_LOST);
     if (rc) return MLSDM_STATUS_LOST;
     store_release(&lock->holder, map->pid);
     store_release(&lock->acquisitions, lock->acquisitions + 1);

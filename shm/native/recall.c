@@ -183,7 +183,7 @@ static void scan_ids(const struct mlsdm_map *map, struct search *s, uint64_t fir
     struct scored found[RUN];
     uint32_t run = 0;
     for (uint64_t id = last, slot = slot_of(map, last); id >= first; id--, slot = slot ? slot - 1 : slots - 1) {
-        if (s->query->bounds[slot] < bound || s->query->bounds[slot] == -INFINITY) continue;
+        if (!(s->query->bounds[slot] >= bound && s->query->bounds[slot] > -INFINITY)) continue; /* nor a damaged NaN */
         found[run++] = (struct scored){.id = id};
         if (run == RUN) bench_fill(map, s, found, run), run = 0;
     }
@@ -256,7 +256,10 @@ static int settle(const struct mlsdm_map *map, struct search *s, uint64_t seen, 
     return 1;
 }
 
-/* Recall. OK, BUSY, UNFORMED, CORRUPT, NOT_FINITE or TOO_LONG; matches best first, ties newer first. */
+/* Recall. OK, BUSY, UNFORMED, CORRUPT, LOST, NOT_FINITE or TOO_LONG; matches best first, ties newer first.
+ *
+ * A lock that is lost shuts out every writer for good, so step 3 goes without it: memories can be read until the
+ * service is restarted. Whoever was inside when it was lost may publish once more; the commit word tells. */
 int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct mlsdm_match *matches,
                  struct mlsdm_answer *answer) {
     struct search search, *s = &search;
@@ -284,14 +287,19 @@ int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct 
         qsort(s->bench, s->benched, sizeof *s->bench, by_rank);
         for (uint32_t i = 0; i < s->benched && i < query->k; i++)
             s->bench[i].sound = slot_sound(map, slot_of(map, s->bench[i].id));
-        if (!held && (status = section_enter(map))) return status;
+        int lost = !held && (status = section_enter(map)) == MLSDM_STATUS_LOST;
+        if (lost) status = MLSDM_STATUS_OK;
+        if (status) return status;
         uint64_t commit = commit_of(map);
         const struct mlsdm_state *now = state_at(map, commit);
         done = s->mask == query->masks[now->scalars.phase] && settle(map, s, seen, &now->scalars, matches, answer);
         if (held && !done) quarantine(map, now->scalars.accepted, answer);
         answer->as_of = commit, answer->time_ns = now->time_ns, answer->attempts = (uint32_t)attempt;
         answer->scanned = s->scanned, answer->candidates = s->candidates;
-        section_leave(map, MLSDM_STATUS_OK);
+        if (lost)
+            done = done && still_at(map, commit);
+        else
+            section_leave(map, MLSDM_STATUS_OK);
     }
     return status;
 }

@@ -23,7 +23,7 @@ from shm.store import Recall, Store, new_vitals
 from tests.app.wire import accepted
 from tests.formed import SMALL, Formed
 
-CHECKS = {"server", "memory_manager", "admissions", "system_memory", "system_cpu", "controller"}
+CHECKS = {"server", "memory_manager", "lock", "admissions", "system_memory", "system_cpu", "controller"}
 
 
 @pytest.mark.parametrize("path", ["/health/liveness", "/livez"])
@@ -60,7 +60,7 @@ def test_the_detailed_document_has_the_documented_members(still_server: LiveServ
 
     assert set(document) == {
         "status", "timestamp", "uptime_seconds", "system", "checks", "memory_state", "phase", "statistics",
-        "rate_limiting", "version", "boot_id",
+        "rate_limiting", "version", "boot_id", "emergency",
     }  # fmt: skip
     assert document["status"] in ("healthy", "unhealthy")
     assert abs((datetime.now(UTC) - datetime.fromisoformat(document["timestamp"])).total_seconds()) < 60

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.metrics import WorkersCollector, latency_histogram, refusal_counter
+from app.metrics import WorkersCollector, latency_histogram, prepare, refusal_counter
 from loadtests.live import LiveServer, eventually
 from tests.app.wire import EXAMPLE, accepted, of_json, post, sent
 from tests.formed import begin, exit_of
@@ -193,6 +195,22 @@ def test_an_unexpected_error_is_counted(tmp_path: Path, monkeypatch: pytest.Monk
     assert errors() == 6
 
 
+def test_a_scrape_meets_no_half_made_file(tmp_path: Path) -> None:
+    """A row's files are complete from the first moment, also where a killed worker has left one that was not; what
+    has been counted stays.
+    """
+    (tmp_path / "counter_3.db").touch()
+    (tmp_path / "counter_4.db").write_bytes(b"counted")
+    for row in (3, 4):
+        prepare(tmp_path, row)
+
+    sizes = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
+    assert sizes == {"histogram_3.db": 8, "counter_3.db": 8, "histogram_4.db": 8, "counter_4.db": 7}
+    assert [] == list(MmapedDict.read_all_values_from_file(str(tmp_path / "counter_3.db")))  # type: ignore[no-untyped-call] # theirs
+    (tmp_path / "counter_4.db").unlink()
+    assert list(MultiProcessCollector(None, str(tmp_path)).collect()) == []  # type: ignore[no-untyped-call] # theirs
+
+
 def test_a_successor_continues_its_predecessors_counts(serve: Callable[..., LiveServer]) -> None:
     """Files are keyed by worker row: after a worker was killed nothing is lost, and no file is left over."""
     server = serve(WORKERS="1")
@@ -225,6 +243,8 @@ def test_no_series_names_a_client(still_server: LiveServer) -> None:
         "le",
         "outcome",
         "level",
+        "reason",
+        "kind",
         "version",
         "boot_id",
         "code",

@@ -9,6 +9,7 @@ import pytest
 
 from core.config import CognitiveRhythm, Config, MoralFilter
 from core.controller import SUPERSEDED, VITALS_SECONDS, Controller, run
+from core.drift import BITS
 from core.regime import Regime
 from shm import process
 from shm.layout import KINDS, NO_ROW, Layout
@@ -259,6 +260,11 @@ class TestFeel:
         held.run(65)
 
         assert 1 == held.formed.block.region("vitals").drift_episodes
+        assert 1 == caplog.text.count("threshold drift")
+        held.controller = held.another()  # the episode outlives its controller, and is not said again
+        held.run(65)
+        vitals = held.formed.block.region("vitals")
+        assert (1, BITS["at_maximum"]) == (vitals.drift_episodes, vitals.drift)
         assert 1 == caplog.text.count("threshold drift")
         held.close()
 

@@ -2,11 +2,12 @@
 
 import os
 import random
+from collections.abc import Iterable
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.drift import DriftWatch, Episode
+from core.drift import DriftWatch, Episode, Kind
 
 SECOND_NS = 1_000_000_000
 START_NS = int(os.environ.get("START_NS") or random.randrange(10**18)) // (10 * SECOND_NS) * 10 * SECOND_NS
@@ -15,8 +16,8 @@ START_NS = int(os.environ.get("START_NS") or random.randrange(10**18)) // (10 * 
 class Watched:
     """A watch over a threshold within [0.3, 0.9], observed four times a second from a random moment on."""
 
-    def __init__(self) -> None:
-        self.watch = DriftWatch()
+    def __init__(self, active: Iterable[Kind] = ()) -> None:
+        self.watch = DriftWatch(active)
         print(f"the clock starts at {START_NS}; rerun with START_NS={START_NS} pytest {__file__}")
         self.now_ns = START_NS
         self.said: list[Episode] = []
@@ -130,6 +131,34 @@ class TestMean:
         watched = Watched()
 
         assert sorted(watched.hold(0.5, 1200) + watched.hold(0.9, 600)) == ["at_maximum", "mean_moved"]
+
+
+class TestSuccession:
+    def test_what_was_said_is_not_said_again(self) -> None:
+        """A watch that is told of an episode keeps it as long as it lasts, and says the next."""
+        watched = Watched(["at_maximum", "mean_moved"])
+
+        assert watched.hold(0.9, 200) == []
+        assert sorted(watched.watch.active) == ["at_maximum", "mean_moved"]
+        assert watched.hold(0.8, 1) + watched.hold(0.9, 62) == ["at_maximum"]
+
+    def test_what_ended_meanwhile_is_over(self) -> None:
+        """At the other bound, or at none, when the new watch looks for the first time."""
+        watched, other = Watched(["at_maximum"]), Watched(["at_maximum"])
+        watched.hold(0.5, 1)
+        other.hold(0.3, 1)
+
+        assert (watched.watch.active, other.watch.active) == (set(), set())
+        assert other.hold(0.3, 62) == ["at_minimum"]
+
+    def test_a_mean_that_has_moved_is_judged_when_there_are_means(self) -> None:
+        """After twenty minutes at one level."""
+        watched = Watched(["mean_moved"])
+        watched.hold(0.5, 1190)
+        assert watched.watch.active == {"mean_moved"}
+        watched.hold(0.5, 30)
+
+        assert watched.watch.active == set()
 
 
 class TestGaps:

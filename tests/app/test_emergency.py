@@ -1,0 +1,269 @@
+"""The emergency state of real servers: full memory, damage, a lost lock; and a busy processor, which is none."""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import psutil
+import pytest
+
+from loadtests.live import Answer, LiveServer, eventually
+from shm.block import Block, find
+from tests.conftest import SMALL
+
+RAW: Final = {"Content-Type": "application/octet-stream"}
+VECTOR: Final = np.ones(8, "<f4").tobytes()
+WELL: Final = {"memory_percent": 50.0, "cpu_percent_30s": 5.0}  # whatever the machine of the test is doing
+Feel = Callable[..., None]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[LiveServer]:
+    """A server whose senses can be told what they feel (`feel`), and which nothing but requests moves."""
+    feel(tmp_path)
+    live = LiveServer(
+        tmp_path,
+        {
+            **SMALL,
+            "MLSDM_COGNITIVE_RHYTHM__CLOCK": "events",
+            "FELT": str(tmp_path / "felt.json"),
+        },
+        application="tests.app.feeling:app",
+    )
+    live.start()
+    eventually(lambda: live.get("/readyz").status == 200)
+    yield live
+    live.stop()
+
+
+def feel(directory: Path, **figures: float) -> None:
+    """Say what the senses feel from now on: a machine that is well but for these figures."""
+    (directory / "felt.new").write_text(json.dumps({**WELL, **figures}), encoding="utf-8")
+    (directory / "felt.new").rename(directory / "felt.json")
+
+
+def event(server: LiveServer) -> Answer:
+    """Send an event that is always accepted, when any is decided."""
+    return server.request("POST", "/event", VECTOR, {**RAW, "Moral-Value": "0.95"})
+
+
+def recalled(server: LiveServer) -> Answer:
+    """Ask for the memories nearest to the one vector there is."""
+    return server.request("POST", "/recall?top_k=5", VECTOR, RAW)
+
+
+def failing(server: LiveServer) -> set[str]:
+    """Return the names of the checks of readiness that fail; the status says the same."""
+    answer = server.get("/health/readiness")
+    failed = {name for name, check in answer.json["checks"].items() if not check["healthy"]}
+    assert answer.status == (503 if failed else 200)
+    return failed
+
+
+def gauge(server: LiveServer, name: str) -> float:
+    """Return one sample of the scrape, by its name with labels."""
+    [line] = [line for line in server.get("/metrics").body.decode().splitlines() if line.startswith(name + " ")]
+    return float(line.rpartition(" ")[2])
+
+
+def emergency(server: LiveServer) -> Any:
+    """Return the emergency as the detailed document has it."""
+    return server.get("/health/detailed").json["emergency"]
+
+
+def controller(server: LiveServer) -> int:
+    """Return the pid of the controller."""
+    block = server.block()  # a region is valid while its block is
+    return int(block.region("vitals").controller_pid)
+
+
+@contextmanager
+def reached_into(server: LiveServer) -> Iterator[Block]:
+    """Map the server's block writable, from outside."""
+    _, link = next(iter(find(server.pid)))
+    descriptor = os.open(link, os.O_RDWR)
+    yield Block.open(descriptor, writable=True)
+    os.close(descriptor)
+
+
+def test_full_memory_refuses_events_until_it_has_not_been_full_for_a_while(server: LiveServer, tmp_path: Path) -> None:
+    """Said by readiness, the detailed document, the metrics and once in the log; everything else goes on. As often as
+    it happens.
+    """
+    assert event(server).status == 200
+    for episode in (1, 2):
+        feel(tmp_path, memory_percent=95.0)
+        eventually(lambda: failing(server) == {"system_memory"})
+
+        refused = event(server)
+        assert (refused.status, refused.json["code"], refused.headers["retry-after"]) == (503, "memory_exhausted", "30")
+        assert server.get("/livez").status == 200
+        assert recalled(server).json["matches"][0]["memory_id"] == 2 * episode - 1
+        assert server.get("/memories/1").status == 200
+        assert gauge(server, 'mlsdm_emergency{reason="memory"}') == 1
+        told = emergency(server)
+        assert (told["active"], told["reasons"], told["episodes"]) == (True, ["memory"], episode)
+        assert 0 <= told["since_seconds"] < 60
+
+        feel(tmp_path, memory_percent=94.9)
+        eventually(lambda: failing(server) == set())
+        assert event(server).json["memory_id"] == 2 * episode
+        assert event(server).json["memory_id"] == 2 * episode + 1
+        assert emergency(server) == {"active": False, "reasons": [], "episodes": episode}
+        assert gauge(server, 'mlsdm_emergency{reason="memory"}') == 0
+        assert server.log.count("emergency: memory is nearly full") == episode
+        assert server.log.count("emergency over: ") == episode
+    assert gauge(server, "mlsdm_emergency_episodes_total") == 2
+
+
+def test_an_operator_may_overrule_full_memory(server: LiveServer, tmp_path: Path) -> None:
+    """From the answer to POST /governor/resume on, events are decided and the server is ready, although it is full."""
+    feel(tmp_path, memory_percent=99.0)
+    eventually(lambda: failing(server) == {"system_memory"})
+    assert event(server).status == 503
+
+    assert server.request("POST", "/governor/resume").status == 200
+
+    assert event(server).status == 200
+    eventually(lambda: failing(server) == set())
+    assert "ended by an operator's order" in server.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_an_emergency_outlives_its_controller(server: LiveServer, tmp_path: Path, number: signal.Signals) -> None:
+    """Killed or stopped, its successor keeps events refused, says nothing again, and ends it when the cause is gone."""
+    feel(tmp_path, memory_percent=99.0)
+    eventually(lambda: failing(server) == {"system_memory"})
+    first = controller(server)
+
+    os.kill(first, number)
+
+    assert event(server).json["code"] == "memory_exhausted"
+    eventually(lambda: controller(server) != first)
+    assert event(server).json["code"] == "memory_exhausted"
+    feel(tmp_path)
+    eventually(lambda: event(server).status == 200)
+    assert emergency(server)["episodes"] == 1
+    assert server.log.count("emergency: ") == 1
+
+
+def test_a_busy_processor_turns_it_unready_and_refuses_no_event(server: LiveServer, tmp_path: Path) -> None:
+    """Load balancers look elsewhere; who is here already is served."""
+    feel(tmp_path, cpu_percent_30s=98.0)
+
+    eventually(lambda: failing(server) == {"system_cpu"})
+    assert event(server).status == 200
+    assert emergency(server)["active"] is False
+    feel(tmp_path, cpu_percent_30s=97.9)
+    eventually(lambda: failing(server) == set())
+
+
+def test_damage_is_named_and_refused_and_over_when_it_is_undone(server: LiveServer) -> None:
+    """A byte of the committed state, flipped from outside: no controller dies of it, nothing is built on it, and when
+    it is flipped back, events are decided after the cooldown.
+    """
+    assert event(server).status == 200
+    first = controller(server)
+    with reached_into(server) as block:
+        state = block.region("states", int(block.region("commit").position) & 1)
+        flip(state)
+        eventually(lambda: failing(server) == {"memory_manager"})
+        eventually(lambda: emergency(server)["reasons"] == ["corrupt"])
+
+        assert (event(server).status, event(server).json["code"]) == (503, "store_corrupt")
+        assert server.get("/livez").status == 200
+        assert recalled(server).json["code"] == "store_corrupt"
+        assert server.request("POST", "/governor/resume").json["code"] == "store_corrupt"
+        assert gauge(server, 'mlsdm_emergency{reason="corrupt"}') == 1
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda: controller(server) != first)
+        assert controller_beats(server)
+        assert failing(server) == {"memory_manager"}
+        flip(state)
+        assert recalled(server).status == 200
+        refused = event(server)
+        assert (refused.status, refused.json["code"]) == (503, "store_corrupt")
+
+    eventually(lambda: event(server).status == 200, seconds=40.0)
+    eventually(lambda: failing(server) == set())
+    assert server.log.count("emergency: the committed state is corrupt") == 1
+    assert server.log.count("emergency over: ") == 1
+
+
+def flip(state: Any) -> None:
+    """Flip one bit of the threshold."""
+    theta = ctypes.c_uint64.from_buffer_copy(ctypes.c_double(state.scalars.theta))
+    theta.value ^= 1 << 40
+    state.scalars.theta = ctypes.c_double.from_buffer_copy(theta).value
+
+
+def controller_beats(server: LiveServer) -> bool:
+    """Return whether the controller beats, without which it would be killed as silent."""
+    block = server.block()
+    vitals = block.region("vitals")
+    before = int(vitals.heartbeat_ns)
+    return bool(eventually(lambda: int(vitals.heartbeat_ns) > before))
+
+
+_LOSE = """
+import ctypes, mmap, os, sys
+memory = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 0)
+mutex = ctypes.byref(ctypes.c_char.from_buffer(memory, int(sys.argv[2])))
+threads = ctypes.CDLL(None)
+if os.fork() == 0:
+    os._exit(threads.pthread_mutex_trylock(mutex))
+if os.wait()[1] == 0:
+    threads.pthread_mutex_trylock(mutex)
+    threads.pthread_mutex_unlock(mutex)
+    print(threads.pthread_mutex_lock(mutex))
+"""
+
+
+def test_a_lost_lock_is_named_and_memories_can_be_read(server: LiveServer) -> None:
+    """An owner that dies, and a successor that gives the lock back unrepaired: the kernel never gives it out again."""
+    assert event(server).status == 200
+    lose(server)
+    eventually(lambda: failing(server) == {"lock"})
+
+    assert (event(server).status, event(server).json["code"]) == (503, "store_lost")
+    assert server.get("/livez").status == 200
+    assert recalled(server).json["matches"][0]["memory_id"] == 1
+    assert server.get("/memories/1").status == 200
+    assert server.get("/state").status == 200
+    assert server.request("POST", "/governor/resume").json["code"] == "store_lost"
+    assert gauge(server, 'mlsdm_emergency{reason="lock"}') == 1
+    assert emergency(server)["reasons"] == ["lock"]
+    assert controller_beats(server)
+    assert server.log.count("emergency: the lock is beyond repair") == 1
+    assert "silent" not in server.log
+
+
+def lose(server: LiveServer) -> None:
+    """Make the lock irrecoverable. Everybody who might repair it is stopped meanwhile."""
+    block = server.block()
+    [lock] = [region for region in block.layout.regions() if region.name == "lock"]
+    _, link = next(iter(find(server.pid)))
+    service = [psutil.Process(server.pid), *psutil.Process(server.pid).children()]
+    for _ in range(20):
+        for process in service:
+            process.suspend()
+        try:
+            said = subprocess.run(
+                [sys.executable, "-c", _LOSE, str(link), str(lock.offset)], capture_output=True, text=True, check=True
+            ).stdout
+        finally:
+            for process in service:
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
+        if said:  # else one of them was stopped inside
+            assert os.strerror(int(said)) == "State not recoverable"
+            return
+    raise AssertionError("the lock was never free")
