@@ -7,8 +7,8 @@ wrong, says all of it in one ERROR and changes nothing.
 
 Four methods of Gunicorn's arbiter are wrapped in `when_ready`, because it has no hooks there: reaping and murdering
 also look after the controller (app/supervisor.py), spawning closes a window in which a signal is lost, stopping gives
-notice. The block outlives them all; a new arbiter (USR2) is handed its descriptor through the environment that Gunicorn
-passes on, and adopts it.
+notice; app/arbiter.py has more, where it would end with an exception of its own. The block outlives them all; a new
+arbiter (USR2) is handed its descriptor through the environment that Gunicorn passes on, and adopts it.
 """
 
 import errno
@@ -32,6 +32,7 @@ from typing import Any, Final
 import psutil
 
 from app import descriptors, logs
+from app.arbiter import steady
 from app.banner import banner
 from app.supervisor import Supervisor
 from core import sources
@@ -220,6 +221,7 @@ class Server:
 
         arbiter.reap_workers, arbiter.murder_workers = reap_workers, murder_workers
         arbiter.spawn_worker, arbiter.stop = spawn_worker, stop_in_order
+        steady(arbiter)
         supervisor.spawn()
         if not supervisor.formed():
             sys.exit("mlsdm cannot start: the controller did not form the store in time; its log lines say why")

@@ -25,8 +25,11 @@ from shm.status import StoreError
 from shm.store import Store
 
 SILENCE_SECONDS: Final = 1.0
-SILENT_LOOKS: Final = 3  # when everything was frozen, the arbiter was too, and has not looked
-RESPAWN_SECONDS: Final = 0.5  # one that does not live that long is respawned by the next look, not at once
+# What the time between two looks counts for at most; they are a second apart, or less. When everything was frozen, the
+# arbiter was too, and hears of its children's stops and deaths all at once: many looks, in no time, at a controller
+# that has not had its turn yet.
+LOOK_SECONDS_MAX: Final = 0.6
+RESPAWN_SECONDS: Final = 0.1  # one that does not live that long is respawned by the next look, not at once
 SIGNING_SECONDS: Final = 5.0  # from taking its epoch until the newer controller's first vitals name its arbiter
 FORM_SECONDS_MAX: Final = 5.0
 
@@ -43,16 +46,18 @@ class Supervisor:
         self._block = block
         self._config = config
         self._release = release
+        self._me = process.myself()  # now, and not when there may be no descriptor to look it up with
         self._controller = NOBODY
         self._observability = config().observability
         self._spawned_at = 0.0
-        self._beat: tuple[int, float, int] = (0, 0.0, 0)
+        self._beat: tuple[int, float] = (0, 0.0)  # the last one seen, and for how many seconds, by looks
+        self._looked_at = 0.0
         self.superseded = False
         self._superseded_at = 0.0
 
     def spawn(self) -> None:
         """Fork a controller; when the machine cannot, the next look tries again."""
-        me = process.myself()
+        self._spawned_at = time.monotonic()
         try:
             pid = os.fork()
         except OSError as error:
@@ -64,15 +69,14 @@ class Supervisor:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 self._release()
-                status = run(self._block, self._config(), me)
+                status = run(self._block, self._config(), self._me)
             except BaseException:
                 log.exception("controller pid=%d leaves", os.getpid())
             finally:
                 os._exit(status)
-        self._controller = process.identify(pid)
+        self._controller = Identity(pid, process.identify(pid).started)
         self._observability = self._config().observability
-        self._spawned_at = time.monotonic()
-        self._beat = (0, self._spawned_at, 0)
+        self._beat, self._looked_at = (0, 0.0), self._spawned_at
         self.superseded = False
 
     def formed(self) -> bool:
@@ -117,22 +121,28 @@ class Supervisor:
         vitals = self._block.region("vitals")
         if self._controller == NOBODY:
             newer = Identity(int(vitals.arbiter_pid), int(vitals.arbiter_started))
-            unsigned = newer == process.myself() and time.monotonic() - self._superseded_at < SIGNING_SECONDS
-            if self.superseded and (unsigned or (newer.alive and newer != process.myself())):
+            unsigned = newer == self._me and time.monotonic() - self._superseded_at < SIGNING_SECONDS
+            if self.superseded and (unsigned or (newer.alive and newer != self._me)):
+                return False
+            if time.monotonic() - self._spawned_at < RESPAWN_SECONDS:
                 return False
             taken_back = self.superseded
             self.spawn()
             return taken_back
-        beat, since, looks = self._beat
+        if not self._controller.started:  # there was no descriptor to look it up with
+            self._controller = Identity(self._controller.pid, process.identify(self._controller.pid).started)
         now = time.monotonic()
+        beat, silent_seconds = self._beat
+        silent_seconds += min(now - self._looked_at, LOOK_SECONDS_MAX)
+        self._looked_at = now
         if int(vitals.heartbeat_ns) != beat:
-            self._beat = (int(vitals.heartbeat_ns), now, 1)
+            self._beat = (int(vitals.heartbeat_ns), 0.0)
             return False
-        self._beat = (beat, since, looks + 1)
-        if looks + 1 >= SILENT_LOOKS and now - since > SILENCE_SECONDS:
+        self._beat = (beat, silent_seconds)
+        if silent_seconds > SILENCE_SECONDS:
             log.error("controller pid=%d is silent and is killed", self._controller.pid)
             process.kill(self._controller)
-            self._beat = (0, now, 0)
+            self._beat = (0, 0.0)
         return False
 
     def reload(self) -> None:

@@ -1,0 +1,63 @@
+"""The supervisor judges a controller by looks of its own. With real servers: tests/app/test_server.py."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from app import supervisor
+from app.supervisor import Supervisor
+from shm import process
+
+
+class Watched:
+    """A supervisor with a controller that has just beaten, at a time that the test sets."""
+
+    def __init__(self, child: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch) -> None:
+        self.child = child
+        self.now = 1000.0
+        monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: self.now))
+        vitals = SimpleNamespace(heartbeat_ns=1)
+        block: Any = SimpleNamespace(region=lambda _name: vitals)
+        config: Any = SimpleNamespace(observability=None)
+        self.supervisor = Supervisor(block, lambda: config, lambda: None)
+        self.supervisor._controller = process.identify(child.pid)
+        self.look(0.0)
+
+    def look(self, later: float) -> None:
+        """Look, so many seconds after the last time."""
+        self.now += later
+        self.supervisor.watch()
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    """Watch a process that does nothing."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as child:
+        yield Watched(child, monkeypatch)
+        child.kill()
+
+
+def test_a_controller_that_is_silent_for_two_looks_of_a_second_is_killed(watched: Watched) -> None:
+    """The second look without a beat ends it."""
+    watched.look(1.0)
+    assert watched.child.poll() is None
+
+    watched.look(1.0)
+
+    assert watched.child.wait(10) == -signal.SIGKILL
+
+
+def test_many_looks_after_a_freeze_are_no_silence(watched: Watched) -> None:
+    """The arbiter, too, stood still, and is woken by each of its children that went on; only then does time count."""
+    watched.look(5.0)
+    for _ in range(100):
+        watched.look(0.001)
+
+    assert watched.child.poll() is None
+    watched.look(1.0)
+    assert watched.child.wait(10) == -signal.SIGKILL
