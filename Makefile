@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := loadtests/peers/asgi loadtests/peers/plain loadtests/peers/chroma
+STEPS ?= 200000# of a simulation
 TESTS ?= 4# side by side: half of the time of a test is spent waiting
 NATIVE := $(wildcard shm/native/* app/native/*) shm/layout.py shm/build.py app/build.py setup.py pyproject.toml
 C_FILES := $(wildcard shm/native/*.[ch] app/native/*.[ch] loadtests/*/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test lint types format check ci lock manual bench peers clean
+.PHONY: help run install test lint types format check ci lock manual bench faults soak peers clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +40,12 @@ ci: lint types test ## what continuous integration runs
 
 bench: install ## what a request costs beside its floor; options in ARGS, such as ARGS=--check
 	$(BIN)/python -m loadtests.bench $(ARGS)
+
+faults: install ## do to a server what may happen to it, for hours; options in ARGS, such as ARGS="'worker killed' --scale 0.1"
+	$(BIN)/python -m loadtests.faults $(ARGS)
+
+soak: $(VENV)/tested ## simulate workers, controllers and a clock for long; options in ARGS, such as ARGS="--seed 7 --steps 500"
+	$(BIN)/python -m tests.simulation --steps $(STEPS) $(ARGS)
 
 peers: $(PEERS:%=%/.venv/installed) ## environments of the servers that `make bench` compares with
 

@@ -304,7 +304,7 @@ def by_connection(pieces: Iterable[bytes], *, slow: bool = False) -> tuple[Outco
     return Outcome(app.calls, "".join(app.refusals), finals), app.declined
 
 
-# -- the five --------------------------------------------------------------------------------------------------------
+# -- the six ---------------------------------------------------------------------------------------------------------
 
 
 def check(program: bytes) -> None:

@@ -34,7 +34,7 @@ settings.load_profile("patient")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of a file into one group, except those that start servers of their own."""
     for item in items:
-        if "serve" not in getattr(item, "fixturenames", ()):
+        if "serve" not in getattr(item, "fixturenames", ()) and not item.path.name.startswith("test_faults"):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
 
 

@@ -1,0 +1,100 @@
+"""The arbiter is killed under load: everything ends with it, nothing is left behind, and a new start serves.
+
+The memory of a server lives as long as its processes; a client that was told something by the dead one is told by
+another `boot_id` that it begins anew. So what is proven here is the end and the beginning: no process of the old server
+is alive after two seconds, no process holds its memory, its port can be bound again at once, and the same clients,
+which have never stopped asking, are answered by the next one.
+
+Each server has the same directory for temporary files, in which nothing is left when the last one has ended in order.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from app.server import METRICS_PREFIX
+from loadtests.faults.fault import Asked, Outcome
+from loadtests.faults.load import Events, Load
+from loadtests.faults.trial import CLIENTS, DIMENSION, SIZES, missed
+from loadtests.live import LiveServer
+from shm import process
+from shm.block import find
+
+TIMES: Final = 20
+LIVES_SECONDS: Final = (0.2, 1.0)  # of load before the next kill
+ORPHANS_SECONDS_MAX: Final = 2.0
+
+
+def arbiter_killed(asked: Asked) -> Outcome:
+    """SIGKILL the arbiter, `TIMES` times at full scale, and start the server again each time."""
+    chance = asked.random()
+    temporary = asked.directory / "tmp"
+    temporary.mkdir()
+    server = LiveServer(asked.directory, {**SIZES, "TMPDIR": str(temporary)})
+    ended, served, boots, broken = [], [], set[str](), list[str]()
+    try:
+        server.start()
+        with Load(server.port, Events(DIMENSION), asked.seed, CLIENTS) as load:
+            for _ in range(asked.times(TIMES)):
+                load.await_all()
+                time.sleep(chance.uniform(*LIVES_SECONDS))
+                boots.add(server.state()["boot_id"])
+                seconds, wrong = _killed(server)
+                ended.append(seconds)
+                broken += wrong
+                began = time.monotonic()
+                server.start()
+                load.await_all()
+                served.append(time.monotonic() - began)
+            boots.add(server.state()["boot_id"])
+            told = load.stop()
+        server.stop()
+    finally:
+        server.kill()
+    if len(boots) != len(ended) + 1:
+        broken.append(f"{len(ended) + 1} servers had {len(boots)} different boot ids")
+    left = [path.name for path in temporary.glob(METRICS_PREFIX + "*")]
+    if left:
+        broken.append(f"{len(left)} directories of metrics were left behind: {left[:3]}")
+    return Outcome(
+        len(ended),
+        {
+            "all ended after ms, max": 1e3 * max(ended),
+            "serves again after s, max": max(served),
+            "answers lost": missed(told)["lost"],
+            "nobody listened": missed(told)["unreachable"],
+            "events": len(told.decided),
+        },
+        broken,
+    )
+
+
+def _killed(server: LiveServer) -> tuple[float, list[str]]:
+    """Kill the arbiter; returns after how many seconds all its children had ended, and what was left of it."""
+    assert server.process is not None
+    members = [process.identify(child.pid) for child in psutil.Process(server.pid).children(recursive=True)]
+    _, link = next(iter(find(server.pid)))
+    memory = link.stat().st_ino
+    began = time.monotonic()
+    os.kill(server.pid, signal.SIGKILL)
+    server.process.wait()
+    while (alive := [member for member in members if member.alive]) and time.monotonic() - began < ORPHANS_SECONDS_MAX:
+        time.sleep(0.001)
+    seconds = time.monotonic() - began
+    wrong = []
+    if alive:
+        wrong.append(f"{len(alive)} of {len(members)} children outlived the arbiter by {seconds:.1f} s")
+    if any(_inode(link) == memory for _, link in find()):
+        wrong.append("a process still holds the memory of a server that was killed")
+    return seconds, wrong
+
+
+def _inode(link: Path) -> int:
+    try:
+        return link.stat().st_ino
+    except OSError:  # it has ended since it was found
+        return 0

@@ -1,0 +1,275 @@
+"""Bit flips: bytes of a running server's block change behind its back, and whatever looks at them must notice.
+
+The block is opened for writing from outside, and one bit is flipped at a time:
+
+- every bit of the header: whoever opens the block refuses it; those who had opened it do not look at it again;
+- every bit of the committed state, all but one of the commit word, and one of every byte of the levels: while it is
+  flipped, no state is given out, no event is decided, and the server is not ready; liveness does not mind; put back, it
+  goes on;
+- sampled entries of the log and receipts: no page with such an entry, and no answer from such a receipt, is given out;
+  an event is not decided anew because of it;
+- sampled memories, one byte in line, code, shadow, vector or payload: whoever asks for it is told, no recall finds it,
+  and within a minute the scrub has found and forgotten it, counted it and said so.
+
+Not among them are the words that carry no checksum, because each changes in place by one store: the tallies, the heads
+of the chains, the mark of a deletion, the hint that a memory lives, and the lowest bit of the commit word, which leads
+from an odd position to the one before it, whose state is still whole. A flip of one of those is not noticed for what it
+is. The mutex is the C library's.
+
+The rhythm is stepped by events, so that nothing moves the state but what is done here.
+"""
+
+import json
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import numpy as np
+
+from loadtests.faults.fault import Asked, Outcome
+from loadtests.live import LiveServer, eventually
+from shm.block import Block, BlockError, find
+from shm.layout import RECORDS, Region
+
+DIMENSION: Final = 64
+ENVIRON: Final = {
+    "WORKERS": "2",
+    "MLSDM_DIMENSION": str(DIMENSION),
+    "MLSDM_CAPACITY": "2000",
+    "MLSDM_PAYLOAD_SIZE_MAX": "64",
+    "MLSDM_LOG_CAPACITY": "4096",
+    "MLSDM_COGNITIVE_RHYTHM__CLOCK": "events",
+}
+MEMORIES: Final = 1000  # in the block; half of them are sampled in full
+RECEIPTS: Final = 100
+SCRUB_SECONDS_MAX: Final = 60.0
+RECOVERY_SECONDS_MAX: Final = 90.0  # the cooldown of an emergency is in it
+GUARDED: Final = {  # the bytes of a memory that its checksum covers: all that it is
+    "slots": [*range(48), *range(56, 64)],
+    "codes": range(12),
+    "shadow": range(DIMENSION),
+    "vectors": range(4 * DIMENSION),
+    "payloads": range(40),
+}
+_SIZE: Final = {record.name: record.size for record in RECORDS}
+
+
+def bit_flips(asked: Asked) -> Outcome:
+    """Flip bits; none may be accepted in silence."""
+    server = LiveServer(asked.directory, dict(ENVIRON))
+    try:
+        server.start()
+        return Flips(server, asked).done()
+    finally:
+        server.kill()
+
+
+class Flips:
+    """The flips of one server. `counts` says how many there were of each kind, `broken` which went unnoticed."""
+
+    def __init__(self, server: LiveServer, asked: Asked) -> None:
+        self.server = server
+        self.asked = asked
+        self.random: random.Random = asked.random()
+        self.counts: Counter[str] = Counter()
+        self.broken: list[str] = []
+        self.vectors = np.random.default_rng(asked.seed).standard_normal((MEMORIES, DIMENSION)).astype(np.float32)
+        _, link = next(iter(find(server.pid)))
+        self.block = Block.open(os.open(link, os.O_RDWR), writable=True)
+        self.commit: Any = self.block.region("commit")
+        self.connection = server.connect()
+        self.filled = 0
+
+    def done(self) -> Outcome:
+        """Flip everything, and let the server recover."""
+        self.fill(MEMORIES)
+        self.header()
+        self.state()
+        self.levels()
+        self.log()
+        self.receipts()
+        figures = {"forgotten within, s": self.scrubbed(self.asked.times(MEMORIES // 2))}
+        began = time.monotonic()
+        try:
+            eventually(lambda: self._event(0) == 200, RECOVERY_SECONDS_MAX)
+            figures["recovered within, s"] = time.monotonic() - began
+        except AssertionError:
+            self.broken.append(f"did not recover: {self._get('/health/readiness')[1]}")
+        self.close()
+        count = sum(self.counts.values())
+        return Outcome(count, {**self.counts, "unnoticed": len(self.broken), **figures}, self.broken[:20])
+
+    def close(self) -> None:
+        """Let go of the server."""
+        self.connection.close()
+        self.block.close()
+
+    def fill(self, memories: int) -> None:
+        """Have the server remember so many events, each with a key."""
+        self.filled = memories
+        for number in range(memories):
+            status = self._event(number, **{"Idempotency-Key": f"key-{number}"})
+            assert status == 200, f"event {number} was answered {status}"
+
+    # -- what stands once ----------------------------------------------------------------------------------------------
+
+    def header(self) -> None:
+        """Flip every bit of the header."""
+        size = _SIZE["header"]
+        for bit in range(8 * size):
+            with self._flipped("header", 0, bit):
+                try:
+                    self.server.block()
+                    self._unnoticed("header", bit)
+                except BlockError:
+                    continue
+
+    def state(self) -> None:
+        """Flip bits of the committed state and of the commit word."""
+        position = int(self.commit.position)
+        base = (position & 1) * _SIZE["state"]
+        for bit in self._some(8 * _SIZE["state"]):
+            with self._flipped("states", base, bit):
+                self.refused("states", bit, "/state")
+        for bit in self._some(63):
+            with self._flipped("commit", 0, bit + 1):
+                self.refused("commit", bit + 1, "/state")
+        if position != self.commit.position:
+            self.broken.append(f"events were decided meanwhile: {self.commit.position - position}")
+        with self._flipped("states", base, self.random.randrange(8 * _SIZE["state"])):
+            _, ready = self._get("/health/readiness")
+            if ready["checks"]["memory_manager"]["healthy"]:
+                self.broken.append("readiness does not name the memory")
+            if self._get("/health/liveness")[0] != 200:
+                self.broken.append("liveness is gone")
+
+    def levels(self) -> None:
+        """Flip a bit of bytes of the committed levels."""
+        region = self._region("levels")
+        base = int(self.block.region("states", self.commit.position & 1).levels) * region.stride
+        for byte in self._some(region.stride):
+            bit = 8 * byte + self.random.randrange(8)
+            with self._flipped("levels", base, bit):
+                self.refused("levels", bit, "/health/readiness")
+
+    def refused(self, name: str, bit: int, path: str) -> None:
+        """Ask with a bit flipped, and note it when something is given out or decided."""
+        answers = [self._get(path)[0], self._event(0)]
+        if answers != [503, 503]:
+            self._unnoticed(f"{name}: {path} and an event were answered {answers},", bit)
+
+    # -- what stands many times ----------------------------------------------------------------------------------------
+
+    def log(self) -> None:
+        """Flip bits of entries of the log."""
+        newest = int(self.commit.position)
+        for _ in range(self.asked.times(RECEIPTS)):
+            position = self.random.randint(newest - self.filled + 1, newest)
+            bit = self.random.randrange(8 * _SIZE["entry"])
+            with self._flipped("log", position % self.block.layout.log_capacity * _SIZE["entry"], bit):
+                status, _ = self._get(f"/decisions?after={position - 1}&limit=1")
+                if status != 503:
+                    self._unnoticed(f"log: a page with {position} was answered {status},", bit)
+
+    def receipts(self) -> None:
+        """Flip bits of receipts."""
+        position = int(self.commit.position)
+        for _ in range(self.asked.times(RECEIPTS)):
+            number = self.random.randrange(self.filled)
+            bit = self.random.randrange(8 * _SIZE["receipt"])
+            places = self.block.layout.receipt_capacity + 1
+            with self._flipped("receipts", (number + 1) % places * _SIZE["receipt"], bit):
+                status = self._event(number, **{"Idempotency-Key": f"key-{number}"})
+                if status != 503:
+                    self._unnoticed(f"receipts: event {number} was answered {status},", bit)
+        if position != self.commit.position:
+            self.broken.append(f"{self.commit.position - position} events were decided anew")
+
+    def memories(self, count: int) -> list[int]:
+        """Flip a bit in many memories, and leave it so; returns their ids."""
+        chosen = self.random.sample(range(1, self.filled + 1), count)
+        slots = self.block.layout.capacity + 1
+        for memory_id in chosen:
+            name = self.random.choice(list(GUARDED))
+            bit = 8 * self.random.choice(GUARDED[name]) + self.random.randrange(8)
+            self._flip(name, memory_id % slots * self._region(name).stride, bit)
+            status, _ = self._get(f"/memories/{memory_id}")
+            if status not in (503, 410):  # the scrub may have been there first
+                self._unnoticed(f"{name}: memory {memory_id} was answered {status},", bit)
+            query = {"vector": self.vectors[memory_id - 1].tolist(), "top_k": 1}
+            status, found = self._told("POST", "/recall", query)
+            if status == 200 and any(match["memory_id"] == memory_id for match in found["matches"]):
+                self._unnoticed(f"{name}: a recall found memory {memory_id},", bit)
+        return chosen
+
+    def scrubbed(self, count: int) -> float:
+        """Wait for the scrub to forget `count` corrupt memories; returns the seconds since the first was flipped."""
+        before, began = int(self.block.region("vitals").torn), time.monotonic()
+        chosen = self.memories(count)
+        left = set(chosen)
+
+        def forgotten() -> bool:
+            left.difference_update([i for i in left if self._get(f"/memories/{i}")[0] == 410])
+            return not left
+
+        try:
+            eventually(forgotten, SCRUB_SECONDS_MAX)
+        except AssertionError:
+            self.broken.append(f"the scrub has not forgotten {len(left)} memories, {sorted(left)[:5]} among them")
+        seconds = time.monotonic() - began
+        torn = int(self.block.region("vitals").torn) - before
+        said = self.server.log.count("is corrupt and is forgotten")
+        if (torn, said) != (count, count):
+            self.broken.append(f"of {count} corrupt memories {torn} were counted and {said} logged")
+        return seconds
+
+    # -- flipping, and asking ------------------------------------------------------------------------------------------
+
+    def _region(self, name: str) -> Region:
+        return next(region for region in self.block.layout.regions() if region.name == name)
+
+    def _some(self, full: int) -> Iterator[int]:
+        """Return what to take of 0 … full: all in full, else so many at random."""
+        return iter(self.random.sample(range(full), min(full, self.asked.times(full))))
+
+    def _flip(self, name: str, base: int, bit: int) -> None:
+        self.counts[name] += 1
+        self._turn(name, base, bit)
+
+    def _turn(self, name: str, base: int, bit: int) -> None:
+        self.block.memory[self._region(name).offset + base + bit // 8] ^= 1 << bit % 8
+
+    @contextmanager
+    def _flipped(self, name: str, base: int, bit: int) -> Iterator[None]:
+        self._flip(name, base, bit)
+        try:
+            yield
+        finally:
+            self._turn(name, base, bit)
+
+    def _unnoticed(self, what: str, bit: int) -> None:
+        self.broken.append(f"{what} with bit {bit % 8} of byte {bit // 8} flipped, went unnoticed")
+
+    def _get(self, path: str) -> tuple[int, Any]:
+        return self._told("GET", path)
+
+    def _event(self, number: int, **headers: str) -> int:
+        """Send event `number` and return the status of its answer."""
+        body = {
+            "event_vector": self.vectors[number].tolist(),
+            "moral_value": 1.0,
+            "payload": {"n": f"{number:032d}"},
+        }
+        return self._told("POST", "/event", body, **headers)[0]
+
+    def _told(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        """Send a request; returns the status and the document of its answer."""
+        content = None if body is None else json.dumps(body).encode()
+        if content:
+            headers["Content-Type"] = "application/json"
+        answer = self.server.request(method, path, content, headers, self.connection)
+        return answer.status, answer.json

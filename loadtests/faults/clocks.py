@@ -1,0 +1,264 @@
+"""Clocks that jump, under a running server: the wall clock in both directions, the boot clock forwards.
+
+The machine's clocks are left alone. A preloaded library stands between the server and what it asks for the time, and
+adds to each clock what this program has written into a file that all of them map; so a jump meets every process of the
+server between two instructions, as a real one does.
+
+- The wall clock is set by people and by NTP, an hour or a month, forwards and backwards. Nothing that waits, limits or
+  ticks may notice.
+- The boot clock leaps ahead of the monotonic one while a machine sleeps, and only then: the kernel never sets it back.
+  Time has passed: buckets fill up, memories age. What the rhythm has missed is skipped, not caught up.
+
+After each jump: the rhythm goes on at its pace, a client that has spent its tokens is still refused (and after a sleep
+is not), a request whose head came in two parts around the jump is answered, the controller is well and no process was
+replaced. Half requests that are never finished end at their deadline, neither before nor long after. Through all this
+the load goes on and is judged. Tokens are spent on a second server with the same clocks, because the load itself must
+not be limited.
+"""
+
+import math
+import mmap
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Final
+
+from loadtests.faults.fault import Asked, Outcome
+from loadtests.faults.trial import Trial, missed
+from loadtests.live import LiveServer, eventually
+
+JUMPS: Final = 40  # of each clock
+WALL, BOOT = 0, 1
+JUMP_SECONDS: Final = (60, 3600, 86_400, 30 * 86_400)
+CYCLE_SECONDS: Final = 0.05
+STEPS: Final = 6  # waited for after a jump
+STEPS_MORE: Final = 3  # than the time that passed is worth: the one that was due, and the edges
+HEAD_SECONDS: Final = (4.0, 15.0)  # within which an unfinished head ends; the deadline is 5 s
+STOPPING_SECONDS: Final = 0.5  # before and after the jump that meets a server which is stopping
+# Two tokens, one more every fifty seconds: much longer than a look after a jump takes, less than any jump.
+TOKENS: Final = 2
+LIMITS: Final = {
+    "WORKERS": "1",
+    "MLSDM_DIMENSION": "8",
+    "MLSDM_CAPACITY": "1000",
+    "MLSDM_SERVER__TRUSTED_PROXIES": "127.0.0.1",
+    "MLSDM_SECURITY__RATE_LIMITING__ENABLED": "true",
+    "MLSDM_SECURITY__RATE_LIMITING__REQUESTS_PER_SECOND": "0.02",
+    "MLSDM_SECURITY__RATE_LIMITING__BURST_CAPACITY": str(TOKENS),
+}
+VARIABLE: Final = "CLOCKS_MAPPED"
+_SHIM: Final = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+static volatile int64_t *ahead_ns; /* of the wall clock, of the boot clock */
+static int (*real)(clockid_t, struct timespec *);
+
+__attribute__((constructor)) static void begin(void) {
+    real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
+    int fd = open(getenv("CLOCKS_MAPPED"), O_RDONLY | O_CLOEXEC);
+    void *mapped = mmap(NULL, 16, PROT_READ, MAP_SHARED, fd, 0);
+    close(fd);
+    if (mapped == MAP_FAILED) abort();
+    ahead_ns = mapped;
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    if (!real) begin();
+    int status = real(clock, now);
+    if (status == 0 && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE || clock == CLOCK_BOOTTIME)) {
+        int64_t ns = now->tv_sec * INT64_C(1000000000) + now->tv_nsec + ahead_ns[clock == CLOCK_BOOTTIME];
+        now->tv_sec = ns / 1000000000;
+        now->tv_nsec = ns % 1000000000;
+    }
+    return status;
+}
+
+int gettimeofday(struct timeval *restrict now, void *restrict zone) {
+    struct timespec at;
+    (void)zone;
+    int status = clock_gettime(CLOCK_REALTIME, &at);
+    now->tv_sec = at.tv_sec;
+    now->tv_usec = at.tv_nsec / 1000;
+    return status;
+}
+
+time_t time(time_t *now) {
+    struct timespec at;
+    clock_gettime(CLOCK_REALTIME, &at);
+    if (now) *now = at.tv_sec;
+    return at.tv_sec;
+}
+"""
+
+
+class Clocks:
+    """The clocks of the processes that were started with `environ`."""
+
+    def __init__(self, directory: Path) -> None:
+        source, library, mapped = directory / "clocks.c", directory / "clocks.so", directory / "clocks"
+        source.write_text(_SHIM)
+        compiler = os.environ.get("CC") or shutil.which("cc") or "cc"
+        subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
+        mapped.write_bytes(bytes(16))
+        with mapped.open("r+b") as file:
+            self._ahead = mmap.mmap(file.fileno(), 16)
+        self.environ = {"LD_PRELOAD": str(library), VARIABLE: str(mapped)}
+
+    def wall(self) -> float:
+        """Return the wall clock in seconds."""
+        return time.time() + float(struct.unpack_from("<q", self._ahead)[0]) / 1e9
+
+    def jump(self, clock: int, seconds: float) -> None:
+        """Move the wall clock (0) or the boot clock (1)."""
+        (ahead,) = struct.unpack_from("<q", self._ahead, 8 * clock)
+        struct.pack_into("<q", self._ahead, 8 * clock, ahead + round(seconds * 1e9))
+
+
+def jumps(asked: Asked) -> Outcome:
+    """Move both clocks, `JUMPS` times each at full scale."""
+    clocks = Clocks(asked.directory)
+    cycle = {"MLSDM_COGNITIVE_RHYTHM__CYCLE_SECONDS": str(CYCLE_SECONDS)}
+    limited = LiveServer(asked.directory, {**LIMITS, **clocks.environ})
+    try:
+        limited.start()
+        with Trial(asked, **clocks.environ, **cycle) as trial:
+            outcome = _jumps(asked, trial, clocks, limited)
+            outcome.broken.extend(_stopped(trial, clocks))
+        limited.stop()
+        return outcome
+    finally:
+        limited.kill()
+
+
+def _jumps(asked: Asked, trial: Trial, clocks: Clocks, limited: LiveServer) -> Outcome:
+    chance = asked.random()
+    before = {member.pid for member in trial.members()}
+    broken: list[str] = []
+    watching = ThreadPoolExecutor(2 * asked.times(JUMPS))
+    unfinished: list[Future[float]] = []
+    times = asked.times(JUMPS)
+    for number in range(2 * times):
+        clock = (BOOT, WALL)[number % 2]
+        seconds = chance.choice(JUMP_SECONDS) * (-1 if clock == WALL and number % 4 == 1 else 1)
+        client = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+        spent = [_spend(limited, client) for _ in range(TOKENS + 1)]
+        half = _half_head(trial)
+        unfinished.append(watching.submit(_lasted, _half_head(trial)))
+        said = _moved(trial, clocks, clock, seconds)
+        spent.append(_spend(limited, client))
+        expected = [*[200] * TOKENS, 429, 429 if clock == WALL else 200]
+        if spent != expected:
+            said.append(f"a client's events were answered {spent}, expected {expected}")
+        answer = _finished(half)
+        if not answer.startswith(b"HTTP/1.1 200 "):
+            said.append(f"a request whose head came before and after it was answered {answer[:60]!r}")
+        broken += [f"{('wall', 'boot')[clock]} clock {seconds:+,} s: {sentence}" for sentence in said]
+    ends = [one.result() for one in unfinished]
+    watching.shutdown()
+    broken += [
+        f"an unfinished head ended after {end:.1f} s" for end in ends if not HEAD_SECONDS[0] < end < HEAD_SECONDS[1]
+    ]
+    now = {member.pid for member in trial.members()}
+    if now != before:
+        broken.append(f"the processes {sorted(before)} have become {sorted(now)}: {trial.server.log[-2000:]}")
+    told, verdict = trial.end()
+    if missed(told):
+        broken.append(f"requests failed: {dict(missed(told))}")
+    figures = {
+        "events": len(told.decided),
+        "failed requests": len(told.misses),
+        "unfinished heads ended after at least, s": min(ends),
+        "at most, s": max(ends),
+        "longest stall, s": max(stall for stall, _ in told.stalls()),
+    }
+    return Outcome(2 * times, figures, broken + verdict.broken)
+
+
+def _stopped(trial: Trial, clocks: Clocks) -> list[str]:
+    """Stop the server and move the wall clock while it waits for a request; returns what is wrong."""
+    server = trial.server
+    assert server.process is not None
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as sock:
+        sock.sendall(
+            b"POST /event HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\nMoral-Value: 0.5\r\n"
+            b"Content-Length: 32\r\n\r\n" + bytes(16)
+        )
+        eventually(lambda: server.get("/livez").status == 200)  # what came before it has been read as well
+        server.process.send_signal(signal.SIGTERM)
+        eventually(lambda: "Handling signal: term" in server.log)
+        time.sleep(STOPPING_SECONDS)
+        clocks.jump(WALL, 86_400)
+        time.sleep(STOPPING_SECONDS)
+        try:
+            sock.sendall(bytes(16))
+            answer = sock.recv(4096)
+        except OSError as error:
+            answer = repr(error).encode()
+    server.stop()
+    if answer.startswith(b"HTTP/1.1 200 "):
+        return []
+    return [f"the wall clock jumped while the server stopped, and a request in progress was answered {answer[:60]!r}"]
+
+
+def _moved(trial: Trial, clocks: Clocks, clock: int, seconds: float) -> list[str]:
+    """Move a clock and look at rhythm and controller; returns what is wrong."""
+    began, step = time.monotonic(), int(trial.store.state().scalars.step)
+    clocks.jump(clock, seconds)
+    eventually(lambda: trial.store.state().scalars.step >= step + STEPS)
+    stepped = int(trial.store.state().scalars.step) - step
+    due = (time.monotonic() - began) / CYCLE_SECONDS
+    if clock == WALL:  # the answers' dates show that the server sees it
+        eventually(lambda: abs(clocks.wall() - _date(trial)) < 2)
+    said = [] if stepped <= due + STEPS_MORE else [f"{stepped} steps of the rhythm where {due:.1f} were due"]
+    eventually(lambda: trial.server.get("/health/detailed").json["checks"]["controller"]["healthy"])
+    return said
+
+
+def _date(trial: Trial) -> float:
+    return parsedate_to_datetime(trial.server.get("/livez").headers["date"]).timestamp()
+
+
+def _spend(limited: LiveServer, client: str) -> int:
+    """Send an event for a client of the limited server; returns the status."""
+    headers = {"Content-Type": "application/octet-stream", "Moral-Value": "0.5", "X-Forwarded-For": client}
+    return limited.request("POST", "/event", bytes(32), headers).status
+
+
+def _half_head(trial: Trial) -> socket.socket:
+    """Begin a request and leave it there."""
+    sock = socket.create_connection(("127.0.0.1", trial.server.port), timeout=30)
+    sock.sendall(b"GET /livez HTTP/1.1\r\nHost: loc")
+    return sock
+
+
+def _finished(sock: socket.socket) -> bytes:
+    """Send the rest of a request; returns the beginning of the answer."""
+    with sock:
+        sock.sendall(b"alhost\r\nConnection: close\r\n\r\n")
+        return sock.recv(4096)
+
+
+def _lasted(sock: socket.socket) -> float:
+    """Return after how many seconds the server ends a request that is not finished: many when it does not."""
+    began = time.monotonic()
+    with sock:
+        try:
+            sock.recv(4096)
+        except TimeoutError:
+            return math.inf
+    return time.monotonic() - began

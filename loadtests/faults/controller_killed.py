@@ -1,0 +1,192 @@
+"""The controller dies, falls silent, or comes back from the dead, while clients send events.
+
+Three faults. `controller_killed`: SIGKILL; the arbiter respawns it at once, and how long that took is read from the
+log: from the signal to the time of the entry with which the successor begins its epoch. `controller_stopped`: SIGSTOP;
+the arbiter notices the silence, kills it and respawns it. `controller_stale`: it is stopped, a newer arbiter's
+controller takes over, and then it is continued: it has to write nothing, whatever it was about to do, and to leave.
+That newer arbiter is a process of our own that runs the real controller; when it is killed, the server takes its
+controller back.
+
+The controller is never on the path of an event, so in each of these gaps clients are answered.
+"""
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Final, NamedTuple
+
+import numpy as np
+import psutil
+
+from core.config import Config
+from core.controller import boot_clock, run
+from loadtests.faults.fault import Asked, Outcome
+from loadtests.faults.judge import Verdict
+from loadtests.faults.load import Told
+from loadtests.faults.trial import Trial
+from loadtests.live import eventually
+from shm import process
+from shm._native import ffi
+from shm.block import Block, find
+from shm.layout import NO_ROW
+
+TIMES: Final = 100
+LIVES_SECONDS: Final = (0.6, 0.8)  # one that dies younger waits for the arbiter's next look, so that it is not hot
+RESPAWN_MS_MAX: Final = 100.0
+CYCLE: Final = "0.05"  # seconds of a rhythm step: a controller that writes often
+
+
+class Gap(NamedTuple):
+    """A time without a controller: its begin on the boot clock in ns, begin and end in seconds of the monotonic one."""
+
+    boot_ns: int
+    began: float
+    ended: float
+
+
+class Run(NamedTuple):
+    """What came of a load during which the controller was away several times."""
+
+    gaps: list[Gap]
+    told: Told
+    verdict: Verdict
+
+    def outcome(self, figures: Mapping[str, float], broken: list[str]) -> Outcome:
+        """Return the outcome, with what all three have in common."""
+        answers = [self.told.answers_between(gap.began, gap.ended) for gap in self.gaps]
+        if not sum(answers):
+            broken.append("no client was answered while there was no controller")
+        common = {
+            "answers in the gaps": sum(answers),
+            "fewest in one": min(answers),
+            "longest stall ms": 1e3 * max(seconds for seconds, _ in self.told.stalls()),
+            "events": self.verdict.decisions,
+            "requests without answer": len(self.told.misses),
+        }
+        return Outcome(len(self.gaps), {**figures, **common}, self.verdict.broken + broken)
+
+    def successions(self) -> list[str]:
+        """Return what is wrong when not each gap was ended by one new controller."""
+        taken = len(self.verdict.epochs) - 1
+        expected = len(self.gaps)
+        return [] if taken == expected else [f"{expected} controllers were lost, and {taken} took over"]
+
+
+def controller_killed(asked: Asked) -> Outcome:
+    """SIGKILL the controller, `TIMES` times at full scale."""
+    done = _run(asked, lambda trial: _replaced(trial, signal.SIGKILL))
+    broken = done.successions()
+    pairs = zip(done.gaps, done.verdict.epochs[1:], strict=False)
+    respawned_ms = [(time_ns - gap.boot_ns) / 1e6 for gap, (_, time_ns) in pairs]
+    p50, p99 = (float(p) for p in np.percentile(respawned_ms, (50, 99)))
+    if p99 > RESPAWN_MS_MAX:
+        broken.append(f"the respawn took {p99:.0f} ms (p99), less than {RESPAWN_MS_MAX:g} ms are promised")
+    return done.outcome({"respawn p50 ms": p50, "p99 ms": p99, "max ms": max(respawned_ms)}, broken)
+
+
+def controller_stopped(asked: Asked) -> Outcome:
+    """SIGSTOP the controller, `TIMES` times at full scale, until the arbiter has replaced it."""
+    done = _run(asked, lambda trial: _replaced(trial, signal.SIGSTOP))
+    p50, p100 = np.percentile([gap.ended - gap.began for gap in done.gaps], (50, 100))
+    return done.outcome({"replaced p50 s": float(p50), "max s": float(p100)}, done.successions())
+
+
+def controller_stale(asked: Asked) -> Outcome:
+    """Continue a controller that was superseded while it was stopped, `TIMES` times at full scale."""
+    entries = vitals = removed = 0
+
+    def once(trial: Trial) -> None:
+        nonlocal entries, vitals, removed
+        epoch, stale = int(trial.store.state().epoch), process.identify(trial.controller())
+        os.kill(stale.pid, signal.SIGSTOP)
+        rival = _rival(trial)
+        eventually(lambda: trial.store.state().epoch > epoch and trial.controller() != stale.pid)
+        with _stopped(trial.controller()):  # whatever a controller writes now, is written by the stale one
+            position, told = int(trial.store.state().position), _vitals(trial)
+            removed += not stale.alive
+            with suppress(ProcessLookupError):  # it was stopped inside the section, and is removed
+                os.kill(stale.pid, signal.SIGCONT)
+            eventually(lambda: not stale.alive)
+            entries += _by_controllers(trial, position)
+            vitals += _vitals(trial) != told
+        os.kill(rival, signal.SIGKILL)
+        os.waitpid(rival, 0)
+        eventually(lambda: trial.store.state().epoch > epoch + 1)
+
+    done = _run(asked, once)
+    broken = []
+    if entries or vitals:
+        broken.append(f"stale controllers wrote {entries} log entries and changed the vitals {vitals} times")
+    figures = {"entries by stale ones": entries, "vitals by them": vitals, "stopped in the section": removed}
+    return done.outcome(figures, broken)
+
+
+def _run(asked: Asked, once: Callable[[Trial], None]) -> Run:
+    """Do it again and again to a server under load."""
+    chance = asked.random()
+    gaps = []
+    with Trial(asked, MLSDM_COGNITIVE_RHYTHM__CYCLE_SECONDS=CYCLE) as trial:
+        for _ in range(asked.times(TIMES)):
+            time.sleep(chance.uniform(*LIVES_SECONDS))
+            boot_ns, began = boot_clock(), time.monotonic()
+            once(trial)
+            gaps.append(Gap(boot_ns, began, time.monotonic()))
+        told, verdict = trial.end()
+        trial.server.stop()
+    return Run(gaps, told, verdict)
+
+
+def _replaced(trial: Trial, number: int) -> None:
+    """Send the controller a signal that it does not survive; returns when its successor has taken over."""
+    epoch, lost = int(trial.store.state().epoch), trial.controller()
+    os.kill(lost, number)
+    eventually(lambda: trial.store.state().epoch > epoch and trial.controller() != lost)
+
+
+@contextmanager
+def _stopped(pid: int) -> Iterator[None]:
+    """Keep a process stopped inside; one that was stopped in the section may be removed meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    eventually(lambda: psutil.Process(pid).status() in {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE})
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def _vitals(trial: Trial) -> bytes:
+    return bytes(ffi.buffer(trial.store.block.region("vitals")))
+
+
+def _by_controllers(trial: Trial, after: int) -> int:
+    """Return how many log entries behind a position no worker has written."""
+    written = 0
+    while page := trial.store.entries(after + 1, 1000)[0]:
+        written += sum(entry.row == NO_ROW for entry in page)
+        after += len(page)
+        if len(page) < 1000:
+            break
+    return written
+
+
+def _rival(trial: Trial) -> int:
+    """Start a newer arbiter with a controller on the block of a trial; returns its pid. The controller dies with it."""
+    parent = os.getpid()
+    _, link = next(iter(find(trial.server.pid)))
+    pid = os.fork()
+    if pid:
+        return pid
+    try:  # nothing of this may return into the caller
+        process.die_with_parent(parent)
+        logging.disable()  # what it has to say is of no interest here
+        arbiter = process.myself()
+        if os.fork() == 0:
+            os._exit(run(Block.open(os.open(link, os.O_RDWR), writable=True), Config(), arbiter))
+        while True:
+            signal.pause()
+    finally:
+        os._exit(1)

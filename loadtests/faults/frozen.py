@@ -1,0 +1,210 @@
+"""A whole service that stands still, or nearly: frozen for five seconds, or held to a fifth of a processor.
+
+The lock is watched by samples, not by the clock: a holder is stuck when five looks of a running observer show no
+progress. So where everybody stands still nobody may be judged. To make it matter, a process of our own takes the lock
+again and again, works inside for some milliseconds, and belongs to what is frozen or throttled: each freeze is one
+with a holder in the section, and under the quota that holder is off the processor with the lock in its hand.
+
+The freeze is SIGSTOP to every process, the holder last and first to continue, because no observer may run while it
+stands: that would be a holder that is stopped, which has to be removed. The quota is a CPU cgroup (version 1) where
+this process may make one; elsewhere everything is stopped for 80 ms and continued for 20 (`how` in the figures says
+which). Nobody may be killed or replaced for either, and what was acknowledged stands.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from loadtests.faults.fault import Asked, Outcome
+from loadtests.faults.trial import Trial, missed
+from loadtests.live import eventually
+from shm.block import Block, find
+
+TIMES: Final = 20
+FROZEN_SECONDS: Final = 5.0
+THROTTLED_SECONDS: Final = 5.0
+BETWEEN_SECONDS: Final = 0.5
+SHARE: Final = 0.2
+PERIOD_SECONDS: Final = 0.1
+CATCH_TIMES_MAX: Final = 2000  # attempts to stop everybody while the holder is in the section
+_CPU_CGROUP: Final = Path("/sys/fs/cgroup/cpu")
+
+# Holds the lock for 15 ms of its CPU time out of every 50: work, and no sleep, inside. So long that the watch, which
+# looks every 20 ms, has most likely seen it there when everything stops.
+_HOLD: Final = """
+import ctypes, mmap, os, sys, time
+from shm.process import die_with_parent
+die_with_parent(int(sys.argv[3]))
+memory = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 0)
+mutex = ctypes.byref(ctypes.c_char.from_buffer(memory, int(sys.argv[2])))
+libc = ctypes.CDLL(None)
+while True:
+    assert libc.pthread_mutex_lock(mutex) == 0
+    began = time.thread_time()
+    while time.thread_time() - began < 0.015:
+        pass
+    assert libc.pthread_mutex_unlock(mutex) == 0
+    time.sleep(0.035)
+"""
+
+
+def frozen(asked: Asked) -> Outcome:
+    """Stop everything for `FROZEN_SECONDS`, with a holder in the section."""
+    with Trial(asked) as trial, _holder(trial) as holder:
+
+        def once() -> float:
+            members = [member.pid for member in trial.members()]
+            _freeze(trial.store.block, members, holder.pid)
+            time.sleep(FROZEN_SECONDS)
+            trial.mark()
+            _thaw(members, holder.pid)
+            began = time.monotonic()
+            eventually(trial.answers)
+            return time.monotonic() - began
+
+        return _repeated(trial, holder, asked.times(TIMES), once, "first answer after it, s")
+
+
+def throttled(asked: Asked) -> Outcome:
+    """Give everything together `SHARE` of a processor, for `THROTTLED_SECONDS` at a time."""
+    how = "cgroup" if _may_limit() else "stopped and continued"
+    with Trial(asked) as trial, _holder(trial) as holder:
+        members = [*(member.pid for member in trial.members()), holder.pid]
+
+        def once() -> float:
+            count, began = trial.load.answered, time.monotonic()
+            if how == "cgroup":
+                with _quota(members):
+                    time.sleep(THROTTLED_SECONDS)
+            else:
+                _pulse(members)
+            return (trial.load.answered - count) / (time.monotonic() - began)
+
+        outcome = _repeated(trial, holder, asked.times(TIMES), once, "most events/s under the quota")
+    return outcome._replace(figures={**outcome.figures, "how": how})
+
+
+def _repeated(
+    trial: Trial, holder: "subprocess.Popen[bytes]", times: int, once: Callable[[], float], figure: str
+) -> Outcome:
+    broken: list[str] = []
+    size, before = trial.said(), {member.pid for member in trial.members()}
+    measured = []
+    for number in range(times):
+        measured.append(once())
+        time.sleep(BETWEEN_SECONDS)
+        if holder.poll() is not None:
+            broken.append(f"time {number + 1}: a healthy holder was killed")
+            break
+    kills = int(trial.store.block.region("vitals").lock_kills)
+    if kills:
+        broken.append(f"{kills} holders were removed")
+    now = {member.pid for member in trial.members()}
+    if now != before:
+        broken.append(f"the processes {sorted(before)} have become {sorted(now)}")
+    said = trial.said_since(size)
+    broken += [f"the log says {what!r}" for what in ("stuck lock", "is silent", "WORKER TIMEOUT") if what in said]
+    holder.kill()
+    holder.wait()
+    told, verdict = trial.end()
+    trial.server.stop()
+    figures: dict[str, float | int | str] = {
+        "events": len(told.decided),
+        "killed": kills,
+        figure: max(measured),
+        **{f"answers {what}": count for what, count in missed(told).items()},
+    }
+    return Outcome(times, figures, broken + verdict.broken)
+
+
+@contextmanager
+def _holder(trial: Trial) -> Iterator["subprocess.Popen[bytes]"]:
+    """Start the process that holds the lock every now and then."""
+    block = trial.store.block
+    [lock] = [region for region in block.layout.regions() if region.name == "lock"]
+    [(_, link)] = find(trial.server.pid)
+    with subprocess.Popen([sys.executable, "-c", _HOLD, str(link), str(lock.offset), str(os.getpid())]) as holder:
+        try:
+            eventually(lambda: block.mutex_owner() == holder.pid or holder.poll() is not None)
+            yield holder
+        finally:
+            holder.kill()
+
+
+def _freeze(block: Block, members: list[int], holder: int) -> None:
+    """Stop everybody at a moment when the holder is in the section."""
+    for _ in range(CATCH_TIMES_MAX):
+        if block.mutex_owner() != holder:
+            time.sleep(0.0005)
+            continue
+        for pid in (*members, holder):
+            os.kill(pid, signal.SIGSTOP)
+        eventually(lambda: all(_stopped(pid) for pid in (*members, holder)))
+        if block.mutex_owner() == holder:
+            return
+        _thaw(members, holder)
+        time.sleep(0.02)
+    raise RuntimeError("the holder was never caught inside the section")
+
+
+def _thaw(members: list[int], holder: int) -> None:
+    for pid in (holder, *members):
+        os.kill(pid, signal.SIGCONT)
+
+
+def _stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def _pulse(members: list[int]) -> None:
+    """Let everybody run for a share of each period only."""
+    *service, holder = members
+    until = time.monotonic() + THROTTLED_SECONDS
+    try:
+        while time.monotonic() < until:
+            for pid in (*service, holder):
+                os.kill(pid, signal.SIGSTOP)
+            time.sleep(PERIOD_SECONDS * (1 - SHARE))
+            _thaw(service, holder)
+            time.sleep(PERIOD_SECONDS * SHARE)
+    finally:
+        _thaw(service, holder)
+
+
+def _may_limit() -> bool:
+    return os.access(_CPU_CGROUP, os.W_OK) and (_CPU_CGROUP / "cpu.cfs_quota_us").exists()
+
+
+@contextmanager
+def _quota(members: list[int]) -> Iterator[None]:
+    """Put everybody into a CPU cgroup with the quota, and back where they were."""
+    before = {pid: _cpu_cgroup(pid) for pid in members}
+    group = _CPU_CGROUP / f"mlsdm-fault-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "cpu.cfs_period_us").write_text(str(round(PERIOD_SECONDS * 1e6)))
+        (group / "cpu.cfs_quota_us").write_text(str(round(SHARE * PERIOD_SECONDS * 1e6)))
+        for pid in members:
+            (group / "cgroup.procs").write_text(str(pid))
+        yield
+    finally:
+        for pid, home in before.items():
+            with suppress(ProcessLookupError):
+                (home / "cgroup.procs").write_text(str(pid))
+        eventually(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+
+
+def _cpu_cgroup(pid: int) -> Path:
+    """Return where a process is among the CPU cgroups."""
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "cpu" in controllers.split(","):
+            return _CPU_CGROUP / path.lstrip("/")
+    raise RuntimeError(f"process {pid} is in no CPU cgroup")

@@ -1,0 +1,212 @@
+"""A history: what concurrent clients were told, when they asked and when they knew, and whether one order explains it.
+
+Linearizable means that everything might have happened one after the other, each at one moment between question and
+answer. The server says which moment that was: every answer carries a log position. So nothing has to be searched:
+`violations` takes the decisions in the order of their sequence numbers, runs the reference model along them (governor,
+rhythm and cascade, one event after the other), and holds every answer against it. What was read must be the state of
+the model at the position that it names. And the order must agree with the clock on the wall: a decision stands after
+everything that was acknowledged before it was asked for, and nobody reads a state older than that.
+
+For servers whose rhythm steps with decisions (`cognitive_rhythm.clock: events`) and to which nobody else writes, in
+their default regime: then the answers alone tell everything, and nothing has to be read from the block.
+"""
+
+from bisect import bisect_right
+from typing import Final, NamedTuple
+
+import msgspec
+import numpy as np
+
+from core.governor import Governor, GovernorSettings
+from core.regime import SynapseSettings
+from core.rhythm import PHASE_NAMES, Rhythm, RhythmSettings
+from core.synapse import Synapse
+from core.vector import norm
+
+SENTENCES_MAX: Final = 5  # of one kind: the rest is a number
+
+
+class Decided(msgspec.Struct):
+    """What is needed of a decision, as a client was told it."""
+
+    accepted: bool
+    sequence: int
+    moral_value: float
+    threshold_before: float
+    moral_filter_threshold: float
+    ema: float
+    current_phase: str
+    position: int
+    memory_id: int = 0
+
+
+class Shown(msgspec.Struct):
+    """What is needed of the state, as a client was shown it."""
+
+    L1_norm: float
+    L2_norm: float
+    L3_norm: float
+    current_phase: str
+    latent_events_count: int
+    accepted_events_count: int
+    total_events_processed: int
+    moral_filter_threshold: float
+    ema: float
+    memory_used: int
+    step: int
+    position: int
+
+
+class Written(NamedTuple):
+    """Events that were decided by one request. Times are monotonic, in ns."""
+
+    asked_ns: int
+    known_ns: int
+    vectors: list[bytes]  # float32[D] each
+    decisions: list[Decided]
+
+
+class Looked(NamedTuple):
+    """A state that was read."""
+
+    asked_ns: int
+    known_ns: int
+    state: Shown
+
+
+class Recalled(NamedTuple):
+    """What recall found nearest to the vector of memory `own`, which its writer knew to be accepted."""
+
+    asked_ns: int
+    known_ns: int
+    own: int
+    found: int  # 0 for nothing
+    as_of: int
+
+
+class History(NamedTuple):
+    """Everything that clients were told."""
+
+    written: list[Written]
+    looked: list[Looked]
+    recalled: list[Recalled]
+
+
+def violations(history: History, dimension: int, capacity: int) -> list[str]:
+    """Return a sentence for each answer that no sequential run explains."""
+    return [
+        *_first(_out_of_order(history)),
+        *_first(_against_the_reference(history, dimension, capacity)),
+        *_first(_against_time(history)),
+    ]
+
+
+def _first(sentences: list[str]) -> list[str]:
+    more = len(sentences) - SENTENCES_MAX
+    return sentences[:SENTENCES_MAX] + ([f"and {more} more like these"] if more > 0 else [])
+
+
+def _in_order(history: History) -> list[tuple[Decided, bytes]]:
+    """Return every decision with its vector, by sequence number."""
+    pairs = [pair for one in history.written for pair in zip(one.decisions, one.vectors, strict=True)]
+    return sorted(pairs, key=lambda pair: pair[0].sequence)
+
+
+def _out_of_order(history: History) -> list[str]:
+    """Sequence numbers have neither gap nor twin, and positions rise with them."""
+    wrong: list[str] = []
+    last = 0
+    for number, (decision, _) in enumerate(_in_order(history), 1):
+        if decision.sequence != number:
+            return [
+                *wrong,
+                f"decision {number} of all that were acknowledged has the sequence number {decision.sequence}",
+            ]
+        if decision.position <= last:
+            wrong.append(f"decision {number} is at position {decision.position}, the one before it at {last}")
+        last = decision.position
+    return wrong
+
+
+def _against_the_reference(history: History, dimension: int, capacity: int) -> list[str]:
+    """Run the reference along the decisions; hold each of them, and what was read at any position, against it."""
+    wrong: list[str] = []
+    settings, cascade, steps = GovernorSettings(), SynapseSettings(), RhythmSettings(by_events=True)
+    governor, rhythm, levels, accepted = (
+        Governor.initial(settings),
+        Rhythm.initial(steps),
+        Synapse.initial(dimension),
+        0,
+    )
+    decisions = _in_order(history)
+    looked = sorted(history.looked, key=lambda one: one.state.position)
+    positions, accepted_by = [decision.position for decision, _ in decisions], [0]
+    seen = 0
+    for number in range(len(decisions) + 1):
+        until = positions[number] if number < len(decisions) else float("inf")
+        while seen < len(looked) and looked[seen].state.position < until:
+            shown = looked[seen].state
+            l1, l2, l3 = (norm(level) for level in levels)
+            expected = Shown(
+                l1,
+                l2,
+                l3,
+                PHASE_NAMES[rhythm.phase],
+                number - accepted,
+                accepted,
+                number,
+                governor.theta,
+                governor.ema,
+                min(accepted, capacity),
+                rhythm.step,
+                shown.position,
+            )
+            if shown != expected:
+                wrong.append(f"the state read at {shown.position} is {shown}; expected {expected}")
+            seen += 1
+        if number == len(decisions):
+            break
+        decision, vector = decisions[number]
+        before, phase = governor.theta, PHASE_NAMES[rhythm.phase]
+        taken, governor = governor.decide(decision.moral_value, settings)
+        accepted += taken
+        accepted_by.append(accepted)
+        if taken:
+            levels = levels.cascaded(np.frombuffer(vector, np.float32), cascade)
+        if rhythm.consolidates(steps):
+            levels = levels.cascaded(None, cascade)
+        rhythm = rhythm.stepped(steps)
+        due = Decided(
+            taken, decision.sequence, decision.moral_value, before, governor.theta, governor.ema, phase,
+            decision.position, accepted if taken else 0,
+        )  # fmt: skip
+        if decision != due:
+            wrong.append(f"decision {decision.sequence} is {decision}; expected {due}")
+    for one in history.recalled:
+        newest = accepted_by[bisect_right(positions, one.as_of)]
+        lives = newest - capacity < one.own <= newest
+        if (one.found == one.own) != lives:
+            wrong.append(f"recall as of {one.as_of} found {one.found} for memory {one.own}; the newest was {newest}")
+    return wrong
+
+
+def _against_time(history: History) -> list[str]:
+    """Nothing stands before what was acknowledged before it was asked for."""
+    # (asked, known, its first position, its last position, what it is called); 1 when it must stand strictly after
+    answers = [
+        (one.asked_ns, one.known_ns, one.decisions[0].position, one.decisions[-1].position, "a decision", 1)
+        for one in history.written
+    ]
+    answers += [
+        (one.asked_ns, one.known_ns, one.state.position, one.state.position, "a state", 0) for one in history.looked
+    ]
+    answers += [(one.asked_ns, one.known_ns, one.as_of, one.as_of, "a recall", 0) for one in history.recalled]
+    by_known = sorted((known, last) for _, known, _, last, _, _ in answers)
+    known = np.array([moment for moment, _ in by_known], np.int64)
+    newest = np.maximum.accumulate(np.array([0] + [last for _, last in by_known], np.int64))
+    wrong = []
+    for asked, _, first, _, called, strictly in answers:
+        floor = int(newest[np.searchsorted(known, asked, side="left")])
+        if first < floor + strictly:
+            wrong.append(f"{called} stands at position {first}, asked for when position {floor} was acknowledged")
+    return wrong

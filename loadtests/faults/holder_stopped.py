@@ -1,0 +1,102 @@
+"""A worker is stopped while it holds the lock: nobody else gets in until it has been removed.
+
+SIGSTOP hits a worker wherever it is, so it is sent again and again, and each time it is looked whether the mutex
+belongs to the worker that now stands still; if not, it may go on at once. A worker under load spends some hundredths of
+its time inside, so this takes some tens of attempts for each hit.
+
+When it is hit, the other worker must say so (503, `store_busy`) instead of waiting, and the holder must be removed by
+whoever watches: the controller or the other worker. Whatever it had half done is taken back or finished; the judge
+says whether it was. How soon it was removed is counted from the moment at which it was seen to stand still.
+"""
+
+import os
+import random
+import signal
+import time
+from contextlib import suppress
+from typing import Final
+
+import numpy as np
+
+from loadtests.faults.fault import Asked, Outcome
+from loadtests.faults.trial import Trial
+from shm import process
+
+TIMES: Final = 50
+WORKERS: Final = 2
+CLIENTS: Final = 8  # so that there are some on the worker that goes on
+ATTEMPTS_MAX: Final = 20_000  # to stop one holder
+BETWEEN_SECONDS: Final = (0.0002, 0.001)  # two attempts
+SETTLE_SECONDS: Final = 0.3  # of load between two hits
+REFUSED_MS_MAX: Final = 100.0
+REMOVED_MS_MAX: Final = 500.0
+
+
+def holder_stopped(asked: Asked) -> Outcome:
+    """Stop a holder inside the section, `TIMES` times at full scale."""
+    chance = asked.random()
+    stopped: list[tuple[float, float]] = []  # from when to when one stood there, monotonic seconds
+    attempts = 0
+    with Trial(asked, "app.main:app", CLIENTS) as trial:
+        for _ in range(asked.times(TIMES)):
+            time.sleep(SETTLE_SECONDS)
+            holder, tried = caught(trial, chance)
+            attempts += tried
+            began = time.monotonic()
+            while holder.alive:
+                time.sleep(0.001)
+            stopped.append((began, time.monotonic()))
+            while holder.pid in trial.workers() or len(trial.workers()) < WORKERS:
+                time.sleep(0.001)
+        told, verdict = trial.end()
+        lock = trial.store.block.region("lock")
+        deaths, rollbacks = int(lock.deaths), int(lock.rollbacks)
+        said = trial.server.log.count("removed stuck lock holder")
+        trial.server.stop()
+    refused = [miss for miss in told.misses if miss.what == "503 store_busy"]
+    refused_ms = [1e3 * (miss.ended - miss.began) for miss in refused] or [0.0]
+    removed_ms = [1e3 * (ended - began) for began, ended in stopped]
+    told_so = sum(any(began < miss.ended and miss.began < ended for miss in refused) for began, ended in stopped)
+    broken = list(verdict.broken)
+    if not told_so:
+        broken.append(f"while {len(stopped)} holders stood still, nobody was told so with 503")
+    if max(refused_ms) > REFUSED_MS_MAX:
+        broken.append(f"a 503 took {max(refused_ms):.0f} ms, less than {REFUSED_MS_MAX:g} ms are promised")
+    if max(removed_ms) > REMOVED_MS_MAX:
+        broken.append(f"a holder stood for {max(removed_ms):.0f} ms, less than {REMOVED_MS_MAX:g} ms are promised")
+    return Outcome(
+        len(stopped),
+        {
+            "attempts": attempts,
+            "removed p50 ms": float(np.median(removed_ms)),
+            "max ms": max(removed_ms),
+            "answered 503 meanwhile": f"{told_so} of {len(stopped)} times",
+            "503 p50 ms": float(np.median(refused_ms)),
+            "503 max ms": max(refused_ms),
+            "holders died": deaths,
+            "rolled back": rollbacks,
+            "said in the log": said,
+            "longest stall ms": 1e3 * max(seconds for seconds, _ in told.stalls()),
+            "events": verdict.decisions,
+        },
+        broken,
+    )
+
+
+def caught(trial: Trial, chance: random.Random) -> tuple[process.Identity, int]:
+    """Stop a worker inside the section; returns it, and how many attempts that took.
+
+    Raises AssertionError when none of `ATTEMPTS_MAX` was a hit.
+    """
+    block = trial.store.block
+    for attempt in range(1, ATTEMPTS_MAX):
+        time.sleep(chance.uniform(*BETWEEN_SECONDS))
+        worker = process.identify(chance.choice(trial.workers()))
+        with suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGSTOP)
+            while worker.alive and worker.runnable:
+                pass  # a signal takes effect when its target next runs
+            if worker.alive and process.process_of_thread(block.mutex_owner()) == worker.pid:
+                return worker, attempt
+            os.kill(worker.pid, signal.SIGCONT)
+    raise AssertionError(f"none of {ATTEMPTS_MAX} attempts stopped a worker inside the section")

@@ -1,0 +1,243 @@
+"""Linearizability: concurrent clients of several workers, and one order that explains all that they were told.
+
+Every client has a connection to each of two workers and uses them by chance: events and batches; events and batches
+with an idempotency key, sent again to the other worker afterwards, or sent to both at once; the state; and after an
+accepted event a recall, on the other worker, of what was just remembered. A repeated key must be answered alike, byte
+for byte, and decided once. Everything else is judged when all have ended (`history.violations`): the decisions in their
+order by the reference model, what was read by the model at that position, and both by the clock.
+
+Clients are threads: their clock is one, and what they wait for is the server.
+"""
+
+import http.client
+import random
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from loadtests.faults.fault import Asked, Outcome
+from loadtests.faults.history import Decided, History, Looked, Recalled, Shown, Written, violations
+from loadtests.live import Answer, LiveServer
+
+TIMES: Final = 100_000  # requests of all clients, repeats and recalls not counted
+CLIENTS: Final = 8
+DIMENSION: Final = 8
+CAPACITY: Final = 1000
+BATCH_MAX: Final = 8
+REPLAYED: Final = "idempotency-replayed"
+_RAW: Final = "application/octet-stream"
+# What a client does next, and how often of a hundred times.
+_TURNS: Final = {"event": 30, "batch": 10, "recall": 20, "state": 15, "again": 10, "at once": 10, "batch again": 5}
+
+
+class _Batch(msgspec.Struct):
+    results: list[Decided]
+
+
+class _Match(msgspec.Struct):
+    memory_id: int
+
+
+class _Found(msgspec.Struct):
+    matches: list[_Match]
+    as_of: int
+
+
+_decided = msgspec.json.Decoder(Decided).decode
+_batch = msgspec.json.Decoder(_Batch).decode
+_shown = msgspec.json.Decoder(Shown).decode
+_found = msgspec.json.Decoder(_Found).decode
+
+
+def linearizability(asked: Asked) -> Outcome:
+    """Have `TIMES` requests, at full scale, answered by two workers, and judge the answers."""
+    server = LiveServer(
+        asked.directory,
+        {
+            "WORKERS": "2",
+            "MLSDM_DIMENSION": str(DIMENSION),
+            "MLSDM_CAPACITY": str(CAPACITY),
+            "MLSDM_COGNITIVE_RHYTHM__CLOCK": "events",
+        },
+    )
+    try:
+        server.start()
+        clients = [Client(server, asked.seed * CLIENTS + number) for number in range(CLIENTS)]
+        began = time.monotonic()
+        share = -(-asked.times(TIMES) // CLIENTS)
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            for ended in [pool.submit(client.run, share) for client in clients]:
+                ended.result()
+        seconds = time.monotonic() - began
+        clients[0].state()  # of which nothing is missing that was acknowledged to anybody
+        server.stop()
+    finally:
+        server.kill()
+    history = History(*([one for client in clients for one in getattr(client.told, kind)] for kind in History._fields))
+    turns = sum((client.turns for client in clients), Counter[str]())
+    decisions = sum(len(one.decisions) for one in history.written)
+    broken = [sentence for client in clients for sentence in client.broken] + violations(history, DIMENSION, CAPACITY)
+    return Outcome(
+        sum(turns.values()),
+        {
+            "decisions": decisions,
+            "repeats": turns["again"] + turns["at once"] + turns["batch again"],
+            "states": len(history.looked),
+            "recalls of the own write elsewhere": len(history.recalled),
+            "asked while another was open, %": 100.0 * overlapping(history),
+            "requests/s": turns.total() / seconds,
+            "violations": len(broken),
+        },
+        broken,
+    )
+
+
+def overlapping(history: History) -> float:
+    """Return the share of the answered requests that were asked while another was not answered yet."""
+    spans = [(one.asked_ns, one.known_ns) for kind in history for one in kind]
+    known = np.sort(np.array([known for _, known in spans], np.int64))
+    asked = np.sort(np.array([asked for asked, _ in spans], np.int64))
+    still_open = np.arange(len(asked)) - np.searchsorted(known, asked)
+    return float((still_open > 0).mean())
+
+
+class Client:
+    """One client: a thread's. It remembers everything that it was told, and what contradicts itself."""
+
+    def __init__(self, server: LiveServer, seed: int) -> None:
+        self.server = server
+        self.seed = seed
+        self.told = History([], [], [])
+        self.turns = Counter[str]()
+        self.broken: list[str] = []
+        self._chance = random.Random(seed)
+        self._vectors = np.random.default_rng(seed)
+        self._workers = list(to_both_workers(server))
+        self._keys = 0
+
+    def run(self, times: int) -> None:
+        """Take so many turns."""
+        kinds, weights = list(_TURNS), list(_TURNS.values())
+        turns: dict[str, Any] = {
+            "event": self.event, "batch": self.batch, "recall": self.recall, "state": self.state,
+            "again": self.again, "at once": self.at_once, "batch again": self.batch_again,
+        }  # fmt: skip
+        for kind in self._chance.choices(kinds, weights, k=times):
+            self._chance.shuffle(self._workers)
+            turns[kind]()
+            self.turns[kind] += 1
+
+    # -- turns ---------------------------------------------------------------------------------------------------------
+
+    def event(self, moral: float | None = None) -> Written:
+        """Send an event; returns what was written."""
+        path, body, fields, vectors = self._made(1, moral)
+        return self._send(path, body, fields, vectors)[0]
+
+    def batch(self) -> None:
+        """Send a batch."""
+        path, body, fields, vectors = self._made(self._chance.randint(2, BATCH_MAX))
+        self._send(path, body, fields, vectors)
+
+    def recall(self) -> None:
+        """Remember something, and recall it on the other worker."""
+        written = self.event(0.9 + self._chance.random() / 10)  # from 0.9 on it is accepted, whatever the threshold
+        asked_ns = time.monotonic_ns()
+        answer = self._answered(self._workers[1], "POST", "/recall?top_k=1", written.vectors[0], {"Content-Type": _RAW})
+        known_ns, found = time.monotonic_ns(), _found(answer.body)
+        nearest = found.matches[0].memory_id if found.matches else 0
+        own = written.decisions[0].memory_id
+        self.told.recalled.append(Recalled(asked_ns, known_ns, own, nearest, found.as_of))
+
+    def state(self) -> None:
+        """Read the state."""
+        asked_ns = time.monotonic_ns()
+        answer = self._answered(self._workers[0], "GET", "/state", b"", {})
+        self.told.looked.append(Looked(asked_ns, time.monotonic_ns(), _shown(answer.body)))
+
+    def again(self) -> None:
+        """Send an event with a key, and once more to the other worker."""
+        self._repeat(*self._made(1))
+
+    def batch_again(self) -> None:
+        """The same with a batch."""
+        self._repeat(*self._made(self._chance.randint(2, BATCH_MAX)))
+
+    def _repeat(self, path: str, body: bytes, fields: dict[str, str], vectors: list[bytes]) -> None:
+        fields |= {"Idempotency-Key": self._new_key()}
+        _, first = self._send(path, body, fields, vectors)
+        second = self._answered(self._workers[1], "POST", path, body, fields)
+        if (first.body, first.headers.get(REPLAYED), second.headers.get(REPLAYED)) != (second.body, None, "true"):
+            self.broken.append(f"a repeat was answered {second}; expected {first}, replayed")
+
+    def at_once(self) -> None:
+        """Send an event with a key to both workers before either has answered: one decides, both answer alike."""
+        path, body, fields, vectors = self._made(1)
+        fields |= {"Idempotency-Key": self._new_key()}
+        asked_ns = time.monotonic_ns()
+        for worker in self._workers:
+            worker.request("POST", path, body, fields)
+        answers = []
+        for worker in self._workers:
+            answers.append(_received(worker))
+            if len(answers) == 1:
+                known_ns = time.monotonic_ns()
+        if {answer.status for answer in answers} != {200} or len({answer.body for answer in answers}) != 1:
+            self.broken.append(f"sent to both workers at once, it was answered {answers}")
+        if sorted(answer.headers.get(REPLAYED, "") for answer in answers) != ["", "true"]:
+            self.broken.append(f"sent to both workers at once, it was decided not once: {answers}")
+        self.told.written.append(Written(asked_ns, known_ns, vectors, [_decided(answers[0].body)]))
+
+    # -- the wire ------------------------------------------------------------------------------------------------------
+
+    def _made(self, count: int, moral: float | None = None) -> tuple[str, bytes, dict[str, str], list[bytes]]:
+        """Return a request of `count` new events: path, body, header fields, and its vectors."""
+        morals = [self._chance.random() if moral is None else moral for _ in range(count)]
+        vectors = self._vectors.standard_normal((count, DIMENSION)).astype("<f4")
+        each = [vector.tobytes() for vector in vectors]
+        if count == 1:
+            return "/event", each[0], {"Content-Type": _RAW, "Moral-Value": repr(morals[0])}, each
+        return "/events", np.array(morals, "<f8").tobytes() + vectors.tobytes(), {"Content-Type": _RAW}, each
+
+    def _send(self, path: str, body: bytes, fields: dict[str, str], vectors: list[bytes]) -> tuple[Written, Answer]:
+        asked_ns = time.monotonic_ns()
+        answer = self._answered(self._workers[0], "POST", path, body, fields)
+        known_ns = time.monotonic_ns()
+        decisions = [_decided(answer.body)] if path == "/event" else _batch(answer.body).results
+        written = Written(asked_ns, known_ns, vectors, decisions)
+        self.told.written.append(written)
+        return written, answer
+
+    def _answered(
+        self, worker: http.client.HTTPConnection, method: str, path: str, body: bytes, fields: dict[str, str]
+    ) -> Answer:
+        worker.request(method, path, body or None, fields)
+        answer = _received(worker)
+        if answer.status != 200:
+            raise RuntimeError(f"{method} {path} was answered {answer.status}: {answer.body[:300]!r}")
+        return answer
+
+    def _new_key(self) -> str:
+        self._keys += 1
+        return f"{self.seed}-{self._keys}"
+
+
+def _received(worker: http.client.HTTPConnection) -> Answer:
+    response = worker.getresponse()
+    return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, response.read())
+
+
+def to_both_workers(server: LiveServer) -> tuple[http.client.HTTPConnection, http.client.HTTPConnection]:
+    """Return a connection to each of two workers: the ids of the requests that one answers begin alike."""
+    found: dict[str, http.client.HTTPConnection] = {}
+    while len(found) < 2:
+        connection = server.connect()
+        name = server.request("GET", "/livez", connection=connection).headers["x-request-id"][:16]
+        if found.setdefault(name, connection) is not connection:
+            connection.close()
+    first, second = found.values()
+    return first, second

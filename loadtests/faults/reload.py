@@ -1,0 +1,134 @@
+"""Reload and upgrade under load: HUP and USR2, time and again, while clients send events.
+
+A reload changes a setting of the governor each time, so that the log shows that it came into force; an upgrade is the
+whole of it: a new arbiter on the same block, its workers beside the old ones, and the old arbiter told to stop.
+
+No request may fail. A worker that drains tells its clients so with their last answer; an idle connection may be closed
+without a word, which a client that begins to write at that moment sees as a connection that ended (`lost`), and sends
+again. Every memory stays, there is one controller afterwards, and the log, over all generations of processes, is one.
+"""
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import psutil
+
+from loadtests.faults.fault import Asked, Outcome
+from loadtests.faults.load import Miss, Told
+from loadtests.faults.trial import Trial
+from loadtests.live import eventually
+
+RELOADS: Final = 25
+UPGRADES: Final = 25
+IDLE_SECONDS: Final = 0.9  # a draining worker closes what was silent for a second
+SETTLE_SECONDS: Final = 0.2  # of load between two of them
+
+
+def reload(asked: Asked) -> Outcome:
+    """HUP with another valid configuration, `RELOADS` times at full scale."""
+    path = asked.directory / "mlsdm.yaml"
+    path.write_text("moral_filter: {ema_alpha: 0.1}\n")
+    with Trial(asked, CONFIG_PATH=str(path)) as trial:
+
+        def once(number: int) -> None:
+            alpha = 0.1 + 0.01 * (1 + number % 5)
+            before = trial.workers()
+            path.write_text(f"moral_filter: {{ema_alpha: {alpha!r}}}\n")
+            os.kill(trial.server.pid, signal.SIGHUP)
+            eventually(lambda: trial.store.state().settings.ema_alpha == alpha)
+            eventually(lambda: len(trial.workers()) == 2 and not set(before) & set(trial.workers()))
+
+        outcome = _repeated(trial, asked.times(RELOADS), once, lambda: trial.server.pid)
+        kinds = outcome.figures.get("configure entries", 0)
+        if kinds != outcome.count:
+            outcome.broken.append(f"{outcome.count} reloads were configured {kinds} times in the log")
+        trial.server.stop()
+    return outcome
+
+
+def upgrade(asked: Asked) -> Outcome:
+    """USR2, then SIGTERM to the old arbiter, `UPGRADES` times at full scale."""
+    with Trial(asked) as trial:
+        arbiter = trial.server.pid
+
+        def once(number: int) -> None:
+            nonlocal arbiter
+            old, controller, before = arbiter, trial.controller(), trial.workers()
+            os.kill(old, signal.SIGUSR2)
+            eventually(lambda: trial.controller() != controller)
+            arbiter = int(trial.store.block.region("vitals").arbiter_pid)
+            eventually(lambda: len(set(trial.workers()) - set(before)) == 2)
+            os.kill(old, signal.SIGTERM)
+            eventually(lambda: _ended(trial, old))
+            eventually(lambda: not set(before) & set(trial.workers()))
+            # Until it has noticed that its parent has gone, which it looks at once a second, it refuses to be replaced.
+            eventually(lambda: trial.server.log.count("Master has been promoted") == number + 1)
+
+        outcome = _repeated(trial, asked.times(UPGRADES), once, lambda: arbiter)
+        os.kill(arbiter, signal.SIGTERM)
+        eventually(lambda: _ended(trial, arbiter))
+    return outcome
+
+
+def _ended(trial: Trial, arbiter: int) -> bool:
+    """Return whether an arbiter is gone; the first one is our child and has to be reaped."""
+    if trial.server.process is not None and trial.server.process.pid == arbiter:
+        return trial.server.process.poll() is not None
+    try:
+        return psutil.Process(arbiter).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _repeated(trial: Trial, times: int, once: Callable[[int], None], arbiter: Callable[[], int]) -> Outcome:
+    broken: list[str] = []
+    seconds = []
+    boot_id = trial.server.state()["boot_id"]
+    for number in range(times):
+        began = time.monotonic()
+        once(number)
+        seconds.append(time.monotonic() - began)
+        broken += _other_controllers(trial, arbiter(), number)
+        time.sleep(SETTLE_SECONDS)
+    if trial.server.state()["boot_id"] != boot_id:
+        broken.append("the memory is another one than at the start")
+    told, verdict = trial.end()
+    failed = [miss for miss in told.misses if not (miss.what == "lost" and _was_idle(told, miss))]
+    if failed:
+        broken.append(f"requests failed: {dict(Counter(miss.what for miss in failed))}")
+    figures: dict[str, float | int | str] = {
+        "events": len(told.decided),
+        "failed requests": len(failed),
+        "closed idle connections": len(told.misses) - len(failed),
+        "longest stall, s": max(stall for stall, _ in told.stalls()),
+        "configure entries": verdict.kinds.get("configure", 0),
+        "longest, s": max(seconds),
+    }
+    return Outcome(times, figures, broken + verdict.broken)
+
+
+def _was_idle(told: Told, miss: Miss) -> bool:
+    """Return whether the connection of a lost request may have been silent for long enough to be closed."""
+    for asked in told.asked:
+        at = int(np.searchsorted(asked["began"], miss.began, side="right")) - 1  # the request that it was a try of
+        if at > 0 and asked["began"][at] - asked["ended"][at - 1] >= IDLE_SECONDS:
+            return True
+    return False
+
+
+def _other_controllers(trial: Trial, arbiter: int, number: int) -> list[str]:
+    """Return what is wrong with the controllers: there is one, and the arbiter that serves is its parent."""
+    deadline = time.monotonic() + 5.0
+    while True:  # a superseded one leaves at its next round
+        rows = set(trial.workers())
+        others = [member.pid for member in trial.members(arbiter)[1:] if member.pid not in rows]
+        if others == [trial.controller()]:
+            return []
+        if time.monotonic() > deadline:
+            return [f"after {number + 1} times there are the controllers {others}, {trial.controller()} writes"]
+        time.sleep(0.02)

@@ -1,0 +1,148 @@
+"""Reloads that cannot succeed, under load: the server keeps what it has, says what is wrong, and goes on.
+
+Three ways: a configuration with problems, chosen by chance, all of which must be named in the log; workers that cannot
+boot, old ones having been replaced by then; and an arbiter that has no descriptor left to read anything with. After
+each of them the settings in force are the old ones; at the end a reload with everything in order works.
+
+While no worker can boot nobody answers: clients wait in the backlog of the listening socket, which is the arbiter's.
+What they were told before and after must stand.
+"""
+
+import itertools
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from loadtests.faults.fault import Asked, Outcome
+from loadtests.faults.trial import Trial, missed
+from loadtests.faults.unbootable import PREVENTED
+from loadtests.live import eventually
+
+TIMES: Final = 20
+PREVENTED_SECONDS: Final = 1.2  # more than one attempt of a worker
+SETTLE_SECONDS: Final = 0.2  # of load between two of them
+DESCRIPTORS: Final = 3  # fewer than the arbiter has open: it can open none
+GOOD: Final = "moral_filter: {ema_alpha: 0.25}\n"
+# Lines of a configuration file, one for each section, with the name that a log about it must contain.
+PROBLEMS: Final = (
+    ("capacity: -1", "capacity"),
+    ("server: {connections_max: many}", "server.connections_max"),
+    ("moral_filter: {ema_alpha: 7}", "moral_filter.ema_alpha"),
+    ("cognitive_rhythm: {wake_duration: no}", "cognitive_rhythm.wake_duration"),
+    ("multi_level_memory: {gate: nothing}", "multi_level_memory.gate"),
+    ("security: {keys_path: /nowhere/keys.yaml}", "/nowhere/keys.yaml"),
+    ("observability: {logging: {level: LOUD}}", "observability.logging.level"),
+    ("resources: {drain_period: -3}", "resources.drain_period"),
+    ("unknown: 1", "unknown"),
+)
+# Valid, but not in a server that runs.
+FIXED: Final = (
+    ("payload_size_max: 2048", "payload_size_max cannot change"),
+    ("server: {host: 127.0.0.2}", "server.host cannot change"),
+)
+
+
+def refused(asked: Asked) -> Outcome:
+    """HUP with a configuration that has problems."""
+    chance, turns = asked.random(), itertools.count()
+    path = asked.directory / "mlsdm.yaml"
+    path.write_text("{}\n")
+
+    def once(trial: Trial) -> list[str]:
+        size = trial.said()
+        problems = FIXED if next(turns) % 4 == 0 else PROBLEMS
+        chosen = chance.sample(problems, chance.randint(1, len(problems)))
+        path.write_text("\n".join(line for line, _ in chosen) + "\n")
+        before = trial.workers()
+        os.kill(trial.server.pid, signal.SIGHUP)
+        eventually(lambda: "the old one stays" in trial.said_since(size))
+        said = trial.said_since(size)
+        path.write_text("{}\n")  # a worker that dies is to find a whole file
+        eventually(lambda: len(trial.workers()) == 2 and not set(before) & set(trial.workers()))
+        return [f"the log does not name {name}" for _, name in chosen if name not in said]
+
+    with Trial(asked, CONFIG_PATH=str(path)) as trial:
+        return _repeated(trial, asked.times(TIMES), once, lambda: path.write_text(GOOD))
+
+
+def unbootable(asked: Asked) -> Outcome:
+    """HUP while no worker can boot."""
+    path, prevented = asked.directory / "mlsdm.yaml", asked.directory / "prevented"
+    path.write_text("{}\n")
+
+    def once(trial: Trial) -> list[str]:
+        size, before = trial.said(), trial.workers()
+        prevented.touch()
+        try:
+            os.kill(trial.server.pid, signal.SIGHUP)
+            eventually(lambda: "prevented from booting" in trial.said_since(size))
+            time.sleep(PREVENTED_SECONDS)
+        finally:
+            prevented.unlink()
+        eventually(lambda: len(trial.workers()) == 2 and not set(before) & set(trial.workers()))
+        said = trial.said_since(size)
+        return [] if "Worker failed; it will be replaced" in said else ["no worker said that it failed"]
+
+    with Trial(asked, "loadtests.faults.unbootable:app", CONFIG_PATH=str(path), **{PREVENTED: str(prevented)}) as trial:
+        return _repeated(trial, asked.times(TIMES), once, lambda: path.write_text(GOOD))
+
+
+def no_descriptors(asked: Asked) -> Outcome:
+    """HUP with another, valid configuration while the arbiter can open nothing."""
+    path = asked.directory / "mlsdm.yaml"
+    path.write_text("{}\n")
+
+    def once(trial: Trial) -> list[str]:
+        size, before = trial.said(), trial.workers()
+        path.write_text("moral_filter: {ema_alpha: 0.5}\n")
+        soft, hard = resource.prlimit(trial.server.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(trial.server.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))
+        try:
+            os.kill(trial.server.pid, signal.SIGHUP)
+            eventually(lambda: "the old configuration stays" in trial.said_since(size) or _gone(trial))
+        finally:
+            path.write_text("{}\n")
+            if not _gone(trial):
+                resource.prlimit(trial.server.pid, resource.RLIMIT_NOFILE, (soft, hard))
+        if _gone(trial):
+            raise RuntimeError(f"the server ended: {trial.said_since(size)}")
+        eventually(lambda: len(trial.workers()) == 2 and not set(before) & set(trial.workers()))
+        return [] if "Too many open files" in trial.said_since(size) else ["the log does not say what is missing"]
+
+    with Trial(asked, CONFIG_PATH=str(path)) as trial:
+        return _repeated(trial, asked.times(TIMES), once, lambda: path.write_text(GOOD))
+
+
+def _gone(trial: Trial) -> bool:
+    return trial.server.process is None or trial.server.process.poll() is not None
+
+
+def _repeated(trial: Trial, times: int, once: Callable[[Trial], list[str]], mend: Callable[[], Any]) -> Outcome:
+    broken: list[str] = []
+    settings = trial.store.state().configured
+    for number in range(times):
+        broken += [f"time {number + 1}: {sentence}" for sentence in once(trial)]
+        if trial.store.state().configured != settings:
+            broken.append(f"time {number + 1}: the settings in force are not the old ones")
+        time.sleep(SETTLE_SECONDS)
+        trial.mark()
+        eventually(trial.answers)
+    mend()
+    os.kill(trial.server.pid, signal.SIGHUP)
+    eventually(lambda: trial.store.state().settings.ema_alpha == 0.25)
+    told, verdict = trial.end()
+    trial.server.stop()
+    what = missed(told)
+    lost = what.pop("lost", 0)
+    if what:
+        broken.append(f"requests failed: {dict(what)}")
+    figures: dict[str, float | int | str] = {
+        "events": len(told.decided),
+        "failed requests": sum(what.values()),
+        "closed idle connections": lost,
+        "longest stall, s": max(stall for stall, _ in told.stalls()),
+    }
+    return Outcome(times, figures, broken + verdict.broken)

@@ -1,0 +1,173 @@
+"""Scarcity under load: no descriptors, no memory, no room for the log. Each comes and goes.
+
+The limits are those of the processes themselves (prlimit), lowered to what they have in use and raised again, so
+nothing else on the machine notices. In half of the episodes a worker is killed as well, because it is the replacement
+that needs what there is none of.
+
+While it lasts, the connections there are go on being served, or are told so; what is missing is said in the log, where
+there is room for it; afterwards, as many workers as before serve, new clients are answered, and of what was
+acknowledged nothing is missing.
+"""
+
+import http.client
+import os
+import resource
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+import psutil
+
+from loadtests.faults.fault import Asked, Outcome
+from loadtests.faults.trial import Trial, missed
+from loadtests.live import eventually
+
+TIMES: Final = 20
+SCARCE_SECONDS: Final = 1.0
+SETTLE_SECONDS: Final = 0.3
+NEWCOMERS: Final = 20  # clients that come while there are no descriptors
+DESCRIPTORS: Final = 3  # fewer than any process has open
+ROOMS: Final = (0, 2 << 20)  # bytes of address space more than in use
+LARGE: Final = b"[" + b"0.0123456789," * (240 << 10) + b"0]"  # 3 MB
+LARGE_TIMES: Final = 5
+NOT_AN_EVENT: Final = 422  # what it is answered when there is memory to read it
+
+
+def no_descriptors(asked: Asked) -> Outcome:
+    """Let no process of the server open anything."""
+
+    def once(trial: Trial, kill: bool) -> list[str]:
+        size = trial.said()
+        members = [member.pid for member in trial.members()]
+        newcomers = []
+        with _limited(members, resource.RLIMIT_NOFILE, lambda _: DESCRIPTORS):
+            for _ in range(NEWCOMERS):
+                newcomers.append(socket.create_connection(("127.0.0.1", trial.server.port), timeout=30))
+                newcomers[-1].sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            said = _served_on(trial, kill)
+        answers = [_answer(newcomer) for newcomer in newcomers]
+        if any(answer != b"HTTP/1.1 200" for answer in answers):
+            said.append(f"clients that came meanwhile were answered {set(answers)}")
+        if "Too many open files" not in trial.said_since(size) and "descriptors" not in trial.said_since(size):
+            said.append("the log does not say what is missing")
+        return said
+
+    with Trial(asked) as trial:
+        outcome = _repeated(trial, asked.times(TIMES), once)
+    if outcome.figures["controllers"] != 1:
+        outcome.broken.append(f"{outcome.figures['controllers']} controllers, one after the other, instead of one")
+    return outcome
+
+
+def no_memory(asked: Asked) -> Outcome:
+    """Let no process of the server have more than a little address space beyond what it has, and ask for much more."""
+    chance = asked.random()
+    answered: Counter[int] = Counter()
+
+    def once(trial: Trial, kill: bool) -> list[str]:
+        room = chance.choice(ROOMS)
+        members = [member.pid for member in trial.members()]
+        with _limited(members, resource.RLIMIT_AS, lambda pid: psutil.Process(pid).memory_info().vms + room):
+            meanwhile = [_ask_for_much(trial) for _ in range(LARGE_TIMES)]
+            said = _served_on(trial, kill)
+        answered.update(meanwhile)
+        afterwards = _ask_for_much(trial)
+        if afterwards != NOT_AN_EVENT:
+            said.append(f"a large request was answered {afterwards} when there was memory again")
+        if 200 in meanwhile or (room and 0 in meanwhile):
+            said.append(f"large requests were answered {meanwhile} with {room:,} bytes")
+        return said
+
+    with Trial(asked) as trial:
+        outcome = _repeated(trial, asked.times(TIMES), once)
+    unanswered = answered.pop(0, 0)
+    return outcome._replace(
+        figures={**outcome.figures, "large requests refused": answered.total(), "cut off": unanswered}
+    )
+
+
+def _ask_for_much(trial: Trial) -> int:
+    """Send a request that needs megabytes; returns its status, 0 when the connection ended instead."""
+    try:
+        return trial.server.request("POST", "/events", LARGE, {"Content-Type": "application/json"}).status
+    except (OSError, http.client.HTTPException):
+        return 0
+
+
+def full_log(asked: Asked) -> Outcome:
+    """Let no file grow beyond what the log is now: nothing more can be logged, as on a disk that is full."""
+
+    def once(trial: Trial, kill: bool) -> list[str]:
+        size = trial.said()
+        members = [member.pid for member in trial.members()]
+        with _limited(members, resource.RLIMIT_FSIZE, lambda _: size):
+            os.kill(trial.server.pid, signal.SIGUSR1)  # which is logged
+            said = _served_on(trial, kill)
+            if trial.said() > size:
+                said.append("there was room for the log after all")
+            if kill:
+                eventually(lambda: len(trial.workers()) == 2 and all(psutil.pid_exists(pid) for pid in trial.workers()))
+        os.kill(trial.server.pid, signal.SIGUSR1)
+        eventually(lambda: "Handling signal: usr1" in trial.said_since(size))
+        return said
+
+    with Trial(asked) as trial:
+        return _repeated(trial, asked.times(TIMES), once)
+
+
+def _answer(newcomer: socket.socket) -> bytes:
+    with newcomer:
+        try:
+            return newcomer.recv(4096)[:12]
+        except OSError as error:
+            return repr(error).encode()
+
+
+def _served_on(trial: Trial, kill: bool) -> list[str]:
+    """Wait while it is scarce; returns what is wrong with how the load was served."""
+    if kill:
+        os.kill(trial.workers()[0], signal.SIGKILL)
+    trial.mark()
+    time.sleep(SCARCE_SECONDS)
+    return [] if trial.answers() or kill else ["nobody was served meanwhile"]
+
+
+@contextmanager
+def _limited(members: list[int], which: int, limit: Callable[[int], int]) -> Iterator[None]:
+    """Lower a soft limit of processes for a while; those that they start meanwhile get the first one's back, too."""
+    arbiter = members[0]
+    soft, hard = resource.prlimit(arbiter, which)
+    try:
+        for pid in members:
+            resource.prlimit(pid, which, (limit(pid), hard))
+        yield
+    finally:
+        for member in (psutil.Process(arbiter), *psutil.Process(arbiter).children(recursive=True)):
+            with suppress(ProcessLookupError):
+                resource.prlimit(member.pid, which, (soft, hard))
+
+
+def _repeated(trial: Trial, times: int, once: Callable[[Trial, bool], list[str]]) -> Outcome:
+    broken: list[str] = []
+    for number in range(times):
+        broken += [f"time {number + 1}: {sentence}" for sentence in once(trial, number % 2 == 1)]
+        if trial.server.process is None or trial.server.process.poll() is not None:
+            raise RuntimeError(f"the server ended: {trial.server.log[-3000:]}")
+        eventually(lambda: len(trial.workers()) == 2 and all(psutil.pid_exists(pid) for pid in trial.workers()))
+        eventually(lambda: trial.server.get("/health/detailed").json["checks"]["controller"]["healthy"])
+        time.sleep(SETTLE_SECONDS)
+        trial.mark()
+        eventually(trial.answers)
+    told, verdict = trial.end()
+    trial.server.stop()
+    figures: dict[str, float | int | str] = {
+        "events": len(told.decided),
+        "longest stall, s": max(stall for stall, _ in told.stalls()),
+        "controllers": len(verdict.epochs),
+        **{f"answers {what}": count for what, count in missed(told).items()},
+    }
+    return Outcome(times, figures, broken + verdict.broken)

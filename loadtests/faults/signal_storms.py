@@ -1,0 +1,58 @@
+"""Storms of signals on workers: SIGABRT, SIGQUIT and SIGTERM, by chance, some of them several times in one breath.
+
+These three end a worker by its own hand: SIGABRT is what the arbiter sends to one that stands still, SIGQUIT means now,
+SIGTERM means when all is answered. A handler that runs, or raises, in the middle of the critical section would leave a
+half-written state behind a lock that was released in order, and nobody would repair it. So none may: the judge finds
+every half state, because a replay of the log gives another.
+"""
+
+import signal
+import time
+from collections import Counter
+from typing import Final
+
+from loadtests.faults.fault import Asked, Outcome
+from loadtests.faults.trial import Trial, missed
+from loadtests.faults.worker_killed import kill_one
+
+SIGNALS: Final = (signal.SIGABRT, signal.SIGQUIT, signal.SIGTERM)
+TIMES: Final = 300
+CLIENTS: Final = 8
+STORM_MAX: Final = 4  # signals
+BETWEEN_SECONDS: Final = (0.05, 0.5)  # storms
+
+
+def signal_storms(asked: Asked) -> Outcome:
+    """Send workers at least `TIMES` signals at full scale."""
+    chance = asked.random()
+    sent: Counter[str] = Counter()
+    with Trial(asked, "app.main:app", CLIENTS) as trial:
+        while sent.total() < asked.times(TIMES):
+            time.sleep(chance.uniform(*BETWEEN_SECONDS))
+            for _ in range(chance.randint(1, STORM_MAX)):
+                number = chance.choice(SIGNALS)
+                kill_one(trial, chance.random(), number)
+                sent[number.name] += 1
+        trial.load.await_all()
+        told, verdict = trial.end()
+        lock = trial.store.block.region("lock")
+        deaths, rollbacks = int(lock.deaths), int(lock.rollbacks)
+        traced = trial.server.log.count("Traceback")
+        trial.server.stop()
+    broken = list(verdict.broken)
+    if traced:
+        broken.append(f"{traced} workers left with a traceback")
+    return Outcome(
+        sent.total(),
+        {
+            **sent,
+            "half states": len(verdict.broken),
+            "events": verdict.decisions,
+            "answers lost": missed(told)["lost"],
+            "other misses": len(told.misses) - missed(told)["lost"],
+            "holders died": deaths,
+            "rolled back": rollbacks,
+            "longest stall ms": 1e3 * max(seconds for seconds, _ in told.stalls()),
+        },
+        broken,
+    )

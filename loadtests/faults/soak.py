@@ -1,0 +1,156 @@
+"""The soak: an hour of load with a process killed every ten seconds, and a look at what might grow.
+
+The server has its real size, 20,000 memories of 384 floats. Mostly it is a worker that dies, every fifth time the
+controller. Before each death the proportional memory of all processes, their open descriptors and the median time of a
+scrape of /metrics are taken, and told as they come, on stderr.
+
+What is flat: the second half of the run is compared with the second quarter, by medians, because buffers grow until
+every worker has seen the largest batch, and one look may meet a successor that has just been born. Scrapes are held
+to a factor, for the load on the machine is not constant.
+
+The load is begun anew every few minutes, with new events: clients remember everything that they were told, and an hour
+of that is gigabytes. So it is not judged here, but no client may go long without an answer.
+"""
+
+import os
+import signal
+import statistics
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+import psutil
+
+from loadtests.faults.fault import Asked, Outcome
+from loadtests.faults.load import Events, Load, Told
+from loadtests.faults.trial import CLIENTS, missed
+from loadtests.live import LiveServer, eventually
+from shm.store import Store
+
+SECONDS: Final = 3600.0
+KILL_SECONDS: Final = 10.0
+CONTROLLER_EACH: Final = 5  # deaths, one is the controller's
+LOAD_SECONDS: Final = 120.0
+SCRAPES: Final = 9
+DIMENSION: Final = 384
+SIZES: Final = {"WORKERS": "2", "MLSDM_DIMENSION": str(DIMENSION), "MLSDM_CAPACITY": "20000"}
+GROWTH_MB_MAX: Final = 2.0
+GROWTH_DESCRIPTORS_MAX: Final = 6  # a leak at each death would be one for each look
+GROWTH_SCRAPE_MAX: Final = 1.5
+STALL_SECONDS_MAX: Final = 5.0  # of one client: its worker and the next one may die in turn
+LINE: Final = "{:7.0f} s {:8.2f} MB {:4d} descriptors {:6.2f} ms {:12,d} events"
+LOOKS_MIN: Final = 8  # for two quarters and a half that mean something
+
+
+class Look(NamedTuple):
+    """The server at one moment."""
+
+    seconds: float
+    memory_mb: float
+    descriptors: int
+    scrape_ms: float
+    events: int
+
+
+def soak(asked: Asked) -> Outcome:
+    """Load and kill for an hour at full scale, at least for `LOOKS_MIN` deaths."""
+    deaths = max(LOOKS_MIN, asked.times(round(SECONDS / KILL_SECONDS)))
+    every = min(KILL_SECONDS, max(0.5, SECONDS * asked.scale / deaths))
+    server = LiveServer(asked.directory, dict(SIZES))
+    looks: list[Look] = []
+    stalls, misses = [], Counter[str]()
+    try:
+        server.start()
+        store, events, first = server.store(), Events(DIMENSION), 0
+        began = time.monotonic()
+        while len(looks) < deaths:
+            with Load(server.port, events, asked.seed + first, CLIENTS, first) as load:
+                until = time.monotonic() + LOAD_SECONDS
+                while len(looks) < deaths and time.monotonic() < until:
+                    time.sleep(max(0.0, began + every * (1 + len(looks)) - time.monotonic()))
+                    looks.append(_look(server, time.monotonic() - began, first + load.answered))
+                    print(LINE.format(*looks[-1]), file=sys.stderr, flush=True)
+                    _kill(server, store, len(looks))
+                told = load.stop()
+            stalls.append(max(stall for stall, _ in told.stalls()))
+            misses += missed(told)
+            first = _next_number(told)
+        server.stop()
+    finally:
+        server.kill()
+    return told_of(looks, stalls, misses)
+
+
+def _next_number(told: Told) -> int:
+    """Return a number above those of all events that were sent."""
+    return 1 + max([int(told.decided["number"].max()), *told.unanswered])
+
+
+def _look(server: LiveServer, seconds: float, events: int) -> Look:
+    arbiter = psutil.Process(server.pid)
+    memory = descriptors = 0
+    for member in (arbiter, *arbiter.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            memory += member.memory_full_info().pss
+            descriptors += member.num_fds()
+    return Look(seconds, memory / 1e6, descriptors, _scrape_ms(server), events)
+
+
+def _scrape_ms(server: LiveServer) -> float:
+    connection, taken = server.connect(), []
+    for _ in range(SCRAPES):
+        began = time.perf_counter()
+        status = server.request("GET", "/metrics", connection=connection).status
+        taken.append(1e3 * (time.perf_counter() - began))
+        assert status == 200, status
+    connection.close()
+    return statistics.median(taken)
+
+
+def _kill(server: LiveServer, store: Store, number: int) -> None:
+    """Kill a process of the server and wait for its successor."""
+    workers, controller = server.workers(store.block), int(store.block.region("vitals").controller_pid)
+    victim = workers[number % len(workers)] if number % CONTROLLER_EACH else controller
+    os.kill(victim, signal.SIGKILL)
+
+    def replaced() -> bool:
+        now = server.workers(store.block)
+        pid = int(store.block.region("vitals").controller_pid)
+        return len(now) == len(workers) and victim not in (*now, pid)
+
+    eventually(replaced)
+
+
+def told_of(looks: list[Look], stalls: list[float], misses: Counter[str]) -> Outcome:
+    """Return what came of a soak, from its looks, the longest stall of each load, and the tries without an answer."""
+    quarter, half = looks[len(looks) // 4 : len(looks) // 2], looks[len(looks) // 2 :]
+
+    def median(part: list[Look], name: str) -> float:
+        return float(statistics.median(getattr(look, name) for look in part))
+
+    memory = median(half, "memory_mb") - median(quarter, "memory_mb")
+    descriptors = median(half, "descriptors") - median(quarter, "descriptors")
+    scrape = median(half, "scrape_ms") / median(quarter, "scrape_ms")
+    broken = []
+    if memory > GROWTH_MB_MAX:
+        broken.append(f"memory has grown by {memory:.1f} MB")
+    if descriptors > GROWTH_DESCRIPTORS_MAX:
+        broken.append(f"{descriptors:.0f} more descriptors are open")
+    if scrape > GROWTH_SCRAPE_MAX:
+        broken.append(f"a scrape takes {scrape:.2f} times as long")
+    if max(stalls) > STALL_SECONDS_MAX:
+        broken.append(f"a client went {max(stalls):.1f} s without an answer")
+    figures: dict[str, float | int | str] = {
+        "events": looks[-1].events,
+        "memory, MB": median(half, "memory_mb"),
+        "its growth, MB": memory,
+        "descriptors": median(half, "descriptors"),
+        "their growth": descriptors,
+        "scrape, ms": median(half, "scrape_ms"),
+        "its growth, times": scrape,
+        "longest stall, s": max(stalls),
+        **{f"answers {what}": count for what, count in misses.items()},
+    }
+    return Outcome(len(looks), figures, broken)

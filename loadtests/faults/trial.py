@@ -1,0 +1,97 @@
+"""A trial: one server under load while something happens to it, with a judge at its side.
+
+What the faults have in common that leave the server alive: the server with sizes that make a run short, clients that
+never give up (`load`), and the judge of everything that they were told (`judge`). A fault is done between entering and
+`end`; what is left when it raises is ended by leaving.
+"""
+
+from collections import Counter
+from contextlib import ExitStack
+from typing import Final, Self
+
+import psutil
+
+from loadtests.faults.fault import Asked
+from loadtests.faults.judge import Judge, Verdict
+from loadtests.faults.load import Events, Load, Told
+from loadtests.live import LiveServer, eventually
+from shm.store import Store
+
+DIMENSION: Final = 8
+SIZES: Final = {
+    "WORKERS": "2",
+    "MLSDM_DIMENSION": str(DIMENSION),
+    "MLSDM_CAPACITY": "1000",
+    "MLSDM_LOG_CAPACITY": "1048576",  # the judge may fall behind by that much
+    "MLSDM_IDEMPOTENCY_CAPACITY": "65536",
+}
+CLIENTS: Final = 2
+
+
+class Trial:
+    """A server, its load and its judge. `environ` are further variables of the server."""
+
+    def __init__(
+        self, asked: Asked, application: str = "app.main:app", clients: int = CLIENTS, /, **environ: str
+    ) -> None:
+        self.server = LiveServer(asked.directory, {**SIZES, **environ}, application=application)
+        self._seed = asked.seed
+        self._clients = clients
+        self._held = ExitStack()
+        self._marked = 0
+
+    def __enter__(self) -> Self:
+        with ExitStack() as held:
+            held.callback(self.server.kill)
+            self.server.start()
+            self.store: Store = self.server.store()
+            events = Events(DIMENSION)
+            self._judge = held.enter_context(Judge(self.server, events))
+            self.load = held.enter_context(Load(self.server.port, events, self._seed, self._clients))
+            eventually(lambda: self.load.answered)
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def end(self) -> tuple[Told, Verdict]:
+        """Stop the load, and have it judged. The server goes on."""
+        told = self.load.stop()
+        return told, self._judge.verdict(told)
+
+    def mark(self) -> None:
+        """Note how many events were acknowledged until now."""
+        self._marked = self.load.answered
+
+    def answers(self) -> bool:
+        """Return whether events were acknowledged since `mark`."""
+        return self.load.answered > self._marked
+
+    def said_since(self, size: int) -> str:
+        """Return what the server has logged since its log was `size` bytes long."""
+        with self.server.log_path.open("rb") as log:
+            log.seek(size)
+            return log.read().decode(errors="replace")
+
+    def said(self) -> int:
+        """Return how long the log is now, in bytes."""
+        return self.server.log_path.stat().st_size
+
+    def members(self, arbiter: int | None = None) -> list[psutil.Process]:
+        """Return the processes of the server: arbiter, controller, workers."""
+        parent = psutil.Process(arbiter or self.server.pid)
+        return [parent, *parent.children(recursive=True)]
+
+    def controller(self) -> int:
+        """Return the pid of the controller that wrote the vitals last."""
+        return int(self.store.block.region("vitals").controller_pid)
+
+    def workers(self) -> list[int]:
+        """Return the pids that hold rows."""
+        return self.server.workers(self.store.block)
+
+
+def missed(told: Told) -> Counter[str]:
+    """Return how many tries brought no answer, by what came instead."""
+    return Counter(miss.what for miss in told.misses)

@@ -1,0 +1,72 @@
+"""Workers are killed at random while a million events pass.
+
+SIGKILL, one worker at a time and sometimes the other one before the first has a successor, without a look at what it is
+doing. Most die between two requests, many with a request half read or an answer half written, a few inside the critical
+section: how many of these, the block itself counts (`holders died`).
+
+Clients send again with the same key. So in the end every event was decided once, everybody was told what the log
+says, and a replay of the log gives the live state.
+"""
+
+import os
+import signal
+import time
+from contextlib import suppress
+from typing import Final
+
+from loadtests.faults.fault import Asked, Outcome
+from loadtests.faults.trial import Trial, missed
+
+KILLS: Final = 500
+EVENTS: Final = 1_000_000
+CLIENTS: Final = 8  # so that there are some on the worker that dies
+GAP_SECONDS: Final = (0.02, 0.35)  # between two kills; a successor serves after a tenth of a second
+STALL_SECONDS_MAX: Final = 1.0
+
+
+def worker_killed(asked: Asked) -> Outcome:
+    """Kill workers; returns what came of it."""
+    kills, events = asked.times(KILLS), asked.times(EVENTS)
+    chance = asked.random()
+    with Trial(asked, "app.main:app", CLIENTS) as trial:
+        for _ in range(kills):
+            time.sleep(chance.uniform(*GAP_SECONDS))
+            kill_one(trial, chance.random())
+        while trial.load.answered < events:
+            time.sleep(0.05)
+        told, verdict = trial.end()
+        lock = trial.store.block.region("lock")
+        deaths, rollbacks = int(lock.deaths), int(lock.rollbacks)
+        trial.server.stop()
+    stalls = sorted((seconds for seconds, _ in told.stalls()), reverse=True)
+    misses = missed(told)
+    broken = list(verdict.broken)
+    if stalls[0] > STALL_SECONDS_MAX:
+        broken.append(f"a client had no answer for {stalls[0]:.2f} s, at most {STALL_SECONDS_MAX:g} s are promised")
+    return Outcome(
+        kills,
+        {
+            "events": verdict.decisions,
+            "acknowledged": len(told.decided),
+            "answers lost": misses["lost"],
+            "nobody listened": misses["unreachable"],
+            "other misses": misses.total() - misses["lost"] - misses["unreachable"],
+            "holders died": deaths,
+            "rolled back": rollbacks,
+            "longest stall ms": 1e3 * stalls[0],
+        },
+        broken,
+    )
+
+
+def kill_one(trial: Trial, chosen: float, number: int = signal.SIGKILL) -> int:
+    """Send a signal to one of the workers that hold rows, by 0 ≤ `chosen` < 1; returns its pid.
+
+    Waits for one when there is none at the moment.
+    """
+    while not (workers := trial.workers()):
+        time.sleep(0.005)
+    victim = workers[int(chosen * len(workers))]
+    with suppress(ProcessLookupError):  # it died a moment ago, and its row has no new owner yet
+        os.kill(victim, number)
+    return victim

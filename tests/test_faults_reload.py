@@ -1,0 +1,88 @@
+"""Reloads, scarcity, standing still and jumping clocks: each fault a few times."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loadtests.faults import clocks, frozen, reload, reload_refused, scarcity, soak
+from loadtests.faults.fault import Asked, Outcome
+
+SMALL = 0.05  # once for what a full run does twenty times
+
+
+def _asked(directory: Path, scale: float = SMALL) -> Asked:
+    return Asked(scale, 20251123, directory)
+
+
+@pytest.mark.parametrize("run", [reload.reload, reload.upgrade])
+def test_no_request_fails_while_the_server_is_replaced(run: Callable[[Asked], Outcome], tmp_path: Path) -> None:
+    """HUP and USR2 under load: every memory is kept, the log is one, and there is one controller."""
+    outcome = run(_asked(tmp_path))
+
+    assert outcome.broken == []
+    assert outcome.figures["failed requests"] == 0
+
+
+@pytest.mark.parametrize("run", [reload_refused.refused, reload_refused.unbootable, reload_refused.no_descriptors])
+def test_a_reload_that_cannot_succeed_changes_nothing(run: Callable[[Asked], Outcome], tmp_path: Path) -> None:
+    """Problems are named in the log, the settings and the memories stay, and a good reload works afterwards."""
+    assert run(_asked(tmp_path)).broken == []
+
+
+def test_nobody_is_killed_while_everybody_is_throttled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A holder that is off the processor with the lock in its hand is no stuck holder."""
+    monkeypatch.setattr(frozen, "THROTTLED_SECONDS", 1.5)
+
+    outcome = frozen.throttled(_asked(tmp_path, 0))
+
+    assert outcome.broken == []
+    assert outcome.figures["killed"] == 0
+
+
+def test_nobody_is_killed_after_everybody_was_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A holder that was frozen inside the section with everybody else goes on."""
+    monkeypatch.setattr(frozen, "FROZEN_SECONDS", 1.5)
+
+    outcome = frozen.frozen(_asked(tmp_path))
+
+    assert outcome.broken == []
+    assert outcome.figures["killed"] == 0
+
+
+@pytest.mark.parametrize("run", [scarcity.no_descriptors, scarcity.no_memory, scarcity.full_log])
+def test_scarcity_passes_without_loss(run: Callable[[Asked], Outcome], tmp_path: Path) -> None:
+    """With nothing to open, nothing to allocate, or nowhere to log, with and without a worker that dies."""
+    assert run(_asked(tmp_path, 0.1)).broken == []
+
+
+def test_clocks_may_jump(tmp_path: Path) -> None:
+    """Rhythm, limits and deadlines do not see the wall clock; a machine that has slept is no reason to hurry."""
+    outcome = clocks.jumps(_asked(tmp_path, 0.05))
+
+    assert outcome.broken == []
+    assert outcome.count == 4
+
+
+def test_a_short_soak_is_flat(tmp_path: Path) -> None:
+    """The soak itself works; what is flat needs an hour to be seen, and a machine of its own."""
+    outcome = soak.soak(_asked(tmp_path, 0))
+
+    assert outcome.count == soak.LOOKS_MIN
+    assert outcome.figures["events"]
+    assert "descriptors" in outcome.figures
+
+
+def test_a_soak_that_grows_is_told() -> None:
+    """A descriptor for each death, some memory, scrapes that take longer and longer, and a client that was left."""
+    looks = [soak.Look(10.0 * n, 100 + 0.1 * n, 60 + n, 2 + 0.2 * n, 1000 * n) for n in range(1, 101)]
+
+    outcome = soak.told_of(looks, [0.1, 7.0], Counter(lost=3))
+
+    assert outcome.broken == [
+        "memory has grown by 3.8 MB",
+        "38 more descriptors are open",
+        "a scrape takes 1.78 times as long",
+        "a client went 7.0 s without an answer",
+    ]
