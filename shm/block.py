@@ -101,7 +101,7 @@ class Block:
             raise BlockError(f"descriptor {fd} is not a block: {error}") from error
         if header.magic != MAGIC:
             raise BlockError(f"descriptor {fd} is not a block: it starts with {header.magic:#x}, expected {MAGIC:#x}")
-        if header.checksum != lib.mlsdm_header_checksum(header):
+        if header.checksum != lib.mlsdm_header_checksum(header) or any(header.reserved):
             raise BlockError("the header of the block is damaged: its checksum does not hold")
         layout = Layout(*(getattr(header, name) for name in Layout._fields))
         if header.layout_version != LAYOUT_VERSION or bytes(header.fingerprint) != layout.fingerprint():

@@ -18,8 +18,8 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-_TRACEME, _PEEKTEXT, _PEEKUSER, _POKETEXT, _POKEUSER, _CONT, _SINGLESTEP = 0, 1, 3, 4, 6, 7, 9
-_RIP, _RSP = 16 * 8, 19 * 8  # in struct user_regs_struct
+TRACEME, PEEKTEXT, PEEKUSER, POKETEXT, POKEUSER, CONT, SINGLESTEP = 0, 1, 3, 4, 6, 7, 9
+RIP, _RSP = 16 * 8, 19 * 8  # in struct user_regs_struct
 _WORD: Final = (1 << 64) - 1
 _LONGEST: Final = 100_000  # instructions; a section that is longer is a bug of the test
 
@@ -28,7 +28,8 @@ _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c
 _libc.ptrace.restype = ctypes.c_long
 
 
-def _ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> int:
+def ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> int:
+    """Make one request of ptrace(2); returns the word it answers. Raises OSError."""
     ctypes.set_errno(0)
     result = int(_libc.ptrace(request, pid, address, data))
     if result == -1 and ctypes.get_errno():
@@ -60,7 +61,7 @@ class Tracee:
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                _ptrace(_TRACEME, 0)
+                ptrace(TRACEME, 0)
                 os.kill(os.getpid(), signal.SIGSTOP)
                 work()
             finally:
@@ -70,39 +71,40 @@ class Tracee:
     def _stopped(self) -> None:
         _, status = os.waitpid(self.pid, 0)
         assert os.WIFSTOPPED(status), f"the child ended with {os.waitstatus_to_exitcode(status)}"
+        self.signal = os.WSTOPSIG(status)
 
     def step(self) -> int:
         """Run one instruction; returns the address of the next."""
-        _ptrace(_SINGLESTEP, self.pid)
+        ptrace(SINGLESTEP, self.pid)
         self._stopped()
         return self.at
 
     @property
     def at(self) -> int:
         """The address of the next instruction."""
-        return _ptrace(_PEEKUSER, self.pid, _RIP)
+        return ptrace(PEEKUSER, self.pid, RIP)
 
     @property
     def returns_to(self) -> int:
         """At the entry of a function: where it will return to."""
-        return _ptrace(_PEEKTEXT, self.pid, _ptrace(_PEEKUSER, self.pid, _RSP))
+        return ptrace(PEEKTEXT, self.pid, ptrace(PEEKUSER, self.pid, _RSP))
 
     def run_to(self, address: int, passes: int = 0) -> None:
         """Run until `address` is next, for the `passes` + 1st time."""
-        original = _ptrace(_PEEKTEXT, self.pid, address)
+        original = ptrace(PEEKTEXT, self.pid, address)
         for left in range(passes, -1, -1):
-            _ptrace(_POKETEXT, self.pid, address, original & ~0xFF | 0xCC)  # int3
-            _ptrace(_CONT, self.pid)
+            ptrace(POKETEXT, self.pid, address, original & ~0xFF | 0xCC)  # int3
+            ptrace(CONT, self.pid)
             self._stopped()
             assert self.at == address + 1
-            _ptrace(_POKEUSER, self.pid, _RIP, address)
-            _ptrace(_POKETEXT, self.pid, address, original)
+            ptrace(POKEUSER, self.pid, RIP, address)
+            ptrace(POKETEXT, self.pid, address, original)
             if left:
                 self.step()
 
     def let_go(self) -> None:
         """Let it run to its end."""
-        _ptrace(_CONT, self.pid)
+        ptrace(CONT, self.pid)
         _, status = os.waitpid(self.pid, 0)
         assert os.WIFEXITED(status)
 
@@ -119,7 +121,7 @@ def possible() -> bool:
         return False
     pid = os.fork()
     if pid == 0:
-        os._exit(_libc.ptrace(_TRACEME, 0, None, None) != 0)
+        os._exit(_libc.ptrace(TRACEME, 0, None, None) != 0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 

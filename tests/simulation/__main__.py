@@ -1,0 +1,56 @@
+"""Simulates until something breaks, or so many steps are taken.
+
+    python -m tests.simulation                       20,000 steps from a seed of its own
+    python -m tests.simulation --seed 7 --steps 500
+
+Exit status 1 when a promise did not hold; what led there and the command that does it again are said then. A run
+depends on nothing but its seed on machines with the same processor, C library and Python: so it starts itself again
+without what a process brings along by chance, random addresses, hash seeds and variables.
+"""
+
+import argparse
+import ctypes
+import os
+import random
+import sys
+import time
+from typing import Final
+
+from tests import tracee
+from tests.simulation.world import FailedError, World
+
+ADDR_NO_RANDOMIZE: Final = 0x0040000  # personality(2)
+BARE: Final = {"PYTHONHASHSEED": "0", "PYTHONCOERCECLOCALE": "0"}  # without the latter Python adds a variable
+
+
+def main(arguments: list[str]) -> int:
+    """Run the program; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description="Simulate, and judge.")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    parser.add_argument("--steps", type=int, default=20_000)
+    asked = parser.parse_args(arguments)
+    if os.environ != BARE:
+        ctypes.CDLL(None).personality(ADDR_NO_RANDOMIZE)  # where that is refused, seeds find other instructions
+        command = [sys.executable, "-m", "tests.simulation", f"--seed={asked.seed}", f"--steps={asked.steps}"]
+        os.execve(sys.executable, command, BARE)
+    if not tracee.possible():
+        print("ptrace is not to be had here, or this is not x86-64", file=sys.stderr)
+        return 2
+    began = time.monotonic()
+    with World(asked.seed) as world:
+        try:
+            world.run(asked.steps)
+        except FailedError as error:
+            print(error, file=sys.stderr)
+            return 1
+        print("".join(f"{count:9,} {name}\n" for name, count in sorted(world.counts.items())), end="")
+        seconds = time.monotonic() - began
+        print(
+            f"seed {asked.seed}: {asked.steps:,} steps in {seconds:.1f} s, position {world.chronicle.newest:,}, "
+            f"digest {world.digest}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

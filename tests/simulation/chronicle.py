@@ -1,0 +1,225 @@
+"""The chronicle: everything that the block has been through, by the reference model, position by position.
+
+After each step of the simulation it follows the new log entries with `core.replay.Model`, and holds each against who
+moved in that step and what he had been asked to do: nothing else can have written it. For every position that an
+operation under way may still speak of, it keeps what was true immediately after it: that is what answers are judged by.
+
+It looks from outside, without the lock: between two steps nobody moves.
+"""
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from core.bruteforce import Scored, brute_force
+from core.recall import PhaseWindow, masks
+from core.regime import Regime
+from core.replay import DivergenceError, Model
+from core.synapse import Synapse
+from core.vector import Vector, norm
+from shm._native import ffi
+from shm.layout import FLAG_STOPPED, KINDS
+from shm.store import Decision, Memory
+from tests.formed import Formed, decision_of
+from tests.simulation.actor import Actor
+from tests.simulation.player import PHASE_TOLERANCE, KeyOf, Seen, image_of
+
+# What an operation may enter into the log. "apply" enters what was pending.
+WRITES: Final = {"admit": "decision", "batch": "decision", "forget": "delete", "take_over": "epoch", "tick": "tick"}
+
+
+class WrongError(Exception):
+    """A promise does not hold; the message says which, what was expected and what was found."""
+
+
+def same(what: str, expected: object, found: object) -> None:
+    """Raise WrongError when two things differ that must not."""
+    if expected != found:
+        raise WrongError(f"{what}: expected {expected}, found {found}")
+
+
+def holds(what: str, fact: object) -> None:
+    """Raise WrongError when something does not hold that must."""
+    if not fact:
+        raise WrongError(what)
+
+
+class Receipt(NamedTuple):
+    """The first answer to an event with a key."""
+
+    ordinal: int
+    key: KeyOf
+    decision: Decision
+
+
+class Moment(NamedTuple):
+    """What was true immediately after a position."""
+
+    seen: Seen
+    live: tuple[int, ...]  # ids, ascending
+    image: bytes  # of the log entry
+    decision: Decision  # what its sender was told, when it is one
+
+    @property
+    def stopped(self) -> bool:
+        """Whether an operator had stopped admissions."""
+        return bool(self.seen.scalars.flags & FLAG_STOPPED)
+
+
+class Pending(NamedTuple):
+    """A command that waits for the controller."""
+
+    ticket: int
+    kind: str
+    regime: Regime | None
+    configured: int
+
+
+class Chronicle:
+    """The truth about one block: `enter` is called with each new entry, in order."""
+
+    def __init__(self, formed: Formed) -> None:
+        self.formed = formed
+        self.layout = formed.block.layout
+        self.moments: dict[int, Moment] = {}
+        self.memories: dict[int, Memory] = {}
+        self.receipts: dict[int, Receipt] = {}  # by ordinal
+        self.tallies: dict[int, tuple[int, int]] = {}  # by row: accepted, rejected
+        self.pending: Pending | None = None
+        self.commands = 0  # newest ticket that was carried out
+        self._oldest = 1
+        entry = formed.entry(1)
+        regime = Regime.of_record(formed.store.state().settings)
+        levels = Synapse.initial(self.layout.dimension)
+        self.model = Model.before(entry, regime, levels).after(entry, regime, self.vector_of)
+        self._keep(entry, (), 0)
+
+    @property
+    def newest(self) -> int:
+        """The position that was followed last."""
+        return self.model.position
+
+    @property
+    def now(self) -> Moment:
+        """What is true."""
+        return self.moments[self.newest]
+
+    def vector_of(self, memory_id: int) -> Vector:
+        """Return the vector of a memory, float32[D]."""
+        return np.frombuffer(self.memories[memory_id].vector, np.float32)
+
+    def receipt_for(self, key: KeyOf, moment: Moment) -> Receipt | None:
+        """Return the receipt of a key that is promised at a moment."""
+        given = moment.seen.receipts
+        promised = range(given, max(0, given - self.layout.receipt_capacity), -1)
+        return next((self.receipts[n] for n in promised if self.receipts[n].key[:2] == key[:2]), None)
+
+    def nearest(self, moment: Moment, query: Vector, k: int, window: PhaseWindow) -> list[Scored]:
+        """Return what a recall must find at a moment."""
+        mask = masks(window, PHASE_TOLERANCE)[moment.seen.scalars.phase]
+        return brute_force(query, k, mask, ((self.memories[i], self.vector_of(i)) for i in moment.live))
+
+    def forget_before(self, position: int) -> None:
+        """Forget the moments of which nobody under way can speak any more, and what belongs only to them."""
+        kept = position - self.layout.log_capacity
+        if kept <= self._oldest:
+            return
+        for old in range(self._oldest, kept):
+            del self.moments[old]
+        self._oldest = kept
+        seen = self.moments[kept].seen
+        first_id = seen.scalars.accepted - self.layout.capacity
+        first_receipt = seen.receipts - self.layout.receipt_capacity
+        self.memories = {i: memory for i, memory in self.memories.items() if i >= first_id}
+        self.receipts = {n: receipt for n, receipt in self.receipts.items() if n >= first_receipt}
+
+    # -- following -----------------------------------------------------------------------------------------------------
+
+    def enter(self, entry: Any, actor: Actor, made: list[int]) -> None:
+        """Follow one entry that came to be while `actor` moved; `made` are those of the same operation before it."""
+        operation = actor.operation
+        assert operation is not None
+        before, what = self.now.seen, f"entry {entry.position} by {actor.name} at {operation}"
+        kind = self.pending and self.pending.kind if operation.name == "apply" else WRITES.get(operation.name)
+        same(f"{what}: kind", kind, KINDS[entry.kind])
+        same(f"{what}: row", actor.row, entry.row)
+        same(f"{what}: time", max(before.time_ns, operation.arguments[0]), entry.time_ns)
+        same(f"{what}: epoch", before.epoch + (kind == "epoch"), entry.epoch)
+        if operation.name in ("tick", "apply"):
+            same(f"{what}: epoch of the controller that wrote it", before.epoch, actor.epoch)
+        holds(f"{what}: is the only one of its operation", not made or operation.name == "batch")
+        live, receipts, regime = self.now.live, before.receipts, self.model.settings
+        decided = ffi.cast("struct mlsdm_decided *", entry.detail)
+        if kind == "decision":
+            live, receipts = self._decided(entry, actor, made)
+        elif kind == "delete":
+            same(f"{what}: id", operation.arguments[1], decided.memory_id)
+            holds(f"{what}: memory {decided.memory_id} lived", decided.memory_id in live)
+            live = tuple(i for i in live if i != decided.memory_id)
+        elif self.pending and self.pending.regime and kind == "configure":
+            regime = self.pending.regime
+        try:
+            self.model = self.model.after(entry, regime, self.vector_of)
+        except DivergenceError as error:
+            raise WrongError(str(error)) from error
+        if operation.name == "apply":
+            assert self.pending is not None
+            self.commands, self.pending = self.pending.ticket, None
+        self._keep(entry, live, receipts)
+        same(f"{what}: live memories", len(live), self.model.live)
+
+    def _decided(self, entry: Any, actor: Actor, made: list[int]) -> tuple[tuple[int, ...], int]:
+        """Follow a decision; returns which memories live after it, and how many receipts were given."""
+        assert actor.operation is not None
+        what, moment = f"entry {entry.position}", self.now
+        decided = ffi.cast("struct mlsdm_decided *", entry.detail)
+        items = items_of(actor.operation.arguments)
+        number, receipts = len(made), moment.seen.receipts
+        if decided.receipt:
+            receipts += 1
+            offset, _ = self.formed.region_bytes("receipts")
+            places = ffi.cast("struct mlsdm_receipt *", self.formed.block.map.base + offset)
+            receipt = places[receipts % (self.layout.receipt_capacity + 1)]
+            same(f"{what}: ordinal of its receipt", (receipts, receipts), (decided.receipt, receipt.ordinal))
+            key = (receipt.key[0], receipt.key[1], receipt.body)
+            number = next((i for i, item in enumerate(items) if item[2] == key), -1)
+            holds(f"{what}: the key {key} of its receipt is one of {actor.operation}", number >= 0)
+            same(f"{what}: earlier receipt of that key", None, self.receipt_for(key, moment))
+            same(f"{what}: first answer", decision_of(entry), Decision(*_fields(receipt.decision)))
+            self.receipts[receipts] = Receipt(receipts, key, decision_of(entry))
+        holds(f"{what}: is an item of {actor.operation}", number < len(items))
+        event, payload, key_of = items[number]
+        same(f"{what}: whether it has a receipt", key_of is not None, decided.receipt != 0)
+        moral, vector = self.formed.pool.event(event)
+        same(f"{what}: moral value", moral, decided.moral)
+        accepted, rejected = self.tallies.get(actor.row, (0, 0))
+        self.tallies[actor.row] = accepted + (decided.memory_id != 0), rejected + (decided.memory_id == 0)
+        if not decided.memory_id:
+            return moment.live, receipts
+        self.memories[int(decided.memory_id)] = Memory(
+            int(decided.memory_id), int(entry.position), int(entry.time_ns), moral, norm(vector),
+            int(entry.before.phase), vector.tobytes(), payload,
+        )  # fmt: skip
+        oldest = decided.memory_id - self.layout.capacity
+        return (*(i for i in moment.live if i > oldest), int(decided.memory_id)), receipts
+
+    def _keep(self, entry: Any, live: tuple[int, ...], receipts: int) -> None:
+        model = self.model
+        assert model.levels is not None
+        levels = np.zeros((3, self.layout.vector_stride // 4), np.float32)
+        levels[:, : self.layout.dimension] = model.levels
+        seen = Seen(model.position, model.scalars, levels.tobytes(), receipts, int(entry.epoch), int(entry.time_ns))
+        self.moments[model.position] = Moment(seen, live, image_of(entry), decision_of(entry))
+
+
+def items_of(arguments: tuple[Any, ...]) -> list[tuple[int, bytes, KeyOf | None]]:
+    """Return (event number, payload, key) of each event of an admission or a batch, by its arguments."""
+    _, numbers, payloads, key = arguments
+    if not isinstance(numbers, list):
+        numbers, payloads = [numbers], [payloads]
+    keys = [key and (key[0], key[1] + i, key[2]) for i in range(len(numbers))]
+    return list(zip(numbers, payloads, keys, strict=True))
+
+
+def _fields(record: Any) -> list[Any]:
+    return [getattr(record, name) for name in Decision._fields]

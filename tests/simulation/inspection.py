@@ -1,0 +1,126 @@
+"""The inspection: after each step, everything that the block says of itself is held against the chronicle.
+
+What is committed must be there to the last bit, whoever stands where: a process that stands, or died, in the middle of
+a transition has changed nothing that counts. So this looks at the whole block every time, and not only at what has
+just been written.
+"""
+
+from typing import Any, Final
+
+from core.regime import Regime
+from core.replay import Scalars
+from shm._native import ffi
+from shm.layout import KINDS, NO_ROW
+from shm.status import Gone, StoreError, Unknown
+from tests.formed import Formed
+from tests.simulation.actor import Actor
+from tests.simulation.chronicle import Chronicle, Pending, holds, same
+from tests.simulation.player import Seen
+
+COMMANDS: Final = ("configure", "reset", "stop", "resume")
+
+
+class Inspection:
+    """Looks at one block. `look` is called after every step, with who moved in it."""
+
+    def __init__(self, formed: Formed, chronicle: Chronicle) -> None:
+        self.formed = formed
+        self.chronicle = chronicle
+        self.heartbeat_ns = 0
+
+    def look(self, actor: Actor, made: list[int]) -> None:
+        """Follow the log and look at everything. `made` gets the positions that the actor's operation entered."""
+        commit = int(self.formed.block.region("commit").position)
+        while self.chronicle.newest < commit:
+            self.chronicle.enter(self.formed.entry(self.chronicle.newest + 1), actor, made)
+            made.append(self.chronicle.newest)
+        try:
+            self._state(commit)
+            self._tallies()
+            self._memories()
+        except StoreError as error:
+            holds(f"what is committed can be read: {error!r}", False)
+        self._command(actor)
+        self._vitals(actor)
+
+    def _state(self, commit: int) -> None:
+        state, _ = self.formed.store.levels()
+        scalars = Scalars.of(state.scalars)
+        levels = self.formed.store.level_bytes()
+        seen = Seen(commit, scalars, levels, int(state.receipts), int(state.epoch), int(state.time_ns))
+        same("the committed state", self.chronicle.now.seen, seen)
+        same("the settings in force", self.chronicle.model.settings, Regime.of_record(state.settings))
+        same("the newest command", self.chronicle.commands, int(state.ticket))
+
+    def _tallies(self) -> None:
+        model = self.chronicle.model
+        same("tallies", (model.accepted, model.rejected, model.position), self.formed.store.tallies())
+        for row, counts in self.chronicle.tallies.items():
+            cells = [cell for cell in self.formed.block.region("rows", row).tally if cell.position <= model.position]
+            newest = max(cells, key=lambda cell: int(cell.position))
+            same(f"the tally of row {row}", counts, (int(newest.accepted), int(newest.rejected)))
+
+    def _memories(self) -> None:
+        store, layout = self.formed.store, self.formed.block.layout
+        slots = range(layout.capacity + 1)
+        same("sound slots", [(True, 0)] * len(slots), [store.slot_sound(slot) for slot in slots])
+        newest, live = self.chronicle.model.accepted, set(self.chronicle.now.live)
+        for memory_id in range(max(1, newest - layout.capacity), newest + 2):
+            found: Any
+            try:
+                found = store.memory(memory_id)
+            except (Gone, Unknown) as error:
+                found = type(error)
+            expected: Any = Unknown if memory_id > newest else Gone
+            same(f"memory {memory_id}", self.chronicle.memories[memory_id] if memory_id in live else expected, found)
+            if memory_id not in live and 0 < newest - memory_id < layout.capacity:
+                self._erased(memory_id)
+
+    def _erased(self, memory_id: int) -> None:
+        """Nothing is left of what was deleted, unless whoever deletes it stands or died on the way, which is noted."""
+        if self.formed.block.region("lock").intent_id == memory_id:
+            return
+        slot = memory_id % (self.formed.block.layout.capacity + 1)
+        for region in self.formed.block.layout.regions():
+            if region.name in ("vectors", "shadow", "payloads"):
+                at = region.offset + slot * region.stride
+                left = self.formed.block.memory[at : at + region.stride]
+                holds(f"{region.name} of the deleted memory {memory_id} are erased", not any(left))
+
+    def _command(self, actor: Actor) -> None:
+        """The command slot changes only by whom it may: posted, taken back, or carried out (`Chronicle.enter`)."""
+        record, before = self.formed.block.region("command"), self.chronicle.pending
+        found = None
+        if record.ticket > self.chronicle.commands:
+            kind = KINDS[record.kind]
+            regime = Regime.of_record(ffi.addressof(record, "settings")) if kind == "configure" else None
+            found = Pending(int(record.ticket), kind, regime, int(record.configured))
+        if found == before:
+            return
+        operation = actor.operation
+        assert operation is not None
+        if found is None:
+            assert before is not None
+            same(f"who took back {before}", ("withdraw", (before.ticket,)), tuple(operation))
+        else:
+            same("the command that was pending before another", None, before)
+            same("what was posted", ("post", found[1:]), (operation.name, operation.arguments[:3]))
+            same("its ticket", self.chronicle.commands + 1, found.ticket)
+        self.chronicle.pending = found
+
+    def _vitals(self, actor: Actor) -> None:
+        """Nobody but the newest controller beats."""
+        beat = int(self.formed.block.region("vitals").heartbeat_ns)
+        if beat != self.heartbeat_ns:
+            operation = actor.operation
+            assert operation is not None
+            same("who beats", ("beat", (beat,), self.chronicle.now.seen.epoch), (*operation, actor.epoch))
+            self.heartbeat_ns = beat
+
+    def look_at_rows(self, actors: list[Actor]) -> None:
+        """Each row belongs to the process that was told so, and to no other."""
+        for actor in actors:
+            releasing = actor.operation is not None and actor.operation.name == "release"
+            if actor.row != NO_ROW and not releasing:
+                owner = int(self.formed.block.region("rows", actor.row).pid)
+                same(f"the owner of {actor.name}'s row {actor.row}", actor.pid, owner)

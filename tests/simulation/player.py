@@ -1,0 +1,163 @@
+"""The player: what a process of the server does to the block, one operation at a time, when it is told to.
+
+It runs in a child of the simulator and calls the real native core through the real store; nothing here is a model.
+An `Operation` is a name with arguments that can be pickled, times and seeds among them: a player decides nothing
+itself. What comes back is an `Outcome`, in plain values, copied out of the block.
+"""
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from core.recall import PhaseWindow, masks
+from core.regime import Regime
+from core.replay import Scalars
+from shm import process
+from shm._native import ffi
+from shm.layout import NO_ROW
+from shm.status import StoreError
+from shm.store import NO_KEY, Decision, Memory, Recall, Store, new_key, new_vitals
+from tests.formed import NORM_MAX, Formed, Pool
+
+WAIT_MS: Final = 1  # whoever holds the lock while another runs stands still: to wait for it longer changes nothing
+PHASE_TOLERANCE: Final = 0.15
+
+KeyOf = tuple[int, int, int]  # two words and a body
+
+
+class Operation(NamedTuple):
+    """What a player is asked to do: the name of one of its methods, and the arguments."""
+
+    name: str
+    arguments: tuple[Any, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.arguments}"
+
+
+class Outcome(NamedTuple):
+    """What came of it: `status` is "ok" with a value, or the name of an exception of `shm.status`."""
+
+    status: str
+    value: Any = None
+
+
+class Seen(NamedTuple):
+    """The committed state, as a reader was given it."""
+
+    position: int
+    scalars: Scalars
+    levels: bytes
+    receipts: int
+    epoch: int
+    time_ns: int
+
+
+class Player:
+    """One process on the block: a worker once it has a row, a controller once it has an epoch."""
+
+    def __init__(self, formed: Formed) -> None:
+        self.block = formed.block
+        self.pool: Pool = formed.pool
+        self.me = process.myself()
+        self.row = NO_ROW
+        self.own_epoch = 0
+        self._be(NO_ROW)
+        self.store = Store(self.block)
+        self.recaller = Recall(self.block)
+
+    def play(self, operation: Operation) -> Outcome:
+        """Carry out one operation."""
+        try:
+            return Outcome("ok", getattr(self, operation.name)(*operation.arguments))
+        except StoreError as error:
+            return Outcome(type(error).__name__)
+
+    def _be(self, row: int) -> None:
+        self.row = row
+        self.block.bind(self.me.pid, row, WAIT_MS, NORM_MAX)
+
+    # -- a worker's ----------------------------------------------------------------------------------------------------
+
+    def claim(self) -> int:
+        self._be(self.store.claim_row(self.me))
+        return self.row
+
+    def release(self) -> None:
+        self.store.release_row(self.row, self.me)
+        self._be(NO_ROW)
+
+    def admit(self, now_ns: int, number: int, payload: bytes, key: KeyOf | None) -> Decision:
+        moral, vector = self.pool.event(number)
+        return self.store.admit(now_ns, moral, vector, payload, new_key(key[:2], key[2]) if key else NO_KEY)
+
+    def batch(
+        self, now_ns: int, numbers: list[int], payloads: list[bytes], key: KeyOf | None
+    ) -> tuple[list[Decision], int]:
+        events = [self.pool.event(number) for number in numbers]
+        fields, status = self.store.admit_batch(
+            now_ns,
+            np.array([moral for moral, _ in events]),
+            np.stack([vector for _, vector in events]),
+            payloads,
+            new_key(key[:2], key[2]) if key else NO_KEY,
+        )
+        return [Decision(*decision) for decision in fields], status
+
+    def forget(self, now_ns: int, memory_id: int) -> bytes:
+        return image_of(self.store.forget(now_ns, memory_id))
+
+    def recall(self, number: int, k: int, window: PhaseWindow) -> tuple[list[tuple[Any, ...]], int, int]:
+        answer = self.recaller.nearest(self.pool.event(number)[1], k, masks(window, PHASE_TOLERANCE), True, True)
+        found = [(m.id, m.score, m.moral, m.time_ns, m.phase, m.payload, m.vector) for m in answer.matches]
+        return found, answer.as_of, answer.corrupt_id
+
+    def look(self) -> Seen:
+        state, _ = self.store.levels()
+        scalars = Scalars.of(state.scalars)
+        return Seen(
+            state.position, scalars, self.store.level_bytes(), state.receipts, state.epoch, state.time_ns
+        )  # fmt: skip
+
+    def add_up(self) -> tuple[int, int, int]:
+        return self.store.tallies()
+
+    def read(self, memory_id: int) -> Memory:
+        return self.store.memory(memory_id)
+
+    def page(self, first: int, count: int) -> tuple[list[bytes], int]:
+        entries, oldest = self.store.entries(first, count)
+        return [image_of(entry) for entry in entries], oldest
+
+    def post(self, kind: str, regime: Regime | None, configured: int, after: int) -> int:
+        return self.store.post_command(kind, regime and regime.to_record(), configured, after)
+
+    def withdraw(self, ticket: int) -> bool:
+        return self.store.withdraw_command(ticket)
+
+    # -- a controller's ------------------------------------------------------------------------------------------------
+
+    def take_over(self, now_ns: int, regime: Regime) -> bytes:
+        entry = self.store.epoch(now_ns, regime.to_record())
+        self.own_epoch = int(entry.epoch)
+        return image_of(entry)
+
+    def tick(self, now_ns: int) -> bytes:
+        return image_of(self.store.tick(now_ns, self.own_epoch))
+
+    def apply(self, now_ns: int) -> bytes | None:
+        entry = self.store.apply_command(now_ns, self.own_epoch)
+        return entry and image_of(entry)
+
+    def beat(self, heartbeat_ns: int) -> None:
+        vitals = new_vitals()
+        vitals.heartbeat_ns = heartbeat_ns
+        self.store.write_vitals(self.own_epoch, vitals)
+
+    def scrub(self) -> list[tuple[bool, int]]:
+        return [self.store.slot_sound(slot) for slot in range(self.block.layout.capacity + 1)]
+
+
+def image_of(entry: Any) -> bytes:
+    """Return a copy of the bytes of a log entry."""
+    return bytes(ffi.buffer(entry, ffi.sizeof("struct mlsdm_entry")))

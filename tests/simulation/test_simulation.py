@@ -1,0 +1,78 @@
+"""The simulation in small: a seed that is always the same, one that never is, and what it says when something is wrong.
+
+MLSDM_SIMULATION_STEPS (500) says how long each runs; `make soak` runs longer.
+"""
+
+import os
+import random
+import re
+import subprocess
+import sys
+
+import pytest
+
+from loadtests.live import ROOT
+from tests import tracee
+from tests.simulation.player import Operation, Outcome
+from tests.simulation.world import FailedError, World
+
+STEPS = int(os.environ.get("MLSDM_SIMULATION_STEPS", "500"))
+pytestmark = pytest.mark.skipif(not tracee.possible(), reason="needs ptrace on x86-64")
+
+
+def simulate(seed: int, steps: int) -> str:
+    """Run the program; returns what it says."""
+    command = [sys.executable, "-m", "tests.simulation", f"--seed={seed}", f"--steps={steps}"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.parametrize("seed", [20251122, random.SystemRandom().randrange(2**32)], ids=["fixed", "random"])
+def test_nothing_is_found(seed: int) -> None:
+    """Whatever workers, controllers and the clock do, stand in and die of, the block follows the reference model."""
+    told = simulate(seed, STEPS)
+
+    assert f"seed {seed}: {STEPS:,} steps" in told
+    assert {"admit ok", "tick ok", "recall ok", "claim ok"} <= set(re.findall(r"\d (\w+ \w+)$", told, re.MULTILINE))
+
+
+def test_a_seed_is_a_run() -> None:
+    """The same seed leads through the same steps to the same answers."""
+    first, second = (re.search(r"digest (\w+)", simulate(7, 150)) for _ in range(2))
+
+    assert first is not None
+    assert second is not None
+    assert first[1] == second[1]
+
+
+class TestSaysWhatIsWrong:
+    def failure(self, world: World) -> str:
+        with pytest.raises(FailedError) as failed:
+            world.run(500)
+        return str(failed.value)
+
+    def test_a_changed_byte(self) -> None:
+        """A memory that changes behind everybody's back is found in the next step, and how to see it again is said."""
+        with World(3) as world:
+            world.run(100)
+            slot = world.chronicle.now.live[-1] % (world.formed.block.layout.capacity + 1)
+            offset, _ = world.formed.region_bytes("vectors")
+            world.formed.block.memory[offset + slot * world.formed.block.layout.vector_stride] ^= 1
+
+            failure = self.failure(world)
+
+        assert "sound slots: expected" in failure
+        assert f"again: python -m tests.simulation --seed 3 --steps {world.steps}" in failure
+
+    def test_a_lost_decision(self) -> None:
+        """A decision that somebody was told, and that the log does not hold, is found when it is judged."""
+        with World(4) as world:
+            world.run(100)
+            worker = next(actor for actor in world.actors if actor.row >= 0)
+            asked = Operation("admit", (world.now_ns, 990_000, b"", None))
+            course = world.course(asked)
+            told = Outcome("ok", world.chronicle.now.decision)
+
+            with pytest.raises(Exception, match="which is in the log"):
+                world.judge.judge(worker, told, course)

@@ -1,0 +1,310 @@
+"""The world: workers, controllers and a clock, moved by one seed through all that can happen to them.
+
+In each step the scheduler picks one actor. One that has nothing to do is given an operation, and carries it out as a
+whole or comes to stand in the middle: at the entrance of the native function, where it takes the mutex, where it gives
+it back, and up to some thousand instructions further on. One that stands goes on to its end, goes on for some more
+instructions, or is killed where it is. One that died is replaced, and its successor claims its row or takes over from
+it; controllers take over from living ones, too, who go on with a stale epoch. The clock runs, leaps forward for years
+and falls back.
+
+Nothing else moves meanwhile, so a run is a function of its seed, as far as the machine lets it be: `__main__` sees to
+that. After every step the inspection looks at the whole block, and an answer is judged as soon as it is there.
+
+Rejected: simulated threads over a model of the block. They would prove the model; what can be broken is the C, at the
+boundaries of its instructions, and those are the boundaries here.
+"""
+
+import hashlib
+import itertools
+import random
+import signal
+from collections import Counter, deque
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final, Literal, Self
+
+from core.governor import GovernorSettings
+from core.regime import Regime, SynapseSettings
+from core.rhythm import RhythmSettings
+from shm.layout import NO_ROW, Layout
+from shm.status import StoreError
+from shm.store import ANY_TICKET
+from tests.formed import NORM_MAX, Formed
+from tests.simulation.actor import Actor, Place, Trails, address_of
+from tests.simulation.chronicle import Chronicle, WrongError
+from tests.simulation.inspection import COMMANDS, Inspection
+from tests.simulation.judge import Course, Judge
+from tests.simulation.player import KeyOf, Operation, Outcome
+
+WORKERS: Final = 3
+CONTROLLERS: Final = 2
+LAYOUT: Final = Layout(  # so small that every ring goes round every few steps
+    dimension=5, capacity=7, payload_size_max=24, log_capacity=48, rows=WORKERS, receipt_capacity=6
+)
+YEAR_NS: Final = 365 * 86_400 * 10**9
+STUCK_SECONDS: Final = 60  # for one step, which takes some milliseconds: an actor that runs in circles
+TOLD: Final = 40  # steps before a failure
+KEYS: Final = 16  # so few that most are known, or were
+
+REGIMES: Final = tuple(
+    Regime.of_record(regime.to_record())  # λ and gains as float32 has them
+    for regime in (
+        Regime(GovernorSettings(), RhythmSettings(), SynapseSettings(), 10**9),
+        Regime(GovernorSettings(), RhythmSettings(2, 2, True, True), SynapseSettings(theta_l1=0.3), 10**9),
+        Regime(GovernorSettings(0.4, 0.2, 0.8, 0.01, 0.3, 0.1), RhythmSettings(1, 5), SynapseSettings(), 10**8),
+        Regime(GovernorSettings(), RhythmSettings(3, 1), SynapseSettings(theta_l1=0.1, by_element=True), 10**9),
+    )
+)
+
+# How often each is asked for, beside the others of its kind.
+WORKERS_DO: Final = {
+    "admit": 30, "batch": 8, "forget": 10, "recall": 9, "look": 6, "add_up": 5, "read": 7, "page": 6, "post": 5,
+    "withdraw": 3, "release": 2,
+}  # fmt: skip
+READS: Final = ("recall", "look", "add_up", "read", "page", "scrub")  # without the lock, for the most part
+CONTROLLERS_DO: Final = {"tick": 8, "apply": 8, "beat": 3, "scrub": 3, "forget": 1, "look": 1, "take_over": 2}
+
+
+class FailedError(Exception):
+    """The simulation found something; the message tells what, after which steps, and how to see it again."""
+
+
+class World:
+    """One block and those who live on it. `step` moves one of them."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.seed = seed
+        self.steps = 0
+        self.counts: Counter[str] = Counter()
+        self._told: deque[str] = deque(maxlen=TOLD)
+        self._digest = hashlib.sha256()
+        state = random.getstate()
+        random.seed(seed)  # where the clock of the block begins
+        self.formed = Formed(LAYOUT, REGIMES[0])
+        random.setstate(state)
+        self.formed.block.bind(0, NO_ROW, 0, NORM_MAX)  # from here on this process only looks
+        self.now_ns = self.formed.now()
+        self.chronicle = Chronicle(self.formed)
+        self.inspection = Inspection(self.formed, self.chronicle)
+        self.judge = Judge(self.chronicle)
+        self.courses: dict[str, Course] = {}
+        self.actors: list[Actor] = []
+        self._born = 0
+        self.trails: dict[str, Trails] = {}  # of all instructions that were met, by operation
+
+    def __enter__(self) -> Self:
+        self._alarm = signal.signal(signal.SIGALRM, self._stuck)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, self._alarm)
+        for actor in self.actors:
+            actor.kill()
+        self.formed.close()
+
+    @property
+    def digest(self) -> str:
+        """What tells one run from another: everything that was done, and everything that was answered."""
+        return self._digest.hexdigest()[:16]
+
+    def run(self, steps: int) -> None:
+        """Take some steps. Raises FailedError."""
+        try:
+            for _ in range(steps):
+                signal.alarm(STUCK_SECONDS)
+                self.step()
+        except (WrongError, AssertionError, StoreError) as error:
+            told = "\n".join(self._told)
+            again = f"python -m tests.simulation --seed {self.seed} --steps {self.steps}"
+            raise FailedError(f"{told}\n\nstep {self.steps}: {error or repr(error)}\nagain: {again}") from error
+        finally:
+            signal.alarm(0)
+
+    @staticmethod
+    def _stuck(_signal: int, _frame: FrameType | None) -> None:
+        raise AssertionError(f"did not end within {STUCK_SECONDS} s")
+
+    # -- one step ------------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Move one actor. Raises WrongError."""
+        self.steps += 1
+        self._pass_time()
+        if len(self.actors) < WORKERS + CONTROLLERS and self.random.random() < 0.5:
+            self._bear()
+        actor = self._picked()
+        standing = actor.operation is not None
+        if self.random.random() < (0.4 if actor.pid == self._holder() else 0.1 if standing else 0.005):
+            self._kill(actor)
+            return
+        if not standing:
+            actor.give(self._chosen(actor))
+            assert actor.operation is not None
+            self.courses[actor.name] = self.course(actor.operation)
+        course = self.courses[actor.name]
+        operation = course.operation
+        course.contended.append(self._holder() not in (0, actor.pid))
+        outcome, how = self._moved(actor, standing)
+        actor.operation = operation  # it may be done; the inspection asks what it was doing
+        self._tell(f"{actor.name} {operation} {how}: {outcome or 'stands'}")
+        self.inspection.look(actor, course.made)
+        for under_way in self.courses.values():
+            under_way.pendings.append(self.chronicle.pending)
+        if outcome:
+            actor.operation = None
+            self._settle(actor, outcome, course)
+        self.inspection.look_at_rows(self.actors)
+        oldest = min((course.began for course in self.courses.values()), default=self.chronicle.newest)
+        self.chronicle.forget_before(oldest)
+
+    def course(self, operation: Operation) -> Course:
+        """Return the course of an operation that begins now."""
+        return Course(operation, self.chronicle.newest, [], [], [self.chronicle.pending], self.chronicle.commands)
+
+    def _moved(self, actor: Actor, standing: bool) -> tuple[Outcome | None, str]:
+        """Move an actor, to its end or to where it is to stand; returns its outcome, and how far it was to go.
+
+        Instructions that were met on foot are known from then on, and the next one is brought there at once.
+        """
+        assert actor.operation is not None
+        if self.random.random() < (0.5 if standing else 0.65):
+            return actor.finish(), "to its end"
+        trails = self.trails.setdefault(actor.operation.name, ({}, {}))
+        reads = actor.operation.name in READS
+        held = bool(trails[True]) and self.random.random() < (0.2 if reads else 0.8)
+        if trails[held] and self.random.random() < 0.85:
+            number = self.random.randrange(len(trails[held]))
+            outcome = actor.go_to(next(itertools.islice(trails[held], number, None)))
+            return outcome, f"to known instruction {number} {'with' if held else 'without'} the lock"
+        instructions = self.random.randrange(2_000 if self.random.random() < 0.5 else 60)
+        if standing:
+            return actor.advance(instructions, trails), f"for {instructions} instructions"
+        place: Place = self.random.choices(("call", "section", "leaving"), (2, 5, 2))[0]
+        outcome = actor.go_to(address_of(place, actor.operation)) or actor.advance(instructions, trails)
+        return outcome, f"to {place} and {instructions} instructions"
+
+    def _settle(self, actor: Actor, outcome: Outcome, course: Course) -> None:
+        del self.courses[actor.name]
+        self.judge.judge(actor, outcome, course)
+        operation = course.operation
+        self.counts[f"{operation.name} {outcome.status}"] += 1
+        if outcome.status != "ok":
+            return
+        if operation.name == "claim":
+            actor.row = outcome.value
+        elif operation.name == "release":
+            actor.row = NO_ROW
+        elif operation.name == "take_over":
+            actor.epoch = self.chronicle.moments[course.made[0]].seen.epoch
+        elif operation.name == "post":
+            actor.tickets = [*actor.tickets[-2:], outcome.value]
+        elif operation.name == "withdraw":
+            actor.tickets.remove(operation.arguments[0])
+        elif operation.name in ("admit", "batch"):
+            decisions = [outcome.value] if operation.name == "admit" else outcome.value[0]
+            self.counts["repeated"] += sum(decision.repeated for decision in decisions)
+
+    def _kill(self, actor: Actor) -> None:
+        held = self._holder() == actor.pid
+        self._tell(f"{actor.name} {actor.operation or ''} dies{' with the lock' * held}")
+        actor.kill()
+        self.counts["died with the lock" if held else "died in an operation" if actor.operation else "died idle"] += 1
+        course = self.courses.pop(actor.name, None)
+        self.actors.remove(actor)
+        if course:
+            self.inspection.look(actor, course.made)
+
+    def _bear(self) -> None:
+        workers = sum(actor.name.startswith("worker") for actor in self.actors)
+        kind: Literal["worker", "controller"] = "worker" if workers < WORKERS else "controller"
+        self._born += 1
+        self.actors.append(Actor(f"{kind}-{self._born}", self.formed))
+
+    def _picked(self) -> Actor:
+        """Return who moves: rather often the one who holds the lock, as nobody else gets far meanwhile."""
+        if not self.actors:
+            self._bear()
+        holders = [actor for actor in self.actors if actor.pid == self._holder()]
+        return self.random.choice(holders if holders and self.random.random() < 0.4 else self.actors)
+
+    def _holder(self) -> int:
+        return self.formed.block.mutex_owner()
+
+    def _tell(self, sentence: str) -> None:
+        self._told.append(f"{self.steps}: {sentence}")
+        self._digest.update(sentence.encode())
+
+    def _pass_time(self) -> None:
+        chance = self.random.random()
+        if chance < 0.01:
+            self.now_ns = self.random.randrange(-10 * YEAR_NS, 60 * YEAR_NS)
+        else:
+            self.now_ns += self.random.randrange(-(10**6), 10**9)
+
+    # -- what they are asked -------------------------------------------------------------------------------------------
+
+    def _chosen(self, actor: Actor) -> Operation:
+        if actor.name.startswith("worker"):
+            if actor.row == NO_ROW:
+                return Operation("claim")
+            kinds = WORKERS_DO
+        elif not actor.epoch:
+            return Operation("take_over", (self.now_ns, REGIMES[0]))
+        else:
+            kinds = CONTROLLERS_DO
+        name = self.random.choices(list(kinds), list(kinds.values()))[0]
+        if name == "withdraw" and not actor.tickets:
+            name = "post"
+        asks: dict[str, Callable[[], tuple[Any, ...]]] = {
+            "admit": lambda: (self.now_ns, *self._event()),
+            "batch": self._batch,
+            "forget": lambda: (self.now_ns, self._id()),
+            "recall": self._query,
+            "read": lambda: (self._id(),),
+            "page": self._page,
+            "post": self._post,
+            "withdraw": lambda: (self.random.choice(actor.tickets),),
+            "take_over": lambda: (self.now_ns, REGIMES[0]),
+            "tick": lambda: (self.now_ns,),
+            "apply": lambda: (self.now_ns,),
+            "beat": lambda: (self.now_ns,),
+        }
+        return Operation(name, asks[name]() if name in asks else ())
+
+    def _number(self) -> int:
+        """Return an event by number: rather often one that any threshold lets through."""
+        return self.random.randrange(900_000, 10**6) if self.random.random() < 0.5 else self.random.randrange(10**6)
+
+    def _payload(self) -> bytes:
+        return self.random.randbytes(self.random.randint(0, LAYOUT.payload_size_max))
+
+    def _event(self) -> tuple[int, bytes, KeyOf | None]:
+        if self.random.random() < 0.5:
+            return self._number(), self._payload(), None
+        key = self.random.randrange(KEYS)
+        return self._number(), self._payload(), (1, key, self.random.random() < 0.05)
+
+    def _batch(self) -> tuple[int, list[int], list[bytes], KeyOf | None]:
+        count = self.random.randint(1, LAYOUT.receipt_capacity - 1)
+        key = (1, self.random.randrange(KEYS), 0) if self.random.random() < 0.5 else None
+        return self.now_ns, [self._number() for _ in range(count)], [self._payload() for _ in range(count)], key
+
+    def _query(self) -> tuple[int, int, str]:
+        k = self.random.randint(1, LAYOUT.capacity + 2)
+        return self.random.randrange(10**6), k, self.random.choice(("any", "wake", "sleep", "current"))
+
+    def _id(self) -> int:
+        """Return an id: of the window, on its edges, or beyond."""
+        newest = self.chronicle.model.accepted
+        return max(0, newest + 2 - self.random.randrange(LAYOUT.capacity + 4))
+
+    def _page(self) -> tuple[int, int]:
+        newest = self.chronicle.newest
+        return max(1, newest + 3 - self.random.randrange(LAYOUT.log_capacity + 6)), self.random.randint(1, 20)
+
+    def _post(self) -> tuple[str, Regime | None, int, int]:
+        kind = self.random.choices(COMMANDS, (5, 2, 1, 3))[0]
+        after = ANY_TICKET if self.random.random() < 0.7 else self.chronicle.commands
+        return kind, self.random.choice(REGIMES) if kind == "configure" else None, self.random.randrange(2), after
