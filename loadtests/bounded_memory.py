@@ -82,9 +82,26 @@ def measure(server: LiveServer, events: int) -> int:
 
 
 def proportional_mb(server: LiveServer) -> float:
-    """Return the service's PSS in MB."""
+    """Return the service's PSS in MB: of what several processes map, each one's part."""
+    return _sum_mb(server, "Pss")
+
+
+def written_mb(server: LiveServer) -> float:
+    """Return what the service's processes have written and share with nobody, in MB.
+
+    It grows with the service alone; PSS grows, too, when other servers of this machine end, which shared its libraries.
+    """
+    return _sum_mb(server, "Private_Dirty")
+
+
+def _sum_mb(server: LiveServer, name: str) -> float:
+    """Return the sum of a line of smaps_rollup over all processes of the service."""
     arbiter = psutil.Process(server.pid)
-    return sum(float(member.memory_full_info().pss) for member in [arbiter, *arbiter.children(recursive=True)]) / 1e6
+    kilobytes = 0
+    for member in [arbiter, *arbiter.children(recursive=True)]:
+        lines = Path(f"/proc/{member.pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+        kilobytes += sum(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+    return kilobytes * 1024 / 1e6
 
 
 if __name__ == "__main__":
