@@ -18,8 +18,8 @@ from shm.store import Recall, Store
 class Context:
     """One worker's view.
 
-    `clock` returns CLOCK_BOOTTIME in ns; `leaving` says whether the server
-    has been told to stop; `charge` takes tokens from whoever asks, and may raise.
+    `clock` returns CLOCK_BOOTTIME in ns; `leaving` says whether the server has been told to stop; `charge` takes tokens
+    from whoever asks, and may raise.
     """
 
     config: Config

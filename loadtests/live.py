@@ -152,6 +152,17 @@ class LiveServer:
         connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
 
+    def connect_to_both_workers(self) -> tuple[http.client.HTTPConnection, http.client.HTTPConnection]:
+        """Return a connection to each of two workers: the ids of the requests that one answers begin alike."""
+        found: dict[str, http.client.HTTPConnection] = {}
+        while len(found) < 2:
+            connection = self.connect()
+            name = self.request("GET", "/livez", connection=connection).headers["x-request-id"][:16]
+            if found.setdefault(name, connection) is not connection:
+                connection.close()
+        first, second = found.values()
+        return first, second
+
     def request(
         self,
         method: str,

@@ -116,7 +116,7 @@ class Client:
         self.broken: list[str] = []
         self._chance = random.Random(seed)
         self._vectors = np.random.default_rng(seed)
-        self._workers = list(to_both_workers(server))
+        self._workers = list(server.connect_to_both_workers())
         self._keys = 0
 
     def run(self, times: int) -> None:
@@ -229,15 +229,3 @@ class Client:
 def _received(worker: http.client.HTTPConnection) -> Answer:
     response = worker.getresponse()
     return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, response.read())
-
-
-def to_both_workers(server: LiveServer) -> tuple[http.client.HTTPConnection, http.client.HTTPConnection]:
-    """Return a connection to each of two workers: the ids of the requests that one answers begin alike."""
-    found: dict[str, http.client.HTTPConnection] = {}
-    while len(found) < 2:
-        connection = server.connect()
-        name = server.request("GET", "/livez", connection=connection).headers["x-request-id"][:16]
-        if found.setdefault(name, connection) is not connection:
-            connection.close()
-    first, second = found.values()
-    return first, second

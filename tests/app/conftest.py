@@ -1,6 +1,5 @@
 """The servers that the tests of the HTTP API share."""
 
-import http.client
 from collections.abc import Iterator
 
 import pytest
@@ -8,18 +7,6 @@ import pytest
 from loadtests.live import LiveServer
 from tests.app import ring
 from tests.conftest import SMALL
-
-
-def of_both_workers(server: LiveServer) -> tuple[http.client.HTTPConnection, http.client.HTTPConnection]:
-    """Return a connection to each of two workers: the requests that one names begin alike."""
-    found: dict[str, http.client.HTTPConnection] = {}
-    while len(found) < 2:
-        connection = server.connect()
-        name = server.request("GET", "/livez", connection=connection).headers["x-request-id"][:16]
-        if found.setdefault(name, connection) is not connection:
-            connection.close()
-    first, second = found.values()
-    return first, second
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ from shm.block import Block
 from shm.layout import KINDS
 from shm.store import Store
 from tests.app import ring
-from tests.app.conftest import of_both_workers
 from tests.app.wire import BATCH_FORMS, EVENT_FORMS, EXAMPLE, JSON, Body, of_json, of_raw, problem
 from tests.conftest import Serve
 
@@ -60,7 +59,7 @@ def decided(server: LiveServer) -> int:
 @pytest.fixture
 def workers(keyed_server: LiveServer) -> Iterator[tuple[http.client.HTTPConnection, http.client.HTTPConnection]]:
     """A connection to each of the two workers."""
-    connections = of_both_workers(keyed_server)
+    connections = keyed_server.connect_to_both_workers()
     yield connections
     for connection in connections:
         connection.close()

@@ -29,7 +29,6 @@ from core.keys import Key, Keyring, Role
 from loadtests.live import Answer, LiveServer, eventually
 from shm.store import PEERS, Bucket
 from tests.app import ring
-from tests.app.conftest import of_both_workers
 from tests.app.wire import EXAMPLE, JSON, Body, of_json, of_raw, post, problem
 from tests.conftest import SMALL, Serve
 from tests.formed import Formed
@@ -94,7 +93,7 @@ def left(answer: Answer) -> int:
 
 def test_events_and_recalls_cost_one_and_batches_what_they_hold(limited: LiveServer) -> None:
     """All out of one bucket, whichever worker answers; each answer says what is left."""
-    send, connections = sender(limited, "quick"), of_both_workers(limited)
+    send, connections = sender(limited, "quick"), limited.connect_to_both_workers()
     start = left(send("/event"))
     costs = [
         ("/event", EVENT, 1), ("/recall", of_json({"vector": EXAMPLE}), 1), ("/events", batch(1), 1),
@@ -260,7 +259,7 @@ def test_a_batch_that_was_interrupted_pays_for_what_was_decided(serve: Serve) ->
 
 def test_two_workers_share_one_bucket(limited: LiveServer) -> None:
     """In T seconds burst + rate × T events get through two workers together: not one more, and at most one fewer."""
-    send, connections = sender(limited, "writer"), of_both_workers(limited)
+    send, connections = sender(limited, "writer"), limited.connect_to_both_workers()
     clock, accepted, refused = time.monotonic_ns, 0, 0
     began = clock()
 
@@ -295,7 +294,7 @@ def test_who_waits_as_long_as_told_gets_in(limited: LiveServer) -> None:
 
 def test_too_much_is_429_and_changes_nothing(limited: LiveServer) -> None:
     """It says how long to wait and what the policy is; neither the log nor a counter moves, from either worker."""
-    send, connections = sender(limited, "meek"), of_both_workers(limited)
+    send, connections = sender(limited, "meek"), limited.connect_to_both_workers()
     assert left(send("/events", batch(BURST - 1))) == 1
     assert problem(send("/events", batch(2)))["code"] == "rate_limit_exceeded"
     assert left(send("/event")) == 0
