@@ -22,13 +22,14 @@ from loadtests.bench.rows import ROWS, Row, Side, chosen
 from loadtests.bench.servers import PRODUCTION, TOKEN, Product
 from loadtests.bench.wrk import Sample, Unmeasured
 from loadtests.live import ROOT
+from tests.programs import needs
 
 LINE = (
     'MEASURED {"completed": 90, "sent": 95, "seconds": 0.5, "connect": 0, "read": 2, "write": 0, "status": 3, '
     '"timeout": 0, "latency_us": [10, 20]}'
 )
 SIDE = Side("product", "event raw")
-needs_wrk = pytest.mark.skipif(not any(Path(d, "wrk").exists() for d in os.get_exec_path()), reason="wrk is missing")
+needs_wrk = needs("wrk")
 
 
 @pytest.fixture(scope="module")

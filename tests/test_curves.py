@@ -23,11 +23,12 @@ from loadtests.curves import growth, latency, paced, picture
 from loadtests.curves.costs import Admission, Search, searches
 from loadtests.curves.inside import Inside, clustered
 from loadtests.curves.reading import reading_us
+from tests.programs import needs
 
 CORE = min(os.sched_getaffinity(0))
 LATER = max(os.sched_getaffinity(0))
 PAUSE = 0.01
-needs_wrk = pytest.mark.skipif(not any(Path(d, "wrk").exists() for d in os.get_exec_path()), reason="wrk is missing")
+needs_wrk = needs("wrk")
 
 
 def posts(count: int = 3) -> Traffic:

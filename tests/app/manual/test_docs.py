@@ -3,7 +3,6 @@
 import html
 import os
 import re
-import shutil
 import subprocess
 from base64 import b64encode
 from collections.abc import Iterator
@@ -21,8 +20,8 @@ from core.limits import Limit
 from loadtests.live import LiveServer
 from tests.app.ring import bearer
 from tests.conftest import SMALL
+from tests.programs import needs
 
-CHROMIUM: Final = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID: Final = {"meta"}
 
 
@@ -223,12 +222,12 @@ def test_the_page_is_for_readers_as_everything_else(serve: Any) -> None:
         assert (401, 200) == (server.get(path).status, server.get(path, **{"X-API-Key": "a-key"}).status)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+@needs("chromium")
 def test_a_browser_finds_nothing_to_complain_about(server: LiveServer, tmp_path: Path) -> None:
     """The style applies, and the console stays empty: no violation of the policy, nothing that was not found."""
     ended = subprocess.run(
         [
-            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
             f"--user-data-dir={tmp_path}/profile", "--enable-logging=stderr", "--virtual-time-budget=2000",
             "--dump-dom", f"http://127.0.0.1:{server.port}/docs",
