@@ -36,6 +36,6 @@ class Context:
 
     def __post_init__(self) -> None:
         self.codec = Codec(self.config.dimension)
-        self.idempotency = Idempotency(bytes(self.store.block.region("header").secret))
+        self.idempotency = Idempotency(self.store.block.secret)
         self.boot_id = self.store.block.boot_id
         self.payload_size_max = self.config.payload_size_max

@@ -59,7 +59,7 @@ class Quotas:
             name: (round(_SECOND_NS / tier.rate), tier.burst, _policy(name, tier)) for name, tier in tiers.items()
         }
         self._clock = clock
-        self._secret = bytes(block.region("header").secret)
+        self._secret = block.secret
         self._account_of = lru_cache(4096)(self._account)
 
     def charge(self, environ: WSGIEnvironment, tokens: int) -> None:

@@ -251,7 +251,7 @@ class Server:
         while True:
             try:
                 state = store.state()
-                if int(block.region("command").ticket) > int(state.ticket):
+                if store.command_pending():
                     raise Taken("another command is pending")  # it may be one of a configuration before this
                 if state.configured != configured:
                     store.post_command("configure", record, configured, state.ticket)

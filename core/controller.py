@@ -83,7 +83,16 @@ class Controller:
     def _inherit_vitals(self, arbiter: process.Identity) -> Any:
         """Return the vitals to publish: the predecessor's counts under this controller's name."""
         vitals = new_vitals()
-        for name in ("scrubbed", "torn", "drift_episodes", "lock_kills", "late_steps", "emergency_episodes", "drift"):
+        for name in (
+            "scrubbed",
+            "torn",
+            "drift_episodes",
+            "lock_kills",
+            "late_steps",
+            "emergency_episodes",
+            "drift",
+            "mended",
+        ):
             setattr(vitals, name, getattr(self.block.region("vitals"), name))
         me = process.myself()
         vitals.controller_pid, vitals.controller_started = me
@@ -94,6 +103,7 @@ class Controller:
         """Do everything that is due now, each piece bounded. Raises Stale when a newer controller has taken over."""
         now_ns = self.clock()
         self.guard_lock()
+        self.guard_header()
         try:
             if not self.epoch:
                 self._begin()
@@ -124,6 +134,12 @@ class Controller:
             self.vitals.lock_kills += 1
             log.error("removed stuck lock holder pid=%d", killed.pid)
 
+    def guard_header(self) -> None:
+        """Write the header again when it has changed: the next to open the block would refuse it."""
+        if self.block.mend_header():
+            self.vitals.mended += 1
+            log.error("the header of the block was damaged and is put right")
+
     def obey(self, now_ns: int) -> None:
         """Carry out the pending command, if there is one."""
         entry = self.store.apply_command(now_ns, self.epoch)
@@ -153,16 +169,25 @@ class Controller:
         return int(self.store.state().settings.cycle_ns)
 
     def scrub(self, now_ns: int) -> None:
-        """Check the next few slots against their checksums; what is corrupt is forgotten, so that nobody recalls it."""
+        """Check the next few slots against their checksums. A damaged mark is put right; a memory that is corrupt is
+        forgotten, so that nobody recalls it.
+        """
         for _ in range(int(self._scrub_per_round)):
             sound, memory_id = self.store.slot_sound(self._scrub_at)
             if not sound:
-                self.vitals.torn += 1
-                log.error("memory %d is corrupt and is forgotten", memory_id)
-                with suppress(Unknown, Gone):  # evicted or deleted meanwhile: nobody recalls it any more
-                    self.store.forget(now_ns, memory_id)
+                self._mend(now_ns, self._scrub_at, memory_id)
             self._scrub_at = (self._scrub_at + 1) % (self.block.layout.capacity + 1)
             self.vitals.scrubbed += 1
+
+    def _mend(self, now_ns: int, slot: int, memory_id: int) -> None:
+        if self.store.mend_slot(slot):
+            self.vitals.mended += 1
+            log.error("memory %d had a damaged mark, which is put right", memory_id)
+            return
+        self.vitals.torn += 1
+        log.error("memory %d is corrupt and is forgotten", memory_id)
+        with suppress(Unknown, Gone):  # evicted or deleted meanwhile: nobody recalls it any more
+            self.store.forget(now_ns, memory_id)
 
     def feel(self, now_ns: int) -> None:
         """Beat, once a second sample the machine and look at the threshold, and declare what emergency there is."""

@@ -5,7 +5,8 @@ file system, so nothing can be left behind; it lives exactly as long as a proces
 by fork. A new arbiter (USR2) inherits the descriptor through exec and adopts it. An observer opens /proc/PID/fd/N and
 maps it read-only: it can look, and cannot harm.
 
-The header is written once, before anybody else can see the block, and checked by everybody who comes later.
+The header is written once, before anybody else can see the block, and checked by everybody who comes later. Whoever has
+opened it keeps a copy, so the controller can write it again when a bit of it has flipped.
 
 Rejected: `multiprocessing.shared_memory` (see layout), a file in /dev/shm (64 MB by default in containers, and it leaks
 when everybody is killed).
@@ -22,10 +23,12 @@ from typing import Any, Final, Self
 
 from shm._native import ffi, lib
 from shm.layout import LAYOUT_VERSION, MAGIC, NO_ROW, PAGE, REGIONS, Layout
+from shm.status import Corrupt
 
 NAME: Final = "mlsdm"
 _HEADER_SIZE: Final = ffi.sizeof("struct mlsdm_header")
 _MADV_POPULATE_READ: Final = 22
+_DAMAGED: Final = 2**64 - 1  # what the native core reads for a word whose seal is broken
 
 
 class BlockError(Exception):
@@ -34,13 +37,14 @@ class BlockError(Exception):
 
 @dataclass
 class Block:
-    """A mapped block. `map` is the native core's view of it, private to this process: see `bind`."""
+    """A mapped block. `header` are the bytes of its header as they were made; `map` is the native core's view of the
+    block, private to this process: see `bind`.
+    """
 
     fd: int
     layout: Layout
     memory: mmap.mmap
-    boot_id: str
-    created_boot_ns: int
+    header: bytes
     map: Any
     writable: bool
 
@@ -84,8 +88,7 @@ class Block:
         refused = lib.mlsdm_lock_create(block.map)
         if refused:
             raise BlockError(f"cannot create a robust mutex: {os.strerror(refused)}")
-        block._identify()
-        return block
+        return block._remembering(header)
 
     @classmethod
     def open(cls, fd: int, writable: bool) -> Self:
@@ -111,9 +114,7 @@ class Block:
             )
         if os.fstat(fd).st_size != header.block_size or header.block_size != layout.block_size:
             raise BlockError(f"the block has {os.fstat(fd).st_size} bytes, expected {layout.block_size}")
-        block = cls._mapped(fd, layout, writable)
-        block._identify()
-        return block
+        return cls._mapped(fd, layout, writable)._remembering(header)
 
     @classmethod
     def _mapped(cls, fd: int, layout: Layout, writable: bool) -> Self:
@@ -137,12 +138,46 @@ class Block:
             view.buckets[number] = layout.regions()[REGIONS.index(name)].count
         view.row = NO_ROW
         view.pid = os.getpid()
-        return cls(fd, layout, memory, "", 0, view, writable)
+        return cls(fd, layout, memory, b"", view, writable)
 
-    def _identify(self) -> None:
-        header = self.region("header")
-        self.boot_id = bytes(header.boot_id).hex()
-        self.created_boot_ns = header.created_boot_ns
+    def _remembering(self, header: Any) -> Self:
+        """Keep a copy of the header: what this process and its children know of it does not change under them."""
+        self.header = bytes(ffi.buffer(header))
+        return self
+
+    @property
+    def boot_id(self) -> str:
+        """The identity of this memory, in hexadecimal digits."""
+        return bytes(self._known.boot_id).hex()
+
+    @property
+    def secret(self) -> bytes:
+        """What keys the hashes of clients' names and of idempotency keys: 16 bytes, never told."""
+        return bytes(self._known.secret)
+
+    @property
+    def created_boot_ns(self) -> int:
+        """CLOCK_BOOTTIME at which the block was made, in ns."""
+        return int(self._known.created_boot_ns)
+
+    @property
+    def _known(self) -> Any:
+        return ffi.from_buffer("struct mlsdm_header *", self.header)
+
+    @property
+    def position(self) -> int:
+        """The position that was committed last. Raises Corrupt where the commit word is damaged."""
+        position = int(lib.mlsdm_position(self.map))
+        if position == _DAMAGED:
+            raise Corrupt("the commit word is damaged: its seal is broken")
+        return position
+
+    def mend_header(self) -> bool:
+        """Write the header again as it was made; False when nothing of it had changed."""
+        if self.memory[:_HEADER_SIZE] == self.header:
+            return False
+        self.memory[:_HEADER_SIZE] = self.header
+        return True
 
     def bind(self, pid: int, row: int, wait_ms: int, norm_max: float) -> None:
         """Say who this process is: to be called after every fork.

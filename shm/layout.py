@@ -5,7 +5,7 @@ file-format specification. The C structures of the native core are generated fro
 is built, the documentation is printed from them, and a fingerprint of them stands in the header of each block, so that
 code and memory of different layouts can never meet. There is no second description to keep in step.
 
-Three rules hold everywhere:
+Four rules hold everywhere:
 
 - Every field has one writer. `lock` is whoever holds the robust mutex; `row` is the worker that owns that row;
   `creator` is the arbiter that made the block, before anybody else could see it. The one exception are the words of a
@@ -15,6 +15,8 @@ Three rules hold everywhere:
   looks at while the word says p: the other state buffer, the other level buffer, the spare slot, the next log entry.
   One 8-byte store then publishes all of it. The three fields that must change in place (a deletion mark, a worker's
   tally and the head of a chain of receipts) are covered by the intent record.
+- What a reader builds on is guarded: records by a checksum, and the two words that must change by one store, the commit
+  word and a deletion mark, by a check inside the word (`seal`).
 - Little-endian, naturally aligned, every record a multiple of 8 bytes and every region a multiple of 64 (one cache
   line).
 
@@ -32,7 +34,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-LAYOUT_VERSION: Final = 4
+LAYOUT_VERSION: Final = 5
 MAGIC: Final = int.from_bytes(b"MLSDMBLK", "little")
 CACHE_LINE: Final = 64
 PAGE: Final = 4096
@@ -138,9 +140,9 @@ RECORDS: Final = (
         "lock",
         (
             Field(
-                "position",
+                "sealed",
                 "u8",
-                "position",
+                "sealed position",
                 "the linearization point: what is at or before it has happened, nothing else has",
             ),
             Field("reserved", "u8", "–", "zero: the word has its cache line for itself", 7),
@@ -259,15 +261,19 @@ RECORDS: Final = (
             ),
             Field("emergency_episodes", "u8", "count", "times that a reason came into force"),
             Field("drift", "u8", "bits", "1 at minimum · 2 at maximum · 4 mean moved: drift that lasts"),
-            Field("reserved", "u8", "–", "zero", 2),
+            Field("mended", "u8", "count", "headers, deletion marks and hints that were damaged and put right"),
+            Field("reserved", "u8", "–", "zero"),
         ),
     ),
     Record(
         "command",
-        128,
+        136,
         "lock",
         (
-            Field("ticket", "u8", "count", "pending while above the ticket of the state; written last"),
+            Field(
+                "ticket", "u8", "count", "pending while above the ticket of the state and not withdrawn; written last"
+            ),
+            Field("withdrawn", "u8", "count", "newest ticket that was taken back"),
             Field("kind", "u8", "kind", "configure, reset, stop or resume"),
             Field("settings", "settings", "", "new ones, for configure"),
             Field(
@@ -288,7 +294,10 @@ RECORDS: Final = (
             Field("payload_size", "u4", "bytes", "used of the payload"),
             Field("phase", "u4", "0 wake, 1 sleep", "tag"),
             Field(
-                "deleted_at", "u8", "position", "that deleted it, 0 while it lives; void while above the commit word"
+                "deleted_at",
+                "u8",
+                "sealed position",
+                "that deleted it, 0 while it lives; void while above the commit word",
             ),
             Field("checksum", "u8", "–", "of vector, codes, payload and of the fields above but `deleted_at`"),
         ),
@@ -403,6 +412,16 @@ FLAG_ELEMENT_GATE: Final = 4
 EMERGENCY_CORRUPT: Final = 1
 EMERGENCY_LOST: Final = 2
 EMERGENCY_MEMORY: Final = 4
+
+
+def seal(position: int) -> int:
+    """Return a position below 2^48 as the word in which it is stored where no checksum can stand beside it.
+
+    What shm/native/block.h says about sealed words.
+    """
+    assert 0 <= position < 2**48
+    return position | (position * 0x9E3779B97F4A7C15 % 2**64) >> 48 << 48
+
 
 _RECORD: Final = {record.name: record for record in RECORDS}
 

@@ -66,6 +66,7 @@ class Exhausted(StoreError):
 
 
 OK: Final = layout.STATUSES.index("ok")
+CORRUPT: Final = layout.STATUSES.index("corrupt")
 TAKEN: Final = layout.STATUSES.index("taken")
 NOT_FINITE: Final = layout.STATUSES.index("not_finite")
 TOO_LONG: Final = layout.STATUSES.index("too_long")

@@ -17,7 +17,7 @@ from shm._native import ffi, lib
 from shm.block import Block
 from shm.layout import KINDS
 from shm.process import NOBODY, Identity
-from shm.status import OK, TAKEN, Taken, fail
+from shm.status import CORRUPT, OK, TAKEN, Taken, fail
 
 Entry = Any  # struct mlsdm_entry *
 State = Any  # struct mlsdm_state *
@@ -225,6 +225,15 @@ class Store:
         sound = lib.mlsdm_slot_check(self._map, slot, self._words)
         return (True, 0) if sound else (False, int(self._words[0]))
 
+    def mend_slot(self, slot: int) -> bool:
+        """Put right what `slot_sound` has found, where the bytes of the memory tell what it was: its deletion mark and
+        its hint. Returns False when the bytes themselves are damaged: then it is to be forgotten.
+        """
+        status = lib.mlsdm_slot_mend(self._map, slot)
+        if status not in (OK, CORRUPT):
+            fail(status)
+        return bool(status == OK)
+
     # -- rows --------------------------------------------------------------------------------------------------------
 
     def claim_row(self, owner: Identity) -> int:
@@ -295,6 +304,10 @@ class Store:
         if status != OK:
             fail(status)
         return int(self._words[0])
+
+    def command_pending(self) -> bool:
+        """Return whether a command waits for the controller."""
+        return bool(lib.mlsdm_command_pending(self._map))
 
     def withdraw_command(self, ticket: int) -> bool:
         """Take back a command; False when it was carried out meanwhile."""

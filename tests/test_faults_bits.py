@@ -71,6 +71,13 @@ class TestBitFlips:
 
         assert flips.broken == [], SEED
 
+    def test_a_mark(self, flips: Flips) -> None:
+        """What lives is not called gone, and what was deleted does not come back."""
+        flips.broken.clear()
+        flips.marks(4)
+
+        assert flips.broken == [], SEED
+
     def test_what_is_not_noticed_is_said(self, flips: Flips) -> None:
         """A bit that nobody compares is said to have gone unnoticed."""
         flips.broken.clear()

@@ -2,19 +2,18 @@
 
 The block is opened for writing from outside, and one bit is flipped at a time:
 
-- every bit of the header: whoever opens the block refuses it; those who had opened it do not look at it again;
-- every bit of the committed state, all but one of the commit word, and one of every byte of the levels: while it is
-  flipped, no state is given out, no event is decided, and the server is not ready; liveness does not mind; put back, it
-  goes on;
+- every bit of the header: whoever opens the block refuses it, and the controller writes it again as it was;
+- every bit of the committed state and of the commit word, and one of every byte of the levels: while it is flipped, no
+  state is given out, no event is decided, and the server is not ready; liveness does not mind; put back, it goes on;
 - sampled entries of the log and receipts: no page with such an entry, and no answer from such a receipt, is given out;
   an event is not decided anew because of it;
 - sampled memories, one byte in line, code, shadow, vector or payload: whoever asks for it is told, no recall finds it,
-  and within a minute the scrub has found and forgotten it, counted it and said so.
+  and within a minute the scrub has found and forgotten it, counted it and said so;
+- the marks of sampled deletions, and of memories that live: what lives is not called gone, what was deleted does not
+  come back, and within a minute the scrub has put the mark right, counted it and said so.
 
-Not among them are the words that carry no checksum, because each changes in place by one store: the tallies, the heads
-of the chains, the mark of a deletion, the hint that a memory lives, and the lowest bit of the commit word, which leads
-from an odd position to the one before it, whose state is still whole. A flip of one of those is not noticed for what it
-is. The mutex is the C library's.
+Not among them are the words of the lock, of the workers' tallies and of the heads of receipts' chains, which change in
+place by one store and carry no check. The mutex is the C library's.
 
 The rhythm is stepped by events, so that nothing moves the state but what is done here.
 """
@@ -33,7 +32,7 @@ import numpy as np
 from loadtests.faults.fault import Asked, Outcome
 from loadtests.live import LiveServer, eventually
 from shm.block import Block, BlockError, find
-from shm.layout import RECORDS, Region
+from shm.layout import RECORDS, Region, offsets
 
 DIMENSION: Final = 64
 ENVIRON: Final = {
@@ -46,6 +45,7 @@ ENVIRON: Final = {
 }
 MEMORIES: Final = 1000  # in the block; half of them are sampled in full
 RECEIPTS: Final = 100
+MARKS: Final = 100  # of deletions; half of them of memories that live
 SCRUB_SECONDS_MAX: Final = 60.0
 RECOVERY_SECONDS_MAX: Final = 90.0  # the cooldown of an emergency is in it
 GUARDED: Final = {  # the bytes of a memory that its checksum covers: all that it is
@@ -56,6 +56,13 @@ GUARDED: Final = {  # the bytes of a memory that its checksum covers: all that i
     "payloads": range(40),
 }
 _SIZE: Final = {record.name: record.size for record in RECORDS}
+MARK: Final = next(
+    offset
+    for record in RECORDS
+    if record.name == "slot"
+    for field, offset in offsets(record)
+    if field.name == "deleted_at"
+)
 
 
 def bit_flips(asked: Asked) -> Outcome:
@@ -80,7 +87,6 @@ class Flips:
         self.vectors = np.random.default_rng(asked.seed).standard_normal((MEMORIES, DIMENSION)).astype(np.float32)
         _, link = next(iter(find(server.pid)))
         self.block = Block.open(os.open(link, os.O_RDWR), writable=True)
-        self.commit: Any = self.block.region("commit")
         self.connection = server.connect()
         self.filled = 0
 
@@ -93,6 +99,7 @@ class Flips:
         self.log()
         self.receipts()
         figures = {"forgotten within, s": self.scrubbed(self.asked.times(MEMORIES // 2))}
+        figures["marks right within, s"] = self.marks_mended(self.asked.times(MARKS))
         began = time.monotonic()
         try:
             eventually(lambda: self._event(0) == 200, RECOVERY_SECONDS_MAX)
@@ -118,28 +125,35 @@ class Flips:
     # -- what stands once ----------------------------------------------------------------------------------------------
 
     def header(self) -> None:
-        """Flip every bit of the header."""
-        size = _SIZE["header"]
-        for bit in range(8 * size):
-            with self._flipped("header", 0, bit):
-                try:
-                    self.server.block()
-                    self._unnoticed("header", bit)
-                except BlockError:
-                    continue
+        """Flip bits of the header; each is put right before the next."""
+        whole, before = self.block.header, int(self.block.region("vitals").mended)
+        flipped = list(self._some(8 * len(whole)))
+        for bit in flipped:
+            self._flip("header", 0, bit)
+            try:
+                self.server.block()
+                if not self._is_header(whole):  # the controller may have been faster
+                    self._unnoticed("header: the block was opened", bit)
+            except BlockError:
+                pass
+            eventually(lambda: self._is_header(whole))
+        eventually(lambda: self.block.region("vitals").mended == before + len(flipped))
+
+    def _is_header(self, whole: bytes) -> bool:
+        return self.block.memory[: len(whole)] == whole
 
     def state(self) -> None:
         """Flip bits of the committed state and of the commit word."""
-        position = int(self.commit.position)
+        position = self.block.position
         base = (position & 1) * _SIZE["state"]
         for bit in self._some(8 * _SIZE["state"]):
             with self._flipped("states", base, bit):
                 self.refused("states", bit, "/state")
-        for bit in self._some(63):
-            with self._flipped("commit", 0, bit + 1):
-                self.refused("commit", bit + 1, "/state")
-        if position != self.commit.position:
-            self.broken.append(f"events were decided meanwhile: {self.commit.position - position}")
+        for bit in range(64):
+            with self._flipped("commit", 0, bit):
+                self.refused("commit", bit, "/state")
+        if position != self.block.position:
+            self.broken.append(f"events were decided meanwhile: {self.block.position - position}")
         with self._flipped("states", base, self.random.randrange(8 * _SIZE["state"])):
             _, ready = self._get("/health/readiness")
             if ready["checks"]["memory_manager"]["healthy"]:
@@ -150,7 +164,7 @@ class Flips:
     def levels(self) -> None:
         """Flip a bit of bytes of the committed levels."""
         region = self._region("levels")
-        base = int(self.block.region("states", self.commit.position & 1).levels) * region.stride
+        base = int(self.block.region("states", self.block.position & 1).levels) * region.stride
         for byte in self._some(region.stride):
             bit = 8 * byte + self.random.randrange(8)
             with self._flipped("levels", base, bit):
@@ -166,7 +180,7 @@ class Flips:
 
     def log(self) -> None:
         """Flip bits of entries of the log."""
-        newest = int(self.commit.position)
+        newest = self.block.position
         for _ in range(self.asked.times(RECEIPTS)):
             position = self.random.randint(newest - self.filled + 1, newest)
             bit = self.random.randrange(8 * _SIZE["entry"])
@@ -177,7 +191,7 @@ class Flips:
 
     def receipts(self) -> None:
         """Flip bits of receipts."""
-        position = int(self.commit.position)
+        position = self.block.position
         for _ in range(self.asked.times(RECEIPTS)):
             number = self.random.randrange(self.filled)
             bit = self.random.randrange(8 * _SIZE["receipt"])
@@ -186,8 +200,8 @@ class Flips:
                 status = self._event(number, **{"Idempotency-Key": f"key-{number}"})
                 if status != 503:
                     self._unnoticed(f"receipts: event {number} was answered {status},", bit)
-        if position != self.commit.position:
-            self.broken.append(f"{self.commit.position - position} events were decided anew")
+        if position != self.block.position:
+            self.broken.append(f"{self.block.position - position} events were decided anew")
 
     def memories(self, count: int) -> list[int]:
         """Flip a bit in many memories, and leave it so; returns their ids."""
@@ -225,6 +239,44 @@ class Flips:
         said = self.server.log.count("is corrupt and is forgotten")
         if (torn, said) != (count, count):
             self.broken.append(f"of {count} corrupt memories {torn} were counted and {said} logged")
+        return seconds
+
+    def marks(self, count: int) -> dict[int, int]:
+        """Delete some memories, flip a bit in the marks of these and of others, and leave it so; returns what is to be
+        answered for each, by its id.
+        """
+        living = [i for i in range(1, self.filled + 1) if self._get(f"/memories/{i}")[0] == 200]
+        chosen = self.random.sample(living, min(count, len(living)))
+        right = {memory_id: 200 if at % 2 else 410 for at, memory_id in enumerate(chosen)}
+        slots = self.block.layout.capacity + 1
+        for memory_id, expected in right.items():
+            if expected == 410:
+                self._told("DELETE", f"/memories/{memory_id}", None)
+            bit = 8 * MARK + self.random.randrange(64)
+            self._flip("slots", memory_id % slots * self._region("slots").stride, bit)
+            status, _ = self._get(f"/memories/{memory_id}")
+            if status not in (503, expected):
+                self._unnoticed(f"mark: memory {memory_id}, of {expected}, was answered {status},", bit)
+            query = {"vector": self.vectors[memory_id - 1].tolist(), "top_k": 1}
+            status, found = self._told("POST", "/recall", query)
+            recalled = status == 200 and any(match["memory_id"] == memory_id for match in found["matches"])
+            if recalled != (expected == 200):
+                self._unnoticed(f"mark: memory {memory_id}, of {expected}, was recalled: {recalled},", bit)
+        return right
+
+    def marks_mended(self, count: int) -> float:
+        """Wait for the scrub to put `count` marks right; returns the seconds since the first was flipped."""
+        before, began = int(self.block.region("vitals").mended), time.monotonic()
+        right = self.marks(count)
+        try:
+            eventually(lambda: self.block.region("vitals").mended == before + len(right), SCRUB_SECONDS_MAX)
+        except AssertionError:
+            mended = int(self.block.region("vitals").mended) - before
+            self.broken.append(f"of {len(right)} marks the scrub has put {mended} right")
+        seconds = time.monotonic() - began
+        for memory_id, expected in right.items():
+            if (status := self._get(f"/memories/{memory_id}")[0]) != expected:
+                self.broken.append(f"memory {memory_id} is answered {status} after all, expected {expected}")
         return seconds
 
     # -- flipping, and asking ------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def torn_reads(asked: Asked) -> Outcome:
         os.kill(writer, signal.SIGKILL)
         os.waitpid(writer, 0)
     whole, gone, torn = (sum(column) for column in zip(*_COUNTS.iter_unpack(counts[:]), strict=True))
-    written = int(block.region("commit").position) - 1
+    written = block.position - 1
     block.close()
     broken = [f"{torn} reads gave out a memory that is not whole"] if torn else []
     if failed:
@@ -85,12 +85,12 @@ def _write(block: Block) -> None:
 def _read(block: Block, reads: int, counts: mmap.mmap, at: int) -> None:
     """Read the three oldest ids in turn; memory n is event n − 1, and position n + 1 admitted it."""
     _be(block, NO_ROW)
-    store, events, commit = Store(block), _events(), block.region("commit")
-    while commit.position <= LAYOUT.capacity:
+    store, events = Store(block), _events()
+    while block.position <= LAYOUT.capacity:
         time.sleep(0.001)
     whole = gone = torn = 0
     for number in range(reads):
-        memory_id = commit.position - LAYOUT.capacity + number % 3
+        memory_id = block.position - LAYOUT.capacity + number % 3
         try:
             memory = store.memory(memory_id)
         except Gone:

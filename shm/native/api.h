@@ -81,6 +81,7 @@ int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, s
 int mlsdm_command_post(struct mlsdm_map *map, uint32_t kind, const struct mlsdm_settings *settings, uint64_t configured,
                        uint64_t after, uint64_t *ticket);
 uint64_t mlsdm_settings_checksum(const struct mlsdm_settings *settings);
+int mlsdm_command_pending(struct mlsdm_map *map);
 int mlsdm_command_withdraw(struct mlsdm_map *map, uint64_t ticket);
 int mlsdm_vitals_write(struct mlsdm_map *map, uint64_t epoch, const struct mlsdm_vitals *vitals);
 int mlsdm_vitals_signal(struct mlsdm_map *map, uint64_t predecessor, const struct mlsdm_vitals *vitals);
@@ -92,6 +93,8 @@ int mlsdm_entries_read(struct mlsdm_map *map, uint64_t first, uint32_t count, st
                        uint64_t *oldest);
 int mlsdm_memory_read(struct mlsdm_map *map, uint64_t id, struct mlsdm_slot *slot, float *vector, uint8_t *payload);
 int mlsdm_slot_check(struct mlsdm_map *map, uint64_t at, uint64_t *id);
+int mlsdm_slot_mend(struct mlsdm_map *map, uint64_t at);
+uint64_t mlsdm_position(const struct mlsdm_map *map);
 uint64_t mlsdm_header_checksum(const struct mlsdm_header *header);
 
 int64_t mlsdm_tokens_take(struct mlsdm_map *map, const struct mlsdm_account *account, int64_t now_ns, uint32_t count);

@@ -94,15 +94,33 @@ static inline uint64_t load_acquire(const uint64_t *word) {
 static inline void store_release(uint64_t *word, uint64_t value) {
     atomic_store_explicit((_Atomic uint64_t *)word, value, memory_order_release);
 }
-static inline uint64_t *commit_word(const struct mlsdm_map *map) {
-    return &((struct mlsdm_commit *)region(map, MLSDM_REGION_COMMIT))->position;
+
+/* -- sealed words --
+ *
+ * What changes by one store has no checksum beside it. So the two such words that everything hangs on, the commit word
+ * and the mark of a deletion, carry their check in themselves: a position in the low 48 bits, above them the top 16
+ * bits of position · ODD. ODD has no sixteen equal bits in a row, so a change of one bit of the position always changes
+ * the check; wider damage passes with probability 2^-16. Zero is sealed as zero. 2^48 positions are nine years of a
+ * million a second. */
+#define ODD UINT64_C(0x9E3779B97F4A7C15)
+#define DAMAGED UINT64_MAX /* what a word whose check does not hold is read as: no position, and above all of them */
+
+static inline uint64_t seal(uint64_t position) { return position | (position * ODD) >> 48 << 48; }
+static inline uint64_t unseal(uint64_t word) {
+    uint64_t position = word & UINT64_C(0xFFFFFFFFFFFF);
+    return seal(position) == word ? position : DAMAGED;
 }
-static inline uint64_t commit_of(const struct mlsdm_map *map) { return load_acquire(commit_word(map)); }
+
+static inline uint64_t *commit_word(const struct mlsdm_map *map) {
+    return &((struct mlsdm_commit *)region(map, MLSDM_REGION_COMMIT))->sealed;
+}
+/* The committed position, or DAMAGED: then no state buffer holds its state. */
+static inline uint64_t commit_of(const struct mlsdm_map *map) { return unseal(load_acquire(commit_word(map))); }
 
 /* True while nothing that was visible at `position` can have been overwritten since. */
 static inline int still_at(const struct mlsdm_map *map, uint64_t position) {
     atomic_thread_fence(memory_order_acquire);
-    return atomic_load_explicit((_Atomic uint64_t *)commit_word(map), memory_order_relaxed) == position;
+    return unseal(atomic_load_explicit((_Atomic uint64_t *)commit_word(map), memory_order_relaxed)) == position;
 }
 
 #endif

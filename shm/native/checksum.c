@@ -13,7 +13,6 @@
 
 #include "block.h"
 
-#define ODD UINT64_C(0x9E3779B97F4A7C15)
 #define MIX(lane, word) lane ^= (word), lane = (lane << 29 | lane >> 35) * ODD
 #define TURNED(lane) (lane << 13 | lane >> 51) /* so that equal flips of two lanes do not cancel where they meet */
 
@@ -45,13 +44,17 @@ MLSDM_WIDEST static uint64_t checksum_of(const void *bytes, size_t size, uint64_
 }
 #undef MIX
 #undef TURNED
-#undef ODD
 
 static size_t levels_size(const struct mlsdm_map *map) { return (size_t)3 * map->padded * sizeof(float); }
 
 /* The position and the size stand in the sum: a stale buffer or a shorter record never passes for a fresh one. */
 static uint64_t state_checksum(const struct mlsdm_state *state) {
     return checksum_of(state, offsetof(struct mlsdm_state, checksum), 1);
+}
+/* The committed state, or NULL where its buffer does not hold it. Under the lock. */
+static const struct mlsdm_state *state_found(const struct mlsdm_map *map, uint64_t commit) {
+    const struct mlsdm_state *state = state_at(map, commit);
+    return commit != DAMAGED && state->position == commit && state->checksum == state_checksum(state) ? state : NULL;
 }
 static uint64_t entry_checksum(const struct mlsdm_entry *entry) {
     return checksum_of(entry, offsetof(struct mlsdm_entry, checksum), 2);

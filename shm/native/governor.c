@@ -95,12 +95,12 @@ static void rhythm_step(struct mlsdm_scalars *now, const struct mlsdm_settings *
 
 static int transition_begin(const struct mlsdm_map *map, struct transition *t, uint32_t kind, int64_t now_ns) {
     uint64_t commit = commit_of(map);
-    t->found = state_at(map, commit);
+    t->found = state_found(map, commit);
     t->next = state_at(map, commit + 1);
     t->entry = entry_at(map, commit + 1);
     t->position = commit + 1;
     if (commit == 0) return MLSDM_STATUS_UNFORMED;
-    if (t->found->position != commit || t->found->checksum != state_checksum(t->found)) return MLSDM_STATUS_CORRUPT;
+    if (!t->found) return MLSDM_STATUS_CORRUPT;
     atomic_thread_fence(memory_order_release); /* readers: see block.h */
     *t->next = *t->found;
     t->next->position = t->position;
@@ -120,7 +120,7 @@ static void transition_publish(const struct mlsdm_map *map, struct transition *t
     t->entry->after = t->next->scalars;
     t->entry->checksum = entry_checksum(t->entry);
     t->next->checksum = state_checksum(t->next);
-    store_release(commit_word(map), t->position); /* the linearization point */
+    store_release(commit_word(map), seal(t->position)); /* the linearization point */
 }
 
 static int levels_sound(const struct mlsdm_map *map, const struct mlsdm_state *state) {
@@ -191,8 +191,7 @@ int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8
         now->accepted += 1;
         out->memory_id = now->accepted;
         cascade(map, &t, memory.vector);
-        int evicts =
-            now->accepted > map->capacity && slot_at(map, slot_of(map, now->accepted - map->capacity))->deleted_at == 0;
+        int evicts = now->accepted > map->capacity && lives_at(map, slot_of(map, now->accepted - map->capacity));
         now->live += 1 - (uint64_t)evicts;
         memory_write(map, &memory, now->accepted, t.position, t.next->time_ns, moral, out->phase);
     } else {
@@ -244,9 +243,9 @@ int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t id, struct mlsd
     uint64_t newest = t.found->scalars.accepted;
     struct mlsdm_slot *slot = slot_at(map, slot_of(map, id));
     if (id == 0 || id > newest) return section_leave(map, MLSDM_STATUS_UNKNOWN);
-    if (id + map->capacity <= newest || slot->deleted_at) return section_leave(map, MLSDM_STATUS_GONE);
+    if (id + map->capacity <= newest || !lives_at(map, slot_of(map, id))) return section_leave(map, MLSDM_STATUS_GONE);
     intend(map, &t, id, NULL);
-    store_release(&slot->deleted_at, t.position);
+    store_release(&slot->deleted_at, seal(t.position));
     ((struct mlsdm_decided *)t.entry->detail)->memory_id = id;
     ((struct mlsdm_decided *)t.entry->detail)->moral = slot->moral;
     t.next->scalars.live -= 1;
@@ -304,17 +303,24 @@ int mlsdm_tick(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mls
     return section_leave(map, MLSDM_STATUS_OK);
 }
 
+/* 1 while a command waits for the controller. */
+int mlsdm_command_pending(struct mlsdm_map *map) {
+    const struct mlsdm_command *command = command_of(map);
+    uint64_t ticket = load_acquire(&command->ticket);
+    return ticket > state_at(map, commit_of(map))->ticket && ticket != load_acquire(&command->withdrawn);
+}
+
 /* Carry out the pending command, if there is one: out->position is 0 when there was none. */
 int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mlsdm_entry *out) {
     out->position = 0;
-    if (load_acquire(&command_of(map)->ticket) <= state_at(map, commit_of(map))->ticket) return MLSDM_STATUS_OK;
+    if (!mlsdm_command_pending(map)) return MLSDM_STATUS_OK;
     int status = section_enter(map);
     if (status) return status;
     const struct mlsdm_command *command = command_of(map);
     struct transition t;
     if ((status = transition_begin(map, &t, (uint32_t)command->kind, now_ns))) return section_leave(map, status);
     if (t.next->epoch != epoch) return section_leave(map, MLSDM_STATUS_STALE);
-    if (command->ticket <= t.next->ticket) return section_leave(map, MLSDM_STATUS_OK);
+    if (!mlsdm_command_pending(map)) return section_leave(map, MLSDM_STATUS_OK);
     struct mlsdm_scalars *now = &t.next->scalars;
     struct mlsdm_settings *set = &t.next->settings;
     t.next->ticket = command->ticket;
@@ -347,10 +353,8 @@ int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, s
 int mlsdm_vitals_write(struct mlsdm_map *map, uint64_t epoch, const struct mlsdm_vitals *vitals) {
     int status = section_enter(map);
     if (status) return status;
-    uint64_t commit = commit_of(map);
-    const struct mlsdm_state *state = state_at(map, commit);
-    if (state->position != commit || state->checksum != state_checksum(state))
-        return section_leave(map, MLSDM_STATUS_CORRUPT);
+    const struct mlsdm_state *state = state_found(map, commit_of(map));
+    if (!state) return section_leave(map, MLSDM_STATUS_CORRUPT);
     if (state->epoch != epoch) return section_leave(map, MLSDM_STATUS_STALE);
     memcpy(vitals_of(map), vitals, sizeof *vitals);
     return section_leave(map, MLSDM_STATUS_OK);
@@ -381,13 +385,14 @@ int mlsdm_command_post(struct mlsdm_map *map, uint32_t kind, const struct mlsdm_
     int status = section_enter(map);
     if (status) return status;
     struct mlsdm_command *command = command_of(map);
-    uint64_t applied = state_at(map, commit_of(map))->ticket;
-    if (command->ticket > applied || (after != UINT64_MAX && after != applied))
+    const struct mlsdm_state *state = state_found(map, commit_of(map));
+    if (!state) return section_leave(map, MLSDM_STATUS_CORRUPT);
+    if (mlsdm_command_pending(map) || (after != UINT64_MAX && after != state->ticket))
         return section_leave(map, MLSDM_STATUS_TAKEN);
     command->kind = kind;
     command->configured = configured;
     if (settings) command->settings = *settings;
-    *ticket = applied + 1;
+    *ticket = (command->ticket > state->ticket ? command->ticket : state->ticket) + 1; /* one is never given twice */
     store_release(&command->ticket, *ticket);
     return section_leave(map, MLSDM_STATUS_OK);
 }
@@ -400,7 +405,7 @@ int mlsdm_command_withdraw(struct mlsdm_map *map, uint64_t ticket) {
     int status = section_enter(map);
     if (status) return status;
     struct mlsdm_command *command = command_of(map);
-    int pending = command->ticket == ticket && ticket > state_at(map, commit_of(map))->ticket;
-    if (pending) store_release(&command->ticket, 0);
-    return section_leave(map, pending ? MLSDM_STATUS_OK : MLSDM_STATUS_TAKEN);
+    int ours = command->ticket == ticket && mlsdm_command_pending(map);
+    if (ours) store_release(&command->withdrawn, ticket);
+    return section_leave(map, ours ? MLSDM_STATUS_OK : MLSDM_STATUS_TAKEN);
 }

@@ -63,6 +63,7 @@ static void erase(const struct mlsdm_map *map, uint64_t id) {
     memset(vector_at(map, slot), 0, (size_t)map->padded * sizeof(float));
     memset(shadow_at(map, slot), 0, map->shadow_stride);
     memset(payload_at(map, slot), 0, map->payload_stride);
+    slot_at(map, slot)->checksum = 0; /* nothing that was erased ever looks whole again: see lives_at */
     store_release(&lock_of(map)->intent_id, 0);
 }
 
@@ -101,7 +102,7 @@ static int section_enter(const struct mlsdm_map *map) {
     store_release(&lock->holder, map->pid);
     store_release(&lock->acquisitions, lock->acquisitions + 1);
     uint64_t commit = commit_of(map);
-    if (lock->intent_position > commit || lock->intent_id) repair(map, commit);
+    if ((lock->intent_position > commit || lock->intent_id) && commit != DAMAGED) repair(map, commit);
     return MLSDM_STATUS_OK;
 }
 

@@ -118,6 +118,13 @@ static int slot_sound(const struct mlsdm_map *map, uint64_t at) {
                slot_checksum(map, slot, code_at(map, at), shadow_at(map, at), payload_at(map, at), vector_checksum);
 }
 
+/* Under the lock: 1 when the memory that was admitted to a slot has not been deleted. A mark whose seal is broken says
+ * nothing; then the bytes tell, because what was deleted has been erased before anybody else enters the section. */
+static int lives_at(const struct mlsdm_map *map, uint64_t at) {
+    uint64_t mark = slot_at(map, at)->deleted_at;
+    return mark == 0 || (unseal(mark) == DAMAGED && slot_sound(map, at));
+}
+
 /* Validate `count` vectors without touching the block: `bad` is the first that is not admissible, and the status
  * says why. */
 int mlsdm_vectors_check(struct mlsdm_map *map, const float *vectors, uint32_t count, uint32_t *bad) {

@@ -191,7 +191,7 @@ static void scan_ids(const struct mlsdm_map *map, struct search *s, uint64_t fir
 }
 
 static int alive(const struct mlsdm_map *map, uint64_t id, uint64_t newest) { /* under the lock */
-    return id + map->capacity > newest && slot_at(map, slot_of(map, id))->deleted_at == 0;
+    return id + map->capacity > newest && lives_at(map, slot_of(map, id));
 }
 
 static void insert(struct mlsdm_match *matches, uint32_t *count, uint32_t k, uint64_t id, double score) {
@@ -291,15 +291,17 @@ int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct 
         if (lost) status = MLSDM_STATUS_OK;
         if (status) return status;
         uint64_t commit = commit_of(map);
-        const struct mlsdm_state *now = state_at(map, commit);
-        done = s->mask == query->masks[now->scalars.phase] && settle(map, s, seen, &now->scalars, matches, answer);
-        if (held && !done) quarantine(map, now->scalars.accepted, answer);
-        answer->as_of = commit, answer->time_ns = now->time_ns, answer->attempts = (uint32_t)attempt;
-        answer->scanned = s->scanned, answer->candidates = s->candidates;
-        if (lost)
-            done = done && still_at(map, commit);
-        else
-            section_leave(map, MLSDM_STATUS_OK);
+        if (!(status = state_copy(map, commit, &state, NULL))) {
+            const struct mlsdm_scalars *now = &state.scalars;
+            done = s->mask == query->masks[now->phase] && settle(map, s, seen, now, matches, answer);
+            if (held && !done) quarantine(map, now->accepted, answer);
+            answer->as_of = commit, answer->time_ns = state.time_ns, answer->attempts = (uint32_t)attempt;
+            answer->scanned = s->scanned, answer->candidates = s->candidates;
+        }
+        if (!lost)
+            section_leave(map, status);
+        else if (!still_at(map, commit))
+            done = 0, status = MLSDM_STATUS_OK;
     }
     return status;
 }

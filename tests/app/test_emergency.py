@@ -173,7 +173,7 @@ def test_damage_is_named_and_refused_and_over_when_it_is_undone(server: LiveServ
     assert event(server).status == 200
     first = controller(server)
     with reached_into(server) as block:
-        state = block.region("states", int(block.region("commit").position) & 1)
+        state = block.region("states", block.position & 1)
         flip(state)
         eventually(lambda: failing(server) == {"memory_manager"})
         eventually(lambda: emergency(server)["reasons"] == ["corrupt"])

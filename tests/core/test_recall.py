@@ -16,7 +16,7 @@ from core.regime import Regime
 from core.rhythm import SLEEP, WAKE, RhythmSettings
 from core.vector import LANES, Vector
 from shm._native import ffi
-from shm.layout import KINDS, Layout
+from shm.layout import KINDS, Layout, seal
 from shm.status import Corrupt, Gone, NotFinite, TooLong, Unformed
 from shm.store import Answer, Recall
 from tests.formed import NORM_MAX, REGIME, Formed, begin, end, exit_of, wait_until
@@ -233,7 +233,7 @@ class TestRefusal:
     def test_unformed(self) -> None:
         """Before the first epoch there is nothing to recall from."""
         formed = Formed()
-        formed.block.region("commit").position = 0
+        formed.block.region("commit").sealed = 0
 
         with pytest.raises(Unformed):
             Recall(formed.block).nearest(np.ones(16, np.float32), 1, (3, 3), payloads=False, vectors=False)
@@ -276,16 +276,17 @@ class TestCorruptMemory:
         assert 0 == exit_of(begin(ask), 3.0)
         formed.close()
 
-    def test_a_mark_that_nobody_set_does_not_hang_recall(self) -> None:
-        """A flipped bit in a deletion mark takes one memory away, and the answer still comes."""
+    @pytest.mark.parametrize("mark", [1, seal(40)])
+    def test_a_mark_that_nobody_set_does_not_hang_recall(self, mark: int) -> None:
+        """A flipped bit in a deletion mark takes no memory away, a forged mark takes one, and the answer comes."""
         vectors = vectors_of("random", 60, 16)
         formed = filled(vectors, 50)
-        formed.block.region("slots", 41 % 51).deleted_at = 1
+        formed.block.region("slots", 41 % 51).deleted_at = mark
 
         def ask() -> None:
             formed.be(1)
             answer = Recall(formed.block).nearest(vectors[40], 1, (3, 3), payloads=False, vectors=False)
-            assert 41 not in [match.id for match in answer.matches]
+            assert (mark == 1) == (41 in [match.id for match in answer.matches])
 
         assert 0 == exit_of(begin(ask), 3.0)
         formed.close()

@@ -146,7 +146,7 @@ class TestObserver:
         observer = Block.open(fd, writable=False)
         observer.bind(os.getpid(), 0xFFFF_FFFF, 0, 1e6)
         store = Store(observer)
-        wait_until(lambda: observer.region("commit").position > 1000)
+        wait_until(lambda: observer.position > 1000)
         end(writer)
         state = store.state()
 
@@ -161,7 +161,7 @@ class TestObserver:
         def write() -> None:
             observer = Block.open(os.open(f"/proc/self/fd/{formed.block.fd}", os.O_RDONLY), writable=False)
             faulthandler.disable()  # the fault is wanted
-            observer.region("commit").position = 99
+            observer.region("commit").sealed = 99
 
         assert -signal.SIGSEGV == exit_of(begin(write))
         assert 1 == formed.store.state().position

@@ -10,17 +10,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shm._native import ffi
 from shm.block import Block, BlockError
-from shm.layout import RECORDS, Layout
-from shm.status import Corrupt
-from shm.store import Decision, new_key, new_settings, settings_checksum
+from shm.layout import RECORDS, Layout, seal
+from shm.status import Corrupt, Gone
+from shm.store import Decision, Recall, new_key, new_settings, new_vitals, settings_checksum
 from tests.formed import Formed, begin, decision_of, exit_of
 from tests.shm.conftest import Form
 
 SIZES = {record.name: record.size for record in RECORDS}
+MARK: Final = next(member.offset for name, member in ffi.typeof("struct mlsdm_slot").fields if name == "deleted_at")
 
 
 @pytest.fixture
@@ -42,6 +46,27 @@ def flipped(formed: Formed, offset: int, size: int) -> Iterator[int]:
         memory[offset + byte] ^= 1 << random.randrange(8)
         yield byte
         memory[offset + byte] = before
+
+
+def flipped_bits(formed: Formed, offset: int, size: int) -> Iterator[int]:
+    """Flip each bit in turn; yields while it is flipped."""
+    memory = formed.block.memory
+    for bit in range(8 * size):
+        before = memory[offset + bit // 8]
+        memory[offset + bit // 8] ^= 1 << bit % 8
+        yield bit
+        memory[offset + bit // 8] = before
+
+
+def recalled(formed: Formed, vector: bytes) -> list[int]:
+    """Return the ids that a recall finds near a vector."""
+    answer = Recall(formed.block).nearest(vector, 50, (3, 3), payloads=False, vectors=False)
+    return [match.id for match in answer.matches]
+
+
+def unsound(formed: Formed) -> list[tuple[bool, int]]:
+    """Return what the scrub finds."""
+    return [one for one in map(formed.store.slot_sound, range(51)) if not one[0]]
 
 
 class TestState:
@@ -98,19 +123,151 @@ class TestState:
             assert position == used.store.state().position
         assert 71 == used.accept()
 
-    def test_a_wrong_commit_word(self, used: Formed) -> None:
-        """A position that published nothing is refused."""
+    @pytest.mark.parametrize("sealed", [True, False])
+    def test_a_wrong_commit_word(self, used: Formed, sealed: bool) -> None:
+        """A position that published nothing is refused, whether or not its seal is right."""
         commit = used.block.region("commit")
-        before = int(commit.position)
-        for wrong in (before - 2, before + 1, before + 2, 2**63, 7):
-            commit.position = wrong
+        before = used.block.position
+        for wrong in (before - 2, before + 1, before + 2, 2**47, 7):
+            commit.sealed = seal(wrong) if sealed else wrong
             with pytest.raises(Corrupt):
                 used.store.state()
             with pytest.raises(Corrupt):
                 used.accept()
-        commit.position = before
+        commit.sealed = seal(before)
 
         assert 71 == used.accept()
+
+    def test_every_bit_of_the_commit_word(self, used: Formed) -> None:
+        """With any bit of it changed nothing is decided, deleted or read, although the state before is still whole."""
+        position = used.block.position
+        calls: tuple[Callable[[], object], ...] = (
+            used.store.state,
+            used.store.levels,
+            used.store.tallies,
+            lambda: used.block.position,
+            lambda: used.store.memory(50),
+            lambda: used.store.entries(10, 5),
+            lambda: used.store.forget(used.now(), 50),
+            used.accept,
+            lambda: used.store.epoch(used.now(), used.regime.to_record()),
+            lambda: used.store.tick(used.now(), used.epoch),
+            lambda: used.store.post_command("reset"),
+            lambda: used.store.write_vitals(used.epoch, new_vitals()),
+            lambda: Recall(used.block).nearest(np.ones(16, np.float32), 1, (3, 3), payloads=False, vectors=False),
+        )
+        offset, _ = used.region_bytes("commit")
+        for _ in flipped_bits(used, offset, 8):
+            for call in calls:
+                with pytest.raises(Corrupt):
+                    call()
+
+        assert position == used.block.position
+        assert 71 == used.accept()
+
+    def test_nothing_is_taken_back_under_a_damaged_commit_word(self, used: Formed) -> None:
+        """What a dead writer left is repaired when it is known again what was committed, and not before."""
+        position, lock, slot = used.block.position, used.block.region("lock"), used.block.region("slots", 50)
+        memory = used.store.memory(50)
+        lock.intent_position, lock.intent_row, lock.intent_id = position + 1, 0, 50
+        slot.deleted_at = seal(position + 1)
+        offset, _ = used.region_bytes("commit")
+        for _ in flipped_bits(used, offset, 8):
+            with pytest.raises(Corrupt):
+                used.accept()
+            assert (seal(position + 1), 50) == (slot.deleted_at, lock.intent_id)
+
+        assert 71 == used.accept()
+        assert (0, 0) == (slot.deleted_at, lock.intent_id)
+        assert memory == used.store.memory(50)
+
+
+class TestSeal:
+    @given(position=st.integers(0, 2**48 - 1))
+    def test_no_bit_changes_unnoticed(self, position: int) -> None:
+        """The native core reads a sealed position as itself, and as damaged when any one bit of the word is another."""
+        block = Block.create(Layout(2, 1, 0, 4, 1, 1), bytes(16), bytes(16), 0, 0)
+        commit = block.region("commit")
+        try:
+            commit.sealed = seal(position)
+            assert position == block.position
+            for bit in range(64):
+                commit.sealed = seal(position) ^ 1 << bit
+                with pytest.raises(Corrupt):
+                    _ = block.position
+        finally:
+            block.close()
+
+
+class TestMark:
+    @pytest.mark.parametrize("payload", [b"", b"z" * 64])
+    @pytest.mark.parametrize("number", [0, 3])  # number 3 is a vector of zeros
+    def test_of_a_memory_that_lives(self, used: Formed, number: int, payload: bytes) -> None:
+        """With any bit of its mark changed, a memory is not called Gone; recall finds it all the same, and the scrub
+        puts the mark right.
+        """
+        memory_id = used.accept(number, payload)
+        memory, live = used.store.memory(memory_id), int(used.store.state().scalars.live)
+        offset = used.region_bytes("slots")[0] + memory_id % 51 * SIZES["slot"] + MARK
+        for _ in flipped_bits(used, offset, 8):
+            with pytest.raises(Corrupt):
+                used.store.memory(memory_id)
+            assert memory_id in recalled(used, memory.vector)
+            assert [(False, memory_id)] == unsound(used)
+            assert used.store.mend_slot(memory_id % 51)
+            assert (memory, []) == (used.store.memory(memory_id), unsound(used))
+            assert live == used.store.state().scalars.live
+
+    @pytest.mark.parametrize("payload", [b"", b"z" * 64])
+    @pytest.mark.parametrize("number", [0, 3])
+    def test_of_one_that_was_deleted(self, used: Formed, number: int, payload: bytes) -> None:
+        """With any bit of its mark changed, a deleted memory does not come back, and the scrub puts the mark right."""
+        memory_id = used.accept(number, payload)
+        vector, live = used.store.memory(memory_id).vector, int(used.store.state().scalars.live)
+        used.store.forget(used.now(), memory_id)
+        offset = used.region_bytes("slots")[0] + memory_id % 51 * SIZES["slot"] + MARK
+        for _ in flipped_bits(used, offset, 8):
+            with pytest.raises(Corrupt):
+                used.store.memory(memory_id)
+            with pytest.raises(Gone):
+                used.store.forget(used.now(), memory_id)
+            assert memory_id not in recalled(used, vector)
+            assert [(False, memory_id)] == unsound(used)
+            assert used.store.mend_slot(memory_id % 51)
+            assert [] == unsound(used)
+            with pytest.raises(Gone):
+                used.store.memory(memory_id)
+            assert live - 1 == used.store.state().scalars.live
+
+    @pytest.mark.parametrize("deleted", [False, True])
+    def test_of_one_that_is_evicted(self, used: Formed, deleted: bool) -> None:
+        """The number of live memories is right when a memory leaves whose mark is damaged."""
+        oldest = used.live_ids()[0]
+        if deleted:
+            used.store.forget(used.now(), oldest)
+        used.block.region("slots", oldest % 51).deleted_at ^= 1 << random.randrange(64)
+        while int(used.store.state().scalars.accepted) < oldest + 50:
+            used.accept()
+
+        assert len(used.live_ids()) == used.store.state().scalars.live
+
+    def test_the_hint(self, used: Formed) -> None:
+        """A memory that the scan would pass over is found by the scrub and is whole again, not forgotten."""
+        memory = used.store.memory(50)
+        used.block.region("codes", 50).live = 0
+        assert 50 not in recalled(used, memory.vector)
+        assert [(False, 50)] == unsound(used)
+        assert used.store.mend_slot(50)
+
+        assert 50 in recalled(used, memory.vector)
+        assert [] == unsound(used)
+
+    def test_nothing_else_is_mended(self, used: Formed) -> None:
+        """A memory whose bytes are damaged is not."""
+        used.block.region("slots", 50).moral += 1
+
+        assert not used.store.mend_slot(50)
+        assert [(False, 50)] == unsound(used)
 
 
 class TestLevels:
@@ -153,8 +310,7 @@ class TestMemory:
         stride = {"slots": 56, "codes": 12, "shadow": 16, "vectors": 64, "payloads": 64}[part]
         whole = {"slots": 64, "codes": 16}.get(part, stride)
         offset = used.region_bytes(part)[0] + memory_id % 51 * whole
-        mark = next(member.offset for name, member in ffi.typeof("struct mlsdm_slot").fields if name == "deleted_at")
-        for byte in flipped(used, offset, min(stride, mark) if part == "slots" else stride):
+        for byte in flipped(used, offset, min(stride, MARK) if part == "slots" else stride):
             with pytest.raises(Corrupt):
                 used.store.memory(memory_id)
             assert byte < stride
@@ -220,11 +376,11 @@ class TestReceipts:
 
     def answers(self, formed: Formed, image: bytes, key: Any) -> Decision | None:
         """Ask with a key, None when the answer is Corrupt; what was decided anew is undone."""
-        position = int(formed.block.region("commit").position)
+        position = formed.block.position
         try:
             decision = formed.decide(999_999, key=key)
         except Corrupt:
-            assert position == formed.block.region("commit").position
+            assert position == formed.block.position
             return None
         if not decision.repeated:
             formed.block.memory[:] = image
@@ -340,7 +496,7 @@ class TestReceipts:
 
     def test_the_count_of_receipts(self, given: Formed) -> None:
         """With any byte of the state that counts them changed, no keyed event is answered."""
-        offset = given.region_bytes("states")[0] + (given.block.region("commit").position & 1) * SIZES["state"]
+        offset = given.region_bytes("states")[0] + (given.block.position & 1) * SIZES["state"]
         for _ in flipped(given, offset, SIZES["state"]):
             with pytest.raises(Corrupt):
                 given.decide(0, key=self.key(40))
@@ -359,3 +515,14 @@ class TestHeader:
 
         assert formed.block.boot_id == block.boot_id
         block.close()
+
+    def test_is_put_right(self, form: Form) -> None:
+        """Whoever has opened the block knows it as it was, and can write it again."""
+        formed = form()
+        known = (formed.block.boot_id, formed.block.secret, formed.block.header)
+        assert not formed.block.mend_header()
+        for _ in flipped(formed, 0, SIZES["header"]):
+            assert known == (formed.block.boot_id, formed.block.secret, formed.block.header)
+            assert formed.block.mend_header()
+            assert formed.block.memory[: SIZES["header"]] == formed.block.header
+        Block.open(os.dup(formed.block.fd), writable=True).close()

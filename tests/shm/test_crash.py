@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from shm._native import ffi, lib
-from shm.layout import NO_ROW, Layout
+from shm.layout import NO_ROW, Layout, seal
 from shm.status import Gone
 from shm.store import NO_KEY, Decision, Key, Recall, Store, new_key
 from tests import tracee
@@ -96,7 +96,7 @@ class TestStaged:
 
         def work() -> None:
             take_mutex(formed.block)
-            garble(int(formed.block.region("commit").position))
+            garble(formed.block.position)
             os.kill(os.getpid(), 9)
 
         assert -9 == exit_of(begin(work))
@@ -200,7 +200,7 @@ class TestStaged:
             lock = used.block.region("lock")
             lock.intent_row, lock.intent_position, lock.intent_id = 1, commit + 1, 110
             if marked:
-                used.block.region("slots", 110 % 51).deleted_at = commit + 1
+                used.block.region("slots", 110 % 51).deleted_at = seal(commit + 1)
 
         witness = Witness(used)
         memory = used.store.memory(110)
@@ -475,7 +475,7 @@ class TestStepped:
 
         def published(number: int) -> bool:
             death.at(small, number)
-            return bool(small.block.region("commit").position > death.position)
+            return small.block.position > death.position
 
         numbers = range(len(death.path))
         first, last = (bisect.bisect_left(numbers, True, key=test) for test in (moved, published))

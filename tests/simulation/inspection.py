@@ -27,10 +27,11 @@ class Inspection:
         self.formed = formed
         self.chronicle = chronicle
         self.heartbeat_ns = 0
+        self.ticket = 0  # newest that was given
 
     def look(self, actor: Actor, made: list[int]) -> None:
         """Follow the log and look at everything. `made` gets the positions that the actor's operation entered."""
-        commit = int(self.formed.block.region("commit").position)
+        commit = self.formed.block.position
         while self.chronicle.newest < commit:
             self.chronicle.enter(self.formed.entry(self.chronicle.newest + 1), actor, made)
             made.append(self.chronicle.newest)
@@ -91,7 +92,7 @@ class Inspection:
         """The command slot changes only by whom it may: posted, taken back, or carried out (`Chronicle.enter`)."""
         record, before = self.formed.block.region("command"), self.chronicle.pending
         found = None
-        if record.ticket > self.chronicle.commands:
+        if record.ticket > self.chronicle.commands and record.ticket != record.withdrawn:
             kind = KINDS[record.kind]
             regime = Regime.of_record(ffi.addressof(record, "settings")) if kind == "configure" else None
             found = Pending(int(record.ticket), kind, regime, int(record.configured))
@@ -105,7 +106,8 @@ class Inspection:
         else:
             same("the command that was pending before another", None, before)
             same("what was posted", ("post", found[1:]), (operation.name, operation.arguments[:3]))
-            same("its ticket", self.chronicle.commands + 1, found.ticket)
+            holds(f"ticket {found.ticket} was never given before", found.ticket > self.ticket)
+            self.ticket = found.ticket
         self.chronicle.pending = found
 
     def _vitals(self, actor: Actor) -> None:
