@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -29,7 +30,8 @@ SILENCE_SECONDS: Final = 1.0
 # arbiter was too, and hears of its children's stops and deaths all at once: many looks, in no time, at a controller
 # that has not had its turn yet.
 LOOK_SECONDS_MAX: Final = 0.6
-RESPAWN_SECONDS: Final = 0.1  # one that does not live that long is respawned by the next look, not at once
+SPAWNS: Final = 5  # at once, within SPAWNS_SECONDS; a controller that cannot live must not be forked all day long
+SPAWNS_SECONDS: Final = 1.0
 SIGNING_SECONDS: Final = 5.0  # from taking its epoch until the newer controller's first vitals name its arbiter
 FORM_SECONDS_MAX: Final = 5.0
 
@@ -49,7 +51,7 @@ class Supervisor:
         self._me = process.myself()  # now, and not when there may be no descriptor to look it up with
         self._controller = NOBODY
         self._observability = config().observability
-        self._spawned_at = 0.0
+        self._spawned_at: deque[float] = deque(maxlen=SPAWNS)
         self._beat: tuple[int, float] = (0, 0.0)  # the last one seen, and for how many seconds, by looks
         self._looked_at = 0.0
         self.superseded = False
@@ -57,7 +59,7 @@ class Supervisor:
 
     def spawn(self) -> None:
         """Fork a controller; when the machine cannot, the next look tries again."""
-        self._spawned_at = time.monotonic()
+        self._spawned_at.append(time.monotonic())
         try:
             pid = os.fork()
         except OSError as error:
@@ -76,8 +78,11 @@ class Supervisor:
                 os._exit(status)
         self._controller = Identity(pid, process.identify(pid).started)
         self._observability = self._config().observability
-        self._beat, self._looked_at = (0, 0.0), self._spawned_at
+        self._beat, self._looked_at = (0, 0.0), self._spawned_at[-1]
         self.superseded = False
+
+    def _may_spawn(self) -> bool:
+        return len(self._spawned_at) < SPAWNS or time.monotonic() - self._spawned_at[0] >= SPAWNS_SECONDS
 
     def formed(self) -> bool:
         """Wait until the first state is formed, so that ready means ready; False when it is not in time."""
@@ -110,7 +115,7 @@ class Supervisor:
             log.info("the controller of a newer arbiter has taken over")
             return
         log.warning("controller pid=%d died (status %d) and is respawned", pid, status)
-        if time.monotonic() - self._spawned_at > RESPAWN_SECONDS:
+        if self._may_spawn():
             self.spawn()
 
     def watch(self) -> bool:
@@ -124,7 +129,7 @@ class Supervisor:
             unsigned = newer == self._me and time.monotonic() - self._superseded_at < SIGNING_SECONDS
             if self.superseded and (unsigned or (newer.alive and newer != self._me)):
                 return False
-            if time.monotonic() - self._spawned_at < RESPAWN_SECONDS:
+            if not self._may_spawn():
                 return False
             taken_back = self.superseded
             self.spawn()
