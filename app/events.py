@@ -8,7 +8,7 @@ because those are. With an idempotency key, what was decided before is not decid
 
 from array import array
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NoReturn
 from wsgiref.types import WSGIEnvironment
 
 import falcon
@@ -138,7 +138,7 @@ class BatchResource:
         results = [decision_of(decided, context.boot_id) for decided in decisions]
         if code != status.OK:
             give_back(environ, spent=len(results))
-            raise self._interrupted(code, results, len(morals))
+            self._refuse_rest(code, results, len(morals))
         if key and any(repeated for *_, repeated in decisions):
             environ["mlsdm.lines"] = environ.get("mlsdm.lines", "") + REPLAYED
         accepted = sum([result.accepted for result in results])
@@ -147,17 +147,18 @@ class BatchResource:
         return answer
 
     @staticmethod
-    def _interrupted(code: int, results: list[Decision], count: int) -> Problem:
-        """Return the answer to a batch that was stopped on its way; raise what stopped it when nothing was decided."""
+    def _refuse_rest(code: int, results: list[Decision], count: int) -> NoReturn:
+        """Raise the answer to a batch that was stopped on its way; what stopped it when nothing was decided."""
         try:
             status.fail(code)
         except status.StoreError as error:
             if not results:
                 raise
             reason = of_store_error(error).problem_code
-        # No Retry-After: without an idempotency key, who sent it all again would have its first events decided twice.
-        detail = f"The first {len(results)} of {count} events were decided, the rest were not ({reason})."
-        return Problem(503, "batch_interrupted", detail, results=results)
+            detail = f"The first {len(results)} of {count} events were decided, the rest were not ({reason})."
+            # No Retry-After: without an idempotency key, who sent all of it again would have its first events decided
+            # twice.
+            raise Problem(503, "batch_interrupted", detail, results=results) from error
 
     def _read(self, environ: WSGIEnvironment, body: bytes) -> tuple[Any, Any, list[bytes] | None]:
         """Return float64[n], float32[n × dimension] and the payloads of a request, or raise the Problem with it."""

@@ -126,17 +126,17 @@ class Application:
         host = loaded.config.server.host
         self._gate = Gate(loaded.keyring, trusted_proxies(loaded.config), context.charge, is_loopback(host))
         self._routes = routes(context, self._audit)
-        self.serve = Lane(self._routes, self._gate, self._routed(Patience(block, worker.loop)))
+        self._patience = Patience(block, worker.loop)
+        self.serve = Lane(self._routes, self._gate, self._routed())
         self.on_beat()
         log.info("worker pid=%d serves from row %d", os.getpid(), self.row)
 
-    def _routed(self, patience: Patience) -> Any:
+    def _routed(self) -> Any:
         api: Any = falcon.App(middleware=[Entrance(), self._gate])  # type: ignore[arg-type] # it takes our resources only
         api.req_options.auto_parse_qs_csv = False
         api.set_error_serializer(self._refuse)
         api.add_error_handler(Exception, _reraise)
         api.add_error_handler(StoreError, on_store_error)
-        api.add_error_handler(Busy, patience.on_busy)
         for path, resource in self._routes.items():
             check(path, resource)
             api.add_route(path, resource)
@@ -157,7 +157,11 @@ class Application:
         return api
 
     def _refuse(self, request: falcon.Request, response: falcon.Response, error: falcon.HTTPError) -> None:
-        """Falcon error serialiser: whatever a route refuses is answered, counted and audited here, and not paid."""
+        """Falcon error serialiser: whatever a route refuses is answered, counted and audited here, and not paid. What
+        was refused because the lock was not to be had is the last to have waited for it.
+        """
+        if isinstance(error.__cause__, Busy):
+            self._patience.lose()
         code, field = serialise(request, response, error)
         give_back(request.env)
         self._refusals.labels(code).inc()

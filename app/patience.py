@@ -7,14 +7,9 @@ usually does may be the one that is stuck. As soon as the lock moves again, the 
 
 import asyncio
 import logging
-from typing import Any, NoReturn
 
-import falcon
-
-from app.problem import of_store_error
 from core.limits import LOCK_WAIT_MILLISECONDS
 from shm.block import Block
-from shm.status import Busy
 from shm.watch import INTERVAL_SECONDS, LockWatch
 
 log = logging.getLogger("mlsdm.worker")
@@ -30,21 +25,20 @@ class Patience:
         self._acquisitions = 0
         self._lost = False
 
-    def on_busy(self, _request: falcon.Request, _response: falcon.Response, error: Busy, _params: Any) -> NoReturn:
-        """Falcon error handler: answer 503, and lose patience. May run on a pool thread.
+    def lose(self) -> None:
+        """Lose it, because a request is refused that has waited in vain. May be called on a pool thread.
 
         From the next request on: others may have arrived in the same turn of the loop as this one, and each would wait
         its 40 ms in turn. `_lose` always follows, and with it `_look`, which gives the patience back.
         """
         self._block.map.wait_ms = 0
         self._loop.call_soon_threadsafe(self._lose)
-        raise of_store_error(error) from error
 
     def _lose(self) -> None:
         if self._lost:
             return
         self._lost = True
-        self._block.map.wait_ms = 0  # again: `_look` may have run since `on_busy`
+        self._block.map.wait_ms = 0  # again: `_look` may have run since `lose`
         self._acquisitions = self._now()
         log.warning("the lock was not to be had within %d ms: trying only", LOCK_WAIT_MILLISECONDS.value)
         self._loop.call_later(INTERVAL_SECONDS, self._look)

@@ -98,7 +98,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Route]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path_factory.mktemp("metrics")))
         application._routes = routes(context, Audit())
-    api = application._routed(Patience(formed.block, asyncio.new_event_loop()))
+    application._patience = Patience(formed.block, asyncio.new_event_loop())
+    api = application._routed()
     found = []
     for info in falcon.inspect.inspect_routes(api):
         methods = frozenset(method.method for method in info.methods if not method.internal)

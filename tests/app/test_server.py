@@ -297,6 +297,31 @@ def test_a_stopped_lock_holder_is_removed(serve: Serve, frozen_controller: bool)
     assert "removed stuck lock holder" in server.log
 
 
+def test_a_batch_that_is_cut_off_by_a_stuck_lock_is_the_last_to_wait_for_it(serve: Serve) -> None:
+    """A holder stops in the middle of a batch: the answer holds what was decided, and the worker loses its patience as
+    it does over any other request.
+    """
+    server = serve(WORKERS="1", MLSDM_DIMENSION="2048", MLSDM_CAPACITY="100")
+    lock = next(region for region in server.block().layout.regions() if region.name == "lock")
+    [(_, link)] = find(server.pid)
+    body = np.full(1000, 0.95).tobytes() + np.ones((1000, 2048), "<f4").tobytes()
+    connection = server.connect()
+
+    def cut() -> int:
+        """Stop a holder while batches run; returns how many events of the last one were decided."""
+        before = server.log.count("trying only")
+        with subprocess.Popen([sys.executable, "-c", _HOLD, str(link), str(lock.offset)]) as holder:
+            answer = server.request("POST", "/events", body, RAW, connection)
+            while answer.status == 200:
+                answer = server.request("POST", "/events", body, RAW, connection)
+            assert holder.wait(10) == -signal.SIGKILL
+        eventually(lambda: [server.log.count(words) for words in ("trying only", "moves again")] == [before + 1] * 2)
+        return len(answer.json["results"]) if answer.json["code"] == "batch_interrupted" else 0
+
+    assert any(cut() for _ in range(60))
+    connection.close()
+
+
 def test_an_upgrade_keeps_every_memory(serve: Serve) -> None:
     """USR2 starts a new arbiter on the same block: one controller, one boot id, and the old arbiter may leave. Receipts
     of keyed events and settings that were changed at run time are kept as well.
