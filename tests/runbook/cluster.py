@@ -1,0 +1,285 @@
+"""A stand-in for a cluster, the word `kubectl`: what needs none is run by the real kubectl, the rest is resolved.
+
+There is no cluster in a test. So each command line is taken apart and every name in it is held against the manifests of
+deploy/k8s: namespace, kind, object, container, labels, ports, keys, and for variables the configuration. What kubectl
+can do to files alone it does (`--local`, `--dry-run=client`), with the real program. What a pod would print is printed:
+the log of the server that the tests started. A name that leads nowhere ends with 1 and a sentence, as it would in a
+cluster.
+
+Rejected: a server that speaks enough of the API for kubectl to be content. It would prove that kubectl works.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import yaml
+
+from core.config import SETTINGS
+from core.environment import PLAIN
+
+NOTES: Final = "STAGE_NOTES"  # a file that gets a line for each command: how it was judged
+LOG: Final = "STAGE_LOG"  # the log of the live server
+MANIFEST: Final = Path("deploy/k8s/production-deployment.yaml")
+OPERATORS: Final = {("ConfigMap", "mlsdm-config"), ("Secret", "mlsdm-secrets")}  # made by them, not by the manifests
+KINDS: Final = {
+    "deployments": "Deployment", "deployment": "Deployment", "pods": "Pod", "pod": "Pod", "svc": "Service",
+    "hpa": "HorizontalPodAutoscaler", "configmap": "ConfigMap", "secret": "Secret", "events": "Event",
+}  # fmt: skip
+VARIABLES: Final = {
+    "MLSDM_ENV", "CONFIG_PATH", "API_KEY", "DISABLE_RATE_LIMIT", *PLAIN,
+    *(setting.variable for setting in SETTINGS.values()),
+}  # fmt: skip
+GRACE_SECONDS_MIN: Final = 24  # resources.shutdown_timeout of the manifests
+
+
+def fail(sentence: str) -> NoReturn:
+    """End with a sentence."""
+    sys.exit(f"error: {sentence}")
+
+
+def note(text: str) -> None:
+    """Say how a command was judged."""
+    with Path(os.environ[NOTES]).open("a", encoding="utf-8") as file:
+        file.write(text + "\n")
+
+
+class Manifests:
+    """The objects of a manifest file."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open(encoding="utf-8") as file:
+            self.objects: list[dict[str, Any]] = [found for found in yaml.safe_load_all(file) if found]
+
+    def find(self, kind: str, name: str) -> dict[str, Any]:
+        """Return an object by kind and name."""
+        for found in self.objects:
+            if (found["kind"], found["metadata"]["name"]) == (kind, name):
+                return found
+        if (kind, name) in OPERATORS:
+            return {}
+        fail(f'{kind} "{name}" not found')
+
+    def namespace(self, name: str | None) -> None:
+        """Require that a namespace was given, and that it is ours."""
+        if name is None:
+            fail("no namespace given: the default one has nothing of ours")
+        self.find("Namespace", name)
+
+    def pods(self, selector: str) -> None:
+        """Require that a label selector finds the pods of a deployment."""
+        key, _, value = selector.partition("=")
+        templates = [found["spec"]["template"] for found in self.objects if found["kind"] == "Deployment"]
+        if not any(template["metadata"]["labels"].get(key) == value for template in templates):
+            fail(f"no pod is labelled {selector}")
+
+    def named(self, word: str) -> dict[str, Any]:
+        """Return what KIND/NAME stands for."""
+        kind, _, name = word.partition("/")
+        return self.find(_kind(kind), name)
+
+
+def _kind(word: str) -> str:
+    if word not in KINDS:
+        fail(f'the server doesn\'t have a resource type "{word}"')
+    return KINDS[word]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="kubectl", exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("verb")
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("-n", "--namespace")
+    parser.add_argument("-l", "--selector")
+    parser.add_argument("-f", dest="file", nargs="?", const="")
+    parser.add_argument("-o", "--output")
+    parser.add_argument("-w", "--watch", action="store_true")
+    parser.add_argument("--previous", action="store_true")
+    for option in ("--tail", "--replicas", "--grace-period"):
+        parser.add_argument(option, type=int)
+    for option in ("--sort-by", "--timeout", "--for", "--dry-run", "--from-file", "--from-literal"):
+        parser.add_argument(option, action="append")
+    return parser
+
+
+class Kubectl:
+    """One command line."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.words = words
+        self.asked = _parser().parse_intermixed_args(words)
+        self.manifests = Manifests(MANIFEST)
+
+    def run(self) -> None:
+        """Judge it."""
+        verb = self.asked.verb.replace("-", "_")
+        judge: Callable[[], str] | None = getattr(self, verb, None)
+        if judge is None:
+            fail(f'unknown command "{self.asked.verb}"')
+        if verb not in ("apply", "create"):
+            self.manifests.namespace(self.asked.namespace)
+        note(f"kubectl {self.asked.verb}: {judge()}")
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def apply(self) -> str:
+        """Objects from a file or from stdin: each must be one."""
+        text = sys.stdin.read() if self.asked.file == "-" else Path(self.asked.file).read_text(encoding="utf-8")
+        found = [document for document in yaml.safe_load_all(text) if document]
+        for document in found:
+            if not {"apiVersion", "kind", "metadata"} <= set(document):
+                fail(f"{self.asked.file}: Object 'Kind' is missing in what starts with {text[:40]!r}")
+            self._judge_object(document)
+        names = [f"{document['kind']} {document['metadata']['name']}" for document in found]
+        return f"every document is an object of the API: {', '.join(names)}"
+
+    def _judge_object(self, document: dict[str, Any]) -> None:
+        kind, name = document["kind"], document["metadata"]["name"]
+        self.manifests.find(kind, name)
+        if (kind, name) == ("ConfigMap", "mlsdm-config") and set(document["data"]) != {"config.yaml"}:
+            fail(f"ConfigMap mlsdm-config has the keys {set(document['data'])}, pods read config.yaml")
+        if (kind, name) == ("Secret", "mlsdm-secrets") and "API_KEY" not in {
+            **document.get("data", {}), **document.get("stringData", {}),
+        }:  # fmt: skip
+            fail("Secret mlsdm-secrets has no API_KEY")
+
+    def create(self) -> str:
+        """With --dry-run=client kubectl needs no cluster."""
+        assert self.asked.dry_run == ["client"], "nothing is created here"
+        self.manifests.namespace(self.asked.namespace)
+        sys.stdout.write(_real(self.words))
+        return "run by kubectl, with --dry-run=client"
+
+    def set(self) -> str:
+        """Run by kubectl on the manifest instead of on the cluster, and then looked at."""
+        what, target, *changes = self.asked.words
+        deployment = self.manifests.named(target)
+        [container] = deployment["spec"]["template"]["spec"]["containers"]
+        for change in changes:
+            name, _, value = change.partition("=")
+            if what == "image" and name != container["name"]:
+                fail(f'unable to find container named "{name}"')
+            if what == "image" and value.partition(":")[0] != container["image"].partition(":")[0]:
+                fail(f"{value} is another image than {container['image']}")
+            if what == "env" and name not in VARIABLES:
+                fail(f"the service has no variable {name}")
+        words = ["set", what, "--local", "-o", "yaml", "-f", "-", *changes]
+        changed = yaml.safe_load(_real(words, yaml.safe_dump(deployment)))
+        [container] = changed["spec"]["template"]["spec"]["containers"]
+        for change in changes:
+            name, _, value = change.partition("=")
+            seen = (
+                container["image"] if what == "image" else {e["name"]: e.get("value") for e in container["env"]}[name]
+            )
+            if seen != value:
+                fail(f"{name} is {seen} after all")
+        return "run by kubectl on the manifest, with --local"
+
+    # -- what only a cluster does: names are resolved ------------------------------------------------------------------
+
+    def get(self) -> str:
+        """Objects by kind, one of them by name."""
+        kind = _kind(self.asked.words[0])
+        if len(self.asked.words) == 2:
+            self._print(kind, self.asked.words[1])
+        elif kind not in ("Pod", "Event") and not any(found["kind"] == kind for found in self.manifests.objects):
+            fail(f"there is no {kind} in the manifests")
+        return "names resolved"
+
+    def _print(self, kind: str, name: str) -> None:
+        found = self.manifests.find(kind, name)
+        if found and self.asked.output == "yaml":
+            print(yaml.safe_dump(found))
+        elif (kind, name) == ("ConfigMap", "mlsdm-config"):
+            words = ["create", "configmap", name, "--from-file=config.yaml=config/production-ready.yaml"]
+            print(_real([*words, "-n", self.asked.namespace, "--dry-run=client", "-o", "yaml"]))
+        elif (kind, name) == ("Secret", "mlsdm-secrets"):
+            words = ["create", "secret", "generic", name, "--from-literal=API_KEY=a-secret-of-some-length"]
+            print(_real([*words, "-n", self.asked.namespace, "--dry-run=client", "-o", "yaml"]))
+
+    def describe(self) -> str:
+        """Pods, by label or name."""
+        return self._pods(self.asked.words[1:])
+
+    def logs(self) -> str:
+        """What the live server has logged stands for what its pods have."""
+        self._pods(self.asked.words)
+        lines = Path(os.environ[LOG]).read_text(encoding="utf-8").splitlines()
+        print("\n".join(lines[-self.asked.tail :] if self.asked.tail else lines))
+        return "names resolved; the lines are those of the live server"
+
+    def top(self) -> str:
+        """Pods."""
+        return self._pods(self.asked.words[1:], everything=True)
+
+    def delete(self) -> str:
+        """Pods, with enough time to end in order."""
+        if self.asked.grace_period is not None and self.asked.grace_period < GRACE_SECONDS_MIN:
+            fail(f"a pod needs {GRACE_SECONDS_MIN} s to end in order")
+        return self._pods(self.asked.words[1:])
+
+    def wait(self) -> str:
+        """Pods, for a condition."""
+        return self._pods(self.asked.words[1:])
+
+    def _pods(self, names: list[str], everything: bool = False) -> str:
+        if self.asked.selector:
+            self.manifests.pods(self.asked.selector)
+        elif not everything and not (names and names[0].startswith("mlsdm-api-")):
+            fail(f"neither a label nor the name of a pod of ours: {names}")
+        return "names resolved"
+
+    def rollout(self) -> str:
+        """Of a deployment."""
+        if self.asked.words[0] not in ("status", "restart", "undo", "history"):
+            fail(f"unknown command {self.asked.words[0]}")
+        self.manifests.named(self.asked.words[1])
+        return "names resolved"
+
+    def scale(self) -> str:
+        """Of a deployment, within the bounds of its autoscaler, which would undo it otherwise."""
+        kind, _, name = "/".join(self.asked.words).partition("/")
+        self.manifests.find(_kind(kind), name)
+        bounds = next(found for found in self.manifests.objects if found["kind"] == "HorizontalPodAutoscaler")["spec"]
+        if not bounds["minReplicas"] <= self.asked.replicas <= bounds["maxReplicas"]:
+            fail(f"the HPA keeps {bounds['minReplicas']} to {bounds['maxReplicas']} replicas")
+        return "names resolved, within the bounds of the HPA"
+
+    def port_forward(self) -> str:
+        """To a service or a pod, to a port that it has."""
+        target, ports = self.asked.words
+        container_port = ports.partition(":")[2]
+        if target.startswith("svc/"):
+            ports_there = [str(port["port"]) for port in self.manifests.named(target)["spec"]["ports"]]
+        else:
+            self._pods([target])
+            ports_there = [str(port["containerPort"]) for port in self._container_ports()]
+        if container_port not in ports_there:
+            fail(f"{target} has the ports {ports_there}")
+        return "names and ports resolved"
+
+    def _container_ports(self) -> Iterator[dict[str, Any]]:
+        for found in self.manifests.objects:
+            if found["kind"] == "Deployment":
+                for container in found["spec"]["template"]["spec"]["containers"]:
+                    yield from container["ports"]
+
+
+def _real(words: list[str], given: str = "") -> str:
+    """Return what the real kubectl prints."""
+    others = [folder for folder in os.environ["PATH"].split(":") if folder != os.environ["STAGE_BIN"]]
+    program = shutil.which("kubectl", path=":".join(others))
+    assert program is not None, "there is no kubectl"
+    ended = subprocess.run([program, *words], input=given, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        fail(ended.stderr.strip())
+    return ended.stdout
+
+
+if __name__ == "__main__":
+    Kubectl(sys.argv[1:]).run()

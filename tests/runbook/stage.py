@@ -1,0 +1,238 @@
+"""The stage on which a runbook is played: a real server in trouble, a real Prometheus that scrapes it, and a shell.
+
+In that shell everything is what it says (curl, jq, grep, python, mlsdm), with these exceptions. The names `api` and
+`localhost:8000` lead to the server; `kubectl` and `docker` are cluster.py and engine.py, because there is neither a
+cluster nor an engine; `watch` runs its command once, because a test does not watch.
+
+The server has had what makes a runbook worth reading: events accepted and rejected, a client over its rate limit, a
+configuration that was refused, debug lines. So a grep that finds nothing is a fault of the runbook or of the server.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import yaml
+
+from loadtests.live import ROOT, LiveServer, eventually, free_port
+from tests.runbook.book import Line, without_placeholders
+from tests.runbook.cluster import LOG, NOTES, VARIABLES
+
+API_KEY: Final = "a-key-for-the-runbook"
+PLACEHOLDERS: Final = {"pod-name": "mlsdm-api-7d9c5b-x2x4k", "secret": API_KEY}
+SECONDS_MAX: Final = 60.0  # of one command; a busy machine is no fault of the runbook
+WATCH: Final = """#!/bin/sh
+while case "$1" in -n) shift 2;; -*) shift;; *) false;; esac do :; done
+exec sh -c "$*"
+"""
+
+
+class Outcome(NamedTuple):
+    """What came of a line: whether it held, how that was found out, and what there was to see."""
+
+    held: bool
+    how: str
+    seen: str
+
+
+class Stage:
+    """A server, a Prometheus and a shell."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.configuration = directory / "config.yaml"
+        shutil.copy(ROOT / "config/production-ready.yaml", self.configuration)
+        environ = {
+            "API_KEY": API_KEY,
+            "MLSDM_ENV": "production",
+            "HOST": "127.0.0.1",
+            "LOG_LEVEL": "DEBUG",
+            "CONFIG_PATH": str(self.configuration),
+        }
+        self.server = LiveServer(directory, environ)
+        self.prometheus = free_port()
+        self.environ = self._shell()
+
+    @contextmanager
+    def playing(self) -> Iterator["Stage"]:
+        """Start everything, make the trouble, and end everything."""
+        self.server.start()
+        try:
+            with self._scraped():
+                self._trouble()
+                yield self
+        finally:
+            self.server.stop()
+
+    # -- setting it up -------------------------------------------------------------------------------------------------
+
+    def _shell(self) -> dict[str, str]:
+        """Make the folder in which commands run and the words that mean something else there; returns the variables."""
+        self.folder = self.directory / "checkout"
+        programs = self.directory / "bin"
+        for made in (self.folder, self.folder / "backup", programs):
+            made.mkdir()
+        for entry in ROOT.iterdir():
+            if entry.name != "backup":
+                (self.folder / entry.name).symlink_to(entry)
+        for name, module in (("kubectl", "cluster"), ("docker", "engine")):
+            self._program(programs / name, f'#!/bin/sh\nexec {sys.executable} -m tests.runbook.{module} "$@"\n')
+        self._program(programs / "watch", WATCH)
+        (programs / "python").symlink_to(sys.executable)
+        hosts = [f'connect-to = "{name}:127.0.0.1:{self.server.port}"' for name in ("api:80", "localhost:8000")]
+        (self.directory / ".curlrc").write_text("\n".join([*hosts, "fail", "silent", "show-error"]) + "\n")
+        return {
+            "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HOME": str(self.directory),
+            "CURL_HOME": str(self.directory),
+            "PYTHONPATH": str(ROOT),
+            "API_KEY": API_KEY,
+            "STAGE_BIN": str(programs),
+            NOTES: str(self.directory / "notes"),
+            LOG: str(self.server.log_path),
+        }
+
+    @staticmethod
+    def _program(path: Path, text: str) -> None:
+        path.write_text(text)
+        path.chmod(0o755)
+
+    @contextmanager
+    def _scraped(self) -> Iterator[None]:
+        """Run a Prometheus that knows the rules of deploy/ and scrapes the server every second."""
+        rules = ROOT / "deploy/prometheus/rules"
+        job = {"job_name": "mlsdm-api", "metrics_path": "/health/metrics"}
+        configuration = {
+            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "rule_files": [str(rules / "*.yml")],
+            "scrape_configs": [{**job, "static_configs": [{"targets": [f"127.0.0.1:{self.server.port}"]}]}],
+        }
+        path = self.directory / "prometheus.yml"
+        path.write_text(yaml.safe_dump(configuration))
+        with subprocess.Popen(
+            [
+                "prometheus", f"--config.file={path}", f"--storage.tsdb.path={self.directory}/tsdb",
+                f"--web.listen-address=127.0.0.1:{self.prometheus}", "--log.level=error",
+            ],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        ) as process:  # fmt: skip
+            try:
+                yield
+            finally:
+                process.send_signal(signal.SIGTERM)
+
+    def _trouble(self) -> None:
+        """Have the server live through what a runbook is for."""
+        key = {"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/octet-stream"}
+        vector = np.ones(384, "<f4").tobytes()
+        morals = iter([0.95, 0.1] * 20)
+        answers = [self.server.request("POST", "/event", vector, {**key, "Moral-Value": str(next(morals))})]
+        while answers[-1].status == 200:
+            answers.append(self.server.request("POST", "/event", vector, {**key, "Moral-Value": str(next(morals))}))
+        assert answers[-1].status == 429, answers[-1].body
+        good = self.configuration.read_text()
+        self.configuration.write_text(good.replace("capacity: 20000", "capacity: many"))
+        os.kill(self.server.pid, signal.SIGHUP)
+        eventually(lambda: "configuration not reloaded" in self.server.log)
+        self.configuration.write_text(good)
+        eventually(lambda: self._series("up == 1") and self._series("total_events_processed > 0"))
+
+    # -- playing -------------------------------------------------------------------------------------------------------
+
+    def play(self, line: Line) -> Outcome:
+        """Do what a line says, or look up what it names."""
+        if line.language == "promql":
+            return self._expression(line.text)
+        if line.language == "yaml":
+            return self._alerts(line.text)
+        if line.language == "bash" and "=" in line.text.split(maxsplit=1)[0] and "#" in line.text:
+            return self._variable(line.text)
+        if line.language == "bash":
+            return self._command(line.text)
+        return self._named(line.text)
+
+    def _command(self, text: str) -> Outcome:
+        notes = Path(self.environ[NOTES])
+        notes.write_text("")
+        try:
+            ended = subprocess.run(
+                ["bash", "-o", "pipefail", "-c", without_placeholders(text, PLACEHOLDERS)],
+                cwd=self.folder, env=self.environ, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                check=False, timeout=SECONDS_MAX,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return Outcome(False, "run", f"did not end within {SECONDS_MAX:g} s")
+        seen = (ended.stdout + ended.stderr).strip()
+        how = "; ".join(notes.read_text().splitlines()) or "run"
+        empty = "| jq" in text and ended.stdout.strip() in ("", "null")
+        return Outcome(ended.returncode == 0 and not empty, how, seen)
+
+    def _named(self, text: str) -> Outcome:
+        """An endpoint, or the name of a metric, with what it is behind a dash."""
+        name = text.strip().removeprefix("- ").split("  ")[0]
+        words = name.split()
+        if words[0] in ("GET", "POST"):
+            key = {"Authorization": f"Bearer {API_KEY}"}
+            status = self.server.request(words[0], words[1], headers=key).status
+            return Outcome(status not in (404, 405), "asked", f"{status}")
+        if words[0].endswith(":") or name.endswith(":"):
+            return Outcome(True, "a heading", "")
+        scrape = self.server.get("/health/metrics").body.decode()
+        found = any(sample.startswith(words[0]) for sample in scrape.splitlines())
+        return Outcome(found, "looked for in the scrape", words[0])
+
+    @staticmethod
+    def _variable(text: str) -> Outcome:
+        name = text.partition("=")[0]
+        return Outcome(name in VARIABLES, "looked for among the variables", name)
+
+    def _expression(self, text: str) -> Outcome:
+        try:
+            result = eventually(lambda: self._series(text))
+        except AssertionError:
+            return Outcome(False, "asked Prometheus", "no data")
+        return Outcome(True, "asked Prometheus", json.dumps(result[:1]))
+
+    def _alerts(self, text: str) -> Outcome:
+        """Each alert's expression is understood, and an alert of that name is among the rules in force, as severe."""
+        in_force = {
+            rule["name"]: rule["labels"]["severity"]
+            for group in self._asked("/api/v1/rules")["groups"]
+            for rule in group["rules"]
+            if rule["type"] == "alerting"
+        }
+        alerts = [one for one in yaml.safe_load(text) if "alert" in one]
+        for alert in alerts:
+            self._series(alert["expr"])
+        severities = {alert["alert"]: alert.get("severity") or alert["labels"]["severity"] for alert in alerts}
+        missing = {name: severity for name, severity in severities.items() if in_force.get(name) != severity}
+        return Outcome(not missing, "asked Prometheus", f"missing: {missing}" if missing else ", ".join(severities))
+
+    def _series(self, expression: str) -> list[Any]:
+        return list(self._asked("/api/v1/query?" + urllib.parse.urlencode({"query": expression}))["result"])
+
+    def _asked(self, path: str) -> Any:
+        program = shutil.which("curl")
+        assert program is not None
+        url = f"http://127.0.0.1:{self.prometheus}{path}"
+        deadline = time.monotonic() + SECONDS_MAX
+        while True:
+            ended = subprocess.run([program, "-s", url], capture_output=True, text=True, check=False)
+            if ended.returncode == 0 and ended.stdout.startswith("{"):
+                break
+            assert time.monotonic() < deadline, f"{shlex.quote(url)}: {ended.stderr}"
+            time.sleep(0.1)
+        answer = json.loads(ended.stdout)
+        assert answer["status"] == "success", answer
+        return answer["data"]
