@@ -41,7 +41,7 @@ from wsgiref.types import WSGIEnvironment
 
 from app.backlog import SLICE_SIZE, Backlog
 from app.environ import base
-from app.exchange import CLOSE, PERSIST, UNEXPECTED, Exchange, problem
+from app.exchange import CLOSE, PERSIST, UNEXPECTED, Exchange, problem, status_of
 from app.framing import Refusal
 from app.message import BODY, HEAD, IDLE, Message
 from app.service import IN_PIECES, INLINE, Service
@@ -199,6 +199,7 @@ class Connection(asyncio.Protocol):
                 return
             answer = begun
         self._writer.write(answer)
+        service.count(environ, exchange.status)
         if exchange.persistence == CLOSE:
             self._finish()
         if _RESERVED in environ:
@@ -216,10 +217,11 @@ class Connection(asyncio.Protocol):
     def answered(self, answer: bytes) -> None:
         """Send the answer of the request that kept those behind it waiting, and go on with them."""
         assert self._running is not None
-        self._release(self._running)
-        self._running = None
+        environ, self._running = self._running, None
+        self._release(environ)
         if not self._last:
             self._send(answer, self._exchange.persistence)
+            self._service.count(environ, self._exchange.status)
             self._resume()
 
     def _send(self, answer: bytes, persistence: str) -> None:
@@ -257,6 +259,7 @@ class Connection(asyncio.Protocol):
         service.refused(refusal.code, environ, refusal.detail, refusal.status)
         head = self._message.is_head or environ.get("REQUEST_METHOD") == "HEAD"
         answer = problem(refusal, service, CLOSE, service.tracer.echo(environ), head=head)
+        service.count(environ, status_of(refusal))
         self._release(self._message.forget())
         if self._held:
             self._backlog.end_with(answer)

@@ -25,7 +25,7 @@ class Context:
     config: Config
     store: Store
     recall: Recall
-    latency: Latency
+    latency: Latency  # of events
     clock: Callable[[], int]
     leaving: Callable[[], bool]
     charge: Callable[[WSGIEnvironment, int], None] = lambda _environ, _tokens: None

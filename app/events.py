@@ -87,9 +87,7 @@ class EventResource:
             refuse_vector(status.TOO_LONG, vector, "event_vector")
         if decided.repeated:
             environ["mlsdm.lines"] = environ.get("mlsdm.lines", "") + REPLAYED
-        answer = encode(decision_of(decided, context.boot_id))
-        context.latency.count(environ)
-        return answer
+        return encode(decision_of(decided, context.boot_id))
 
 
 class BatchResource:
@@ -142,9 +140,7 @@ class BatchResource:
         if key and any(repeated for *_, repeated in decisions):
             environ["mlsdm.lines"] = environ.get("mlsdm.lines", "") + REPLAYED
         accepted = sum([result.accepted for result in results])
-        answer = encode(Batch(results, accepted, len(results) - accepted))
-        context.latency.count(environ)
-        return answer
+        return encode(Batch(results, accepted, len(results) - accepted))
 
     @staticmethod
     def _refuse_rest(code: int, results: list[Decision], count: int) -> NoReturn:

@@ -64,12 +64,12 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None,
 class Exchange:
     """The application's side of one connection."""
 
-    __slots__ = ("_asked", "_headers", "_pieces", "_status", "_written", "followed", "persistence")
+    __slots__ = ("_asked", "_headers", "_pieces", "_written", "followed", "persistence", "status")
 
     def __init__(self) -> None:
         self.persistence = PERSIST  # what the latest answer said; CLOSE means that it is the last one
         self.followed = False  # a request that was received too waits behind this one; its connection says so
-        self._status = ""
+        self.status = ""  # of the latest answer, with its phrase
         self._headers: list[tuple[str, str]] = []
         self._written: list[bytes] = []  # through write() of PEP 3333, and the pieces made so far
         self._pieces: Generator[bytes, None, None] | None = None
@@ -88,7 +88,7 @@ class Exchange:
 
     def begin(self, service: "Service", environ: WSGIEnvironment, persistence: str) -> bytes | None:
         """Like `answer`, but None when the application makes its answer in pieces: then `proceed` makes the next."""
-        self._status = ""
+        self.status = ""
         try:
             chunks = service.application(environ, self._start_response)
             if type(chunks) is list:
@@ -130,7 +130,7 @@ class Exchange:
         self.persistence = CLOSE if service.draining and not self.followed else persistence
         answer = self._serialise(service, environ, body)
         if service.verbose:
-            service.log.debug("Request", extra=_access(environ, self._status[:3], len(answer)))
+            service.log.debug("Request", extra=_access(environ, self.status[:3], len(answer)))
         return answer
 
     def _failed(self, service: "Service", environ: WSGIEnvironment, persistence: str) -> bytes:
@@ -140,6 +140,7 @@ class Exchange:
         method = environ["REQUEST_METHOD"]
         service.log.exception("Error handling request %s %s", method, _path(environ), extra=about(environ))
         service.refused(UNEXPECTED.code, environ, UNEXPECTED.detail, UNEXPECTED.status)
+        self.status = status_of(UNEXPECTED)
         echo = service.tracer.echo(environ)
         answer = problem(UNEXPECTED, service, self.persistence, echo, head=method == "HEAD")
         if service.verbose:
@@ -150,15 +151,15 @@ class Exchange:
         """PEP 3333: remember status and headers. Nothing is on the wire yet, so a second call (with exc_info) may
         replace them.
         """
-        if self._status and exc_info is None:
+        if self.status and exc_info is None:
             raise AssertionError("start_response was called twice without exc_info (PEP 3333).")
-        self._status = status
+        self.status = status
         self._headers = headers
         return self._written.append
 
     def _serialise(self, service: "Service", environ: WSGIEnvironment, body: bytes) -> bytes:
         standing = service.standing
-        head = f"{_status_line(self._status)}{service.date}{self.persistence}{service.tracer.echo(environ)}"
+        head = f"{_status_line(self.status)}{service.date}{self.persistence}{service.tracer.echo(environ)}"
         replaced = []
         for name, value in self._headers:
             line, key = header_line(name, value)
@@ -168,7 +169,7 @@ class Exchange:
         head += standing.without(replaced) if replaced else standing.text
         lines: str = environ.get("mlsdm.lines", "")
         head += lines
-        if self._status.startswith(_BODILESS):
+        if self.status.startswith(_BODILESS):
             return (head + "\r\n").encode("latin-1")
         if environ["REQUEST_METHOD"] == "HEAD":
             return f"{head}{self._announced(len(body))}\r\n".encode("latin-1")
@@ -231,6 +232,11 @@ def problem(refusal: Refusal, service: "Service", persistence: str, echo: str, *
         f"Content-Type: application/problem+json\r\n{service.standing.text}Content-Length: {len(body)}\r\n\r\n"
     )
     return lines.encode("latin-1") + (b"" if head else body)
+
+
+def status_of(refusal: Refusal) -> str:
+    """Return the status of a refusal with its phrase."""
+    return f"{refusal.status} {HTTPStatus(refusal.status).phrase}"
 
 
 def _path(environ: WSGIEnvironment) -> str:

@@ -1,4 +1,6 @@
-"""Latency: how long event requests take, counted in a histogram for Prometheus.
+"""Latency: how long requests take, from the complete request to its answer written, in a histogram for Prometheus.
+
+Written means handed to the transport, which gives it to the kernel when the loop has done what it is at.
 
 The histogram lives in a file of prometheus_client's multiprocess mode, made by its own class, so that the scrape adds
 up what all workers measured. `observe` of that class looks through the buckets one by one and packs two numbers behind
@@ -17,14 +19,14 @@ _WORD: Final = 8
 
 
 class Latency:
-    """Counts the event requests of one worker, in a `histogram` without labels."""
+    """Counts the requests of one kind of one worker, in a `histogram` without labels."""
 
     def __init__(self, histogram: Histogram) -> None:
         inner: Any = histogram  # its values are no part of what the library declares; a test reads back what is written
         self._name: str = inner._name
         self._bounds: list[float] = inner._upper_bounds
-        self._numbers, self._sum = _place_of(inner._sum)
-        self._buckets = [_place_of(value)[1] for value in inner._buckets]
+        self._numbers, self._sum = place_of(inner._sum)
+        self._buckets = [place_of(value)[1] for value in inner._buckets]
 
     def count(self, environ: WSGIEnvironment) -> None:
         """Count a request, from the moment at which it was complete until now."""
@@ -46,6 +48,8 @@ class Latency:
         return float(sums[f"{self._name}_sum"] / count) if count else 0.0
 
 
-def _place_of(value: Any) -> tuple[Any, int]:
-    """Return the mapped file of a multiprocess value as float64[…], and its index there."""
+def place_of(value: Any) -> tuple[Any, int]:
+    """Return the mapped file of a multiprocess value as float64[…], and its index there. The view stays good when the
+    file grows: the library maps it anew, and both maps share its pages.
+    """
     return memoryview(value._file._m).cast("d"), value._file._positions[value._key] // _WORD

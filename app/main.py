@@ -7,12 +7,14 @@ claims a worker row and builds the routes in `open`, which the worker calls afte
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import falcon
+from falcon.routing import DefaultRouter
 
+from app.answers import Answers
 from app.audit import Audit
 from app.auth import Gate, is_loopback
 from app.context import Context
@@ -26,7 +28,14 @@ from app.latency import Latency
 from app.manual.docs import DocsResource
 from app.manual.openapi import OpenApiResource
 from app.memories import MemoryResource
-from app.metrics import MetricsResource, latency_histogram, refusal_counter
+from app.metrics import (
+    MetricsResource,
+    event_latency,
+    metrics_of,
+    recall_latency,
+    refusal_counter,
+    request_counter,
+)
 from app.occupancy import RowOccupancy
 from app.operation import Resource, check
 from app.patience import Patience
@@ -87,6 +96,8 @@ class Application:
         self._blocking: frozenset[tuple[str, str]] = frozenset()  # (method, path) of what goes to the pool
         self._in_pieces: frozenset[tuple[str, str]] = frozenset()  # and of what is answered in pieces
         self.inline: frozenset[str] = frozenset()  # paths of which nothing does
+        self.on_answer: Callable[[WSGIEnvironment, str], object] = lambda _environ, _status: None
+        self._router = DefaultRouter()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
@@ -111,14 +122,11 @@ class Application:
         self._row = block.region("rows", self.row)
         self._requests_before = int(self._row.requests)
         worker.occupancy = RowOccupancy(block, self.row, boot_clock)
-        context = Context(
-            loaded.config,
-            self.store,
-            Recall(block),
-            Latency(latency_histogram(self.row)),
-            boot_clock,
-            lambda: server.leaving,
-        )
+        metrics_of(self.row)
+        events, recalls = Latency(event_latency()), Latency(recall_latency())
+        latencies = {"/event": events, "/events": events, "/recall": recalls}
+        self.on_answer = Answers(request_counter(), latencies, self.route_of).count
+        context = Context(loaded.config, self.store, Recall(block), events, boot_clock, lambda: server.leaving)
         self._refusals = refusal_counter()
         self._audit = Audit()
         if loaded.config.security.rate_limiting.enabled:
@@ -132,7 +140,8 @@ class Application:
         log.info("worker pid=%d serves from row %d", os.getpid(), self.row)
 
     def _routed(self) -> Any:
-        api: Any = falcon.App(middleware=[Entrance(), self._gate])  # type: ignore[arg-type] # it takes our resources only
+        self._router = DefaultRouter()
+        api: Any = falcon.App(middleware=[Entrance(), self._gate], router=self._router)  # type: ignore[arg-type] # it takes our resources only
         api.req_options.auto_parse_qs_csv = False
         api.set_error_serializer(self._refuse)
         api.add_error_handler(Exception, _reraise)
@@ -196,6 +205,11 @@ class Application:
         if operation in self._blocking:
             return POOL
         return IN_PIECES if operation in self._in_pieces else INLINE
+
+    def route_of(self, path: str) -> str | None:
+        """Return the template of the route that a path has: for logs and metrics, and not for the way there."""
+        found = self._router.find(_bare(path))
+        return str(found[3]) if found else None
 
     def on_beat(self) -> None:
         """Say that the loop turns. Four times a second."""

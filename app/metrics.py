@@ -34,21 +34,36 @@ LATENCY_BUCKETS = (
 )  # fmt: skip
 
 _REFUSALS = "mlsdm_refusals"
+WORKER_SILENCE_SECONDS = 2.0  # workers beat four times a second
 
 
-def latency_histogram(row: int) -> Histogram:
-    """Make this worker's histogram, on the files of its row. To be called once per process, before any other metric."""
+def metrics_of(row: int) -> None:
+    """Have this process measure into the files of its row. To be called once, before any metric is made."""
     # A cleaner of /tmp may have taken the directory away; that must not keep a worker from serving.
     directory = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
     directory.mkdir(parents=True, exist_ok=True)
     prepare(directory, row)
     values.ValueClass = values.MultiProcessValue(process_identifier=lambda: row)  # type: ignore[no-untyped-call] # theirs
-    return Histogram(
-        "process_event_latency_seconds",
-        "Time from the complete request to its encoded answer, of event requests.",
-        buckets=LATENCY_BUCKETS,
-        registry=CollectorRegistry(),
-    )
+
+
+def event_latency() -> Histogram:
+    """Make this worker's histogram of events."""
+    return _latency("process_event_latency_seconds", "event requests")
+
+
+def recall_latency() -> Histogram:
+    """Make this worker's histogram of recalls."""
+    return _latency("mlsdm_recall_latency_seconds", "recalls")
+
+
+def _latency(name: str, what: str) -> Histogram:
+    text = f"Time from the complete request until its answer was written, of {what} that were answered with 200."
+    return Histogram(name, text, buckets=LATENCY_BUCKETS, registry=CollectorRegistry())
+
+
+def request_counter() -> Counter:
+    """Make this worker's counter of answers, by route and status."""
+    return Counter("mlsdm_requests", "Answers written.", ["route", "status"], registry=CollectorRegistry())
 
 
 def prepare(directory: Path, row: int) -> None:
@@ -67,7 +82,7 @@ def prepare(directory: Path, row: int) -> None:
 
 
 def refusal_counter() -> Counter:
-    """Make this worker's counter of refused requests, by the code of the problem. After the histogram.
+    """Make this worker's counter of refused requests, by the code of the problem.
 
     An error that nobody expected is one of them: its code is `internal_error`.
     """
@@ -134,6 +149,8 @@ class BlockCollector(Collector):
             ("mlsdm_asleep", "1 while the rhythm is asleep.", scalars.phase == SLEEP),
             ("mlsdm_memories", "Live memories.", scalars.live),
             ("mlsdm_stopped", "1 while an operator has stopped admissions.", scalars.flags & FLAG_STOPPED),
+            ("mlsdm_threshold_min", "Lower bound of the threshold, in force.", state.settings.min_threshold),
+            ("mlsdm_threshold_max", "Upper bound of the threshold, in force.", state.settings.max_threshold),
         ):
             yield GaugeMetricFamily(name, text, value)
         levels = GaugeMetricFamily("mlsdm_level_norm", "Norm of a synaptic level.", labels=["level"])
@@ -152,8 +169,18 @@ class BlockCollector(Collector):
         block = self.context.store.block
         vitals, lock = block.region("vitals"), block.region("lock")
         rows = [block.region("rows", number) for number in range(block.layout.rows)]
+        now_ns = self.context.clock()
         for name, text, value in (
+            ("memory_usage_bytes", "Memory of all processes, shared pages once.", vitals.service_bytes),
             ("cpu_usage_percent", "CPU used, of the container's allowance.", vitals.cpu_percent),
+            ("mlsdm_memory_percent", "Memory used, of the container's limit.", vitals.memory_percent),
+            ("mlsdm_workers", "Workers that serve.", sum(_beats(row.heartbeat_ns, now_ns) for row in rows)),
+            (
+                "mlsdm_controller_silence_seconds",
+                "Time since the controller's last beat.",
+                _since(vitals.heartbeat_ns, now_ns),
+            ),
+            ("mlsdm_process_start_time_seconds", "Unix time at which the memory began.", block.created_wall_ns / 1e9),
             ("mlsdm_memories_max", "Capacity of the store.", self.context.config.capacity),
             ("mlsdm_block_bytes", "Size of the shared block.", block.layout.block_size),
         ):
@@ -176,6 +203,9 @@ class BlockCollector(Collector):
             ("mlsdm_lock_kills", "Stuck holders removed.", vitals.lock_kills),
             ("mlsdm_lock_waits", "Sections that found the lock taken.", sum(row.lock_waits for row in rows)),
             ("mlsdm_lock_wait_seconds", "Time spent waiting for it.", sum(row.lock_wait_ns for row in rows) / 1e9),
+            ("mlsdm_lock_holds_sampled", "Sections whose length was measured.", sum(row.lock_holds for row in rows)),
+            ("mlsdm_lock_hold_seconds", "Length of those, together.", sum(row.lock_hold_ns for row in rows) / 1e9),
+            ("mlsdm_slots_mended", "Damaged marks and headers that were put right.", vitals.mended),
             ("mlsdm_slots_torn", "Memories found corrupt and forgotten.", vitals.torn),
             ("mlsdm_slots_scrubbed", "Slots checked against their checksums.", vitals.scrubbed),
             ("mlsdm_drift_episodes", "Times the threshold drifted.", vitals.drift_episodes),
@@ -183,6 +213,15 @@ class BlockCollector(Collector):
         ):
             yield CounterMetricFamily(name, text, value)
         yield InfoMetricFamily("mlsdm_build", "Version and memory.", {"version": VERSION, "boot_id": block.boot_id})
+
+
+def _since(beat_ns: int, now_ns: int) -> float:
+    return max(0, now_ns - beat_ns) / 1e9
+
+
+def _beats(beat_ns: int, now_ns: int) -> bool:
+    """Return whether the owner of a row has beaten lately; one that has left or died leaves its last beat behind."""
+    return beat_ns != 0 and _since(beat_ns, now_ns) < WORKER_SILENCE_SECONDS
 
 
 class MetricsResource:

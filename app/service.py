@@ -58,6 +58,7 @@ class Application(Protocol):
     is large. Called before there is one; after False the application is called with an empty body, to say why not.
     `on_refusal(code, environ, status)`: whenever a connection passed a limit or broke a rule, or a request met an error
     of ours; see `Service.refused`.
+    `on_answer(environ, status)`: whenever an answer has been written, also one that no route has made.
     `standing_headers`, pairs of name and value: what all answers carry, see `app.standing`.
     `open(worker)`: after the fork, before any of the others is looked for. `close()`: after the last request.
     `on_beat()`: four times a second.
@@ -89,6 +90,7 @@ class Service:
         self._on_refusal: Callable[[str, WSGIEnvironment, int], object] | None = getattr(
             application, "on_refusal", None
         )
+        self.count: Callable[[WSGIEnvironment, str], object] = getattr(application, "on_answer", lambda *_: None)
         self.standing = Standing(getattr(application, "standing_headers", ()), secure=scheme == "https")
         self.tracer = Tracer()
         self.heads = Heads()

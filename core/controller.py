@@ -30,6 +30,7 @@ from typing import Any, Final
 from core.config import Config
 from core.drift import BITS, DriftWatch
 from core.emergency import Change, Emergency
+from core.footprint import footprint
 from core.limits import EMERGENCY_COOLDOWN_SECONDS, LOCK_WAIT_MILLISECONDS, MEMORY_PERCENT, VECTOR_NORM
 from core.regime import Regime
 from core.vitals import Sampler
@@ -40,9 +41,11 @@ from shm.status import Busy, Corrupt, Gone, Lost, Stale, StoreError, Unknown
 from shm.store import Store, new_vitals
 from shm.watch import INTERVAL_SECONDS, LockWatch
 
+ROOT: Final = Path("/")
 SUPERSEDED: Final = 9  # exit status: a newer controller has taken over, do not respawn me
 SCRUB_SECONDS: Final = 50  # for one round over all slots; the promise is 60
 VITALS_SECONDS: Final = 1.0
+FOOTPRINT_SECONDS: Final = 5.0
 LATE_SAID_SECONDS: Final = 60.0  # between two lines about late steps: a starved machine is late each time
 
 log = logging.getLogger("mlsdm.controller")
@@ -70,6 +73,7 @@ class Controller:
         self._scrub_at = 0
         self._scrub_per_round = -(-(block.layout.capacity + 1) * INTERVAL_SECONDS // SCRUB_SECONDS)
         self._sample_due_ns = 0
+        self._footprint_due_ns = 0
         self._blind = False
         self._late_unsaid = 0
         self._late_said_ns = -int(LATE_SAID_SECONDS * 1e9)
@@ -78,7 +82,7 @@ class Controller:
         self._tick_due_ns = 0
         with suppress(Busy, Corrupt, Lost):  # tried again at each round
             self._begin()
-        self.sampler = Sampler(Path("/"), clock)  # after the succession: it reads some forty small files of the kernel
+        self.sampler = Sampler(ROOT, clock)  # after the succession: it reads some forty small files of the kernel
 
     def _inherit_vitals(self, arbiter: process.Identity) -> Any:
         """Return the vitals to publish: the predecessor's counts under this controller's name."""
@@ -92,6 +96,7 @@ class Controller:
             "emergency_episodes",
             "drift",
             "mended",
+            "service_bytes",
         ):
             setattr(vitals, name, getattr(self.block.region("vitals"), name))
         me = process.myself()
@@ -227,6 +232,9 @@ class Controller:
             "cpu_count", "disk_percent",
         ):  # fmt: skip
             setattr(self.vitals, name, getattr(sample, name))
+        if sample.sampled_ns >= self._footprint_due_ns:
+            self._footprint_due_ns = sample.sampled_ns + int(FOOTPRINT_SECONDS * 1e9)
+            self.vitals.service_bytes = footprint(ROOT, int(self.vitals.arbiter_pid))
 
     def _look_at_threshold(self, now_ns: int) -> None:
         state = self.store.state()

@@ -161,6 +161,11 @@ class Block:
         return int(self._known.created_boot_ns)
 
     @property
+    def created_wall_ns(self) -> int:
+        """CLOCK_REALTIME at which the block was made, in ns."""
+        return int(self._known.created_wall_ns)
+
+    @property
     def _known(self) -> Any:
         return ffi.from_buffer("struct mlsdm_header *", self.header)
 

@@ -131,7 +131,8 @@ RECORDS: Final = (
             Field("intent_chain", "u8", "chain + 1", "whose head is being moved, 0 for none"),
             Field("intent_head", "u8", "ordinal", "of the receipt that this chain began with before"),
             Field("lost", "u8", "–", "LOST once the mutex was found irrecoverable; then its word names nobody"),
-            Field("reserved", "u8", "–", "zero, to the next cache line but one", 6),
+            Field("sampled_ns", "i8", "ns", "CLOCK_MONOTONIC at which the section was entered, 0 when not looked at"),
+            Field("reserved", "u8", "–", "zero, to the next cache line but one", 5),
         ),
     ),
     Record(
@@ -229,7 +230,9 @@ RECORDS: Final = (
             Field("lock_waits", "u8", "count", "sections that found the lock taken"),
             Field("lock_wait_ns", "u8", "ns", "sum of those waits"),
             Field("tally", "tally", "", "two cells; the newer one at or before the commit word counts", 2),
-            Field("reserved", "u8", "–", "zero", 3),
+            Field("lock_holds", "u8", "count", "sections whose length was looked at: one of 64"),
+            Field("lock_hold_ns", "u8", "ns", "sum of their lengths"),
+            Field("reserved", "u8", "–", "zero"),
         ),
     ),
     Record(
@@ -262,7 +265,7 @@ RECORDS: Final = (
             Field("emergency_episodes", "u8", "count", "times that a reason came into force"),
             Field("drift", "u8", "bits", "1 at minimum · 2 at maximum · 4 mean moved: drift that lasts"),
             Field("mended", "u8", "count", "headers, deletion marks and hints that were damaged and put right"),
-            Field("reserved", "u8", "–", "zero"),
+            Field("service_bytes", "u8", "bytes", "proportional memory of all processes of the service"),
         ),
     ),
     Record(

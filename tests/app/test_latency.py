@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Histogram
 
 from app import latency
 from app.latency import Latency
-from app.metrics import LATENCY_BUCKETS, WorkersCollector, latency_histogram
+from app.metrics import LATENCY_BUCKETS, WorkersCollector, event_latency, metrics_of
 from tests.formed import begin, exit_of
 
 BESIDE = [edge * factor for edge in LATENCY_BUCKETS for factor in (0.999, 1.001)]
@@ -24,14 +24,14 @@ def test_a_request_is_counted_in_its_bucket(tmp_path: Path, monkeypatch: pytest.
 
     def worker(row: int) -> None:
         module: Any = latency  # in this child alone
-        counter = Latency(latency_histogram(row))
+        counter = measuring(row)
         for elapsed_ns in ELAPSED_NS:
             module.time = SimpleNamespace(monotonic_ns=lambda now=7 + elapsed_ns: now)
             counter.count({"mlsdm.received_ns": 7})
 
     def asks() -> None:
         mean = sum(ELAPSED_NS) * 1e-9 / len(ELAPSED_NS)
-        assert pytest.approx(mean) == Latency(latency_histogram(2)).mean_seconds()
+        assert pytest.approx(mean) == measuring(2).mean_seconds()
 
     for row in (0, 1, 1):
         assert exit_of(begin(partial(worker, row))) == 0
@@ -54,13 +54,19 @@ def test_without_files_there_is_no_mean(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(directory))
 
     def worker() -> None:
-        counter = Latency(latency_histogram(0))
+        counter = measuring(0)
         counter.count({"mlsdm.received_ns": 0})
         assert counter.mean_seconds() > 0
         shutil.rmtree(directory)
         assert counter.mean_seconds() == 0
 
     assert exit_of(begin(worker)) == 0
+
+
+def measuring(row: int) -> Latency:
+    """Measure into the files of a row."""
+    metrics_of(row)
+    return Latency(event_latency())
 
 
 def samples(family: Any) -> dict[str, float]:

@@ -2,20 +2,24 @@
 
 import os
 import signal
+import socket
+import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.metrics import WorkersCollector, latency_histogram, prepare, refusal_counter
+from app.metrics import WorkersCollector, metrics_of, prepare, refusal_counter
 from loadtests.live import LiveServer, eventually
 from tests.app.wire import EXAMPLE, accepted, of_json, post, sent
 from tests.formed import begin, exit_of
+from tests.programs import needs
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -27,6 +31,18 @@ FAMILIES = {
     "rejected_events_count": "unknown",
     "error_count": "unknown",
     "moral_filter_threshold": "gauge",
+    "memory_usage_bytes": "gauge",
+    "mlsdm_requests": "counter",
+    "mlsdm_recall_latency_seconds": "histogram",
+    "mlsdm_threshold_min": "gauge",
+    "mlsdm_threshold_max": "gauge",
+    "mlsdm_memory_percent": "gauge",
+    "mlsdm_workers": "gauge",
+    "mlsdm_controller_silence_seconds": "gauge",
+    "mlsdm_process_start_time_seconds": "gauge",
+    "mlsdm_lock_holds_sampled": "counter",
+    "mlsdm_lock_hold_seconds": "counter",
+    "mlsdm_slots_mended": "counter",
     "cpu_usage_percent": "gauge",
     "mlsdm_decisions": "counter",
     "mlsdm_ema": "gauge",
@@ -92,6 +108,7 @@ def test_runbook_names_carry_no_labels_and_no_suffix(still_server: LiveServer) -
         "rejected_events_count",
         "error_count",
         "moral_filter_threshold",
+        "memory_usage_bytes",
         "cpu_usage_percent",
     ):
         assert (name, frozenset()) in samples
@@ -146,7 +163,11 @@ def test_buckets_begin_at_25_microseconds_and_have_the_edge_of_the_alert(still_s
     """The runbook alerts on 0.1 s; cumulative counts end in the total."""
     samples = scrape(still_server)
 
-    edges = {dict(labels)["le"]: number for (name, labels), number in samples.items() if name.endswith("_bucket")}
+    edges = {
+        dict(labels)["le"]: number
+        for (name, labels), number in samples.items()
+        if name == "process_event_latency_seconds_bucket"
+    }
 
     assert {"2.5e-05", "0.1", "+Inf"} <= set(edges)
     assert min(map(float, edges)) == 25e-6
@@ -181,7 +202,7 @@ def test_an_unexpected_error_is_counted(tmp_path: Path, monkeypatch: pytest.Monk
         return family.samples[0].value
 
     def worker(row: int) -> None:
-        latency_histogram(row)
+        metrics_of(row)
         refusals = refusal_counter()
         for code in (
             "internal_error", "internal_error", "store_busy", "reader_too_slow", "field_invalid",
@@ -228,6 +249,102 @@ def test_a_successor_continues_its_predecessors_counts(serve: Callable[..., Live
     assert value(scrape(server), "process_event_latency_seconds_count") == 8
 
 
+def test_every_answer_is_counted_once_by_route_and_status(serve: Callable[..., LiveServer]) -> None:
+    """Whoever gives it: a short way, the framework, a pool thread, an answer in pieces, or the connection, which
+    refuses what is no HTTP; over both workers, and after each of them was replaced, once in order and once by a kill.
+    """
+    server = serve()
+
+    def ask() -> None:
+        for connection in server.connect_to_both_workers():
+            server.event([1.0] * 8, 1.0, connection)
+            server.request("POST", "/event", b"{}", {"Content-Type": "application/json"}, connection)
+            server.request("GET", "/memories/1", connection=connection)
+            server.request("GET", "/memories/999", connection=connection)
+            server.request("GET", "/decisions?limit=5", connection=connection)
+            server.request("GET", "/nowhere/at/all", connection=connection)
+            connection.close()
+        server.request("POST", "/governor/reset")
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(b"GET /state HTTP/1.1\r\n\r\n")  # without a host
+            assert client.recv(9999).startswith(b"HTTP/1.1 400 ")
+
+    def counted() -> dict[tuple[str, str], float]:
+        samples = scrape(server)
+        labels = [dict(labels) for name, labels in samples if name == "mlsdm_requests_total"]
+        return {
+            (one["route"], one["status"]): value(samples, "mlsdm_requests_total", **one)
+            for one in labels
+            if one["route"] not in ("/livez", "/health/metrics", "/health/detailed")
+        }
+
+    def replaced(old: list[int]) -> bool:
+        now = server.workers(server.block())
+        return len(now) == 2 and not set(now) & set(old)
+
+    ask()
+    once = counted()
+    old = server.workers(server.block())
+    os.kill(server.pid, signal.SIGHUP)
+    eventually(lambda: replaced(old))
+    ask()
+    for pid in (old := server.workers(server.block())):
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: replaced(old))
+    ask()
+
+    assert once == {
+        ("/event", "200"): 2, ("/event", "422"): 2, ("/memories/{memory_id}", "200"): 2,
+        ("/memories/{memory_id}", "404"): 2, ("/decisions", "200"): 2, ("other", "404"): 2,
+        ("/governor/reset", "200"): 1, ("other", "400"): 1,
+    }  # fmt: skip
+    assert {key: 3 * number for key, number in once.items()} == counted()
+
+
+def test_memory_is_that_of_all_processes(serve: Callable[..., LiveServer]) -> None:
+    """Proportional, so that the block counts once; sampled by the controller a few seconds ago at most."""
+    server = serve(MLSDM_DIMENSION="384", MLSDM_CAPACITY="20000")
+
+    def told_and_seen() -> tuple[float, float]:
+        arbiter = psutil.Process(server.pid)
+        members = (arbiter, *arbiter.children(recursive=True))
+        return value(scrape(server), "memory_usage_bytes"), sum(one.memory_full_info().pss for one in members)
+
+    def agree() -> bool:
+        told, seen = told_and_seen()
+        return abs(told - seen) < 10e6
+
+    eventually(agree)
+    told, _ = told_and_seen()
+    assert 90e6 < told < 300e6
+
+
+def test_holds_of_the_lock_are_looked_at(serve: Callable[..., LiveServer]) -> None:
+    """One section of 64; their mean is a length that a section can have."""
+    server = serve()
+    connection = server.connect()
+    for _ in range(640):
+        server.event([1.0] * 8, 1.0, connection)
+    connection.close()
+
+    samples = scrape(server)
+    holds = value(samples, "mlsdm_lock_holds_sampled_total")
+
+    assert 5 <= holds <= value(samples, "mlsdm_lock_acquisitions_total") / 64
+    assert 1e-8 < value(samples, "mlsdm_lock_hold_seconds_total") / holds < 1
+
+
+@needs("promtool")
+def test_promtool_finds_nothing_to_mend(still_server: LiveServer) -> None:
+    """Names, types and help texts are as Prometheus' own lint wants them."""
+    accepted(still_server)
+    text = still_server.get("/health/metrics").body
+
+    linted = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+
+    assert (0, b"", b"") == (linted.returncode, linted.stdout, linted.stderr)
+
+
 def test_no_series_names_a_client(still_server: LiveServer) -> None:
     """Labels come from closed sets, so the number of series does not grow with traffic."""
     accepted(still_server)
@@ -241,6 +358,8 @@ def test_no_series_names_a_client(still_server: LiveServer) -> None:
     assert after == before
     assert {name for _, labels in after for name, _ in labels} == {
         "le",
+        "route",
+        "status",
         "outcome",
         "level",
         "reason",
