@@ -71,7 +71,7 @@ class Server:
     def configure(self) -> Loaded:
         """Load the configuration, or keep the one in force when the new one is wrong. Exits only at the first start."""
         try:
-            loaded = sources.load(None, os.environ)
+            loaded = sources.load(None, os.environ, sources.PLACES)
             if self.loaded is not None:
                 problems = sources.unreloadable(self.loaded.config, loaded.config) + self._too_many(loaded.config)
                 if problems:

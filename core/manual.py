@@ -20,7 +20,7 @@ from core.config import SETTINGS, Config, values_of
 from core.environment import EnvironmentName
 from core.keyfile import COUNT_MAX, MEMBERS, entry
 from core.setting import Setting, Value, spelled
-from core.sources import API_KEY_LENGTH_MIN, OVERLAYS, RESTART_REASONS, defaults
+from core.sources import API_KEY_LENGTH_MIN, OVERLAYS, PLACES, RESTART_REASONS, defaults
 
 _YAML_HEADERS: Final[Mapping[EnvironmentName, str]] = {
     "development": """\
@@ -36,6 +36,9 @@ _YAML_HEADERS: Final[Mapping[EnvironmentName, str]] = {
 # Run with MLSDM_ENV=production, CONFIG_PATH=<this file>, and API_KEY=<a secret> or a keys file (security.keys_path);
 # without any key the service refuses to start. Secrets stay out of this file. It differs from the defaults of
 # MLSDM_ENV=production in server.host alone. Check it with `mlsdm check-config PATH`.
+#
+# config.yaml beside it is a link to it, so that a container finds this file when its directory is mounted at
+# /etc/mlsdm.
 """,
 }
 # A container is reached from outside; the embedded default stays on the loopback interface in every environment, so
@@ -54,7 +57,9 @@ Settings come from five places. Each overrides the ones before it:
 
 1. the defaults below;
 2. the overlay of `MLSDM_ENV`: `development` (or `dev`, the default), `staging` or `production`;
-3. the YAML file named by `CONFIG_PATH`, which must exist when the variable is set; an empty file is allowed;
+3. the YAML file named by `CONFIG_PATH`, which must exist when the variable is set; without the variable the server's
+   is the first that is there of
+   {', '.join(f'`{place}`' for place in PLACES)}; an empty file is allowed;
 4. `MLSDM_<SECTION>__<KEY>` variables, such as `MLSDM_CAPACITY=1000` or `MLSDM_MORAL_FILTER__EMA_ALPHA=0.2`;
 5. the plain variables below.
 
@@ -73,7 +78,7 @@ anything is wrong with them, or a setting marked *restart* has changed, all of i
 | Variable | Meaning |
 |---|---|
 | `MLSDM_ENV` | `development` (`dev`), `staging` or `production`. |
-| `CONFIG_PATH` | The YAML file. |
+| `CONFIG_PATH` | The YAML file; else the first of the places above. |
 | `API_KEY` | A key for clients, beside those of the keys file: role `write`, tier `standard`. |
 | `HOST`, `PORT`, `WORKERS` | `server.host`, `server.port`, `server.workers`. |
 | `LOG_LEVEL` | `observability.logging.level`. |

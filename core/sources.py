@@ -1,17 +1,24 @@
 """The sources of the configuration: defaults, overlay, file and environment, put together into one that can be used.
 
-`load` has no side effect and reads nothing but its arguments and two files, so that a reload can validate everything
-before it touches anything. It either returns a whole, consistent configuration or raises one `ConfigurationError`
+`load` has no side effect and reads nothing but its arguments and the files they name, so that a reload can validate
+everything before it touches anything. It either returns a whole, consistent configuration or raises one `ConfigurationError`
 that lists every problem of every source; there is no partly applied state. Sources, each overriding the one before:
 the embedded defaults, the overlay of `MLSDM_ENV`, the file (`core.configfile`), `MLSDM_*` variables, plain variables
 (`core.environment`). What a setting may be is said by the tree (`core.config`).
+
+Where no file is named, a server looks in PLACES, as systemd does: the operator's file in /etc, then the one that came
+with the software in /usr/share, which is how the container image brings its own. The first that is there is the file;
+one that is there and cannot be read is a problem, not a reason to look further. Rejected: the same through CONFIG_PATH
+in the image, which would then outrank what an operator mounts; and a merge of both, where nobody could say from one
+file what holds.
 
 Keys come with the configuration, in a `Keyring`: the one of `API_KEY`, and those of the file that
 `security.keys_path` names (`core.keyfile`). Whether there must be one, and how long `API_KEY` must be, depends on
 where the service runs, and is judged here.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,6 +28,10 @@ from core.environment import EnvironmentName
 from core.keyfile import Keys
 from core.keys import Keyring
 from core.setting import Layer, Problem, Value
+
+
+# Where a server looks for its file when CONFIG_PATH names none, in this order.
+PLACES: Final = ("/etc/mlsdm/config.yaml", "/usr/share/mlsdm/production-ready.yaml")
 
 
 class ConfigurationError(Exception):
@@ -45,14 +56,18 @@ class Loaded:
     notes: tuple[str, ...]  # what is no problem here and should be said
 
 
-def load(path: str | None, environ: Mapping[str, str]) -> Loaded:
-    """Return the configuration of `environ` and of the file at `path`, or at CONFIG_PATH when `path` is None.
+def load(path: str | None, environ: Mapping[str, str], places: Sequence[str] = ()) -> Loaded:
+    """Return the configuration of `environ` and of the file at `path`; when that is None, at CONFIG_PATH; when that is
+    unset, of the first file that is there among `places`; else without a file.
 
     Reads that file and the keys file that is configured, and nothing else. Raises ConfigurationError, which lists all
     problems at once.
     """
     variables = environment.read(environ, SETTINGS)
-    path = variables.config_path if path is None else path
+    if path is None:
+        path = variables.config_path
+    if path is None and "CONFIG_PATH" not in environ:  # an empty one is a problem already
+        path = next(filter(_is_there, places), None)
     file = Layer({}, []) if path is None else configfile.read(path, SETTINGS)
     values = _defaults(variables.name) | file.values | variables.layer.values
     problems = [*file.problems, *variables.layer.problems]
@@ -72,6 +87,17 @@ def load(path: str | None, environ: Mapping[str, str]) -> Loaded:
     keyring = Keyring(variables.api_key, keys.keys)
     notes = (f"{_SHORT}; production would refuse it",) if is_short else ()
     return Loaded(planted(values), path or "embedded defaults", variables.name, keyring, notes)
+
+
+def _is_there(path: str) -> bool:
+    """Return whether something has that name: also a link that leads nowhere, and what may not be looked at."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def defaults(name: EnvironmentName) -> Config:

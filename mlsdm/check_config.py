@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import Final
 
 from core import sources
@@ -23,9 +24,9 @@ _STAND_IN: Final = {"API_KEY": "*" * sources.API_KEY_LENGTH_MIN}
 
 def run(arguments: argparse.Namespace) -> int:
     """Check a file as the arguments say; return the exit status."""
-    keyless = not os.environ.get("API_KEY", "").strip()
+    keyless = _is_keyless(os.environ)
     try:
-        loaded = sources.load(arguments.path, os.environ | (_STAND_IN if keyless else {}))
+        loaded = judged(arguments.path, os.environ)
     except sources.ConfigurationError as error:
         print(f"Configuration invalid, {_counted(len(error.problems), 'problem')}:\n{error}", file=sys.stderr)
         return 1
@@ -44,6 +45,15 @@ def run(arguments: argparse.Namespace) -> int:
     if expired := loaded.keyring.expired(time.time()):
         print(f"note: {_counted(len(expired), 'key')} expired: {', '.join(expired)}", file=sys.stderr)
     return 0
+
+
+def judged(path: str, environ: Mapping[str, str]) -> sources.Loaded:
+    """Return what a server would load from the file at `path`. Raises ConfigurationError, with every problem."""
+    return sources.load(path, {**environ, **(_STAND_IN if _is_keyless(environ) else {})})
+
+
+def _is_keyless(environ: Mapping[str, str]) -> bool:
+    return not environ.get("API_KEY", "").strip()
 
 
 def _counted(count: int, noun: str) -> str:

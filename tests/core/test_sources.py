@@ -211,6 +211,68 @@ class TestFile:
         assert all(len(problem) < 400 + len(str(file)) for problem in problems_of(file, {}))
 
 
+class TestPlaces:
+    """Where a server looks when nobody has named a file."""
+
+    @pytest.fixture
+    def places(self, tmp_path: Path) -> list[Path]:
+        """The operator's, and the one that came with the software; neither is there yet."""
+        return [tmp_path / "etc" / "config.yaml", tmp_path / "share" / "production-ready.yaml"]
+
+    @staticmethod
+    def put(path: Path, text: str) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+    def test_the_first_that_is_there_is_the_file(self, places: list[Path]) -> None:
+        """It alone: what the other one says does not show through. Which one it was is said."""
+        looked = [str(place) for place in places]
+        found = [load(None, {}, looked)]
+        self.put(places[1], "capacity: 200\nlog_capacity: 2048")
+        found += [load(None, {}, looked)]
+        self.put(places[0], "capacity: 300")
+        found += [load(None, {}, looked)]
+
+        assert [
+            ("embedded defaults", 20_000, 65_536),
+            (looked[1], 200, 2048),
+            (looked[0], 300, 65_536),
+        ] == [(loaded.source, loaded.config.capacity, loaded.config.log_capacity) for loaded in found]
+
+    def test_a_file_that_is_named_outranks_them(self, places: list[Path], file: Path) -> None:
+        """By CONFIG_PATH or by the caller; when it is missing or its name was lost, nothing stands in for it."""
+        file.write_text("capacity: 100")
+        self.put(places[0], "capacity: 300")
+        looked = [str(places[0])]
+
+        assert 100 == load(None, {"CONFIG_PATH": str(file)}, looked).config.capacity
+        assert 100 == load(str(file), {}, looked).config.capacity
+        for lost in ("", str(places[1])):
+            with pytest.raises(ConfigurationError):
+                load(None, {"CONFIG_PATH": lost}, looked)
+
+    def test_one_that_cannot_be_read_is_a_problem(self, places: list[Path]) -> None:
+        """A directory, where an engine found nothing to mount, or a link that leads nowhere: nobody looks further."""
+        self.put(places[1], "")
+        places[0].mkdir(parents=True)
+        looked = [str(place) for place in places]
+        refusals = []
+        for prepare in (lambda: None, lambda: (places[0].rmdir(), places[0].symlink_to("nowhere"))):
+            prepare()
+            with pytest.raises(ConfigurationError) as refusal:
+                load(None, {}, looked)
+            refusals += refusal.value.problems
+
+        assert [
+            f"{places[0]} cannot be read (Is a directory): expected a YAML file",
+            f"{places[0]} cannot be read (No such file or directory): expected a YAML file",
+        ] == refusals
+
+    def test_a_server_looks_where_operators_and_images_put_it(self) -> None:
+        """The names that manifests mount and the image brings."""
+        assert ("/etc/mlsdm/config.yaml", "/usr/share/mlsdm/production-ready.yaml") == sources.PLACES
+
+
 class TestPrecedence:
     def test_each_source_overrides_the_one_before(self, file: Path) -> None:
         """Defaults < overlay < file < MLSDM_ variable < plain variable."""
