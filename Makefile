@@ -10,7 +10,7 @@ NATIVE := $(wildcard shm/native/* app/native/*) shm/layout.py shm/build.py app/b
 C_FILES := $(wildcard shm/native/*.[ch] app/native/*.[ch] loadtests/*/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test lint types format check ci lock manual bench faults soak peers clean
+.PHONY: help run install test lint types format check ci lock manual bench faults soak image peers clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,10 @@ soak: $(VENV)/tested ## simulate workers, controllers and a clock for long; opti
 	$(BIN)/python -m tests.simulation --steps $(STEPS) $(ARGS)
 
 peers: $(PEERS:%=%/.venv/installed) ## environments of the servers that `make bench` compares with
+
+image: install ## build the container image without a daemon, run it and look; as root, needs buildah and debootstrap
+	deploy/image/build
+	$(BIN)/python deploy/image/check.py
 
 manual: install ## rewrite the files that are generated from settings and layout
 	$(BIN)/python -m shm.manual > docs/layout.md

@@ -1,10 +1,10 @@
 """The sources of the configuration: defaults, overlay, file and environment, put together into one that can be used.
 
 `load` has no side effect and reads nothing but its arguments and the files they name, so that a reload can validate
-everything before it touches anything. It either returns a whole, consistent configuration or raises one `ConfigurationError`
-that lists every problem of every source; there is no partly applied state. Sources, each overriding the one before:
-the embedded defaults, the overlay of `MLSDM_ENV`, the file (`core.configfile`), `MLSDM_*` variables, plain variables
-(`core.environment`). What a setting may be is said by the tree (`core.config`).
+everything before it touches anything. It either returns a whole, consistent configuration or raises one
+`ConfigurationError` that lists every problem of every source; there is no partly applied state. Sources, each
+overriding the one before: the embedded defaults, the overlay of `MLSDM_ENV`, the file (`core.configfile`), `MLSDM_*`
+variables, plain variables (`core.environment`). What a setting may be is said by the tree (`core.config`).
 
 Where no file is named, a server looks in PLACES, as systemd does: the operator's file in /etc, then the one that came
 with the software in /usr/share, which is how the container image brings its own. The first that is there is the file;
@@ -28,7 +28,6 @@ from core.environment import EnvironmentName
 from core.keyfile import Keys
 from core.keys import Keyring
 from core.setting import Layer, Problem, Value
-
 
 # Where a server looks for its file when CONFIG_PATH names none, in this order.
 PLACES: Final = ("/etc/mlsdm/config.yaml", "/usr/share/mlsdm/production-ready.yaml")

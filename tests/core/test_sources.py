@@ -256,17 +256,17 @@ class TestPlaces:
         self.put(places[1], "")
         places[0].mkdir(parents=True)
         looked = [str(place) for place in places]
-        refusals = []
-        for prepare in (lambda: None, lambda: (places[0].rmdir(), places[0].symlink_to("nowhere"))):
-            prepare()
-            with pytest.raises(ConfigurationError) as refusal:
-                load(None, {}, looked)
-            refusals += refusal.value.problems
+        with pytest.raises(ConfigurationError) as directory:
+            load(None, {}, looked)
+        places[0].rmdir()
+        places[0].symlink_to("nowhere")
+        with pytest.raises(ConfigurationError) as link:
+            load(None, {}, looked)
 
         assert [
             f"{places[0]} cannot be read (Is a directory): expected a YAML file",
             f"{places[0]} cannot be read (No such file or directory): expected a YAML file",
-        ] == refusals
+        ] == directory.value.problems + link.value.problems
 
     def test_a_server_looks_where_operators_and_images_put_it(self) -> None:
         """The names that manifests mount and the image brings."""

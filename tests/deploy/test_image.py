@@ -1,0 +1,147 @@
+"""The recipe of the image, read: what can be held against the tree without building it.
+
+Building and running it is `make image`, which needs root and minutes (deploy/image/check.py).
+"""
+
+import fnmatch
+import os
+import re
+import shlex
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from core.sources import PLACES, load
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PRODUCTION = {"MLSDM_ENV": "production", "API_KEY": "your-secret-key"}
+
+
+class Instruction(NamedTuple):
+    """One instruction, its lines joined."""
+
+    name: str
+    text: str
+
+
+def stages() -> list[list[Instruction]]:
+    """Return the instructions of each stage, the FROM first; what stands before the first stage is a stage, too."""
+    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    found: list[list[Instruction]] = [[]]
+    for line in filter(None, joined.splitlines()):
+        name, _, text = line.partition(" ")
+        if name == "FROM":
+            found.append([])
+        found[-1].append(Instruction(name, " ".join(text.split())))
+    return found
+
+
+def texts(stage: list[Instruction], name: str) -> list[str]:
+    """Return the arguments of every instruction of a name."""
+    return [instruction.text for instruction in stage if instruction.name == name]
+
+
+BEFORE, BUILD, FINAL = stages()
+ENVIRON = dict(word.split("=", 1) for text in texts(FINAL, "ENV") for word in shlex.split(text))
+
+
+def test_both_names_are_one_recipe() -> None:
+    """A link, relative and beside it, so that it leads there in whatever place the tree is."""
+    link = ROOT / "Dockerfile.neuro-engine-service"
+
+    assert "Dockerfile" == os.readlink(link)
+
+
+def test_both_stages_stand_on_the_base_that_is_asked_for() -> None:
+    """A virtual environment is bound to the interpreter that made it."""
+    assert ["BASE_IMAGE=python:3.12-slim"] == texts(BEFORE, "ARG")
+    assert ["${BASE_IMAGE} AS build", "${BASE_IMAGE}"] == texts(BUILD, "FROM") + texts(FINAL, "FROM")
+
+
+def test_the_last_stage_runs_nothing_and_takes_two_things() -> None:
+    """So it has no compiler but its base's, and no file that the build left behind."""
+    assert [] == texts(FINAL, "RUN")
+    assert [
+        "--from=build /opt/mlsdm /opt/mlsdm",
+        f"config/production-ready.yaml {PLACES[1]}",
+    ] == texts(FINAL, "COPY")
+
+
+def test_packages_are_those_of_the_lock() -> None:
+    """The service's own, with their hashes, as wheels; the service itself resolves nothing."""
+    installs = [text for text in texts(BUILD, "RUN") if " pip install" in text]
+
+    assert 2 == len(installs)
+    assert "--require-hashes --only-binary :all: -r requirements.lock" in installs[0]
+    assert "--no-deps --no-build-isolation --no-index ." in installs[1]
+
+
+def test_the_user_is_a_number_and_not_root() -> None:
+    """Kubernetes can tell that it is not root only from a number."""
+    assert [True] == [re.fullmatch(r"[1-9]\d*:[1-9]\d*", user) is not None for user in texts(FINAL, "USER")]
+
+
+def test_it_serves_where_it_says() -> None:
+    """Address, port, exposed port and environment agree; production, so that without a key it refuses to start."""
+    assert ("0.0.0.0", "8000", "production") == tuple(ENVIRON[name] for name in ("HOST", "PORT", "MLSDM_ENV"))
+    assert [ENVIRON["PORT"]] == texts(FINAL, "EXPOSE")
+    loaded = load(str(ROOT / "config/production-ready.yaml"), {**PRODUCTION, "HOST": "0.0.0.0", "PORT": "8000"})
+    assert ("0.0.0.0", 8000) == (loaded.config.server.host, loaded.config.server.port)
+
+
+def test_the_command_is_one_that_the_project_installs() -> None:
+    """As a list, so that it and not a shell gets the signals."""
+    assert ['["mlsdm", "serve"]'] == texts(FINAL, "CMD")
+    assert "mlsdm" in PROJECT["project"]["scripts"]
+    assert ["SIGTERM"] == texts(FINAL, "STOPSIGNAL")
+
+
+def test_the_version_is_the_projects() -> None:
+    """The label of an image that nobody gave a version."""
+    assert f"VERSION={PROJECT['project']['version']}" in texts(FINAL, "ARG")
+
+
+def test_every_package_is_copied() -> None:
+    """A package that setuptools lists and the recipe forgets would be missing at the first import."""
+    copied = {text.split()[0] for text in texts(BUILD, "COPY")}
+
+    assert {package.split(".")[0] for package in PROJECT["tool"]["setuptools"]["packages"]} <= copied
+
+
+def test_nothing_but_what_is_copied_reaches_a_build() -> None:
+    """The list of what is ignored begins with everything, and lets in what the recipe copies."""
+    first, *rest = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    admitted = {line[1:] for line in rest if line.startswith("!")}
+    copied = {
+        word for stage in (BUILD, FINAL) for text in texts(stage, "COPY") if "--from" not in text
+        for word in text.split()[:-1]
+    }  # fmt: skip
+
+    assert "*" == first
+    assert copied == admitted
+    assert all((ROOT / path).exists() for path in admitted)
+    for secret in (".env", ".git", "config/keys.yaml"):
+        assert not any(fnmatch.fnmatch(secret, pattern) for pattern in admitted)
+
+
+def test_the_directory_of_configurations_can_be_mounted() -> None:
+    """Its config.yaml is what the image looks for in /etc/mlsdm; it is the production file, and it leads there from
+    wherever the directory is mounted.
+    """
+    name = Path(PLACES[0]).name
+    link = ROOT / "config" / name
+
+    assert "production-ready.yaml" == os.readlink(link)
+    assert load(str(link), PRODUCTION).config == load(str(ROOT / "config/production-ready.yaml"), PRODUCTION).config
+
+
+@pytest.mark.parametrize("script", ["deploy/image/build"])
+def test_the_script_is_one_that_a_shell_understands(script: str) -> None:
+    """And may be executed."""
+    assert os.access(ROOT / script, os.X_OK)
+    assert 0 == subprocess.run(["bash", "-n", script], cwd=ROOT, check=False).returncode
