@@ -1,0 +1,399 @@
+"""The manifests: what Kubernetes would refuse, and what it would take and not do.
+
+Nothing here speaks to a cluster. Every object is held against the API's own schemas; that names find each other, that
+periods add up and that sizes fit the service is computed from the service itself. kubectl, where it is there, renders
+and edits the files as an operator does.
+"""
+
+import re
+import subprocess
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate  # type: ignore[import-untyped]  # it carries no types
+import pytest
+import yaml
+
+from core.config import Config, effective
+from core.limits import ANSWERS_SIZE, BODIES_SIZE, BODY_SIZE, PIPELINES_SIZE
+from core.sources import PLACES, load
+from loadtests.live import LiveServer
+from shm.layout import Layout
+from tests.programs import needs
+
+ROOT = Path(__file__).resolve().parents[2]
+K8S = ROOT / "deploy" / "k8s"
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+NAMESPACE, APP = "mlsdm-production", "mlsdm-api"
+LABELS = {"app": APP}
+API_VERSIONS = ("1.27", "1.32")  # the oldest whose API has all that is used, and that of the kubectl it was tried with
+MONITOR = K8S / "service-monitor.yaml"
+Object = dict[str, Any]
+
+
+@cache
+def objects() -> dict[str, Object]:
+    """Return the objects of production-deployment.yaml by kind: there is one of each."""
+    found = list(yaml.safe_load_all((K8S / "production-deployment.yaml").read_text()))
+    assert len(found) == len({thing["kind"] for thing in found})
+    return {thing["kind"]: thing for thing in found}
+
+
+def pod() -> Object:
+    spec: Object = objects()["Deployment"]["spec"]["template"]["spec"]
+    return spec
+
+
+def container() -> Object:
+    [only] = pod()["containers"]
+    assert only["name"] == APP
+    found: Object = only
+    return found
+
+
+def environ() -> dict[str, str]:
+    """Return the variables of the container; the key is one that an operator might have chosen."""
+    return {variable["name"]: variable.get("value", "your-secret-key") for variable in container()["env"]}
+
+
+def production() -> Config:
+    """Return what a pod is configured with by the production file, as ConfigMap or as the image's own."""
+    return load(str(ROOT / "config/production-ready.yaml"), environ()).config
+
+
+def kubectl(*words: str, stdin: str | None = None) -> str:
+    done = subprocess.run(["kubectl", *words], cwd=ROOT, input=stdin, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def edited(*words: str) -> Object:
+    """Return the deployment as a command of kubectl's leaves it."""
+    local = ("--local", "-f", "-", "-o", "yaml")
+    changed: Object = yaml.safe_load(kubectl(*words, *local, stdin=yaml.safe_dump(objects()["Deployment"])))
+    return changed
+
+
+class TestSchema:
+    @pytest.mark.parametrize("version", API_VERSIONS)
+    @pytest.mark.parametrize("kind", objects())
+    def test_the_api_knows_every_field(self, kind: str, version: str) -> None:
+        """Strictly: a misspelt field would be dropped without a word."""
+        assert kubernetes_validate.validate(objects()[kind], version, strict=True)
+
+    def test_a_misspelt_field_would_be_noticed(self) -> None:
+        """The schemas are what refuses it."""
+        wrong = {**objects()["Service"], "spec": {"selectr": LABELS}}
+
+        with pytest.raises(kubernetes_validate.ValidationError):
+            kubernetes_validate.validate(wrong, API_VERSIONS[-1], strict=True)
+
+    def test_the_kinds_are_those_that_a_deployment_needs(self) -> None:
+        """And neither the operator's ConfigMap nor the Secret, which each application would overwrite; nor a kind that
+        a cluster may not know.
+        """
+        assert {
+            "Namespace", "ServiceAccount", "Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget",
+            "NetworkPolicy", "Ingress",
+        } == set(objects())  # fmt: skip
+
+    def test_the_kustomization_brings_every_file(self) -> None:
+        """Whatever stands beside it."""
+        kustomization = yaml.safe_load((K8S / "kustomization.yaml").read_text())
+
+        assert {path.name for path in K8S.glob("*.yaml")} - {"kustomization.yaml"} == set(kustomization["resources"])
+
+
+class TestNames:
+    def test_they_are_the_ones_in_operators_fingers(self) -> None:
+        """Namespace, object, container, image and port."""
+        assert NAMESPACE == objects()["Namespace"]["metadata"]["name"]
+        for kind, thing in objects().items():
+            if kind != "Namespace":
+                assert (kind, APP, NAMESPACE) == (kind, thing["metadata"]["name"], thing["metadata"]["namespace"])
+        assert f"ghcr.io/neuron7x/mlsdm-neuro-engine:{VERSION}" == container()["image"]
+        assert [(80, "http")] == [(port["port"], port["targetPort"]) for port in objects()["Service"]["spec"]["ports"]]
+        assert [("http", 8000)] == [(port["name"], port["containerPort"]) for port in container()["ports"]]
+
+    def test_every_selector_finds_the_pods(self) -> None:
+        """One label, everywhere the same."""
+        spec = {kind: thing.get("spec", {}) for kind, thing in objects().items()}
+        selectors = [
+            spec["Deployment"]["selector"]["matchLabels"],
+            spec["Service"]["selector"],
+            spec["PodDisruptionBudget"]["selector"]["matchLabels"],
+            spec["NetworkPolicy"]["podSelector"]["matchLabels"],
+            *(spread["labelSelector"]["matchLabels"] for spread in pod()["topologySpreadConstraints"]),
+        ]
+
+        assert [LABELS] * 6 == selectors
+        assert LABELS.items() <= spec["Deployment"]["template"]["metadata"]["labels"].items()
+
+    def test_what_refers_to_another_object_finds_it(self) -> None:
+        """The autoscaler its deployment, the ingress its service and port, the pod its account."""
+        target = objects()["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
+        deployment = objects()["Deployment"]
+
+        assert {
+            "apiVersion": deployment["apiVersion"], "kind": "Deployment", "name": APP,
+        } == target  # fmt: skip
+        assert {(APP, "http")} == {
+            (path["backend"]["service"]["name"], path["backend"]["service"]["port"]["name"]) for path in ingress_paths()
+        }
+        assert objects()["ServiceAccount"]["metadata"]["name"] == pod()["serviceAccountName"]
+
+    def test_the_policy_opens_the_port_that_the_container_has(self) -> None:
+        """To the ingress controller, to Prometheus and to labelled clients; out goes DNS, and traces."""
+        policy = objects()["NetworkPolicy"]["spec"]
+        [rule] = policy["ingress"]
+
+        assert [{"protocol": "TCP", "port": container()["ports"][0]["containerPort"]}] == rule["ports"]
+        assert {"Ingress", "Egress"} == set(policy["policyTypes"])
+        assert {53, 4317, 4318} == {port["port"] for rule in policy["egress"] for port in rule["ports"]}
+
+
+class TestPod:
+    def test_nothing_of_the_operators_is_required(self) -> None:
+        """Without ConfigMap and Secret the pod is created all the same, so that the service itself can say what it
+        misses.
+        """
+        volumes = {volume["name"]: volume for volume in pod()["volumes"]}
+        [key] = [variable["valueFrom"]["secretKeyRef"] for variable in container()["env"] if "valueFrom" in variable]
+
+        assert ("mlsdm-config", True) == tuple(volumes["config"]["configMap"][name] for name in ("name", "optional"))
+        assert ("mlsdm-secrets", True) == tuple(volumes["keys"]["secret"][name] for name in ("secretName", "optional"))
+        assert {"name": "mlsdm-secrets", "key": "API_KEY", "optional": True} == key
+
+    def test_the_configuration_appears_where_the_service_looks(self) -> None:
+        """The key config.yaml, mounted as the first of the places."""
+        mounts = {mount["name"]: mount["mountPath"] for mount in container()["volumeMounts"]}
+        [item] = next(volume for volume in pod()["volumes"] if volume["name"] == "config")["configMap"]["items"]
+
+        assert (PLACES[0], "config.yaml") == (f"{mounts['config']}/{item['path']}", item["key"])
+        assert {mount["name"] for mount in container()["volumeMounts"]} == {
+            volume["name"] for volume in pod()["volumes"]
+        }
+
+    def test_its_variables_are_ones_that_the_service_takes(self) -> None:
+        """None is unknown, and with the production file they contradict nothing."""
+        assert 24 == production().resources.shutdown_timeout
+
+    def test_it_ends_within_its_grace(self) -> None:
+        """The sleep before SIGTERM and the service's own time to stop fit the 30 s that `kubectl delete` is told."""
+        verb, seconds = container()["lifecycle"]["preStop"]["exec"]["command"]
+        resources = production().resources
+
+        assert ("sleep", True) == (verb, int(seconds) >= 5)
+        assert int(seconds) + resources.shutdown_timeout < pod()["terminationGracePeriodSeconds"] <= 30
+        assert 5 + 10 < resources.shutdown_timeout - resources.drain_period  # deadlines of a head and of a body
+
+    def test_probes_ask_what_exists(self, small_server: LiveServer) -> None:
+        """Liveness for the start and for life, readiness for traffic; each answers 200 now."""
+        probes = {name: container()[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness", "readiness")}
+
+        assert ["/health/liveness", "/health/liveness", "/health/readiness"] == [
+            probe["path"] for probe in probes.values()
+        ]
+        assert {"http"} == {probe["port"] for probe in probes.values()}
+        assert {200} == {small_server.get(probe["path"]).status for probe in probes.values()}
+
+    def test_it_meets_the_restricted_standard(self) -> None:
+        """That which its namespace enforces (Pod Security Standards), and a root file system that is read-only."""
+        spec, own = pod()["securityContext"], container()["securityContext"]
+
+        assert "restricted" == objects()["Namespace"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
+        assert (True, {"type": "RuntimeDefault"}) == (spec["runAsNonRoot"], spec["seccompProfile"])
+        assert spec["runAsUser"] > 0
+        assert (False, True, ["ALL"]) == (
+            own["allowPrivilegeEscalation"],
+            own["readOnlyRootFilesystem"],
+            own["capabilities"]["drop"],
+        )
+        assert {"configMap", "secret", "emptyDir"} >= {key for volume in pod()["volumes"] for key in volume} - {"name"}
+
+    def test_its_user_is_the_images(self) -> None:
+        """A numeric user in both."""
+        user = f"USER {pod()['securityContext']['runAsUser']}:{pod()['securityContext']['runAsGroup']}"
+
+        assert user in (ROOT / "Dockerfile").read_text().splitlines()
+
+    def test_the_cluster_injects_nothing(self) -> None:
+        """No variables of services, no token."""
+        assert (False, False) == (pod()["enableServiceLinks"], pod()["automountServiceAccountToken"])
+
+    def test_its_memory_fits_what_the_service_can_use(self) -> None:
+        """The bound of the service with what clients can have each worker hold, below the point where an emergency
+        begins; and the block within the share of the limit that it may take. Requested is all of it.
+        """
+        resources, config = container()["resources"], production()
+        limit = mebibytes(resources["limits"]["memory"])
+        workers = int(resources["limits"]["cpu"])
+        held = sum(bound.value for bound in (BODIES_SIZE, PIPELINES_SIZE, ANSWERS_SIZE))
+        layout = Layout(
+            config.dimension, config.capacity, config.payload_size_max, config.log_capacity, 4 * workers,
+            config.idempotency_capacity,
+        )  # fmt: skip
+
+        assert 150e6 + workers * held < 0.95 * limit
+        assert layout.block_size < 0.8 * limit
+        assert limit < 1.4e9
+        assert resources["requests"]["memory"] == resources["limits"]["memory"]
+
+
+def mebibytes(text: str) -> int:
+    assert text.endswith("Mi")
+    return int(text.removesuffix("Mi")) * 2**20
+
+
+class TestReplicas:
+    def test_three_are_the_least(self) -> None:
+        """The autoscaler says so; the deployment says nothing, or each application would undo what the load asked."""
+        assert "replicas" not in objects()["Deployment"]["spec"]
+        assert 3 == objects()["HorizontalPodAutoscaler"]["spec"]["minReplicas"]
+
+    def test_few_go_at_a_time(self) -> None:
+        """An update makes the new pod ready before the old one goes; nodes are drained, and load leaves, one by one."""
+        scale_down = objects()["HorizontalPodAutoscaler"]["spec"]["behavior"]["scaleDown"]
+
+        assert {"maxUnavailable": 0, "maxSurge": 1} == objects()["Deployment"]["spec"]["strategy"]["rollingUpdate"]
+        assert 1 == objects()["PodDisruptionBudget"]["spec"]["maxUnavailable"]
+        assert (3600, [1]) == (
+            scale_down["stabilizationWindowSeconds"],
+            [policy["value"] for policy in scale_down["policies"]],
+        )
+
+    def test_a_client_keeps_to_a_pod(self) -> None:
+        """Through the service and through the ingress: memory is per pod."""
+        annotations = objects()["Ingress"]["metadata"]["annotations"]
+
+        assert "ClientIP" == objects()["Service"]["spec"]["sessionAffinity"]
+        assert "$remote_addr" == annotations["nginx.ingress.kubernetes.io/upstream-hash-by"]
+
+
+def ingress_paths() -> list[Object]:
+    [rule] = objects()["Ingress"]["spec"]["rules"]
+    found: list[Object] = rule["http"]["paths"]
+    return found
+
+
+class TestIngress:
+    def test_it_leads_to_every_route_but_the_metrics(self, small_server: LiveServer) -> None:
+        """Each route that the service documents is reached; those of Prometheus are not."""
+        documented = set(small_server.get("/openapi.json").json["paths"])
+        metrics = {"/metrics", "/health/metrics"}
+
+        assert metrics < documented
+        assert documented - metrics == {
+            path for path in documented if any(covers(rule, path) for rule in ingress_paths())
+        }
+
+    def test_it_leads_nowhere_else(self, small_server: LiveServer) -> None:
+        """Every path that it lists is one of the service's."""
+        statuses = {path["path"]: small_server.get(path["path"]).status for path in ingress_paths()}
+        only_below = {"/memories"}  # and /memories/1 is 404 because nothing is remembered yet
+
+        assert {} == {path: status for path, status in statuses.items() if status == 404 and path not in only_below}
+
+    def test_it_takes_what_the_service_takes(self) -> None:
+        """The largest body."""
+        annotations = objects()["Ingress"]["metadata"]["annotations"]
+
+        assert f"{BODY_SIZE.value // 2**20}m" == annotations["nginx.ingress.kubernetes.io/proxy-body-size"]
+
+
+def covers(rule: Object, path: str) -> bool:
+    """Return whether an Ingress path admits a path: as a whole, or as a prefix of its elements."""
+    if rule["pathType"] == "Exact":
+        return bool(path == rule["path"])
+    assert rule["pathType"] == "Prefix"
+    return f"{path}/".startswith(rule["path"] + "/")
+
+
+class TestServiceMonitor:
+    """Its schema belongs to the Prometheus Operator; what matters of it is small enough to be read here."""
+
+    @staticmethod
+    def endpoint() -> Object:
+        [found] = yaml.safe_load(MONITOR.read_text())["spec"]["endpoints"]
+        endpoint: Object = found
+        return endpoint
+
+    def test_it_has_the_members_of_its_kind_and_no_others(self) -> None:
+        """Of monitoring.coreos.com/v1; a misspelt one would be dropped."""
+        monitor = yaml.safe_load(MONITOR.read_text())
+
+        assert ("monitoring.coreos.com/v1", "ServiceMonitor") == (monitor["apiVersion"], monitor["kind"])
+        assert {"selector", "namespaceSelector", "endpoints"} == set(monitor["spec"])
+        assert {"port", "path", "interval", "scrapeTimeout", "relabelings", "metricRelabelings"} == set(self.endpoint())
+        for rule in self.endpoint()["relabelings"] + self.endpoint()["metricRelabelings"]:
+            assert {"action", "sourceLabels", "targetLabel", "replacement", "regex"} >= set(rule)
+
+    def test_it_finds_the_service(self) -> None:
+        """By its label, in its namespace, at the port of that name."""
+        monitor, service = yaml.safe_load(MONITOR.read_text()), objects()["Service"]
+
+        assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+        assert [service["metadata"]["namespace"]] == monitor["spec"]["namespaceSelector"]["matchNames"]
+        assert self.endpoint()["port"] in [port["name"] for port in service["spec"]["ports"]]
+
+    def test_its_job_is_the_one_of_the_alerts(self) -> None:
+        """`up{job="mlsdm-api"}`, whatever the service is called."""
+        jobs = [rule["replacement"] for rule in self.endpoint()["relabelings"] if rule["targetLabel"] == "job"]
+
+        assert [APP] == jobs
+
+    def test_it_keeps_everything_that_the_service_exposes(self, small_server: LiveServer) -> None:
+        """Both families of names: every sample of a real scrape matches, and one of another library does not."""
+        [keep] = self.endpoint()["metricRelabelings"]
+        exposed = small_server.get(self.endpoint()["path"]).body.decode()
+        names = {re.split(r"[ {]", line)[0] for line in exposed.splitlines() if line and not line.startswith("#")}
+
+        assert ("keep", ["__name__"]) == (keep["action"], keep["sourceLabels"])
+        assert {"mlsdm_memories", "total_events_processed", "process_event_latency_seconds_bucket"} <= names
+        assert set() == {name for name in names if not re.fullmatch(keep["regex"], name)}
+        assert not re.fullmatch(keep["regex"], "python_gc_objects_collected_total")
+
+
+@needs("kubectl")
+class TestKubectl:
+    """What an operator types, as far as it needs no cluster."""
+
+    def test_the_directory_renders(self) -> None:
+        """All objects of both files, unchanged."""
+        rendered = {thing["kind"]: thing for thing in yaml.safe_load_all(kubectl("kustomize", "deploy/k8s"))}
+
+        assert objects() | {"ServiceMonitor": yaml.safe_load(MONITOR.read_text())} == rendered
+
+    def test_a_new_image_is_set_where_it_belongs(self) -> None:
+        """`kubectl set image deployment/mlsdm-api mlsdm-api=…`: the container has that name."""
+        image = "ghcr.io/neuron7x/mlsdm-neuro-engine:1.0.1"
+        changed = edited("set", "image", f"{APP}={image}")
+
+        assert [image] == [each["image"] for each in changed["spec"]["template"]["spec"]["containers"]]
+
+    def test_a_variable_is_set_where_it_belongs(self) -> None:
+        """`kubectl set env deployment/mlsdm-api LOG_LEVEL=DEBUG`, and the service takes it."""
+        changed = edited("set", "env", "LOG_LEVEL=DEBUG")
+        [names] = [each["env"] for each in changed["spec"]["template"]["spec"]["containers"]]
+
+        assert {"name": "LOG_LEVEL", "value": "DEBUG"} in names
+        assert "DEBUG" == load(None, environ() | {"LOG_LEVEL": "DEBUG"}).config.observability.logging.level
+
+    def test_the_configmap_is_made_from_the_production_file(self, tmp_path: Path) -> None:
+        """What `kubectl create configmap` makes has the name and the key that the pod mounts, and is the same
+        configuration.
+        """
+        made = yaml.safe_load(
+            kubectl(
+                "create", "configmap", "mlsdm-config", "--from-file=config.yaml=config/production-ready.yaml",
+                "-n", NAMESPACE, "--dry-run=client", "-o", "yaml",
+            )
+        )  # fmt: skip
+        source = next(volume["configMap"] for volume in pod()["volumes"] if volume["name"] == "config")
+        path = tmp_path / "config.yaml"
+        path.write_text(made["data"][source["items"][0]["key"]])
+
+        assert (source["name"], NAMESPACE) == (made["metadata"]["name"], made["metadata"]["namespace"])
+        assert effective(production()) == effective(load(str(path), environ()).config)
