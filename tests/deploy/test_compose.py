@@ -1,0 +1,208 @@
+"""docker-compose.yml: what Compose says of it where it is installed, and whether its parts fit each other.
+
+The parts are nginx's configuration, the service's own settings and what its image is; none of them is written here a
+second time. Containers are not started: that needs a daemon.
+"""
+
+import os
+import re
+import subprocess
+from functools import cache
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from core.config import trusted_proxies
+from core.sources import PLACES, load
+from tests.programs import needs
+
+ROOT = Path(__file__).resolve().parents[2]
+NGINX = (ROOT / "deploy/nginx/nginx.conf").read_text()
+MONITORING = {
+    "./deploy/prometheus/prometheus.yml", "./deploy/prometheus/rules", "./deploy/alertmanager/alertmanager.yml",
+    "./deploy/grafana/provisioning", "./deploy/grafana/dashboards",
+}  # fmt: skip
+Service = dict[str, Any]
+
+
+@cache
+def document() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    return loaded
+
+
+def services() -> dict[str, Service]:
+    found: dict[str, Service] = document()["services"]
+    return found
+
+
+def mounts(service: Service) -> dict[str, str]:
+    """Return what is mounted from the tree: where it comes from, by where it appears."""
+    parts = [volume.split(":") for volume in service.get("volumes", [])]
+    return {part[1]: part[0] for part in parts if part[0].startswith("./")}
+
+
+def env_file(directory: Path, **secrets: str) -> Path:
+    """Write the example, filled in."""
+    text = (ROOT / ".env.example").read_text()
+    for name, secret in secrets.items():
+        text, count = re.subn(rf"^{name}=''$", f"{name}='{secret}'", text, flags=re.MULTILINE)
+        assert count == 1
+    path = directory / ".env"
+    path.write_text(text)
+    return path
+
+
+def compose(path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    bare = {name: value for name, value in os.environ.items() if name not in {"API_KEY", "GRAFANA_PASSWORD"}}
+    return subprocess.run(
+        ["docker-compose", "--env-file", str(path), *words],
+        cwd=ROOT, env=bare, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@needs("docker-compose")
+class TestCompose:
+    def test_it_is_valid(self, tmp_path: Path) -> None:
+        """Compose resolves it with the example filled in, and the secrets arrive as they were written."""
+        done = compose(env_file(tmp_path, API_KEY='a$b{c}#d"e-f', GRAFANA_PASSWORD="g$h"), "config")
+        resolved = yaml.safe_load(done.stdout)["services"] if done.returncode == 0 else {}
+
+        assert (0, "") == (done.returncode, done.stderr)
+        assert set(services()) == set(resolved)
+        # It shows a $ as it would have to be written.
+        assert 'a$$b{c}#d"e-f' == resolved["mlsdm-api"]["environment"]["API_KEY"]
+        assert "g$$h" == resolved["grafana"]["environment"]["GF_SECURITY_ADMIN_PASSWORD"]
+
+    @pytest.mark.parametrize("secret", ["API_KEY", "GRAFANA_PASSWORD"])
+    def test_a_missing_secret_is_said_before_anything_starts(self, tmp_path: Path, secret: str) -> None:
+        """Also when the example was copied and not filled in."""
+        filled = {"API_KEY": "your-secret-key", "GRAFANA_PASSWORD": "another-secret"}
+        del filled[secret]
+        done = compose(env_file(tmp_path, **filled), "config", "-q")
+
+        assert 0 != done.returncode
+        assert "write it into .env, as .env.example shows" in done.stderr
+
+
+def test_its_services_are_five() -> None:
+    """The names by which they find each other."""
+    assert {"mlsdm-api", "nginx", "prometheus", "alertmanager", "grafana"} == set(services())
+
+
+def test_secrets_are_in_no_file_of_the_tree() -> None:
+    """The example has none, and the file that has them is ignored by git; so is the key of the certificate."""
+    assert {""} == set(re.findall(r"^\w+='(.*)'$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    ignored = ["git", "check-ignore", ".env", "deploy/nginx/tls/key.pem", "deploy/nginx/tls/certificate.pem"]
+    done = subprocess.run(ignored, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ignored[2:] == done.stdout.split()
+
+
+class TestService:
+    def test_it_takes_its_variables(self) -> None:
+        """With the configuration that is mounted; the key is the operator's."""
+        api = services()["mlsdm-api"]
+        source = Path(mounts(api)[str(Path(PLACES[0]).parent)]) / Path(PLACES[0]).name
+        loaded = load(str(ROOT / source), {**api["environment"], "API_KEY": "your-secret-key"})
+
+        assert ("production", "0.0.0.0") == (loaded.environment, loaded.config.server.host)
+        assert api["stop_grace_period"] == "35s"
+        assert loaded.config.resources.shutdown_timeout < 35
+
+    def test_it_is_built_from_this_tree(self) -> None:
+        """By the name that the documentation builds it by."""
+        build = services()["mlsdm-api"]["build"]
+
+        assert (ROOT / build["context"] / build["dockerfile"]).is_file()
+
+    def test_nothing_reaches_it_but_through_nginx(self) -> None:
+        """It publishes no port, and its only network leads nowhere else."""
+        api = services()["mlsdm-api"]
+
+        assert "ports" not in api
+        assert {"inside"} == set(api["networks"])
+        assert document()["networks"]["inside"]["internal"] is True
+
+    def test_it_has_no_more_rights_than_it_needs(self) -> None:
+        """What its image allows: nothing is written but in memory, which is bounded and never on a disk."""
+        api = services()["mlsdm-api"]
+
+        assert (True, ["ALL"], ["no-new-privileges:true"]) == (api["read_only"], api["cap_drop"], api["security_opt"])
+        assert "512m" == api["mem_limit"] == api["memswap_limit"]
+
+
+class TestNginx:
+    def test_the_service_believes_nginx_and_nobody_else(self) -> None:
+        """The one address that it trusts is the one that nginx always has; the network gives it to nobody else."""
+        api, nginx = services()["mlsdm-api"], services()["nginx"]
+        config = load(None, {**api["environment"], "API_KEY": "your-secret-key"}).config
+        [pool] = document()["networks"]["inside"]["ipam"]["config"]
+        fixed = [ip_address(service["networks"]["inside"]["ipv4_address"]) for service in (nginx, api)]
+
+        assert (ip_network(fixed[0]),) == trusted_proxies(config)
+        assert all(address in ip_network(pool["subnet"]) for address in fixed)
+        assert not any(address in ip_network(pool["ip_range"]) for address in fixed)
+
+    def test_it_forwards_to_the_service(self) -> None:
+        """By the name and the port that it has."""
+        assert "    server mlsdm-api:8000 " in NGINX
+
+    def test_it_is_published_where_it_listens(self) -> None:
+        """Behind the port of HTTPS, above those that only root may open."""
+        [port] = re.findall(r"^ +listen (\d+) ssl", NGINX, re.MULTILINE)
+
+        assert [f"443:{port}"] == services()["nginx"]["ports"]
+        assert int(port) >= 1024
+
+    def test_its_files_are_where_it_looks(self) -> None:
+        """Configuration and certificate, the second beside the first; its prefix is the place that it may write to."""
+        nginx = services()["nginx"]
+        command, mounted = nginx["entrypoint"], mounts(nginx)
+
+        assert "./deploy/nginx/nginx.conf" == mounted[command[command.index("-c") + 1]]
+        assert "./deploy/nginx/tls" == mounted["/etc/nginx/tls"]
+        assert ["tls/certificate.pem", "tls/key.pem"] == re.findall(r"ssl_certificate(?:_key)? (\S+);", NGINX)
+        assert command[command.index("-p") + 1] == nginx["tmpfs"][0].split(":")[0] + "/"
+        assert (True, "101:101") == (nginx["read_only"], nginx["user"])
+
+
+def test_what_is_mounted_from_the_tree_is_there() -> None:
+    """An engine would make an empty directory of what is not, and a service would start with nothing."""
+    sources = {source for service in services().values() for source in mounts(service).values()}
+
+    assert {"./config", "./deploy/nginx/nginx.conf", "./deploy/nginx/tls"} == sources - MONITORING
+    assert MONITORING <= sources
+    assert [] == [source for source in sources - MONITORING if not (ROOT / source).exists()]
+
+
+@pytest.mark.skipif(not (ROOT / "deploy/prometheus").exists(), reason="monitoring's configuration is not in this tree")
+def test_what_monitoring_mounts_is_there() -> None:
+    """Files as files, directories as directories."""
+    assert [] == [source for source in MONITORING if not (ROOT / source).exists()]
+    assert {"prometheus.yml", "alertmanager.yml"} == {Path(s).name for s in MONITORING if (ROOT / s).is_file()}
+
+
+def test_what_watches_is_seen_from_this_machine_alone() -> None:
+    """Prometheus, Alertmanager and Grafana are published on the loopback interface."""
+    published = {name: service["ports"] for name, service in services().items() if name not in ("mlsdm-api", "nginx")}
+
+    assert {
+        "prometheus": ["127.0.0.1:9090:9090"],
+        "alertmanager": ["127.0.0.1:9093:9093"],
+        "grafana": ["127.0.0.1:3000:3000"],
+    } == published
+
+
+def test_every_image_has_a_version() -> None:
+    """None of them changes by itself."""
+    images = {name: service["image"].rpartition(":")[2] for name, service in services().items() if name != "mlsdm-api"}
+
+    assert {} == {name: tag for name, tag in images.items() if not re.match(r"v?\d+\.\d+", tag)}
+
+
+def test_logs_are_bounded() -> None:
+    """Nothing grows with time."""
+    assert all({"max-size", "max-file"} <= set(service["logging"]["options"]) for service in services().values())
