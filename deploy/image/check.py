@@ -212,6 +212,8 @@ def check_configuration(image: Image) -> Iterator[str]:
     assert found == []
     assert not list(root.glob("opt/mlsdm/lib/python*/site-packages/pip"))
     yield "no compiler in it, and no pip beside the service"
+    assert any((root / place / "sleep").exists() for place in ("bin", "usr/bin"))
+    yield "has `sleep`, for the hook that Kubernetes runs before SIGTERM"
     size = sum(path.lstat().st_size for path in (root / "opt/mlsdm").rglob("*") if not path.is_symlink())
     yield f"the service and its packages are {size / 1e6:.0f} MB"
 
