@@ -57,9 +57,9 @@ Settings come from five places. Each overrides the ones before it:
 
 1. the defaults below;
 2. the overlay of `MLSDM_ENV`: `development` (or `dev`, the default), `staging` or `production`;
-3. the YAML file named by `CONFIG_PATH`, which must exist when the variable is set; without the variable the server's
-   is the first that is there of
-   {", ".join(f"`{place}`" for place in PLACES)}; an empty file is allowed;
+3. the YAML file named by `CONFIG_PATH`, which must exist when the variable is set; an empty file is allowed. When it is
+   not set, a server takes the first that is there of
+   {", ".join(f"`{place}`" for place in PLACES)};
 4. `MLSDM_<SECTION>__<KEY>` variables, such as `MLSDM_CAPACITY=1000` or `MLSDM_MORAL_FILTER__EMA_ALPHA=0.2`;
 5. the plain variables below.
 

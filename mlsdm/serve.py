@@ -28,6 +28,7 @@ from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]  #
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
 
 from app.server import server
+from core.sources import PLACES
 
 VARIABLES: Final = {"host": "HOST", "port": "PORT", "workers": "WORKERS", "config": "CONFIG_PATH"}
 
@@ -46,7 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", metavar="ADDRESS", help="address to listen on (variable HOST; default: 127.0.0.1)")
     parser.add_argument("--port", metavar="PORT", help="TCP port (variable PORT; default: 8000)")
     parser.add_argument("--workers", metavar="N", help="worker processes (variable WORKERS; default: one per core)")
-    parser.add_argument("--config", metavar="PATH", help="YAML file (variable CONFIG_PATH; default: built-in values)")
+    parser.add_argument(
+        "--config",
+        metavar="PATH",
+        help=f"YAML file (variable CONFIG_PATH; default: {PLACES[0]} if there is one, else built-in values)",
+    )
 
 
 class Embedded(BaseApplication):  # type: ignore[misc]  # the base class is untyped

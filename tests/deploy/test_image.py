@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
+from app.server import Server
+from core import sources
 from core.sources import PLACES, load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,6 +140,19 @@ def test_the_directory_of_configurations_can_be_mounted() -> None:
 
     assert "production-ready.yaml" == os.readlink(link)
     assert load(str(link), PRODUCTION).config == load(str(ROOT / "config/production-ready.yaml"), PRODUCTION).config
+
+
+def test_a_server_takes_the_file_that_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody has named one; what it says that it has loaded is that path."""
+    places = [tmp_path / "config.yaml", tmp_path / "production-ready.yaml"]
+    monkeypatch.setattr(sources, "PLACES", tuple(map(str, places)))
+    monkeypatch.delenv("CONFIG_PATH", raising=False)
+    places[1].write_text("recall: {phase_tolerance: 0.2}")
+    started = Server().configure()
+    places[0].write_text("recall: {phase_tolerance: 0.3}")
+
+    assert (str(places[1]), 0.2) == (started.source, started.config.recall.phase_tolerance)
+    assert str(places[0]) == Server().configure().source
 
 
 @pytest.mark.parametrize("script", ["deploy/image/build"])
