@@ -4,22 +4,26 @@ One JSON object a line, whatever the format and level of the other log: `event` 
 key's id, or an address), `address` from where, `request_id` which request, `code` why. Never a credential, a body or a
 vector; text of a client is bounded, and control characters are escaped by JSON.
 
-A flood of refusals must not become a flood of lines: of each kind at most LINES_PER_SECOND are written a second, in
-each worker, and a line of their own says how many were `suppressed`, at the latest when the worker ends. Every one is
-counted all the same (`mlsdm_refusals_total`). What changed the server, or may have, is always written: only an
-administrator can do that.
+Nothing is sampled, and a flood of refusals does not become a flood of lines all the same: of each kind at most
+LINES_PER_SECOND have a line of their own a second, in each worker. Of each client that was refused more often, one line
+more says how often: its `client_id`, its `address`, and how many lines were `suppressed`; the second is over then, or
+the worker ends. So who asks too often is always named, and the lines of a client add up to its refusals exactly. Beyond
+CLIENTS_COUNT such clients in a second the rest share a line without a name: strangers with many addresses must not fill
+memory or disk. Every refusal is counted as well (`mlsdm_refusals_total`). What changed the server, or may have, is
+always written: only an administrator can do that.
 """
 
 import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from wsgiref.types import WSGIEnvironment
 
-from app.auth import Client
+from app.trace import about
 
 LINES_PER_SECOND: Final = 20
+CLIENTS_COUNT: Final = 256  # that are told of by name in a second, of each kind
 TEXT_LENGTH_MAX: Final = 200  # characters
 
 # What a refusal is called; statuses that are nobody's fault, or no danger, are not audited.
@@ -27,6 +31,16 @@ _EVENTS: Final = {401: "auth_failure", 403: "access_denied", 429: "rate_limit_ex
 _HARMLESS: Final = frozenset({404, 405, 410})
 
 log = logging.getLogger("mlsdm.audit")
+
+
+class _Client(NamedTuple):
+    """Who was refused."""
+
+    client_id: str
+    address: str
+
+
+_OTHERS: Final = _Client("", "")
 
 
 class Audit:
@@ -37,7 +51,7 @@ class Audit:
         self._lock = threading.Lock()  # routes on the pool write, too
         self._second = 0
         self._written: dict[str, int] = {}
-        self._suppressed: dict[str, int] = {}
+        self._suppressed: dict[str, dict[_Client, int]] = {}  # by event
 
     def refused(self, environ: WSGIEnvironment, status: int, code: str, field: str | None = None) -> None:
         """Note that a request was refused with `status` and `code`, `field` being to blame. Of a request that was not
@@ -57,7 +71,11 @@ class Audit:
             self._turn()
             written = self._written.get(event, 0)
             if written >= LINES_PER_SECOND:
-                self._suppressed[event] = self._suppressed.get(event, 0) + 1
+                clients = self._suppressed.setdefault(event, {})
+                client = _Client(members["client_id"], members["address"])
+                if client not in clients and len(clients) >= CLIENTS_COUNT:
+                    client = _OTHERS
+                clients[client] = clients.get(client, 0) + 1
                 return
             self._written[event] = written + 1
         log.warning(event, extra=members)
@@ -83,21 +101,17 @@ class Audit:
         self._tell()
 
     def _tell(self) -> None:
-        for event, suppressed in self._suppressed.items():
-            log.warning(event, extra={"suppressed": suppressed})
+        for event, clients in self._suppressed.items():
+            for client, suppressed in clients.items():
+                who = client._asdict() if client is not _OTHERS else {}
+                log.warning(event, extra={**who, "suppressed": suppressed})
         self._suppressed.clear()
 
 
 def _about(environ: WSGIEnvironment) -> dict[str, Any]:
     """Return who asked for what, from where."""
-    client: Client | None = environ.get("mlsdm.client")
-    address = environ.get("mlsdm.address", environ["REMOTE_ADDR"])
-    trace = environ.get("mlsdm.trace")
     return {
-        "client_id": client.id if client else address,
-        "address": address,
-        "request_id": environ["mlsdm.request_id"],
-        **({"trace_id": trace.trace_id} if trace else {}),
+        **about(environ),
         **({"method": environ["REQUEST_METHOD"]} if "REQUEST_METHOD" in environ else {}),
         **({"path": environ["PATH_INFO"][:TEXT_LENGTH_MAX]} if "PATH_INFO" in environ else {}),
     }

@@ -12,8 +12,7 @@ names of the request (`app.trace`), and Server, which this service does not say.
 refused, whoever made it. No name stands twice where a standing header (`app.standing`) and the application's own meet.
 Lines that the application itself has made of numbers and constants it may put into the environ (`mlsdm.lines`).
 
-What is logged about a request is its method, path, status and names: never a field, a query or a body, which may hold
-credentials and other people's text. At level DEBUG each request has its line; nothing is computed for it otherwise.
+At level DEBUG a request has its line (`app.access`); nothing is computed for it otherwise.
 
 One Exchange belongs to one connection and serves its requests one after another: its start_response is a bound
 method, which saves the closure that other servers make for each request. Streaming was rejected: every answer of this
@@ -27,12 +26,11 @@ import re
 from collections.abc import Generator, Iterable
 from functools import lru_cache
 from http import HTTPStatus
-from time import monotonic_ns
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
 from wsgiref.types import WSGIEnvironment
 
+from app.access import printable
 from app.framing import Refusal
 from app.trace import about
 
@@ -130,7 +128,7 @@ class Exchange:
         self.persistence = CLOSE if service.draining and not self.followed else persistence
         answer = self._serialise(service, environ, body)
         if service.verbose:
-            service.log.debug("Request", extra=_access(environ, self.status[:3], len(answer)))
+            service.access.write(environ, int(self.status[:3]), len(answer))
         return answer
 
     def _failed(self, service: "Service", environ: WSGIEnvironment, persistence: str) -> bytes:
@@ -138,13 +136,13 @@ class Exchange:
         self._written.clear()
         self.persistence = CLOSE if service.draining and not self.followed else persistence
         method = environ["REQUEST_METHOD"]
-        service.log.exception("Error handling request %s %s", method, _path(environ), extra=about(environ))
+        service.log.exception("Error handling request %s %s", method, printable(environ), extra=about(environ))
         service.refused(UNEXPECTED.code, environ, UNEXPECTED.detail, UNEXPECTED.status)
         self.status = status_of(UNEXPECTED)
         echo = service.tracer.echo(environ)
         answer = problem(UNEXPECTED, service, self.persistence, echo, head=method == "HEAD")
         if service.verbose:
-            service.log.debug("Request", extra=_access(environ, str(UNEXPECTED.status), len(answer)))
+            service.access.write(environ, UNEXPECTED.status, len(answer))
         return answer
 
     def _start_response(self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None) -> Any:
@@ -237,17 +235,3 @@ def problem(refusal: Refusal, service: "Service", persistence: str, echo: str, *
 def status_of(refusal: Refusal) -> str:
     """Return the status of a refusal with its phrase."""
     return f"{refusal.status} {HTTPStatus(refusal.status).phrase}"
-
-
-def _path(environ: WSGIEnvironment) -> str:
-    """Return the path for a log line: percent-encoded again, so that it holds no control character."""
-    return quote(environ["PATH_INFO"], safe="/!$&'()*+,;=:@~", encoding="latin-1")
-
-
-def _access(environ: WSGIEnvironment, status: str, size: int) -> dict[str, Any]:
-    """Return the members of a request's own log line. `size` in bytes, head included."""
-    elapsed_ms = round((monotonic_ns() - environ["mlsdm.received_ns"]) / 1e6, 3)
-    return {
-        "method": environ["REQUEST_METHOD"], "path": _path(environ), "status": int(status), "bytes": size,
-        "ms": elapsed_ms, **about(environ),
-    }  # fmt: skip

@@ -55,7 +55,7 @@ def configuration(level: str, style: Literal["json", "text"]) -> dict[str, Any]:
         "disable_existing_loggers": False,
         "formatters": {"line": {"()": formatter}, "audit": {"()": JsonFormatter}},
         "handlers": {
-            name: {"class": "logging.StreamHandler", "formatter": lines, "stream": "ext://sys.stderr"}
+            name: {"class": "app.stderr.Stderr", "formatter": lines}
             for name, lines in (("stderr", "line"), ("audit", "audit"))
         },
         "root": {"level": level, "handlers": ["stderr"]},

@@ -97,6 +97,7 @@ class Application:
         self._in_pieces: frozenset[tuple[str, str]] = frozenset()  # and of what is answered in pieces
         self.inline: frozenset[str] = frozenset()  # paths of which nothing does
         self.on_answer: Callable[[WSGIEnvironment, str], object] = lambda _environ, _status: None
+        self.request_sample_ratio = 1.0
         self._router = DefaultRouter()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -133,6 +134,7 @@ class Application:
             context.charge = Quotas(block, tiers(loaded.config), boot_clock).charge
         host = loaded.config.server.host
         self._gate = Gate(loaded.keyring, trusted_proxies(loaded.config), context.charge, is_loopback(host))
+        self.request_sample_ratio = loaded.config.observability.logging.sample_ratio
         self._routes = routes(context, self._audit)
         self._patience = Patience(block, worker.loop)
         self.serve = Lane(self._routes, self._gate, self._routed())

@@ -294,7 +294,13 @@ class Server:
 
 
 def _say_loaded(loaded: Loaded) -> None:
-    log.info("Configuration loaded from %s: %s", loaded.source, effective(loaded.config))
+    """Say which values hold, and whence. None of them is a secret: keys are no part of the tree."""
+    extra = {
+        "environment": loaded.environment,
+        "keys": len(loaded.keyring),
+        "settings": effective(loaded.config),
+    }
+    log.info("Configuration loaded from %s", loaded.source, extra=extra)
     for note in loaded.notes:
         log.warning("%s", note)
 

@@ -20,6 +20,7 @@ from logging import DEBUG, Logger
 from typing import TYPE_CHECKING, Final, Protocol
 from wsgiref.types import StartResponse, WSGIEnvironment
 
+from app.access import AccessLog
 from app.budget import Budget
 from app.heads import Heads
 from app.pieces import Pieces
@@ -59,6 +60,8 @@ class Application(Protocol):
     `on_refusal(code, environ, status)`: whenever a connection passed a limit or broke a rule, or a request met an error
     of ours; see `Service.refused`.
     `on_answer(environ, status)`: whenever an answer has been written, also one that no route has made.
+    `route_of(path)`: the template of a path's route, or None; `request_sample_ratio`: the share of requests that went
+    well which has a line at DEBUG (1). See `app.access`.
     `standing_headers`, pairs of name and value: what all answers carry, see `app.standing`.
     `open(worker)`: after the fork, before any of the others is looked for. `close()`: after the last request.
     `on_beat()`: four times a second.
@@ -96,7 +99,12 @@ class Service:
         self.heads = Heads()
         self.loop = loop
         self.log = log
-        self.verbose = log.isEnabledFor(DEBUG)  # each request has a log line
+        self.verbose = log.isEnabledFor(DEBUG)  # requests have lines
+        self.access = AccessLog(
+            log,
+            getattr(application, "request_sample_ratio", 1.0),
+            getattr(application, "route_of", lambda _path: None),
+        )
         self.scheme = scheme
         self.connections: set[Connection] = set()
         self.draining = False  # every answer from now on carries Connection: close

@@ -36,11 +36,14 @@ _FLAGS_KNOWN: Final = 0b11  # sampled, random; bits without a meaning must be pa
 
 
 class Trace(NamedTuple):
-    """Where a request belongs: lower-case hexadecimal, 32, 16 and 2 digits."""
+    """Where a request belongs: lower-case hexadecimal, 32, 16 and 2 digits. `span_id` is the one under which this
+    service tells of it, 16 digits, where it does (`app.spans`); a trace that begins here has no `parent_id`.
+    """
 
     trace_id: str
     parent_id: str
     flags: str
+    span_id: str = ""
 
 
 class Tracer:
@@ -76,7 +79,7 @@ class Tracer:
         trace: Trace | None = environ.get("mlsdm.trace")
         if trace is None:
             return line
-        span = f"{self._span_prefix}{next(self._count) & 0xFFFFFFFF:08x}"
+        span = trace.span_id or f"{self._span_prefix}{next(self._count) & 0xFFFFFFFF:08x}"
         return f"{line}traceparent: 00-{trace.trace_id}-{span}-{trace.flags}\r\n"
 
 
@@ -99,10 +102,15 @@ def nameless(client: tuple[str, int]) -> WSGIEnvironment:
 
 
 def about(environ: WSGIEnvironment) -> dict[str, Any]:
-    """Return what every log line about a request carries, for `extra`."""
+    """Return what every log line about a request carries, for `extra`: who asks (the id of a key, or the address), from
+    where, and under which names.
+    """
+    client = environ.get("mlsdm.client")  # an `app.auth.Client`, once the gate has let it in
+    address = environ.get("mlsdm.address", environ["REMOTE_ADDR"])
     members = {
+        "client_id": client.id if client else address,
+        "address": address,
         "request_id": environ["mlsdm.request_id"],
-        "client": f"{environ['REMOTE_ADDR']}:{environ['REMOTE_PORT']}",
     }
     trace: Trace | None = environ.get("mlsdm.trace")
     if trace is not None:

@@ -176,6 +176,12 @@ class Logging(msgspec.Struct, frozen=True, kw_only=True):
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], about("Least severity that is written.", "name")
     ] = "INFO"
     format: Annotated[Literal["text", "json"], about("Lines for people, or objects for machines.", "name")] = "text"
+    sample_ratio: Annotated[
+        float,
+        about(
+            "Share of the requests that went well that has a line at DEBUG; failed ones all have.", "ratio", ge=0, le=1
+        ),
+    ] = 1.0
 
 
 class Observability(msgspec.Struct, frozen=True, kw_only=True):

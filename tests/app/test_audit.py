@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import pytest
 
-from app.audit import LINES_PER_SECOND, Audit
+from app.audit import CLIENTS_COUNT, LINES_PER_SECOND, Audit
 from app.governor import CommandResource, GovernorResource
 from app.logs import JsonFormatter
 from app.problem import Problem
@@ -108,7 +108,7 @@ def test_a_client_writes_no_line_of_its_own(lines: list[dict[str, Any]], text: s
 
 
 def test_a_flood_is_counted_and_not_written(lines: list[dict[str, Any]]) -> None:
-    """Of each event twenty lines a second; a line of its own says how many were not, also when no other comes."""
+    """Of each event twenty lines a second; a line more says of whom how many were not, also when no other comes."""
     now = 1000.5
     audit = Audit(lambda: now)
 
@@ -123,7 +123,41 @@ def test_a_flood_is_counted_and_not_written(lines: list[dict[str, Any]]) -> None
     audit.refused(environ(), 401, "unauthorised")
 
     assert Counter(line["event"] for line in lines) == {"auth_failure": LINES_PER_SECOND + 2, "invalid_input": 1}
-    assert [100] == [line["suppressed"] for line in lines if "suppressed" in line]
+    assert [("192.0.2.1", "192.0.2.1", 100)] == [
+        (line["client_id"], line["address"], line["suppressed"]) for line in lines if "suppressed" in line
+    ]
+
+
+def test_the_lines_of_a_client_add_up_to_its_refusals(lines: list[dict[str, Any]]) -> None:
+    """Nothing is sampled: whoever exceeds its limit is named with the exact number, however loud the others are."""
+    now = 7.0
+    audit = Audit(lambda: now)
+
+    for turn in range(300):
+        audit.refused(environ(REMOTE_ADDR="192.0.2.1"), 429, "rate_limit_exceeded")
+        if turn % 3 == 0:
+            audit.refused(environ(REMOTE_ADDR="192.0.2.2"), 429, "rate_limit_exceeded")
+    audit.refused(environ(REMOTE_ADDR="192.0.2.3"), 429, "rate_limit_exceeded")
+    now = 8.0
+    audit.flush()
+
+    refusals: Counter[str] = Counter()
+    for line in lines:
+        refusals[line["client_id"]] += line.get("suppressed", 1)
+    assert {"192.0.2.1": 300, "192.0.2.2": 100, "192.0.2.3": 1} == refusals
+
+
+def test_strangers_without_number_do_not_become_lines_without_number(lines: list[dict[str, Any]]) -> None:
+    """So many of them are named in a second; the rest are one line, and none is missing from the sum."""
+    now = 7.0
+    audit = Audit(lambda: now)
+    for number in range(LINES_PER_SECOND + CLIENTS_COUNT + 500):
+        audit.refused(environ(REMOTE_ADDR=f"2001:db8::{number:x}"), 401, "unauthorised")
+    now = 8.0
+    audit.flush()
+
+    assert len(lines) == LINES_PER_SECOND + CLIENTS_COUNT + 1
+    assert [500] == [line["suppressed"] for line in lines if "client_id" not in line]
 
 
 def test_threads_of_the_pool_keep_to_the_same_number(lines: list[dict[str, Any]]) -> None:

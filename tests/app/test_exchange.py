@@ -275,7 +275,9 @@ def test_an_error_is_logged_under_the_names_of_its_request(caplog: pytest.LogCap
     (record,) = caplog.records
 
     assert "Error handling request GET /a%0Ab%1B" == record.getMessage()
-    assert {"request_id": "r-1", "client": "192.0.2.1:7", "trace_id": "a" * 32}.items() <= vars(record).items()
+    assert {
+        "request_id": "r-1", "client_id": "192.0.2.1", "address": "192.0.2.1", "trace_id": "a" * 32,
+    }.items() <= vars(record).items()  # fmt: skip
     assert "hidden" not in json.dumps(vars(record), default=str)
 
 
@@ -287,9 +289,9 @@ def test_access_line_at_debug(caplog: pytest.LogCaptureFixture) -> None:
 
     assert {
         "method": "GET", "path": "/p%E9%20q", "status": 201, "bytes": len(got), "request_id": "r-1",
-        "client": "192.0.2.1:7",
+        "client_id": "192.0.2.1", "address": "192.0.2.1",
     }.items() <= vars(record).items()  # fmt: skip
-    assert 0 <= vars(record)["ms"] < 60_000
+    assert 0 <= vars(record)["duration_ms"] < 60_000
     assert "trace_id" not in vars(record)
 
 

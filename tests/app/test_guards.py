@@ -296,7 +296,8 @@ def test_refusal_is_logged_at_debug(caplog: pytest.LogCaptureFixture) -> None:
     (record,) = (record for record in caplog.records if record.getMessage().startswith("Refused"))
 
     assert {
-        "request_id": "r-1", "trace_id": trace, "client": "127.0.0.1:4242", "code": "expectation_failed", "status": 417,
+        "request_id": "r-1", "trace_id": trace, "client_id": "127.0.0.1", "address": "127.0.0.1",
+        "code": "expectation_failed", "status": 417,
     }.items() <= vars(record).items()  # fmt: skip
     assert "secret" not in str(vars(record))
 
