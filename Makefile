@@ -61,7 +61,7 @@ manual: install ## rewrite the files that are generated from settings and layout
 
 lock: $(VENV)/tested ## resolve dependencies anew; commit the result
 	$(BIN)/uv pip compile -q pyproject.toml --group build --universal --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements.lock
-	$(BIN)/uv pip compile -q pyproject.toml --group build --group dev --extra plot --universal --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements-dev.lock
+	$(BIN)/uv pip compile -q pyproject.toml --group build --group dev --extra plot --extra otel --universal --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements-dev.lock
 
 clean: ## remove everything that was built
 	rm -rf $(VENV) build *.egg-info shm/_native.c app/_reader.c */_native*.so */_reader*.so

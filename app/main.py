@@ -14,6 +14,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 import falcon
 from falcon.routing import DefaultRouter
 
+from app import tracing
 from app.answers import Answers
 from app.audit import Audit
 from app.auth import Gate, is_loopback
@@ -138,6 +139,9 @@ class Application:
         self._routes = routes(context, self._audit)
         self._patience = Patience(block, worker.loop)
         self.serve = Lane(self._routes, self._gate, self._routed())
+        self._spans = tracing.begin(loaded.config, block.boot_id, "worker")
+        if self._spans is not None:
+            self.serve = self._spans.around(self.serve)
         self.on_beat()
         log.info("worker pid=%d serves from row %d", os.getpid(), self.row)
 
@@ -223,6 +227,8 @@ class Application:
         """Give the row back: after the last request."""
         self.on_beat()
         self._audit.close()
+        if self._spans is not None:
+            self._spans.close()
         try:
             self.store.release_row(self.row, process.myself())
         except StoreError:  # the lock is stuck, or lost

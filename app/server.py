@@ -31,7 +31,7 @@ from typing import Any, Final
 
 import psutil
 
-from app import descriptors, logs
+from app import descriptors, logs, tracing
 from app.arbiter import steady
 from app.banner import banner
 from app.supervisor import Supervisor
@@ -176,6 +176,7 @@ class Server:
 
     def when_ready(self, arbiter: Any) -> None:
         """Start the controller, wrap what Gunicorn does about its children, and say hello."""
+        tracing.prepare(self.require()[1].config)
         gc.collect()
         gc.freeze()  # what exists now is shared by every fork; a collection would copy its pages
         block, loaded = self.require()
@@ -232,6 +233,7 @@ class Server:
 
     def on_reload(self, _arbiter: Any) -> None:
         """Bring what was reloaded into force. Reached only with a configuration that is valid as a whole."""
+        tracing.prepare(self.require()[1].config)
         if self._supervisor is not None:
             self._supervisor.reload()
         descriptors.provide(self.require()[1].config.server.connections_max)

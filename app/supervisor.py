@@ -17,8 +17,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from app import tracing
 from core.config import Config
-from core.controller import SUPERSEDED, run
+from core.controller import SUPERSEDED, Controller, run
 from shm import process
 from shm.block import Block
 from shm.process import NOBODY, Identity
@@ -66,15 +67,19 @@ class Supervisor:
             log.error("cannot start a controller: %s", error)
             return
         if pid == 0:
-            status = 1
+            status, spans = 1, None
             try:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 self._release()
-                status = run(self._block, self._config(), self._me)
+                config = self._config()
+                spans = tracing.begin(config, self._block.boot_id, "controller")
+                status = run(self._block, config, self._me, spans.around_steps if spans else _as_it_is)
             except BaseException:
                 log.exception("controller pid=%d leaves", os.getpid())
             finally:
+                if spans is not None:
+                    spans.close()
                 os._exit(status)
         self._controller = Identity(pid, process.identify(pid).started)
         self._observability = self._config().observability
@@ -168,3 +173,7 @@ class Supervisor:
         while time.monotonic() < deadline and os.waitpid(controller.pid, os.WNOHANG) == (0, 0):
             time.sleep(0.005)
         process.kill(controller)
+
+
+def _as_it_is(_controller: Controller) -> None:
+    """Nobody watches this controller."""

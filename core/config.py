@@ -184,10 +184,32 @@ class Logging(msgspec.Struct, frozen=True, kw_only=True):
     ] = 1.0
 
 
+class Tracing(msgspec.Struct, frozen=True, kw_only=True):
+    """Spans for a collector of OpenTelemetry; needs the extra `otel`. OTEL_* variables say the rest."""
+
+    enabled: Annotated[bool, about("Record spans and send them.", "switch")] = False
+    endpoint: Annotated[
+        str,
+        about(
+            'Collector (OTLP over HTTP), v1/traces added; "" leaves it to OTEL_EXPORTER_OTLP_*.',
+            "URL",
+            "an http or https URL without credentials, such as http://127.0.0.1:4318",
+            # Credentials belong into OTEL_EXPORTER_OTLP_HEADERS: what stands here is logged.
+            pattern=r"^(?:https?://[^\s@?#]+)?\Z",
+            max_length=2048,
+        ),
+    ] = ""
+    sample_ratio: Annotated[
+        float,
+        about("Share recorded of the traces that begin here; of others the caller decides.", "ratio", ge=0, le=1),
+    ] = 1.0
+
+
 class Observability(msgspec.Struct, frozen=True, kw_only=True):
     """What the service tells about itself."""
 
     logging: Logging = Logging()
+    tracing: Tracing = Tracing()
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):

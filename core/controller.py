@@ -57,6 +57,7 @@ class Controller:
     def __init__(self, block: Block, config: Config, arbiter: process.Identity, clock: Callable[[], int]) -> None:
         self.block = block
         self.store = Store(block)
+        self.step: Callable[[int, int], Any] = self.store.tick  # who traces the steps stands in between (`run`)
         self.watch = LockWatch(block)
         self.clock = clock
         left = block.region("vitals")
@@ -161,7 +162,7 @@ class Controller:
         if now_ns < self._tick_due_ns:
             return
         late = (now_ns - self._tick_due_ns) // self._cycle_ns()
-        self.store.tick(now_ns, self.epoch)
+        self.step(now_ns, self.epoch)
         if late:
             self.vitals.late_steps += late
             self._late_unsaid += late
@@ -262,8 +263,14 @@ class Controller:
                 log.warning("emergency over: %s", change.sentence)
 
 
-def run(block: Block, config: Config, arbiter: process.Identity) -> int:
-    """Be the controller of a block until told to stop; returns the exit status.
+def run(
+    block: Block,
+    config: Config,
+    arbiter: process.Identity,
+    prepare: Callable[[Controller], None] = lambda _controller: None,
+) -> int:
+    """Be the controller of a block until told to stop; returns the exit status. `prepare` is called once, before the
+    first round.
 
     To be called in a fresh child of the arbiter.
     """
@@ -280,6 +287,7 @@ def run(block: Block, config: Config, arbiter: process.Identity) -> int:
     block.bind(os.getpid(), NO_ROW, LOCK_WAIT_MILLISECONDS.value // 4, VECTOR_NORM.value)
     try:
         controller = Controller(block, config, arbiter, boot_clock)
+        prepare(controller)
         while not stopping:
             began = time.monotonic()
             controller.round()

@@ -20,6 +20,7 @@ where the service runs, and is judged here.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Final
 
 from core import configfile, environment, keyfile
@@ -81,6 +82,8 @@ def load(path: str | None, environ: Mapping[str, str], places: Sequence[str] = (
             problems.append(Problem("API_KEY", f"{_SHORT}, because MLSDM_ENV is production"))
         elif not variables.api_key and not keys_path and keyfile.SETTING not in faulty:
             problems.append(Problem("API_KEY", _KEYLESS))
+    if values[_TRACING] is True and _TRACING not in faulty and not _has_opentelemetry():
+        problems.append(Problem(_TRACING, f"{_TRACING} is true: expected OpenTelemetry: {_EXTRA}"))
     if problems:
         raise ConfigurationError([problem.sentence for problem in problems])
     keyring = Keyring(variables.api_key, keys.keys)
@@ -118,6 +121,16 @@ def unreloadable(old: Config, new: Config) -> list[str]:
     ]
 
 
+def _has_opentelemetry() -> bool:
+    """Return whether what the extra `otel` installs is there. Nothing of it is imported but its outermost packages."""
+    try:
+        return all(find_spec(name) for name in ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"))
+    except ModuleNotFoundError:
+        return False
+
+
+_TRACING: Final = "observability.tracing.enabled"
+_EXTRA: Final = "pip install 'mlsdm[otel]'"
 _KEYLESS: Final = (
     f"API_KEY is not set: expected a secret key, because MLSDM_ENV is production and {keyfile.SETTING} names no file"
 )
@@ -136,6 +149,7 @@ OVERLAYS: Final[Mapping[EnvironmentName, Mapping[str, Value]]] = {
     "staging": {"observability.logging.format": "json", "resources.drain_period": 5.0},
     "production": {
         "observability.logging.format": "json",
+        "observability.tracing.sample_ratio": 0.01,
         "resources.drain_period": 5.0,
         "security.rate_limiting.enabled": True,
     },
