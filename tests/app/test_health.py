@@ -1,10 +1,16 @@
 """/health: liveness, readiness and the detailed document, against a real server and against a real block gone wrong."""
 
+import ctypes
+import faulthandler
 import os
+import re
 import signal
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,17 +18,27 @@ import msgspec
 import psutil
 import pytest
 
+from app.auth import Gate
 from app.context import Context
-from app.health import DetailedResource, ReadinessResource
+from app.health import DetailedResource, LivenessResource, ReadinessResource
+from app.lane import Lane
 from app.metrics import BlockCollector
-from core.config import Config
+from app.quota import Quotas
+from core.config import Config, tiers
+from core.keys import Keyring
 from loadtests.live import LiveServer, eventually
+from shm import status
 from shm.block import Block
 from shm.layout import NO_ROW, Layout
 from shm.store import Recall, Store, new_vitals
+from tests.app import ring
 from tests.app.wire import accepted
-from tests.formed import SMALL, Formed
+from tests.conftest import SMALL
+from tests.formed import SMALL as SMALL_LAYOUT
+from tests.formed import Formed, begin, end, exit_of, take_mutex
+from tests.programs import needs
 
+PROT_NONE = 0  # sys/mman.h
 CHECKS = {"server", "memory_manager", "lock", "admissions", "system_memory", "system_cpu", "controller"}
 
 
@@ -132,6 +148,85 @@ def test_health_answers_while_every_other_process_is_stopped(serve: Callable[...
     assert (alive, detailed) == (200, 200)
 
 
+def test_liveness_answers_when_everything_else_is_taken(serve: Callable[..., LiveServer]) -> None:
+    """Every connection in use, every thread of the pool waiting for a controller that is stopped, and its arbiter too:
+    a probe that comes now is answered while all of them still wait.
+    """
+    server = serve(WORKERS="1", MLSDM_SERVER__CONNECTIONS_MAX="12")
+    block = server.block()
+    controller = int(block.region("vitals").controller_pid)
+    idle = [server.connect() for _ in range(12)]
+    eventually(lambda: _status_soon(server, "/livez") == 200)  # one of them has been idle for long enough to go
+    answers: list[int] = []
+    probed: list[int] = []
+
+    def command() -> None:
+        answers.append(server.request("POST", "/governor/reset").status)
+
+    commands = [threading.Thread(target=command) for _ in range(6)]  # three times as many as there are threads
+    for pid in (server.pid, controller):
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        for thread in commands:
+            thread.start()
+        while len(answers) < len(commands):
+            probed.append(server.get("/health/liveness").status)
+        for thread in commands:
+            thread.join()
+    finally:
+        for pid in (server.pid, controller):
+            os.kill(pid, signal.SIGCONT)
+    for connection in idle:
+        connection.close()
+
+    assert {200} == set(probed)
+    assert {503} == set(answers)
+
+
+# Lines as operators paste them from a runbook, and what each must print.
+RUNBOOK = {
+    """curl -H "Authorization: Bearer $API_KEY" http://api/health/detailed | jq '.statistics.moral_filter_threshold'""":
+        r"0\.[0-9]+",
+    "curl -s http://api/health/detailed | jq .statistics.moral_filter_threshold": r"0\.[0-9]+",
+    "curl http://api/health/detailed | jq '.memory_state'": r'\{\s+"L1_norm": [0-9.e-]+,.*"capacity": 1000\s+\}',
+    "curl http://api/health/detailed | jq '.phase'": '"(wake|sleep)"',
+    "curl http://api/health/detailed | jq '.status, .version, .boot_id, .timestamp, .uptime_seconds'":
+        r'"(un)?healthy"\n"[0-9.]+"\n"[0-9a-f]{32}"\n"20[^"]+"\n[0-9.]+',
+    "curl http://api/health/detailed | jq '.rate_limiting | .enabled, .requests_per_second, .burst_capacity'":
+        r"true\n5(\.0)?\n10",
+    "curl http://api/health/detailed | jq '.system | add'": r"[0-9.e+]+",
+    "curl http://api/health/detailed | jq .": r'\{\s+"status": .*\}',
+    "curl http://api/health/detailed": r'\{"status":.*\}',
+    "curl http://api/health/liveness": r'\{"status":"alive"\}',
+    "curl http://api/health/readiness": r'\{"ready":(true|false),.*\}',
+    "curl http://api/health/metrics | grep error_count": r"(.*\n)*error_count 0\.0",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server as it is deployed: production, with a key."""
+    environ = {**SMALL, "MLSDM_ENV": "production", "API_KEY": ring.API_KEY, "MLSDM_RESOURCES__DRAIN_PERIOD": "0"}
+    server = LiveServer(tmp_path_factory.mktemp("production"), environ).start()
+    yield server
+    server.stop()
+
+
+@needs("bash", "curl", "jq", "grep")
+@pytest.mark.parametrize("line", RUNBOOK)
+def test_a_line_of_a_runbook_prints_what_it_should(production: LiveServer, tmp_path: Path, line: str) -> None:
+    """Pasted into a shell as it stands, with the server's address for `api`; a key is shown where the line has one."""
+    (tmp_path / ".curlrc").write_text(f'connect-to = "api:80:127.0.0.1:{production.port}"\nno-progress-meter\n')
+    variables = {"PATH": os.environ["PATH"], "CURL_HOME": str(tmp_path), "API_KEY": ring.API_KEY}
+
+    ran = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line], env=variables, capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert re.fullmatch(RUNBOOK[line], ran.stdout.strip(), re.DOTALL), ran.stdout
+
+
 def _status_soon(server: LiveServer, path: str) -> int | None:
     connection = server.connect()
     connection.sock.settimeout(0.5)
@@ -156,7 +251,9 @@ def formed() -> Iterator[Formed]:
 
 def context_of(block: Block, now_ns: int, leaving: bool = False) -> Context:
     """Return a worker's view of a block at one moment."""
-    config = Config(dimension=SMALL.dimension, capacity=SMALL.capacity, log_capacity=SMALL.log_capacity)
+    config = Config(
+        dimension=SMALL_LAYOUT.dimension, capacity=SMALL_LAYOUT.capacity, log_capacity=SMALL_LAYOUT.log_capacity
+    )
     latency: Any = SimpleNamespace(mean_seconds=lambda: 0.0)  # nothing is counted
     return Context(config, Store(block), Recall(block), latency, lambda: now_ns, leaving=lambda: leaving)
 
@@ -231,6 +328,59 @@ def test_a_store_that_is_not_formed_is_not_ready_and_still_described() -> None:
     assert not {"memory_state", "phase", "statistics"} & set(document)
     del context
     block.close()
+
+
+def test_liveness_and_its_gate_touch_nothing_that_is_shared(formed: Formed) -> None:
+    """With the shared memory taken away, it is answered as ever; the same look at readiness ends the process."""
+    context = context_of(formed.block, beat(formed))
+    context.charge = Quotas(formed.block, tiers(context.config), context.clock).charge
+    table = {"/livez": LivenessResource()}
+    lane = Lane(table, Gate(Keyring(ring.API_KEY), charge=context.charge), None)
+
+    def ask() -> None:
+        _take_away(formed.block)
+        begun: list[str] = []
+        asked = {"REQUEST_METHOD": "GET", "PATH_INFO": "/livez", "REMOTE_ADDR": "192.0.2.1"}
+        answer = lane(asked, lambda status, _headers: begun.append(status))  # type: ignore[arg-type]
+        assert (list(answer), begun) == ([b'{"status":"alive"}'], ["200 OK"])
+
+    def look() -> None:
+        _take_away(formed.block)
+        ReadinessResource(context).checks()
+
+    assert (0, -signal.SIGSEGV) == (exit_of(begin(ask)), exit_of(begin(look)))
+
+
+def _take_away(block: Block) -> None:
+    """Have any further touch of the block end this process."""
+    faulthandler.disable()
+    size = block.layout.block_size
+    start = ctypes.addressof(ctypes.c_char.from_buffer(block.memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start), ctypes.c_size_t(size), PROT_NONE) == 0
+
+
+def test_readiness_does_not_wait_for_the_lock(formed: Formed) -> None:
+    """While somebody holds it and does not let go, everything is said as if it were free."""
+    context = context_of(formed.block, beat(formed))
+    reading, writing = os.pipe()
+
+    def hold() -> None:
+        take_mutex(formed.block)
+        os.write(writing, b"!")
+        signal.pause()
+
+    holder = begin(hold)
+    assert os.read(reading, 1) == b"!"
+    with pytest.raises(status.Busy):
+        formed.accept()
+
+    document = DetailedResource(context, ReadinessResource(context)).document()
+
+    assert failing(context) == {}
+    assert (document.status, document.phase) == ("healthy", "wake")
+    end(holder)
+    for descriptor in (reading, writing):
+        os.close(descriptor)
 
 
 def test_a_corrupt_state_is_unready_and_all_else_is_still_shown(formed: Formed) -> None:
