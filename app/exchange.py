@@ -12,7 +12,8 @@ names of the request (`app.trace`), and Server, which this service does not say.
 refused, whoever made it. No name stands twice where a standing header (`app.standing`) and the application's own meet.
 Lines that the application itself has made of numbers and constants it may put into the environ (`mlsdm.lines`).
 
-At level DEBUG a request has its line (`app.access`); nothing is computed for it otherwise.
+What is logged about a request that failed is its method, path and names: never a field, a query or a body. At level
+DEBUG it has its line (`app.access`); nothing is computed for that otherwise.
 
 One Exchange belongs to one connection and serves its requests one after another: its start_response is a bound
 method, which saves the closure that other servers make for each request. Streaming was rejected: every answer of this

@@ -227,12 +227,12 @@ class Application:
         """Give the row back: after the last request."""
         self.on_beat()
         self._audit.close()
-        if self._spans is not None:
-            self._spans.close()
         try:
             self.store.release_row(self.row, process.myself())
         except StoreError:  # the lock is stuck, or lost
             log.warning("row %d was left to be claimed from the dead", self.row)
+        if self._spans is not None:
+            self._spans.close()
 
 
 def _bare(path: str) -> str:

@@ -20,8 +20,8 @@ the collector is slow, or gone, the queue fills, the oldest spans are lost, and 
 the end of a process what is queued is sent, for at most FLUSH_SECONDS_MAX: less than the second that the arbiter grants
 its controller.
 
-PERF: a recorded span is 130 to 150 µs of its worker's CPU, the thread that sends it included, beside an event of 80 to 90
-(raw, 384 floats, one client that waits for each answer): an event costs 2.6 times as much when all are recorded, and
+PERF: a recorded span is 130 to 150 µs of its worker's CPU, the thread that sends it included, beside an event of 80 to
+90 (raw, 384 floats, one client that waits for each answer): an event costs 2.6 times as much when all are recorded, and
 1.09 times when one of a hundred is. The service takes 21 MB more. With tracing off nothing here is imported
 (app/tracing.py).
 """
@@ -188,7 +188,7 @@ class Spans:
         def traced(now_ns: int, epoch: int) -> Any:
             if self._chance() >= self._ratio:
                 return step(now_ns, epoch)
-            with self._tracer.start_as_current_span("step", context=_NO_PARENT, record_exception=False) as span:
+            with self._tracer.start_as_current_span("tick", context=_NO_PARENT, record_exception=False) as span:
                 entry = step(now_ns, epoch)
                 after = entry.after
                 span.set_attributes(

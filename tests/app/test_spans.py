@@ -120,7 +120,7 @@ def test_the_controller_tells_of_its_steps(serve: Serve, collector: Collector) -
     """Each step of the rhythm once, in order, with the phase that it led to; also after a reload."""
     server = serve(**to(collector.url), MLSDM_COGNITIVE_RHYTHM__CYCLE_SECONDS="0.05")
 
-    spans = eventually(lambda: len(now := collector.named("step")) >= 12 and now)
+    spans = eventually(lambda: len(now := collector.named("tick")) >= 12 and now)
 
     steps = [span.attributes["mlsdm.step"] for span in spans]
     assert steps == list(range(1, len(steps) + 1))
@@ -189,7 +189,7 @@ def test_probes_and_scrapes_are_not_traced(serve: Serve, collector: Collector) -
         server.get(path, **called())
     server.stop()
 
-    assert {"step"} >= {span.name for span in collector.spans}
+    assert {"tick"} >= {span.name for span in collector.spans}
 
 
 def test_log_lines_have_the_trace(serve: Serve, collector: Collector) -> None:
@@ -230,7 +230,7 @@ def test_a_process_sends_what_is_queued_before_it_ends(serve: Serve, collector: 
     server.stop()
 
     assert 50 == len(collector.named("POST /event"))
-    assert 1 <= len(collector.named("step"))
+    assert 1 <= len(collector.named("tick"))
 
 
 def dead() -> Iterator[str]:
@@ -280,7 +280,7 @@ def test_a_reload_switches_it_on_and_off(serve: Serve, collector: Collector, tmp
     server.event([1.0] * 8, 0.9)
     _reloaded(server, path, text.replace("SWITCH", "true"))
     server.event([1.0] * 8, 0.9)
-    eventually(lambda: collector.named("step"))
+    eventually(lambda: collector.named("tick"))
     _reloaded(server, path, text.replace("SWITCH", "false"))
     server.event([1.0] * 8, 0.9)
     server.stop()
