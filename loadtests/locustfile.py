@@ -1,0 +1,336 @@
+"""The load of a day, for Locust: applications that post events and recall them, probes, scrapes, and people who look.
+
+    locust -f loadtests/locustfile.py --headless -u 103 -r 50 -t 30s --host http://127.0.0.1:8000
+    locust -f loadtests/locustfile.py --headless -u 103 -r 50 -t 5m --host … --api-key … --events a.npz --processes 2
+
+Started from the top of the repository, against one server. Of the users, one is a kubelet, one Prometheus and one a
+person with a console; all others are applications of --pace requests per second each, so that 103 users make about
+1,000. An application's requests are due at random moments, and one that is late is sent at once: a slow server is
+asked no less.
+
+Seven of ten requests are an event alone, in the ways that clients write one; one in twenty is a batch of ten; fifteen
+of a hundred are recalls; the rest reads a memory back, deletes one, or looks at the state. Vectors and moral values
+come from loadtests/population.py.
+
+At the end the objectives of loadtests/slo.py are judged. Exit status: 0 all hold; 1 some do not, each with a sentence;
+2 nothing could be measured. A request under way when the time is over is waited for, because only so the server's
+count of events can be held against that of its acknowledged answers.
+
+Latencies are those of Locust itself, which is one thread of Python: near a full core of it they are its own queue. What
+the server can do at most is measured by others (docs/capacity.md).
+"""
+
+import logging
+import random
+import sys
+import time
+import uuid
+from argparse import ArgumentTypeError
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import msgspec
+from locust import FastHttpUser, constant_pacing, events, task
+from locust.argument_parser import LocustArgumentParser
+from locust.env import Environment
+from locust.runners import WorkerRunner
+from prometheus_client.parser import text_string_to_metric_families
+
+from loadtests import population, slo, witness
+from loadtests.bench.traffic import JSON, RAW
+from loadtests.bodies import BATCH, Bodies
+from loadtests.population import Unfit
+from loadtests.witness import Unseen, Witness
+
+TIMEOUT_SECONDS: Final = 30  # of a request, and so of the end of a run
+READY: Final = "/health/readiness"
+UNREADY: Final = "/health/readiness, not ready"
+REFUSED: Final = "429: refused for want of tokens"
+BROKEN: Final = 1
+UNMEASURED: Final = 2
+# Names in Locust's statistics, and how many events one request of that name holds.
+EVENTS: Final[Mapping[str, int]] = {
+    "/event, JSON": 1,
+    "/event, base64, payload, key": 1,
+    "/event, raw": 1,
+    "/events, raw × 10": BATCH,
+}
+_log: Final = logging.getLogger("mlsdm.load")
+
+
+def add_options(parser: LocustArgumentParser) -> None:
+    """Declare the options of this file."""
+    bounds = slo.Bounds()
+    add = parser.add_argument
+    add("--api-key", env_var="API_KEY", default="", help="token of the server (also: API_KEY)", is_secret=True)
+    add("--events", metavar="NPZ", help="events to send, `vec` [N, D] and `moral` [N]; made ones without it")
+    add("--seed", type=int, default=1, help="of the made events (default 1)")
+    add("--pace", type=_positive, default=10.0, help="requests per second of an application (default 10)")
+    add("--p95-ms-max", type=float, default=bounds.p95_ms_max, help="of any route; inf for none (default 100)")
+    add("--error-share-max", type=float, default=bounds.error_share_max, help="of all requests (default 0.001)")
+    add("--refused-share-max", type=float, default=bounds.refused_share_max, help="429s, of all requests (default 0)")
+    add("--unready-share-max", type=float, default=bounds.unready_share_max, help="of readiness probes (default 0)")
+    add("--growth-mb-max", type=float, default=bounds.growth_mb_max, help="server's memory; inf for none (default 16)")
+    add("--rate-min", type=float, default=bounds.rate_min, help="requests per second, ramp and all (default 0)")
+    add(
+        "--alone",
+        action="store_true",
+        help="nobody else sends events: the server must count no more than were answered",
+    )
+    add("--server-pid", type=int, help="arbiter of a server on this machine: its memory by /proc, not by its metrics")
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ArgumentTypeError(f"{text} is no pace: expected a number above 0")
+    return value
+
+
+def _options(environment: Environment) -> Any:
+    return environment.parsed_options
+
+
+# -- users -------------------------------------------------------------------------------------------------------------
+class Client(FastHttpUser):
+    """What all users have in common: the key, and answers that are looked at."""
+
+    abstract = True
+    network_timeout = connection_timeout = float(TIMEOUT_SECONDS)
+
+    def on_start(self) -> None:
+        """Take the key along."""
+        token = _options(self.environment).api_key
+        self.key = {"Authorization": f"Bearer {token}"} if token else {}
+
+    def ask(self, method: str, path: str, name: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
+        """Send a request, with a `body` of bytes; returns what its 200 says, None otherwise, which is counted."""
+        with self.client.request(
+            method, path, name, data=body, headers={**self.key, **(headers or {})}, catch_response=True
+        ) as answer:
+            return _taken(answer)
+
+
+def _taken(answer: Any) -> Any:
+    """Return the document of a good answer, or its text; mark any other."""
+    if answer.status_code == 200:
+        if not answer.headers["content-type"].startswith("application/json"):
+            return answer.text
+        try:
+            return msgspec.json.decode(answer.content)
+        except msgspec.DecodeError as error:
+            answer.failure(f"200 with a body that is no JSON: {error}")
+    elif answer.status_code == 429:
+        answer.failure(REFUSED)
+    elif answer.status_code == 410:
+        answer.success()  # the memory was overwritten meanwhile, as memories are
+    elif answer.status_code:
+        answer.failure(f"{answer.status_code}: {answer.text[:200]}")
+    else:
+        answer.failure(f"no answer: {answer.error!r}")
+    return None
+
+
+class Application(Client):
+    """A program that remembers and recalls, at random moments."""
+
+    bodies: ClassVar[Bodies]
+    newest: int | None = None  # memory of its own
+
+    def on_start(self) -> None:
+        """Begin to reckon from now."""
+        super().on_start()
+        self.due = time.monotonic()
+
+    def wait_time(self) -> float:
+        """Return the seconds until the next request is due: a Poisson process, which does not wait for the server."""
+        self.due += random.expovariate(_options(self.environment).pace)
+        return max(0.0, self.due - time.monotonic())
+
+    def event(self, name: str, body: bytes, headers: Mapping[str, str]) -> None:
+        """Have an event decided, and keep the id when it is remembered."""
+        decision = self.ask("POST", "/event", name, body, headers)
+        if decision and decision["accepted"]:
+            self.newest = decision["memory_id"]
+
+    @task(40)
+    def event_json(self) -> None:
+        """An event as most write it: 384 numbers of JSON."""
+        self.event("/event, JSON", next(self.bodies.json), JSON)
+
+    @task(15)
+    def event_base64(self) -> None:
+        """An event with something to give back, which may be sent again."""
+        headers = {**JSON, "Idempotency-Key": uuid.uuid4().hex}
+        self.event("/event, base64, payload, key", next(self.bodies.base64), headers)
+
+    @task(15)
+    def event_raw(self) -> None:
+        """An event as the fastest write it."""
+        moral, body = next(self.bodies.raw)
+        self.event("/event, raw", body, {**RAW, "Moral-Value": moral})
+
+    @task(5)
+    def batch(self) -> None:
+        """Ten events at once."""
+        self.ask("POST", "/events", "/events, raw × 10", next(self.bodies.batch), RAW)
+
+    @task(15)
+    def recall(self) -> None:
+        """What is near to something."""
+        self.ask("POST", "/recall", "/recall, JSON", next(self.bodies.query), JSON)
+
+    @task(5)
+    def memory(self) -> None:
+        """The newest memory of its own; until there is one, the state."""
+        if self.newest is None:
+            self.state()
+        else:
+            self.ask("GET", f"/memories/{self.newest}", "/memories/{id}")
+
+    @task(1)
+    def forget(self) -> None:
+        """Delete it."""
+        if self.newest is None:
+            self.state()
+        else:
+            self.ask("DELETE", f"/memories/{self.newest}", "/memories/{id}, DELETE")
+            self.newest = None
+
+    @task(4)
+    def state(self) -> None:
+        """Where the threshold is."""
+        self.ask("GET", "/state", "/state")
+
+
+class Kubelet(Client):
+    """The probes of a pod, at the frequency of a nervous deployment."""
+
+    fixed_count = 1
+    wait_time = constant_pacing(1)
+
+    @task
+    def probe(self) -> None:
+        """Both."""
+        self.ask("GET", "/health/liveness", "/health/liveness")
+        with self.client.get(READY, headers=self.key, catch_response=True) as answer:
+            if answer.status_code == 503:  # an answer, and an objective of its own: it is about the machine as well
+                answer.request_meta["name"] = UNREADY
+                answer.success()
+            else:
+                _taken(answer)
+
+
+class Prometheus(Client):
+    """The scrape."""
+
+    fixed_count = 1
+    wait_time = constant_pacing(5)
+
+    @task
+    def scrape(self) -> None:
+        """Take everything, and read it as Prometheus would."""
+        text = self.ask("GET", "/health/metrics", "/health/metrics")
+        if text is not None:
+            list(text_string_to_metric_families(text))
+
+
+class Person(Client):
+    """Somebody with a console."""
+
+    fixed_count = 1
+    wait_time = constant_pacing(2)
+
+    @task
+    def look(self) -> None:
+        """At what there is to see."""
+        self.ask("GET", "/health/detailed", "/health/detailed")
+        self.ask("GET", "/decisions?limit=10", "/decisions")
+
+
+# -- the run -----------------------------------------------------------------------------------------------------------
+class Run:
+    """One run of this process: the server before it, and what is made of the figures after it."""
+
+    before: Witness | None = None
+
+
+def prepare(environment: Environment, **_more: object) -> None:
+    """Read the events, and see that there is a server; ends Locust with status 2 and a sentence otherwise."""
+    options = _options(environment)
+    environment.stop_timeout = max(environment.stop_timeout or 0, TIMEOUT_SECONDS)
+    try:
+        drawn = population.read(Path(options.events)) if options.events else population.made(options.seed)
+        if environment.host and not isinstance(environment.runner, WorkerRunner):
+            witness.seen(environment.host, options.server_pid)
+    except (Unfit, Unseen) as error:
+        _log.error("%s", error)
+        sys.exit(UNMEASURED)
+    Application.bodies = Bodies(drawn)
+    _log.info("%s", drawn.source)
+
+
+def begin(environment: Environment, **_more: object) -> None:
+    """Ask the server how things are."""
+    if not isinstance(environment.runner, WorkerRunner):
+        Run.before = _asked(environment)
+
+
+def judge(environment: Environment, **_more: object) -> None:
+    """Ask it again, and say what does not hold. A worker of a distributed run leaves that to its master."""
+    runner, options = environment.runner, _options(environment)
+    if runner is None or isinstance(runner, WorkerRunner):
+        return
+    runner.stop()  # Ctrl-C comes here before the users have ended
+    after = _asked(environment)
+    if Run.before is None or after is None:
+        environment.process_exit_code = UNMEASURED
+        return
+    bounds = slo.Bounds(**{name: getattr(options, name) for name in slo.Bounds._fields})
+    seen = figures(environment, Run.before, after)
+    _log.info("%s", slo.summary(seen))
+    sentences = slo.broken(seen, bounds)
+    for sentence in sentences:
+        _log.error("%s", sentence)
+    environment.process_exit_code = BROKEN if sentences or runner.exceptions else 0
+
+
+def _asked(environment: Environment) -> Witness | None:
+    try:
+        return witness.seen(environment.host or "", _options(environment).server_pid)
+    except Unseen as error:
+        _log.error("%s", error)
+        return None
+
+
+def figures(environment: Environment, before: Witness, after: Witness) -> slo.Figures:
+    """Return what was seen between two looks at the server."""
+    stats = environment.stats
+    failed = {True: 0, False: 0}
+    for error in stats.errors.values():
+        failed[REFUSED in str(error.error)] += error.occurrences
+    good = {entry.name: entry.num_requests - entry.num_failures for entry in stats.entries.values()}
+    same = before.boot_id == after.boot_id
+    known = same and before.memory_bytes is not None and after.memory_bytes is not None
+    return slo.Figures(
+        routes={
+            entry.name: slo.Route(entry.num_requests, entry.get_response_time_percentile(0.95))
+            for entry in stats.entries.values()
+        },
+        errors=failed[False],
+        refused=failed[True],
+        probes=good.get(READY, 0) + good.get(UNREADY, 0),
+        unready=good.get(UNREADY, 0),
+        acknowledged=sum(events_each * good.get(name, 0) for name, events_each in EVENTS.items()),
+        moved=after.events - before.events if same else None,
+        growth_mb=((after.memory_bytes or 0) - (before.memory_bytes or 0)) / 1e6 if known else None,
+        rate=stats.total.total_rps,
+    )
+
+
+_hooks: Final[Any] = events  # Locust says no types of these
+_hooks.init_command_line_parser.add_listener(add_options)
+_hooks.init.add_listener(prepare)
+_hooks.test_start.add_listener(begin)
+_hooks.quitting.add_listener(judge)

@@ -1,0 +1,125 @@
+"""Service level objectives of a load: what was seen, what is bound, and a sentence for each bound that is broken.
+
+Figures are what Locust counted and what the server said of itself before and after; this file knows neither Locust nor
+HTTP. Latency is judged route by route: a mean over all of them would hide a slow recall behind quick probes. Refusals
+for want of tokens (429) have a budget of their own and are no errors, because a limit that holds is the server doing
+its work; whoever expects none sets the budget to 0. So have probes that say "not ready": a machine whose processor is
+full says so, too, whoever fills it.
+
+Events are counted on both sides. What was acknowledged must have been counted, and when nobody else sends events, no
+more than that: one more would be an event that was decided and whose answer was lost.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+JUDGED_MIN: Final = 20  # requests of a route, for a 95th percentile that is more than its slowest
+
+
+class Bounds(NamedTuple):
+    """What must hold. An infinite bound is not judged; `alone` says that nobody else sends events."""
+
+    p95_ms_max: float = 100.0
+    error_share_max: float = 0.001
+    refused_share_max: float = 0.0
+    unready_share_max: float = 0.0
+    growth_mb_max: float = 16.0
+    rate_min: float = 0.0
+    alone: bool = False
+
+
+class Route(NamedTuple):
+    """One kind of request: how many, and their 95th percentile."""
+
+    requests: int
+    p95_ms: float
+
+
+class Figures(NamedTuple):
+    """What was seen. `errors` are answers and connections that failed, without `refused` ones, those of 429; `unready`
+    are those of the `probes` of readiness that said no.
+
+    `acknowledged` events were answered, `moved` is by how much the server's own count went up, None when it is not the
+    same server any more; `rate` is in requests per second. `growth_mb` is None when memory could not be measured.
+    """
+
+    routes: Mapping[str, Route]
+    errors: int
+    refused: int
+    probes: int
+    unready: int
+    acknowledged: int
+    moved: int | None
+    growth_mb: float | None
+    rate: float
+
+    @property
+    def requests(self) -> int:
+        """All requests."""
+        return sum(route.requests for route in self.routes.values())
+
+
+def summary(seen: Figures) -> str:
+    """Return what was seen in a line."""
+    moved = "?" if seen.moved is None else f"{seen.moved:,}"
+    growth = "?" if seen.growth_mb is None else f"{seen.growth_mb:+.1f} MB"
+    return (
+        f"{seen.requests:,} requests, {seen.rate:,.0f} a second, {seen.errors:,} failed, {seen.refused:,} refused; "
+        f"{seen.acknowledged:,} events acknowledged, {moved} counted by the server; its memory {growth}"
+    )
+
+
+def broken(seen: Figures, bounds: Bounds) -> list[str]:
+    """Return a sentence for each bound that does not hold."""
+    if not seen.requests:
+        return ["no request was made: nothing holds of which nothing is known"]
+    return [*_latency(seen, bounds), *_shares(seen, bounds), *_events(seen, bounds), *_memory(seen, bounds)]
+
+
+def _latency(seen: Figures, bounds: Bounds) -> list[str]:
+    sentences = [
+        f"the 95th percentile of {name} is {route.p95_ms:,.0f} ms; at most {bounds.p95_ms_max:g} ms is promised"
+        for name, route in seen.routes.items()
+        if route.requests >= JUDGED_MIN and route.p95_ms > bounds.p95_ms_max
+    ]
+    if seen.rate < bounds.rate_min:
+        sentences.append(
+            f"{seen.rate:,.0f} requests per second were made; at least {bounds.rate_min:,g} were asked for"
+        )
+    return sentences
+
+
+def _shares(seen: Figures, bounds: Bounds) -> list[str]:
+    return [
+        f"{count:,} of {whole:,} {what} ({count / whole:.2%}); at most {allowed:.2%} may"
+        for count, whole, what, allowed in (
+            (seen.errors, seen.requests, "requests failed", bounds.error_share_max),
+            (seen.refused, seen.requests, "requests were refused for want of tokens (429)", bounds.refused_share_max),
+            (seen.unready, seen.probes, "probes found the server not ready", bounds.unready_share_max),
+        )
+        if count > allowed * whole
+    ]
+
+
+def _events(seen: Figures, bounds: Bounds) -> list[str]:
+    if seen.moved is None:
+        return ["the server is not the one that it was: it began anew, or another answers in its name"]
+    if seen.moved < seen.acknowledged:
+        return [f"{seen.acknowledged:,} events were acknowledged, but the server's count moved by {seen.moved:,} only"]
+    if bounds.alone and seen.moved > seen.acknowledged:
+        counts = f"the server's count moved by {seen.moved:,}, but {seen.acknowledged:,} events were acknowledged"
+        return [f"{counts}: others send events, or answers were lost"]
+    return []
+
+
+def _memory(seen: Figures, bounds: Bounds) -> list[str]:
+    if math.isinf(bounds.growth_mb_max):
+        return []
+    if seen.growth_mb is None:
+        return ["the server's memory could not be measured: its metrics have no memory_usage_bytes, name --server-pid"]
+    if seen.growth_mb > bounds.growth_mb_max:
+        return [
+            f"the server's memory grew by {seen.growth_mb:,.1f} MB; at most {bounds.growth_mb_max:g} MB is promised"
+        ]
+    return []

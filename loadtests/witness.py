@@ -1,0 +1,64 @@
+"""A server as its metrics describe it at one moment: what a load test holds its own counts against.
+
+It is one server that is asked, since each has memories and counts of its own: behind a load balancer two answers may be
+of two servers, which their boot ids tell. The scrape needs no key. Memory is what the server says (memory_usage_bytes)
+unless the process id of its arbiter is known: then it is what its processes hold for themselves alone, by /proc, which
+no other program on the machine can change; proportional memory moves when others that share libraries come and go.
+"""
+
+import urllib.error
+import urllib.request
+from typing import Final, NamedTuple
+
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+TIMEOUT_SECONDS: Final = 30.0
+
+
+class Unseen(Exception):
+    """One sentence: why the server could not be asked."""
+
+
+class Witness(NamedTuple):
+    """What was there: whose memory it is, events decided since its beginning, and bytes, None when it does not tell."""
+
+    boot_id: str
+    events: int
+    memory_bytes: int | None
+
+
+def seen(host: str, pid: int | None = None) -> Witness:
+    """Ask the server at this URL; `pid` is its arbiter's, when it runs here. Raises Unseen."""
+    url = f"{host.rstrip('/')}/health/metrics"
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:
+            text = answer.read().decode()
+        memory = None if pid is None else private_bytes(pid)
+    except (OSError, ValueError, psutil.Error) as error:
+        raise Unseen(f"{url} was not answered: {error}") from None
+    return read(text, memory)
+
+
+def read(text: str, memory: int | None = None) -> Witness:
+    """Return what an exposition says; `memory` stands for what it says of that. Raises Unseen."""
+    values: dict[str, float] = {}
+    boot_id = None
+    try:
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                values[sample.name] = sample.value
+                if sample.name == "mlsdm_build_info":
+                    boot_id = sample.labels["boot_id"]
+    except (ValueError, KeyError) as error:
+        raise Unseen(f"the metrics cannot be read: {error}") from None
+    if boot_id is None or "total_events_processed" not in values:
+        raise Unseen("the metrics are not those of an mlsdm server, or its store cannot be read")
+    told = values.get("memory_usage_bytes")
+    return Witness(boot_id, int(values["total_events_processed"]), memory if memory or told is None else int(told))
+
+
+def private_bytes(pid: int) -> int:
+    """Return what a process and its descendants hold for themselves alone. Raises psutil.Error."""
+    arbiter = psutil.Process(pid)
+    return sum(member.memory_full_info().uss for member in [arbiter, *arbiter.children(recursive=True)])
