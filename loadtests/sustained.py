@@ -1,0 +1,198 @@
+"""A thousand requests a second for a minute, as in production: latency, processor, memory and counts (`make load`).
+
+    python -m loadtests.sustained
+    python -m loadtests.sustained --rate 1000 --windows 6 --seconds 10 --events events.npz
+
+Starts this checkout with config/production-ready.yaml, two workers and a key of its own in a keys file, and sends the
+load of loadtests/locustfile.py from Locust, a process beside it. The key's tier is `bulk` as that file has it (10,000
+requests a second): limits are on, every other key keeps the standard five a second, and that is how production lets a
+busy client in. Then it measures window after window, and prints each with the load average and what others took.
+
+Exit status: 0 when all of it holds; 1 with a sentence for each promise that does not: in the median window at least
+98 % of the rate asked for, and at most 0.16 core of the server, all its processes together, for each thousand requests
+a second; no route's 95th percentile above 100 ms; and the rest of Locust's objectives, whose sentences are passed on;
+2 when nothing was measured.
+
+What it cannot say: how much more would fit. The generator takes several times what the server takes, so on a small
+machine it is the generator that is full first; loadtests/most.py asks for the most.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from core.keyfile import entry
+from core.keys import digest_of
+from loadtests import meter
+from loadtests.bench import report
+from loadtests.live import ROOT, LiveServer
+from loadtests.meter import Meter, Window
+
+TOKEN: Final = "load.0123456789012345678901234567890123456789012"  # 43 characters of secret, as `mlsdm key` makes them
+RATE: Final = 1_000.0
+RATE_SHARE_MIN: Final = 0.98
+CORE_MAX: Final = 0.16  # for each RATE
+P95_MS_MAX: Final = 100.0
+PACE: Final = 10  # requests per second of an application
+FIXED_USERS: Final = 3
+RAMP_SECONDS: Final = 5
+BEGIN_SECONDS_MAX: Final = 60.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m loadtests.sustained", description="Load a production server.")
+    parser.add_argument("--rate", type=float, default=RATE, help=f"requests per second (default {RATE:,.0f})")
+    parser.add_argument("--windows", type=int, default=6, help="measured, one after the other (default 6)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a window (default 10)")
+    parser.add_argument("--events", metavar="NPZ", help="events to send; made ones without it")
+    asked = parser.parse_args(arguments)
+    if asked.windows < 1 or asked.seconds < 1 or asked.rate < PACE:
+        parser.error(f"expected windows and seconds of 1 or more, and a rate of {PACE} or more")
+    with tempfile.TemporaryDirectory(prefix="mlsdm-load-") as name:
+        server = production(Path(name))
+        try:
+            server.start()
+            sentences = loaded(server, asked)
+        except (Unmeasured, AssertionError) as error:
+            print(f"load: {error}", file=sys.stderr)
+            return 2
+        finally:
+            server.stop()
+    for sentence in sentences:
+        print(sentence)
+    return 1 if sentences else 0
+
+
+class Unmeasured(Exception):
+    """One sentence: why nothing was measured."""
+
+
+def production(directory: Path, **environ: str) -> LiveServer:
+    """Return a server of this checkout as production has it, with a key in the tier `bulk`."""
+    keys = directory / "keys.yaml"
+    digest = digest_of(TOKEN).hex()
+    keys.write_text("keys:\n" + entry({"id": "load", "digest": digest, "role": "write", "tier": "bulk"}))
+    settings = {
+        "MLSDM_ENV": "production",
+        "CONFIG_PATH": str(ROOT / "config" / "production-ready.yaml"),
+        "MLSDM_SECURITY__KEYS_PATH": str(keys),
+        "MLSDM_SERVER__HOST": "127.0.0.1",
+        "MLSDM_RESOURCES__DRAIN_PERIOD": "0",  # nobody balances between servers here
+        "WORKERS": "2",
+    }
+    return LiveServer(directory, {**settings, **environ})
+
+
+def locust(server: LiveServer, seconds: float, users: int, spawn: float, *options: str) -> list[str]:
+    """Return the command that loads a server."""
+    return [
+        str(Path(sys.executable).with_name("locust")), "-f", "loadtests/locustfile.py", "--headless", "--only-summary",
+        "-u", str(users), "-r", str(spawn), "-t", f"{math.ceil(seconds)}s", "--host", f"http://127.0.0.1:{server.port}",
+        "--api-key", TOKEN, "--server-pid", str(server.pid), "--alone", "--json-file", str(server.directory / "stats"),
+        *options,
+    ]  # fmt: skip
+
+
+def loaded(server: LiveServer, asked: argparse.Namespace) -> list[str]:
+    """Load a server, print the tables, return what does not hold. Raises Unmeasured."""
+    users = round(asked.rate / PACE) + FIXED_USERS
+    seconds = RAMP_SECONDS + 2 + asked.windows * asked.seconds + 2
+    options = [
+        "--pace",
+        str(PACE),
+        "--p95-ms-max",
+        str(P95_MS_MAX),
+        *(["--events", asked.events] if asked.events else []),
+    ]
+    generator = subprocess.Popen(
+        locust(server, seconds, users, users / RAMP_SECONDS, *options),
+        cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        windows = measured(server, generator, asked.windows, asked.seconds)
+        _, said = generator.communicate(timeout=seconds + 120)
+    except subprocess.TimeoutExpired:
+        raise Unmeasured("Locust did not end in time") from None
+    finally:
+        generator.kill()
+        generator.wait()
+    objectives = [line.partition("/mlsdm.load: ")[2] for line in said.splitlines() if "/mlsdm.load: " in line]
+    if generator.returncode not in (0, 1):
+        raise Unmeasured(f"Locust ended with {generator.returncode}: {said[-2000:]}")
+    print(f"\n{latencies(json.loads((server.directory / 'stats.json').read_text()))}\n")
+    print("; ".join(objectives[:2]))
+    return [*objectives[2:], *broken(windows, asked.rate)]
+
+
+def measured(server: LiveServer, generator: subprocess.Popen[str], count: int, seconds: float) -> list[Window]:
+    """Wait until the load is there, then measure windows and print them. Raises Unmeasured."""
+    gauge = Meter(server, lambda: [generator.pid])
+    print(f"{report.machine()}; two workers, config/production-ready.yaml\n")
+    print(meter.HEAD.format("window") + "\n" + meter.RULE)
+    idle = gauge.read().requests
+    deadline = time.monotonic() + BEGIN_SECONDS_MAX
+    try:
+        while gauge.read().requests - idle < 100:
+            if time.monotonic() > deadline or generator.poll() is not None:
+                raise Unmeasured(f"Locust sent nothing: {generator.stderr.read() if generator.stderr else ''}")
+            time.sleep(0.1)
+        time.sleep(RAMP_SECONDS + 1)
+        windows, before = [], gauge.read()
+        for number in range(1, count + 1):
+            time.sleep(seconds)
+            after = gauge.read()
+            windows.append(meter.between(before, after))
+            print(windows[-1].line(str(number)), flush=True)
+            before = after
+    except ProcessLookupError:
+        raise Unmeasured("a process of the server, or Locust, ended while it was measured") from None
+    print(middle(windows).line("median"))
+    return windows
+
+
+def middle(windows: list[Window]) -> Window:
+    """Return the median of every figure."""
+    return Window(*(statistics.median(figures) for figures in zip(*windows, strict=True)))
+
+
+def latencies(entries: list[dict[str, Any]]) -> str:
+    """Return the table of what Locust counted."""
+    lines = ["| route | requests | failed | p50 ms | p95 ms | max ms |", "|---|" + "---:|" * 5]
+    for found in sorted(entries, key=lambda found: found["name"]):
+        p50, p95 = (percentile(found["response_times"], share) for share in (0.5, 0.95))
+        counts = f"{found['num_requests']:,} | {found['num_failures']:,}"
+        lines.append(f"| {found['name']} | {counts} | {p50:g} | {p95:g} | {found['max_response_time']:.0f} |")
+    return "\n".join(lines)
+
+
+def percentile(counts: dict[str, int], share: float) -> float:
+    """Return a percentile of response times in ms, counted by time as Locust rounds them."""
+    left = math.ceil(share * sum(counts.values()))
+    for taken in sorted(counts, key=float):
+        left -= counts[taken]
+        if left <= 0:
+            return float(taken)
+    return float("nan")
+
+
+def broken(windows: list[Window], rate: float) -> list[str]:
+    """Return a sentence for each promise that the median window does not keep."""
+    median, allowed = middle(windows), CORE_MAX * rate / RATE
+    sentences = []
+    if median.rate < RATE_SHARE_MIN * rate:
+        sentences.append(f"{median.rate:,.0f} requests a second were sustained; {rate:,.0f} were asked for")
+    if median.server > allowed:
+        sentences.append(f"the server took {median.server:.3f} core; at most {allowed:.3f} is promised at this rate")
+    return sentences
+
+
+if __name__ == "__main__":
+    sys.exit(main())
