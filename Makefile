@@ -10,7 +10,7 @@ NATIVE := $(wildcard shm/native/* app/native/*) shm/layout.py shm/build.py app/b
 C_FILES := $(wildcard shm/native/*.[ch] app/native/*.[ch] loadtests/*/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test lint types format check ci lock manual bench faults soak image peers clean
+.PHONY: help run install test lint types format check ci lock manual bench faults load soak image peers clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ bench: install ## what a request costs beside its floor; options in ARGS, such a
 
 faults: install ## do to a server what may happen to it, for hours; options in ARGS, such as ARGS="'worker killed' --scale 0.1"
 	$(BIN)/python -m loadtests.faults $(ARGS)
+
+load: $(VENV)/tested ## a thousand requests a second for a minute, latency and processor judged; options in ARGS
+	$(BIN)/python -m loadtests.sustained $(ARGS)
 
 soak: $(VENV)/tested ## simulate workers, controllers and a clock for long; options in ARGS, such as ARGS="--seed 7 --steps 500"
 	$(BIN)/python -m tests.simulation --steps $(STEPS) $(ARGS)

@@ -44,8 +44,7 @@ from loadtests.population import Unfit
 from loadtests.witness import Unseen, Witness
 
 TIMEOUT_SECONDS: Final = 30  # of a request, and so of the end of a run
-READY: Final = "/health/readiness"
-UNREADY: Final = "/health/readiness, not ready"
+UNSERVED: Final = ", 503"  # behind the name of a request that was answered so
 REFUSED: Final = "429: refused for want of tokens"
 BROKEN: Final = 1
 UNMEASURED: Final = 2
@@ -70,7 +69,7 @@ def add_options(parser: LocustArgumentParser) -> None:
     add("--p95-ms-max", type=float, default=bounds.p95_ms_max, help="of any route; inf for none (default 100)")
     add("--error-share-max", type=float, default=bounds.error_share_max, help="of all requests (default 0.001)")
     add("--refused-share-max", type=float, default=bounds.refused_share_max, help="429s, of all requests (default 0)")
-    add("--unready-share-max", type=float, default=bounds.unready_share_max, help="of readiness probes (default 0)")
+    add("--unserved-share-max", type=float, default=bounds.unserved_share_max, help="503s, of all (default 0.001)")
     add("--growth-mb-max", type=float, default=bounds.growth_mb_max, help="server's memory; inf for none (default 16)")
     add("--rate-min", type=float, default=bounds.rate_min, help="requests per second, ramp and all (default 0)")
     add(
@@ -123,6 +122,9 @@ def _taken(answer: Any) -> Any:
             answer.failure(f"200 with a body that is no JSON: {error}")
     elif answer.status_code == 429:
         answer.failure(REFUSED)
+    elif answer.status_code == 503:  # nothing was applied: counted apart, with an objective of its own
+        answer.request_meta["name"] += UNSERVED
+        answer.success()
     elif answer.status_code == 410:
         answer.success()  # the memory was overwritten meanwhile, as memories are
     elif answer.status_code:
@@ -214,12 +216,7 @@ class Kubelet(Client):
     def probe(self) -> None:
         """Both."""
         self.ask("GET", "/health/liveness", "/health/liveness")
-        with self.client.get(READY, headers=self.key, catch_response=True) as answer:
-            if answer.status_code == 503:  # an answer, and an objective of its own: it is about the machine as well
-                answer.request_meta["name"] = UNREADY
-                answer.success()
-            else:
-                _taken(answer)
+        self.ask("GET", "/health/readiness", "/health/readiness")
 
 
 class Prometheus(Client):
@@ -320,8 +317,7 @@ def figures(environment: Environment, before: Witness, after: Witness) -> slo.Fi
         },
         errors=failed[False],
         refused=failed[True],
-        probes=good.get(READY, 0) + good.get(UNREADY, 0),
-        unready=good.get(UNREADY, 0),
+        unserved=sum(count for name, count in good.items() if name.endswith(UNSERVED)),
         acknowledged=sum(events_each * good.get(name, 0) for name, events_each in EVENTS.items()),
         moved=after.events - before.events if same else None,
         growth_mb=((after.memory_bytes or 0) - (before.memory_bytes or 0)) / 1e6 if known else None,

@@ -3,8 +3,8 @@
 Figures are what Locust counted and what the server said of itself before and after; this file knows neither Locust nor
 HTTP. Latency is judged route by route: a mean over all of them would hide a slow recall behind quick probes. Refusals
 for want of tokens (429) have a budget of their own and are no errors, because a limit that holds is the server doing
-its work; whoever expects none sets the budget to 0. So have probes that say "not ready": a machine whose processor is
-full says so, too, whoever fills it.
+its work; whoever expects none sets the budget to 0. So have answers of 503, with which nothing was applied: a server on
+a machine whose processor is full is not ready, and may wait too long for its lock, whoever fills it.
 
 Events are counted on both sides. What was acknowledged must have been counted, and when nobody else sends events, no
 more than that: one more would be an event that was decided and whose answer was lost.
@@ -23,7 +23,7 @@ class Bounds(NamedTuple):
     p95_ms_max: float = 100.0
     error_share_max: float = 0.001
     refused_share_max: float = 0.0
-    unready_share_max: float = 0.0
+    unserved_share_max: float = 0.001
     growth_mb_max: float = 16.0
     rate_min: float = 0.0
     alone: bool = False
@@ -37,8 +37,8 @@ class Route(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What was seen. `errors` are answers and connections that failed, without `refused` ones, those of 429; `unready`
-    are those of the `probes` of readiness that said no.
+    """What was seen. `errors` are answers and connections that failed, without those of 429, which are `refused`, and
+    those of 503, which are `unserved`.
 
     `acknowledged` events were answered, `moved` is by how much the server's own count went up, None when it is not the
     same server any more; `rate` is in requests per second. `growth_mb` is None when memory could not be measured.
@@ -47,8 +47,7 @@ class Figures(NamedTuple):
     routes: Mapping[str, Route]
     errors: int
     refused: int
-    probes: int
-    unready: int
+    unserved: int
     acknowledged: int
     moved: int | None
     growth_mb: float | None
@@ -65,7 +64,8 @@ def summary(seen: Figures) -> str:
     moved = "?" if seen.moved is None else f"{seen.moved:,}"
     growth = "?" if seen.growth_mb is None else f"{seen.growth_mb:+.1f} MB"
     return (
-        f"{seen.requests:,} requests, {seen.rate:,.0f} a second, {seen.errors:,} failed, {seen.refused:,} refused; "
+        f"{seen.requests:,} requests, {seen.rate:,.0f} a second, {seen.errors:,} failed, {seen.refused:,} refused, "
+        f"{seen.unserved:,} not served; "
         f"{seen.acknowledged:,} events acknowledged, {moved} counted by the server; its memory {growth}"
     )
 
@@ -92,13 +92,13 @@ def _latency(seen: Figures, bounds: Bounds) -> list[str]:
 
 def _shares(seen: Figures, bounds: Bounds) -> list[str]:
     return [
-        f"{count:,} of {whole:,} {what} ({count / whole:.2%}); at most {allowed:.2%} may"
-        for count, whole, what, allowed in (
-            (seen.errors, seen.requests, "requests failed", bounds.error_share_max),
-            (seen.refused, seen.requests, "requests were refused for want of tokens (429)", bounds.refused_share_max),
-            (seen.unready, seen.probes, "probes found the server not ready", bounds.unready_share_max),
+        f"{count:,} of {seen.requests:,} requests {what} ({count / seen.requests:.2%}); at most {allowed:.2%} may"
+        for count, what, allowed in (
+            (seen.errors, "failed", bounds.error_share_max),
+            (seen.refused, "were refused for want of tokens (429)", bounds.refused_share_max),
+            (seen.unserved, "were not served (503)", bounds.unserved_share_max),
         )
-        if count > allowed * whole
+        if count > allowed * seen.requests
     ]
 
 

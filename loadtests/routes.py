@@ -1,0 +1,127 @@
+"""What a request of each route costs, and so how many of them a core serves: `python -m loadtests.routes`.
+
+    python -m loadtests.routes --rounds 5
+    python -m loadtests.routes --data vectors.npz
+
+The server is production's (loadtests/bench/servers.py) with one worker on one core and 20,000 memories; the client asks
+from another core, first on many connections, so that the server is never idle and shares each turn of its loop among
+several requests, then on one, so that each request has a turn for itself. Real traffic lies between the two: a server
+at a tenth of its capacity pays nearly the second price, a full one the first. The price is processor time of all the
+server's processes for a request, which a busy machine changes least; requests for each core are a million over that.
+Readiness is left out: it says 503 when the processor is full, as it is here.
+
+Routes take turns in each round and medians of the rounds are printed. Exit status: 0, or 2 when nothing was measured.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from loadtests.bench import report, traffic, vectors, wrk
+from loadtests.bench.processor import Cores, cores, used_ns
+from loadtests.bench.servers import TOKEN, Product, listens
+from loadtests.bench.traffic import SLOW, Traffic, request, written
+from loadtests.bench.wrk import Unmeasured
+
+READS: Final = {
+    "/memories/{id}": "/memories/{number}",
+    "/decisions, 10": "/decisions?limit=10",
+    "/governor": "/governor",
+    "/health/detailed": "/health/detailed",
+    "/health/metrics": "/health/metrics",
+}
+MEMORIES: Final = 1_000  # read back, in turn
+
+
+class Price(NamedTuple):
+    """Processor time of the server for a request, µs: on many connections, and on one."""
+
+    full_us: float
+    alone_us: float
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m loadtests.routes", description="Measure the price of each route.")
+    parser.add_argument("--rounds", type=int, default=5, help="of a second for each price (default 5)")
+    parser.add_argument("--data", type=Path, metavar="NPZ", help="`vec`, a matrix of embeddings; made ones without it")
+    parser.add_argument("--only", default="", help="routes whose name holds this")
+    asked = parser.parse_args(arguments)
+    if asked.rounds < 1:
+        parser.error("expected --rounds of 1 or more")
+    place = cores()
+    with tempfile.TemporaryDirectory(prefix="mlsdm-routes-") as name:
+        try:
+            wrk.require()
+            given = vectors.load(asked.data) if asked.data else vectors.synthetic()
+            server = Product(Path(name), fill=given.memories)
+            print(f"{report.machine()}; {given.source}; load average {os.getloadavg()[0]:.1f}\n")
+            server.start({place.server})
+            try:
+                chosen = {route: sent for route, sent in asked_for(given).items() if asked.only in route}
+                show(measured(server, place, chosen, asked.rounds))
+            finally:
+                server.stop()
+        except Unmeasured as error:
+            print(f"routes: {error}", file=sys.stderr)
+            return 2
+    return 0
+
+
+def asked_for(given: vectors.Vectors) -> dict[str, Traffic]:
+    """Return the traffic of every route; events last, because they replace the memories."""
+    made = traffic.made(given.memories, given.queries, TOKEN)
+    key = {"Authorization": f"Bearer {TOKEN}"}
+    reads = {
+        name: Traffic(
+            tuple(request("GET", path.format(number=number + 1), key) for number in range(MEMORIES)), SLOW
+        )
+        for name, path in READS.items()
+    }  # fmt: skip
+    named = {"livez": "/health/liveness", "state": "/state", "recall": "/recall, raw", "recall JSON": "/recall, JSON"}
+    first = {route: made[name] for name, route in named.items()}
+    events = {f"/event, {kind}": made[f"event {kind}"] for kind in ("raw", "base64", "msgpack", "JSON")}
+    return {**first, **reads, **events, "/events, raw × 100": made["batch"]}
+
+
+def measured(server: Product, place: Cores, routes: Mapping[str, Traffic], rounds: int) -> dict[str, Price]:
+    """Measure every route. Raises Unmeasured."""
+    found: dict[str, list[Price]] = {name: [] for name in routes}
+    for _ in range(rounds):
+        for name, sent in routes.items():
+            found[name].append(Price(*(price(server, place, sent, many) for many in (sent.connections, 1))))
+    return {
+        name: Price(*(statistics.median(prices) for prices in zip(*rounds_of, strict=True)))
+        for name, rounds_of in found.items()
+    }
+
+
+def price(server: Product, place: Cores, sent: Traffic, connections: int) -> float:
+    """Return the processor time of a request, in µs, over a second of them. Raises Unmeasured."""
+    file = server.directory / "route.requests"
+    file.write_bytes(written(sent))
+    pids = server.pids()
+    before = used_ns(pids)
+    sample = wrk.run(server.port, file, connections, 1, core=place.client)
+    listens(server.port)  # it answers whoever comes last: what was sent before is done then
+    spent = used_ns(pids) - before
+    if sample.errors or not sample.completed:
+        raise Unmeasured(f"{sent.requests[0][:60]!r}: {sample.completed} answers, errors {sample.errors}")
+    return spent / 1e3 / sample.sent
+
+
+def show(found: Mapping[str, Price]) -> None:
+    """Print the table."""
+    print("| route | CPU µs, full | CPU µs, alone | requests/s for a core, full | alone |\n|---|" + "---:|" * 4)
+    for name, one in found.items():
+        rates = " | ".join(f"{1e6 / us:,.0f}" for us in one)
+        print(f"| {name} | {one.full_us:,.1f} | {one.alone_us:,.1f} | {rates} |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
