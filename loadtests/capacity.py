@@ -1,23 +1,27 @@
 """The byte tables of docs/capacity.md, computed from the layout: `python -m loadtests.capacity`.
 
 A test keeps the page equal to what is printed here, so that no sum of bytes is ever copied by hand. Every size is taken
-from shm/layout.py, as the server takes it, by asking two layouts that differ in one number: there is no second formula
-that could be wrong. What the processes take beside the block is measured (loadtests/footprint.py) and stands here as a
-reserve, declared once, that is rounded up generously.
+from shm/layout.py, as the server takes it: there is no second formula that could be wrong. What the processes take
+beside the block is measured (loadtests/footprint.py) and stands here as a reserve, declared once, that is rounded up
+generously.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Final
 
-from app.server import ROWS_PER_WORKER
+from app.server import ROWS_PER_WORKER, SHARE_MAX
 from core.config import Config
+from core.limits import ANSWERS_SIZE, BODIES_SIZE, PIPELINES_SIZE
 from shm.layout import KEY_BUCKETS, PEER_BUCKETS, Layout
 
 BUDGET: Final = 1_400_000_000  # bytes: what operators give the service
 CAPACITY_MAX: Final = 1_000_000  # memories that the configuration allows
-# Bytes of the processes: arbiter and controller, each worker, and each worker's buffers at their limits.
+# Bytes of arbiter and controller together, and of each worker.
 RESERVE_BASE: Final = 40_000_000
 RESERVE_WORKER: Final = 20_000_000
+# What a worker may hold for its clients at most: large bodies, requests sent ahead, answers that nobody takes.
+BUFFERS_WORKER: Final = BODIES_SIZE.value + PIPELINES_SIZE.value + ANSWERS_SIZE.value
 DIMENSIONS: Final = (384, 768, 1_024, 1_536, 3_072)
 PAYLOADS: Final = (0, 1_024, 4_096, 16_384)
 _DEFAULT: Final = Config()
@@ -39,11 +43,18 @@ def slot_bytes(dimension: int, payload_size_max: int) -> int:
     return sum(region.stride for region in regions if region.name in per_slot)
 
 
+def block_max(budget: int, workers: int) -> int:
+    """Return the most bytes that a block may have: the processes must fit beside it with all their buffers full, and
+    the server must agree to start, which it does when the block takes at most SHARE_MAX of what is free by then.
+    """
+    free = budget - RESERVE_BASE
+    return min(free - workers * (RESERVE_WORKER + BUFFERS_WORKER), math.floor(free * SHARE_MAX))
+
+
 def room(budget: int, workers: int, **sizes: int) -> int:
-    """Return how many memories fit `budget` bytes beside the processes, in thousands; at most CAPACITY_MAX."""
-    left = budget - RESERVE_BASE - workers * RESERVE_WORKER
+    """Return how many memories fit a container limited to `budget` bytes, in thousands; at most CAPACITY_MAX."""
     fixed = layout(workers, capacity=0, **sizes).block_size
-    memories = (left - fixed) // slot_bytes(sizes["dimension"], sizes["payload_size_max"])
+    memories = (block_max(budget, workers) - fixed) // slot_bytes(sizes["dimension"], sizes["payload_size_max"])
     return max(0, min(CAPACITY_MAX, memories // 1_000 * 1_000))
 
 
@@ -53,6 +64,7 @@ def tables() -> Iterator[tuple[str, list[str]]]:
     yield "a setting", list(_settings())
     yield "blocks", list(_blocks())
     yield "rooms", list(_rooms())
+    yield "pods", list(_pods())
 
 
 def _memory() -> Iterator[str]:
@@ -103,6 +115,17 @@ def _rooms() -> Iterator[str]:
     for payload in PAYLOADS:
         cells = (room(BUDGET, 2, dimension=dimension, payload_size_max=payload) for dimension in DIMENSIONS)
         yield f"| {payload:,} | " + " | ".join(f"{memories:,}" for memories in cells) + " |"
+
+
+def _pods() -> Iterator[str]:
+    yield "| workers | memories | floats | block, MB | processes, MB | usual, MB | buffers, MB | at most, MB |"
+    yield "|---:" * 8 + "|"
+    for workers, capacity, dimension in ((1, 20_000, 384), (2, 20_000, 384), (4, 20_000, 384), (2, 100_000, 768)):
+        block = layout(workers, capacity=capacity, dimension=dimension).block_size
+        processes, buffers = RESERVE_BASE + workers * RESERVE_WORKER, workers * BUFFERS_WORKER
+        sizes = (block, processes, block + processes, buffers, block + processes + buffers)
+        cells = " | ".join(f"{size / 1e6:,.0f}" for size in sizes)
+        yield f"| {workers} | {capacity:,} | {dimension:,} | {cells} |"
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ person with a console; all others are applications of --pace requests per second
 1,000. An application's requests are due at random moments, and one that is late is sent at once: a slow server is
 asked no less.
 
-Seven of ten requests are an event alone, in the ways that clients write one; one in twenty is a batch of ten; fifteen
-of a hundred are recalls; the rest reads a memory back, deletes one, or looks at the state. Vectors and moral values
+Three of four requests are an event alone, in the ways that clients write one; one in twenty is a batch of ten; one in
+ten is a recall; the rest reads a memory back, deletes one, or looks at the state. Vectors and moral values
 come from loadtests/population.py.
 
 At the end the objectives of loadtests/slo.py are judged. Exit status: 0 all hold; 1 some do not, each with a sentence;
@@ -161,7 +161,7 @@ class Application(Client):
         """An event as most write it: 384 numbers of JSON."""
         self.event("/event, JSON", next(self.bodies.json), JSON)
 
-    @task(15)
+    @task(20)
     def event_base64(self) -> None:
         """An event with something to give back, which may be sent again."""
         headers = {**JSON, "Idempotency-Key": uuid.uuid4().hex}
@@ -178,7 +178,7 @@ class Application(Client):
         """Ten events at once."""
         self.ask("POST", "/events", "/events, raw × 10", next(self.bodies.batch), RAW)
 
-    @task(15)
+    @task(10)
     def recall(self) -> None:
         """What is near to something."""
         self.ask("POST", "/recall", "/recall, JSON", next(self.bodies.query), JSON)

@@ -37,7 +37,7 @@ from loadtests.bodies import Bodies
 from loadtests.live import ROOT, LiveServer
 from loadtests.meter import Meter, Window
 from loadtests.population import Unfit
-from loadtests.sustained import FIXED_USERS, TOKEN, Unmeasured, locust, middle, production
+from loadtests.sustained import FIXED_USERS, TOKEN, Unmeasured, fill, locust, middle, production
 
 REQUESTS: Final = 2_000
 CONNECTIONS: Final = 32
@@ -45,7 +45,7 @@ MARGIN_SECONDS: Final = 1  # of a load before and behind what is measured of it
 STATUS_SHARE_MAX: Final = 0.01
 STARTING_SECONDS: Final = 4  # until Locust sends
 # name, share as in loadtests/locustfile.py; reads and deletions of one memory have become looks at the state
-MIX: Final = (("json", 40), ("base64", 15), ("raw", 15), ("batch", 5), ("recall", 15), ("state", 10))
+MIX: Final = (("json", 40), ("base64", 20), ("raw", 15), ("batch", 5), ("recall", 10), ("state", 10))
 UNLIMITED: Final = {
     f"MLSDM_SECURITY__RATE_LIMITING__TIERS__BULK__{name}": "1000000"
     for name in ("REQUESTS_PER_SECOND", "BURST_CAPACITY")
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             wrk.require()
             drawn = population.read(Path(asked.events)) if asked.events else population.made(1)
-            server.start()
+            fill(server.start(), drawn)
             compare(server, drawn, asked)
         except (Unmeasured, wrk.Unmeasured, Unfit, ProcessLookupError, AssertionError) as error:
             print(f"most: {error}", file=sys.stderr)
