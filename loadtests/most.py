@@ -8,8 +8,8 @@ requests a second. Server and generator share the machine, as nobody would have 
 other lacks, so what is said is what both together reach, and beside it what each took. Requests for each core of the
 server (requests/s ÷ server, cores) are what can be carried to another machine.
 
-Locust is one thread of Python for each of its processes and spends several times as long on a request as the server
-does, so that its rounds say what Locust gives. wrk sends the same mix without looking at more than the status: events
+Locust is one thread of Python for each of its processes and spends no less on a request than the server does, so that
+its rounds say as much about Locust. wrk sends the same mix without looking at more than the status: events
 in three forms, batches, recalls, the state; memories are not read back, since it keeps no ids. Rounds take turns and
 the medians are printed.
 

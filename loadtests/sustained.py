@@ -14,8 +14,8 @@ Exit status: 0 when all of it holds; 1 with a sentence for each promise that doe
 second, and in proportion for more; no route's 95th percentile above 100 ms; and the rest of Locust's objectives, whose
 sentences are passed on; 2 when nothing was measured.
 
-What it cannot say: how much more would fit. The generator takes several times what the server takes, so on a small
-machine it is the generator that is full first; loadtests/most.py asks for the most.
+What it cannot say: how much more would fit. The generator takes as much of the machine as the server does;
+loadtests/most.py asks for the most.
 """
 
 import argparse
