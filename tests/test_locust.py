@@ -34,7 +34,7 @@ GOOD = Figures({"/event": Route(1_000, 9.0), "/recall": Route(100, 10.0)}, 0, 0,
 
 
 def locust(
-    *arguments: str, host: str, token: str = TOKEN, users: int = 13, seconds: int = 2
+    *arguments: str, host: str, token: str = TOKEN, users: int = 13, seconds: int = 8
 ) -> subprocess.CompletedProcess[str]:
     """Run the load; latency and a busy processor are not judged, unless the arguments say so."""
     command = [str(Path(sys.executable).with_name("locust")), "-f", "loadtests/locustfile.py", "--headless"]
