@@ -15,8 +15,8 @@ Four rules hold everywhere:
   looks at while the word says p: the other state buffer, the other level buffer, the spare slot, the next log entry.
   One 8-byte store then publishes all of it. The three fields that must change in place (a deletion mark, a worker's
   tally and the head of a chain of receipts) are covered by the intent record.
-- What a reader builds on is guarded: records by a checksum, and the two words that must change by one store, the commit
-  word and a deletion mark, by a check inside the word (`seal`).
+- What a reader builds on is guarded: records by a checksum, and the three words that must change by one store, the
+  commit word, a deletion mark and the head of a chain of receipts, by a check inside the word (`seal`).
 - Little-endian, naturally aligned, every record a multiple of 8 bytes and every region a multiple of 64 (one cache
   line).
 
@@ -34,7 +34,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-LAYOUT_VERSION: Final = 5
+LAYOUT_VERSION: Final = 6
 MAGIC: Final = int.from_bytes(b"MLSDMBLK", "little")
 CACHE_LINE: Final = 64
 PAGE: Final = 4096
@@ -129,7 +129,7 @@ RECORDS: Final = (
             Field("intent_id", "u8", "memory id", "being deleted, 0 when nothing is left to erase"),
             Field("intent_row", "u8", "row", "whose tally is being prepared"),
             Field("intent_chain", "u8", "chain + 1", "whose head is being moved, 0 for none"),
-            Field("intent_head", "u8", "ordinal", "of the receipt that this chain began with before"),
+            Field("intent_head", "u8", "sealed ordinal", "of the receipt that this chain began with before"),
             Field("lost", "u8", "–", "LOST once the mutex was found irrecoverable; then its word names nobody"),
             Field("sampled_ns", "i8", "ns", "CLOCK_MONOTONIC at which the section was entered, 0 when not looked at"),
             Field("reserved", "u8", "–", "zero, to the next cache line but one", 5),

@@ -56,7 +56,7 @@ def flips(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flips]:
 
 
 class TestBitFlips:
-    @pytest.mark.parametrize("part", ["header", "state", "levels", "log", "receipts"])
+    @pytest.mark.parametrize("part", ["header", "state", "levels", "log", "receipts", "heads"])
     def test_is_noticed(self, flips: Flips, part: str) -> None:
         """Nothing is built on a flipped bit, and with it back in its place all goes on."""
         flips.broken.clear()

@@ -5,15 +5,15 @@ The block is opened for writing from outside, and one bit is flipped at a time:
 - every bit of the header: whoever opens the block refuses it, and the controller writes it again as it was;
 - every bit of the committed state and of the commit word, and one of every byte of the levels: while it is flipped, no
   state is given out, no event is decided, and the server is not ready; liveness does not mind; put back, it goes on;
-- sampled entries of the log and receipts: no page with such an entry, and no answer from such a receipt, is given out;
-  an event is not decided anew because of it;
+- sampled entries of the log, receipts and heads of their chains: no page with such an entry, and no answer from such a
+  receipt, is given out; an event is not decided anew because of it;
 - sampled memories, one byte in line, code, shadow, vector or payload: whoever asks for it is told, no recall finds it,
   and within a minute the scrub has found and forgotten it, counted it and said so;
 - the marks of sampled deletions, and of memories that live: what lives is not called gone, what was deleted does not
   come back, and within a minute the scrub has put the mark right, counted it and said so.
 
-Not among them are the words of the lock, of the workers' tallies and of the heads of receipts' chains, which change in
-place by one store and carry no check. The mutex is the C library's.
+Not among them are the words of the lock and of the workers' tallies, which change in place and carry no check. The
+mutex is the C library's.
 
 The rhythm is stepped by events, so that nothing moves the state but what is done here.
 """
@@ -98,6 +98,7 @@ class Flips:
         self.levels()
         self.log()
         self.receipts()
+        self.heads()
         figures = {"forgotten within, s": self.scrubbed(self.asked.times(MEMORIES // 2))}
         figures["marks right within, s"] = self.marks_mended(self.asked.times(MARKS))
         began = time.monotonic()
@@ -200,6 +201,21 @@ class Flips:
                 status = self._event(number, **{"Idempotency-Key": f"key-{number}"})
                 if status != 503:
                     self._unnoticed(f"receipts: event {number} was answered {status},", bit)
+        if position != self.block.position:
+            self.broken.append(f"{self.block.position - position} events were decided anew")
+
+    def heads(self) -> None:
+        """Flip bits of the heads under which receipts are found."""
+        position = self.block.position
+        region, memory = self._region("chains"), self.block.memory
+        words = np.frombuffer(memory[region.offset : region.offset + region.size], "<u8")
+        used = [(8 * chain, int(word) % 2**48 - 1) for chain, word in enumerate(words) if word]
+        for base, number in self.random.sample(used, min(len(used), self.asked.times(RECEIPTS))):
+            bit = self.random.randrange(64)
+            with self._flipped("chains", base, bit):
+                status = self._event(number, **{"Idempotency-Key": f"key-{number}"})
+                if status != 503:
+                    self._unnoticed(f"chains: event {number} was answered {status},", bit)
         if position != self.block.position:
             self.broken.append(f"{self.block.position - position} events were decided anew")
 

@@ -81,7 +81,7 @@ static inline uint8_t *payload_at(const struct mlsdm_map *map, uint64_t slot) {
 static inline struct mlsdm_receipt *receipt_at(const struct mlsdm_map *map, uint64_t ordinal) {
     return (struct mlsdm_receipt *)region(map, MLSDM_REGION_RECEIPTS) + ordinal % ((uint64_t)map->receipt_capacity + 1);
 }
-/* The newest receipt of a chain: its ordinal, 0 for none. */
+/* The newest receipt of a chain: its sealed ordinal, 0 for none. */
 static inline uint64_t *head_at(const struct mlsdm_map *map, uint64_t chain) {
     return (uint64_t *)region(map, MLSDM_REGION_CHAINS) + chain;
 }
@@ -97,11 +97,11 @@ static inline void store_release(uint64_t *word, uint64_t value) {
 
 /* -- sealed words --
  *
- * What changes by one store has no checksum beside it. So the two such words that everything hangs on, the commit word
- * and the mark of a deletion, carry their check in themselves: a position in the low 48 bits, above them the top 16
- * bits of position · ODD. ODD has no sixteen equal bits in a row, so a change of one bit of the position always changes
- * the check; wider damage passes with probability 2^-16. Zero is sealed as zero. 2^48 positions are nine years of a
- * million a second. */
+ * What changes by one store has no checksum beside it. So the three such words that everything hangs on, the commit
+ * word, the mark of a deletion and the head of a chain of receipts, carry their check in themselves: a position (or an
+ * ordinal) in the low 48 bits, above them the top 16 bits of position · ODD. ODD has no sixteen equal bits in a row, so
+ * a change of one bit of the position always changes the check; wider damage passes with probability 2^-16. Zero is
+ * sealed as zero. 2^48 positions are nine years of a million a second. */
 #define ODD UINT64_C(0x9E3779B97F4A7C15)
 #define DAMAGED UINT64_MAX /* what a word whose check does not hold is read as: no position, and above all of them */
 

@@ -7,7 +7,8 @@
  * They are found through chains: `head` is the newest ordinal of a chain, and each receipt names the next older one of
  * its chain. Ordinals descend along a chain, so everything behind the first one that has left the ring has left it
  * too: nothing ever needs to be unlinked, and a walk ends. All of it happens under the lock; the head is the only word
- * that changes in place, under the intent record. */
+ * that changes in place, under the intent record. It is sealed: one that led past a receipt would have its event
+ * decided twice. */
 
 #include "block.h"
 
@@ -23,7 +24,7 @@ static int receipt_find(const struct mlsdm_map *map, uint64_t newest, const stru
                         struct mlsdm_decision *out, int *status) {
     const uint64_t *head = head_of(map, key->words);
     uint64_t limit = newest + 1; /* above every ordinal that may come next */
-    for (uint64_t ordinal = *head; ordinal && (ordinal >= limit || newest - ordinal < map->receipt_capacity);) {
+    for (uint64_t ordinal = unseal(*head); ordinal && (ordinal >= limit || newest - ordinal < map->receipt_capacity);) {
         const struct mlsdm_receipt *receipt = receipt_at(map, ordinal);
         *status = MLSDM_STATUS_CORRUPT;
         if (ordinal >= limit || receipt->ordinal != ordinal || receipt->checksum != receipt_checksum(receipt) ||
@@ -48,9 +49,9 @@ static uint64_t receipt_write(const struct mlsdm_map *map, uint64_t *head, uint6
     *receipt = (struct mlsdm_receipt){.ordinal = ordinal,
                                       .key = {key->words[0], key->words[1]},
                                       .body = key->body,
-                                      .previous = *head,
+                                      .previous = unseal(*head), /* which receipt_find has found sound */
                                       .decision = *decision};
     receipt->checksum = receipt_checksum(receipt);
-    store_release(head, ordinal);
+    store_release(head, seal(ordinal));
     return ordinal;
 }
