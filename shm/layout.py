@@ -270,7 +270,7 @@ RECORDS: Final = (
     ),
     Record(
         "command",
-        136,
+        144,
         "lock",
         (
             Field(
@@ -282,6 +282,7 @@ RECORDS: Final = (
             Field(
                 "configured", "u8", "–", "their checksum when the configuration asks for them, 0 when an operator does"
             ),
+            Field("checksum", "u8", "–", "of the bytes above; where it does not hold, nothing is pending"),
         ),
     ),
     Record(

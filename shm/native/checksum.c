@@ -65,6 +65,9 @@ static uint64_t receipt_checksum(const struct mlsdm_receipt *receipt) {
 static uint64_t settings_checksum(const struct mlsdm_settings *settings) {
     return checksum_of(settings, sizeof *settings, 7);
 }
+static uint64_t command_checksum(const struct mlsdm_command *command) {
+    return checksum_of(command, offsetof(struct mlsdm_command, checksum), 8);
+}
 static uint64_t levels_checksum(const struct mlsdm_map *map, const float *levels) {
     return checksum_of(levels, levels_size(map), 3);
 }

@@ -303,11 +303,13 @@ int mlsdm_tick(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mls
     return section_leave(map, MLSDM_STATUS_OK);
 }
 
-/* 1 while a command waits for the controller. */
+/* 1 while a command waits for the controller. Its slot keeps the last one for as long as it likes: a damaged word must
+ * not make a pending command of what was carried out or taken back. */
 int mlsdm_command_pending(struct mlsdm_map *map) {
     const struct mlsdm_command *command = command_of(map);
     uint64_t ticket = load_acquire(&command->ticket);
-    return ticket > state_at(map, commit_of(map))->ticket && ticket != load_acquire(&command->withdrawn);
+    return ticket > state_at(map, commit_of(map))->ticket && ticket != load_acquire(&command->withdrawn) &&
+           command->checksum == command_checksum(command);
 }
 
 /* Carry out the pending command, if there is one: out->position is 0 when there was none. */
@@ -389,23 +391,34 @@ int mlsdm_command_post(struct mlsdm_map *map, uint32_t kind, const struct mlsdm_
     if (!state) return section_leave(map, MLSDM_STATUS_CORRUPT);
     if (mlsdm_command_pending(map) || (after != UINT64_MAX && after != state->ticket))
         return section_leave(map, MLSDM_STATUS_TAKEN);
-    command->kind = kind;
-    command->configured = configured;
-    if (settings) command->settings = *settings;
-    *ticket = (command->ticket > state->ticket ? command->ticket : state->ticket) + 1; /* one is never given twice */
-    store_release(&command->ticket, *ticket);
+    struct mlsdm_command next = *command;
+    next.kind = kind;
+    next.configured = configured;
+    if (settings) next.settings = *settings;
+    next.ticket =
+        (command->ticket > state->ticket ? command->ticket : state->ticket) + 1; /* one is never given twice */
+    next.checksum = command_checksum(&next);
+    memcpy((uint8_t *)command + sizeof next.ticket, (uint8_t *)&next + sizeof next.ticket,
+           sizeof next - sizeof next.ticket);
+    store_release(&command->ticket, *ticket = next.ticket);
     return section_leave(map, MLSDM_STATUS_OK);
 }
 
 uint64_t mlsdm_settings_checksum(const struct mlsdm_settings *settings) { return settings_checksum(settings); }
 
-/* Take back a command that was not carried out in time. OK: it never will be. TAKEN: it was, or it is not ours any
- * more. */
+/* Take back a command that was not carried out in time. OK: it never will be, which is also so when its slot is
+ * damaged; then the slot is made whole. TAKEN: it was carried out, or it is not ours any more. */
 int mlsdm_command_withdraw(struct mlsdm_map *map, uint64_t ticket) {
     int status = section_enter(map);
     if (status) return status;
     struct mlsdm_command *command = command_of(map);
-    int ours = command->ticket == ticket && mlsdm_command_pending(map);
-    if (ours) store_release(&command->withdrawn, ticket);
-    return section_leave(map, ours ? MLSDM_STATUS_OK : MLSDM_STATUS_TAKEN);
+    const struct mlsdm_state *state = state_found(map, commit_of(map));
+    if (!state) return section_leave(map, MLSDM_STATUS_CORRUPT);
+    int sound = command->checksum == command_checksum(command);
+    int ours = sound ? command->ticket == ticket && mlsdm_command_pending(map) : ticket > state->ticket;
+    if (!ours) return section_leave(map, MLSDM_STATUS_TAKEN);
+    store_release(&command->withdrawn, ticket); /* from here on the checksum does not hold, or says so */
+    command->ticket = ticket;
+    command->checksum = command_checksum(command);
+    return section_leave(map, MLSDM_STATUS_OK);
 }

@@ -482,6 +482,44 @@ class TestReceipts:
                 given.decide(0, key=self.key(40))
 
 
+class TestCommand:
+    """The slot of the last command, which lies there until the next one is posted."""
+
+    @pytest.mark.parametrize("end", ["carried out", "taken back"])
+    def test_what_is_over_stays_over(self, used: Formed, end: str) -> None:
+        """With any bit of it changed, no command is carried out; the next one that is posted is."""
+        ticket = used.store.post_command("reset")
+        if end == "carried out":
+            used.store.apply_command(used.now(), used.epoch)
+        else:
+            assert used.store.withdraw_command(ticket)
+        used.accept()
+        position, (offset, size) = used.block.position, used.region_bytes("command")
+        for _ in flipped_bits(used, offset, size):
+            assert used.store.apply_command(used.now(), used.epoch) is None
+        assert position == used.block.position
+
+        image = used.block.memory[:]
+        for byte in flipped(used, offset, size):
+            used.store.post_command("stop")
+            assert used.store.apply_command(used.now(), used.epoch), byte
+            used.block.memory[:] = image
+
+    def test_one_that_is_pending(self, used: Formed) -> None:
+        """With any bit of it changed, it is not carried out, and whoever posted it is told that it never will be."""
+        image = used.block.memory[:]
+        offset, size = used.region_bytes("command")
+        for bit in range(8 * size):
+            ticket = used.store.post_command("configure", used.regime.to_record())
+            used.block.memory[offset + bit // 8] ^= 1 << bit % 8
+            assert used.store.apply_command(used.now(), used.epoch) is None
+            assert used.store.withdraw_command(ticket)
+            assert used.store.apply_command(used.now(), used.epoch) is None
+            assert ticket < used.store.post_command("stop")
+            assert used.store.apply_command(used.now(), used.epoch)
+            used.block.memory[:] = image
+
+
 class TestHeader:
     def test_every_byte(self, form: Form) -> None:
         """A block with a changed header is not opened."""
