@@ -61,7 +61,7 @@ class Emergency:
         self.overruled = overruled
         self.since_ns = since_ns  # of the oldest reason in force, 0 when there is none
         self._cooldown_ns = cooldown_ns
-        self._causes = 0
+        self._causes = in_force & _OVERRULABLE  # until they are observed: an order may come first
         self._absent_since_ns: dict[int, int] = {}
 
     def observe(self, now_ns: int, causes: int) -> list[Change]:

@@ -559,7 +559,7 @@ def declarations() -> str:
     lines.append(f"#define MLSDM_REGIONS {len(REGIONS)}")
     constants = (
         "FLAG_STOPPED", "FLAG_CONSOLIDATION", "FLAG_EVENTS_CLOCK", "FLAG_ELEMENT_GATE", "EMERGENCY_CORRUPT",
-        "EMERGENCY_LOST", "BUCKET_WAYS", "LOST",
+        "EMERGENCY_LOST", "EMERGENCY_MEMORY", "BUCKET_WAYS", "LOST",
     )  # fmt: skip
     lines += [f"#define MLSDM_{name} {globals()[name]}" for name in constants]
     return "\n".join(lines) + "\n"

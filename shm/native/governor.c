@@ -344,7 +344,12 @@ int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, s
         now->flags |= MLSDM_FLAG_STOPPED;
     } else if (command->kind == MLSDM_KIND_RESUME) {
         now->flags &= (uint16_t)~MLSDM_FLAG_STOPPED;
-        store_release(&vitals_of(map)->emergency, 0); /* what cannot be overruled comes back with the next vitals */
+        /* So that the order holds also when the controller dies before its next vitals. What cannot be overruled comes
+         * back with them. */
+        struct mlsdm_vitals *vitals = vitals_of(map);
+        uint64_t overruled = vitals->emergency_overruled | (vitals->emergency & MLSDM_EMERGENCY_MEMORY);
+        store_release(&vitals->emergency_overruled, overruled);
+        store_release(&vitals->emergency, 0);
     }
     transition_publish(map, &t);
     *out = *t.entry;

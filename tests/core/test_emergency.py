@@ -206,6 +206,23 @@ def test_resume_overrules_full_memory_at_once_and_across_a_death(held: Held) -> 
     assert held.formed.accept(2) == 2
 
 
+@pytest.mark.parametrize("carried_out", [False, True])
+def test_resume_holds_when_the_controller_dies_around_it(held: Held, carried_out: bool) -> None:
+    """Whether it died before it carried the order out, or before it could publish that it had."""
+    felt(held.controller, 99.0)
+    held.run(1.5)
+    held.formed.store.post_command("resume")
+    if carried_out:
+        held.formed.store.apply_command(held.now_ns, held.controller.epoch)
+    held.controller = held.another()
+    felt(held.controller, 99.0)
+    held.run(3)
+
+    assert held.formed.accept(1) == 1
+    vitals = held.formed.block.region("vitals")
+    assert (vitals.emergency, vitals.emergency_overruled) == (0, EMERGENCY_MEMORY)
+
+
 @pytest.mark.parametrize("full", [False, True])
 def test_events_stay_refused_while_the_controller_is_dead_and_its_successor_looks_anew(held: Held, full: bool) -> None:
     """The successor says nothing again, and ends the emergency after a cooldown of its own if the cause is gone."""
