@@ -2,6 +2,9 @@
 
 A pid alone names nobody: it is reused. An `Identity` is a pid with its start time in clock ticks since boot, which the
 kernel never gives twice. Everything that waits for, judges or kills a process goes through one.
+
+Who has no descriptor left cannot look into /proc. Then nobody is called dead who may live: a place would be taken from
+its owner.
 """
 
 import ctypes
@@ -22,9 +25,13 @@ class Identity(NamedTuple):
 
     @property
     def alive(self) -> bool:
-        """True while exactly this process exists and is not a zombie."""
+        """True while exactly this process exists and is not a zombie, and while there is one with its pid of which
+        nobody can tell.
+        """
         stat = _stat(self.pid)
-        return stat is not None and int(stat[19]) == self.started and stat[0] not in ("Z", "X")
+        if stat is None:
+            return self != NOBODY and _exists(self.pid)
+        return int(stat[19]) == self.started and stat[0] not in ("Z", "X")
 
     @property
     def runnable(self) -> bool:
@@ -48,6 +55,17 @@ def _stat(pid: int) -> list[str] | None:
         return None
 
 
+def _exists(pid: int) -> bool:
+    """Return whether there is a process with this pid, a zombie included; needs no descriptor."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def identify(pid: int) -> Identity:
     """Return the identity of a live pid, or NOBODY."""
     stat = _stat(pid)
@@ -55,8 +73,11 @@ def identify(pid: int) -> Identity:
 
 
 def myself() -> Identity:
-    """Return the identity of this process."""
-    return identify(os.getpid())
+    """Return the identity of this process. Raises OSError when it cannot look: there may be no descriptors."""
+    me = identify(os.getpid())
+    if me == NOBODY:
+        raise OSError("this process cannot be identified: /proc/self/stat cannot be read")
+    return me
 
 
 def process_of_thread(tid: int) -> int:

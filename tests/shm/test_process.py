@@ -1,6 +1,7 @@
 """Who is who, who is alive, and that nobody else is ever hit."""
 
 import os
+import resource
 import signal
 
 import pytest
@@ -37,6 +38,22 @@ class TestIdentity:
         me = process.myself()
 
         assert not Identity(me.pid, me.started + 1).alive
+
+    def test_without_descriptors(self) -> None:
+        """Who cannot look calls nobody dead who lives, and does not take itself for nobody."""
+        dead = process.identify(begin(lambda: None))
+        os.waitpid(dead.pid, 0)
+        parent = process.myself()
+
+        def work() -> None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+            assert parent.alive
+            assert not dead.alive
+            assert not NOBODY.alive
+            with pytest.raises(OSError, match="cannot be identified"):
+                process.myself()
+
+        assert 0 == exit_of(begin(work))
 
     def test_awkward_names(self) -> None:
         """A command with spaces and parentheses does not confuse the reading of /proc/PID/stat."""
