@@ -83,25 +83,17 @@ class Controller:
         self._tick_due_ns = 0
         with suppress(Busy, Corrupt, Lost):  # tried again at each round
             self._begin()
-        self.sampler = Sampler(ROOT, clock)  # after the succession: it reads some forty small files of the kernel
+        self.sampler: Sampler | None = None
+        with suppress(OSError):  # no descriptors: tried again at each sample
+            self.sampler = Sampler(ROOT, clock)  # after the succession: it reads some forty files of the kernel
 
     def _inherit_vitals(self, arbiter: process.Identity) -> Any:
-        """Return the vitals to publish: the predecessor's counts under this controller's name."""
+        """Return the vitals to publish: the predecessor's under this controller's name. Its counts go on, and what it
+        has sampled stays until there is something newer.
+        """
         vitals = new_vitals()
-        for name in (
-            "scrubbed",
-            "torn",
-            "drift_episodes",
-            "lock_kills",
-            "late_steps",
-            "emergency_episodes",
-            "drift",
-            "mended",
-            "service_bytes",
-        ):
-            setattr(vitals, name, getattr(self.block.region("vitals"), name))
-        me = process.myself()
-        vitals.controller_pid, vitals.controller_started = me
+        vitals[0] = self.block.region("vitals")[0]
+        vitals.controller_pid, vitals.controller_started = os.getpid(), process.identify(os.getpid()).started
         vitals.arbiter_pid, vitals.arbiter_started = arbiter
         return vitals
 
@@ -221,6 +213,8 @@ class Controller:
     def _sample(self) -> None:
         """Sample the machine; what was found last stays when it cannot be looked at: there may be no descriptors."""
         try:
+            if self.sampler is None:
+                self.sampler = Sampler(ROOT, self.clock)
             sample = self.sampler.sample()
         except OSError as error:
             if not self._blind:  # once per episode

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import random
+import resource
 from collections.abc import Iterator
 
 import pytest
@@ -153,6 +154,7 @@ def held(caplog: pytest.LogCaptureFixture) -> Iterator[Held]:
 
 def felt(controller: Controller, memory_percent: float = 50.0) -> Felt:
     """Replace the senses of a controller."""
+    assert controller.sampler is not None
     sampler = Felt(controller.sampler)
     sampler.memory_percent = memory_percent
     controller.sampler = sampler  # type: ignore[assignment] # it takes samples as well
@@ -237,6 +239,28 @@ def test_events_stay_refused_while_the_controller_is_dead_and_its_successor_look
 
     vitals = held.formed.block.region("vitals")
     assert (vitals.emergency, vitals.emergency_episodes) == (EMERGENCY_MEMORY if full else 0, 1)
+
+
+def test_a_controller_that_begins_without_descriptors_keeps_what_was_sampled(held: Held) -> None:
+    """It takes its epoch, beats, steps the rhythm, and does not take memory that it cannot look at for empty."""
+    felt(held.controller, 99.0)
+    held.run(1.5)
+
+    def begin_blind() -> None:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        held.controller = held.another()
+        steps = held.steps
+        held.run(COOLDOWN + 1)
+        vitals = held.formed.block.region("vitals")
+        assert (os.getpid(), held.now_ns) == (vitals.controller_pid, vitals.heartbeat_ns)
+        assert (99.0, EMERGENCY_MEMORY) == (vitals.memory_percent, vitals.emergency)
+        assert steps < held.steps
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        held.run(1.5)
+        assert vitals.memory_percent != 99.0
+
+    assert exit_of(begin(begin_blind)) == 0
 
 
 def test_corruption_is_an_emergency_with_a_beating_controller(held: Held, caplog: pytest.LogCaptureFixture) -> None:
