@@ -118,11 +118,22 @@ static int slot_sound(const struct mlsdm_map *map, uint64_t at) {
                slot_checksum(map, slot, code_at(map, at), shadow_at(map, at), payload_at(map, at), vector_checksum);
 }
 
+static int is_zero(const void *bytes, size_t size) {
+    const uint64_t *word = bytes;
+    for (size_t i = 0; i < size / 8; i++)
+        if (word[i]) return 0;
+    return 1;
+}
+
 /* Under the lock: 1 when the memory that was admitted to a slot has not been deleted. A mark whose seal is broken says
- * nothing; then the bytes tell, because what was deleted has been erased before anybody else enters the section. */
+ * nothing; then the bytes tell, because what was deleted has been erased before anybody else enters the section. Those
+ * outside of the line, which may be damaged as a whole: a memory that is neither whole nor erased has not been deleted.
+ */
 static int lives_at(const struct mlsdm_map *map, uint64_t at) {
     uint64_t mark = slot_at(map, at)->deleted_at;
-    return mark == 0 || (unseal(mark) == DAMAGED && slot_sound(map, at));
+    if (mark == 0 || unseal(mark) != DAMAGED) return mark == 0;
+    return slot_sound(map, at) || code_at(map, at)->live || !is_zero(vector_at(map, at), map->padded * sizeof(float)) ||
+           !is_zero(shadow_at(map, at), map->shadow_stride) || !is_zero(payload_at(map, at), map->payload_stride);
 }
 
 /* Validate `count` vectors without touching the block: `bad` is the first that is not admissible, and the status

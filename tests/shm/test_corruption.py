@@ -247,6 +247,23 @@ class TestMark:
 
         assert len(used.live_ids()) == used.store.state().scalars.live
 
+    @pytest.mark.parametrize("deleted", [False, True])
+    def test_in_a_line_that_is_damaged_as_a_whole(self, used: Formed, deleted: bool) -> None:
+        """What lived is corrupt, and no deletion that was forgotten to be counted; what was deleted stays deleted."""
+        live = int(used.store.state().scalars.live)
+        if deleted:
+            used.store.forget(used.now(), 50)
+        for _ in range(20):
+            ffi.buffer(used.block.region("slots", 50))[:] = os.urandom(SIZES["slot"])
+            used.block.region("slots", 50).deleted_at = seal(50) ^ 1  # of random ones, one in 65,536 fits its seal
+            assert [(False, 50)] == unsound(used)
+            assert used.store.mend_slot(50) is deleted
+        if not deleted:
+            used.store.forget(used.now(), 50)
+
+        assert [] == unsound(used)
+        assert live - 1 == used.store.state().scalars.live == len(used.live_ids())
+
     def test_the_hint(self, used: Formed) -> None:
         """A memory that the scan would pass over is found by the scrub and is whole again, not forgotten."""
         memory = used.store.memory(50)
