@@ -31,7 +31,7 @@ SILENCE_SECONDS: Final = 1.0
 # arbiter was too, and hears of its children's stops and deaths all at once: many looks, in no time, at a controller
 # that has not had its turn yet.
 LOOK_SECONDS_MAX: Final = 0.6
-SPAWNS: Final = 5  # at once, within SPAWNS_SECONDS; a controller that cannot live must not be forked all day long
+SPAWNS: Final = 5  # at once, within SPAWNS_SECONDS: one that cannot live must not keep a processor busy with forks
 SPAWNS_SECONDS: Final = 1.0
 SIGNING_SECONDS: Final = 5.0  # from taking its epoch until the newer controller's first vitals name its arbiter
 FORM_SECONDS_MAX: Final = 5.0

@@ -1,5 +1,6 @@
 """The supervisor judges a controller by looks of its own. With real servers: tests/app/test_server.py."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 
 from app import supervisor
-from app.supervisor import Supervisor
+from app.supervisor import SPAWNS, SPAWNS_SECONDS, Supervisor
 from shm import process
+from tests.formed import Formed
 
 
 class Watched:
@@ -61,3 +63,34 @@ def test_many_looks_after_a_freeze_are_no_silence(watched: Watched) -> None:
     assert watched.child.poll() is None
     watched.look(1.0)
     assert watched.child.wait(10) == -signal.SIGKILL
+
+
+def test_a_controller_that_cannot_live_is_respawned_five_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once while there were fewer within a second, and then no sooner than that second is over, at each look."""
+    formed, now, spawned = Formed(), 1000.0, 0
+
+    def die() -> None:
+        os._exit(1)
+
+    def until_rest() -> int:
+        """Let every controller die until none is spawned any more; return how many there were."""
+        nonlocal spawned
+        before = spawned
+        while keeper._controller.pid and spawned - before <= SPAWNS:
+            os.waitid(os.P_PID, keeper._controller.pid, os.WEXITED | os.WNOWAIT)
+            spawned += 1
+            keeper.reap(respawn=True)
+        return spawned - before
+
+    monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: now))
+    config: Any = SimpleNamespace(observability=None)
+    keeper = Supervisor(formed.block, lambda: config, die)
+    keeper.spawn()
+    assert until_rest() == SPAWNS
+    for _ in range(100):
+        keeper.watch()
+    assert until_rest() == 0
+    now += SPAWNS_SECONDS
+    keeper.watch()
+    assert until_rest() == SPAWNS
+    formed.close()
