@@ -10,24 +10,22 @@ configuration that was refused, debug lines. So a grep that finds nothing is a f
 
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import time
-import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import yaml
 
-from loadtests.live import ROOT, LiveServer, eventually, free_port
+from loadtests.live import ROOT, LiveServer, eventually
 from tests.runbook.book import Line, without_placeholders
 from tests.runbook.cluster import LOG, NOTES, VARIABLES
+from tests.scraped import scraped
 
 API_KEY: Final = "a-key-for-the-runbook"
 PLACEHOLDERS: Final = {"pod-name": "mlsdm-api-7d9c5b-x2x4k", "secret": API_KEY}
@@ -61,7 +59,6 @@ class Stage:
             "CONFIG_PATH": str(self.configuration),
         }
         self.server = LiveServer(directory, environ)
-        self.prometheus = free_port()
         self.environ = self._shell()
 
     @contextmanager
@@ -69,7 +66,7 @@ class Stage:
         """Start everything, make the trouble, and end everything."""
         self.server.start()
         try:
-            with self._scraped():
+            with scraped(self.server, self.directory) as self.prometheus:
                 self._trouble()
                 yield self
         finally:
@@ -108,30 +105,6 @@ class Stage:
         path.write_text(text)
         path.chmod(0o755)
 
-    @contextmanager
-    def _scraped(self) -> Iterator[None]:
-        """Run a Prometheus that knows the rules of deploy/ and scrapes the server every second."""
-        rules = ROOT / "deploy/prometheus/rules"
-        job = {"job_name": "mlsdm-api", "metrics_path": "/health/metrics"}
-        configuration = {
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-            "rule_files": [str(rules / "*.yml")],
-            "scrape_configs": [{**job, "static_configs": [{"targets": [f"127.0.0.1:{self.server.port}"]}]}],
-        }
-        path = self.directory / "prometheus.yml"
-        path.write_text(yaml.safe_dump(configuration))
-        with subprocess.Popen(
-            [
-                "prometheus", f"--config.file={path}", f"--storage.tsdb.path={self.directory}/tsdb",
-                f"--web.listen-address=127.0.0.1:{self.prometheus}", "--log.level=error",
-            ],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        ) as process:  # fmt: skip
-            try:
-                yield
-            finally:
-                process.send_signal(signal.SIGTERM)
-
     def _trouble(self) -> None:
         """Have the server live through what a runbook is for."""
         key = {"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/octet-stream"}
@@ -146,7 +119,7 @@ class Stage:
         os.kill(self.server.pid, signal.SIGHUP)
         eventually(lambda: "configuration not reloaded" in self.server.log)
         self.configuration.write_text(good)
-        eventually(lambda: self._series("up == 1") and self._series("total_events_processed > 0"))
+        eventually(lambda: self.prometheus.series("up == 1") and self.prometheus.series("total_events_processed > 0"))
 
     # -- playing -------------------------------------------------------------------------------------------------------
 
@@ -199,7 +172,7 @@ class Stage:
 
     def _expression(self, text: str) -> Outcome:
         try:
-            result = eventually(lambda: self._series(text))
+            result = eventually(lambda: self.prometheus.series(text))
         except AssertionError:
             return Outcome(False, "asked Prometheus", "no data")
         return Outcome(True, "asked Prometheus", json.dumps(result[:1]))
@@ -208,31 +181,13 @@ class Stage:
         """Each alert's expression is understood, and an alert of that name is among the rules in force, as severe."""
         in_force = {
             rule["name"]: rule["labels"]["severity"]
-            for group in self._asked("/api/v1/rules")["groups"]
+            for group in self.prometheus.asked("rules")["groups"]
             for rule in group["rules"]
             if rule["type"] == "alerting"
         }
         alerts = [one for one in yaml.safe_load(text) if "alert" in one]
         for alert in alerts:
-            self._series(alert["expr"])
+            self.prometheus.series(alert["expr"])
         severities = {alert["alert"]: alert.get("severity") or alert["labels"]["severity"] for alert in alerts}
         missing = {name: severity for name, severity in severities.items() if in_force.get(name) != severity}
         return Outcome(not missing, "asked Prometheus", f"missing: {missing}" if missing else ", ".join(severities))
-
-    def _series(self, expression: str) -> list[Any]:
-        return list(self._asked("/api/v1/query?" + urllib.parse.urlencode({"query": expression}))["result"])
-
-    def _asked(self, path: str) -> Any:
-        program = shutil.which("curl")
-        assert program is not None
-        url = f"http://127.0.0.1:{self.prometheus}{path}"
-        deadline = time.monotonic() + SECONDS_MAX
-        while True:
-            ended = subprocess.run([program, "-s", url], capture_output=True, text=True, check=False)
-            if ended.returncode == 0 and ended.stdout.startswith("{"):
-                break
-            assert time.monotonic() < deadline, f"{shlex.quote(url)}: {ended.stderr}"
-            time.sleep(0.1)
-        answer = json.loads(ended.stdout)
-        assert answer["status"] == "success", answer
-        return answer["data"]

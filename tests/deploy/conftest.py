@@ -1,0 +1,29 @@
+"""A service under watch, for the tests of rules and of the dashboard: a real server that has been through everything
+that has a metric of its own, and a real Prometheus that has scraped it often enough for rates.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+from loadtests.live import LiveServer, eventually
+from tests.conftest import SMALL
+from tests.deploy.watched import Watched
+from tests.scraped import scraped
+
+
+@pytest.fixture(scope="session")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """Events accepted and rejected, recalls, a wrong request, probes, and a client above its rate."""
+    directory = tmp_path_factory.mktemp("watched")
+    limits = "MLSDM_SECURITY__RATE_LIMITING__"
+    environ = {**SMALL, f"{limits}ENABLED": "true", f"{limits}BURST_CAPACITY": "60"}
+    server = LiveServer(directory, environ).start()
+    try:
+        with scraped(server, directory) as prometheus:
+            service = Watched(server, prometheus)
+            service.live_through_everything()
+            eventually(service.has_rates)
+            yield service
+    finally:
+        server.stop()

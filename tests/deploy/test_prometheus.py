@@ -1,0 +1,112 @@
+"""The rules in a real Prometheus that scrapes a real server: every name that they ask for is there.
+
+promtool knows whether an expression is PromQL; it does not know that a metric has been renamed, and an alert on a name
+that is gone is silent for ever. So every selector of every rule is held against what the server exposes: the name, the
+labels it is asked for, and the values of labels that are known beforehand.
+"""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from app.codes import CODES
+from loadtests.live import eventually
+from tests.deploy.rulebook import OF_PROMETHEUS, Selector, alerts, recordings, selectors
+from tests.deploy.watched import PROBES, Watched
+from tests.programs import needs
+
+pytestmark = needs("promtool", "prometheus")
+
+EXPRESSIONS = {**recordings(), **{name: str(rule["expr"]) for name, rule in alerts().items()}}
+# The labels that Prometheus gives every series of a target; in Kubernetes, `namespace` too.
+OF_TARGET = {"job", "instance", "namespace"}
+
+
+def selected() -> Iterator[tuple[str, Selector]]:
+    """Yield every selector of every rule that asks the server for something, with the rule's name."""
+    for name, expression in EXPRESSIONS.items():
+        for selector in selectors(expression):
+            if selector.name not in OF_PROMETHEUS | recordings().keys():
+                yield name, selector
+
+
+def test_every_rule_is_evaluated_without_an_error(watched: Watched) -> None:
+    """All are in force, and Prometheus has nothing against any of them."""
+    groups = watched.prometheus.asked("rules")["groups"]
+
+    health = {rule["name"]: (rule["health"], rule.get("lastError", "")) for group in groups for rule in group["rules"]}
+    assert dict.fromkeys(EXPRESSIONS, ("ok", "")) == health
+
+
+@pytest.mark.parametrize("name", EXPRESSIONS)
+def test_every_metric_that_a_rule_reads_is_in_the_scrape(watched: Watched, name: str) -> None:
+    """By its name, from this server."""
+    missing = [one.name for rule, one in selected() if rule == name and not watched.prometheus.series(one.name)]
+
+    assert [] == missing
+
+
+def test_every_label_that_a_rule_asks_for_is_there(watched: Watched) -> None:
+    """A matcher on a label that a metric does not have never matches, or always."""
+    for name, selector in selected():
+        series = [one["metric"] for one in watched.prometheus.series(selector.name)]
+        for matcher in selector.matchers:
+            if matcher.label not in OF_TARGET:
+                assert all(matcher.label in labels for labels in series), (name, matcher)
+
+
+def test_every_value_that_a_rule_asks_for_is_one(watched: Watched) -> None:
+    """Buckets, reasons and kinds are all exposed from the start; codes are in the table of codes."""
+    for name, selector in selected():
+        series = [one["metric"] for one in watched.prometheus.series(selector.name)]
+        for label, sign, asked in selector.matchers:
+            if label == "code":
+                assert set(asked.split("|")) <= CODES.keys(), name
+            elif sign == "=":
+                assert asked in {labels[label] for labels in series}, (name, label)
+
+
+def test_the_budget_leaves_out_probes_and_nothing_else(watched: Watched) -> None:
+    """What the availability of the service is measured by: requests of callers."""
+    patterns = {
+        matcher.value
+        for _, selector in selected()
+        for matcher in selector.matchers
+        if matcher.label == "route" and matcher.sign == "!~"
+    }
+    routes = {one["metric"]["route"] for one in watched.prometheus.series("mlsdm_requests_total")}
+
+    [pattern] = patterns
+    left_out = {route for route in routes if re.fullmatch(pattern, route)}
+    assert {*PROBES, "/health/metrics"} == left_out
+    assert {"/event", "/recall", "/governor/stop"} <= routes - left_out
+
+
+@pytest.mark.parametrize("name", recordings())
+def test_every_recording_records_something(watched: Watched, name: str) -> None:
+    """After every kind of request, none is empty; the hour before is looked at as it will be in five minutes."""
+    ahead_seconds = 300 if "offset" in recordings()[name] else 0
+
+    assert eventually(lambda: watched.prometheus.series(recordings()[name], ahead_seconds))
+
+
+def test_nobody_is_woken_for_a_service_that_is_well(watched: Watched) -> None:
+    """No critical alert is even about to fire, but the one for failed requests: one of a hundred was refused."""
+    active = watched.prometheus.asked("alerts")["alerts"]
+
+    critical = {alert["labels"]["alertname"] for alert in active if alert["labels"]["severity"] == "critical"}
+    assert set() == critical - {"AvailabilityBurnsFast", "LatencyBurnsFast"}
+
+
+def test_an_operators_stop_is_noticed(watched: Watched) -> None:
+    """From the order to the alert that waits to fire: nothing of it is simulated."""
+    eventually(lambda: watched.order("stop") == 200)
+    try:
+        pending = 'ALERTS{alertname="AdmissionsStopped", alertstate="pending"}'
+        [alert] = eventually(lambda: watched.prometheus.series(pending))
+    finally:
+        eventually(lambda: watched.order("resume") == 200)
+
+    assert f"127.0.0.1:{watched.server.port}" == alert["metric"]["instance"]
+    eventually(lambda: not watched.prometheus.series(pending))

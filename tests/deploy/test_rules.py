@@ -1,0 +1,203 @@
+"""Rules for Prometheus: what an operator is woken for, held against promtool and against themselves.
+
+That each alert fires when it should, and stays silent when it should, is said in deploy/prometheus/tests, in promtool's
+own language; here it is run, and it is made sure that no alert is without both. That the metrics exist is another
+test's concern (test_prometheus.py).
+"""
+
+import shutil
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from loadtests.live import ROOT
+from tests.deploy.rulebook import (
+    PROMETHEUS,
+    RULE_FILES,
+    TEST_FILES,
+    Matcher,
+    Selector,
+    alerts,
+    measured,
+    recordings,
+    rules,
+    selectors,
+)
+from tests.programs import needs
+
+pytestmark = needs("promtool")
+
+RUNBOOK = "https://github.com/neuron7x/mlsdm/blob/main/docs/runbook.md"
+
+
+def promtool(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run it."""
+    return subprocess.run(["promtool", *map(str, words)], capture_output=True, text=True, check=False, timeout=600)
+
+
+def cases() -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return every case of an alert with the test that it stands in."""
+    tests = [test for path in TEST_FILES for test in yaml.safe_load(path.read_text(encoding="utf-8"))["tests"]]
+    return [(test, case) for test in tests for case in test.get("alert_rule_test", [])]
+
+
+def names_of(test: dict[str, Any]) -> set[str]:
+    """Return the names of the series that a test puts in."""
+    return {series["series"].partition("{")[0] for series in test["input_series"]}
+
+
+@pytest.mark.parametrize("path", RULE_FILES, ids=lambda path: path.stem)
+def test_promtool_accepts_the_rules(path: Path) -> None:
+    """Syntax, and no rule twice."""
+    checked = promtool("check", "rules", "--lint=all", "--lint-fatal", path)
+
+    assert (0, "") == (checked.returncode, checked.stderr)
+
+
+def test_promtool_accepts_the_configuration() -> None:
+    """With all rule files, which it finds beside itself."""
+    checked = promtool("check", "config", PROMETHEUS / "prometheus.yml")
+
+    assert checked.returncode == 0, checked.stderr
+    assert f"{len(RULE_FILES)} rule files found" in checked.stdout
+
+
+@pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: path.stem)
+def test_alerts_fire_and_stay_silent_as_their_tests_say(path: Path) -> None:
+    """`promtool test rules`, with every label and annotation."""
+    tested = promtool("test", "rules", path)
+
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+def test_every_alert_has_a_test_that_fires_it_and_one_that_does_not() -> None:
+    """A silent test counts when it holds all series that the alert reads: without them it would be silent anyway."""
+    fired, silent = set(), set()
+    of_alerts = {name: measured(rule["expr"]) for name, rule in alerts().items()}
+    for test, case in cases():
+        name = case["alertname"]
+        if case["exp_alerts"]:
+            fired.add(name)
+        elif of_alerts[name] <= names_of(test):
+            silent.add(name)
+
+    assert (set(of_alerts), set(of_alerts)) == (fired, silent)
+
+
+# Each takes something away that an alert is useless without. (alert, what stands there, what is put there instead)
+WEAKENED = [
+    ("HighRejectionRate", "- instance:mlsdm_events_rejected:ratio_rate1h_offset5m > 0.2", "> 0.2"),
+    ("HighRejectionRate", "and rate(total_events_processed[5m]) >= 30 / 300", ""),
+    ("HighRejectionRate", "instance:mlsdm_events_rejected:ratio_rate5m > 0.5\n", "vector(1)\n"),
+    ("HighRejectionRate", "for: 5m", "for: 0m"),
+    ("MetricsAbsent", "== 1 unless", "unless"),
+    ("AvailabilityBurnsFast", "and job:mlsdm_requests_failed:increase6h > 2.5", ""),
+    ("AvailabilityBurnsFast", "and job:mlsdm_requests_failed:ratio_rate5m > 14.4 * 0.001", ""),
+    ("AvailabilityBurnsFast", "14.4", "1"),
+    ("LatencyBurnsFast", "6 * 0.01", "1 * 0.01"),
+    ("MoralThresholdAtBound", "and rate(total_events_processed[15m]) > 0", ""),
+    ("MoralThresholdAtBound", "and mlsdm_threshold_min < mlsdm_threshold_max", ""),
+    ("ScrubStalled", "and mlsdm_memories > 0", ""),
+    ("WorkersMissing", "quantile_over_time(0.9, mlsdm_workers[1h])", "max_over_time(mlsdm_workers[1h])"),
+    ("ControllerDown", "for: 1m", "for: 0m"),
+    ("RateLimitedClients", "and sum by", "or sum by"),
+    ("InternalErrors", 'unless mlsdm_refusals_total{code="internal_error"} offset 15m', ""),
+]
+
+
+@pytest.mark.parametrize(("alert", "there", "instead"), WEAKENED)
+def test_the_tests_notice_when_an_alert_is_weakened(alert: str, there: str, instead: str, tmp_path: Path) -> None:
+    """What guards an alert against false alarms is guarded itself."""
+    for folder in ("rules", "tests"):
+        shutil.copytree(PROMETHEUS / folder, tmp_path / folder)
+    [path] = [path for path in (tmp_path / "rules").iterdir() if f"alert: {alert}\n" in path.read_text()]
+    before, named, after = path.read_text().partition(f"alert: {alert}\n")
+    rule, next_one, rest = after.partition("- alert:")
+    assert there in rule
+    path.write_text(before + named + rule.replace(there, instead) + next_one + rest)
+    assert promtool("check", "rules", path).returncode == 0
+
+    tested = promtool("test", "rules", tmp_path / "tests" / path.name)
+
+    assert tested.returncode != 0
+    assert f"alertname: {alert}," in tested.stdout + tested.stderr
+
+
+def test_probes_do_not_burn_the_budget(tmp_path: Path) -> None:
+    """The selector that leaves them out is what keeps an instance that is not ready from being a failure."""
+    for folder in ("rules", "tests"):
+        shutil.copytree(PROMETHEUS / folder, tmp_path / folder)
+    path = tmp_path / "rules/slo.yml"
+    path.write_text(path.read_text().replace("/health.*|/livez|/readyz|/metrics", "/metrics"))
+
+    assert promtool("test", "rules", tmp_path / "tests/slo.yml").returncode != 0
+
+
+def test_the_alerts_of_the_runbook_have_its_names_severities_and_patience() -> None:
+    """An operator who has set up silences and routes for them finds them again."""
+    there = {name: (rule["labels"]["severity"], rule["for"]) for name, rule in alerts().items() if "for" in rule}
+
+    expected = {
+        "HighRejectionRate": ("warning", "5m"),
+        "HighLatency": ("warning", "5m"),
+        "HighMemoryUsage": ("critical", "5m"),
+        "ServiceDown": ("critical", "1m"),
+    }
+    assert expected == {name: there[name] for name in expected}
+
+
+def test_the_runbooks_expressions_are_in_force_as_written() -> None:
+    """Three as alerts; the fourth, which a governor at its set point would fire for ever, as a recording."""
+    expressions = {name: rule["expr"] for name, rule in alerts().items()}
+
+    assert (
+        "histogram_quantile(0.95, rate(process_event_latency_seconds_bucket[5m])) > 0.1" == expressions["HighLatency"]
+    )
+    assert "memory_usage_bytes > 1.8e9" == expressions["HighMemoryUsage"]
+    assert 'up{job="mlsdm-api"} == 0' == expressions["ServiceDown"]
+    ratio = "rate(rejected_events_count[5m]) / rate(total_events_processed[5m])"
+    assert ratio == recordings()["instance:mlsdm_events_rejected:ratio_rate5m"]
+    assert "delta(moral_filter_threshold[1h])" == recordings()["instance:moral_filter_threshold:delta1h"]
+
+
+def test_every_alert_says_what_it_is_what_to_do_and_where_to_read_on() -> None:
+    """Three annotations, in sentences, and a severity that Alertmanager knows where to send."""
+    for name, rule in alerts().items():
+        notes = rule["annotations"]
+        assert {"summary", "description", "runbook_url"} == set(notes), name
+        assert f"{RUNBOOK}#{name.lower()}" == notes["runbook_url"]
+        assert rule["labels"]["severity"] in ("critical", "warning"), name
+        assert not notes["summary"].endswith("."), name
+        assert notes["description"].endswith("."), name
+
+
+def test_the_runbook_has_a_section_for_every_alert() -> None:
+    """The anchor of the link is the heading's own."""
+    lines = (ROOT / "docs/runbook.md").read_text(encoding="utf-8").splitlines()
+    headings = {line.lstrip("#").strip() for line in lines if line.startswith("#")}
+
+    assert set() == set(alerts()) - headings
+
+
+def test_no_name_is_given_twice() -> None:
+    """Neither to alerts nor to recordings: the second would hide the first."""
+    count: dict[str, int] = defaultdict(int)
+    for rule in rules():
+        count[rule.get("alert") or rule["record"]] += 1
+
+    assert dict.fromkeys(count, 1) == count
+
+
+def test_expressions_are_taken_apart_by_what_they_mean() -> None:
+    """Names in strings, labels of `by` and functions are no metrics; recordings come down to what they are made of."""
+    expression = 'sum by (job) (rate(a_total{code="b", route!~"c|d"}[5m] offset 1m)) > on (job) max(e) or absent(f)'
+
+    found = selectors(expression)
+
+    assert ["a_total", "e", "f"] == [selector.name for selector in found]
+    assert Selector("a_total", (Matcher("code", "=", "b"), Matcher("route", "!~", "c|d"))) == found[0]
+    assert {"rejected_events_count", "total_events_processed"} == measured(alerts()["HighRejectionRate"]["expr"])

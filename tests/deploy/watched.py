@@ -1,0 +1,58 @@
+"""A service under watch: a server, the Prometheus that scrapes it, and the traffic that gives every metric a value.
+
+Series with labels begin with the first thing that they count, so a metric exists only once it has happened. What is
+done here is done over HTTP, by a client with a key; nothing is put into the metrics from behind.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from loadtests.live import LiveServer, eventually
+from tests.app.wire import EXAMPLE
+from tests.scraped import Prometheus
+
+EVENTS: Final = 40  # enough for an hour before, which needs 30
+PROBES: Final = ("/health/liveness", "/health/readiness", "/health/detailed", "/livez", "/readyz", "/metrics")
+
+
+@dataclass
+class Watched:
+    """The server is open to its own machine, so nobody needs a key, not even to stop it."""
+
+    server: LiveServer
+    prometheus: Prometheus
+
+    def post(self, path: str, document: object) -> int:
+        """POST a JSON document; returns the status."""
+        return self.server.post(path, document).status
+
+    def order(self, verb: str) -> int:
+        """Stop or resume admissions; returns the status."""
+        return self.server.request("POST", f"/governor/{verb}").status
+
+    def event(self, moral: float) -> int:
+        """Send an event; returns the status."""
+        return self.post("/event", {"event_vector": EXAMPLE, "moral_value": moral})
+
+    def recall(self) -> int:
+        """Ask for the nearest memories; returns the status."""
+        return self.post("/recall", {"vector": EXAMPLE})
+
+    def live_through_everything(self) -> None:
+        """Everything that is counted by what it was, twice: a rate needs something that came after a scrape."""
+        assert [200] * EVENTS == [self.event(number % 2) for number in range(EVENTS)]
+        assert 200 == self.recall()
+        assert 200 == self.order("stop")
+        assert 503 == self.event(1.0)
+        assert 200 == self.order("resume")
+        assert 422 == self.post("/event", {})
+        for path in PROBES:
+            assert 200 == self.server.get(path).status
+        eventually(lambda: self.event(0.0) == 429)
+        eventually(lambda: self.prometheus.series('mlsdm_refusals_total{code="rate_limit_exceeded"}'))
+        eventually(lambda: self.event(1.0) == 200)
+        eventually(lambda: self.recall() == 200)
+
+    def has_rates(self) -> bool:
+        """Return whether Prometheus has seen the second time."""
+        return bool(self.prometheus.series("rate(process_event_latency_seconds_count[5m]) > 0"))
