@@ -46,11 +46,13 @@ def rules() -> Iterator[dict[str, Any]]:
             yield from group["rules"]
 
 
+@cache
 def alerts() -> dict[str, dict[str, Any]]:
     """Return the alerts by name."""
     return {rule["alert"]: rule for rule in rules() if "alert" in rule}
 
 
+@cache
 def recordings() -> dict[str, str]:
     """Return the expressions of recordings by the name that they record."""
     return {rule["record"]: str(rule["expr"]) for rule in rules() if "record" in rule}

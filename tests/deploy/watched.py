@@ -40,6 +40,7 @@ class Watched:
 
     def live_through_everything(self) -> None:
         """Everything that is counted by what it was, twice: a rate needs something that came after a scrape."""
+        eventually(lambda: self.prometheus.series("total_events_processed"))  # a rate counts from the first scrape on
         assert [200] * EVENTS == [self.event(number % 2) for number in range(EVENTS)]
         assert 200 == self.recall()
         assert 200 == self.order("stop")
