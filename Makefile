@@ -10,7 +10,7 @@ NATIVE := $(wildcard shm/native/* app/native/*) shm/layout.py shm/build.py app/b
 C_FILES := $(wildcard shm/native/*.[ch] app/native/*.[ch] loadtests/*/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test lint types format check ci lock manual bench faults load soak image peers clean
+.PHONY: help run install test lint types format check ci lock manual bench faults load soak image peers runbook clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -61,6 +61,9 @@ manual: install ## rewrite the files that are generated from settings and layout
 	$(BIN)/python -m core.manual markdown > docs/configuration.md
 	$(BIN)/python -m core.manual development > config/default.yaml
 	$(BIN)/python -m core.manual production > config/production-ready.yaml
+
+runbook: $(VENV)/tested ## play docs/runbook.md, and write under its commands what they print
+	$(BIN)/python -m tests.runbook docs/runbook.md --record
 
 lock: $(VENV)/tested ## resolve dependencies anew; commit the result
 	$(BIN)/uv pip compile -q pyproject.toml --group build --universal --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements.lock

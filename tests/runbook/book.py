@@ -33,7 +33,8 @@ def lines_of(path: Path) -> list[Line]:
             if fence:
                 language, block = fence[1], []
         elif fence:
-            found += _lines(language, block)
+            if language != "text":  # what a command has printed
+                found += _lines(language, block)
             language = None
         else:
             block.append((number, text))

@@ -25,6 +25,7 @@ from core.environment import PLAIN
 
 NOTES: Final = "STAGE_NOTES"  # a file that gets a line for each command: how it was judged
 LOG: Final = "STAGE_LOG"  # the log of the live server
+PID: Final = "STAGE_PID"  # its arbiter, process 1 of a container
 MANIFEST: Final = Path("deploy/k8s/production-deployment.yaml")
 OPERATORS: Final = {("ConfigMap", "mlsdm-config"), ("Secret", "mlsdm-secrets")}  # made by them, not by the manifests
 KINDS: Final = {
@@ -112,7 +113,9 @@ class Kubectl:
 
     def __init__(self, words: list[str]) -> None:
         self.words = words
-        self.asked = _parser().parse_intermixed_args(words)
+        end = words.index("--") if "--" in words else len(words)
+        self.inside = words[end + 1 :]  # what is to be run in a container
+        self.asked = _parser().parse_intermixed_args(words[:end])
         self.manifests = Manifests(MANIFEST)
 
     def run(self) -> None:
@@ -210,8 +213,20 @@ class Kubectl:
         """What the live server has logged stands for what its pods have."""
         self._pods(self.asked.words)
         lines = Path(os.environ[LOG]).read_text(encoding="utf-8").splitlines()
-        print("\n".join(lines[-self.asked.tail :] if self.asked.tail else lines))
+        try:
+            print("\n".join(lines[-self.asked.tail :] if self.asked.tail else lines), flush=True)
+        except BrokenPipeError:  # whoever reads has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return "names resolved; the lines are those of the live server"
+
+    def exec(self) -> str:
+        """Run in the container of a pod: the live server stands for it."""
+        self._pods(self.asked.words)
+        words = [os.environ[PID] if word == "1" else word for word in self.inside]
+        if words[:2] == ["mlsdm", "stat"]:
+            words += ["--pid", os.environ[PID]]
+        subprocess.run(words, check=True)
+        return "names resolved; run beside the live server"
 
     def top(self) -> str:
         """Pods."""

@@ -8,6 +8,7 @@ The server has had what makes a runbook worth reading: events accepted and rejec
 configuration that was refused, debug lines. So a grep that finds nothing is a fault of the runbook or of the server.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -24,11 +25,13 @@ import yaml
 
 from loadtests.live import ROOT, LiveServer, eventually
 from tests.runbook.book import Line, without_placeholders
-from tests.runbook.cluster import LOG, NOTES, VARIABLES
+from tests.runbook.cluster import LOG, NOTES, PID, VARIABLES
 from tests.scraped import scraped
 
 API_KEY: Final = "a-key-for-the-runbook"
+ADMIN_KEY: Final = "ops." + "k" * 43
 PLACEHOLDERS: Final = {"pod-name": "mlsdm-api-7d9c5b-x2x4k", "secret": API_KEY}
+DATA_SECONDS_MAX = 30.0  # until an expression has data: it needs two scrapes
 SECONDS_MAX: Final = 60.0  # of one command; a busy machine is no fault of the runbook
 WATCH: Final = """#!/bin/sh
 while case "$1" in -n) shift 2;; -*) shift;; *) false;; esac do :; done
@@ -57,6 +60,7 @@ class Stage:
             "HOST": "127.0.0.1",
             "LOG_LEVEL": "DEBUG",
             "CONFIG_PATH": str(self.configuration),
+            "MLSDM_SECURITY__KEYS_PATH": str(self._keys()),
         }
         self.server = LiveServer(directory, environ)
         self.environ = self._shell()
@@ -65,6 +69,7 @@ class Stage:
     def playing(self) -> Iterator["Stage"]:
         """Start everything, make the trouble, and end everything."""
         self.server.start()
+        self.environ[PID] = str(self.server.pid)
         try:
             with scraped(self.server, self.directory) as self.prometheus:
                 self._trouble()
@@ -73,6 +78,16 @@ class Stage:
             self.server.stop()
 
     # -- setting it up -------------------------------------------------------------------------------------------------
+
+    def _keys(self) -> Path:
+        """Write a keys file with one key, for the commands of the governor."""
+        path = self.directory / "keys.yaml"
+        digest = hashlib.sha256(ADMIN_KEY.encode()).hexdigest()
+        path.write_text(
+            yaml.safe_dump({"keys": [{"id": "ops", "digest": digest, "role": "admin", "tier": "standard"}]})
+        )
+        path.chmod(0o600)
+        return path
 
     def _shell(self) -> dict[str, str]:
         """Make the folder in which commands run and the words that mean something else there; returns the variables."""
@@ -86,7 +101,6 @@ class Stage:
         for name, module in (("kubectl", "cluster"), ("docker", "engine")):
             self._program(programs / name, f'#!/bin/sh\nexec {sys.executable} -m tests.runbook.{module} "$@"\n')
         self._program(programs / "watch", WATCH)
-        (programs / "python").symlink_to(sys.executable)
         hosts = [f'connect-to = "{name}:127.0.0.1:{self.server.port}"' for name in ("api:80", "localhost:8000")]
         (self.directory / ".curlrc").write_text("\n".join([*hosts, "fail", "silent", "show-error"]) + "\n")
         return {
@@ -95,6 +109,7 @@ class Stage:
             "CURL_HOME": str(self.directory),
             "PYTHONPATH": str(ROOT),
             "API_KEY": API_KEY,
+            "ADMIN_KEY": ADMIN_KEY,
             "STAGE_BIN": str(programs),
             NOTES: str(self.directory / "notes"),
             LOG: str(self.server.log_path),
@@ -114,6 +129,7 @@ class Stage:
         while answers[-1].status == 200:
             answers.append(self.server.request("POST", "/event", vector, {**key, "Moral-Value": str(next(morals))}))
         assert answers[-1].status == 429, answers[-1].body
+        assert self.server.get("/state", Authorization="Bearer of-no-key-at-all").status == 401
         good = self.configuration.read_text()
         self.configuration.write_text(good.replace("capacity: 20000", "capacity: many"))
         os.kill(self.server.pid, signal.SIGHUP)
@@ -172,7 +188,7 @@ class Stage:
 
     def _expression(self, text: str) -> Outcome:
         try:
-            result = eventually(lambda: self.prometheus.series(text))
+            result = eventually(lambda: self.prometheus.series(text), DATA_SECONDS_MAX)
         except AssertionError:
             return Outcome(False, "asked Prometheus", "no data")
         return Outcome(True, "asked Prometheus", json.dumps(result[:1]))
