@@ -7,8 +7,11 @@ and declares emergencies (core/emergency.py). Each is a method of `Controller` t
 
 While it is dead, admissions go on: workers decide events themselves, under the lock. The arbiter respawns it within
 milliseconds, and the new one finds everything it needs in the block. Each controller takes an epoch when it begins, and
-every write of it names that epoch: one that was stopped and wakes up later finds a newer epoch, writes nothing more and
-leaves with SUPERSEDED, so that two arbiters during an upgrade agree on one controller without talking to each other.
+every write that is the controller's alone names that epoch: one that was stopped and wakes up later finds a newer epoch
+and leaves with SUPERSEDED, so that two arbiters during an upgrade agree on one controller without talking to each
+other. What it may still do on the way is right whoever does it: put a mark or the header right, forget a memory that is
+corrupt, remove a stuck holder of the lock.
+
 Where the committed state is corrupt or the lock is lost, no epoch can be taken or checked: then the controller does
 what needs neither, signs its vitals without the lock, and takes its epoch as soon as it can.
 
