@@ -402,6 +402,7 @@ int mlsdm_command_post(struct mlsdm_map *map, uint32_t kind, const struct mlsdm_
     if (settings) next.settings = *settings;
     next.ticket =
         (command->ticket > state->ticket ? command->ticket : state->ticket) + 1; /* one is never given twice */
+    if (next.withdrawn >= next.ticket) next.withdrawn = 0; /* damaged: this one has not been taken back */
     next.checksum = command_checksum(&next);
     memcpy((uint8_t *)command + sizeof next.ticket, (uint8_t *)&next + sizeof next.ticket,
            sizeof next - sizeof next.ticket);

@@ -517,9 +517,9 @@ class TestCommand:
         assert position == used.block.position
 
         image = used.block.memory[:]
-        for byte in flipped(used, offset, size):
+        for bit in flipped_bits(used, offset, size):
             used.store.post_command("stop")
-            assert used.store.apply_command(used.now(), used.epoch), byte
+            assert used.store.apply_command(used.now(), used.epoch), bit
             used.block.memory[:] = image
 
     def test_one_that_is_pending(self, used: Formed) -> None:
