@@ -39,6 +39,8 @@ CALLS: Final = {
     "page": "entries_read",
     "post": "command_post",
     "withdraw": "command_withdraw",
+    "take": "tokens_take",
+    "give_back": "tokens_return",
     "take_over": "epoch",
     "tick": "tick",
     "apply": "command_apply",
@@ -85,6 +87,7 @@ class Actor(tracee.Tracee):
         self.row = NO_ROW
         self.epoch = 0
         self.tickets: list[int] = []  # of commands that it posted and has not taken back
+        self.paid: list[tuple[int, int]] = []  # (account, tokens) that it has taken and may give back
         self.operation: Operation | None = None
         asked, self._asks = os.pipe()
         self._answers, answering = os.pipe()

@@ -16,8 +16,9 @@ from shm import process
 from shm._native import ffi
 from shm.layout import NO_ROW
 from shm.status import StoreError
-from shm.store import NO_KEY, Decision, Memory, Recall, Store, new_key, new_vitals
+from shm.store import NO_KEY, Bucket, Decision, Memory, Recall, Store, new_key, new_vitals
 from tests.formed import NORM_MAX, Formed, Pool
+from tests.simulation.accounts import ACCOUNTS
 
 WAIT_MS: Final = 1  # whoever holds the lock while another runs stands still: to wait for it longer changes nothing
 PHASE_TOLERANCE: Final = 0.15
@@ -134,6 +135,12 @@ class Player:
 
     def withdraw(self, ticket: int) -> bool:
         return self.store.withdraw_command(ticket)
+
+    def take(self, now_ns: int, account: int, count: int) -> int:
+        return Bucket(self.block, *ACCOUNTS[account]).take(now_ns, count)
+
+    def give_back(self, account: int, count: int) -> None:
+        Bucket(self.block, *ACCOUNTS[account]).give_back(count)
 
     # -- a controller's ------------------------------------------------------------------------------------------------
 

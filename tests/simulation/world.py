@@ -30,7 +30,9 @@ from shm.layout import NO_ROW, Layout
 from shm.status import StoreError
 from shm.store import ANY_TICKET
 from tests.formed import NORM_MAX, Formed
+from tests.simulation.accounts import ACCOUNTS
 from tests.simulation.actor import Actor, Place, Trails, address_of
+from tests.simulation.buckets import Buckets
 from tests.simulation.chronicle import Chronicle, WrongError
 from tests.simulation.inspection import COMMANDS, Inspection
 from tests.simulation.judge import Course, Judge
@@ -59,9 +61,11 @@ REGIMES: Final = tuple(
 # How often each is asked for, beside the others of its kind.
 WORKERS_DO: Final = {
     "admit": 30, "batch": 8, "forget": 10, "recall": 9, "look": 6, "add_up": 5, "read": 7, "page": 6, "post": 5,
-    "withdraw": 3, "release": 2,
+    "withdraw": 3, "release": 2, "take": 14, "give_back": 5,
 }  # fmt: skip
-READS: Final = ("recall", "look", "add_up", "read", "page", "scrub")  # without the lock, for the most part
+PAID: Final = ("take", "give_back")  # without the lock
+READS: Final = ("recall", "look", "add_up", "read", "page", "scrub", *PAID)  # for the most part
+REST_STEPS: Final = 200  # between two looks at what nobody writes
 CONTROLLERS_DO: Final = {"tick": 8, "apply": 8, "beat": 3, "scrub": 3, "forget": 1, "look": 1, "take_over": 2}
 
 
@@ -88,6 +92,7 @@ class World:
         self.chronicle = Chronicle(self.formed)
         self.inspection = Inspection(self.formed, self.chronicle)
         self.judge = Judge(self.chronicle)
+        self.buckets = Buckets(self.formed, WORKERS)
         self.courses: dict[str, Course] = {}
         self.actors: list[Actor] = []
         self._born = 0
@@ -143,6 +148,7 @@ class World:
             actor.give(self._chosen(actor))
             assert actor.operation is not None
             self.courses[actor.name] = self.course(actor.operation)
+            self._pay(actor)
         course = self.courses[actor.name]
         operation = course.operation
         course.contended.append(self._holder() not in (0, actor.pid))
@@ -150,12 +156,15 @@ class World:
         actor.operation = operation  # it may be done; the inspection asks what it was doing
         self._tell(f"{actor.name} {operation} {how}: {outcome or 'stands'}")
         self.inspection.look(actor, course.made)
+        self.buckets.look(actor.name, f"{actor.name}'s {operation}")
         for under_way in self.courses.values():
             under_way.pendings.append(self.chronicle.pending)
         if outcome:
             actor.operation = None
             self._settle(actor, outcome, course)
         self.inspection.look_at_rows(self.actors)
+        if self.steps % REST_STEPS == 0:
+            self.buckets.look_at_the_rest()
         oldest = min((course.began for course in self.courses.values()), default=self.chronicle.newest)
         self.chronicle.forget_before(oldest)
 
@@ -182,12 +191,17 @@ class World:
         if standing:
             return actor.advance(instructions, trails), f"for {instructions} instructions"
         place: Place = self.random.choices(("call", "section", "leaving"), (2, 5, 2))[0]
+        if actor.operation.name in PAID:
+            place, instructions = "call", self.random.randrange(160)
         outcome = actor.go_to(address_of(place, actor.operation)) or actor.advance(instructions, trails)
         return outcome, f"to {place} and {instructions} instructions"
 
     def _settle(self, actor: Actor, outcome: Outcome, course: Course) -> None:
         del self.courses[actor.name]
-        self.judge.judge(actor, outcome, course)
+        if course.operation.name in PAID:
+            self.buckets.judge(actor.name, f"{actor.name}'s {course.operation} answered {outcome}", outcome.value)
+        else:
+            self.judge.judge(actor, outcome, course)
         operation = course.operation
         self.counts[f"{operation.name} {outcome.status}"] += 1
         if outcome.status != "ok":
@@ -202,6 +216,12 @@ class World:
             actor.tickets = [*actor.tickets[-2:], outcome.value]
         elif operation.name == "withdraw":
             actor.tickets.remove(operation.arguments[0])
+        elif operation.name == "take":
+            self.counts["refused tokens"] += outcome.value < 0
+            if outcome.value >= 0:
+                actor.paid = [*actor.paid[-4:], operation.arguments[1:]]
+        elif operation.name == "give_back":
+            actor.paid.remove(operation.arguments)
         elif operation.name in ("admit", "batch"):
             decisions = [outcome.value] if operation.name == "admit" else outcome.value[0]
             self.counts["repeated"] += sum(decision.repeated for decision in decisions)
@@ -212,6 +232,7 @@ class World:
         actor.kill()
         self.counts["died with the lock" if held else "died in an operation" if actor.operation else "died idle"] += 1
         course = self.courses.pop(actor.name, None)
+        self.buckets.end(actor.name)
         self.actors.remove(actor)
         if course:
             self.inspection.look(actor, course.made)
@@ -257,6 +278,8 @@ class World:
         name = self.random.choices(list(kinds), list(kinds.values()))[0]
         if name == "withdraw" and not actor.tickets:
             name = "post"
+        if name == "give_back" and not actor.paid:
+            name = "take"
         asks: dict[str, Callable[[], tuple[Any, ...]]] = {
             "admit": lambda: (self.now_ns, *self._event()),
             "batch": self._batch,
@@ -266,6 +289,8 @@ class World:
             "page": self._page,
             "post": self._post,
             "withdraw": lambda: (self.random.choice(actor.tickets),),
+            "take": self._tokens,
+            "give_back": lambda: self.random.choice(actor.paid),
             "take_over": lambda: (self.now_ns, REGIMES[0]),
             "tick": lambda: (self.now_ns,),
             "apply": lambda: (self.now_ns,),
@@ -299,6 +324,21 @@ class World:
         """Return an id: of the window, on its edges, or beyond."""
         newest = self.chronicle.model.accepted
         return max(0, newest + 2 - self.random.randrange(LAYOUT.capacity + 4))
+
+    def _tokens(self) -> tuple[int, int, int]:
+        """Return what to take: rather often from one of the same few accounts, so that they meet."""
+        few = ACCOUNTS if self.random.random() < 0.6 else ACCOUNTS[4:8]
+        account = ACCOUNTS.index(self.random.choice(few))
+        return self.now_ns, account, self.random.randint(1, ACCOUNTS[account].burst)
+
+    def _pay(self, actor: Actor) -> None:
+        operation = actor.operation
+        assert operation is not None
+        if operation.name == "take":
+            now_ns, account, count = operation.arguments
+            self.buckets.begin(actor.name, account, count, now_ns)
+        elif operation.name == "give_back":
+            self.buckets.begin(actor.name, *operation.arguments, None)
 
     def _page(self) -> tuple[int, int]:
         newest = self.chronicle.newest

@@ -1,0 +1,29 @@
+"""The accounts of the simulated clients: whose token buckets are taken from.
+
+All fall into the same eight places of their table, `SET`. Six share those of KEYS, where nobody is driven out unless
+somebody has got a second place; twelve share those of PEERS, where somebody always is. Their rates and bursts differ.
+"""
+
+from typing import Final, NamedTuple
+
+from shm.layout import BUCKET_WAYS, KEY_BUCKETS, PEER_BUCKETS
+from shm.store import KEYS, PEERS
+
+SET: Final = 5
+_SETS: Final = {KEYS: KEY_BUCKETS // BUCKET_WAYS, PEERS: PEER_BUCKETS // BUCKET_WAYS}
+
+
+class Account(NamedTuple):
+    """Whose bucket: the arguments of `shm.store.Bucket`."""
+
+    table: int
+    owner: int
+    interval_ns: int
+    burst: int
+
+
+ACCOUNTS: Final = tuple(
+    Account(table, SET + _SETS[table] * (1 + i), 10**8 * (1 + 7 * i), 1 + i % 5)
+    for table, count in ((KEYS, 6), (PEERS, 12))
+    for i in range(count)
+)
