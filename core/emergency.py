@@ -59,7 +59,9 @@ class Emergency:
         """Begin with what a predecessor has left: reasons in force, those overruled, and since when."""
         self.in_force = in_force
         self.overruled = overruled
-        self.since_ns = since_ns  # of the oldest reason in force, 0 when there is none
+        # Of the oldest reason in force, 0 when there is none: who carried out an order and died may have left a time
+        # without a reason.
+        self.since_ns = since_ns if in_force else 0
         self._cooldown_ns = cooldown_ns
         self._causes = in_force & _OVERRULABLE  # until they are observed: an order may come first
         self._absent_since_ns: dict[int, int] = {}

@@ -44,21 +44,23 @@ CALLS: Final = {
     "take_over": "epoch",
     "tick": "tick",
     "apply": "command_apply",
-    "beat": "vitals_write",
     "scrub": "slot_check",
 }
 
 
+# Those of a controller's round, which calls several.
+ROUND: Final = ("epoch", "command_apply", "state_read", "tick", "vitals_write", "vitals_signal")
+
 _CORE: Final = ctypes.CDLL(_native.__file__)
 
 
-def address_of(place: Place, operation: Operation) -> int:
-    """Return where the native core begins with an operation, takes the mutex for it, or gives the mutex back."""
+def address_of(place: Place, call: str) -> int:
+    """Return where the native core begins with a call, takes the mutex, or gives the mutex back."""
     if place == "section":
         return tracee.SECTION.first
     if place == "leaving":
         return tracee.SECTION.last
-    function = getattr(_CORE, "mlsdm_" + CALLS[operation.name])  # cffi's own pointer is that of a wrapper nobody calls
+    function = getattr(_CORE, "mlsdm_" + call)  # cffi's own pointer is that of a wrapper nobody calls
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
@@ -86,6 +88,7 @@ class Actor(tracee.Tracee):
         self._block = formed.block
         self.row = NO_ROW
         self.epoch = 0
+        self.predecessor = 0  # pid of the controller whose place it has taken
         self.tickets: list[int] = []  # of commands that it posted and has not taken back
         self.paid: list[tuple[int, int]] = []  # (account, tokens) that it has taken and may give back
         self.operation: Operation | None = None

@@ -2,9 +2,9 @@
 
 A bucket is one word, changed without a lock, so nothing says afterwards who changed it or in which order. But only one
 actor moves at a time: whatever differs after a step is its work. For each operation under way this keeps every place at
-which it may stand, by the rules of taking and returning (`_Course.moves`); a step must have led from one of these to the
-table as it is now, and an answer must be that of one of them. Whoever does anything else, in whatever order, is caught
-in the same step.
+which it may stand, by the rules of taking and returning (`_Course.moves`); a step must have led from one of these to
+the table as it is now, and an answer must be that of one of them. Whoever does anything else, in whatever order, is
+caught in the same step.
 
 The rules are those of a table that is used by several at once. Who finds no place of its own may strike out another's,
 and strikes its debt off before it signs; alone, it takes the one that is due first. Who finds its place signed by

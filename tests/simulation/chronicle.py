@@ -24,8 +24,10 @@ from tests.formed import Formed, decision_of
 from tests.simulation.actor import Actor
 from tests.simulation.player import PHASE_TOLERANCE, KeyOf, Seen, image_of
 
-# What an operation may enter into the log. "apply" enters what was pending.
+# What an operation may enter into the log. "apply" enters what was pending; "round" may, too, and an epoch before that,
+# and a tick after it.
 WRITES: Final = {"admit": "decision", "batch": "decision", "forget": "delete", "take_over": "epoch", "tick": "tick"}
+COMMANDED: Final = ("configure", "reset", "stop", "resume")
 
 
 class WrongError(Exception):
@@ -140,14 +142,16 @@ class Chronicle:
         operation = actor.operation
         assert operation is not None
         before, what = self.now.seen, f"entry {entry.position} by {actor.name} at {operation}"
-        kind = self.pending and self.pending.kind if operation.name == "apply" else WRITES.get(operation.name)
+        kind = self._kind_of(KINDS[entry.kind], actor, made)
         same(f"{what}: kind", kind, KINDS[entry.kind])
         same(f"{what}: row", actor.row, entry.row)
         same(f"{what}: time", max(before.time_ns, operation.arguments[0]), entry.time_ns)
         same(f"{what}: epoch", before.epoch + (kind == "epoch"), entry.epoch)
-        if operation.name in ("tick", "apply"):
+        if kind == "epoch":
+            actor.epoch = int(entry.epoch)
+        elif operation.name in ("tick", "apply", "round"):
             same(f"{what}: epoch of the controller that wrote it", before.epoch, actor.epoch)
-        holds(f"{what}: is the only one of its operation", not made or operation.name == "batch")
+        holds(f"{what}: is the only one of its operation", not made or operation.name in ("batch", "round"))
         live, receipts, regime = self.now.live, before.receipts, self.model.settings
         decided = ffi.cast("struct mlsdm_decided *", entry.detail)
         if kind == "decision":
@@ -162,11 +166,21 @@ class Chronicle:
             self.model = self.model.after(entry, regime, self.vector_of)
         except DivergenceError as error:
             raise WrongError(str(error)) from error
-        if operation.name == "apply":
+        if kind in COMMANDED:
             assert self.pending is not None
             self.commands, self.pending = self.pending.ticket, None
         self._keep(entry, live, receipts)
         same(f"{what}: live memories", len(live), self.model.live)
+
+    def _kind_of(self, found: str, actor: Actor, made: list[int]) -> str | None:
+        """Return which kind an entry of the actor's operation must have; `found` is the one it has."""
+        assert actor.operation is not None
+        name, commanded = actor.operation.name, self.pending and self.pending.kind
+        if name != "round":
+            return commanded if name == "apply" else WRITES.get(name)
+        before = {KINDS[ffi.cast("struct mlsdm_entry *", ffi.from_buffer(self.moments[at].image)).kind] for at in made}
+        may = ["epoch"] * (not actor.epoch) + [commanded] * (not before & {*COMMANDED, "tick"}) + ["tick"]
+        return found if found in may and found not in before else None
 
     def _decided(self, entry: Any, actor: Actor, made: list[int]) -> tuple[tuple[int, ...], int]:
         """Follow a decision; returns which memories live after it, and how many receipts were given."""

@@ -5,28 +5,27 @@ a transition has changed nothing that counts. So this looks at the whole block e
 just been written.
 """
 
-from typing import Any, Final
+from typing import Any
 
 from core.regime import Regime
 from core.replay import Scalars
 from shm._native import ffi
 from shm.layout import KINDS, NO_ROW
-from shm.status import Gone, StoreError, Unknown
+from shm.status import Corrupt, Gone, StoreError, Unknown
 from tests.formed import Formed
 from tests.simulation.actor import Actor
 from tests.simulation.chronicle import Chronicle, Pending, holds, same
+from tests.simulation.harm import Harm
 from tests.simulation.player import Seen
-
-COMMANDS: Final = ("configure", "reset", "stop", "resume")
 
 
 class Inspection:
     """Looks at one block. `look` is called after every step, with who moved in it."""
 
-    def __init__(self, formed: Formed, chronicle: Chronicle) -> None:
+    def __init__(self, formed: Formed, chronicle: Chronicle, harm: Harm) -> None:
         self.formed = formed
         self.chronicle = chronicle
-        self.heartbeat_ns = 0
+        self.harm = harm
         self.ticket = 0  # newest that was given
 
     def look(self, actor: Actor, made: list[int]) -> None:
@@ -35,14 +34,19 @@ class Inspection:
         while self.chronicle.newest < commit:
             self.chronicle.enter(self.formed.entry(self.chronicle.newest + 1), actor, made)
             made.append(self.chronicle.newest)
+        self.harm.see(commit)
+        self.harm.see(commit)
         try:
-            self._state(commit)
+            if self.harm.corrupt:
+                self._corrupt()
+            else:
+                self._state(commit)
             self._tallies()
-            self._memories()
+            if not self.harm.state:
+                self._memories()
         except StoreError as error:
             holds(f"what is committed can be read: {error!r}", False)
         self._command(actor)
-        self._vitals(actor)
 
     def _state(self, commit: int) -> None:
         state, _ = self.formed.store.levels()
@@ -52,6 +56,15 @@ class Inspection:
         same("the committed state", self.chronicle.now.seen, seen)
         same("the settings in force", self.chronicle.model.settings, Regime.of_record(state.settings))
         same("the newest command", self.chronicle.commands, int(state.ticket))
+
+    def _corrupt(self) -> None:
+        """What was damaged is not read as if it were sound."""
+        read = self.formed.store.state if self.harm.state else self.formed.store.levels
+        try:
+            read()
+        except Corrupt:
+            return
+        holds("the damage is noticed", False)
 
     def _tallies(self) -> None:
         model = self.chronicle.model
@@ -109,15 +122,6 @@ class Inspection:
             holds(f"ticket {found.ticket} was never given before", found.ticket > self.ticket)
             self.ticket = found.ticket
         self.chronicle.pending = found
-
-    def _vitals(self, actor: Actor) -> None:
-        """Nobody but the newest controller beats."""
-        beat = int(self.formed.block.region("vitals").heartbeat_ns)
-        if beat != self.heartbeat_ns:
-            operation = actor.operation
-            assert operation is not None
-            same("who beats", ("beat", (beat,), self.chronicle.now.seen.epoch), (*operation, actor.epoch))
-            self.heartbeat_ns = beat
 
     def look_at_rows(self, actors: list[Actor]) -> None:
         """Each row belongs to the process that was told so, and to no other."""

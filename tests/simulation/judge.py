@@ -9,24 +9,15 @@ with the lock.
 
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY
 from shm.status import _ERRORS
 from shm.store import ANY_TICKET, Decision
 from tests.simulation.actor import Actor
-from tests.simulation.chronicle import Chronicle, Moment, Pending, holds, items_of, same
-from tests.simulation.player import KeyOf, Operation, Outcome
-
-
-class Course(NamedTuple):
-    """How an operation went. `pendings` are the pending commands that were seen between the steps of its time."""
-
-    operation: Operation
-    began: int  # position
-    made: list[int]  # positions that it entered
-    contended: list[bool]  # in each of its steps: whether another one held the lock
-    pendings: list[Pending | None]
-    commands: int  # that had been carried out when it began
+from tests.simulation.chronicle import Chronicle, Moment, holds, items_of, same
+from tests.simulation.course import Course
+from tests.simulation.player import KeyOf, Outcome
 
 
 class Judge:
@@ -41,7 +32,8 @@ class Judge:
         moments = [self.chronicle.moments[p] for p in range(course.began, self.chronicle.newest + 1)]
         what = f"{actor.name}'s {operation} answered {outcome.status}"
         if outcome.status != "ok":
-            same(f"{what}, having entered", [], course.made)
+            if operation.name != "round":  # in which a controller may have done something before it was superseded
+                same(f"{what}, having entered", [], course.made)
             self._refused(what, actor, outcome.status, course, moments)
             return
         judge: Callable[..., None] = getattr(self, "_" + operation.name)
@@ -51,8 +43,13 @@ class Judge:
         operation = course.operation
         if status == "Busy":
             holds(f"{what}: somebody else stood with the lock", any(course.contended))
+        elif status in ("Corrupt", "Lost", "Exhausted"):
+            self._troubled(what, status, course, moments, 0)
         elif status == "Stale":
-            holds(f"{what}: a newer controller had taken over", actor.epoch < moments[-1].seen.epoch)
+            troubled = any(causes & ~EMERGENCY_MEMORY for causes in course.causes)  # then they know each other by pid
+            signers = {words.signer for words in course.signed} - {actor.pid, actor.predecessor}
+            superseded = actor.epoch < moments[-1].seen.epoch or (troubled and signers)
+            holds(f"{what}: a newer controller had taken over", superseded)
         elif status in ("Stopped", "Reused"):
             self._not_decided(what, status, items_of(operation.arguments)[0][2], moments)
         elif status in ("Gone", "Unknown") and operation.name in ("forget", "read"):
@@ -70,6 +67,17 @@ class Judge:
             holds(f"{what}: others moved meanwhile", len(course.contended) > 1)
         else:
             holds(f"{what}: which is no answer to that", False)
+
+    def _troubled(self, what: str, status: str, course: Course, moments: list[Moment], item: int) -> None:
+        """It is corrupt or lost, or, to an event, the controller says so; not to one that was answered before."""
+        bit = {"Corrupt": EMERGENCY_CORRUPT, "Lost": EMERGENCY_LOST, "Exhausted": EMERGENCY_MEMORY}[status]
+        worse = bit - 1  # that is answered before it
+        said = any(word & bit and not word & worse for word in course.words)
+        event = course.operation.name in ("admit", "batch")
+        key = items_of(course.operation.arguments)[item][2] if event else None
+        event = event and not (key and all(self.chronicle.receipt_for(key, moment) for moment in moments))
+        so = bit != EMERGENCY_MEMORY and any(causes & bit for causes in course.causes)
+        holds(f"{what} in emergencies {course.words} and troubles {course.causes}", so or (event and said))
 
     def _not_decided(self, what: str, status: str, key: KeyOf | None, moments: list[Moment]) -> None:
         receipts = [key and self.chronicle.receipt_for(key, moment) for moment in moments]
@@ -114,6 +122,8 @@ class Judge:
             return
         if error.__name__ == "Busy":
             holds(f"{what}: somebody else stood with the lock", any(course.contended))
+        elif error.__name__ in ("Corrupt", "Lost", "Exhausted"):
+            self._troubled(what, error.__name__, course, moments, len(decisions))
         else:
             self._not_decided(what, error.__name__, items[len(decisions)][2], moments)
 
@@ -176,21 +186,28 @@ class Judge:
 
     # -- what a controller is answered ---------------------------------------------------------------------------------
 
-    def _take_over(self, what: str, image: bytes, course: Course, _moments: list[Moment], *_arguments: Any) -> None:
-        self._entered(what, image, course)
+    def _take_over(self, what: str, value: Any, course: Course, _moments: list[Moment], *_arguments: Any) -> None:
+        _, image = value
+        if image:
+            self._entered(what, image, course)
+            return
+        same(f"{what}, having entered", [], course.made)
+        troubled = any(causes & ~EMERGENCY_MEMORY for causes in course.causes)
+        holds(f"{what}: it could not take its epoch", troubled or any(course.contended))
 
     def _tick(self, what: str, image: bytes, course: Course, _moments: list[Moment], *_arguments: Any) -> None:
         self._entered(what, image, course)
 
-    def _apply(self, what: str, image: bytes | None, course: Course, _moments: list[Moment], *_arguments: Any) -> None:
+    def _apply(self, what: str, value: Any, course: Course, _moments: list[Moment], *_arguments: Any) -> None:
+        image, _ = value
         if image:
             self._entered(what, image, course)
         else:
             same(f"{what}, having entered", [], course.made)
             holds(f"{what}: nothing was pending", not all(course.pendings))
 
-    def _beat(self, what: str, _value: None, course: Course, _moments: list[Moment], *_arguments: Any) -> None:
-        same(f"{what}, having entered", [], course.made)
+    def _round(self, *_: Any) -> None:
+        """What it entered was followed, and what it felt is for the alarm to judge."""
 
     def _scrub(self, what: str, found: Any, _course: Course, _moments: list[Moment]) -> None:
         same(what, [(True, 0)] * (self.chronicle.layout.capacity + 1), found)

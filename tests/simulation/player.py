@@ -5,23 +5,30 @@ An `Operation` is a name with arguments that can be pickled, times and seeds amo
 itself. What comes back is an `Outcome`, in plain values, copied out of the block.
 """
 
+import logging
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from core.config import Config
+from core.controller import Controller
+from core.emergency import Change, Emergency
+from core.limits import EMERGENCY_COOLDOWN_SECONDS
 from core.recall import PhaseWindow, masks
 from core.regime import Regime
 from core.replay import Scalars
+from core.vitals import Vitals
 from shm import process
 from shm._native import ffi
 from shm.layout import NO_ROW
 from shm.status import StoreError
-from shm.store import NO_KEY, Bucket, Decision, Memory, Recall, Store, new_key, new_vitals
+from shm.store import NO_KEY, Bucket, Decision, Memory, Recall, Store, new_key
 from tests.formed import NORM_MAX, Formed, Pool
 from tests.simulation.accounts import ACCOUNTS
 
 WAIT_MS: Final = 1  # whoever holds the lock while another runs stands still: to wait for it longer changes nothing
 PHASE_TOLERANCE: Final = 0.15
+CONFIG: Final = Config()  # only a first controller would make a state of it, and there has been one
 
 KeyOf = tuple[int, int, int]  # two words and a body
 
@@ -54,6 +61,74 @@ class Seen(NamedTuple):
     time_ns: int
 
 
+class Heard(NamedTuple):
+    """What an emergency was told: the causes that were seen at a time, or, where they are None, an operator's order."""
+
+    now_ns: int
+    causes: int | None
+
+
+class Felt(NamedTuple):
+    """What a controller came to in a round, and the sentences about emergencies that it said."""
+
+    heard: list[Heard]
+    in_force: int
+    overruled: int
+    since_ns: int
+    said: list[str]
+
+
+class _Listening(Emergency):
+    """An emergency that remembers what it was told since it was last asked."""
+
+    def __init__(self, left: Emergency) -> None:
+        cooldown_ns = EMERGENCY_COOLDOWN_SECONDS.value * 1_000_000_000
+        super().__init__(cooldown_ns, left.in_force, left.overruled, left.since_ns)
+        self._heard: list[Heard] = []
+
+    def observe(self, now_ns: int, causes: int) -> list[Change]:
+        self._heard.append(Heard(now_ns, causes))
+        return super().observe(now_ns, causes)
+
+    def overrule(self) -> list[Change]:
+        self._heard.append(Heard(0, None))
+        return super().overrule()
+
+    def heard(self) -> list[Heard]:
+        heard, self._heard = self._heard, []
+        return heard
+
+
+class _Machine:
+    """Stands in for the sampler: of this machine's memory as much is used as is said."""
+
+    percent = 0.0
+
+    def sample(self) -> Vitals:
+        return Vitals(
+            sampled_ns=0, memory_percent=self.percent, memory_available_mb=0, memory_total_mb=0, cpu_percent=0,
+            cpu_percent_30s=0, cpu_count=1, disk_percent=0,
+        )  # fmt: skip
+
+
+class _Governing(Controller):
+    """A real controller that kills nobody: who stands with the lock here stands because the scheduler says so."""
+
+    def guard_lock(self) -> None:
+        pass
+
+
+class _Log(logging.Handler):
+    """What the controller said."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
 class Player:
     """One process on the block: a worker once it has a row, a controller once it has an epoch."""
 
@@ -62,7 +137,12 @@ class Player:
         self.pool: Pool = formed.pool
         self.me = process.myself()
         self.row = NO_ROW
-        self.own_epoch = 0
+        self.controller: Controller | None = None
+        self.now_ns = 0
+        self.machine = _Machine()
+        self.log = _Log()
+        logging.getLogger("mlsdm").addHandler(self.log)
+        logging.getLogger("mlsdm").propagate = False
         self._be(NO_ROW)
         self.store = Store(self.block)
         self.recaller = Recall(self.block)
@@ -144,22 +224,47 @@ class Player:
 
     # -- a controller's ------------------------------------------------------------------------------------------------
 
-    def take_over(self, now_ns: int, regime: Regime) -> bytes:
-        entry = self.store.epoch(now_ns, regime.to_record())
-        self.own_epoch = int(entry.epoch)
-        return image_of(entry)
+    def take_over(self, now_ns: int) -> tuple[tuple[int, int, int, int], bytes | None]:
+        """Be a new controller; returns the words about an emergency that it found, and the entry of its epoch, which it
+        may come to have only in a round.
+        """
+        self.now_ns = now_ns
+        signer = int(self.block.region("vitals").controller_pid)
+        self.controller = made = _Governing(self.block, CONFIG, process.Identity(0, 0), lambda: self.now_ns)
+        made.emergency = left = _Listening(made.emergency)
+        made.sampler = self.machine  # type: ignore[assignment]  # it has the one method that is called
+        image = image_of(made.store._entry) if made.epoch else None
+        return (left.in_force, left.overruled, left.since_ns, signer), image
 
     def tick(self, now_ns: int) -> bytes:
-        return image_of(self.store.tick(now_ns, self.own_epoch))
+        return image_of(self.store.tick(now_ns, self._governing.epoch))
 
-    def apply(self, now_ns: int) -> bytes | None:
-        entry = self.store.apply_command(now_ns, self.own_epoch)
-        return entry and image_of(entry)
+    def apply(self, now_ns: int) -> tuple[bytes | None, list[Heard]]:
+        governing = self._governing
+        entry = governing.store._entry
+        entry.position = 0
+        governing.obey(now_ns)
+        return image_of(entry) if entry.position else None, self._emergency.heard()
 
-    def beat(self, heartbeat_ns: int) -> None:
-        vitals = new_vitals()
-        vitals.heartbeat_ns = heartbeat_ns
-        self.store.write_vitals(self.own_epoch, vitals)
+    def round(self, now_ns: int, memory_percent: float) -> Felt:
+        """Do all that a controller does fifty times a second, but for guarding the lock."""
+        self.now_ns, self.machine.percent = now_ns, memory_percent
+        self.log.said.clear()
+        self._governing.round()
+        emergency = self._emergency
+        said = [sentence for sentence in self.log.said if sentence.startswith("emergency")]
+        return Felt(emergency.heard(), emergency.in_force, emergency.overruled, emergency.since_ns, said)
+
+    @property
+    def _governing(self) -> Controller:
+        assert self.controller is not None
+        return self.controller
+
+    @property
+    def _emergency(self) -> _Listening:
+        emergency = self._governing.emergency
+        assert isinstance(emergency, _Listening)
+        return emergency
 
     def scrub(self) -> list[tuple[bool, int]]:
         return [self.store.slot_sound(slot) for slot in range(self.block.layout.capacity + 1)]

@@ -31,11 +31,14 @@ from shm.status import StoreError
 from shm.store import ANY_TICKET
 from tests.formed import NORM_MAX, Formed
 from tests.simulation.accounts import ACCOUNTS
-from tests.simulation.actor import Actor, Place, Trails, address_of
+from tests.simulation.actor import CALLS, ROUND, Actor, Place, Trails, address_of
+from tests.simulation.alarm import Alarm, Words
 from tests.simulation.buckets import Buckets
-from tests.simulation.chronicle import Chronicle, WrongError
-from tests.simulation.inspection import COMMANDS, Inspection
-from tests.simulation.judge import Course, Judge
+from tests.simulation.chronicle import COMMANDED, Chronicle, WrongError
+from tests.simulation.course import Course
+from tests.simulation.harm import FULL, Harm
+from tests.simulation.inspection import Inspection
+from tests.simulation.judge import Judge
 from tests.simulation.player import KeyOf, Operation, Outcome
 
 WORKERS: Final = 3
@@ -46,6 +49,7 @@ LAYOUT: Final = Layout(  # so small that every ring goes round every few steps
 YEAR_NS: Final = 365 * 86_400 * 10**9
 STUCK_SECONDS: Final = 60  # for one step, which takes some milliseconds: an actor that runs in circles
 TOLD: Final = 40  # steps before a failure
+TOLD_LENGTH: Final = 400  # characters of each
 KEYS: Final = 16  # so few that most are known, or were
 
 REGIMES: Final = tuple(
@@ -61,12 +65,22 @@ REGIMES: Final = tuple(
 # How often each is asked for, beside the others of its kind.
 WORKERS_DO: Final = {
     "admit": 30, "batch": 8, "forget": 10, "recall": 9, "look": 6, "add_up": 5, "read": 7, "page": 6, "post": 5,
-    "withdraw": 3, "release": 2, "take": 14, "give_back": 5,
+    "withdraw": 3, "release": 2, "take": 12, "give_back": 9,
 }  # fmt: skip
+CONTROLS: Final = ("take_over", "apply", "round")
 PAID: Final = ("take", "give_back")  # without the lock
 READS: Final = ("recall", "look", "add_up", "read", "page", "scrub", *PAID)  # for the most part
 REST_STEPS: Final = 200  # between two looks at what nobody writes
-CONTROLLERS_DO: Final = {"tick": 8, "apply": 8, "beat": 3, "scrub": 3, "forget": 1, "look": 1, "take_over": 2}
+CONTROLLERS_DO: Final = {"round": 12, "tick": 5, "apply": 5, "scrub": 3, "forget": 1, "look": 1, "take_over": 2}
+
+# How often, of all steps, something befalls block or machine while nothing is the matter, and while something is.
+HARMED: Final = 0.0025
+MENDED: Final = 0.03
+
+
+def shorten(sentence: str) -> str:
+    """Return what a screen can hold of a sentence."""
+    return sentence if len(sentence) <= TOLD_LENGTH else f"{sentence[:TOLD_LENGTH]} …"
 
 
 class FailedError(Exception):
@@ -89,8 +103,11 @@ class World:
         random.setstate(state)
         self.formed.block.bind(0, NO_ROW, 0, NORM_MAX)  # from here on this process only looks
         self.now_ns = self.formed.now()
+        self.boot_ns = self.now_ns  # a clock that never falls back, as those of emergencies and buckets must not
         self.chronicle = Chronicle(self.formed)
-        self.inspection = Inspection(self.formed, self.chronicle)
+        self.harm = Harm(self.formed, self.random)
+        self.inspection = Inspection(self.formed, self.chronicle, self.harm)
+        self.alarm = Alarm(self.formed, self.chronicle, self.harm)
         self.judge = Judge(self.chronicle)
         self.buckets = Buckets(self.formed, WORKERS)
         self.courses: dict[str, Course] = {}
@@ -134,9 +151,11 @@ class World:
     # -- one step ------------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Move one actor. Raises WrongError."""
+        """Move one actor, or harm them all. Raises WrongError."""
         self.steps += 1
         self._pass_time()
+        if self.random.random() < (MENDED if self.harm.causes else HARMED) and self._harm():
+            return
         if len(self.actors) < WORKERS + CONTROLLERS and self.random.random() < 0.5:
             self._bear()
         actor = self._picked()
@@ -149,13 +168,18 @@ class World:
             assert actor.operation is not None
             self.courses[actor.name] = self.course(actor.operation)
             self._pay(actor)
+            if actor.operation.name == "take_over":
+                actor.epoch = 0
         course = self.courses[actor.name]
         operation = course.operation
         course.contended.append(self._holder() not in (0, actor.pid))
+        self.alarm.begin(course, held=self._holder() == actor.pid)
+        entered = len(course.made)
         outcome, how = self._moved(actor, standing)
         actor.operation = operation  # it may be done; the inspection asks what it was doing
         self._tell(f"{actor.name} {operation} {how}: {outcome or 'stands'}")
         self.inspection.look(actor, course.made)
+        self.alarm.look(actor, course, operation.name in ("admit", "batch") and len(course.made) > entered)
         self.buckets.look(actor.name, f"{actor.name}'s {operation}")
         for under_way in self.courses.values():
             under_way.pendings.append(self.chronicle.pending)
@@ -170,7 +194,8 @@ class World:
 
     def course(self, operation: Operation) -> Course:
         """Return the course of an operation that begins now."""
-        return Course(operation, self.chronicle.newest, [], [], [self.chronicle.pending], self.chronicle.commands)
+        chronicle = self.chronicle
+        return Course(operation, chronicle.newest, chronicle.commands, [], [], [chronicle.pending], [], [], [], [])
 
     def _moved(self, actor: Actor, standing: bool) -> tuple[Outcome | None, str]:
         """Move an actor, to its end or to where it is to stand; returns its outcome, and how far it was to go.
@@ -193,7 +218,9 @@ class World:
         place: Place = self.random.choices(("call", "section", "leaving"), (2, 5, 2))[0]
         if actor.operation.name in PAID:
             place, instructions = "call", self.random.randrange(160)
-        outcome = actor.go_to(address_of(place, actor.operation)) or actor.advance(instructions, trails)
+        calls = ROUND if actor.operation.name == "round" else (CALLS[actor.operation.name],)
+        address = address_of(place, self.random.choice(calls))
+        outcome = actor.go_to(address) or actor.advance(instructions, trails)
         return outcome, f"to {place} and {instructions} instructions"
 
     def _settle(self, actor: Actor, outcome: Outcome, course: Course) -> None:
@@ -204,14 +231,16 @@ class World:
             self.judge.judge(actor, outcome, course)
         operation = course.operation
         self.counts[f"{operation.name} {outcome.status}"] += 1
+        if operation.name == "round" and outcome.status == "Stale":
+            self._kill(actor)  # who is superseded leaves
         if outcome.status != "ok":
             return
-        if operation.name == "claim":
+        if operation.name in CONTROLS:
+            self._govern(actor, outcome.value, course)
+        elif operation.name == "claim":
             actor.row = outcome.value
         elif operation.name == "release":
             actor.row = NO_ROW
-        elif operation.name == "take_over":
-            actor.epoch = self.chronicle.moments[course.made[0]].seen.epoch
         elif operation.name == "post":
             actor.tickets = [*actor.tickets[-2:], outcome.value]
         elif operation.name == "withdraw":
@@ -226,6 +255,36 @@ class World:
             decisions = [outcome.value] if operation.name == "admit" else outcome.value[0]
             self.counts["repeated"] += sum(decision.repeated for decision in decisions)
 
+    def _govern(self, actor: Actor, value: Any, course: Course) -> None:
+        """Settle what a controller answered that has to do with emergencies."""
+        what = f"{actor.name}'s {course.operation}"
+        if course.operation.name == "take_over":
+            self.alarm.inherit(actor, course, Words(*value[0]))
+        elif course.operation.name == "apply":
+            self.alarm.hear(actor, what, value[1])
+        else:
+            self.alarm.judge(actor, course, value, contended=any(course.contended))
+            self.counts["emergencies begin"] += sum(said.startswith("emergency: ") for said in value.said)
+            self.counts["emergencies end"] += sum(said.startswith("emergency over") for said in value.said)
+
+    def _harm(self) -> bool:
+        """Let something befall block or machine; False when it is not the moment for it."""
+        harm, untouched = self.harm, self.harm.lost or self._holder() == 0
+        mend = bool(harm.causes) and self.random.random() < 0.8
+        what = self.random.choices(("memory", "block", "mutex"), (12, 8, 1))[0]
+        if what == "memory" and mend == (harm.memory_percent >= FULL):
+            self._tell(harm.fill())
+        elif what == "block" and mend == harm.corrupt and untouched:
+            self._tell(harm.flip_back() if mend else harm.flip(self.chronicle.newest))
+        elif what == "mutex" and mend == harm.lost and untouched:
+            for actor in [*self.actors] if mend else []:
+                self._kill(actor)
+            self._tell(harm.renew() if mend else harm.lose())
+        else:
+            return False
+        self.counts[f"{what} {'mended' if mend else 'harmed'}"] += 1
+        return True
+
     def _kill(self, actor: Actor) -> None:
         held = self._holder() == actor.pid
         self._tell(f"{actor.name} {actor.operation or ''} dies{' with the lock' * held}")
@@ -233,6 +292,7 @@ class World:
         self.counts["died with the lock" if held else "died in an operation" if actor.operation else "died idle"] += 1
         course = self.courses.pop(actor.name, None)
         self.buckets.end(actor.name)
+        self.alarm.end(actor.name)
         self.actors.remove(actor)
         if course:
             self.inspection.look(actor, course.made)
@@ -254,7 +314,7 @@ class World:
         return self.formed.block.mutex_owner()
 
     def _tell(self, sentence: str) -> None:
-        self._told.append(f"{self.steps}: {sentence}")
+        self._told.append(f"{self.steps}: {shorten(sentence)}")
         self._digest.update(sentence.encode())
 
     def _pass_time(self) -> None:
@@ -263,6 +323,7 @@ class World:
             self.now_ns = self.random.randrange(-10 * YEAR_NS, 60 * YEAR_NS)
         else:
             self.now_ns += self.random.randrange(-(10**6), 10**9)
+        self.boot_ns += self.random.randrange(YEAR_NS if chance > 0.999 else 10**9)
 
     # -- what they are asked -------------------------------------------------------------------------------------------
 
@@ -271,8 +332,10 @@ class World:
             if actor.row == NO_ROW:
                 return Operation("claim")
             kinds = WORKERS_DO
+        elif not self.alarm.knows(actor.name):
+            return Operation("take_over", (self.boot_ns,))
         elif not actor.epoch:
-            return Operation("take_over", (self.now_ns, REGIMES[0]))
+            return Operation("round", self._round())
         else:
             kinds = CONTROLLERS_DO
         name = self.random.choices(list(kinds), list(kinds.values()))[0]
@@ -291,10 +354,10 @@ class World:
             "withdraw": lambda: (self.random.choice(actor.tickets),),
             "take": self._tokens,
             "give_back": lambda: self.random.choice(actor.paid),
-            "take_over": lambda: (self.now_ns, REGIMES[0]),
+            "take_over": lambda: (self.boot_ns,),
             "tick": lambda: (self.now_ns,),
             "apply": lambda: (self.now_ns,),
-            "beat": lambda: (self.now_ns,),
+            "round": self._round,
         }
         return Operation(name, asks[name]() if name in asks else ())
 
@@ -329,7 +392,12 @@ class World:
         """Return what to take: rather often from one of the same few accounts, so that they meet."""
         few = ACCOUNTS if self.random.random() < 0.6 else ACCOUNTS[4:8]
         account = ACCOUNTS.index(self.random.choice(few))
-        return self.now_ns, account, self.random.randint(1, ACCOUNTS[account].burst)
+        now_ns = self.now_ns if self.random.random() < 0.03 else self.boot_ns
+        return now_ns, account, self.random.randint(1, ACCOUNTS[account].burst)
+
+    def _round(self) -> tuple[int, float]:
+        self.boot_ns += 10**9  # once a second the machine is sampled
+        return self.boot_ns, self.harm.memory_percent
 
     def _pay(self, actor: Actor) -> None:
         operation = actor.operation
@@ -338,13 +406,14 @@ class World:
             now_ns, account, count = operation.arguments
             self.buckets.begin(actor.name, account, count, now_ns)
         elif operation.name == "give_back":
-            self.buckets.begin(actor.name, *operation.arguments, None)
+            account, count = operation.arguments
+            self.buckets.begin(actor.name, account, count, None)
 
     def _page(self) -> tuple[int, int]:
         newest = self.chronicle.newest
         return max(1, newest + 3 - self.random.randrange(LAYOUT.log_capacity + 6)), self.random.randint(1, 20)
 
     def _post(self) -> tuple[str, Regime | None, int, int]:
-        kind = self.random.choices(COMMANDS, (5, 2, 1, 3))[0]
+        kind = self.random.choices(COMMANDED, (5, 2, 1, 3))[0]
         after = ANY_TICKET if self.random.random() < 0.7 else self.chronicle.commands
         return kind, self.random.choice(REGIMES) if kind == "configure" else None, self.random.randrange(2), after

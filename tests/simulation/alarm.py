@@ -1,0 +1,216 @@
+"""The alarm: whether emergencies are declared when they should be, last as long as they should, and refuse what they
+should.
+
+What a controller has to declare follows from what it has seen and been told (`Heard`, recorded in the process itself):
+this holds it against the definition, reason by reason, with a history in place of a machine. A reason is in force from
+the first sight of its cause until there was none for a whole cooldown, or an order; an order lasts no longer than the
+cause where the cause is corruption or a lost lock, and as long as the cause where it is memory. What was seen must have
+been so, and what was so all the time must have been seen.
+
+The word itself may be changed by the newest controller, and by nobody else; without lock or sound state by the one who
+signed last or its heir; and by who carries out the order to resume. An event is decided only if the word was zero at
+some moment while its process had the lock, and refused for an emergency only if it was not (`Course.words`).
+"""
+
+from typing import Final, NamedTuple
+
+from core.limits import EMERGENCY_COOLDOWN_SECONDS
+from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY
+from tests.formed import Formed
+from tests.simulation.actor import Actor
+from tests.simulation.chronicle import Chronicle, holds, same
+from tests.simulation.course import Course
+from tests.simulation.harm import FULL, Harm
+from tests.simulation.player import Felt, Heard
+
+REASONS: Final = (EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY)
+COOLDOWN_NS: Final = EMERGENCY_COOLDOWN_SECONDS.value * 1_000_000_000
+
+
+class Words(NamedTuple):
+    """What the vitals say of an emergency, and who says so."""
+
+    in_force: int
+    overruled: int
+    since_ns: int
+    signer: int  # pid
+
+
+class _Reason:
+    """One reason, as one controller should see it."""
+
+    def __init__(self, bit: int, inherited: Words) -> None:
+        self.bit = bit
+        self.in_force = bool(inherited.in_force & bit)
+        self.overruled = bool(inherited.overruled & bit)
+        self.seen = False  # its cause, at the last look
+        self._looks: list[tuple[int, bool]] = []  # of this episode: when, and whether the cause was seen
+
+    def look(self, now_ns: int, seen: bool) -> bool:
+        """Follow one look at the causes; returns whether an episode begins."""
+        self.seen = seen
+        self.overruled = self.overruled and seen
+        matters = seen and not self.overruled
+        if not self.in_force:
+            self._looks = [(now_ns, True)]
+            self.in_force = matters
+            return matters
+        self._looks.append((now_ns, matters))
+        last = max((i for i, (_, bad) in enumerate(self._looks) if bad), default=-1)
+        quiet = self._looks[last + 1 :]
+        self.in_force = not quiet or now_ns - quiet[0][0] < COOLDOWN_NS
+        return False
+
+    def order(self) -> None:
+        """Follow an order to resume."""
+        if self.bit == EMERGENCY_MEMORY:
+            self.overruled = self.overruled or (self.in_force and self.seen)
+            self.in_force = False
+        elif not self.seen:
+            self.in_force = False
+
+
+class _Reference:
+    """What one controller should declare."""
+
+    def __init__(self, inherited: Words) -> None:
+        self.inherited = inherited
+        self.reasons = [_Reason(bit, inherited) for bit in REASONS]
+        self.since_ns = inherited.since_ns if inherited.in_force else 0
+        self.began = 0
+
+    def hear(self, heard: Heard) -> None:
+        """Follow one look, or an order."""
+        if heard.causes is None:
+            for reason in self.reasons:
+                reason.order()
+        else:
+            for reason in self.reasons:
+                if reason.look(heard.now_ns, bool(heard.causes & reason.bit)):
+                    self.began += 1
+                    self.since_ns = self.since_ns or heard.now_ns
+        if not self.in_force:
+            self.since_ns = 0
+
+    @property
+    def in_force(self) -> int:
+        """The reasons in force, as bits."""
+        return sum(reason.bit for reason in self.reasons if reason.in_force)
+
+    @property
+    def overruled(self) -> int:
+        """Those overruled, as bits."""
+        return sum(reason.bit for reason in self.reasons if reason.overruled)
+
+
+class Alarm:
+    """Watches the emergencies of one block."""
+
+    def __init__(self, formed: Formed, chronicle: Chronicle, harm: Harm) -> None:
+        self._formed = formed
+        self._chronicle = chronicle
+        self._harm = harm
+        self._references: dict[str, _Reference] = {}
+        self._causes: dict[str, int] = {}  # that a controller last reported
+        self.words = self._read()
+        self._heartbeat_ns = self._beat()
+
+    def _beat(self) -> int:
+        return int(self._formed.block.region("vitals").heartbeat_ns)
+
+    def _read(self) -> Words:
+        vitals = self._formed.block.region("vitals")
+        return Words(
+            int(vitals.emergency), int(vitals.emergency_overruled), int(vitals.emergency_since_ns),
+            int(vitals.controller_pid),
+        )  # fmt: skip
+
+    def begin(self, course: Course, *, held: bool) -> None:
+        """An operation goes on. `held` says that its process has the lock already."""
+        if not held:
+            course.words.clear()  # what it reads of them under the lock, it reads from here on
+        course.words.append(self.words.in_force)
+        course.causes.append(self._harm.causes)
+        course.signed.append(self.words)
+
+    def look(self, actor: Actor, course: Course, decided: int) -> None:
+        """Look at the words after a step; `decided` is how many decisions were entered in it. Raises WrongError."""
+        course.causes.append(self._harm.causes)  # it may have ended one of them
+        what = f"{actor.name}'s {course.operation}"
+        if decided:
+            holds(f"{what} was decided while emergencies {course.words} were in force", 0 in course.words)
+        before, after, beat = self.words, self._read(), self._beat()
+        beats, self.words, self._heartbeat_ns = beat != self._heartbeat_ns, after, beat
+        if beats:
+            course.beats.append(beat)
+            same(f"{what}: its beat", course.operation.arguments[0], beat)
+        if not beats and before == after:
+            return
+        resumes = any(pending and pending.kind == "resume" for pending in course.pendings)
+        if course.operation.name in ("apply", "round") and resumes and after == before._replace(in_force=0):
+            return
+        same(f"{what}: who writes {after} over {before}", "round", course.operation.name)
+        newest = actor.epoch == self._chronicle.now.seen.epoch
+        heir = any(words.signer in (actor.pid, actor.predecessor) for words in course.signed)
+        troubled = any(causes & ~EMERGENCY_MEMORY for causes in course.causes)
+        without_lock = troubled or not actor.epoch  # one that has not come to its epoch yet signs, too
+        holds(f"{what}: it may write {after} over {before}", newest or (without_lock and heir))
+
+    def knows(self, name: str) -> bool:
+        """Return whether that is a controller that has begun."""
+        return name in self._references
+
+    def inherit(self, actor: Actor, course: Course, inherited: Words) -> None:
+        """A controller has begun, with what it found. Raises WrongError."""
+        left = [words if words.in_force else words._replace(since_ns=0) for words in course.signed]
+        holds(f"{actor.name} began with {inherited}, of {left}", inherited in left)
+        self._references[actor.name] = _Reference(inherited)
+        self._causes[actor.name] = 0
+        actor.predecessor = inherited.signer
+
+    def hear(self, actor: Actor, what: str, heard: list[Heard]) -> None:
+        """Follow what a controller was told outside a round: an order."""
+        for one in heard:
+            same(f"{what}: it looks at causes in rounds only", None, one.causes)
+            self._references[actor.name].hear(one)
+
+    def judge(self, actor: Actor, course: Course, felt: Felt, *, contended: bool) -> None:
+        """Judge a round that has ended. Raises WrongError."""
+        reference, what = self._references[actor.name], f"{actor.name}'s {course.operation}, which felt {felt}"
+        reference.began = 0
+        for heard in felt.heard:
+            reference.hear(heard)
+        looks = [heard for heard in felt.heard if heard.causes is not None]
+        same(f"{what}: when it looked", {course.operation.arguments[0]}, {heard.now_ns for heard in looks})
+        self._seen(actor, what, course, looks[-1].causes or 0, contended=contended)
+        same(f"{what}: reasons in force", reference.in_force, felt.in_force)
+        same(f"{what}: reasons overruled", reference.overruled, felt.overruled)
+        same(f"{what}: since when", reference.since_ns, felt.since_ns)
+        began = sum(sentence.startswith("emergency: ") for sentence in felt.said)
+        same(f"{what}: episodes that it says begin", reference.began, began)
+        if course.beats and len(course.signed) == 1:
+            same(f"{what}: what it wrote", (felt.in_force, felt.overruled, felt.since_ns), self.words[:3])
+        elif not contended:
+            holds(f"{what}: it beats", course.beats)
+
+    def _seen(self, actor: Actor, what: str, course: Course, causes: int, *, contended: bool) -> None:
+        """What it says that it saw was so, and what was so all the time it saw."""
+        earlier = self._causes[actor.name] if contended else 0  # who finds the lock taken sees nothing new
+        self._causes[actor.name] = causes
+        full = EMERGENCY_MEMORY * (course.operation.arguments[1] >= FULL)
+        same(f"{what}: whether memory is full", full, causes & EMERGENCY_MEMORY)
+        sometime = always = course.causes[0]
+        for at in course.causes:
+            sometime, always = sometime | at, always & at
+        holds(f"{what}: it saw no more than there was", not causes & ~EMERGENCY_MEMORY & ~sometime & ~earlier)
+        if contended:
+            return
+        unseen = always & ~EMERGENCY_MEMORY & ~causes
+        if causes & EMERGENCY_LOST:
+            unseen &= ~EMERGENCY_CORRUPT  # without the lock it may not come to look at what the lock protects
+        holds(f"{what}: it saw what there was", not unseen)
+
+    def end(self, name: str) -> None:
+        """A controller has died."""
+        self._references.pop(name, None)
+        self._causes.pop(name, None)
