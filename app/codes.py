@@ -46,6 +46,11 @@ CODES: Final[Mapping[str, Code]] = {
     "body_timeout": Code(408, "The body was not complete in time."),
     "bodies_full": Code(503, "The worker holds as many bytes of bodies as it may; come back in a second."),
     "internal_error": Code(500, "The server met an error that it did not expect; its log says more."),
+    "out_of_memory": Code(
+        503,
+        "The worker had no memory left for the request. Whether it was carried out is not known; an event with an "
+        "Idempotency-Key is safe to send again.",
+    ),
     # The gate, the router, the quotas.
     "unauthorised": Code(401, "The request shows no key, or one that opens nothing or has expired."),
     "forbidden": Code(403, "The role of the key is too low for this operation."),

@@ -41,7 +41,7 @@ from wsgiref.types import WSGIEnvironment
 
 from app.backlog import SLICE_SIZE, Backlog
 from app.environ import base
-from app.exchange import CLOSE, PERSIST, UNEXPECTED, Exchange, problem, status_of
+from app.exchange import CLOSE, PERSIST, Exchange, answer_to, problem, status_of
 from app.framing import Refusal
 from app.message import BODY, HEAD, IDLE, Message
 from app.service import IN_PIECES, INLINE, Service
@@ -280,9 +280,9 @@ class Connection(asyncio.Protocol):
             return
         try:
             wanted = self._wants_body(environ)
-        except Exception:  # as for any other mistake of the application
+        except Exception as error:  # as for any other mistake of the application
             self._service.log.exception("Error asking whether a body is wanted", extra=about(environ))
-            self._refuse(UNEXPECTED)
+            self._refuse(answer_to(error))
             return
         if wanted:
             self._send(_CONTINUE, PERSIST)
@@ -330,10 +330,10 @@ class Connection(asyncio.Protocol):
             self._refuse(refusal)
         except _Unwanted:
             self._answer_without_body()
-        except Exception:  # a mistake of ours must not leave a client waiting
+        except Exception as error:  # a mistake of ours must not leave a client waiting
             named = self._message.named
             self._service.log.exception("Error reading a request", extra=about(named))
-            self._refuse(UNEXPECTED, named)
+            self._refuse(answer_to(error), named)
 
     def _parse_slices(self) -> None:
         """Feed what was read until it is used up, a request was answered, or those that wait are enough; but not past

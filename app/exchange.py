@@ -2,8 +2,8 @@
 
 `Exchange.answer` is given a finished environ and returns everything that goes out on the wire as one bytes object. It
 never raises: what the application raises is logged with its traceback and answered with a 500 problem document (RFC
-9457) that tells the client nothing about it. It knows no socket and no parser, so the same call runs inline on the
-loop or on a pool thread.
+9457) that tells the client nothing about it, or with a 503 when memory had run out, which may pass. It knows no socket
+and no parser, so the same call runs inline on the loop or on a pool thread.
 
 Invariants. Framing is ours alone: Content-Length, Transfer-Encoding, Connection, Keep-Alive, Upgrade and Date from
 the application are dropped and written here, so an application cannot desynchronise a connection. (PEP 3333 forbids
@@ -44,6 +44,13 @@ KEEP_ALIVE: Final = "Connection: keep-alive\r\n"  # HTTP/1.0 asked for it
 CLOSE: Final = "Connection: close\r\n"
 
 UNEXPECTED: Final = Refusal(500, "internal_error", "The server met an error it did not expect; its log says more.")
+# Memory may have run out after an event was decided, when only its answer was to be made: nobody knows.
+OUT_OF_MEMORY: Final = Refusal(
+    503, "out_of_memory",
+    "The worker had no memory left for this request. Whether it was carried out is not known: only with an "
+    "Idempotency-Key is an event safe to send again.",
+    retry_after=1,
+)  # fmt: skip
 
 _OURS: Final = frozenset(
     {
@@ -98,8 +105,8 @@ class Exchange:
             else:
                 body = _gather(chunks)
             return self._complete(service, environ, persistence, body)
-        except (Exception, SystemExit):  # noqa: BLE001 - whatever an application raises, its client gets an answer
-            return self._failed(service, environ, persistence)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it raises, its client gets an answer
+            return self._failed(service, environ, persistence, error)
 
     def proceed(self) -> bytes | None:
         """Have one more piece made; returns the answer when that was the last."""
@@ -109,8 +116,8 @@ class Exchange:
             return None
         except StopIteration:
             answer = self._finished()
-        except (Exception, SystemExit):  # noqa: BLE001 - as in `begin`
-            answer = self._failed(*self._asked)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - as in `begin`
+            answer = self._failed(*self._asked, error)
         self._pieces = None
         del self._asked
         return answer
@@ -119,8 +126,8 @@ class Exchange:
         """Return the answer that all pieces make."""
         try:
             return self._complete(*self._asked, b"")
-        except Exception:  # noqa: BLE001 - it cannot be sent as it is
-            return self._failed(*self._asked)
+        except Exception as error:  # noqa: BLE001 - it cannot be sent as it is
+            return self._failed(*self._asked, error)
 
     def _complete(self, service: "Service", environ: WSGIEnvironment, persistence: str, body: bytes) -> bytes:
         if self._written:
@@ -132,18 +139,20 @@ class Exchange:
             service.access.write(environ, int(self.status[:3]), len(answer))
         return answer
 
-    def _failed(self, service: "Service", environ: WSGIEnvironment, persistence: str) -> bytes:
-        """Log what was raised, and return the 500."""
+    def _failed(self, service: "Service", environ: WSGIEnvironment, persistence: str, error: BaseException) -> bytes:
+        """Log what was raised, and return the 500, or the 503 where memory had run out."""
         self._written.clear()
         self.persistence = CLOSE if service.draining and not self.followed else persistence
         method = environ["REQUEST_METHOD"]
         service.log.exception("Error handling request %s %s", method, printable(environ), extra=about(environ))
-        service.refused(UNEXPECTED.code, environ, UNEXPECTED.detail, UNEXPECTED.status)
-        self.status = status_of(UNEXPECTED)
+        error.__traceback__ = None  # frames that it passed have names for it: a circle around the request with its body
+        said = answer_to(error)
+        service.refused(said.code, environ, said.detail, said.status)
+        self.status = status_of(said)
         echo = service.tracer.echo(environ)
-        answer = problem(UNEXPECTED, service, self.persistence, echo, head=method == "HEAD")
+        answer = problem(said, service, self.persistence, echo, head=method == "HEAD")
         if service.verbose:
-            service.access.write(environ, UNEXPECTED.status, len(answer))
+            service.access.write(environ, said.status, len(answer))
         return answer
 
     def _start_response(self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None) -> Any:
@@ -180,6 +189,11 @@ class Exchange:
         """
         said = next((int(value) for name, value in self._headers if name.lower() == "content-length"), size or None)
         return "" if said is None else f"Content-Length: {said}\r\n"
+
+
+def answer_to(error: BaseException) -> Refusal:
+    """Return what a client is told of an error that nobody expected."""
+    return OUT_OF_MEMORY if isinstance(error, MemoryError) else UNEXPECTED
 
 
 # PERF: both are cached because a service answers with few different lines; with the checks inside, the second answer

@@ -6,6 +6,7 @@ claims a worker row and builds the routes in `open`, which the worker calls afte
 """
 
 import logging
+import mimetypes
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
@@ -181,6 +182,9 @@ class Application:
         give_back(request.env)
         self._refusals.labels(code).inc()
         self._audit.refused(request.env, error.status_code, code, field)
+        # Falcon has a name for it in a frame that its traceback leads to: a circle, which would keep the request with
+        # its body, up to 16 MB, until the collector comes by.
+        error.__traceback__ = None
 
     def on_refusal(self, code: str, environ: WSGIEnvironment, status: int) -> None:
         """Count and audit what the connection refused before any route: called by the worker."""
@@ -245,4 +249,5 @@ def _reraise(_request: falcon.Request, _response: falcon.Response, error: Except
     raise error
 
 
+mimetypes.init()  # before the fork: every Falcon application looks into these tables, and would read them once a worker
 app = Application()

@@ -44,6 +44,7 @@ from gunicorn.sock import ssl_context  # type: ignore[import-untyped]  # gunicor
 from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
 from app.acceptor import Acceptor, Alone, Occupancy
+from app.heap import Heap
 from app.service import Service
 
 BEAT_SECONDS: Final = 0.25
@@ -77,6 +78,7 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
         super().__init__(*arguments, **options)
         self.occupancy = Alone()
         self._acceptor: Acceptor | None = None
+        self._heap = Heap()
         self._drain_until: float | None = None
 
     @property
@@ -174,6 +176,7 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
             self.loop.stop()
         self.service.tick()
         self.service.rounds.begin()
+        self._heap.look(self.loop.time())
         if self._drain_until is not None:
             self._look_at_drain()
         self._call("on_beat")
