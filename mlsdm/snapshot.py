@@ -16,9 +16,11 @@ from typing import Final
 
 import msgspec
 
+from core.drift import BITS
+from core.emergency import Name, names
 from core.rhythm import PHASE_NAMES
 from shm.block import Block
-from shm.layout import FLAG_STOPPED, LAYOUT_VERSION
+from shm.layout import FLAG_STOPPED, LAYOUT_VERSION, LOST
 from shm.process import Identity, process_of_thread
 from shm.status import Busy, Gone, StoreError
 from shm.store import Store
@@ -91,10 +93,33 @@ class Lock(msgspec.Struct, frozen=True):
     deaths: int
     rollbacks: int
     kills: int
+    lost: bool
+
+
+class EmergencyState(msgspec.Struct, frozen=True):
+    """Why events are refused although no operator has said so, by the names of `core.emergency`; `since_seconds` is the
+    age of the oldest reason in force. `overruled` are causes that last and that an operator has told to be ignored.
+    """
+
+    reasons: list[Name]
+    overruled: list[Name]
+    since_seconds: float | None
+    episodes: int
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """What the controller sampled last: shares of what the container may use."""
+
+    memory_percent: float
+    cpu_percent: float
+    cpu_percent_30s: float
+    disk_percent: float
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """Everything that is to be seen. `state` is None when it cannot be read, and `problem` says why."""
+    """Everything that is to be seen. `state` is None when it cannot be read, and `problem` says why; `drift` names what
+    the threshold does for so long that it was said in the log (`core.drift`).
+    """
 
     boot_id: str
     age_seconds: float
@@ -105,6 +130,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     controller: Controller
     workers: list[Worker]
     lock: Lock
+    emergency: EmergencyState
+    drift: list[str]
+    machine: Machine
 
     @property
     def abandoned(self) -> bool:
@@ -132,6 +160,9 @@ def look(block: Block, now_ns: int, *, foreign: bool) -> Snapshot:
         controller=_controller(block, now_ns, foreign),
         workers=_workers(block, now_ns, foreign),
         lock=_lock(block),
+        emergency=_emergency(block, now_ns),
+        drift=[kind for kind, bit in BITS.items() if block.region("vitals").drift & bit],
+        machine=Machine(*(getattr(block.region("vitals"), name) for name in Machine.__struct_fields__)),
     )
 
 
@@ -204,7 +235,17 @@ def _lock(block: Block) -> Lock:
     lock, owner = block.region("lock"), block.mutex_owner()
     # The mutex knows the thread; `holder` is signed a moment later, and serves when the thread cannot be seen.
     holder_pid = process_of_thread(owner) or int(lock.holder) if owner else 0
-    return Lock(holder_pid, lock.acquisitions, lock.deaths, lock.rollbacks, block.region("vitals").lock_kills)
+    lost = lock.lost == LOST
+    if lost:
+        holder_pid = 0  # the word names one who merely asked
+    return Lock(holder_pid, lock.acquisitions, lock.deaths, lock.rollbacks, block.region("vitals").lock_kills, lost)
+
+
+def _emergency(block: Block, now_ns: int) -> EmergencyState:
+    vitals = block.region("vitals")
+    reasons, overruled = list(names(int(vitals.emergency))), list(names(int(vitals.emergency_overruled)))
+    since_seconds = _age_seconds(vitals.emergency_since_ns, now_ns) if reasons else None
+    return EmergencyState(reasons, overruled, since_seconds, vitals.emergency_episodes)
 
 
 def _alive(process: Identity, foreign: bool) -> bool | None:

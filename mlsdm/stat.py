@@ -22,10 +22,18 @@ from typing import Final, NamedTuple
 import msgspec
 
 from core.controller import boot_clock
+from core.emergency import REASONS, REMEDIES, SENTENCES
 from mlsdm.snapshot import Snapshot, Worker, is_foreign, look
 from shm.block import Block, BlockError, find
 
 WATCH_SECONDS_MIN: Final = 0.1
+SILENCE_SECONDS: Final = 2.0  # between beats; a healthy worker's are 0.25 s apart, a controller's 0.02 s
+_WORDS: Final[dict[str, tuple[str, str]]] = {name: (SENTENCES[bit], REMEDIES[bit]) for bit, name in REASONS.items()}
+_DRIFTS: Final = {
+    "at_minimum": "the threshold sits at its minimum and cannot fall further",
+    "at_maximum": "the threshold sits at its maximum and cannot rise further",
+    "mean_moved": "the threshold's ten-minute mean has moved",
+}
 _CLEAR: Final = "\x1b[H\x1b[2J"  # home, erase: ECMA-48 §8.3.21 and §8.3.39
 
 
@@ -127,25 +135,33 @@ def _line_of(server: Server) -> str:
 
 
 def lines_of(snapshot: Snapshot) -> Iterator[str]:
-    """Yield a snapshot for people, a line for each thing to look at."""
+    """Yield a snapshot for people: first what is wrong, then a line for each thing to look at."""
     sizes, controller, lock = snapshot.sizes, snapshot.controller, snapshot.lock
+    for number, line in enumerate(_troubles(snapshot) or ["nothing is wrong, as far as can be seen from here"]):
+        yield f"{'' if number else 'status':12}{line}"
     yield (
         f"boot        {snapshot.boot_id}, {_span(snapshot.age_seconds)} old, layout {snapshot.layout_version}, "
         f"{sizes.block_size / 1e6:,.1f} MB"
     )
     yield from _lines_of_state(snapshot)
     yield (
-        f"controller  pid {controller.pid}{_life(controller.alive)}, beat {_ago(controller.heartbeat_age_seconds)}"
+        f"controller  pid {controller.pid}{_life(controller.alive)}, beat {_beat(controller.heartbeat_age_seconds)}"
         f"; arbiter pid {controller.arbiter_pid}{_life(controller.arbiter_alive)}"
         if controller.pid
         else "controller  none has begun yet"
     )
     yield (
         f"            {controller.scrubbed:,} slots scrubbed, {controller.torn:,} torn, "
-        f"{controller.drift_episodes:,} drifts, {controller.late_steps:,} late steps"
+        f"{controller.drift_episodes:,} drifts, {controller.late_steps:,} late steps, "
+        f"{snapshot.emergency.episodes:,} emergencies"
+    )
+    machine = snapshot.machine
+    yield (
+        f"machine     memory {machine.memory_percent:.1f} %, CPU {machine.cpu_percent:.1f} % "
+        f"({machine.cpu_percent_30s:.1f} % over 30 s), disk {machine.disk_percent:.1f} %"
     )
     yield (
-        f"lock        {f'held by pid {lock.holder_pid}' if lock.holder_pid else 'free'}; "
+        f"lock        {'LOST' if lock.lost else f'held by pid {lock.holder_pid}' if lock.holder_pid else 'free'}; "
         f"{lock.acquisitions:,} acquisitions, {lock.deaths:,} deaths, "
         f"{lock.rollbacks:,} rollbacks, {lock.kills:,} kills"
     )
@@ -154,6 +170,38 @@ def lines_of(snapshot: Snapshot) -> Iterator[str]:
         yield f"            {_line_of_worker(worker)}"
     if controller.alive is None:
         yield "note        another pid namespace: its pids are not those of here, and who is alive cannot be told"
+
+
+def _troubles(snapshot: Snapshot) -> list[str]:
+    """Return what is wrong, worst first, each with what to do about it where that is known."""
+    emergency, controller = snapshot.emergency, snapshot.controller
+    troubles = []
+    if emergency.reasons:
+        troubles.append(f"EMERGENCY for {_span(emergency.since_seconds or 0)}: events are refused")
+        troubles += [f"  {name}: {_WORDS[name][0]}; {_WORDS[name][1]}" for name in emergency.reasons]
+    if snapshot.state is None:
+        troubles.append(f"UNREADABLE: {snapshot.problem}")
+    elif snapshot.state.stopped:
+        troubles.append("STOPPED by an operator: events are refused; POST /governor/resume")
+    if snapshot.lock.lost and "lock" not in emergency.reasons:
+        troubles.append(f"LOST: {_WORDS['lock'][0]}; {_WORDS['lock'][1]}")
+    troubles += [
+        f"OVERRULED by an operator, {name}: {_WORDS[name][0]}, and events are decided" for name in emergency.overruled
+    ]
+    if controller.alive is False:
+        troubles.append("NO CONTROLLER: it has died, and should be back within a second")
+    elif controller.pid and (controller.heartbeat_age_seconds or 0) >= SILENCE_SECONDS:
+        troubles.append(f"SILENT: the controller, for {_span(controller.heartbeat_age_seconds or 0)}")
+    if controller.arbiter_alive is False:
+        troubles.append("NO ARBITER: nobody replaces what dies; its memory ends with the last process")
+    living = [worker for worker in snapshot.workers if worker.alive is not False]  # the dead leave their rows behind
+    if snapshot.workers and not living:
+        troubles.append("NO WORKER: nobody serves")
+    silent = [str(worker.pid) for worker in living if worker.heartbeat_age_seconds >= SILENCE_SECONDS]
+    if silent:
+        troubles.append(f"SILENT: workers {', '.join(silent)}")
+    troubles += [f"DRIFT: {_DRIFTS[kind]}" for kind in snapshot.drift]
+    return troubles
 
 
 def _lines_of_state(snapshot: Snapshot) -> Iterator[str]:
@@ -166,9 +214,7 @@ def _lines_of_state(snapshot: Snapshot) -> Iterator[str]:
         f"{sizes.dimension} dimensions, payload up to {sizes.payload_size_max:,} bytes"
     )
     yield f"events      {state.total:,} = {state.accepted:,} accepted + {state.rejected:,} rejected"
-    if state.stopped:
-        yield "            STOPPED by an operator: events are refused"
-    yield f"threshold   {state.threshold:.12g}, EMA {state.ema:.12g}"
+    yield f"threshold   {state.threshold:.12g}, EMA {state.ema:.6g}"
     yield f"phase       {state.phase}, {state.phase_steps_left} steps left, step {state.step:,}"
     yield "levels      " + ", ".join(f"|L{i}| {norm:.6g}" for i, norm in enumerate(state.level_norms, 1))
     yield f"log         position {state.position:,}, oldest {state.log_oldest:,}, room for {sizes.log_capacity:,}"
@@ -178,7 +224,7 @@ def _lines_of_state(snapshot: Snapshot) -> Iterator[str]:
 def _line_of_worker(worker: Worker) -> str:
     return (
         f"row {worker.row}: pid {worker.pid}{_life(worker.alive)}, {worker.connections:,} connections, "
-        f"{worker.requests:,} requests, beat {_ago(worker.heartbeat_age_seconds)}"
+        f"{worker.requests:,} requests, beat {_beat(worker.heartbeat_age_seconds)}"
     )
 
 
@@ -186,8 +232,10 @@ def _life(alive: bool | None) -> str:
     return {True: "", False: " DEAD", None: " (?)"}[alive]
 
 
-def _ago(seconds: float | None) -> str:
-    return "never" if seconds is None else f"{seconds:.2f} s ago"
+def _beat(seconds: float | None) -> str:
+    if seconds is None:
+        return "never"
+    return f"{seconds:.2f} s ago" if seconds < SILENCE_SECONDS else f"SILENT for {_span(seconds)}"
 
 
 def _span(seconds: float) -> str:

@@ -17,13 +17,15 @@ import pytest
 
 from core.config import Config
 from core.controller import boot_clock
+from core.drift import BITS
+from core.emergency import REMEDIES, SENTENCES
 from core.regime import Regime
 from loadtests.live import ROOT, LiveServer, eventually
 from mlsdm.snapshot import look
 from mlsdm.stat import _span, add_arguments, lines_of, run
 from shm import process
 from shm.block import Block
-from shm.layout import Layout
+from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY, LOST, Layout
 from shm.store import Store
 
 Serve = Callable[..., LiveServer]
@@ -88,8 +90,8 @@ def test_the_text_names_what_an_operator_looks_for(
 
     lines = capsys.readouterr().out.splitlines()
     named = [line.split()[0] for line in lines if not line.startswith(" ")]
-    names = ["boot", "slots", "events", "threshold", "phase", "levels", "log", "epoch", "controller", "lock", "workers"]
-    assert names == named
+    expected = "status boot slots events threshold phase levels log epoch controller machine lock workers"
+    assert expected.split() == named
     assert any(f": pid {worker}, " in line for line in lines)
 
 
@@ -252,6 +254,97 @@ def test_a_damaged_header_is_one_sentence(block: Block, capsys: pytest.CaptureFi
     assert ("", f"mlsdm stat: the block of process {held.pid} cannot be read ({reason})\n") == capsys.readouterr()
 
 
+def troubles(block: Block, seconds: float = 0.0) -> list[str]:
+    """Return the lines that say what is wrong, to one who looks `seconds` from now."""
+    lines = list(lines_of(look(block, boot_clock() + int(seconds * 1e9), foreign=False)))
+    return [line[12:] for line in lines[: next(i for i, line in enumerate(lines) if line.startswith("boot "))]]
+
+
+def controlled(block: Block) -> Any:
+    """Sign the vitals as a controller that has just beaten; returns them."""
+    vitals = formed(block).region("vitals")
+    vitals.controller_pid, vitals.controller_started = vitals.arbiter_pid, vitals.arbiter_started = process.myself()
+    vitals.heartbeat_ns = boot_clock()
+    return vitals
+
+
+def test_nothing_is_wrong(block: Block) -> None:
+    """That is what it says first, and all that it says of it."""
+    controlled(block)
+
+    assert ["nothing is wrong, as far as can be seen from here"] == troubles(block)
+
+
+def test_an_emergency_comes_first(block: Block) -> None:
+    """Each reason with its remedy, how long it has lasted, and what an operator has overruled."""
+    vitals = controlled(block)
+    vitals.emergency, vitals.emergency_overruled = EMERGENCY_CORRUPT | EMERGENCY_LOST, EMERGENCY_MEMORY
+    vitals.emergency_since_ns = boot_clock() - 90 * 10**9
+    vitals.emergency_episodes = 3
+
+    assert [
+        "EMERGENCY for 1 min 30 s: events are refused",
+        f"  corrupt: {SENTENCES[EMERGENCY_CORRUPT]}; {REMEDIES[EMERGENCY_CORRUPT]}",
+        "  lock: the lock is beyond repair; restart the service",
+        "OVERRULED by an operator, memory: memory is nearly full, and events are decided",
+    ] == troubles(block)
+    document = look(block, boot_clock(), foreign=False).emergency
+    assert (["corrupt", "lock"], ["memory"], 3) == (document.reasons, document.overruled, document.episodes)
+    assert document.since_seconds is not None
+    assert 90 <= document.since_seconds < 900
+
+
+def test_whatever_else_is_wrong_comes_first_too(block: Block) -> None:
+    """An operator's stop, a lost lock that nobody has declared yet, those who do not beat, drift."""
+    vitals = controlled(block)
+    store = Store(block)
+    store.post_command("stop")
+    store.apply_command(boot_clock(), 1)
+    block.region("lock").lost = LOST
+    vitals.drift = BITS["at_maximum"] | BITS["mean_moved"]
+    row = block.region("rows", 1)
+    row.pid, row.started = process.myself()
+    row.heartbeat_ns = boot_clock()
+
+    assert [
+        "STOPPED by an operator: events are refused; POST /governor/resume",
+        "LOST: the lock is beyond repair; restart the service",
+        "SILENT: the controller, for 1 min 30 s",
+        f"SILENT: workers {os.getpid()}",
+        "DRIFT: the threshold sits at its maximum and cannot rise further",
+        "DRIFT: the threshold's ten-minute mean has moved",
+    ] == troubles(block, 90.2)
+
+
+def test_who_is_dead_is_said_first(block: Block) -> None:
+    """One dead worker among living ones is nothing: its row waits for a successor, which may have taken another."""
+    vitals = controlled(block)
+    vitals.controller_started += 1
+    vitals.arbiter_started += 1
+    row = block.region("rows", 1)
+    row.pid, row.started = os.getpid(), 1
+    row.heartbeat_ns = boot_clock()
+
+    assert [
+        "NO CONTROLLER: it has died, and should be back within a second",
+        "NO ARBITER: nobody replaces what dies; its memory ends with the last process",
+        "NO WORKER: nobody serves",
+    ] == troubles(block)
+    other = block.region("rows", 0)
+    other.pid, other.started = process.myself()
+    other.heartbeat_ns = boot_clock()
+    assert "NO WORKER: nobody serves" not in troubles(block)
+
+
+def test_an_unreadable_state_comes_first(block: Block) -> None:
+    """Why, in the words of the store."""
+    controlled(block)
+    for number in range(2):
+        block.region("states", number).checksum ^= 1
+
+    assert ["UNREADABLE: corrupt: A checksum did not hold; nothing was built on it."] == troubles(block)
+
+
 def test_whoever_holds_the_lock_is_named_by_the_mutex_itself(block: Block) -> None:
     """The word holds a thread's id; the process of that thread is shown, before it has signed."""
     block.region("lock").mutex[0] = threading.get_native_id()
@@ -310,8 +403,8 @@ def test_the_names_of_the_json_are_a_promise(small_server: LiveServer, capsys: p
     document: dict[str, Any] = json.loads(capsys.readouterr().out)
     members = [*document, *document["lock"], *document["workers"][0]]
     expected = """
-        boot_id age_seconds layout_version sizes state problem controller workers lock
-        holder_pid acquisitions deaths rollbacks kills
+        boot_id age_seconds layout_version sizes state problem controller workers lock emergency drift machine
+        holder_pid acquisitions deaths rollbacks kills lost
         row pid alive connections requests heartbeat_age_seconds
     """
     assert expected.split() == members

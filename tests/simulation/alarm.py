@@ -133,17 +133,20 @@ class Alarm:
         course.causes.append(self._harm.causes)
         course.signed.append(self.words)
 
-    def look(self, actor: Actor, course: Course, decided: int) -> None:
-        """Look at the words after a step; `decided` is how many decisions were entered in it. Raises WrongError."""
+    def look(self, actor: Actor, course: Course, entered: list[int]) -> None:
+        """Look at the words after a step; `entered` are the positions of its entries. Raises WrongError."""
         course.causes.append(self._harm.causes)  # it may have ended one of them
         what = f"{actor.name}'s {course.operation}"
-        if decided:
+        kinds = {self._chronicle.moments[position].kind for position in entered}
+        if "decision" in kinds:
             holds(f"{what} was decided while emergencies {course.words} were in force", 0 in course.words)
         before, after, beat = self.words, self._read(), self._beat()
         beats, self.words, self._heartbeat_ns = beat != self._heartbeat_ns, after, beat
         if beats:
             course.beats.append(beat)
             same(f"{what}: its beat", course.operation.arguments[0], beat)
+        if "resume" in kinds and not beats:
+            same(f"{what}: emergencies after an order to resume", 0, after.in_force)
         if not beats and before == after:
             return
         resumes = any(pending and pending.kind == "resume" for pending in course.pendings)

@@ -63,6 +63,11 @@ class Moment(NamedTuple):
     decision: Decision  # what its sender was told, when it is one
 
     @property
+    def kind(self) -> str:
+        """What the entry was."""
+        return KINDS[ffi.cast("struct mlsdm_entry *", ffi.from_buffer(self.image)).kind]
+
+    @property
     def stopped(self) -> bool:
         """Whether an operator had stopped admissions."""
         return bool(self.seen.scalars.flags & FLAG_STOPPED)
@@ -178,7 +183,7 @@ class Chronicle:
         name, commanded = actor.operation.name, self.pending and self.pending.kind
         if name != "round":
             return commanded if name == "apply" else WRITES.get(name)
-        before = {KINDS[ffi.cast("struct mlsdm_entry *", ffi.from_buffer(self.moments[at].image)).kind] for at in made}
+        before = {self.moments[position].kind for position in made}
         may = ["epoch"] * (not actor.epoch) + [commanded] * (not before & {*COMMANDED, "tick"}) + ["tick"]
         return found if found in may and found not in before else None
 

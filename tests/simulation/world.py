@@ -179,7 +179,7 @@ class World:
         actor.operation = operation  # it may be done; the inspection asks what it was doing
         self._tell(f"{actor.name} {operation} {how}: {outcome or 'stands'}")
         self.inspection.look(actor, course.made)
-        self.alarm.look(actor, course, operation.name in ("admit", "batch") and len(course.made) > entered)
+        self.alarm.look(actor, course, course.made[entered:])
         self.buckets.look(actor.name, f"{actor.name}'s {operation}")
         for under_way in self.courses.values():
             under_way.pendings.append(self.chronicle.pending)
@@ -339,6 +339,9 @@ class World:
         else:
             kinds = CONTROLLERS_DO
         name = self.random.choices(list(kinds), list(kinds.values()))[0]
+        paying = any(course.operation.name in PAID for course in self.courses.values())
+        if kinds is WORKERS_DO and paying and self.random.random() < 0.7:  # who stands there should be met
+            name = self.random.choice(PAID)
         if name == "withdraw" and not actor.tickets:
             name = "post"
         if name == "give_back" and not actor.paid:
