@@ -27,7 +27,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from loadtests.bounded_memory import proportional_mb
+from loadtests.footprint import footprint
 from loadtests.live import ROOT, LiveServer
 
 RATIOS_MAX: Final = {"slow": 2.0, "greedy": 10.0}
@@ -78,7 +78,7 @@ def main() -> int:
 def run(server: LiveServer, attack: str, count: int, seconds: int) -> list[Phase]:
     """Measure the phases, quiet and attacked in turn, and print a line for each."""
     honest(server, seconds)  # fills pages of the log, and warms everything
-    print(f"{'':>8} {'requests':>9} {'p50, ms':>8} {'p99, ms':>8} {'max, ms':>8} {'PSS, MB':>8}")
+    print(f"{'':>8} {'requests':>9} {'p50, ms':>8} {'p99, ms':>8} {'max, ms':>8} {'MB':>8}")
     phases = []
     for _ in range(ROUNDS):
         phases.append(tell(phase(server, seconds, attacked=False)))
@@ -129,9 +129,9 @@ def honest(server: LiveServer, seconds: int) -> Any:
 
 def phase(server: LiveServer, seconds: int, *, attacked: bool) -> Phase:
     """Measure for so long."""
-    before = proportional_mb(server)
+    before = footprint(server.pid).total
     measured = honest(server, seconds)
-    memory = max(before, proportional_mb(server))
+    memory = max(before, footprint(server.pid).total)
     latencies = sorted(1e3 * latency for latency in measured["latencies"]) or [float("inf")]
     return Phase(
         attacked, len(latencies), latencies[len(latencies) // 2], latencies[len(latencies) * 99 // 100], latencies[-1],
