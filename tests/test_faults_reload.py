@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.faults import clocks, frozen, reload, reload_refused, scarcity, soak
+from loadtests.faults import clocks, frozen, quota, reload, reload_refused, scarcity, soak
 from loadtests.faults.fault import Asked, Outcome
 
 SMALL = 0.05  # once for what a full run does twenty times
@@ -31,14 +31,20 @@ def test_a_reload_that_cannot_succeed_changes_nothing(run: Callable[[Asked], Out
     assert run(_asked(tmp_path)).broken == []
 
 
-def test_nobody_is_killed_while_everybody_is_throttled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by_signals", [False, True], ids=["as this machine can", "by signals"])
+def test_nobody_is_killed_while_everybody_is_throttled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_signals: bool
+) -> None:
     """A holder that is off the processor with the lock in its hand is no stuck holder."""
     monkeypatch.setattr(frozen, "THROTTLED_SECONDS", 1.5)
+    if by_signals:
+        monkeypatch.setattr(quota, "find", lambda: None)
 
     outcome = frozen.throttled(_asked(tmp_path, 0))
 
     assert outcome.broken == []
     assert outcome.figures["killed"] == 0
+    assert not by_signals or outcome.figures["how"] == "stopped and continued"
 
 
 def test_nobody_is_killed_after_everybody_was_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,13 +82,25 @@ def test_a_short_soak_is_flat(tmp_path: Path) -> None:
 
 def test_a_soak_that_grows_is_told() -> None:
     """A descriptor for each death, some memory, scrapes that take longer and longer, and a client that was left."""
-    looks = [soak.Look(10.0 * n, 100 + 0.1 * n, 60 + n, 2 + 0.2 * n, 1000 * n) for n in range(1, 101)]
+    looks = [soak.Look(10.0 * n, 100 + 0.1 * n, 60 + n, 2, 1 + 0.1 * n, 1000 * n) for n in range(1, 101)]
 
     outcome = soak.told_of(looks, [0.1, 7.0], Counter(lost=3))
 
     assert outcome.broken == [
-        "memory has grown by 3.8 MB",
-        "38 more descriptors are open",
-        "a scrape takes 1.78 times as long",
+        "memory has grown by 6.7 MB",
+        "67 more descriptors are open",
+        "a scrape takes 3.48 times as long",
         "a client went 7.0 s without an answer",
     ]
+
+
+def test_a_soak_beside_others_is_flat() -> None:
+    """Where everything takes three times as long from the middle on, and one look in five is far off, nothing grows."""
+    looks = [
+        soak.Look(
+            10.0 * n, 150 - 20 * (n % 5 == 0), 60 + 9 * (n % 5 == 1), 6 if n > 50 else 2, 2 + 5 * (n % 5 == 2), 1000 * n
+        )
+        for n in range(1, 101)
+    ]
+
+    assert [] == soak.told_of(looks, [0.9], Counter()).broken

@@ -6,9 +6,9 @@ again and again, works inside for some milliseconds, and belongs to what is froz
 with a holder in the section, and under the quota that holder is off the processor with the lock in its hand.
 
 The freeze is SIGSTOP to every process, the holder last and first to continue, because no observer may run while it
-stands: that would be a holder that is stopped, which has to be removed. The quota is a CPU cgroup (version 1) where
-this process may make one; elsewhere everything is stopped for 80 ms and continued for 20 (`how` in the figures says
-which). Nobody may be killed or replaced for either, and what was acknowledged stands.
+stands: that would be a holder that is stopped, which has to be removed. The quota is a CPU cgroup where this process
+may make one (`loadtests.faults.quota`); elsewhere everything is stopped for 80 ms and continued for 20 (`how` in the
+figures says which). Nobody may be killed or replaced for either, and what was acknowledged stands.
 """
 
 import os
@@ -17,10 +17,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from loadtests.faults import quota
 from loadtests.faults.fault import Asked, Outcome
 from loadtests.faults.trial import Trial, missed
 from loadtests.live import eventually
@@ -33,7 +34,6 @@ BETWEEN_SECONDS: Final = 0.5
 SHARE: Final = 0.2
 PERIOD_SECONDS: Final = 0.1
 CATCH_TIMES_MAX: Final = 2000  # attempts to stop everybody while the holder is in the section
-_CPU_CGROUP: Final = Path("/sys/fs/cgroup/cpu")
 
 # Holds the lock for 15 ms of its CPU time out of every 50: work, and no sleep, inside. So long that the watch, which
 # looks every 20 ms, has most likely seen it there when everything stops.
@@ -73,14 +73,15 @@ def frozen(asked: Asked) -> Outcome:
 
 def throttled(asked: Asked) -> Outcome:
     """Give everything together `SHARE` of a processor, for `THROTTLED_SECONDS` at a time."""
-    how = "cgroup" if _may_limit() else "stopped and continued"
+    limit = quota.find()
+    how = f"cgroup, version {limit.version}" if limit else "stopped and continued"
     with Trial(asked) as trial, _holder(trial) as holder:
         members = [*(member.pid for member in trial.members()), holder.pid]
 
         def once() -> float:
             count, began = trial.load.answered, time.monotonic()
-            if how == "cgroup":
-                with _quota(members):
+            if limit:
+                with limit.on(members, SHARE, PERIOD_SECONDS):
                     time.sleep(THROTTLED_SECONDS)
             else:
                 _pulse(members)
@@ -175,36 +176,3 @@ def _pulse(members: list[int]) -> None:
             time.sleep(PERIOD_SECONDS * SHARE)
     finally:
         _thaw(service, holder)
-
-
-def _may_limit() -> bool:
-    return os.access(_CPU_CGROUP, os.W_OK) and (_CPU_CGROUP / "cpu.cfs_quota_us").exists()
-
-
-@contextmanager
-def _quota(members: list[int]) -> Iterator[None]:
-    """Put everybody into a CPU cgroup with the quota, and back where they were."""
-    before = {pid: _cpu_cgroup(pid) for pid in members}
-    group = _CPU_CGROUP / f"mlsdm-fault-{os.getpid()}"
-    group.mkdir()
-    try:
-        (group / "cpu.cfs_period_us").write_text(str(round(PERIOD_SECONDS * 1e6)))
-        (group / "cpu.cfs_quota_us").write_text(str(round(SHARE * PERIOD_SECONDS * 1e6)))
-        for pid in members:
-            (group / "cgroup.procs").write_text(str(pid))
-        yield
-    finally:
-        for pid, home in before.items():
-            with suppress(ProcessLookupError):
-                (home / "cgroup.procs").write_text(str(pid))
-        eventually(lambda: not (group / "cgroup.procs").read_text())
-        group.rmdir()
-
-
-def _cpu_cgroup(pid: int) -> Path:
-    """Return where a process is among the CPU cgroups."""
-    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if "cpu" in controllers.split(","):
-            return _CPU_CGROUP / path.lstrip("/")
-    raise RuntimeError(f"process {pid} is in no CPU cgroup")

@@ -1,12 +1,13 @@
 """The soak: an hour of load with a process killed every ten seconds, and a look at what might grow.
 
 The server has its real size, 20,000 memories of 384 floats. Mostly it is a worker that dies, every fifth time the
-controller. Before each death the proportional memory of all processes, their open descriptors and the median time of a
-scrape of /metrics are taken, and told as they come, on stderr.
+controller. Before each death the footprint of all processes (`loadtests.footprint`), their open descriptors and the
+median time of a scrape of /metrics are taken, and told as they come, on stderr.
 
-What is flat: the second half of the run is compared with the second quarter, by medians, because buffers grow until
-every worker has seen the largest batch, and one look may meet a successor that has just been born. Scrapes are held
-to a factor, for the load on the machine is not constant.
+What is flat: the last third of the run is compared with the first, by medians, because one look may meet a successor
+that has just been born. A scrape is measured against a page of the log, asked for in turn with it over the same
+connection: that is as much Python in the same worker, and waits behind the same events. So a machine on which somebody
+else begins to work makes both longer, and their ratio, which is what has to be flat, stays.
 
 The load is begun anew every few minutes, with new events: clients remember everything that they were told, and an hour
 of that is gigabytes. So it is not judged here, but no client may go long without an answer.
@@ -26,6 +27,7 @@ import psutil
 from loadtests.faults.fault import Asked, Outcome
 from loadtests.faults.load import Events, Load, Told
 from loadtests.faults.trial import CLIENTS, missed
+from loadtests.footprint import footprint
 from loadtests.live import LiveServer, eventually
 from shm.store import Store
 
@@ -34,14 +36,15 @@ KILL_SECONDS: Final = 10.0
 CONTROLLER_EACH: Final = 5  # deaths, one is the controller's
 LOAD_SECONDS: Final = 120.0
 SCRAPES: Final = 9
+PAGE: Final = "/decisions?limit=200"
 DIMENSION: Final = 384
 SIZES: Final = {"WORKERS": "2", "MLSDM_DIMENSION": str(DIMENSION), "MLSDM_CAPACITY": "20000"}
 GROWTH_MB_MAX: Final = 2.0
 GROWTH_DESCRIPTORS_MAX: Final = 6  # a leak at each death would be one for each look
 GROWTH_SCRAPE_MAX: Final = 1.5
 STALL_SECONDS_MAX: Final = 5.0  # of one client: its worker and the next one may die in turn
-LINE: Final = "{:7.0f} s {:8.2f} MB {:4d} descriptors {:6.2f} ms {:12,d} events"
-LOOKS_MIN: Final = 8  # for two quarters and a half that mean something
+LINE: Final = "{:7.0f} s {:8.2f} MB {:4d} descriptors {:6.2f} ms {:5.2f} pages {:12,d} events"
+LOOKS_MIN: Final = 9  # for thirds that mean something
 
 
 class Look(NamedTuple):
@@ -51,6 +54,7 @@ class Look(NamedTuple):
     memory_mb: float
     descriptors: int
     scrape_ms: float
+    scrape_pages: float  # in times of a page of the log
     events: int
 
 
@@ -90,23 +94,27 @@ def _next_number(told: Told) -> int:
 
 def _look(server: LiveServer, seconds: float, events: int) -> Look:
     arbiter = psutil.Process(server.pid)
-    memory = descriptors = 0
+    descriptors = 0
     for member in (arbiter, *arbiter.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
-            memory += member.memory_full_info().pss
             descriptors += member.num_fds()
-    return Look(seconds, memory / 1e6, descriptors, _scrape_ms(server), events)
+    return Look(seconds, footprint(server.pid).total, descriptors, *_scraped(server), events)
 
 
-def _scrape_ms(server: LiveServer) -> float:
-    connection, taken = server.connect(), []
-    for _ in range(SCRAPES):
+def _scraped(server: LiveServer) -> tuple[float, float]:
+    """Return how long a scrape takes: milliseconds, and times of a page."""
+    connection = server.connect()
+
+    def took_ms(path: str) -> float:
         began = time.perf_counter()
-        status = server.request("GET", "/metrics", connection=connection).status
-        taken.append(1e3 * (time.perf_counter() - began))
+        status = server.request("GET", path, connection=connection).status
         assert status == 200, status
+        return 1e3 * (time.perf_counter() - began)
+
+    took = [(took_ms("/metrics"), took_ms(PAGE)) for _ in range(SCRAPES)]
     connection.close()
-    return statistics.median(taken)
+    scrape_ms, page_ms = (statistics.median(times) for times in zip(*took, strict=True))
+    return scrape_ms, scrape_ms / page_ms
 
 
 def _kill(server: LiveServer, store: Store, number: int) -> None:
@@ -125,14 +133,15 @@ def _kill(server: LiveServer, store: Store, number: int) -> None:
 
 def told_of(looks: list[Look], stalls: list[float], misses: Counter[str]) -> Outcome:
     """Return what came of a soak, from its looks, the longest stall of each load, and the tries without an answer."""
-    quarter, half = looks[len(looks) // 4 : len(looks) // 2], looks[len(looks) // 2 :]
+    third = len(looks) // 3
+    first, last = looks[:third], looks[-third:]
 
     def median(part: list[Look], name: str) -> float:
         return float(statistics.median(getattr(look, name) for look in part))
 
-    memory = median(half, "memory_mb") - median(quarter, "memory_mb")
-    descriptors = median(half, "descriptors") - median(quarter, "descriptors")
-    scrape = median(half, "scrape_ms") / median(quarter, "scrape_ms")
+    memory = median(last, "memory_mb") - median(first, "memory_mb")
+    descriptors = median(last, "descriptors") - median(first, "descriptors")
+    scrape = median(last, "scrape_pages") / median(first, "scrape_pages")
     broken = []
     if memory > GROWTH_MB_MAX:
         broken.append(f"memory has grown by {memory:.1f} MB")
@@ -144,11 +153,12 @@ def told_of(looks: list[Look], stalls: list[float], misses: Counter[str]) -> Out
         broken.append(f"a client went {max(stalls):.1f} s without an answer")
     figures: dict[str, float | int | str] = {
         "events": looks[-1].events,
-        "memory, MB": median(half, "memory_mb"),
+        "memory, MB": median(last, "memory_mb"),
         "its growth, MB": memory,
-        "descriptors": median(half, "descriptors"),
+        "descriptors": median(last, "descriptors"),
         "their growth": descriptors,
-        "scrape, ms": median(half, "scrape_ms"),
+        "scrape, ms": median(last, "scrape_ms"),
+        "scrape, pages of the log": median(last, "scrape_pages"),
         "its growth, times": scrape,
         "longest stall, s": max(stalls),
         **{f"answers {what}": count for what, count in misses.items()},
