@@ -9,7 +9,7 @@ been so, and what was so all the time must have been seen.
 
 The word itself may be changed by the newest controller, and by nobody else; without lock or sound state by the one who
 signed last or its heir; and by who carries out the order to resume. An event is decided only if the word was zero at
-some moment while its process had the lock, and refused for an emergency only if it was not (`Course.words`).
+some moment while its process had the lock (`Course.under_lock`), and refused for an emergency only if it was not.
 """
 
 from typing import Final, NamedTuple
@@ -128,7 +128,8 @@ class Alarm:
     def begin(self, course: Course, *, held: bool) -> None:
         """An operation goes on. `held` says that its process has the lock already."""
         if not held:
-            course.words.clear()  # what it reads of them under the lock, it reads from here on
+            course.under_lock.clear()  # what it reads under the lock that it takes now, it reads from here on
+        course.under_lock.append(self.words.in_force)
         course.words.append(self.words.in_force)
         course.causes.append(self._harm.causes)
         course.signed.append(self.words)
@@ -139,7 +140,7 @@ class Alarm:
         what = f"{actor.name}'s {course.operation}"
         kinds = {self._chronicle.moments[position].kind for position in entered}
         if "decision" in kinds:
-            holds(f"{what} was decided while emergencies {course.words} were in force", 0 in course.words)
+            holds(f"{what} was decided in emergencies {course.under_lock}", 0 in course.under_lock)
         before, after, beat = self.words, self._read(), self._beat()
         beats, self.words, self._heartbeat_ns = beat != self._heartbeat_ns, after, beat
         if beats:
@@ -163,10 +164,11 @@ class Alarm:
         """Return whether that is a controller that has begun."""
         return name in self._references
 
-    def inherit(self, actor: Actor, course: Course, inherited: Words) -> None:
-        """A controller has begun, with what it found. Raises WrongError."""
-        left = [words if words.in_force else words._replace(since_ns=0) for words in course.signed]
-        holds(f"{actor.name} began with {inherited}, of {left}", inherited in left)
+    def inherit(self, actor: Actor, course: Course, found: tuple[int, int, int]) -> None:
+        """A controller has begun, with the words that it found before its first native call. Raises WrongError."""
+        left = course.signed[0]
+        inherited = left if left.in_force else left._replace(since_ns=0)
+        same(f"{actor.name} began with", inherited[:3], found)
         self._references[actor.name] = _Reference(inherited)
         self._causes[actor.name] = 0
         actor.predecessor = inherited.signer

@@ -14,7 +14,8 @@ class Course(NamedTuple):
     made: list[int]  # positions that it entered
     contended: list[bool]  # whether another one held the lock
     pendings: list[Any]  # commands that were pending, after each step of anybody
-    words: list[int]  # reasons of an emergency in force, since its process last had to take the lock
+    words: list[int]  # reasons of an emergency in force
+    under_lock: list[int]  # of these, those since its process last had to take the lock
     causes: list[int]  # of an emergency, that there were: before each step and after it
     signed: list[Any]  # what the vitals said of an emergency before it moved, and who
     beats: list[int]  # heartbeats that it wrote

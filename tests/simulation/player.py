@@ -224,17 +224,16 @@ class Player:
 
     # -- a controller's ------------------------------------------------------------------------------------------------
 
-    def take_over(self, now_ns: int) -> tuple[tuple[int, int, int, int], bytes | None]:
+    def take_over(self, now_ns: int) -> tuple[tuple[int, int, int], bytes | None]:
         """Be a new controller; returns the words about an emergency that it found, and the entry of its epoch, which it
         may come to have only in a round.
         """
         self.now_ns = now_ns
-        signer = int(self.block.region("vitals").controller_pid)
         self.controller = made = _Governing(self.block, CONFIG, process.Identity(0, 0), lambda: self.now_ns)
         made.emergency = left = _Listening(made.emergency)
         made.sampler = self.machine  # type: ignore[assignment]  # it has the one method that is called
         image = image_of(made.store._entry) if made.epoch else None
-        return (left.in_force, left.overruled, left.since_ns, signer), image
+        return (left.in_force, left.overruled, left.since_ns), image
 
     def tick(self, now_ns: int) -> bytes:
         return image_of(self.store.tick(now_ns, self._governing.epoch))

@@ -70,7 +70,7 @@ class TestSaysWhatIsWrong:
         with World(4) as world:
             world.run(100)
             worker = next(actor for actor in world.actors if actor.row >= 0)
-            asked = Operation("admit", (world.now_ns, 990_000, b"", None))
+            asked = Operation("admit", (world.errands.now_ns, 990_000, b"", None))
             course = world.course(asked)
             told = Outcome("ok", world.chronicle.now.decision)
 

@@ -19,59 +19,30 @@ import itertools
 import random
 import signal
 from collections import Counter, deque
-from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final, Literal, Self
 
-from core.governor import GovernorSettings
-from core.regime import Regime, SynapseSettings
-from core.rhythm import RhythmSettings
-from shm.layout import NO_ROW, Layout
+from shm.layout import NO_ROW
 from shm.status import StoreError
-from shm.store import ANY_TICKET
 from tests.formed import NORM_MAX, Formed
-from tests.simulation.accounts import ACCOUNTS
 from tests.simulation.actor import CALLS, ROUND, Actor, Place, Trails, address_of
-from tests.simulation.alarm import Alarm, Words
+from tests.simulation.alarm import Alarm
 from tests.simulation.buckets import Buckets
-from tests.simulation.chronicle import COMMANDED, Chronicle, WrongError
+from tests.simulation.chronicle import Chronicle, WrongError
 from tests.simulation.course import Course
+from tests.simulation.errands import LAYOUT, PAID, REGIMES, WORKERS, Errands
 from tests.simulation.harm import FULL, Harm
 from tests.simulation.inspection import Inspection
 from tests.simulation.judge import Judge
-from tests.simulation.player import KeyOf, Operation, Outcome
+from tests.simulation.player import Operation, Outcome
 
-WORKERS: Final = 3
 CONTROLLERS: Final = 2
-LAYOUT: Final = Layout(  # so small that every ring goes round every few steps
-    dimension=5, capacity=7, payload_size_max=24, log_capacity=48, rows=WORKERS, receipt_capacity=6
-)
-YEAR_NS: Final = 365 * 86_400 * 10**9
 STUCK_SECONDS: Final = 60  # for one step, which takes some milliseconds: an actor that runs in circles
 TOLD: Final = 40  # steps before a failure
 TOLD_LENGTH: Final = 400  # characters of each
-KEYS: Final = 16  # so few that most are known, or were
-
-REGIMES: Final = tuple(
-    Regime.of_record(regime.to_record())  # λ and gains as float32 has them
-    for regime in (
-        Regime(GovernorSettings(), RhythmSettings(), SynapseSettings(), 10**9),
-        Regime(GovernorSettings(), RhythmSettings(2, 2, True, True), SynapseSettings(theta_l1=0.3), 10**9),
-        Regime(GovernorSettings(0.4, 0.2, 0.8, 0.01, 0.3, 0.1), RhythmSettings(1, 5), SynapseSettings(), 10**8),
-        Regime(GovernorSettings(), RhythmSettings(3, 1), SynapseSettings(theta_l1=0.1, by_element=True), 10**9),
-    )
-)
-
-# How often each is asked for, beside the others of its kind.
-WORKERS_DO: Final = {
-    "admit": 30, "batch": 8, "forget": 10, "recall": 9, "look": 6, "add_up": 5, "read": 7, "page": 6, "post": 5,
-    "withdraw": 3, "release": 2, "take": 12, "give_back": 9,
-}  # fmt: skip
 CONTROLS: Final = ("take_over", "apply", "round")
-PAID: Final = ("take", "give_back")  # without the lock
 READS: Final = ("recall", "look", "add_up", "read", "page", "scrub", *PAID)  # for the most part
 REST_STEPS: Final = 200  # between two looks at what nobody writes
-CONTROLLERS_DO: Final = {"round": 12, "tick": 5, "apply": 5, "scrub": 3, "forget": 1, "look": 1, "take_over": 2}
 
 # How often, of all steps, something befalls block or machine while nothing is the matter, and while something is.
 HARMED: Final = 0.0025
@@ -102,10 +73,9 @@ class World:
         self.formed = Formed(LAYOUT, REGIMES[0])
         random.setstate(state)
         self.formed.block.bind(0, NO_ROW, 0, NORM_MAX)  # from here on this process only looks
-        self.now_ns = self.formed.now()
-        self.boot_ns = self.now_ns  # a clock that never falls back, as those of emergencies and buckets must not
         self.chronicle = Chronicle(self.formed)
         self.harm = Harm(self.formed, self.random)
+        self.errands = Errands(self.random, self.formed.now(), self.chronicle, self.harm)
         self.inspection = Inspection(self.formed, self.chronicle, self.harm)
         self.alarm = Alarm(self.formed, self.chronicle, self.harm)
         self.judge = Judge(self.chronicle)
@@ -153,7 +123,7 @@ class World:
     def step(self) -> None:
         """Move one actor, or harm them all. Raises WrongError."""
         self.steps += 1
-        self._pass_time()
+        self.errands.pass_time()
         if self.random.random() < (MENDED if self.harm.causes else HARMED) and self._harm():
             return
         if len(self.actors) < WORKERS + CONTROLLERS and self.random.random() < 0.5:
@@ -164,7 +134,9 @@ class World:
             self._kill(actor)
             return
         if not standing:
-            actor.give(self._chosen(actor))
+            paying = any(course.operation.name in PAID for course in self.courses.values())
+            begun = actor.row != NO_ROW if actor.name.startswith("worker") else self.alarm.knows(actor.name)
+            actor.give(self.errands.of(actor, begun=begun, paying=paying))
             assert actor.operation is not None
             self.courses[actor.name] = self.course(actor.operation)
             self._pay(actor)
@@ -195,7 +167,7 @@ class World:
     def course(self, operation: Operation) -> Course:
         """Return the course of an operation that begins now."""
         chronicle = self.chronicle
-        return Course(operation, chronicle.newest, chronicle.commands, [], [], [chronicle.pending], [], [], [], [])
+        return Course(operation, chronicle.newest, chronicle.commands, [], [], [chronicle.pending], [], [], [], [], [])
 
     def _moved(self, actor: Actor, standing: bool) -> tuple[Outcome | None, str]:
         """Move an actor, to its end or to where it is to stand; returns its outcome, and how far it was to go.
@@ -259,7 +231,7 @@ class World:
         """Settle what a controller answered that has to do with emergencies."""
         what = f"{actor.name}'s {course.operation}"
         if course.operation.name == "take_over":
-            self.alarm.inherit(actor, course, Words(*value[0]))
+            self.alarm.inherit(actor, course, value[0])
         elif course.operation.name == "apply":
             self.alarm.hear(actor, what, value[1])
         else:
@@ -317,91 +289,6 @@ class World:
         self._told.append(f"{self.steps}: {shorten(sentence)}")
         self._digest.update(sentence.encode())
 
-    def _pass_time(self) -> None:
-        chance = self.random.random()
-        if chance < 0.01:
-            self.now_ns = self.random.randrange(-10 * YEAR_NS, 60 * YEAR_NS)
-        else:
-            self.now_ns += self.random.randrange(-(10**6), 10**9)
-        self.boot_ns += self.random.randrange(YEAR_NS if chance > 0.999 else 10**9)
-
-    # -- what they are asked -------------------------------------------------------------------------------------------
-
-    def _chosen(self, actor: Actor) -> Operation:
-        if actor.name.startswith("worker"):
-            if actor.row == NO_ROW:
-                return Operation("claim")
-            kinds = WORKERS_DO
-        elif not self.alarm.knows(actor.name):
-            return Operation("take_over", (self.boot_ns,))
-        elif not actor.epoch:
-            return Operation("round", self._round())
-        else:
-            kinds = CONTROLLERS_DO
-        name = self.random.choices(list(kinds), list(kinds.values()))[0]
-        paying = any(course.operation.name in PAID for course in self.courses.values())
-        if kinds is WORKERS_DO and paying and self.random.random() < 0.7:  # who stands there should be met
-            name = self.random.choice(PAID)
-        if name == "withdraw" and not actor.tickets:
-            name = "post"
-        if name == "give_back" and not actor.paid:
-            name = "take"
-        asks: dict[str, Callable[[], tuple[Any, ...]]] = {
-            "admit": lambda: (self.now_ns, *self._event()),
-            "batch": self._batch,
-            "forget": lambda: (self.now_ns, self._id()),
-            "recall": self._query,
-            "read": lambda: (self._id(),),
-            "page": self._page,
-            "post": self._post,
-            "withdraw": lambda: (self.random.choice(actor.tickets),),
-            "take": self._tokens,
-            "give_back": lambda: self.random.choice(actor.paid),
-            "take_over": lambda: (self.boot_ns,),
-            "tick": lambda: (self.now_ns,),
-            "apply": lambda: (self.now_ns,),
-            "round": self._round,
-        }
-        return Operation(name, asks[name]() if name in asks else ())
-
-    def _number(self) -> int:
-        """Return an event by number: rather often one that any threshold lets through."""
-        return self.random.randrange(900_000, 10**6) if self.random.random() < 0.5 else self.random.randrange(10**6)
-
-    def _payload(self) -> bytes:
-        return self.random.randbytes(self.random.randint(0, LAYOUT.payload_size_max))
-
-    def _event(self) -> tuple[int, bytes, KeyOf | None]:
-        if self.random.random() < 0.5:
-            return self._number(), self._payload(), None
-        key = self.random.randrange(KEYS)
-        return self._number(), self._payload(), (1, key, self.random.random() < 0.05)
-
-    def _batch(self) -> tuple[int, list[int], list[bytes], KeyOf | None]:
-        count = self.random.randint(1, LAYOUT.receipt_capacity - 1)
-        key = (1, self.random.randrange(KEYS), 0) if self.random.random() < 0.5 else None
-        return self.now_ns, [self._number() for _ in range(count)], [self._payload() for _ in range(count)], key
-
-    def _query(self) -> tuple[int, int, str]:
-        k = self.random.randint(1, LAYOUT.capacity + 2)
-        return self.random.randrange(10**6), k, self.random.choice(("any", "wake", "sleep", "current"))
-
-    def _id(self) -> int:
-        """Return an id: of the window, on its edges, or beyond."""
-        newest = self.chronicle.model.accepted
-        return max(0, newest + 2 - self.random.randrange(LAYOUT.capacity + 4))
-
-    def _tokens(self) -> tuple[int, int, int]:
-        """Return what to take: rather often from one of the same few accounts, so that they meet."""
-        few = ACCOUNTS if self.random.random() < 0.6 else ACCOUNTS[4:8]
-        account = ACCOUNTS.index(self.random.choice(few))
-        now_ns = self.now_ns if self.random.random() < 0.03 else self.boot_ns
-        return now_ns, account, self.random.randint(1, ACCOUNTS[account].burst)
-
-    def _round(self) -> tuple[int, float]:
-        self.boot_ns += 10**9  # once a second the machine is sampled
-        return self.boot_ns, self.harm.memory_percent
-
     def _pay(self, actor: Actor) -> None:
         operation = actor.operation
         assert operation is not None
@@ -411,12 +298,3 @@ class World:
         elif operation.name == "give_back":
             account, count = operation.arguments
             self.buckets.begin(actor.name, account, count, None)
-
-    def _page(self) -> tuple[int, int]:
-        newest = self.chronicle.newest
-        return max(1, newest + 3 - self.random.randrange(LAYOUT.log_capacity + 6)), self.random.randint(1, 20)
-
-    def _post(self) -> tuple[str, Regime | None, int, int]:
-        kind = self.random.choices(COMMANDED, (5, 2, 1, 3))[0]
-        after = ANY_TICKET if self.random.random() < 0.7 else self.chronicle.commands
-        return kind, self.random.choice(REGIMES) if kind == "configure" else None, self.random.randrange(2), after
