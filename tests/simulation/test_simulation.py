@@ -12,7 +12,11 @@ import sys
 import pytest
 
 from loadtests.live import ROOT
+from shm.layout import EMERGENCY_MEMORY
+from shm.store import Bucket
 from tests import tracee
+from tests.simulation.accounts import ACCOUNTS
+from tests.simulation.chronicle import WrongError
 from tests.simulation.player import Operation, Outcome
 from tests.simulation.world import FailedError, World
 
@@ -64,6 +68,28 @@ class TestSaysWhatIsWrong:
 
         assert "sound slots: expected" in failure
         assert f"again: python -m tests.simulation --seed 3 --steps {world.steps}" in failure
+
+    def test_an_emergency_that_nobody_declared(self) -> None:
+        """The word is a controller's to write."""
+        with World(5) as world:
+            world.run(100)
+            worker = next(actor for actor in world.actors if actor.row >= 0)
+            world.formed.block.region("vitals").emergency ^= EMERGENCY_MEMORY
+
+            with pytest.raises(WrongError, match="who writes Words"):
+                world.alarm.look(worker, world.course(Operation("look")), [])
+
+    def test_a_token_too_many(self) -> None:
+        """What is taken from a bucket is what somebody took."""
+        with World(6) as world:
+            world.run(100)
+            account = ACCOUNTS[0]
+            bucket = Bucket(world.formed.block, account.table, account.owner, account.interval_ns, account.burst)
+            bucket.take(world.errands.boot_ns, 1)
+            bucket.give_back(1)
+
+            with pytest.raises(WrongError, match="which has no business with the places"):
+                world.buckets.look("worker-0", "worker-0's look()")
 
     def test_a_lost_decision(self) -> None:
         """A decision that somebody was told, and that the log does not hold, is found when it is judged."""

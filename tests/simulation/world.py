@@ -5,7 +5,8 @@ whole or comes to stand in the middle: at the entrance of the native function, w
 it back, and up to some thousand instructions further on. One that stands goes on to its end, goes on for some more
 instructions, or is killed where it is. One that died is replaced, and its successor claims its row or takes over from
 it; controllers take over from living ones, too, who go on with a stale epoch. The clock runs, leaps forward for years
-and falls back.
+and falls back. Now and then something befalls block or machine (`harm`): then the controllers, which are the real ones,
+declare an emergency, and what they declare is judged, too.
 
 Nothing else moves meanwhile, so a run is a function of its seed, as far as the machine lets it be: `__main__` sees to
 that. After every step the inspection looks at the whole block, and an answer is judged as soon as it is there.
