@@ -4,7 +4,7 @@
     python -m loadtests.bounded_memory --events 10000000 --batch 1000
 
 Starts a server of this checkout with two workers at 20,000 × 384 and sends events that are all accepted, 96 of 100 in
-batches and the rest alone, over eight connections. `loadtests.footprint` says what is counted, and why not PSS, which
+batches and the rest alone, over eight connections. `loadtests.pages` says what is counted, and why not PSS, which
 would be smaller while others run.
 
 Exit status: 0 when the service stays under the bound and does not grow between the middle and the end, else 1.
@@ -21,8 +21,8 @@ from typing import Final
 import numpy as np
 
 from app.heap import INTERVAL_SECONDS
-from loadtests.footprint import footprint
 from loadtests.live import LiveServer
+from loadtests.pages import footprint
 
 # 150 MB of proportional memory, and 5 MB of libc, libcrypto and their like: they are counted in full here, and are
 # nobody's alone on a machine on which anything else runs.

@@ -20,8 +20,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from loadtests import pages
 from loadtests.bench import report
-from loadtests.bounded_memory import proportional_mb
 from loadtests.capacity import RESERVE_BASE, RESERVE_WORKER
 from loadtests.live import LiveServer
 
@@ -65,19 +65,24 @@ def footprint(workers: int) -> Footprint:
     with tempfile.TemporaryDirectory(prefix="mlsdm-footprint-") as name:
         server = LiveServer(Path(name), {"WORKERS": str(workers), "MLSDM_RESOURCES__DRAIN_PERIOD": "0"}).start()
         try:
-            block_mb = server.block().layout.block_size / 1e6
-            started = proportional_mb(server) - block_mb
+            started = beside(server)
             work(server)
-            worked = proportional_mb(server) - block_mb
+            worked = beside(server)
             idle = [server.connect() for _ in range(CONNECTIONS)]
             for connection in idle:
                 server.request("GET", "/livez", connection=connection)
-            connected = proportional_mb(server) - block_mb
+            connected = beside(server)
             for connection in idle:
                 connection.close()
         finally:
             server.stop()
     return Footprint(started, worked, connected)
+
+
+def beside(server: LiveServer) -> float:
+    """Return what a service occupies beside the block, in MB: an upper bound, see loadtests/pages.py."""
+    found = pages.footprint(server.pid)
+    return found.own + found.files
 
 
 def work(server: LiveServer) -> None:

@@ -27,8 +27,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from loadtests.footprint import footprint
 from loadtests.live import ROOT, LiveServer
+from loadtests.pages import footprint
 
 RATIOS_MAX: Final = {"slow": 2.0, "greedy": 10.0}
 KINDS: Final = {"slow": ("head", "body", "read"), "greedy": ("greedy",)}

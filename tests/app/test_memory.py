@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from app.heap import INTERVAL_SECONDS, Heap
-from loadtests.pages import written_mb
 from loadtests.live import LiveServer, eventually
+from loadtests.pages import written_mb
 
 Serve = Callable[..., LiveServer]
 

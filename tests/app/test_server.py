@@ -22,8 +22,8 @@ from core.regime import Regime
 from core.replay import replay
 from core.synapse import Synapse
 from loadtests.bounded_memory import BOUND_MB, GROWTH_MB_MAX
-from loadtests.footprint import footprint
 from loadtests.live import Answer, LiveServer, eventually
+from loadtests.pages import footprint
 from shm.block import find
 from shm.layout import KINDS
 from shm.store import Store

@@ -7,8 +7,8 @@ import sys
 
 import psutil
 
-from loadtests.footprint import footprint
 from loadtests.live import ROOT, LiveServer
+from loadtests.pages import footprint
 
 # Reads the whole block of a process, and uses its libraries.
 LOOK = """
