@@ -2,8 +2,8 @@
 
     python -m loadtests.footprint --workers 1 2 4
 
-Starts a server of this checkout with default settings for each number of workers and reads the proportional memory
-(PSS) of all its processes, less the block: after the start, after events and recalls on many connections through every
+Starts a server of this checkout with default settings for each number of workers and counts the memory that all its
+processes occupy beside the block (`loadtests.pages`): after the start, after events and recalls on many connections through every
 worker, and with a thousand idle connections. The differences are what a worker and a connection cost; docs/capacity.md
 reckons with them, and loadtests/capacity.py holds a reserve for them.
 
