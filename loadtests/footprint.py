@@ -3,9 +3,9 @@
     python -m loadtests.footprint --workers 1 2 4
 
 Starts a server of this checkout with default settings for each number of workers and counts the memory that all its
-processes occupy beside the block (`loadtests.pages`): after the start, after events and recalls on many connections through every
-worker, and with a thousand idle connections. The differences are what a worker and a connection cost; docs/capacity.md
-reckons with them, and loadtests/capacity.py holds a reserve for them.
+processes occupy beside the block (`loadtests.pages`): after the start, after events and recalls on many connections
+through every worker, and with a thousand idle connections. The differences are what a worker and a connection cost;
+docs/capacity.md reckons with them, and loadtests/capacity.py holds a reserve for them.
 
 Exit status: 0, or 1 when a figure exceeds the reserve that capacity planning counts with.
 """
