@@ -60,24 +60,27 @@ class _Course:
 
     def follow(self, before: Places, after: Places) -> None:
         """Keep the stands that a step from `before` to `after` may have led to."""
+        changed = [at for at in range(BUCKET_WAYS) if before[at] != after[at]]
         reached = {(before, stand) for stand in self.stands}
         new = list(reached)
         while new:
-            more = {move for at in new for move in self.moves(*at)} - reached
+            more = {move for at in new for move in self.moves(*at, changed)} - reached
             reached |= more
             new = list(more)
         self.stands = {stand for places, stand in reached if places == after}
         self.see(after)
 
-    def moves(self, places: Places, stand: _Stand) -> Iterator[tuple[Places, _Stand]]:
-        """Yield what may come next, one word at a time."""
+    def moves(self, places: Places, stand: _Stand, changed: list[int]) -> Iterator[tuple[Places, _Stand]]:
+        """Yield what may come next, one word at a time. Who strikes out changes a place, and no name comes back: so it
+        was one of those that were `changed` in this step, and all others need not be tried.
+        """
         now_ns, mine = self.now_ns, self.account.owner
         if stand.pc == "looking":
             yield from ((places, _Stand("found", at)) for at, (owner, _) in enumerate(places) if owner == mine)
             if self.absent and now_ns is None:
                 yield places, _Stand("done")
             elif self.absent and now_ns is not None:
-                yield from self._strike_out(places, now_ns)
+                yield from self._strike_out(places, now_ns, changed)
             return
         owner, due_ns = places[stand.place]
         if stand.pc == "found" and now_ns is None:
@@ -94,8 +97,9 @@ class _Course:
                 places = _with(places, stand.place, owner, due_ns - self.cost)
             yield places, _Stand("done", -1, stand.answer)
 
-    def _strike_out(self, places: Places, now_ns: int) -> Iterator[tuple[Places, _Stand]]:
-        for at, (owner, due_ns) in enumerate(places):
+    def _strike_out(self, places: Places, now_ns: int, changed: list[int]) -> Iterator[tuple[Places, _Stand]]:
+        for at in changed:
+            owner, due_ns = places[at]
             if self.alone and at != self.first_due:
                 continue
             if owner not in (0, self.account.owner):

@@ -67,10 +67,11 @@ class Errands:
             self.now_ns += self._random.randrange(-(10**6), 10**9)
         self.boot_ns += self._random.randrange(YEAR_NS if chance > 0.999 else 10**9)
 
-    def of(self, actor: Actor, *, begun: bool, paying: bool) -> Operation:
+    def of(self, actor: Actor, *, begun: bool, paying: bool, alarmed: bool) -> Operation:
         """Return what an idle actor is asked to do next.
 
-        `begun` says that it has its row, or has once tried to take over; `paying` that somebody stands at a bucket.
+        `begun` says that it has its row, or has once tried to take over; `paying` that somebody stands at a bucket;
+        `alarmed` that there is an emergency, in which operators give orders.
         """
         if actor.name.startswith("worker"):
             if not begun:
@@ -85,6 +86,8 @@ class Errands:
         name = self._random.choices(list(kinds), list(kinds.values()))[0]
         if kinds is WORKERS_DO and paying and self._random.random() < 0.7:  # who stands there should be met
             name = self._random.choice(PAID)
+        if kinds is WORKERS_DO and alarmed and self._random.random() < 0.06:
+            return Operation("post", ("resume", None, 0, ANY_TICKET))
         if name == "withdraw" and not actor.tickets:
             name = "post"
         if name == "give_back" and not actor.paid:

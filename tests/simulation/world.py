@@ -45,8 +45,10 @@ CONTROLS: Final = ("take_over", "apply", "round")
 READS: Final = ("recall", "look", "add_up", "read", "page", "scrub", *PAID)  # for the most part
 REST_STEPS: Final = 200  # between two looks at what nobody writes
 
-# How often, of all steps, something befalls block or machine while nothing is the matter, and while something is.
+# How often, of all steps, something befalls block or machine while nothing is the matter, while a cooldown goes on, and
+# while something is the matter.
 HARMED: Final = 0.0025
+HARMED_AGAIN: Final = 0.01
 MENDED: Final = 0.03
 
 
@@ -125,7 +127,8 @@ class World:
         """Move one actor, or harm them all. Raises WrongError."""
         self.steps += 1
         self.errands.pass_time()
-        if self.random.random() < (MENDED if self.harm.causes else HARMED) and self._harm():
+        chance = MENDED if self.harm.causes else HARMED_AGAIN if self.alarm.words.in_force else HARMED
+        if self.random.random() < chance and self._harm():
             return
         if len(self.actors) < WORKERS + CONTROLLERS and self.random.random() < 0.5:
             self._bear()
@@ -136,8 +139,9 @@ class World:
             return
         if not standing:
             paying = any(course.operation.name in PAID for course in self.courses.values())
+            alarmed = self.alarm.words.in_force != 0
             begun = actor.row != NO_ROW if actor.name.startswith("worker") else self.alarm.knows(actor.name)
-            actor.give(self.errands.of(actor, begun=begun, paying=paying))
+            actor.give(self.errands.of(actor, begun=begun, paying=paying, alarmed=alarmed))
             assert actor.operation is not None
             self.courses[actor.name] = self.course(actor.operation)
             self._pay(actor)
