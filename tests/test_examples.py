@@ -1,9 +1,16 @@
-"""The examples of README.md, run as a reader would run them.
+"""The pages for readers, followed from top to bottom as a reader would.
 
-Two kinds of fenced blocks are examples: `console`, whose lines that begin with "$ " are typed into a shell (a line that
-ends in a backslash goes on in the next one), and `python`. Each runs against a live server, which stands in for the one
-at 127.0.0.1:8000. Commands that start, install or end things are the Makefile's and the command's own tests' business:
-only those that talk to the server are run, and there must be some.
+Each page has one directory, which looks like a checkout, one port in the place of 8000, and the servers that it starts.
+Fenced blocks are what is done: a `console` block types its lines that begin with "$ " into a shell (one that ends in a
+backslash goes on in the next line), and a `python` block is a program. What follows a command in its block, or a
+program in a `text` block right behind it, is what it prints; "…" stands for what differs from run to run. A command
+that says `make run` or `mlsdm serve` starts a server, which is waited for and ended with the page; a page that starts
+none has one as `make run` starts it. Commands ahead of a checkout (git, apt) are indented, not fenced, and not run.
+
+There is no container engine and no cluster in a test: `docker` and `kubectl` are those of tests/runbook, which hold
+every name against the files of this project. Everything else is the real thing.
+
+The tables of docs/api.md are held against the sources that they repeat.
 """
 
 import os
@@ -12,79 +19,184 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
+import psutil
 import pytest
 
-from loadtests.live import ROOT, LiveServer
+from app.codes import CODES
+from app.problem import _STORE
+from core import limits
+from core.limits import Limit
+from loadtests.live import ROOT, eventually, free_port
+from tests.programs import needs
+from tests.runbook.cluster import LOG, NOTES
 
-README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES: Final = ("README.md", "docs/quickstart.md", "docs/api.md", "docs/upgrade.md")
+API: Final = (ROOT / "docs/api.md").read_text(encoding="utf-8")
 PORT: Final = re.compile(r"\b8000\b")
-_BLOCK: Final = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_COMMAND: Final = re.compile(r"^\$ (.*?)(?<!\\)$", re.MULTILINE | re.DOTALL)
+SERVES: Final = re.compile(r"\b(make run|mlsdm serve)\b")
+SECONDS_MAX: Final = 60.0  # for one command, on a machine that is busy with other tests
+_BLOCK: Final = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```\n?", re.MULTILINE | re.DOTALL)
+_COMMAND: Final = re.compile(r"^\$ (.*?)(?<!\\)\n", re.MULTILINE | re.DOTALL)
+_ELSEWHERE: Final = re.compile(r"docker|kubectl")  # where ports are those of a container
+_ROW: Final = re.compile(r"^\| (.+) \|$", re.MULTILINE)
 
 
-def blocks(language: str) -> list[str]:
-    """Return the fenced blocks of one language."""
-    return [text for name, text in _BLOCK.findall(README) if name == language]
+class Step(NamedTuple):
+    """Something that the reader does. `shown` is what the page says that it prints, "" when it says nothing."""
+
+    language: str
+    text: str
+    shown: str
 
 
-CURL: Final = [
-    commands
-    for block in blocks("console")
-    if (commands := [command for command in _COMMAND.findall(block) if re.search(r"\bcurl\b", command)])
-]
-PYTHON: Final = blocks("python")
+def steps(page: str) -> Iterator[Step]:
+    """Yield what a page has its reader do, in order."""
+    blocks = _BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
+    for number, (language, text) in enumerate(blocks):
+        if language == "python":
+            following = blocks[number + 1] if number + 1 < len(blocks) else ("", "")
+            yield Step(language, text, following[1] if following[0] == "text" else "")
+        elif language == "console":
+            _, *parts = _COMMAND.split(text)
+            yield from (Step(language, *part) for part in zip(parts[::2], parts[1::2], strict=True))
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """A server as `make run` starts it: the default dimension, no key; fewer slots."""
-    server = LiveServer(tmp_path_factory.mktemp("readme"), {"MLSDM_CAPACITY": "1000"})
-    yield server.start()
-    server.stop()
+class Reader:
+    """Who follows a page. `directory` is empty."""
+
+    def __init__(self, directory: Path) -> None:
+        self.port = free_port()
+        self.folder = directory / "mlsdm"
+        self._sessions: set[int] = set()
+        programs = directory / "bin"
+        for made in (self.folder, programs):
+            made.mkdir()
+        for entry in ROOT.iterdir():
+            (self.folder / entry.name).symlink_to(entry)
+        for name, module in (("kubectl", "cluster"), ("docker", "engine")):
+            script = f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.runbook.{module} "$@"\n'
+            (programs / name).write_text(script)
+            (programs / name).chmod(0o755)
+        self._environ = {name: value for name, value in os.environ.items() if name in {"HOME", "LANG", "TMPDIR"}}
+        self._environ |= {
+            "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PORT": str(self.port),
+            "MLSDM_CAPACITY": "1000",  # started sooner
+            "STAGE_BIN": str(programs),
+            NOTES: str(directory / "notes"),
+            LOG: str(directory / "log"),
+        }
+
+    def does(self, step: Step) -> None:
+        """Do what the page says, and hold what is printed against it."""
+        text, shown = step.text, step.shown
+        if not _ELSEWHERE.match(text):
+            text, shown = (PORT.sub(str(self.port), part) for part in (text, shown))
+        if step.language == "console" and SERVES.search(text):
+            self.serves(text)
+            return
+        script = self.folder / "example.py"
+        script.write_text(text, encoding="utf-8")
+        words = [sys.executable, str(script)] if step.language == "python" else ["bash", "-eu", "-o", "pipefail", "-c"]
+        ended = subprocess.run(
+            words if step.language == "python" else [*words, text], cwd=self.folder, env=self._environ,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS_MAX, check=False,
+        )  # fmt: skip
+
+        assert (ended.returncode, ended.stderr) == (0, ""), text
+        if shown:
+            pattern = ".*".join(re.escape(part) for part in shown.strip().split("…"))
+            assert re.fullmatch(pattern, ended.stdout.strip(), re.DOTALL), f"{text}\nprinted\n{ended.stdout}"
+        else:
+            assert '"about:blank"' not in ended.stdout, f"{text}\nprinted\n{ended.stdout}"
+
+    def serves(self, text: str) -> None:
+        """Type what starts a server, and wait until that is ready."""
+        with (self.folder.parent / "log").open("ab") as log:
+            shell = subprocess.Popen(
+                ["bash", "-eu", "-c", text], cwd=self.folder, env=self._environ, stdin=subprocess.DEVNULL, stdout=log,
+                stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self._sessions.add(shell.pid)
+        ready = ["curl", "-sf", "-o", "/dev/null", f"http://127.0.0.1:{self.port}/health/readiness"]
+        eventually(lambda: subprocess.run(ready, check=False).returncode == 0, SECONDS_MAX)
+
+    def leaves(self) -> None:
+        """End the servers that are left, in order; nothing of them may stay."""
+        members = []
+        for member in psutil.process_iter():
+            try:
+                if os.getsid(member.pid) in self._sessions:
+                    member.terminate()
+                    members.append(member)
+            except (ProcessLookupError, psutil.NoSuchProcess):
+                continue
+        _, alive = psutil.wait_procs(members, SECONDS_MAX)
+        for member in alive:
+            member.kill()
+        assert [] == alive
 
 
-def run(arguments: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
-    """Run a program in a directory of its own, as far from this checkout as a reader's."""
-    environ = {name: value for name, value in os.environ.items() if name in {"HOME", "LANG", "TMPDIR"}}
-    environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # `python` is the one with the packages
-    return subprocess.run(
-        arguments, cwd=directory, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
-        check=False,
-    )  # fmt: skip
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    """One who begins with an empty directory, and ends what was started."""
+    reader = Reader(tmp_path)
+    yield reader
+    reader.leaves()
 
 
-def here(text: str, server: LiveServer) -> str:
-    """Return an example with the live server in the place of the documented one."""
-    assert PORT.search(text), "an example that does not talk to the documented server"
-    return PORT.sub(str(server.port), text)
+@needs("curl", "jq", "kubectl", "make")
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_can_be_followed(reader: Reader, page: str) -> None:
+    """Every command and program of it ends with 0, complains about nothing, and prints what the page shows."""
+    todo = list(steps(page))
+    if not any(SERVES.search(step.text) for step in todo):
+        reader.serves("make run")
+
+    for step in todo:
+        reader.does(step)
+
+    assert {"console", "python"} & {step.language for step in todo}
 
 
-def test_the_readme_has_examples_of_both_kinds() -> None:
-    """At least one curl command and one Python program."""
-
-    assert CURL
-    assert PYTHON
-
-
-@pytest.mark.parametrize("commands", CURL)
-def test_curl_examples_work(server: LiveServer, tmp_path: Path, commands: list[str]) -> None:
-    """Those of one block build on one another. Each ends with 0 and is answered with no problem document."""
-    for command in commands:
-        ended = run(["bash", "-eu", "-o", "pipefail", "-c", here(command, server)], tmp_path)
-
-        assert (ended.returncode, ended.stderr) == (0, "")
-        assert ended.stdout
-        assert '"about:blank"' not in ended.stdout
+def rows(heading: str) -> list[list[str]]:
+    """Return the cells of the rows of the table under a heading of docs/api.md, without its head."""
+    section = re.split(rf"^## {heading}\n", API, flags=re.MULTILINE)[1].split("\n## ")[0]
+    return [row.split(" | ") for row in _ROW.findall(section)][1:]
 
 
-@pytest.mark.parametrize("program", PYTHON)
-def test_a_python_example_works(server: LiveServer, tmp_path: Path, program: str) -> None:
-    """It ends with 0 and complains about nothing."""
-    script = tmp_path / "example.py"
-    script.write_text(here(program, server), encoding="utf-8")
+def test_every_code_has_its_place_in_the_guide() -> None:
+    """Once, under its status, and no other code is named."""
+    named = [
+        (code, int(status))
+        for _, statuses in rows("Errors")
+        for status, codes in re.findall(r"(\d{3}): ((?:`\w+`(?:, )?)+)", statuses)
+        for code in re.findall(r"\w+", codes)
+    ]
 
-    ended = run([sys.executable, str(script)], tmp_path)
+    assert sorted(named) == sorted((code, about.status) for code, about in CODES.items())
 
-    assert (ended.returncode, ended.stderr) == (0, "")
+
+def test_who_is_to_come_back_much_later_is_told_so_by_the_guide() -> None:
+    """The codes of the store are in the row that their Retry-After belongs to: none, a second, or half a minute."""
+    told = {code: doing for doing, statuses in rows("Errors") for code in re.findall(r"`(\w+)`", statuses)}
+    kinds = {
+        code: "Retry-After` is 30 or 60" if pause and pause >= 30 else "Retry-After` seconds" if pause else "Mend"
+        for _, code, _, pause in _STORE.values()
+    }
+
+    assert [] == [code for code, words in kinds.items() if words not in told[code]]
+    assert {pause for *_, pause in _STORE.values()} == {None, 1, 30, 60}
+
+
+def test_every_limit_of_the_guide_is_the_one_in_force() -> None:
+    """Each limit that is answered with a code stands there with its value, and no other."""
+    told = {
+        (f"{limit.value:,} {limit.unit}", f"{limit.status} `{limit.code}`")
+        for limit in vars(limits).values()
+        if isinstance(limit, Limit) and limit.status and limit.status != 503
+    }
+
+    assert {(value, answer) for _, value, answer in rows("Limits")} == told
