@@ -75,6 +75,7 @@ COMMANDS: Final = (
         "make a key for a client: the token, and the entry of the keys file",
         INTERRUPTED,
         """\
+  echo keys: > keys.yaml
   mlsdm key web >> keys.yaml
   mlsdm key loader --role write --tier bulk --expires 2027-01-31 >> keys.yaml 2> loader.token""",
     ),

@@ -4,6 +4,7 @@ Two readers are served. The entry goes to stdout, so that it can be appended to 
 a sentence around it when a person sees it, alone on its line when a script has redirected it. It is shown this once
 and written nowhere, because the server needs its digest only; who loses it makes another.
 
+    echo keys: > keys.yaml                                  # once: what the entries stand under
     mlsdm key web --tier high >> keys.yaml
     mlsdm key web --tier high >> keys.yaml 2> web.token
 

@@ -128,7 +128,7 @@ def test_help() -> None:
     ended = mlsdm("key", "--help")
 
     assert (0, "") == (ended.returncode, ended.stderr)
-    assert "\nexamples:\n  mlsdm key web >> keys.yaml\n" in ended.stdout
+    assert "\nexamples:\n  echo keys: > keys.yaml\n  mlsdm key web >> keys.yaml\n" in ended.stdout
     for word in ("read,write,admin", "standard,high,bulk", "2027-01-31T00:00:00Z"):
         assert word in ended.stdout
 
