@@ -18,7 +18,7 @@ from shm.layout import KEY_BUCKETS, PEER_BUCKETS, Layout
 BUDGET: Final = 1_400_000_000  # bytes: what operators give the service
 CAPACITY_MAX: Final = 1_000_000  # memories that the configuration allows
 # Bytes of arbiter and controller together, and of each worker.
-RESERVE_BASE: Final = 40_000_000
+RESERVE_BASE: Final = 50_000_000
 RESERVE_WORKER: Final = 20_000_000
 # What a worker may hold for its clients at most: large bodies, requests sent ahead, answers that nobody takes.
 BUFFERS_WORKER: Final = BODIES_SIZE.value + PIPELINES_SIZE.value + ANSWERS_SIZE.value

@@ -5,7 +5,8 @@ In that shell everything is what it says (curl, jq, grep, python, mlsdm), with t
 cluster nor an engine; `watch` runs its command once, because a test does not watch.
 
 The server has had what makes a runbook worth reading: events accepted and rejected, a client over its rate limit, a
-configuration that was refused, debug lines. So a grep that finds nothing is a fault of the runbook or of the server.
+configuration that was refused, debug lines; and its operator has saved the configuration before. So a grep that finds
+nothing is a fault of the runbook or of the server.
 """
 
 import hashlib
@@ -98,6 +99,7 @@ class Stage:
         for entry in ROOT.iterdir():
             if entry.name != "backup":
                 (self.folder / entry.name).symlink_to(entry)
+        self._backup()
         for name, module in (("kubectl", "cluster"), ("docker", "engine")):
             self._program(programs / name, f'#!/bin/sh\nexec {sys.executable} -m tests.runbook.{module} "$@"\n')
         self._program(programs / "watch", WATCH)
@@ -114,6 +116,17 @@ class Stage:
             NOTES: str(self.directory / "notes"),
             LOG: str(self.server.log_path),
         }
+
+    def _backup(self) -> None:
+        """Leave what an operator has saved before: the ConfigMap and the Secret."""
+        settings = (ROOT / "config/production-ready.yaml").read_text()
+        for name, kind, held, content in (
+            ("config", "ConfigMap", "mlsdm-config", {"data": {"config.yaml": settings}}),
+            ("secrets", "Secret", "mlsdm-secrets", {"stringData": {"API_KEY": API_KEY}}),
+        ):
+            metadata = {"name": held, "namespace": "mlsdm-production"}
+            saved = {"apiVersion": "v1", "kind": kind, "metadata": metadata, **content}
+            (self.folder / f"backup/{name}-latest.yaml").write_text(yaml.safe_dump(saved))
 
     @staticmethod
     def _program(path: Path, text: str) -> None:
