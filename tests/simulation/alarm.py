@@ -43,7 +43,8 @@ class _Reason:
         self.bit = bit
         self.in_force = bool(inherited.in_force & bit)
         self.overruled = bool(inherited.overruled & bit)
-        self.seen = False  # its cause, at the last look
+        # Its cause, at the last look; full memory that was found in force counts as seen until it is looked at.
+        self.seen = self.in_force and bit == EMERGENCY_MEMORY
         self._looks: list[tuple[int, bool]] = []  # of this episode: when, and whether the cause was seen
 
     def look(self, now_ns: int, seen: bool) -> bool:
@@ -151,7 +152,9 @@ class Alarm:
         if not beats and before == after:
             return
         resumes = any(pending and pending.kind == "resume" for pending in course.pendings)
-        if course.operation.name in ("apply", "round") and resumes and after == before._replace(in_force=0):
+        overruled = before.overruled | (before.in_force & EMERGENCY_MEMORY)
+        resumed = before._replace(in_force=0, overruled=overruled)
+        if course.operation.name in ("apply", "round") and resumes and after == resumed:
             return
         same(f"{what}: who writes {after} over {before}", "round", course.operation.name)
         newest = actor.epoch == self._chronicle.now.seen.epoch
@@ -165,13 +168,13 @@ class Alarm:
         return name in self._references
 
     def inherit(self, actor: Actor, course: Course, found: tuple[int, int, int]) -> None:
-        """A controller has begun, with the words that it found before its first native call. Raises WrongError."""
-        left = course.signed[0]
-        inherited = left if left.in_force else left._replace(since_ns=0)
-        same(f"{actor.name} began with", inherited[:3], found)
-        self._references[actor.name] = _Reference(inherited)
+        """A controller has begun, with the words that it found at some moment of its beginning. Raises WrongError."""
+        inherited = [left if left.in_force else left._replace(since_ns=0) for left in course.signed]
+        as_found = [words for words in inherited if words[:3] == found]
+        holds(f"{actor.name} began with {found}, one of {inherited}", bool(as_found))
+        self._references[actor.name] = _Reference(as_found[0])
         self._causes[actor.name] = 0
-        actor.predecessor = inherited.signer
+        actor.predecessor = as_found[0].signer
 
     def hear(self, actor: Actor, what: str, heard: list[Heard]) -> None:
         """Follow what a controller was told outside a round: an order."""
