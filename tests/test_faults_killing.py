@@ -105,7 +105,7 @@ def test_an_event_of_somebody_else_is_noticed(serve: Serve) -> None:
 
 def test_what_is_not_answered_until_the_end_is_told(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients ask again until their patience ends; what they sent may have been decided: that is no contradiction."""
-    monkeypatch.setattr("loadtests.faults.load.FINISH_SECONDS", 0.2)
+    monkeypatch.setattr("loadtests.faults.load.FINISH_SECONDS", 3.0)  # clients stand back on a busy machine
     server = serve()
     with Judge(server, EVENTS) as judge, Load(server.port, EVENTS, 1, clients=2) as load:
         load.await_all()
