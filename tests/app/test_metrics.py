@@ -4,11 +4,13 @@ import os
 import signal
 import socket
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from prometheus_client.mmap_dict import MmapedDict
@@ -255,19 +257,26 @@ def test_every_answer_is_counted_once_by_route_and_status(serve: Callable[..., L
     """
     server = serve()
 
+    answered: Counter[tuple[str, str]] = Counter()  # a busy machine may answer 503 to some: whatever it was, it counts
+
+    def tell(route: str, method: str, path: str, *sent: Any) -> None:
+        answered[route, str(server.request(method, path, *sent).status)] += 1
+
     def ask() -> None:
+        octets = {"Content-Type": "application/octet-stream", "Moral-Value": "1.0"}
         for connection in server.connect_to_both_workers():
-            server.event([1.0] * 8, 1.0, connection)
-            server.request("POST", "/event", b"{}", {"Content-Type": "application/json"}, connection)
-            server.request("GET", "/memories/1", connection=connection)
-            server.request("GET", "/memories/999", connection=connection)
-            server.request("GET", "/decisions?limit=5", connection=connection)
-            server.request("GET", "/nowhere/at/all", connection=connection)
+            tell("/event", "POST", "/event", np.ones(8, "<f4").tobytes(), octets, connection)
+            tell("/event", "POST", "/event", b"{}", {"Content-Type": "application/json"}, connection)
+            tell("/memories/{memory_id}", "GET", "/memories/1", None, None, connection)
+            tell("/memories/{memory_id}", "GET", "/memories/999", None, None, connection)
+            tell("/decisions", "GET", "/decisions?limit=5", None, None, connection)
+            tell("other", "GET", "/nowhere/at/all", None, None, connection)
             connection.close()
-        server.request("POST", "/governor/reset")
+        tell("/governor/reset", "POST", "/governor/reset")
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.sendall(b"GET /state HTTP/1.1\r\n\r\n")  # without a host
             assert client.recv(9999).startswith(b"HTTP/1.1 400 ")
+        answered["other", "400"] += 1
 
     def counted() -> dict[tuple[str, str], float]:
         samples = scrape(server)
@@ -283,7 +292,6 @@ def test_every_answer_is_counted_once_by_route_and_status(serve: Callable[..., L
         return len(now) == 2 and not set(now) & set(old)
 
     ask()
-    once = counted()
     old = server.workers(server.block())
     os.kill(server.pid, signal.SIGHUP)
     eventually(lambda: replaced(old))
@@ -293,12 +301,8 @@ def test_every_answer_is_counted_once_by_route_and_status(serve: Callable[..., L
     eventually(lambda: replaced(old))
     ask()
 
-    assert once == {
-        ("/event", "200"): 2, ("/event", "422"): 2, ("/memories/{memory_id}", "200"): 2,
-        ("/memories/{memory_id}", "404"): 2, ("/decisions", "200"): 2, ("other", "404"): 2,
-        ("/governor/reset", "200"): 1, ("other", "400"): 1,
-    }  # fmt: skip
-    assert {key: 3 * number for key, number in once.items()} == counted()
+    assert 42 == sum(answered.values())
+    assert answered == counted()
 
 
 def test_memory_is_that_of_all_processes(serve: Callable[..., LiveServer]) -> None:
