@@ -198,8 +198,10 @@ class Connection(asyncio.Protocol):
                     service.submit(self._serve_on_thread, environ, persistence)
                 return
             answer = begun
+        on_written = service.count(environ, exchange.status)
         self._writer.write(answer)
-        service.count(environ, exchange.status)
+        if on_written is not None:
+            on_written(environ)
         if exchange.persistence == CLOSE:
             self._finish()
         if _RESERVED in environ:
@@ -220,8 +222,10 @@ class Connection(asyncio.Protocol):
         environ, self._running = self._running, None
         self._release(environ)
         if not self._last:
+            on_written = self._service.count(environ, self._exchange.status)
             self._send(answer, self._exchange.persistence)
-            self._service.count(environ, self._exchange.status)
+            if on_written is not None:
+                on_written(environ)
             self._resume()
 
     def _send(self, answer: bytes, persistence: str) -> None:

@@ -1,6 +1,12 @@
 """Latency: how long requests take, from the complete request to its answer written, in a histogram for Prometheus.
 
-Written means handed to the transport, which gives it to the kernel when the loop has done what it is at.
+Written means that the kernel has it, or as much of it as the peer takes: the transport writes at once. So the time can
+be counted only when the client may have its answer already, and may ask how many there were, or kill the worker. Two
+steps keep the count exact all the same: `tell`, before the write, counts the request in the last bucket alone; `count`,
+after it, finds the bucket that it belongs to. The word of the last bucket (+Inf) therefore holds the count of all and
+not, as the library has it, of those beyond the other buckets; `whole` puts that right in what the library adds up. Each
+series of the scrape only ever grows, and a worker that is killed between the two leaves a request without a time, and
+none uncounted.
 
 The histogram lives in a file of prometheus_client's multiprocess mode, made by its own class, so that the scrape adds
 up what all workers measured. `observe` of that class looks through the buckets one by one and packs two numbers behind
@@ -8,12 +14,14 @@ two locks: 1.5 µs of every event. Here the same two numbers are added to in pla
 worker's files have one writer, its event loop, and a number is one aligned word.
 """
 
+import math
 import time
 from bisect import bisect_left
 from typing import Any, Final
 from wsgiref.types import WSGIEnvironment
 
 from prometheus_client import Histogram, multiprocess
+from prometheus_client.core import Metric, Sample
 
 _WORD: Final = 8
 
@@ -28,12 +36,18 @@ class Latency:
         self._numbers, self._sum = place_of(inner._sum)
         self._buckets = [place_of(value)[1] for value in inner._buckets]
 
+    def tell(self) -> None:
+        """Count a request whose answer is about to be written; `count` is to follow."""
+        self._numbers[self._buckets[-1]] += 1.0
+
     def count(self, environ: WSGIEnvironment) -> None:
-        """Count a request, from the moment at which it was complete until now."""
+        """Count its time, from the moment at which it was complete until now."""
         seconds = (time.monotonic_ns() - environ["mlsdm.received_ns"]) * 1e-9
         numbers = self._numbers
         numbers[self._sum] += seconds
-        numbers[self._buckets[bisect_left(self._bounds, seconds)]] += 1.0  # the first bound that is not below it
+        bucket = bisect_left(self._bounds, seconds)  # the first bound that is not below it
+        if bucket < len(self._buckets) - 1:
+            numbers[self._buckets[bucket]] += 1.0
 
     def mean_seconds(self) -> float:
         """Return the mean over the requests of all workers that there were; 0 before the first or without files."""
@@ -42,10 +56,30 @@ class Latency:
         except (OSError, ValueError):  # a cleaner of /tmp has taken the directory away, or does so now
             return 0.0
         sums = {
-            sample.name: sample.value for family in families if family.name == self._name for sample in family.samples
+            sample.name: sample.value
+            for family in families
+            if family.name == self._name
+            for sample in whole(family).samples
         }
         count = sums.get(f"{self._name}_count", 0.0)
         return float(sums[f"{self._name}_sum"] / count) if count else 0.0
+
+
+def whole(family: Metric) -> Metric:
+    """Put right what prometheus_client has added up of a histogram's files: it has added the buckets below to the last
+    one, which holds them already. Anything else stays as it is.
+    """
+    if family.type == "histogram":
+        buckets = {float(sample.labels["le"]): sample.value for sample in family.samples if "le" in sample.labels}
+        below = max((value for edge, value in buckets.items() if edge < math.inf), default=0.0)  # they are cumulative
+        family.samples = [
+            sample._replace(value=sample.value - below) if _counts_all(sample) else sample for sample in family.samples
+        ]
+    return family
+
+
+def _counts_all(sample: Sample) -> bool:
+    return sample.labels.get("le") == "+Inf" or sample.name.endswith("_count")
 
 
 def place_of(value: Any) -> tuple[Any, int]:

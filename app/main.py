@@ -16,7 +16,7 @@ import falcon
 from falcon.routing import DefaultRouter
 
 from app import tracing
-from app.answers import Answers
+from app.answers import Answers, OnWritten
 from app.audit import Audit
 from app.auth import Gate, is_loopback
 from app.context import Context
@@ -98,7 +98,7 @@ class Application:
         self._blocking: frozenset[tuple[str, str]] = frozenset()  # (method, path) of what goes to the pool
         self._in_pieces: frozenset[tuple[str, str]] = frozenset()  # and of what is answered in pieces
         self.inline: frozenset[str] = frozenset()  # paths of which nothing does
-        self.on_answer: Callable[[WSGIEnvironment, str], object] = lambda _environ, _status: None
+        self.on_answer: Callable[[WSGIEnvironment, str], OnWritten | None] = lambda _environ, _status: None
         self.request_sample_ratio = 1.0
         self._router = DefaultRouter()
 

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from app.codes import CODES
 from app.context import Context
 from app.health import VERSION
+from app.latency import whole
 from app.operation import Operation
 from core.drift import BITS
 from core.emergency import REASONS
@@ -63,7 +64,7 @@ def _latency(name: str, what: str) -> Histogram:
 
 def request_counter() -> Counter:
     """Make this worker's counter of answers, by route and status."""
-    return Counter("mlsdm_requests", "Answers written.", ["route", "status"], registry=CollectorRegistry())
+    return Counter("mlsdm_requests", "Answers given.", ["route", "status"], registry=CollectorRegistry())
 
 
 def prepare(directory: Path, row: int) -> None:
@@ -96,7 +97,7 @@ class WorkersCollector(Collector):
         """Yield every family of the workers' files."""
         errors = 0.0
         for family in multiprocess.MultiProcessCollector(None).collect():  # type: ignore[no-untyped-call] # theirs
-            yield family
+            yield whole(family)
             if family.name == _REFUSALS:
                 errors = sum(sample.value for sample in family.samples if _is_ours(sample.labels["code"]))
         yield UntypedMetricFamily(

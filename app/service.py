@@ -59,7 +59,8 @@ class Application(Protocol):
     is large. Called before there is one; after False the application is called with an empty body, to say why not.
     `on_refusal(code, environ, status)`: whenever a connection passed a limit or broke a rule, or a request met an error
     of ours; see `Service.refused`.
-    `on_answer(environ, status)`: whenever an answer has been written, also one that no route has made.
+    `on_answer(environ, status)`: whenever an answer is about to be written, also one that no route has made. What it
+    returns, unless that is None, is called with the same environ when the answer has been written.
     `route_of(path)`: the template of a path's route, or None; `request_sample_ratio`: the share of requests that went
     well which has a line at DEBUG (1). See `app.access`.
     `standing_headers`, pairs of name and value: what all answers carry, see `app.standing`.
@@ -93,7 +94,8 @@ class Service:
         self._on_refusal: Callable[[str, WSGIEnvironment, int], object] | None = getattr(
             application, "on_refusal", None
         )
-        self.count: Callable[[WSGIEnvironment, str], object] = getattr(application, "on_answer", lambda *_: None)
+        self.count: Callable[[WSGIEnvironment, str], Callable[[WSGIEnvironment], object] | None]
+        self.count = getattr(application, "on_answer", lambda *_: None)
         self.standing = Standing(getattr(application, "standing_headers", ()), secure=scheme == "https")
         self.tracer = Tracer()
         self.heads = Heads()

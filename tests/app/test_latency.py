@@ -1,6 +1,7 @@
 """Latency: what is added in place is what prometheus_client would have written."""
 
 import shutil
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ def test_a_request_is_counted_in_its_bucket(tmp_path: Path, monkeypatch: pytest.
         counter = measuring(row)
         for elapsed_ns in ELAPSED_NS:
             module.time = SimpleNamespace(monotonic_ns=lambda now=7 + elapsed_ns: now)
+            counter.tell()
             counter.count({"mlsdm.received_ns": 7})
 
     def asks() -> None:
@@ -48,6 +50,24 @@ def test_a_request_is_counted_in_its_bucket(tmp_path: Path, monkeypatch: pytest.
     assert exit_of(begin(asks)) == 0
 
 
+def test_a_request_is_counted_before_its_time_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has the answer finds it counted: in the last bucket, where one stays whose worker dies on the way."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+
+    def worker(row: int) -> None:
+        counter = measuring(row)
+        counter.tell()
+        counter.count({"mlsdm.received_ns": time.monotonic_ns() - 1_000_000_000})
+        counter.tell()
+
+    for row in (0, 1):
+        assert exit_of(begin(partial(worker, row))) == 0
+    found = samples(next(one for one in WorkersCollector().collect() if one.name == "process_event_latency_seconds"))
+    buckets = [found[f"process_event_latency_seconds_bucket{edge}"] for edge in ("0.5", "2.5", "+Inf")]
+    assert [0, 2, 4] == buckets
+    assert 4 == found["process_event_latency_seconds_count"]
+
+
 def test_without_files_there_is_no_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cleaner of /tmp may take them away; who asks how the server is gets an answer all the same."""
     directory = tmp_path / "metrics"
@@ -55,6 +75,7 @@ def test_without_files_there_is_no_mean(tmp_path: Path, monkeypatch: pytest.Monk
 
     def worker() -> None:
         counter = measuring(0)
+        counter.tell()
         counter.count({"mlsdm.received_ns": 0})
         assert counter.mean_seconds() > 0
         shutil.rmtree(directory)
