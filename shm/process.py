@@ -30,7 +30,7 @@ class Identity(NamedTuple):
         """
         stat = _stat(self.pid)
         if stat is None:
-            return self != NOBODY and _exists(self.pid)
+            return self.pid != 0 and _exists(self.pid)  # kill(2) takes 0 for the group of who asks
         return int(stat[19]) == self.started and stat[0] not in ("Z", "X")
 
     @property

@@ -23,6 +23,7 @@ class TestIdentity:
         """Nobody is not alive, and a pid that nobody has is Nobody."""
         assert not NOBODY.alive
         assert NOBODY == process.identify(2**22 + 1)
+        assert not Identity(0, 1).alive  # of a row whose owner died between the two words of its name
 
     def test_dead_or_a_zombie(self) -> None:
         """A process that has ended is not alive, reaped or not."""
