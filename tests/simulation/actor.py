@@ -88,7 +88,7 @@ class Actor(tracee.Tracee):
         self._block = formed.block
         self.row = NO_ROW
         self.epoch = 0
-        self.predecessor = 0  # pid of the controller whose place it has taken
+        self.predecessors: set[int] = set()  # pids, one of which is that of the controller whose place it has taken
         self.tickets: list[int] = []  # of commands that it posted and has not taken back
         self.paid: list[tuple[int, int]] = []  # (account, tokens) that it has taken and may give back
         self.operation: Operation | None = None

@@ -158,7 +158,7 @@ class Alarm:
             return
         same(f"{what}: who writes {after} over {before}", "round", course.operation.name)
         newest = actor.epoch == self._chronicle.now.seen.epoch
-        heir = any(words.signer in (actor.pid, actor.predecessor) for words in course.signed)
+        heir = any(words.signer in {actor.pid, *actor.predecessors} for words in course.signed)
         troubled = any(causes & ~EMERGENCY_MEMORY for causes in course.causes)
         without_lock = troubled or not actor.epoch  # one that has not come to its epoch yet signs, too
         holds(f"{what}: it may write {after} over {before}", newest or (without_lock and heir))
@@ -174,10 +174,11 @@ class Alarm:
         holds(f"{actor.name} began with {found}, one of {inherited}", bool(as_found))
         self._references[actor.name] = _Reference(as_found[0])
         self._causes[actor.name] = 0
-        actor.predecessor = as_found[0].signer
+        actor.predecessors = {words.signer for words in as_found}
 
-    def hear(self, actor: Actor, what: str, heard: list[Heard]) -> None:
+    def hear(self, actor: Actor, what: str, course: Course, heard: list[Heard]) -> None:
         """Follow what a controller was told outside a round: an order."""
+        self._ordered(what, course, heard)
         for one in heard:
             same(f"{what}: it looks at causes in rounds only", None, one.causes)
             self._references[actor.name].hear(one)
@@ -186,6 +187,7 @@ class Alarm:
         """Judge a round that has ended. Raises WrongError."""
         reference, what = self._references[actor.name], f"{actor.name}'s {course.operation}, which felt {felt}"
         reference.began = 0
+        self._ordered(what, course, felt.heard)
         for heard in felt.heard:
             reference.hear(heard)
         looks = [heard for heard in felt.heard if heard.causes is not None]
@@ -200,6 +202,11 @@ class Alarm:
             same(f"{what}: what it wrote", (felt.in_force, felt.overruled, felt.since_ns), self.words[:3])
         elif not contended:
             holds(f"{what}: it beats", course.beats)
+
+    def _ordered(self, what: str, course: Course, heard: list[Heard]) -> None:
+        """Who carries out an order to resume takes it to heart."""
+        carried_out = sum(self._chronicle.moments[position].kind == "resume" for position in course.made)
+        same(f"{what}: orders to resume", carried_out, sum(one.causes is None for one in heard))
 
     def _seen(self, actor: Actor, what: str, course: Course, causes: int, *, contended: bool) -> None:
         """What it says that it saw was so, and what was so all the time it saw."""

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from core.limits import MEMORY_PERCENT
 from shm._native import ffi, lib
-from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY
+from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY, LOST
 from tests.formed import Formed, take_mutex
 
 _libc = ctypes.CDLL(None)
@@ -41,6 +41,13 @@ class Harm:
     def corrupt(self) -> bool:
         """Whether a byte of the committed state or of its levels is not what it was."""
         return self._flipped is not None
+
+    @property
+    def known_lost(self) -> bool:
+        """Whether somebody has found out that the mutex is lost, and has said so: then it looks taken, but nobody
+        is inside.
+        """
+        return bool(self._formed.block.region("lock").lost == LOST)
 
     @property
     def causes(self) -> int:

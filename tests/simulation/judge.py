@@ -47,7 +47,7 @@ class Judge:
             self._troubled(what, status, course, moments, 0)
         elif status == "Stale":
             troubled = any(causes & ~EMERGENCY_MEMORY for causes in course.causes)  # then they know each other by pid
-            signers = {words.signer for words in course.signed} - {actor.pid, actor.predecessor}
+            signers = {words.signer for words in course.signed} - {actor.pid, *actor.predecessors}
             superseded = actor.epoch < moments[-1].seen.epoch or (troubled and signers)
             holds(f"{what}: a newer controller had taken over", superseded)
         elif status in ("Stopped", "Reused"):

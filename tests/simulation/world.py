@@ -48,7 +48,7 @@ REST_STEPS: Final = 200  # between two looks at what nobody writes
 # How often, of all steps, something befalls block or machine while nothing is the matter, while a cooldown goes on, and
 # while something is the matter.
 HARMED: Final = 0.0025
-HARMED_AGAIN: Final = 0.01
+HARMED_AGAIN: Final = 0.025
 MENDED: Final = 0.03
 
 
@@ -149,7 +149,7 @@ class World:
                 actor.epoch = 0
         course = self.courses[actor.name]
         operation = course.operation
-        course.contended.append(self._holder() not in (0, actor.pid))
+        course.contended.append(self._holder() not in (0, actor.pid) and not self.harm.known_lost)
         self.alarm.begin(course, held=self._holder() == actor.pid)
         entered = len(course.made)
         outcome, how = self._moved(actor, standing)
@@ -238,7 +238,7 @@ class World:
         if course.operation.name == "take_over":
             self.alarm.inherit(actor, course, value[0])
         elif course.operation.name == "apply":
-            self.alarm.hear(actor, what, value[1])
+            self.alarm.hear(actor, what, course, value[1])
         else:
             self.alarm.judge(actor, course, value, contended=any(course.contended))
             self.counts["emergencies begin"] += sum(said.startswith("emergency: ") for said in value.said)
