@@ -145,10 +145,10 @@ class Controller:
         """Carry out the pending command, if there is one."""
         entry = self.store.apply_command(now_ns, self.epoch)
         if entry:
-            self._tick_due_ns = min(self._tick_due_ns, now_ns + self._cycle_ns())
             log.info("carried out %s at position %d", KINDS[entry.kind], entry.position)
-            if KINDS[entry.kind] == "resume":
+            if KINDS[entry.kind] == "resume":  # before the state is read again, which may have become corrupt
                 self._say(self.emergency.overrule())
+            self._tick_due_ns = min(self._tick_due_ns, now_ns + self._cycle_ns())
 
     def tick(self, now_ns: int) -> None:
         """Step the rhythm when a cycle is over, unless events step it. What is late by whole cycles is skipped."""
