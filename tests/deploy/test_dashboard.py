@@ -51,7 +51,7 @@ def provisioned(folder: str) -> Any:
 
 
 @needs("prometheus")
-@pytest.mark.parametrize(("title", "expression"), queries(), ids=lambda part: re.sub(r"\W+", "-", part)[:60])
+@pytest.mark.parametrize(("title", "expression"), list(queries()), ids=lambda part: re.sub(r"\W+", "-", part)[:60])
 def test_every_query_finds_something(watched: Watched, title: str, expression: str) -> None:
     """Each name is that of a metric in the scrape, or of a recording; and together they give data."""
     asked = filled(expression)
