@@ -258,7 +258,7 @@ def test_rows_are_measured_against_their_floor(tmp_path: Path) -> None:
     document = tmp_path / "bench.json"
     words = ["--rows", "/event raw", "/events raw × 100", "lock", "--rounds", "1", "--seconds", "1"]
 
-    # A machine that suspends a holder of the lock for longer than 40 ms has others answer 503, which is an error: again.
+    # A machine that suspends a holder of the lock for over 40 ms has others answer 503, which is an error: again.
     assert any(0 == main([*words, "--json", str(document)]) for _ in range(5))
 
     told = json.loads(document.read_text(encoding="utf-8"))
