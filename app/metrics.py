@@ -35,6 +35,7 @@ LATENCY_BUCKETS = (
 )  # fmt: skip
 
 _REFUSALS = "mlsdm_refusals"
+FILE_SIZE = 1 << 17  # bytes: about 200 for each series, of some 20 routes with 15 statuses and a hundred codes
 WORKER_SILENCE_SECONDS = 2.0  # workers beat four times a second
 
 
@@ -71,14 +72,16 @@ def prepare(directory: Path, row: int) -> None:
     """Make the files of a row that does not have them yet, complete before anybody can see them.
 
     prometheus_client creates them empty and gives them their size a moment later; a scrape that reads one in between
-    fails as a whole, and one whose worker is killed in between makes every scrape fail until its row is used again.
+    fails as a whole, and one whose worker is killed in between makes every scrape fail until its row is used again. And
+    they are as large as they will ever have to be: to make one larger takes a descriptor, which there may not be, and
+    the library would not come back to its senses.
     """
     for kind in ("histogram", "counter"):
         path = directory / f"{kind}_{row}.db"
         if path.exists() and path.stat().st_size:
             continue
         whole = path.with_suffix(".new")
-        whole.write_bytes(bytes(8))  # how much of it is used, and padding; it grows as values come
+        whole.write_bytes(bytes(FILE_SIZE))  # zeros: nothing of it is used
         whole.rename(path)
 
 

@@ -1,6 +1,7 @@
 """GET /health/metrics: the names that operators know, one scrape for all workers, and counts that are exact."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -17,7 +18,8 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.metrics import WorkersCollector, metrics_of, prepare, refusal_counter
+from app.codes import CODES
+from app.metrics import FILE_SIZE, WorkersCollector, metrics_of, prepare, refusal_counter, request_counter
 from loadtests.live import LiveServer, eventually
 from tests.app.wire import EXAMPLE, accepted, of_json, post, sent
 from tests.formed import begin, exit_of
@@ -228,10 +230,34 @@ def test_a_scrape_meets_no_half_made_file(tmp_path: Path) -> None:
         prepare(tmp_path, row)
 
     sizes = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
-    assert sizes == {"histogram_3.db": 8, "counter_3.db": 8, "histogram_4.db": 8, "counter_4.db": 7}
+    assert sizes == {
+        "counter_4.db": 7,
+        **dict.fromkeys(("histogram_3.db", "counter_3.db", "histogram_4.db"), FILE_SIZE),
+    }
     assert [] == list(MmapedDict.read_all_values_from_file(str(tmp_path / "counter_3.db")))  # type: ignore[no-untyped-call] # theirs
     (tmp_path / "counter_4.db").unlink()
     assert list(MultiProcessCollector(None, str(tmp_path)).collect()) == []  # type: ignore[no-untyped-call] # theirs
+
+
+def test_a_series_that_begins_late_needs_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that there may ever be, of 30 routes with 15 statuses and of every code, fit into the files as made."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+
+    def worker() -> None:
+        metrics_of(0)
+        requests, refusals = request_counter(), refusal_counter()
+        requests.labels("other", "200").inc()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        for number in range(30):
+            for status in range(400, 415):
+                requests.labels(f"/a-route-of-some-length/{number}", str(status)).inc()
+        for code in CODES:
+            refusals.labels(code).inc()
+
+    assert exit_of(begin(worker)) == 0
+    assert (tmp_path / "counter_0.db").stat().st_size == FILE_SIZE
+    [family] = [family for family in WorkersCollector().collect() if family.name == "mlsdm_requests"]
+    assert sum(sample.value for sample in family.samples) == 451
 
 
 def test_a_successor_continues_its_predecessors_counts(serve: Callable[..., LiveServer]) -> None:
