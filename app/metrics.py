@@ -209,7 +209,7 @@ class BlockCollector(Collector):
             ("mlsdm_lock_wait_seconds", "Time spent waiting for it.", sum(row.lock_wait_ns for row in rows) / 1e9),
             ("mlsdm_lock_holds_sampled", "Sections whose length was measured.", sum(row.lock_holds for row in rows)),
             ("mlsdm_lock_hold_seconds", "Length of those, together.", sum(row.lock_hold_ns for row in rows) / 1e9),
-            ("mlsdm_slots_mended", "Damaged marks and headers that were put right.", vitals.mended),
+            ("mlsdm_slots_mended", "Damaged marks, headers and heads of chains that were put right.", vitals.mended),
             ("mlsdm_slots_torn", "Memories found corrupt and forgotten.", vitals.torn),
             ("mlsdm_slots_scrubbed", "Slots checked against their checksums.", vitals.scrubbed),
             ("mlsdm_drift_episodes", "Times the threshold drifted.", vitals.drift_episodes),

@@ -20,6 +20,7 @@ asked for.
 """
 
 import logging
+import math
 import os
 import signal
 import time
@@ -75,7 +76,8 @@ class Controller:
         self._causes = 0
         self.vitals = self._inherit_vitals(arbiter)
         self._scrub_at = 0
-        self._scrub_per_round = -(-(block.layout.capacity + 1) * INTERVAL_SECONDS // SCRUB_SECONDS)
+        self._scrub_per_round = _per_round(block.layout.capacity + 1)
+        self._chain_at = 0
         self._sample_due_ns = 0
         self._footprint_due_ns = 0
         self._blind = False
@@ -111,6 +113,7 @@ class Controller:
             self.obey(now_ns)
             self.store.state()  # what is corrupt says which slots are in use, too
             self.scrub(now_ns)
+            self.scrub_chains()
             self.tick(now_ns)
             self.store.levels()  # a waking rhythm does not touch them
             self._causes = 0
@@ -173,7 +176,7 @@ class Controller:
         """Check the next few slots against their checksums. A damaged mark is put right; a memory that is corrupt is
         forgotten, so that nobody recalls it.
         """
-        for _ in range(int(self._scrub_per_round)):
+        for _ in range(self._scrub_per_round):
             sound, memory_id = self.store.slot_sound(self._scrub_at)
             if not sound:
                 self._mend(now_ns, self._scrub_at, memory_id)
@@ -189,6 +192,21 @@ class Controller:
         log.error("memory %d is corrupt and is forgotten", memory_id)
         with suppress(Unknown, Gone):  # evicted or deleted meanwhile: nobody recalls it any more
             self.store.forget(now_ns, memory_id)
+
+    def scrub_chains(self) -> None:
+        """Look at the heads of the next few chains of receipts. While one is damaged, the keyed events of its chain are
+        refused, for the first answer to them cannot be found.
+        """
+        capacity = self.block.layout.receipt_capacity
+        count = min(_per_round(capacity), capacity - self._chain_at)
+        chain = self.store.damaged_chain(self._chain_at, count)
+        after = self._chain_at + count if chain is None else chain + 1
+        if chain is not None and self.store.mend_chain(chain):
+            self.vitals.mended += 1
+            log.error("the head of a chain of receipts was damaged and is put right")
+        elif chain is not None:
+            log.error("the head of a chain of receipts is damaged, and so is a receipt that it may have named")
+        self._chain_at = after % capacity
 
     def feel(self, now_ns: int) -> None:
         """Beat, once a second sample the machine and look at the threshold, and declare what emergency there is."""
@@ -258,6 +276,11 @@ class Controller:
                 log.error("emergency: %s", change.sentence)
             else:
                 log.warning("emergency over: %s", change.sentence)
+
+
+def _per_round(count: int) -> int:
+    """Return how many of `count` to look at in a round, so that all have had their turn in SCRUB_SECONDS."""
+    return math.ceil(count * INTERVAL_SECONDS / SCRUB_SECONDS)
 
 
 def run(

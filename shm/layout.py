@@ -264,7 +264,7 @@ RECORDS: Final = (
             ),
             Field("emergency_episodes", "u8", "count", "times that a reason came into force"),
             Field("drift", "u8", "bits", "1 at minimum · 2 at maximum · 4 mean moved: drift that lasts"),
-            Field("mended", "u8", "count", "headers, deletion marks and hints that were damaged and put right"),
+            Field("mended", "u8", "count", "headers, deletion marks, hints and heads of chains, damaged and put right"),
             Field("service_bytes", "u8", "bytes", "proportional memory of all processes of the service"),
         ),
     ),

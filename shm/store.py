@@ -234,6 +234,18 @@ class Store:
             fail(status)
         return bool(status == OK)
 
+    def damaged_chain(self, first: int, count: int) -> int | None:
+        """Return the first of `count` chains of receipts, from `first` on, whose head is damaged."""
+        found = int(lib.mlsdm_chains_check(self._map, first, count))
+        return found if found < first + count else None
+
+    def mend_chain(self, chain: int) -> bool:
+        """Find the head of a chain again. Returns False while a receipt is damaged that it may have named."""
+        status = lib.mlsdm_chain_mend(self._map, chain)
+        if status not in (OK, CORRUPT):
+            fail(status)
+        return bool(status == OK)
+
     # -- rows --------------------------------------------------------------------------------------------------------
 
     def claim_row(self, owner: Identity) -> int:

@@ -94,6 +94,8 @@ int mlsdm_entries_read(struct mlsdm_map *map, uint64_t first, uint32_t count, st
 int mlsdm_memory_read(struct mlsdm_map *map, uint64_t id, struct mlsdm_slot *slot, float *vector, uint8_t *payload);
 int mlsdm_slot_check(struct mlsdm_map *map, uint64_t at, uint64_t *id);
 int mlsdm_slot_mend(struct mlsdm_map *map, uint64_t at);
+uint32_t mlsdm_chains_check(struct mlsdm_map *map, uint32_t chain, uint32_t count);
+int mlsdm_chain_mend(struct mlsdm_map *map, uint32_t chain);
 uint64_t mlsdm_position(const struct mlsdm_map *map);
 uint64_t mlsdm_header_checksum(const struct mlsdm_header *header);
 

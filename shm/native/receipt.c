@@ -8,7 +8,7 @@
  * its chain. Ordinals descend along a chain, so everything behind the first one that has left the ring has left it
  * too: nothing ever needs to be unlinked, and a walk ends. All of it happens under the lock; the head is the only word
  * that changes in place, under the intent record. It is sealed: one that led past a receipt would have its event
- * decided twice. */
+ * decided twice. The controller looks at all heads in turn and finds one that is damaged again in the ring. */
 
 #include "block.h"
 
@@ -54,4 +54,32 @@ static uint64_t receipt_write(const struct mlsdm_map *map, uint64_t *head, uint6
     receipt->checksum = receipt_checksum(receipt);
     store_release(head, seal(ordinal));
     return ordinal;
+}
+
+/* The first of `count` chains, from `chain` on, whose head is damaged; chain + count when there is none. */
+uint32_t mlsdm_chains_check(struct mlsdm_map *map, uint32_t chain, uint32_t count) {
+    uint32_t end = chain + count;
+    while (chain < end && unseal(load_acquire(head_at(map, chain))) != DAMAGED) chain++;
+    return chain;
+}
+
+/* Put a damaged head right: the newest receipt of its chain that counts. CORRUPT when a newer one than that, or one of
+ * all where there is none, is damaged itself: it may be what the head has named. It leaves the ring in time.
+ *
+ * PERF: a ring of 32,768 that holds none of the chain is read as a whole under the lock, 2 ms. */
+int mlsdm_chain_mend(struct mlsdm_map *map, uint32_t chain) {
+    int status = section_enter(map);
+    if (status) return status;
+    const struct mlsdm_state *state = state_found(map, commit_of(map));
+    if (!state) return section_leave(map, MLSDM_STATUS_CORRUPT);
+    uint64_t *head = head_at(map, chain), newest = state->receipts, ordinal = newest;
+    if (unseal(*head) != DAMAGED) return section_leave(map, MLSDM_STATUS_OK);
+    for (; ordinal && newest - ordinal < map->receipt_capacity; ordinal--) {
+        const struct mlsdm_receipt *receipt = receipt_at(map, ordinal);
+        if (receipt->ordinal != ordinal || receipt->checksum != receipt_checksum(receipt))
+            return section_leave(map, MLSDM_STATUS_CORRUPT);
+        if (head_of(map, receipt->key) == head) break;
+    }
+    store_release(head, seal(newest - ordinal < map->receipt_capacity ? ordinal : 0));
+    return section_leave(map, MLSDM_STATUS_OK);
 }

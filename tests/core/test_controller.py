@@ -229,21 +229,25 @@ class TestScrub:
         held.close()
 
     def test_what_can_be_put_right_is_not_forgotten(self, caplog: pytest.LogCaptureFixture) -> None:
-        """A damaged mark, of one that lives and of one that was deleted, and a damaged header: counted, said, whole."""
+        """A damaged mark (of one that lives, of one deleted), header and head of a chain: counted, said, whole."""
         held = Held()
         ids = [held.formed.accept(number) for number in range(20)]
         held.formed.store.forget(held.formed.now(), 9)
         for memory_id in (7, 9):
             held.formed.block.region("slots", memory_id).deleted_at ^= 1 << random.randrange(64)
         held.formed.block.memory[random.randrange(192)] ^= 1
+        chains, size = held.formed.region_bytes("chains")
+        held.formed.block.memory[chains + random.randrange(size)] ^= 1
         held.run(60)
 
         assert [one for one in ids if one != 9] == held.formed.live_ids()
-        assert (0, 3) == (held.formed.block.region("vitals").torn, held.formed.block.region("vitals").mended)
+        assert bytes(size) == held.formed.block.memory[chains : chains + size]
+        assert (0, 4) == (held.formed.block.region("vitals").torn, held.formed.block.region("vitals").mended)
         for what in (
             "memory 7 had a damaged mark",
             "memory 9 had a damaged mark",
             "the header of the block was damaged",
+            "the head of a chain of receipts was damaged",
         ):
             assert what in caplog.text
         held.close()

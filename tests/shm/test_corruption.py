@@ -444,6 +444,49 @@ class TestReceipts:
                     assert expected == self.answers(given, image, self.key(ordinal))
         assert {seal(38), seal(39), seal(40), 0} == {int(heads[chain]) for chain in range(self.CAPACITY)}
 
+    def test_a_damaged_head_is_found_again(self, given: Formed) -> None:
+        """The scrub finds each, also that of a chain whose receipts are all out of reach, and of one without any. Then
+        every key that counts has its first answer again, and the heads lead to what is in reach.
+        """
+        heads, store = self.heads(given), given.store
+        firsts = {self.key(ordinal): self.first(given, ordinal) for ordinal in self.promised()}
+        heads[5] = seal(self.NEWEST - self.CAPACITY)  # as if that one had been of chain 5
+        for chain in range(self.CAPACITY):
+            for bit in range(64):
+                heads[chain] ^= 1 << bit
+                assert chain == store.damaged_chain(0, self.CAPACITY)
+                assert chain == store.damaged_chain(chain, 1)
+                assert None is store.damaged_chain(chain + 1, self.CAPACITY - chain - 1)
+                assert store.mend_chain(chain)
+                assert None is store.damaged_chain(0, self.CAPACITY)
+                assert firsts == {key: given.decide(0, key=key) for key in firsts}
+                assert [seal(39), seal(40), seal(38)] == [heads[0], heads[1], heads[2]]
+                assert chain < self.CHAINS or heads[chain] == 0
+
+    def test_a_damaged_head_of_a_damaged_receipt(self, given: Formed) -> None:
+        """A head that may have named a damaged receipt stays as it is until that one has left the ring; one of whose
+        chain a newer one is whole does not.
+        """
+        heads, store = self.heads(given), given.store
+        self.receipt(given, 39).body ^= 1
+        for chain in (0, 2, 5):
+            heads[chain] ^= 1 << 20
+        heads[1] ^= 1 << 20
+
+        assert [False, True, False, False] == [store.mend_chain(chain) for chain in (0, 1, 2, 5)]
+        for ordinal in range(self.NEWEST + 1, self.NEWEST + self.CAPACITY - 1):  # all of chain 1
+            given.decide(0, key=new_key((0, self.CAPACITY * ordinal + 1), 0))
+        assert [False, False, False] == [store.mend_chain(chain) for chain in (0, 2, 5)]
+        given.decide(0, key=new_key((0, self.CAPACITY * 100 + 1), 0))
+        assert [True, True, True] == [store.mend_chain(chain) for chain in (0, 2, 5)]
+        assert [0, 0, 0] == [heads[chain] for chain in (0, 2, 5)]
+
+    def test_a_head_in_a_state_that_does_not_hold(self, given: Formed) -> None:
+        """How many receipts count is not known then."""
+        self.heads(given)[0] ^= 1
+        for _ in flipped(given, given.region_bytes("states")[0] + (given.block.position & 1) * SIZES["state"], 8):
+            assert not given.store.mend_chain(0)
+
     def test_the_forger_knows_the_checksum(self) -> None:
         """The checksum that the next tests forge with is the block's."""
         names = [name for name, _ in ffi.typeof("struct mlsdm_settings").fields]
