@@ -11,10 +11,16 @@
  * least is forgiven its debt: a flood of invented clients can make the table more lenient, never stricter. Clients
  * with keys have a table of their own, which no stranger can reach.
  *
+ * A word has no room for a check, so damage shows only where it makes a debt longer than any can be. Such a debt is
+ * none: else one flipped bit would shut a client out for a century.
+ *
  * Workers that meet the same newcomer at the same moment may give it a place each. One of these places counts from then
  * on, and what was taken in the others is overlooked: it errs by one burst for each further worker at most. */
 
 #include "block.h"
+
+/* How much longer than its bucket a debt may look: somebody has read the clock later. */
+#define LATER_NS INT64_C(60000000000)
 
 static struct mlsdm_bucket *bucket_of(const struct mlsdm_map *map, uint32_t table, uint64_t owner, int64_t now_ns,
                                       int forced) {
@@ -48,7 +54,7 @@ int64_t mlsdm_tokens_take(struct mlsdm_map *map, const struct mlsdm_account *acc
     _Atomic int64_t *due = (_Atomic int64_t *)&bucket->due_ns;
     int64_t room = account->burst * account->interval_ns, found = atomic_load(due), full;
     do {
-        int64_t debt = found > now_ns ? found - now_ns : 0;
+        int64_t debt = found > now_ns && found <= now_ns + room + LATER_NS ? found - now_ns : 0;
         full = debt + count * account->interval_ns;
         if (full > room) return room - full;
     } while (!atomic_compare_exchange_weak(due, &found, now_ns + full));

@@ -173,13 +173,14 @@ class TestOneBucket:
     def test_no_window_has_more(
         self, formed: Formed, interval: int, burst: int, start: int, takes: list[tuple[float, float]]
     ) -> None:
-        """Whoever is late with its clock (it looked, and was put aside before it took) gains nothing: no more than
-        burst + elapsed × rate tokens were ever taken.
+        """Whoever is late with its clock (it looked, and was put aside before it took, for a minute at most) gains
+        nothing: no more than burst + elapsed × rate tokens were ever taken.
         """
         clear(formed)
-        buckets, now, times, taken = Buckets(formed.block, KEYS), start, [], 0
+        buckets, now, latest, times, taken = Buckets(formed.block, KEYS), start, start, [], 0
         for share, pause in takes:
-            now = max(0, now + int(pause * burst * interval / 4))
+            now = max(0, latest - 60 * NS, now + int(pause * burst * interval / 4))
+            latest = max(latest, now)
             count = 1 + int(share * (burst - 1))
             if not draw(buckets, 7, now, interval, burst, count).wait_ns:
                 taken += count
@@ -212,6 +213,26 @@ class TestOneBucket:
         assert Quota(0, room, 0) == draw(buckets, 5, 2**62, 1000 * NS, 10**6, 10**6)
         assert Quota(room, room, 0) == draw(buckets, 5, 2**62, 1000 * NS, 10**6, 10**6)
         assert Quota(0, room, 0) == draw(buckets, 5, 2**62 + room, 1000 * NS, 10**6, 10**6)
+
+    @pytest.mark.parametrize("bit", range(64))
+    def test_a_flipped_bit(self, formed: Formed, bit: int) -> None:
+        """A damaged word makes a client wait for as long as its bucket takes to fill and a minute, at most."""
+        buckets, now_ns = Buckets(formed.block, PEERS), 10**15
+        draw(buckets, 5, now_ns, NS, 10, 10)
+        set_of_five = places(formed, 5)
+        mask = (1 << bit) - (1 << 64 if bit == 63 else 0)
+        put_back(formed, 5, [(owner, due_ns ^ mask if owner == 5 else due_ns) for owner, due_ns in set_of_five])
+        draw(buckets, 5, now_ns, NS, 10, 10)
+
+        assert Quota(0, 10 * NS, 0) == draw(buckets, 5, now_ns + 70 * NS, NS, 10, 10)
+
+    def test_a_minute_between_two_looks_at_the_clock(self, formed: Formed) -> None:
+        """Who has read the clock before somebody else took everything finds nothing."""
+        buckets = Buckets(formed.block, PEERS)
+        draw(buckets, 5, 60 * NS, NS, 10, 10)
+
+        assert -61 * NS == buckets.take(5, 0, NS, 10, 1)
+        assert Quota(0, NS, 9) == draw(buckets, 5, 60 * NS + 10 * NS, NS, 10, 1)
 
     def test_tables_are_apart(self, formed: Formed) -> None:
         """The same number is one client among the keys and another among the peers."""

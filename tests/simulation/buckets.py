@@ -28,6 +28,7 @@ from tests.simulation.chronicle import WrongError, holds, same
 
 _NAMES: Final = {KEYS: "keys", PEERS: "peers"}
 _BUCKET: Final = struct.Struct("<Qq")
+_LATER_NS: Final = 60 * 10**9  # by which a debt may look longer than its bucket, before it counts as damaged
 assert _BUCKET.size == ffi.sizeof("struct mlsdm_bucket")
 
 Places = tuple[tuple[int, int], ...]  # (owner, due_ns) of each place of the set
@@ -86,8 +87,9 @@ class _Course:
         if stand.pc == "found" and now_ns is None:
             yield _with(places, stand.place, owner, due_ns - self.cost), _Stand("done")
         elif stand.pc == "found" and now_ns is not None:
-            full = max(0, due_ns - now_ns) + self.cost
             room = self.account.burst * self.account.interval_ns
+            debt = due_ns - now_ns if 0 < due_ns - now_ns <= room + _LATER_NS else 0
+            full = debt + self.cost
             if full > room:
                 yield places, _Stand("done", -1, room - full)
             else:
