@@ -23,6 +23,7 @@
 #define RUN 64      /* candidates that are scored in one go */
 #define ATTEMPTS_UNLOCKED 3
 #define ATTEMPTS_MAX 6 /* two under the lock do: one finds the damage, the next works without it */
+#define AHEAD 5120     /* bytes of shadow that are on their way to the cache while a row is scanned */
 #define NEW_MAX 256    /* admitted since the scan, scored under the lock: about 4 µs of bounds */
 
 struct scored {
@@ -104,12 +105,17 @@ static void lower_offer(struct search *s, float lower) {
 /* L: nothing below it can be among the best k. */
 static float lower_bound(const struct search *s) { return s->lowers == s->query->k ? s->lower[0] : -INFINITY; }
 
-/* Step 1 over consecutive slots. */
+/* Step 1 over consecutive slots.
+ *
+ * PERF: the processor's own look ahead ends with each page of 4 KiB; what is asked for here goes over it, and what lies
+ * behind the last row is asked for in vain. 20,000 × 384 in 345 µs instead of 410, from a cache that all cores share;
+ * to read these bytes and do nothing with them takes 250. */
 MLSDM_WIDE static void scan(const struct mlsdm_map *map, struct search *s, uint64_t slot, uint64_t count) {
     const struct mlsdm_code *code = code_at(map, slot);
     const int8_t *shadow = shadow_at(map, slot);
     float *upper = s->query->bounds + slot;
     for (uint64_t i = 0; i < count; i++, code++, shadow += map->shadow_stride) {
+        for (uint32_t at = 0; at < map->shadow_stride; at += 64) __builtin_prefetch(shadow + AHEAD + at);
         upper[i] = -INFINITY;
         if (!code->live || !(s->mask >> (code->phase & 1) & 1)) continue;
         float center = center_of(s, code, shadow, map->shadow_stride), radius = radius_of(s, code);
