@@ -10,7 +10,7 @@ asked no less.
 
 Three of four requests are an event alone, in the ways that clients write one; one in twenty is a batch of ten; one in
 ten is a recall; the rest reads a memory back, deletes one, or looks at the state. Vectors and moral values
-come from loadtests/population.py.
+come from loadtests/population.py. With `--tags event watch` applications send nothing but single events.
 
 At the end the objectives of loadtests/slo.py are judged. Exit status: 0 all hold; 1 some do not, each with a sentence;
 2 nothing could be measured. A request under way when the time is over is waited for, because only so the server's
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import msgspec
-from locust import FastHttpUser, constant_pacing, events, task
+from locust import FastHttpUser, constant_pacing, events, tag, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import WorkerRunner
@@ -156,17 +156,20 @@ class Application(Client):
         if decision and decision["accepted"]:
             self.newest = decision["memory_id"]
 
+    @tag("event")
     @task(40)
     def event_json(self) -> None:
         """An event as most write it: 384 numbers of JSON."""
         self.event("/event, JSON", next(self.bodies.json), JSON)
 
+    @tag("event")
     @task(20)
     def event_base64(self) -> None:
         """An event with something to give back, which may be sent again."""
         headers = {**JSON, "Idempotency-Key": uuid.uuid4().hex}
         self.event("/event, base64, payload, key", next(self.bodies.base64), headers)
 
+    @tag("event")
     @task(15)
     def event_raw(self) -> None:
         """An event as the fastest write it."""
@@ -212,6 +215,7 @@ class Kubelet(Client):
     fixed_count = 1
     wait_time = constant_pacing(1)
 
+    @tag("watch")
     @task
     def probe(self) -> None:
         """Both."""
@@ -225,6 +229,7 @@ class Prometheus(Client):
     fixed_count = 1
     wait_time = constant_pacing(5)
 
+    @tag("watch")
     @task
     def scrape(self) -> None:
         """Take everything, and read it as Prometheus would."""
@@ -239,6 +244,7 @@ class Person(Client):
     fixed_count = 1
     wait_time = constant_pacing(2)
 
+    @tag("watch")
     @task
     def look(self) -> None:
         """At what there is to see."""
