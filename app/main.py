@@ -37,6 +37,7 @@ from app.metrics import (
     recall_latency,
     refusal_counter,
     request_counter,
+    worker_counter,
 )
 from app.occupancy import RowOccupancy
 from app.operation import Resource, check
@@ -126,6 +127,7 @@ class Application:
         self._requests_before = int(self._row.requests)
         worker.occupancy = RowOccupancy(block, self.row, boot_clock)
         metrics_of(self.row)
+        worker_counter().inc()
         events, recalls = Latency(event_latency()), Latency(recall_latency())
         latencies = {"/event": events, "/events": events, "/recall": recalls}
         self.on_answer = Answers(request_counter(), latencies, self.route_of).count

@@ -63,6 +63,11 @@ def _latency(name: str, what: str) -> Histogram:
     return Histogram(name, text, buckets=LATENCY_BUCKETS, registry=CollectorRegistry())
 
 
+def worker_counter() -> Counter:
+    """Make the counter of workers that have begun in this row."""
+    return Counter("mlsdm_workers_started", "Workers that have begun to serve.", registry=CollectorRegistry())
+
+
 def request_counter() -> Counter:
     """Make this worker's counter of answers, by route and status."""
     return Counter("mlsdm_requests", "Answers given.", ["route", "status"], registry=CollectorRegistry())

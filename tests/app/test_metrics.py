@@ -42,6 +42,7 @@ FAMILIES = {
     "mlsdm_threshold_max": "gauge",
     "mlsdm_memory_percent": "gauge",
     "mlsdm_workers": "gauge",
+    "mlsdm_workers_started": "counter",
     "mlsdm_controller_silence_seconds": "gauge",
     "mlsdm_process_start_time_seconds": "gauge",
     "mlsdm_lock_holds_sampled": "counter",

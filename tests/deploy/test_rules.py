@@ -103,6 +103,7 @@ WEAKENED = [
     ("MoralThresholdAtBound", "and mlsdm_threshold_min < mlsdm_threshold_max", ""),
     ("ScrubStalled", "and mlsdm_memories > 0", ""),
     ("WorkersMissing", "quantile_over_time(0.9, mlsdm_workers[1h])", "max_over_time(mlsdm_workers[1h])"),
+    ("WorkerChurn", "6 + 2 * mlsdm_workers", "2"),
     ("ControllerDown", "for: 1m", "for: 0m"),
     ("RateLimitedClients", "and sum by", "or sum by"),
     ("InternalErrors", 'unless mlsdm_refusals_total{code="internal_error"} offset 15m', ""),
