@@ -30,6 +30,9 @@ Place = tuple[Any, int, Any, int, OnWritten | None]
 
 OTHER: Final = "other"
 _OK: Final = "200 OK"
+#: What the routes with a latency, which carry the load, are counted under from a worker's start: rate() sees nothing of
+#: what a series begins with. Few, because a scrape takes longer with each series of each worker.
+EXPECTED: Final = (_OK, "429 Too Many Requests", "500 Internal Server Error", "503 Service Unavailable")
 _UNTIMED: Final = (None, 0, None)
 _NOWHERE: Final[Place] = ([0.0], 0, *_UNTIMED)  # for what cannot be counted
 
@@ -49,6 +52,9 @@ class Answers:
         self._route_of = route_of
         self._places: dict[str, dict[str, Place]] = {}  # by status, then by route, or path that is one
         self._fails = False  # an answer could not be counted, and the log has said so
+        for route in latencies:
+            for status in EXPECTED:
+                self._place(route, status)
 
     def count(self, environ: WSGIEnvironment, status: str) -> OnWritten | None:
         """Count an answer that is about to be written; returns what to call when it was, if there is a time to count.
@@ -70,7 +76,7 @@ class Answers:
         """
         try:
             route = self._route_of(path) or OTHER
-            place = self._places.setdefault(status, {}).get(route) or self._place(route, status)
+            place = self._places.get(status, {}).get(route) or self._place(route, status)
         except Exception:
             if not self._fails:
                 self._fails = True
@@ -79,8 +85,8 @@ class Answers:
         return place if path == route or place[-1] is None else (*place[:2], *_UNTIMED)
 
     def _place(self, route: str, status: str) -> Place:
-        child: Any = self._counter.labels(route, status[:3])
+        child: Any = self._counter.labels(route, status[:3])  # the series is there from now on, at 0
         latency = self._latencies.get(route) if status == _OK else None
         timed = _UNTIMED if latency is None else (*latency.told, latency.count)
-        place = self._places[status][route] = (*place_of(child._value), *timed)
+        place = self._places.setdefault(status, {})[route] = (*place_of(child._value), *timed)
         return place

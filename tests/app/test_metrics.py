@@ -19,7 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.codes import CODES
-from app.metrics import FILE_SIZE, WorkersCollector, metrics_of, prepare, refusal_counter, request_counter
+from app.metrics import FILE_SIZE, WATCHED, WorkersCollector, metrics_of, prepare, refusal_counter, request_counter
 from loadtests.live import LiveServer, eventually
 from tests.app.wire import EXAMPLE, accepted, of_json, post, sent
 from tests.formed import begin, exit_of
@@ -277,6 +277,20 @@ def test_a_successor_continues_its_predecessors_counts(serve: Callable[..., Live
     assert value(scrape(server), "process_event_latency_seconds_count") == 8
 
 
+def test_what_alerts_watch_begins_at_0(serve: Callable[..., LiveServer]) -> None:
+    """A rate sees the first burst only of a series that was there before it."""
+    samples = scrape(serve())
+
+    begun = {(name, *sorted(dict(labels).values())) for (name, labels), number in samples.items() if not number}
+    assert begun >= {
+        ("mlsdm_requests_total", route, status)
+        for route in ("/event", "/events", "/recall")
+        for status in ("200", "429", "500", "503")
+    }
+    assert begun >= {("mlsdm_refusals_total", code) for code in ("internal_error", "store_busy", "unauthorised")}
+    assert set(WATCHED) == {dict(labels)["code"] for name, labels in samples if name == "mlsdm_refusals_total"}
+
+
 def test_every_answer_is_counted_once_by_route_and_status(serve: Callable[..., LiveServer]) -> None:
     """Whoever gives it: a short way, the framework, a pool thread, an answer in pieces, or the connection, which
     refuses what is no HTTP; over both workers, and after each of them was replaced, once in order and once by a kill.
@@ -311,6 +325,7 @@ def test_every_answer_is_counted_once_by_route_and_status(serve: Callable[..., L
             (one["route"], one["status"]): value(samples, "mlsdm_requests_total", **one)
             for one in labels
             if one["route"] not in ("/livez", "/health/metrics", "/health/detailed")
+            and value(samples, "mlsdm_requests_total", **one)
         }
 
     def replaced(old: list[int]) -> bool:

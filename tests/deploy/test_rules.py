@@ -105,6 +105,7 @@ WEAKENED = [
     ("WorkersMissing", "quantile_over_time(0.9, mlsdm_workers[1h])", "max_over_time(mlsdm_workers[1h])"),
     ("ControllerDown", "for: 1m", "for: 0m"),
     ("RateLimitedClients", "and sum by", "or sum by"),
+    ("InternalErrors", '{code="internal_error"} > 0', '{code="internal_error"}'),
     ("InternalErrors", 'unless mlsdm_refusals_total{code="internal_error"} offset 15m', ""),
 ]
 
