@@ -2,11 +2,11 @@
 
 Written means that the kernel has it, or as much of it as the peer takes: the transport writes at once. So the time can
 be counted only when the client may have its answer already, and may ask how many there were, or kill the worker. Two
-steps keep the count exact all the same: `tell`, before the write, counts the request in the last bucket alone; `count`,
-after it, finds the bucket that it belongs to. The word of the last bucket (+Inf) therefore holds the count of all and
-not, as the library has it, of those beyond the other buckets; `whole` puts that right in what the library adds up. Each
-series of the scrape only ever grows, and a worker that is killed between the two leaves a request without a time, and
-none uncounted.
+steps keep the count exact all the same: before the write, one is added to `told`, the last bucket alone; `count`, after
+it, finds the bucket that the request belongs to. The word of the last bucket (+Inf) therefore holds the count of all
+and not, as the library has it, of those beyond the other buckets; `whole` puts that right in what the library adds up.
+Each series of the scrape only ever grows, and a worker that is killed between the two leaves a request without a time,
+and none uncounted.
 
 The histogram lives in a file of prometheus_client's multiprocess mode, made by its own class, so that the scrape adds
 up what all workers measured. `observe` of that class looks through the buckets one by one and packs two numbers behind
@@ -32,22 +32,22 @@ class Latency:
     def __init__(self, histogram: Histogram) -> None:
         inner: Any = histogram  # its values are no part of what the library declares; a test reads back what is written
         self._name: str = inner._name
-        self._bounds: list[float] = inner._upper_bounds
+        *bounds, _ = inner._upper_bounds
+        *buckets, last = inner._buckets
+        #: Whoever is about to write an answer adds one here, to the number at this index; `count` is to follow.
+        self.told: Final[tuple[Any, int]] = place_of(last)
+        self._bounds: list[float] = bounds
+        self._longest: float = bounds[-1]
         self._numbers, self._sum = place_of(inner._sum)
-        self._buckets = [place_of(value)[1] for value in inner._buckets]
-
-    def tell(self) -> None:
-        """Count a request whose answer is about to be written; `count` is to follow."""
-        self._numbers[self._buckets[-1]] += 1.0
+        self._buckets = [place_of(value)[1] for value in buckets]
 
     def count(self, environ: WSGIEnvironment) -> None:
         """Count its time, from the moment at which it was complete until now."""
         seconds = (time.monotonic_ns() - environ["mlsdm.received_ns"]) * 1e-9
         numbers = self._numbers
         numbers[self._sum] += seconds
-        bucket = bisect_left(self._bounds, seconds)  # the first bound that is not below it
-        if bucket < len(self._buckets) - 1:
-            numbers[self._buckets[bucket]] += 1.0
+        if seconds <= self._longest:  # beyond it there is the last bucket alone, which has it
+            numbers[self._buckets[bisect_left(self._bounds, seconds)]] += 1.0  # of the first bound that is not below it
 
     def mean_seconds(self) -> float:
         """Return the mean over the requests of all workers that there were; 0 before the first or without files."""

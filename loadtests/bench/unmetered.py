@@ -15,9 +15,7 @@ class Deaf:
 
     def __init__(self, _histogram: object) -> None:
         """Keep it not."""
-
-    def tell(self) -> None:
-        """Take no note."""
+        self.told = [0.0], 0
 
     def count(self, _environ: object) -> None:
         """Forget it."""

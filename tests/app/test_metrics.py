@@ -19,7 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.codes import CODES
-from app.metrics import FILE_SIZE, WorkersCollector, metrics_of, prepare, refusal_counter, request_counter
+from app.metrics import FILE_SIZE, WATCHED, WorkersCollector, metrics_of, prepare, refusal_counter, request_counter
 from loadtests.live import LiveServer, eventually
 from tests.app.wire import EXAMPLE, accepted, of_json, post, sent
 from tests.formed import begin, exit_of
@@ -198,7 +198,7 @@ def test_errors_are_what_is_not_the_clients_fault(still_server: LiveServer) -> N
 
 def test_an_unexpected_error_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the files of any worker; what closes a connection without a word is none, nor what is not spoken here (501,
-    505), and without refusals there is 0.
+    505), and a worker that has refused nothing has 0.
     """
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
 
@@ -215,6 +215,11 @@ def test_an_unexpected_error_is_counted(tmp_path: Path, monkeypatch: pytest.Monk
         ):  # fmt: skip
             refusals.labels(code).inc()
 
+    def idle() -> None:
+        metrics_of(2)
+        refusal_counter()
+
+    assert exit_of(begin(idle)) == 0
     assert errors() == 0
     for row in (0, 1):
         assert exit_of(begin(partial(worker, row))) == 0
@@ -278,6 +283,46 @@ def test_a_successor_continues_its_predecessors_counts(serve: Callable[..., Live
     assert value(scrape(server), "process_event_latency_seconds_count") == 8
 
 
+@pytest.mark.parametrize("takes", ["the files", "the directory"])
+def test_without_the_workers_files_there_is_the_block(
+    serve: Callable[..., LiveServer], tmp_path: Path, takes: str
+) -> None:
+    """A cleaner of /tmp may take them away: what they held is left out, and nothing is said to be 0 that was not."""
+    directory = tmp_path / "metrics"
+    server = serve(PROMETHEUS_MULTIPROC_DIR=str(directory))
+    server.event([1.0] * 8, 1.0)
+    before = scrape(server)
+
+    for file in directory.iterdir():
+        file.unlink()
+    if takes == "the directory":
+        directory.rmdir()
+
+    after = scrape(server)
+    lost = {name for name, _ in before} - {name for name, _ in after}
+    assert lost == {
+        "mlsdm_requests_total", "mlsdm_refusals_total", "error_count",
+        *(f"process_event_latency_seconds_{what}" for what in ("bucket", "count", "sum")),
+        *(f"mlsdm_recall_latency_seconds_{what}" for what in ("bucket", "count", "sum")),
+    }  # fmt: skip
+    assert value(after, "total_events_processed") == 1
+    assert server.get("/health/detailed").json["statistics"]["avg_latency_ms"] == 0
+
+
+def test_what_alerts_watch_begins_at_0(serve: Callable[..., LiveServer]) -> None:
+    """A rate sees the first burst only of a series that was there before it."""
+    samples = scrape(serve())
+
+    begun = {(name, *sorted(dict(labels).values())) for (name, labels), number in samples.items() if not number}
+    assert begun >= {
+        ("mlsdm_requests_total", route, status)
+        for route in ("/event", "/events", "/recall")
+        for status in ("200", "429", "500", "503")
+    }
+    assert begun >= {("mlsdm_refusals_total", code) for code in ("internal_error", "store_busy", "unauthorised")}
+    assert set(WATCHED) == {dict(labels)["code"] for name, labels in samples if name == "mlsdm_refusals_total"}
+
+
 def test_every_answer_is_counted_once_by_route_and_status(serve: Callable[..., LiveServer]) -> None:
     """Whoever gives it: a short way, the framework, a pool thread, an answer in pieces, or the connection, which
     refuses what is no HTTP; over both workers, and after each of them was replaced, once in order and once by a kill.
@@ -312,6 +357,7 @@ def test_every_answer_is_counted_once_by_route_and_status(serve: Callable[..., L
             (one["route"], one["status"]): value(samples, "mlsdm_requests_total", **one)
             for one in labels
             if one["route"] not in ("/livez", "/health/metrics", "/health/detailed")
+            and value(samples, "mlsdm_requests_total", **one)
         }
 
     def replaced(old: list[int]) -> bool:

@@ -106,6 +106,7 @@ WEAKENED = [
     ("WorkerChurn", "6 + 2 * mlsdm_workers", "2"),
     ("ControllerDown", "for: 1m", "for: 0m"),
     ("RateLimitedClients", "and sum by", "or sum by"),
+    ("InternalErrors", '{code="internal_error"} > 0', '{code="internal_error"}'),
     ("InternalErrors", 'unless mlsdm_refusals_total{code="internal_error"} offset 15m', ""),
 ]
 
