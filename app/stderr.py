@@ -76,6 +76,8 @@ class Sink:
 
     def _finish(self) -> None:
         """Write what is left of the line that was begun, as far as there is room."""
+        if not self._rest:
+            return  # and nothing is known of the reader
         try:
             while self._rest:
                 try:

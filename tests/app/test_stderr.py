@@ -82,6 +82,36 @@ def test_what_finds_no_room_is_counted_and_the_rest_is_whole(ends: tuple[int, in
     assert last[-1]["event"] == "the end"
 
 
+class Waits:
+    """Counts how often a sink has waited for room."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._poll, self.count = sink._writable.poll, 0
+        sink._writable = self  # type: ignore[assignment]
+
+    def poll(self, milliseconds: int) -> list[tuple[int, int]]:
+        """Wait as it would have."""
+        self.count += 1
+        return self._poll(milliseconds)
+
+
+@pytest.mark.parametrize("length", [10, 3_000])
+def test_nobody_waits_for_each_line(ends: tuple[int, int], length: int) -> None:
+    """However many find no room: once, and once more for each word about them that fits where a line does not."""
+    reading, writing = ends
+    to = handler(sink := Sink(writing))
+    waits = Waits(sink)
+
+    for _ in range(1000):
+        say(to, "x" * length)
+    assert 1 <= waits.count <= PIPE_SIZE // 100
+
+    drain(reading, to)
+    for _ in range(1000):
+        say(to, "x" * length)
+    assert 2 <= waits.count <= 2 * PIPE_SIZE // 100
+
+
 def drain(reading: int, to: Stderr) -> list[dict[str, object]]:
     """Return what waits there, and have the rest of a line that was begun written behind it."""
     text = b""
