@@ -21,6 +21,7 @@ the server can do at most is measured by others (docs/capacity.md).
 """
 
 import logging
+import math
 import random
 import sys
 import time
@@ -66,12 +67,12 @@ def add_options(parser: LocustArgumentParser) -> None:
     add("--events", metavar="NPZ", help="events to send, `vec` [N, D] and `moral` [N]; made ones without it")
     add("--seed", type=int, default=1, help="of the made events (default 1)")
     add("--pace", type=_positive, default=10.0, help="requests per second of an application (default 10)")
-    add("--p95-ms-max", type=float, default=bounds.p95_ms_max, help="of any route; inf for none (default 100)")
-    add("--error-share-max", type=float, default=bounds.error_share_max, help="of all requests (default 0.001)")
-    add("--refused-share-max", type=float, default=bounds.refused_share_max, help="429s, of all requests (default 0)")
-    add("--unserved-share-max", type=float, default=bounds.unserved_share_max, help="503s, of all (default 0.001)")
-    add("--growth-mb-max", type=float, default=bounds.growth_mb_max, help="server's memory; inf for none (default 16)")
-    add("--rate-min", type=float, default=bounds.rate_min, help="requests per second, ramp and all (default 0)")
+    add("--p95-ms-max", type=_bound, default=bounds.p95_ms_max, help="of any route; inf for none (default 100)")
+    add("--error-share-max", type=_bound, default=bounds.error_share_max, help="of all requests (default 0.001)")
+    add("--refused-share-max", type=_bound, default=bounds.refused_share_max, help="429s, of all requests (default 0)")
+    add("--unserved-share-max", type=_bound, default=bounds.unserved_share_max, help="503s, of all (default 0.001)")
+    add("--growth-mb-max", type=_bound, default=bounds.growth_mb_max, help="server's memory; inf for none (default 16)")
+    add("--rate-min", type=_bound, default=bounds.rate_min, help="requests per second, ramp and all (default 0)")
     add(
         "--alone",
         action="store_true",
@@ -84,6 +85,13 @@ def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise ArgumentTypeError(f"{text} is no pace: expected a number above 0")
+    return value
+
+
+def _bound(text: str) -> float:
+    value = float(text)
+    if math.isnan(value):  # nothing is above it, and nothing below
+        raise ArgumentTypeError(f"{text} is no bound: expected a number, or inf")
     return value
 
 

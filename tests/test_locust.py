@@ -97,6 +97,7 @@ def test_a_server_without_the_key_is_an_error_of_every_request(serve: Serve) -> 
     [
         ((), "http://127.0.0.1:9/health/metrics was not answered"),
         (("--events", "missing.npz"), "missing.npz is no .npz with `vec` and `moral`"),
+        (("--p95-ms-max", "nan"), "nan is no bound: expected a number, or inf"),
     ],
 )
 def test_what_cannot_be_measured_is_a_sentence_and_status_2(arguments: Iterable[str], said: str) -> None:
