@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 
 from shm.block import Block, find
+from shm.process import Identity
 from shm.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -220,6 +221,8 @@ class LiveServer:
         return Store(self.block())
 
     def workers(self, block: Block) -> list[int]:
-        """Return the pids of the workers that hold rows, in order of rows."""
-        rows = [int(block.region("rows", number).pid) for number in range(block.layout.rows)]
-        return [pid for pid in rows if pid]
+        """Return the pids of the workers that live, in order of their rows. A killed one leaves its row behind until a
+        successor takes it, which may find another one free.
+        """
+        rows = [block.region("rows", number) for number in range(block.layout.rows)]
+        return [int(row.pid) for row in rows if row.pid and Identity(int(row.pid), int(row.started)).alive]
