@@ -175,9 +175,9 @@ def test_what_the_server_refuses_is_passed_on(front: Front) -> None:
     assert (401, "unauthorised") == problem(front.request("GET", "/state"))
 
 
-@pytest.mark.parametrize("path", ["/health/liveness", "/health/readiness", "/health/detailed", "/livez", "/readyz"])
+@pytest.mark.parametrize("path", ["/health/liveness", "/health/readiness", "/livez", "/readyz"])
 def test_health_is_seen_from_outside(front: Front, path: str) -> None:
-    """By balancers and by people."""
+    """By balancers and monitors: whether, and no more."""
     assert 200 == front.request("GET", path).status
 
 
@@ -196,6 +196,23 @@ def test_metrics_stay_inside(server: LiveServer, front: Front, path: str) -> Non
     assert answer.status in (400, 404)
     assert b"mlsdm_" not in answer.body
     assert 200 == server.get("/metrics").status
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/health/detailed", "/health/detailed/", "/health/detailed?x=1", "//health//detailed", "/health/%64etailed",
+        "/health/./detailed", "/state/../health/detailed", "/HEALTH/Detailed", "/health/detailed/x",
+        "/health%2fdetailed", "/health/detailed%00", "/health/detailed%20", "/health/detailed;a", "/health/detailed.",
+    ],
+)  # fmt: skip
+def test_details_of_health_stay_inside(server: LiveServer, front: Front, path: str) -> None:
+    """Neither load nor version is told outside, by whatever spelling; the server itself tells them."""
+    answer = front.request("GET", path, headers=ring.bearer("admin"))
+
+    assert answer.status in (400, 404)
+    assert b"cpu_percent" not in answer.body
+    assert "cpu_percent" in server.get("/health/detailed").json["system"]
 
 
 class TestAddress:
