@@ -21,8 +21,8 @@ import pytest
 
 from app.codes import CODES
 from app.extent import event_size_max
-from core.config import SETTINGS
-from core.limits import BODY_SIZE
+from core.config import SETTINGS, Config, tiers
+from core.limits import BATCH_COUNT, BODY_SIZE
 from loadtests.live import ROOT, Answer, LiveServer, eventually, free_port
 from tests.app import ring
 from tests.app.certificate import write_certificate
@@ -302,6 +302,16 @@ class TestSizes:
 
 
 class TestLimits:
+    def test_an_address_may_do_what_a_key_may(self) -> None:
+        """Single requests at the rates of the tiers standard and high, and the tier bulk in batches."""
+        text = (ROOT / "deploy/nginx/nginx.conf").read_text()
+        [rate], [burst] = re.findall(r"rate=(\d+)r/s", text), re.findall(r"burst=(\d+) ", text)
+        buckets = tiers(Config())
+
+        assert all(buckets[name].rate < int(rate) for name in ("standard", "high"))
+        assert all(buckets[name].burst < int(burst) for name in ("standard", "high"))
+        assert buckets["bulk"].rate / BATCH_COUNT.value < int(rate)
+
     def test_an_address_has_a_rate(self, server: LiveServer, tmp_path: Path) -> None:
         """The burst passes and what follows is 429 with Retry-After; another address is not concerned. Here two for a
         burst of two thousand, and none refills.
