@@ -63,7 +63,7 @@ manual: install ## rewrite the files that are generated from settings and layout
 	$(BIN)/python -m core.manual production > config/production-ready.yaml
 
 runbook: $(VENV)/tested ## play docs/runbook.md, and write under its commands what they print
-	$(BIN)/python -m tests.runbook docs/runbook.md --record
+	$(BIN)/python -m tests.runbook docs/runbook.md --record --strict
 
 lock: $(VENV)/tested ## resolve dependencies anew; commit the result
 	$(BIN)/uv pip compile -q pyproject.toml --group build --universal --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements.lock

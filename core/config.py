@@ -138,7 +138,7 @@ class HighTier(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BulkTier(msgspec.Struct, frozen=True, kw_only=True):
-    """The buckets of keys whose tier is `bulk`: for those who load whole collections."""
+    """The buckets of keys whose tier is `bulk`: for those who load whole collections, in batches (docs/api.md)."""
 
     requests_per_second: _Rate = 10_000.0
     burst_capacity: _Burst = 20_000

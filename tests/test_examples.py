@@ -30,7 +30,8 @@ from core import limits
 from core.limits import Limit
 from loadtests.live import ROOT, eventually, free_port
 from tests.programs import needs
-from tests.runbook.cluster import LOG, NOTES
+from tests.runbook.cluster import BIN, IMAGES, LOG, NOTES, STRICT
+from tests.runbook.stage import check_out
 
 PAGES: Final = ("README.md", "docs/quickstart.md", "docs/api.md", "docs/upgrade.md")
 API: Final = (ROOT / "docs/api.md").read_text(encoding="utf-8")
@@ -73,8 +74,7 @@ class Reader:
         programs = directory / "bin"
         for made in (self.folder, programs):
             made.mkdir()
-        for entry in ROOT.iterdir():
-            (self.folder / entry.name).symlink_to(entry)
+        check_out(self.folder)
         for name, module in (("kubectl", "cluster"), ("docker", "engine")):
             script = f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.runbook.{module} "$@"\n'
             (programs / name).write_text(script)
@@ -84,9 +84,11 @@ class Reader:
             "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PORT": str(self.port),
             "MLSDM_CAPACITY": "1000",  # started sooner
-            "STAGE_BIN": str(programs),
+            BIN: str(programs),
             NOTES: str(directory / "notes"),
             LOG: str(directory / "log"),
+            IMAGES: str(directory / "images"),
+            STRICT: "1",
         }
 
     def does(self, step: Step) -> None:

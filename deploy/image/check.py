@@ -223,7 +223,7 @@ def check_service(image: Image) -> Iterator[str]:
     with running(image, RUN, TREE / "config") as container:
         container.started()
         yield "starts with config/ mounted at /etc/mlsdm, read-only everywhere but /tmp and /dev/shm"
-        assert "Configuration loaded from /etc/mlsdm/config.yaml: " in container.log
+        assert '"Configuration loaded from /etc/mlsdm/config.yaml"' in container.log
         yield "reads /etc/mlsdm/config.yaml and says so"
         check = ["env", "PORT=8000", f"PATH={image.environ['PATH']}", *image.config["Healthcheck"]["Test"][1:]]
         inside = ["chroot", str(image.root), *check]
@@ -232,6 +232,7 @@ def check_service(image: Image) -> Iterator[str]:
         yield "its health check succeeds, and fails on a port that nobody serves"
         yield from _check_requests()
         yield from _check_processes(container, image)
+        yield from _check_reload(container, image)
         lines = [json.loads(line) for line in container.log.splitlines()]
         assert {"timestamp", "level", "event"} <= set.intersection(*(set(line) for line in lines))
         assert KEY not in container.log
@@ -275,6 +276,21 @@ def _check_processes(container: Running, image: Image) -> Iterator[str]:
     yield f"its processes share {sum(sizes) / 1000:.0f} MB (proportional set size)"
 
 
+def _check_reload(container: Running, image: Image) -> Iterator[str]:
+    """What the runbook has `kubectl exec` do: as the image's user, by the image's variables, and by its shell, because
+    no program called kill is in the image.
+    """
+    place = ("--mount", "--pid", "--root", "--wd", f"--setuid={image.uid}", f"--setgid={image.gid}")
+    variables = [f"{name}={value}" for name, value in image.environ.items()]
+    inside = ["nsenter", f"--target={container.pids()[0]}", *place, "env", "-i", *variables, "sh", "-c", "kill -HUP 1"]
+    subprocess.run(inside, check=True)
+    container.wait_until(lambda: container.log.count("Configuration loaded from ") == 2, START_SECONDS_MAX)
+    container.wait_until(lambda: status("GET", "/health/readiness") == 200, START_SECONDS_MAX)
+    code, decision = event(KEY)
+    assert (code, decision["sequence"]) == (200, 2), (code, decision)
+    yield "`sh -c 'kill -HUP 1'` in it reloads the configuration, and no memory is lost"
+
+
 def check_other_configurations(image: Image) -> Iterator[str]:
     """A file of the operator's, none at all, one with problems, and no key."""
     with tempfile.TemporaryDirectory() as directory:
@@ -288,7 +304,7 @@ def check_other_configurations(image: Image) -> Iterator[str]:
                 (volume / "config.yaml").write_text(text)
             with running(image, RUN, volume) as container:
                 container.started()
-                assert f"Configuration loaded from {source}: " in container.log
+                assert f'"Configuration loaded from {source}"' in container.log
                 assert Path(f"/proc/{container.pids()[0]}/net/tcp").read_text().count(" 00000000:1F40 ")
             yield f"with {'a short' if text else 'no'} file in /etc/mlsdm it serves on 0.0.0.0:8000 by {source}"
         for environ, text, expected in (

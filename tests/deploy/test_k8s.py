@@ -17,8 +17,9 @@ import pytest
 import yaml
 
 from core.config import Config, effective
-from core.limits import ANSWERS_SIZE, BODIES_SIZE, BODY_SIZE, PIPELINES_SIZE
+from core.limits import BODY_SIZE
 from core.sources import PLACES, load
+from loadtests.capacity import BUFFERS_WORKER, RESERVE_BASE, RESERVE_WORKER
 from loadtests.live import LiveServer
 from shm.layout import Layout
 from tests.programs import needs
@@ -230,16 +231,20 @@ class TestPod:
         resources, config = container()["resources"], production()
         limit = mebibytes(resources["limits"]["memory"])
         workers = int(resources["limits"]["cpu"])
-        held = sum(bound.value for bound in (BODIES_SIZE, PIPELINES_SIZE, ANSWERS_SIZE))
         layout = Layout(
             config.dimension, config.capacity, config.payload_size_max, config.log_capacity, 4 * workers,
             config.idempotency_capacity,
         )  # fmt: skip
 
-        assert 150e6 + workers * held < 0.95 * limit
+        usual = layout.block_size + RESERVE_BASE + workers * RESERVE_WORKER
+        most, emergency = usual + workers * BUFFERS_WORKER, 0.95 * limit
+
+        assert most < emergency
         assert layout.block_size < 0.8 * limit
         assert limit < 1.4e9
         assert resources["requests"]["memory"] == resources["limits"]["memory"]
+        said = re.findall(r"(\d+) MB\b", (K8S / "production-deployment.yaml").read_text())
+        assert [round(size / 1e6) for size in (usual, BUFFERS_WORKER, most, emergency)] == [int(one) for one in said]
 
 
 def mebibytes(text: str) -> int:
@@ -279,13 +284,13 @@ def ingress_paths() -> list[Object]:
 
 
 class TestIngress:
-    def test_it_leads_to_every_route_but_the_metrics(self, small_server: LiveServer) -> None:
-        """Each route that the service documents is reached; those of Prometheus are not."""
+    def test_it_leads_to_every_route_but_those_that_tell_more(self, small_server: LiveServer) -> None:
+        """Each route that the service documents is reached; the metrics and the details of health are not."""
         documented = set(small_server.get("/openapi.json").json["paths"])
-        metrics = {"/metrics", "/health/metrics"}
+        held_back = {"/metrics", "/health/metrics", "/health/detailed"}
 
-        assert metrics < documented
-        assert documented - metrics == {
+        assert held_back < documented
+        assert documented - held_back == {
             path for path in documented if any(covers(rule, path) for rule in ingress_paths())
         }
 

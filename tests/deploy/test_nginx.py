@@ -21,8 +21,8 @@ import pytest
 
 from app.codes import CODES
 from app.extent import event_size_max
-from core.config import SETTINGS
-from core.limits import BODY_SIZE
+from core.config import SETTINGS, Config, tiers
+from core.limits import BATCH_COUNT, BODY_SIZE
 from loadtests.live import ROOT, Answer, LiveServer, eventually, free_port
 from tests.app import ring
 from tests.app.certificate import write_certificate
@@ -175,9 +175,9 @@ def test_what_the_server_refuses_is_passed_on(front: Front) -> None:
     assert (401, "unauthorised") == problem(front.request("GET", "/state"))
 
 
-@pytest.mark.parametrize("path", ["/health/liveness", "/health/readiness", "/health/detailed", "/livez", "/readyz"])
+@pytest.mark.parametrize("path", ["/health/liveness", "/health/readiness", "/livez", "/readyz"])
 def test_health_is_seen_from_outside(front: Front, path: str) -> None:
-    """By balancers and by people."""
+    """By balancers and monitors: whether, and no more."""
     assert 200 == front.request("GET", path).status
 
 
@@ -196,6 +196,23 @@ def test_metrics_stay_inside(server: LiveServer, front: Front, path: str) -> Non
     assert answer.status in (400, 404)
     assert b"mlsdm_" not in answer.body
     assert 200 == server.get("/metrics").status
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/health/detailed", "/health/detailed/", "/health/detailed?x=1", "//health//detailed", "/health/%64etailed",
+        "/health/./detailed", "/state/../health/detailed", "/HEALTH/Detailed", "/health/detailed/x",
+        "/health%2fdetailed", "/health/detailed%00", "/health/detailed%20", "/health/detailed;a", "/health/detailed.",
+    ],
+)  # fmt: skip
+def test_details_of_health_stay_inside(server: LiveServer, front: Front, path: str) -> None:
+    """Neither load nor version is told outside, by whatever spelling; the server itself tells them."""
+    answer = front.request("GET", path, headers=ring.bearer("admin"))
+
+    assert answer.status in (400, 404)
+    assert b"cpu_percent" not in answer.body
+    assert "cpu_percent" in server.get("/health/detailed").json["system"]
 
 
 class TestAddress:
@@ -285,6 +302,16 @@ class TestSizes:
 
 
 class TestLimits:
+    def test_an_address_may_do_what_a_key_may(self) -> None:
+        """Single requests at the rates of the tiers standard and high, and the tier bulk in batches."""
+        text = (ROOT / "deploy/nginx/nginx.conf").read_text()
+        [rate], [burst] = re.findall(r"rate=(\d+)r/s", text), re.findall(r"burst=(\d+) ", text)
+        buckets = tiers(Config())
+
+        assert all(buckets[name].rate < int(rate) for name in ("standard", "high"))
+        assert all(buckets[name].burst < int(burst) for name in ("standard", "high"))
+        assert buckets["bulk"].rate / BATCH_COUNT.value < int(rate)
+
     def test_an_address_has_a_rate(self, server: LiveServer, tmp_path: Path) -> None:
         """The burst passes and what follows is 429 with Retry-After; another address is not concerned. Here two for a
         burst of two thousand, and none refills.

@@ -1,6 +1,7 @@
 """Play a runbook: `python -m tests.runbook FILE.md` prints a table, and ends with 1 when a line failed.
 
 With `--record` the blocks of text that follow its commands are filled with what the commands have printed, shortened.
+With `--strict`, for runbooks of our own, what works in a small quiet cluster alone has failed (tests/runbook/stage.py).
 """
 
 import argparse
@@ -16,11 +17,11 @@ SEEN_LINES_MAX: Final = 14  # of one command
 SEEN_WIDTH_MAX: Final = 150
 
 
-def main(path: Path, record: bool) -> int:
+def main(path: Path, record: bool, strict: bool) -> int:
     """Play every line; returns how the program ends."""
     lines = lines_of(path)
     outcomes: dict[Line, Outcome] = {}
-    with tempfile.TemporaryDirectory() as directory, Stage(Path(directory)).playing() as stage:
+    with tempfile.TemporaryDirectory() as directory, Stage(Path(directory), strict).playing() as stage:
         print("| line | what | how | result |\n|---:|---|---|---|")
         for line in lines:
             outcome = outcomes[line] = stage.play(line)
@@ -69,5 +70,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tests.runbook")
     parser.add_argument("path", type=Path)
     parser.add_argument("--record", action="store_true")
+    parser.add_argument("--strict", action="store_true")
     asked = parser.parse_args()
-    sys.exit(main(asked.path, asked.record))
+    sys.exit(main(asked.path, asked.record, asked.strict))

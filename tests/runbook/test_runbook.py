@@ -1,5 +1,8 @@
 """docs/runbook.md, line by line: what it tells an operator to do can be done, and every alert has its section."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -11,7 +14,8 @@ from loadtests.live import ROOT
 from tests.programs import needs
 from tests.runbook.__main__ import recorded
 from tests.runbook.book import Line, lines_of
-from tests.runbook.stage import Outcome, Stage
+from tests.runbook.cluster import BIN, IMAGES, NOTES, STRICT
+from tests.runbook.stage import Outcome, Stage, check_out
 
 BOOK: Final = ROOT / "docs/runbook.md"
 LINES: Final = lines_of(BOOK)
@@ -20,7 +24,7 @@ LINES: Final = lines_of(BOOK)
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """A stage for all lines of the runbook, which are played in order."""
-    with Stage(tmp_path_factory.mktemp("stage")).playing() as stage:
+    with Stage(tmp_path_factory.mktemp("stage"), strict=True).playing() as stage:
         yield stage
 
 
@@ -47,12 +51,17 @@ def test_a_line_does_what_it_says(stage: Stage, line: Line) -> None:
         "kubectl port-forward -n mlsdm-production svc/mlsdm-api 8000:8000",
         "kubectl apply -f config/production-ready.yaml",
         "kubectl delete pod -n mlsdm-production -l app=mlsdm-api --grace-period=5",
+        "kubectl delete pod -n mlsdm-production -l app=mlsdm-api --grace-period=30",
+        "kubectl port-forward -n mlsdm-production svc/mlsdm-api 8000:80",
+        "kubectl exec -n mlsdm-production mlsdm-api-7d9c5b-x2x4k -- kill -HUP 1",
         "docker build -f Dockerfile.mlsdm -t mlsdm:latest .",
         "docker run -d -p 8000:80 mlsdm:latest",
         "docker run -d -e API_KYE=a-key mlsdm:latest",
         "curl http://localhost:8000/health/live",
         "curl http://localhost:8000/health/detailed | jq .statistics.threshold",
-        "kubectl logs -n mlsdm-production -l app=mlsdm-api | grep 'rate limit exceeded'",
+        "kubectl logs -n mlsdm-production -l app=mlsdm-api --tail=-1 | grep 'rate limit exceeded'",
+        "kubectl logs -n mlsdm-production -l app=mlsdm-api | grep rate_limit_exceeded",
+        "kubectl logs -n mlsdm-production -l app=mlsdm-api --tail=-1 -f | grep rate_limit_exceeded",
     ],
 )
 def test_a_line_that_is_wrong_is_found_out(stage: Stage, wrong: str) -> None:
@@ -78,6 +87,29 @@ def test_a_name_that_is_wrong_is_found_out(stage: Stage, line: Line, monkeypatch
     monkeypatch.setattr("tests.runbook.stage.DATA_SECONDS_MAX", 1.0)
 
     assert not stage.play(line).held
+
+
+@needs("kubectl")
+def test_an_image_that_the_file_does_not_know_is_found_out(tmp_path: Path) -> None:
+    """Applying the file after `set image` alone would go back; with the new tag in it, as often as one likes."""
+    check_out(tmp_path)
+    image = "ghcr.io/neuron7x/mlsdm-neuro-engine:9.9.9"
+    apply, set_image, undo, write_down = (
+        "kubectl apply -f deploy/k8s/production-deployment.yaml",
+        f"kubectl set image deployment/mlsdm-api mlsdm-api={image} -n mlsdm-production",
+        "kubectl rollout undo deployment/mlsdm-api -n mlsdm-production",
+        f"sed -i 's|image: .*|image: {image}|' deploy/k8s/production-deployment.yaml",
+    )
+    words = {NOTES: f"{tmp_path}/notes", IMAGES: f"{tmp_path}/images", BIN: "", STRICT: "1"}
+    kubectl = f'kubectl() {{ {sys.executable} -m tests.runbook.cluster "$@"; }}; '
+
+    def held(line: str) -> bool:
+        environ = {**os.environ, **words, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(["bash", "-c", kubectl + line], cwd=tmp_path, env=environ, check=False).returncode == 0
+
+    assert [True, False] == [held(line) for line in (set_image, apply)]
+    assert [True] * 3 == [held(line) for line in (write_down, apply, apply)]
+    assert [True, False] == [held(line) for line in (undo, apply)]
 
 
 def test_every_alert_has_its_section() -> None:
