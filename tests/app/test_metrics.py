@@ -301,7 +301,7 @@ def test_without_the_workers_files_there_is_the_block(
     after = scrape(server)
     lost = {name for name, _ in before} - {name for name, _ in after}
     assert lost == {
-        "mlsdm_requests_total", "mlsdm_refusals_total", "error_count",
+        "mlsdm_requests_total", "mlsdm_refusals_total", "mlsdm_workers_started_total", "error_count",
         *(f"process_event_latency_seconds_{what}" for what in ("bucket", "count", "sum")),
         *(f"mlsdm_recall_latency_seconds_{what}" for what in ("bucket", "count", "sum")),
     }  # fmt: skip
