@@ -41,7 +41,9 @@ FAMILIES = {
     "mlsdm_threshold_min": "gauge",
     "mlsdm_threshold_max": "gauge",
     "mlsdm_memory_percent": "gauge",
+    "mlsdm_ready": "gauge",
     "mlsdm_workers": "gauge",
+    "mlsdm_workers_configured": "gauge",
     "mlsdm_workers_started": "counter",
     "mlsdm_controller_silence_seconds": "gauge",
     "mlsdm_process_start_time_seconds": "gauge",
@@ -281,6 +283,21 @@ def test_a_successor_continues_its_predecessors_counts(serve: Callable[..., Live
         server.event([1.0] * 8, 1.0)
 
     assert value(scrape(server), "process_event_latency_seconds_count") == 8
+
+
+def test_the_configured_workers_are_those_of_the_configuration(serve: Callable[..., LiveServer]) -> None:
+    """TTOU takes one away for as long as nobody reloads, and the scrape shows that it is one less than configured."""
+    server = serve(WORKERS="2")
+
+    def workers() -> tuple[float, float]:
+        samples = scrape(server)
+        return value(samples, "mlsdm_workers"), value(samples, "mlsdm_workers_configured")
+
+    eventually(lambda: workers() == (2, 2))
+    os.kill(server.pid, signal.SIGTTOU)
+    eventually(lambda: workers() == (1, 2))
+    os.kill(server.pid, signal.SIGHUP)
+    eventually(lambda: workers() == (2, 2))
 
 
 @pytest.mark.parametrize("takes", ["the files", "the directory"])
