@@ -114,6 +114,7 @@ WEAKENED = [
     ("NoInstanceReady", "sum by (job, namespace)", "min by (job, namespace)"),
     ("NoInstanceReady", "for: 2m", "for: 0m"),
     ("InstancesMissing", "quantile_over_time(0.1,", "quantile_over_time(0.5,"),
+    ("InstancesMissing", " offset 1h", ""),
     ("InstancesMissing", "for: 5m", "for: 0m"),
     ("EmergenciesRecur", "> 2.5", "> 2"),
     ("WorkerChurn", "6 + 2 * mlsdm_workers", "2"),
