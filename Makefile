@@ -56,11 +56,12 @@ image: install ## build the container image without a daemon, run it and look; a
 	deploy/image/build
 	$(BIN)/python deploy/image/check.py
 
-manual: install ## rewrite the files that are generated from settings and layout
+manual: install ## rewrite the files that are generated from settings, layout and rules
 	$(BIN)/python -m shm.manual > docs/layout.md
 	$(BIN)/python -m core.manual markdown > docs/configuration.md
 	$(BIN)/python -m core.manual development > config/default.yaml
 	$(BIN)/python -m core.manual production > config/production-ready.yaml
+	$(BIN)/python -m deploy.k8s.prometheus_rule > deploy/k8s/prometheus-rule.yaml
 
 runbook: $(VENV)/tested ## play docs/runbook.md, and write under its commands what they print
 	$(BIN)/python -m tests.runbook docs/runbook.md --record --strict

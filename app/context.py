@@ -18,8 +18,8 @@ from shm.store import Recall, Store
 class Context:
     """One worker's view.
 
-    `clock` returns CLOCK_BOOTTIME in ns; `leaving` says whether the server has been told to stop; `charge` takes tokens
-    from whoever asks, and may raise.
+    `clock` returns CLOCK_BOOTTIME in ns; `leaving` says whether the server has been told to stop; `workers` is how many
+    the arbiter was configured with when this one was forked; `charge` takes tokens from whoever asks, and may raise.
     """
 
     config: Config
@@ -28,6 +28,7 @@ class Context:
     latency: Latency  # of events
     clock: Callable[[], int]
     leaving: Callable[[], bool]
+    workers: int
     charge: Callable[[WSGIEnvironment, int], None] = lambda _environ, _tokens: None
     idempotency: Idempotency = field(init=False)
     codec: Codec = field(init=False)

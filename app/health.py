@@ -179,7 +179,7 @@ class ReadinessResource:
     def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
         """Answer 200 when every check holds, else 503; either way with the reasons."""
         checks = self.checks()
-        ready = all(check.healthy for check in checks.values())
+        ready = all_hold(checks)
         response.status = falcon.HTTP_200 if ready else falcon.HTTP_503
         response.content_type = JSON
         response.data = encode(Ready(ready, "ready" if ready else "not_ready", checks))
@@ -212,6 +212,11 @@ class ReadinessResource:
             Check(False, "an operator has stopped admissions: POST /governor/resume") if stopped else Check(True)
         )
         return {"memory_manager": _unless(emergency, EMERGENCY_CORRUPT), **lock, "admissions": admissions}
+
+
+def all_hold(checks: Checks) -> bool:
+    """Return whether a server with these checks is ready."""
+    return all(check.healthy for check in checks.values())
 
 
 def _unless(emergency: int, reason: int) -> Check:
@@ -258,7 +263,7 @@ class DetailedResource:
         limits = context.config.security.rate_limiting
         checks = self.readiness.checks()
         document = Detailed(
-            "healthy" if all(check.healthy for check in checks.values()) else "unhealthy",
+            "healthy" if all_hold(checks) else "unhealthy",
             datetime.now(UTC).isoformat(),
             (context.clock() - context.store.block.created_boot_ns) // 1_000_000 / 1e3,
             System(

@@ -64,7 +64,7 @@ log = logging.getLogger("mlsdm.worker")
 def routes(context: Context, audit: Audit) -> dict[str, Resource]:
     """Return every route of the service: path → resource."""
     readiness = ReadinessResource(context)
-    metrics = MetricsResource(context)
+    metrics = MetricsResource(context, readiness)
     large = context.store.block.layout.shadow_stride * context.config.capacity > INLINE_SHADOW_SIZE_MAX
     table: dict[str, Resource] = {
         "/event": EventResource(context),
@@ -131,7 +131,9 @@ class Application:
         events, recalls = Latency(event_latency()), Latency(recall_latency())
         latencies = {"/event": events, "/events": events, "/recall": recalls}
         self.on_answer = Answers(request_counter(), latencies, self.route_of).count
-        context = Context(loaded.config, self.store, Recall(block), events, boot_clock, lambda: server.leaving)
+        context = Context(
+            loaded.config, self.store, Recall(block), events, boot_clock, lambda: server.leaving, worker.cfg.workers
+        )
         self._refusals = refusal_counter()
         self._audit = Audit()
         if loaded.config.security.rate_limiting.enabled:

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from app.codes import CODES
 from app.context import Context
-from app.health import VERSION
+from app.health import VERSION, ReadinessResource, all_hold
 from app.latency import whole
 from app.operation import Operation
 from core.drift import BITS
@@ -143,8 +143,9 @@ def _is_ours(code: str) -> bool:
 class BlockCollector(Collector):
     """The block's own figures, read when scraped."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, readiness: ReadinessResource) -> None:
         self.context = context
+        self.readiness = readiness
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family; those of the committed state only while it can be read, because alerts need the rest."""
@@ -201,7 +202,9 @@ class BlockCollector(Collector):
             ("memory_usage_bytes", "Memory of all processes, shared pages once.", vitals.service_bytes),
             ("cpu_usage_percent", "CPU used, of the container's allowance.", vitals.cpu_percent),
             ("mlsdm_memory_percent", "Memory used, of the container's limit.", vitals.memory_percent),
+            ("mlsdm_ready", "1 while readiness is answered with 200.", all_hold(self.readiness.checks())),
             ("mlsdm_workers", "Workers that serve.", sum(_beats(row.heartbeat_ns, now_ns) for row in rows)),
+            ("mlsdm_workers_configured", "Workers that should serve.", self.context.workers),
             (
                 "mlsdm_controller_silence_seconds",
                 "Time since the controller's last beat.",
@@ -258,10 +261,10 @@ class MetricsResource:
         "GET": Operation("Metrics for Prometheus.", None, exposition.CONTENT_TYPE_LATEST)
     }
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, readiness: ReadinessResource) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(WorkersCollector())
-        self.registry.register(BlockCollector(context))
+        self.registry.register(BlockCollector(context, readiness))
 
     def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
         """Return the exposition."""

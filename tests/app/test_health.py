@@ -255,7 +255,7 @@ def context_of(block: Block, now_ns: int, leaving: bool = False) -> Context:
         dimension=SMALL_LAYOUT.dimension, capacity=SMALL_LAYOUT.capacity, log_capacity=SMALL_LAYOUT.log_capacity
     )
     latency: Any = SimpleNamespace(mean_seconds=lambda: 0.0)  # nothing is counted
-    return Context(config, Store(block), Recall(block), latency, lambda: now_ns, leaving=lambda: leaving)
+    return Context(config, Store(block), Recall(block), latency, lambda: now_ns, leaving=lambda: leaving, workers=1)
 
 
 def beat(formed: Formed, **figures: float) -> int:
@@ -271,6 +271,12 @@ def beat(formed: Formed, **figures: float) -> int:
 def failing(context: Context) -> dict[str, str | None]:
     """Return the reasons of the checks that do not hold."""
     return {name: check.reason for name, check in ReadinessResource(context).checks().items() if not check.healthy}
+
+
+def metrics_of(context: Context) -> dict[str, float]:
+    """Return what a scrape says of the block, by family."""
+    families = BlockCollector(context, ReadinessResource(context)).collect()
+    return {family.name: family.samples[0].value for family in families}
 
 
 @pytest.mark.parametrize(
@@ -306,6 +312,25 @@ def test_a_server_that_was_told_to_stop_is_not_ready(formed: Formed) -> None:
     now_ns = beat(formed)
 
     assert set(failing(context_of(formed.block, now_ns, leaving=True))) == {"server"}
+
+
+@pytest.mark.parametrize(
+    ("figures", "late_ns", "leaving", "ready"),
+    [
+        ({"memory_percent": 50.0}, 0, False, 1),
+        ({"cpu_percent_30s": 98.0}, 0, False, 0),
+        ({"memory_percent": 95.0}, 0, False, 0),
+        ({}, 2_500_000_000, False, 0),
+        ({}, 0, True, 0),
+    ],
+)
+def test_the_scrape_says_what_readiness_says(
+    formed: Formed, figures: dict[str, float], late_ns: int, leaving: bool, ready: int
+) -> None:
+    """As a gauge, so that an alert sees what a probe sees."""
+    context = context_of(formed.block, beat(formed, **figures) + late_ns, leaving)
+
+    assert (ready, ready) == (metrics_of(context)["mlsdm_ready"], int(failing(context) == {}))
 
 
 def test_a_store_that_is_not_formed_is_not_ready_and_still_described() -> None:
@@ -377,6 +402,7 @@ def test_readiness_does_not_wait_for_the_lock(formed: Formed) -> None:
     document = DetailedResource(context, ReadinessResource(context)).document()
 
     assert failing(context) == {}
+    assert metrics_of(context)["mlsdm_ready"] == 1
     assert (document.status, document.phase) == ("healthy", "wake")
     end(holder)
     for descriptor in (reading, writing):
@@ -393,9 +419,9 @@ def test_a_corrupt_state_is_unready_and_all_else_is_still_shown(formed: Formed) 
         formed.block.memory[at] ^= 1
 
     document = DetailedResource(context, ReadinessResource(context)).document()
-    families = {family.name: family for family in BlockCollector(context).collect()}
+    metrics = metrics_of(context)
 
     assert list(failing(context)) == ["memory_manager"]
     assert (document.status, document.memory_state, document.system.memory_percent) == ("unhealthy", None, 50.0)
-    assert families["mlsdm_store_sound"].samples[0].value == 0
-    assert "mlsdm_lock_acquisitions" in families
+    assert (metrics["mlsdm_store_sound"], metrics["mlsdm_ready"]) == (0, 0)
+    assert "mlsdm_lock_acquisitions" in metrics

@@ -5,6 +5,8 @@ periods add up and that sizes fit the service is computed from the service itsel
 and edits the files as an operator does.
 """
 
+import json
+import os
 import re
 import subprocess
 import tomllib
@@ -19,9 +21,11 @@ import yaml
 from core.config import Config, effective
 from core.limits import BODY_SIZE
 from core.sources import PLACES, load
+from deploy.k8s import prometheus_rule
 from loadtests.capacity import BUFFERS_WORKER, RESERVE_BASE, RESERVE_WORKER
 from loadtests.live import LiveServer
 from shm.layout import Layout
+from tests.deploy.rulebook import rules
 from tests.programs import needs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +35,7 @@ NAMESPACE, APP = "mlsdm-production", "mlsdm-api"
 LABELS = {"app": APP}
 API_VERSIONS = ("1.27", "1.32")  # the oldest whose API has all that is used, and that of the kubectl it was tried with
 MONITOR = K8S / "service-monitor.yaml"
+RULE = K8S / "prometheus-rule.yaml"
 Object = dict[str, Any]
 
 
@@ -361,15 +366,86 @@ class TestServiceMonitor:
         assert not re.fullmatch(keep["regex"], "python_gc_objects_collected_total")
 
 
+class TestPrometheusRule:
+    """The rules of deploy/prometheus, for the Prometheus Operator."""
+
+    @staticmethod
+    def groups() -> list[Object]:
+        groups: list[Object] = yaml.safe_load(RULE.read_text())["spec"]["groups"]
+        return groups
+
+    def test_it_is_made_from_the_rules(self) -> None:
+        """Run `make manual` when this fails."""
+        assert prometheus_rule.manifest() == RULE.read_text(encoding="utf-8")
+
+    def test_its_rules_are_those_of_the_files(self) -> None:
+        """Each as written, in order, and no group twice."""
+        names = [group["name"] for group in self.groups()]
+
+        assert list(rules()) == [rule for group in self.groups() for rule in group["rules"]]
+        assert len(set(names)) == len(names)
+
+    def test_it_has_the_members_of_its_kind_and_no_others(self) -> None:
+        """Of monitoring.coreos.com/v1; a misspelt one would be dropped."""
+        rule = yaml.safe_load(RULE.read_text())
+
+        assert ("monitoring.coreos.com/v1", "PrometheusRule") == (rule["apiVersion"], rule["kind"])
+        assert {"apiVersion", "kind", "metadata", "spec"} == set(rule)
+        assert {"groups"} == set(rule["spec"])
+        for group in self.groups():
+            assert {"name", "rules"} <= set(group) <= {"name", "interval", "rules"}
+            for one in group["rules"]:
+                alert = {"alert", "expr", "for", "labels", "annotations"}
+                assert set(one) == {"record", "expr"} or {"alert", "expr"} <= set(one) <= alert
+                assert all(isinstance(value, str) for value in {**one, "labels": "", "annotations": ""}.values())
+
+    def test_it_stands_where_the_monitor_does(self) -> None:
+        """Whatever finds one by its name, namespace and labels finds the other."""
+        assert yaml.safe_load(MONITOR.read_text())["metadata"] == yaml.safe_load(RULE.read_text())["metadata"]
+
+    def test_it_can_be_applied(self) -> None:
+        """kubectl keeps what it has applied in an annotation, and those of an object have 256 KiB."""
+        assert len(json.dumps(yaml.safe_load(RULE.read_text()))) < 2**18
+
+    @needs("promtool")
+    def test_promtool_accepts_it(self, tmp_path: Path) -> None:
+        """As the operator hands it to Prometheus."""
+        path = tmp_path / "rules.yml"
+        path.write_text(yaml.safe_dump({"groups": self.groups()}))
+
+        checked = subprocess.run(
+            ["promtool", "check", "rules", "--lint=all", "--lint-fatal", path],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+        assert (0, "") == (checked.returncode, checked.stderr)
+
+
 @needs("kubectl")
 class TestKubectl:
     """What an operator types, as far as it needs no cluster."""
 
     def test_the_directory_renders(self) -> None:
-        """All objects of both files, unchanged."""
+        """All objects of all files, unchanged; but Kustomize folds the lines of an expression in its own way."""
         rendered = {thing["kind"]: thing for thing in yaml.safe_load_all(kubectl("kustomize", "deploy/k8s"))}
+        rule = rendered.pop("PrometheusRule")
 
         assert objects() | {"ServiceMonitor": yaml.safe_load(MONITOR.read_text())} == rendered
+        assert json.dumps(yaml.safe_load(RULE.read_text()), sort_keys=True).replace("\\n", "") == json.dumps(
+            rule, sort_keys=True
+        ).replace("\\n", "")
+
+    def test_an_overlay_labels_what_the_operator_selects(self, tmp_path: Path) -> None:
+        """The one that README.md shows, from wherever it lies: it gives both the label, and nothing else."""
+        [overlay] = re.findall(r"```yaml\n(resources: .*?)```", (K8S / "README.md").read_text(), re.DOTALL)
+        (tmp_path / "kustomization.yaml").write_text(overlay.replace("../deploy/k8s", os.path.relpath(K8S, tmp_path)))
+
+        rendered = list(yaml.safe_load_all(kubectl("kustomize", str(tmp_path))))
+
+        labelled = {thing["kind"] for thing in rendered if "release" in thing["metadata"].get("labels", {})}
+        assert {"ServiceMonitor", "PrometheusRule"} == labelled
 
     def test_a_new_image_is_set_where_it_belongs(self) -> None:
         """`kubectl set image deployment/mlsdm-api mlsdm-api=…`: the container has that name."""
