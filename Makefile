@@ -21,7 +21,7 @@ run: install ## serve on 127.0.0.1:8000 with embedded defaults
 install: $(VENV)/installed ## .venv with pinned dependencies and the native core
 
 test: $(VENV)/tested ## every test
-	$(BIN)/python -m pytest -n $(TESTS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(TESTS) --dist worksteal
 
 lint: $(VENV)/tested ## ruff and clang-format
 	$(BIN)/ruff check --output-format concise

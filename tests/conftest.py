@@ -1,9 +1,9 @@
 """What the tests of every package share: servers, and what makes it safe to run them side by side.
 
-A file's tests stay together, in order, in one process of pytest-xdist, for they share servers. Those that start servers
-of their own go wherever there is room. Whatever runs beside a test, another test or a busy machine, it may take its
-time: no example of Hypothesis has a deadline. Sharing servers between the processes, too, was rejected: another one
-costs half a second of CPU, and tests that run at once would see each other's memories.
+Tests are dealt out to the processes of pytest-xdist in the order in which they stand, and whoever has none left takes
+some of the others', so that most tests of a file share its servers. Whatever runs beside a test, another test or a busy
+machine, it may take its time: no example of Hypothesis has a deadline. Sharing servers between the processes, too, was
+rejected: another one costs half a second of CPU, and tests that run at once would see each other's memories.
 """
 
 import signal
@@ -28,14 +28,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of a file into one group, except those that start servers of their own."""
-    for item in items:
-        if "serve" not in getattr(item, "fixturenames", ()) and not item.path.name.startswith("test_faults"):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
 
 
 @pytest.fixture
