@@ -80,7 +80,7 @@ class Answers:
         except Exception:
             if not self._fails:
                 self._fails = True
-                log.exception("An answer could not be counted, and others may not be; this is said once")
+                log.exception("an answer could not be counted, and others may not be; this is said once")
             return _NOWHERE
         return place if path == route or place[-1] is None else (*place[:2], *_UNTIMED)
 

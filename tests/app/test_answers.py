@@ -77,7 +77,7 @@ def test_an_answer_that_cannot_be_counted_is_given(tmp_path: Path, monkeypatch: 
             answers.count({"PATH_INFO": "/state"}, "200 OK")
         inner._counter.labels = labels
         answers.count({"PATH_INFO": "/memories/1"}, "200 OK")
-        assert ["An answer could not be counted, and others may not be; this is said once"] == said
+        assert ["an answer could not be counted, and others may not be; this is said once"] == said
 
     assert exit_of(begin(worker)) == 0
     assert {("/state", "200"): 4, ("/memories/{memory_id}", "200"): 1} == counted()
