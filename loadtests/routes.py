@@ -5,25 +5,28 @@
 
 The server is production's (loadtests/bench/servers.py) with one worker on one core and 20,000 memories; the client asks
 from another core, first on many connections, so that the server is never idle and shares each turn of its loop among
-several requests, then on one, so that each request has a turn for itself. Real traffic lies between the two: a server
-at a tenth of its capacity pays nearly the second price, a full one the first. The price is processor time of all the
-server's processes for a request, which a busy machine changes least; requests for each core are a million over that.
-Readiness is left out: it says 503 when the processor is full, as it is here.
+several requests, then on one, so that each request has a turn for itself; and at last on one with a pause before each
+request, so that the processor sleeps in between, and comes back slow and with empty caches. The price is processor time
+of all the server's processes for a request, less what they take when they are asked nothing; requests for each core are
+a million over that. Readiness is left out: it says 503 when the processor is full, as it is here.
 
-The two take turns, and medians of the rounds are printed. Exit status: 0, or 2 when nothing was measured.
+The three take turns, and medians of the rounds are printed. Exit status: 0, or 2 when nothing was measured.
 """
 
 import argparse
+import http.client
 import os
+import socket
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from loadtests.bench import report, traffic, vectors, wrk
-from loadtests.bench.processor import Cores, cores, used_ns
+from loadtests.bench.processor import Cores, cores, pinned, used_ns
 from loadtests.bench.servers import TOKEN, Product, listens
 from loadtests.bench.traffic import SLOW, Traffic, request, written
 from loadtests.bench.wrk import Unmeasured
@@ -36,13 +39,16 @@ READS: Final = {
     "/health/metrics": "/health/metrics",
 }
 MEMORIES: Final = 1_000  # read back, in turn
+RARE: Final = 200  # requests
+PAUSE_SECONDS: Final = 0.005
 
 
 class Price(NamedTuple):
-    """Processor time of the server for a request, µs: on many connections, and on one."""
+    """Processor time of the server for a request, µs: on many connections, on one, and on one with pauses."""
 
     full_us: float
     alone_us: float
+    rare_us: float
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -93,7 +99,14 @@ def measured(server: Product, place: Cores, routes: Mapping[str, Traffic], round
     """Measure route after route: once there were events, the first memories are gone. Raises Unmeasured."""
     found = {}
     for name, sent in routes.items():
-        prices = [(price(server, place, sent, sent.connections), price(server, place, sent, 1)) for _ in range(rounds)]
+        prices = [
+            (
+                price(server, place, sent, sent.connections),
+                price(server, place, sent, 1),
+                rare(server, place, sent, round_ * RARE),
+            )
+            for round_ in range(rounds)
+        ]
         found[name] = Price(*(statistics.median(one) for one in zip(*prices, strict=True)))
     return found
 
@@ -112,12 +125,32 @@ def price(server: Product, place: Cores, sent: Traffic, connections: int) -> flo
     return spent / 1e3 / sample.sent
 
 
+def rare(server: Product, place: Cores, sent: Traffic, first: int) -> float:
+    """Return the processor time of a request that comes after a pause, in µs, over `RARE` of them."""
+    pids = server.pids()
+    with pinned({place.client}), socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        before = used_ns(pids)
+        time.sleep(RARE * PAUSE_SECONDS)
+        idle = used_ns(pids) - before
+        before = used_ns(pids)
+        for number in range(first, first + RARE):
+            time.sleep(PAUSE_SECONDS)
+            client.sendall(sent.requests[number % len(sent.requests)])
+            answer = http.client.HTTPResponse(client)
+            answer.begin()
+            answer.read()
+            if answer.status != 200:
+                raise Unmeasured(f"{sent.requests[0][:60]!r}: answered {answer.status}")
+        return max(0, used_ns(pids) - before - idle) / 1e3 / RARE
+
+
 def show(found: Mapping[str, Price]) -> None:
     """Print the table."""
-    print("| route | CPU µs, full | CPU µs, alone | requests/s for a core, full | alone |\n|---|" + "---:|" * 4)
+    print("| route | CPU µs, full | alone | rare | requests/s for a core, full | alone |\n|---|" + "---:|" * 5)
     for name, one in found.items():
-        rates = " | ".join(f"{1e6 / us:,.0f}" for us in one)
-        print(f"| {name} | {one.full_us:,.1f} | {one.alone_us:,.1f} | {rates} |")
+        prices = " | ".join(f"{us:,.1f}" for us in one)
+        print(f"| {name} | {prices} | {1e6 / one.full_us:,.0f} | {1e6 / one.alone_us:,.0f} |")
 
 
 if __name__ == "__main__":

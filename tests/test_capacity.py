@@ -94,7 +94,7 @@ def test_the_price_of_a_route_is_measured(capsys: pytest.CaptureFixture[str]) ->
     assert 0 == routes.main(["--rounds", "1", "--only", "liveness"])
 
     cells = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
-    full, alone, *rates = (float(cell.replace(",", "")) for cell in cells[1:])
+    full, alone, _rare, *rates = (float(cell.replace(",", "")) for cell in cells[1:])
     assert "/health/liveness" == cells[0]
     assert rates == [pytest.approx(1e6 / full, rel=0.02), pytest.approx(1e6 / alone, rel=0.02)]
 
