@@ -11,7 +11,7 @@
 # What runs: arbiter as process 1, controller and workers below it, all of one numeric user that owns no file. It
 # writes to /tmp (metrics: two files of 128 kB for each row of workers, made at their full size; a worker has up to
 # four rows over reloads) and to /dev/shm (heartbeats), both in memory, so the root file system may be read-only. Its
-# memory is a memfd, which counts as the container's: 150 MB with two workers, and what clients can have them hold on
+# memory is a memfd, which counts as the container's: some 150 MB with two workers, and what clients can have them hold on
 # top, see docs/capacity.md.
 #
 # Configuration: CONFIG_PATH, else /etc/mlsdm/config.yaml, else the one below; HOST and PORT are said here, because in a

@@ -44,7 +44,7 @@ bench: install ## what a request costs beside its floor; options in ARGS, such a
 faults: install ## do to a server what may happen to it, for hours; options in ARGS, such as ARGS="'worker killed' --scale 0.1"
 	$(BIN)/python -m loadtests.faults $(ARGS)
 
-load: $(VENV)/tested ## a thousand requests a second for a minute, latency and processor judged; options in ARGS
+load: $(VENV)/tested ## a thousand requests a second for a minute, twice: events, then a day's mix; latency and processor judged; options in ARGS
 	$(BIN)/python -m loadtests.sustained $(ARGS)
 
 soak: $(VENV)/tested ## simulate workers, controllers and a clock for long; options in ARGS, such as ARGS="--seed 7 --steps 500"

@@ -1,7 +1,7 @@
 """The controller process: owner of the threshold and the rhythm, keeper of the lock, and never in the way of an event.
 
 It creates the initial state, ticks the rhythm, carries out commands (configure, reset, stop, resume), watches the lock
-for a stuck holder, samples the machine, watches the threshold for drift, scrubs the memories against their checksums
+for a stuck holder, samples the machine, watches the threshold for drift, scrubs memories and heads of chains for damage
 and declares emergencies (core/emergency.py). Each is a method of `Controller` that does one bounded piece of work;
 `run` calls them fifty times a second.
 
@@ -47,7 +47,7 @@ from shm.watch import INTERVAL_SECONDS, LockWatch
 
 ROOT: Final = Path("/")
 SUPERSEDED: Final = 9  # exit status: a newer controller has taken over, do not respawn me
-SCRUB_SECONDS: Final = 50  # for one round over all slots; the promise is 60
+SCRUB_SECONDS: Final = 50  # for one round over all slots, and over all chains; the promise is 60
 VITALS_SECONDS: Final = 1.0
 FOOTPRINT_SECONDS: Final = 5.0
 LATE_SAID_SECONDS: Final = 60.0  # between two lines about late steps: a starved machine is late each time
@@ -76,7 +76,6 @@ class Controller:
         self._causes = 0
         self.vitals = self._inherit_vitals(arbiter)
         self._scrub_at = 0
-        self._scrub_per_round = _per_round(block.layout.capacity + 1)
         self._chain_at = 0
         self._sample_due_ns = 0
         self._footprint_due_ns = 0
@@ -176,7 +175,7 @@ class Controller:
         """Check the next few slots against their checksums. A damaged mark is put right; a memory that is corrupt is
         forgotten, so that nobody recalls it.
         """
-        for _ in range(self._scrub_per_round):
+        for _ in range(_per_round(self.block.layout.capacity + 1)):
             sound, memory_id = self.store.slot_sound(self._scrub_at)
             if not sound:
                 self._mend(now_ns, self._scrub_at, memory_id)

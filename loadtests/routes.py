@@ -7,8 +7,9 @@ The server is production's (loadtests/bench/servers.py) with one worker on one c
 from another core, first on many connections, so that the server is never idle and shares each turn of its loop among
 several requests, then on one, so that each request has a turn for itself; and at last on one with a pause before each
 request, so that the processor sleeps in between, and comes back slow and with empty caches. The price is processor time
-of all the server's processes for a request, less what they take when they are asked nothing; requests for each core are
-a million over that. Readiness is left out: it says 503 when the processor is full, as it is here.
+of all the server's processes for a request; in the last case, where most of the time is nobody's, less what they take
+when they are asked nothing. Requests for each core are a million over the price. Readiness is left out: it says 503
+when the processor is full, as it is here.
 
 The three take turns, and medians of the rounds are printed. Exit status: 0, or 2 when nothing was measured.
 """
