@@ -57,7 +57,7 @@ image: install ## build the container image without a daemon, run it and look; a
 	$(BIN)/python deploy/image/check.py
 
 manual: install ## rewrite the files that are generated from settings, layout and rules
-	$(BIN)/python -m shm.manual > docs/layout.md
+	$(BIN)/python -m shm.layout_markdown > docs/layout.md
 	$(BIN)/python -m core.manual markdown > docs/configuration.md
 	$(BIN)/python -m core.manual development > config/default.yaml
 	$(BIN)/python -m core.manual production > config/production-ready.yaml

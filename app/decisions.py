@@ -44,7 +44,7 @@ from app.query import BOOT_ID, parameters_of_boot
 from core.keys import Role
 from core.limits import DECISIONS_PAGE
 from core.rhythm import PHASE_NAMES
-from shm import status
+from shm import errors
 from shm._native import ffi
 from shm.layout import FLAG_STOPPED, KINDS, NO_ROW
 from shm.store import Entry
@@ -140,10 +140,10 @@ class DecisionsResource:
         after = _number(given, "after", -1, 0, _NEWEST_MAX)
         try:
             entries, oldest, after = self._oldest(newest, limit) if after < 0 else self._read(after, limit)
-        except status.Gone as error:
+        except errors.Gone as error:
             detail = f"after: position {after + 1} has been overwritten; start again without `after`"
             raise Problem(410, "position_gone", detail, field="after") from error
-        except status.Unknown as error:
+        except errors.Unknown as error:
             raise invalid(
                 "after", "position_unknown", f"is {after}", f"at most the newest position, {newest}"
             ) from error
@@ -157,7 +157,7 @@ class DecisionsResource:
         capacity = self.context.config.log_capacity
         try:
             return self._read(max(0, newest + 1 - capacity), limit)
-        except status.Gone:  # overwritten while it was read: leave a page of slack
+        except errors.Gone:  # overwritten while it was read: leave a page of slack
             return self._read(newest + limit - capacity, limit)
 
     def _read(self, after: int, limit: int) -> tuple[Sequence[Entry], int, int]:
@@ -184,7 +184,7 @@ class DecisionsResource:
                 break
             try:
                 entries, page.oldest, _ = self._read(after, limit)
-            except status.StoreError:
+            except errors.StoreError:
                 break
         page.next, page.newest = after, max(page.newest, after)
         yield b"]" + encode(page).split(b"[]", 1)[1]

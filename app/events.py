@@ -29,7 +29,7 @@ from app.quota import give_back
 from app.vector import refuse_vector
 from core.keys import Role
 from core.limits import BATCH_COUNT, BODY_SIZE
-from shm import status
+from shm import errors
 
 REPLAYED: Final = "Idempotency-Replayed: true\r\n"
 _Events = Annotated[list[Event], Meta(min_length=1, max_length=BATCH_COUNT.value)]
@@ -81,10 +81,10 @@ class EventResource:
         key = context.idempotency.key_of(environ, body)
         try:
             decided = context.store.admit(context.clock(), moral, vector, payload, key)
-        except status.NotFinite:
-            refuse_vector(status.NOT_FINITE, vector, "event_vector")
-        except status.TooLong:
-            refuse_vector(status.TOO_LONG, vector, "event_vector")
+        except errors.NotFinite:
+            refuse_vector(errors.NOT_FINITE, vector, "event_vector")
+        except errors.TooLong:
+            refuse_vector(errors.TOO_LONG, vector, "event_vector")
         if decided.repeated:
             environ["mlsdm.lines"] = environ.get("mlsdm.lines", "") + REPLAYED
         return encode(decision_of(decided, context.boot_id))
@@ -129,12 +129,12 @@ class BatchResource:
         morals, vectors, payloads = self._read(environ, body)
         key = context.idempotency.key_of(environ, body)
         code, bad = context.store.check_vectors(vectors, len(morals))
-        if code != status.OK:
+        if code != errors.OK:
             size = self.codec.size
             refuse_vector(code, memoryview(vectors)[bad * size : (bad + 1) * size], f"[{bad}].event_vector")
         decisions, code = context.store.admit_batch(context.clock(), morals, vectors, payloads, key)
         results = [decision_of(decided, context.boot_id) for decided in decisions]
-        if code != status.OK:
+        if code != errors.OK:
             give_back(environ, spent=len(results))
             self._refuse_rest(code, results, len(morals))
         if key and any(repeated for *_, repeated in decisions):
@@ -146,8 +146,8 @@ class BatchResource:
     def _refuse_rest(code: int, results: list[Decision], count: int) -> NoReturn:
         """Raise the answer to a batch that was stopped on its way; what stopped it when nothing was decided."""
         try:
-            status.fail(code)
-        except status.StoreError as error:
+            errors.fail(code)
+        except errors.StoreError as error:
             if not results:
                 raise
             reason = of_store_error(error).problem_code

@@ -33,8 +33,8 @@ from core.config import SETTINGS, CognitiveRhythm, Config, MoralFilter, contradi
 from core.keys import Role
 from core.limits import COMMAND_WAIT_MILLISECONDS, DECISIONS_PAGE
 from core.regime import Regime
+from shm.errors import StoreError, Taken
 from shm.layout import FLAG_STOPPED, KINDS
-from shm.status import StoreError, Taken
 from shm.store import Settings, State, Store, is_configured
 
 MERGE_PATCH: Final = "application/merge-patch+json"

@@ -25,8 +25,8 @@ from core.config import tiers
 from core.emergency import REMEDIES, SENTENCES, Name, names
 from core.limits import CPU_PERCENT, MEMORY_PERCENT
 from core.rhythm import PHASE_NAMES
+from shm.errors import StoreError
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY, FLAG_STOPPED
-from shm.status import StoreError
 
 CONTROLLER_SILENCE_SECONDS: Final = (
     2.0  # a dead one is back in milliseconds, a stuck one is replaced within two seconds

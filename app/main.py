@@ -52,8 +52,8 @@ from core.config import tiers, trusted_proxies
 from core.controller import boot_clock
 from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
 from shm import process
+from shm.errors import Busy, StoreError
 from shm.layout import NO_ROW
-from shm.status import Busy, StoreError
 from shm.store import Recall, Store
 
 INLINE_SHADOW_SIZE_MAX = 32_000_000  # bytes that recall may scan on the loop: about 2 ms; above, it goes to the pool

@@ -22,7 +22,7 @@ from app.recall import age_seconds
 from app.vector import floats_of
 from core.keys import Role
 from core.rhythm import PHASE_NAMES
-from shm import status
+from shm import errors
 
 
 class MemoryView(msgspec.Struct, omit_defaults=True):
@@ -85,7 +85,7 @@ class MemoryResource:
             raise invalid("include", "field_invalid", f"is {include[:40]!r}", "vector")
         try:
             memory = context.store.memory(number)
-        except status.StoreError as error:
+        except errors.StoreError as error:
             _refuse(number, error)
         response.content_type = JSON
         response.data = encode(
@@ -110,7 +110,7 @@ class MemoryResource:
         number = _number(memory_id)
         try:
             entry = context.store.forget(context.clock(), number)
-        except status.StoreError as error:
+        except errors.StoreError as error:
             _refuse(number, error)
         response.content_type = JSON
         response.data = encode(Forgotten(number, entry.position, context.boot_id))
@@ -122,9 +122,9 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _refuse(number: int, error: status.StoreError) -> NoReturn:
-    if isinstance(error, status.Unknown):
+def _refuse(number: int, error: errors.StoreError) -> NoReturn:
+    if isinstance(error, errors.Unknown):
         raise Problem(404, "memory_unknown", f"Memory {number} was never given.", field="memory_id") from error
-    if isinstance(error, status.Gone):
+    if isinstance(error, errors.Gone):
         raise Problem(410, "memory_gone", f"Memory {number} was overwritten or deleted.", field="memory_id") from error
     raise error

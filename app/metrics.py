@@ -26,8 +26,8 @@ from app.operation import Operation
 from core.drift import BITS
 from core.emergency import REASONS
 from core.rhythm import SLEEP
+from shm.errors import StoreError
 from shm.layout import FLAG_STOPPED
-from shm.status import StoreError
 from shm.store import State
 
 LATENCY_BUCKETS = (

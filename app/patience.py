@@ -10,7 +10,7 @@ import logging
 
 from core.limits import LOCK_WAIT_MILLISECONDS
 from shm.block import Block
-from shm.watch import INTERVAL_SECONDS, LockWatch
+from shm.lock_watch import INTERVAL_SECONDS, LockWatch
 
 log = logging.getLogger("mlsdm.worker")
 

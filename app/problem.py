@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from app.decision import Decision
 from core.limits import BODY_SIZE, EMERGENCY_COOLDOWN_SECONDS, Limit
-from shm import status
+from shm import errors
 
 MEDIA_TYPE: Final = "application/problem+json"
 
@@ -84,20 +84,20 @@ def over(limit: Limit, field: str, found: int) -> Problem:
 
 
 # What the store says → what a client is told: status, code, sentence, Retry-After in seconds.
-_STORE: Final[dict[type[status.StoreError], tuple[int, str, str, int | None]]] = {
-    status.Busy: (503, "store_busy", "The store is busy or a stuck process is being removed; nothing was applied.", 1),
-    status.Unformed: (503, "store_starting", "The controller has not formed the store yet; nothing was applied.", 1),
-    status.Stopped: (503, "stopped", "An operator has stopped admissions; memories can still be read.", 60),
-    status.Corrupt: (503, "store_corrupt", "A checksum of the store does not hold; nothing was applied.", 60),
-    status.Lost: (503, "store_lost", "The lock of the store is beyond repair; the service must be restarted.", 60),
-    status.Exhausted: (
+_STORE: Final[dict[type[errors.StoreError], tuple[int, str, str, int | None]]] = {
+    errors.Busy: (503, "store_busy", "The store is busy or a stuck process is being removed; nothing was applied.", 1),
+    errors.Unformed: (503, "store_starting", "The controller has not formed the store yet; nothing was applied.", 1),
+    errors.Stopped: (503, "stopped", "An operator has stopped admissions; memories can still be read.", 60),
+    errors.Corrupt: (503, "store_corrupt", "A checksum of the store does not hold; nothing was applied.", 60),
+    errors.Lost: (503, "store_lost", "The lock of the store is beyond repair; the service must be restarted.", 60),
+    errors.Exhausted: (
         503,
         "memory_exhausted",
         "The service has no memory left to be safe with; nothing was applied, memories can still be read.",
         EMERGENCY_COOLDOWN_SECONDS.value,
     ),
-    status.Reused: (422, "idempotency_key_reused", "This Idempotency-Key came with another request before.", None),
-    status.Taken: (
+    errors.Reused: (422, "idempotency_key_reused", "This Idempotency-Key came with another request before.", None),
+    errors.Taken: (
         503,
         "controller_busy",
         "The controller did not carry it out in time; nothing was applied, and nothing will be.",
@@ -106,16 +106,16 @@ _STORE: Final[dict[type[status.StoreError], tuple[int, str, str, int | None]]] =
 }
 
 
-def of_store_error(error: status.StoreError) -> Problem:
+def of_store_error(error: errors.StoreError) -> Problem:
     """Return the problem for an exception of the store that no handler has given a meaning of its own."""
     http_status, code, detail, retry_after = _STORE[type(error)]
     return Problem(http_status, code, detail, retry_after=retry_after)
 
 
 def on_store_error(
-    _request: falcon.Request, _response: falcon.Response, error: status.StoreError, _params: Any
+    _request: falcon.Request, _response: falcon.Response, error: errors.StoreError, _params: Any
 ) -> NoReturn:
-    """Falcon error handler for `shm.status.StoreError`."""
+    """Falcon error handler for `shm.errors.StoreError`."""
     raise of_store_error(error) from error
 
 

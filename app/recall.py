@@ -25,7 +25,7 @@ from core.keys import Role
 from core.limits import TOP_K
 from core.recall import PhaseWindow, masks
 from core.rhythm import PHASE_NAMES
-from shm import status
+from shm import errors
 from shm.store import Match
 
 Include = Literal["payload", "vector"]
@@ -122,10 +122,10 @@ class RecallResource:
         payloads, vectors = "payload" in asked.include, "vector" in asked.include
         try:
             answer = context.recall.nearest(vector, asked.top_k, masks(asked.phase, self.tolerance), payloads, vectors)
-        except status.NotFinite:
-            refuse_vector(status.NOT_FINITE, vector, "vector")
-        except status.TooLong:
-            refuse_vector(status.TOO_LONG, vector, "vector")
+        except errors.NotFinite:
+            refuse_vector(errors.NOT_FINITE, vector, "vector")
+        except errors.TooLong:
+            refuse_vector(errors.TOO_LONG, vector, "vector")
         now_ns = context.clock()
         response.content_type = JSON
         response.data = encode(

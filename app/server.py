@@ -43,8 +43,8 @@ from core.limits import COMMAND_WAIT_MILLISECONDS, LOCK_WAIT_MILLISECONDS, VECTO
 from core.regime import Regime
 from core.sources import ConfigurationError, Loaded
 from shm.block import Block, BlockError
+from shm.errors import StoreError, Taken
 from shm.layout import NO_ROW, Layout
-from shm.status import StoreError, Taken
 from shm.store import Store, settings_checksum
 
 BLOCK_VARIABLE: Final = "_MLSDM_BLOCK_FD"  # hands the descriptor to the next arbiter

@@ -22,8 +22,8 @@ from core.config import Config
 from core.controller import SUPERSEDED, Controller, run
 from shm import process
 from shm.block import Block
+from shm.errors import StoreError
 from shm.process import NOBODY, Identity
-from shm.status import StoreError
 from shm.store import Store
 
 SILENCE_SECONDS: Final = 1.0

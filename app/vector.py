@@ -17,7 +17,7 @@ from app.body import count_of_packed, told
 from app.problem import Problem, invalid
 from app.reader import Reader
 from core.limits import VECTOR_NORM
-from shm.status import TOO_LONG
+from shm.errors import TOO_LONG
 
 # In the documents, where it stands for a type that depends on the dimension (`app.manual.schema`).
 VECTOR_SCHEMA: Final = {"$ref": "#/components/schemas/Vector"}

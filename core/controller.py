@@ -40,10 +40,10 @@ from core.regime import Regime
 from core.vitals import Sampler
 from shm import process
 from shm.block import Block
+from shm.errors import Busy, Corrupt, Gone, Lost, Stale, StoreError, Unknown
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY, FLAG_EVENTS_CLOCK, KINDS, NO_ROW
-from shm.status import Busy, Corrupt, Gone, Lost, Stale, StoreError, Unknown
+from shm.lock_watch import INTERVAL_SECONDS, LockWatch
 from shm.store import Store, new_vitals
-from shm.watch import INTERVAL_SECONDS, LockWatch
 
 ROOT: Final = Path("/")
 SUPERSEDED: Final = 9  # exit status: a newer controller has taken over, do not respawn me

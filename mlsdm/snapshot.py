@@ -20,9 +20,9 @@ from core.drift import BITS
 from core.emergency import Name, names
 from core.rhythm import PHASE_NAMES
 from shm.block import Block
+from shm.errors import Busy, Gone, StoreError
 from shm.layout import FLAG_STOPPED, LAYOUT_VERSION, LOST
 from shm.process import Identity, process_of_thread
-from shm.status import Busy, Gone, StoreError
 from shm.store import Store
 
 ATTEMPTS: Final = 100  # each is four tries of the native core; one alone nearly always does

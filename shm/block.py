@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from shm._native import ffi, lib
+from shm.errors import Corrupt
 from shm.layout import LAYOUT_VERSION, MAGIC, NO_ROW, PAGE, REGIONS, Layout
-from shm.status import Corrupt
 
 NAME: Final = "mlsdm"
 _HEADER_SIZE: Final = ffi.sizeof("struct mlsdm_header")

@@ -4,7 +4,7 @@ A `Store` belongs to one process and one thread: it reuses its output buffers, s
 objects as it can. Results that are handed out are cffi structures of the records in `layout`, valid until the next
 call; decisions are plain tuples, because the event path reads all of one at once.
 
-Every method raises the exceptions of `shm.status`; `Busy` means that nothing happened.
+Every method raises the exceptions of `shm.errors`; `Busy` means that nothing happened.
 """
 
 import struct
@@ -15,9 +15,9 @@ from typing import Any, Final, NamedTuple
 
 from shm._native import ffi, lib
 from shm.block import Block
+from shm.errors import CORRUPT, OK, TAKEN, Taken, fail
 from shm.layout import KINDS
 from shm.process import NOBODY, Identity
-from shm.status import CORRUPT, OK, TAKEN, Taken, fail
 
 Entry = Any  # struct mlsdm_entry *
 State = Any  # struct mlsdm_state *

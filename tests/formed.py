@@ -31,8 +31,8 @@ from core.vector import Vector
 from shm import process
 from shm._native import ffi
 from shm.block import Block
+from shm.errors import Gone
 from shm.layout import KINDS, NO_ROW, Layout
-from shm.status import Gone
 from shm.store import NO_KEY, Decision, Key, Store, new_key, new_settings
 
 SMALL: Final = Layout(dimension=16, capacity=50, payload_size_max=64, log_capacity=4096, rows=4, receipt_capacity=16)

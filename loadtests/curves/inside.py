@@ -15,8 +15,8 @@ from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
 from core.regime import Regime
 from loadtests.bench.vectors import CLUSTERS, SEED, SPREAD, Floats, unit
 from shm.block import Block
+from shm.errors import OK
 from shm.layout import Layout
-from shm.status import OK
 from shm.store import Recall, Store
 
 ANY: Final = (3, 3)  # memories of both phases, whatever the phase

@@ -24,8 +24,8 @@ from loadtests.faults.load import TOLD, Events, Table, Told
 from loadtests.live import LiveServer
 from shm import process
 from shm._native import ffi
+from shm.errors import Gone, StoreError
 from shm.layout import KINDS
-from shm.status import Gone, StoreError
 from shm.store import Entry, Store
 
 PAGE: Final = 1000  # entries read at a time

@@ -24,8 +24,8 @@ from core.regime import Regime
 from loadtests.faults.fault import Asked, Outcome
 from shm import process
 from shm.block import Block
+from shm.errors import Gone
 from shm.layout import NO_ROW, Layout
-from shm.status import Gone
 from shm.store import Store
 
 READS: Final = 10_000_000

@@ -1,7 +1,7 @@
 /* The lock and the section: who may write, and what a writer leaves behind when it dies.
  *
  * The mutex is robust (the kernel hands it on when its holder dies), process-shared and error-checking. `holder` and
- * `acquisitions` let an observer tell a stuck holder from a busy lock; see shm/watch.py.
+ * `acquisitions` let an observer tell a stuck holder from a busy lock; see shm/lock_watch.py.
  *
  * Recovery is not a mode. Every entry into the section compares the intent record with the commit word, whether or
  * not the kernel reported a death: an intent for commit + 1 belongs to a transition that never happened, so its

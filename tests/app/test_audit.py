@@ -22,7 +22,7 @@ from app.logs import JsonFormatter
 from app.problem import Problem
 from core.config import Config
 from loadtests.live import LiveServer, eventually
-from shm import status
+from shm import errors
 from shm.store import Store
 from tests.app import ring
 from tests.app.wire import EXAMPLE, Body, of_json
@@ -197,7 +197,7 @@ def test_what_was_not_written_is_told_at_the_end(lines: list[dict[str, Any]]) ->
 class Stuck(Store):
     """A store that fails in one way or another once a command was posted."""
 
-    error: type[status.StoreError] = status.Busy
+    error: type[errors.StoreError] = errors.Busy
     is_posted = False
 
     def post_command(self, *arguments: Any, **keywords: Any) -> int:
@@ -213,9 +213,9 @@ class Stuck(Store):
         return super().state()
 
 
-@pytest.mark.parametrize("error", [status.Busy, status.Corrupt, status.Lost])
+@pytest.mark.parametrize("error", [errors.Busy, errors.Corrupt, errors.Lost])
 def test_a_command_whose_outcome_nobody_knows_is_written(
-    lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, error: type[status.StoreError]
+    lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, error: type[errors.StoreError]
 ) -> None:
     """It may still be carried out, so nobody may say that nothing was applied, and the log says who asked for it."""
     monkeypatch.setattr("app.governor._WAIT_SECONDS", 0.02)

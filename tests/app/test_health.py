@@ -27,7 +27,7 @@ from app.quota import Quotas
 from core.config import Config, tiers
 from core.keys import Keyring
 from loadtests.live import LiveServer, eventually
-from shm import status
+from shm import errors
 from shm.block import Block
 from shm.layout import NO_ROW, Layout
 from shm.store import Recall, Store, new_vitals
@@ -398,7 +398,7 @@ def test_readiness_does_not_wait_for_the_lock(formed: Formed) -> None:
 
     holder = begin(hold)
     assert os.read(reading, 1) == b"!"
-    with pytest.raises(status.Busy):
+    with pytest.raises(errors.Busy):
         formed.accept()
 
     document = DetailedResource(context, ReadinessResource(context)).document()

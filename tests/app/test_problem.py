@@ -11,7 +11,7 @@ from app.decision import Decision
 from app.problem import Problem, invalid, malformed, of_store_error, over, serialise
 from core.limits import BATCH_COUNT, BODY_SIZE
 from loadtests.live import LiveServer
-from shm import status
+from shm import errors
 from tests.app.wire import JSON, Body, of_json, post, problem
 
 ROUTES = {
@@ -149,16 +149,16 @@ def test_problems_name_field_fault_and_expectation() -> None:
 @pytest.mark.parametrize(
     ("error", "code", "retry_after"),
     [
-        (status.Busy, "store_busy", "1"),
-        (status.Unformed, "store_starting", "1"),
-        (status.Taken, "controller_busy", "1"),
-        (status.Stopped, "stopped", "60"),
-        (status.Corrupt, "store_corrupt", "60"),
-        (status.Lost, "store_lost", "60"),
+        (errors.Busy, "store_busy", "1"),
+        (errors.Unformed, "store_starting", "1"),
+        (errors.Taken, "controller_busy", "1"),
+        (errors.Stopped, "stopped", "60"),
+        (errors.Corrupt, "store_corrupt", "60"),
+        (errors.Lost, "store_lost", "60"),
     ],
 )
 def test_a_store_that_cannot_serve_is_503_with_retry_after(
-    error: type[status.StoreError], code: str, retry_after: str
+    error: type[errors.StoreError], code: str, retry_after: str
 ) -> None:
     """RFC 9110 §10.2.3: whole seconds."""
     refusal = of_store_error(error(error.__doc__))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from app.problem import Problem
 from app.vector import Codec, floats_of, refuse_vector
-from shm.status import NOT_FINITE, TOO_LONG
+from shm.errors import NOT_FINITE, TOO_LONG
 
 CODEC = Codec(4)
 VECTORS = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=4, max_size=4)

@@ -12,8 +12,8 @@ from core.controller import SUPERSEDED, VITALS_SECONDS, Controller, run
 from core.drift import BITS
 from core.regime import Regime
 from shm import process
+from shm.errors import Stale
 from shm.layout import KINDS, NO_ROW, Layout
-from shm.status import Stale
 from tests.formed import NORM_MAX, SMALL, WAIT_MS, Formed, Witness, begin, end, exit_of, take_mutex, wait_until
 
 SECOND = 1_000_000_000

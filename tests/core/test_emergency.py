@@ -14,8 +14,8 @@ from core.emergency import Emergency, names
 from core.limits import EMERGENCY_COOLDOWN_SECONDS
 from core.vitals import Sampler, Vitals
 from shm._native import ffi
+from shm.errors import Corrupt, Exhausted, Lost, Stale
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY
-from shm.status import Corrupt, Exhausted, Lost, Stale
 from shm.store import Match, Recall, new_key
 from tests.core.test_controller import Held
 from tests.formed import begin, exit_of, take_mutex

@@ -16,8 +16,8 @@ from core.regime import Regime
 from core.rhythm import SLEEP, WAKE, RhythmSettings
 from core.vector import LANES, Vector
 from shm._native import ffi
+from shm.errors import Corrupt, Gone, NotFinite, TooLong, Unformed
 from shm.layout import KINDS, Layout, seal
-from shm.status import Corrupt, Gone, NotFinite, TooLong, Unformed
 from shm.store import Answer, Recall
 from tests.formed import NORM_MAX, REGIME, Formed, begin, end, exit_of, wait_until
 

@@ -24,8 +24,8 @@ from core.rhythm import PHASE_NAMES, Rhythm, RhythmSettings
 from core.synapse import Synapse
 from core.vector import Vector, norm
 from shm._native import ffi
+from shm.errors import Gone, NotFinite, Reused, Stopped, TooLong, Unknown
 from shm.layout import FLAG_STOPPED, KINDS, Layout
-from shm.status import Gone, NotFinite, Reused, Stopped, TooLong, Unknown
 from shm.store import NO_KEY, Decision, new_key
 from tests.formed import NORM_MAX, REGIME, Formed, Witness, copied
 

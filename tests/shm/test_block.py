@@ -12,8 +12,8 @@ import pytest
 
 from shm._native import ffi, lib
 from shm.block import Block, BlockError, find
+from shm.errors import Unformed
 from shm.layout import LAYOUT_VERSION, MAGIC, PAGE
-from shm.status import Unformed
 from shm.store import Store
 from tests.formed import SMALL, Formed, Witness, begin, end, exit_of, wait_until
 from tests.shm.conftest import Form

@@ -9,8 +9,8 @@ import pytest
 
 from shm._native import ffi
 from shm.block import Block
+from shm.errors import Busy, Corrupt, Gone, Unknown
 from shm.layout import KINDS, Layout
-from shm.status import Busy, Corrupt, Gone, Unknown
 from shm.store import Store
 from tests.formed import NORM_MAX, Formed, Witness, begin, end, exit_of, wait_until
 from tests.shm.conftest import Form

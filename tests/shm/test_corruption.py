@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from shm._native import ffi
 from shm.block import Block, BlockError
+from shm.errors import Corrupt, Gone
 from shm.layout import RECORDS, Layout, seal
-from shm.status import Corrupt, Gone
 from shm.store import Decision, Recall, new_key, new_settings, new_vitals, settings_checksum
 from tests.formed import Formed, begin, decision_of, exit_of
 from tests.shm.conftest import Form

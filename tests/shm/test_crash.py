@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from shm._native import ffi, lib
+from shm.errors import Gone
 from shm.layout import NO_ROW, Layout, seal
-from shm.status import Gone
 from shm.store import NO_KEY, Decision, Key, Recall, Store, new_key
 from tests import tracee
 from tests.formed import REGIME, Formed, Witness, begin, copied, end, exit_of, take_mutex, wait_until

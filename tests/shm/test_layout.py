@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shm import manual
+from shm import layout_markdown
 from shm._native import ffi, lib
 from shm.layout import (
     CACHE_LINE,
@@ -47,7 +47,7 @@ class TestTable:
 
         When it is wanted: bump LAYOUT_VERSION if the meaning changed without the shape, and run `make manual`.
         """
-        assert GOLDEN.read_text(encoding="utf-8") == manual.markdown()
+        assert GOLDEN.read_text(encoding="utf-8") == layout_markdown.markdown()
 
     @pytest.mark.parametrize("record", RECORDS, ids=lambda record: str(record.name))
     def test_fields_are_aligned_and_fill_their_record(self, record: Record) -> None:

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from shm._native import ffi
+from shm.errors import Gone, NotFinite, Reused, Stopped, TooLong, Unknown
 from shm.layout import KINDS, NO_ROW, STATUSES, Layout
-from shm.status import Gone, NotFinite, Reused, Stopped, TooLong, Unknown
 from shm.store import Decision, Key, new_key
 from tests.formed import Formed, Witness, begin, decision_of, exit_of, wait_until
 from tests.shm.conftest import Form

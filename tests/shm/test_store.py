@@ -10,9 +10,9 @@ import pytest
 
 from shm import process
 from shm._native import ffi
+from shm.errors import Busy, Gone, Stale, Taken, Unformed, Unknown
 from shm.layout import KINDS, NO_ROW, Layout
 from shm.process import NOBODY, Identity
-from shm.status import Busy, Gone, Stale, Taken, Unformed, Unknown
 from shm.store import Decision, Store
 from tests.formed import NORM_MAX, REGIME, Formed, Witness, begin, copied, exit_of, take_mutex
 from tests.shm.conftest import Form

@@ -10,8 +10,8 @@ from typing import Any
 from core.regime import Regime
 from core.replay import Scalars
 from shm._native import ffi
+from shm.errors import Corrupt, Gone, StoreError, Unknown
 from shm.layout import KINDS, NO_ROW
-from shm.status import Corrupt, Gone, StoreError, Unknown
 from tests.formed import Formed
 from tests.simulation.actor import Actor
 from tests.simulation.chronicle import Chronicle, Pending, holds, same

@@ -11,8 +11,8 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+from shm.errors import _ERRORS
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY
-from shm.status import _ERRORS
 from shm.store import ANY_TICKET, Decision
 from tests.simulation.actor import Actor
 from tests.simulation.chronicle import Chronicle, Moment, holds, items_of, same

@@ -20,8 +20,8 @@ from core.replay import Scalars
 from core.vitals import Vitals
 from shm import process
 from shm._native import ffi
+from shm.errors import StoreError
 from shm.layout import NO_ROW
-from shm.status import StoreError
 from shm.store import NO_KEY, Bucket, Decision, Memory, Recall, Store, new_key
 from tests.formed import NORM_MAX, Formed, Pool
 from tests.simulation.accounts import ACCOUNTS
@@ -44,7 +44,7 @@ class Operation(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of it: `status` is "ok" with a value, or the name of an exception of `shm.status`."""
+    """What came of it: `status` is "ok" with a value, or the name of an exception of `shm.errors`."""
 
     status: str
     value: Any = None

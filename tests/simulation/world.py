@@ -23,8 +23,8 @@ from collections import Counter, deque
 from types import FrameType
 from typing import Any, Final, Literal, Self
 
+from shm.errors import StoreError
 from shm.layout import NO_ROW
-from shm.status import StoreError
 from tests.formed import NORM_MAX, Formed
 from tests.simulation.actor import CALLS, ROUND, Actor, Place, Trails, address_of
 from tests.simulation.alarm import Alarm

@@ -11,8 +11,8 @@ import pytest
 
 from shm import process
 from shm._native import ffi
-from shm.status import Busy
-from shm.watch import INTERVAL_SECONDS, SAMPLES, LockWatch
+from shm.errors import Busy
+from shm.lock_watch import INTERVAL_SECONDS, SAMPLES, LockWatch
 from tests.formed import Formed, Witness, begin, end, exit_of, take_mutex, wait_until
 from tests.shm.conftest import Form
 
