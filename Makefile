@@ -58,9 +58,9 @@ image: install ## build the container image without a daemon, run it and look; a
 
 manual: install ## rewrite the files that are generated from settings, layout and rules
 	$(BIN)/python -m shm.layout_markdown > docs/layout.md
-	$(BIN)/python -m core.manual markdown > docs/configuration.md
-	$(BIN)/python -m core.manual development > config/default.yaml
-	$(BIN)/python -m core.manual production > config/production-ready.yaml
+	$(BIN)/python -m core.settings_manual markdown > docs/configuration.md
+	$(BIN)/python -m core.settings_manual development > config/default.yaml
+	$(BIN)/python -m core.settings_manual production > config/production-ready.yaml
 	$(BIN)/python -m deploy.k8s.prometheus_rule > deploy/k8s/prometheus-rule.yaml
 
 runbook: $(VENV)/tested ## play docs/runbook.md, and write under its commands what they print

@@ -30,8 +30,8 @@ import falcon
 from app.extent import least_items
 from app.operation import Operation, Resource, allowed, operation_of
 from app.problem import Problem
-from core.keys import Key, Keyring, Role
-from core.proxies import Network
+from core.access.keys import Key, Keyring, Role
+from core.settings.proxies import Network
 
 if TYPE_CHECKING:
     from app.quota import Account

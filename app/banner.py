@@ -3,7 +3,7 @@
 import logging
 import time
 
-from core.sources import Loaded
+from core.startup import Loaded
 from shm.block import Block
 
 log = logging.getLogger("mlsdm.server")

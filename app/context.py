@@ -10,7 +10,7 @@ from wsgiref.types import WSGIEnvironment
 from app.idempotency import Idempotency
 from app.latency import Latency
 from app.vector import Codec
-from core.config import Config
+from core.settings.config import Config
 from shm.store import Recall, Store
 
 

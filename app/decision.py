@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from app.glossary import BootId, Ema, MemoryId, MoralValue, Ordinal, Phase, Position, Threshold
-from core.rhythm import PHASE_NAMES
+from core.reference.rhythm import PHASE_NAMES
 from shm import store
 
 

@@ -41,9 +41,9 @@ from app.media import JSON, encode
 from app.operation import Operation, Parameter
 from app.problem import Problem, invalid
 from app.query import BOOT_ID, parameters_of_boot
-from core.keys import Role
+from core.access.keys import Role
 from core.limits import DECISIONS_PAGE
-from core.rhythm import PHASE_NAMES
+from core.reference.rhythm import PHASE_NAMES
 from shm import errors
 from shm._native import ffi
 from shm.layout import FLAG_STOPPED, KINDS, NO_ROW

@@ -27,7 +27,7 @@ from app.operation import Octets, Operation, Parameter
 from app.problem import Problem, invalid, of_store_error, over
 from app.quota import give_back
 from app.vector import refuse_vector
-from core.keys import Role
+from core.access.keys import Role
 from core.limits import BATCH_COUNT, BODY_SIZE
 from shm import errors
 

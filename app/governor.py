@@ -29,10 +29,10 @@ from app.glossary import BootId, Position
 from app.media import JSON, encode
 from app.operation import Operation
 from app.problem import Problem, invalid
-from core.config import SETTINGS, CognitiveRhythm, Config, MoralFilter, contradictions, values_of
-from core.keys import Role
+from core.access.keys import Role
 from core.limits import COMMAND_WAIT_MILLISECONDS, DECISIONS_PAGE
 from core.regime import Regime
+from core.settings.config import SETTINGS, CognitiveRhythm, Config, MoralFilter, contradictions, values_of
 from shm.errors import StoreError, Taken
 from shm.layout import FLAG_STOPPED, KINDS
 from shm.store import Settings, State, Store, is_configured

@@ -3,7 +3,7 @@
 Liveness says that the worker's loop turns, and touches nothing that is shared: it answers while everything else is
 stuck. Readiness says whether this server should get traffic: the store formed and sound, its lock whole, memory and
 CPU within bounds, the controller beating. It reads what the controller has sampled and never waits for the lock. An
-emergency (core/emergency.py) keeps the check of its component failing until its cooldown is over.
+emergency (core/controller/emergency.py) keeps the check of its component failing until its cooldown is over.
 """
 
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ from app.context import Context
 from app.glossary import Accepted, BootId, Capacity, Live, Norm, Phase, Rejected, Threshold, Total
 from app.media import JSON, encode
 from app.operation import Operation
-from core.config import tiers
-from core.emergency import REMEDIES, SENTENCES, Name, names
+from core.controller.emergency import REMEDIES, SENTENCES, Name, names
 from core.limits import CPU_PERCENT, MEMORY_PERCENT
-from core.rhythm import PHASE_NAMES
+from core.reference.rhythm import PHASE_NAMES
+from core.settings.config import tiers
 from shm.errors import StoreError
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY, FLAG_STOPPED
 

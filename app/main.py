@@ -48,9 +48,9 @@ from app.recall import RecallResource
 from app.server import server
 from app.service import IN_PIECES, INLINE, POOL
 from app.state import StateResource
-from core.config import tiers, trusted_proxies
-from core.controller import boot_clock
+from core.controller.controller import boot_clock
 from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
+from core.settings.config import tiers, trusted_proxies
 from shm import process
 from shm.errors import Busy, StoreError
 from shm.layout import NO_ROW

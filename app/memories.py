@@ -20,8 +20,8 @@ from app.problem import Problem, invalid
 from app.query import BOOT_ID, parameters_of_boot
 from app.recall import age_seconds
 from app.vector import floats_of
-from core.keys import Role
-from core.rhythm import PHASE_NAMES
+from core.access.keys import Role
+from core.reference.rhythm import PHASE_NAMES
 from shm import errors
 
 

@@ -23,9 +23,9 @@ from app.context import Context
 from app.health import VERSION, ReadinessResource, all_hold
 from app.latency import whole
 from app.operation import Operation
-from core.drift import BITS
-from core.emergency import REASONS
-from core.rhythm import SLEEP
+from core.controller.emergency import REASONS
+from core.controller.threshold_drift import BITS
+from core.reference.rhythm import SLEEP
 from shm.errors import StoreError
 from shm.layout import FLAG_STOPPED
 from shm.store import State

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import falcon
 
-from core.keys import Role
+from core.access.keys import Role
 from core.limits import BODY_SIZE
 
 

@@ -29,7 +29,7 @@ from wsgiref.types import WSGIEnvironment
 
 from app.auth import Client
 from app.problem import Problem
-from core.config import Tier
+from core.settings.config import Tier
 from shm.block import Block
 from shm.store import KEYS, PEERS, Bucket
 

@@ -21,10 +21,10 @@ from app.operation import Octets, Operation, Parameter
 from app.problem import invalid
 from app.query import parameters_of
 from app.vector import VECTOR_SCHEMA, Floats, floats_of, refuse_vector
-from core.keys import Role
+from core.access.keys import Role
 from core.limits import TOP_K
 from core.recall import PhaseWindow, masks
-from core.rhythm import PHASE_NAMES
+from core.reference.rhythm import PHASE_NAMES
 from shm import errors
 from shm.store import Match
 

@@ -35,13 +35,13 @@ from app import descriptors, logs, tracing
 from app.arbiter import steady
 from app.banner import banner
 from app.supervisor import Supervisor
-from core import sources
-from core.cgroup import Cgroup
-from core.config import Config, effective, worker_count
-from core.controller import boot_clock
+from core import startup
+from core.controller.controller import boot_clock
 from core.limits import COMMAND_WAIT_MILLISECONDS, LOCK_WAIT_MILLISECONDS, VECTOR_NORM
+from core.machine.cgroup import Cgroup
 from core.regime import Regime
-from core.sources import ConfigurationError, Loaded
+from core.settings.config import Config, effective, worker_count
+from core.startup import ConfigurationError, Loaded
 from shm.block import Block, BlockError
 from shm.errors import StoreError, Taken
 from shm.layout import NO_ROW, Layout
@@ -71,9 +71,9 @@ class Server:
     def configure(self) -> Loaded:
         """Load the configuration, or keep the one in force when the new one is wrong. Exits only at the first start."""
         try:
-            loaded = sources.load(None, os.environ, sources.PLACES)
+            loaded = startup.load(None, os.environ, startup.PLACES)
             if self.loaded is not None:
-                problems = sources.unreloadable(self.loaded.config, loaded.config) + self._too_many(loaded.config)
+                problems = startup.unreloadable(self.loaded.config, loaded.config) + self._too_many(loaded.config)
                 if problems:
                     raise ConfigurationError(problems)
         except ConfigurationError as error:

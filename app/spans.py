@@ -56,9 +56,9 @@ from opentelemetry.util.types import AttributeValue
 
 from app.health import VERSION
 from app.trace import Trace
-from core.config import Tracing
-from core.controller import Controller
-from core.rhythm import PHASE_NAMES
+from core.controller.controller import Controller
+from core.reference.rhythm import PHASE_NAMES
+from core.settings.config import Tracing
 
 FLUSH_SECONDS_MAX: Final = 0.5
 _SAMPLED: Final = 1  # the flag (Trace Context, level 2, §3.2.2.5)

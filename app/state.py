@@ -26,8 +26,8 @@ from app.glossary import (
 )
 from app.media import JSON, encode
 from app.operation import Operation
-from core.keys import Role
-from core.rhythm import PHASE_NAMES
+from core.access.keys import Role
+from core.reference.rhythm import PHASE_NAMES
 
 
 class StateView(msgspec.Struct):

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from typing import Final
 
 from app import tracing
-from core.config import Config
-from core.controller import SUPERSEDED, Controller, run
+from core.controller.controller import SUPERSEDED, Controller, run
+from core.settings.config import Config
 from shm import process
 from shm.block import Block
 from shm.errors import StoreError

@@ -11,7 +11,7 @@ import importlib
 import logging
 from typing import TYPE_CHECKING
 
-from core.config import Config
+from core.settings.config import Config
 
 if TYPE_CHECKING:
     from app.spans import Spans

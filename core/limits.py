@@ -6,7 +6,7 @@ connection is closed without an answer because there is nobody left to answer. E
 under its name.
 
 Deployment choices (dimension, capacity, payload size, workers, thresholds) are not here: they have ranges in
-`core.config`.
+`core.settings.config`.
 """
 
 from typing import Final, NamedTuple

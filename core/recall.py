@@ -1,12 +1,12 @@
 """Recall by phase, as a client asks for it: a window of the rhythm becomes masks of tags for the native core.
 
-The work itself is done in three steps that shm/native/recall.c explains and proves; core/bruteforce.py defines the
-right answer.
+The work itself is done in three steps that shm/native/recall.c explains and proves; core/reference/brute_force.py
+defines the right answer.
 """
 
 from typing import Final, Literal
 
-from core.rhythm import SLEEP, WAKE, tags_within
+from core.reference.rhythm import SLEEP, WAKE, tags_within
 
 PhaseWindow = Literal["any", "wake", "sleep", "current"]
 _EVERY: Final = (1 << WAKE) | (1 << SLEEP)

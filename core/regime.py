@@ -6,9 +6,9 @@ it, so that a replay knows which one held at every position. Decays and gains ar
 
 from typing import NamedTuple, Self
 
-from core.config import Config
-from core.governor import GovernorSettings
-from core.rhythm import RhythmSettings
+from core.reference.governor import GovernorSettings
+from core.reference.rhythm import RhythmSettings
+from core.settings.config import Config
 from shm import store
 from shm.layout import FLAG_CONSOLIDATION, FLAG_ELEMENT_GATE, FLAG_EVENTS_CLOCK
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from app.server import ROWS_PER_WORKER, SHARE_MAX
-from core.config import Config
 from core.limits import ANSWERS_SIZE, BODIES_SIZE, PIPELINES_SIZE
+from core.settings.config import Config
 from shm.layout import KEY_BUCKETS, PEER_BUCKETS, Layout
 
 BUDGET: Final = 1_400_000_000  # bytes: what operators give the service

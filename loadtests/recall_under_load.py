@@ -41,7 +41,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from core.vector import cosine
+from core.reference.vector import cosine
 from loadtests.bench import report
 from loadtests.bench.processor import Cores, cores
 from loadtests.bench.servers import TOKEN, Product

@@ -33,9 +33,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from core.config import Config
-from core.keyfile import entry
-from core.keys import digest_of
+from core.access.key_file import entry
+from core.access.keys import digest_of
+from core.settings.config import Config
 from loadtests import meter, population
 from loadtests.bench import report
 from loadtests.bench.traffic import RAW

@@ -15,11 +15,11 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
-from core import sources
-from core.config import values_of
-from core.setting import spelled
+from core import startup
+from core.settings.config import values_of
+from core.settings.setting import spelled
 
-_STAND_IN: Final = {"API_KEY": "*" * sources.API_KEY_LENGTH_MIN}
+_STAND_IN: Final = {"API_KEY": "*" * startup.API_KEY_LENGTH_MIN}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     keyless = _is_keyless(os.environ)
     try:
         loaded = judged(arguments.path, os.environ)
-    except sources.ConfigurationError as error:
+    except startup.ConfigurationError as error:
         print(f"Configuration invalid, {_counted(len(error.problems), 'problem')}:\n{error}", file=sys.stderr)
         return 1
     keys_path = loaded.config.security.keys_path
@@ -47,9 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def judged(path: str, environ: Mapping[str, str]) -> sources.Loaded:
+def judged(path: str, environ: Mapping[str, str]) -> startup.Loaded:
     """Return what a server would load from the file at `path`. Raises ConfigurationError, with every problem."""
-    return sources.load(path, {**environ, **(_STAND_IN if _is_keyless(environ) else {})})
+    return startup.load(path, {**environ, **(_STAND_IN if _is_keyless(environ) else {})})
 
 
 def _is_keyless(environ: Mapping[str, str]) -> bool:

@@ -8,8 +8,8 @@ and written nowhere, because the server needs its digest only; who loses it make
     mlsdm key web --tier high >> keys.yaml
     mlsdm key web --tier high >> keys.yaml 2> web.token
 
-The arguments are judged by what judges the file (`core.keyfile`), so an entry that is printed can be read. What only
-the file can tell, such as an id that is taken, is said by `mlsdm check-config` and at the start.
+The arguments are judged by what judges the file (`core.access.key_file`), so an entry that is printed can be read. What
+only the file can tell, such as an id that is taken, is said by `mlsdm check-config` and at the start.
 
 Rejected: writing into the file, which would have to keep its comments, its owner and its mode; `--secret`, because a
 secret that a person makes up is the weak one, and would stand in the shell's history.
@@ -24,9 +24,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from core.keyfile import MEMBERS, ROLES, entry
-from core.keys import STANDARD, TIERS, digest_of
-from core.setting import Unfit
+from core.access.key_file import MEMBERS, ROLES, entry
+from core.access.keys import STANDARD, TIERS, digest_of
+from core.settings.setting import Unfit
 
 SECRET_SIZE: Final = 32  # bytes: as many as the digest has; nobody guesses one of 2²⁵⁶
 

@@ -16,9 +16,9 @@ from typing import Final
 
 import msgspec
 
-from core.drift import BITS
-from core.emergency import Name, names
-from core.rhythm import PHASE_NAMES
+from core.controller.emergency import Name, names
+from core.controller.threshold_drift import BITS
+from core.reference.rhythm import PHASE_NAMES
 from shm.block import Block
 from shm.errors import Busy, Gone, StoreError
 from shm.layout import FLAG_STOPPED, LAYOUT_VERSION, LOST
@@ -97,8 +97,9 @@ class Lock(msgspec.Struct, frozen=True):
 
 
 class EmergencyState(msgspec.Struct, frozen=True):
-    """Why events are refused although no operator has said so, by the names of `core.emergency`; `since_seconds` is the
-    age of the oldest reason in force. `overruled` are causes that last and that an operator has told to be ignored.
+    """Why events are refused although no operator has said so, by the names of `core.controller.emergency`;
+    `since_seconds` is the age of the oldest reason in force. `overruled` are causes that last and that an operator has
+    told to be ignored.
     """
 
     reasons: list[Name]
@@ -118,7 +119,7 @@ class Machine(msgspec.Struct, frozen=True):
 
 class Snapshot(msgspec.Struct, frozen=True):
     """Everything that is to be seen. `state` is None when it cannot be read, and `problem` says why; `drift` names what
-    the threshold does for so long that it was said in the log (`core.drift`).
+    the threshold does for so long that it was said in the log (`core.controller.threshold_drift`).
     """
 
     boot_id: str

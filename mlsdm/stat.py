@@ -21,8 +21,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from core.controller import boot_clock
-from core.emergency import REASONS, REMEDIES, SENTENCES
+from core.controller.controller import boot_clock
+from core.controller.emergency import REASONS, REMEDIES, SENTENCES
 from mlsdm.snapshot import Snapshot, Worker, is_foreign, look
 from shm.block import Block, BlockError, find
 

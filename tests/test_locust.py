@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.governor import Governor, GovernorSettings
+from core.reference.governor import Governor, GovernorSettings
 from loadtests import population, slo, witness
 from loadtests.bodies import BATCH, COUNT, Bodies
 from loadtests.live import ROOT, LiveServer

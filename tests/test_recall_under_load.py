@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from core.vector import cosine
+from core.reference.vector import cosine
 from loadtests import recall_under_load
 from loadtests.bench.traffic import TOP_K
 from loadtests.bench.vectors import MEMORIES, Floats

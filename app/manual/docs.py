@@ -27,7 +27,7 @@ from app.manual.openapi import OpenApiResource
 from app.manual.phrase import phrase
 from app.operation import Operation
 from core import limits
-from core.keys import Role
+from core.access.keys import Role
 from core.limits import Limit
 
 HTML: Final = "text/html; charset=utf-8"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from app.extent import event_size_max, query_size_max
-from core.config import Config, tiers
+from core.settings.config import Config, tiers
 
 # By the noun of a route's module; in the order of the routes.
 GROUPS: Final[Mapping[str, str]] = {

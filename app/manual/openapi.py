@@ -29,7 +29,7 @@ from app.media import JSON
 from app.operation import Octets, Operation, Parameter, Resource
 from app.problem import MEDIA_TYPE, Document
 from app.trace import REQUEST_ID_LENGTH_MAX
-from core.keys import Role
+from core.access.keys import Role
 from core.limits import BODY_SIZE
 
 _TEXT: Final = {"type": "string"}

@@ -19,8 +19,8 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from core.keyfile import entry
-from core.keys import digest_of
+from core.access.key_file import entry
+from core.access.keys import digest_of
 from loadtests.bench.processor import family, pinned
 from loadtests.bench.traffic import BATCH, RAW, Traffic
 from loadtests.bench.vectors import DIMENSION, MEMORIES, Floats

@@ -9,10 +9,10 @@ from typing import Final
 
 import numpy as np
 
-from core.config import Config
-from core.controller import boot_clock
+from core.controller.controller import boot_clock
 from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
 from core.regime import Regime
+from core.settings.config import Config
 from loadtests.bench.vectors import CLUSTERS, SEED, SPREAD, Floats, unit
 from shm.block import Block
 from shm.errors import OK

@@ -21,8 +21,8 @@ from typing import Final, NamedTuple
 import numpy as np
 import psutil
 
-from core.config import Config
-from core.controller import boot_clock, run
+from core.controller.controller import boot_clock, run
+from core.settings.config import Config
 from loadtests.faults.fault import Asked, Outcome
 from loadtests.faults.judge import Verdict
 from loadtests.faults.load import Told

@@ -17,11 +17,11 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from core.governor import Governor, GovernorSettings
+from core.reference.governor import Governor, GovernorSettings
+from core.reference.rhythm import PHASE_NAMES, Rhythm, RhythmSettings
+from core.reference.synapse import Synapse
+from core.reference.vector import norm
 from core.regime import SynapseSettings
-from core.rhythm import PHASE_NAMES, Rhythm, RhythmSettings
-from core.synapse import Synapse
-from core.vector import norm
 
 SENTENCES_MAX: Final = 5  # of one kind: the rest is a number
 

@@ -1,9 +1,9 @@
 """The judge: follows a server's log while faults happen, and holds everything that was said against it.
 
-A process of its own reads the log from its first entry on, with the reference model beside it (`core.replay`): every
-entry must follow from the one before, to the last bit, levels included, because the moral value of a decision names its
-event and so its vector (`load.Events`). It must keep up with the load, or the ring overtakes it; then it says so, and
-nothing is proven.
+A process of its own reads the log from its first entry on, with the reference model beside it
+(`core.reference.log_replay`): every entry must follow from the one before, to the last bit, levels included, because
+the moral value of a decision names its event and so its vector (`load.Events`). It must keep up with the load, or the
+ring overtakes it; then it says so, and nothing is proven.
 
 When all clients have stopped, `verdict` compares: what clients were told with what the log says (none lost, none
 otherwise, none twice, none that nobody asked for), the live state, its levels and the workers' tallies with the model,
@@ -17,9 +17,9 @@ from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 
+from core.reference.log_replay import DivergenceError, Model, Scalars
+from core.reference.synapse import Synapse
 from core.regime import Regime
-from core.replay import DivergenceError, Model, Scalars
-from core.synapse import Synapse
 from loadtests.faults.load import TOLD, Events, Table, Told
 from loadtests.live import LiveServer
 from shm import process

@@ -18,9 +18,9 @@ from typing import Final
 
 import numpy as np
 
-from core.config import Config
 from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
 from core.regime import Regime
+from core.settings.config import Config
 from loadtests.faults.fault import Asked, Outcome
 from shm import process
 from shm.block import Block

@@ -11,7 +11,7 @@ Rejected: the file's own text as a dict, in which a setting may be missing, or b
 import os
 from typing import Any
 
-from core.config import effective
+from core.settings.config import effective
 from mlsdm.check_config import judged
 
 
@@ -22,6 +22,6 @@ class ConfigLoader:
     def load_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         """Return every setting that would be in force with the file at `path`, as nested dicts of plain values.
 
-        Raises core.sources.ConfigurationError, whose text has one line for each problem.
+        Raises core.startup.ConfigurationError, whose text has one line for each problem.
         """
         return effective(judged(os.fspath(path), os.environ).config)

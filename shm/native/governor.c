@@ -1,6 +1,6 @@
 /* The transition: governor, rhythm and synaptic cascade, and how their next state becomes the committed one.
  *
- * This is the arithmetic of core/governor.py, core/rhythm.py and core/synapse.py, which read like the specification;
+ * This is the arithmetic of core/reference/governor.py, core/reference/rhythm.py and core/reference/synapse.py, which read like the specification;
  * a property test holds both equal to the last bit. Built with -ffp-contract=off: a fused multiply-add would differ.
  *
  * Each transition has the same shape: section_enter, transition_begin (verify the committed state, copy it to the

@@ -2,7 +2,7 @@
 
     gunicorn -c gunicorn.conf.py tests.app.feeling:app
 
-FELT names a file with a JSON object: members of `core.vitals.Vitals` that replace those of the machine.
+FELT names a file with a JSON object: members of `core.machine.sampler.Vitals` that replace those of the machine.
 """
 
 import json
@@ -13,9 +13,9 @@ from typing import Final
 from msgspec import structs
 
 from app import main
-from core import controller
+from core.controller import controller
 from core.limits import EMERGENCY_COOLDOWN_SECONDS
-from core.vitals import Sampler, Vitals
+from core.machine.sampler import Sampler, Vitals
 
 COOLDOWN_SECONDS: Final = 1
 

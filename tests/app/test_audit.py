@@ -20,7 +20,7 @@ from app.audit import CLIENTS_COUNT, LINES_PER_SECOND, Audit
 from app.governor import CommandResource, GovernorResource
 from app.logs import JsonFormatter
 from app.problem import Problem
-from core.config import Config
+from core.settings.config import Config
 from loadtests.live import LiveServer, eventually
 from shm import errors
 from shm.store import Store

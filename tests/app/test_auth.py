@@ -21,9 +21,9 @@ from app.auth import Gate, token_of
 from app.operation import Operation
 from app.problem import serialise
 from app.server import _say_loaded
-from core.keys import Key, Keyring, Role, digest_of
-from core.proxies import networks
-from core.sources import load
+from core.access.keys import Key, Keyring, Role, digest_of
+from core.settings.proxies import networks
+from core.startup import load
 from loadtests.live import ROOT, LiveServer, eventually, free_port
 from tests.app import ring
 from tests.app.wire import EXAMPLE, Body, of_json, post, problem, sent

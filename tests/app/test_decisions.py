@@ -13,8 +13,8 @@ import pytest
 
 from app.decisions import DecisionsResource
 from app.problem import Problem
-from core.config import Config
 from core.limits import DECISIONS_PAGE
+from core.settings.config import Config
 from loadtests.live import LiveServer
 from tests.app.wire import EXAMPLE, accepted, of_json, of_raw, problem, sent
 from tests.formed import Formed

@@ -14,10 +14,10 @@ from typing import Any, Final, get_args
 import pytest
 
 from app.governor import carry_out
-from core.config import SETTINGS, Config
+from core.reference.log_replay import Scalars, replay
 from core.regime import Regime
-from core.replay import Scalars, replay
-from core.setting import Setting
+from core.settings.config import SETTINGS, Config
+from core.settings.setting import Setting
 from loadtests.live import Answer, LiveServer, eventually
 from shm.block import Block
 from shm.layout import Layout

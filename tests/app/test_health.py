@@ -24,8 +24,8 @@ from app.health import DetailedResource, LivenessResource, ReadinessResource
 from app.lane import Lane
 from app.metrics import BlockCollector
 from app.quota import Quotas
-from core.config import Config, tiers
-from core.keys import Keyring
+from core.access.keys import Keyring
+from core.settings.config import Config, tiers
 from loadtests.live import LiveServer, eventually
 from shm import errors
 from shm.block import Block

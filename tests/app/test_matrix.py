@@ -19,8 +19,8 @@ from app.context import Context
 from app.main import Application, routes
 from app.operation import operation_of
 from app.patience import Patience
-from core.config import Config
-from core.keys import Keyring, Role
+from core.access.keys import Keyring, Role
+from core.settings.config import Config
 from loadtests.live import Answer, LiveServer
 from shm.store import Recall, Store
 from tests.app import ring

@@ -7,7 +7,7 @@ import falcon
 import pytest
 
 from app.operation import Operation, check, operation_of
-from core.keys import Role
+from core.access.keys import Role
 
 READ = Operation("Read.", Role.READ, dict[str, Any])
 

@@ -24,8 +24,8 @@ from app.main import _reraise
 from app.operation import Operation
 from app.problem import Problem
 from app.quota import Quotas, give_back
-from core.config import Tier
-from core.keys import Key, Keyring, Role
+from core.access.keys import Key, Keyring, Role
+from core.settings.config import Tier
 from loadtests.live import Answer, LiveServer, eventually
 from shm.store import PEERS, Bucket
 from tests.app import ring

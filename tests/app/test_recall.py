@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.vector import cosine
+from core.reference.vector import cosine
 from loadtests.live import LiveServer
 from tests.app.wire import (
     EXAMPLE,

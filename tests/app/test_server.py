@@ -17,10 +17,10 @@ import psutil
 import pytest
 
 from app.server import _held
-from core.governor import Governor, GovernorSettings
+from core.reference.governor import Governor, GovernorSettings
+from core.reference.log_replay import replay
+from core.reference.synapse import Synapse
 from core.regime import Regime
-from core.replay import replay
-from core.synapse import Synapse
 from loadtests.bounded_memory import BOUND_MB, GROWTH_MB_MAX
 from loadtests.live import Answer, LiveServer, eventually
 from loadtests.pages import footprint

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from app.spans import FLUSH_SECONDS_MAX
-from core import sources
+from core import startup
 from loadtests.live import ROOT, LiveServer, eventually
 from tests.app import ring
 from tests.app.collector import Collector, Received
@@ -312,8 +312,8 @@ def test_without_the_extra_it_is_refused_by_name() -> None:
     program = """if True:
         import os, sys
         sys.modules["opentelemetry"] = None
-        from core import sources
-        sources.load(None, os.environ)
+        from core import startup
+        startup.load(None, os.environ)
     """
     variables = {"MLSDM_OBSERVABILITY__TRACING__ENABLED": "true"}
 
@@ -322,7 +322,7 @@ def test_without_the_extra_it_is_refused_by_name() -> None:
     )
 
     assert ended.stderr.splitlines()[-1] == (
-        "core.sources.ConfigurationError: observability.tracing.enabled is true: "
+        "core.startup.ConfigurationError: observability.tracing.enabled is true: "
         "expected OpenTelemetry: pip install 'mlsdm[otel]'"
     )
 
@@ -332,7 +332,7 @@ def test_without_the_extra_it_is_refused_by_name() -> None:
 )
 def test_a_collector_is_named_by_a_plain_url(url: str) -> None:
     """Without credentials, because the configuration is logged."""
-    with pytest.raises(sources.ConfigurationError) as error:
-        sources.load(None, {"MLSDM_OBSERVABILITY__TRACING__ENDPOINT": url})
+    with pytest.raises(startup.ConfigurationError) as error:
+        startup.load(None, {"MLSDM_OBSERVABILITY__TRACING__ENDPOINT": url})
 
     assert "expected an http or https URL without credentials" in str(error.value)

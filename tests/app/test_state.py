@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from core.reference.rhythm import Rhythm, RhythmSettings
+from core.reference.synapse import Synapse
+from core.reference.vector import norm
 from core.regime import SynapseSettings
-from core.rhythm import Rhythm, RhythmSettings
-from core.synapse import Synapse
-from core.vector import norm
 from loadtests.live import LiveServer
 from tests.app.wire import accepted, of_json, of_raw, sent
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from core.config import trusted_proxies
-from core.sources import PLACES, load
+from core.settings.config import trusted_proxies
+from core.startup import PLACES, load
 from tests.programs import needs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import pytest
 
 from app.server import Server
-from core import sources
-from core.sources import PLACES, load
+from core import startup
+from core.startup import PLACES, load
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -145,7 +145,7 @@ def test_the_directory_of_configurations_can_be_mounted() -> None:
 def test_a_server_takes_the_file_that_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody has named one; what it says that it has loaded is that path."""
     places = [tmp_path / "config.yaml", tmp_path / "production-ready.yaml"]
-    monkeypatch.setattr(sources, "PLACES", tuple(map(str, places)))
+    monkeypatch.setattr(startup, "PLACES", tuple(map(str, places)))
     monkeypatch.delenv("CONFIG_PATH", raising=False)
     places[1].write_text("recall: {phase_tolerance: 0.2}")
     started = Server().configure()

@@ -18,9 +18,9 @@ import kubernetes_validate  # type: ignore[import-untyped]  # it carries no type
 import pytest
 import yaml
 
-from core.config import Config, effective
 from core.limits import BODY_SIZE
-from core.sources import PLACES, load
+from core.settings.config import Config, effective
+from core.startup import PLACES, load
 from deploy.k8s import prometheus_rule
 from loadtests.capacity import BUFFERS_WORKER, RESERVE_BASE, RESERVE_WORKER
 from loadtests.live import LiveServer

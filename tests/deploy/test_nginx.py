@@ -21,8 +21,8 @@ import pytest
 
 from app.codes import CODES
 from app.extent import event_size_max
-from core.config import SETTINGS, Config, tiers
 from core.limits import BATCH_COUNT, BODY_SIZE
+from core.settings.config import SETTINGS, Config, tiers
 from loadtests.live import ROOT, Answer, LiveServer, eventually, free_port
 from tests.app import ring
 from tests.app.certificate import write_certificate

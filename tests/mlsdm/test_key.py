@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from core.keyfile import read
-from core.keys import Keyring, Role
+from core.access.key_file import read
+from core.access.keys import Keyring, Role
 from mlsdm.key import add_arguments, run
 
 ROOT = Path(__file__).resolve().parents[2]

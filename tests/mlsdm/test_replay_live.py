@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.governor import Governor, GovernorSettings
+from core.reference.governor import Governor, GovernorSettings
 from loadtests.live import LiveServer, eventually
 from mlsdm.replay import add_arguments, run
 from shm.layout import KINDS

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.config import Config
-from core.controller import boot_clock
-from core.drift import BITS
-from core.emergency import REMEDIES, SENTENCES
+from core.controller.controller import boot_clock
+from core.controller.emergency import REMEDIES, SENTENCES
+from core.controller.threshold_drift import BITS
 from core.regime import Regime
+from core.settings.config import Config
 from loadtests.live import ROOT, LiveServer, eventually
 from mlsdm.snapshot import look
 from mlsdm.stat import _span, add_arguments, lines_of, run

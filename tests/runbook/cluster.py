@@ -27,8 +27,8 @@ from typing import Any, Final, NoReturn
 
 import yaml
 
-from core.config import SETTINGS
-from core.environment import PLAIN
+from core.settings.config import SETTINGS
+from core.settings.environment import PLAIN
 
 NOTES: Final = "STAGE_NOTES"  # a file that gets a line for each command: how it was judged
 LOG: Final = "STAGE_LOG"  # the log of the live server

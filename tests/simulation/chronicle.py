@@ -1,8 +1,9 @@
 """The chronicle: everything that the block has been through, by the reference model, position by position.
 
-After each step of the simulation it follows the new log entries with `core.replay.Model`, and holds each against who
-moved in that step and what he had been asked to do: nothing else can have written it. For every position that an
-operation under way may still speak of, it keeps what was true immediately after it: that is what answers are judged by.
+After each step of the simulation it follows the new log entries with `core.reference.log_replay.Model`, and holds each
+against who moved in that step and what he had been asked to do: nothing else can have written it. For every position
+that an operation under way may still speak of, it keeps what was true immediately after it: that is what answers are
+judged by.
 
 It looks from outside, without the lock: between two steps nobody moves.
 """
@@ -11,12 +12,12 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from core.bruteforce import Scored, brute_force
 from core.recall import PhaseWindow, masks
+from core.reference.brute_force import Scored, brute_force
+from core.reference.log_replay import DivergenceError, Model
+from core.reference.synapse import Synapse
+from core.reference.vector import Vector, norm
 from core.regime import Regime
-from core.replay import DivergenceError, Model
-from core.synapse import Synapse
-from core.vector import Vector, norm
 from shm._native import ffi
 from shm.layout import FLAG_STOPPED, KINDS
 from shm.store import Decision, Memory

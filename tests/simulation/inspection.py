@@ -7,8 +7,8 @@ just been written.
 
 from typing import Any
 
+from core.reference.log_replay import Scalars
 from core.regime import Regime
-from core.replay import Scalars
 from shm._native import ffi
 from shm.errors import Corrupt, Gone, StoreError, Unknown
 from shm.layout import KINDS, NO_ROW

@@ -10,14 +10,14 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from core.config import Config
-from core.controller import Controller
-from core.emergency import Change, Emergency
+from core.controller.controller import Controller
+from core.controller.emergency import Change, Emergency
 from core.limits import EMERGENCY_COOLDOWN_SECONDS
+from core.machine.sampler import Vitals
 from core.recall import PhaseWindow, masks
+from core.reference.log_replay import Scalars
 from core.regime import Regime
-from core.replay import Scalars
-from core.vitals import Vitals
+from core.settings.config import Config
 from shm import process
 from shm._native import ffi
 from shm.errors import StoreError

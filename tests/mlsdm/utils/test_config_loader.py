@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from core.config import Config, effective
-from core.sources import ConfigurationError
+from core.settings.config import Config, effective
+from core.startup import ConfigurationError
 from mlsdm.utils.config_loader import ConfigLoader
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -1,0 +1,1 @@
+"""The controller process: ticks, commands, scrub, emergencies."""

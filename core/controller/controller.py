@@ -1,0 +1,326 @@
+"""The controller process: owner of the threshold and the rhythm, keeper of the lock, and never in the way of an event.
+
+It creates the initial state, ticks the rhythm, carries out commands (configure, reset, stop, resume), watches the lock
+for a stuck holder, samples the machine, watches the threshold for drift, scrubs memories and heads of chains for damage
+and declares emergencies (core/controller/emergency.py). Each is a method of `Controller` that does one bounded piece of
+work;
+`run` calls them fifty times a second.
+
+While it is dead, admissions go on: workers decide events themselves, under the lock. The arbiter respawns it within
+milliseconds, and the new one finds everything it needs in the block. Each controller takes an epoch when it begins, and
+every write that is the controller's alone names that epoch: one that was stopped and wakes up later finds a newer epoch
+and leaves with SUPERSEDED, so that two arbiters during an upgrade agree on one controller without talking to each
+other. What it may still do on the way is right whoever does it: put a mark or the header right, forget a memory that is
+corrupt, remove a stuck holder of the lock.
+
+Where the committed state is corrupt or the lock is lost, no epoch can be taken or checked: then the controller does
+what needs neither, signs its vitals without the lock, and takes its epoch as soon as it can.
+
+Late ticks are skipped and counted, not caught up: a burst of consolidation after a pause would be work that nobody
+asked for.
+"""
+
+import logging
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from core.controller.emergency import Change, Emergency
+from core.controller.threshold_drift import BITS, DriftWatch
+from core.limits import EMERGENCY_COOLDOWN_SECONDS, LOCK_WAIT_MILLISECONDS, MEMORY_PERCENT, VECTOR_NORM
+from core.machine.memory_footprint import footprint
+from core.machine.sampler import Sampler
+from core.regime import Regime
+from core.settings.config import Config
+from shm import process
+from shm.block import Block
+from shm.errors import Busy, Corrupt, Gone, Lost, Stale, StoreError, Unknown
+from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY, FLAG_EVENTS_CLOCK, KINDS, NO_ROW
+from shm.lock_watch import INTERVAL_SECONDS, LockWatch
+from shm.store import Store, new_vitals
+
+ROOT: Final = Path("/")
+SUPERSEDED: Final = 9  # exit status: a newer controller has taken over, do not respawn me
+SCRUB_SECONDS: Final = 50  # for one round over all slots, and over all chains; the promise is 60
+VITALS_SECONDS: Final = 1.0
+FOOTPRINT_SECONDS: Final = 5.0
+LATE_SAID_SECONDS: Final = 60.0  # between two lines about late steps: a starved machine is late each time
+
+log = logging.getLogger("mlsdm.controller")
+
+
+class Controller:
+    """One controller on one block. `clock` returns CLOCK_BOOTTIME in ns; nothing here reads time in any other way."""
+
+    def __init__(self, block: Block, config: Config, arbiter: process.Identity, clock: Callable[[], int]) -> None:
+        self.block = block
+        self.store = Store(block)
+        self.step: Callable[[int, int], Any] = self.store.tick  # who traces the steps stands in between (`run`)
+        self.watch = LockWatch(block)
+        self.clock = clock
+        left = block.region("vitals")
+        self.drift = DriftWatch(kind for kind, bit in BITS.items() if left.drift & bit)
+        self._predecessor = int(left.controller_pid)
+        self.emergency = Emergency(
+            EMERGENCY_COOLDOWN_SECONDS.value * 1_000_000_000,
+            int(left.emergency),
+            int(left.emergency_overruled),
+            int(left.emergency_since_ns),
+        )
+        self._causes = 0
+        self.vitals = self._inherit_vitals(arbiter)
+        self._scrub_at = 0
+        self._chain_at = 0
+        self._sample_due_ns = 0
+        self._footprint_due_ns = 0
+        self._blind = False
+        self._late_unsaid = 0
+        self._late_said_ns = -int(LATE_SAID_SECONDS * 1e9)
+        self._settings = Regime.of(config).to_record()  # of the first state, should this be the first controller
+        self.epoch = 0
+        self._tick_due_ns = 0
+        with suppress(Busy, Corrupt, Lost):  # tried again at each round
+            self._begin()
+        self.sampler: Sampler | None = None
+        with suppress(OSError):  # no descriptors: tried again at each sample
+            self.sampler = Sampler(ROOT, clock)  # after the succession: it reads some forty files of the kernel
+
+    def _inherit_vitals(self, arbiter: process.Identity) -> Any:
+        """Return the vitals to publish: the predecessor's under this controller's name. Its counts go on, and what it
+        has sampled stays until there is something newer.
+        """
+        vitals = new_vitals()
+        vitals[0] = self.block.region("vitals")[0]
+        vitals.controller_pid, vitals.controller_started = os.getpid(), process.identify(os.getpid()).started
+        vitals.arbiter_pid, vitals.arbiter_started = arbiter
+        return vitals
+
+    def round(self) -> None:
+        """Do everything that is due now, each piece bounded. Raises Stale when a newer controller has taken over."""
+        now_ns = self.clock()
+        self.guard_lock()
+        self.guard_header()
+        try:
+            if not self.epoch:
+                self._begin()
+            self.obey(now_ns)
+            self.store.state()  # what is corrupt says which slots are in use, too
+            self.scrub(now_ns)
+            self.scrub_chains()
+            self.tick(now_ns)
+            self.store.levels()  # a waking rhythm does not touch them
+            self._causes = 0
+        except Busy:
+            pass  # the lock is taken or stuck; guard_lock judges which, and the work waits for the next round
+        except Corrupt:
+            self._causes = EMERGENCY_CORRUPT
+        except Lost:
+            self._causes = EMERGENCY_LOST
+        self.feel(now_ns)
+
+    def _begin(self) -> None:
+        """Take over: every older epoch is void from here on."""
+        self.epoch = int(self.store.epoch(self.clock(), self._settings).epoch)
+        self._tick_due_ns = self.clock() + self._cycle_ns()
+        log.info("controller pid=%d begins epoch %d", os.getpid(), self.epoch)
+
+    def guard_lock(self) -> None:
+        """Look at the lock once; a holder that has stood still for five looks is removed."""
+        killed = self.watch.sample()
+        if killed:
+            self.vitals.lock_kills += 1
+            log.error("removed stuck lock holder pid=%d", killed.pid)
+
+    def guard_header(self) -> None:
+        """Write the header again when it has changed: the next to open the block would refuse it."""
+        if self.block.mend_header():
+            self.vitals.mended += 1
+            log.error("the header of the block was damaged and is put right")
+
+    def obey(self, now_ns: int) -> None:
+        """Carry out the pending command, if there is one."""
+        entry = self.store.apply_command(now_ns, self.epoch)
+        if entry:
+            log.info("carried out %s at position %d", KINDS[entry.kind], entry.position)
+            if KINDS[entry.kind] == "resume":  # before the state is read again, which may have become corrupt
+                self._say(self.emergency.overrule())
+            self._tick_due_ns = min(self._tick_due_ns, now_ns + self._cycle_ns())
+
+    def tick(self, now_ns: int) -> None:
+        """Step the rhythm when a cycle is over, unless events step it. What is late by whole cycles is skipped."""
+        if self.store.state().settings.flags & FLAG_EVENTS_CLOCK:
+            self._tick_due_ns = now_ns + self._cycle_ns()
+        if now_ns < self._tick_due_ns:
+            return
+        late = (now_ns - self._tick_due_ns) // self._cycle_ns()
+        self.step(now_ns, self.epoch)
+        if late:
+            self.vitals.late_steps += late
+            self._late_unsaid += late
+            if now_ns >= self._late_said_ns + int(LATE_SAID_SECONDS * 1e9):
+                log.warning("skipped %d late steps of the rhythm", self._late_unsaid)
+                self._late_unsaid, self._late_said_ns = 0, now_ns
+        self._tick_due_ns += (1 + late) * self._cycle_ns()
+
+    def _cycle_ns(self) -> int:
+        return int(self.store.state().settings.cycle_ns)
+
+    def scrub(self, now_ns: int) -> None:
+        """Check the next few slots against their checksums. A damaged mark is put right; a memory that is corrupt is
+        forgotten, so that nobody recalls it.
+        """
+        for _ in range(_per_round(self.block.layout.capacity + 1)):
+            sound, memory_id = self.store.slot_sound(self._scrub_at)
+            if not sound:
+                self._mend(now_ns, self._scrub_at, memory_id)
+            self._scrub_at = (self._scrub_at + 1) % (self.block.layout.capacity + 1)
+            self.vitals.scrubbed += 1
+
+    def _mend(self, now_ns: int, slot: int, memory_id: int) -> None:
+        if self.store.mend_slot(slot):
+            self.vitals.mended += 1
+            log.error("memory %d had a damaged mark, which is put right", memory_id)
+            return
+        self.vitals.torn += 1
+        log.error("memory %d is corrupt and is forgotten", memory_id)
+        with suppress(Unknown, Gone):  # evicted or deleted meanwhile: nobody recalls it any more
+            self.store.forget(now_ns, memory_id)
+
+    def scrub_chains(self) -> None:
+        """Look at the heads of the next few chains of receipts. While one is damaged, the keyed events of its chain are
+        refused, for the first answer to them cannot be found.
+        """
+        capacity = self.block.layout.receipt_capacity
+        count = min(_per_round(capacity), capacity - self._chain_at)
+        chain = self.store.damaged_chain(self._chain_at, count)
+        after = self._chain_at + count if chain is None else chain + 1
+        if chain is not None and self.store.mend_chain(chain):
+            self.vitals.mended += 1
+            log.error("the head of a chain of receipts was damaged and is put right")
+        elif chain is not None:
+            log.error("the head of a chain of receipts is damaged, and so is a receipt that it may have named")
+        self._chain_at = after % capacity
+
+    def feel(self, now_ns: int) -> None:
+        """Beat, once a second sample the machine and look at the threshold, and declare what emergency there is."""
+        vitals = self.vitals
+        vitals.heartbeat_ns = now_ns
+        if now_ns >= self._sample_due_ns:
+            self._sample_due_ns = now_ns + int(VITALS_SECONDS * 1e9)
+            self._sample()
+            with suppress(Busy, Corrupt):  # there is no threshold to look at
+                self._look_at_threshold(now_ns)
+        try:
+            self._declare(now_ns)
+            if self.epoch:
+                self.store.write_vitals(self.epoch, vitals)
+                return
+        except Busy:
+            return  # the beat waits for the lock
+        except Corrupt:
+            self._causes |= EMERGENCY_CORRUPT
+        except Lost:
+            self._causes |= EMERGENCY_LOST
+        self._declare(now_ns)
+        self.store.signal_vitals(self._predecessor, vitals)
+
+    def _sample(self) -> None:
+        """Sample the machine; what was found last stays when it cannot be looked at: there may be no descriptors."""
+        try:
+            if self.sampler is None:
+                self.sampler = Sampler(ROOT, self.clock)
+            sample = self.sampler.sample()
+        except OSError as error:
+            if not self._blind:  # once per episode
+                log.error("CPU and memory cannot be sampled: %s", error)
+            self._blind = True
+            return
+        self._blind = False
+        for name in (
+            "memory_percent", "memory_available_mb", "memory_total_mb", "cpu_percent", "cpu_percent_30s",
+            "cpu_count", "disk_percent",
+        ):  # fmt: skip
+            setattr(self.vitals, name, getattr(sample, name))
+        if sample.sampled_ns >= self._footprint_due_ns:
+            self._footprint_due_ns = sample.sampled_ns + int(FOOTPRINT_SECONDS * 1e9)
+            self.vitals.service_bytes = footprint(ROOT, int(self.vitals.arbiter_pid))
+
+    def _look_at_threshold(self, now_ns: int) -> None:
+        state = self.store.state()
+        for episode in self.drift.observe(
+            now_ns, state.scalars.theta, state.settings.min_threshold, state.settings.max_threshold
+        ):
+            self.vitals.drift_episodes += 1
+            log.warning("threshold drift: %s", episode.sentence)
+        self.vitals.drift = sum(BITS[kind] for kind in self.drift.active)
+
+    def _declare(self, now_ns: int) -> None:
+        """Put the emergency that follows from the causes into the vitals, and say what changes."""
+        full = EMERGENCY_MEMORY if self.vitals.memory_percent >= MEMORY_PERCENT.value else 0
+        self._say(self.emergency.observe(now_ns, self._causes | full))
+        self.vitals.emergency = self.emergency.in_force
+        self.vitals.emergency_overruled = self.emergency.overruled
+        self.vitals.emergency_since_ns = self.emergency.since_ns
+
+    def _say(self, changes: list[Change]) -> None:
+        for change in changes:
+            if change.began:
+                self.vitals.emergency_episodes += 1
+                log.error("emergency: %s", change.sentence)
+            else:
+                log.warning("emergency over: %s", change.sentence)
+
+
+def _per_round(count: int) -> int:
+    """Return how many of `count` to look at in a round, so that all have had their turn in SCRUB_SECONDS."""
+    return math.ceil(count * INTERVAL_SECONDS / SCRUB_SECONDS)
+
+
+def run(
+    block: Block,
+    config: Config,
+    arbiter: process.Identity,
+    prepare: Callable[[Controller], None] = lambda _controller: None,
+) -> int:
+    """Be the controller of a block until told to stop; returns the exit status. `prepare` is called once, before the
+    first round.
+
+    To be called in a fresh child of the arbiter.
+    """
+    process.die_with_parent(arbiter.pid)
+    stopping = False
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal stopping
+        stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(ignored, signal.SIG_IGN)  # a terminal sends them to the whole group; only the arbiter stops us
+    block.bind(os.getpid(), NO_ROW, LOCK_WAIT_MILLISECONDS.value // 4, VECTOR_NORM.value)
+    try:
+        controller = Controller(block, config, arbiter, boot_clock)
+        prepare(controller)
+        while not stopping:
+            began = time.monotonic()
+            controller.round()
+            time.sleep(max(0.001, INTERVAL_SECONDS - (time.monotonic() - began)))
+    except Stale:
+        log.info("controller pid=%d is superseded and leaves", os.getpid())
+        return SUPERSEDED
+    except StoreError as error:
+        log.error("controller pid=%d leaves: %s", os.getpid(), error)
+        return 1
+    return 0
+
+
+# Returns CLOCK_BOOTTIME in ns: it never steps, and it goes on while the machine sleeps. PERF: without a frame of its
+# own, which would be a third of 0.13 µs; an event asks for the time twice.
+boot_clock: Final = partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME)

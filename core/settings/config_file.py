@@ -1,0 +1,84 @@
+"""The configuration file: what a YAML document says about the settings.
+
+The walk follows the settings (at most five levels deep) and never the document, and takes each scalar's text as it is
+written; `core.settings.setting` decides what it means, in the grammar that is the environment's too.
+
+Refused, each with the line: a file that `core.settings.yaml_document` cannot compose, a key given twice, a key unknown,
+a section where a value belongs and the reverse, and a key left empty (`capacity:`), because a lost value must not pass
+for a default. An empty file, and an empty section, say nothing and are fine; so is the empty text, where it is spelled
+out.
+"""
+
+from collections.abc import Mapping
+
+import yaml
+
+from core.settings import yaml_document
+from core.settings.setting import Layer, Setting, meant, printable, quoted
+from core.settings.yaml_document import Unreadable
+
+
+def read(path: str, settings: Mapping[str, Setting]) -> Layer:
+    """Return what the file at `path` says about `settings` (by dotted key). Problems are reported, never raised."""
+    layer = Layer({}, [])
+    try:
+        root = yaml_document.read(path).root
+    except Unreadable as error:
+        layer.note("CONFIG_PATH", f"{yaml_document.shown(path)} {error}: expected a YAML file")
+        return layer
+    if root is not None:
+        _walk_section(root, "", path, settings, layer)
+    return layer
+
+
+def _walk_section(node: yaml.Node, section: str, path: str, settings: Mapping[str, Setting], layer: Layer) -> None:
+    """Take every setting below `section` ("" or "server.") from `node`."""
+    if yaml_document.is_null(node):
+        return
+    origin = yaml_document.origin(path, node)
+    children = sorted({key[len(section) :].split(".", 1)[0] for key in settings if key.startswith(section)})
+    if not isinstance(node, yaml.MappingNode):
+        name = section.rstrip(".") or "the file"
+        layer.note(name, f"{name} is {_kind(node)} ({origin}): expected a section with {', '.join(children)}")
+        return
+    seen: dict[str, str] = {}
+    for key_node, value_node in node.value:
+        origin = yaml_document.origin(path, key_node)
+        if not isinstance(key_node, yaml.ScalarNode):
+            name = section.rstrip(".") or "the file"
+            layer.note(name, f"{name} has {_kind(key_node)} for a key ({origin}): expected a name")
+            continue
+        key = section + key_node.value
+        if key in seen:
+            layer.note(key, f"{printable(key)} is given twice ({seen[key]} and {origin}): expected once")
+            continue
+        seen[key] = origin
+        if key in settings:
+            _take_setting(value_node, settings[key], origin, layer)
+        elif key_node.value in children:
+            _walk_section(value_node, key + ".", path, settings, layer)
+        else:
+            expected = f"expected one of {', '.join(children)}"
+            layer.note(key, f"{printable(key)} is unknown ({origin}): {expected}{meant(key, settings)}")
+
+
+def _take_setting(node: yaml.Node, setting: Setting, origin: str, layer: Layer) -> None:
+    wants_text = setting.type not in (bool, int, float)
+    if not isinstance(node, yaml.ScalarNode):
+        layer.refuse(setting, f"is {_kind(node)}", origin)
+    elif yaml_document.is_null(node):
+        layer.refuse(setting, "is empty", origin)
+    elif wants_text and node.tag != yaml_document.TEXT:
+        layer.refuse(setting, f"is {printable(node.value)}, which is not text", origin)
+    elif not wants_text and node.style is not None:
+        layer.refuse(setting, f"is the text {quoted(node.value)}", origin)
+    else:
+        layer.take(setting, node.value, origin)
+
+
+def _kind(node: yaml.Node) -> str:
+    if isinstance(node, yaml.MappingNode):
+        return "a section"
+    if isinstance(node, yaml.SequenceNode):
+        return "a list"
+    return printable(node.value)

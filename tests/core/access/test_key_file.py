@@ -1,0 +1,410 @@
+"""The keys file: what is read, and every way in which it can be wrong, with its line and without its secrets."""
+
+import math
+import os
+import textwrap
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from core import settings_manual
+from core.access.key_file import COUNT_MAX, MEMBERS, entry, read
+from core.access.keys import Key, Role, digest_of
+from core.settings import yaml_document
+
+D1, D2 = digest_of("web.1").hex(), digest_of("ops.2").hex()
+ID, ROLE, TIER, DIGEST, EXPIRES = (MEMBERS[name].expected for name in ("id", "role", "tier", "digest", "expires"))
+NAMES = "expected one of id, role, tier, digest, expires"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Path]:
+    mask = os.umask(0o022)  # a file that everybody may write to is refused
+    yield tmp_path / "keys.yaml"
+    os.umask(mask)
+
+
+def written(file: Path, text: str) -> Path:
+    file.write_text(textwrap.dedent(text), encoding="utf-8")
+    return file
+
+
+def problems_of(file: Path, api_key: str | None = None) -> list[str]:
+    """Return the problems of a file that must have some, with `@` for the place of the file."""
+    problems = read(str(file), api_key).problems
+    assert problems
+    for problem in problems:
+        assert problem.sentence.isprintable()
+        assert problem.sentence.startswith(problem.key)
+        assert D1 not in problem.sentence
+    return [problem.sentence.replace(f"{file}, line ", "@") for problem in problems]
+
+
+class TestRead:
+    def test_all_members(self, file: Path) -> None:
+        """Names are matched whatever their case, hexadecimal digits too; a scalar may be quoted or not."""
+        written(
+            file,
+            f"""\
+            keys:
+              - {{id: web, digest: {D1}, role: write}}
+              - id: 010
+                digest: "{D2.upper()}"
+                role: Admin
+                tier: BULK
+                expires: 2027-01-31T01:00:00+01:00
+            """,
+        )
+
+        assert [
+            Key("web", Role.WRITE, "standard", bytes.fromhex(D1), math.inf),
+            Key("010", Role.ADMIN, "bulk", bytes.fromhex(D2), datetime(2027, 1, 31, tzinfo=UTC).timestamp()),
+        ] == read(str(file), "k").keys
+        assert [] == read(str(file), "k").problems
+
+    @pytest.mark.parametrize(
+        "id_", ["a", "no", "123", "1e3", "0x1", "2027-01-31", "true", "_", "-a", "A-z_9", "x" * 64]
+    )
+    def test_an_id_is_taken_as_it_is_written(self, file: Path, id_: str) -> None:
+        """What YAML would read as a number, a date or a switch is text."""
+        [key] = read(str(written(file, f"keys: [{{id: {id_}, digest: {D1}, role: read}}]")), None).keys
+
+        assert id_ == key.id
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("2027-01-31", "2027-01-31T00:00:00+00:00"),
+            ("2027-01-31T00:00:00Z", "2027-01-31T00:00:00+00:00"),
+            ("2027-01-31t12:30:15.5z", "2027-01-31T12:30:15.500000+00:00"),
+            ("2027-01-31 12:30:15.123456789Z", "2027-01-31T12:30:15.123456+00:00"),
+            ("'2028-02-29T23:59:59-00:00'", "2028-02-29T23:59:59+00:00"),
+            ("2027-01-31T00:00:00-12:30", "2027-01-31T12:30:00+00:00"),
+            ("0001-01-01T00:00:00+23:59", None),
+            ("9999-12-31T23:59:59-23:59", None),
+        ],
+    )
+    def test_times(self, file: Path, text: str, expected: str | None) -> None:
+        """RFC 3339, and a date alone, which begins in UTC; also at both ends of the calendar."""
+        [key] = read(str(written(file, f"keys: [{{id: a, digest: {D1}, role: read, expires: {text}}}]")), None).keys
+
+        if expected is not None:
+            assert datetime.fromisoformat(expected).timestamp() == key.expires
+
+    def test_the_zone_of_the_machine_does_not_matter(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A date begins in UTC, wherever the server stands."""
+        written(file, f"keys: [{{id: a, digest: {D1}, role: read, expires: 1970-01-02}}]")
+        monkeypatch.setenv("TZ", "UTC-5")
+        time.tzset()
+        try:
+            [key] = read(str(file), None).keys
+        finally:
+            monkeypatch.undo()
+            time.tzset()
+
+        assert key.expires == 86_400.0
+
+    def test_an_expired_key_is_no_problem(self, file: Path) -> None:
+        """It opens nothing; that is all."""
+        content = read(str(written(file, f"keys: [{{id: a, digest: {D1}, role: read, expires: 1999-12-31}}]")), None)
+
+        assert [] == content.problems
+        assert ["a"] == [key.id for key in content.keys]
+
+    def test_as_many_as_there_may_be(self, file: Path) -> None:
+        """The bound itself is allowed, one more is not, and says so once."""
+        keys = [f"  - {{id: k{n}, role: read, digest: {digest_of(str(n)).hex()}}}" for n in range(COUNT_MAX + 1)]
+        count = len(read(str(written(file, "keys:\n" + "\n".join(keys[:-1]))), None).keys)
+
+        assert count == COUNT_MAX
+        assert ["keys has 1025 keys (@2): expected at most 1024"] == problems_of(
+            written(file, "keys:\n" + "\n".join(keys))
+        )
+
+    def test_what_is_written_is_read(self, file: Path) -> None:
+        """Entries are appended to one another, whatever their members look like to YAML."""
+        members = [
+            {"id": "no", "digest": "1" * 64, "role": "read", "tier": "high", "expires": "2027-01-31"},
+            {"id": "-", "digest": D1, "role": "admin"},
+            {"id": "1e5", "digest": D2, "role": "write", "expires": "2027-01-31T00:00:00Z"},
+        ]
+        content = read(str(written(file, "keys:\n" + "".join(map(entry, members)))), None)
+
+        assert [] == content.problems
+        assert [given["id"] for given in members] == [key.id for key in content.keys]
+
+    def test_the_documented_file_is_one(self, file: Path) -> None:
+        """The example of docs/configuration.md can be used as it stands."""
+        example_text = settings_manual.markdown().split("```yaml\n")[1].split("```")[0]
+        content = read(str(written(file, example_text)), None)
+
+        assert [] == content.problems
+        assert [("web", Role.WRITE, "high")] == [key[:3] for key in content.keys]
+
+
+MALFORMED = {
+    "empty": ("", ["security.keys_path is {file}, which holds no key: expected at least one"]),
+    "comments": ("# none\n", ["security.keys_path is {file}, which holds no key: expected at least one"]),
+    "no keys": ("keys:\n", ["security.keys_path is {file}, which holds no key: expected at least one"]),
+    "empty list": ("keys: []\n", ["security.keys_path is {file}, which holds no key: expected at least one"]),
+    "nothing": ("{}", ["security.keys_path is {file}, which holds no key: expected at least one"]),
+    "a list": ("- id: web\n", ["the keys file is a list (@1): expected a section with keys"]),
+    "a text": (f"{D1}\n", ["the keys file is a text (@1): expected a section with keys"]),
+    "a section": (f"keys:\n  web: {D1}\n", ["keys is a section (@2): expected a list of keys"]),
+    "text for keys": (f"keys: {D1}\n", ["keys is a text (@1): expected a list of keys"]),
+    "another section": ("key: []\n", ["key is unknown (@1): expected keys; did you mean keys?"]),
+    "keys twice": (
+        f"keys: [{{id: a, role: read, digest: {D1}}}]\nkeys:\n",
+        ["keys is given twice (@2): expected it once"],
+    ),
+    "a key without members": (
+        "keys: [{}]",
+        [
+            f"keys[0] has no id (@1): expected {ID}",
+            f"keys[0] has no role (@1): expected {ROLE}",
+            f"keys[0] has no digest (@1): expected {DIGEST}",
+        ],
+    ),
+    "a key of another kind": (
+        f"keys: [~, {D1}, [{D1}]]",
+        [
+            "keys[0] is empty (@1): expected a section with id, role, tier, digest, expires",
+            "keys[1] is a text (@1): expected a section with id, role, tier, digest, expires",
+            "keys[2] is a list (@1): expected a section with id, role, tier, digest, expires",
+        ],
+    ),
+    "empty members": (
+        "keys:\n- id:\n  role: ~\n  tier: ''\n  digest: null\n  expires: ' '\n",
+        [
+            f"keys[0].id is empty (@2): expected {ID}",
+            f"keys[0].role is empty (@3): expected {ROLE}",
+            f"keys[0].tier is empty (@4): expected {TIER}",
+            f"keys[0].digest is empty (@5): expected {DIGEST}",
+            f"keys[0].expires is empty (@6): expected {EXPIRES}",
+        ],
+    ),
+    "members of another kind": (
+        f"keys:\n- id: [a]\n  role: {{a: b}}\n  tier: !x high\n  digest: !!binary {D1}\n  expires: !!python/name:a x\n",
+        [
+            f"keys[0].id is a list (@2): expected {ID}",
+            f"keys[0].role is a section (@3): expected {ROLE}",
+            f"keys[0].tier has a YAML tag (@4): expected {TIER}",
+            f"keys[0].digest has a YAML tag (@5): expected {DIGEST}",
+            f"keys[0].expires has a YAML tag (@6): expected {EXPIRES}",
+        ],
+    ),
+    "wrong members": (
+        f"keys:\n- id: web.{D1}\n  role: root\n  tier: fast\n  digest: {D1[:-1]}\n  expires: tomorrow\n",
+        [
+            f"keys[0].id has 68 characters (@2): expected {ID}",
+            f"keys[0].role is root (@3): expected {ROLE}",
+            f"keys[0].tier is fast (@4): expected {TIER}",
+            f"keys[0].digest is no digest (63 characters) (@5): expected {DIGEST}",
+            f"keys[0].expires is tomorrow (@6): expected {EXPIRES}",
+        ],
+    ),
+    "a token for an id": (
+        f"keys: [{{id: web.secret, role: read, digest: {D1}}}]",
+        [f"keys[0].id has '.' in it (@1): expected {ID}"],
+    ),
+    "the id of the environment": (
+        f"keys: [{{id: API_KEY, role: read, digest: {D1}}}]",
+        [f"keys[0].id is API_KEY, which is the key of the environment (@1): expected {ID}"],
+    ),
+    "a digest with other digits": (
+        f"keys: [{{id: a, role: read, digest: g{D1[1:]}}}]",
+        [f"keys[0].digest is no digest (64 characters) (@1): expected {DIGEST}"],
+    ),
+    "digests in the wrong places": (
+        f"keys: [{{id: é, role: {D1}, tier: {D1}, digest: web.secret, expires: {D1}}}]",
+        [
+            f"keys[0].id has '\\xe9' in it (@1): expected {ID}",
+            f"keys[0].role is a text of 64 characters (@1): expected {ROLE}",
+            f"keys[0].tier is a text of 64 characters (@1): expected {TIER}",
+            f"keys[0].digest is no digest (10 characters) (@1): expected {DIGEST}",
+            f"keys[0].expires is a text of 64 characters (@1): expected {EXPIRES}",
+        ],
+    ),
+    "unknown members": (
+        f"keys:\n- id: a\n  role: read\n  digest: {D1}\n  rol: x\n  {D1}: x\n  ? [a]\n  : b\n  <<: {{id: b}}\n",
+        [
+            f"keys[0].rol is unknown (@5): {NAMES}; did you mean role?",
+            f"keys[0].a text of 64 characters is unknown (@6): {NAMES}",
+            f"keys[0] has a list for a name (@7): {NAMES}",
+            f"keys[0].<< is unknown (@9): {NAMES}",
+        ],
+    ),
+    "a member twice": (
+        f"keys:\n- id: a\n  role: read\n  role: admin\n  digest: {D1}\n",
+        ["keys[0].role is given twice (@4): expected it once"],
+    ),
+    "an id twice": (
+        f"keys:\n- {{id: a, role: read, digest: {D1}}}\n- {{id: a, role: read, digest: {D2}}}\n",
+        ["keys[1].id is that of keys[0] (@3): expected one of its own"],
+    ),
+    "a digest twice": (
+        f"keys:\n- {{id: a, role: read, digest: {D1}}}\n- {{id: b, role: read, digest: {D1.upper()}}}\n",
+        ["keys[1].digest is that of keys[0] (@3): expected one of its own"],
+    ),
+    "an alias": (
+        f"keys:\n- &a {{id: a, role: read, digest: {D1}}}\n- *a\n",
+        [
+            "keys[1].id is that of keys[0] (@2): expected one of its own",
+            "keys[1].digest is that of keys[0] (@2): expected one of its own",
+        ],
+    ),
+    "a list in itself": (
+        "keys: &a [*a]\n",
+        ["keys[0] is a list (@1): expected a section with id, role, tier, digest, expires"],
+    ),
+}
+
+
+class TestMalformed:
+    @pytest.mark.parametrize(("text", "expected"), MALFORMED.values(), ids=MALFORMED)
+    def test_every_problem_is_said_with_its_line(self, file: Path, text: str, expected: list[str]) -> None:
+        """All at once, in the order of the file, and none of them shows a digest."""
+        written(file, text)
+
+        assert [
+            sentence.format(file=file) if "{file}" in sentence else sentence for sentence in expected
+        ] == problems_of(file)
+
+    @pytest.mark.parametrize(
+        ("text", "what"),
+        [
+            ("2027-01-31T00:00:00", "is 2027-01-31T00:00:00, which says no offset"),
+            ("2027-02-30", "is 2027-02-30, which no calendar or clock has"),
+            ("2027-01-31T25:00:00Z", "is 2027-01-31T25:00:00Z, which no calendar or clock has"),
+            ("0000-01-01", "is 0000-01-01, which no calendar or clock has"),
+            ("2027-01-31T00:00Z", "is 2027-01-31T00:00Z"),
+            ("20270131", "is 20270131"),
+            ("2027-W05", "is 2027-W05"),
+            ("31.01.2027", "is 31.01.2027"),
+            ("2027-01-31Z", "is 2027-01-31Z"),
+            ("1801353600", "is 1801353600"),
+            ("never", "is never"),
+            ("٢٠٢٧-٠١-٣١", "is ٢٠٢٧-٠١-٣١"),
+        ],
+    )
+    def test_times_that_are_none(self, file: Path, text: str, what: str) -> None:
+        """What RFC 3339 does not have is refused, whatever else it may be."""
+        written(file, f"keys: [{{id: a, role: read, digest: {D1}, expires: {text}}}]")
+
+        assert [f"keys[0].expires {what} (@1): expected {EXPIRES}"] == problems_of(file)
+
+    def test_the_key_of_the_environment_is_not_in_the_file(self, file: Path) -> None:
+        """One token would open two keys."""
+        written(file, f"keys: [{{id: web, role: read, digest: {D1}}}]")
+
+        assert ["keys[0].digest is that of API_KEY (@1): expected one of its own"] == problems_of(file, "web.1")
+        assert read(str(file), "web.2").problems == []
+
+    def test_no_key_of_a_wrong_file_is_lost_without_a_word(self, file: Path) -> None:
+        """The right ones are read on, so that all problems are found in one go."""
+        written(file, f"keys:\n- {{id: a, role: x, digest: {D1}}}\n- {{id: b, role: read, digest: {D2}}}\n- 7\n")
+        content = read(str(file), None)
+
+        assert ["b"] == [key.id for key in content.keys]
+        assert ["keys[0].role", "keys[2]"] == [problem.key for problem in content.problems]
+
+
+class TestFile:
+    def test_a_file_that_is_named_must_exist(self, tmp_path: Path) -> None:
+        """The setting is named, and the reason."""
+        nowhere = tmp_path / "nowhere"
+
+        assert [
+            (
+                f"security.keys_path is {nowhere}, which cannot be read (No such file or directory): "
+                "expected a YAML file of keys"
+            )
+        ] == problems_of(nowhere)
+        assert "cannot be read (Is a directory)" in problems_of(tmp_path)[0]
+
+    def test_a_fifo_is_refused_without_waiting(self, file: Path) -> None:
+        """A reload must not wait for somebody to write."""
+        os.mkfifo(file)
+
+        assert [f"security.keys_path is {file}, which is a FIFO: expected a YAML file of keys"] == problems_of(file)
+
+    @pytest.mark.parametrize(("mode", "refused"), [(0o600, 0), (0o664, 0), (0o444, 0), (0o602, 1), (0o666, 1)])
+    def test_a_file_that_everybody_may_write_to_is_refused(self, file: Path, mode: int, refused: int) -> None:
+        """Everybody could put a key into it. That everybody may read it does no harm."""
+        written(file, f"keys: [{{id: web, role: read, digest: {D1}}}]").chmod(mode)
+        content = read(str(file), None)
+
+        assert [
+            (
+                f"security.keys_path is {file}, which everybody may write to: expected one that others cannot change "
+                "(chmod o-w)"
+            )
+        ] * refused == [problem.sentence for problem in content.problems]
+        assert 1 - refused == len(content.keys)
+
+    def test_a_link_is_judged_by_what_it_leads_to(self, file: Path, tmp_path: Path) -> None:
+        """As Kubernetes mounts secrets; the mode of a link itself means nothing."""
+        written(tmp_path / "data", f"keys: [{{id: web, role: read, digest: {D1}}}]")
+        file.symlink_to(tmp_path / "data")
+
+        assert [] == read(str(file), None).problems
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"\xff\xfe\x00",
+            b"\x00",
+            b"a: 1\n---\nb: 2",
+            b"[" * 5000,
+            b"#" * 2000000,
+            b"keys: &a [*a",
+            f"keys: [{{id: web, digest: {D1}: x\n".encode(),
+            f"keys:\n- digest: '{D1}\n  x: @{D1}".encode(),
+        ],
+        ids=lambda content: repr(content[:16]),
+    )
+    def test_what_is_no_yaml_is_one_line_that_quotes_nothing(self, file: Path, content: bytes) -> None:
+        """The parser's own message would quote the line, and with it the digest."""
+        file.write_bytes(content)
+        [problem] = problems_of(file)
+
+        assert problem.startswith(f"security.keys_path is {file}, which is ")
+        assert D1[:8] not in problem
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.one_of(
+        st.binary(),
+        st.text().map(lambda text: text.encode("utf-8", "surrogatepass")),
+        st.lists(st.dictionaries(st.sampled_from(["id", "role", "digest", "expires", "x"]), st.text())).map(
+            lambda keys: ("keys:\n" + "".join(map(entry, keys))).encode("utf-8", "surrogatepass")
+        ),
+    )
+)
+@example(content=b"keys: [{expires: 9999-12-31T23:59:59-23:59, id: a, role: read, digest: x}]")
+def test_any_bytes_are_keys_or_problems(file: Path, content: bytes) -> None:
+    """Nothing is raised, and every problem is one printable line."""
+    file.write_bytes(content)
+    said = read(str(file), "k")
+
+    assert said.keys or said.problems
+    assert all(problem.sentence.isprintable() for problem in said.problems)
+
+
+def test_the_bound_of_the_file_leaves_room_for_all_keys() -> None:
+    """The largest file that `mlsdm key` can make is below the bound of a document."""
+    largest = {
+        "id": "x" * 64,
+        "digest": "1" * 64,
+        "role": "admin",
+        "tier": "standard",
+        "expires": "2027-01-31T00:00:00Z",
+    }
+
+    assert COUNT_MAX * len(entry(largest)) < yaml_document.SIZE_MAX

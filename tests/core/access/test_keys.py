@@ -1,0 +1,178 @@
+"""Keys: a keyring knows exactly the tokens whose digests it holds, and takes the same pains over every other text."""
+
+import hashlib
+import math
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from core.access import keys
+from core.access.keys import API_KEY_ID, STANDARD, TIERS, Key, Keyring, Role, digest_of
+
+NOW = 1_800_000_000.0
+SECRET = "x" * 43
+
+
+def key_of(token: str, role: Role = Role.READ, tier: str = "high", expires: float = math.inf) -> Key:
+    return Key(token.partition(".")[0], role, tier, digest_of(token), expires)
+
+
+WEB, OPS, OLD = f"web.{SECRET}", f"ops.{SECRET}", f"old.{SECRET}"
+RING = Keyring("api.key", [key_of(WEB), key_of(OPS, Role.ADMIN, "bulk"), key_of(OLD, expires=NOW)])
+
+
+class TestRole:
+    def test_roles_ascend(self) -> None:
+        """Each role may do what those below it may."""
+
+        assert [Role.READ, Role.WRITE, Role.ADMIN] == sorted(Role)
+        assert (1, 2, 3) == tuple(Role)
+
+
+class TestIdentify:
+    def test_a_token_opens_its_own_key(self) -> None:
+        """Id, role and tier are those of the file."""
+        found = [RING.identify(token, NOW) for token in (WEB, OPS)]
+
+        assert [("web", Role.READ, "high"), ("ops", Role.ADMIN, "bulk")] == [key[:3] for key in found if key]
+
+    @pytest.mark.parametrize("token", ["plain", "web.of.the.environment", ".", "web.", "ops", "a b", "é", "=" * 300])
+    def test_the_api_key_may_be_any_text(self, token: str) -> None:
+        """With dots or without, also when what stands before the dot is an id of the file."""
+        ring = Keyring(token, [key_of(WEB), key_of(OPS)])
+        found = ring.identify(token, NOW)
+
+        assert found is not None
+        assert (API_KEY_ID, Role.WRITE, STANDARD, math.inf) == (found.id, found.role, found.tier, found.expires)
+        assert ring.identify(WEB, NOW) == key_of(WEB)
+
+    @pytest.mark.parametrize(
+        "token",
+        [
+            *(
+                "",
+                ".",
+                "web",
+                "web.",
+                f".{SECRET}",
+                SECRET,
+                f"WEB.{SECRET}",
+                f" {WEB}",
+                f"{WEB} ",
+                f"{WEB}.",
+                f"{WEB}\n",
+            ),
+            *(WEB[:-1], f"ops.web.{SECRET}", "api", "api.", "api.ke", "api.key.", "API_KEY", "API_KEY.api.key"),
+            *("\udcff", "web.\ud800", "é", "\x00", digest_of(WEB).hex(), f"web.{digest_of(WEB).hex()}", "x" * 8_000),
+        ],
+    )
+    def test_nothing_else_opens_anything(self, token: str) -> None:
+        """Not a part of a token, not more than a token, not its digest, and nothing raises."""
+        assert RING.identify(token, NOW) is None
+
+    def test_a_key_ends_at_its_very_second(self) -> None:
+        """Until then it opens, from then on it does not; nobody needs to reload anything."""
+        assert RING.identify(OLD, NOW - 1e-6) is not None
+        assert RING.identify(OLD, NOW) is None
+        assert RING.identify(OLD, math.inf) is None
+        assert ["old"] == RING.expired(NOW)
+        assert RING.expired(NOW - 1) == []
+
+    def test_the_digest_is_that_of_the_bytes_sent(self) -> None:
+        """So that sha256sum makes it too."""
+        assert hashlib.sha256(WEB.encode("ascii")).digest() == digest_of(WEB)
+
+    def test_without_keys_nothing_opens_and_the_ring_is_open(self) -> None:
+        """Whether everybody may come in is asked of the ring, and not by showing it a token."""
+        assert Keyring().is_open
+        assert Keyring("").is_open
+        assert Keyring().identify("", NOW) is None
+        assert (0, 1, 4) == (len(Keyring()), len(Keyring("k")), len(RING))
+
+    def test_a_ring_of_expired_keys_is_not_open(self) -> None:
+        """When the last key ends, the service closes."""
+        assert not Keyring(None, [key_of(OLD, expires=0.0)]).is_open
+
+    @pytest.mark.parametrize("wrong", [[key_of(WEB), key_of("web.y")], [key_of("API_KEY.x")]])
+    def test_ids_tell_keys_apart(self, wrong: list[Key]) -> None:
+        """One id twice, or that of API_KEY, is a programmer's error: the file has been checked."""
+        with pytest.raises(AssertionError):
+            Keyring("k", wrong)
+
+
+class TestPains:
+    @pytest.mark.parametrize("ring", [Keyring(), Keyring("k"), Keyring(None, [key_of(WEB)]), RING], ids=len)
+    @pytest.mark.parametrize(
+        "token", [WEB, OLD, "api.key", "web.wrong", "nobody.wrong", "", ".", "é.", "\ud800", "no-dot", "." * 8_000]
+    )
+    def test_every_token_costs_one_hash_and_two_comparisons(
+        self, monkeypatch: pytest.MonkeyPatch, ring: Keyring, token: str
+    ) -> None:
+        """Known, expired, unknown or malformed: counted, because a clock would depend on the machine."""
+        calls: list[str] = []
+
+        def counted(name: str) -> None:
+            function = getattr(keys, name)
+
+            def call(*arguments: Any) -> Any:
+                calls.append(name if name == "sha256" else f"{name} {[len(argument) for argument in arguments]}")
+                return function(*arguments)
+
+            monkeypatch.setattr(keys, name, call)
+
+        counted("sha256")
+        counted("compare_digest")
+        ring.identify(token, NOW)
+
+        assert ["sha256", "compare_digest [32, 32]", "compare_digest [32, 32]"] == calls
+
+
+class TestSecrecy:
+    def test_nothing_is_shown(self) -> None:
+        """Neither repr, str nor format of a key or a ring holds a digest or a token."""
+        key = key_of(WEB)
+        shown = f"{key!r} {key!s} {key} {RING!r} {RING!s} {RING} {[key]} {(RING,)}"
+
+        for secret in (repr(key.digest), key.digest.hex(), SECRET, "api.key"):
+            assert secret not in shown
+        assert repr(key) == "Key(id='web', role=READ, tier='high', expires=inf)"
+        assert repr(RING) == "Keyring(4 keys)"
+
+    def test_rings_are_compared_by_their_keys(self) -> None:
+        """A reload can tell whether anything has changed."""
+        assert Keyring("k", [key_of(WEB)]) == Keyring("k", [key_of(WEB)])
+        assert hash(Keyring("k", [key_of(WEB)])) == hash(Keyring("k", [key_of(WEB)]))
+        for other in (Keyring(), Keyring("k"), Keyring("l", [key_of(WEB)]), Keyring("k", [key_of(WEB, Role.ADMIN)]), 1):
+            assert Keyring("k", [key_of(WEB)]) != other
+
+
+TOKENS = st.one_of(
+    st.text(alphabet="ab.é\ud800", max_size=5),
+    st.builds("{}.{}".format, st.sampled_from(["a", "b", "c"]), st.text(alphabet="ab.", max_size=3)),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@example(known=["a.é"], api_key="?", tried=["a.?", "a.\ud800", "é", "\ud800"])
+@given(known=st.lists(TOKENS, max_size=6), api_key=st.none() | TOKENS, tried=st.lists(TOKENS, max_size=6))
+def test_exactly_the_tokens_whose_digests_are_there_are_known(
+    known: list[str], api_key: str | None, tried: list[str]
+) -> None:
+    """For any ring and any text, near misses included."""
+    named = {token.partition(".")[0]: token for token in known if "." in token and token != api_key}
+    ring = Keyring(api_key, [key_of(token) for token in named.values()])
+    opened = {*named.values(), *([api_key] if api_key else [])}
+
+    for token in [*tried, *known, *opened]:
+        found = ring.identify(token, NOW)
+        assert (token in opened) == (found is not None)
+        if found is not None:
+            assert digest_of(token) == found.digest
+
+
+def test_the_tiers_are_named_once() -> None:
+    """The tier of API_KEY, and of keys that name none, is among them."""
+    assert ("standard", "high", "bulk") == TIERS
+    assert STANDARD in TIERS

@@ -1,0 +1,185 @@
+"""Control groups, in trees as the kernel lays them out: v2, v1, and both; nested, unlimited, and malformed."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from core.machine.cgroup import Cgroup
+
+UNLIMITED_V1 = "9223372036854771712\n"
+CORES = len(os.sched_getaffinity(0))
+
+
+def limit_of(cgroup: Cgroup) -> int | None:
+    """The limit with the least room below it."""
+    room = cgroup.memory_room()
+    return None if room is None else room.limit
+
+
+def tree(root: Path, files: dict[str, str]) -> Path:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return root
+
+
+def v2(root: Path, path: str = "/", **levels: dict[str, str]) -> Path:
+    """Lay out a v2 tree: `levels` are files by level, "_" for "/" in the level's name, `top` for the mount's root."""
+    files = {"proc/self/cgroup": f"0::{path}\n", "sys/fs/cgroup/cgroup.controllers": "cpu memory\n"}
+    for level, contents in levels.items():
+        directory = "" if level == "top" else level.replace("_", "/") + "/"
+        files |= {f"sys/fs/cgroup/{directory}{name.replace('_', '.')}": text for name, text in contents.items()}
+    return tree(root, files)
+
+
+class TestMemory:
+    def test_v2_limit_and_working_set(self, tmp_path: Path) -> None:
+        """What is used is current less the file cache that can be dropped."""
+        files = {"memory_max": "1000\n", "memory_current": "700\n", "memory_stat": "anon 1\ninactive_file 200\n"}
+        cgroup = Cgroup(v2(tmp_path, top=files))
+
+        assert limit_of(cgroup) == 1000
+        assert cgroup.memory_room() == (1000, 500)
+
+    def test_the_fullest_level_holds(self, tmp_path: Path) -> None:
+        """The fullest level binds, not the smallest limit; siblings do not."""
+        root = v2(
+            tmp_path,
+            path="/pod/app",
+            pod={"memory_max": "2000", "memory_current": "1950"},
+            pod_app={"memory_max": "1000", "memory_current": "100"},
+            pod_sidecar={"memory_max": "1", "memory_current": "1"},
+        )
+
+        assert Cgroup(root).memory_room() == (2000, 1950)
+
+    def test_a_parents_limit_binds_a_group_without(self, tmp_path: Path) -> None:
+        """Unlimited below, limited above."""
+        root = v2(tmp_path, path="/a/b", a={"memory_max": "5"}, a_b={"memory_max": "max\n"})
+
+        assert limit_of(Cgroup(root)) == 5
+
+    def test_v1(self, tmp_path: Path) -> None:
+        """The old names, with the host's path of a group of which only the mount's root is visible."""
+        root = tree(
+            tmp_path,
+            {
+                "proc/self/cgroup": "9:name=systemd:/\n4:memory:/docker/abc\n1:cpu,cpuacct:/docker/abc\n0::/\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "1000\n",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": "900\n",
+                "sys/fs/cgroup/memory/memory.stat": "inactive_file 1\ntotal_inactive_file 300\n",
+                "sys/fs/cgroup/unified/cgroup.controllers": "",
+            },
+        )
+
+        assert Cgroup(root).memory_room() == (1000, 600)
+
+    @pytest.mark.parametrize("limit", [UNLIMITED_V1, "", "x"])
+    def test_v1_unlimited(self, tmp_path: Path, limit: str) -> None:
+        """The largest number means none, and so does what is no number."""
+        files = {"proc/self/cgroup": "4:memory:/\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": limit}
+
+        assert limit_of(Cgroup(tree(tmp_path, files))) is None
+        assert Cgroup(tmp_path).memory_room() is None
+
+    def test_used_is_never_negative(self, tmp_path: Path) -> None:
+        """The counters are read one after the other and need not agree; a group over its limit has no room."""
+        under = {"memory_max": "10", "memory_current": "5", "memory_stat": "inactive_file 7"}
+        over = {"memory_max": "10", "memory_current": "12"}
+        rooms = [Cgroup(v2(tmp_path / name, top=files)).memory_room() for name, files in (("a", under), ("b", over))]
+
+        assert [room and room.available for room in rooms] == [10, 0]
+
+
+class TestCpu:
+    @pytest.mark.parametrize(
+        ("content", "quota"),
+        [
+            ("max 100000\n", None),
+            ("150000 100000\n", 1.5),
+            ("50000 100000\n", 0.5),
+            ("100000\n", None),
+            ("1 0\n", None),
+            ("", None),
+        ],
+    )
+    def test_v2_quota(self, tmp_path: Path, content: str, quota: float | None) -> None:
+        """Quota over period, in cores."""
+        assert quota == Cgroup(v2(tmp_path, top={"cpu_max": content})).cpu_quota()
+
+    def test_the_tightest_quota_holds(self, tmp_path: Path) -> None:
+        """Whichever level it is on."""
+        root = v2(tmp_path, path="/a/b", a={"cpu_max": "50000 100000"}, a_b={"cpu_max": "400000 100000"})
+
+        assert Cgroup(root).cpu_quota() == 0.5
+
+    @pytest.mark.parametrize(("quota", "expected"), [("-1", None), ("25000", 0.25)])
+    def test_v1_quota(self, tmp_path: Path, quota: str, expected: float | None) -> None:
+        """-1 is none; the controllers share a mount whose name is both of theirs."""
+        root = tree(
+            tmp_path,
+            {
+                "proc/self/cgroup": "1:cpu,cpuacct:/\n",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": quota,
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000",
+                "sys/fs/cgroup/cpu,cpuacct/cpuacct.usage": "123",
+            },
+        )
+
+        assert expected == Cgroup(root).cpu_quota()
+        assert Cgroup(root).cpu_used_ns() == 123
+
+    @pytest.mark.parametrize(
+        ("content", "cores"),
+        [("max 100000", CORES), ("10000 100000", 1), ("100001 100000", min(2, CORES)), ("6400000 100000", CORES)],
+    )
+    def test_cores_are_rounded_up(self, tmp_path: Path, content: str, cores: int) -> None:
+        """At least one, at most those that the process may run on."""
+        assert cores == Cgroup(v2(tmp_path, top={"cpu_max": content})).cores()
+
+    def test_use_is_counted_where_the_quota_is(self, tmp_path: Path) -> None:
+        """The group with the tightest quota, whose other members spend from it too; else the process's own."""
+        usage = {"cpu_stat": "usage_usec 7\n"}
+        limited = v2(
+            tmp_path / "a", "/a/b", a={"cpu_max": "1 1", "cpu_stat": "nr 1\nusage_usec 9\nuser_usec 8"}, a_b=usage
+        )
+        unlimited = v2(tmp_path / "b", "/a/b", a={"cpu_stat": "usage_usec 9"}, a_b=usage)
+
+        assert [Cgroup(root).cpu_used_ns() for root in (limited, unlimited)] == [9_000, 7_000]
+
+    def test_v1_controllers_mounted_apart(self, tmp_path: Path) -> None:
+        """CPU time is accounted by another controller than the one that limits it."""
+        root = tree(
+            tmp_path,
+            {
+                "proc/self/cgroup": "2:cpuacct:/x\n1:cpu:/x\n",
+                "sys/fs/cgroup/cpu/x/cpu.cfs_quota_us": "-1",
+                "sys/fs/cgroup/cpuacct/cpuacct.usage": "5",
+            },
+        )
+
+        assert Cgroup(root).cpu_used_ns() == 5
+
+
+class TestAbsence:
+    def test_no_control_groups(self, tmp_path: Path) -> None:
+        """Without them nothing is limited and nothing accounted."""
+        cgroup = Cgroup(tmp_path)
+
+        limits = (limit_of(cgroup), cgroup.memory_room(), cgroup.cpu_quota(), cgroup.cpu_used_ns())
+        assert limits == (None, None, None, None)
+        assert cgroup.cores() == CORES
+
+    @pytest.mark.parametrize("path", ["/../../x", "", "/gone/away"])
+    def test_paths_that_lead_nowhere(self, tmp_path: Path, path: str) -> None:
+        """A path outside the namespace, or of a group that is gone, leaves the mount's root."""
+        assert limit_of(Cgroup(v2(tmp_path, path, top={"memory_max": "9"}))) == 9
+
+    def test_the_real_one(self) -> None:
+        """On whatever this test runs, the answers are plausible."""
+        cgroup = Cgroup(Path("/"))
+
+        assert 1 <= cgroup.cores() <= CORES
+        assert (limit_of(cgroup) or 1) > 0

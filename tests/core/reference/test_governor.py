@@ -1,0 +1,108 @@
+"""The governor, as the specification states it."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.reference.governor import Governor, GovernorSettings
+
+DEFAULT = GovernorSettings()
+
+
+def after(morals: list[float], settings: GovernorSettings = DEFAULT) -> Governor:
+    """Return the state after some events."""
+    governor = Governor.initial(settings)
+    for moral in morals:
+        _, governor = governor.decide(moral, settings)
+    return governor
+
+
+class TestDecide:
+    def test_starts_in_the_middle(self) -> None:
+        """θ is 0.50 and the mean 0.5."""
+        assert Governor(0.5, 0.5) == Governor.initial(DEFAULT)
+
+    @pytest.mark.parametrize(
+        ("moral", "theta", "accepted"),
+        [
+            (0.5, 0.5, True),  # inclusive
+            (math.nextafter(0.5, 0), 0.5, False),
+            (0.9, 0.9, True),
+            (math.nextafter(0.9, 0), 0.9, False),
+            (0.3, 0.3, True),
+            (math.nextafter(0.3, 0), 0.3, False),
+            (0.9, 2.0, True),  # from the maximum on whatever θ says
+            (0.2999, 0.0, False),  # below the minimum whatever θ says
+            (0.0, 0.5, False),
+            (1.0, 0.9, True),
+        ],
+    )
+    def test_bounds(self, moral: float, theta: float, accepted: bool) -> None:
+        """Accepted iff m ≥ 0.90, or m ≥ 0.30 and m ≥ θ."""
+        assert accepted == Governor(theta).decide(moral, DEFAULT)[0]
+
+    def test_first_events(self) -> None:
+        """Worked by hand. 0.55 − 0.5 is 0.05000000000000004 in IEEE doubles: the first acceptance already moves θ."""
+        assert Governor(0.55, 0.55) == after([1.0])
+        assert pytest.approx(Governor(0.6, 0.595), rel=1e-12) == after([1.0] * 2)
+        assert pytest.approx(Governor(0.6, 0.5355), rel=1e-12) == after([1.0] * 2 + [0.0])
+        assert pytest.approx(Governor(0.6, 0.48195), rel=1e-12) == after([1.0] * 2 + [0.0] * 2)
+        assert pytest.approx(Governor(0.55, 0.433755), rel=1e-12) == after([1.0] * 2 + [0.0] * 3)
+
+    def test_the_band_is_strict(self) -> None:
+        """Exactly on the edge of the dead band, θ rests."""
+        settings = DEFAULT._replace(dead_band=0.25, ema_alpha=0.5)
+
+        assert 0.5 == after([1.0], settings).theta  # ema 0.75
+        assert 0.5 == after([0.0], settings).theta  # ema 0.25
+        assert 0.55 == after([1.0, 1.0], settings).theta  # ema 0.875
+
+    def test_no_noise_accumulates(self) -> None:
+        """Up to 0.9 and down to 0.3, θ takes the values that a person would write."""
+        governor, thetas = Governor.initial(DEFAULT), []
+        for moral in [1.0] * 20 + [0.0] * 40:
+            _, governor = governor.decide(moral, DEFAULT)
+            thetas.append(governor.theta)
+
+        assert {round(0.05 * step, 2) for step in range(6, 19)} == set(thetas)
+
+    def test_a_steady_stream_is_halved(self) -> None:
+        """Of many equal events in the middle of the range, about half is accepted: that is what it aims at."""
+        governor, accepted = Governor.initial(DEFAULT), 0
+        for _ in range(2000):
+            verdict, governor = governor.decide(0.6, DEFAULT)
+            accepted += verdict
+
+        assert 800 <= accepted <= 1200
+
+    @given(
+        st.lists(st.floats(0, 1), max_size=60),
+        st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)).map(sorted),
+        st.floats(0, 1),
+    )
+    def test_stays_within_its_bounds(self, morals: list[float], bounds: list[float], step: float) -> None:
+        """Whatever comes, θ is within its bounds (to the twelfth decimal it is rounded to), the mean within [0, 1]."""
+        low, start, high = bounds
+        governor = after(morals, GovernorSettings(start, low, high, adaptation_rate=step))
+
+        assert low - 1e-12 <= governor.theta <= high + 1e-12
+        assert 0 <= governor.ema <= 1
+
+    @given(st.floats(0, 1), st.floats(0.3, 0.9), st.floats(0, 1))
+    def test_a_higher_value_is_never_worse_off(self, moral: float, theta: float, more: float) -> None:
+        """If m is accepted, so is any greater m."""
+        accepted, _ = Governor(theta).decide(moral, DEFAULT)
+
+        assert not accepted or Governor(theta).decide(max(moral, more), DEFAULT)[0]
+
+
+class TestReconfigured:
+    def test_brings_the_threshold_inside(self) -> None:
+        """New bounds move θ only as far as they must; the mean stays."""
+        tight = DEFAULT._replace(min_threshold=0.6, max_threshold=0.7)
+
+        assert Governor(0.6, 0.42) == Governor(0.5, 0.42).reconfigured(tight)
+        assert Governor(0.7, 0.42) == Governor(0.9, 0.42).reconfigured(tight)
+        assert Governor(0.65, 0.42) == Governor(0.65, 0.42).reconfigured(tight)

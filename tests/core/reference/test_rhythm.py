@@ -1,0 +1,58 @@
+"""The wake/sleep rhythm, as the specification states it."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.reference.rhythm import PHASE_VALUES, SLEEP, WAKE, Rhythm, RhythmSettings, tags_within
+
+DEFAULT = RhythmSettings()
+
+
+def phases(settings: RhythmSettings, steps: int) -> list[int]:
+    """Return the phases before each of so many steps."""
+    rhythm, seen = Rhythm.initial(settings), []
+    for _ in range(steps):
+        seen.append(rhythm.phase)
+        rhythm = rhythm.stepped(settings)
+    return seen
+
+
+class TestStepped:
+    def test_eight_awake_and_three_asleep(self) -> None:
+        """It starts awake, and its period is 11."""
+        assert ([WAKE] * 8 + [SLEEP] * 3) * 3 == phases(DEFAULT, 33)
+
+    @given(st.integers(1, 20), st.integers(1, 20))
+    def test_any_durations(self, wake: int, sleep: int) -> None:
+        """Each phase lasts as long as it was told, for ever."""
+        assert ([WAKE] * wake + [SLEEP] * sleep) * 3 == phases(RhythmSettings(wake, sleep), 3 * (wake + sleep))
+
+    def test_counts_every_step(self) -> None:
+        """Steps are counted in all, and a reset does not set them back."""
+        rhythm = Rhythm.initial(DEFAULT)
+        for _ in range(10):
+            rhythm = rhythm.stepped(DEFAULT)
+
+        assert (SLEEP, 1, 10) == rhythm
+        assert (WAKE, 8, 10) == rhythm.reset(DEFAULT)
+
+    def test_a_shorter_phase_takes_effect_at_once(self) -> None:
+        """No longer in this phase than the new duration allows; never longer than was left."""
+        assert (WAKE, 3, 0) == Rhythm.initial(DEFAULT).reconfigured(RhythmSettings(3, 3))
+        assert (WAKE, 8, 0) == Rhythm.initial(DEFAULT).reconfigured(RhythmSettings(80, 3))
+
+    def test_consolidates_asleep_only(self) -> None:
+        """And only when it is configured to."""
+        asleep = Rhythm(SLEEP, 3)
+
+        assert asleep.consolidates(DEFAULT)
+        assert not asleep.consolidates(DEFAULT._replace(consolidation=False))
+        assert not Rhythm.initial(DEFAULT).consolidates(DEFAULT)
+
+
+class TestTags:
+    def test_within(self) -> None:
+        """0.1 and 0.9 are 0.8 apart, and the tolerance is inclusive."""
+        assert (0.1, 0.9) == PHASE_VALUES
+        assert [1 << WAKE, 1 << WAKE, 3, 3] == [tags_within(WAKE, tolerance) for tolerance in (0.0, 0.79, 0.8, 1.0)]
+        assert [1 << SLEEP, 1 << SLEEP, 3, 3] == [tags_within(SLEEP, tolerance) for tolerance in (0.0, 0.79, 0.8, 1.0)]

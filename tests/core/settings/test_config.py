@@ -1,0 +1,119 @@
+"""The tree of settings: its defaults, what each leaf takes, and what follows from the values."""
+
+import math
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from core.access.keys import TIERS
+from core.settings import config
+from core.settings.config import SETTINGS, Config, contradictions, values_of
+from core.settings.setting import Setting
+from core.startup import load
+
+
+class TestLeaves:
+    def test_prescribed_values(self) -> None:
+        """The values that the service's semantics prescribe are the defaults."""
+        values = values_of(Config())
+
+        assert tuple(values[key] for key in ("dimension", "capacity", "payload_size_max", "log_capacity")) == (
+            384,
+            20_000,
+            1024,
+            65_536,
+        )
+        assert msgspec.structs.astuple(Config().moral_filter) == (0.5, 0.3, 0.9, 0.05, 0.1, 0.05)
+        assert msgspec.structs.astuple(Config().multi_level_memory) == (0.5, 0.1, 0.01, 1.2, 2.5, 0.45, 0.3, "norm")
+        assert msgspec.structs.astuple(Config().cognitive_rhythm) == (8, 3, True, "time", 1.0)
+
+    @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
+    def test_every_setting_says_what_it_is(self, setting: Setting) -> None:
+        """Each leaf has a meaning that is a sentence, a unit, a bounded range, and a default within it."""
+
+        assert setting.description.endswith(".")
+        assert setting.unit
+        assert "None" not in setting.range
+        assert setting.default == setting.admit(setting.default)
+
+    @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
+    def test_numbers_refuse_what_is_no_number(self, setting: Setting) -> None:
+        """NaN and the infinities are in no range, true is no number and 1.0 no whole number."""
+        wrong: list[object] = [math.nan, math.inf, -math.inf, None, [], {}]
+        wrong += [True, False, "1"] if setting.type in (int, float) else [1, 1.0]
+        wrong += [float(setting.default)] if setting.type is int else []
+
+        for value in wrong:
+            with pytest.raises(ValueError):  # noqa: PT011  the message is msgspec's
+                setting.admit(value)
+
+    def test_a_config_does_not_change(self) -> None:
+        """The tree is frozen at every depth."""
+        loaded = load(None, {}).config
+
+        with pytest.raises(AttributeError):
+            loaded.capacity = 1  # type: ignore[misc]  # the assignment is the test
+        with pytest.raises(AttributeError):
+            loaded.server.port = 1  # type: ignore[misc]  # the assignment is the test
+
+
+class TestTiers:
+    def test_tiers_are_those_that_keys_may_name(self) -> None:
+        """`standard` is the pair that stood there before there were others."""
+        assert list(TIERS) == list(config.tiers(Config()))
+        assert {"standard": (5.0, 10), "high": (100.0, 200), "bulk": (10_000.0, 20_000)} == config.tiers(Config())
+
+    def test_tiers_are_configured(self) -> None:
+        """Each by its own pair of settings."""
+        changed = load(
+            None,
+            {
+                "MLSDM_SECURITY__RATE_LIMITING__REQUESTS_PER_SECOND": "1",
+                "MLSDM_SECURITY__RATE_LIMITING__TIERS__HIGH__BURST_CAPACITY": "2",
+                "MLSDM_SECURITY__RATE_LIMITING__TIERS__BULK__REQUESTS_PER_SECOND": "0.5",
+            },
+        ).config
+
+        assert {"standard": (1.0, 10), "high": (100.0, 2), "bulk": (0.5, 20_000)} == config.tiers(changed)
+
+
+class TestDerived:
+    def test_effective_is_the_whole_tree(self) -> None:
+        """What is logged converts back to the configuration."""
+        effective = config.effective(Config())
+
+        assert effective["security"]["rate_limiting"]["burst_capacity"] == 10
+        assert Config() == msgspec.convert(effective, Config)
+
+    def test_worker_count(self, tmp_path: Path) -> None:
+        """A number is taken as it is; 0 is what the container has, at least one."""
+        (tmp_path / "proc/self").mkdir(parents=True)
+        (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+        (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+        (tmp_path / "sys/fs/cgroup/cgroup.controllers").write_text("cpu\n")
+        (tmp_path / "sys/fs/cgroup/cpu.max").write_text("30000 100000\n")
+        three = msgspec.convert({"server": {"workers": 3}}, Config)
+
+        assert config.worker_count(three) == 3
+        assert config.worker_count(Config(), tmp_path) == 1
+        assert 1 <= config.worker_count(Config()) <= config.WORKERS_MAX
+
+
+class TestContradictions:
+    def test_what_is_wrong_names_both(self) -> None:
+        """The first of the settings is to blame, and the sentence has all of them."""
+        values = values_of(Config()) | {"resources.drain_period": 30.0}
+        [problem] = contradictions(values)
+
+        assert problem.key == "resources.drain_period"
+        assert problem.sentence.startswith(
+            "resources.drain_period is 30.0, resources.shutdown_timeout is 30: expected "
+        )
+
+    def test_what_was_refused_is_not_judged(self) -> None:
+        """Nor is anything wrong with the defaults."""
+        values = values_of(Config()) | {"resources.drain_period": 30.0}
+
+        assert contradictions(values, {"resources.shutdown_timeout"}) == []
+        assert contradictions(values_of(Config())) == []

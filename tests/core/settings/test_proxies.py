@@ -1,0 +1,91 @@
+"""Trusted proxies: what is a list of them, and what is not."""
+
+from ipaddress import ip_network
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.settings.config import SETTINGS, Config, trusted_proxies
+from core.settings.proxies import networks
+from core.settings.setting import Unfit
+from core.startup import ConfigurationError, load
+
+NEITHER = "which is neither an address nor a network"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        (" ", []),
+        ("127.0.0.1", ["127.0.0.1/32"]),
+        ("10.0.0.0/8, 192.168.0.0/16,::1 , fd00::/8", ["10.0.0.0/8", "192.168.0.0/16", "::1/128", "fd00::/8"]),
+        ("10.0.0.0/255.0.0.0", ["10.0.0.0/8"]),
+        ("0.0.0.0/0,::/0", ["0.0.0.0/0", "::/0"]),
+        ("::ffff:10.0.0.1", ["::ffff:10.0.0.1/128"]),
+    ],
+)
+def test_addresses_and_networks(text: str, expected: list[str]) -> None:
+    """Of both families, separated by commas with or without blanks; an address is a network of one."""
+    assert [ip_network(network) for network in expected] == list(networks(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("proxy.example.org", f"has proxy.example.org, {NEITHER}"),
+        ("10.0.0.300", f"has 10.0.0.300, {NEITHER}"),
+        ("010.0.0.1", f"has 010.0.0.1, {NEITHER}"),
+        ("10.0.0.0/33", f"has 10.0.0.0/33, {NEITHER}"),
+        ("10.0.0.1:80", f"has 10.0.0.1:80, {NEITHER}"),
+        ("[::1]", f"has [::1], {NEITHER}"),
+        ("fe80::1%eth0", f"has fe80::1%eth0, {NEITHER}"),
+        ("*", f"has *, {NEITHER}"),
+        ("10.0.0.1 10.0.0.2", f"has '10.0.0.1 10.0.0.2', {NEITHER}"),
+        ("10.0.0.0/8,", "has an empty item"),
+        ("10.0.0.1/8", "has 10.0.0.1/8, whose address has bits beyond its length (perhaps 10.0.0.0/8)"),
+        ("a,::1,b\x00", f"has a, {NEITHER}; 'b\\x00', {NEITHER}"),
+    ],
+)
+def test_what_is_neither_is_named(text: str, what: str) -> None:
+    """Each item that is wrong, and what is wrong with it."""
+    with pytest.raises(Unfit) as refusal:
+        networks(text)
+
+    assert what == str(refusal.value)
+
+
+def test_the_refusal_names_the_setting_and_the_item() -> None:
+    """As that of every setting does; the bad item is not lost in a long list."""
+    good = ",".join(f"10.{n}.0.0/16" for n in range(100))
+    with pytest.raises(ConfigurationError) as refusal:
+        load(None, {"MLSDM_SERVER__TRUSTED_PROXIES": f"{good},10.256.0.0/16"})
+
+    assert str(refusal.value) == (
+        f"server.trusted_proxies has 10.256.0.0/16, {NEITHER} (MLSDM_SERVER__TRUSTED_PROXIES): "
+        "expected addresses and networks such as 10.0.0.0/8, separated by commas (unit: networks)"
+    )
+
+
+def test_nobody_is_trusted_unless_listed() -> None:
+    """The default believes no forwarding header."""
+    assert trusted_proxies(Config()) == ()
+    assert SETTINGS["server.trusted_proxies"].default == ""
+
+
+ADDRESSES = st.ip_addresses()
+
+
+@settings(max_examples=200, deadline=None)
+@given(listed=st.lists(ADDRESSES, max_size=5), length=st.integers(0, 32), other=ADDRESSES)
+def test_exactly_the_members_are_trusted(listed: list[object], length: int, other: object) -> None:
+    """Whatever is listed, as addresses and as networks around them."""
+    spelled = [str(address) for address in listed]
+    spelled += [str(ip_network(f"{address}/{length}", strict=False)) for address in listed]
+    config = load(None, {"MLSDM_SERVER__TRUSTED_PROXIES": ",".join(spelled)} if spelled else {}).config
+    trusted = trusted_proxies(config)
+
+    for address in listed:
+        assert any(address in network for network in trusted)
+    assert any(other in ip_network(text) for text in spelled) == any(other in network for network in trusted)
