@@ -37,6 +37,7 @@ COPY pyproject.toml setup.py README.md LICENSE ./
 COPY shm shm
 COPY core core
 COPY app app
+COPY modules modules
 COPY mlsdm mlsdm
 # What builds is not wanted any more once it has built.
 RUN /opt/mlsdm/bin/python -m pip install -q --no-cache-dir --disable-pip-version-check \

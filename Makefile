@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 PEERS := loadtests/peers/asgi loadtests/peers/plain loadtests/peers/chroma
 STEPS ?= 200000# of a simulation
 TESTS ?= 4# side by side: half of the time of a test is spent waiting
-NATIVE := $(wildcard shm/native/* app/native/*) shm/layout.py shm/build.py app/build.py setup.py pyproject.toml
-C_FILES := $(wildcard shm/native/*.[ch] app/native/*.[ch] loadtests/*/*.c)
+NATIVE := $(wildcard shm/native/* app/api/codec/native/*) shm/layout.py shm/build.py app/api/codec/build.py setup.py pyproject.toml
+C_FILES := $(wildcard shm/native/*.[ch] app/api/codec/native/*.[ch] loadtests/*/*.c)
 
 .DEFAULT_GOAL := help
 .PHONY: help run install test lint types format check ci lock manual bench faults load soak image peers runbook clean
@@ -71,7 +71,7 @@ lock: $(VENV)/tested ## resolve dependencies anew; commit the result
 	$(BIN)/uv pip compile -q pyproject.toml --group build --group dev --extra plot --extra otel --universal --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements-dev.lock
 
 clean: ## remove everything that was built
-	rm -rf $(VENV) build *.egg-info shm/_native.c app/_reader.c */_native*.so */_reader*.so
+	rm -rf $(VENV) build *.egg-info shm/_native.c app/api/codec/_json_reader.c shm/_native*.so app/api/codec/_json_reader*.so
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mlsdm needs Python 3.11 or newer: set PYTHON=/path/to/it" >&2; exit 1; }

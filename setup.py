@@ -2,4 +2,4 @@
 
 from setuptools import setup
 
-setup(cffi_modules=["shm/build.py:ffibuilder", "app/build.py:ffibuilder"])
+setup(cffi_modules=["shm/build.py:ffibuilder", "app/api/codec/build.py:ffibuilder"])

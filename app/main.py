@@ -15,22 +15,23 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 import falcon
 from falcon.routing import DefaultRouter
 
-from app import tracing
-from app.answers import Answers, OnWritten
-from app.audit import Audit
-from app.auth import Gate, is_loopback
-from app.context import Context
-from app.decisions import DecisionsResource
-from app.events import BatchResource, EventResource
-from app.extent import refuse_larger
-from app.governor import CommandResource, GovernorResource
-from app.health import DetailedResource, LivenessResource, ReadinessResource
-from app.lane import RAISED, Entrance, Lane
-from app.latency import Latency
-from app.manual.docs import DocsResource
-from app.manual.openapi import OpenApiResource
-from app.memories import MemoryResource
-from app.metrics import (
+from app.api.access.audit_log import Audit
+from app.api.access.gate import Gate, is_loopback
+from app.api.access.quotas import Quotas, give_back
+from app.api.codec.body_sizes import refuse_larger
+from app.api.context import Context
+from app.api.fast_path import RAISED, Entrance, Lane
+from app.api.operation import Resource, check
+from app.api.problem import Problem, on_store_error, serialise
+from app.httpd.worker_state import IN_PIECES, INLINE, POOL
+from app.processes.connection_counts import RowOccupancy
+from app.processes.lock_backoff import Patience
+from app.routes.decisions import DecisionsResource
+from app.routes.events import BatchResource, EventResource
+from app.routes.governor import CommandResource, GovernorResource
+from app.routes.health import DetailedResource, LivenessResource, ReadinessResource
+from app.routes.memories import MemoryResource
+from app.routes.metrics import (
     MetricsResource,
     event_latency,
     metrics_of,
@@ -39,18 +40,17 @@ from app.metrics import (
     request_counter,
     worker_counter,
 )
-from app.occupancy import RowOccupancy
-from app.operation import Resource, check
-from app.patience import Patience
-from app.problem import Problem, on_store_error, serialise
-from app.quota import Quotas, give_back
-from app.recall import RecallResource
+from app.routes.recall import RecallResource
+from app.routes.state import StateResource
 from app.server import server
-from app.service import IN_PIECES, INLINE, POOL
-from app.state import StateResource
+from app.telemetry import tracing_setup
+from app.telemetry.answer_counts import Answers, OnWritten
+from app.telemetry.latency_histogram import Latency
 from core.controller.controller import boot_clock
 from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
 from core.settings.config import tiers, trusted_proxies
+from modules.openapi.document import OpenApiResource
+from modules.openapi.page import DocsResource
 from shm import process
 from shm.errors import Busy, StoreError
 from shm.layout import NO_ROW
@@ -144,7 +144,7 @@ class Application:
         self._routes = routes(context, self._audit)
         self._patience = Patience(block, worker.loop)
         self.serve = Lane(self._routes, self._gate, self._routed())
-        self._spans = tracing.begin(loaded.config, block.boot_id, "worker")
+        self._spans = tracing_setup.begin(loaded.config, block.boot_id, "worker")
         if self._spans is not None:
             self.serve = self._spans.around(self.serve)
         self.on_beat()
@@ -249,7 +249,7 @@ def _bare(path: str) -> str:
 
 
 def _reraise(_request: falcon.Request, _response: falcon.Response, error: Exception, _params: Any) -> NoReturn:
-    """Leave what nobody expected to app/exchange.py, which logs it with its request and answers 500."""
+    """Leave what nobody expected to app/httpd/wsgi_call.py, which logs it with its request and answers 500."""
     raise error
 
 

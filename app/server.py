@@ -6,9 +6,10 @@ the arbiter would end it, and with it every memory. So a reload loads and checks
 wrong, says all of it in one ERROR and changes nothing.
 
 Four methods of Gunicorn's arbiter are wrapped in `when_ready`, because it has no hooks there: reaping and murdering
-also look after the controller (app/supervisor.py), spawning closes a window in which a signal is lost, stopping gives
-notice; app/arbiter.py has more, where it would end with an exception of its own. The block outlives them all; a new
-arbiter (USR2) is handed its descriptor through the environment that Gunicorn passes on, and adopts it.
+also look after the controller (app/processes/supervisor.py), spawning closes a window in which a signal is lost,
+stopping gives notice; app/processes/gunicorn_patches.py has more, where it would end with an exception of its own. The
+block outlives them all; a new arbiter (USR2) is handed its descriptor through the environment that Gunicorn passes on,
+and adopts it.
 """
 
 import errno
@@ -31,10 +32,11 @@ from typing import Any, Final
 
 import psutil
 
-from app import descriptors, logs, tracing
-from app.arbiter import steady
-from app.banner import banner
-from app.supervisor import Supervisor
+from app.processes import file_limits
+from app.processes.gunicorn_patches import steady
+from app.processes.startup_message import banner
+from app.processes.supervisor import Supervisor
+from app.telemetry import logging_setup, tracing_setup
 from core import startup
 from core.controller.controller import boot_clock
 from core.limits import COMMAND_WAIT_MILLISECONDS, LOCK_WAIT_MILLISECONDS, VECTOR_NORM
@@ -107,14 +109,14 @@ class Server:
         return {
             "bind": f"{host}:{config.server.port}",
             "workers": worker_count(config),
-            "worker_class": "app.worker.EventedWorker",
+            "worker_class": "app.httpd.gunicorn_worker.EventedWorker",
             "worker_connections": config.server.connections_max,
             "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,  # noqa: S108 - a tmpfs: a heartbeat must not wait for a disk
             "preload_app": True,
             "timeout": 30,
             "graceful_timeout": max(1, round(config.resources.shutdown_timeout - config.resources.drain_period)),
             "control_socket_disable": True,
-            "logconfig_dict": logs.configuration(
+            "logconfig_dict": logging_setup.configuration(
                 config.observability.logging.level, config.observability.logging.format
             ),
             "proc_name": "mlsdm",
@@ -153,7 +155,7 @@ class Server:
         arguments = arbiter.START_CTX["args"]
         if Path(arguments[1]).name == "__main__.py":
             arguments[1:2] = ["-m", "gunicorn"]
-        descriptors.provide(loaded.config.server.connections_max)
+        file_limits.provide(loaded.config.server.connections_max)
         os.set_inheritable(self.block.fd, True)
         for name, value in (
             (BLOCK_VARIABLE, str(self.block.fd)),
@@ -176,7 +178,7 @@ class Server:
 
     def when_ready(self, arbiter: Any) -> None:
         """Start the controller, wrap what Gunicorn does about its children, and say hello."""
-        tracing.prepare(self.require()[1].config)
+        tracing_setup.prepare(self.require()[1].config)
         gc.collect()
         gc.freeze()  # what exists now is shared by every fork; a collection would copy its pages
         block, loaded = self.require()
@@ -233,10 +235,10 @@ class Server:
 
     def on_reload(self, _arbiter: Any) -> None:
         """Bring what was reloaded into force. Reached only with a configuration that is valid as a whole."""
-        tracing.prepare(self.require()[1].config)
+        tracing_setup.prepare(self.require()[1].config)
         if self._supervisor is not None:
             self._supervisor.reload()
-        descriptors.provide(self.require()[1].config.server.connections_max)
+        file_limits.provide(self.require()[1].config.server.connections_max)
         self._enforce()
 
     def _enforce(self) -> None:

@@ -20,7 +20,7 @@ from typing import Final
 
 import numpy as np
 
-from app.heap import INTERVAL_SECONDS
+from app.httpd.heap_trim import INTERVAL_SECONDS
 from loadtests.live import LiveServer
 from loadtests.pages import footprint
 

@@ -39,23 +39,23 @@ except ImportError:
 
 if atheris is not None and __name__ == "__main__":
     with atheris.instrument_imports(include=["app", "core"]):
-        from app.connection import Connection
-        from app.environ import base
-        from app.exchange import CLOSE
-        from app.framing import Refusal
-        from app.heads import Head, Heads
-        from app.message import Message
-        from app.service import Service
-        from app.trace import Tracer
+        from app.httpd.connection import Connection
+        from app.httpd.framing import Refusal
+        from app.httpd.head_cache import Head, Heads
+        from app.httpd.request_names import Tracer
+        from app.httpd.request_parser import Message
+        from app.httpd.worker_state import Service
+        from app.httpd.wsgi_call import CLOSE
+        from app.httpd.wsgi_environ import base
 else:
-    from app.connection import Connection
-    from app.environ import base
-    from app.exchange import CLOSE
-    from app.framing import Refusal
-    from app.heads import Head, Heads
-    from app.message import Message
-    from app.service import Service
-    from app.trace import Tracer
+    from app.httpd.connection import Connection
+    from app.httpd.framing import Refusal
+    from app.httpd.head_cache import Head, Heads
+    from app.httpd.request_names import Tracer
+    from app.httpd.request_parser import Message
+    from app.httpd.worker_state import Service
+    from app.httpd.wsgi_call import CLOSE
+    from app.httpd.wsgi_environ import base
 
 from core.limits import HEADER_COUNT, HEADERS_SIZE, REQUEST_LINE_SIZE
 from loadtests.strict_http import read_answers, read_request

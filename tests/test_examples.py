@@ -24,8 +24,8 @@ from typing import Final, NamedTuple
 import psutil
 import pytest
 
-from app.codes import CODES
-from app.problem import _STORE
+from app.api.problem import _STORE
+from app.api.problem_codes import CODES
 from core import limits
 from core.limits import Limit
 from loadtests.live import ROOT, eventually, free_port

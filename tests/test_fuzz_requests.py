@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from app.message import Message
+from app.httpd.request_parser import Message
 from loadtests.fuzz_requests import FRAGMENTS, SEEDS, check, split, wire_of
 from loadtests.strict_http import read_answers, read_request
 

@@ -155,7 +155,7 @@ def makers(directory: Path, given: Vectors) -> dict[str, Callable[[], Server]]:
 
     def ours(application: str, environ: Mapping[str, str]) -> Callable[[], Server]:
         command = (
-            str(Path(sys.executable).with_name("gunicorn")), "-k", "app.worker.EventedWorker", "-w", "1",
+            str(Path(sys.executable).with_name("gunicorn")), "-k", "app.httpd.gunicorn_worker.EventedWorker", "-w", "1",
             "-b", "127.0.0.1:{port}", "--no-control-socket", "--worker-tmp-dir", "/dev/shm", application,
         )  # fmt: skip
         return lambda: Program(command, directory / f"{application}.log", environ=environ)

@@ -1,6 +1,6 @@
 """Recall by brute force in the product's worker class: what NumPy makes of the same question.
 
-    BENCH_VECTORS=memories.npy gunicorn -k app.worker.EventedWorker loadtests.bench.brute:app
+    BENCH_VECTORS=memories.npy gunicorn -k app.httpd.gunicorn_worker.EventedWorker loadtests.bench.brute:app
 
 One matrix-vector product in float32, `argpartition` for the best, a sort of those, and an answer with the members of
 the product's. It knows no lock, no deletions and no phases, and its scores are good to seven digits where the product's

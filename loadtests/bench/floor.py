@@ -1,6 +1,6 @@
 """The floor: a Falcon WSGI application in the product's worker class that reads the body and answers a constant.
 
-    gunicorn -k app.worker.EventedWorker loadtests.bench.floor:app
+    gunicorn -k app.httpd.gunicorn_worker.EventedWorker loadtests.bench.floor:app
 
 No middleware, no gate, no store, no metrics: what no Falcon application on this worker can get below. It has the
 paths of the product, so that the very same bytes can be sent to it.

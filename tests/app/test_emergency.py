@@ -36,7 +36,7 @@ def server(tmp_path: Path) -> Iterator[LiveServer]:
             "MLSDM_COGNITIVE_RHYTHM__CLOCK": "events",
             "FELT": str(tmp_path / "felt.json"),
         },
-        application="tests.app.feeling:app",
+        application="tests.app.fake_sampler_app:app",
     )
     live.start()
     eventually(lambda: live.get("/readyz").status == 200)

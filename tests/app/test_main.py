@@ -3,8 +3,8 @@
 import falcon
 import pytest
 
+from app.httpd.worker_state import IN_PIECES, INLINE, POOL
 from app.main import Application, _bare
-from app.service import IN_PIECES, INLINE, POOL
 
 
 class _Route:

@@ -19,13 +19,13 @@ import numpy as np
 import psutil
 import pytest
 
-from app.codes import CODES
-from app.extent import event_size_max
+from app.api.codec.body_sizes import event_size_max
+from app.api.problem_codes import CODES
 from core.limits import BATCH_COUNT, BODY_SIZE
 from core.settings.config import SETTINGS, Config, tiers
 from loadtests.live import ROOT, Answer, LiveServer, eventually, free_port
 from tests.app import ring
-from tests.app.certificate import write_certificate
+from tests.app.httpd.certificate import write_certificate
 from tests.conftest import SMALL
 from tests.programs import needs
 

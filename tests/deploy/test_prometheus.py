@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.metrics import WATCHED
+from app.routes.metrics import WATCHED
 from loadtests.live import eventually
 from tests.deploy.rulebook import OF_PROMETHEUS, Selector, alerts, recordings, selectors
 from tests.deploy.watched import PROBES, Watched

@@ -1,0 +1,1 @@
+"""What every route shares: operations, problem documents, the fast path."""

@@ -1,0 +1,1 @@
+"""Who may call what, how often, and what may be repeated."""

@@ -1,0 +1,1 @@
+"""Bodies and query strings: bytes to typed values."""

@@ -1,0 +1,157 @@
+"""The event: what a client sends about one, and how it becomes a moral value, a vector and a payload.
+
+The bodies of ordinary events in JSON are read in one pass of native code (`app.api.codec.json_reader`). Every other
+body, and every one that is wrong, goes through msgspec, which knows the rest and says what is wrong.
+"""
+
+import re
+from functools import lru_cache
+from typing import Annotated, Final
+from wsgiref.types import WSGIEnvironment
+
+import msgspec
+from msgspec import Meta
+
+from app.api.codec.body_errors import UNDECODED, refuse_body, refuse_repeats, refuse_repeats_packed
+from app.api.codec.json_reader import Reader
+from app.api.codec.media_types import JSON, RAW, encode, media_type
+from app.api.codec.vector_codec import VECTOR_SCHEMA, Codec, Floats
+from app.api.problem import Problem, invalid
+
+_DECIMAL: Final = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_UNIT: Final = "a number from 0 to 1"
+_PACKED_PER_JSON: Final = 9  # bytes of msgpack that may become one of JSON: a 0 as 64-bit integer
+MEMBERS: Final = {
+    "event_vector": "an array of numbers, or base64 of little-endian float32",
+    "moral_value": _UNIT,
+    "payload": "any value",
+}
+
+
+class Event(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of POST /event, and an item of POST /events.
+
+    The payload is any JSON or msgpack value, given back as JSON.
+    """
+
+    event_vector: Annotated[msgspec.Raw, Meta(extra_json_schema=VECTOR_SCHEMA)]
+    moral_value: Annotated[
+        float,  # its range is checked here and not by msgspec, because its refusal has a code of its own
+        Meta(
+            description="How acceptable the event is.", examples=[0.8], extra_json_schema={"minimum": 0, "maximum": 1}
+        ),
+    ]
+    payload: Annotated[
+        msgspec.Raw, Meta(description="Any value, to be given back with the memory.", examples=[{"text": "hello"}])
+    ] = msgspec.field(default_factory=msgspec.Raw)
+
+
+class EventReader:
+    """Reads the events of one dimension, whose payloads have at most `payload_size_max` bytes as JSON."""
+
+    def __init__(self, codec: Codec, payload_size_max: int) -> None:
+        self._codec = codec
+        self._payload_size_max = payload_size_max
+        self._native = Reader(codec.dimension, payload_size_max)
+        self._of_json = msgspec.json.Decoder(Event).decode
+        self._of_msgpack = msgspec.msgpack.Decoder(Event).decode
+
+    def read(self, environ: WSGIEnvironment, body: bytes) -> tuple[float, Floats, bytes]:
+        """Return moral value, float32-LE[dimension] and payload of a request, or raise the Problem with it."""
+        media = environ.get("CONTENT_TYPE")
+        if media not in (RAW, JSON):
+            media = media_type(environ)
+        if media == RAW:
+            return moral_header(environ.get("HTTP_MORAL_VALUE")), self._codec.of_bytes(body, "body"), b""
+        if media == JSON and (found := self._native.event(body)):
+            moral_value(found[0], "moral_value")
+            return found
+        try:
+            event = self._of_json(body) if media == JSON else self._of_msgpack(body)
+            moral = moral_value(event.moral_value, "moral_value")
+            vector = vector_of(self._codec, event, media, "")
+            payload = payload_of(event, media, self._payload_size_max, "")
+        except UNDECODED as error:
+            refuse_body(error, media, MEMBERS)
+        if media == JSON:
+            refuse_repeats(body, colons_of([event], [payload]))
+        else:
+            refuse_repeats_packed(body, 2 + bool(event.payload))
+        return moral, vector, payload
+
+
+def moral_value(value: float, field: str) -> float:
+    """Return a moral value that lies within [0, 1]; NaN does not."""
+    if not 0.0 <= value <= 1.0:
+        raise invalid(field, "moral_value_out_of_range", f"is {value}", _UNIT)
+    return value
+
+
+@lru_cache(maxsize=1024)  # PERF: three digits have a thousand values: 0.1 µs instead of 0.5
+def moral_header(text: str | None) -> float:
+    """Return the moral value of a raw event, from its header."""
+    if text is None:
+        raise invalid("Moral-Value", "field_missing", "the header is missing", _UNIT)
+    if not _DECIMAL.fullmatch(text):
+        raise invalid("Moral-Value", "field_invalid", f"is {text[:40]!r}", f"{_UNIT} in decimal notation")
+    return moral_value(float(text), "Moral-Value")
+
+
+def vector_of(codec: Codec, event: Event, media: str, prefix: str) -> Floats:
+    """Return the vector of a decoded event as float32-LE[dimension]."""
+    field = prefix + "event_vector"
+    return codec.of_json(event.event_vector, field) if media == JSON else codec.of_msgpack(event.event_vector, field)
+
+
+def payload_of(event: Event, media: str, size_max: int, prefix: str) -> bytes:
+    """Return the payload of a decoded event as JSON text in UTF-8, b"" when it has none."""
+    if not event.payload:
+        return b""
+    if media == JSON:
+        payload = bytes(event.payload)
+    else:
+        packed = memoryview(event.payload)
+        if len(packed) > _PACKED_PER_JSON * (size_max + 4):  # decoded, it could take eighty times its size; 4: null
+            raise _too_large(prefix, f"{len(packed)} bytes of msgpack", size_max)
+        payload = _json_of(event.payload, prefix + "payload")
+    if payload == b"null":
+        return b""
+    if len(payload) > size_max:
+        raise _too_large(prefix, f"{len(payload)} bytes as JSON", size_max)
+    if media == JSON:
+        _check(payload, prefix + "payload")
+    return payload
+
+
+def _check(payload: bytes, field: str) -> None:
+    """Raise the 422 for a number that a strict reader cannot read back (1e999), one of UNDECODED for bytes that are no
+    UTF-8; msgspec has checked the rest of the grammar, but looks at numbers and characters only when it makes them.
+
+    A payload is given back as it came, in the midst of an answer: who cannot read it cannot read the memories beside it
+    either (RFC 7493 §2.2; RFC 8259 §6 leaves it open).
+    """
+    try:
+        msgspec.json.decode(payload)
+    except msgspec.ValidationError as error:
+        raise invalid(field, "payload_invalid", "has a number beyond float64", "numbers up to 1.8e308") from error
+
+
+def _too_large(prefix: str, found: str, size_max: int) -> Problem:
+    expected = f"at most {size_max} bytes as JSON"
+    return Problem(413, "payload_too_large", f"{prefix}payload: {found}; expected {expected}",
+                   field=prefix + "payload", expected=expected)  # fmt: skip
+
+
+def colons_of(events: list[Event], payloads: list[bytes]) -> int:
+    """Return how many colons a JSON body with these events has."""
+    return sum([2 + bool(event.payload) for event in events]) + sum([payload.count(b":") for payload in payloads])
+
+
+def _json_of(packed: msgspec.Raw, field: str) -> bytes:
+    """Return a msgpack value as JSON: bin becomes base64, a timestamp RFC 3339, NaN null; of keys that stand in a map
+    twice, the last one stays.
+    """
+    try:
+        return encode(msgspec.msgpack.decode(packed))
+    except (TypeError, msgspec.ValidationError) as error:  # other extensions, keys that are not text, impossible times
+        raise invalid(field, "payload_invalid", "has no JSON form", "a value that can be written as JSON") from error

@@ -1,0 +1,28 @@
+"""Media types: the three forms in which vectors come, and the one in which answers go."""
+
+from typing import Final
+from wsgiref.types import WSGIEnvironment
+
+import msgspec
+
+from app.api.problem import Problem
+
+JSON: Final = "application/json"
+MSGPACK: Final = "application/msgpack"
+RAW: Final = "application/octet-stream"
+
+encode = msgspec.json.Encoder().encode
+
+
+def media_type(environ: WSGIEnvironment) -> str:
+    """Return the media type of the body without its parameters, one of the three that carry vectors."""
+    media = environ.get("CONTENT_TYPE", JSON)
+    if media in (JSON, MSGPACK, RAW):
+        return str(media)
+    bare = media.partition(";")[0].strip().lower()
+    if bare not in (JSON, MSGPACK, RAW):
+        raise Problem(
+            415, "unsupported_media_type", f"Content-Type is {bare[:40]!r}; expected {JSON}, {MSGPACK} or {RAW}",
+            field="Content-Type", expected=f"{JSON}, {MSGPACK} or {RAW}",
+        )  # fmt: skip
+    return str(bare)

@@ -1,0 +1,122 @@
+"""Bodies that carry vectors, decoded: JSON numbers, base64, msgpack and raw bytes all become little-endian float32.
+
+One function for each media type; each returns buffers that the native core reads as they are. What is wrong with a
+value is found once: by msgspec for types and numbers, here for lengths, and by the native core for NaN, infinities and
+norms, because it must look at each element anyway. An element that overflows float32 is an infinity by then, which is
+how it is caught.
+"""
+
+import binascii
+import math
+from array import array
+from typing import Any, Final, NoReturn, TypeAlias
+
+import msgspec
+
+from app.api.codec.body_errors import count_of_packed, told
+from app.api.codec.json_reader import Reader
+from app.api.problem import Problem, invalid
+from core.limits import VECTOR_NORM
+from shm.errors import TOO_LONG
+
+# In the documents, where it stands for a type that depends on the dimension (`modules.openapi.schema`).
+VECTOR_SCHEMA: Final = {"$ref": "#/components/schemas/Vector"}
+
+_floats_of_json = msgspec.json.Decoder(list[float]).decode
+_bytes_of_json = msgspec.json.Decoder(bytes).decode
+_floats_of_msgpack = msgspec.msgpack.Decoder(list[float]).decode
+_bytes_of_msgpack = msgspec.msgpack.Decoder(bytes).decode
+_text_of_msgpack = msgspec.msgpack.Decoder(str).decode
+_MSGPACK_ARRAYS: Final = frozenset(range(0x90, 0xA0)) | {0xDC, 0xDD}
+_MSGPACK_STRINGS: Final = frozenset(range(0xA0, 0xC0)) | {0xD9, 0xDA, 0xDB}
+
+
+Floats: TypeAlias = "bytes | bytearray | memoryview | array[float]"
+
+
+class Codec:
+    """Decodes vectors of one dimension."""
+
+    def __init__(self, dimension: int) -> None:
+        self.dimension = dimension
+        self.size = 4 * dimension
+        self.expected = f"{dimension} finite numbers, or the base64 of {dimension} little-endian float32"
+        self._read = Reader(dimension).vector
+
+    def of_json(self, raw: msgspec.Raw, field: str) -> Floats:
+        """Return float32-LE[dimension] of a JSON array of numbers or a base64 string."""
+        text = bytes(raw)
+        if found := self._read(text):
+            return found
+        try:
+            if text[0] == 0x5B:  # [; a comma between two elements each
+                self._refuse_more(text.count(b",") + 1, field)
+                return self._of_numbers(_floats_of_json(text), field)
+            if text[0] == 0x22:  # "
+                return self.of_bytes(_bytes_of_json(text), field)
+        except msgspec.ValidationError as error:
+            raise self._wrong(error, field) from error
+        raise invalid(field, "vector_invalid", "is neither an array nor a string", self.expected)
+
+    def of_msgpack(self, raw: msgspec.Raw, field: str) -> Floats:
+        """Return float32-LE[dimension] of a msgpack array of numbers, a bin, or a base64 str."""
+        packed = memoryview(raw)
+        try:
+            if packed[0] in _MSGPACK_ARRAYS:
+                self._refuse_more(count_of_packed(packed), field)
+                return self._of_numbers(_floats_of_msgpack(packed), field)
+            if packed[0] in _MSGPACK_STRINGS:
+                return self.of_bytes(self._of_base64(_text_of_msgpack(packed), field), field)
+            return self.of_bytes(_bytes_of_msgpack(packed), field)
+        except msgspec.ValidationError as error:
+            raise self._wrong(error, field) from error
+
+    def of_bytes(self, data: bytes | memoryview, field: str) -> bytes | memoryview:
+        """Return the bytes as they are when there are dimension × 4 of them."""
+        if len(data) != self.size:
+            raise invalid(
+                field,
+                "dimension_mismatch",
+                f"has {len(data)} bytes",
+                f"{self.size} bytes: {self.dimension} little-endian float32",
+            )
+        return data
+
+    def _of_base64(self, text: str, field: str) -> bytes:
+        try:
+            return binascii.a2b_base64(text, strict_mode=True)
+        except ValueError as error:  # binascii.Error is one; so is what it says of characters beyond ASCII
+            raise invalid(field, "vector_invalid", "invalid base64 encoded string", self.expected) from error
+
+    def _of_numbers(self, numbers: list[float], field: str) -> "array[float]":
+        if len(numbers) != self.dimension:
+            raise invalid(field, "dimension_mismatch", f"has {len(numbers)} elements", f"{self.dimension} elements")
+        return array("f", numbers)
+
+    def _refuse_more(self, count: int, field: str) -> None:
+        """Refuse too many elements before they become objects, which take sixteen times the bytes of the body."""
+        if count > self.dimension:
+            raise invalid(field, "dimension_mismatch", f"has {count} elements", f"{self.dimension} elements")
+
+    def _wrong(self, error: msgspec.ValidationError, field: str) -> Problem:
+        reason, where = told(error)
+        return invalid(field + where, "vector_invalid", reason, self.expected)
+
+
+def floats_of(vector: bytes) -> list[float]:
+    """Return float32-LE bytes as numbers; their decimal form in JSON reads back as the same float32."""
+    return array("f", vector).tolist()
+
+
+def refuse_vector(status: int, vector: Any, field: str) -> NoReturn:
+    """Raise the 422 for a vector that the native core would not admit.
+
+    `vector` is float32-LE[dimension] as a buffer.
+    """
+    numbers = memoryview(vector).cast("B").cast("f")
+    if status == TOO_LONG:
+        norm = math.sqrt(math.fsum(number * number for number in numbers))
+        raise invalid(field, VECTOR_NORM.code, f"has norm {norm:.9g}", f"a norm of at most {VECTOR_NORM.value}")
+    index = next(i for i, number in enumerate(numbers) if not math.isfinite(number))
+    detail = f"is {numbers[index]} as float32"
+    raise invalid(f"{field}[{index}]", "not_finite", detail, "a finite number of magnitude at most 3.4028235e38")

@@ -1,0 +1,1 @@
+"""The processes around the workers: supervised children, Gunicorn's arbiter, shared counts."""

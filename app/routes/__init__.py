@@ -1,0 +1,1 @@
+"""One noun, one file: the resources of the HTTP API."""

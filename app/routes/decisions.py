@@ -1,0 +1,233 @@
+"""GET /decisions: the log, oldest first, with a cursor.
+
+Every change of the committed state is here, not only decisions: `kind` tells. `after` is the position of the last entry
+that the client has seen; the answer's `next` goes there for the following page. The log is a ring: a cursor that has
+been overtaken is 410, because a page from there would silently miss entries.
+
+A page is long, so it is read and written in pieces, between which the worker serves others (app/httpd/long_answers.py).
+What goes wrong with the first piece refuses the request. A later one that was overtaken meanwhile ends the page: what
+it holds is true and without a gap, `next` stands behind it, and who goes on from there is told why. Reading the whole
+page first was rejected: 0.7 ms in one turn of the loop.
+
+To HEAD there is no body, and so its length is not known: none is made (RFC 9110 §9.3.2 lets a field be left out that
+only making the content would tell).
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from typing import Annotated, ClassVar, Final
+
+import falcon
+import msgspec
+from msgspec import Meta
+
+from app.api.codec.media_types import JSON, encode
+from app.api.codec.query_string import BOOT_ID, parameters_of_boot
+from app.api.context import Context
+from app.api.fields import (
+    Accepted,
+    AgeSeconds,
+    BootId,
+    Ema,
+    Live,
+    MemoryId,
+    MoralValue,
+    Ordinal,
+    Phase,
+    Position,
+    Rejected,
+    Step,
+    Threshold,
+)
+from app.api.operation import Operation, Parameter
+from app.api.problem import Problem, invalid
+from app.api.problem_codes import STORE
+from core.access.keys import Role
+from core.limits import DECISIONS_PAGE
+from core.reference.rhythm import PHASE_NAMES
+from shm import errors
+from shm._native import ffi
+from shm.layout import FLAG_STOPPED, KINDS, NO_ROW
+from shm.store import Entry
+
+_DEFAULT: Final = 100
+_PIECE_COUNT: Final = 50  # entries, at about 4.5 µs each
+_NEWEST_MAX: Final = (1 << 63) - 1
+
+
+_Kind = Annotated[
+    str, Meta(description="What changed the state.", examples=["decision"], extra_json_schema={"enum": [*KINDS[1:]]})
+]
+
+
+class ScalarState(msgspec.Struct):
+    """The scalar state before or after an entry."""
+
+    moral_filter_threshold: Threshold
+    ema: Ema
+    phase: Phase
+    counter: Annotated[int, Meta(description="Steps of the rhythm until the phase flips.", ge=0, examples=[6])]
+    step: Step
+    accepted_events_count: Accepted
+    rejected_events_count: Rejected
+    memory_used: Live
+    stopped: Annotated[bool, Meta(description="Whether an operator has stopped admissions.", examples=[False])]
+
+
+class LogEntry(msgspec.Struct, omit_defaults=True):
+    """One entry. `moral_value`, `accepted`, `sequence` for decisions; `memory_id` for accepted ones and deletions."""
+
+    position: Position
+    kind: _Kind
+    age_seconds: AgeSeconds
+    epoch: Annotated[int, Meta(description="Number of the controller that was in office.", ge=0, examples=[1])]
+    before: ScalarState
+    after: ScalarState
+    worker: (
+        Annotated[int, Meta(description="The worker that wrote it, by its row; else the controller.", ge=0)] | None
+    ) = None
+    sequence: Ordinal | None = None
+    accepted: bool | None = None
+    moral_value: MoralValue | None = None
+    memory_id: MemoryId | None = None
+
+
+class Page(msgspec.Struct):
+    """One page. `next` is the cursor for the following page, `oldest` and `newest` the positions in reach.
+
+    It may end early: that the log was read to its end is told by `next` being `newest`, not by the number of entries.
+    """
+
+    entries: list[LogEntry]
+    next: Position
+    oldest: Position
+    newest: Position
+    boot_id: BootId
+
+
+class DecisionsResource:
+    """The log."""
+
+    operations: ClassVar[Mapping[str, Operation]] = {
+        "GET": Operation(
+            "Read a page of the log, oldest first.", Role.READ, Page, parameters=(
+                Parameter(
+                    "after", "query", Annotated[int, Meta(ge=0, le=_NEWEST_MAX)],
+                    "Position of the last entry seen; the oldest page unless told.",
+                ),
+                Parameter(
+                    "limit", "query", Annotated[int, Meta(ge=1, le=DECISIONS_PAGE.value, examples=[10])],
+                    f"Entries at most, {_DEFAULT} unless told.",
+                ),
+                BOOT_ID,
+            ),
+            refusals=(
+                "position_gone", "other_boot", "position_unknown", DECISIONS_PAGE.code, "field_invalid",
+                "field_unknown", "field_repeated", *STORE,
+            ),
+            in_pieces=True,
+        )
+    }  # fmt: skip
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Return a page of the log."""
+        context = self.context
+        given = parameters_of_boot(request, context.boot_id, "after", "limit")
+        limit = _number(given, "limit", _DEFAULT, 1, DECISIONS_PAGE.value)
+        newest = int(context.store.state().position)
+        after = _number(given, "after", -1, 0, _NEWEST_MAX)
+        try:
+            entries, oldest, after = self._oldest(newest, limit) if after < 0 else self._read(after, limit)
+        except errors.Gone as error:
+            detail = f"after: position {after + 1} has been overwritten; start again without `after`"
+            raise Problem(410, "position_gone", detail, field="after") from error
+        except errors.Unknown as error:
+            raise invalid(
+                "after", "position_unknown", f"is {after}", f"at most the newest position, {newest}"
+            ) from error
+        response.content_type = JSON
+        response.stream = self._pieces(entries, after, limit, Page([], after, oldest, newest, context.boot_id))
+
+    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; Falcon drops the stream, of which no piece is made
+
+    def _oldest(self, newest: int, limit: int) -> tuple[Sequence[Entry], int, int]:
+        """Return the first piece of the oldest page, as `_read` does. Raises Gone."""
+        capacity = self.context.config.log_capacity
+        try:
+            return self._read(max(0, newest + 1 - capacity), limit)
+        except errors.Gone:  # overwritten while it was read: leave a page of slack
+            return self._read(newest + limit - capacity, limit)
+
+    def _read(self, after: int, limit: int) -> tuple[Sequence[Entry], int, int]:
+        """Return the next piece of at most `limit` entries, the oldest position in reach, and `after`. Raises Gone and
+        Unknown.
+        """
+        return *self.context.store.entries(after + 1, min(limit, _PIECE_COUNT)), after
+
+    def _pieces(self, entries: Sequence[Entry], after: int, limit: int, page: Page) -> Generator[bytes, None, None]:
+        """Yield the page in pieces of a quarter of a millisecond.
+
+        `entries` is the first of them, behind position `after`; `page` is the page without its entries.
+        """
+        now_ns = self.context.clock()
+        head, _ = encode(page).split(b"[]", 1)
+        yield head + b"["
+        separator = b""
+        while entries:
+            yield separator + encode([_entry(entry, now_ns) for entry in entries])[1:-1]
+            separator = b","
+            limit -= len(entries)
+            after += len(entries)
+            if len(entries) < _PIECE_COUNT or not limit:
+                break
+            try:
+                entries, page.oldest, _ = self._read(after, limit)
+            except errors.StoreError:
+                break
+        page.next, page.newest = after, max(page.newest, after)
+        yield b"]" + encode(page).split(b"[]", 1)[1]
+
+
+def _entry(entry: Entry, now_ns: int) -> LogEntry:
+    kind = KINDS[entry.kind]
+    decided = ffi.cast("struct mlsdm_decided *", entry.detail) if kind in ("decision", "delete") else None
+    decision = kind == "decision"
+    return LogEntry(
+        entry.position,
+        kind,
+        max(0, now_ns - entry.time_ns) // 1000 / 1e6,
+        entry.epoch,
+        _scalars(entry.before),
+        _scalars(entry.after),
+        None if entry.row == NO_ROW else entry.row,
+        entry.after.accepted + entry.after.rejected if decision else None,
+        decided.memory_id != 0 if decision and decided else None,
+        decided.moral if decided else None,
+        (decided.memory_id or None) if decided else None,
+    )
+
+
+def _scalars(scalars: Entry) -> ScalarState:
+    return ScalarState(
+        scalars.theta,
+        scalars.ema,
+        PHASE_NAMES[scalars.phase],
+        scalars.counter,
+        scalars.step,
+        scalars.accepted,
+        scalars.rejected,
+        scalars.live,
+        bool(scalars.flags & FLAG_STOPPED),
+    )
+
+
+def _number(given: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    text = given.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 19 and low <= int(text) <= high):
+        code = DECISIONS_PAGE.code if name == "limit" else "field_invalid"
+        raise invalid(name, code, f"is {text[:40]!r}", f"a whole number from {low} to {high}")
+    return int(text)

@@ -1,0 +1,283 @@
+"""The governor at run time: what is in force, how it is changed, and the emergency stop.
+
+GET /governor shows the settings in force; PATCH /governor changes some of them (RFC 7396: members that are not named
+stay), within the ranges of the configuration. POST /governor/reset sets threshold, rhythm and levels back to their
+start, POST /governor/stop refuses events until POST /governor/resume; memories can be read meanwhile, readiness fails,
+liveness holds.
+
+All of them are commands to the controller, which owns the governor: it carries them out between two decisions, and each
+is an entry of the log. The caller waits for that on the worker's thread pool, at most a second; a command that was not
+carried out by then is taken back, so that 503 means that nothing happened and nothing will. Only where the store is
+stuck and it cannot be taken back is its outcome unknown; the answer says so, and so does the audit log. What is changed
+here holds until the configuration of the governor changes or the server starts anew.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any, ClassVar, Final, Literal, get_type_hints
+
+import falcon
+import msgspec
+from msgspec import Meta, structs
+
+from app.api.access.audit_log import Audit
+from app.api.codec.body_errors import UNDECODED, refuse_body, refuse_repeats
+from app.api.codec.media_types import JSON, encode
+from app.api.context import Context
+from app.api.fields import BootId, Position
+from app.api.operation import Operation
+from app.api.problem import Problem, invalid
+from app.api.problem_codes import BODY, COMMAND, STORE
+from core.access.keys import Role
+from core.limits import COMMAND_WAIT_MILLISECONDS, DECISIONS_PAGE
+from core.regime import Regime
+from core.settings.config import SETTINGS, CognitiveRhythm, Config, MoralFilter, contradictions, values_of
+from shm.errors import StoreError, Taken
+from shm.layout import FLAG_STOPPED, KINDS
+from shm.store import Settings, State, Store, is_configured
+
+MERGE_PATCH: Final = "application/merge-patch+json"
+_POLL_SECONDS: Final = 0.005
+_WAIT_SECONDS: Final = COMMAND_WAIT_MILLISECONDS.value / 1e3
+_COMMANDS: Final = ("configure", "reset", "stop", "resume")  # kinds of log entries; nothing else makes one of these
+
+
+class GovernorView(msgspec.Struct):
+    """The settings in force at `position`. `configured` says whether they are those that the configuration asks for."""
+
+    moral_filter: MoralFilter
+    cognitive_rhythm: CognitiveRhythm
+    stopped: Annotated[bool, Meta(description="Whether an operator has stopped admissions.", examples=[False])]
+    configured: bool
+    position: Position
+    boot_id: BootId
+
+
+class Commanded(msgspec.Struct, omit_defaults=True):
+    """The answer to a command: the log position from which on it holds, unless the log cannot tell it any more."""
+
+    command: Literal["reset", "stop", "resume"]
+    boot_id: BootId
+    position: Position | None = None
+
+
+class OutcomeUnknown(Exception):
+    """A command was posted, and could neither be seen carried out nor be taken back."""
+
+
+def _change_of(tree: type[msgspec.Struct]) -> Any:
+    """Return the type of a change of `tree`: the same members with the same ranges, any of which may be missing."""
+    return msgspec.defstruct(
+        tree.__name__ + "Change",
+        [
+            (name, hint | msgspec.UnsetType, msgspec.UNSET)
+            for name, hint in get_type_hints(tree, include_extras=True).items()
+        ],
+        namespace={"__doc__": f"Members of {tree.__name__} to change; the others stay."},
+        forbid_unknown_fields=True,
+        kw_only=True,
+    )
+
+
+class GovernorChange(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of PATCH /governor: only what is to change."""
+
+    moral_filter: _change_of(MoralFilter) | msgspec.UnsetType = msgspec.UNSET  # type: ignore[valid-type] # made above
+    cognitive_rhythm: _change_of(CognitiveRhythm) | msgspec.UnsetType = msgspec.UNSET  # type: ignore[valid-type] # too
+
+
+_Change = Annotated[
+    GovernorChange,
+    Meta(examples=[{"moral_filter": {"adaptation_rate": 0.02}}], extra_json_schema={"minProperties": 1}),
+]
+MEMBERS: Final = {
+    section: {
+        key.rpartition(".")[2]: setting.range for key, setting in SETTINGS.items() if key.startswith(section + ".")
+    }
+    for section in ("moral_filter", "cognitive_rhythm")
+}
+
+
+class GovernorResource:
+    """The settings of the governor."""
+
+    operations: ClassVar[Mapping[str, Operation]] = {
+        "GET": Operation("Show the governor's settings in force.", Role.READ, GovernorView, refusals=STORE),
+        "PATCH": Operation(
+            "Change settings of the governor until its configuration changes.", Role.ADMIN, GovernorView,
+            body={JSON: _Change, MERGE_PATCH: _Change},
+            refusals=(*BODY, "change_empty", "settings_contradict", *COMMAND), blocks=True,
+        ),
+    }  # fmt: skip
+
+    def __init__(self, context: Context, audit: Audit) -> None:
+        self.context = context
+        self.audit = audit
+        self.decode = msgspec.json.Decoder(GovernorChange).decode
+
+    def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
+        """Return the settings in force."""
+        response.content_type = JSON
+        response.data = encode(_view(self.context.store.state(), self.context.boot_id))
+
+    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way
+
+    def on_patch(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Change some settings; runs on the pool."""
+        changes = self._read(request)
+        replaced: dict[str, Any] = {}
+
+        def settings(state: State) -> Settings:
+            before = msgspec.to_builtins(_view(state, ""))
+            replaced.update(
+                {section: {name: before[section][name] for name in changes[section]} for section in changes}
+            )
+            return _regime(self.context.config, state, changes).to_record()
+
+        store = Store(self.context.store.block)
+        with audited(self.audit, "governor_changed", request, before=replaced, after=changes) as line:
+            state, line["position"] = carry_out(store, "configure", settings)
+        response.content_type = JSON
+        response.data = encode(_view(state, self.context.boot_id))
+
+    def _read(self, request: falcon.Request) -> dict[str, dict[str, Any]]:
+        """Return the values to change by section and name, or raise the Problem with the body."""
+        media = request.env.get("CONTENT_TYPE", JSON).partition(";")[0].strip().lower()
+        if media not in (JSON, MERGE_PATCH):
+            raise Problem(
+                415, "unsupported_media_type", f"Content-Type is {media[:40]!r}; expected {JSON} or {MERGE_PATCH}",
+                field="Content-Type", expected=f"{JSON} or {MERGE_PATCH}",
+            )  # fmt: skip
+        body = request.env["wsgi.input"].read()
+        try:
+            changes: dict[str, dict[str, Any]] = msgspec.to_builtins(self.decode(body))
+        except UNDECODED as error:
+            refuse_body(error, JSON, MEMBERS)
+        refuse_repeats(body, len(changes) + sum(map(len, changes.values())))
+        if not any(changes.values()):
+            raise invalid("body", "change_empty", "changes nothing", "at least one member to change")
+        return changes
+
+
+class CommandResource:
+    """One command without a body: reset, stop or resume."""
+
+    def __init__(self, context: Context, audit: Audit, command: Literal["reset", "stop", "resume"]) -> None:
+        self.context = context
+        self.audit = audit
+        self.command = command
+        summary = {
+            "reset": "Set threshold, rhythm and levels back to their start; memories stay.",
+            "stop": "Refuse events until they are resumed; memories can still be read.",
+            "resume": "Accept events again.",
+        }[command]
+        answer = Annotated[Commanded, Meta(extra_json_schema={"properties": {"command": {"const": command}}})]
+        self.operations = {"POST": Operation(summary, Role.ADMIN, answer, refusals=COMMAND, blocks=True)}
+
+    def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Carry the command out; runs on the pool."""
+        with audited(self.audit, f"governor_{self.command}", request) as line:
+            _, line["position"] = carry_out(Store(self.context.store.block), self.command, lambda _state: None)
+        response.content_type = JSON
+        response.data = encode(Commanded(self.command, self.context.boot_id, line["position"]))
+
+
+@contextmanager
+def audited(audit: Audit, event: str, request: falcon.Request, **members: Any) -> Iterator[dict[str, Any]]:
+    """Write a command into the audit log once it was carried out, or may have been, which is answered with 503. What is
+    to be said of it beside `members` is put into what this yields.
+    """
+    try:
+        yield members
+    except OutcomeUnknown as error:
+        audit.note(event, request.env, outcome="unknown", **members)
+        detail = "The store is stuck; the command may still be carried out: look at GET /governor."
+        raise Problem(503, "outcome_unknown", detail, retry_after=1) from error
+    audit.note(event, request.env, **members)
+
+
+def carry_out(store: Store, kind: str, settings: Callable[[State], Settings | None]) -> tuple[State, int | None]:
+    """Have the controller carry out a command; return the state that it led to, or a later one, and its log position,
+    None when the log cannot tell it any more.
+
+    `settings(state)` makes the settings of a configure from the state that they are to replace; it is called again when
+    another command came in between. `store` belongs to the caller's thread. Raises Taken when it was not carried out in
+    time and never will be, OutcomeUnknown when nobody can tell.
+    """
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while True:
+        state = store.state()
+        posted_after = int(state.position)
+        try:
+            ticket = store.post_command(kind, settings(state), after=int(state.ticket))
+            break
+        except Taken:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
+    while True:
+        try:
+            state = store.state()
+            if state.ticket >= ticket:
+                return state, _position(store, posted_after, ticket, state)
+            if time.monotonic() > deadline and store.withdraw_command(ticket):
+                break
+        except StoreError as error:  # it is posted: whatever is wrong now, nobody may say that nothing was applied
+            if time.monotonic() > 2 * _WAIT_SECONDS + deadline:
+                raise OutcomeUnknown from error
+        time.sleep(_POLL_SECONDS)
+    raise Taken(Taken.__doc__)
+
+
+def _position(store: Store, posted_after: int, ticket: int, state: State) -> int | None:
+    """Return where the log holds the command with `ticket`, the first one after position `posted_after`; None when the
+    log cannot tell any more.
+
+    `state` knows of the newest command only, and others may have been carried out before anybody looked.
+    """
+    newest = int(state.ticket_position)
+    if state.ticket == ticket:
+        return newest
+    while posted_after < newest:
+        try:
+            entries, _ = store.entries(posted_after + 1, DECISIONS_PAGE.value)
+        except StoreError:  # most likely overwritten
+            break
+        for entry in entries:
+            if KINDS[entry.kind] in _COMMANDS:
+                return int(entry.position)
+        posted_after += len(entries)
+    return None
+
+
+def _view(state: State, boot_id: str) -> GovernorView:
+    governor, rhythm, _, cycle_ns = Regime.of_record(state.settings)
+    return GovernorView(
+        MoralFilter(**governor._asdict()),
+        CognitiveRhythm(
+            wake_duration=rhythm.wake_duration,
+            sleep_duration=rhythm.sleep_duration,
+            enable_consolidation=rhythm.consolidation,
+            clock="events" if rhythm.by_events else "time",
+            cycle_seconds=cycle_ns / 1e9,
+        ),
+        bool(state.scalars.flags & FLAG_STOPPED),
+        is_configured(state),
+        int(state.position),
+        boot_id,
+    )
+
+
+def _regime(config: Config, state: State, changes: Mapping[str, Mapping[str, Any]]) -> Regime:
+    """Return what is in force with `changes` (by section and name). Raises 422 when that contradicts itself."""
+    view = _view(state, "")
+    sections = {
+        name: structs.replace(section, **changes.get(name, {}))
+        for name, section in (("moral_filter", view.moral_filter), ("cognitive_rhythm", view.cognitive_rhythm))
+    }
+    wanted = structs.replace(config, **sections)
+    for problem in contradictions(values_of(wanted)):
+        found, _, expected = problem.sentence.removeprefix(problem.key + " ").rpartition(": expected ")
+        raise invalid(problem.key, "settings_contradict", found, expected)
+    return Regime.of(wanted)._replace(synapse=Regime.of_record(state.settings).synapse)

@@ -1,0 +1,311 @@
+"""Health: /health/liveness, /health/readiness, /health/detailed.
+
+Liveness says that the worker's loop turns, and touches nothing that is shared: it answers while everything else is
+stuck. Readiness says whether this server should get traffic: the store formed and sound, its lock whole, memory and
+CPU within bounds, the controller beating. It reads what the controller has sampled and never waits for the lock. An
+emergency (core/controller/emergency.py) keeps the check of its component failing until its cooldown is over.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Annotated, Any, ClassVar, Final, Literal
+from wsgiref.types import WSGIEnvironment
+
+import falcon
+import msgspec
+from msgspec import Meta
+
+from app.api.codec.media_types import JSON, encode
+from app.api.context import Context
+from app.api.fields import Accepted, BootId, Capacity, Live, Norm, Phase, Rejected, Threshold, Total
+from app.api.operation import Operation
+from core.controller.emergency import REMEDIES, SENTENCES, Name, names
+from core.limits import CPU_PERCENT, MEMORY_PERCENT
+from core.reference.rhythm import PHASE_NAMES
+from core.settings.config import tiers
+from shm.errors import StoreError
+from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY, FLAG_STOPPED
+
+CONTROLLER_SILENCE_SECONDS: Final = (
+    2.0  # a dead one is back in milliseconds, a stuck one is replaced within two seconds
+)
+
+VERSION: Final = version("mlsdm")
+
+
+Share = Annotated[float, Meta(ge=0, examples=[12.5])]
+
+
+class Alive(msgspec.Struct):
+    """The answer of liveness."""
+
+    status: Literal["alive"] = "alive"
+
+
+class Check(msgspec.Struct, omit_defaults=True):
+    """One check of readiness; `reason` says why it fails."""
+
+    healthy: bool
+    reason: str | None = None
+
+
+Checks = Annotated[
+    dict[str, Check], Meta(description="The checks by name.", examples=[{"memory_manager": {"healthy": True}}])
+]
+
+
+class Ready(msgspec.Struct):
+    """The answer of readiness."""
+
+    ready: bool
+    status: Annotated[Literal["ready", "not_ready"], Meta(examples=["ready"])]
+    checks: Checks
+
+
+class System(msgspec.Struct):
+    """The machine, or the container where its cgroup limits it. Percentages are of what may be used."""
+
+    memory_percent: Share
+    memory_available_mb: Annotated[float, Meta(ge=0, examples=[1234.5])]
+    memory_total_mb: Annotated[float, Meta(ge=0, examples=[2048.0])]
+    cpu_percent: Share
+    cpu_count: Annotated[int, Meta(ge=0, examples=[2])]
+    disk_percent: Share
+
+
+class Bucket(msgspec.Struct):
+    """The token bucket of a tier: `rate` in tokens per second, `burst` in tokens."""
+
+    rate: Annotated[float, Meta(examples=[5.0])]
+    burst: Annotated[int, Meta(examples=[10])]
+
+
+class RateLimits(msgspec.Struct):
+    """The rate limits in force; the first two numbers are those of the tier `standard`."""
+
+    enabled: bool
+    requests_per_second: Annotated[float, Meta(examples=[5.0])]
+    burst_capacity: Annotated[int, Meta(examples=[10])]
+    tiers: Annotated[dict[str, Bucket], Meta(examples=[{"standard": {"rate": 5.0, "burst": 10}}])]
+
+
+class EmergencyState(msgspec.Struct, omit_defaults=True):
+    """Why events are refused although no operator has said so. `since_seconds` is of the oldest reason in force."""
+
+    active: Annotated[bool, Meta(examples=[False])]
+    reasons: Annotated[list[Name], Meta(examples=[[]])]
+    episodes: Annotated[int, Meta(description="Times that a reason came into force.", ge=0, examples=[0])]
+    since_seconds: Annotated[float, Meta(ge=0, examples=[12.0])] | None = None
+
+
+class MemoryState(msgspec.Struct):
+    """The store and the synaptic levels."""
+
+    L1_norm: Norm
+    L2_norm: Norm
+    L3_norm: Norm
+    used: Live
+    capacity: Capacity
+
+
+class Statistics(msgspec.Struct):
+    """Counts since the memory began. `latent_events_count` is `rejected_events_count` by its older name."""
+
+    total_events_processed: Total
+    accepted_events_count: Accepted
+    latent_events_count: Rejected
+    rejected_events_count: Rejected
+    moral_filter_threshold: Threshold
+    avg_latency_ms: Annotated[
+        float, Meta(description="From the complete event request to its encoded answer.", ge=0, examples=[0.04])
+    ]
+
+
+class Detailed(msgspec.Struct, omit_defaults=True):
+    """Everything at a glance. The last three members are missing while the store cannot be read."""
+
+    status: Literal["healthy", "unhealthy"]
+    timestamp: Annotated[str, Meta(description="RFC 3339.", examples=["2026-01-31T12:00:00.000000+00:00"])]
+    uptime_seconds: Annotated[float, Meta(ge=0, examples=[86400.0])]
+    system: System
+    checks: Checks
+    emergency: EmergencyState
+    rate_limiting: RateLimits
+    version: Annotated[str, Meta(examples=[VERSION])]
+    boot_id: BootId
+    memory_state: MemoryState | None = None
+    phase: Phase | None = None
+    statistics: Statistics | None = None
+
+
+_ALIVE: Final = encode(Alive())
+
+
+class LivenessResource:
+    """The loop turns."""
+
+    operations: ClassVar[Mapping[str, Operation]] = {"GET": Operation("Whether the process lives.", None, Alive)}
+
+    def __init__(self) -> None:
+        self.answers = {"GET": self.answer}
+
+    @staticmethod
+    def answer(_environ: WSGIEnvironment) -> bytes:
+        """Answer, always."""
+        return _ALIVE
+
+    def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
+        """Answer 200, always."""
+        response.content_type = JSON
+        response.data = _ALIVE
+
+    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way
+
+
+class ReadinessResource:
+    """Whether traffic is welcome."""
+
+    operations: ClassVar[Mapping[str, Operation]] = {
+        "GET": Operation(
+            "Whether traffic is welcome; 503 with the same document when it is not.", None, Ready, others={503: Ready}
+        )
+    }
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
+        """Answer 200 when every check holds, else 503; either way with the reasons."""
+        checks = self.checks()
+        ready = all_hold(checks)
+        response.status = falcon.HTTP_200 if ready else falcon.HTTP_503
+        response.content_type = JSON
+        response.data = encode(Ready(ready, "ready" if ready else "not_ready", checks))
+
+    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way
+
+    def checks(self) -> dict[str, Check]:
+        """Return every check by name."""
+        vitals = self.context.store.block.region("vitals")
+        silence = (self.context.clock() - vitals.heartbeat_ns) / 1e9
+        leaving = self.context.leaving()
+        return {
+            "server": Check(False, "the server has been told to stop and serves on until the drain period ends")
+            if leaving
+            else Check(True),
+            **self._of_store(int(vitals.emergency)),
+            "system_memory": _of_memory(vitals),
+            "system_cpu": _below(vitals.cpu_percent_30s, CPU_PERCENT, "% of the CPU allowance was used over 30 s"),
+            "controller": _below(silence, CONTROLLER_SILENCE_SECONDS, " s since the controller's last beat"),
+        }
+
+    def _of_store(self, emergency: int) -> dict[str, Check]:
+        lock = {"lock": _unless(emergency, EMERGENCY_LOST)}
+        try:
+            state, _ = self.context.store.levels()
+            stopped = state.scalars.flags & FLAG_STOPPED
+        except StoreError as error:
+            return {"memory_manager": Check(False, str(error)), **lock}
+        admissions = (
+            Check(False, "an operator has stopped admissions: POST /governor/resume") if stopped else Check(True)
+        )
+        return {"memory_manager": _unless(emergency, EMERGENCY_CORRUPT), **lock, "admissions": admissions}
+
+
+def all_hold(checks: Checks) -> bool:
+    """Return whether a server with these checks is ready."""
+    return all(check.healthy for check in checks.values())
+
+
+def _unless(emergency: int, reason: int) -> Check:
+    """Return the check of the component that an emergency for `reason` has as its cause."""
+    if not emergency & reason:
+        return Check(True)
+    return Check(False, f"emergency, or its cooldown: {SENTENCES[reason]}; {REMEDIES[reason]}")
+
+
+def _of_memory(vitals: Any) -> Check:
+    """Memory below its bound, or above it by an operator's order, and no cooldown going on."""
+    if vitals.emergency_overruled & EMERGENCY_MEMORY:
+        return Check(True)
+    sampled = _below(vitals.memory_percent, float(MEMORY_PERCENT.value), "% of memory is used")
+    return _unless(int(vitals.emergency), EMERGENCY_MEMORY) if sampled.healthy else sampled
+
+
+def _below(value: float, bound: float, what: str) -> Check:
+    return Check(True) if value < bound else Check(False, f"{value:.1f}{what}; expected below {bound:g}")
+
+
+class DetailedResource:
+    """Everything at a glance."""
+
+    operations: ClassVar[Mapping[str, Operation]] = {
+        "GET": Operation("Machine, memory and governor at a glance.", None, Detailed)
+    }
+
+    def __init__(self, context: Context, readiness: ReadinessResource) -> None:
+        self.context = context
+        self.readiness = readiness
+
+    def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
+        """Answer with the state of machine, memory and governor; 200 also when not ready."""
+        response.content_type = JSON
+        response.data = encode(self.document())
+
+    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way
+
+    def document(self) -> Detailed:
+        """Return the document."""
+        context = self.context
+        vitals = context.store.block.region("vitals")
+        limits = context.config.security.rate_limiting
+        checks = self.readiness.checks()
+        document = Detailed(
+            "healthy" if all_hold(checks) else "unhealthy",
+            datetime.now(UTC).isoformat(),
+            (context.clock() - context.store.block.created_boot_ns) // 1_000_000 / 1e3,
+            System(
+                memory_percent=vitals.memory_percent,
+                memory_available_mb=vitals.memory_available_mb,
+                memory_total_mb=vitals.memory_total_mb,
+                cpu_percent=vitals.cpu_percent,
+                cpu_count=int(vitals.cpu_count),
+                disk_percent=vitals.disk_percent,
+            ),
+            checks,
+            self._emergency(),
+            RateLimits(
+                limits.enabled,
+                limits.requests_per_second,
+                limits.burst_capacity,
+                {name: Bucket(tier.rate, tier.burst) for name, tier in tiers(context.config).items()},
+            ),
+            VERSION,
+            context.boot_id,
+        )
+        with suppress(StoreError):  # a check says so, and the rest is worth seeing all the more
+            self._add_state(document)
+        return document
+
+    def _emergency(self) -> EmergencyState:
+        vitals = self.context.store.block.region("vitals")
+        reasons, since_ns = list(names(int(vitals.emergency))), int(vitals.emergency_since_ns)
+        since = max(self.context.clock() - since_ns, 0) // 1_000_000 / 1e3 if reasons else None
+        return EmergencyState(bool(reasons), reasons, int(vitals.emergency_episodes), since)
+
+    def _add_state(self, document: Detailed) -> None:
+        context = self.context
+        state, norms = context.store.levels()
+        scalars = state.scalars
+        document.memory_state = MemoryState(*norms, scalars.live, context.config.capacity)
+        document.phase = PHASE_NAMES[scalars.phase]
+        document.statistics = Statistics(
+            total_events_processed=scalars.accepted + scalars.rejected,
+            accepted_events_count=scalars.accepted,
+            latent_events_count=scalars.rejected,
+            rejected_events_count=scalars.rejected,
+            moral_filter_threshold=scalars.theta,
+            avg_latency_ms=1e3 * context.latency.mean_seconds(),
+        )

@@ -1,0 +1,274 @@
+"""GET /health/metrics and /metrics: one scrape of all workers and of the block.
+
+What workers measure goes through prometheus_client's multiprocess files, keyed by worker row instead of pid: a
+successor continues its predecessor's files, so they neither pile up nor lose counts. What the block knows is exact
+already and is read at scrape time by a collector.
+
+The names without the mlsdm_ prefix are those that operators' dashboards already use, exactly; counters among them whose
+names break the naming rules are exposed untyped.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import falcon
+from prometheus_client import CollectorRegistry, Counter, Histogram, exposition, multiprocess, values
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric, UntypedMetricFamily
+from prometheus_client.registry import Collector
+
+from app.api.context import Context
+from app.api.operation import Operation
+from app.api.problem_codes import CODES
+from app.routes.health import VERSION, ReadinessResource, all_hold
+from app.telemetry.latency_histogram import whole
+from core.controller.emergency import REASONS
+from core.controller.threshold_drift import BITS
+from core.reference.rhythm import SLEEP
+from shm.errors import StoreError
+from shm.layout import FLAG_STOPPED
+from shm.store import State
+
+LATENCY_BUCKETS = (
+    25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5,
+)  # fmt: skip
+
+_REFUSALS = "mlsdm_refusals"
+# Those that alerts name (deploy/prometheus/rules/clients.yml), counted from a start on, because rate() sees nothing
+# of what a series begins with. A test holds them against the rules.
+WATCHED = (
+    "internal_error", "rate_limit_exceeded", "unauthorised", "too_many_connections", "bodies_full", "pipelines_full",
+    "store_busy",
+)  # fmt: skip
+FILE_SIZE = 1 << 17  # bytes: about 200 for each series, of some 20 routes with 15 statuses and a hundred codes
+WORKER_SILENCE_SECONDS = 2.0  # workers beat four times a second
+
+
+def metrics_of(row: int) -> None:
+    """Have this process measure into the files of its row. To be called once, before any metric is made."""
+    # A cleaner of /tmp may have taken the directory away; that must not keep a worker from serving.
+    directory = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    directory.mkdir(parents=True, exist_ok=True)
+    prepare(directory, row)
+    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: row)  # type: ignore[no-untyped-call] # theirs
+
+
+def event_latency() -> Histogram:
+    """Make this worker's histogram of events."""
+    return _latency("process_event_latency_seconds", "event requests")
+
+
+def recall_latency() -> Histogram:
+    """Make this worker's histogram of recalls."""
+    return _latency("mlsdm_recall_latency_seconds", "recalls")
+
+
+def _latency(name: str, what: str) -> Histogram:
+    text = f"Time from the complete request until its answer was written, of {what} that were answered with 200."
+    return Histogram(name, text, buckets=LATENCY_BUCKETS, registry=CollectorRegistry())
+
+
+def worker_counter() -> Counter:
+    """Make the counter of workers that have begun in this row."""
+    return Counter("mlsdm_workers_started", "Workers that have begun to serve.", registry=CollectorRegistry())
+
+
+def request_counter() -> Counter:
+    """Make this worker's counter of answers, by route and status."""
+    return Counter("mlsdm_requests", "Answers given.", ["route", "status"], registry=CollectorRegistry())
+
+
+def prepare(directory: Path, row: int) -> None:
+    """Make the files of a row that does not have them yet, complete before anybody can see them.
+
+    prometheus_client creates them empty and gives them their size a moment later; a scrape that reads one in between
+    fails as a whole, and one whose worker is killed in between makes every scrape fail until its row is used again. And
+    they are as large as they will ever have to be: to make one larger takes a descriptor, which there may not be, and
+    the library would not come back to its senses.
+    """
+    for kind in ("histogram", "counter"):
+        path = directory / f"{kind}_{row}.db"
+        if path.exists() and path.stat().st_size:
+            continue
+        whole = path.with_suffix(".new")
+        whole.write_bytes(bytes(FILE_SIZE))  # zeros: nothing of it is used
+        whole.rename(path)
+
+
+def refusal_counter() -> Counter:
+    """Make this worker's counter of refused requests, by the code of the problem.
+
+    An error that nobody expected is one of them: its code is `internal_error`.
+    """
+    counter = Counter(_REFUSALS, "Requests refused.", ["code"], registry=CollectorRegistry())
+    for code in WATCHED:
+        counter.labels(code)
+    return counter
+
+
+class WorkersCollector(Collector):
+    """What the workers have measured, all of them together; and `error_count`, which follows from it."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family of the workers' files; none where a cleaner of /tmp has taken them away, or does so now:
+        what the block knows is exposed all the same.
+        """
+        try:
+            files = multiprocess.MultiProcessCollector(None)  # type: ignore[no-untyped-call] # theirs
+        except ValueError:  # there is no such directory
+            return
+        try:
+            families = list(files.collect())  # type: ignore[no-untyped-call] # theirs
+        except FileNotFoundError:
+            return
+        for family in families:
+            yield whole(family)
+            if family.name == _REFUSALS:
+                errors = sum(sample.value for sample in family.samples if _is_ours(sample.labels["code"]))
+                yield UntypedMetricFamily(
+                    "error_count", "Requests that this server could not serve: answers of 500 and 503.", errors
+                )
+
+
+def _is_ours(code: str) -> bool:
+    """Return whether a refusal is this server's fault, or its operator's, and not the client's.
+
+    501 and 505 are the client's: it asks for a method, a coding or a version that is not spoken here. Limits that close
+    a connection without a word have no status.
+    """
+    return code in CODES and CODES[code].status in (500, 503)
+
+
+class BlockCollector(Collector):
+    """The block's own figures, read when scraped."""
+
+    def __init__(self, context: Context, readiness: ReadinessResource) -> None:
+        self.context = context
+        self.readiness = readiness
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family; those of the committed state only while it can be read, because alerts need the rest."""
+        yield from self._of_block()
+        try:
+            state, norms = self.context.store.levels()
+        except StoreError:
+            yield GaugeMetricFamily("mlsdm_store_sound", "1 while the committed state can be read.", 0)
+            return
+        yield GaugeMetricFamily("mlsdm_store_sound", "1 while the committed state can be read.", 1)
+        yield from self._of_state(state, norms)
+
+    def _of_state(self, state: State, norms: tuple[float, ...]) -> Iterator[Metric]:
+        scalars = state.scalars
+        accepted, rejected = scalars.accepted, scalars.rejected
+        for name, text, value in (
+            ("total_events_processed", "Events decided.", accepted + rejected),
+            ("accepted_events_count", "Events accepted.", accepted),
+            ("rejected_events_count", "Events rejected by the moral filter.", rejected),
+        ):
+            yield UntypedMetricFamily(name, text, value)
+        decisions = CounterMetricFamily("mlsdm_decisions", "Events decided.", labels=["outcome"])
+        decisions.add_metric(["accepted"], accepted)
+        decisions.add_metric(["rejected"], rejected)
+        yield decisions
+        for name, text, value in (
+            ("moral_filter_threshold", "Moral threshold.", scalars.theta),
+            ("mlsdm_ema", "Exponential mean of accept = 1, reject = 0.", scalars.ema),
+            ("mlsdm_asleep", "1 while the rhythm is asleep.", scalars.phase == SLEEP),
+            ("mlsdm_memories", "Live memories.", scalars.live),
+            ("mlsdm_stopped", "1 while an operator has stopped admissions.", scalars.flags & FLAG_STOPPED),
+            ("mlsdm_threshold_min", "Lower bound of the threshold, in force.", state.settings.min_threshold),
+            ("mlsdm_threshold_max", "Upper bound of the threshold, in force.", state.settings.max_threshold),
+        ):
+            yield GaugeMetricFamily(name, text, value)
+        levels = GaugeMetricFamily("mlsdm_level_norm", "Norm of a synaptic level.", labels=["level"])
+        for number, norm in enumerate(norms, 1):
+            levels.add_metric([str(number)], norm)
+        yield levels
+        for name, text, value in (
+            ("mlsdm_log_entries", "Log position: changes of the committed state.", state.position),
+            ("mlsdm_rhythm_steps", "Steps of the rhythm.", scalars.step),
+            ("mlsdm_receipts", "Receipts given to events with an idempotency key.", state.receipts),
+            ("mlsdm_controller_epochs", "Controllers that have taken over.", state.epoch),
+        ):
+            yield CounterMetricFamily(name, text, value)
+
+    def _of_block(self) -> Iterator[Metric]:
+        block = self.context.store.block
+        vitals, lock = block.region("vitals"), block.region("lock")
+        rows = [block.region("rows", number) for number in range(block.layout.rows)]
+        now_ns = self.context.clock()
+        for name, text, value in (
+            ("memory_usage_bytes", "Memory of all processes, shared pages once.", vitals.service_bytes),
+            ("cpu_usage_percent", "CPU used, of the container's allowance.", vitals.cpu_percent),
+            ("mlsdm_memory_percent", "Memory used, of the container's limit.", vitals.memory_percent),
+            ("mlsdm_ready", "1 while readiness is answered with 200.", all_hold(self.readiness.checks())),
+            ("mlsdm_workers", "Workers that serve.", sum(_beats(row.heartbeat_ns, now_ns) for row in rows)),
+            ("mlsdm_workers_configured", "Workers that should serve.", self.context.workers),
+            (
+                "mlsdm_controller_silence_seconds",
+                "Time since the controller's last beat.",
+                _since(vitals.heartbeat_ns, now_ns),
+            ),
+            ("mlsdm_process_start_time_seconds", "Unix time at which the memory began.", block.created_wall_ns / 1e9),
+            ("mlsdm_memories_max", "Capacity of the store.", self.context.config.capacity),
+            ("mlsdm_block_bytes", "Size of the shared block.", block.layout.block_size),
+        ):
+            yield GaugeMetricFamily(name, text, value)
+        emergency = GaugeMetricFamily(
+            "mlsdm_emergency", "1 while events are refused for this reason, and during its cooldown.", labels=["reason"]
+        )
+        for reason, called in REASONS.items():
+            emergency.add_metric([called], int(bool(vitals.emergency & reason)))
+        yield emergency
+        drift = GaugeMetricFamily("mlsdm_drift", "1 while the threshold's drift of this kind lasts.", labels=["kind"])
+        for kind, bit in BITS.items():
+            drift.add_metric([kind], int(bool(vitals.drift & bit)))
+        yield drift
+        for name, text, value in (
+            ("mlsdm_rhythm_steps_skipped", "Steps of the rhythm skipped because they were late.", vitals.late_steps),
+            ("mlsdm_lock_acquisitions", "Critical sections entered.", lock.acquisitions),
+            ("mlsdm_lock_deaths", "Holders that died inside the section and were survived.", lock.deaths),
+            ("mlsdm_lock_rollbacks", "Unpublished transitions taken back.", lock.rollbacks),
+            ("mlsdm_lock_kills", "Stuck holders removed.", vitals.lock_kills),
+            ("mlsdm_lock_waits", "Sections that found the lock taken.", sum(row.lock_waits for row in rows)),
+            ("mlsdm_lock_wait_seconds", "Time spent waiting for it.", sum(row.lock_wait_ns for row in rows) / 1e9),
+            ("mlsdm_lock_holds_sampled", "Sections whose length was measured.", sum(row.lock_holds for row in rows)),
+            ("mlsdm_lock_hold_seconds", "Length of those, together.", sum(row.lock_hold_ns for row in rows) / 1e9),
+            ("mlsdm_slots_mended", "Damaged marks, headers and heads of chains that were put right.", vitals.mended),
+            ("mlsdm_slots_torn", "Memories found corrupt and forgotten.", vitals.torn),
+            ("mlsdm_slots_scrubbed", "Slots checked against their checksums.", vitals.scrubbed),
+            ("mlsdm_drift_episodes", "Times the threshold drifted.", vitals.drift_episodes),
+            ("mlsdm_emergency_episodes", "Times a reason for an emergency came into force.", vitals.emergency_episodes),
+        ):
+            yield CounterMetricFamily(name, text, value)
+        yield InfoMetricFamily("mlsdm_build", "Version and memory.", {"version": VERSION, "boot_id": block.boot_id})
+
+
+def _since(beat_ns: int, now_ns: int) -> float:
+    return max(0, now_ns - beat_ns) / 1e9
+
+
+def _beats(beat_ns: int, now_ns: int) -> bool:
+    """Return whether the owner of a row has beaten lately; one that has left or died leaves its last beat behind."""
+    return beat_ns != 0 and _since(beat_ns, now_ns) < WORKER_SILENCE_SECONDS
+
+
+class MetricsResource:
+    """The scrape."""
+
+    operations: ClassVar[Mapping[str, Operation]] = {
+        "GET": Operation("Metrics for Prometheus.", None, exposition.CONTENT_TYPE_LATEST)
+    }
+
+    def __init__(self, context: Context, readiness: ReadinessResource) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(WorkersCollector())
+        self.registry.register(BlockCollector(context, readiness))
+
+    def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
+        """Return the exposition."""
+        response.content_type = exposition.CONTENT_TYPE_LATEST
+        response.data = exposition.generate_latest(self.registry)
+
+    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way

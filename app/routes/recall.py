@@ -1,0 +1,183 @@
+"""POST /recall: the memories nearest to a vector, exactly.
+
+The body takes the vector in the same forms as an event. A raw body is the vector alone, and the other parameters stand
+in the query string.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+import falcon
+import msgspec
+from msgspec import Meta
+
+from app.api.codec.body_errors import UNDECODED, refuse_body, refuse_repeats, refuse_repeats_packed
+from app.api.codec.body_sizes import query_size_max, refuse_larger
+from app.api.codec.media_types import JSON, MSGPACK, RAW, encode, media_type
+from app.api.codec.query_string import parameters_of
+from app.api.codec.vector_codec import VECTOR_SCHEMA, Floats, floats_of, refuse_vector
+from app.api.context import Context
+from app.api.fields import AgeSeconds, BootId, MemoryId, MoralValue, Phase, Position
+from app.api.operation import Octets, Operation, Parameter
+from app.api.problem import invalid
+from app.api.problem_codes import BODY, DECIDED
+from core.access.keys import Role
+from core.limits import TOP_K
+from core.recall import PhaseWindow, masks
+from core.reference.rhythm import PHASE_NAMES
+from shm import errors
+from shm.store import Match
+
+Include = Literal["payload", "vector"]
+_TopK = Annotated[int, Meta(description="How many at most.", ge=1, le=TOP_K.value, examples=[3])]
+_Phase = Annotated[PhaseWindow, Meta(description="Memories of which phase; `current` is the one that holds now.")]
+_Includes = Annotated[list[Include], Meta(description="What to give back beside the default.", examples=[["payload"]])]
+MEMBERS: Final = {
+    "vector": "an array of numbers, or base64 of little-endian float32",
+    "top_k": f"a whole number from 1 to {TOP_K.value}",
+    "phase": "any, wake, sleep or current",
+    "include": "an array of payload and vector",
+}
+
+
+_members_of_json = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_members_of_msgpack = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class Query(msgspec.Struct, forbid_unknown_fields=True):
+    """What to recall. `include` asks for more than the default members of each match."""
+
+    vector: Annotated[msgspec.Raw, Meta(extra_json_schema=VECTOR_SCHEMA)]
+    top_k: _TopK = 10
+    phase: _Phase = "any"
+    include: _Includes = []
+
+
+class Parameters(msgspec.Struct, forbid_unknown_fields=True):
+    """The same for a raw body, from the query string; `include` is separated by commas."""
+
+    top_k: _TopK = 10
+    phase: _Phase = "any"
+    include: _Includes = []
+
+
+class Found(msgspec.Struct, omit_defaults=True):
+    """One match. `age_seconds` counts from its admission; `payload` is the JSON value that came with the event."""
+
+    memory_id: MemoryId
+    score: Annotated[float, Meta(description="Cosine of the two vectors; 0 when one of them is zero.", examples=[0.97])]
+    phase: Phase
+    moral_value: MoralValue
+    age_seconds: AgeSeconds
+    payload: Annotated[msgspec.Raw, Meta(examples=[{"text": "hello"}])] | None = None
+    vector: Annotated[list[float], Meta(description="The vector as stored, float32.")] | None = None
+
+
+class Recalled(msgspec.Struct):
+    """The answer: best first, equal to brute force over all live memories immediately after position `as_of`."""
+
+    matches: list[Found]
+    scanned: Annotated[int, Meta(description="Live memories that were compared.", ge=0, examples=[7])]
+    as_of: Position
+    exact: Annotated[Literal[True], Meta(description="Always true: nothing here approximates.")]
+    boot_id: BootId
+
+
+_PARAMETERS: Final = (
+    Parameter("top_k", "query", _TopK, f"How many at most, 10 unless told; with a body in `{RAW}` only."),
+    Parameter("phase", "query", PhaseWindow, f"Memories of which phase, any unless told; with a body in `{RAW}` only."),
+    Parameter(
+        "include",
+        "query",
+        Annotated[str, Meta(pattern="^(payload|vector)(,(payload|vector))*$", examples=["payload"])],
+        f"payload, vector or both, separated by a comma; with a body in `{RAW}` only.",
+    ),
+)
+
+
+class RecallResource:
+    """Exact nearest neighbours."""
+
+    def __init__(self, context: Context, blocks: bool) -> None:
+        """`blocks` when the store is so large that a recall belongs on the thread pool."""
+        self.size_max = query_size_max(context.config.dimension)
+        self.operations: Mapping[str, Operation] = {
+            "POST": Operation(
+                "Find the memories nearest to a vector, exactly.", Role.READ, Recalled,
+                body={JSON: Query, MSGPACK: Query, RAW: Octets("The vector, little-endian float32, and nothing else.")},
+                parameters=_PARAMETERS, refusals=(*BODY, *DECIDED, TOP_K.code), cost=1,
+                body_size_max=self.size_max, blocks=blocks,
+            )
+        }  # fmt: skip
+        self.context = context
+        self.codec = context.codec
+        self.tolerance = context.config.recall.phase_tolerance
+        self.of_json = msgspec.json.Decoder(Query).decode
+        self.of_msgpack = msgspec.msgpack.Decoder(Query).decode
+
+    def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Find the memories nearest to a vector."""
+        context = self.context
+        vector, asked = self._read(request)
+        payloads, vectors = "payload" in asked.include, "vector" in asked.include
+        try:
+            answer = context.recall.nearest(vector, asked.top_k, masks(asked.phase, self.tolerance), payloads, vectors)
+        except errors.NotFinite:
+            refuse_vector(errors.NOT_FINITE, vector, "vector")
+        except errors.TooLong:
+            refuse_vector(errors.TOO_LONG, vector, "vector")
+        now_ns = context.clock()
+        response.content_type = JSON
+        response.data = encode(
+            Recalled(
+                [found(match, now_ns) for match in answer.matches],
+                answer.scanned,
+                answer.as_of,
+                True,
+                context.boot_id,
+            )
+        )
+
+    def _read(self, request: falcon.Request) -> tuple[Floats, Query | Parameters]:
+        body = request.env["wsgi.input"].read()
+        refuse_larger(len(body), self.size_max)
+        media = media_type(request.env)
+        try:
+            if media != RAW and request.params:
+                raise invalid(next(iter(request.params))[:40], "field_unknown", "is unknown", f"members of the {media}")
+            if media == RAW:
+                given: dict[str, Any] = {**parameters_of(request, *Parameters.__struct_fields__)}
+                if "include" in given:
+                    given["include"] = given["include"].split(",")
+                asked = msgspec.convert(given, Parameters, strict=False)
+                return self.codec.of_bytes(body, "body"), asked
+            if media == JSON:
+                query = self.of_json(body)
+                vector = self.codec.of_json(query.vector, "vector")
+                refuse_repeats(body, len(_members_of_json(body)))
+                return vector, query
+            query = self.of_msgpack(body)
+            refuse_repeats_packed(body, len(_members_of_msgpack(body)))
+            return self.codec.of_msgpack(query.vector, "vector"), query
+        except UNDECODED as error:
+            if isinstance(error, msgspec.ValidationError) and str(error).endswith("`$.top_k`"):
+                raise invalid("top_k", TOP_K.code, "is out of range or no whole number", MEMBERS["top_k"]) from error
+            refuse_body(error, media, MEMBERS)
+
+
+def found(match: Match, now_ns: int) -> Found:
+    """Return a match as a client sees it."""
+    return Found(
+        match.id,
+        match.score,
+        PHASE_NAMES[match.phase],
+        match.moral,
+        age_seconds(match.time_ns, now_ns),
+        msgspec.Raw(match.payload) if match.payload else None,
+        floats_of(match.vector) if match.vector else None,
+    )
+
+
+def age_seconds(time_ns: int, now_ns: int) -> float:
+    """Return an age on the boot-time clock, rounded to microseconds; never negative."""
+    return max(0, now_ns - time_ns) // 1000 / 1e6

@@ -1,0 +1,1 @@
+"""Modules of the platform; `app.lifecycle.loader` finds them by name."""

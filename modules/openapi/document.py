@@ -1,0 +1,265 @@
+"""GET /openapi.json: what this server is to its clients, as an OpenAPI 3.1 document.
+
+Nothing is written down twice: routes and methods are those that the router got, parameters, bodies, answers and
+refusals those that each operation declares beside its responder (`app.api.operation`), types the code's own
+(`modules.openapi.schema`), codes and their meaning `app.api.problem_codes`, limits `core.limits`. The document is that
+of this server: vectors have its dimension, and its rate limits are named.
+
+Statuses are exact: an operation lists those that it can answer, each with the codes that can come with it. What any
+request may be told by the connection (timeouts, framing, sizes) is the same everywhere and stands once under
+`components`. Roles stand where OpenAPI 3.1 has a place for them, in the requirement of a security scheme.
+
+It is made at the first request, once in each worker, on the thread pool, because it takes a few milliseconds, and kept
+as bytes. Rejected: a file in the repository, which would be wrong for every dimension but one.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any, ClassVar, Final
+
+import falcon
+
+from app.api.codec.media_types import JSON
+from app.api.context import Context
+from app.api.operation import Octets, Operation, Parameter, Resource
+from app.api.problem import MEDIA_TYPE, Document
+from app.api.problem_codes import CODES, CONNECTION, GATE
+from app.httpd.request_names import REQUEST_ID_LENGTH_MAX
+from app.routes.health import VERSION
+from core.access.keys import Role
+from core.limits import BODY_SIZE
+from modules.openapi.introduction import GROUPS, introduction
+from modules.openapi.schema import Schema, Schemas, ref
+
+_TEXT: Final = {"type": "string"}
+_SECONDS: Final = {"type": "integer", "minimum": 0}
+_HEADERS: Final[Mapping[str, tuple[str, Schema]]] = {
+    "X-Request-ID": (
+        "The name of the request: the client's own when it is sane.",
+        _TEXT | {"minLength": 1, "maxLength": REQUEST_ID_LENGTH_MAX},
+    ),
+    "Idempotency-Replayed": ("This is the answer to an earlier request with the same key.", {"const": "true"}),
+    "RateLimit": (
+        "What is left: r tokens; the bucket is full again in t seconds. Only where limits are switched on.",
+        _TEXT | {"pattern": '^"[a-z]+";r=[0-9]+;t=[0-9]+$', "examples": ['"standard";r=9;t=1']},
+    ),
+    "RateLimit-Policy": (
+        "The tier: q tokens within w seconds. Only where limits are switched on.",
+        _TEXT | {"pattern": '^"[a-z]+";q=[0-9]+;w=[0-9]+$', "examples": ['"standard";q=10;w=2']},
+    ),
+    "Retry-After": ("Seconds until it makes sense to come back.", _SECONDS | {"examples": [1]}),
+    "WWW-Authenticate": ("How to show a key, and what was wrong with the one shown.", _TEXT),
+}
+_ALWAYS: Final = "X-Request-ID"
+# What comes with a status, beside X-Request-ID: the field, and whether it always does.
+_OF_STATUS: Final[Mapping[int, Mapping[str, bool]]] = {
+    401: {"WWW-Authenticate": True},
+    403: {"WWW-Authenticate": False},
+    429: {"Retry-After": True, "RateLimit": True, "RateLimit-Policy": True},
+    503: {"Retry-After": False},
+}
+
+
+class OpenApiResource:
+    """The document."""
+
+    operations: ClassVar[Mapping[str, Operation]] = {
+        "GET": Operation("This API as an OpenAPI 3.1 document.", Role.READ, dict[str, Any], blocks=True)
+    }
+
+    def __init__(self, routes: Mapping[str, Resource], context: Context) -> None:
+        """`routes` by path; it may still grow until the first request."""
+        self._routes = routes
+        self._context = context
+
+    @cached_property
+    def text(self) -> bytes:
+        """The document as JSON."""
+        document = Contract(self._routes, self._context).document()
+        return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
+        """Return the document; runs on the pool."""
+        response.content_type = JSON
+        response.data = self.text
+
+    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way
+
+
+class Contract:
+    """Writes the document of one server."""
+
+    def __init__(self, routes: Mapping[str, Resource], context: Context) -> None:
+        self._routes = routes
+        self._context = context
+        self._schemas = Schemas(context.config.dimension)
+        self._schemas.components |= {"Problem": self._problem(), "Code": _code()}
+        self._refusals: dict[tuple[int, tuple[str, ...]], str] = {}  # the names of responses, by status and codes
+
+    def document(self) -> dict[str, Any]:
+        """Return the document."""
+        paths = {
+            path: {
+                method.lower(): self._operation(path, method, operation, _group_of(resource))
+                for method, operation in resource.operations.items()
+            }
+            for path, resource in self._routes.items()
+        }
+        used = dict.fromkeys(_group_of(resource) for resource in self._routes.values())
+        return {
+            "openapi": "3.1.0",
+            "info": {
+                "title": "mlsdm",
+                "version": VERSION,
+                "summary": "A governed memory server for AI applications.",
+                "description": introduction(self._context.config),
+                "license": {"name": "MIT", "identifier": "MIT"},
+            },
+            "servers": [{"url": "/"}],
+            "tags": [{"name": name, "description": GROUPS.get(name, "")} for name in used],
+            "paths": paths,
+            "components": {
+                "securitySchemes": {
+                    "bearer": {"type": "http", "scheme": "bearer", "description": "A key, as RFC 6750 has it."},
+                    "key": {
+                        "type": "apiKey", "in": "header", "name": "X-API-Key",
+                        "description": "The same key where a proxy needs Authorization for itself.",
+                    },
+                },
+                "headers": {name: _header(name, always=name == _ALWAYS) for name in _HEADERS},
+                "responses": {name: _refusal(*about) for about, name in self._refusals.items()},
+                "schemas": dict(sorted(self._schemas.components.items())),
+            },
+        }  # fmt: skip
+
+    def _operation(self, path: str, method: str, operation: Operation, group: str) -> dict[str, Any]:
+        words = [method.lower(), *path.replace("{", "").replace("}", "").strip("/").replace(".", "/").split("/")]
+        written: dict[str, Any] = {
+            "operationId": "_".join(words),
+            "tags": [group],
+            "summary": operation.summary.removesuffix("."),
+            "description": _access(operation.role),
+            "security": [{scheme: [operation.role.name.lower()]} for scheme in ("bearer", "key")]
+            if operation.role
+            else [],
+        }
+        if operation.parameters:
+            written["parameters"] = [self._parameter(parameter) for parameter in operation.parameters]
+        if operation.body:
+            content = {media: self._body(body) for media, body in operation.body.items()}
+            written["requestBody"] = {"required": True, "content": content}
+        written["responses"] = self._responses(operation)
+        return written
+
+    def _parameter(self, parameter: Parameter) -> dict[str, Any]:
+        return {
+            "name": parameter.name,
+            "in": parameter.place,
+            "description": parameter.meaning,
+            "required": parameter.required,
+            "schema": self._schemas.of_request(parameter.type),
+        }
+
+    def _body(self, body: Any) -> dict[str, Any]:
+        if isinstance(body, Octets):
+            size = 4 * self._context.config.dimension + body.beside
+            largest = min(size * body.count_max, BODY_SIZE.value)
+            # OpenAPI 3.1.1 §4.7.14.3: lengths of unencoded bytes are in octets.
+            return {"schema": {"description": body.meaning, "minLength": size, "maxLength": largest}}
+        schema = self._schemas.of_request(body)
+        return {"schema": schema, "example": self._schemas.example(schema)}
+
+    def _responses(self, operation: Operation) -> dict[str, Any]:
+        headers: dict[str, bool] = {}
+        if CODES["rate_limit_exceeded"].status in {CODES[code].status for code in operation.refusals}:
+            headers |= {"RateLimit": False, "RateLimit-Policy": False}
+        if any(parameter.name == "Idempotency-Key" for parameter in operation.parameters):
+            headers["Idempotency-Replayed"] = False
+        answers = {200: operation.answer, **operation.others}
+        responses: dict[int, Any] = {
+            status: {
+                "description": "Done." if status == 200 else "Not now; the document says why.",
+                "headers": _headers(headers),
+                "content": self._content(answer),
+            }
+            for status, answer in answers.items()
+        }
+        for status, codes in _by_status((*CONNECTION, *_gate(operation.role), *operation.refusals)):
+            if status in responses:
+                responses[status]["content"] |= _refusal(status, codes)["content"]
+            else:
+                responses[status] = {"$ref": f"#/components/responses/{self._name(status, codes)}"}
+        return {str(status): responses[status] for status in sorted(responses)}
+
+    def _content(self, answer: Any) -> dict[str, Any]:
+        if isinstance(answer, str):
+            return {answer: {"schema": _TEXT}}
+        schema = self._schemas.of_answer(answer)
+        return {JSON: {"schema": schema} | ({"example": self._schemas.example(schema)} if "$ref" in schema else {})}
+
+    def _name(self, status: int, codes: tuple[str, ...]) -> str:
+        """Return the name of the response for a status and its codes: the status, numbered from the second on."""
+        alike = sum(known == status for known, _ in self._refusals)
+        return self._refusals.setdefault((status, codes), f"{status}-{alike + 1}" if alike else str(status))
+
+    def _problem(self) -> Schema:
+        self._schemas.of_answer(Document)
+        problem = self._schemas.components.pop("Document")
+        return problem | {"properties": problem["properties"] | {"code": ref("Code")}}
+
+
+def _code() -> Schema:
+    """Return the schema of all codes, each with its meaning and its status."""
+    meanings = [{"const": code, "description": text, "x-status": status} for code, (status, text) in CODES.items()]
+    return {"description": "What is wrong, for programs: stable.", "type": "string", "oneOf": meanings,
+            "examples": ["moral_value_out_of_range"]}  # fmt: skip
+
+
+def _refusal(status: int, codes: tuple[str, ...]) -> dict[str, Any]:
+    """Return the response for a status, and the codes that can come with it."""
+    exactly = {"properties": {"status": {"const": status}, "code": {"enum": [*codes]}}}
+    return {
+        "description": "\n".join(f"- `{code}`: {CODES[code].meaning}" for code in codes),
+        "headers": _headers(_OF_STATUS.get(status, {})),
+        "content": {MEDIA_TYPE: {"schema": {"allOf": [ref("Problem"), exactly]}}},
+    }
+
+
+def _headers(named: Mapping[str, bool]) -> dict[str, Any]:
+    """Return the fields of an answer, and X-Request-ID."""
+    return {_ALWAYS: {"$ref": f"#/components/headers/{_ALWAYS}"}} | {
+        name: _header(name, always=True) if always else {"$ref": f"#/components/headers/{name}"}
+        for name, always in named.items()
+    }
+
+
+def _header(name: str, *, always: bool) -> dict[str, Any]:
+    meaning, schema = _HEADERS[name]
+    return {"description": meaning, "required": always, "schema": schema}
+
+
+def _by_status(codes: Iterable[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yield (status, codes) in order of status."""
+    codes = [*codes]
+    for status in sorted({CODES[code].status for code in codes}):
+        yield status, tuple(code for code in codes if CODES[code].status == status)
+
+
+def _group_of(resource: Resource) -> str:
+    """Return the group of a resource: the noun that its module is called after, or the group that this belongs to."""
+    noun = type(resource).__module__.rpartition(".")[2]
+    return {"health": "probes", "metrics": "probes", "openapi": "documentation", "docs": "documentation"}.get(
+        noun, noun
+    )
+
+
+def _gate(role: Role | None) -> tuple[str, ...]:
+    """Return the codes with which the gate refuses who may not call an operation."""
+    if role is None:
+        return ()
+    return GATE if role == Role.READ else (*GATE, "forbidden")  # no key has less than the lowest role
+
+
+def _access(role: Role | None) -> str:
+    return f"Needs a key with the role `{role.name.lower()}`." if role else "Open: needs no key and reads none."

@@ -1,0 +1,435 @@
+"""Who gets in: the ways to show a key, whose address is believed, and production, which does not start without a key.
+
+Which route needs which role is tests/app/api/access/test_role_matrix.py.
+"""
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import falcon
+import falcon.testing
+import pytest
+
+from app.api.access.gate import Gate, token_of
+from app.api.operation import Operation
+from app.api.problem import serialise
+from app.server import _say_loaded
+from core.access.keys import Key, Keyring, Role, digest_of
+from core.settings.proxies import networks
+from core.startup import load
+from loadtests.live import ROOT, LiveServer, eventually, free_port
+from tests.app import ring
+from tests.app.wire import EXAMPLE, Body, of_json, post, problem, sent
+from tests.conftest import SMALL, Serve
+
+KEY = "a-Key~with+signs/42="
+CLOSED = [
+    ("POST", "/event"), ("POST", "/events"), ("POST", "/recall"), ("GET", "/memories/1"), ("DELETE", "/memories/1"),
+    ("GET", "/decisions"), ("GET", "/state"), ("GET", "/nope"), ("OPTIONS", "/event"), ("PUT", "/state"),
+    ("GET", "/healthy"), ("GET", "/"), ("GET", "/governor"), ("POST", "/governor/stop"),
+]  # fmt: skip
+OPEN = ["/health/liveness", "/health/readiness", "/health/detailed", "/health/metrics", "/livez", "/readyz", "/metrics"]
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A production server with a key."""
+    server = LiveServer(
+        tmp_path_factory.mktemp("guarded"),
+        {**SMALL, "MLSDM_ENV": "production", "API_KEY": KEY, "MLSDM_RESOURCES__DRAIN_PERIOD": "0"},
+    )
+    yield server.start()
+    server.stop()
+
+
+def environ_of(headers: dict[str, str]) -> dict[str, str]:
+    """Return header fields as the worker hands them on: without those that have an underscore."""
+    return {
+        "HTTP_" + name.upper().replace("-", "_"): value.strip() for name, value in headers.items() if "_" not in name
+    }
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer "},
+        {"Authorization": "Bearer  \t"},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": f"Bearer {KEY}x"},
+        {"Authorization": f"Bearer {KEY[:-1]}"},
+        {"Authorization": f"Bearer {KEY.lower()}"},
+        {"Authorization": KEY},
+        {"Authorization": f"Basic {KEY}"},
+        {"Authorization": f"Bearer {KEY}, Bearer {KEY}"},
+        {"X-API-Key": "wrong"},
+        {"X-API-Key": ""},
+        {"X-API-Key": "\xff\xfe"},
+        {"X_API_Key": KEY},
+        {"Authorization": "Bearer wrong", "X-API-Key": KEY},
+    ],
+)
+def test_without_the_key_every_route_but_health_is_401(guarded: LiveServer, headers: dict[str, str]) -> None:
+    """RFC 9110 §11.6.1: a 401 says which scheme would do, and RFC 6750 §3.1 when a token was no good. Whether a route
+    exists is not told either.
+    """
+    for method, path in CLOSED:
+        answer = guarded.request(method, path, headers=headers)
+        document = problem(answer)
+        assert (answer.status, document["code"]) == (401, "unauthorised"), (method, path)
+        error = ', error="invalid_token"' if token_of(environ_of(headers)) else ""
+        assert answer.headers["www-authenticate"] == 'Bearer realm="mlsdm"' + error
+        assert KEY not in document["detail"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": f"Bearer {KEY}"},
+        {"Authorization": f"bearer {KEY}"},
+        {"Authorization": f"BEARER   {KEY}  "},
+        {"X-API-Key": KEY},
+        {"x-api-key": f" {KEY} "},
+        {"Authorization": "Basic dXNlcjpwYXNz", "X-API-Key": KEY},
+    ],
+)
+def test_the_key_opens_every_route(guarded: LiveServer, headers: dict[str, str]) -> None:
+    """As a bearer token (the scheme in any case, RFC 9110 §11.1), or in a field of its own beside a proxy's scheme."""
+    event = of_json({"event_vector": [0.5] * 8, "moral_value": 1.0})
+    memory_id = sent(guarded, "/event", Body(event.content, event.headers | headers))["memory_id"]
+
+    for method, path in (
+        ("GET", f"/memories/{memory_id}"),
+        ("DELETE", f"/memories/{memory_id}"),
+        ("GET", "/decisions"),
+        ("GET", "/state"),
+    ):
+        assert guarded.request(method, path, headers=headers).status == 200
+
+
+@pytest.mark.parametrize("path", OPEN)
+def test_probes_and_scrapes_need_no_key(guarded: LiveServer, path: str) -> None:
+    """A rotated secret must not restart a healthy server."""
+
+    assert guarded.get(path).status in (200, 503)
+    assert guarded.request("HEAD", path).status in (200, 503)
+
+
+def test_a_refused_event_is_not_decided(guarded: LiveServer) -> None:
+    """The key is asked for before the body is looked at."""
+    key = {"X-API-Key": KEY}
+    before = guarded.get("/state", **key).json
+
+    refusals = [
+        post(guarded, "/event", of_json({"event_vector": EXAMPLE, "moral_value": 1.0})).status,
+        post(guarded, "/event", of_json(b"no json")).status,
+    ]
+
+    assert refusals == [401, 401]
+    after = guarded.get("/state", **key).json
+    assert after["total_events_processed"] == before["total_events_processed"]
+
+
+def test_the_key_is_in_no_log_line(guarded: LiveServer) -> None:
+    """Not at start, when the configuration is logged, and not when it is used or guessed."""
+
+    assert KEY not in guarded.log
+
+
+def test_production_limits_rates_and_says_so(guarded: LiveServer) -> None:
+    """On by default in production only; /health/detailed tells an operator."""
+    limits = guarded.get("/health/detailed").json["rate_limiting"]
+
+    assert (limits["enabled"], limits["requests_per_second"], limits["burst_capacity"]) == (True, 5.0, 10)
+
+
+def test_a_short_key_is_said_to_be_short(caplog: pytest.LogCaptureFixture) -> None:
+    """In the log, at the start and at each reload, as a warning; neither the key nor its length."""
+    _say_loaded(load(None, {"API_KEY": "k7k7"}))
+    _say_loaded(load(None, {"API_KEY": KEY}))
+
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("API_KEY is too short: expected at least 12 characters")
+    assert "k7k7" not in caplog.text
+
+
+@pytest.mark.parametrize("key", [None, "", " \n"])
+def test_production_without_a_key_does_not_start(tmp_path: Path, key: str | None) -> None:
+    """One sentence that names the variable, an exit status that stops a rollout, and no traceback."""
+    kept = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG"}}
+    environ = {**kept, **SMALL, "PORT": str(free_port()), "MLSDM_ENV": "production"}
+    if key is not None:
+        environ["API_KEY"] = key
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "app.main:app"],
+        cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+    assert ended.returncode != 0
+    assert "API_KEY is not set: expected a secret key, because MLSDM_ENV is production" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_development_needs_no_key(still_server: LiveServer) -> None:
+    """Without a configured key everything is open, and a key that is sent anyway does no harm."""
+
+    assert still_server.get("/state").status == 200
+    assert still_server.get("/state", Authorization="Bearer anything").status == 200
+
+
+# -- whose address is believed ----------------------------------------------------------------------------------------
+
+PROXIES = networks("10.0.0.0/8, 192.0.2.1, fd00::/8, 2001:db8::7")
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "expected"),
+    [
+        ("203.0.113.9", None, "203.0.113.9"),
+        ("203.0.113.9", "198.51.100.1", "203.0.113.9"),  # a stranger says whatever it likes
+        ("203.0.113.9", "10.0.0.1", "203.0.113.9"),
+        ("10.0.0.1", None, "10.0.0.1"),
+        ("10.0.0.1", "198.51.100.1", "198.51.100.1"),
+        ("10.0.0.1", "1.1.1.1, 198.51.100.1", "198.51.100.1"),  # what stands left of it may be invented
+        ("10.0.0.1", "1.1.1.1,198.51.100.1,10.2.2.2,192.0.2.1", "198.51.100.1"),
+        ("10.0.0.1", "10.0.0.2, 10.0.0.3", "10.0.0.2"),
+        ("10.0.0.1", "198.51.100.1, ", "10.0.0.1"),
+        ("10.0.0.1", "", "10.0.0.1"),
+        ("10.0.0.1", "unknown", "10.0.0.1"),
+        ("10.0.0.1", "_hidden, 198.51.100.1", "198.51.100.1"),
+        ("10.0.0.1", "198.51.100.1, garbage", "10.0.0.1"),
+        ("10.0.0.1", "198.51.100.1, garbage, 10.0.0.9", "10.0.0.9"),
+        ("10.0.0.1", "198.51.100.1:4711", "198.51.100.1"),
+        ("10.0.0.1", "[2001:db8::1]:4711", "2001:db8::1"),
+        ("10.0.0.1", "[2001:db8::1]", "2001:db8::1"),
+        ("10.0.0.1", "2001:DB8:0::1", "2001:db8::1"),
+        ("fd00::1", "1.1.1.1, 2001:db8::1, 2001:db8::7", "2001:db8::1"),
+        ("::ffff:10.0.0.1", "198.51.100.1", "198.51.100.1"),  # a dual-stack socket sees IPv4 like that
+        ("::ffff:203.0.113.9", "198.51.100.1", "::ffff:203.0.113.9"),
+        ("10.0.0.1", "198.51.100.1, ::ffff:10.0.0.2", "198.51.100.1"),
+        ("10.0.0.1", "fe80::1%" + "z" * 4000, "10.0.0.1"),  # a scope may be any text
+        ("10.0.0.1", "256.1.1.1", "10.0.0.1"),
+        ("10.0.0.1", "010.1.1.1", "10.0.0.1"),
+        ("10.0.0.1", "1.1.1.1\x00", "10.0.0.1"),
+        ("10.0.0.1", "\xb2.1.1.1", "10.0.0.1"),
+        ("10.0.0.1", ", ".join(["1.1.1.1", *["10.9.9.9"] * 100]), "1.1.1.1"),
+        ("10.0.0.1", "," * 8000, "10.0.0.1"),
+        ("", "198.51.100.1", ""),  # a Unix socket has no address to be listed
+    ],
+)
+def test_forwarding_headers_are_believed_from_listed_proxies_only(
+    peer: str, forwarded: str | None, expected: str
+) -> None:
+    """The first address from the right that is no listed proxy: the last one that somebody trustworthy has seen."""
+    environ = {"REMOTE_ADDR": peer} | ({} if forwarded is None else {"HTTP_X_FORWARDED_FOR": forwarded})
+
+    assert expected == Gate(Keyring(), PROXIES).address_of(environ)
+
+
+def test_without_listed_proxies_nobody_is_believed() -> None:
+    """The default: a header that anybody may send says nothing."""
+    environ = {"REMOTE_ADDR": "127.0.0.1", "HTTP_X_FORWARDED_FOR": "198.51.100.1"}
+
+    assert Gate(Keyring()).address_of(environ) == "127.0.0.1"
+
+
+# -- the gate alone ---------------------------------------------------------------------------------------------------
+
+
+class Admin:
+    """A resource for administrators."""
+
+    operations: ClassVar[Mapping[str, Operation]] = {"GET": Operation("Test.", Role.ADMIN, dict[str, Any], cost=3)}
+
+    def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
+        response.media = {}
+
+
+Ask = Callable[..., falcon.testing.Result]
+
+
+def gated(keyring: Keyring, charged: list[int] | None = None, now: float = 0.0) -> Ask:
+    """Return how to ask an application with one route behind a gate: by method and headers."""
+
+    def charge(_environ: dict[str, Any], tokens: int) -> None:
+        if charged is not None:
+            charged.append(tokens)
+
+    gate: Any = Gate(keyring, charge=charge, clock=lambda: now)
+    api = falcon.App(middleware=[gate])
+    api.set_error_serializer(serialise)  # type: ignore[arg-type] # it returns what falcon does not look at
+    api.add_route("/admin", Admin())
+    client = falcon.testing.TestClient(api)
+
+    def ask(method: str = "GET", **headers: str) -> falcon.testing.Result:
+        fields = {name.replace("_", "-"): value for name, value in headers.items()}
+        return client.simulate_request(method, "/admin", headers=fields, extras={"REMOTE_ADDR": "127.0.0.1"})
+
+    return ask
+
+
+def test_a_key_opens_until_the_second_in_which_it_expires() -> None:
+    """Not a moment longer; the clock is that of the gate."""
+    keyring = Keyring(keys=[Key("a", Role.ADMIN, "standard", digest_of("a.token"), expires=1000.0)])
+
+    assert gated(keyring, now=999.9)(X_API_Key="a.token").status_code == 200
+    assert gated(keyring, now=1000.0)(X_API_Key="a.token").status_code == 401
+
+
+def test_only_who_gets_in_pays() -> None:
+    """401 and 403 cost nothing, and neither do methods that the route does not have."""
+    keys = [Key(name, role, "standard", digest_of(f"{name}.x"), float("inf")) for name, role in (
+        ("admin", Role.ADMIN), ("writer", Role.WRITE),
+    )]  # fmt: skip
+    charged: list[int] = []
+    ask = gated(Keyring(keys=keys), charged)
+
+    statuses = [
+        ask(method, X_API_Key=token).status_code
+        for method, token in (
+            ("GET", ""), ("GET", "x"), ("GET", "writer.x"), ("OPTIONS", "admin.x"), ("PUT", "admin.x"),
+            ("GET", "admin.x"),
+        )
+    ]  # fmt: skip
+
+    assert (statuses, charged) == ([401, 401, 403, 204, 405, 200], [3])
+
+
+def test_a_ring_of_expired_keys_is_closed() -> None:
+    """Not open: who names a keys file does not want everybody."""
+    keyring = Keyring(keys=[Key("a", Role.ADMIN, "standard", digest_of("a.x"), expires=-1.0)])
+
+    assert gated(keyring)().status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        (None, 200),
+        ("http://127.0.0.1:8000", 200),
+        ("https://127.0.0.1:8000", 200),  # who ends TLS in front of it changes the scheme
+        ("HTTP://127.0.0.1:8000", 200),
+        ("http://127.0.0.1", 403),
+        ("http://127.0.0.1:8001", 403),
+        ("http://evil.example", 403),
+        ("http://evil.example:8000", 403),
+        ("http://127.0.0.1:8000.evil.example", 403),
+        ("null", 403),
+        ("", 403),
+    ],
+)
+def test_an_open_service_is_not_open_to_pages_of_other_origins(origin: str | None, status: int) -> None:
+    """A page that a developer looks at must not stop the service at 127.0.0.1 behind it."""
+    headers = {"Host": "127.0.0.1:8000"} | ({} if origin is None else {"Origin": origin})
+
+    answer = gated(Keyring())(**headers)
+
+    assert answer.status_code == status
+    if status == 403:
+        assert answer.json["code"] == "other_origin"
+
+
+def test_with_keys_any_origin_may_ask() -> None:
+    """No browser adds a key by itself: a page that shows one was given it."""
+    answer = gated(Keyring("the-key"))(X_API_Key="the-key", Origin="http://elsewhere.example")
+
+    assert answer.json["code"] == "forbidden"  # the role, not the origin
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200), ("LocalHost:8000", 200), ("127.0.0.1", 200), ("10.1.2.3:80", 200), ("[::1]:8000", 200),
+        ("evil.example", 421), ("evil.example:8000", 421), ("localhost.evil.example", 421), ("127.0.0.1.evil", 421),
+    ],
+)  # fmt: skip
+def test_an_open_loopback_server_answers_to_no_name(small_server: LiveServer, host: str, status: int) -> None:
+    """A page whose name was rebound to 127.0.0.1 sends that name, with an Origin or without."""
+    for headers in ({"Host": host}, {"Host": host, "Origin": f"http://{host}"}):
+        assert small_server.request("GET", "/state", headers=headers).status == status
+        assert small_server.request("GET", "/health/liveness", headers=headers).status == 200
+
+
+def test_the_gate_says_before_the_body_whether_it_is_wanted() -> None:
+    """Expect: 100-continue is refused to whom the request itself would be refused."""
+    keyring = Keyring(keys=[Key("w", Role.WRITE, "standard", digest_of("w.x"), float("inf"))])
+    gate = Gate(keyring)
+    write, probe = Operation("", Role.WRITE, None, body={"text/plain": str}), Operation("", None, None)
+    known, unknown = {"REMOTE_ADDR": "", "HTTP_X_API_KEY": "w.x"}, {"REMOTE_ADDR": ""}
+
+    assert [gate.wants_body(dict(known), write), gate.wants_body(dict(unknown), write)] == [True, False]
+    admin = Admin.operations["GET"]._replace(body={"text/plain": str})
+    for operation in (admin, probe, None):  # not this role; open; no such operation
+        assert [gate.wants_body(dict(known), operation), gate.wants_body(dict(unknown), operation)] == [False, False]
+
+
+# -- keys over the life of a server -----------------------------------------------------------------------------------
+
+
+def test_a_reload_takes_keys_in_and_away(serve: Serve, tmp_path: Path) -> None:
+    """HUP: a new key opens, one that was taken out does not, but for one more request on an open connection; with
+    a broken file the old keys stay.
+    """
+    path = ring.write(tmp_path / "keys.yaml", "reader", "admin")
+    server = serve(MLSDM_SECURITY__KEYS_PATH=str(path), WORKERS="1")
+
+    def statuses() -> list[int]:
+        return [server.get("/state", **ring.bearer(name)).status for name in ("reader", "writer")]
+
+    def asked_again(connection: http.client.HTTPConnection) -> int:
+        try:
+            return server.request("GET", "/state", headers=ring.bearer("reader"), connection=connection).status
+        except (OSError, http.client.HTTPException):
+            return 0
+
+    assert statuses() == [200, 401]
+    kept = server.connect()
+    assert asked_again(kept) == 200
+    ring.write(path, "writer", "admin")
+    os.kill(server.pid, signal.SIGHUP)
+    eventually(lambda: statuses() == [401, 200])
+    assert [asked_again(kept) in (0, 200), asked_again(kept) in (0, 401)] == [True, True]
+    kept.close()
+
+    path.write_text("keys:\n  - {id: reader, digest: " + ring.TOKENS["reader"] + ", role: king}\n")
+    os.kill(server.pid, signal.SIGHUP)
+    eventually(lambda: "the old one stays" in server.log)
+
+    assert statuses() == [401, 200]
+    assert [] == ring.leaked(server)
+
+
+def test_a_stranger_is_told_before_its_body_is_sent(guarded: LiveServer) -> None:
+    """Expect: 100-continue without a key gets the 401 and no 100; with it, the 100."""
+    for key, first in (("", b"HTTP/1.1 401 "), (f"X-API-Key: {KEY}\r\n", b"HTTP/1.1 100 ")):
+        connection = guarded.connect()
+        connection.sock.sendall(
+            b"POST /event HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n"
+            + key.encode()
+            + b"Expect: 100-continue\r\n\r\n"
+        )
+        assert connection.sock.recv(13) == first
+        connection.close()
+
+
+def test_a_duplicate_of_a_key_field_opens_nothing(guarded: LiveServer) -> None:
+    """Two Authorization fields are refused by the connection, two X-API-Key are one wrong token."""
+    for field, value in (("Authorization", f"Bearer {KEY}"), ("X-API-Key", KEY)):
+        connection: http.client.HTTPConnection = guarded.connect()
+        connection.putrequest("GET", "/state")
+        connection.putheader(field, value)
+        connection.putheader(field, value)
+        connection.endheaders()
+        answer = connection.getresponse()
+        code = json.loads(answer.read())["code"]
+        assert (answer.status, code) in ((400, "duplicate_field"), (401, "unauthorised"))
+        connection.close()

@@ -1,0 +1,562 @@
+"""Quotas: what costs how much, what costs nothing, and that all workers together let nobody through faster."""
+
+import http.client
+import json
+import os
+import random
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import falcon
+import falcon.testing
+import numpy as np
+import pytest
+
+from app.api.access.gate import Client, Gate
+from app.api.access.quotas import Quotas, give_back
+from app.api.codec.body_sizes import event_size_max
+from app.api.fast_path import Entrance, Lane
+from app.api.operation import Operation
+from app.api.problem import Problem
+from app.main import _reraise
+from core.access.keys import Key, Keyring, Role
+from core.settings.config import Tier
+from loadtests.live import Answer, LiveServer, eventually
+from shm.store import PEERS, Bucket
+from tests.app import ring
+from tests.app.wire import EXAMPLE, JSON, Body, of_json, of_raw, post, problem
+from tests.conftest import SMALL, Serve
+from tests.formed import Formed
+
+EVENT: Final = of_json({"event_vector": EXAMPLE, "moral_value": 0.95})
+BURST: Final = 60  # of tier standard on `limited`, which refills too slowly for a test to see: 100 s for one token
+MANY: Final = 1_000_000  # the same of tier high
+RATE: Final = 100  # tokens a second, and the burst, of tier bulk
+
+
+def batch(size: int) -> Body:
+    """Return a batch of events."""
+    return of_json([{"event_vector": EXAMPLE, "moral_value": 0.95}] * size)
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """Two workers, the keys of `ring`, and a tier of each kind: standard and high all but stand still, bulk refills."""
+    directory = tmp_path_factory.mktemp("limited")
+    config = directory / "mlsdm.yaml"
+    config.write_text(
+        f"""
+        security:
+          keys_path: {ring.write(directory / "keys.yaml")}
+          rate_limiting:
+            enabled: true
+            requests_per_second: 0.01
+            burst_capacity: {BURST}
+            tiers:
+              high: {{requests_per_second: 0.001, burst_capacity: {MANY}}}
+              bulk: {{requests_per_second: {RATE}, burst_capacity: {RATE}}}
+        """
+    )
+    environ = {**SMALL, "CONFIG_PATH": str(config), "MLSDM_COGNITIVE_RHYTHM__CLOCK": "events"}
+    server = LiveServer(directory, environ).start()
+    yield server
+    server.stop()
+    assert [] == ring.leaked(server)
+
+
+Send = Callable[..., Answer]
+
+
+def sender(server: LiveServer, name: str) -> Send:
+    """Return how to send a body as a key of `ring`."""
+
+    def send(path: str, body: Body = EVENT, connection: http.client.HTTPConnection | None = None) -> Answer:
+        return server.request("POST", path, body.content, body.headers | ring.bearer(name), connection)
+
+    return send
+
+
+def left(answer: Answer) -> int:
+    """Return how many tokens an answer says are left."""
+    found = re.fullmatch(r'"(standard|high|bulk)";r=(\d+);t=\d+', answer.headers["ratelimit"])
+    assert found, answer.headers
+    return int(found[2])
+
+
+# -- what costs -------------------------------------------------------------------------------------------------------
+
+
+def test_events_and_recalls_cost_one_and_batches_what_they_hold(limited: LiveServer) -> None:
+    """All out of one bucket, whichever worker answers; each answer says what is left."""
+    send, connections = sender(limited, "quick"), limited.connect_to_both_workers()
+    start = left(send("/event"))
+    costs = [
+        ("/event", EVENT, 1), ("/recall", of_json({"vector": EXAMPLE}), 1), ("/events", batch(1), 1),
+        ("/events", batch(7), 7), ("/events", batch(1000), 1000), ("/event", EVENT, 1),
+    ]  # fmt: skip
+
+    for number, (path, body, cost) in enumerate(costs):
+        answer = send(path, body, connections[number % 2])
+        assert answer.status == 200
+        assert left(answer) == start - cost
+        assert answer.headers["ratelimit-policy"] == f'"high";q={MANY};w={MANY * 1000}'
+        start -= cost
+
+
+def test_what_is_refused_or_no_event_costs_nothing(limited: LiveServer) -> None:
+    """Whatever the reason: the next event finds the bucket as it was, and no refusal says what is not true."""
+    send, headers = sender(limited, "slow"), ring.bearer("slow")
+    start = left(send("/event"))
+    known = {"Idempotency-Key": "known"}
+    memory_id = send("/event", Body(EVENT.content, EVENT.headers | known)).json["memory_id"]
+    start -= 1
+    huge = of_json({"event_vector": EXAMPLE, "moral_value": 0.5, "payload": "x" * 2000})
+    refused = [
+        ("/event", of_json({}), 422), ("/event", of_json(b"{"), 400), ("/event", of_json(b""), 400),
+        ("/event", of_json({"event_vector": [0.5], "moral_value": 0.5}), 422), ("/event", of_raw(b"abc"), 422),
+        ("/event", Body(b"x", {"Content-Type": "text/plain"}), 415), ("/event", huge, 413),
+        ("/event", of_json({"event_vector": [1e9] * 8, "moral_value": 0.5}), 422),
+        ("/event", of_json({"event_vector": EXAMPLE, "moral_value": 2}), 422),
+        ("/event", Body(EVENT.content, EVENT.headers | {"Idempotency-Key": "a b"}), 400),
+        ("/event", Body(EVENT.content + b" ", EVENT.headers | known), 422),
+        ("/events", of_json([]), 422), ("/events", of_json([{}] * 50), 422), ("/events", batch(1001), 422),
+        ("/events", batch(BURST + 1), 422), ("/recall", of_json({}), 422), ("/governor/stop", of_json({}), 403),
+        ("/recall", of_json({"vector": [1e9] * 8}), 422), ("/state", EVENT, 405), ("/nope", EVENT, 404),
+    ]  # fmt: skip
+
+    for path, body, status in refused:
+        answer = send(path, body)
+        assert (answer.status, "ratelimit" in answer.headers) == (status, False), (path, answer)
+    assert limited.request("POST", "/event", EVENT.content, EVENT.headers).status == 401
+    for path in (
+        "/state",
+        "/decisions",
+        f"/memories/{memory_id}",
+        "/governor",
+        "/health/detailed",
+        "/livez",
+        "/metrics",
+    ):
+        answer = limited.request("GET", path, headers=headers)
+        assert (answer.status, "ratelimit" in answer.headers) == (200, False)
+    assert limited.request("DELETE", f"/memories/{memory_id}", headers=headers).status == 200
+    assert limited.request("OPTIONS", "/event", headers=headers).status == 204
+
+    assert left(send("/event")) == start - 1
+
+
+def test_a_batch_above_the_burst_is_told_so(limited: LiveServer) -> None:
+    """It would never fit, so 429 would have the client wait for ever; at the burst it fits."""
+    document = problem(sender(limited, "slow")("/events", batch(BURST + 1)))
+
+    assert (document["status"], document["code"]) == (422, "batch_above_burst")
+    assert document["expected"] == f"at most {BURST} events"
+    assert "the burst of tier standard" in document["detail"]
+
+
+def announced(server: LiveServer, name: str, size: int) -> tuple[dict[str, str], dict[str, Any]]:
+    """Announce a batch of so many bytes as a key of `ring`, send none; return fields and document of the answer."""
+    connection = server.connect()
+    connection.putrequest("POST", "/events")
+    headers = ring.bearer(name) | {"Content-Type": JSON, "Content-Length": str(size), "Expect": "100-continue"}
+    for field in headers.items():
+        connection.putheader(*field)
+    connection.endheaders()
+    answer = connection.getresponse()
+    document = json.loads(answer.read())
+    connection.close()
+    assert (answer.status, answer.headers["Connection"]) == (document["status"], "close")
+    return {field.lower(): value for field, value in answer.headers.items()}, document
+
+
+def test_a_batch_that_must_be_above_the_burst_is_not_read(limited: LiveServer) -> None:
+    """Its bytes are more than so many events may have."""
+    size = event_size_max(8, 1024)
+    start = left(sender(limited, "slow")("/event"))
+
+    _, document = announced(limited, "slow", BURST * size + 1)
+
+    assert (document["status"], document["code"], document["expected"]) == (
+        422, "batch_above_burst", f"at most {BURST} events",
+    )  # fmt: skip
+    assert document["detail"].startswith(f"body: at least {BURST + 1} events; expected at most {BURST}, the burst of ")
+    assert left(sender(limited, "slow")("/event")) == start - 1
+
+
+def test_a_batch_that_cannot_be_paid_is_not_read(limited: LiveServer) -> None:
+    """As many tokens as its bytes must cost are not there; no more are needed to be let in, if it has so few events."""
+    send, size = sender(limited, "thrifty"), event_size_max(8, 1024)
+    assert left(send("/events", batch(BURST - 3))) == 3
+
+    headers, document = announced(limited, "thrifty", 3 * size + 1)
+
+    assert (document["status"], document["code"]) == (429, "rate_limit_exceeded")
+    assert int(headers["retry-after"]) >= 1
+    assert headers["ratelimit"].startswith('"standard";r=3;')
+    body = batch(3)
+    assert left(send("/events", Body(body.content.ljust(3 * size), body.headers))) == 0
+
+
+def test_while_stopped_nothing_is_taken(limited: LiveServer) -> None:
+    """An emergency stop costs the clients nothing but time."""
+    send, admin = sender(limited, "quick"), ring.bearer("admin")
+    start = left(send("/event"))
+
+    limited.request("POST", "/governor/stop", headers=admin)
+    answers = [send("/event"), send("/events", batch(30))]
+    limited.request("POST", "/governor/resume", headers=admin)
+
+    assert [(503, "stopped")] * 2 == [(answer.status, answer.json["code"]) for answer in answers]
+    assert left(send("/event")) == start - 1
+
+
+def test_a_batch_that_was_interrupted_pays_for_what_was_decided(serve: Serve) -> None:
+    """Stops fall between or into batches that follow each other, until one is cut; it cost as much as it holds
+    results. The vectors are long, so that most of the time goes into deciding.
+    """
+    dimension = 2048
+    server = serve(
+        MLSDM_DIMENSION=str(dimension),
+        MLSDM_CAPACITY="100",
+        MLSDM_SECURITY__RATE_LIMITING__ENABLED="1",
+        MLSDM_SECURITY__RATE_LIMITING__REQUESTS_PER_SECOND="0.001",
+        MLSDM_SECURITY__RATE_LIMITING__BURST_CAPACITY=str(MANY),
+    )
+    body = np.full(1000, 0.95).tobytes() + np.ones((1000, dimension), "<f4").tobytes()
+    octets = {"Content-Type": "application/octet-stream", "Moral-Value": "0.95"}
+    connection = server.connect()
+
+    def send(path: str, body: bytes) -> Answer:
+        return server.request("POST", path, body, octets, connection)
+
+    def cut(start: int) -> int:
+        """Stop while batches run; returns how many events of the last one were decided, out of `start` tokens."""
+        stopping = threading.Thread(target=lambda: server.request("POST", "/governor/stop"))
+        stopping.start()
+        while (answer := send("/events", body)).status == 200:
+            start = left(answer)
+        stopping.join()
+        server.request("POST", "/governor/resume")
+        spent = len(answer.json["results"]) if answer.json["code"] == "batch_interrupted" else 0
+        assert (answer.status, "ratelimit" in answer.headers) == (503, False)
+        assert left(send("/event", body[-4 * dimension :])) == start - spent - 1
+        return spent
+
+    trials = (cut(left(send("/event", body[-4 * dimension :]))) for _ in range(60))
+    spent = next((spent for spent in trials if spent), 0)
+    connection.close()
+
+    assert 0 < spent < 1000
+
+
+# -- how fast ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_workers_share_one_bucket(limited: LiveServer) -> None:
+    """In T seconds burst + rate × T events get through two workers together: not one more, and at most one fewer."""
+    send, connections = sender(limited, "writer"), limited.connect_to_both_workers()
+    clock, accepted, refused = time.monotonic_ns, 0, 0
+    began = clock()
+
+    while clock() - began < 1_200_000_000 or refused < 2:
+        asked = clock()
+        answer = send("/event", connection=connections[(accepted + refused) % 2])
+        accepted, refused = accepted + (answer.status == 200), refused + (answer.status == 429)
+        if answer.status == 429 and refused == 1:
+            at_first, emptied = accepted, clock()  # full, it gains nothing while a busy machine lets the client wait
+    ended = clock()
+    while answer.status == 200:  # what bounds from below is a refusal
+        asked = clock()
+        answer = send("/event", connection=connections[0])
+        accepted, ended = accepted + (answer.status == 200), clock()
+
+    interval = 1_000_000_000 / RATE
+    assert accepted <= RATE + (ended - began) / interval
+    assert accepted - at_first >= (asked - emptied) / interval - 1
+
+
+def test_who_waits_as_long_as_told_gets_in(limited: LiveServer) -> None:
+    """Retry-After is enough for what was refused: one event, or a whole burst at once."""
+    send = sender(limited, "second")
+    for body, path in ((batch(RATE), "/events"), (EVENT, "/event")):
+        while (answer := send(path, body)).status == 200:
+            pass
+        assert answer.status == 429
+        assert int(answer.headers["retry-after"]) >= 1
+        time.sleep(int(answer.headers["retry-after"]))
+        assert send(path, body).status == 200
+
+
+def test_too_much_is_429_and_changes_nothing(limited: LiveServer) -> None:
+    """It says how long to wait and what the policy is; neither the log nor a counter moves, from either worker."""
+    send, connections = sender(limited, "meek"), limited.connect_to_both_workers()
+    assert left(send("/events", batch(BURST - 1))) == 1
+    assert problem(send("/events", batch(2)))["code"] == "rate_limit_exceeded"
+    assert left(send("/event")) == 0
+    before = limited.request("GET", "/state", headers=ring.bearer("meek")).json
+    recall = of_json({"vector": EXAMPLE})
+
+    answers = [
+        send(path, body, connection)
+        for connection in connections
+        for path, body in (("/event", EVENT), ("/events", batch(1)), ("/recall", recall))
+    ]
+
+    for answer in answers:
+        document = problem(answer)
+        assert (document["status"], document["code"]) == (429, "rate_limit_exceeded")
+        assert 1 <= int(answer.headers["retry-after"]) <= 100
+        assert left(answer) == 0
+        assert answer.headers["ratelimit-policy"] == f'"standard";q={BURST};w=6000'
+        assert "Nothing was applied" in document["detail"]
+    assert limited.request("GET", "/state", headers=ring.bearer("meek")).json == before
+    assert sender(limited, "slow")("/event").status == 200  # another key of the same tier has a bucket of its own
+
+
+def test_what_was_429_leaves_no_receipt(limited: LiveServer) -> None:
+    """Sent again with its idempotency key, after the wait, it is decided for the first time."""
+    send, keyed = sender(limited, "writer"), Body(EVENT.content, EVENT.headers | {"Idempotency-Key": "too-early"})
+    while (answer := send("/event")).status == 200:
+        pass
+    while (answer := send("/event", keyed)).status == 200:  # a token came just now: as if nothing had been sent
+        keyed = Body(EVENT.content, EVENT.headers | {"Idempotency-Key": str(random.random())})
+
+    time.sleep(int(answer.headers["retry-after"]))
+    first, again = send("/event", keyed), send("/event", keyed)
+
+    assert (answer.status, first.status, again.status) == (429, 200, 200)
+    assert ["idempotency-replayed" in answer.headers for answer in (first, again)] == [False, True]
+    assert again.body == first.body
+
+
+def test_without_keys_every_peer_has_a_bucket(serve: Serve) -> None:
+    """Peers by their address, and those behind a listed proxy by what it says; an IPv6 client has all of its /64."""
+    server = serve(
+        MLSDM_SECURITY__RATE_LIMITING__ENABLED="true",
+        MLSDM_SECURITY__RATE_LIMITING__REQUESTS_PER_SECOND="0.01",
+        MLSDM_SECURITY__RATE_LIMITING__BURST_CAPACITY="3",
+        MLSDM_SERVER__TRUSTED_PROXIES="127.0.0.1, 10.0.0.0/8",
+    )
+
+    def statuses(source: str, *forwarded: str) -> list[int]:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30, source_address=(source, 0))
+        fields = [{"X-Forwarded-For": text} if text else {} for text in forwarded]
+        found = [
+            server.request("POST", "/event", EVENT.content, EVENT.headers | headers, connection).status
+            for headers in fields
+        ]
+        connection.close()
+        return found
+
+    assert [200, 200, 200, 429, 429] == statuses("127.0.0.2", "", "", "", "", "")
+    assert [200] == statuses("127.0.0.3", "")
+    assert [429] * 3 == statuses("127.0.0.2", "198.51.100.1", "127.0.0.3", "::1")  # no proxy: not believed
+    assert [200] * 3 == statuses("127.0.0.1", *["198.51.100.1"] * 3)
+    spoofed = ["1.1.1.1, 198.51.100.1", "198.51.100.1:99", "9.9.9.9,198.51.100.1, 10.1.1.1", "::ffff:198.51.100.1"]
+    assert [429] * 4 == statuses("127.0.0.1", *spoofed)
+    assert [200, 200, 200, 429] == statuses("127.0.0.1", *(f"2001:db8:0:1:{i}::{i}" for i in range(1, 5)))
+    assert [200] == statuses("127.0.0.1", "2001:db8:0:2::1")
+    garbage = ["unknown", ",,,", "x" * 7000, "300.1.1.1"]  # all of them are the proxy itself
+    assert [200, 200, 200, 429] == statuses("127.0.0.1", *garbage)
+
+
+def test_production_limits_and_a_reload_changes_a_tier(serve: Serve, tmp_path: Path) -> None:
+    """5 per second, burst 10, for API_KEY, too; HUP puts another rate in force without a restart."""
+    path = tmp_path / "mlsdm.yaml"
+    path.write_text("resources: {drain_period: 0}\n")
+    server = serve(MLSDM_ENV="production", API_KEY=ring.API_KEY, WORKERS="1", CONFIG_PATH=str(path))
+
+    def send() -> Answer:
+        return server.request("POST", "/event", EVENT.content, EVENT.headers | {"X-API-Key": ring.API_KEY})
+
+    began = time.monotonic()
+    answers = [send() for _ in range(30)]
+    accepted = sum(answer.status == 200 for answer in answers)
+    assert 10 <= accepted <= 10 + 5 * (time.monotonic() - began)
+    assert {answer.headers["ratelimit-policy"] for answer in answers} == {'"standard";q=10;w=2'}
+
+    path.write_text(
+        "resources: {drain_period: 0}\nsecurity: {rate_limiting: {requests_per_second: 1000, burst_capacity: 2000}}\n"
+    )
+    os.kill(server.pid, signal.SIGHUP)
+    eventually(lambda: send().headers["ratelimit-policy"] == '"standard";q=2000;w=2')
+    assert [200] * 30 == [send().status for _ in range(30)]
+
+
+def test_limits_can_be_switched_off(serve: Serve) -> None:
+    """DISABLE_RATE_LIMIT=1, in production as well: nothing is counted, nothing is said of it."""
+    server = serve(
+        MLSDM_ENV="production",
+        API_KEY=ring.API_KEY,
+        DISABLE_RATE_LIMIT="1",
+        MLSDM_RESOURCES__DRAIN_PERIOD="0",
+        WORKERS="1",
+    )
+    headers = {"X-API-Key": ring.API_KEY}
+
+    answers = [server.request("POST", "/event", EVENT.content, EVENT.headers | headers) for _ in range(30)]
+
+    assert [200] * 30 == [answer.status for answer in answers]
+    assert not [answer for answer in answers if "ratelimit" in answer.headers]
+    assert post(server, "/events", Body(batch(1000).content, {"Content-Type": JSON} | headers)).status == 200
+
+
+# -- buckets, with a clock of the test's own --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def formed() -> Iterator[Formed]:
+    """A block, nobody's but this test's."""
+    block = Formed()
+    yield block
+    block.close()
+
+
+class Desk:
+    """Quotas over a block, and clients that ask for tokens at a time that the test says."""
+
+    def __init__(self, formed: Formed, rate: float, burst: int) -> None:
+        self.now = formed.now()
+        tiers = {"standard": Tier(rate, burst), "high": Tier(rate, 10 * burst)}
+        self.quotas = Quotas(formed.block, tiers, lambda: self.now)
+
+    def ask(self, name: str, tokens: int = 1, key: str = "", tier: str = "standard") -> dict[str, Any]:
+        """Take tokens as a client; return the environ of its request. Raises Problem."""
+        environ: dict[str, Any] = {"mlsdm.client": Client(name, Key(key, Role.WRITE, tier, b"", 0.0))}
+        self.quotas.charge(environ, tokens)
+        return environ
+
+    def wait_of(self, name: str, tokens: int = 1) -> int:
+        """Return the seconds that a client is told to wait, 0 when it got its tokens."""
+        try:
+            self.ask(name, tokens)
+        except Problem as refused:
+            return int(dict(refused.headers or {})["Retry-After"])
+        return 0
+
+
+def test_what_was_paid_in_advance_is_part_of_the_price(formed: Formed) -> None:
+    """Or given back, when the rest is not to be had: then nothing was paid, and the answer says what is left."""
+    desk = Desk(formed, 0.001, 10)
+    environ = desk.ask("10.0.0.1", 4)
+
+    desk.quotas.charge(environ, 7)
+    assert environ["mlsdm.lines"].startswith('RateLimit: "standard";r=3;')
+    with pytest.raises(Problem) as refused:
+        desk.quotas.charge(environ, 11)
+
+    assert (refused.value.problem_code, refused.value.field) == ("batch_above_burst", "body")
+    assert (refused.value.description or "").startswith("body: 11 events; expected at most 10,")
+    assert desk.wait_of("10.0.0.1", 10) == 0
+    environ = desk.ask("10.0.0.2", 4)
+    desk.ask("10.0.0.2", 5)
+    with pytest.raises(Problem):
+        desk.quotas.charge(environ, 6)
+    assert environ["mlsdm.lines"].startswith('RateLimit: "standard";r=5;')
+
+
+class Failing:
+    """A route that costs a token and fails."""
+
+    operations: ClassVar = {"POST": Operation("", Role.WRITE, None, cost=1)}
+
+    def __init__(self) -> None:
+        self.answers = {"POST": self.fail}
+
+    def fail(self, _environ: dict[str, Any]) -> bytes:
+        """Fail as nobody expects."""
+        raise ZeroDivisionError
+
+    def on_post(self, request: falcon.Request, _response: falcon.Response) -> None:
+        """The same, on the long way."""
+        self.fail(request.env)
+
+
+@pytest.mark.parametrize("path", ["/fails", "//fails"])
+def test_an_error_of_ours_keeps_the_token(formed: Formed, path: str) -> None:
+    """What it has done nobody knows, so it was no refusal; the token was taken once."""
+    desk = Desk(formed, 0.001, 10)
+    gate = Gate(Keyring(), charge=desk.quotas.charge)
+    api: Any = falcon.App(middleware=[Entrance(), gate])  # type: ignore[arg-type] # as the application does
+    api.add_error_handler(Exception, _reraise)
+    api.add_route("/fails", Failing())
+    asked = falcon.testing.create_environ(path, method="POST", remote_addr="10.0.0.1")
+
+    with pytest.raises(ZeroDivisionError):
+        Lane({"/fails": Failing()}, gate, api)(asked, lambda *_: lambda _: None)
+
+    assert desk.ask("10.0.0.1")["mlsdm.lines"].startswith('RateLimit: "standard";r=8;')
+
+
+def test_retry_after_is_enough_and_a_second_less_is_not(formed: Formed) -> None:
+    """For any rate and burst: rounded up, so that nobody comes too early, and by less than a second."""
+    seed = random.randrange(2**32)
+    chance = random.Random(seed)
+    for trial in range(300):
+        burst = chance.randrange(1, 50)
+        desk = Desk(formed, chance.choice([0.001, 0.3, 5.0, 999.0, 1e6]) * chance.uniform(1, 2), burst)
+        name = f"10.0.0.{trial}"
+        assert desk.wait_of(name, burst) == 0
+        tokens = chance.randrange(1, burst + 1)
+        waited = desk.wait_of(name, tokens)
+        if waited > 1:
+            desk.now += (waited - 1) * 1_000_000_000
+            assert desk.wait_of(name, tokens) == 1, f"seed {seed}"
+            desk.now += 1_000_000_000
+        else:
+            desk.now += waited * 1_000_000_000
+        assert desk.wait_of(name, tokens) == 0, f"seed {seed}"
+
+
+def test_clients_are_told_apart(formed: Formed) -> None:
+    """By key, or by address: IPv4 whole, IPv6 by its first 64 bits, IPv4 within IPv6 as IPv4."""
+    desk = Desk(formed, 0.001, 1)
+    same = [("1.2.3.4", "::ffff:1.2.3.4"), ("2001:db8::1", "2001:db8::ffff:2"), ("fe80::1%eth0", "fe80::2%lo")]
+    other = ["1.2.3.5", "2001:db8:0:1::1", "::1", "unix"]
+
+    for first, second in same:
+        assert (desk.wait_of(first), desk.wait_of(second) > 0) == (0, True)
+    assert [0] * len(other) == [desk.wait_of(name) for name in other]
+    desk.ask("key", key="key")
+    desk.ask("other", key="other")
+    with pytest.raises(Problem):
+        desk.ask("key", key="key")
+    desk.ask("key-high", 10, key="key-high", tier="high")
+
+
+def test_what_is_given_back_can_be_taken_again_once(formed: Formed) -> None:
+    """All of it, or all but what was spent; a second time gives nothing."""
+    desk = Desk(formed, 0.001, 10)
+    environ = desk.ask("client", 10)
+
+    give_back(environ, spent=4)
+    give_back(environ)
+
+    assert desk.wait_of("client", 6) == 0
+    assert desk.wait_of("client", 1) > 0
+
+
+def test_a_million_invented_names_harm_no_key(formed: Formed) -> None:
+    """The table is of fixed size: a flood makes it more lenient to peers, never stricter, and does not reach keys."""
+    desk = Desk(formed, 0.001, 10)
+    for name, key in (("owner", "owner"), ("192.0.2.1", "")):
+        desk.ask(name, 7, key=key)
+    now = desk.now
+
+    for number in range(1, 1_000_001):
+        Bucket(formed.block, PEERS, number * 0x9E3779B97F4A7C15 % 2**64, 10**12, 10).take(now, 10)
+
+    for seven in range(7):
+        desk.ask(f"198.51.100.{seven}")  # newcomers find a place
+    desk.ask("192.0.2.1", 3)  # it had three left, and has at least those
+    desk.ask("owner", 3, key="owner")
+    with pytest.raises(Problem):
+        desk.ask("owner", 1, key="owner")  # exactly three
+    for number in range(10_000):
+        desk.ask(f"10.9.{number // 256}.{number % 256}")
+    assert desk.quotas._account_of.cache_info().currsize <= 4096

@@ -1,0 +1,261 @@
+"""Every route that exists × every method × every credential: who gets past the gate follows from the role alone.
+
+The routes are found from the application's router, so a new one is in the matrix the day it is written.
+"""
+
+import asyncio
+import http.client
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from typing import Any, Final, NamedTuple
+
+import falcon.inspect
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.api.access.audit_log import Audit
+from app.api.access.gate import Gate
+from app.api.context import Context
+from app.api.operation import operation_of
+from app.main import Application, routes
+from app.processes.lock_backoff import Patience
+from core.access.keys import Keyring, Role
+from core.settings.config import Config
+from loadtests.live import Answer, LiveServer
+from shm.store import Recall, Store
+from tests.app import ring
+from tests.app.ring import API_KEY, TOKENS, bearer
+from tests.app.wire import problem
+from tests.formed import SMALL, Formed
+
+# Every kind: defined on some route, known to the framework but on none, unknown to it.
+METHODS: Final = (
+    "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "PURGE",
+)  # fmt: skip
+UNKNOWN_METHODS: Final = frozenset({"PURGE"})
+READER, WRITER, ADMIN = (TOKENS[name] for name in ("reader", "writer", "admin"))
+# What a client shows → the role that it has with it.
+CREDENTIALS: Final[tuple[tuple[dict[str, str], Role | None], ...]] = (
+    ({}, None),
+    ({"Authorization": "Bearer"}, None),
+    ({"Authorization": "Bearer "}, None),
+    ({"Authorization": "Bearer wrong"}, None),
+    ({"Authorization": f"Basic {ADMIN}"}, None),
+    ({"Authorization": ADMIN}, None),
+    ({"Authorization": f"Bearer {ADMIN}, Bearer {ADMIN}"}, None),
+    ({"Authorization": f"Bearer {ADMIN} x"}, None),
+    ({"Authorization": f"Bearer {ADMIN[:-1]}"}, None),
+    ({"Authorization": f"Bearer {ADMIN.upper()}"}, None),
+    ({"Authorization": f"Bearer {sha256(ADMIN.encode()).hexdigest()}"}, None),
+    ({"Authorization": "Bearer admin"}, None),
+    ({"Authorization": f"Bearer admin.{READER.partition('.')[2]}"}, None),
+    ({"Authorization": "Bearer API_KEY"}, None),
+    ({"Authorization": f"Bearer {TOKENS['expired']}"}, None),
+    ({"X-API-Key": TOKENS["expired"]}, None),
+    ({"X-API-Key": ""}, None),
+    ({"X-API-Key": f"{ADMIN},{ADMIN}"}, None),
+    ({"X_API_Key": ADMIN}, None),
+    ({"Cookie": f"Authorization=Bearer {ADMIN}"}, None),
+    ({"Authorization": "Bearer wrong", "X-API-Key": ADMIN}, None),
+    ({"Authorization": "Bearer ", "X-API-Key": ADMIN}, None),
+    (bearer("reader"), Role.READ),
+    (bearer("reader") | {"X-API-Key": ADMIN}, Role.READ),
+    (bearer("writer"), Role.WRITE),
+    ({"X-API-Key": WRITER}, Role.WRITE),
+    ({"Authorization": f"bearer {API_KEY}"}, Role.WRITE),
+    ({"X-API-Key": API_KEY}, Role.WRITE),
+    (bearer("admin"), Role.ADMIN),
+    (bearer("admin") | {"X-API-Key": "wrong"}, Role.ADMIN),
+)
+TRICKY: Final = (
+    "//event", "///event", "/event/", "/event//", "/./event", "/x/../event", "/health/../event", "/health/%2e%2e/event",
+    "/livez/../event", "/livez/%2E%2E/event", "/livez%2f..%2fevent", "/livez;/event", "/livez%00/event", "/livez%20",
+    "/METRICS", "/Livez", "/livez/", "/health/liveness/", "/health", "/health/", "/healthz", "/metrics/x", "/%65vent",
+    "/event%00", "/event;x=/livez", "/event%3f/livez", "/", "//", "/%2f", "/..", "/favicon.ico", "/docs/..%2fevent",
+    "/governor/stop/", "//governor/stop", "/governor//stop", "/governor/stop%2f", "/GOVERNOR", "/memories/../livez",
+    "http://livez/event", "http://127.0.0.1/governor", "/%c3%a9",
+)  # fmt: skip
+
+
+class Route(NamedTuple):
+    """A route of the router: a path to ask for, its methods as the router has them, the role each of them needs."""
+
+    path: str
+    methods: frozenset[str]
+    roles: Mapping[str, Role | None]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Route]]:
+    """The routes of the application, as its router knows them."""
+    formed = Formed()
+    config = Config(dimension=SMALL.dimension, capacity=SMALL.capacity)
+    store = Store(formed.block)
+    latency: Any = None  # nothing is counted
+    context = Context(config, store, Recall(formed.block), latency, formed.now, leaving=lambda: False, workers=1)
+    application = Application()
+    application._gate = Gate(Keyring())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path_factory.mktemp("metrics")))
+        application._routes = routes(context, Audit())
+    application._patience = Patience(formed.block, asyncio.new_event_loop())
+    api = application._routed()
+    found = []
+    for info in falcon.inspect.inspect_routes(api):
+        methods = frozenset(method.method for method in info.methods if not method.internal)
+        path = info.path.replace("{memory_id}", "999999999")
+        assert "{" not in path, f"say here what {path} is to be asked for"
+        resource: Any = api._router.find(path)[0]
+        operations = {method: operation_of(resource, method) for method in METHODS}
+        roles = {method: operation.role if operation else Role.READ for method, operation in operations.items()}
+        found.append(Route(path, methods, roles))
+    yield found
+    del application, api, context, store
+    formed.close()
+
+
+def allowed(has: Role | None, needs: Role | None) -> bool:
+    """Whether a role is enough."""
+    return needs is None or (has is not None and has >= needs)
+
+
+def ask(
+    server: LiveServer, method: str, path: str, headers: Mapping[str, str], connection: http.client.HTTPConnection
+) -> Answer:
+    """Send a request without a body; its answer shows nothing of any key."""
+    answer = server.request(method, path, None, headers, connection)
+    shown = repr(answer.headers).encode() + answer.body
+    assert not [secret for secret in ring.SECRETS if secret.encode() in shown]
+    return answer
+
+
+def refusals(server: LiveServer) -> dict[str, float]:
+    """Return the refusals that were counted, by code."""
+    families = text_string_to_metric_families(server.get("/metrics").body.decode())
+    return {
+        sample.labels["code"]: sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == "mlsdm_refusals_total"
+    }
+
+
+def test_the_router_has_what_the_server_says_of_itself(table: list[Route], keyed_server: LiveServer) -> None:
+    """The running server names the same methods for each of these paths; nothing is missing here."""
+    found = {}
+    for route in table:
+        answer = keyed_server.request("OPTIONS", route.path, headers=bearer("reader"))
+        found[route.path] = frozenset(answer.headers["allow"].split(", "))
+
+    assert {route.path: route.methods | {"OPTIONS"} for route in table} == found
+    assert len(table) >= 17
+
+
+def test_every_route_says_alike_what_may_be_asked_of_it(table: list[Route], keyed_server: LiveServer) -> None:
+    """Allow is the same in the answer to OPTIONS and in each 405, and nowhere else; no body means no media type."""
+    connection = keyed_server.connect()
+    for route in [*table, Route("/nope", frozenset(), {})]:
+        listed = ", ".join([*sorted(route.methods), "OPTIONS"])
+        for method in sorted({*METHODS} - UNKNOWN_METHODS - route.methods):
+            answer = ask(keyed_server, method, route.path, bearer("reader"), connection)
+            status = 404 if not route.methods else 204 if method == "OPTIONS" else 405
+            assert (answer.status, answer.headers.get("allow")) == (status, listed if route.methods else None)
+            media = None if status == 204 else "application/problem+json"
+            assert answer.headers.get("content-type") == media
+            assert bool(answer.body) == (status != 204 and method != "HEAD")
+    connection.close()
+
+
+def test_who_gets_past_the_gate_follows_from_the_role(table: list[Route], keyed_server: LiveServer) -> None:
+    """401 without a key that opens something, 403 below the role, and otherwise never either of them; all counted."""
+    before, cells, seen = refusals(keyed_server), 0, {401: 0, 403: 0}
+    connections = [keyed_server.connect() for _ in range(2)]
+
+    for route in table:
+        for method in METHODS:
+            for headers, role in CREDENTIALS:
+                cells += 1
+                answer = ask(keyed_server, method, route.path, headers, connections[cells % 2])
+                what = (method, route.path, headers, answer.status)
+                needs = route.roles[method]
+                assert (answer.status in seen) == (not allowed(role, needs)), what
+                if answer.status in seen:
+                    assert answer.status == (401 if role is None else 403), what
+                    seen[answer.status] += 1
+                    check_refusal(answer, headers, needs, head=method == "HEAD")
+                elif method == "OPTIONS":
+                    assert answer.status == 204, what
+                elif method not in route.methods:
+                    assert answer.status == (501 if method in UNKNOWN_METHODS else 405), what
+                else:
+                    assert answer.status in (200, 400, 404, 422, 503), what
+    for connection in connections:
+        connection.close()
+
+    after = refusals(keyed_server)
+    keyed_server.request("POST", "/governor/resume", headers=bearer("admin"))
+    print(f"keyed: {len(table)} routes × {len(METHODS)} methods × {len(CREDENTIALS)} credentials = {cells}")
+    assert seen == {
+        401: after["unauthorised"] - before.get("unauthorised", 0),
+        403: after["forbidden"] - before.get("forbidden", 0),
+    }
+
+
+def check_refusal(answer: Answer, headers: Mapping[str, str], needs: Role | None, *, head: bool) -> None:
+    """A 401 says which scheme would do, a 403 which role is missing (RFC 9110 §11.6.1, RFC 6750 §3)."""
+    assert needs is not None
+    challenge = answer.headers["www-authenticate"]
+    assert challenge.startswith('Bearer realm="mlsdm"')
+    if answer.status == 403:
+        assert challenge.endswith(f'error="insufficient_scope", scope="{needs.name.lower()}"')
+    if head:
+        assert answer.body == b""
+        return
+    document = problem(answer)
+    assert document["code"] == {401: "unauthorised", 403: "forbidden"}[answer.status]
+    if answer.status == 403:
+        assert f"needs the role {needs.name.lower()}" in document["detail"]
+
+
+def test_without_keys_everybody_gets_everywhere(table: list[Route], still_server: LiveServer) -> None:
+    """An open server reads no token at all: a wrong one does no harm either."""
+    connection, cells = still_server.connect(), 0
+
+    for route in table:
+        for method in METHODS:
+            for headers, _ in CREDENTIALS[::4]:
+                cells += 1
+                answer = ask(still_server, method, route.path, headers, connection)
+                assert answer.status not in (401, 403, 500), (method, route.path, headers)
+    connection.close()
+
+    still_server.request("POST", "/governor/resume")
+    print(f"open: {cells}")
+
+
+@pytest.mark.parametrize("path", TRICKY)
+def test_no_spelling_of_a_path_gets_past_the_gate(table: list[Route], keyed_server: LiveServer, path: str) -> None:
+    """What a path runs is what is protected: a stranger gets 401, or reaches a probe that is open anyway."""
+    probes = {b'{"status":"alive"}'}
+    connection = keyed_server.connect()
+    before = keyed_server.request("GET", "/state", headers=bearer("reader")).json["position"]
+
+    for method in METHODS:
+        for headers, role in CREDENTIALS[:6]:
+            assert role is None
+            answer = ask(keyed_server, method, path, headers, connection)
+            assert answer.status == 401 or answer.body in probes, (method, headers, answer)
+        reader = ask(keyed_server, method, path, bearer("reader"), connection)
+        assert reader.status not in (401, 500), (method, reader)
+    connection.close()
+
+    page = keyed_server.request("GET", f"/decisions?after={before}", headers=bearer("reader")).json
+    assert [] == [entry["kind"] for entry in page["entries"] if entry["kind"] not in ("tick", "epoch")]
+    assert len(table) > 0
+
+
+def test_the_server_as_a_whole_is_behind_the_gate(keyed_server: LiveServer) -> None:
+    """OPTIONS * (RFC 9112 §3.2.4) names no route, and needs a key like any unknown path."""
+
+    assert keyed_server.request("OPTIONS", "*").status == 401
+    assert keyed_server.request("OPTIONS", "*", headers=bearer("reader")).status == 204

@@ -1,0 +1,73 @@
+"""Operations: what a route declares of itself, and that none can leave it out."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import falcon
+import pytest
+
+from app.api.operation import Operation, check, operation_of
+from core.access.keys import Role
+
+READ = Operation("Read.", Role.READ, dict[str, Any])
+
+
+class Declared:
+    """A resource that says everything."""
+
+    operations: ClassVar[Mapping[str, Operation]] = {"GET": READ, "DELETE": Operation("Forget.", Role.WRITE, None)}
+
+    def on_get(self, _request: falcon.Request, _response: falcon.Response) -> None:
+        """Do nothing."""
+
+    on_head = on_get
+
+    def on_delete(self, _request: falcon.Request, _response: falcon.Response) -> None:
+        """Do nothing."""
+
+
+class Undeclared(Declared):
+    """One that has a responder more than it says."""
+
+    def on_put(self, _request: falcon.Request, _response: falcon.Response) -> None:
+        """Do nothing."""
+
+
+class Headless(Declared):
+    """One that has GET and no HEAD."""
+
+    on_head: Any = property()
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "on_head":
+            raise AttributeError(name)
+        return super().__getattribute__(name)
+
+
+class Unanswered(Declared):
+    """One that says more than it has."""
+
+    operations: ClassVar[Mapping[str, Operation]] = {**Declared.operations, "PATCH": READ}
+
+
+def test_a_resource_declares_what_it_answers() -> None:
+    """GET stands for HEAD."""
+
+    check("/declared", Declared())
+
+
+@pytest.mark.parametrize("resource", [Undeclared(), Headless(), Unanswered()])
+def test_a_resource_that_does_not_is_not_routed(resource: Any) -> None:
+    """Open, free of charge or undocumented by accident: the worker does not start."""
+    with pytest.raises(AssertionError, match=r"/route: responders .*, operations "):
+        check("/route", resource)
+
+
+def test_the_operation_of_a_method() -> None:
+    """That of HEAD is that of GET; others, OPTIONS among them, have none."""
+    resource = Declared()
+
+    methods = ("GET", "POST", "PATCH", "DELETE", "HEAD", "OPTIONS", "PURGE", "")
+    assert [operation_of(resource, method) for method in methods] == [
+        READ, None, None, Declared.operations["DELETE"], READ, None, None, None,
+    ]  # fmt: skip

@@ -1,0 +1,489 @@
+"""What a connection accepts, over real sockets, and how the application is called."""
+
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from app.httpd.connection import Connection
+from app.httpd.worker_state import IN_PIECES
+from tests.app.httpd.serving import (
+    CHUNKED,
+    GOOD,
+    HOST,
+    LAST,
+    Choosy,
+    Dribble,
+    Echo,
+    Reader,
+    Server,
+    ask,
+    dial,
+    get,
+    post,
+    serving,
+    until,
+)
+
+
+@pytest.fixture(scope="module", params=["whole", "byte by byte"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with serving(protocol=Dribble if request.param == "byte by byte" else Connection) as server:
+        yield server
+
+
+def test_environ(server: Server) -> None:
+    """The environ is what PEP 3333 asks for, plus the moment at which the request was complete."""
+    before = time.monotonic_ns()
+    line = b"POST /a%2Fb%C3%A9?x=%20&y HTTP/1.1\r\n"
+    fields = b"Host: h:8\r\nX-Thing:  a \t\r\nX-Thing: b\r\nX_Thing: no\r\nContent-Type: t/u\r\nContent-Length: 2\r\n"
+    (answer,) = ask(server, line + fields + b"\r\nhi")
+    environ = answer.environ
+
+    assert before <= environ.pop("mlsdm.received_ns") <= time.monotonic_ns()
+    assert answer.headers["x-request-id"] == environ.pop("mlsdm.request_id")
+    assert {
+        "REQUEST_METHOD": "POST", "SCRIPT_NAME": "", "PATH_INFO": "/a/b\u00c3\u00a9", "QUERY_STRING": "x=%20&y",
+        "SERVER_PROTOCOL": "HTTP/1.1", "SERVER_NAME": "127.0.0.1", "SERVER_PORT": str(server.address[1]),
+        "REMOTE_ADDR": "127.0.0.1", "REMOTE_PORT": "4242", "CONTENT_TYPE": "t/u", "CONTENT_LENGTH": "2",
+        "HTTP_HOST": "h:8", "HTTP_X_THING": "a,b", "wsgi.url_scheme": "http", "wsgi.multithread": True,
+        "wsgi.multiprocess": True, "wsgi.run_once": False, "wsgi.input_terminated": True,
+    } == environ  # fmt: skip
+    assert "hi" == answer.json["body"]
+
+
+def test_answer_headers(server: Server) -> None:
+    """An answer carries Date, Content-Length, the standing headers and its name, no Server, and says nothing about a
+    connection that stays open.
+    """
+    (answer,) = ask(server, GOOD)
+
+    assert {
+        "date", "content-type", "content-length", "x-request-id", "x-content-type-options", "cache-control",
+        "x-frame-options", "referrer-policy", "content-security-policy",
+    } == set(answer.headers)  # fmt: skip
+    assert answer.headers["date"].endswith(" GMT")
+
+
+def test_keep_alive_and_close(server: Server) -> None:
+    """HTTP/1.1 persists until one side says close (RFC 9112 §9.3)."""
+    with dial(server) as client:
+        reader = Reader(client)
+        for _ in range(3):
+            client.sendall(GOOD)
+            assert "connection" not in reader.answer().headers
+        client.sendall(get(b"/", b"Connection: close\r\n") + GOOD)
+
+        assert "close" == reader.answer().headers["connection"]
+        reader.end()
+
+
+def test_http_1_0(server: Server) -> None:
+    """HTTP/1.0 closes unless it asks to stay, needs no Host, and an expectation in it is ignored (RFC 9110 §10.1.1)."""
+    with dial(server) as client:
+        reader = Reader(client)
+        client.sendall(
+            b"POST / HTTP/1.0\r\nConnection: keep-alive\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\nx"
+        )
+        answer = reader.answer()
+        assert ("HTTP/1.0", 200) == (answer.environ["SERVER_PROTOCOL"], answer.status)
+        assert "keep-alive" == answer.headers["connection"]
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+
+        assert "close" == reader.answer().headers["connection"]
+        reader.end()
+
+
+def test_head(server: Server) -> None:
+    """HEAD gets the header fields that GET would get, and no body (RFC 9110 §9.3.2)."""
+    with dial(server) as client:
+        client.sendall(b"HEAD / HTTP/1.1\r\n" + HOST + b"\r\n" + GOOD)
+        reader = Reader(client)
+
+        assert int(reader.answer(head=True).headers["content-length"]) > 0
+        assert "/good" == reader.answer().environ["PATH_INFO"]
+
+
+def test_chunked_body(server: Server) -> None:
+    """A chunked body reaches the application whole, with its length; extensions and trailers are dropped."""
+    body = b"5;a=b\r\nhello\r\n6\r\n world\r\n0\r\nHost: evil\r\nX-Trailer: t\r\n\r\n"
+    answer, after = ask(server, post(b"Transfer-Encoding: Chunked\r\n", body) + GOOD, 2)
+
+    assert "hello world" == answer.json["body"]
+    assert ("11", "a") == (answer.environ["CONTENT_LENGTH"], answer.environ["HTTP_HOST"])
+    assert not {"HTTP_X_TRAILER", "HTTP_TRANSFER_ENCODING"} & set(answer.environ)
+    assert "/good" == after.environ["PATH_INFO"]
+
+
+def test_pipelining_keeps_order(server: Server) -> None:
+    """Requests sent together are answered one by one, in their order (RFC 9112 §9.3.2), empty lines between them
+    ignored.
+    """
+    requests = [get(b"/%d" % i) if i % 3 else post(b"Content-Length: 3\r\n", b"%03d" % i) + b"\r\n" for i in range(60)]
+    answers = ask(server, b"".join(requests), 60)
+
+    assert [f"/{i}" if i % 3 else "/" for i in range(60)] == [answer.environ["PATH_INFO"] for answer in answers]
+    assert [f"{i:03d}" for i in range(0, 60, 3)] == [answer.json["body"] for answer in answers[::3]]
+
+
+@pytest.mark.parametrize(
+    ("request_", "path", "host"),
+    [
+        (get(b"http://b:80/p?q"), "/p", "b:80"),
+        (get(b"HTTPS://b"), "/", "b"),
+        (get(b"http://b?q"), "/", "b"),
+        (get(b"http://[::1]:8/p"), "/p", "[::1]:8"),
+        (b"OPTIONS * HTTP/1.1\r\n" + HOST + b"\r\n", "*", "a"),
+        (b"OPTIONS http://b HTTP/1.1\r\n" + HOST + b"\r\n", "*", "b"),
+        (get(b"//c/d"), "//c/d", "a"),
+    ],
+)
+def test_forms_of_target(server: Server, request_: bytes, path: str, host: str) -> None:
+    """Absolute and asterisk forms are understood; the authority of the target replaces Host (RFC 9112 §3.2)."""
+    (answer,) = ask(server, request_)
+
+    assert (path, host) == (answer.environ["PATH_INFO"], answer.environ["HTTP_HOST"])
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 5\r\n", CHUNKED, b""])
+def test_upgrade_is_ignored(server: Server, framing: bytes) -> None:
+    """A request that offers h2c is served as HTTP/1.1, body and successor included (RFC 9110 §7.8)."""
+    body = {b"Content-Length: 5\r\n": b"hello", CHUNKED: b"5\r\nhello\r\n" + LAST, b"": b""}[framing]
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+    answer, after = ask(server, post(offer + framing, body) + GOOD, 2)
+
+    assert (200, "hello" if body else "") == (answer.status, answer.json["body"])
+    assert "/good" == after.environ["PATH_INFO"]
+
+
+def test_many_upgrades_in_one_read(server: Server) -> None:
+    """Ignoring an upgrade does not recurse: hundreds of them fit into one read."""
+    offer = get(b"/", b"Connection: upgrade\r\nUpgrade: x\r\n")
+    answers = ask(server, offer * 600 + GOOD, 601)
+
+    assert {200} == {answer.status for answer in answers}
+
+
+def test_continue(server: Server) -> None:
+    """100 Continue comes when the head has passed the checks and no byte of the body has arrived (RFC 9110 §10.1.1)."""
+    with dial(server) as client:
+        reader = Reader(client)
+        for _ in range(2):
+            client.sendall(post(b"Expect: 100-Continue\r\nContent-Length: 5\r\n"))
+            assert 100 == reader.answer().status
+            client.sendall(b"hello")
+
+            assert "hello" == reader.answer().json["body"]
+
+
+def test_no_continue_when_the_body_is_there() -> None:
+    """A client that did not wait is not told to go on."""
+    with serving() as server:
+        (answer,) = ask(server, post(b"Expect: 100-continue\r\nContent-Length: 5\r\n", b"hello"))
+
+        assert (200, "hello") == (answer.status, answer.json["body"])
+
+
+def expecting(path: bytes, framing: bytes = b"Content-Length: 5\r\n") -> bytes:
+    return b"POST " + path + b" HTTP/1.1\r\n" + HOST + b"Expect: 100-continue\r\n" + framing + b"\r\n"
+
+
+@pytest.mark.parametrize("protocol", [Connection, Dribble])
+@pytest.mark.parametrize("framing", [b"Content-Length: 5\r\n", CHUNKED])
+@pytest.mark.parametrize("path", [b"/no", b"/slow/no"], ids=["inline", "pool"])
+def test_unwanted_body_is_not_asked_for(path: bytes, framing: bytes, protocol: type[Connection]) -> None:
+    """When the application does not want the body it answers at once, to an empty one; no 100 is sent, and what the
+    client sends all the same is never read as a request.
+    """
+    with serving(Choosy(), protocol=protocol) as server, dial(server) as client:
+        server.app.gate.set()
+        client.sendall(GOOD + expecting(path, framing))
+        reader = Reader(client)
+        assert "/good" == reader.answer().environ["PATH_INFO"]
+        answer = reader.answer()
+
+        assert (200, "close", "") == (answer.status, answer.headers["connection"], answer.json["body"])
+        assert "0" == answer.environ["CONTENT_LENGTH"]
+        assert "HTTP_TRANSFER_ENCODING" not in answer.environ
+        client.sendall(GOOD)
+        reader.end()
+        assert ["/good", path.decode()] == server.app.calls
+        assert [(path.decode(), False)] == server.app.asked
+
+
+def test_wanted_body_is_asked_for_once() -> None:
+    """The application is asked only about bodies that are held back, after the checks of size, and then 100 is sent."""
+    with serving(Choosy()) as server, dial(server) as client:
+        reader = Reader(client)
+        client.sendall(post(b"Content-Length: 5\r\n", b"hello"))
+        assert 200 == reader.answer().status
+        client.sendall(expecting(b"/no") + b"hello")
+        assert 200 == reader.answer().status
+        client.sendall(expecting(b"/yes"))
+        assert 100 == reader.answer().status
+        client.sendall(b"hello")
+        assert "hello" == reader.answer().json["body"]
+        client.sendall(expecting(b"/yes", b"Content-Length: 99999999\r\n"))
+
+        assert 413 == reader.answer().status
+        assert [("/yes", False)] == server.app.asked
+
+
+@pytest.mark.parametrize("before", [b"", get(b"/slow")], ids=["first", "behind"])
+def test_failure_to_say_whether_a_body_is_wanted(before: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """It is a 500 and the end of the connection, also when the request had to wait for its turn."""
+    with serving(Choosy()) as server, dial(server) as client:
+        client.sendall(before + expecting(b"/maybe"))
+        if before:
+            until(lambda: "/slow" in server.app.calls)
+        server.app.gate.set()
+        reader = Reader(client)
+        if before:
+            assert 200 == reader.answer().status
+
+        assert 500 == reader.answer().status
+        reader.end()
+        assert "cannot say" in caplog.text
+
+
+def test_unwanted_body_behind_a_request_that_runs() -> None:
+    """Its answer keeps its turn."""
+    with serving(Choosy()) as server, dial(server) as client:
+        client.sendall(get(b"/slow") + expecting(b"/no"))
+        until(lambda: "/slow" in server.app.calls)
+        time.sleep(0.05)
+        assert [] == server.app.asked
+        server.app.gate.set()
+        reader = Reader(client)
+
+        assert ["/slow", "/no"] == [reader.answer().environ["PATH_INFO"] for _ in range(2)]
+        reader.end()
+
+
+def test_large_body(server: Server) -> None:
+    """A body of many reads arrives whole, and its reservation is returned."""
+    body = b"0123456789abcdef" * 20_000
+    (answer,) = ask(server, post(b"Content-Length: %d\r\n" % len(body), body))
+
+    assert body.decode() == answer.json["body"]
+    assert 0 == server.call(lambda: server.service.bodies.size)
+
+
+# -- the application ---------------------------------------------------------------------------------------------------
+
+
+def test_application_error(caplog: pytest.LogCaptureFixture) -> None:
+    """An exception is a 500 that tells the client nothing; the traceback is in the log, and the connection stays
+    usable.
+    """
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/exit":
+            raise SystemExit(3)
+        if environ["PATH_INFO"] == "/bad":
+            raise ValueError("secret detail")
+        start_response("204 No Content", [])
+        return []
+
+    with serving(app) as server:
+        bad, leave, good = ask(server, get(b"/bad") + get(b"/exit") + GOOD, 3)
+
+    assert (500, "internal_error", 500, 204) == (bad.status, bad.json["code"], leave.status, good.status)
+    assert b"secret" not in bad.body
+    assert "secret detail" in caplog.text
+    assert "content-length" not in good.headers
+
+
+def test_blocking_routes_run_on_the_pool_in_order() -> None:
+    """A route that may block leaves the loop free for other connections, and the requests behind it wait for their
+    turn.
+    """
+    with serving() as server, dial(server) as client:
+        client.sendall(get(b"/slow/1") + GOOD + get(b"/slow/2") + b"GET / HTTP/1.1\r\n\r\n" + GOOD)
+        until(lambda: "/slow/1" in server.app.calls)
+
+        assert 200 == ask(server, get(b"/other"))[0].status
+        assert ["/slow/1", "/other"] == server.app.calls
+        server.app.gate.set()
+        reader = Reader(client)
+        assert ["/slow/1", "/good", "/slow/2"] == [reader.answer().environ["PATH_INFO"] for _ in range(3)]
+        assert "host_missing" == reader.answer().json["code"]
+        reader.end()
+        assert any(name.startswith("route") for name in server.app.threads)
+
+
+class Long(Echo):
+    """Answers /long… in a hundred pieces; `size` and `seconds` say how large and how slow. One of /long/bad fails, of
+    /long/endless there are more until `enough`, and /long/no is refused.
+    """
+
+    size = 1
+    seconds = 0.0
+    enough = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[str] = []
+
+    def may_block(self, method: str, path: str) -> int:
+        return IN_PIECES if path.startswith("/long") else super().may_block(method, path)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any], /) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if not path.startswith("/long"):
+            return super().__call__(environ, start_response)
+        self.calls.append(path)
+        if path == "/long/no":
+            start_response("401 Unauthorized", [])
+            return [b"no"]
+        start_response("200 OK", [])
+        return self.made(path)
+
+    def made(self, path: str) -> Iterator[bytes]:
+        number = 0
+        while number < 100 or (path == "/long/endless" and not self.enough):
+            self.pieces.append(path)
+            time.sleep(self.seconds)
+            if number == 50 and path == "/long/bad":
+                raise ValueError("no more of this")
+            yield b"x" * self.size
+            number += 1
+
+
+def test_long_answers_are_made_in_pieces() -> None:
+    """Between the pieces of a long answer others are served; it arrives whole and in its turn, and so does what is
+    behind it. Of several, the first is finished first.
+    """
+    with serving(Long()) as server, dial(server) as first, dial(server) as second:
+        server.app.seconds = 0.002
+        first.sendall(get(b"/long/1") + GOOD + get(b"/long/2") + GOOD)
+        until(lambda: "/long/1" in server.app.calls)
+        second.sendall(get(b"/long/3") + GOOD)
+        others = 0
+        while len(server.app.pieces) < 300:
+            assert 200 == ask(server, get(b"/other"))[0].status
+            others += 1
+        reader, other_reader = Reader(first), Reader(second)
+
+        assert [b"x" * 100, None, b"x" * 100, None] == [
+            None if answer.body.startswith(b"{") else answer.body for answer in (reader.answer() for _ in range(4))
+        ]
+        assert b"x" * 100 == other_reader.answer().body
+        assert "/good" == other_reader.answer().environ["PATH_INFO"]
+        assert others > 1
+        assert 0 == server.call(lambda: len(server.service.pieces))
+        assert ["/long/1"] * 100 == server.app.pieces[:100]
+        assert {100} == {server.app.pieces.count(path) for path in ("/long/1", "/long/2", "/long/3")}
+
+
+def test_long_answers_have_a_share_of_long_turns() -> None:
+    """Where others have much to do in each turn of the loop, more than one piece is made in it."""
+    turns = [0]
+    with serving(Long()) as server:
+
+        def busy() -> None:
+            turns[0] += 1
+            end = time.thread_time() + 0.02
+            while time.thread_time() < end:
+                pass
+            if "/long/1" not in server.app.calls or len(server.app.pieces) < 100:
+                server.loop.call_soon(busy)
+
+        server.call(lambda: server.loop.call_soon(busy))
+
+        assert b"x" * 100 == ask(server, get(b"/long/1"))[0].body
+        assert turns[0] < 50
+
+
+def test_long_answer_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing of it was sent, so its client gets a plain 500, and the next request is served."""
+    with serving(Long()) as server:
+        bad, good = ask(server, get(b"/long/bad") + GOOD, 2)
+
+    assert (500, "internal_error", 200) == (bad.status, bad.json["code"], good.status)
+    assert "no more of this" in caplog.text
+
+
+def test_long_answer_that_nobody_waits_for() -> None:
+    """When its peer has gone, no more of it is made, and the next one has its turn."""
+    with serving(Long()) as server:
+        with dial(server) as client:
+            client.sendall(get(b"/long/endless"))
+            until(lambda: bool(server.app.pieces))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        until(lambda: bool(server.lost))
+        made = server.call(lambda: server.app.pieces.count("/long/endless"))
+
+        assert 100 == len(ask(server, get(b"/long/2"))[0].body)
+        assert made == server.app.pieces.count("/long/endless")
+        assert 0 == server.call(lambda: len(server.service.pieces))
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_who_is_refused_does_not_stand_in_line(count: int) -> None:
+    """However many ask for what they may not have, they are told at once, and nobody who may waits for them."""
+    with serving(Long()) as server, dial(server) as client:
+        client.sendall(get(b"/long/endless") + GOOD)
+        until(lambda: bool(server.app.pieces))
+        refused = ask(server, get(b"/long/no") * count, count)
+
+        assert {(401, b"no")} == {(answer.status, answer.body) for answer in refused}
+        assert 1 == server.call(lambda: len(server.service.pieces))
+        server.app.enough = True
+        reader = Reader(client)
+        assert len(reader.answer().body) >= 100
+        assert "/good" == reader.answer().environ["PATH_INFO"]
+
+
+def test_idle_connections_hold_nothing_of_their_last_request() -> None:
+    """A body, however large, is let go of with its answer."""
+    with serving() as server, dial(server) as client:
+        client.sendall(post(b"Content-Length: 60000\r\n", b"x" * 60_000))
+        Reader(client).answer()
+        (connection,) = server.service.connections
+        message = connection._message
+
+        assert "wsgi.input" not in server.call(lambda: message._environ)
+        assert ([], []) == (message._fields, message._body)
+
+
+def test_continue_waits_for_its_turn() -> None:
+    """An interim answer never overtakes the answer of an earlier request."""
+    with serving() as server, dial(server) as client:
+        client.sendall(get(b"/slow") + post(b"Expect: 100-continue\r\nContent-Length: 5\r\n"))
+        until(lambda: "/slow" in server.app.calls)
+        time.sleep(0.05)
+        server.app.gate.set()
+        reader = Reader(client)
+
+        assert [200, 100] == [reader.answer().status, reader.answer().status]
+        client.sendall(b"hello")
+        assert "hello" == reader.answer().json["body"]
+
+
+def test_peer_that_half_closes_gets_its_answers() -> None:
+    """A client that shuts its side after the request still gets what is being computed."""
+    with serving() as server, dial(server) as client:
+        client.sendall(get(b"/slow") + GOOD)
+        client.shutdown(socket.SHUT_WR)
+        until(lambda: "/slow" in server.app.calls)
+        server.app.gate.set()
+        reader = Reader(client)
+
+        assert ["/slow", "/good"] == [reader.answer().environ["PATH_INFO"] for _ in range(2)]
+        reader.end()
+
+
+def test_peer_that_vanishes_while_its_request_runs() -> None:
+    """The answer of a request whose client is gone is dropped, and the server serves on."""
+    with serving() as server:
+        with dial(server) as client:
+            client.sendall(get(b"/slow"))
+            until(lambda: "/slow" in server.app.calls)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        until(lambda: bool(server.lost))
+        server.app.gate.set()
+
+        assert 200 == ask(server, GOOD)[0].status

@@ -1,0 +1,413 @@
+"""What a connection refuses, over real sockets, and under which names it says so.
+
+Every guard is tried three times: as one piece, byte by byte (the protocol is handed single bytes, so that every
+boundary inside a request is crossed), and pipelined behind a good request, whose answer must come first and whole.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from app.httpd.connection import Connection
+from core.limits import (
+    BODY_SIZE,
+    HEADER_COUNT,
+    HEADERS_SIZE,
+    REQUEST_LINE_SIZE,
+)
+from tests.app.httpd.serving import (
+    CHUNKED,
+    GOOD,
+    HOST,
+    LAST,
+    Dribble,
+    Echo,
+    Reader,
+    Server,
+    ask,
+    dial,
+    get,
+    post,
+    serving,
+    until,
+)
+
+GUARDS: dict[str, tuple[bytes, int, str]] = {
+    # RFC 9112 §3.2: Host
+    "no host": (b"GET / HTTP/1.1\r\n\r\n", 400, "host_missing"),
+    "no host, absolute target": (b"GET http://a/ HTTP/1.1\r\n\r\n", 400, "host_missing"),
+    "two hosts": (get(b"/", b"Host: b\r\n"), 400, "duplicate_field"),
+    "same host twice": (get(b"/", b"host: a\r\n"), 400, "duplicate_field"),
+    "empty host": (b"GET / HTTP/1.1\r\nHost: \r\n\r\n", 400, "host_invalid"),
+    "host with a path": (b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400, "host_invalid"),
+    "host with a user": (b"GET / HTTP/1.1\r\nHost: u@a\r\n\r\n", 400, "host_invalid"),
+    "host with a bad port": (b"GET / HTTP/1.1\r\nHost: a:x\r\n\r\n", 400, "host_invalid"),
+    "invalid host on 1.0": (b"GET / HTTP/1.0\r\nHost: a b\r\n\r\n", 400, "host_invalid"),
+    # RFC 9112 §2.3 and RFC 9110 §15.6.6: version
+    "version 2.0": (get(b"/", version=b"2.0"), 505, "http_version_unsupported"),
+    "version 0.9": (get(b"/", version=b"0.9"), 505, "http_version_unsupported"),
+    "no version": (b"GET /\r\n\r\n", 505, "http_version_unsupported"),
+    "version 1.2": (get(b"/", version=b"1.2"), 400, "malformed_request"),
+    "version 1.10": (get(b"/", version=b"1.10"), 400, "malformed_request"),
+    "http/2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "malformed_request"),
+    # RFC 9112 §6.1 and §6.3: Transfer-Encoding
+    "transfer encoding on 1.0": (post(CHUNKED, LAST, b"1.0"), 400, "transfer_encoding_on_http_1_0"),
+    "length, then coding": (post(b"Content-Length: 5\r\n" + CHUNKED, LAST), 400, "malformed_request"),
+    "coding, then length": (post(CHUNKED + b"Content-Length: 5\r\n", LAST), 400, "malformed_request"),
+    "coding twice": (post(CHUNKED + CHUNKED, LAST), 400, "malformed_request"),
+    "chunked not last": (post(b"Transfer-Encoding: chunked, gzip\r\n", LAST), 400, "malformed_request"),
+    "identity": (post(b"Transfer-Encoding: identity\r\n", b"x"), 400, "transfer_encoding_invalid"),
+    "almost chunked": (post(b"Transfer-Encoding: xchunked\r\n", LAST), 400, "transfer_encoding_invalid"),
+    "gzip, chunked": (post(b"Transfer-Encoding: gzip, chunked\r\n", LAST), 501, "transfer_coding_unknown"),
+    "chunked in disguise": (post(b"Transfer-Encoding: \x0bchunked\r\n", LAST), 400, "malformed_request"),
+    # RFC 9110 §8.6: Content-Length
+    "length twice": (post(b"Content-Length: 5\r\nContent-Length: 5\r\n", b"hello"), 400, "malformed_request"),
+    "length list": (post(b"Content-Length: 5, 5\r\n", b"hello"), 400, "malformed_request"),
+    "signed length": (post(b"Content-Length: +5\r\n", b"hello"), 400, "malformed_request"),
+    "empty length": (post(b"Content-Length:\r\n", b"hello"), 400, "malformed_request"),
+    "length modulo 2^64": (post(b"Content-Length: 18446744073709551621\r\n", b"hello"), 400, "malformed_request"),
+    "length of 11 digits": (post(b"Content-Length: 00000000005\r\n", b"hello"), 400, "content_length_invalid"),
+    "length over the limit": (post(b"Content-Length: %d\r\n" % (BODY_SIZE.value + 1)), 413, "body_too_large"),
+    # RFC 9112 §7.1: chunks
+    "chunk size 0x": (post(CHUNKED, b"0x5\r\nhello\r\n" + LAST), 400, "malformed_request"),
+    "negative chunk": (post(CHUNKED, b"-5\r\nhello\r\n" + LAST), 400, "malformed_request"),
+    "chunk overflow": (post(CHUNKED, b"FFFFFFFFFFFFFFFFF\r\nhello"), 400, "malformed_request"),
+    "chunk without its end": (post(CHUNKED, b"5\r\nhelloXX" + LAST), 400, "malformed_request"),
+    "bare LF after chunk size": (post(CHUNKED, b"5\nhello\r\n" + LAST), 400, "malformed_request"),
+    "bare LF in chunk extension": (post(CHUNKED, b"5;a\nb\r\nhello\r\n" + LAST), 400, "malformed_request"),
+    # RFC 9112 §2.2 and §5: lines and fields
+    "bare LF": (b"GET / HTTP/1.1\nHost: a\n\n", 400, "malformed_request"),
+    "bare LF after a field": (b"GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n", 400, "malformed_request"),
+    "bare CR in a value": (get(b"/", b"X: a\rb\r\n"), 400, "malformed_request"),
+    "folded line": (get(b"/", b"X: a\r\n b\r\n"), 400, "malformed_request"),
+    "space before colon": (get(b"/", b"X : a\r\n"), 400, "malformed_request"),
+    "space before the first field": (b"GET / HTTP/1.1\r\n Host: a\r\n\r\n", 400, "malformed_request"),
+    "NUL in a value": (get(b"/", b"X: a\x00b\r\n"), 400, "malformed_request"),
+    "no field name": (get(b"/", b": x\r\n"), 400, "malformed_request"),
+    "bad field name": (get(b"/", b"a(b: x\r\n"), 400, "malformed_request"),
+    "no colon": (get(b"/", b"foo\r\n"), 400, "malformed_request"),
+    # RFC 9112 §3: request line and target
+    "unknown method": (b"FOO / HTTP/1.1\r\n" + HOST + b"\r\n", 400, "malformed_request"),
+    "lower-case method": (b"get / HTTP/1.1\r\n" + HOST + b"\r\n", 400, "malformed_request"),
+    "TLS on a plain port": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "malformed_request"),
+    "tunnel": (b"CONNECT a:80 HTTP/1.1\r\n" + HOST + b"\r\n", 501, "method_not_implemented"),
+    "space in the target": (get(b"/a b"), 400, "malformed_request"),
+    "control in the target": (get(b"/\x01"), 400, "malformed_request"),
+    "non-ASCII in the target": (get(b"/\xff"), 400, "malformed_request"),
+    "fragment": (get(b"/a#b"), 400, "target_invalid"),
+    "relative target": (get(b"foo"), 400, "malformed_request"),
+    "asterisk": (get(b"*"), 400, "target_invalid"),
+    "foreign scheme": (get(b"ftp://a/"), 400, "target_invalid"),
+    "absolute target without host": (get(b"http:///x"), 400, "target_invalid"),
+    "absolute target with a user": (get(b"http://u@a/x"), 400, "target_invalid"),
+    # limits
+    "request line": (get(b"/" + b"a" * REQUEST_LINE_SIZE.value), 414, "request_line_too_long"),
+    "request line by one": (get(b"/" + b"a" * (REQUEST_LINE_SIZE.value - 13)), 414, "request_line_too_long"),
+    "fields": (get(b"/", b"a: b\r\n" * HEADER_COUNT.value), 431, "too_many_headers"),
+    "dropped fields count": (get(b"/", b"a_b: c\r\n" * HEADER_COUNT.value), 431, "too_many_headers"),
+    "head": (get(b"/", b"a: " + b"b" * (HEADERS_SIZE.value - 13) + b"\r\n"), 431, "headers_too_large"),
+    "endless value": (get(b"/", b"a: " + b"b" * 65_536)[:-4], 431, "headers_too_large"),
+    "endless name": (get(b"/", b"a" * 65_536)[:-4], 431, "headers_too_large"),
+    "endless target": (b"GET /" + b"a" * 65_536, 414, "request_line_too_long"),
+    "endless trailer": (post(CHUNKED, b"0\r\na: " + b"b" * 65_536), 431, "headers_too_large"),
+    "endless chunk extension": (post(CHUNKED, b"5;" + b"a" * 65_536), 431, "headers_too_large"),
+    # duplicates and expectations
+    "two authorizations": (get(b"/", b"Authorization: a\r\nAuthorization: a\r\n"), 400, "duplicate_field"),
+    "two content types": (post(b"Content-Type: a/b\r\ncontent-type: a/b\r\n"), 400, "duplicate_field"),
+    "unknown expectation": (post(b"Expect: 200-ok\r\nContent-Length: 5\r\n"), 417, "expectation_failed"),
+    "two expectations": (post(b"Expect: 100-continue, x\r\nContent-Length: 5\r\n"), 417, "expectation_failed"),
+    "too large to continue": (
+        post(b"Expect: 100-continue\r\nContent-Length: %d\r\n" % (BODY_SIZE.value + 1)), 413, "body_too_large",
+    ),
+}  # fmt: skip
+
+
+STANDING = {
+    ("x-content-type-options", "nosniff"),
+    ("cache-control", "no-store"),
+    ("x-frame-options", "DENY"),
+    ("referrer-policy", "no-referrer"),
+    ("content-security-policy", "default-src 'none'; frame-ancestors 'none'"),
+}
+
+
+@pytest.fixture(scope="module", params=["whole", "byte by byte"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with serving(protocol=Dribble if request.param == "byte by byte" else Connection) as server:
+        yield server
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["alone", "pipelined"])
+@pytest.mark.parametrize("name", GUARDS)
+def test_guard(server: Server, name: str, behind: bool) -> None:
+    """A request that breaks a rule gets one problem document, the connection closes, and nothing after it is
+    believed.
+    """
+    request, status, code = GUARDS[name]
+    calls = len(server.app.calls)
+    with dial(server) as client:
+        client.sendall((GOOD if behind else b"") + request + GOOD)
+        reader = Reader(client)
+        if behind:
+            assert 200 == reader.answer().status
+        answer = reader.answer()
+        assert status == answer.status
+        assert "application/problem+json" == answer.headers["content-type"]
+        assert "close" == answer.headers["connection"]
+        assert STANDING <= answer.headers.items()
+        assert answer.headers["x-request-id"]
+        assert {"type", "title", "status", "code", "detail"} == set(answer.json)
+        assert ("about:blank", status, code) == tuple(answer.json[key] for key in ("type", "status", "code"))
+        reader.end()
+    assert calls + behind == len(server.app.calls)
+
+
+class Hoard(Connection):
+    """A connection that sees everything in one read, however the kernel cut it."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.hoard = b""
+
+    def data_received(self, data: bytes) -> None:
+        self.hoard += data
+        if self.hoard.endswith(GOOD):
+            super().data_received(self.hoard)
+
+
+@pytest.mark.parametrize("name", [name for name in GUARDS if name.startswith("endless")])
+def test_what_hides_in_the_parser_is_bounded_in_one_read_too(name: str) -> None:
+    """A read may be larger than all limits together; it is refused as if it came in pieces."""
+    request, status, code = GUARDS[name]
+    with serving(protocol=Hoard) as server, dial(server) as client:
+        client.sendall(request + GOOD)
+        answer = Reader(client).answer()
+
+        assert (status, code) == (answer.status, answer.json["code"])
+        assert [] == server.app.calls
+
+
+def test_refusals_are_counted() -> None:
+    """Each refusal is counted under its code."""
+    with serving() as server:
+        for _ in range(3):
+            ask(server, b"GET / HTTP/1.1\r\n\r\n")
+
+        assert {"host_missing": 3} == dict(server.app.refusals)
+
+
+class Told(Echo):
+    """An echo that remembers what it is told of refusals."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[str, dict[str, Any], int]] = []
+
+    def on_refusal(self, code: str, environ: dict[str, Any], status: int) -> None:
+        self.told.append((code, environ, status))
+
+
+def test_application_is_told_of_refusals() -> None:
+    """Code, environ and status: of the request as far as it was read; with no id, and status 0, where a connection ends
+    without a word.
+    """
+    with serving(Told(), pace=0.5) as server:
+        ask(server, b"GET / HTTP/1.1\r\nX-Request-ID: r-1\r\n\r\n")
+        ask(server, b"GET /%zz HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 10.0.0.9\r\nExpect: much\r\n\r\n")
+        with dial(server) as silent:
+            Reader(silent).end()
+        until(lambda: len(server.app.told) == 3)
+        told = [(code, status) for code, _, status in server.app.told]
+        environs = [environ for _, environ, _ in server.app.told]
+
+    assert [("host_missing", 400), ("expectation_failed", 417), ("keepalive_timeout", 0)] == told
+    assert [("127.0.0.1", "4242")] * 3 == [(environ["REMOTE_ADDR"], environ["REMOTE_PORT"]) for environ in environs]
+    assert ["r-1", ""] == [environs[i]["mlsdm.request_id"] for i in (0, 2)]
+    assert "10.0.0.9" == environs[1]["HTTP_X_FORWARDED_FOR"]
+
+
+FORWARDED = b"X-Forwarded-For: 10.0.0.9\r\nx-forwarded-for: 10.0.0.8 \r\n"
+
+
+@pytest.mark.parametrize("protocol", [Connection, Dribble])
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        (b"Host: b\r\n" + FORWARDED, "duplicate_field"),
+        (b"A_b: c\r\n" * (HEADER_COUNT.value - 2) + FORWARDED, "too_many_headers"),
+        (b"A: " + b"b" * (HEADERS_SIZE.value - 20) + b"\r\n" + FORWARDED, "headers_too_large"),
+    ],
+)
+def test_refusals_of_fields_say_for_whom_a_proxy_asked(fields: bytes, code: str, protocol: type[Connection]) -> None:
+    """The application is told of all hops, also when the refusal was clear before they were reached."""
+    with serving(Told(), protocol=protocol) as server:
+        ask(server, get(b"/", fields))
+        (told,) = server.app.told
+
+    assert (code, "10.0.0.9,10.0.0.8") == (told[0], told[1]["HTTP_X_FORWARDED_FOR"].replace(" ", ""))
+
+
+def test_a_head_that_is_not_complete_says_nothing_of_proxies() -> None:
+    """What a client invents comes first, what its proxy adds may come last."""
+    with serving(Told()) as server:
+        ask(server, get(b"/", FORWARDED + b"a:b\r\n" * 1_000)[:-2])
+        (told,) = server.app.told
+
+    assert "too_many_headers" == told[0]
+    assert "HTTP_X_FORWARDED_FOR" not in told[1]
+
+
+def test_application_is_told_of_its_errors() -> None:
+    """A 500 is told as a refusal is, from the thread that met it, with the request it was."""
+
+    class Failing(Told):
+        def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any], /) -> Iterable[bytes]:
+            raise ValueError("a mistake of ours")
+
+    with serving(Failing()) as server:
+        ask(server, get(b"/here") + get(b"/slow"), 2)
+        told = [(code, environ["PATH_INFO"], status) for code, environ, status in server.app.told]
+
+    assert [("internal_error", "/here", 500), ("internal_error", "/slow", 500)] == told
+
+
+def test_application_that_fails_to_listen_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """An on_refusal that raises is logged, and the client gets its refusal."""
+
+    class Deaf(Echo):
+        def on_refusal(self, *_said: Any) -> None:
+            raise ValueError("not listening")
+
+    with serving(Deaf()) as server:
+        assert [400] == [answer.status for answer in ask(server, b"GET / HTTP/1.1\r\n\r\n")]
+
+    assert "not listening" in caplog.text
+
+
+def test_refusal_is_logged_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+    """The line says why, for whom and in which trace; nothing of what was sent."""
+    caplog.set_level(logging.DEBUG, "test")
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    parent = b"traceparent: 00-%s-00f067aa0ba902b7-01\r\n" % trace.encode()
+    with serving() as server:
+        ask(server, post(b"X-Request-ID: r-1\r\n" + parent + b"Expect: a secret\r\nContent-Length: 5\r\n"))
+    (record,) = (record for record in caplog.records if record.getMessage().startswith("Refused"))
+
+    assert {
+        "request_id": "r-1", "trace_id": trace, "client_id": "127.0.0.1", "address": "127.0.0.1",
+        "code": "expectation_failed", "status": 417,
+    }.items() <= vars(record).items()  # fmt: skip
+    assert "secret" not in str(vars(record))
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+ID = b"X-Request-ID: r-1\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        get(b"/", ID),
+        get(b"/", ID + b"Host: b\r\n"),
+        get(b"/", b"Host: b\r\n" + ID),
+        b"GET / HTTP/1.1\r\n" + ID + b"\r\n",
+        get(b"/", ID, b"2.0"),
+        post(ID + b"Expect: x\r\nContent-Length: 1\r\n"),
+        post(ID + b"Content-Length: 99999999\r\n"),
+        post(ID + CHUNKED, b"x"),
+        post(ID + CHUNKED + b"Connection: upgrade\r\nUpgrade: x\r\n", b"x"),
+    ],
+)
+def test_request_id_is_echoed(server: Server, request_: bytes) -> None:
+    """Whatever becomes of a request whose head was read, its answer carries the id that it came with."""
+    (answer,) = ask(server, request_)
+
+    assert "r-1" == answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [b"\x16\x03\x01", b"GET /\x01", ID + get(b"/"), get(b"/", ID + b"X : a\r\n"), get(b"/", b"X-Request-ID: a b\r\n")],
+)
+def test_request_id_is_made(server: Server, request_: bytes) -> None:
+    """Without a sane one in a head that was read, each answer has one of its own."""
+    made = [ask(server, request_)[0].headers["x-request-id"] for _ in range(2)]
+
+    assert 2 == len(set(made))
+    assert {24} == {len(name) for name in made}
+
+
+def test_requests_do_not_share_names(server: Server) -> None:
+    """A request without names does not inherit those of the one before it, nor does a refusal behind it."""
+    parent = b"traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n"
+    first, second, third = ask(server, get(b"/", ID + parent) + GOOD + b"nonsense", 3)
+
+    assert "r-1" == first.headers["x-request-id"]
+    assert "traceparent" in first.headers
+    assert 3 == len({answer.headers["x-request-id"] for answer in (first, second, third)})
+    assert not [answer for answer in (second, third) if "traceparent" in answer.headers]
+
+
+def test_late_refusals_carry_the_names_of_their_request() -> None:
+    """A body that does not come in time is refused under the id that its head brought."""
+    with serving(pace=0.2) as server:
+        (answer,) = ask(server, post(ID + b"Content-Length: 5\r\n", b"hel"))
+
+        assert (408, "r-1") == (answer.status, answer.headers["x-request-id"])
+
+
+def test_refusal_of_head_has_no_body() -> None:
+    """A refused HEAD gets the header fields of the problem document alone (RFC 9110 §9.3.2)."""
+    with serving() as server, dial(server) as client:
+        client.sendall(b"HEAD / HTTP/1.1\r\n\r\n")
+        reader = Reader(client)
+
+        assert 400 == reader.answer(head=True).status
+        reader.end()
+
+
+def test_refusal_of_head_that_offers_an_upgrade_has_no_body() -> None:
+    """Nor when it is refused for its body, which another parser reads."""
+    offer = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
+    with serving() as server, dial(server) as client:
+        client.sendall(b"HEAD / HTTP/1.1\r\n" + HOST + offer + CHUNKED + b"\r\nx")
+        reader = Reader(client)
+
+        assert 400 == reader.answer(head=True).status
+        reader.end()
+
+
+def test_chunked_body_over_the_limit() -> None:
+    """A chunked body is refused when it passes the limit, although no length announced it; the answer survives the
+    upload.
+    """
+    chunk = b"100000\r\n" + b"x" * 1_048_576 + b"\r\n"
+    with serving() as server, dial(server) as client:
+        client.sendall(post(CHUNKED))
+        for _ in range(17):
+            client.sendall(chunk)
+
+        assert "body_too_large" == Reader(client).answer().json["code"]
+
+
+def test_too_many_fields_are_refused_before_the_head_is_complete() -> None:
+    """What is too much already need not be waited for, nor kept."""
+    with serving() as server:
+        (answer,) = ask(server, get(b"/", b"a:b\r\n" * 1_000)[:-2])
+
+        assert (431, "too_many_headers") == (answer.status, answer.json["code"])
+
+
+@pytest.mark.parametrize("protocol", [Connection, Dribble])
+def test_limits_are_inclusive(protocol: type[Connection]) -> None:
+    """Exactly at its limit a request passes."""
+    line = get(b"/" + b"a" * (REQUEST_LINE_SIZE.value - 14))
+    count = get(b"/", b"a: b\r\n" * (HEADER_COUNT.value - 1))
+    size = get(b"/", b"a: " + b"b" * (HEADERS_SIZE.value - 14) + b"\r\n")
+    with serving(protocol=protocol) as server:
+        assert [200] * 3 == [answer.status for answer in ask(server, line + count + size, 3)]
+        assert REQUEST_LINE_SIZE.value == len(line.split(b"\r\n")[0])
+        assert HEADERS_SIZE.value == len(size) - len(b"GET / HTTP/1.1\r\n\r\n")

@@ -1,0 +1,176 @@
+"""Heads that were read before: they say the same again, and nobody else's is taken for one of them."""
+
+import tracemalloc
+from typing import Any
+
+import pytest
+
+from app.httpd import head_cache
+from app.httpd.head_cache import HEAD_SIZE_MAX, Heads
+from app.httpd.request_names import Tracer
+from app.httpd.request_parser import LARGE_BODY_SIZE, Message
+from app.httpd.wsgi_environ import base
+
+PLAIN = b"GET /state?a=%20b HTTP/1.1\r\nHost: a\r\nX-Api-Key: secret\r\n\r\n"
+POSTED = b"POST /event HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
+
+
+class Reader:
+    """One connection's message, the environs that it delivers, and how often its parser is asked."""
+
+    def __init__(self, known: Heads, address: str = "127.0.0.1") -> None:
+        self.environs: list[dict[str, Any]] = []
+        environ = base("http", ("127.0.0.1", 80), (address, 4242))
+        self.message = Message(environ, Tracer(bytes), known, self._deliver, lambda _size, _environ: None)
+
+    def _deliver(self, environ: dict[str, Any], persistence: str) -> bool:
+        self.environs.append({**environ, "body": environ["wsgi.input"].read(), "persistence": persistence})
+        return True
+
+    def feed(self, data: bytes) -> dict[str, Any]:
+        """Feed one whole request; returns what of its environ does not differ from request to request."""
+        before = len(self.environs)
+        self.message.feed(data)
+        assert len(self.environs) == before + 1
+        ours = {"mlsdm.request_id", "mlsdm.received_ns", "wsgi.input"}
+        return {key: value for key, value in self.environs[-1].items() if key not in ours}
+
+
+@pytest.mark.parametrize("request_", [PLAIN, POSTED])
+def test_a_familiar_head_says_the_same(request_: bytes) -> None:
+    """From the third time on, on other connections from the first; each has its own address and its own name."""
+    known = Heads()
+    reader, other = Reader(known), Reader(known, "10.0.0.1")
+
+    first = [reader.feed(request_) for _ in range(4)]
+
+    assert [first[0]] * 4 == first
+    assert 1 == len(known._known)
+    assert first[0] | {"REMOTE_ADDR": "10.0.0.1"} == other.feed(request_)
+    assert 4 == len({environ["mlsdm.request_id"] for environ in reader.environs})
+
+
+def test_the_content_is_the_request_s_own() -> None:
+    """Only the head is known, and only requests that are whole: the rest is the parser's."""
+    known = Heads()
+    reader = Reader(known)
+    for body in (b"abc", b"def", b"ghi", b"jkl"):
+        assert body == reader.feed(POSTED[:-3] + body)["body"]
+
+    reader.message.feed(POSTED[:-1])
+    assert 4 == len(reader.environs)
+    assert b"abc" == reader.feed(POSTED[-1:])["body"]
+    reader.message.feed(POSTED + PLAIN)
+    assert [b"abc", b""] == [environ["body"] for environ in reader.environs[-2:]]
+
+
+def test_what_is_new_in_each_head_is_not_learned() -> None:
+    """And drives nobody out who is: a client that names each of its requests beside one that does not."""
+    known = Heads()
+    reader = Reader(known)
+    for number in range(1_000):
+        named = PLAIN.replace(b"\r\n\r\n", b"\r\nX-Request-ID: n%d\r\n\r\n" % number)
+        assert f"n{number}" == reader.feed(named)["HTTP_X_REQUEST_ID"]
+        assert f"n{number}" == reader.environs[-1]["mlsdm.request_id"]
+
+    assert {} == known._known
+
+
+def test_a_name_that_stays_is_taken_over_each_time() -> None:
+    """The members of a request's own are made anew, from what the head says."""
+    trace = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    request_ = PLAIN.replace(b"\r\n\r\n", b"\r\nX-Request-ID: mine\r\nTraceparent: %s\r\n\r\n" % trace)
+    known = Heads()
+    reader = Reader(known)
+    for _ in range(4):
+        reader.feed(request_)
+
+    assert 1 == len(known._known)
+    assert ["mine"] * 4 == [environ["mlsdm.request_id"] for environ in reader.environs]
+    assert 1 == len({environ["mlsdm.trace"].trace_id for environ in reader.environs})
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"\r\n" + PLAIN,
+        b"\r\n\r\n" + PLAIN,
+        PLAIN.replace(b"Host: a", b"Host:a"),
+        PLAIN.replace(b"Host: a", b"Host:  a"),
+        PLAIN.replace(b"GET /", b"GET  /"),
+        PLAIN.replace(b"HTTP/1.1", b"HTTP/1.0"),
+        PLAIN.replace(b"Host: a", b"Host: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: h2c"),
+        PLAIN.replace(b"Host: a", b"Host: a\r\nConnection: close"),
+        POSTED.replace(b"Host: a", b"Host: a\r\nExpect: 100-continue"),
+        POSTED.replace(b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"),
+        POSTED.replace(b"3\r\n\r\nabc", b"%d\r\n\r\n" % (LARGE_BODY_SIZE + 1)) + b"x" * (LARGE_BODY_SIZE + 1),
+        PLAIN.replace(b"Host: a", b"Host: a\r\nX: " + b"x" * HEAD_SIZE_MAX),
+    ],
+)
+def test_what_is_not_plain_is_the_parser_s(request_: bytes) -> None:
+    """Heads in a form that is not the canonical one, or that ask for more than an answer."""
+    known = Heads()
+    for _ in range(3):
+        reader = Reader(known)
+        reader.message._unfamiliar = hash(request_[: request_.find(b"\r\n\r\n") + 4])  # as if it had come before
+        reader.message.feed(request_)
+
+    assert {} == known._known
+
+
+def test_they_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that was learned first makes room."""
+    monkeypatch.setattr(head_cache, "HEADS_COUNT", 3)
+    monkeypatch.setattr(head_cache, "TRIES_COUNT", 1)
+    known = Heads()
+    reader = Reader(known)
+    for number in (1, 2, 3, 4):
+        for _ in range(2):
+            reader.feed(PLAIN.replace(b"Host: a", b"Host: a%d" % number))
+
+    assert ["a2", "a3", "a4"] == [head.members["HTTP_HOST"] for head in known._known.values()]
+
+
+def test_more_of_them_than_places_do_not_drive_each_other_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in so many takes another's place: five clients in turn, and three places."""
+    monkeypatch.setattr(head_cache, "HEADS_COUNT", 3)
+    known = Heads()
+    readers = [Reader(known) for _ in range(5)]
+    requests = [PLAIN.replace(b"Host: a", b"Host: a%d" % number) for number in range(5)]
+    for reader, request_ in zip(readers * 4, requests * 4, strict=True):
+        reader.feed(request_)
+
+    assert ["a0", "a1", "a2"] == [head.members["HTTP_HOST"] for head in known._known.values()]
+    for reader, request_ in zip(readers * head_cache.TRIES_COUNT, requests * head_cache.TRIES_COUNT, strict=True):
+        reader.feed(request_)
+    assert ["a0", "a1", "a2"] != [head.members["HTTP_HOST"] for head in known._known.values()]
+
+
+@pytest.mark.parametrize("fields", [1, 5, 18, 19, 98])
+def test_each_takes_little(fields: int) -> None:
+    """Whatever a head of that size is made of: a few long fields, or many short ones with names of their own."""
+    known = Heads()
+    reader = Reader(known)
+    size = (HEAD_SIZE_MAX - 60) // fields - 10
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            lines = b"".join(b"x%x-%x: %s\r\n" % (number, field, b"v" * size) for field in range(fields))
+            for _ in range(2):
+                reader.message.feed(b"GET / HTTP/1.1\r\nHost: a\r\n%s\r\n" % lines)
+            reader.environs.clear()
+        taken = sum(trace.size for trace in tracemalloc.take_snapshot().traces)
+    finally:
+        tracemalloc.stop()
+
+    assert (100 if fields <= 18 else 0) == len(known._known)
+    assert taken < 100 * 6_000 + 200_000  # and what else there is, which does not grow with them
+
+
+def test_the_method_of_an_earlier_request_is_nobody_s() -> None:
+    """A head that has no method yet is no HEAD: who is refused for it gets content."""
+    reader = Reader(Heads())
+    reader.feed(PLAIN.replace(b"GET", b"HEAD"))
+    reader.message.feed(b"G")
+
+    assert not reader.message.is_head

@@ -1,0 +1,107 @@
+"""What a worker keeps of the requests it has served, and what it says when it has no memory for one more."""
+
+import json
+import resource
+from collections.abc import Callable
+
+import numpy as np
+import psutil
+import pytest
+
+from app.httpd.heap_trim import INTERVAL_SECONDS, Heap
+from loadtests.live import LiveServer, eventually
+from loadtests.pages import written_mb
+
+Serve = Callable[..., LiveServer]
+
+RAW = {"Content-Type": "application/octet-stream"}
+LARGE = 900  # events of 4,096 numbers: a body of 14.8 MB
+TIMES = 6  # far fewer than bring the collector
+
+
+def body_of(number: float = 1.0) -> bytes:
+    """Return a batch whose last vector ends with `number`."""
+    vectors = np.ones((LARGE, 4096), "<f4")
+    vectors[-1, -1] = number
+    return np.full(LARGE, 0.95).astype("<f8").tobytes() + vectors.tobytes()
+
+
+def test_refused_bodies_are_not_kept(serve: Serve) -> None:
+    """However large a body was, nothing of it is left once its request has been refused: by whatever code, and without
+    the help of the collector.
+    """
+    server = serve(WORKERS="1", MLSDM_DIMENSION="4096", MLSDM_CAPACITY="1000")
+    connection = server.connect()
+
+    def refused(code: str, body: bytes, **headers: str) -> None:
+        before = written_mb(server.pid)
+        for _ in range(TIMES):
+            answer = server.request("POST", "/events", body, {**RAW, **headers}, connection)
+            assert code == answer.json["code"]
+        eventually(lambda: written_mb(server.pid) < before + 2 * len(body) / 1e6)  # what is free goes at the next beats
+
+    key = {"Idempotency-Key": "of-one-batch"}
+    assert 200 == server.request("POST", "/events", body_of(), {**RAW, **key}, connection).status
+    refused("idempotency_key_reused", body_of(2.0), **key)
+    refused("not_finite", body_of(np.nan))
+    refused("dimension_mismatch", body_of() + b"x")
+    refused("unsupported_media_type", body_of(), **{"Content-Type": "text/plain"})
+    assert 200 == server.request("POST", "/governor/stop", b"", {}, connection).status
+    refused("stopped", body_of())
+    connection.close()
+
+
+def test_what_was_freed_goes_back(serve: Serve) -> None:
+    """After the largest batches a worker is soon as small as before."""
+    server = serve(WORKERS="1", MLSDM_DIMENSION="384", MLSDM_CAPACITY="1000")
+    vectors = np.ones((1000, 384), "<f4")
+    events = np.full(1000, 0.95).astype("<f8").tobytes() + vectors.tobytes()
+    small = json.dumps([{"event_vector": vectors[0].tolist(), "moral_value": 0.95}])
+    for _ in range(50):  # what it needs anyway
+        assert 200 == server.request("POST", "/events", small.encode(), {"Content-Type": "application/json"}).status
+    before = written_mb(server.pid)
+    for _ in range(10):
+        assert 200 == server.request("POST", "/events", events, RAW).status
+
+    eventually(lambda: written_mb(server.pid) < before + 2.5)
+
+
+def test_no_memory_is_said(serve: Serve) -> None:
+    """A request for which there is no memory gets a 503, may come again, and is served when there is some; all others
+    are served meanwhile.
+    """
+    server = serve(WORKERS="1")
+    events = [{"event_vector": [0.5] * 8, "moral_value": 0.95, "payload": "x" * 100} for _ in range(1000)]
+    body, headers = json.dumps(events).encode() + b" " * 2_000_000, {"Content-Type": "application/json"}
+    small = json.dumps(events[:1]).encode()
+    (worker,) = eventually(lambda: server.workers(server.block()))
+    soft, hard = resource.prlimit(worker, resource.RLIMIT_AS)
+    connection = server.connect()
+    resource.prlimit(worker, resource.RLIMIT_AS, (psutil.Process(worker).memory_info().vms + 3_000_000, hard))
+    lacking = server.request("POST", "/events", body, headers)
+    meanwhile = server.request("POST", "/events", small, headers, connection)
+    resource.prlimit(worker, resource.RLIMIT_AS, (soft, hard))
+    enough = server.request("POST", "/events", body, headers, connection)
+    connection.close()
+
+    assert (503, "out_of_memory", "1") == (lacking.status, lacking.json["code"], lacking.headers.get("retry-after"))
+    assert "is not known" in lacking.json["detail"]
+    assert (200, 200) == (meanwhile.status, enough.status)
+    assert "MemoryError" in server.log
+
+
+class TestHeap:
+    def test_once_a_second(self) -> None:
+        """However often the beat looks."""
+        trims: list[int] = []
+        heap = Heap(trims.append)
+        for quarter in range(41):
+            heap.look(quarter * 0.25)
+
+        assert [0] * round(1 + 10 / INTERVAL_SECONDS) == trims
+
+    def test_with_another_library(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What has no malloc_trim keeps what it likes."""
+        monkeypatch.setattr("ctypes.CDLL", lambda _name: object())
+
+        Heap().look(1.0)

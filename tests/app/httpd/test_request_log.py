@@ -1,0 +1,62 @@
+"""The line of a request: which requests have one, and that nothing is computed for those that have none."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from app.httpd.request_log import AccessLog
+from loadtests.live import LiveServer
+
+LOG = logging.getLogger("test.access")
+
+
+def environ(path: str = "/state") -> dict[str, Any]:
+    """Return the environ of a request."""
+    return {
+        "REMOTE_ADDR": "192.0.2.1", "REQUEST_METHOD": "GET", "PATH_INFO": path, "mlsdm.request_id": "r-1",
+        "mlsdm.received_ns": time.monotonic_ns(),
+    }  # fmt: skip
+
+
+def test_of_what_goes_well_a_share_has_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    """By chance, and not every n-th; what fails has its line whatever chance says."""
+    caplog.set_level(logging.DEBUG, LOG.name)
+    chances = iter([0.0, 0.29, 0.3, 0.99])
+    access = AccessLog(LOG, 0.3, chance=lambda: next(chances))
+
+    for size in (1, 2, 3, 4):
+        access.write(environ(), 200, size)
+    for status in (400, 404, 429, 500, 503):
+        access.write(environ(), status, 0)
+
+    assert [(200, 1), (200, 2), (400, 0), (404, 0), (429, 0), (500, 0), (503, 0)] == [
+        (vars(record)["status"], vars(record)["bytes"]) for record in caplog.records
+    ]
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(1.0, 50), (0.0, 0)])
+def test_all_and_none_are_shares_too(caplog: pytest.LogCaptureFixture, ratio: float, count: int) -> None:
+    """Exactly, and not nearly."""
+    caplog.set_level(logging.DEBUG, LOG.name)
+    access = AccessLog(LOG, ratio)
+
+    for _ in range(50):
+        access.write(environ(), 200, 1)
+
+    assert len(caplog.records) == count
+
+
+def test_a_server_samples_what_it_was_told_to(serve: Callable[..., LiveServer]) -> None:
+    """The setting reaches the worker: requests that go well have no line, those that fail do."""
+    server = serve(LOG_LEVEL="DEBUG", MLSDM_OBSERVABILITY__LOGGING__SAMPLE_RATIO="0", WORKERS="1")
+
+    for _ in range(20):
+        assert server.get("/state").status == 200
+        assert server.get("/nowhere").status == 404
+
+    lines = [line for line in server.log.splitlines() if " Request " in line]
+    assert len(lines) == 20
+    assert all("status=404" in line for line in lines)

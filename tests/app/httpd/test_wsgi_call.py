@@ -1,0 +1,303 @@
+"""The call of an application and the bytes of its answer."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from app.httpd.request_names import Trace
+from app.httpd.worker_state import Service
+from app.httpd.wsgi_call import CLOSE, KEEP_ALIVE, PERSIST, Exchange
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+NAMES = {"mlsdm.request_id": "r-1", "REMOTE_ADDR": "192.0.2.1", "REMOTE_PORT": "7"}
+
+
+def service_of(application: Any, scheme: str = "http") -> Service:
+    loop = asyncio.new_event_loop()
+    service = Service(application, loop, logging.getLogger("test.exchange"), scheme=scheme)
+    loop.close()
+    return service
+
+
+def whole(service: Service, persistence: str = PERSIST, **environ: Any) -> bytes:
+    """Return an answer as it goes out."""
+    request = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "mlsdm.received_ns": time.monotonic_ns(), **NAMES, **environ}
+    return Exchange().answer(service, request, persistence)
+
+
+def answer(
+    application: Application, method: str = "GET", persistence: str = PERSIST, *, draining: bool = False
+) -> bytes:
+    """Return the answer of `application` without the lines that every answer carries."""
+    service = service_of(application)
+    service.draining = draining
+    got = whole(service, persistence, REQUEST_METHOD=method)
+    for line in (service.date, service.standing.text, "X-Request-ID: r-1\r\n"):
+        assert 1 == got.count(line.encode())
+        got = got.replace(line.encode(), b"")
+    return got
+
+
+def fixed(status: str, headers: list[tuple[str, str]], body: Any) -> Application:
+    """Return an application that always answers the same."""
+
+    def application(_environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        start_response(status, headers)
+        return body
+
+    return application
+
+
+def test_answer() -> None:
+    """An answer is a status line, the application's headers in their order, and a length that is counted, not
+    believed.
+    """
+    application = fixed("200 OK", [("X-A", "1"), ("Content-Length", "99"), ("x-b", "2")], [b"a", b"bc"])
+
+    assert b"HTTP/1.1 200 OK\r\nX-A: 1\r\nx-b: 2\r\nContent-Length: 3\r\n\r\nabc" == answer(application)
+
+
+def test_framing_is_ours() -> None:
+    """Headers by which an application could desynchronise a connection, and the names of the request, are dropped."""
+    names = [
+        "Transfer-Encoding",
+        "connection",
+        "Keep-Alive",
+        "Upgrade",
+        "Date",
+        "Server",
+        "x-request-id",
+        "TraceParent",
+    ]
+
+    assert b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n" == answer(
+        fixed("200 OK", [(name, "x") for name in names], [])
+    )
+
+
+@pytest.mark.parametrize("persistence", [KEEP_ALIVE, CLOSE])
+def test_persistence_is_said(persistence: str) -> None:
+    """What HTTP/1.0 asked for, or an end, stands in the answer."""
+    assert persistence.encode() in answer(fixed("200 OK", [], [b"x"]), persistence=persistence)
+
+
+def test_draining_is_an_end() -> None:
+    """A service that drains says close, whatever the request asked for, errors included."""
+    assert CLOSE.encode() in answer(fixed("200 OK", [], [b"x"]), draining=True)
+    assert CLOSE.encode() in answer(fixed("200 OK", [], ["text"]), draining=True)
+
+
+def test_head_has_the_length_of_get() -> None:
+    """HEAD gets the announced length, or the length of what would have been sent, and no content; if nobody knows it,
+    none.
+    """
+    assert answer(fixed("200 OK", [("Content-Length", "42")], []), "HEAD").endswith(b"Content-Length: 42\r\n\r\n")
+    assert answer(fixed("200 OK", [("Content-Length", "0")], []), "HEAD").endswith(b"Content-Length: 0\r\n\r\n")
+    assert b"content-length" not in answer(fixed("200 OK", [], []), "HEAD").lower()
+    assert answer(fixed("200 OK", [], [b"abc"]), "HEAD").endswith(b"Content-Length: 3\r\n\r\n")
+
+
+@pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
+def test_bodiless(status: str) -> None:
+    """204 and 304 carry neither length nor content (RFC 9110 §8.6)."""
+    assert f"HTTP/1.1 {status}\r\n\r\n".encode() == answer(fixed(status, [("Content-Length", "1")], [b"x"]))
+
+
+def test_iterables_are_closed() -> None:
+    """Any iterable will do, and its close() is called although it raised."""
+    closed = []
+
+    class Chunks:
+        def __init__(self, *chunks: Any) -> None:
+            self.chunks = chunks
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter(self.chunks)
+
+        def close(self) -> None:
+            closed.append(self)
+
+    assert answer(fixed("200 OK", [], Chunks(b"a", b"b"))).endswith(b"\r\n\r\nab")
+    assert answer(fixed("200 OK", [], Chunks(b"a", 7))).startswith(b"HTTP/1.1 500 ")
+    assert 2 == len(closed)
+
+
+def test_write_comes_first() -> None:
+    """What is sent through the write callable of PEP 3333 precedes the iterable."""
+
+    def application(_environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        start_response("200 OK", [])(b"first ")
+        return [b"second"]
+
+    assert answer(application).endswith(b"first second")
+
+
+def test_status_may_be_replaced_after_an_error() -> None:
+    """start_response may be called again with exc_info, and only so."""
+
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        start_response("200 OK", [])
+        start_response(
+            "503 Service Unavailable", [], (None, None, None) if environ["REQUEST_METHOD"] == "GET" else None
+        )
+        return []
+
+    assert answer(application).startswith(b"HTTP/1.1 503 ")
+    assert answer(application, "PUT").startswith(b"HTTP/1.1 500 ")
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body"),
+    [
+        ("200 OK\r\nX: y", [], []),
+        ("200 OK", [("X", "a\r\nY: b")], []),
+        ("200 OK", [("X", "a\nb")], []),
+        ("200 OK", [("X", "a\0b")], []),
+        ("200 OK", [("X\r\nY", "b")], []),
+        ("200 OK", [("X", "\u2028")], []),
+        ("100 Continue", [], []),
+        ("OK", [], []),
+        ("2000 OK", [], []),
+        ("200 OK", [], ["text"]),
+        ("200 OK", [], None),
+    ],
+)
+def test_wrong_answers_are_errors(status: str, headers: list[tuple[str, str]], body: Any) -> None:
+    """What cannot be sent safely is a 500; nothing of it reaches the wire, the second time as the first."""
+    for _ in range(2):
+        got = answer(fixed(status, headers, body))
+
+        assert got.startswith(b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/problem+json\r\n")
+        assert got.endswith(b'"}')
+
+
+def test_application_that_never_answers() -> None:
+    """An application that does not call start_response is an error, even after an exchange that did."""
+    exchange_error = answer(lambda _environ, _start_response: [b"x"])
+
+    assert exchange_error.startswith(b"HTTP/1.1 500 ")
+
+
+# -- what every answer carries ---------------------------------------------------------------------------------------
+
+
+def fields(raw: bytes) -> list[tuple[str, str]]:
+    """Return the fields of an answer, names in lower case."""
+    lines = raw.split(b"\r\n\r\n")[0].decode().split("\r\n")[1:]
+    return [(name.lower(), value) for name, value in (line.split(": ", 1) for line in lines)]
+
+
+def test_standing_headers() -> None:
+    """Each answer says that it is nothing to sniff, keep, frame or run; over plain HTTP nothing of TLS."""
+    got = dict(fields(whole(service_of(fixed("200 OK", [], [])))))
+
+    assert {
+        "x-content-type-options": "nosniff", "cache-control": "no-store", "x-frame-options": "DENY",
+        "referrer-policy": "no-referrer", "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    }.items() <= got.items()  # fmt: skip
+    assert "strict-transport-security" not in got
+    assert "server" not in got
+
+
+@pytest.mark.parametrize("body", [[b"x"], ["an error"]], ids=["answer", "error"])
+def test_standing_headers_on_tls(body: Any) -> None:
+    """On TLS the client is asked to come back on TLS (RFC 6797 §7.2), errors included."""
+    got = dict(fields(whole(service_of(fixed("200 OK", [], body), "https"))))
+
+    assert "max-age=31536000" == got["strict-transport-security"]
+
+
+def test_an_answer_may_replace_a_standing_header() -> None:
+    """What the application says in one answer stands alone in it, and the next answer has the standing line again."""
+    own = ("content-security-policy", "default-src 'self'")
+    service = service_of(fixed("200 OK", [own, ("X-A", "1")], []))
+    first, second = (fields(whole(service)) for _ in range(2))
+
+    assert first == second
+    assert [own] == [field for field in first if field[0] == own[0]]
+    assert 1 == [name for name, _ in first].count("cache-control")
+    service.application = fixed("200 OK", [], [])
+    assert "default-src 'none'; frame-ancestors 'none'" == dict(fields(whole(service)))[own[0]]
+
+
+def test_an_application_has_standing_headers_of_its_own() -> None:
+    """They replace a default of the same name and join the others."""
+
+    class Page:
+        standing_headers = (("Content-security-policy", "default-src 'self'"), ("X-Own", "1"))
+        __call__ = staticmethod(fixed("200 OK", [], []))
+
+    got = fields(whole(service_of(Page())))
+
+    assert ["default-src 'self'"] == [value for name, value in got if name == "content-security-policy"]
+    assert ("x-own", "1") in got
+    assert ("cache-control", "no-store") in got
+
+
+def test_a_standing_header_is_one_line() -> None:
+    """An application whose standing headers would break an answer is not served at all."""
+
+    class Broken:
+        standing_headers = (("X", "a\r\nY: b"),)
+
+    with pytest.raises(ValueError, match="line break"):
+        service_of(Broken())
+
+
+def test_the_trace_is_passed_on() -> None:
+    """An answer carries the trace id and flags that came, and a span id of our own, each time another one."""
+    service = service_of(fixed("200 OK", [], []))
+    trace = Trace("a" * 32, "b" * 16, "01")
+    traced: dict[str, Any] = {"mlsdm.trace": trace}
+    values = [dict(fields(whole(service, **traced)))["traceparent"].split("-") for _ in range(2)]
+
+    assert [["00", "a" * 32, "01"]] * 2 == [[version, trace_id, flags] for version, trace_id, _, flags in values]
+    assert 3 == len({"b" * 16} | {span for _, _, span, _ in values})
+    assert "traceparent" not in dict(fields(whole(service)))
+
+
+# -- the log ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_is_logged_under_the_names_of_its_request(caplog: pytest.LogCaptureFixture) -> None:
+    """The line of a 500 carries request id, trace id and client, and of the request nothing but method and path."""
+    service = service_of(fixed("200 OK", [], ["text"]))
+    secrets = {"QUERY_STRING": "q=hidden", "HTTP_AUTHORIZATION": "hidden"}
+    traced: dict[str, Any] = {"mlsdm.trace": Trace("a" * 32, "b" * 16, "00")}
+    whole(service, PATH_INFO="/a\nb\x1b", **traced, **secrets)
+    (record,) = caplog.records
+
+    assert "Error handling request GET /a%0Ab%1B" == record.getMessage()
+    assert {
+        "request_id": "r-1", "client_id": "192.0.2.1", "address": "192.0.2.1", "trace_id": "a" * 32,
+    }.items() <= vars(record).items()  # fmt: skip
+    assert "hidden" not in json.dumps(vars(record), default=str)
+
+
+def test_access_line_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+    """At DEBUG each request has one line: what was asked, what was answered, how long it took, and for whom."""
+    caplog.set_level(logging.DEBUG, "test.exchange")
+    got = whole(service_of(fixed("201 Created", [], [b"abc"])), PATH_INFO="/p\xe9 q", QUERY_STRING="hidden")
+    (record,) = caplog.records
+
+    assert {
+        "method": "GET", "path": "/p%E9%20q", "status": 201, "bytes": len(got), "request_id": "r-1",
+        "client_id": "192.0.2.1", "address": "192.0.2.1",
+    }.items() <= vars(record).items()  # fmt: skip
+    assert 0 <= vars(record)["duration_ms"] < 60_000
+    assert "trace_id" not in vars(record)
+
+
+def test_no_access_line_otherwise(caplog: pytest.LogCaptureFixture) -> None:
+    """Above DEBUG nothing is said of a request that went well."""
+    caplog.set_level(logging.INFO, "test.exchange")
+    whole(service_of(fixed("200 OK", [], [])))
+
+    assert [] == caplog.records

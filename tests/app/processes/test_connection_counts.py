@@ -1,0 +1,71 @@
+"""Occupancy: whose connections count when a worker looks for the emptiest."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from app.httpd.acceptor import NOT_ACCEPTING
+from app.processes.connection_counts import FRESH_NS, RowOccupancy
+from shm import process
+from tests.formed import Formed
+
+NOW_NS = 10**12
+
+
+@pytest.fixture
+def formed() -> Iterator[Formed]:
+    """A real block with four rows."""
+    block = Formed()
+    yield block
+    block.close()
+
+
+def seat(formed: Formed, row: int, connections: int, heartbeat_ns: int = NOW_NS) -> RowOccupancy:
+    """Give a row to this process, as a worker takes it; returns its view."""
+    formed.block.region("rows", row).pid = process.myself().pid
+    formed.block.region("rows", row).heartbeat_ns = heartbeat_ns
+    view = RowOccupancy(formed.block, row, lambda: NOW_NS)
+    view.publish(connections)
+    return view
+
+
+def test_the_fewest_is_over_all_live_workers(formed: Formed) -> None:
+    """Each worker sees the same number, its own included."""
+    views = [seat(formed, row, connections) for row, connections in enumerate((5, 2, 9))]
+
+    assert [view.fewest() for view in views] == [2, 2, 2]
+    views[1].publish(11)
+    assert [view.fewest() for view in views] == [5, 5, 5]
+
+
+def test_a_free_row_is_no_empty_worker(formed: Formed) -> None:
+    """A row that nobody has claimed holds zero connections and must not count."""
+    only = seat(formed, 2, 7)
+
+    assert only.fewest() == 7
+
+
+def test_a_worker_without_a_fresh_heartbeat_does_not_count(formed: Formed) -> None:
+    """One that died or hangs must not keep the others from accepting."""
+    busy = seat(formed, 0, 8)
+    seat(formed, 1, 0, NOW_NS - FRESH_NS)
+
+    assert busy.fewest() == 8
+    seat(formed, 1, 0, NOW_NS - FRESH_NS + 1)
+    assert busy.fewest() == 0
+
+
+def test_a_worker_that_has_not_beaten_yet_answers_for_itself(formed: Formed) -> None:
+    """Between claiming its row and its first heartbeat there may be nobody fresh at all."""
+    fresh = seat(formed, 0, 3, heartbeat_ns=0)
+
+    assert fresh.fewest() == 3
+
+
+def test_a_worker_that_stops_accepting_is_never_the_emptiest(formed: Formed) -> None:
+    """It publishes a number above all others."""
+    leaving, staying = seat(formed, 0, 1), seat(formed, 1, 6)
+
+    leaving.publish(NOT_ACCEPTING)
+
+    assert staying.fewest() == 6

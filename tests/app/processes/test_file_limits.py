@@ -1,0 +1,43 @@
+"""The limit of open files, raised in processes of the test's own."""
+
+import subprocess
+import sys
+
+from app.processes.file_limits import _OTHERS_COUNT
+from loadtests.live import ROOT
+
+PROGRAM = """
+import logging, resource, sys
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+soft, hard, wanted = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+from app.processes import file_limits
+file_limits.provide(wanted)
+print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+def limits_after(soft: int, hard: int, connections_max: int) -> list[str]:
+    """Return what the program printed: warnings, then soft and hard limit."""
+    command = [sys.executable, "-c", PROGRAM, str(soft), str(hard), str(connections_max)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    return ended.stdout.splitlines()
+
+
+def test_the_soft_limit_is_raised_to_what_is_needed() -> None:
+    """No further, and the hard limit stays."""
+    assert [f"{200 + _OTHERS_COUNT} 900"] == limits_after(150, 900, 200)
+
+
+def test_a_limit_that_is_enough_stays() -> None:
+    """Nothing is lowered."""
+    assert ["700 900"] == limits_after(700, 900, 200)
+
+
+def test_a_hard_limit_that_is_too_low_is_told_once() -> None:
+    """The warning names what there is and what would be needed; the soft limit goes as far as it may."""
+    warning, limits = limits_after(150, 300, 1_000)
+
+    assert "300 300" == limits
+    assert "a worker may open 300 files" in warning
+    assert f"would need {1_000 + _OTHERS_COUNT} for server.connections_max = 1000" in warning

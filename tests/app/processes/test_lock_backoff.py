@@ -1,0 +1,54 @@
+"""app/processes/lock_backoff.py: one wait in vain is the last one, until the lock moves."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from app.processes.lock_backoff import Patience
+from core.limits import LOCK_WAIT_MILLISECONDS
+from tests.formed import Formed
+
+WAIT_MS = LOCK_WAIT_MILLISECONDS.value
+
+
+@pytest.fixture
+def formed() -> Iterator[Formed]:
+    """A block whose owner waits for the lock as a worker does."""
+    formed = Formed(wait_ms=WAIT_MS)
+    yield formed
+    formed.close()
+
+
+def test_no_request_waits_after_the_one_that_waited_in_vain(formed: Formed) -> None:
+    """Not even one that came in the same turn of the loop: patience is lost before the loop goes on."""
+    loop = asyncio.new_event_loop()
+    patience = Patience(formed.block, loop)
+
+    patience.lose()
+
+    assert 0 == formed.block.map.wait_ms
+    loop.close()
+
+
+def test_patience_comes_back_when_the_lock_moves(formed: Formed) -> None:
+    """However often it was lost meanwhile, and also when it was lost while it came back."""
+    loop = asyncio.new_event_loop()
+    patience = Patience(formed.block, loop)
+
+    async def lose_and_wait() -> list[int]:
+        seen = []
+        for _ in range(3):
+            for _ in range(2):
+                patience.lose()
+            await asyncio.sleep(0)
+            seen.append(int(formed.block.map.wait_ms))
+            while not formed.block.map.wait_ms:
+                await asyncio.sleep(0.005)
+            seen.append(int(formed.block.map.wait_ms))
+        return seen
+
+    seen = loop.run_until_complete(asyncio.wait_for(lose_and_wait(), 20))
+
+    assert [0, WAIT_MS] * 3 == seen
+    loop.close()

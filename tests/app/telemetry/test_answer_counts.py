@@ -1,0 +1,117 @@
+"""Answers: each is counted under its route and status, whatever a client writes, and none is lost for its count."""
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.routes.metrics import WorkersCollector, event_latency, metrics_of, request_counter
+from app.telemetry.answer_counts import Answers
+from app.telemetry.latency_histogram import Latency
+from tests.formed import begin, exit_of
+
+ROUTES = {"event": "/event", "state": "/state", "memories/1": "/memories/{memory_id}"}
+
+
+def test_an_answer_is_counted_before_it_is_written_and_its_time_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a route that has a latency, and of 200 alone; in two workers, and in the successor of one."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+
+    def worker(row: int) -> None:
+        answers, events = counting(row)
+        written = [
+            answers.count({"PATH_INFO": path}, status)
+            for path, status in (
+                ("/event", "200 OK"), ("/event", "200 OK"), ("/event", "503 Service Unavailable"), ("/state", "200 OK"),
+                ("/memories/1", "200 OK"), ("//event", "200 OK"),
+            )
+        ]  # fmt: skip
+        assert [events.count, events.count, None, None, None, None] == written
+
+    for row in (0, 1, 1):
+        assert exit_of(begin(partial(worker, row))) == 0
+    assert {
+        ("/event", "200"): 9, ("/event", "503"): 3, ("/state", "200"): 3, ("/memories/{memory_id}", "200"): 3,
+    } == counted()  # fmt: skip
+    assert 6 == timed()
+
+
+def test_what_a_client_writes_is_no_label_and_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths without a route are `other`, and so is a request that was refused before it had a path."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+
+    def worker() -> None:
+        answers, _ = counting(0)
+        inner: Any = answers
+        begun = sum(map(len, inner._places.values()))
+        for number in range(1_000):
+            answers.count({"PATH_INFO": f"/nowhere/{number}"}, "404 Not Found")
+            answers.count({"PATH_INFO": "/" * number + "/event"}, "200 OK")
+        answers.count({}, "400 Bad Request")
+        assert begun + 2 == sum(map(len, inner._places.values()))
+
+    assert exit_of(begin(worker)) == 0
+    assert {("other", "404"): 1_000, ("/event", "200"): 1_000, ("other", "400"): 1} == counted()
+
+
+def test_an_answer_that_cannot_be_counted_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Descriptors may have run out. What is counted already goes on, the log says it once, and later it may succeed."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+
+    def worker() -> None:
+        said: list[str] = []
+        handler = logging.Handler()
+        handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+        logging.getLogger("mlsdm.worker").addHandler(handler)
+        answers, _ = counting(0)
+        answers.count({"PATH_INFO": "/state"}, "200 OK")
+        inner: Any = answers
+        labels = inner._counter.labels
+        inner._counter.labels = fails
+        for _ in range(3):
+            assert answers.count({"PATH_INFO": "/memories/1"}, "200 OK") is None
+            answers.count({"PATH_INFO": "/state"}, "200 OK")
+        inner._counter.labels = labels
+        answers.count({"PATH_INFO": "/memories/1"}, "200 OK")
+        assert ["an answer could not be counted, and others may not be; this is said once"] == said
+
+    assert exit_of(begin(worker)) == 0
+    assert {("/state", "200"): 4, ("/memories/{memory_id}", "200"): 1} == counted()
+
+
+def counting(row: int) -> tuple[Answers, Latency]:
+    """Count into the files of a row; also returns the latency of events."""
+    metrics_of(row)
+    events = Latency(event_latency())
+    return Answers(request_counter(), {"/event": events}, lambda path: ROUTES.get(path.lstrip("/"))), events
+
+
+def fails(*_labels: str) -> None:
+    """Do as the library does without a descriptor."""
+    raise OSError(24, "Too many open files")
+
+
+def counted() -> dict[tuple[str, str], float]:
+    """Return how many answers there were, by route and status, of those that there were."""
+    return {
+        (sample.labels["route"], sample.labels["status"]): sample.value
+        for family in WorkersCollector().collect()
+        if family.name == "mlsdm_requests"
+        for sample in family.samples
+        if sample.value
+    }
+
+
+def timed() -> float:
+    """Return how many events have a latency, or are about to."""
+    [count] = [
+        sample.value
+        for family in WorkersCollector().collect()
+        for sample in family.samples
+        if sample.name == "process_event_latency_seconds_count"
+    ]
+    return count

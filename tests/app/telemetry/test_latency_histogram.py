@@ -1,0 +1,105 @@
+"""Latency: what is added in place is what prometheus_client would have written."""
+
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, Histogram
+
+from app.routes.metrics import LATENCY_BUCKETS, WorkersCollector, event_latency, metrics_of
+from app.telemetry import latency_histogram
+from app.telemetry.latency_histogram import Latency
+from tests.formed import begin, exit_of
+
+BESIDE = [edge * factor for edge in LATENCY_BUCKETS for factor in (0.999, 1.001)]
+ELAPSED_NS = [0, 1, 25_000, 25_001, 10**12, *(round(seconds * 1e9) for seconds in BESIDE)]
+
+
+def test_a_request_is_counted_in_its_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two workers, one of them the successor of another; the edges of the buckets belong to them."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+
+    def worker(row: int) -> None:
+        module: Any = latency_histogram  # in this child alone
+        counter = measuring(row)
+        for elapsed_ns in ELAPSED_NS:
+            module.time = SimpleNamespace(monotonic_ns=lambda now=7 + elapsed_ns: now)
+            tell(counter)
+            counter.count({"mlsdm.received_ns": 7})
+
+    def asks() -> None:
+        mean = sum(ELAPSED_NS) * 1e-9 / len(ELAPSED_NS)
+        assert pytest.approx(mean) == measuring(2).mean_seconds()
+
+    for row in (0, 1, 1):
+        assert exit_of(begin(partial(worker, row))) == 0
+    expected = Histogram(
+        "process_event_latency_seconds", "of them", buckets=LATENCY_BUCKETS, registry=CollectorRegistry()
+    )
+    for _ in range(3):
+        for elapsed_ns in ELAPSED_NS:
+            expected.observe(elapsed_ns * 1e-9)
+
+    assert samples(next(iter(expected.collect()))) == samples(
+        next(family for family in WorkersCollector().collect() if family.name == "process_event_latency_seconds")
+    )
+    assert exit_of(begin(asks)) == 0
+
+
+def test_a_request_is_counted_before_its_time_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has the answer finds it counted: in the last bucket, where one stays whose worker dies on the way."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+
+    def worker(row: int) -> None:
+        counter = measuring(row)
+        tell(counter)
+        counter.count({"mlsdm.received_ns": time.monotonic_ns() - 1_000_000_000})
+        tell(counter)
+
+    for row in (0, 1):
+        assert exit_of(begin(partial(worker, row))) == 0
+    found = samples(next(one for one in WorkersCollector().collect() if one.name == "process_event_latency_seconds"))
+    buckets = [found[f"process_event_latency_seconds_bucket{edge}"] for edge in ("0.5", "2.5", "+Inf")]
+    assert [0, 2, 4] == buckets
+    assert 4 == found["process_event_latency_seconds_count"]
+
+
+def test_without_files_there_is_no_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cleaner of /tmp may take them away; who asks how the server is gets an answer all the same."""
+    directory = tmp_path / "metrics"
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(directory))
+
+    def worker() -> None:
+        counter = measuring(0)
+        tell(counter)
+        counter.count({"mlsdm.received_ns": 0})
+        assert counter.mean_seconds() > 0
+        shutil.rmtree(directory)
+        assert counter.mean_seconds() == 0
+
+    assert exit_of(begin(worker)) == 0
+
+
+def measuring(row: int) -> Latency:
+    """Measure into the files of a row."""
+    metrics_of(row)
+    return Latency(event_latency())
+
+
+def tell(counter: Latency) -> None:
+    """Say that an answer is about to be written."""
+    numbers, last = counter.told
+    numbers[last] += 1.0
+
+
+def samples(family: Any) -> dict[str, float]:
+    """Return the samples of a histogram; the sum to a digit fewer than additions in another order may differ in."""
+    return {
+        sample.name + sample.labels.get("le", ""): round(sample.value, 6)
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }

@@ -1,0 +1,338 @@
+"""The spans: real workers and a real controller tell a real receiver of what they do, and of nothing else."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from app.telemetry.spans import FLUSH_SECONDS_MAX
+from core import startup
+from loadtests.live import ROOT, LiveServer, eventually
+from tests.app import ring
+from tests.app.telemetry.collector import Collector, Received
+from tests.app.wire import EXAMPLE
+from tests.conftest import Serve
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+PARENT_ID = "00f067aa0ba902b7"
+SERVER = 2  # the kind of a span that answers somebody
+INTERNAL = 1
+ON = {"MLSDM_OBSERVABILITY__TRACING__ENABLED": "true", "OTEL_BSP_SCHEDULE_DELAY": "50"}  # ms between two batches
+
+
+def to(url: str) -> dict[str, str]:
+    """Return the variables of a server that sends to the collector at `url`."""
+    return {**ON, "MLSDM_OBSERVABILITY__TRACING__ENDPOINT": url}
+
+
+def called(flags: str = "01", trace_id: str = TRACE_ID) -> dict[str, str]:
+    """Return the header of a caller that traces."""
+    return {"traceparent": f"00-{trace_id}-{PARENT_ID}-{flags}"}
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    """A receiver."""
+    with Collector() as receiver:
+        yield receiver
+
+
+def told(collector: Collector, name: str, count: int = 1) -> list[Received]:
+    """Return the spans of a name, once there are so many; never more."""
+    found: list[Received] = eventually(lambda: len(now := collector.named(name)) >= count and now)
+    assert len(found) == count
+    return found
+
+
+def test_an_event_is_told_of_under_its_caller_s_trace(serve: Serve, collector: Collector) -> None:
+    """Parent, decision and times; the answer names the very span."""
+    server = serve(**to(collector.url))
+    before = time.time_ns()
+
+    answer = server.post("/event", {"event_vector": EXAMPLE, "moral_value": 0.9}, **called(), **{"X-Request-ID": "r-1"})
+
+    [span] = told(collector, "POST /event")
+    decision = answer.json
+    assert answer.headers["traceparent"] == f"00-{TRACE_ID}-{span.span_id}-01"
+    assert (span.trace_id, span.parent_id, span.kind, span.failed) == (TRACE_ID, PARENT_ID, SERVER, False)
+    assert before <= span.start < span.end <= time.time_ns()
+    assert span.attributes == {
+        "http.request.method": "POST", "http.route": "/event", "http.response.status_code": 200,
+        "mlsdm.request_id": "r-1", "mlsdm.accepted": True, "mlsdm.sequence": decision["sequence"],
+        "mlsdm.position": decision["position"], "mlsdm.phase": decision["current_phase"],
+        "mlsdm.theta_before": decision["threshold_before"], "mlsdm.theta": decision["moral_filter_threshold"],
+    }  # fmt: skip
+    assert span.resource["service.name"] == "mlsdm"
+    assert span.resource["service.version"] == server.get("/health/detailed").json["version"]
+    assert span.resource["mlsdm.boot_id"] == decision["boot_id"]
+    assert span.resource["mlsdm.part"] == "worker"
+
+
+def test_a_batch_and_a_recall_are_told_of(serve: Serve, collector: Collector) -> None:
+    """How many events, with the last decision; how many matches, in how many memories."""
+    server = serve(**to(collector.url))
+    events = [{"event_vector": EXAMPLE, "moral_value": moral} for moral in (0.95, 0.1, 0.95)]
+
+    batch = server.post("/events", events, **called()).json
+    recall = server.post("/recall", {"vector": EXAMPLE, "top_k": 1}, **called()).json
+
+    [span] = told(collector, "POST /events")
+    assert (span.trace_id, span.parent_id) == (TRACE_ID, PARENT_ID)
+    assert {
+        "mlsdm.events": 3, "mlsdm.accepted": 2, "mlsdm.rejected": 1,
+        "mlsdm.sequence": batch["results"][-1]["sequence"], "mlsdm.phase": batch["results"][-1]["current_phase"],
+        "mlsdm.theta": batch["results"][-1]["moral_filter_threshold"],
+    }.items() <= span.attributes.items()  # fmt: skip
+    [span] = told(collector, "POST /recall")
+    assert (span.trace_id, span.parent_id) == (TRACE_ID, PARENT_ID)
+    assert {
+        "mlsdm.matches": 1,
+        "mlsdm.scanned": 2,
+        "mlsdm.position": recall["as_of"],
+    }.items() <= span.attributes.items()
+
+
+def test_every_event_of_every_worker_arrives_once(serve: Serve, collector: Collector) -> None:
+    """From both workers, each under its own name, also those that are queued when a worker is replaced."""
+    server = serve(**to(collector.url), WORKERS="2")
+    sequences = []
+    for connection in server.connect_to_both_workers():
+        sequences += [server.event([1.0] * 8, 0.9, connection)["sequence"] for _ in range(100)]
+        connection.close()
+    os.kill(server.pid, signal.SIGHUP)
+
+    spans = told(collector, "POST /event", 200)
+
+    assert sorted(sequences) == sorted(span.attributes["mlsdm.sequence"] for span in spans)
+    assert len({span.span_id for span in spans}) == 200
+    assert len({span.resource["service.instance.id"] for span in spans}) == 2
+    assert all(span.parent_id == "" for span in spans)  # nobody called
+
+
+def test_the_controller_tells_of_its_steps(serve: Serve, collector: Collector) -> None:
+    """Each step of the rhythm once, in order, with the phase that it led to; also after a reload."""
+    server = serve(**to(collector.url), MLSDM_COGNITIVE_RHYTHM__CYCLE_SECONDS="0.05")
+
+    spans = eventually(lambda: len(now := collector.named("tick")) >= 12 and now)
+
+    steps = [span.attributes["mlsdm.step"] for span in spans]
+    assert steps == list(range(1, len(steps) + 1))
+    assert {"wake", "sleep"} == {span.attributes["mlsdm.phase"] for span in spans}
+    assert all(span.kind == INTERNAL and span.parent_id == "" for span in spans)
+    assert all(span.resource["mlsdm.part"] == "controller" for span in spans)
+    positions = [span.attributes["mlsdm.position"] for span in spans]
+    assert positions == sorted(positions)
+    assert server.state()["moral_filter_threshold"] == spans[-1].attributes["mlsdm.theta"]
+
+
+@pytest.mark.parametrize(("flags", "count"), [("00", 0), ("01", 1)])
+def test_a_caller_decides_what_is_recorded(serve: Serve, collector: Collector, flags: str, count: int) -> None:
+    """Whatever the ratio says of traces that begin here; the answer goes on with the caller's trace either way."""
+    server = serve(**to(collector.url), MLSDM_OBSERVABILITY__TRACING__SAMPLE_RATIO="0" if count else "1")
+
+    answer = server.post("/event", {"event_vector": EXAMPLE, "moral_value": 0.9}, **called(flags))
+    server.stop()
+
+    assert answer.headers["traceparent"].startswith(f"00-{TRACE_ID}-")
+    assert answer.headers["traceparent"].endswith(f"-{flags}")
+    assert count == len(collector.named("POST /event"))
+
+
+def test_of_what_begins_here_a_share_is_recorded(serve: Serve, collector: Collector) -> None:
+    """None at 0: neither of requests nor of steps."""
+    server = serve(
+        **to(collector.url), MLSDM_OBSERVABILITY__TRACING__SAMPLE_RATIO="0",
+        MLSDM_COGNITIVE_RHYTHM__CYCLE_SECONDS="0.05",
+    )  # fmt: skip
+    server.event([1.0] * 8, 0.9)
+    eventually(lambda: server.store().state().scalars.step > 3)
+    server.stop()
+
+    assert [] == collector.spans
+
+
+def test_refusals_are_told_of_by_their_code(serve: Serve, collector: Collector) -> None:
+    """What the client did wrong is no error of the service, and what it sent is nowhere."""
+    server = serve(**to(collector.url), API_KEY=ring.API_KEY)
+    secret = "a-secret-in-a-payload"
+    key = {"X-API-Key": ring.API_KEY}
+    bad = {"event_vector": EXAMPLE, "moral_value": 7, "payload": secret}
+    assert 422 == server.post("/event", bad, **called(), **key).status
+    assert 401 == server.post("/event", bad, **called(), **{"X-API-Key": "guess"}).status
+    good = {"event_vector": EXAMPLE, "moral_value": 0.9, "payload": secret}
+    tracestate = {"tracestate": "vendor=a-secret-of-others", "Idempotency-Key": "a-secret-key"}
+    assert 200 == server.post("/event", good, **called(), **key, **tracestate).status
+
+    spans = told(collector, "POST /event", 3)
+
+    assert [(422, "moral_value_out_of_range"), (401, "unauthorised"), (200, None)] == [
+        (span.attributes["http.response.status_code"], span.attributes.get("error.type")) for span in spans
+    ]
+    assert not any(span.failed for span in spans)
+    everything = repr(collector.spans)
+    assert not [
+        word for word in (secret, ring.API_KEY, "guess", "secret-of-others", "secret-key") if word in everything
+    ]
+
+
+def test_probes_and_scrapes_are_not_traced(serve: Serve, collector: Collector) -> None:
+    """Nor is anything else that is no event and no recall."""
+    server = serve(**to(collector.url))
+    for path in ("/livez", "/readyz", "/health/detailed", "/metrics", "/state", "/decisions", "/event"):
+        server.get(path, **called())
+    server.stop()
+
+    assert {"tick"} >= {span.name for span in collector.spans}
+
+
+def test_log_lines_have_the_trace(serve: Serve, collector: Collector) -> None:
+    """One that begins here, too: from the line of a request to its span, and back."""
+    server = serve(**to(collector.url), LOG_LEVEL="DEBUG")
+
+    server.post("/event", {"event_vector": EXAMPLE, "moral_value": 0.9}, **{"X-Request-ID": "r-1"})
+
+    [span] = told(collector, "POST /event")
+    [line] = [line for line in server.log.splitlines() if "request_id=r-1" in line]
+    assert f"trace_id={span.trace_id}" in line
+
+
+def test_standard_variables_say_where_to_and_under_which_name(serve: Serve, collector: Collector) -> None:
+    """Endpoint, headers, compression and service name, as with any other service."""
+    server = serve(
+        **ON, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, OTEL_EXPORTER_OTLP_HEADERS="authorization=for-the-collector",
+        OTEL_EXPORTER_OTLP_COMPRESSION="gzip", OTEL_SERVICE_NAME="memory", OTEL_RESOURCE_ATTRIBUTES="team=blue",
+    )  # fmt: skip
+    server.event([1.0] * 8, 0.9)
+
+    [span] = told(collector, "POST /event")
+
+    assert (span.resource["service.name"], span.resource["team"]) == ("memory", "blue")
+    assert all(headers["authorization"] == "for-the-collector" for headers in collector.headers)
+    assert all(headers["content-encoding"] == "gzip" for headers in collector.headers)
+    assert "for-the-collector" not in server.log
+
+
+def test_a_process_sends_what_is_queued_before_it_ends(serve: Serve, collector: Collector) -> None:
+    """A server that stops has told of everything, however long a batch may wait otherwise."""
+    server = serve(**{**to(collector.url), "OTEL_BSP_SCHEDULE_DELAY": "600000"})
+    for _ in range(50):
+        server.event([1.0] * 8, 0.9)
+    eventually(lambda: server.store().state().scalars.step >= 1)
+    assert [] == collector.spans
+
+    server.stop()
+
+    assert 50 == len(collector.named("POST /event"))
+    assert 1 <= len(collector.named("tick"))
+
+
+def dead() -> Iterator[str]:
+    """The address of nobody: connections are refused."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{holder.getsockname()[1]}"
+
+
+def silent() -> Iterator[str]:
+    """The address of a collector that takes what is sent and never answers."""
+    gate = threading.Event()
+    with Collector(gate) as receiver:
+        yield receiver.url
+        gate.set()
+
+
+@pytest.mark.parametrize("nobody", [dead, silent])
+def test_a_collector_that_is_gone_slows_nobody(serve: Serve, nobody: Any) -> None:
+    """More spans than the queue holds: every event is answered, and the server stops as it should."""
+    with_nobody = nobody()
+    server = serve(
+        **to(next(with_nobody)), OTEL_BSP_MAX_QUEUE_SIZE="64", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="32", WORKERS="1"
+    )
+    connection = server.connect()
+
+    decided = [server.event([1.0] * 8, 0.9, connection)["sequence"] for _ in range(500)]
+    connection.close()
+    block = server.block()
+    vitals = block.region("vitals")
+    beat = int(vitals.heartbeat_ns)
+    eventually(lambda: int(vitals.heartbeat_ns) > beat)
+    server.stop()  # in order, with status 0
+
+    assert decided == list(range(1, 501))
+    assert "Queue full" in server.log
+    assert FLUSH_SECONDS_MAX < 1.0  # what the arbiter grants its controller
+    next(with_nobody, None)
+
+
+def test_a_reload_switches_it_on_and_off(serve: Serve, collector: Collector, tmp_path: Any) -> None:
+    """In workers and controller; no memory is lost by it."""
+    path = tmp_path / "mlsdm.yaml"
+    text = f"observability: {{tracing: {{enabled: SWITCH, endpoint: '{collector.url}'}}}}\n"
+    path.write_text(text.replace("SWITCH", "false"))
+    server = serve(CONFIG_PATH=str(path), OTEL_BSP_SCHEDULE_DELAY="50", WORKERS="1")
+    server.event([1.0] * 8, 0.9)
+    _reloaded(server, path, text.replace("SWITCH", "true"))
+    server.event([1.0] * 8, 0.9)
+    eventually(lambda: collector.named("tick"))
+    _reloaded(server, path, text.replace("SWITCH", "false"))
+    server.event([1.0] * 8, 0.9)
+    server.stop()
+
+    assert [2] == [span.attributes["mlsdm.sequence"] for span in collector.named("POST /event")]
+
+
+def _reloaded(server: LiveServer, path: Any, text: str) -> None:
+    """Have a server of one worker serve with another configuration."""
+    block = server.block()
+    before = server.workers(block)
+    path.write_text(text)
+    os.kill(server.pid, signal.SIGHUP)
+    eventually(lambda: (now := server.workers(block)) and not set(now) & set(before) and len(now) == 1)
+
+
+def test_nothing_of_it_is_loaded_when_it_is_off(serve: Serve) -> None:
+    """No module of OpenTelemetry, no thread, in any process."""
+    server = serve(WORKERS="1")
+    [worker] = server.workers(server.block())
+
+    assert 1 == len(os.listdir(f"/proc/{worker}/task"))
+    with open(f"/proc/{worker}/maps", encoding="utf-8") as maps:
+        assert not [line for line in maps if "google" in line or "protobuf" in line]
+
+
+def test_without_the_extra_it_is_refused_by_name() -> None:
+    """At the check of the configuration, and with what would help."""
+    program = """if True:
+        import os, sys
+        sys.modules["opentelemetry"] = None
+        from core import startup
+        startup.load(None, os.environ)
+    """
+    variables = {"MLSDM_OBSERVABILITY__TRACING__ENABLED": "true"}
+
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=variables, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert ended.stderr.splitlines()[-1] == (
+        "core.startup.ConfigurationError: observability.tracing.enabled is true: "
+        "expected OpenTelemetry: pip install 'mlsdm[otel]'"
+    )
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:4318", "ftp://x", "http://user:word@host:4318", "http://a b", "http://x?y=z"]
+)
+def test_a_collector_is_named_by_a_plain_url(url: str) -> None:
+    """Without credentials, because the configuration is logged."""
+    with pytest.raises(startup.ConfigurationError) as error:
+        startup.load(None, {"MLSDM_OBSERVABILITY__TRACING__ENDPOINT": url})
+
+    assert "expected an http or https URL without credentials" in str(error.value)
