@@ -45,7 +45,7 @@ faults: install ## do to a server what may happen to it, for hours; options in A
 	$(BIN)/python -m loadtests.faults $(ARGS)
 
 load: $(VENV)/tested ## a thousand requests a second for a minute, twice: events, then a day's mix; latency and processor judged; options in ARGS
-	$(BIN)/python -m loadtests.sustained $(ARGS)
+	$(BIN)/python -m loadtests.load.sustained $(ARGS)
 
 soak: $(VENV)/tested ## simulate workers, controllers and a clock for long; options in ARGS, such as ARGS="--seed 7 --steps 500"
 	$(BIN)/python -m tests.simulation --steps $(STEPS) $(ARGS)

@@ -10,11 +10,11 @@ asked no less.
 
 Three of four requests are an event alone, in the ways that clients write one; one in twenty is a batch of ten; one in
 ten is a recall; the rest reads a memory back, deletes one, or looks at the state. Vectors and moral values
-come from loadtests/population.py. With `--tags event watch` applications send nothing but single events.
+come from loadtests/load/population.py. With `--tags event watch` applications send nothing but single events.
 
-At the end the objectives of loadtests/slo.py are judged. Exit status: 0 all hold; 1 some do not, each with a sentence;
-2 nothing could be measured. A request under way when the time is over is waited for, because only so the server's
-count of events can be held against that of its acknowledged answers.
+At the end the objectives of loadtests/load/slo.py are judged. Exit status: 0 all hold; 1 some do not, each with a
+sentence; 2 nothing could be measured. A request under way when the time is over is waited for, because only so the
+server's count of events can be held against that of its acknowledged answers.
 
 Latencies are those of Locust itself, which is one thread of Python: near a full core of it they are its own queue. What
 the server can do at most is measured by others (docs/capacity.md).
@@ -38,11 +38,11 @@ from locust.env import Environment
 from locust.runners import WorkerRunner
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtests import population, slo, witness
 from loadtests.bench.traffic import JSON, RAW
-from loadtests.bodies import BATCH, Bodies
-from loadtests.population import Unfit
-from loadtests.witness import Unseen, Witness
+from loadtests.load import metrics_probe, population, slo
+from loadtests.load.metrics_probe import Unseen, Witness
+from loadtests.load.population import Unfit
+from loadtests.load.request_bodies import BATCH, Bodies
 
 TIMEOUT_SECONDS: Final = 30  # of a request, and so of the end of a run
 UNSERVED: Final = ", 503"  # behind the name of a request that was answered so
@@ -274,7 +274,7 @@ def prepare(environment: Environment, **_more: object) -> None:
     try:
         drawn = population.read(Path(options.events)) if options.events else population.made(options.seed)
         if environment.host and not isinstance(environment.runner, WorkerRunner):
-            witness.seen(environment.host, options.server_pid)
+            metrics_probe.seen(environment.host, options.server_pid)
     except (Unfit, Unseen) as error:
         _log.error("%s", error)
         sys.exit(UNMEASURED)
@@ -309,7 +309,7 @@ def judge(environment: Environment, **_more: object) -> None:
 
 def _asked(environment: Environment) -> Witness | None:
     try:
-        return witness.seen(environment.host or "", _options(environment).server_pid)
+        return metrics_probe.seen(environment.host or "", _options(environment).server_pid)
     except Unseen as error:
         _log.error("%s", error)
         return None

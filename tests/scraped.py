@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import yaml
 
-from loadtests.live import ROOT, LiveServer, eventually, free_port
+from testing.live_server import ROOT, LiveServer, eventually, free_port
 
 CONFIGURATION: Final = ROOT / "deploy/prometheus/prometheus.yml"
 START_SECONDS_MAX: Final = 60.0  # a busy machine is no fault of what is tested

@@ -19,13 +19,13 @@ from typing import Any, Final
 import numpy as np
 
 from loadtests.bench import contention, goals, peers, report, traffic, vectors, wrk
+from loadtests.bench.comparison import Fleet, Result, measure
 from loadtests.bench.processor import Cores, cores
-from loadtests.bench.rounds import Fleet, Result, measure
 from loadtests.bench.rows import Row, chosen
 from loadtests.bench.servers import OPEN, TOKEN, UNLIMITED, VERBOSE, Product, Program, Server
 from loadtests.bench.vectors import Vectors
 from loadtests.bench.wrk import Unmeasured
-from loadtests.live import ROOT
+from testing.live_server import ROOT
 
 ROUNDS: Final = 3
 SECONDS: Final = 1

@@ -22,7 +22,7 @@ from loadtests.bench.servers import Program, Server
 from loadtests.bench.traffic import EVENTS, JSON, NUMBER, SLOW, TOP_K, Traffic, numbers, request
 from loadtests.bench.vectors import Floats, Vectors
 from loadtests.bench.wrk import Unmeasured
-from loadtests.live import ROOT
+from testing.live_server import ROOT
 
 PEERS: Final = ROOT / "loadtests" / "peers"
 _COLLECTIONS: Final = "/api/v2/tenants/default_tenant/databases/default_database/collections"

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from loadtests.bench.comparison import Result, document, median
 from loadtests.bench.goals import Goal, goal_of
-from loadtests.bench.rounds import Result, document, median
 
 _COLUMNS: Final = ("row", "held against", "requests/s", "vectors/s", "p50 µs", "p99 µs", "core", "CPU µs", "its CPU µs")
 HEAD: Final = "| " + " | ".join((*_COLUMNS, "figure", "spread", "goal")) + " |"

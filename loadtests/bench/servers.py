@@ -25,7 +25,7 @@ from loadtests.bench.processor import family, pinned
 from loadtests.bench.traffic import BATCH, RAW, Traffic
 from loadtests.bench.vectors import DIMENSION, MEMORIES, Floats
 from loadtests.bench.wrk import Unmeasured
-from loadtests.live import ROOT, LiveServer, free_port
+from testing.live_server import ROOT, LiveServer, free_port
 
 TOKEN: Final = "bench.0123456789012345678901234567890123456789012"  # 43 characters of secret, as `mlsdm key` makes them
 START_SECONDS_MAX: Final = 60.0

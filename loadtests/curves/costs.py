@@ -21,8 +21,8 @@ import numpy as np
 from core.controller.controller import boot_clock
 from loadtests.bench import traffic
 from loadtests.bench.__main__ import makers
+from loadtests.bench.comparison import Fleet
 from loadtests.bench.processor import Cores, pinned
-from loadtests.bench.rounds import Fleet
 from loadtests.bench.rows import Side
 from loadtests.bench.servers import TOKEN, Product
 from loadtests.bench.traffic import Traffic

@@ -28,7 +28,7 @@ from loadtests.bench.wrk import Unmeasured
 from loadtests.curves import costs, picture
 from loadtests.curves.costs import Admission, Search
 from loadtests.curves.reading import bandwidth
-from loadtests.live import ROOT
+from testing.live_server import ROOT
 
 CAPACITIES: Final = (1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000)
 DIMENSIONS: Final = (64, 128, 256, 384, 512, 768, 1_024, 1_536, 2_048, 3_072, 4_096)

@@ -37,7 +37,7 @@ from loadtests.bench.vectors import Vectors
 from loadtests.bench.wrk import Unmeasured
 from loadtests.curves import paced, picture
 from loadtests.curves.paced import Floats
-from loadtests.live import ROOT
+from testing.live_server import ROOT
 
 LOADS: Final = (0.5, 0.8)
 PATHS: Final = ("recall", "event raw")  # recalls first: events replace the memories

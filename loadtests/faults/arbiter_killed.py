@@ -20,9 +20,9 @@ from app.server import METRICS_PREFIX
 from loadtests.faults.fault import Asked, Outcome
 from loadtests.faults.load import Events, Load
 from loadtests.faults.trial import CLIENTS, DIMENSION, SIZES, missed
-from loadtests.live import LiveServer
 from shm import process
 from shm.block import find
+from testing.live_server import LiveServer
 
 TIMES: Final = 20
 LIVES_SECONDS: Final = (0.2, 1.0)  # of load before the next kill

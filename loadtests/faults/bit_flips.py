@@ -30,9 +30,9 @@ from typing import Any, Final
 import numpy as np
 
 from loadtests.faults.fault import Asked, Outcome
-from loadtests.live import LiveServer, eventually
 from shm.block import Block, BlockError, find
 from shm.layout import RECORDS, Region, offsets
+from testing.live_server import LiveServer, eventually
 
 DIMENSION: Final = 64
 ENVIRON: Final = {

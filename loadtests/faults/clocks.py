@@ -32,7 +32,7 @@ from typing import Final
 
 from loadtests.faults.fault import Asked, Outcome
 from loadtests.faults.trial import Trial, missed
-from loadtests.live import LiveServer, eventually
+from testing.live_server import LiveServer, eventually
 
 JUMPS: Final = 40  # of each clock
 WALL, BOOT = 0, 1

@@ -27,11 +27,11 @@ from loadtests.faults.fault import Asked, Outcome
 from loadtests.faults.judge import Verdict
 from loadtests.faults.load import Told
 from loadtests.faults.trial import Trial
-from loadtests.live import eventually
 from shm import process
 from shm._native import ffi
 from shm.block import Block, find
 from shm.layout import NO_ROW
+from testing.live_server import eventually
 
 TIMES: Final = 100
 LIVES_SECONDS: Final = (0.6, 0.8)  # one that dies younger waits for the arbiter's next look, so that it is not hot

@@ -24,8 +24,8 @@ from typing import Final
 from loadtests.faults import quota
 from loadtests.faults.fault import Asked, Outcome
 from loadtests.faults.trial import Trial, missed
-from loadtests.live import eventually
 from shm.block import Block, find
+from testing.live_server import eventually
 
 TIMES: Final = 20
 FROZEN_SECONDS: Final = 5.0

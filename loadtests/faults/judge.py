@@ -21,12 +21,12 @@ from core.reference.log_replay import DivergenceError, Model, Scalars
 from core.reference.synapse import Synapse
 from core.regime import Regime
 from loadtests.faults.load import TOLD, Events, Table, Told
-from loadtests.live import LiveServer
 from shm import process
 from shm._native import ffi
 from shm.errors import Gone, StoreError
 from shm.layout import KINDS
 from shm.store import Entry, Store
+from testing.live_server import LiveServer
 
 PAGE: Final = 1000  # entries read at a time
 LOOK_SECONDS: Final = 0.02  # between two looks at a log that has nothing new

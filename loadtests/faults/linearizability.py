@@ -21,7 +21,7 @@ import numpy as np
 
 from loadtests.faults.fault import Asked, Outcome
 from loadtests.faults.history import Decided, History, Looked, Recalled, Shown, Written, violations
-from loadtests.live import Answer, LiveServer
+from testing.live_server import Answer, LiveServer
 
 TIMES: Final = 100_000  # requests of all clients, repeats and recalls not counted
 CLIENTS: Final = 8

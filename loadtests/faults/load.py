@@ -35,8 +35,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtests.live import eventually
 from shm import process
+from testing.live_server import eventually
 
 CLIENTS: Final = 4
 CLIENTS_NICE: Final = 10  # they stand for other machines, and must not keep the server's processes from their cores

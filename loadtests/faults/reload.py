@@ -21,7 +21,7 @@ import psutil
 from loadtests.faults.fault import Asked, Outcome
 from loadtests.faults.load import Miss, Told
 from loadtests.faults.trial import Trial
-from loadtests.live import eventually
+from testing.live_server import eventually
 
 RELOADS: Final = 25
 UPGRADES: Final = 25

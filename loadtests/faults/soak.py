@@ -1,8 +1,8 @@
 """The soak: an hour of load with a process killed every ten seconds, and a look at what might grow.
 
 The server has its real size, 20,000 memories of 384 floats. Mostly it is a worker that dies, every fifth time the
-controller. Before each death the footprint of all processes (`loadtests.pages`), their open descriptors and the
-median time of a scrape of /metrics are taken, and told as they come, on stderr.
+controller. Before each death the footprint of all processes (`loadtests.cost.process_memory`), their open descriptors
+and the median time of a scrape of /metrics are taken, and told as they come, on stderr.
 
 What is flat: the last third of the run is compared with the first, by medians, because one look may meet a successor
 that has just been born. A scrape is measured against a page of the log, asked for in turn with it over the same
@@ -24,12 +24,12 @@ from typing import Final, NamedTuple
 
 import psutil
 
+from loadtests.cost.process_memory import footprint
 from loadtests.faults.fault import Asked, Outcome
 from loadtests.faults.load import Events, Load, Told
 from loadtests.faults.trial import CLIENTS, missed
-from loadtests.live import LiveServer, eventually
-from loadtests.pages import footprint
 from shm.store import Store
+from testing.live_server import LiveServer, eventually
 
 SECONDS: Final = 3600.0
 KILL_SECONDS: Final = 10.0

@@ -14,8 +14,8 @@ import psutil
 from loadtests.faults.fault import Asked
 from loadtests.faults.judge import Judge, Verdict
 from loadtests.faults.load import Events, Load, Told
-from loadtests.live import LiveServer, eventually
 from shm.store import Store
+from testing.live_server import LiveServer, eventually
 
 DIMENSION: Final = 8
 SIZES: Final = {

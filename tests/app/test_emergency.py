@@ -15,8 +15,8 @@ import numpy as np
 import psutil
 import pytest
 
-from loadtests.live import Answer, LiveServer, eventually
 from shm.block import Block, find
+from testing.live_server import Answer, LiveServer, eventually
 from tests.conftest import SMALL
 
 RAW: Final = {"Content-Type": "application/octet-stream"}

@@ -8,7 +8,7 @@ import pytest
 from loadtests.faults.fault import Asked
 from loadtests.faults.history import History, Recalled, violations
 from loadtests.faults.linearizability import CAPACITY, DIMENSION, Client, linearizability
-from loadtests.live import LiveServer
+from testing.live_server import LiveServer
 from tests.conftest import Serve
 
 

@@ -21,12 +21,12 @@ from core.reference.governor import Governor, GovernorSettings
 from core.reference.log_replay import replay
 from core.reference.synapse import Synapse
 from core.regime import Regime
-from loadtests.bounded_memory import BOUND_MB, GROWTH_MB_MAX
-from loadtests.live import Answer, LiveServer, eventually
-from loadtests.pages import footprint
+from loadtests.cost.bounded_memory import BOUND_MB, GROWTH_MB_MAX
+from loadtests.cost.process_memory import footprint
 from shm.block import find
 from shm.layout import KINDS
 from shm.store import Store
+from testing.live_server import Answer, LiveServer, eventually
 from tests.conftest import Serve
 
 RAW = {"Content-Type": "application/octet-stream", "Moral-Value": "0.95"}

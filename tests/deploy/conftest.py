@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from loadtests.live import LiveServer, eventually
+from testing.live_server import LiveServer, eventually
 from tests.conftest import SMALL
 from tests.deploy.watched import Watched
 from tests.scraped import scraped

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import promql_parser
 import yaml
 
-from loadtests.live import ROOT
+from testing.live_server import ROOT
 
 PROMETHEUS: Final = ROOT / "deploy/prometheus"
 RULE_FILES: Final = sorted((PROMETHEUS / "rules").glob("*.yml"))

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 import yaml
 
-from loadtests.live import ROOT
+from testing.live_server import ROOT
 from tests.deploy.rulebook import alerts
 from tests.programs import needs
 

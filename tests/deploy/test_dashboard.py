@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from loadtests.live import ROOT, eventually
+from testing.live_server import ROOT, eventually
 from tests.deploy.rulebook import OF_PROMETHEUS, recordings, selectors
 from tests.deploy.watched import Watched
 from tests.programs import needs

@@ -22,9 +22,9 @@ from core.limits import BODY_SIZE
 from core.settings.config import Config, effective
 from core.startup import PLACES, load
 from deploy.k8s import prometheus_rule
-from loadtests.capacity import BUFFERS_WORKER, RESERVE_BASE, RESERVE_WORKER
-from loadtests.live import LiveServer
+from loadtests.cost.capacity import BUFFERS_WORKER, RESERVE_BASE, RESERVE_WORKER
 from shm.layout import Layout
+from testing.live_server import LiveServer
 from tests.deploy.rulebook import rules
 from tests.programs import needs
 

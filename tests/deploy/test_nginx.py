@@ -23,8 +23,8 @@ from app.api.codec.body_sizes import event_size_max
 from app.api.problem_codes import CODES
 from core.limits import BATCH_COUNT, BODY_SIZE
 from core.settings.config import SETTINGS, Config, tiers
-from loadtests.live import ROOT, Answer, LiveServer, eventually, free_port
-from tests.app import ring
+from testing import keys
+from testing.live_server import ROOT, Answer, LiveServer, eventually, free_port
 from tests.app.httpd.certificate import write_certificate
 from tests.conftest import SMALL
 from tests.programs import needs
@@ -114,7 +114,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     environ = {
         **SMALL,
         "LOG_LEVEL": "DEBUG",
-        "MLSDM_SECURITY__KEYS_PATH": str(ring.write(directory / "keys.yaml")),
+        "MLSDM_SECURITY__KEYS_PATH": str(keys.write(directory / "keys.yaml")),
         "MLSDM_SERVER__TRUSTED_PROXIES": "127.0.0.1",
     }
     server = LiveServer(directory, environ).start()
@@ -157,21 +157,21 @@ def test_nginx_finds_nothing_to_say(tmp_path: Path) -> None:
 
 def test_an_event_comes_through(server: LiveServer, front: Front) -> None:
     """Over TLS, with its key, and is remembered; the answer is the server's."""
-    before = server.request("GET", "/state", headers=ring.bearer("reader")).json["total_events_processed"]
-    answer = front.request("POST", "/event", VECTOR, RAW | ring.bearer("writer"))
+    before = server.request("GET", "/state", headers=keys.bearer("reader")).json["total_events_processed"]
+    answer = front.request("POST", "/event", VECTOR, RAW | keys.bearer("writer"))
 
     assert 200 == answer.status
-    assert before + 1 == front.request("GET", "/state", headers=ring.bearer("reader")).json["total_events_processed"]
+    assert before + 1 == front.request("GET", "/state", headers=keys.bearer("reader")).json["total_events_processed"]
     assert answer.headers["strict-transport-security"]
 
 
 def test_what_the_server_refuses_is_passed_on(front: Front) -> None:
     """Its problem documents pass as they are, with the fields that only it can fill."""
-    answer = front.request("POST", "/event", VECTOR, RAW | {"Moral-Value": "7"} | ring.bearer("writer"))
+    answer = front.request("POST", "/event", VECTOR, RAW | {"Moral-Value": "7"} | keys.bearer("writer"))
 
     assert (422, "moral_value_out_of_range") == problem(answer)
     assert answer.json["field"]
-    assert (404, "no_such_route") == problem(front.request("GET", "/nowhere", headers=ring.bearer("reader")))
+    assert (404, "no_such_route") == problem(front.request("GET", "/nowhere", headers=keys.bearer("reader")))
     assert (401, "unauthorised") == problem(front.request("GET", "/state"))
 
 
@@ -191,7 +191,7 @@ def test_health_is_seen_from_outside(front: Front, path: str) -> None:
 )  # fmt: skip
 def test_metrics_stay_inside(server: LiveServer, front: Front, path: str) -> None:
     """By no spelling of their path are they had from outside; the server itself has them."""
-    answer = front.request("GET", path, headers=ring.bearer("admin"))
+    answer = front.request("GET", path, headers=keys.bearer("admin"))
 
     assert answer.status in (400, 404)
     assert b"mlsdm_" not in answer.body
@@ -208,7 +208,7 @@ def test_metrics_stay_inside(server: LiveServer, front: Front, path: str) -> Non
 )  # fmt: skip
 def test_details_of_health_stay_inside(server: LiveServer, front: Front, path: str) -> None:
     """Neither load nor version is told outside, by whatever spelling; the server itself tells them."""
-    answer = front.request("GET", path, headers=ring.bearer("admin"))
+    answer = front.request("GET", path, headers=keys.bearer("admin"))
 
     assert answer.status in (400, 404)
     assert b"cpu_percent" not in answer.body
@@ -267,7 +267,7 @@ class TestSizes:
     @pytest.mark.parametrize(("path", "size"), [("/event", 2**20), ("/recall", 2**20), ("/events", BODY_SIZE.value)])
     def test_a_larger_body_is_refused_by_nginx(self, front: Front, path: str, size: int) -> None:
         """As soon as its length is announced: no byte of it was sent. The limit itself is the server's to judge."""
-        headers = {"Content-Type": "application/json", **ring.bearer("writer")}
+        headers = {"Content-Type": "application/json", **keys.bearer("writer")}
         codes = []
         for length in (size, size + 1):
             connection = front.connect()
@@ -291,7 +291,7 @@ class TestSizes:
         """Larger than the limit of other routes, and than what nginx keeps in memory."""
         events = [{"event_vector": [0.5] * 8, "moral_value": 0.8, "payload": "x" * 900} for _ in range(1000)]
         body = json.dumps(events).encode().ljust(2**20 + 1)
-        headers = {"Content-Type": "application/json", **ring.bearer("writer")}
+        headers = {"Content-Type": "application/json", **keys.bearer("writer")}
         answer = front.request("POST", "/events", body, headers)
         assert 200 == answer.status, answer.body
 

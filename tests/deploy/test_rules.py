@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from loadtests.live import ROOT
+from testing.live_server import ROOT
 from tests.deploy.rulebook import (
     PROMETHEUS,
     RULE_FILES,

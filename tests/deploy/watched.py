@@ -7,8 +7,8 @@ done here is done over HTTP, by a client with a key; nothing is put into the met
 from dataclasses import dataclass
 from typing import Final
 
-from loadtests.live import LiveServer, eventually
-from tests.app.wire import EXAMPLE
+from testing.bodies import EXAMPLE
+from testing.live_server import LiveServer, eventually
 from tests.scraped import Prometheus
 
 EVENTS: Final = 40  # enough for an hour before, which needs 30

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from core.reference.governor import Governor, GovernorSettings
-from loadtests.live import LiveServer, eventually
 from mlsdm.replay import add_arguments, run
 from shm.layout import KINDS
+from testing.live_server import LiveServer, eventually
 
 COUNT, DIMENSION = 1_000, 8
 

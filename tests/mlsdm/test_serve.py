@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from loadtests.live import ROOT, eventually, free_port
 from shm.block import Block, find
+from testing.live_server import ROOT, eventually, free_port
 
 END_SECONDS_MAX = 20  # below the 30 s after which the arbiter kills what has not ended in order
 

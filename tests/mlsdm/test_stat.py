@@ -20,13 +20,13 @@ from core.controller.emergency import REMEDIES, SENTENCES
 from core.controller.threshold_drift import BITS
 from core.regime import Regime
 from core.settings.config import Config
-from loadtests.live import ROOT, LiveServer, eventually
 from mlsdm.snapshot import look
 from mlsdm.stat import _span, add_arguments, lines_of, run
 from shm import process
 from shm.block import Block
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY, LOST, Layout
 from shm.store import Store
+from testing.live_server import ROOT, LiveServer, eventually
 
 Serve = Callable[..., LiveServer]
 

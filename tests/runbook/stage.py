@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import yaml
 
-from loadtests.live import ROOT, LiveServer, eventually
+from testing.live_server import ROOT, LiveServer, eventually
 from tests.runbook.book import Line, without_placeholders
 from tests.runbook.cluster import BIN, IMAGES, LOG, NOTES, PID, POD, SELECTED_LINES, STRICT, VARIABLES
 from tests.scraped import scraped

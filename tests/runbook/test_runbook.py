@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 import yaml
 
-from loadtests.live import ROOT
+from testing.live_server import ROOT
 from tests.programs import needs
 from tests.runbook.__main__ import recorded
 from tests.runbook.book import Line, lines_of

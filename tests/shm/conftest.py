@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.formed import Formed
+from testing.block_fixture import Formed
 
 Form = Callable[..., Formed]
 

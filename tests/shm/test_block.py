@@ -15,7 +15,7 @@ from shm.block import Block, BlockError, find
 from shm.errors import Unformed
 from shm.layout import LAYOUT_VERSION, MAGIC, PAGE
 from shm.store import Store
-from tests.formed import SMALL, Formed, Witness, begin, end, exit_of, wait_until
+from testing.block_fixture import SMALL, Formed, Witness, begin, end, exit_of, wait_until
 from tests.shm.conftest import Form
 from tests.shm.test_concurrency import hot
 

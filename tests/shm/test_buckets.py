@@ -22,8 +22,8 @@ from shm._native import ffi, lib
 from shm.block import Block
 from shm.layout import BUCKET_WAYS, KEY_BUCKETS, PEER_BUCKETS
 from shm.store import KEYS, PEERS, Bucket
+from testing.block_fixture import Formed, begin, end, exit_of, wait_until
 from tests import tracee
-from tests.formed import Formed, begin, end, exit_of, wait_until
 from tests.tracee import Stretch, Tracee
 
 SEED: Final = int(os.environ.get("SEED") or random.randrange(2**32))

@@ -12,7 +12,7 @@ from shm.block import Block
 from shm.errors import Busy, Corrupt, Gone, Unknown
 from shm.layout import KINDS, Layout
 from shm.store import Store
-from tests.formed import NORM_MAX, Formed, Witness, begin, end, exit_of, wait_until
+from testing.block_fixture import NORM_MAX, Formed, Witness, begin, end, exit_of, wait_until
 from tests.shm.conftest import Form
 
 EVENTS = 4000  # of each writer

@@ -16,7 +16,7 @@ from shm.block import Block, BlockError
 from shm.errors import Corrupt, Gone
 from shm.layout import RECORDS, Layout, seal
 from shm.store import Decision, Recall, new_key, new_settings, new_vitals, settings_checksum
-from tests.formed import Formed, begin, decision_of, exit_of
+from testing.block_fixture import Formed, begin, decision_of, exit_of
 from tests.shm.conftest import Form
 
 SIZES = {record.name: record.size for record in RECORDS}

@@ -22,8 +22,8 @@ from shm._native import ffi, lib
 from shm.errors import Gone
 from shm.layout import NO_ROW, Layout, seal
 from shm.store import NO_KEY, Decision, Key, Recall, Store, new_key
+from testing.block_fixture import REGIME, Formed, Witness, begin, copied, end, exit_of, take_mutex, wait_until
 from tests import tracee
-from tests.formed import REGIME, Formed, Witness, begin, copied, end, exit_of, take_mutex, wait_until
 from tests.shm.conftest import Form
 
 SEED = int(os.environ.get("SEED") or random.randrange(2**32))

@@ -13,7 +13,7 @@ from shm import process
 from shm._native import ffi
 from shm.errors import Busy
 from shm.lock_watch import INTERVAL_SECONDS, SAMPLES, LockWatch
-from tests.formed import Formed, Witness, begin, end, exit_of, take_mutex, wait_until
+from testing.block_fixture import Formed, Witness, begin, end, exit_of, take_mutex, wait_until
 from tests.shm.conftest import Form
 
 Hold = Callable[[Callable[[], object]], int]

@@ -8,7 +8,7 @@ import pytest
 
 from shm import process
 from shm.process import NOBODY, Identity
-from tests.formed import begin, end, exit_of, wait_until
+from testing.block_fixture import begin, end, exit_of, wait_until
 
 
 class TestIdentity:

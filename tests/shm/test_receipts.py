@@ -22,7 +22,7 @@ from shm._native import ffi
 from shm.errors import Gone, NotFinite, Reused, Stopped, TooLong, Unknown
 from shm.layout import KINDS, NO_ROW, STATUSES, Layout
 from shm.store import Decision, Key, new_key
-from tests.formed import Formed, Witness, begin, decision_of, exit_of, wait_until
+from testing.block_fixture import Formed, Witness, begin, decision_of, exit_of, wait_until
 from tests.shm.conftest import Form
 
 SEED: Final = int(os.environ.get("SEED") or random.randrange(2**32))

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shm.layout import Layout
-from tests.formed import Formed
+from testing.block_fixture import Formed
 
 DIMENSION = 20  # no multiple of the padding
 TINY = float(np.float32(1e-45))

@@ -14,7 +14,7 @@ from shm.errors import Busy, Gone, Stale, Taken, Unformed, Unknown
 from shm.layout import KINDS, NO_ROW, Layout
 from shm.process import NOBODY, Identity
 from shm.store import Decision, Store
-from tests.formed import NORM_MAX, REGIME, Formed, Witness, begin, copied, exit_of, take_mutex
+from testing.block_fixture import NORM_MAX, REGIME, Formed, Witness, begin, copied, exit_of, take_mutex
 from tests.shm.conftest import Form
 
 STRIDES = {"slots": 64, "codes": 16, "shadow": 16, "vectors": 64, "payloads": 64}  # of the small layout

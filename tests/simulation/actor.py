@@ -18,8 +18,8 @@ from typing import Final, Literal
 
 from shm import _native, process
 from shm.layout import NO_ROW
+from testing.block_fixture import Formed
 from tests import tracee
-from tests.formed import Formed
 from tests.simulation.player import Operation, Outcome, Player
 
 Place = Literal["call", "section", "leaving"]

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from core.limits import EMERGENCY_COOLDOWN_SECONDS
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY
-from tests.formed import Formed
+from testing.block_fixture import Formed
 from tests.simulation.actor import Actor
 from tests.simulation.chronicle import Chronicle, holds, same
 from tests.simulation.course import Course

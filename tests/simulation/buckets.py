@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 from shm._native import ffi
 from shm.layout import BUCKET_WAYS
 from shm.store import KEYS, PEERS
-from tests.formed import Formed
+from testing.block_fixture import Formed
 from tests.simulation.accounts import ACCOUNTS, SET, Account
 from tests.simulation.chronicle import WrongError, holds, same
 

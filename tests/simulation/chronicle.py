@@ -21,7 +21,7 @@ from core.regime import Regime
 from shm._native import ffi
 from shm.layout import FLAG_STOPPED, KINDS
 from shm.store import Decision, Memory
-from tests.formed import Formed, decision_of
+from testing.block_fixture import Formed, decision_of
 from tests.simulation.actor import Actor
 from tests.simulation.player import PHASE_TOLERANCE, KeyOf, Seen, image_of
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 from core.limits import MEMORY_PERCENT
 from shm._native import ffi, lib
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY, LOST
-from tests.formed import Formed, take_mutex
+from testing.block_fixture import Formed, take_mutex
 
 _libc = ctypes.CDLL(None)
 FULL: Final = float(MEMORY_PERCENT.value)

@@ -12,7 +12,7 @@ from core.regime import Regime
 from shm._native import ffi
 from shm.errors import Corrupt, Gone, StoreError, Unknown
 from shm.layout import KINDS, NO_ROW
-from tests.formed import Formed
+from testing.block_fixture import Formed
 from tests.simulation.actor import Actor
 from tests.simulation.chronicle import Chronicle, Pending, holds, same
 from tests.simulation.harm import Harm

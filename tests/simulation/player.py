@@ -23,7 +23,7 @@ from shm._native import ffi
 from shm.errors import StoreError
 from shm.layout import NO_ROW
 from shm.store import NO_KEY, Bucket, Decision, Memory, Recall, Store, new_key
-from tests.formed import NORM_MAX, Formed, Pool
+from testing.block_fixture import NORM_MAX, Formed, Pool
 from tests.simulation.accounts import ACCOUNTS
 
 WAIT_MS: Final = 1  # whoever holds the lock while another runs stands still: to wait for it longer changes nothing

@@ -11,9 +11,9 @@ import sys
 
 import pytest
 
-from loadtests.live import ROOT
 from shm.layout import EMERGENCY_MEMORY
 from shm.store import Bucket
+from testing.live_server import ROOT
 from tests import tracee
 from tests.simulation.accounts import ACCOUNTS
 from tests.simulation.chronicle import WrongError

@@ -25,7 +25,7 @@ from typing import Any, Final, Literal, Self
 
 from shm.errors import StoreError
 from shm.layout import NO_ROW
-from tests.formed import NORM_MAX, Formed
+from testing.block_fixture import NORM_MAX, Formed
 from tests.simulation.actor import CALLS, ROUND, Actor, Place, Trails, address_of
 from tests.simulation.alarm import Alarm
 from tests.simulation.buckets import Buckets

@@ -2,9 +2,9 @@
 
 import re
 
-from loadtests.live import Answer
-from tests.app import ring
-from tests.app.wire import EXAMPLE, Body, of_json, of_raw
+from testing import keys
+from testing.bodies import EXAMPLE, Body, of_json, of_raw
+from testing.live_server import Answer
 from tests.conftest import Serve
 
 GOOD = of_json({"event_vector": EXAMPLE, "moral_value": 0.95})
@@ -26,11 +26,11 @@ def test_short_and_long_way_answer_alike(serve: Serve) -> None:
     server = serve(
         MLSDM_DIMENSION="8",
         WORKERS="1",
-        API_KEY=ring.API_KEY,
+        API_KEY=keys.API_KEY,
         MLSDM_SECURITY__RATE_LIMITING__ENABLED="true",
         MLSDM_SECURITY__RATE_LIMITING__BURST_CAPACITY="1000",
     )
-    keyed = {"Authorization": f"Bearer {ring.API_KEY}"}
+    keyed = {"Authorization": f"Bearer {keys.API_KEY}"}
     events: list[tuple[str, str, Body]] = [
         ("POST", "/event", GOOD),
         ("POST", "/event", of_raw(b"\0" * 32, **{"Moral-Value": "0.1"})),
@@ -57,7 +57,7 @@ def test_short_and_long_way_answer_alike(serve: Serve) -> None:
 
 def test_what_fails_on_the_lane_is_counted_and_audited_once(serve: Serve) -> None:
     """A refusal of the lane is one refusal."""
-    server = serve(MLSDM_DIMENSION="8", WORKERS="1", API_KEY=ring.API_KEY)
+    server = serve(MLSDM_DIMENSION="8", WORKERS="1", API_KEY=keys.API_KEY)
     assert 401 == server.request("POST", "/event", *GOOD).status
     scrape = server.get("/metrics").body.decode()
 

@@ -10,9 +10,9 @@ import pytest
 from app.api.decision_view import Decision
 from app.api.problem import Problem, invalid, malformed, of_store_error, over, serialise
 from core.limits import BATCH_COUNT, BODY_SIZE
-from loadtests.live import LiveServer
 from shm import errors
-from tests.app.wire import JSON, Body, of_json, post, problem
+from testing.bodies import JSON, Body, of_json, post, problem
+from testing.live_server import LiveServer
 
 ROUTES = {
     "/event": {"POST"},

@@ -10,7 +10,7 @@ import pytest
 
 from core import limits
 from core.limits import Limit
-from loadtests.live import ROOT, LiveServer
+from testing.live_server import ROOT, LiveServer
 from tests.app.httpd.test_guards import GUARDS
 
 DOCUMENT = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")

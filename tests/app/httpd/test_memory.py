@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from app.httpd.heap_trim import INTERVAL_SECONDS, Heap
-from loadtests.live import LiveServer, eventually
-from loadtests.pages import written_mb
+from loadtests.cost.process_memory import written_mb
+from testing.live_server import LiveServer, eventually
 
 Serve = Callable[..., LiveServer]
 

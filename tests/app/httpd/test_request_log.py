@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.httpd.request_log import AccessLog
-from loadtests.live import LiveServer
+from testing.live_server import LiveServer
 
 LOG = logging.getLogger("test.access")
 

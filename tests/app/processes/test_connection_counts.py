@@ -7,7 +7,7 @@ import pytest
 from app.httpd.acceptor import NOT_ACCEPTING
 from app.processes.connection_counts import FRESH_NS, RowOccupancy
 from shm import process
-from tests.formed import Formed
+from testing.block_fixture import Formed
 
 NOW_NS = 10**12
 

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 from app.processes.file_limits import _OTHERS_COUNT
-from loadtests.live import ROOT
+from testing.live_server import ROOT
 
 PROGRAM = """
 import logging, resource, sys

@@ -1,4 +1,4 @@
-"""Gunicorn's arbiter goes on where it would give up. With real servers: tests/test_faults_reload.py."""
+"""Gunicorn's arbiter goes on where it would give up. With real servers: tests/loadtests/faults/test_reload.py."""
 
 import errno
 import os

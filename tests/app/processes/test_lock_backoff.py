@@ -7,7 +7,7 @@ import pytest
 
 from app.processes.lock_backoff import Patience
 from core.limits import LOCK_WAIT_MILLISECONDS
-from tests.formed import Formed
+from testing.block_fixture import Formed
 
 WAIT_MS = LOCK_WAIT_MILLISECONDS.value
 

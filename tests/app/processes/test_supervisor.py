@@ -13,7 +13,7 @@ import pytest
 from app.processes import supervisor
 from app.processes.supervisor import SPAWNS, SPAWNS_SECONDS, Supervisor
 from shm import process
-from tests.formed import Formed
+from testing.block_fixture import Formed
 
 
 class Watched:

@@ -15,9 +15,9 @@ from app.api.problem import Problem
 from app.routes.decisions import DecisionsResource
 from core.limits import DECISIONS_PAGE
 from core.settings.config import Config
-from loadtests.live import LiveServer
-from tests.app.wire import EXAMPLE, accepted, of_json, of_raw, problem, sent
-from tests.formed import Formed
+from testing.block_fixture import Formed
+from testing.bodies import EXAMPLE, accepted, of_json, of_raw, problem, sent
+from testing.live_server import LiveServer
 
 LOG_CAPACITY = 1024
 SCALARS = {

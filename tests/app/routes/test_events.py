@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.limits import BATCH_COUNT
-from loadtests.live import LiveServer
-from tests.app.wire import (
+from testing.bodies import (
     BATCH_FORMS,
     EVENT_FORMS,
     EXAMPLE,
@@ -30,6 +29,7 @@ from tests.app.wire import (
     sent,
     text,
 )
+from testing.live_server import LiveServer
 
 MEMBERS = {
     "accepted", "reason", "sequence", "moral_value", "threshold_before", "moral_filter_threshold", "ema",

@@ -18,14 +18,14 @@ from core.reference.log_replay import Scalars, replay
 from core.regime import Regime
 from core.settings.config import SETTINGS, Config
 from core.settings.setting import Setting
-from loadtests.live import Answer, LiveServer, eventually
 from shm.block import Block
 from shm.layout import Layout
 from shm.store import Store
-from tests.app import ring
-from tests.app.wire import EXAMPLE, JSON, of_json, post, problem, sent
+from testing import keys
+from testing.block_fixture import Formed
+from testing.bodies import EXAMPLE, JSON, of_json, post, problem, sent
+from testing.live_server import Answer, LiveServer, eventually
 from tests.conftest import SMALL, Serve
-from tests.formed import Formed
 
 SECTIONS: Final = ("moral_filter", "cognitive_rhythm")
 MEMBERS: Final = [setting for key, setting in SETTINGS.items() if key.startswith(SECTIONS)]
@@ -519,7 +519,7 @@ def test_a_stopped_controller_carries_out_nothing_that_was_refused(serve: Serve)
 def test_a_refusal_names_what_was_expected_there(keyed_server: LiveServer, change: Any, expected: str) -> None:
     """The members of that section, and not of another."""
     body = of_json(change)
-    answer = keyed_server.request("PATCH", "/governor", body.content, body.headers | ring.bearer("admin"))
+    answer = keyed_server.request("PATCH", "/governor", body.content, body.headers | keys.bearer("admin"))
 
     assert answer.status == 422
     assert answer.json["expected"].startswith(expected), answer.json

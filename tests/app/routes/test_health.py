@@ -26,16 +26,16 @@ from app.routes.health import DetailedResource, LivenessResource, ReadinessResou
 from app.routes.metrics import BlockCollector
 from core.access.keys import Keyring
 from core.settings.config import Config, tiers
-from loadtests.live import LiveServer, eventually
 from shm import errors
 from shm.block import Block
 from shm.layout import NO_ROW, Layout
 from shm.store import Recall, Store, new_vitals
-from tests.app import ring
-from tests.app.wire import accepted
+from testing import keys
+from testing.block_fixture import SMALL as SMALL_LAYOUT
+from testing.block_fixture import Formed, begin, end, exit_of, take_mutex
+from testing.bodies import accepted
+from testing.live_server import LiveServer, eventually
 from tests.conftest import SMALL
-from tests.formed import SMALL as SMALL_LAYOUT
-from tests.formed import Formed, begin, end, exit_of, take_mutex
 from tests.programs import needs
 
 PROT_NONE = 0  # sys/mman.h
@@ -208,7 +208,7 @@ RUNBOOK = {
 @pytest.fixture(scope="module")
 def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """A server as it is deployed: production, with a key."""
-    environ = {**SMALL, "MLSDM_ENV": "production", "API_KEY": ring.API_KEY, "MLSDM_RESOURCES__DRAIN_PERIOD": "0"}
+    environ = {**SMALL, "MLSDM_ENV": "production", "API_KEY": keys.API_KEY, "MLSDM_RESOURCES__DRAIN_PERIOD": "0"}
     server = LiveServer(tmp_path_factory.mktemp("production"), environ).start()
     yield server
     server.stop()
@@ -219,7 +219,7 @@ def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]
 def test_a_line_of_a_runbook_prints_what_it_should(production: LiveServer, tmp_path: Path, line: str) -> None:
     """Pasted into a shell as it stands, with the server's address for `api`; a key is shown where the line has one."""
     (tmp_path / ".curlrc").write_text(f'connect-to = "api:80:127.0.0.1:{production.port}"\nno-progress-meter\n')
-    variables = {"PATH": os.environ["PATH"], "CURL_HOME": str(tmp_path), "API_KEY": ring.API_KEY}
+    variables = {"PATH": os.environ["PATH"], "CURL_HOME": str(tmp_path), "API_KEY": keys.API_KEY}
 
     ran = subprocess.run(
         ["bash", "-o", "pipefail", "-c", line], env=variables, capture_output=True, text=True, timeout=60, check=False
@@ -362,7 +362,7 @@ def test_liveness_and_its_gate_touch_nothing_that_is_shared(formed: Formed) -> N
     context = context_of(formed.block, beat(formed))
     context.charge = Quotas(formed.block, tiers(context.config), context.clock).charge
     table = {"/livez": LivenessResource()}
-    lane = Lane(table, Gate(Keyring(ring.API_KEY), charge=context.charge), None)
+    lane = Lane(table, Gate(Keyring(keys.API_KEY), charge=context.charge), None)
 
     def ask() -> None:
         _take_away(formed.block)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from loadtests.live import Answer, LiveServer
-from tests.app.wire import EXAMPLE, accepted, as_stored, of_json, of_raw, problem, sent
+from testing.bodies import EXAMPLE, accepted, as_stored, of_json, of_raw, problem, sent
+from testing.live_server import Answer, LiveServer
 
 
 def refusal(server: LiveServer, method: str, path: str) -> dict[str, Any]:

@@ -28,9 +28,9 @@ from app.routes.metrics import (
     refusal_counter,
     request_counter,
 )
-from loadtests.live import LiveServer, eventually
-from tests.app.wire import EXAMPLE, accepted, of_json, post, sent
-from tests.formed import begin, exit_of
+from testing.block_fixture import begin, exit_of
+from testing.bodies import EXAMPLE, accepted, of_json, post, sent
+from testing.live_server import LiveServer, eventually
 from tests.programs import needs
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

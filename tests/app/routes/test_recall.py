@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from core.reference.vector import cosine
-from loadtests.live import LiveServer
-from tests.app.wire import (
+from testing.bodies import (
     EXAMPLE,
     Body,
     accepted,
@@ -23,6 +22,7 @@ from tests.app.wire import (
     sent,
     text,
 )
+from testing.live_server import LiveServer
 from tests.conftest import Serve
 
 FORMS = {

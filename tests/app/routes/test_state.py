@@ -9,8 +9,8 @@ from core.reference.rhythm import Rhythm, RhythmSettings
 from core.reference.synapse import Synapse
 from core.reference.vector import norm
 from core.regime import SynapseSettings
-from loadtests.live import LiveServer
-from tests.app.wire import accepted, of_json, of_raw, sent
+from testing.bodies import accepted, of_json, of_raw, sent
+from testing.live_server import LiveServer
 
 MEMBERS = {
     "L1_norm", "L2_norm", "L3_norm", "current_phase", "latent_events_count", "accepted_events_count",

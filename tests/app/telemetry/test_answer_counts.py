@@ -10,7 +10,7 @@ import pytest
 from app.routes.metrics import WorkersCollector, event_latency, metrics_of, request_counter
 from app.telemetry.answer_counts import Answers
 from app.telemetry.latency_histogram import Latency
-from tests.formed import begin, exit_of
+from testing.block_fixture import begin, exit_of
 
 ROUTES = {"event": "/event", "state": "/state", "memories/1": "/memories/{memory_id}"}
 

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Histogram
 from app.routes.metrics import LATENCY_BUCKETS, WorkersCollector, event_latency, metrics_of
 from app.telemetry import latency_histogram
 from app.telemetry.latency_histogram import Latency
-from tests.formed import begin, exit_of
+from testing.block_fixture import begin, exit_of
 
 BESIDE = [edge * factor for edge in LATENCY_BUCKETS for factor in (0.999, 1.001)]
 ELAPSED_NS = [0, 1, 25_000, 25_001, 10**12, *(round(seconds * 1e9) for seconds in BESIDE)]

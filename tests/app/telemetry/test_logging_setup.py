@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from app.telemetry.logging_setup import JsonFormatter, TextFormatter, configuration
-from loadtests.live import LiveServer, eventually
-from tests.app import ring
-from tests.app.wire import EXAMPLE
+from testing import keys
+from testing.bodies import EXAMPLE
+from testing.live_server import LiveServer, eventually
 from tests.conftest import Serve
 from tests.programs import needs
 
@@ -148,14 +148,14 @@ def test_a_log_answers_the_greps_of_an_operator(serve: Serve, tmp_path: Path, st
     path.write_text(
         f"""
         security:
-          keys_path: {ring.write(tmp_path / "keys.yaml")}
+          keys_path: {keys.write(tmp_path / "keys.yaml")}
           rate_limiting: {{enabled: true, requests_per_second: 0.01, burst_capacity: 3}}
         observability: {{logging: {{format: {style}}}}}
         """
     )
-    server = serve(CONFIG_PATH=str(path), LOG_LEVEL="DEBUG", API_KEY=ring.API_KEY)
+    server = serve(CONFIG_PATH=str(path), LOG_LEVEL="DEBUG", API_KEY=keys.API_KEY)
     for _ in range(5):
-        server.post("/event", {"event_vector": EXAMPLE, "moral_value": 0.9}, **ring.bearer("slow"))
+        server.post("/event", {"event_vector": EXAMPLE, "moral_value": 0.9}, **keys.bearer("slow"))
     path.write_text("capacity: none")
     os.kill(server.pid, 1)  # SIGHUP, with a configuration that is no good
     eventually(lambda: "not reloaded" in server.log)
@@ -175,14 +175,14 @@ def test_a_log_answers_the_greps_of_an_operator(serve: Serve, tmp_path: Path, st
         for word in ("client_id", "slow", "request_id", "duration_ms", "route", "status")
     )
     assert len(grepped(server, "-A", "5", "client_id")) >= 5
-    assert [] == ring.leaked(server)
+    assert [] == keys.leaked(server)
 
 
 def test_the_configuration_in_force_is_logged_as_values(serve: Serve, tmp_path: Path) -> None:
     """Machines read out of the line what holds, from whichever source; keys are counted and not shown."""
     path = tmp_path / "mlsdm.yaml"
     path.write_text("capacity: 999\nobservability: {logging: {format: json}}\n")
-    server = serve(CONFIG_PATH=str(path), API_KEY=ring.API_KEY, MLSDM_CAPACITY="500")
+    server = serve(CONFIG_PATH=str(path), API_KEY=keys.API_KEY, MLSDM_CAPACITY="500")
 
     [line] = [json.loads(line) for line in server.log.splitlines() if "Configuration loaded" in line]
 
@@ -191,14 +191,14 @@ def test_the_configuration_in_force_is_logged_as_values(serve: Serve, tmp_path: 
     assert (line["environment"], line["keys"]) == ("development", 1)
     assert line["settings"]["capacity"] == 500
     assert line["settings"]["observability"]["logging"] == {"level": "INFO", "format": "json", "sample_ratio": 1.0}
-    assert ring.API_KEY not in server.log
+    assert keys.API_KEY not in server.log
 
 
 def test_a_request_has_its_line_at_debug(serve: Serve) -> None:
     """Method, route, status, how long, under which names, and for whom; by the same members at every route."""
-    server = serve(MLSDM_OBSERVABILITY__LOGGING__FORMAT="json", LOG_LEVEL="DEBUG", API_KEY=ring.API_KEY, WORKERS="1")
+    server = serve(MLSDM_OBSERVABILITY__LOGGING__FORMAT="json", LOG_LEVEL="DEBUG", API_KEY=keys.API_KEY, WORKERS="1")
     trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
-    names = {"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01", "X-API-Key": ring.API_KEY}
+    names = {"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01", "X-API-Key": keys.API_KEY}
     asked = [
         ("POST", "/event", "/event"), ("GET", "/memories/7", "/memories/{memory_id}"), ("GET", "//state", "/state"),
         ("GET", "/health/liveness", "/health/liveness"), ("GET", "/nowhere", None),

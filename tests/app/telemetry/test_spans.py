@@ -14,10 +14,10 @@ import pytest
 
 from app.telemetry.spans import FLUSH_SECONDS_MAX
 from core import startup
-from loadtests.live import ROOT, LiveServer, eventually
-from tests.app import ring
+from testing import keys
+from testing.bodies import EXAMPLE
+from testing.live_server import ROOT, LiveServer, eventually
 from tests.app.telemetry.collector import Collector, Received
-from tests.app.wire import EXAMPLE
 from tests.conftest import Serve
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -160,9 +160,9 @@ def test_of_what_begins_here_a_share_is_recorded(serve: Serve, collector: Collec
 
 def test_refusals_are_told_of_by_their_code(serve: Serve, collector: Collector) -> None:
     """What the client did wrong is no error of the service, and what it sent is nowhere."""
-    server = serve(**to(collector.url), API_KEY=ring.API_KEY)
+    server = serve(**to(collector.url), API_KEY=keys.API_KEY)
     secret = "a-secret-in-a-payload"
-    key = {"X-API-Key": ring.API_KEY}
+    key = {"X-API-Key": keys.API_KEY}
     bad = {"event_vector": EXAMPLE, "moral_value": 7, "payload": secret}
     assert 422 == server.post("/event", bad, **called(), **key).status
     assert 401 == server.post("/event", bad, **called(), **{"X-API-Key": "guess"}).status
@@ -178,7 +178,7 @@ def test_refusals_are_told_of_by_their_code(serve: Serve, collector: Collector) 
     assert not any(span.failed for span in spans)
     everything = repr(collector.spans)
     assert not [
-        word for word in (secret, ring.API_KEY, "guess", "secret-of-others", "secret-key") if word in everything
+        word for word in (secret, keys.API_KEY, "guess", "secret-of-others", "secret-key") if word in everything
     ]
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from app.telemetry.logging_setup import JsonFormatter
 from app.telemetry.stderr_sink import Sink, Stderr
-from loadtests.live import LiveServer, eventually
+from testing.live_server import LiveServer, eventually
 from tests.conftest import SMALL
 
 PIPE_SIZE = 4096  # bytes: the smallest that there is

@@ -14,7 +14,7 @@ from core.settings.config import CognitiveRhythm, Config, MoralFilter
 from shm import process
 from shm.errors import Stale
 from shm.layout import KINDS, NO_ROW, Layout
-from tests.formed import NORM_MAX, SMALL, WAIT_MS, Formed, Witness, begin, end, exit_of, take_mutex, wait_until
+from testing.block_fixture import NORM_MAX, SMALL, WAIT_MS, Formed, Witness, begin, end, exit_of, take_mutex, wait_until
 
 SECOND = 1_000_000_000
 ROUND_NS = 20_000_000

@@ -17,8 +17,8 @@ from shm._native import ffi
 from shm.errors import Corrupt, Exhausted, Lost, Stale
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY
 from shm.store import Match, Recall, new_key
+from testing.block_fixture import begin, exit_of, take_mutex
 from tests.core.controller.test_controller import Held
-from tests.formed import begin, exit_of, take_mutex
 
 SECOND_NS = 1_000_000_000
 START_NS = random.randrange(10**18)

@@ -19,7 +19,7 @@ from shm._native import ffi
 from shm.errors import Corrupt, Gone, NotFinite, TooLong, Unformed
 from shm.layout import KINDS, Layout, seal
 from shm.store import Answer, Recall
-from tests.formed import NORM_MAX, REGIME, Formed, begin, end, exit_of, wait_until
+from testing.block_fixture import NORM_MAX, REGIME, Formed, begin, end, exit_of, wait_until
 
 Matrix = NDArray[Any]
 SEED = int(os.environ.get("SEED") or random.randrange(2**32))

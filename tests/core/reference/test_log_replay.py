@@ -27,7 +27,7 @@ from shm._native import ffi
 from shm.errors import Gone, NotFinite, Reused, Stopped, TooLong, Unknown
 from shm.layout import FLAG_STOPPED, KINDS, Layout
 from shm.store import NO_KEY, Decision, new_key
-from tests.formed import NORM_MAX, REGIME, Formed, Witness, copied
+from testing.block_fixture import NORM_MAX, REGIME, Formed, Witness, copied
 
 LOG_CAPACITY = 512
 RECEIPT_CAPACITY = 4

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from core.reference.vector import cosine, dot, norm
 from shm._native import ffi, lib
-from tests.formed import Formed
+from testing.block_fixture import Formed
 
 vectors = st.integers(1, 70).flatmap(
     lambda size: st.tuples(*[st.lists(st.floats(-(2.0**60), 2.0**60, width=32), min_size=size, max_size=size)] * 2)

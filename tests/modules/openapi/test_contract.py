@@ -25,10 +25,10 @@ from schemathesis import GenerationMode, engine
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events
 
-from loadtests.live import LiveServer
-from tests.app import ring
-from tests.app.ring import bearer
-from tests.app.wire import JSON, MSGPACK, RAW
+from testing import keys
+from testing.bodies import JSON, MSGPACK, RAW
+from testing.keys import bearer
+from testing.live_server import LiveServer
 from tests.conftest import SMALL
 
 EXAMPLES: Final = int(os.environ.get("MLSDM_CONTRACT_EXAMPLES", "100"))
@@ -225,7 +225,7 @@ def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServe
     """A server with keys of every role, and limits."""
     directory = tmp_path_factory.mktemp("keyed")
     environ = {
-        "MLSDM_SECURITY__KEYS_PATH": str(ring.write(directory / "keys.yaml")),
+        "MLSDM_SECURITY__KEYS_PATH": str(keys.write(directory / "keys.yaml")),
         "MLSDM_SECURITY__RATE_LIMITING__ENABLED": "true",
     }
     server = LiveServer(directory, {**SMALL, **environ})

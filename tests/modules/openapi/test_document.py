@@ -13,9 +13,9 @@ from app.api import problem
 from app.api.problem_codes import CODES, COMMAND, CONNECTION, GATE
 from core import limits
 from core.limits import Limit
-from loadtests.live import ROOT, LiveServer
 from modules.openapi.schema import Schemas
-from tests.app.wire import JSON, MSGPACK, RAW, of_json, of_msgpack, of_raw, post
+from testing.bodies import JSON, MSGPACK, RAW, of_json, of_msgpack, of_raw, post
+from testing.live_server import ROOT, LiveServer
 from tests.conftest import SMALL
 
 # Codes of Falcon's own errors that nothing here raises; they stand in app/api/problem.py for the day when something

@@ -15,10 +15,10 @@ import pytest
 
 from core import limits
 from core.limits import Limit
-from loadtests.live import LiveServer
 from modules.openapi.html import Markup, element, prose
 from modules.openapi.page import page
-from tests.app.ring import bearer
+from testing.keys import bearer
+from testing.live_server import LiveServer
 from tests.conftest import SMALL
 from tests.programs import needs
 

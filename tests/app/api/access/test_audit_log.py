@@ -21,13 +21,13 @@ from app.api.problem import Problem
 from app.routes.governor import CommandResource, GovernorResource
 from app.telemetry.logging_setup import JsonFormatter
 from core.settings.config import Config
-from loadtests.live import LiveServer, eventually
 from shm import errors
 from shm.store import Store
-from tests.app import ring
-from tests.app.wire import EXAMPLE, Body, of_json
+from testing import keys
+from testing.block_fixture import Formed
+from testing.bodies import EXAMPLE, Body, of_json
+from testing.live_server import LiveServer, eventually
 from tests.conftest import Serve
-from tests.formed import Formed
 
 EVENT: Final = of_json({"event_vector": EXAMPLE, "moral_value": 0.95})
 TRACE: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -267,7 +267,7 @@ def strict(serve: Serve, tmp_path: Path, request: pytest.FixtureRequest) -> Live
     text = f"""
         server: {{trusted_proxies: 127.0.0.1}}
         security:
-          keys_path: {ring.write(tmp_path / "keys.yaml")}
+          keys_path: {keys.write(tmp_path / "keys.yaml")}
           rate_limiting: {{enabled: true, requests_per_second: 0.01, burst_capacity: 3}}
         observability: {{logging: {{format: {request.param}, level: LEVEL}}}}
         """
@@ -287,7 +287,7 @@ def test_every_event_is_one_line_in_either_format_and_at_any_level(strict: LiveS
 
     def ask(method: str, path: str, body: Body, who: str | None, *addresses: str) -> tuple[int, dict[str, Any]]:
         headers = {
-            **body.headers, **(ring.bearer(who) if who else {}), "X-Request-ID": f"ask-{next(names)}",
+            **body.headers, **(keys.bearer(who) if who else {}), "X-Request-ID": f"ask-{next(names)}",
             "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01", "X-Forwarded-For": ", ".join(addresses) or "198.51.100.7",
         }  # fmt: skip
         status = strict.request(method, path, body.content, headers).status
@@ -300,7 +300,7 @@ def test_every_event_is_one_line_in_either_format_and_at_any_level(strict: LiveS
     bad = of_json({"event_vector": EXAMPLE, "moral_value": 7})
     nothing = Body(b"", {})
     for _ in range(3):
-        assert strict.request("POST", "/event", EVENT.content, EVENT.headers | ring.bearer("slow")).status == 200
+        assert strict.request("POST", "/event", EVENT.content, EVENT.headers | keys.bearer("slow")).status == 200
 
     assert ask("POST", "/event", EVENT, None) == (
         401, {"event": "auth_failure", "client_id": "198.51.100.7", "status": 401, "code": "unauthorised"},
@@ -334,10 +334,10 @@ def test_every_event_is_one_line_in_either_format_and_at_any_level(strict: LiveS
     status, line = ask("PATCH", "/governor", of_json({}), "admin")
     assert (status, line["event"], line["code"]) == (422, "invalid_input", "change_empty")
     for path in ("/nope", "/memories/999"):
-        assert strict.request("GET", path, headers=ring.bearer("reader")).status == 404
-    assert strict.request("PUT", "/state", headers=ring.bearer("reader")).status == 405
+        assert strict.request("GET", path, headers=keys.bearer("reader")).status == 404
+    assert strict.request("PUT", "/state", headers=keys.bearer("reader")).status == 405
     assert not [line for line in audited(strict) if line.get("status") in (404, 405)]
-    assert [] == ring.leaked(strict)
+    assert [] == keys.leaked(strict)
     since = strict.log[strict.log.index('"logger": "mlsdm.audit"') :].splitlines()[1:]
     others = [line for line in since if "mlsdm.audit" not in line and "mlsdm.controller" not in line]
     assert [] == others  # CRITICAL silences all else, but for the controller, which a reload does not replace
@@ -345,7 +345,7 @@ def test_every_event_is_one_line_in_either_format_and_at_any_level(strict: LiveS
 
 def test_what_never_became_a_request_is_audited_too(serve: Serve) -> None:
     """Framing, Host, sizes: refused by the connection, from the peer's address; strange paths cannot break a line."""
-    server = serve(WORKERS="1", API_KEY=ring.API_KEY)
+    server = serve(WORKERS="1", API_KEY=keys.API_KEY)
     bad = {
         "host_invalid": b"GET / HTTP/1.1\r\nHost: a b\r\nX-Request-ID: strange-1\r\n\r\n",
         "malformed_request": b"GET / HTTP/1.1\nHost: x\r\n\r\n",
@@ -373,7 +373,7 @@ def test_what_never_became_a_request_is_audited_too(serve: Serve) -> None:
 
 def test_a_connection_refused_behind_a_proxy_is_audited_under_its_client(serve: Serve) -> None:
     """Whoever a listed proxy asks for has sent what broke a rule, if its head was read; else it is the peer."""
-    server = serve(WORKERS="1", API_KEY=ring.API_KEY, MLSDM_SERVER__TRUSTED_PROXIES="127.0.0.0/8")
+    server = serve(WORKERS="1", API_KEY=keys.API_KEY, MLSDM_SERVER__TRUSTED_PROXIES="127.0.0.0/8")
     for request in (
         b"GET / HTTP/1.1\r\nHost: a b\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n",
         b"GET / HTTP/1.1\nX-Forwarded-For: 192.0.2.7\r\n\r\n",
@@ -391,7 +391,7 @@ def test_a_connection_refused_behind_a_proxy_is_audited_under_its_client(serve: 
 
 def test_a_flood_of_refusals_is_a_trickle_of_lines(serve: Serve) -> None:
     """A thousand guesses: at most twenty lines a second, and every one of them is counted in the metrics."""
-    server = serve(WORKERS="1", API_KEY=ring.API_KEY)
+    server = serve(WORKERS="1", API_KEY=keys.API_KEY)
     connection, began = server.connect(), time.monotonic()
 
     for _ in range(1000):
@@ -409,7 +409,7 @@ def test_a_flood_of_refusals_is_a_trickle_of_lines(serve: Serve) -> None:
 
 def test_a_worker_that_ends_tells_what_it_did_not_write(serve: Serve) -> None:
     """A flood right before the end is accounted for like any other."""
-    server = serve(WORKERS="1", API_KEY=ring.API_KEY)
+    server = serve(WORKERS="1", API_KEY=keys.API_KEY)
     for _ in range(60):
         assert server.get("/state").status == 401
 
@@ -426,8 +426,8 @@ def test_credentials_in_odd_places_are_not_written(keyed_server: LiveServer) -> 
         ("/state", {"Authorization": f"Basic {secret}"}),
         ("/state", {"Cookie": f"key={secret}"}),
         ("/state", {"X-API-Key": secret, "Idempotency-Key": secret}),
-        (f"/state?{secret}", ring.bearer("reader")),
-        (f"/decisions?{secret}=1", ring.bearer("reader")),
+        (f"/state?{secret}", keys.bearer("reader")),
+        (f"/decisions?{secret}=1", keys.bearer("reader")),
     ):
         keyed_server.request("GET", path, headers=headers)
     for document in (
@@ -437,7 +437,7 @@ def test_credentials_in_odd_places_are_not_written(keyed_server: LiveServer) -> 
     ):
         body = of_json(document)
         keyed_server.request(
-            "POST", "/event", body.content, body.headers | ring.bearer("writer") | {"Moral-Value": secret}
+            "POST", "/event", body.content, body.headers | keys.bearer("writer") | {"Moral-Value": secret}
         )
 
     assert secret not in keyed_server.log

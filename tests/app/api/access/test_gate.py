@@ -24,9 +24,9 @@ from app.server import _say_loaded
 from core.access.keys import Key, Keyring, Role, digest_of
 from core.settings.proxies import networks
 from core.startup import load
-from loadtests.live import ROOT, LiveServer, eventually, free_port
-from tests.app import ring
-from tests.app.wire import EXAMPLE, Body, of_json, post, problem, sent
+from testing import keys
+from testing.bodies import EXAMPLE, Body, of_json, post, problem, sent
+from testing.live_server import ROOT, LiveServer, eventually, free_port
 from tests.conftest import SMALL, Serve
 
 KEY = "a-Key~with+signs/42="
@@ -379,33 +379,33 @@ def test_a_reload_takes_keys_in_and_away(serve: Serve, tmp_path: Path) -> None:
     """HUP: a new key opens, one that was taken out does not, but for one more request on an open connection; with
     a broken file the old keys stay.
     """
-    path = ring.write(tmp_path / "keys.yaml", "reader", "admin")
+    path = keys.write(tmp_path / "keys.yaml", "reader", "admin")
     server = serve(MLSDM_SECURITY__KEYS_PATH=str(path), WORKERS="1")
 
     def statuses() -> list[int]:
-        return [server.get("/state", **ring.bearer(name)).status for name in ("reader", "writer")]
+        return [server.get("/state", **keys.bearer(name)).status for name in ("reader", "writer")]
 
     def asked_again(connection: http.client.HTTPConnection) -> int:
         try:
-            return server.request("GET", "/state", headers=ring.bearer("reader"), connection=connection).status
+            return server.request("GET", "/state", headers=keys.bearer("reader"), connection=connection).status
         except (OSError, http.client.HTTPException):
             return 0
 
     assert statuses() == [200, 401]
     kept = server.connect()
     assert asked_again(kept) == 200
-    ring.write(path, "writer", "admin")
+    keys.write(path, "writer", "admin")
     os.kill(server.pid, signal.SIGHUP)
     eventually(lambda: statuses() == [401, 200])
     assert [asked_again(kept) in (0, 200), asked_again(kept) in (0, 401)] == [True, True]
     kept.close()
 
-    path.write_text("keys:\n  - {id: reader, digest: " + ring.TOKENS["reader"] + ", role: king}\n")
+    path.write_text("keys:\n  - {id: reader, digest: " + keys.TOKENS["reader"] + ", role: king}\n")
     os.kill(server.pid, signal.SIGHUP)
     eventually(lambda: "the old one stays" in server.log)
 
     assert statuses() == [401, 200]
-    assert [] == ring.leaked(server)
+    assert [] == keys.leaked(server)
 
 
 def test_a_stranger_is_told_before_its_body_is_sent(guarded: LiveServer) -> None:

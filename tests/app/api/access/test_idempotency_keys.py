@@ -13,12 +13,12 @@ from typing import Any, Final
 import psutil
 import pytest
 
-from loadtests.live import Answer, LiveServer, eventually
 from shm.block import Block
 from shm.layout import KINDS
 from shm.store import Store
-from tests.app import ring
-from tests.app.wire import BATCH_FORMS, EVENT_FORMS, EXAMPLE, JSON, Body, of_json, of_raw, problem
+from testing import keys
+from testing.bodies import BATCH_FORMS, EVENT_FORMS, EXAMPLE, JSON, Body, of_json, of_raw, problem
+from testing.live_server import Answer, LiveServer, eventually
 from tests.conftest import Serve
 
 CAPACITY: Final = 1024  # receipts of `keyed_server`
@@ -41,7 +41,7 @@ def send(
     connection: http.client.HTTPConnection | None = None,
 ) -> Answer:
     """Send a body with an idempotency key, as a key of `ring`."""
-    headers = body.headers | ring.bearer(who) | {"Idempotency-Key": key}
+    headers = body.headers | keys.bearer(who) | {"Idempotency-Key": key}
     return server.request("POST", path, body.content, headers, connection)
 
 
@@ -52,7 +52,7 @@ def is_replayed(answer: Answer) -> bool:
 
 def decided(server: LiveServer) -> int:
     """Return how many events were decided."""
-    total: int = server.request("GET", "/state", headers=ring.bearer("reader")).json["total_events_processed"]
+    total: int = server.request("GET", "/state", headers=keys.bearer("reader")).json["total_events_processed"]
     return total
 
 
@@ -208,7 +208,7 @@ def test_a_refused_request_leaves_no_receipt(keyed_server: LiveServer) -> None:
         of_json(b"{"), Body(good.content, {"Content-Type": "text/plain"}),
         of_json({"event_vector": VECTOR, "moral_value": 0.5, "payload": "x" * 5000}),
     ]  # fmt: skip
-    admin = ring.bearer("admin")
+    admin = keys.bearer("admin")
 
     statuses = [send(keyed_server, "/event", body, key).status for body in bad]
     keyed_server.request("POST", "/governor/stop", headers=admin)
@@ -223,7 +223,7 @@ def test_a_refused_request_leaves_no_receipt(keyed_server: LiveServer) -> None:
 
 def test_while_stopped_a_retry_gets_its_first_answer(keyed_server: LiveServer) -> None:
     """What was decided before the stop was decided; a batch of which nothing was, is refused."""
-    body, key, admin = of_json({"event_vector": VECTOR, "moral_value": 0.95}), new_key(), ring.bearer("admin")
+    body, key, admin = of_json({"event_vector": VECTOR, "moral_value": 0.95}), new_key(), keys.bearer("admin")
     batch, batch_key = of_json([{"event_vector": VECTOR, "moral_value": 0.95}] * 3), new_key()
     first, firsts = send(keyed_server, "/event", body, key), send(keyed_server, "/events", batch, batch_key)
 
@@ -375,7 +375,7 @@ def test_two_keys_are_no_key(keyed_server: LiveServer) -> None:
     """Of two fields nobody knows which one the client will send again."""
     connection = keyed_server.connect()
     connection.putrequest("POST", "/event")
-    for name, value in (*ring.bearer("writer").items(), ("Idempotency-Key", "a"), ("Idempotency-Key", "b")):
+    for name, value in (*keys.bearer("writer").items(), ("Idempotency-Key", "a"), ("Idempotency-Key", "b")):
         connection.putheader(name, value)
     connection.putheader("Content-Length", "0")
     connection.endheaders()
@@ -388,7 +388,7 @@ def test_two_keys_are_no_key(keyed_server: LiveServer) -> None:
 def test_a_moral_value_that_is_ignored_makes_no_other_request(keyed_server: LiveServer) -> None:
     """The header counts for raw bodies alone; beside JSON it may differ from try to try."""
     body = of_json({"event_vector": EXAMPLE, "moral_value": 0.9})
-    headers = body.headers | ring.bearer("writer") | {"Idempotency-Key": new_key()}
+    headers = body.headers | keys.bearer("writer") | {"Idempotency-Key": new_key()}
 
     answers = [
         keyed_server.request("POST", "/event", body.content, headers | {"Moral-Value": moral}) for moral in ("0.1", "x")

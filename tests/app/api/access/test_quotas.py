@@ -26,12 +26,12 @@ from app.api.problem import Problem
 from app.main import _reraise
 from core.access.keys import Key, Keyring, Role
 from core.settings.config import Tier
-from loadtests.live import Answer, LiveServer, eventually
 from shm.store import PEERS, Bucket
-from tests.app import ring
-from tests.app.wire import EXAMPLE, JSON, Body, of_json, of_raw, post, problem
+from testing import keys
+from testing.block_fixture import Formed
+from testing.bodies import EXAMPLE, JSON, Body, of_json, of_raw, post, problem
+from testing.live_server import Answer, LiveServer, eventually
 from tests.conftest import SMALL, Serve
-from tests.formed import Formed
 
 EVENT: Final = of_json({"event_vector": EXAMPLE, "moral_value": 0.95})
 BURST: Final = 60  # of tier standard on `limited`, which refills too slowly for a test to see: 100 s for one token
@@ -52,7 +52,7 @@ def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     config.write_text(
         f"""
         security:
-          keys_path: {ring.write(directory / "keys.yaml")}
+          keys_path: {keys.write(directory / "keys.yaml")}
           rate_limiting:
             enabled: true
             requests_per_second: 0.01
@@ -66,7 +66,7 @@ def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     server = LiveServer(directory, environ).start()
     yield server
     server.stop()
-    assert [] == ring.leaked(server)
+    assert [] == keys.leaked(server)
 
 
 Send = Callable[..., Answer]
@@ -76,7 +76,7 @@ def sender(server: LiveServer, name: str) -> Send:
     """Return how to send a body as a key of `ring`."""
 
     def send(path: str, body: Body = EVENT, connection: http.client.HTTPConnection | None = None) -> Answer:
-        return server.request("POST", path, body.content, body.headers | ring.bearer(name), connection)
+        return server.request("POST", path, body.content, body.headers | keys.bearer(name), connection)
 
     return send
 
@@ -110,7 +110,7 @@ def test_events_and_recalls_cost_one_and_batches_what_they_hold(limited: LiveSer
 
 def test_what_is_refused_or_no_event_costs_nothing(limited: LiveServer) -> None:
     """Whatever the reason: the next event finds the bucket as it was, and no refusal says what is not true."""
-    send, headers = sender(limited, "slow"), ring.bearer("slow")
+    send, headers = sender(limited, "slow"), keys.bearer("slow")
     start = left(send("/event"))
     known = {"Idempotency-Key": "known"}
     memory_id = send("/event", Body(EVENT.content, EVENT.headers | known)).json["memory_id"]
@@ -163,7 +163,7 @@ def announced(server: LiveServer, name: str, size: int) -> tuple[dict[str, str],
     """Announce a batch of so many bytes as a key of `ring`, send none; return fields and document of the answer."""
     connection = server.connect()
     connection.putrequest("POST", "/events")
-    headers = ring.bearer(name) | {"Content-Type": JSON, "Content-Length": str(size), "Expect": "100-continue"}
+    headers = keys.bearer(name) | {"Content-Type": JSON, "Content-Length": str(size), "Expect": "100-continue"}
     for field in headers.items():
         connection.putheader(*field)
     connection.endheaders()
@@ -204,7 +204,7 @@ def test_a_batch_that_cannot_be_paid_is_not_read(limited: LiveServer) -> None:
 
 def test_while_stopped_nothing_is_taken(limited: LiveServer) -> None:
     """An emergency stop costs the clients nothing but time."""
-    send, admin = sender(limited, "quick"), ring.bearer("admin")
+    send, admin = sender(limited, "quick"), keys.bearer("admin")
     start = left(send("/event"))
 
     limited.request("POST", "/governor/stop", headers=admin)
@@ -298,7 +298,7 @@ def test_too_much_is_429_and_changes_nothing(limited: LiveServer) -> None:
     assert left(send("/events", batch(BURST - 1))) == 1
     assert problem(send("/events", batch(2)))["code"] == "rate_limit_exceeded"
     assert left(send("/event")) == 0
-    before = limited.request("GET", "/state", headers=ring.bearer("meek")).json
+    before = limited.request("GET", "/state", headers=keys.bearer("meek")).json
     recall = of_json({"vector": EXAMPLE})
 
     answers = [
@@ -314,7 +314,7 @@ def test_too_much_is_429_and_changes_nothing(limited: LiveServer) -> None:
         assert left(answer) == 0
         assert answer.headers["ratelimit-policy"] == f'"standard";q={BURST};w=6000'
         assert "Nothing was applied" in document["detail"]
-    assert limited.request("GET", "/state", headers=ring.bearer("meek")).json == before
+    assert limited.request("GET", "/state", headers=keys.bearer("meek")).json == before
     assert sender(limited, "slow")("/event").status == 200  # another key of the same tier has a bucket of its own
 
 
@@ -369,10 +369,10 @@ def test_production_limits_and_a_reload_changes_a_tier(serve: Serve, tmp_path: P
     """5 per second, burst 10, for API_KEY, too; HUP puts another rate in force without a restart."""
     path = tmp_path / "mlsdm.yaml"
     path.write_text("resources: {drain_period: 0}\n")
-    server = serve(MLSDM_ENV="production", API_KEY=ring.API_KEY, WORKERS="1", CONFIG_PATH=str(path))
+    server = serve(MLSDM_ENV="production", API_KEY=keys.API_KEY, WORKERS="1", CONFIG_PATH=str(path))
 
     def send() -> Answer:
-        return server.request("POST", "/event", EVENT.content, EVENT.headers | {"X-API-Key": ring.API_KEY})
+        return server.request("POST", "/event", EVENT.content, EVENT.headers | {"X-API-Key": keys.API_KEY})
 
     began = time.monotonic()
     answers = [send() for _ in range(30)]
@@ -392,12 +392,12 @@ def test_limits_can_be_switched_off(serve: Serve) -> None:
     """DISABLE_RATE_LIMIT=1, in production as well: nothing is counted, nothing is said of it."""
     server = serve(
         MLSDM_ENV="production",
-        API_KEY=ring.API_KEY,
+        API_KEY=keys.API_KEY,
         DISABLE_RATE_LIMIT="1",
         MLSDM_RESOURCES__DRAIN_PERIOD="0",
         WORKERS="1",
     )
-    headers = {"X-API-Key": ring.API_KEY}
+    headers = {"X-API-Key": keys.API_KEY}
 
     answers = [server.request("POST", "/event", EVENT.content, EVENT.headers | headers) for _ in range(30)]
 

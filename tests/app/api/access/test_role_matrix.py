@@ -21,12 +21,12 @@ from app.main import Application, routes
 from app.processes.lock_backoff import Patience
 from core.access.keys import Keyring, Role
 from core.settings.config import Config
-from loadtests.live import Answer, LiveServer
 from shm.store import Recall, Store
-from tests.app import ring
-from tests.app.ring import API_KEY, TOKENS, bearer
-from tests.app.wire import problem
-from tests.formed import SMALL, Formed
+from testing import keys
+from testing.block_fixture import SMALL, Formed
+from testing.bodies import problem
+from testing.keys import API_KEY, TOKENS, bearer
+from testing.live_server import Answer, LiveServer
 
 # Every kind: defined on some route, known to the framework but on none, unknown to it.
 METHODS: Final = (
@@ -125,7 +125,7 @@ def ask(
     """Send a request without a body; its answer shows nothing of any key."""
     answer = server.request(method, path, None, headers, connection)
     shown = repr(answer.headers).encode() + answer.body
-    assert not [secret for secret in ring.SECRETS if secret.encode() in shown]
+    assert not [secret for secret in keys.SECRETS if secret.encode() in shown]
     return answer
 
 

@@ -10,8 +10,8 @@ import pytest
 from app.api.codec.body_sizes import event_size_max, least_items, query_size_max
 from app.api.operation import Operation
 from core.limits import BATCH_COUNT
-from loadtests.live import LiveServer
-from tests.app.wire import EXAMPLE, JSON, Body, of_json, post, problem
+from testing.bodies import EXAMPLE, JSON, Body, of_json, post, problem
+from testing.live_server import LiveServer
 
 EVENT: Final = event_size_max(8, 1024)  # of `still_server`
 QUERY: Final = query_size_max(8)

@@ -1,0 +1,226 @@
+"""Clients that do harm, many and cheap: a process of its own that holds connections.
+
+    python -m loadtests.attack.attackers PORT COUNT KINDS
+
+KINDS, separated by commas, share the connections: `head` sends a head one byte a second, `body` a body, `read` asks for
+the largest pages of the log, one behind the other, and never reads; `greedy` sends requests by the hundred and reads
+what comes, as fast as it comes. Whatever the server does to end a connection, a new one of the same kind takes its
+place, half a second later. The program ends when its standard input does, and prints one line of JSON: what became of
+the connections, and how much processor time it took itself.
+
+One event loop and no task per connection, so that what is measured beside it is the server and not this.
+"""
+
+import asyncio
+import json
+import socket
+import struct
+import sys
+import time
+from collections import Counter
+from typing import Any, Final
+
+import uvloop
+
+HEAD: Final = b"POST /event HTTP/1.1\r\nHost: localhost\r\nX-Slow: " + b"s" * 4_000
+BODY: Final = (
+    b"POST /event HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\nContent-Length: 4000\r\n\r\n"
+)
+READ: Final = b"GET /decisions?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n" * 16
+GREED: Final = b"HEAD /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200
+SLICES: Final = 200  # of a second, so that bytes and connections do not come in bursts of our own making
+OPENED_PER_SLICE_MAX: Final = 10  # 2,000 connections a second
+
+
+class Slow(asyncio.Protocol):
+    """One connection of one kind."""
+
+    def __init__(self, crowd: "Crowd", kind: str) -> None:
+        self.crowd = crowd
+        self.kind = kind
+        self.sent = 0
+        self.answer = b""
+        self.transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to be slow."""
+        self.transport = transport
+        self.crowd.joined(self)
+        if self.kind == "body":
+            self.transport.write(BODY)
+
+    def trickle(self) -> None:
+        """Send one byte more."""
+        self.transport.write(HEAD[self.sent : self.sent + 1] if self.kind == "head" else b"b")
+        self.sent += 1
+
+    def data_received(self, data: bytes) -> None:
+        """Remember how the answer begins."""
+        self.answer = self.answer or data[:12]
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Note what the server said, if anything."""
+        self.crowd.left(self, "reset" if error else self.answer[9:].decode("latin-1") or "closed")
+
+
+class Greedy(asyncio.Protocol):
+    """A connection that has always sent more than was answered."""
+
+    kind = "greedy"
+
+    def __init__(self, crowd: "Crowd") -> None:
+        self.crowd = crowd
+        self.transport: Any = None
+        self.paused = False
+        self.refusal = ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to be greedy."""
+        self.transport = transport
+        self.crowd.joined(self)
+        self.transport.write(GREED)
+
+    def pause_writing(self) -> None:
+        """The server reads no more."""
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        """The server reads again."""
+        self.paused = False
+
+    def data_received(self, data: bytes) -> None:
+        """Send more, if the server takes it."""
+        self.crowd.answered += data.count(b"HTTP/1.1 200")
+        if (at := data.find(b"HTTP/1.1 5")) >= 0:
+            self.refusal = data[at + 9 : at + 12].decode()
+        if not self.paused:
+            self.transport.write(GREED)
+
+    def trickle(self) -> None:
+        """Nothing here is slow."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Note the end."""
+        self.crowd.left(self, self.refusal or ("reset" if error else "closed"))
+
+
+class Reader:
+    """A connection that asks and never reads: a bare socket, because an event loop would read."""
+
+    kind = "read"
+
+    def __init__(self, crowd: "Crowd", endpoint: socket.socket) -> None:
+        self.crowd, self.endpoint = crowd, endpoint
+        endpoint.send(READ)
+        crowd.joined(self)
+
+    def trickle(self) -> None:
+        """Send an empty line, which is ignored between requests; this is how we learn that we were cut."""
+        try:
+            self.endpoint.send(b"\r\n")
+        except BlockingIOError:
+            return
+        except OSError:
+            self.abort()
+            self.crowd.left(self, "cut")
+
+    def abort(self) -> None:
+        """Leave."""
+        self.endpoint.close()
+
+    @property
+    def transport(self) -> "Reader":
+        return self
+
+
+Attacker = Slow | Greedy | Reader
+
+
+class Crowd:
+    """All of them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, port: int, count: int, kinds: list[str]) -> None:
+        self.loop, self.port = loop, port
+        self.wanted = [kinds[number % len(kinds)] for number in range(count)]
+        self.slices: list[set[Attacker]] = [set() for _ in range(SLICES)]
+        self.turn = 0
+        self.ends: Counter[str] = Counter()
+        self.opening: set[asyncio.Task[Any]] = set()
+        self.stopping = False
+        self.open_max = 0
+        self.answered = 0  # to the greedy
+
+    @property
+    def open_count(self) -> int:
+        return sum(map(len, self.slices))
+
+    def joined(self, slow: Attacker) -> None:
+        self.slices[self.turn % SLICES].add(slow)
+
+    def left(self, slow: Attacker, end: str) -> None:
+        for members in self.slices:
+            if slow in members:
+                members.discard(slow)
+                break
+        if not self.stopping:
+            self.ends[f"{slow.kind} {end}"] += 1
+            self.loop.call_later(0.5, self.wanted.append, slow.kind)
+
+    def slice(self) -> None:
+        """Two hundred times a second: as many parts of them send their byte, and who is missing is opened."""
+        if self.stopping:
+            return
+        self.loop.call_later(1 / SLICES, self.slice)
+        self.turn += 1
+        for slow in tuple(self.slices[self.turn % SLICES]):
+            slow.trickle()
+        for _ in range(min(OPENED_PER_SLICE_MAX, len(self.wanted))):
+            task = self.loop.create_task(self.open(self.wanted.pop()))
+            self.opening.add(task)
+            task.add_done_callback(self.opening.discard)
+        self.open_max = max(self.open_max, self.open_count)
+
+    async def open(self, kind: str) -> None:
+        """Open one; a reader with a window so small that the kernel takes next to nothing for it."""
+        endpoint = socket.socket()
+        endpoint.setblocking(False)
+        # To leave is to be gone: otherwise the server, rightly, goes on answering those that shut only their own side.
+        endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if kind == "read":
+            endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        try:
+            await self.loop.sock_connect(endpoint, ("127.0.0.1", self.port))
+            if kind == "read":
+                Reader(self, endpoint)
+            else:
+                made = Greedy(self) if kind == "greedy" else Slow(self, kind)
+                await self.loop.create_connection(lambda: made, sock=endpoint)
+        except OSError as error:
+            endpoint.close()
+            self.ends[f"{kind} {type(error).__name__}"] += 1
+            self.wanted.append(kind)
+
+    def stop(self) -> None:
+        """Leave, all at once."""
+        self.stopping = True
+        for members in self.slices:
+            for slow in tuple(members):
+                slow.transport.abort()
+        self.loop.call_later(0.2, self.loop.stop)
+
+
+def main() -> None:
+    """Run the program."""
+    port, count, kinds = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(",")
+    loop = uvloop.new_event_loop()
+    crowd = Crowd(loop, port, count, kinds)
+    loop.add_reader(sys.stdin.fileno(), crowd.stop)
+    began, spent = time.monotonic(), time.process_time()
+    loop.call_soon(crowd.slice)
+    loop.run_forever()
+    share = (time.process_time() - spent) / (time.monotonic() - began)
+    print(json.dumps({"open": crowd.open_max, "answered": crowd.answered, "ends": crowd.ends, "cpu": round(share, 3)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""What thousands of hostile clients do to the honest ones: latency and memory, quiet and under attack, in turn.
+
+    python -m loadtests.attack.hostile_clients
+    python -m loadtests.attack.hostile_clients --attack greedy
+    python -m loadtests.attack.hostile_clients --check
+
+Starts a server of this checkout with two workers, and 8 honest clients that post events at a steady pace
+(`loadtests.attack.steady_client`). In every other phase the others (`loadtests.attack.attackers`) hold connections:
+5,000 slow ones, heads and bodies that trickle in and readers that never read, or 600 greedy ones, that send requests
+ahead as fast as they are answered. Whoever is cut comes back. Honest clients, attackers and server are processes of
+their own on the same machine, so the attackers' share of a processor is printed too: what they take, nobody else has.
+
+With --check the exit status is 1 when the median p99 under attack is more than twice the quiet one (of the slow; the
+greedy keep both workers busy, and an honest request behind theirs waits for one turn: RATIOS_MAX), when an honest
+request failed, or when the service took more memory for the attack than MEMORY_MB_MAX.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from loadtests.cost.process_memory import footprint
+from testing.live_server import ROOT, LiveServer
+
+RATIOS_MAX: Final = {"slow": 2.0, "greedy": 10.0}
+KINDS: Final = {"slow": ("head", "body", "read"), "greedy": ("greedy",)}
+COUNTS: Final = {"slow": 5_000, "greedy": 600}
+# Twice (per worker) 32 MB of untaken answers, as much while they are joined, and 5,000 connections of 5 kB, rounded up.
+MEMORY_MB_MAX: Final = 200.0
+ROUNDS: Final = 3
+HONEST: Final = 8
+DIMENSION: Final = 384
+
+
+class Phase(NamedTuple):
+    """What was measured in one phase; latencies in milliseconds, memory in MB."""
+
+    attacked: bool
+    requests: int
+    p50: float
+    p99: float
+    worst: float
+    memory: float
+    failures: dict[str, int]
+
+
+def main() -> int:
+    """Run the program; returns its exit status."""
+    parser = argparse.ArgumentParser(description="Measure honest clients beside hostile ones.")
+    parser.add_argument("--attack", choices=tuple(KINDS), default="slow", help="what they do (default slow)")
+    parser.add_argument("--clients", type=int, help="how many (default 5,000 slow or 600 greedy ones)")
+    parser.add_argument("--seconds", type=int, default=12, help="length of each phase (default 12)")
+    parser.add_argument("--check", action="store_true", help="fail when a bound is passed")
+    options = parser.parse_args()
+    count = options.clients or COUNTS[options.attack]
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with tempfile.TemporaryDirectory() as directory:
+        settings = {"WORKERS": "2", "MLSDM_DIMENSION": str(DIMENSION)}
+        settings["MLSDM_SERVER__CONNECTIONS_MAX"] = str(count)
+        server = LiveServer(Path(directory), settings).start()
+        try:
+            phases = run(server, options.attack, count, options.seconds)
+        finally:
+            server.stop()
+    good = judge(phases, options.attack)
+    return 0 if good or not options.check else 1
+
+
+def run(server: LiveServer, attack: str, count: int, seconds: int) -> list[Phase]:
+    """Measure the phases, quiet and attacked in turn, and print a line for each."""
+    honest(server, seconds)  # fills pages of the log, and warms everything
+    print(f"{'':>8} {'requests':>9} {'p50, ms':>8} {'p99, ms':>8} {'max, ms':>8} {'MB':>8}")
+    phases = []
+    for _ in range(ROUNDS):
+        phases.append(tell(phase(server, seconds, attacked=False)))
+        crowd = Attack(server, attack, count)
+        try:
+            crowd.wait()
+            phases.append(tell(phase(server, seconds, attacked=True)))
+        finally:
+            said = crowd.end()
+        print(
+            f"{'':>8} {said['open']:,} {attack} ones at once, {said['cpu']:.0%} of a processor; {said['ends']}",
+            flush=True,
+        )
+        time.sleep(2)  # for what they leave behind
+    return phases
+
+
+class Attack:
+    """The process of the hostile clients."""
+
+    def __init__(self, server: LiveServer, attack: str, count: int) -> None:
+        self.server, self.count = server, count
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "loadtests.attack.attackers", str(server.port), str(count), ",".join(KINDS[attack])],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def wait(self) -> None:
+        """Wait until all have come, and the first have been cut and come back."""
+        time.sleep(self.count / 2_000 + 6)
+        assert self.process.poll() is None
+
+    def end(self) -> Any:
+        """Tell them to leave; returns what they say of themselves."""
+        said, _ = self.process.communicate("", timeout=60)
+        return json.loads(said)
+
+
+def honest(server: LiveServer, seconds: int) -> Any:
+    """Return what the honest clients measured."""
+    words = [str(number) for number in (server.port, HONEST, seconds, DIMENSION)]
+    ended = subprocess.run(
+        [sys.executable, "-m", "loadtests.attack.steady_client", *words],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=seconds + 60, check=True,
+    )  # fmt: skip
+    return json.loads(ended.stdout)
+
+
+def phase(server: LiveServer, seconds: int, *, attacked: bool) -> Phase:
+    """Measure for so long."""
+    before = footprint(server.pid).total
+    measured = honest(server, seconds)
+    memory = max(before, footprint(server.pid).total)
+    latencies = sorted(1e3 * latency for latency in measured["latencies"]) or [float("inf")]
+    return Phase(
+        attacked, len(latencies), latencies[len(latencies) // 2], latencies[len(latencies) * 99 // 100], latencies[-1],
+        memory, measured["failures"],
+    )  # fmt: skip
+
+
+def tell(measured: Phase) -> Phase:
+    """Print a phase."""
+    name = "attacked" if measured.attacked else "quiet"
+    numbers = f"{measured.p50:>8.2f} {measured.p99:>8.2f} {measured.worst:>8.2f} {measured.memory:>8.1f}"
+    print(f"{name:>8} {measured.requests:>9,} {numbers} {measured.failures or ''}", flush=True)
+    return measured
+
+
+def judge(phases: list[Phase], attack: str) -> bool:
+    """Print the verdict; True when every bound holds."""
+    quiet, attacked = ([found for found in phases if found.attacked == which] for which in (False, True))
+    ratio = statistics.median(found.p99 for found in attacked) / statistics.median(found.p99 for found in quiet)
+    bound = RATIOS_MAX[attack]
+    growth = max(found.memory for found in attacked) - quiet[0].memory
+    failures = sum((Counter(found.failures) for found in phases), Counter())
+    good = ratio <= bound and growth <= MEMORY_MB_MAX and not failures
+    print(
+        f"median p99 under attack is {ratio:.2f} of the quiet one (bound {bound}), memory grew by {growth:.0f} MB "
+        f"(bound {MEMORY_MB_MAX:.0f}), {sum(failures.values())} honest requests failed"
+    )
+    return good
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""What a scrape of /metrics takes, and whether it grows with workers that come and go.
+
+    python -m loadtests.cost.scrape
+    python -m loadtests.cost.scrape --recycles 10 --check
+
+Starts the server as in production (loadtests/bench/servers.py) with two workers, sends events through both, and times
+scrapes on one connection, one after the other. Then workers are ended, one at a time, every other one with SIGKILL and
+the rest with SIGTERM, and replaced by the arbiter, and the scrapes are timed again. Files of the multiprocess
+directory are counted before and after: values are kept by worker row, so there are never more than rows.
+
+Exit status with --check: 1 when the median of a scrape is 5 ms or more, before or after, when it has grown by half, or
+when there are more files than rows allow.
+"""
+
+import argparse
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from loadtests.bench import report
+from loadtests.bench.servers import TOKEN, Product
+from loadtests.bench.traffic import RAW
+from loadtests.bench.vectors import DIMENSION
+from loadtests.bench.wrk import Unmeasured
+from testing.live_server import eventually
+
+RECYCLES: Final = 50
+SCRAPES: Final = 200
+WORKERS: Final = 2
+SCRAPE_MS_MAX: Final = 5.0
+GROWTH_MAX: Final = 1.5
+FAMILIES: Final = 2  # kinds of files: histogram and counter
+_KEY: Final = {"Authorization": f"Bearer {TOKEN}"}
+
+
+class Scraped(NamedTuple):
+    """Scrapes at one time, and the files that they read."""
+
+    p50_ms: float
+    p99_ms: float
+    size: int
+    files: int
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m loadtests.cost.scrape", description="Measure scrapes.")
+    parser.add_argument("--recycles", type=int, default=RECYCLES, help=f"workers to replace (default {RECYCLES})")
+    parser.add_argument("--check", action="store_true", help="fail when a scrape is slow, or grows")
+    asked = parser.parse_args(arguments)
+    print(
+        f"{report.machine()}; {WORKERS} workers\n\n| workers replaced | p50 ms | p99 ms | bytes | files |\n"
+        + "|---:" * 5
+        + "|"
+    )
+    with tempfile.TemporaryDirectory(prefix="mlsdm-scrape-") as name:
+        metrics = Path(name, "metrics")
+        server = Product(Path(name), {"WORKERS": str(WORKERS), "PROMETHEUS_MULTIPROC_DIR": str(metrics)})
+        try:
+            server.start(os.sched_getaffinity(0))
+            rows = server.live.block().layout.rows
+            before = scraped(server, metrics, 0)
+            recycle(server, asked.recycles)
+            after = scraped(server, metrics, asked.recycles)
+        except Unmeasured as error:
+            print(f"scrape: {error}", file=sys.stderr)
+            return 2
+        finally:
+            server.stop()
+    short = verdict(before, after, rows)
+    for sentence in short:
+        print(sentence)
+    return 1 if asked.check and short else 0
+
+
+def scraped(server: Product, metrics: Path, replaced: int) -> Scraped:
+    """Send events through every worker, time scrapes, print a line. Raises Unmeasured."""
+    vector = np.ones(DIMENSION, "<f4").tobytes()
+    for moral in ("0.8", "2"):  # the second is refused and counted
+        for _ in range(8 * WORKERS):  # a connection each: they are shared out
+            server.live.request("POST", "/event", vector, {**_KEY, **RAW, "Moral-Value": moral})
+    connection, taken, size = server.live.connect(), [], 0
+    for _ in range(SCRAPES):
+        began = time.perf_counter()
+        answer = server.live.request("GET", "/metrics", headers=_KEY, connection=connection)
+        taken.append(1e3 * (time.perf_counter() - began))
+        if answer.status != 200:
+            raise Unmeasured(f"/metrics was answered {answer.status}: {answer.body[:200].decode()}")
+        size = len(answer.body)
+    connection.close()
+    p99 = float(np.percentile(taken, 99))
+    found = Scraped(statistics.median(taken), p99, size, len(list(metrics.glob("*.db"))))
+    print(f"| {replaced} | {found.p50_ms:.2f} | {found.p99_ms:.2f} | {size:,} | {found.files} |", flush=True)
+    return found
+
+
+def recycle(server: Product, count: int) -> None:
+    """End so many workers, one after the other, and wait for the successor of each."""
+    block = server.live.block()
+    for number in range(count):
+        workers = server.live.workers(block)
+        ended = workers[number % len(workers)]
+        os.kill(ended, signal.SIGKILL if number % 2 else signal.SIGTERM)
+
+        def replaced(ended: int = ended, before: frozenset[int] = frozenset(workers)) -> bool:
+            now = server.live.workers(block)
+            return ended not in now and len(now) == len(before) and not frozenset(now) <= before
+
+        try:
+            eventually(replaced)
+        except AssertionError:
+            raise Unmeasured(
+                f"worker {ended} was not replaced; the rows belong to {server.live.workers(block)}"
+            ) from None
+
+
+def verdict(before: Scraped, after: Scraped, rows: int) -> list[str]:
+    """Return a sentence for each bound that is broken."""
+    short = [
+        f"a scrape takes {one.p50_ms:.1f} ms {when}; under {SCRAPE_MS_MAX:g} ms is promised"
+        for when, one in (("at the start", before), ("after workers were replaced", after))
+        if one.p50_ms >= SCRAPE_MS_MAX
+    ]
+    if after.p50_ms > GROWTH_MAX * before.p50_ms:
+        short.append(f"a scrape takes {after.p50_ms / before.p50_ms:.1f} times as long after workers were replaced")
+    if after.files > rows * FAMILIES:
+        short.append(f"there are {after.files} files; expected at most {FAMILIES} for each of {rows} rows")
+    return short
+
+
+if __name__ == "__main__":
+    sys.exit(main())

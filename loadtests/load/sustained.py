@@ -1,0 +1,232 @@
+"""A thousand requests a second, two minutes of it, as in production: latency, processor, memory, counts (`make load`).
+
+    python -m loadtests.load.sustained
+    python -m loadtests.load.sustained --rate 1000 --windows 6 --seconds 10 --events events.npz
+
+Starts this checkout with config/production-ready.yaml, two workers and a key of its own in a keys file, fills its
+store, and sends the load of loadtests/locustfile.py from Locust, a process beside it: first nothing but single events,
+then the mix of a day; probes, scrapes and a person are there both times. The key's tier is `bulk` as that file has it
+(10,000 requests a second): limits are on, every other key keeps the standard five a second, and that is how production
+lets a busy client in. Then it measures window after window, and prints each with the load average and what others took.
+
+Exit status: 0 when all of it holds; 1 with a sentence for each promise that does not: in the median window at least
+98 % of the rate asked for, and at most 0.16 core of the server, all its processes together, for a thousand events a
+second, 0.32 for a thousand requests of the mix, and in proportion for more; no route's 95th percentile above 100 ms;
+and the rest of Locust's objectives, whose sentences are passed on; 2 when nothing was measured.
+
+What it cannot say: how much more would fit. The generator takes as much of the machine as the server does;
+loadtests/load/throughput_max.py asks for the most.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from core.access.key_file import entry
+from core.access.keys import digest_of
+from core.settings.config import Config
+from loadtests.bench import report
+from loadtests.bench.traffic import RAW
+from loadtests.load import meter, population
+from loadtests.load.meter import Meter, Window
+from loadtests.load.population import Unfit
+from testing.live_server import ROOT, LiveServer
+
+TOKEN: Final = "load.0123456789012345678901234567890123456789012"  # 43 characters of secret, as `mlsdm key` makes them
+RATE: Final = 1_000.0
+RATE_SHARE_MIN: Final = 0.98
+# Which tags of the locustfile, and how much of a core at RATE; in proportion above it. Of the mix, a tenth are recalls:
+# each reads all memories, and together they take half of the processor.
+LOADS: Final[Mapping[str, tuple[tuple[str, ...], float]]] = {
+    "events": (("event", "watch"), 0.16),
+    "a day's mix": ((), 0.32),
+}
+P95_MS_MAX: Final = 100.0
+OTHERS_SHARE_MAX: Final = 0.1  # of the cores, from which on what is said of time is theirs as much
+PACE: Final = 10  # requests per second of an application
+FIXED_USERS: Final = 3
+FILL_BATCH: Final = 200
+RAMP_SECONDS: Final = 5
+BEGIN_SECONDS_MAX: Final = 60.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m loadtests.load.sustained", description="Load a production server.")
+    parser.add_argument("--rate", type=float, default=RATE, help=f"requests per second (default {RATE:,.0f})")
+    parser.add_argument("--windows", type=int, default=6, help="measured, one after the other (default 6)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a window (default 10)")
+    parser.add_argument("--events", metavar="NPZ", help="events to send; made ones without it")
+    asked = parser.parse_args(arguments)
+    if asked.windows < 1 or asked.seconds < 1 or asked.rate < PACE:
+        parser.error(f"expected windows and seconds of 1 or more, and a rate of {PACE} or more")
+    with tempfile.TemporaryDirectory(prefix="mlsdm-load-") as name:
+        server = production(Path(name))
+        try:
+            drawn = population.read(Path(asked.events)) if asked.events else population.made(1)
+            fill(server.start(), drawn)
+            print(f"{report.machine()}; two workers, config/production-ready.yaml")
+            sentences = [sentence for name in LOADS for sentence in loaded(server, asked, name)]
+        except (Unmeasured, Unfit, AssertionError) as error:
+            print(f"load: {error}", file=sys.stderr)
+            return 2
+        finally:
+            server.stop()
+    for sentence in sentences:
+        print(sentence)
+    return 1 if sentences else 0
+
+
+class Unmeasured(Exception):
+    """One sentence: why nothing was measured."""
+
+
+def production(directory: Path, **environ: str) -> LiveServer:
+    """Return a server of this checkout as production has it, with a key in the tier `bulk`."""
+    keys = directory / "keys.yaml"
+    digest = digest_of(TOKEN).hex()
+    keys.write_text("keys:\n" + entry({"id": "load", "digest": digest, "role": "write", "tier": "bulk"}))
+    settings = {
+        "MLSDM_ENV": "production",
+        "CONFIG_PATH": str(ROOT / "config" / "production-ready.yaml"),
+        "MLSDM_SECURITY__KEYS_PATH": str(keys),
+        "MLSDM_SERVER__HOST": "127.0.0.1",
+        "MLSDM_RESOURCES__DRAIN_PERIOD": "0",  # nobody balances between servers here
+        "WORKERS": "2",
+    }
+    return LiveServer(directory, {**settings, **environ})
+
+
+def fill(server: LiveServer, drawn: population.Population) -> None:
+    """Have it remember as much as it can: a recall in an empty store costs nothing. Raises Unmeasured."""
+    vectors = np.resize(drawn.vectors, (Config().capacity, drawn.vectors.shape[1])).astype("<f4")
+    headers = {**RAW, "Authorization": f"Bearer {TOKEN}"}
+    for first in range(0, len(vectors), FILL_BATCH):
+        batch = vectors[first : first + FILL_BATCH]
+        answer = server.request("POST", "/events", np.ones(len(batch), "<f8").tobytes() + batch.tobytes(), headers)
+        if answer.status != 200 or answer.json["accepted"] != len(batch):
+            raise Unmeasured(f"the store could not be filled: {answer.status} {answer.body[:300].decode()}")
+
+
+def locust(server: LiveServer, seconds: float, users: int, spawn: float, *options: str) -> list[str]:
+    """Return the command that loads a server."""
+    return [
+        str(Path(sys.executable).with_name("locust")), "-f", "loadtests/locustfile.py", "--headless", "--only-summary",
+        "-u", str(users), "-r", str(spawn), "-t", f"{math.ceil(seconds)}s", "--host", f"http://127.0.0.1:{server.port}",
+        "--api-key", TOKEN, "--server-pid", str(server.pid), "--alone", "--json-file", str(server.directory / "stats"),
+        *options,
+    ]  # fmt: skip
+
+
+def loaded(server: LiveServer, asked: argparse.Namespace, name: str) -> list[str]:
+    """Load a server, print the tables, return what does not hold. Raises Unmeasured."""
+    tags, core_max = LOADS[name]
+    print(f"\n{name}, {asked.rate:,.0f} requests a second\n")
+    users = round(asked.rate / PACE) + FIXED_USERS
+    seconds = RAMP_SECONDS + 2 + asked.windows * asked.seconds + 2
+    options = [
+        "--pace",
+        str(PACE),
+        "--p95-ms-max",
+        str(P95_MS_MAX),
+        *(["--events", asked.events] if asked.events else []),
+        *(["--tags", *tags] if tags else []),
+    ]
+    generator = subprocess.Popen(
+        locust(server, seconds, users, users / RAMP_SECONDS, *options),
+        cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        windows = measured(server, generator, asked.windows, asked.seconds)
+        _, said = generator.communicate(timeout=seconds + 120)
+    except subprocess.TimeoutExpired:
+        raise Unmeasured("Locust did not end in time") from None
+    finally:
+        generator.kill()
+        generator.wait()
+    objectives = [line.partition("/mlsdm.load: ")[2] for line in said.splitlines() if "/mlsdm.load: " in line]
+    if generator.returncode not in (0, 1):
+        raise Unmeasured(f"Locust ended with {generator.returncode}: {said[-2000:]}")
+    print(f"\n{latencies(json.loads((server.directory / 'stats.json').read_text()))}\n")
+    print("; ".join(objectives[:2]))
+    sentences = [f"{name}: {sentence}" for sentence in (*objectives[2:], *broken(windows, asked.rate, core_max))]
+    others, cores = middle(windows).others, os.cpu_count() or 1
+    if sentences and others > OTHERS_SHARE_MAX * cores:
+        sentences.append(f"others had {others:.2f} of {cores} cores meanwhile: run it again when the machine is quiet")
+    return sentences
+
+
+def measured(server: LiveServer, generator: subprocess.Popen[str], count: int, seconds: float) -> list[Window]:
+    """Wait until the load is there, then measure windows and print them. Raises Unmeasured."""
+    gauge = Meter(server, lambda: [generator.pid])
+    print(meter.HEAD.format("window") + "\n" + meter.RULE)
+    idle = gauge.read().requests
+    deadline = time.monotonic() + BEGIN_SECONDS_MAX
+    try:
+        while gauge.read().requests - idle < 100:
+            if time.monotonic() > deadline or generator.poll() is not None:
+                raise Unmeasured(f"Locust sent nothing: {generator.stderr.read() if generator.stderr else ''}")
+            time.sleep(0.1)
+        time.sleep(RAMP_SECONDS + 1)
+        windows, before = [], gauge.read()
+        for number in range(1, count + 1):
+            time.sleep(seconds)
+            after = gauge.read()
+            windows.append(meter.between(before, after))
+            print(windows[-1].line(str(number)), flush=True)
+            before = after
+    except ProcessLookupError:
+        raise Unmeasured("a process of the server, or Locust, ended while it was measured") from None
+    print(middle(windows).line("median"))
+    return windows
+
+
+def middle(windows: list[Window]) -> Window:
+    """Return the median of every figure."""
+    return Window(*(statistics.median(figures) for figures in zip(*windows, strict=True)))
+
+
+def latencies(entries: list[dict[str, Any]]) -> str:
+    """Return the table of what Locust counted."""
+    lines = ["| route | requests | failed | p50 ms | p95 ms | max ms |", "|---|" + "---:|" * 5]
+    for found in sorted(entries, key=lambda found: found["name"]):
+        p50, p95 = (percentile(found["response_times"], share) for share in (0.5, 0.95))
+        counts = f"{found['num_requests']:,} | {found['num_failures']:,}"
+        lines.append(f"| {found['name']} | {counts} | {p50:g} | {p95:g} | {found['max_response_time']:.0f} |")
+    return "\n".join(lines)
+
+
+def percentile(counts: dict[str, int], share: float) -> float:
+    """Return a percentile of response times in ms, counted by time as Locust rounds them."""
+    left = math.ceil(share * sum(counts.values()))
+    for taken in sorted(counts, key=float):
+        left -= counts[taken]
+        if left <= 0:
+            return float(taken)
+    return float("nan")
+
+
+def broken(windows: list[Window], rate: float, core_max: float) -> list[str]:
+    """Return a sentence for each promise that the median window does not keep."""
+    median, allowed = middle(windows), core_max * max(1.0, rate / RATE)
+    sentences = []
+    if median.rate < RATE_SHARE_MIN * rate:
+        sentences.append(f"{median.rate:,.0f} requests a second were sustained; {rate:,.0f} were asked for")
+    if median.server > allowed:
+        sentences.append(f"the server took {median.server:.3f} core; at most {allowed:.3f} is promised at this rate")
+    return sentences
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""The most that this machine gives: the same load as fast as it is answered, from Locust and from a client in C.
+
+    python -m loadtests.load.throughput_max
+    python -m loadtests.load.throughput_max --rounds 5 --seconds 5 --events events.npz
+
+Production's configuration and two workers, as in loadtests/load/sustained.py, but for the key's tier, which allows a
+million requests a second. Server and generator share the machine, as nobody would have them in production: what one
+takes the other lacks, so what is said is what both together reach, and beside it what each took. Requests for each core
+of the server (requests/s ÷ server, cores) are what can be carried to another machine.
+
+Locust is one thread of Python for each of its processes and spends no less on a request than the server does, so that
+its rounds say as much about Locust. wrk sends the same mix without looking at more than the status: events
+in three forms, batches, recalls, the state; memories are not read back, since it keeps no ids. Rounds take turns and
+the medians are printed.
+
+Exit status: 0, or 2 when nothing was measured.
+"""
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from loadtests.bench import report, wrk
+from loadtests.bench.processor import cores
+from loadtests.bench.traffic import JSON, NUMBER, RAW, Traffic, request, written
+from loadtests.load import meter, population
+from loadtests.load.meter import Meter, Window
+from loadtests.load.population import Unfit
+from loadtests.load.request_bodies import Bodies
+from loadtests.load.sustained import FIXED_USERS, TOKEN, Unmeasured, fill, locust, middle, production
+from testing.live_server import ROOT, LiveServer
+
+REQUESTS: Final = 2_000
+CONNECTIONS: Final = 32
+MARGIN_SECONDS: Final = 1  # of a load before and behind what is measured of it
+STATUS_SHARE_MAX: Final = 0.01
+STARTING_SECONDS: Final = 4  # until Locust sends
+# name, share as in loadtests/locustfile.py; reads and deletions of one memory have become looks at the state
+MIX: Final = (("json", 40), ("base64", 20), ("raw", 15), ("batch", 5), ("recall", 10), ("state", 10))
+UNLIMITED: Final = {
+    f"MLSDM_SECURITY__RATE_LIMITING__TIERS__BULK__{name}": "1000000"
+    for name in ("REQUESTS_PER_SECOND", "BURST_CAPACITY")
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.load.throughput_max", description="Measure the most requests."
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="of each generator, in turn (default 5)")
+    parser.add_argument("--seconds", type=int, default=5, help="of a round (default 5)")
+    parser.add_argument("--events", metavar="NPZ", help="events to send; made ones without it")
+    asked = parser.parse_args(arguments)
+    if asked.rounds < 1 or asked.seconds < 1:
+        parser.error("expected rounds and seconds of 1 or more")
+    with tempfile.TemporaryDirectory(prefix="mlsdm-most-") as name:
+        server = production(Path(name), **UNLIMITED)
+        try:
+            wrk.require()
+            drawn = population.read(Path(asked.events)) if asked.events else population.made(1)
+            fill(server.start(), drawn)
+            compare(server, drawn, asked)
+        except (Unmeasured, wrk.Unmeasured, Unfit, ProcessLookupError, AssertionError) as error:
+            print(f"most: {error}", file=sys.stderr)
+            return 2
+        finally:
+            server.stop()
+    return 0
+
+
+def compare(server: LiveServer, drawn: population.Population, asked: argparse.Namespace) -> None:
+    """Let both generators have their rounds and print the table."""
+    print(f"{report.machine()}; two workers; {drawn.source}\n")
+    print(meter.HEAD.format("by") + "\n" + meter.RULE)
+    file = server.directory / "mix.requests"
+    file.write_bytes(written(Traffic(tuple(mixed(Bodies(drawn))), CONNECTIONS)))
+    options = ["--events", asked.events] if asked.events else []
+    rounds: dict[str, list[Window]] = {"wrk": [], "Locust": []}
+    sent = 0
+    for _ in range(asked.rounds):
+        window, sent = by_wrk(server, file, asked.seconds, sent)
+        rounds["wrk"].append(window)
+        rounds["Locust"].append(by_locust(server, asked.seconds, options))
+    for name, windows in rounds.items():
+        print(middle(windows).line(name))
+
+
+def mixed(bodies: Bodies) -> Iterator[bytes]:
+    """Yield whole requests in the shares of the mix, in an order that is the same each time."""
+    key = {"Authorization": f"Bearer {TOKEN}"}
+    names, shares = zip(*MIX, strict=True)
+    for name in random.Random(1).choices(names, shares, k=REQUESTS):
+        match name:
+            case "json":
+                yield request("POST", "/event", {**key, **JSON}, next(bodies.json))
+            case "base64":
+                yield request("POST", "/event", {**key, **JSON, "Idempotency-Key": NUMBER}, next(bodies.base64))
+            case "raw":
+                moral, body = next(bodies.raw)
+                yield request("POST", "/event", {**key, **RAW, "Moral-Value": moral}, body)
+            case "batch":
+                yield request("POST", "/events", {**key, **RAW}, next(bodies.batch))
+            case "recall":
+                yield request("POST", "/recall", {**key, **JSON}, next(bodies.query))
+            case _:
+                yield request("GET", "/state", key)
+
+
+def by_wrk(server: LiveServer, file: Path, seconds: int, sent: int) -> tuple[Window, int]:
+    """Measure a round of wrk, whose first request is number `sent`; returns the number of the next, too."""
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(
+            wrk.run, server.port, file, CONNECTIONS, seconds + 2 * MARGIN_SECONDS,
+            core=cores().client, offset=sent, numbered=True, polling=False,
+        )  # fmt: skip
+        window = _inside(server, seconds)
+        sample = run.result()
+    # On a full machine the wait for the lock may be too long, which is answered by 503.
+    bad = sample.errors.get("status", 0) > STATUS_SHARE_MAX * sample.completed or sample.errors.keys() - {"status"}
+    if bad or not sample.completed:
+        raise Unmeasured(f"wrk had {sample.completed} answers and the errors {sample.errors}")
+    return window, sent + sample.sent + 1  # it asks for one that it does not send
+
+
+def by_locust(server: LiveServer, seconds: int, options: list[str]) -> Window:
+    """Measure a round of Locust, whose users never wait."""
+    users = CONNECTIONS + FIXED_USERS
+    pace = ["--pace", "10000", "--p95-ms-max", "inf", "--growth-mb-max", "inf", "--unserved-share-max", "1"]
+    command = locust(server, seconds + 2 * MARGIN_SECONDS + STARTING_SECONDS, users, users, *pace, *options)
+    generator = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        time.sleep(STARTING_SECONDS)
+        window = _inside(server, seconds)
+        _, said = generator.communicate(timeout=seconds + 120)
+    except subprocess.TimeoutExpired:
+        raise Unmeasured("Locust did not end in time") from None
+    finally:
+        generator.kill()
+        generator.wait()
+    if generator.returncode:
+        raise Unmeasured(f"Locust ended with {generator.returncode}: {said[-2000:]}")
+    return window
+
+
+def _inside(server: LiveServer, seconds: int) -> Window:
+    """Measure a window of a load that began just now."""
+    gauge = Meter(server, lambda: [child.pid for child in psutil.Process().children() if child.pid != server.pid])
+    time.sleep(MARGIN_SECONDS)
+    before = gauge.read()
+    time.sleep(seconds)
+    return meter.between(before, gauge.read())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,296 @@
+"""Recall while events pour in: still exact, and how much slower.
+
+    python -m loadtests.recall.recall_under_load
+    python -m loadtests.recall.recall_under_load --rounds 1 --seconds 2 --check
+
+Starts the server as in production (loadtests/bench/servers.py) with two workers and 20,000 memories, each worker on a
+core of its own with its client: one client asks for recalls, one after the other, the other sends events, sixteen at a
+time in one pipeline, as fast as they are decided. So the two meet in the block alone, not on a processor. Quiet and
+loaded phases take turns. In the quiet ones a bare loop keeps the core of the writers busy: otherwise all that runs on
+the machine beside would be there when it is quiet and among the recalls when it is not, and be taken for the writers'
+work.
+
+Exactness is proven for every answer of every phase. Its `as_of` is a log position; every decision tells its position
+and its memory id, and there is one writer, on one connection, whose events are decided in the order in which it sends
+them. So it is known which memories lived at `as_of` (the newest 20,000 of those that were accepted up to it) and which
+vector each of them has (VECTORS different ones, in turn). What the answer must be follows by brute force in float64.
+
+Exit status: 1 when an answer was not exact, or with --check when a median of the loaded phases is more than twice that
+of the quiet ones, p50 or p99; 2 when nothing was measured.
+"""
+
+import argparse
+import multiprocessing
+import os
+import re
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from core.reference.vector import cosine
+from loadtests.bench import report
+from loadtests.bench.processor import Cores, cores
+from loadtests.bench.servers import TOKEN, Product
+from loadtests.bench.traffic import RAW, TOP_K, request
+from loadtests.bench.vectors import DIMENSION, MEMORIES, QUERIES, Floats
+from loadtests.bench.wrk import Unmeasured
+from loadtests.curves.inside import clustered
+from testing.live_server import eventually
+
+ROUNDS: Final = 5
+SECONDS: Final = 2.0
+RATIO_MAX: Final = 2.0
+VECTORS: Final = 30_000  # more than there is room for, so that no two memories that live at a time are the same
+PIPELINE: Final = 16  # what the worker reads ahead of its answers
+NEAR: Final = 1e-9  # of a cosine: far above the rounding of float64 sums, whatever their order
+_DECIDED: Final = re.compile(rb'"position":(\d+),[^}]*"memory_id":(\d+)')
+_KEY: Final = {"Authorization": f"Bearer {TOKEN}", **RAW}
+_TRIES: Final = 64
+_FORK: Final = multiprocessing.get_context("fork")  # a child starts at once, with the connection
+
+Positions = NDArray[np.int64]
+
+
+class Asked(NamedTuple):
+    """One recall: which query, the body of its answer, and how long it took."""
+
+    query: int
+    body: bytes
+    latency_us: float
+
+
+class Match(msgspec.Struct):
+    """What is needed of a match."""
+
+    memory_id: int
+    score: float
+
+
+class Found(msgspec.Struct):
+    """What is needed of an answer."""
+
+    matches: list[Match]
+    as_of: int
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.recall.recall_under_load", description="Recall under writes."
+    )
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of a quiet and a loaded phase (default {ROUNDS})")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of a phase (default {SECONDS:g})")
+    parser.add_argument("--check", action="store_true", help="fail when it is more than twice as slow")
+    asked = parser.parse_args(arguments)
+    memories, queries = clustered(VECTORS, DIMENSION, QUERIES)
+    with tempfile.TemporaryDirectory(prefix="mlsdm-recall-") as name:
+        server = Product(Path(name), {"WORKERS": "2"}, memories[:MEMORIES])
+        try:
+            server.start(os.sched_getaffinity(0))
+            return measure(server, memories, queries, asked)
+        except Unmeasured as error:
+            print(f"recall_under_load: {error}", file=sys.stderr)
+            return 2
+        finally:
+            server.stop()
+
+
+def measure(server: Product, memories: Floats, queries: Floats, asked: argparse.Namespace) -> int:
+    """Run the phases, prove the answers, print the table; returns the exit status."""
+    place = cores()
+    reading, writing = server.live.workers(server.live.block())
+    for pid, core in ((reading, place.server), (writing, place.client)):
+        psutil.Process(pid).cpu_affinity([core])
+    reader, writer = (_connected(server.port, pid) for pid in (reading, writing))
+    os.sched_setaffinity(0, {place.server})
+    questions = [request("POST", f"/recall?top_k={TOP_K}", _KEY, query.tobytes()) for query in queries]
+    print(f"{report.machine()}\n\n| phase | recalls | p50 µs | p99 µs | events/s |\n|---|---:|---:|---:|---:|")
+    tails: dict[str, list[tuple[float, float]]] = {"quiet": [], "loaded": []}
+    positions, answers = [np.zeros(0, np.int64)], list[Asked]()
+    try:
+        for _ in range(asked.rounds):
+            for phase, found in tails.items():
+                first = MEMORIES + sum(map(len, positions))
+                with written(writer, memories, first, place) if phase == "loaded" else idle(place) as decided:
+                    got = recalls(reader, questions, asked.seconds, len(answers))
+                positions += decided
+                answers += got
+                p50, p99 = np.percentile([one.latency_us for one in got], (50, 99))
+                found.append((float(p50), float(p99)))
+                rate = sum(map(len, decided)) / asked.seconds
+                print(f"| {phase} | {len(got):,} | {p50:,.0f} | {p99:,.0f} | {rate:,.0f} |", flush=True)
+    finally:
+        os.sched_setaffinity(0, place.everywhere)
+        reader.close()
+        writer.close()
+    wrong = inexact(answers, np.concatenate(positions), memories, queries)
+    slow = False
+    for number, name in enumerate(("p50", "p99")):
+        quiet, loaded = (statistics.median(tail[number] for tail in tails[phase]) for phase in ("quiet", "loaded"))
+        slow |= loaded > RATIO_MAX * quiet
+        print(f"{name} loaded ÷ {name} quiet: {loaded / quiet:.2f} (at most {RATIO_MAX:g} is promised)")
+    print(f"{len(answers) - len(wrong):,} of {len(answers):,} answers are exact at their position")
+    for sentence in wrong[:10]:
+        print(sentence)
+    return 1 if wrong or (asked.check and slow) else 0
+
+
+def recalls(reader: socket.socket, questions: list[bytes], seconds: float, first: int) -> list[Asked]:
+    """Ask one question after the other for so long, from number `first` on. Raises Unmeasured."""
+    got: list[Asked] = []
+    end = time.perf_counter() + seconds
+    while (began := time.perf_counter()) < end:
+        number = (first + len(got)) % len(questions)
+        reader.sendall(questions[number])
+        body = _body(reader)
+        got.append(Asked(number, body, 1e6 * (time.perf_counter() - began)))
+    return got
+
+
+def _body(reader: socket.socket) -> bytes:
+    """Return the body of one answer. Raises Unmeasured when it is not a 200."""
+    octets = b""
+    while True:
+        head, end, body = octets.partition(b"\r\n\r\n")
+        if end and not head.startswith(b"HTTP/1.1 200 "):
+            raise Unmeasured(f"a recall was answered {octets[:300].decode(errors='replace')}")
+        if end and len(body) == int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]):
+            return body
+        octets += _received(reader)
+
+
+def _received(connection: socket.socket) -> bytes:
+    try:
+        piece = connection.recv(65_536)
+    except OSError as error:
+        raise Unmeasured(f"the server answers no more: {error}") from None
+    if not piece:
+        raise Unmeasured("the server ended a connection")
+    return piece
+
+
+def _connected(port: int, pid: int) -> socket.socket:
+    """Return a connection that a certain worker has accepted. Raises Unmeasured."""
+    for _ in range(_TRIES):
+        connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        ours = connection.getsockname()[1]
+        connection.sendall(request("GET", "/livez", _KEY))  # when it is answered, it has been accepted
+        _body(connection)
+        if any(one.raddr and one.raddr.port == ours for one in psutil.Process(pid).net_connections("tcp4")):
+            return connection
+        connection.close()
+    raise Unmeasured(f"none of {_TRIES} connections was accepted by worker {pid}")
+
+
+@contextmanager
+def idle(place: Cores) -> Iterator[list[Positions]]:
+    """Keep the writers' core busy with nothing inside; yields an empty list."""
+    spinning = _FORK.Process(target=_spin, args=(place.client,), daemon=True)
+    spinning.start()
+    try:
+        yield []
+    finally:
+        spinning.kill()
+        spinning.join()
+
+
+def _spin(core: int) -> None:
+    os.sched_setaffinity(0, {core})
+    while True:
+        pass
+
+
+@contextmanager
+def written(writer: socket.socket, memories: Floats, first: int, place: Cores) -> Iterator[list[Positions]]:
+    """Send events inside, as fast as they are decided, from a process of its own; `first` came before.
+
+    Yields a list that holds, afterwards, the log position of each of them, in order. Raises Unmeasured.
+    """
+    ours, theirs = multiprocessing.Pipe()
+    writing = _FORK.Process(target=_write, args=(writer, memories, first, place.client, theirs), daemon=True)
+    writing.start()
+    decided: list[Positions] = []
+    try:
+        eventually(ours.poll)  # it has begun
+        ours.recv()
+        yield decided
+        ours.send(None)
+        eventually(ours.poll)
+        told = ours.recv()
+    finally:
+        writing.kill()
+        writing.join()
+    if isinstance(told, str):
+        raise Unmeasured(told)
+    decided.append(told)
+
+
+def _write(writer: socket.socket, memories: Floats, first: int, core: int, told: Connection) -> None:
+    """Send events, a pipeline at a time, until `told` says something; then tell the positions of all of them."""
+    os.sched_setaffinity(0, {core})
+    headers = {**_KEY, "Moral-Value": "1.0"}
+    events = [request("POST", "/event", headers, vector.tobytes()) for vector in memories]
+    positions: list[int] = []
+    told.send(None)
+    try:
+        while not told.poll():
+            number = first + len(positions)
+            writer.sendall(b"".join(events[(number + i) % VECTORS] for i in range(PIPELINE)))
+            octets, found = b"", list[Any]()
+            while len(found) < PIPELINE:
+                octets += _received(writer)
+                found = _DECIDED.findall(octets)
+            if [int(memory_id) for _, memory_id in found] != list(range(number + 1, number + PIPELINE + 1)):
+                raise Unmeasured(f"the memories after {number} are {found}: somebody else writes, or an event was lost")
+            positions += [int(position) for position, _ in found]
+    except (Unmeasured, OSError) as error:
+        told.send(str(error))
+    else:
+        told.send(np.array(positions, np.int64))
+
+
+def inexact(answers: list[Asked], positions: Positions, memories: Floats, queries: Floats) -> list[str]:
+    """Return a sentence for each answer that is not what brute force gives at its position.
+
+    `positions` are those of the events after the first MEMORIES, in order; memory n has vector n − 1, modulo VECTORS.
+    """
+    exact = memories.astype(np.float64)
+    lengths = np.linalg.norm(exact, axis=1)
+    by_query = defaultdict[int, list[Found]](list)
+    for one in answers:
+        by_query[one.query].append(msgspec.json.decode(one.body, type=Found))
+    wrong = []
+    for number, found in by_query.items():
+        query = queries[number].astype(np.float64)
+        scores = exact @ query / (lengths * np.linalg.norm(query))
+        defined = cache(lambda row, query=queries[number]: cosine(query, memories[row]))  # most recur
+        for answer in found:
+            newest = MEMORIES + int(np.searchsorted(positions, answer.as_of, side="right"))
+            ids = np.arange(newest - MEMORIES + 1, newest + 1)
+            lived = scores[(ids - 1) % VECTORS]
+            tenth = np.partition(lived, -TOP_K)[-TOP_K]
+            near = ids[lived >= tenth - NEAR]  # whatever the order of sums, the right ones are among them
+            ranked = sorted((-defined((i - 1) % VECTORS), -i) for i in near.tolist())[:TOP_K]
+            if [(-match.score, -match.memory_id) for match in answer.matches] != ranked:
+                ours = [match.memory_id for match in answer.matches]
+                wrong.append(f"query {number} at {answer.as_of}: {ours}; expected {[-i for _, i in ranked]}")
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main())

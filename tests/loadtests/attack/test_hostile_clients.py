@@ -1,0 +1,93 @@
+"""loadtests/attack/hostile_clients.py in small: a hundred of each kind, and nothing asserted about speed."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from loadtests.attack.hostile_clients import Attack, Phase, honest, judge
+from testing.live_server import ROOT, LiveServer, eventually
+from tests.conftest import Serve
+
+SLOW = 99
+
+
+def test_slow_clients_are_cut_and_honest_ones_served(serve: Serve) -> None:
+    """Every honest request is answered; slow heads and bodies get 408, slow readers are cut off; at the end no
+    connection is left.
+    """
+    server = serve(MLSDM_DIMENSION="384", MLSDM_CAPACITY="100")
+    for _ in range(30):
+        server.request("POST", "/events", raw_batch(), {"Content-Type": "application/octet-stream"})
+    attack = Attack(server, "slow", SLOW)
+    failures: dict[str, int] = {}
+    requests = 0
+    deadline = time.monotonic() + 13  # heads are cut after 5 s, bodies and readers after 10
+    while time.monotonic() < deadline:
+        measured = honest(server, 2)
+        requests += len(measured["latencies"])
+        failures |= measured["failures"]
+    said = attack.end()
+
+    assert {} == failures
+    assert requests > 0
+    assert SLOW == said["open"]
+    assert said["ends"]["head 408"] >= SLOW // 3
+    assert said["ends"]["body 408"] >= SLOW // 3
+    assert said["ends"]["read cut"] > 0
+    assert set(said["ends"]) == {"head 408", "body 408", "read cut"}
+    eventually(lambda: connections(server) == 0)
+
+
+def test_greedy_clients_leave_room_for_honest_ones(serve: Serve) -> None:
+    """Clients that send ahead as fast as they can are answered or refused, and every honest request is answered."""
+    server = serve(MLSDM_DIMENSION="384", MLSDM_CAPACITY="100")
+    attack = Attack(server, "greedy", SLOW)
+    eventually(lambda: connections(server) >= SLOW)
+    measured = honest(server, 2)
+    said = attack.end()
+
+    assert {} == measured["failures"]
+    assert len(measured["latencies"]) > 0
+    assert SLOW == said["open"]
+    assert said["answered"] > 0
+    assert {"greedy 503"} >= set(said["ends"])
+    eventually(lambda: connections(server) == 0)
+
+
+def raw_batch() -> bytes:
+    """Return a hundred raw events."""
+    return np.full(100, 0.95).astype("<f8").tobytes() + np.ones((100, 384), "<f4").tobytes()
+
+
+def connections(server: LiveServer) -> int:
+    """Return the number of connections that the workers say they have."""
+    block = server.block()
+    rows = [block.region("rows", number) for number in range(block.layout.rows)]
+    return sum(int(row.connections) for row in rows if row.pid)
+
+
+def test_honest_clients_report_what_is_not_200(small_server: LiveServer) -> None:
+    """A measurement that hides failures would measure how fast a server refuses."""
+    words = [str(small_server.port), "1", "1", "7"]  # another dimension than the server's
+    ended = subprocess.run(
+        [sys.executable, "-m", "loadtests.attack.steady_client", *words],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    said = json.loads(ended.stdout)
+
+    assert {"422": len(said["latencies"])} == said["failures"]
+
+
+def test_the_verdict() -> None:
+    """A p99 of more than twice the quiet one, more memory than the bound, or a failed request is a failure."""
+    quiet = Phase(False, 1, 1.0, 1.0, 1.0, 100.0, {})
+    attacked = Phase(True, 1, 1.0, 2.0, 9.0, 200.0, {})
+
+    assert judge([quiet, attacked], "slow")
+    assert judge([quiet, attacked._replace(p99=9.0)], "greedy")
+    assert not judge([quiet, attacked._replace(p99=2.1)], "slow")
+    assert not judge([quiet, attacked._replace(memory=1_000.0)], "slow")
+    assert not judge([quiet, attacked._replace(failures={"503": 1})], "slow")

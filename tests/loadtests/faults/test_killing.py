@@ -1,0 +1,129 @@
+"""Each fault of killing in small, with real servers: what was promised holds, and a judge who would notice if it did
+not. Nothing about time. The faults start their servers themselves; that they ask for `serve` lets each of them run
+wherever there is room (tests/conftest.py).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loadtests.faults.arbiter_killed import arbiter_killed
+from loadtests.faults.controller_killed import controller_killed, controller_stale, controller_stopped
+from loadtests.faults.fault import Asked, Outcome
+from loadtests.faults.holder_stopped import holder_stopped
+from loadtests.faults.judge import Judge, disagreements
+from loadtests.faults.load import ASKED, TOLD, Events, Load, Table, Told
+from loadtests.faults.signal_storms import signal_storms
+from loadtests.faults.worker_killed import worker_killed
+from testing.live_server import eventually
+from tests.conftest import Serve
+
+EVENTS = Events(8)
+TIMED = ("promised", "was told so")  # in sentences that depend on how busy the machine is, and in no others
+
+
+@pytest.mark.parametrize(
+    ("fault", "scale", "times"),
+    [
+        (worker_killed, 0.01, 5),
+        (controller_killed, 0.02, 2),
+        (controller_stopped, 0.01, 1),
+        (controller_stale, 0.01, 1),
+        (holder_stopped, 0.02, 1),
+        (signal_storms, 0.02, 6),
+        (arbiter_killed, 0.05, 1),
+    ],
+)
+def test_what_was_promised_holds(
+    fault: Callable[[Asked], Outcome], scale: float, times: int, serve: Serve, tmp_path: Path
+) -> None:
+    """Nothing is lost, nothing is done twice, the log replays to the live state, and the server ends in order."""
+    outcome = fault(Asked(scale, 20251122, tmp_path))
+
+    broken = [sentence for sentence in outcome.broken if not any(word in sentence for word in TIMED)]
+    assert [] == broken, outcome
+    assert times <= outcome.count
+
+
+def test_an_event_is_known_by_its_moral_value() -> None:
+    """Numbers and moral values correspond one to one."""
+    numbers = [*range(1000), *range(10**6, 10**6 + 1000), 2**26 - 1]
+
+    morals = [EVENTS.moral(number) for number in numbers]
+
+    assert numbers == [EVENTS.number_of(moral) for moral in morals]
+    assert len(numbers) == len(set(morals))
+    assert min(morals) >= 0
+    assert max(morals) < 1
+
+
+def told(decided: Table, unanswered: list[int]) -> Told:
+    """Return what a load of one client was told."""
+    return Told(decided, [np.zeros(0, ASKED)], [], unanswered)
+
+
+def decisions(count: int) -> Table:
+    """Return decisions on the events 0 … count − 1 in this order."""
+    rows = np.zeros(count, TOLD)
+    rows["number"] = np.arange(count)
+    rows["position"] = rows["sequence"] = np.arange(1, count + 1)
+    return rows
+
+
+def test_what_was_told_and_what_is_in_the_log_must_be_the_same() -> None:
+    """Lost, twice, otherwise, or asked for by nobody: each is found."""
+    log = decisions(10)
+    other = log.copy()
+    other["ema"][4] = np.nextafter(0, 1)
+
+    assert [] == disagreements(log[::-1], (told(log[:4], []), told(log[4:], [])))
+    assert [] == disagreements(log, (told(log[:9], [9]),))
+    for logged, said, wrong in (
+        (log[:9], log, "1 acknowledged events are not in the log: [9]"),
+        (np.concatenate((log, log[3:4])), log, "1 events were decided more than once: [3]"),
+        (log, log[:9], "1 events of the log were acknowledged to nobody: [9]"),
+        (log, other, "event 4 was told"),
+    ):
+        [sentence] = disagreements(logged, (told(said, []),))
+        assert sentence.startswith(wrong)
+
+
+def test_an_event_of_somebody_else_is_noticed(serve: Serve) -> None:
+    """The judge knows every event of the load; another one is in the log, and so its vector is not known."""
+    server = serve()
+    with Judge(server, EVENTS) as judge, Load(server.port, EVENTS, 1, clients=2) as load:
+        load.await_all()
+        server.event(EVENTS.vector(2**20), EVENTS.moral(2**20))
+        load.await_all()
+        told = load.stop()
+        verdict = judge.verdict(told)
+
+    assert verdict.broken == [f"1 events of the log were acknowledged to nobody: [{2**20}]"]
+
+
+def test_what_is_not_answered_until_the_end_is_told(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients ask again until their patience ends; what they sent may have been decided: that is no contradiction."""
+    monkeypatch.setattr("loadtests.faults.load.FINISH_SECONDS", 3.0)  # clients stand back on a busy machine
+    server = serve()
+    with Judge(server, EVENTS) as judge, Load(server.port, EVENTS, 1, clients=1) as load:
+        load.await_all()
+        assert server.request("POST", "/governor/stop").status == 200
+        eventually(lambda: b'mlsdm_refusals_total{code="stopped"}' in server.get("/metrics").body)
+        told = load.stop()  # in the middle of a request, and not between two
+        verdict = judge.verdict(told)
+
+    assert verdict.broken == []
+    assert {"503 stopped"} == {miss.what for miss in told.misses}
+    assert told.unanswered
+    assert {"epoch": 1, "stop": 1} == {kind: verdict.kinds[kind] for kind in ("epoch", "stop")}
+
+
+def test_a_load_says_when_it_sends_what_is_refused(serve: Serve) -> None:
+    """Sending again would not help: whoever started the load is told."""
+    server = serve()
+    with Load(server.port, Events(7), 1, clients=1) as load:
+        eventually(lambda: not load.alive)
+        with pytest.raises(RuntimeError, match="dimension_mismatch"):
+            load.stop()

@@ -1,0 +1,76 @@
+"""The quota of processor time that faults use: on this machine if it has one, and how it is found on others."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from loadtests.faults import quota
+from loadtests.faults.quota import Quota
+from testing.block_fixture import begin, end
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+@pytest.mark.skipif(quota.find() is None, reason="no CPU cgroup can be made here")
+def test_it_holds() -> None:
+    """A process that would take a whole processor gets a fifth of one, on average, and all it wants afterwards."""
+    limit = quota.find()
+    assert limit is not None
+    pid = begin(spin)
+    try:
+        home = Path(f"/proc/{pid}/cgroup").read_text()
+        with limit.on([pid], 0.2, 0.1):
+            before, began = used_seconds(pid), time.monotonic()
+            time.sleep(2)
+            used, passed = used_seconds(pid) - before, time.monotonic() - began
+
+        assert 0 < used < 0.2 * passed + 0.1
+        assert home == Path(f"/proc/{pid}/cgroup").read_text()
+    finally:
+        end(pid)
+
+
+def used_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class TestFind:
+    """Directories that look like those of other machines: what the kernel does with the files is its own business."""
+
+    def test_version_1(self, tmp_path: Path) -> None:
+        """A mount of the controller's own."""
+        (tmp_path / "cpu").mkdir()
+        (tmp_path / "cpu" / "cpu.cfs_quota_us").touch()
+
+        assert Quota(1, tmp_path / "cpu") == quota.find(tmp_path)
+
+    @pytest.mark.parametrize("passed_on", ["", "cpu memory"])
+    def test_version_2(self, tmp_path: Path, passed_on: str) -> None:
+        """One mount of all controllers; the processor's is passed on, or is from now on."""
+        (tmp_path / "cgroup.controllers").write_text("cpuset cpu memory\n")
+        (tmp_path / "cgroup.subtree_control").write_text(passed_on)
+
+        assert Quota(2, tmp_path) == quota.find(tmp_path)
+        assert (passed_on or "+cpu") == (tmp_path / "cgroup.subtree_control").read_text()
+
+    def test_version_2_has_one_line(self, tmp_path: Path) -> None:
+        """Quota and period, in µs."""
+        Quota(2, tmp_path)._limit(tmp_path, 20_000, 100_000)
+
+        assert "20000 100000" == (tmp_path / "cpu.max").read_text()
+
+    def test_version_2_without_a_processor(self, tmp_path: Path) -> None:
+        """Its controller belongs to a mount of version 1, as here."""
+        (tmp_path / "cgroup.controllers").write_text("\n")
+
+        assert quota.find(tmp_path) is None
+
+    def test_nothing(self, tmp_path: Path) -> None:
+        """No cgroups at all."""
+        assert quota.find(tmp_path / "none") is None

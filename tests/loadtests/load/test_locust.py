@@ -1,0 +1,259 @@
+"""The load for Locust: half a minute of it against a real server, and what it judges. Nothing about speed.
+
+Locust runs in a process of its own, as it does for people: importing it would patch this one for gevent.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core.reference.governor import Governor, GovernorSettings
+from loadtests.load import metrics_probe, population, slo
+from loadtests.load.metrics_probe import Unseen, Witness
+from loadtests.load.population import Unfit
+from loadtests.load.request_bodies import BATCH, COUNT, Bodies
+from loadtests.load.slo import Bounds, Figures, Route
+from testing.live_server import ROOT, LiveServer
+from tests.conftest import Serve
+
+TOKEN = "a-token-that-is-long-enough"
+LARGE = {"MLSDM_DIMENSION": "384", "MLSDM_CAPACITY": "1000"}
+ROUTES = {
+    "/event, JSON": 1, "/event, base64, payload, key": 1, "/event, raw": 1, "/events, raw × 10": 10,
+    "/recall, JSON": 0, "/memories/{id}": 0, "/memories/{id}, DELETE": 0, "/state": 0, "/decisions": 0,
+    "/health/liveness": 0, "/health/readiness": 0, "/health/metrics": 0, "/health/detailed": 0,
+}  # fmt: skip
+GOOD = Figures({"/event": Route(1_000, 9.0), "/recall": Route(100, 10.0)}, 0, 0, 0, 1_000, 1_000, 1.0, 500.0)
+
+
+def locust(
+    *arguments: str, host: str, token: str = TOKEN, users: int = 13, seconds: int = 8
+) -> subprocess.CompletedProcess[str]:
+    """Run the load; latency and a busy processor are not judged, unless the arguments say so."""
+    command = [str(Path(sys.executable).with_name("locust")), "-f", "loadtests/locustfile.py", "--headless"]
+    run = ["-u", str(users), "-r", str(users), "-t", f"{seconds}s", "--host", host, "--only-summary"]
+    return subprocess.run(
+        [*command, *run, "--p95-ms-max", "inf", "--unserved-share-max", "1", "--api-key", token, *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=seconds + 300, check=False,
+    )  # fmt: skip
+
+
+def url(server: LiveServer) -> str:
+    """Return where a server is."""
+    return f"http://127.0.0.1:{server.port}"
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+def test_half_a_minute_of_load_is_answered_whole_and_counted_exactly(serve: Serve, tmp_path: Path) -> None:
+    """No request fails, every route was asked, and the server has decided the events that were acknowledged."""
+    server = serve(**LARGE, API_KEY=TOKEN)
+    ended = locust(
+        "--alone", "--server-pid", str(server.pid), "--json-file", str(tmp_path / "stats"),
+        host=url(server), users=23, seconds=30,
+    )  # fmt: skip
+    entries: list[dict[str, Any]] = json.loads((tmp_path / "stats.json").read_text())
+    asked = {entry["name"]: entry["num_requests"] for entry in entries}
+    state = server.get("/state", Authorization=f"Bearer {TOKEN}").json
+
+    assert 0 == ended.returncode, ended.stderr
+    assert 0 == sum(entry["num_failures"] for entry in entries)
+    assert set(ROUTES) <= set(asked) <= {*ROUTES, *(f"{name}, 503" for name in ROUTES)}
+    assert sum(events * asked[name] for name, events in ROUTES.items()) == state["total_events_processed"]
+    assert state["total_events_processed"] == state["accepted_events_count"] + state["latent_events_count"]
+    assert state["accepted_events_count"] > 0
+    assert state["latent_events_count"] > 0
+
+
+def test_each_broken_objective_is_a_sentence_and_status_1(serve: Serve) -> None:
+    """A bucket of ten tokens, and a latency that no answer can have; nothing else is said to have failed."""
+    server = serve(**LARGE, API_KEY=TOKEN, MLSDM_SECURITY__RATE_LIMITING__ENABLED="true")
+    ended = locust("--p95-ms-max", "-1", "--growth-mb-max", "inf", host=url(server), users=23, seconds=5)
+
+    assert 1 == ended.returncode, ended.stderr
+    assert "refused for want of tokens (429)" in ended.stderr
+    assert "the 95th percentile of " in ended.stderr
+    assert " failed (" not in ended.stderr
+
+
+def test_a_server_without_the_key_is_an_error_of_every_request(serve: Serve) -> None:
+    """They are errors and no refusals."""
+    server = serve(**LARGE, API_KEY=TOKEN)
+    ended = locust("--growth-mb-max", "inf", host=url(server), token="another")
+
+    assert 1 == ended.returncode, ended.stderr
+    assert " requests failed (" in ended.stderr
+    assert "refused for want" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "http://127.0.0.1:9/health/metrics was not answered"),
+        (("--events", "missing.npz"), "missing.npz is no .npz with `vec` and `moral`"),
+        (("--p95-ms-max", "nan"), "nan is no bound: expected a number, or inf"),
+    ],
+)
+def test_what_cannot_be_measured_is_a_sentence_and_status_2(arguments: Iterable[str], said: str) -> None:
+    """Before anything is sent."""
+    ended = locust(*arguments, host="http://127.0.0.1:9")
+
+    assert 2 == ended.returncode, ended.stderr
+    assert said in ended.stderr
+
+
+# -- objectives --------------------------------------------------------------------------------------------------------
+def test_at_the_bound_all_is_well() -> None:
+    """Bounds are inclusive."""
+
+    assert [] == slo.broken(GOOD, Bounds(p95_ms_max=10.0, growth_mb_max=1.0, rate_min=500.0, alone=True))
+
+
+def test_every_bound_has_its_sentence() -> None:
+    """One each, with the figure and what is promised."""
+    bad = GOOD._replace(errors=11, refused=22, unserved=33, moved=999, growth_mb=17.0, rate=499.0)
+    bounds = Bounds(p95_ms_max=9.0, error_share_max=0.001, refused_share_max=0.01, rate_min=500.0)
+
+    assert [
+        "the 95th percentile of /recall is 10 ms; at most 9 ms is promised",
+        "499 requests per second were made; at least 500 were asked for",
+        "11 of 1,100 requests failed (1.00%); at most 0.10% may",
+        "22 of 1,100 requests were refused for want of tokens (429) (2.00%); at most 1.00% may",
+        "33 of 1,100 requests were not served (503) (3.00%); at most 0.10% may",
+        "1,000 events were acknowledged, but the server's count moved by 999 only",
+        "the server's memory grew by 17.0 MB; at most 16 MB is promised",
+    ] == slo.broken(bad, bounds)
+
+
+def test_events_of_others_are_none_of_its_business_unless_it_is_alone() -> None:
+    """One more than was acknowledged."""
+    more = GOOD._replace(moved=1_001)
+
+    assert [] == slo.broken(more, Bounds())
+    assert ["the server's count moved by 1,001, but 1,000 events were acknowledged"] == [
+        sentence.partition(":")[0] for sentence in slo.broken(more, Bounds(alone=True))
+    ]
+
+
+def test_what_is_not_known_does_not_hold() -> None:
+    """A server that was restarted, memory that nobody told, and no request at all."""
+
+    assert ["the server is not the one that it was: it began anew, or another answers in its name"] == slo.broken(
+        GOOD._replace(moved=None), Bounds()
+    )
+    assert [
+        "the server's memory could not be measured: its metrics have no memory_usage_bytes, name --server-pid"
+    ] == slo.broken(GOOD._replace(growth_mb=None), Bounds())
+    assert [] == slo.broken(GOOD._replace(growth_mb=None), Bounds(growth_mb_max=math.inf))
+    assert 1 == len(slo.broken(GOOD._replace(routes={}), Bounds()))
+
+
+def test_a_route_that_was_hardly_asked_has_no_percentile() -> None:
+    """Its slowest request would be one."""
+    few = GOOD._replace(routes={"/event": Route(100, 1.0), "/health/metrics": Route(slo.JUDGED_MIN - 1, 1_000.0)})
+
+    assert [] == slo.broken(few, Bounds())
+
+
+def test_the_server_is_read_from_its_metrics(small_server: LiveServer) -> None:
+    """Whose memory it is and how many events it has decided; its memory by the process id."""
+    state = small_server.state()
+    seen = metrics_probe.seen(url(small_server), small_server.pid)
+
+    assert (state["boot_id"], state["total_events_processed"]) == (seen.boot_id, seen.events)
+    assert seen.memory_bytes is not None
+    assert 1e6 < seen.memory_bytes < 1e9
+
+
+def test_metrics_are_read_by_their_names() -> None:
+    """With and without memory; those of another program are refused."""
+    told = 'total_events_processed 7.0\nmlsdm_build_info{boot_id="ab",version="1"} 1.0\n'
+
+    assert Witness("ab", 7, None) == metrics_probe.read(told)
+    assert Witness("ab", 7, 123) == metrics_probe.read(told + "memory_usage_bytes 123.0\n")
+    assert Witness("ab", 7, 5) == metrics_probe.read(told + "memory_usage_bytes 123.0\n", 5)
+    with pytest.raises(Unseen, match="not those of an mlsdm server"):
+        metrics_probe.read("up 1\n")
+    with pytest.raises(Unseen, match="cannot be read"):
+        metrics_probe.read("<html>")
+
+
+# -- population --------------------------------------------------------------------------------------------------------
+def test_made_vectors_are_shaped_as_embeddings_are() -> None:
+    """Unit norm; what two of them have in common, and what the nearest have; the same again for the same seed."""
+    made = population.made(7)
+    cosines = made.vectors[:500] @ made.vectors[500:].T
+
+    assert (4_000, 384) == made.vectors.shape
+    assert np.allclose(np.linalg.norm(made.vectors, axis=1), 1, atol=1e-5)
+    assert 0.15 < cosines.mean() < 0.30
+    assert 0.45 < np.median(cosines.max(axis=1)) < 0.65
+    assert np.array_equal(made.vectors, population.made(7).vectors)
+    assert not np.array_equal(made.vectors, population.made(8).vectors)
+
+
+def test_made_moral_values_keep_the_governor_at_work() -> None:
+    """From 0 to 1; it accepts and rejects, and its threshold moves."""
+    morals = population.made(7).morals
+    settings = GovernorSettings()
+    governor, verdicts, thresholds = Governor.initial(settings), [], set()
+    for moral in morals.tolist():
+        accepted, governor = governor.decide(moral, settings)
+        verdicts.append(accepted)
+        thresholds.add(governor.theta)
+
+    assert ((morals >= 0) & (morals <= 1)).all()
+    assert 0.3 < np.mean(verdicts) < 0.7
+    assert len(thresholds) > 2
+
+
+def test_events_are_read_in_order_and_brought_to_unit_norm(tmp_path: Path) -> None:
+    """As they were written, in half precision."""
+    path = tmp_path / "events.npz"
+    np.savez(path, vec=np.array([[3, 4], [0, 2]], "f2"), moral=np.array([0.25, 1], "f4"))
+    read = population.read(path)
+
+    assert [[0.6000000238418579, 0.800000011920929], [0.0, 1.0]] == read.vectors.tolist()
+    assert [0.25, 1.0] == read.morals.tolist()
+    assert "2 events of events.npz" == read.source
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"vec": np.ones((2, 3))}, "is no .npz with `vec` and `moral`"),
+        ({"vec": np.ones((2, 3)), "moral": np.ones(3)}, r"have the shapes \(2, 3\) and \(3,\)"),
+        ({"vec": np.ones((0, 3)), "moral": np.ones(0)}, r"have the shapes \(0, 3\)"),
+        ({"vec": np.ones((2, 3)), "moral": np.array([0.5, 1.5])}, "goes from 0.5 to 1.5: expected 0 to 1"),
+        ({"vec": np.ones((1, 3)), "moral": np.array([np.nan])}, "goes from nan to nan"),
+        ({"vec": np.zeros((1, 3)), "moral": np.ones(1)}, "holds vectors that have no direction"),
+    ],
+)
+def test_what_is_no_population_is_refused(tmp_path: Path, arrays: dict[str, Any], said: str) -> None:
+    """With the file, what it holds, and what was expected."""
+    path = tmp_path / "events.npz"
+    np.savez(path, **arrays)
+
+    with pytest.raises(Unfit, match=said):
+        population.read(path)
+
+
+def test_bodies_say_the_same_in_every_form() -> None:
+    """Vector and moral value of the first event, in the four ways that clients write one; few events come again."""
+    three = population.Population(np.eye(3, dtype=np.float32), np.array([0.25, 0.5, 1.0]), "three")
+    bodies = Bodies(three)
+    moral, single = next(bodies.raw)
+    batch = next(bodies.batch)
+
+    assert ("0.25", [1.0, 0.0, 0.0]) == (moral, np.frombuffer(single, "<f4").tolist())
+    assert {"event_vector": [1.0, 0.0, 0.0], "moral_value": 0.25} == json.loads(next(bodies.json))
+    assert 0.25 == json.loads(next(bodies.base64))["moral_value"]
+    assert BATCH * (8 + 12) == len(batch)
+    assert [0.25, 0.5, 1.0, 0.25] == np.frombuffer(batch[: 8 * BATCH], "<f8").tolist()[:4]
+    assert np.eye(3)[(COUNT - 1) % 3].tolist() == json.loads(next(bodies.query))["vector"]
