@@ -52,7 +52,7 @@ class Command(NamedTuple):
 COMMANDS: Final = (
     Command(
         "serve",
-        "mlsdm.serve",
+        "mlsdm.commands.serve",
         "start the server and stay with it until Ctrl-C or SIGTERM",
         0,
         """\
@@ -62,7 +62,7 @@ COMMANDS: Final = (
     ),
     Command(
         "check-config",
-        "mlsdm.check_config",
+        "mlsdm.commands.check_config",
         "say whether a configuration file is valid, without starting anything",
         INTERRUPTED,
         """\
@@ -71,7 +71,7 @@ COMMANDS: Final = (
     ),
     Command(
         "key",
-        "mlsdm.key",
+        "mlsdm.commands.key",
         "make a key for a client: the token, and the entry of the keys file",
         INTERRUPTED,
         """\
@@ -81,7 +81,7 @@ COMMANDS: Final = (
     ),
     Command(
         "stat",
-        "mlsdm.stat",
+        "mlsdm.commands.stat",
         "look into the memory of a running server, without asking it",
         0,
         """\
@@ -91,7 +91,7 @@ COMMANDS: Final = (
     ),
     Command(
         "replay",
-        "mlsdm.replay",
+        "mlsdm.commands.replay",
         "send the events of an .npz file to a running server, and compare what both of them counted",
         INTERRUPTED,
         """\

@@ -12,7 +12,7 @@ import os
 from typing import Any
 
 from core.settings.config import effective
-from mlsdm.check_config import judged
+from mlsdm.commands.check_config import judged
 
 
 class ConfigLoader:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlsdm import plot
-from mlsdm.ledger import DECIDED
+from mlsdm.replaying import plot
+from mlsdm.replaying.ledger import DECIDED
 
 
 def decided(count: int) -> Any:

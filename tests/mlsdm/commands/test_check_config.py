@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlsdm.check_config import add_arguments, run
+from mlsdm.commands.check_config import add_arguments, run
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 

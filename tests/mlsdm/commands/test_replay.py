@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlsdm.client import ClientError, Connection, OutcomeUnknownError, Patience, RefusedError
-from mlsdm.replay import INTERRUPTED, add_arguments, run
+from mlsdm.commands.replay import INTERRUPTED, add_arguments, run
+from mlsdm.replaying.connection import ClientError, Connection, OutcomeUnknownError, Patience, RefusedError
 
 DIMENSION = 8
 
@@ -463,7 +463,7 @@ def test_patience_ends(
 
 def test_a_retry_after_date_is_understood() -> None:
     """RFC 9110 §10.2.3 allows an HTTP-date; one in the past means now, one next year is too long to wait for."""
-    from mlsdm.client import _retry_after_seconds  # noqa: PLC0415 — the only test that looks inside
+    from mlsdm.replaying.connection import _retry_after_seconds  # noqa: PLC0415 — the only test that looks inside
 
     assert _retry_after_seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
     assert _retry_after_seconds("Fri, 31 Dec 9999 23:59:59 GMT") > 60.0

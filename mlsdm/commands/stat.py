@@ -23,7 +23,7 @@ import msgspec
 
 from core.controller.controller import boot_clock
 from core.controller.emergency import REASONS, REMEDIES, SENTENCES
-from mlsdm.snapshot import Snapshot, Worker, is_foreign, look
+from mlsdm.block_snapshot import Snapshot, Worker, is_foreign, look
 from shm.block import Block, BlockError, find
 
 WATCH_SECONDS_MIN: Final = 0.1

@@ -36,8 +36,8 @@ from pathlib import Path
 from typing import Final
 
 from core.limits import BATCH_COUNT
-from mlsdm import ledger, plot
-from mlsdm.client import (
+from mlsdm.replaying import ledger, plot
+from mlsdm.replaying.connection import (
     ANSWER_SECONDS_MAX,
     ClientError,
     Connection,
@@ -47,9 +47,9 @@ from mlsdm.client import (
     State,
     Stopped,
 )
-from mlsdm.ledger import Ledger
-from mlsdm.progress import Progress
-from mlsdm.recording import Recording, RecordingError, Selection, load
+from mlsdm.replaying.ledger import Ledger
+from mlsdm.replaying.progress import Progress
+from mlsdm.replaying.recording import Recording, RecordingError, Selection, load
 
 CLIENTS_MAX: Final = 256  # each is a thread and a connection; more only queue at the server
 FINISH_SECONDS_MAX: Final = (

@@ -12,7 +12,7 @@ import pytest
 
 from core.access.key_file import read
 from core.access.keys import Keyring, Role
-from mlsdm.key import add_arguments, run
+from mlsdm.commands.key import add_arguments, run
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from mlsdm.client import ClientError, Decision, Patience, State
+from mlsdm.replaying.connection import ClientError, Decision, Patience, State
 
 # One row per event; the fields after `event` are those of client.Decision. sequence 0: no decision yet.
 DECIDED: Final = np.dtype(

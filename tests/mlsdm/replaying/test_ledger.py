@@ -2,8 +2,8 @@
 
 import pytest
 
-from mlsdm.client import Decision, State
-from mlsdm.ledger import DECIDED, Ledger, compare
+from mlsdm.replaying.connection import Decision, State
+from mlsdm.replaying.ledger import DECIDED, Ledger, compare
 
 
 def ledger_of(*sequences: int) -> Ledger:

@@ -20,8 +20,8 @@ from core.controller.emergency import REMEDIES, SENTENCES
 from core.controller.threshold_drift import BITS
 from core.regime import Regime
 from core.settings.config import Config
-from mlsdm.snapshot import look
-from mlsdm.stat import _span, add_arguments, lines_of, run
+from mlsdm.block_snapshot import look
+from mlsdm.commands.stat import _span, add_arguments, lines_of, run
 from shm import process
 from shm.block import Block
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY, LOST, Layout

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from core.reference.governor import Governor, GovernorSettings
-from mlsdm.replay import add_arguments, run
+from mlsdm.commands.replay import add_arguments, run
 from shm.layout import KINDS
 from testing.live_server import LiveServer, eventually
 

@@ -3,9 +3,9 @@
 import io
 import re
 
-from mlsdm.client import Decision
-from mlsdm.ledger import Ledger
-from mlsdm.progress import Progress
+from mlsdm.replaying.connection import Decision
+from mlsdm.replaying.ledger import Ledger
+from mlsdm.replaying.progress import Progress
 
 
 def test_progress_redraws_one_line_on_a_terminal_and_writes_plain_lines_elsewhere() -> None:

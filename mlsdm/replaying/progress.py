@@ -8,7 +8,7 @@ import shutil
 import time
 from typing import Final, TextIO
 
-from mlsdm.ledger import Ledger
+from mlsdm.replaying.ledger import Ledger
 
 
 class Progress:

@@ -1,0 +1,1 @@
+"""The subcommands of `mlsdm`, one file each."""

@@ -1,0 +1,1 @@
+"""What `mlsdm replay` is made of."""
