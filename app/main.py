@@ -15,17 +15,17 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 import falcon
 from falcon.routing import DefaultRouter
 
-from app.api.access.audit_log import Audit
+from app.api.access.audit_log import AuditLog
 from app.api.access.gate import Gate, is_loopback
 from app.api.access.quotas import Quotas, give_back
 from app.api.codec.body_sizes import refuse_larger
 from app.api.context import Context
-from app.api.fast_path import RAISED, Entrance, Lane
+from app.api.fast_path import RAISED, FastPath, ReraiseMiddleware
 from app.api.operation import Resource, check
 from app.api.problem import Problem, on_store_error, serialise
 from app.httpd.worker_state import IN_PIECES, INLINE, POOL
-from app.processes.connection_counts import RowOccupancy
-from app.processes.lock_backoff import Patience
+from app.processes.connection_counts import ConnectionCounts
+from app.processes.lock_backoff import LockBackoff
 from app.routes.decisions import DecisionsResource
 from app.routes.events import BatchResource, EventResource
 from app.routes.governor import CommandResource, GovernorResource
@@ -44,8 +44,8 @@ from app.routes.recall import RecallResource
 from app.routes.state import StateResource
 from app.server import server
 from app.telemetry import tracing_setup
-from app.telemetry.answer_counts import Answers, OnWritten
-from app.telemetry.latency_histogram import Latency
+from app.telemetry.answer_counts import AnswerCounts, OnWritten
+from app.telemetry.latency_histogram import LatencyHistogram
 from core.controller.controller import boot_clock
 from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
 from core.settings.config import tiers, trusted_proxies
@@ -61,7 +61,7 @@ INLINE_SHADOW_SIZE_MAX = 32_000_000  # bytes that recall may scan on the loop: a
 log = logging.getLogger("mlsdm.worker")
 
 
-def routes(context: Context, audit: Audit) -> dict[str, Resource]:
+def routes(context: Context, audit: AuditLog) -> dict[str, Resource]:
     """Return every route of the service: path → resource."""
     readiness = ReadinessResource(context)
     metrics = MetricsResource(context, readiness)
@@ -125,25 +125,25 @@ class Application:
         block.map.row = self.row
         self._row = block.region("rows", self.row)
         self._requests_before = int(self._row.requests)
-        worker.occupancy = RowOccupancy(block, self.row, boot_clock)
+        worker.occupancy = ConnectionCounts(block, self.row, boot_clock)
         metrics_of(self.row)
         worker_counter().inc()
-        events, recalls = Latency(event_latency()), Latency(recall_latency())
+        events, recalls = LatencyHistogram(event_latency()), LatencyHistogram(recall_latency())
         latencies = {"/event": events, "/events": events, "/recall": recalls}
-        self.on_answer = Answers(request_counter(), latencies, self.route_of).count
+        self.on_answer = AnswerCounts(request_counter(), latencies, self.route_of).count
         context = Context(
             loaded.config, self.store, Recall(block), events, boot_clock, lambda: server.leaving, worker.cfg.workers
         )
         self._refusals = refusal_counter()
-        self._audit = Audit()
+        self._audit = AuditLog()
         if loaded.config.security.rate_limiting.enabled:
             context.charge = Quotas(block, tiers(loaded.config), boot_clock).charge
         host = loaded.config.server.host
         self._gate = Gate(loaded.keyring, trusted_proxies(loaded.config), context.charge, is_loopback(host))
         self.request_sample_ratio = loaded.config.observability.logging.sample_ratio
         self._routes = routes(context, self._audit)
-        self._patience = Patience(block, worker.loop)
-        self.serve = Lane(self._routes, self._gate, self._routed())
+        self._patience = LockBackoff(block, worker.loop)
+        self.serve = FastPath(self._routes, self._gate, self._routed())
         self._spans = tracing_setup.begin(loaded.config, block.boot_id, "worker")
         if self._spans is not None:
             self.serve = self._spans.around(self.serve)
@@ -152,7 +152,7 @@ class Application:
 
     def _routed(self) -> Any:
         self._router = DefaultRouter()
-        api: Any = falcon.App(middleware=[Entrance(), self._gate], router=self._router)  # type: ignore[arg-type] # it takes our resources only
+        api: Any = falcon.App(middleware=[ReraiseMiddleware(), self._gate], router=self._router)  # type: ignore[arg-type] # it takes our resources only
         api.req_options.auto_parse_qs_csv = False
         api.set_error_serializer(self._refuse)
         api.add_error_handler(Exception, _reraise)

@@ -33,8 +33,8 @@ from typing import Any, Final
 import psutil
 
 from app.processes import file_limits
-from app.processes.gunicorn_patches import steady
-from app.processes.startup_message import banner
+from app.processes.gunicorn_patches import harden_arbiter
+from app.processes.startup_message import log_startup_message
 from app.processes.supervisor import Supervisor
 from app.telemetry import logging_setup, tracing_setup
 from core import startup
@@ -224,14 +224,14 @@ class Server:
 
         arbiter.reap_workers, arbiter.murder_workers = reap_workers, murder_workers
         arbiter.spawn_worker, arbiter.stop = spawn_worker, stop_in_order
-        steady(arbiter)
+        harden_arbiter(arbiter)
         supervisor.spawn()
         if not supervisor.formed():
             sys.exit("mlsdm cannot start: the controller did not form the store in time; its log lines say why")
         self._enforce()
         _say_loaded(loaded)
         scheme = "https" if arbiter.cfg.is_ssl else "http"
-        banner(block, loaded, arbiter.cfg.workers, scheme, arbiter.LISTENERS[0].sock.getsockname()[1])
+        log_startup_message(block, loaded, arbiter.cfg.workers, scheme, arbiter.LISTENERS[0].sock.getsockname()[1])
 
     def on_reload(self, _arbiter: Any) -> None:
         """Bring what was reloaded into force. Reached only with a configuration that is valid as a whole."""

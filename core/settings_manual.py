@@ -19,7 +19,7 @@ import msgspec
 from core.access.key_file import COUNT_MAX, MEMBERS, entry
 from core.settings.config import SETTINGS, Config, values_of
 from core.settings.environment import EnvironmentName
-from core.settings.setting import Setting, Value, spelled
+from core.settings.setting import Setting, Value, to_yaml_scalar
 from core.startup import API_KEY_LENGTH_MIN, OVERLAYS, PLACES, RESTART_REASONS, defaults
 
 _YAML_HEADERS: Final[Mapping[EnvironmentName, str]] = {
@@ -180,8 +180,8 @@ def _markdown_default(setting: Setting) -> str:
     for name, values in OVERLAYS.items():
         if setting.key in values:
             names_by_value.setdefault(values[setting.key], []).append(name)
-    others = [f"`{spelled(value)}` in {' and '.join(names)}" for value, names in names_by_value.items()]
-    return "; ".join([f"`{spelled(setting.default)}`", *others])
+    others = [f"`{to_yaml_scalar(value)}` in {' and '.join(names)}" for value, names in names_by_value.items()]
+    return "; ".join([f"`{to_yaml_scalar(setting.default)}`", *others])
 
 
 def _section_type(prefix: str) -> type[msgspec.Struct]:
@@ -200,7 +200,7 @@ def _yaml_lines(tree: type[msgspec.Struct], section: str, values: Mapping[str, V
             restart = " Restart to change." if key in RESTART_REASONS else ""
             yield f"{indent}# {setting.description}{restart}"
             yield f"{indent}# Range: {setting.range}. Unit: {setting.unit}."
-            yield f"{indent}{name}: {spelled(values[key])}"
+            yield f"{indent}{name}: {to_yaml_scalar(values[key])}"
         else:
             subtree = _section_type(key)
             yield ""

@@ -28,9 +28,9 @@ from core.access import key_file
 from core.access.key_file import Keys
 from core.access.keys import Keyring
 from core.settings import config_file, environment
-from core.settings.config import SETTINGS, Config, contradictions, planted, values_of
+from core.settings.config import SETTINGS, Config, build_config, contradictions, values_of
 from core.settings.environment import EnvironmentName
-from core.settings.setting import Layer, Problem, Value
+from core.settings.setting import Layer, SettingProblem, Value
 
 # Where a server looks for its file when CONFIG_PATH names none, in this order.
 PLACES: Final = ("/etc/mlsdm/config.yaml", "/usr/share/mlsdm/production-ready.yaml")
@@ -81,16 +81,16 @@ def load(path: str | None, environ: Mapping[str, str], places: Sequence[str] = (
     is_short = variables.api_key is not None and len(variables.api_key) < API_KEY_LENGTH_MIN
     if variables.name == "production":
         if is_short:
-            problems.append(Problem("API_KEY", f"{_SHORT}, because MLSDM_ENV is production"))
+            problems.append(SettingProblem("API_KEY", f"{_SHORT}, because MLSDM_ENV is production"))
         elif not variables.api_key and not keys_path and key_file.SETTING not in faulty:
-            problems.append(Problem("API_KEY", _KEYLESS))
+            problems.append(SettingProblem("API_KEY", _KEYLESS))
     if values[_TRACING] is True and _TRACING not in faulty and not _has_opentelemetry():
-        problems.append(Problem(_TRACING, f"{_TRACING} is true: expected OpenTelemetry: {_EXTRA}"))
+        problems.append(SettingProblem(_TRACING, f"{_TRACING} is true: expected OpenTelemetry: {_EXTRA}"))
     if problems:
         raise ConfigurationError([problem.sentence for problem in problems])
     keyring = Keyring(variables.api_key, keys.keys)
     notes = (f"{_SHORT}; production would refuse it",) if is_short else ()
-    return Loaded(planted(values), path or "embedded defaults", variables.name, keyring, notes)
+    return Loaded(build_config(values), path or "embedded defaults", variables.name, keyring, notes)
 
 
 def _is_there(path: str) -> bool:
@@ -106,7 +106,7 @@ def _is_there(path: str) -> bool:
 
 def defaults(name: EnvironmentName) -> Config:
     """Return the embedded defaults under the overlay of `name`."""
-    return planted(_defaults(name))
+    return build_config(_defaults(name))
 
 
 def _defaults(name: EnvironmentName) -> dict[str, Value]:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from wsgiref.types import WSGIEnvironment
 
-from app.api.access.idempotency_keys import Idempotency
+from app.api.access.idempotency_keys import IdempotencyKeys
 from app.api.codec.vector_codec import Codec
-from app.telemetry.latency_histogram import Latency
+from app.telemetry.latency_histogram import LatencyHistogram
 from core.settings.config import Config
 from shm.store import Recall, Store
 
@@ -25,18 +25,18 @@ class Context:
     config: Config
     store: Store
     recall: Recall
-    latency: Latency  # of events
+    latency: LatencyHistogram  # of events
     clock: Callable[[], int]
     leaving: Callable[[], bool]
     workers: int
     charge: Callable[[WSGIEnvironment, int], None] = lambda _environ, _tokens: None
-    idempotency: Idempotency = field(init=False)
+    idempotency: IdempotencyKeys = field(init=False)
     codec: Codec = field(init=False)
     boot_id: str = field(init=False)
     payload_size_max: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.codec = Codec(self.config.dimension)
-        self.idempotency = Idempotency(self.store.block.secret)
+        self.idempotency = IdempotencyKeys(self.store.block.secret)
         self.boot_id = self.store.block.boot_id
         self.payload_size_max = self.config.payload_size_max

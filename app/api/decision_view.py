@@ -12,7 +12,7 @@ from core.reference.rhythm import PHASE_NAMES
 from shm import store
 
 
-class Decision(msgspec.Struct, omit_defaults=True, gc=False):
+class DecisionView(msgspec.Struct, omit_defaults=True, gc=False):
     """What was decided about one event.
 
     `sequence` counts decisions, `memory_id` memories, `position` everything in the log.
@@ -34,13 +34,13 @@ class Decision(msgspec.Struct, omit_defaults=True, gc=False):
     memory_id: MemoryId | None = None
 
 
-def decision_of(decided: store.Fields, boot_id: str) -> Decision:
+def decision_of(decided: store.Fields, boot_id: str) -> DecisionView:
     """Return a decision of the native core in the client's words.
 
     `current_phase` is the one the event was tagged with.
     """
     position, sequence, memory_id, moral, theta_before, theta_after, ema, phase, _repeated = decided
-    return Decision(
+    return DecisionView(
         memory_id != 0,
         "accepted" if memory_id else "moral",
         sequence,

@@ -5,8 +5,9 @@ itself. A route of the lane is found in a dictionary, the gate is asked, and its
 called with the environ and returns JSON: the very function that the responder of its resource calls, too.
 
 The lane knows success only. Whatever is raised goes the long way: it is raised again inside Falcon, whose error
-handlers answer, count and audit it like any other (`Entrance`). So there is one place that knows what a refusal
-looks like, and everything else about a request (other methods, HEAD, paths with slashes too many) is Falcon's as well.
+handlers answer, count and audit it like any other (`ReraiseMiddleware`). So there is one place that knows what a
+refusal looks like, and everything else about a request (other methods, HEAD, paths with slashes too many) is Falcon's
+as well.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +27,7 @@ _OK: Final = "200 OK"
 _HEADERS: Final = [("Content-Type", JSON)]
 
 
-class Lane:
+class FastPath:
     """A WSGI application in front of another, `framework`, which gets everything that is not on the lane."""
 
     def __init__(self, routes: Mapping[str, Resource], gate: Gate, framework: Any) -> None:
@@ -57,7 +58,7 @@ class Lane:
         return answered
 
 
-class Entrance:
+class ReraiseMiddleware:
     """Falcon middleware, the first: raises again what was raised on the lane."""
 
     def process_request(self, request: falcon.Request, _response: falcon.Response) -> None:

@@ -12,7 +12,7 @@ import falcon
 import msgspec
 from msgspec import Meta
 
-from app.api.decision_view import Decision
+from app.api.decision_view import DecisionView
 from core.limits import BODY_SIZE, EMERGENCY_COOLDOWN_SECONDS, Limit
 from shm import errors
 
@@ -36,7 +36,7 @@ class Document(msgspec.Struct, omit_defaults=True):
     expected: Annotated[str, Meta(description="What was expected there.", examples=["a number from 0 to 1"])] | None = (
         None
     )
-    results: Annotated[list[Decision], Meta(description="Of an interrupted batch: what was decided.")] | None = None
+    results: Annotated[list[DecisionView], Meta(description="Of an interrupted batch: what was decided.")] | None = None
 
 
 class Problem(falcon.HTTPError):
@@ -54,7 +54,7 @@ class Problem(falcon.HTTPError):
         expected: str | None = None,
         retry_after: int | None = None,
         headers: dict[str, str] | None = None,
-        results: list[Decision] | None = None,
+        results: list[DecisionView] | None = None,
     ) -> None:
         fields = dict(headers or {})
         if retry_after is not None:

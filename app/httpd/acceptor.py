@@ -30,7 +30,7 @@ from app.httpd.connection import Connection
 from app.httpd.framing import Refusal
 from app.httpd.request_names import nameless
 from app.httpd.tls import open_tls
-from app.httpd.worker_state import Service
+from app.httpd.worker_state import WorkerState
 from core.limits import KERNEL_BUFFER_SIZE
 
 # Accepted per wake-up; between batches the connections already open get their turn. When that takes long, because they
@@ -79,7 +79,7 @@ class Acceptor:
 
     def __init__(
         self,
-        service: Service,
+        service: WorkerState,
         listeners: Sequence[socket.socket],
         occupancy: Occupancy,
         connections_max: int,

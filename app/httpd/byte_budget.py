@@ -8,7 +8,7 @@ from app.httpd.framing import Refusal
 from core.limits import Limit
 
 
-class Budget:
+class ByteBudget:
     """Counts bytes against `limit`; `what` they are, and what a client may do instead, goes into its refusal."""
 
     __slots__ = ("_limit", "_what", "size")

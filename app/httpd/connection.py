@@ -41,12 +41,12 @@ from typing import Final, cast
 from wsgiref.types import WSGIEnvironment
 
 from app.httpd.framing import Refusal
-from app.httpd.pipeline import SLICE_SIZE, Backlog
+from app.httpd.pipeline import SLICE_SIZE, Pipeline
 from app.httpd.request_names import about, nameless
-from app.httpd.request_parser import BODY, HEAD, IDLE, Message
-from app.httpd.worker_state import IN_PIECES, INLINE, Service
-from app.httpd.write_buffer import Writer
-from app.httpd.wsgi_call import CLOSE, PERSIST, Exchange, answer_to, problem, status_of
+from app.httpd.request_parser import BODY, HEAD, IDLE, RequestParser
+from app.httpd.worker_state import IN_PIECES, INLINE, WorkerState
+from app.httpd.write_buffer import WriteBuffer
+from app.httpd.wsgi_call import CLOSE, PERSIST, WsgiCall, answer_to, problem, status_of
 from app.httpd.wsgi_environ import base
 from core.limits import (
     BODY_SECONDS,
@@ -79,16 +79,16 @@ class Connection(asyncio.Protocol):
     )  # fmt: skip
 
     _transport: asyncio.Transport
-    _writer: Writer
-    _message: Message
+    _writer: WriteBuffer
+    _message: RequestParser
 
-    def __init__(self, service: Service, client: tuple[str, int], refusal: Refusal | None = None) -> None:
+    def __init__(self, service: WorkerState, client: tuple[str, int], refusal: Refusal | None = None) -> None:
         """`client` is the peer's (address, port). With a `refusal`, that is the answer whatever is sent."""
         self._service = service
         self._client = client
         self._refusal = refusal
-        self._exchange = Exchange()
-        self._backlog = Backlog(service.pipelines)
+        self._exchange = WsgiCall()
+        self._backlog = Pipeline(service.pipelines)
         self._succeeds = False  # the next request comes in one feed with another, or the last one is to be known
         self._running: WSGIEnvironment | None = None  # the request that is on the pool, or is answered in pieces
         self._held = False  # one runs, or the writer is paused, or there is a backlog: a new request must wait
@@ -102,10 +102,10 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._writer = Writer(self._transport)
+        self._writer = WriteBuffer(self._transport)
         service = self._service
         environ = base(service.scheme, transport.get_extra_info("sockname"), self._client)
-        self._message = Message(environ, service.tracer, service.heads, self._take, self._reserve)
+        self._message = RequestParser(environ, service.tracer, service.heads, self._take, self._reserve)
         service.connections.add(self)
         if self._refusal is not None:
             self._refuse(self._refusal)
@@ -113,7 +113,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        # No head ends behind the first slice; and what one feed may hide in the parser is bounded (Message).
+        # No head ends behind the first slice; and what one feed may hide in the parser is bounded (RequestParser).
         if (
             not self._held
             and len(data) <= _SINGLE_SIZE

@@ -1,4 +1,4 @@
-"""Rounds: every connection looks at its deadlines, a few times a second.
+"""The deadline sweep: every connection looks at its deadlines, a few times a second.
 
 PERF: a look is 0.5 µs, 50 to 100 for a connection that is ended. In one go 5,000 of them would hold every request up
 for 2.5 ms and more, four times a second; so a few have their turn, then whatever came in meanwhile.
@@ -20,7 +20,7 @@ END_COUNT: Final = 4  # or that are ended
 _idle_until: Final = attrgetter("idle_until")
 
 
-class Rounds:
+class DeadlineSweep:
     """The rounds of one worker over its `connections`."""
 
     def __init__(self, loop: "AbstractEventLoop", connections: set["Connection"]) -> None:

@@ -1,4 +1,4 @@
-"""Turns: the line of connections that have something to do.
+"""The fair queue: the line of connections that have something to do.
 
 What a connection has sent ahead of its answers stands in one line with what all the others have: each does one thing
 (an answer, or the parsing of a small slice) and goes to the end of the line, for TURN_SECONDS or TURN_COUNT things in a
@@ -20,7 +20,7 @@ TURN_SECONDS: Final = 0.001
 TURN_COUNT: Final = 16
 
 
-class Turns:
+class FairQueue:
     """The line of one worker."""
 
     def __init__(self, loop: "AbstractEventLoop", clock: Callable[[], float]) -> None:

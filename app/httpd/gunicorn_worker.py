@@ -44,8 +44,8 @@ from gunicorn.sock import ssl_context  # type: ignore[import-untyped]  # gunicor
 from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
 from app.httpd.acceptor import Acceptor, Alone, Occupancy
-from app.httpd.heap_trim import Heap
-from app.httpd.worker_state import Service
+from app.httpd.heap_trim import HeapTrim
+from app.httpd.worker_state import WorkerState
 
 BEAT_SECONDS: Final = 0.25
 BOOT_BACKOFF_SECONDS: Final = 0.5
@@ -72,13 +72,13 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
     occupancy: Occupancy
 
     loop: asyncio.AbstractEventLoop
-    service: Service
+    service: WorkerState
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.occupancy = Alone()
         self._acceptor: Acceptor | None = None
-        self._heap = Heap()
+        self._heap = HeapTrim()
         self._drain_until: float | None = None
 
     @property
@@ -129,7 +129,7 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
         loop.call_soon(signal.pthread_sigmask, signal.SIG_UNBLOCK, _HANDLED)
         self._listen_to_signals()
         self._call("open", self)
-        self.service = Service(
+        self.service = WorkerState(
             self.wsgi,
             loop,
             self.log.error_log,  # the logger itself: Gunicorn's wrapper has no levels to ask for

@@ -36,7 +36,7 @@ class Head(NamedTuple):
     length: int
 
 
-class Heads:
+class HeadCache:
     """The familiar heads of one worker."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Final
 INTERVAL_SECONDS: Final = 1.0
 
 
-class Heap:
+class HeapTrim:
     """One worker's. `trim` gives back what is free, but for so many bytes at the end: malloc_trim(3) of glibc."""
 
     def __init__(self, trim: Callable[[int], Any] | None = None) -> None:

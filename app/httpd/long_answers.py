@@ -1,4 +1,4 @@
-"""Pieces: the line of connections whose answers take long to make.
+"""Long answers: the line of connections whose answers take long to make.
 
 Such an answer is made in pieces of no more than a quarter of a millisecond, one in each turn of the loop, and sent when
 it is whole. First come, first served, so that one answer at a time is half made; slowly while others wait, because a
@@ -27,7 +27,7 @@ PIECES_PER_SECOND: Final = 800
 PIECES_COUNT_MAX: Final = 4
 
 
-class Pieces:
+class LongAnswerQueue:
     """The line of one worker."""
 
     def __init__(self, loop: "AbstractEventLoop", worked: Callable[[], float] = time.thread_time) -> None:

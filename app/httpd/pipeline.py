@@ -11,7 +11,7 @@ list is 0.1 µs.
 from typing import Final, NamedTuple
 from wsgiref.types import WSGIEnvironment
 
-from app.httpd.byte_budget import Budget
+from app.httpd.byte_budget import ByteBudget
 from app.httpd.framing import Refusal
 from core.limits import PIPELINE_DEPTH
 
@@ -28,12 +28,12 @@ class Waiting(NamedTuple):
     size: int
 
 
-class Backlog:
+class Pipeline:
     """What waits on one connection."""
 
     __slots__ = ("_budget", "_items", "_kept", "unparsed")
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: ByteBudget) -> None:
         self.unparsed = _NOTHING
         self._budget = budget
         self._items: list[Waiting | bytes] = []  # bytes are the answer that ends the connection

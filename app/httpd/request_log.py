@@ -28,7 +28,7 @@ from app.httpd.request_names import about
 FAILED: Final = 400  # the lowest status that has its line always
 
 
-class AccessLog:
+class RequestLog:
     """Writes the request lines of one worker; from any thread."""
 
     def __init__(
@@ -52,13 +52,13 @@ class AccessLog:
             return
         route = self._route_of(environ["PATH_INFO"])
         members: dict[str, Any] = {
-            "method": environ["REQUEST_METHOD"], **({"route": route} if route else {}), "path": printable(environ),
+            "method": environ["REQUEST_METHOD"], **({"route": route} if route else {}), "path": quoted_path(environ),
             "status": status, "bytes": size,
             "duration_ms": round((monotonic_ns() - environ["mlsdm.received_ns"]) / 1e6, 3),
         }  # fmt: skip
         self._log.debug("Request", extra=members | about(environ))
 
 
-def printable(environ: WSGIEnvironment) -> str:
+def quoted_path(environ: WSGIEnvironment) -> str:
     """Return the path for a log line: percent-encoded again, so that it holds no control character."""
     return quote(environ["PATH_INFO"], safe="/!$&'()*+,;=:@~", encoding="latin-1")

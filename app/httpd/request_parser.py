@@ -28,7 +28,7 @@ from wsgiref.types import WSGIEnvironment
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from app.httpd.framing import CHUNKED, Refusal, body_length
-from app.httpd.head_cache import Heads
+from app.httpd.head_cache import HeadCache
 from app.httpd.request_names import Tracer
 from app.httpd.wsgi_call import CLOSE, KEEP_ALIVE, PERSIST
 from app.httpd.wsgi_environ import fill, locate
@@ -51,7 +51,7 @@ _HEAD_SIZE_MAX: Final = REQUEST_LINE_SIZE.value + HEADERS_SIZE.value + 4
 _CHUNK_SIZE_MIN: Final = 6
 
 
-class Message:
+class RequestParser:
     """Reads one request after another."""
 
     __slots__ = (
@@ -83,7 +83,7 @@ class Message:
         self,
         base: WSGIEnvironment,
         tracer: Tracer,
-        heads: Heads,
+        heads: HeadCache,
         deliver: Callable[[WSGIEnvironment, str], bool],
         reserve: Callable[[int, WSGIEnvironment], None],
     ) -> None:

@@ -26,7 +26,7 @@ DEFAULT: Final = (
 SECURE: Final = (("Strict-Transport-Security", "max-age=31536000"),)
 
 
-class Standing:
+class DefaultHeaders:
     """The standing lines of one service."""
 
     __slots__ = ("lines", "text")

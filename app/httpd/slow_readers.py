@@ -34,7 +34,7 @@ GRACE_SECONDS: Final = 0.05
 _FULL_SIZE: Final = 2 * ANSWERS_SIZE.value
 
 
-class Reader:
+class SlowReader:
     """One who leaves something: `given` bytes of it `since` then, and `left` of them when we last looked."""
 
     __slots__ = ("given", "is_cut_off", "left", "since")
@@ -52,7 +52,7 @@ class Reader:
         return self.left * (now - self.since) / (self.given - self.left + WRITE_BUFFER_SIZE.value), self.left
 
 
-class Untaken:
+class SlowReaders:
     """What the readers of one worker leave."""
 
     def __init__(self, loop: "AbstractEventLoop", now: Callable[[], float]) -> None:
@@ -61,13 +61,13 @@ class Untaken:
         self.is_full = False
         self._loop = loop
         self._now = now
-        self._readers: dict[Connection, Reader] = {}
+        self._readers: dict[Connection, SlowReader] = {}
         self._due = False
 
     def leaves(self, connection: "Connection") -> None:
         """From now on, `connection` leaves what it has pending."""
         self.takes(connection)
-        self._readers[connection] = Reader(connection.pending, self._now())
+        self._readers[connection] = SlowReader(connection.pending, self._now())
         self._add(connection.pending)
         if self.size > ANSWERS_SIZE.value and not self._due:
             self._due = True

@@ -21,15 +21,15 @@ from logging import DEBUG, Logger
 from typing import TYPE_CHECKING, Final, Protocol
 from wsgiref.types import StartResponse, WSGIEnvironment
 
-from app.httpd.byte_budget import Budget
-from app.httpd.deadline_sweep import Rounds
-from app.httpd.fair_queue import Turns
-from app.httpd.head_cache import Heads
-from app.httpd.long_answers import Pieces
-from app.httpd.request_log import AccessLog
+from app.httpd.byte_budget import ByteBudget
+from app.httpd.deadline_sweep import DeadlineSweep
+from app.httpd.fair_queue import FairQueue
+from app.httpd.head_cache import HeadCache
+from app.httpd.long_answers import LongAnswerQueue
+from app.httpd.request_log import RequestLog
 from app.httpd.request_names import Tracer, about
-from app.httpd.response import Standing
-from app.httpd.slow_readers import Untaken
+from app.httpd.response import DefaultHeaders
+from app.httpd.slow_readers import SlowReaders
 from core.limits import BODIES_SIZE, PIPELINES_SIZE
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ POOL_THREADS: Final = 2
 TICK_SECONDS_MAX: Final = 0.5
 
 
-class Application(Protocol):
+class WsgiApplication(Protocol):
     """A WSGI application. It may add the members below; a worker looks for them by name, before it calls `open`, and
     does without.
 
@@ -59,7 +59,7 @@ class Application(Protocol):
     `wants_body(environ) -> bool`: whether a body is wanted that the client holds back (Expect: 100-continue), or that
     is large. Called before there is one; after False the application is called with an empty body, to say why not.
     `on_refusal(code, environ, status)`: whenever a connection passed a limit or broke a rule, or a request met an error
-    of ours; see `Service.refused`.
+    of ours; see `WorkerState.refused`.
     `on_answer(environ, status)`: whenever an answer is about to be written, also one that no route has made. What it
     returns, unless that is None, is called with the same environ when the answer has been written.
     `route_of(path)`: the template of a path's route, or None; `request_sample_ratio`: the share of requests that went
@@ -72,12 +72,12 @@ class Application(Protocol):
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse, /) -> Iterable[bytes]: ...
 
 
-class Service:
+class WorkerState:
     """One worker's side of all its connections."""
 
     def __init__(
         self,
-        application: Application,
+        application: WsgiApplication,
         loop: "AbstractEventLoop",
         log: Logger,
         *,
@@ -88,7 +88,7 @@ class Service:
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`retire` is called once, when request number `served_max` has been taken (0: never)."""
-        self.application: Application = getattr(application, "serve", application)
+        self.application: WsgiApplication = getattr(application, "serve", application)
         self.inline: Container[str] = getattr(application, "inline", frozenset())
         self.may_block: Callable[[str, str], int] | None = getattr(application, "may_block", None)
         self.wants_body: Callable[[WSGIEnvironment], bool] | None = getattr(application, "wants_body", None)
@@ -97,13 +97,13 @@ class Service:
         )
         self.count: Callable[[WSGIEnvironment, str], Callable[[WSGIEnvironment], object] | None]
         self.count = getattr(application, "on_answer", lambda *_: None)
-        self.standing = Standing(getattr(application, "standing_headers", ()), secure=scheme == "https")
+        self.standing = DefaultHeaders(getattr(application, "standing_headers", ()), secure=scheme == "https")
         self.tracer = Tracer()
-        self.heads = Heads()
+        self.heads = HeadCache()
         self.loop = loop
         self.log = log
         self.verbose = log.isEnabledFor(DEBUG)  # requests have lines
-        self.access = AccessLog(
+        self.access = RequestLog(
             log,
             getattr(application, "request_sample_ratio", 1.0),
             getattr(application, "route_of", lambda _path: None),
@@ -115,12 +115,12 @@ class Service:
         self.served_max = served_max
         self.retire = retire
         self.lost: Callable[[], None] = lambda: None  # called for each connection that ends; whoever accepts sets it
-        self.bodies = Budget(BODIES_SIZE, "request bodies; try again in a second")
-        self.pipelines = Budget(PIPELINES_SIZE, "pipelined requests; send one at a time")
-        self.turns = Turns(loop, clock)
-        self.pieces = Pieces(loop)
-        self.untaken = Untaken(loop, lambda: self.now)
-        self.rounds = Rounds(loop, self.connections)
+        self.bodies = ByteBudget(BODIES_SIZE, "request bodies; try again in a second")
+        self.pipelines = ByteBudget(PIPELINES_SIZE, "pipelined requests; send one at a time")
+        self.turns = FairQueue(loop, clock)
+        self.pieces = LongAnswerQueue(loop)
+        self.untaken = SlowReaders(loop, lambda: self.now)
+        self.rounds = DeadlineSweep(loop, self.connections)
         self.now = 0.0  # seconds, patient, arbitrary origin
         self.date = ""
         self._clock, self._wall = clock, wall

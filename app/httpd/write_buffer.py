@@ -12,7 +12,7 @@ from app.httpd.tls import socket_below
 from core.limits import WRITE_BUFFER_SIZE, WRITE_SECONDS, Limit
 
 
-class Writer:
+class WriteBuffer:
     """The way out of one connection."""
 
     __slots__ = ("_below", "_deadline", "_mark", "_transport", "_written", "is_paused")

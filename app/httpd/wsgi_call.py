@@ -1,6 +1,6 @@
 """The exchange: one call of the application, and the bytes of its answer.
 
-`Exchange.answer` is given a finished environ and returns everything that goes out on the wire as one bytes object. It
+`WsgiCall.answer` is given a finished environ and returns everything that goes out on the wire as one bytes object. It
 never raises: what the application raises is logged with its traceback and answered with a 500 problem document (RFC
 9457) that tells the client nothing about it, or with a 503 when memory had run out, which may pass. It knows no socket
 and no parser, so the same call runs inline on the loop or on a pool thread.
@@ -16,7 +16,7 @@ application's own meet. Lines that the application itself has made of numbers an
 What is logged about a request that failed is its method, path and names: never a field, a query or a body. At level
 DEBUG it has its line (`app.httpd.request_log`); nothing is computed for that otherwise.
 
-One Exchange belongs to one connection and serves its requests one after another: its start_response is a bound
+One WsgiCall belongs to one connection and serves its requests one after another: its start_response is a bound
 method, which saves the closure that other servers make for each request. Streaming was rejected: every answer of this
 service is bounded (the largest is one page of the log), and one write per answer is half the system calls. What takes
 long to make is made in pieces all the same, a turn of the loop for each (`begin`, `proceed`), and sent when it is
@@ -33,11 +33,11 @@ from typing import TYPE_CHECKING, Any, Final
 from wsgiref.types import WSGIEnvironment
 
 from app.httpd.framing import Refusal
-from app.httpd.request_log import printable
+from app.httpd.request_log import quoted_path
 from app.httpd.request_names import about
 
 if TYPE_CHECKING:
-    from app.httpd.worker_state import Service
+    from app.httpd.worker_state import WorkerState
 
 # The three ways to speak of persistence (RFC 9112 §9.3), as the line that says it.
 PERSIST: Final = ""  # HTTP/1.1 stays open without a word
@@ -68,7 +68,7 @@ _BREAK = re.compile(r"[\r\n\0]")
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 
 
-class Exchange:
+class WsgiCall:
     """The application's side of one connection."""
 
     __slots__ = ("_asked", "_headers", "_pieces", "_written", "followed", "persistence", "status")
@@ -80,9 +80,9 @@ class Exchange:
         self._headers: list[tuple[str, str]] = []
         self._written: list[bytes] = []  # through write() of PEP 3333, and the pieces made so far
         self._pieces: Generator[bytes, None, None] | None = None
-        self._asked: tuple[Service, WSGIEnvironment, str]  # whose pieces these are
+        self._asked: tuple[WorkerState, WSGIEnvironment, str]  # whose pieces these are
 
-    def answer(self, service: "Service", environ: WSGIEnvironment, persistence: str) -> bytes:
+    def answer(self, service: "WorkerState", environ: WSGIEnvironment, persistence: str) -> bytes:
         """Call the application and return its answer as bytes; never raises.
 
         `persistence` is what the request asked for: PERSIST, KEEP_ALIVE or CLOSE. A service that drains meanwhile
@@ -93,7 +93,7 @@ class Exchange:
             answer = self.proceed()
         return answer
 
-    def begin(self, service: "Service", environ: WSGIEnvironment, persistence: str) -> bytes | None:
+    def begin(self, service: "WorkerState", environ: WSGIEnvironment, persistence: str) -> bytes | None:
         """Like `answer`, but None when the application makes its answer in pieces: then `proceed` makes the next."""
         self.status = ""
         try:
@@ -130,7 +130,7 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 - it cannot be sent as it is
             return self._failed(*self._asked, error)
 
-    def _complete(self, service: "Service", environ: WSGIEnvironment, persistence: str, body: bytes) -> bytes:
+    def _complete(self, service: "WorkerState", environ: WSGIEnvironment, persistence: str, body: bytes) -> bytes:
         if self._written:
             body = b"".join(self._written) + body
             self._written.clear()
@@ -140,12 +140,14 @@ class Exchange:
             service.access.write(environ, int(self.status[:3]), len(answer))
         return answer
 
-    def _failed(self, service: "Service", environ: WSGIEnvironment, persistence: str, error: BaseException) -> bytes:
+    def _failed(
+        self, service: "WorkerState", environ: WSGIEnvironment, persistence: str, error: BaseException
+    ) -> bytes:
         """Log what was raised, and return the 500, or the 503 where memory had run out."""
         self._written.clear()
         self.persistence = CLOSE if service.draining and not self.followed else persistence
         method = environ["REQUEST_METHOD"]
-        service.log.exception("Error handling request %s %s", method, printable(environ), extra=about(environ))
+        service.log.exception("Error handling request %s %s", method, quoted_path(environ), extra=about(environ))
         error.__traceback__ = None  # frames that it passed have names for it: a circle around the request with its body
         said = answer_to(error)
         service.refused(said.code, environ, said.detail, said.status)
@@ -166,7 +168,7 @@ class Exchange:
         self._headers = headers
         return self._written.append
 
-    def _serialise(self, service: "Service", environ: WSGIEnvironment, body: bytes) -> bytes:
+    def _serialise(self, service: "WorkerState", environ: WSGIEnvironment, body: bytes) -> bytes:
         standing = service.standing
         head = f"{_status_line(self.status)}{service.date}{self.persistence}{service.tracer.echo(environ)}"
         replaced = []
@@ -232,7 +234,7 @@ def _gather(chunks: Iterable[bytes]) -> bytes:
             close()
 
 
-def problem(refusal: Refusal, service: "Service", persistence: str, echo: str, *, head: bool = False) -> bytes:
+def problem(refusal: Refusal, service: "WorkerState", persistence: str, echo: str, *, head: bool = False) -> bytes:
     """Return a whole answer that carries a problem document (RFC 9457).
 
     `echo` are the lines that name the request; `head` leaves the body out, as HEAD asks.

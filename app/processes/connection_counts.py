@@ -13,7 +13,7 @@ FRESH_NS = 2_000_000_000
 
 
 @dataclass
-class RowOccupancy:
+class ConnectionCounts:
     """This worker's row among the others. `clock` returns CLOCK_BOOTTIME in ns."""
 
     block: Block

@@ -1,7 +1,7 @@
 """Gunicorn's arbiter, where it would give up or go wrong and every memory depends on its going on.
 
-It has no hooks for these; so `steady` replaces one method of its application, one of its own, and the clock that it
-stops by. What it does about its children is wrapped in app/server.py, beside what that calls.
+It has no hooks for these; so `harden_arbiter` replaces one method of its application, one of its own, and the clock
+that it stops by. What it does about its children is wrapped in app/server.py, beside what that calls.
 
 - Reload. Gunicorn exits when it cannot read gunicorn.conf.py again: no descriptors, or a file that was replaced by a
   broken one. It has thrown the settings before away by then.
@@ -22,7 +22,7 @@ import gunicorn.arbiter  # type: ignore[import-untyped]  # gunicorn carries no t
 log = logging.getLogger("mlsdm.server")
 
 
-def steady(arbiter: Any) -> None:
+def harden_arbiter(arbiter: Any) -> None:
     """Have an arbiter go on where it would give up."""
     keep_at_reload(arbiter.app)
     stay_at_upgrade(arbiter)

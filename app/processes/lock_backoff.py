@@ -1,4 +1,4 @@
-"""Patience: what a worker does when the lock was not to be had in time.
+"""Lock back-off: what a worker does when the lock was not to be had in time.
 
 One wait in vain is all that the loop stands still for. From then on this worker only tries the lock, so that liveness
 and everything else that needs no lock is answered at once, and it watches the lock itself, because the controller that
@@ -15,7 +15,7 @@ from shm.lock_watch import INTERVAL_SECONDS, LockWatch
 log = logging.getLogger("mlsdm.worker")
 
 
-class Patience:
+class LockBackoff:
     """One worker's. `loop` is its event loop."""
 
     def __init__(self, block: Block, loop: asyncio.AbstractEventLoop) -> None:

@@ -9,7 +9,7 @@ from shm.block import Block
 log = logging.getLogger("mlsdm.server")
 
 
-def banner(block: Block, loaded: Loaded, workers: int, scheme: str, port: int) -> None:
+def log_startup_message(block: Block, loaded: Loaded, workers: int, scheme: str, port: int) -> None:
     """Say hello: for people on a terminal, as one JSON line otherwise. Secrets are not said."""
     config = loaded.config
     host = "127.0.0.1" if config.server.host in ("0.0.0.0", "::") else config.server.host  # noqa: S104 - not bound here

@@ -24,7 +24,7 @@ from app.api.codec.event_codec import MEMBERS, Event, EventReader, colons_of, mo
 from app.api.codec.media_types import JSON, MSGPACK, RAW, encode, media_type
 from app.api.codec.vector_codec import refuse_vector
 from app.api.context import Context
-from app.api.decision_view import Decision, decision_of
+from app.api.decision_view import DecisionView, decision_of
 from app.api.operation import Octets, Operation, Parameter
 from app.api.problem import Problem, invalid, of_store_error, over
 from app.api.problem_codes import EVENT
@@ -39,7 +39,7 @@ _Events = Annotated[list[Event], Meta(min_length=1, max_length=BATCH_COUNT.value
 class Batch(msgspec.Struct):
     """The answer to POST /events: one decision per event, in order."""
 
-    results: list[Decision]
+    results: list[DecisionView]
     accepted: Annotated[int, Meta(description="How many of them were accepted.", ge=0, examples=[1])]
     rejected: Annotated[int, Meta(description="How many were not.", ge=0, examples=[0])]
 
@@ -59,7 +59,7 @@ class EventResource:
         self.size_max = event_size_max(context.config.dimension, context.payload_size_max)
         self.operations: Mapping[str, Operation] = {
             "POST": Operation(
-                "Decide one event.", Role.WRITE, Decision,
+                "Decide one event.", Role.WRITE, DecisionView,
                 body={JSON: Event, MSGPACK: Event, RAW: Octets("The vector, little-endian float32, and nothing else.")},
                 parameters=(MORAL_VALUE, IDEMPOTENCY_KEY), refusals=EVENT, cost=1, body_size_max=self.size_max,
             )
@@ -144,7 +144,7 @@ class BatchResource:
         return encode(Batch(results, accepted, len(results) - accepted))
 
     @staticmethod
-    def _refuse_rest(code: int, results: list[Decision], count: int) -> NoReturn:
+    def _refuse_rest(code: int, results: list[DecisionView], count: int) -> NoReturn:
         """Raise the answer to a batch that was stopped on its way; what stopped it when nothing was decided."""
         try:
             errors.fail(code)

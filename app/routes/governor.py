@@ -21,7 +21,7 @@ import falcon
 import msgspec
 from msgspec import Meta, structs
 
-from app.api.access.audit_log import Audit
+from app.api.access.audit_log import AuditLog
 from app.api.codec.body_errors import UNDECODED, refuse_body, refuse_repeats
 from app.api.codec.media_types import JSON, encode
 from app.api.context import Context
@@ -111,7 +111,7 @@ class GovernorResource:
         ),
     }  # fmt: skip
 
-    def __init__(self, context: Context, audit: Audit) -> None:
+    def __init__(self, context: Context, audit: AuditLog) -> None:
         self.context = context
         self.audit = audit
         self.decode = msgspec.json.Decoder(GovernorChange).decode
@@ -163,7 +163,7 @@ class GovernorResource:
 class CommandResource:
     """One command without a body: reset, stop or resume."""
 
-    def __init__(self, context: Context, audit: Audit, command: Literal["reset", "stop", "resume"]) -> None:
+    def __init__(self, context: Context, audit: AuditLog, command: Literal["reset", "stop", "resume"]) -> None:
         self.context = context
         self.audit = audit
         self.command = command
@@ -184,7 +184,7 @@ class CommandResource:
 
 
 @contextmanager
-def audited(audit: Audit, event: str, request: falcon.Request, **members: Any) -> Iterator[dict[str, Any]]:
+def audited(audit: AuditLog, event: str, request: falcon.Request, **members: Any) -> Iterator[dict[str, Any]]:
     """Write a command into the audit log once it was carried out, or may have been, which is answered with 503. What is
     to be said of it beside `members` is put into what this yields.
     """

@@ -22,7 +22,7 @@ from app.api.context import Context
 from app.api.operation import Operation
 from app.api.problem_codes import CODES
 from app.routes.health import VERSION, ReadinessResource, all_hold
-from app.telemetry.latency_histogram import whole
+from app.telemetry.latency_histogram import fix_histogram_totals
 from core.controller.emergency import REASONS
 from core.controller.threshold_drift import BITS
 from core.reference.rhythm import SLEEP
@@ -123,7 +123,7 @@ class WorkersCollector(Collector):
         except FileNotFoundError:
             return
         for family in families:
-            yield whole(family)
+            yield fix_histogram_totals(family)
             if family.name == _REFUSALS:
                 errors = sum(sample.value for sample in family.samples if _is_ours(sample.labels["code"]))
                 yield UntypedMetricFamily(

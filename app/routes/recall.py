@@ -130,7 +130,7 @@ class RecallResource:
         response.content_type = JSON
         response.data = encode(
             Recalled(
-                [found(match, now_ns) for match in answer.matches],
+                [match_view(match, now_ns) for match in answer.matches],
                 answer.scanned,
                 answer.as_of,
                 True,
@@ -165,7 +165,7 @@ class RecallResource:
             refuse_body(error, media, MEMBERS)
 
 
-def found(match: Match, now_ns: int) -> Found:
+def match_view(match: Match, now_ns: int) -> Found:
     """Return a match as a client sees it."""
     return Found(
         match.id,

@@ -1,4 +1,4 @@
-"""Answers: how many were given, of which route and with which status, and how long events and recalls took.
+"""Answer counts: how many were given, of which route and with which status, and how long events and recalls took.
 
 A worker has one, and its connections call `count` for each answer that they are about to write. So a request is counted
 once, whoever answered it: a route, the framework, or the connection itself. Before the write, because a client that has
@@ -22,7 +22,7 @@ from wsgiref.types import WSGIEnvironment
 
 from prometheus_client import Counter
 
-from app.telemetry.latency_histogram import Latency, place_of
+from app.telemetry.latency_histogram import LatencyHistogram, place_of
 
 OnWritten = Callable[[WSGIEnvironment], None]
 # Numbers and the index of the count among them; those of a latency's last bucket, and what counts the time.
@@ -39,13 +39,13 @@ _NOWHERE: Final[Place] = ([0.0], 0, *_UNTIMED)  # for what cannot be counted
 log = logging.getLogger("mlsdm.worker")
 
 
-class Answers:
+class AnswerCounts:
     """Of one worker. `counter` has the labels `route` and `status`, `latencies` are by path; `route_of` returns the
     template of a path's route, None where there is none.
     """
 
     def __init__(
-        self, counter: Counter, latencies: Mapping[str, Latency], route_of: Callable[[str], str | None]
+        self, counter: Counter, latencies: Mapping[str, LatencyHistogram], route_of: Callable[[str], str | None]
     ) -> None:
         self._counter = counter
         self._latencies = latencies

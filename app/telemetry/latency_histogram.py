@@ -4,9 +4,9 @@ Written means that the kernel has it, or as much of it as the peer takes: the tr
 be counted only when the client may have its answer already, and may ask how many there were, or kill the worker. Two
 steps keep the count exact all the same: before the write, one is added to `told`, the last bucket alone; `count`, after
 it, finds the bucket that the request belongs to. The word of the last bucket (+Inf) therefore holds the count of all
-and not, as the library has it, of those beyond the other buckets; `whole` puts that right in what the library adds up.
-Each series of the scrape only ever grows, and a worker that is killed between the two leaves a request without a time,
-and none uncounted.
+and not, as the library has it, of those beyond the other buckets; `fix_histogram_totals` puts that right in what the
+library adds up. Each series of the scrape only ever grows, and a worker that is killed between the two leaves a request
+without a time, and none uncounted.
 
 The histogram lives in a file of prometheus_client's multiprocess mode, made by its own class, so that the scrape adds
 up what all workers measured. `observe` of that class looks through the buckets one by one and packs two numbers behind
@@ -26,7 +26,7 @@ from prometheus_client.core import Metric, Sample
 _WORD: Final = 8
 
 
-class Latency:
+class LatencyHistogram:
     """Counts the requests of one kind of one worker, in a `histogram` without labels."""
 
     def __init__(self, histogram: Histogram) -> None:
@@ -59,13 +59,13 @@ class Latency:
             sample.name: sample.value
             for family in families
             if family.name == self._name
-            for sample in whole(family).samples
+            for sample in fix_histogram_totals(family).samples
         }
         count = sums.get(f"{self._name}_count", 0.0)
         return float(sums[f"{self._name}_sum"] / count) if count else 0.0
 
 
-def whole(family: Metric) -> Metric:
+def fix_histogram_totals(family: Metric) -> Metric:
     """Put right what prometheus_client has added up of a histogram's files: it has added the buckets below to the last
     one, which holds them already. Anything else stays as it is.
     """

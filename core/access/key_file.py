@@ -31,7 +31,7 @@ import yaml
 
 from core.access.keys import API_KEY_ID, ID, STANDARD, TIERS, Key, Role, digest_of
 from core.settings import yaml_document
-from core.settings.setting import Problem, Unfit, meant, printable
+from core.settings.setting import SettingProblem, Unfit, quote_if_needed, suggestion
 from core.settings.yaml_document import Unreadable
 
 SETTING: Final = "security.keys_path"
@@ -49,7 +49,7 @@ class Keys(NamedTuple):
     """What a keys file says: its keys, and its problems. With a problem, the keys are not all there."""
 
     keys: list[Key]
-    problems: list[Problem]
+    problems: list[SettingProblem]
 
 
 def read(path: str, api_key: str | None) -> Keys:
@@ -138,7 +138,7 @@ MEMBERS: Final[Mapping[str, Member]] = {
 
 
 def _brief(text: str) -> str:
-    return printable(text) if len(text) <= _SHOWN_LENGTH_MAX else f"a text of {len(text)} characters"
+    return quote_if_needed(text) if len(text) <= _SHOWN_LENGTH_MAX else f"a text of {len(text)} characters"
 
 
 # -- the walk ----------------------------------------------------------------------------------------------------------
@@ -147,13 +147,13 @@ class _Walk:
 
     def __init__(self, path: str) -> None:
         self.keys: list[Key] = []
-        self.problems: list[Problem] = []
+        self.problems: list[SettingProblem] = []
         self._path = path
         self._holders: dict[str | bytes, str] = {}  # of each id and digest, where it was met first
 
     def refuse_file(self, what: str) -> None:
         """Note what is wrong with the file as a whole."""
-        self.problems.append(Problem(SETTING, f"{SETTING} is {yaml_document.shown(self._path)}, {what}"))
+        self.problems.append(SettingProblem(SETTING, f"{SETTING} is {yaml_document.escape(self._path)}, {what}"))
 
     def take_file(self, root: yaml.Node | None, api_digest: bytes | None) -> None:
         """Take every key below `root`."""
@@ -220,7 +220,7 @@ class _Walk:
             if name is None:
                 self._refuse(where or "the keys file", f"has {_kind(name_node)} for a name", name_node, expected)
             elif name not in names:
-                self._refuse(prefix + _brief(name), "is unknown", name_node, expected + meant(name, names))
+                self._refuse(prefix + _brief(name), "is unknown", name_node, expected + suggestion(name, names))
             elif name in found:
                 self._refuse(prefix + name, "is given twice", name_node, "it once")
             else:
@@ -229,7 +229,7 @@ class _Walk:
 
     def _refuse(self, where: str, what: str, node: yaml.Node, expected: str) -> None:
         origin = yaml_document.origin(self._path, node)
-        self.problems.append(Problem(where, f"{where} {what} ({origin}): expected {expected}"))
+        self.problems.append(SettingProblem(where, f"{where} {what} ({origin}): expected {expected}"))
 
 
 def _kind(node: yaml.Node) -> str:

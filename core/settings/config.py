@@ -23,7 +23,7 @@ import msgspec
 from core.access.keys import STANDARD
 from core.machine.cgroup import Cgroup
 from core.settings import proxies
-from core.settings.setting import Problem, Value, about, settings_of
+from core.settings.setting import SettingProblem, Value, about, settings_of
 
 WORKERS_MAX: Final = 64
 # An IPv6 address, an IPv4 address, or a name whose last label is no number (RFC 1123 §2.1).
@@ -297,7 +297,7 @@ def values_of(config: Config) -> dict[str, Value]:
     return values
 
 
-def planted(values: Mapping[str, Value]) -> Config:
+def build_config(values: Mapping[str, Value]) -> Config:
     """Return the tree that has `values` (complete, by dotted key, each admitted) for leaves."""
     tree: dict[str, Any] = {}
     for key, value in values.items():
@@ -322,7 +322,7 @@ _ORDERS: Final = (
 )
 
 
-def contradictions(values: Mapping[str, Any], faulty: Collection[str] = ()) -> list[Problem]:
+def contradictions(values: Mapping[str, Any], faulty: Collection[str] = ()) -> list[SettingProblem]:
     """Return what is wrong between the settings of `values` (complete, by dotted key, each within its range).
 
     A relation with a key in `faulty` is not judged: that setting has been refused, and what stands in for it says
@@ -335,5 +335,5 @@ def contradictions(values: Mapping[str, Any], faulty: Collection[str] = ()) -> l
         pairs = [(values[low], values[high]) for low, high in itertools.pairwise(keys)]
         if any(low > high or (strict and low == high) for low, high in pairs):
             given = ", ".join(f"{key} is {values[key]}" for key in keys)
-            problems.append(Problem(keys[0], f"{given}: expected {(' < ' if strict else ' ≤ ').join(keys)}"))
+            problems.append(SettingProblem(keys[0], f"{given}: expected {(' < ' if strict else ' ≤ ').join(keys)}"))
     return problems

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import yaml
 
 from core.settings import yaml_document
-from core.settings.setting import Layer, Setting, meant, printable, quoted
+from core.settings.setting import Layer, Setting, quote_if_needed, quoted, suggestion
 from core.settings.yaml_document import Unreadable
 
 
@@ -24,7 +24,7 @@ def read(path: str, settings: Mapping[str, Setting]) -> Layer:
     try:
         root = yaml_document.read(path).root
     except Unreadable as error:
-        layer.note("CONFIG_PATH", f"{yaml_document.shown(path)} {error}: expected a YAML file")
+        layer.note("CONFIG_PATH", f"{yaml_document.escape(path)} {error}: expected a YAML file")
         return layer
     if root is not None:
         _walk_section(root, "", path, settings, layer)
@@ -50,7 +50,7 @@ def _walk_section(node: yaml.Node, section: str, path: str, settings: Mapping[st
             continue
         key = section + key_node.value
         if key in seen:
-            layer.note(key, f"{printable(key)} is given twice ({seen[key]} and {origin}): expected once")
+            layer.note(key, f"{quote_if_needed(key)} is given twice ({seen[key]} and {origin}): expected once")
             continue
         seen[key] = origin
         if key in settings:
@@ -59,7 +59,7 @@ def _walk_section(node: yaml.Node, section: str, path: str, settings: Mapping[st
             _walk_section(value_node, key + ".", path, settings, layer)
         else:
             expected = f"expected one of {', '.join(children)}"
-            layer.note(key, f"{printable(key)} is unknown ({origin}): {expected}{meant(key, settings)}")
+            layer.note(key, f"{quote_if_needed(key)} is unknown ({origin}): {expected}{suggestion(key, settings)}")
 
 
 def _take_setting(node: yaml.Node, setting: Setting, origin: str, layer: Layer) -> None:
@@ -69,7 +69,7 @@ def _take_setting(node: yaml.Node, setting: Setting, origin: str, layer: Layer) 
     elif yaml_document.is_null(node):
         layer.refuse(setting, "is empty", origin)
     elif wants_text and node.tag != yaml_document.TEXT:
-        layer.refuse(setting, f"is {printable(node.value)}, which is not text", origin)
+        layer.refuse(setting, f"is {quote_if_needed(node.value)}, which is not text", origin)
     elif not wants_text and node.style is not None:
         layer.refuse(setting, f"is the text {quoted(node.value)}", origin)
     else:
@@ -81,4 +81,4 @@ def _kind(node: yaml.Node) -> str:
         return "a section"
     if isinstance(node, yaml.SequenceNode):
         return "a list"
-    return printable(node.value)
+    return quote_if_needed(node.value)

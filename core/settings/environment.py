@@ -21,7 +21,7 @@ newline that no header can carry, and it never appears in a problem.
 from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple
 
-from core.settings.setting import Layer, Setting, meant, printable, quoted
+from core.settings.setting import Layer, Setting, quote_if_needed, quoted, suggestion
 
 EnvironmentName = Literal["development", "staging", "production"]
 
@@ -69,7 +69,9 @@ def _read_name(environ: Mapping[str, str], layer: Layer) -> EnvironmentName:
     given = environ.get("MLSDM_ENV", "development")
     if known := NAMES.get(given.strip().lower()):
         return known
-    layer.note("MLSDM_ENV", f"MLSDM_ENV is {quoted(given)}: expected one of {', '.join(NAMES)}{meant(given, NAMES)}")
+    layer.note(
+        "MLSDM_ENV", f"MLSDM_ENV is {quoted(given)}: expected one of {', '.join(NAMES)}{suggestion(given, NAMES)}"
+    )
     return "development"
 
 
@@ -84,8 +86,8 @@ def _read_overrides(environ: Mapping[str, str], settings: Mapping[str, Setting],
                 layer.refuse(setting, "is empty", variable)
         elif variable.startswith("MLSDM_") and variable != "MLSDM_ENV" and not variable.startswith(_SERVICE_LINKS):
             bare = variable.removeprefix("MLSDM_")
-            hint = f"; did you mean {bare}?" if bare in _BARE_NAMES else meant(variable, by_variable, "__")
-            layer.note(variable, f"{printable(variable)} is unknown: expected MLSDM_<SECTION>__<KEY>{hint}")
+            hint = f"; did you mean {bare}?" if bare in _BARE_NAMES else suggestion(variable, by_variable, "__")
+            layer.note(variable, f"{quote_if_needed(variable)} is unknown: expected MLSDM_<SECTION>__<KEY>{hint}")
 
 
 def _read_plain(environ: Mapping[str, str], settings: Mapping[str, Setting], layer: Layer) -> None:

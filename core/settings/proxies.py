@@ -10,7 +10,7 @@ address, and both readings open a door. So is a scope (`fe80::1%eth0`): addresse
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from core.settings.setting import Unfit, printable
+from core.settings.setting import Unfit, quote_if_needed
 
 Network = IPv4Network | IPv6Network
 
@@ -33,9 +33,9 @@ def _fault(item: str) -> str:
         return "an empty item"
     wide = _parsed(item, strict=False)
     if wide is None:
-        return f"{printable(item)}, which is neither an address nor a network"
+        return f"{quote_if_needed(item)}, which is neither an address nor a network"
     if _parsed(item, strict=True) is None:
-        return f"{printable(item)}, whose address has bits beyond its length (perhaps {wide})"
+        return f"{quote_if_needed(item)}, whose address has bits beyond its length (perhaps {wide})"
     return ""
 
 

@@ -127,7 +127,7 @@ def about(
     return msgspec.Meta(description=description, extra={"unit": unit, "words": words, "check": check}, **bounds)
 
 
-class Problem(NamedTuple):
+class SettingProblem(NamedTuple):
     """What is wrong with one key, as a sentence that names it, says what was given and what was expected."""
 
     key: str
@@ -138,7 +138,7 @@ class Layer(NamedTuple):
     """What one source says: admitted values by dotted key, and its problems."""
 
     values: dict[str, Value]
-    problems: list[Problem]
+    problems: list[SettingProblem]
 
     def take(self, setting: Setting, text: str, origin: str) -> None:
         """Admit `text` for `setting` or note why not. `origin` tells the operator where it stands."""
@@ -147,15 +147,15 @@ class Layer(NamedTuple):
         except Unfit as error:
             self.refuse(setting, str(error), origin)
         except ValueError:
-            self.refuse(setting, f"is {printable(text)}" if text.strip() else "is empty", origin)
+            self.refuse(setting, f"is {quote_if_needed(text)}" if text.strip() else "is empty", origin)
 
     def refuse(self, setting: Setting, what: str, origin: str) -> None:
         """Note that `setting` was given something of the wrong kind."""
         expected = f"expected {setting.range} (unit: {setting.unit})"
-        self.problems.append(Problem(setting.key, f"{setting.key} {what} ({origin}): {expected}"))
+        self.problems.append(SettingProblem(setting.key, f"{setting.key} {what} ({origin}): {expected}"))
 
     def note(self, key: str, sentence: str) -> None:
-        self.problems.append(Problem(key, sentence))
+        self.problems.append(SettingProblem(key, sentence))
 
 
 def settings_of(tree: type[msgspec.Struct], prefix: str = "") -> Iterator[Setting]:
@@ -169,7 +169,7 @@ def settings_of(tree: type[msgspec.Struct], prefix: str = "") -> Iterator[Settin
             yield Setting(prefix + field, hints[field], getattr(defaults, field))
 
 
-def spelled(value: Value) -> str:
+def to_yaml_scalar(value: Value) -> str:
     """Return `value` as a configuration file has it."""
     return str(value).lower() if isinstance(value, bool) else str(value) or '""'
 
@@ -181,12 +181,12 @@ def quoted(text: str) -> str:
     return shown.repr(text)
 
 
-def printable(name: str) -> str:
+def quote_if_needed(name: str) -> str:
     """Return what an operator wrote; quoted only where it could be misread or would break the line or the terminal."""
     return name if name.isprintable() and " " not in name and len(name) <= _SHOWN_LENGTH_MAX else quoted(name)
 
 
-def meant(name: str, known: Collection[str], separator: str = ".") -> str:
+def suggestion(name: str, known: Collection[str], separator: str = ".") -> str:
     """Return `; did you mean …?` with the known name nearest to `name`, whole or by its last part; "" if none is."""
     name = name[: 2 * _SHOWN_LENGTH_MAX]  # the comparison is quadratic in the length
     # Of names that end alike the first declared is meant: it is the one that stands nearest to the top.

@@ -58,10 +58,10 @@ def is_null(node: yaml.Node) -> bool:
 
 def origin(path: str, node: yaml.Node) -> str:
     """Return where a node stands, for an operator."""
-    return f"{shown(path)}, line {node.start_mark.line + 1}"
+    return f"{escape(path)}, line {node.start_mark.line + 1}"
 
 
-def shown(text: str) -> str:
+def escape(text: str) -> str:
     """Return a path or a parser's reason in full, however long, with what would break the line escaped."""
     return text if text.isprintable() else repr(text)[1:-1]
 
@@ -76,6 +76,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if not isinstance(error, yaml.MarkedYAMLError):
-        return shown(" ".join(str(error).split()))
-    found = shown(" ".join(filter(None, (error.context, error.problem))))
+        return escape(" ".join(str(error).split()))
+    found = escape(" ".join(filter(None, (error.context, error.problem))))
     return found if error.problem_mark is None else f"{found}, line {error.problem_mark.line + 1}"

@@ -6,11 +6,11 @@
 
 An input is a program: a byte under 128 stands for itself, one above for a fragment of HTTP (a field, a chunk, a whole
 request), so that a mutation of one byte is a mutation of syntax. Its last four bytes say where the bytes are split and
-whether the peer is slow to read. What the program says is fed to the real `Message` and the real `Connection` (its
-transport records), whole and split, and six things must hold; `check` is all of them, needs no fuzzer, and is what
+whether the peer is slow to read. What the program says is fed to the real `RequestParser` and the real `Connection`
+(its transport records), whole and split, and six things must hold; `check` is all of them, needs no fuzzer, and is what
 the tests run:
 
-1. Nothing but Refusal escapes `Message.feed`.
+1. Nothing but Refusal escapes `RequestParser.feed`.
 2. Split or whole, the same requests are delivered and the same refusal ends them.
 3. What we take for request N begins where a strict reading of RFC 9112 says that request N−1 ends, and has the method,
    version and body of that reading (`testing.strict_http`).
@@ -41,19 +41,19 @@ if atheris is not None and __name__ == "__main__":
     with atheris.instrument_imports(include=["app", "core"]):
         from app.httpd.connection import Connection
         from app.httpd.framing import Refusal
-        from app.httpd.head_cache import Head, Heads
+        from app.httpd.head_cache import Head, HeadCache
         from app.httpd.request_names import Tracer
-        from app.httpd.request_parser import Message
-        from app.httpd.worker_state import Service
+        from app.httpd.request_parser import RequestParser
+        from app.httpd.worker_state import WorkerState
         from app.httpd.wsgi_call import CLOSE
         from app.httpd.wsgi_environ import base
 else:
     from app.httpd.connection import Connection
     from app.httpd.framing import Refusal
-    from app.httpd.head_cache import Head, Heads
+    from app.httpd.head_cache import Head, HeadCache
     from app.httpd.request_names import Tracer
-    from app.httpd.request_parser import Message
-    from app.httpd.worker_state import Service
+    from app.httpd.request_parser import RequestParser
+    from app.httpd.worker_state import WorkerState
     from app.httpd.wsgi_call import CLOSE
     from app.httpd.wsgi_environ import base
 
@@ -147,7 +147,7 @@ def call_of(environ: WSGIEnvironment) -> Call:
     )
 
 
-class Forgetful(Heads):
+class Forgetful(HeadCache):
     """Heads of which none is ever familiar."""
 
     def __init__(self) -> None:
@@ -155,7 +155,7 @@ class Forgetful(Heads):
         self.find = dict[bytes, Head]().get
 
 
-def by_message(pieces: Iterable[bytes], heads: Heads | None = None) -> Outcome:
+def by_message(pieces: Iterable[bytes], heads: HeadCache | None = None) -> Outcome:
     """Feed the message alone. Anything but Refusal that escapes it, escapes this."""
     calls: list[Call] = []
     open_ = [True]
@@ -165,8 +165,8 @@ def by_message(pieces: Iterable[bytes], heads: Heads | None = None) -> Outcome:
         open_[0] = persistence != CLOSE
         return open_[0]
 
-    message = Message(
-        base("http", ("127.0.0.1", 80), CLIENT), TRACER, heads or Heads(), deliver, lambda _size, _environ: None
+    message = RequestParser(
+        base("http", ("127.0.0.1", 80), CLIENT), TRACER, heads or HeadCache(), deliver, lambda _size, _environ: None
     )
     try:
         for piece in pieces:
@@ -271,7 +271,7 @@ def by_connection(pieces: Iterable[bytes], *, slow: bool = False) -> tuple[Outco
     """Feed a connection; returns the outcome, and which call's body was not wanted."""
     app = Echo()
     turns = Turns()
-    service = Service(app, cast(asyncio.AbstractEventLoop, turns), LOG)
+    service = WorkerState(app, cast(asyncio.AbstractEventLoop, turns), LOG)
     connection, transport = Connection(service, CLIENT), Recorder(slow=slow)
     connection.connection_made(transport)
     transport.connection = connection

@@ -17,7 +17,7 @@ from typing import Final
 
 from core import startup
 from core.settings.config import values_of
-from core.settings.setting import spelled
+from core.settings.setting import to_yaml_scalar
 
 _STAND_IN: Final = {"API_KEY": "*" * startup.API_KEY_LENGTH_MIN}
 
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.verbose:
         print(f"# {loaded.source} in {loaded.environment}, with the variables of this environment")
         for key, value in values_of(loaded.config).items():
-            print(f"{key}: {spelled(value)}")
+            print(f"{key}: {to_yaml_scalar(value)}")
     if keyless and loaded.environment == "production" and not keys_path:
         print("note: API_KEY is not set here; without it a production server refuses to start", file=sys.stderr)
     for note in loaded.notes:

@@ -43,7 +43,7 @@ class _Client(NamedTuple):
 _OTHERS: Final = _Client("", "")
 
 
-class Audit:
+class AuditLog:
     """Writes the audit log of one worker. `clock` in seconds, monotonic."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -1,8 +1,8 @@
 """Idempotency keys: what makes an event safe to send again.
 
-A client that got no answer cannot know whether its event was decided. With an `Idempotency-Key` it may send the same
-request again, to any worker: the receipt of the first decision is published with it, by the same store, so the retry
-gets the first answer, also when whoever decided died before answering. In a batch each event has its own receipt.
+A client that got no answer cannot know whether its event was decided. With an `IdempotencyKeys-Key` it may send the
+same request again, to any worker: the receipt of the first decision is published with it, by the same store, so the
+retry gets the first answer, also when whoever decided died before answering. In a batch each event has its own receipt.
 
 A key belongs to the client (its API key) that sent it, and to one request: the same key with anything else is refused,
 whatever differs, body, media type, moral value or route. Only keyed hashes are stored. The block keeps the newest
@@ -28,14 +28,14 @@ _WORD: Final = rf"[!#-\[\]-~]{{1,{IDEMPOTENCY_KEY_LENGTH.value}}}"
 _PATTERN: Final = rf'({_WORD}|"{_WORD}")'
 _KEY: Final = re.compile(_PATTERN)
 IDEMPOTENCY_KEY: Final = Parameter(
-    "Idempotency-Key",
+    "IdempotencyKeys-Key",
     "header",
     Annotated[str, Meta(pattern=f"^{_PATTERN}$")],
     "Makes the request safe to send again: a retry gets the first answer.",
 )
 
 
-class Idempotency:
+class IdempotencyKeys:
     """Makes the block's keys of a client's. `secret` is 16 bytes, the same in every worker."""
 
     def __init__(self, secret: bytes) -> None:
@@ -51,8 +51,8 @@ class Idempotency:
             expected = f"1 to {limit.value} visible ASCII characters without blanks and quotes"
             wrong = f"has {len(given)} characters" if len(given) > limit.value or not given else "is no word"
             raise Problem(
-                limit.status, limit.code, f"Idempotency-Key: {wrong}; expected {expected}",
-                field="Idempotency-Key", expected=expected,
+                limit.status, limit.code, f"IdempotencyKeys-Key: {wrong}; expected {expected}",
+                field="IdempotencyKeys-Key", expected=expected,
             )  # fmt: skip
         word = given.strip('"')
         client: Client = environ["mlsdm.client"]

@@ -71,7 +71,7 @@ def refuse_body(error: Exception, body: str, expected: Members, item: str = "") 
         raise malformed(f"The body holds text that is not UTF-8: {error.reason}.") from error
     if not isinstance(error, msgspec.ValidationError):
         raise malformed(f"The body is not {body}: {error}.") from error
-    reason, where = told(error)
+    reason, where = explain(error)
     where = (item + where).lstrip(".")
     node: str | Members = expected
     for step in where.split("."):
@@ -91,7 +91,7 @@ def _wanted(node: "str | Members") -> str:
     return node if isinstance(node, str) else "an object"
 
 
-def told(error: msgspec.ValidationError) -> tuple[str, str]:
+def explain(error: msgspec.ValidationError) -> tuple[str, str]:
     """Return what is wrong and where, `[3]` or `.name`, "" at the root: msgspec's sentence in our words."""
     text = str(error)
     match = _PATH.search(text)

@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn, TypeAlias
 
 import msgspec
 
-from app.api.codec.body_errors import count_of_packed, told
+from app.api.codec.body_errors import count_of_packed, explain
 from app.api.codec.json_reader import Reader
 from app.api.problem import Problem, invalid
 from core.limits import VECTOR_NORM
@@ -99,7 +99,7 @@ class Codec:
             raise invalid(field, "dimension_mismatch", f"has {count} elements", f"{self.dimension} elements")
 
     def _wrong(self, error: msgspec.ValidationError, field: str) -> Problem:
-        reason, where = told(error)
+        reason, where = explain(error)
         return invalid(field + where, "vector_invalid", reason, self.expected)
 
 

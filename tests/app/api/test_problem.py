@@ -7,7 +7,7 @@ import falcon.testing
 import msgspec
 import pytest
 
-from app.api.decision_view import Decision
+from app.api.decision_view import DecisionView
 from app.api.problem import Problem, invalid, malformed, of_store_error, over, serialise
 from core.limits import BATCH_COUNT, BODY_SIZE
 from shm import errors
@@ -167,7 +167,7 @@ def test_a_store_that_cannot_serve_is_503_with_retry_after(
     assert dict(refusal.headers or {})["Retry-After"] == retry_after
 
 
-DECISION = Decision(True, "accepted", 1, 0.5, 0.5, 0.5, 0.5, "wake", 2, "boot", 1)
+DECISION = DecisionView(True, "accepted", 1, 0.5, 0.5, 0.5, 0.5, "wake", 2, "boot", 1)
 
 
 class Failing:

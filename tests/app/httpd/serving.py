@@ -20,7 +20,7 @@ import uvloop
 from app.httpd.connection import Connection
 from app.httpd.framing import Refusal
 from app.httpd.tls import Tls
-from app.httpd.worker_state import Service
+from app.httpd.worker_state import WorkerState
 from tests.app.httpd.certificate import CERTIFICATE, write_certificate
 
 PATIENCE = 20.0  # seconds a test waits for what must happen; nothing is asserted about how soon it does
@@ -87,7 +87,7 @@ class Server:
     """A running service: its address, and the parts a test may look at."""
 
     address: tuple[str, int]
-    service: Service
+    service: WorkerState
     loop: asyncio.AbstractEventLoop
     app: Any
     trust: ssl.SSLContext | None = None  # what its clients need on TLS
@@ -143,7 +143,7 @@ def serving(
         moment = [1e6]
         clock = (lambda: moment[0]) if pace else time.monotonic
         scheme = "http" if context is None else "https"
-        service = Service(app, loop, logging.getLogger("test"), scheme=scheme, clock=clock)
+        service = WorkerState(app, loop, logging.getLogger("test"), scheme=scheme, clock=clock)
 
         def make() -> Any:
             connection = protocol(service, ("127.0.0.1", 4242), refusal)

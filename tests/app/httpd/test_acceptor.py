@@ -7,14 +7,14 @@ import socket
 import time
 
 from app.httpd.acceptor import BATCH_COUNT, Acceptor, Alone
-from app.httpd.worker_state import Service
+from app.httpd.worker_state import WorkerState
 from core.limits import KERNEL_BUFFER_SIZE
 
 
 def test_the_kernel_holds_little_of_what_is_not_read() -> None:
     """What is accepted inherits the bound on bytes that are not sent yet."""
     loop = asyncio.new_event_loop()
-    service = Service(lambda _environ, _start_response: [], loop, logging.getLogger("test"))
+    service = WorkerState(lambda _environ, _start_response: [], loop, logging.getLogger("test"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         Acceptor(service, [listener], Alone(), 1, None)
         with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
@@ -27,7 +27,7 @@ def test_more_are_accepted_where_turns_are_long() -> None:
     count = 100
     turns = [0]
     loop = asyncio.new_event_loop()
-    service = Service(lambda _environ, _start_response: [], loop, logging.getLogger("test"))
+    service = WorkerState(lambda _environ, _start_response: [], loop, logging.getLogger("test"))
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2 * count))
         listener.setblocking(False)

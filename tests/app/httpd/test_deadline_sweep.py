@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from app.httpd.deadline_sweep import END_COUNT, LOOK_COUNT, Rounds
+from app.httpd.deadline_sweep import END_COUNT, LOOK_COUNT, DeadlineSweep
 
 
 class Circle:
-    """Rounds over `members`, on a loop that turns when the test says so."""
+    """A sweep over `members`, on a loop that turns when the test says so."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.members: set[Any] = set()
-        self.rounds = Rounds(loop, self.members)
+        self.rounds = DeadlineSweep(loop, self.members)
 
     def turn(self) -> None:
         """Let the loop turn once."""

@@ -8,7 +8,7 @@ import ssl
 
 import pytest
 
-from app.httpd.worker_state import Service
+from app.httpd.worker_state import WorkerState
 from core.limits import IDLE_SECONDS, LINGER_SECONDS
 from tests.app.httpd.serving import GOOD, PATIENCE, Echo, Reader, connections, dial, get, post, serving, until
 
@@ -151,7 +151,7 @@ def test_clock_is_patient() -> None:
     """Time during which the loop stood still is not held against the clients."""
     moment = [100.0]
     loop = asyncio.new_event_loop()
-    service = Service(Echo(), loop, logging.getLogger("test"), clock=lambda: moment[0])
+    service = WorkerState(Echo(), loop, logging.getLogger("test"), clock=lambda: moment[0])
     start = service.now
     moment[0] += 60.0
     service.tick()

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from app.httpd import head_cache
-from app.httpd.head_cache import HEAD_SIZE_MAX, Heads
+from app.httpd.head_cache import HEAD_SIZE_MAX, HeadCache
 from app.httpd.request_names import Tracer
-from app.httpd.request_parser import LARGE_BODY_SIZE, Message
+from app.httpd.request_parser import LARGE_BODY_SIZE, RequestParser
 from app.httpd.wsgi_environ import base
 
 PLAIN = b"GET /state?a=%20b HTTP/1.1\r\nHost: a\r\nX-Api-Key: secret\r\n\r\n"
@@ -18,10 +18,10 @@ POSTED = b"POST /event HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
 class Reader:
     """One connection's message, the environs that it delivers, and how often its parser is asked."""
 
-    def __init__(self, known: Heads, address: str = "127.0.0.1") -> None:
+    def __init__(self, known: HeadCache, address: str = "127.0.0.1") -> None:
         self.environs: list[dict[str, Any]] = []
         environ = base("http", ("127.0.0.1", 80), (address, 4242))
-        self.message = Message(environ, Tracer(bytes), known, self._deliver, lambda _size, _environ: None)
+        self.message = RequestParser(environ, Tracer(bytes), known, self._deliver, lambda _size, _environ: None)
 
     def _deliver(self, environ: dict[str, Any], persistence: str) -> bool:
         self.environs.append({**environ, "body": environ["wsgi.input"].read(), "persistence": persistence})
@@ -39,7 +39,7 @@ class Reader:
 @pytest.mark.parametrize("request_", [PLAIN, POSTED])
 def test_a_familiar_head_says_the_same(request_: bytes) -> None:
     """From the third time on, on other connections from the first; each has its own address and its own name."""
-    known = Heads()
+    known = HeadCache()
     reader, other = Reader(known), Reader(known, "10.0.0.1")
 
     first = [reader.feed(request_) for _ in range(4)]
@@ -52,7 +52,7 @@ def test_a_familiar_head_says_the_same(request_: bytes) -> None:
 
 def test_the_content_is_the_request_s_own() -> None:
     """Only the head is known, and only requests that are whole: the rest is the parser's."""
-    known = Heads()
+    known = HeadCache()
     reader = Reader(known)
     for body in (b"abc", b"def", b"ghi", b"jkl"):
         assert body == reader.feed(POSTED[:-3] + body)["body"]
@@ -66,7 +66,7 @@ def test_the_content_is_the_request_s_own() -> None:
 
 def test_what_is_new_in_each_head_is_not_learned() -> None:
     """And drives nobody out who is: a client that names each of its requests beside one that does not."""
-    known = Heads()
+    known = HeadCache()
     reader = Reader(known)
     for number in range(1_000):
         named = PLAIN.replace(b"\r\n\r\n", b"\r\nX-Request-ID: n%d\r\n\r\n" % number)
@@ -80,7 +80,7 @@ def test_a_name_that_stays_is_taken_over_each_time() -> None:
     """The members of a request's own are made anew, from what the head says."""
     trace = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     request_ = PLAIN.replace(b"\r\n\r\n", b"\r\nX-Request-ID: mine\r\nTraceparent: %s\r\n\r\n" % trace)
-    known = Heads()
+    known = HeadCache()
     reader = Reader(known)
     for _ in range(4):
         reader.feed(request_)
@@ -109,7 +109,7 @@ def test_a_name_that_stays_is_taken_over_each_time() -> None:
 )
 def test_what_is_not_plain_is_the_parser_s(request_: bytes) -> None:
     """Heads in a form that is not the canonical one, or that ask for more than an answer."""
-    known = Heads()
+    known = HeadCache()
     for _ in range(3):
         reader = Reader(known)
         reader.message._unfamiliar = hash(request_[: request_.find(b"\r\n\r\n") + 4])  # as if it had come before
@@ -122,7 +122,7 @@ def test_they_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that was learned first makes room."""
     monkeypatch.setattr(head_cache, "HEADS_COUNT", 3)
     monkeypatch.setattr(head_cache, "TRIES_COUNT", 1)
-    known = Heads()
+    known = HeadCache()
     reader = Reader(known)
     for number in (1, 2, 3, 4):
         for _ in range(2):
@@ -134,7 +134,7 @@ def test_they_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_more_of_them_than_places_do_not_drive_each_other_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """One in so many takes another's place: five clients in turn, and three places."""
     monkeypatch.setattr(head_cache, "HEADS_COUNT", 3)
-    known = Heads()
+    known = HeadCache()
     readers = [Reader(known) for _ in range(5)]
     requests = [PLAIN.replace(b"Host: a", b"Host: a%d" % number) for number in range(5)]
     for reader, request_ in zip(readers * 4, requests * 4, strict=True):
@@ -149,7 +149,7 @@ def test_more_of_them_than_places_do_not_drive_each_other_out(monkeypatch: pytes
 @pytest.mark.parametrize("fields", [1, 5, 18, 19, 98])
 def test_each_takes_little(fields: int) -> None:
     """Whatever a head of that size is made of: a few long fields, or many short ones with names of their own."""
-    known = Heads()
+    known = HeadCache()
     reader = Reader(known)
     size = (HEAD_SIZE_MAX - 60) // fields - 10
     tracemalloc.start()
@@ -169,7 +169,7 @@ def test_each_takes_little(fields: int) -> None:
 
 def test_the_method_of_an_earlier_request_is_nobody_s() -> None:
     """A head that has no method yet is no HEAD: who is refused for it gets content."""
-    reader = Reader(Heads())
+    reader = Reader(HeadCache())
     reader.feed(PLAIN.replace(b"GET", b"HEAD"))
     reader.message.feed(b"G")
 

@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import pytest
 
-from app.httpd.heap_trim import INTERVAL_SECONDS, Heap
+from app.httpd.heap_trim import INTERVAL_SECONDS, HeapTrim
 from loadtests.cost.process_memory import written_mb
 from testing.live_server import LiveServer, eventually
 
@@ -94,7 +94,7 @@ class TestHeap:
     def test_once_a_second(self) -> None:
         """However often the beat looks."""
         trims: list[int] = []
-        heap = Heap(trims.append)
+        heap = HeapTrim(trims.append)
         for quarter in range(41):
             heap.look(quarter * 0.25)
 
@@ -104,4 +104,4 @@ class TestHeap:
         """What has no malloc_trim keeps what it likes."""
         monkeypatch.setattr("ctypes.CDLL", lambda _name: object())
 
-        Heap().look(1.0)
+        HeapTrim().look(1.0)

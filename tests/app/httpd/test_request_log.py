@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.httpd.request_log import AccessLog
+from app.httpd.request_log import RequestLog
 from testing.live_server import LiveServer
 
 LOG = logging.getLogger("test.access")
@@ -25,7 +25,7 @@ def test_of_what_goes_well_a_share_has_a_line(caplog: pytest.LogCaptureFixture) 
     """By chance, and not every n-th; what fails has its line whatever chance says."""
     caplog.set_level(logging.DEBUG, LOG.name)
     chances = iter([0.0, 0.29, 0.3, 0.99])
-    access = AccessLog(LOG, 0.3, chance=lambda: next(chances))
+    access = RequestLog(LOG, 0.3, chance=lambda: next(chances))
 
     for size in (1, 2, 3, 4):
         access.write(environ(), 200, size)
@@ -41,7 +41,7 @@ def test_of_what_goes_well_a_share_has_a_line(caplog: pytest.LogCaptureFixture) 
 def test_all_and_none_are_shares_too(caplog: pytest.LogCaptureFixture, ratio: float, count: int) -> None:
     """Exactly, and not nearly."""
     caplog.set_level(logging.DEBUG, LOG.name)
-    access = AccessLog(LOG, ratio)
+    access = RequestLog(LOG, ratio)
 
     for _ in range(50):
         access.write(environ(), 200, 1)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from app.httpd.request_names import Trace
-from app.httpd.worker_state import Service
-from app.httpd.wsgi_call import CLOSE, KEEP_ALIVE, PERSIST, Exchange
+from app.httpd.worker_state import WorkerState
+from app.httpd.wsgi_call import CLOSE, KEEP_ALIVE, PERSIST, WsgiCall
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -19,17 +19,17 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 NAMES = {"mlsdm.request_id": "r-1", "REMOTE_ADDR": "192.0.2.1", "REMOTE_PORT": "7"}
 
 
-def service_of(application: Any, scheme: str = "http") -> Service:
+def service_of(application: Any, scheme: str = "http") -> WorkerState:
     loop = asyncio.new_event_loop()
-    service = Service(application, loop, logging.getLogger("test.exchange"), scheme=scheme)
+    service = WorkerState(application, loop, logging.getLogger("test.exchange"), scheme=scheme)
     loop.close()
     return service
 
 
-def whole(service: Service, persistence: str = PERSIST, **environ: Any) -> bytes:
+def whole(service: WorkerState, persistence: str = PERSIST, **environ: Any) -> bytes:
     """Return an answer as it goes out."""
     request = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "mlsdm.received_ns": time.monotonic_ns(), **NAMES, **environ}
-    return Exchange().answer(service, request, persistence)
+    return WsgiCall().answer(service, request, persistence)
 
 
 def answer(
@@ -145,7 +145,7 @@ def test_status_may_be_replaced_after_an_error() -> None:
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         start_response("200 OK", [])
         start_response(
-            "503 Service Unavailable", [], (None, None, None) if environ["REQUEST_METHOD"] == "GET" else None
+            "503 WorkerState Unavailable", [], (None, None, None) if environ["REQUEST_METHOD"] == "GET" else None
         )
         return []
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from app.httpd.acceptor import NOT_ACCEPTING
-from app.processes.connection_counts import FRESH_NS, RowOccupancy
+from app.processes.connection_counts import FRESH_NS, ConnectionCounts
 from shm import process
 from testing.block_fixture import Formed
 
@@ -20,11 +20,11 @@ def formed() -> Iterator[Formed]:
     block.close()
 
 
-def seat(formed: Formed, row: int, connections: int, heartbeat_ns: int = NOW_NS) -> RowOccupancy:
+def seat(formed: Formed, row: int, connections: int, heartbeat_ns: int = NOW_NS) -> ConnectionCounts:
     """Give a row to this process, as a worker takes it; returns its view."""
     formed.block.region("rows", row).pid = process.myself().pid
     formed.block.region("rows", row).heartbeat_ns = heartbeat_ns
-    view = RowOccupancy(formed.block, row, lambda: NOW_NS)
+    view = ConnectionCounts(formed.block, row, lambda: NOW_NS)
     view.publish(connections)
     return view
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.processes.lock_backoff import Patience
+from app.processes.lock_backoff import LockBackoff
 from core.limits import LOCK_WAIT_MILLISECONDS
 from testing.block_fixture import Formed
 
@@ -23,7 +23,7 @@ def formed() -> Iterator[Formed]:
 def test_no_request_waits_after_the_one_that_waited_in_vain(formed: Formed) -> None:
     """Not even one that came in the same turn of the loop: patience is lost before the loop goes on."""
     loop = asyncio.new_event_loop()
-    patience = Patience(formed.block, loop)
+    patience = LockBackoff(formed.block, loop)
 
     patience.lose()
 
@@ -34,7 +34,7 @@ def test_no_request_waits_after_the_one_that_waited_in_vain(formed: Formed) -> N
 def test_patience_comes_back_when_the_lock_moves(formed: Formed) -> None:
     """However often it was lost meanwhile, and also when it was lost while it came back."""
     loop = asyncio.new_event_loop()
-    patience = Patience(formed.block, loop)
+    patience = LockBackoff(formed.block, loop)
 
     async def lose_and_wait() -> list[int]:
         seen = []

@@ -21,7 +21,7 @@ import pytest
 from app.api.access.gate import Gate
 from app.api.access.quotas import Quotas
 from app.api.context import Context
-from app.api.fast_path import Lane
+from app.api.fast_path import FastPath
 from app.routes.health import DetailedResource, LivenessResource, ReadinessResource
 from app.routes.metrics import BlockCollector
 from core.access.keys import Keyring
@@ -362,7 +362,7 @@ def test_liveness_and_its_gate_touch_nothing_that_is_shared(formed: Formed) -> N
     context = context_of(formed.block, beat(formed))
     context.charge = Quotas(formed.block, tiers(context.config), context.clock).charge
     table = {"/livez": LivenessResource()}
-    lane = Lane(table, Gate(Keyring(keys.API_KEY), charge=context.charge), None)
+    lane = FastPath(table, Gate(Keyring(keys.API_KEY), charge=context.charge), None)
 
     def ask() -> None:
         _take_away(formed.block)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from app.routes.metrics import WorkersCollector, event_latency, metrics_of, request_counter
-from app.telemetry.answer_counts import Answers
-from app.telemetry.latency_histogram import Latency
+from app.telemetry.answer_counts import AnswerCounts
+from app.telemetry.latency_histogram import LatencyHistogram
 from testing.block_fixture import begin, exit_of
 
 ROUTES = {"event": "/event", "state": "/state", "memories/1": "/memories/{memory_id}"}
@@ -83,11 +83,11 @@ def test_an_answer_that_cannot_be_counted_is_given(tmp_path: Path, monkeypatch: 
     assert {("/state", "200"): 4, ("/memories/{memory_id}", "200"): 1} == counted()
 
 
-def counting(row: int) -> tuple[Answers, Latency]:
+def counting(row: int) -> tuple[AnswerCounts, LatencyHistogram]:
     """Count into the files of a row; also returns the latency of events."""
     metrics_of(row)
-    events = Latency(event_latency())
-    return Answers(request_counter(), {"/event": events}, lambda path: ROUTES.get(path.lstrip("/"))), events
+    events = LatencyHistogram(event_latency())
+    return AnswerCounts(request_counter(), {"/event": events}, lambda path: ROUTES.get(path.lstrip("/"))), events
 
 
 def fails(*_labels: str) -> None:

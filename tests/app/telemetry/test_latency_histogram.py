@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Histogram
 
 from app.routes.metrics import LATENCY_BUCKETS, WorkersCollector, event_latency, metrics_of
 from app.telemetry import latency_histogram
-from app.telemetry.latency_histogram import Latency
+from app.telemetry.latency_histogram import LatencyHistogram
 from testing.block_fixture import begin, exit_of
 
 BESIDE = [edge * factor for edge in LATENCY_BUCKETS for factor in (0.999, 1.001)]
@@ -84,13 +84,13 @@ def test_without_files_there_is_no_mean(tmp_path: Path, monkeypatch: pytest.Monk
     assert exit_of(begin(worker)) == 0
 
 
-def measuring(row: int) -> Latency:
+def measuring(row: int) -> LatencyHistogram:
     """Measure into the files of a row."""
     metrics_of(row)
-    return Latency(event_latency())
+    return LatencyHistogram(event_latency())
 
 
-def tell(counter: Latency) -> None:
+def tell(counter: LatencyHistogram) -> None:
     """Say that an answer is about to be written."""
     numbers, last = counter.told
     numbers[last] += 1.0

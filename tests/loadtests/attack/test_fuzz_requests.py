@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from app.httpd.request_parser import Message
+from app.httpd.request_parser import RequestParser
 from loadtests.attack.fuzz_requests import FRAGMENTS, SEEDS, check, split, wire_of
 from testing.strict_http import read_answers, read_request
 
@@ -36,7 +36,7 @@ def test_a_wrong_length_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The strict reading notices a server that ends a body somewhere else, which is how requests are smuggled."""
     posted = bytes([128 + 1, 128 + 38, 128 + 23, 128 + 71]) + bytes(4)
     check(posted)
-    monkeypatch.setattr(Message, "on_body", lambda self, piece: self._body.append(b"x" * len(piece)))
+    monkeypatch.setattr(RequestParser, "on_body", lambda self, piece: self._body.append(b"x" * len(piece)))
 
     with pytest.raises(AssertionError, match="bodies differ"):
         check(posted)

@@ -8,7 +8,7 @@ import pytest
 
 from mlsdm.commands.check_config import add_arguments, run
 
-CONFIG = Path(__file__).resolve().parents[2] / "config"
+CONFIG = Path(__file__).resolve().parents[3] / "config"
 
 
 def check(*words: object) -> int:

@@ -14,7 +14,7 @@ from core.access.key_file import read
 from core.access.keys import Keyring, Role
 from mlsdm.commands.key import add_arguments, run
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def key(*words: str) -> int:

@@ -689,7 +689,7 @@ def test_ctrl_c_stops_at_once_prints_what_there_is_and_exits_130(
     )
     command = [sys.executable, "-c", program, str(recording), "--url", server.url, "--clients", "1"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]
     ) as process:
         deadline = time.monotonic() + 30
         while server.connections < 2 or (not hanging and server.total < 2):  # the first asked for the state

@@ -124,6 +124,8 @@ static inline place take_number(place at, place end, double *value) {
         at = skip_digits(at, end, &digits);
     count = at - from;
     if (count == 0 || (count > 1 && *from == '0')) return NULL;
+    /* -0 without a fraction is a whole number to the decoder that reads every other body, and has no sign there. */
+    if (digits == 0 && *at != '.' && (*at | 0x20) != 'e' && negative) return NULL;
     if (*at == '.') {
         from = ++at;
         if (digits == 0) {

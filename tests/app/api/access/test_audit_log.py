@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import pytest
 
-from app.api.access.audit_log import CLIENTS_COUNT, LINES_PER_SECOND, Audit
+from app.api.access.audit_log import CLIENTS_COUNT, LINES_PER_SECOND, AuditLog
 from app.api.problem import Problem
 from app.routes.governor import CommandResource, GovernorResource
 from app.telemetry.logging_setup import JsonFormatter
@@ -79,14 +79,14 @@ def environ(**members: Any) -> dict[str, Any]:
 )  # fmt: skip
 def test_refusals_have_names(lines: list[dict[str, Any]], status: int, event: str | None) -> None:
     """What is nobody's fault, or no danger, has no place in this log."""
-    Audit().refused(environ(), status, "some_code")
+    AuditLog().refused(environ(), status, "some_code")
 
     assert ([event] if event else []) == [line["event"] for line in lines]
 
 
 def test_a_line_says_who_what_and_whence(lines: list[dict[str, Any]]) -> None:
     """The key or the address, the request by its names, and why."""
-    Audit().refused(environ(), 422, "field_missing", "moral_value")
+    AuditLog().refused(environ(), 422, "field_missing", "moral_value")
 
     [line] = lines
     assert {name: line[name] for name in line if name not in ("timestamp", "pid")} == {
@@ -101,7 +101,7 @@ def test_a_line_says_who_what_and_whence(lines: list[dict[str, Any]]) -> None:
 )
 def test_a_client_writes_no_line_of_its_own(lines: list[dict[str, Any]], text: str) -> None:
     """Control characters are escaped, quotation marks stay inside, and what is long is cut."""
-    Audit().refused(environ(PATH_INFO="/" + text), 401, "unauthorised", None)
+    AuditLog().refused(environ(PATH_INFO="/" + text), 401, "unauthorised", None)
 
     assert [("/" + text)[:200]] == [line["path"] for line in lines]
     assert len(json.dumps(lines[0])) < 2000
@@ -110,7 +110,7 @@ def test_a_client_writes_no_line_of_its_own(lines: list[dict[str, Any]], text: s
 def test_a_flood_is_counted_and_not_written(lines: list[dict[str, Any]]) -> None:
     """Of each event twenty lines a second; a line more says of whom how many were not, also when no other comes."""
     now = 1000.5
-    audit = Audit(lambda: now)
+    audit = AuditLog(lambda: now)
 
     for _ in range(120):
         audit.refused(environ(), 401, "unauthorised")
@@ -131,7 +131,7 @@ def test_a_flood_is_counted_and_not_written(lines: list[dict[str, Any]]) -> None
 def test_the_lines_of_a_client_add_up_to_its_refusals(lines: list[dict[str, Any]]) -> None:
     """Nothing is sampled: whoever exceeds its limit is named with the exact number, however loud the others are."""
     now = 7.0
-    audit = Audit(lambda: now)
+    audit = AuditLog(lambda: now)
 
     for turn in range(300):
         audit.refused(environ(REMOTE_ADDR="192.0.2.1"), 429, "rate_limit_exceeded")
@@ -150,7 +150,7 @@ def test_the_lines_of_a_client_add_up_to_its_refusals(lines: list[dict[str, Any]
 def test_strangers_without_number_do_not_become_lines_without_number(lines: list[dict[str, Any]]) -> None:
     """So many of them are named in a second; the rest are one line, and none is missing from the sum."""
     now = 7.0
-    audit = Audit(lambda: now)
+    audit = AuditLog(lambda: now)
     for number in range(LINES_PER_SECOND + CLIENTS_COUNT + 500):
         audit.refused(environ(REMOTE_ADDR=f"2001:db8::{number:x}"), 401, "unauthorised")
     now = 8.0
@@ -163,7 +163,7 @@ def test_strangers_without_number_do_not_become_lines_without_number(lines: list
 def test_threads_of_the_pool_keep_to_the_same_number(lines: list[dict[str, Any]]) -> None:
     """Commands run there, and are refused there: none is written beyond the number, and none is lost count of."""
     now = 7.0
-    audit = Audit(lambda: now)
+    audit = AuditLog(lambda: now)
 
     def guess() -> None:
         for _ in range(500):
@@ -184,7 +184,7 @@ def test_threads_of_the_pool_keep_to_the_same_number(lines: list[dict[str, Any]]
 
 def test_what_was_not_written_is_told_at_the_end(lines: list[dict[str, Any]]) -> None:
     """A worker that ends within the second says how many lines there would have been; once."""
-    audit = Audit(lambda: 7.0)
+    audit = AuditLog(lambda: 7.0)
 
     for _ in range(LINES_PER_SECOND + 3):
         audit.refused(environ(), 401, "unauthorised")
@@ -228,10 +228,10 @@ def test_a_command_whose_outcome_nobody_knows_is_written(
     told: Any = SimpleNamespace()
 
     with pytest.raises(Problem) as stopped:
-        CommandResource(context, Audit(), "stop").on_post(asked, told)
+        CommandResource(context, AuditLog(), "stop").on_post(asked, told)
     formed.store.withdraw_command(int(formed.store.state().ticket) + 1)
     with pytest.raises(Problem) as changed:
-        GovernorResource(context, Audit()).on_patch(asked, told)
+        GovernorResource(context, AuditLog()).on_patch(asked, told)
 
     assert [(503, "outcome_unknown")] * 2 == [
         (caught.value.status_code, caught.value.problem_code) for caught in (stopped, changed)

@@ -20,7 +20,7 @@ import pytest
 from app.api.access.gate import Client, Gate
 from app.api.access.quotas import Quotas, give_back
 from app.api.codec.body_sizes import event_size_max
-from app.api.fast_path import Entrance, Lane
+from app.api.fast_path import FastPath, ReraiseMiddleware
 from app.api.operation import Operation
 from app.api.problem import Problem
 from app.main import _reraise
@@ -482,13 +482,13 @@ def test_an_error_of_ours_keeps_the_token(formed: Formed, path: str) -> None:
     """What it has done nobody knows, so it was no refusal; the token was taken once."""
     desk = Desk(formed, 0.001, 10)
     gate = Gate(Keyring(), charge=desk.quotas.charge)
-    api: Any = falcon.App(middleware=[Entrance(), gate])  # type: ignore[arg-type] # as the application does
+    api: Any = falcon.App(middleware=[ReraiseMiddleware(), gate])  # type: ignore[arg-type] # as the application does
     api.add_error_handler(Exception, _reraise)
     api.add_route("/fails", Failing())
     asked = falcon.testing.create_environ(path, method="POST", remote_addr="10.0.0.1")
 
     with pytest.raises(ZeroDivisionError):
-        Lane({"/fails": Failing()}, gate, api)(asked, lambda *_: lambda _: None)
+        FastPath({"/fails": Failing()}, gate, api)(asked, lambda *_: lambda _: None)
 
     assert desk.ask("10.0.0.1")["mlsdm.lines"].startswith('RateLimit: "standard";r=8;')
 

@@ -13,12 +13,12 @@ import falcon.inspect
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.api.access.audit_log import Audit
+from app.api.access.audit_log import AuditLog
 from app.api.access.gate import Gate
 from app.api.context import Context
 from app.api.operation import operation_of
 from app.main import Application, routes
-from app.processes.lock_backoff import Patience
+from app.processes.lock_backoff import LockBackoff
 from core.access.keys import Keyring, Role
 from core.settings.config import Config
 from shm.store import Recall, Store
@@ -97,8 +97,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Route]]:
     application._gate = Gate(Keyring())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path_factory.mktemp("metrics")))
-        application._routes = routes(context, Audit())
-    application._patience = Patience(formed.block, asyncio.new_event_loop())
+        application._routes = routes(context, AuditLog())
+    application._patience = LockBackoff(formed.block, asyncio.new_event_loop())
     api = application._routed()
     found = []
     for info in falcon.inspect.inspect_routes(api):
