@@ -26,13 +26,7 @@ from app.api.problem import Problem, on_store_error, serialise
 from app.httpd.worker_state import IN_PIECES, INLINE, POOL
 from app.processes.connection_counts import ConnectionCounts
 from app.processes.lock_backoff import LockBackoff
-from app.routes.decisions import DecisionsResource
-from app.routes.events import BatchResource, EventResource
-from app.routes.governor import CommandResource, GovernorResource
-from app.routes.health import DetailedResource, LivenessResource, ReadinessResource
-from app.routes.memories import MemoryResource
 from app.routes.metrics import (
-    MetricsResource,
     event_latency,
     metrics_of,
     recall_latency,
@@ -40,8 +34,7 @@ from app.routes.metrics import (
     request_counter,
     worker_counter,
 )
-from app.routes.recall import RecallResource
-from app.routes.state import StateResource
+from app.routes.table import routes
 from app.server import server
 from app.telemetry import tracing_setup
 from app.telemetry.answer_counts import AnswerCounts, OnWritten
@@ -49,45 +42,12 @@ from app.telemetry.latency_histogram import LatencyHistogram
 from core.controller.controller import boot_clock
 from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
 from core.settings.config import tiers, trusted_proxies
-from modules.openapi.document import OpenApiResource
-from modules.openapi.page import DocsResource
 from shm import process
 from shm.errors import Busy, StoreError
 from shm.layout import NO_ROW
 from shm.store import Recall, Store
 
-INLINE_SHADOW_SIZE_MAX = 32_000_000  # bytes that recall may scan on the loop: about 2 ms; above, it goes to the pool
-
 log = logging.getLogger("mlsdm.worker")
-
-
-def routes(context: Context, audit: AuditLog) -> dict[str, Resource]:
-    """Return every route of the service: path → resource."""
-    readiness = ReadinessResource(context)
-    metrics = MetricsResource(context, readiness)
-    large = context.store.block.layout.shadow_stride * context.config.capacity > INLINE_SHADOW_SIZE_MAX
-    table: dict[str, Resource] = {
-        "/event": EventResource(context),
-        "/events": BatchResource(context),
-        "/recall": RecallResource(context, blocks=large),
-        "/memories/{memory_id}": MemoryResource(context),
-        "/decisions": DecisionsResource(context),
-        "/state": StateResource(context),
-        "/governor": GovernorResource(context, audit),
-        "/governor/reset": CommandResource(context, audit, "reset"),
-        "/governor/stop": CommandResource(context, audit, "stop"),
-        "/governor/resume": CommandResource(context, audit, "resume"),
-        "/health/liveness": LivenessResource(),
-        "/health/readiness": readiness,
-        "/health/detailed": DetailedResource(context, readiness),
-        "/health/metrics": metrics,
-        "/livez": LivenessResource(),
-        "/readyz": readiness,
-        "/metrics": metrics,
-    }
-    contract = OpenApiResource(table, context)
-    table |= {"/openapi.json": contract, "/docs": DocsResource(contract)}
-    return table
 
 
 class Application:
