@@ -162,7 +162,7 @@ class Witness:
         assert model.scalars == Scalars.of(state.scalars)
         assert model.levels is not None
         assert [level.tobytes() for level in model.levels] == [level.tobytes() for level in levels]
-        assert (model.accepted, model.rejected, model.position) == store.tallies()
+        assert store.tallies() == (model.accepted, model.rejected, model.position)
         assert self.decisions == model.accepted + model.rejected
         assert [(True, 0)] * (layout.capacity + 1) == [store.slot_sound(slot) for slot in range(layout.capacity + 1)]
         assert model.live == len(formed.live_ids())

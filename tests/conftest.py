@@ -89,4 +89,4 @@ def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServe
     server = LiveServer(directory, environ).start()
     yield server
     server.stop()
-    assert [] == keys.leaked(server)
+    assert keys.leaked(server) == []

@@ -138,7 +138,7 @@ class Reader:
         _, alive = psutil.wait_procs(members, SECONDS_MAX)
         for member in alive:
             member.kill()
-        assert [] == alive
+        assert alive == []
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_who_is_to_come_back_much_later_is_told_so_by_the_guide() -> None:
         for _, code, _, pause in _STORE.values()
     }
 
-    assert [] == [code for code, words in kinds.items() if words not in told[code]]
+    assert [code for code, words in kinds.items() if words not in told[code]] == []
     assert {pause for *_, pause in _STORE.values()} == {None, 1, 30, 60}
 
 

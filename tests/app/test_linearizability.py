@@ -83,7 +83,7 @@ def test_the_judge_notices(history: History) -> None:
     lies: list[Callable[[History], None]] = [
         swapped, lost, threshold, memory, phase, vector, state, stale_state, stale_recall, forgotten, invented, early,
     ]  # fmt: skip
-    assert [] == [lie.__name__ for lie in lies if violations(told_with(history, lie), DIMENSION, CAPACITY) == []]
+    assert [lie.__name__ for lie in lies if violations(told_with(history, lie), DIMENSION, CAPACITY) == []] == []
 
 
 def told_with(history: History, lie: Callable[[History], None]) -> History:

@@ -33,6 +33,13 @@ def test_head_is_answered_in_the_way_of_get(path: str) -> None:
         ("HEAD", "/quick"), ("HEAD", "/long/"),
     ]  # fmt: skip
 
-    assert [POOL, POOL, POOL, IN_PIECES, IN_PIECES, INLINE, INLINE, INLINE] == [
-        application.may_block(method, path.format(plain)) for method, plain in asked
+    assert [application.may_block(method, path.format(plain)) for method, plain in asked] == [
+        POOL,
+        POOL,
+        POOL,
+        IN_PIECES,
+        IN_PIECES,
+        INLINE,
+        INLINE,
+        INLINE,
     ]

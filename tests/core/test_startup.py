@@ -50,7 +50,7 @@ class TestDefaults:
             key: value for key, value in values_of(startup.defaults(name)).items() if value != SETTINGS[key].default
         }
 
-        assert OVERLAYS[name] == changed
+        assert changed == OVERLAYS[name]
 
     def test_rate_limits_are_on_in_production_only(self) -> None:
         """Rate limits are off until production."""
@@ -93,8 +93,10 @@ class TestFile:
         assert Config() == load(str(file), {}).config
 
         file.write_text("security: {keys_path: }\nserver:\n  trusted_proxies:\n  host: ''\n")
-        assert ["security.keys_path", "server.trusted_proxies", "server.host"] == [
-            problem.split(" is empty (")[0] for problem in problems_of(file, {})
+        assert [problem.split(" is empty (")[0] for problem in problems_of(file, {})] == [
+            "security.keys_path",
+            "server.trusted_proxies",
+            "server.host",
         ]
 
     def test_the_innermost_section(self, file: Path) -> None:
@@ -109,7 +111,7 @@ class TestFile:
         [gold, burst] = problems_of(file, {})
 
         assert gold.startswith(f"security.rate_limiting.tiers.gold is unknown ({where} 1): expected one of bulk, high")
-        assert f"burst_capacity is unknown ({where} 2): expected one of {at_top}; did you mean {wanted}?" == burst
+        assert burst == f"burst_capacity is unknown ({where} 2): expected one of {at_top}; did you mean {wanted}?"
 
     def test_yaml_typing_is_not_used(self, file: Path) -> None:
         """What YAML 1.1 reads as octal, sexagesimal or a switch is read as it is written, or refused."""
@@ -120,12 +122,12 @@ class TestFile:
         file.write_text(
             "capacity: 22:22\ndimension: 0x10\nserver: {host: no}\nsecurity: {rate_limiting: {enabled: on}}\n"
         )
-        assert [
+        assert problems_of(file, {}) == [
             f"capacity is 22:22 ({file}, line 1): expected a whole number from 100 to 1000000 (unit: slots)",
             f"dimension is 0x10 ({file}, line 2): expected a whole number from 2 to 4096 (unit: floats)",
             f"server.host is no, which is not text ({file}, line 3): expected {host} (unit: address)",
             f"security.rate_limiting.enabled is on ({file}, line 4): expected true or false (unit: switch)",
-        ] == problems_of(file, {})
+        ]
 
     def test_all_problems_at_once(self, file: Path) -> None:
         """One refusal names every key, its line, what was given and what was expected."""
@@ -138,7 +140,7 @@ class TestFile:
         in_server = "connections_max, host, port, trusted_proxies, workers"
         at_top = ", ".join(sorted(Config.__struct_fields__))
 
-        assert [
+        assert problems_of(file, {}) == [
             f"dimension is 1 ({where} 1): expected a whole number from 2 to 4096 (unit: floats)",
             f"capacity is true ({where} 2): expected a whole number from 100 to 1000000 (unit: slots)",
             f"payload_size_max is the text '12' ({where} 3): expected a whole number from 0 to 65536 (unit: bytes)",
@@ -149,17 +151,17 @@ class TestFile:
             f"server.host is a section ({where} 10): expected an IPv4 or IPv6 address or a host name (unit: address)",
             f"server.prot is unknown ({where} 11): expected one of {in_server}; did you mean server.port?",
             f"ema_alpha is unknown ({where} 12): expected one of {at_top}; did you mean moral_filter.ema_alpha?",
-        ] == problems_of(file, {})
+        ]
 
     def test_a_key_given_twice_is_refused(self, file: Path) -> None:
         """At every depth, a second value for a key is not silently the last."""
         file.write_text("capacity: 100\nserver:\n  port: 1\n  port: 2\ncapacity: 100\nserver: {}\n")
 
-        assert [
+        assert problems_of(file, {}) == [
             f"server.port is given twice ({file}, line 3 and {file}, line 4): expected once",
             f"capacity is given twice ({file}, line 1 and {file}, line 5): expected once",
             f"server is given twice ({file}, line 2 and {file}, line 6): expected once",
-        ] == problems_of(file, {})
+        ]
 
     @pytest.mark.parametrize(
         "content",
@@ -190,18 +192,18 @@ class TestFile:
         fifo = tmp_path / "fifo.yaml"
         os.mkfifo(fifo)
 
-        assert [f"{fifo} is a FIFO: expected a YAML file"] == problems_of(fifo, {})
+        assert problems_of(fifo, {}) == [f"{fifo} is a FIFO: expected a YAML file"]
 
     def test_a_file_that_is_named_must_exist(self, tmp_path: Path) -> None:
         """A path that leads nowhere, or to a directory, does not fall back to the defaults."""
         nowhere = tmp_path / "nowhere.yaml"
 
-        assert [f"{nowhere} cannot be read (No such file or directory): expected a YAML file"] == problems_of(
-            nowhere, {}
-        )
-        assert [f"{tmp_path} cannot be read (Is a directory): expected a YAML file"] == problems_of(
-            None, {"CONFIG_PATH": str(tmp_path)}
-        )
+        assert problems_of(nowhere, {}) == [
+            f"{nowhere} cannot be read (No such file or directory): expected a YAML file"
+        ]
+        assert problems_of(None, {"CONFIG_PATH": str(tmp_path)}) == [
+            f"{tmp_path} cannot be read (Is a directory): expected a YAML file"
+        ]
 
     def test_aliases_cannot_grow(self, file: Path) -> None:
         """A document that would expand to 10^9 elements is refused at once, in a short line."""
@@ -233,11 +235,11 @@ class TestPlaces:
         self.put(places[0], "capacity: 300")
         found += [load(None, {}, looked)]
 
-        assert [
+        assert [(loaded.source, loaded.config.capacity, loaded.config.log_capacity) for loaded in found] == [
             ("embedded defaults", 20_000, 65_536),
             (looked[1], 200, 2048),
             (looked[0], 300, 65_536),
-        ] == [(loaded.source, loaded.config.capacity, loaded.config.log_capacity) for loaded in found]
+        ]
 
     def test_a_file_that_is_named_outranks_them(self, places: list[Path], file: Path) -> None:
         """By CONFIG_PATH or by the caller; when it is missing or its name was lost, nothing stands in for it."""
@@ -245,8 +247,8 @@ class TestPlaces:
         self.put(places[0], "capacity: 300")
         looked = [str(places[0])]
 
-        assert 100 == load(None, {"CONFIG_PATH": str(file)}, looked).config.capacity
-        assert 100 == load(str(file), {}, looked).config.capacity
+        assert load(None, {"CONFIG_PATH": str(file)}, looked).config.capacity == 100
+        assert load(str(file), {}, looked).config.capacity == 100
         for lost in ("", str(places[1])):
             with pytest.raises(ConfigurationError):
                 load(None, {"CONFIG_PATH": lost}, looked)
@@ -263,10 +265,10 @@ class TestPlaces:
         with pytest.raises(ConfigurationError) as link:
             load(None, {}, looked)
 
-        assert [
+        assert directory.value.problems + link.value.problems == [
             f"{places[0]} cannot be read (Is a directory): expected a YAML file",
             f"{places[0]} cannot be read (No such file or directory): expected a YAML file",
-        ] == directory.value.problems + link.value.problems
+        ]
 
     def test_a_server_looks_where_operators_and_images_put_it(self) -> None:
         """The names that manifests mount and the image brings."""
@@ -311,7 +313,7 @@ class TestRelations:
         [problem] = problems_of(None, {"MLSDM_MORAL_FILTER__MIN_THRESHOLD": "0.6"})
         low, start, high = (f"moral_filter.{name}_threshold" for name in ("min", "initial", "max"))
 
-        assert f"{low} is 0.6, {start} is 0.5, {high} is 0.9: expected {low} ≤ {start} ≤ {high}" == problem
+        assert problem == f"{low} is 0.6, {start} is 0.5, {high} is 0.9: expected {low} ≤ {start} ≤ {high}"
 
     def test_thresholds_may_be_equal(self) -> None:
         """A threshold that is held to one point is allowed."""
@@ -324,7 +326,7 @@ class TestRelations:
         [problem] = problems_of(None, {**PRODUCTION, "MLSDM_RESOURCES__SHUTDOWN_TIMEOUT": "5"})
         drain, shutdown = "resources.drain_period", "resources.shutdown_timeout"
 
-        assert f"{drain} is 5.0, {shutdown} is 5: expected {drain} < {shutdown}" == problem
+        assert problem == f"{drain} is 5.0, {shutdown} is 5: expected {drain} < {shutdown}"
 
     def test_a_refused_value_is_not_judged_twice(self) -> None:
         """The relation is not checked against the default that stands in for a refused value."""
@@ -350,7 +352,7 @@ class TestKeys:
         loaded = load(str(file), environ)
         found = [loaded.keyring.identify(token, 0.0) for token in ("web.1", KEY, "web.2")]
 
-        assert [("web", Role.ADMIN, "high")] == [key[:3] for key in found[:1] if key]
+        assert [key[:3] for key in found[:1] if key] == [("web", Role.ADMIN, "high")]
         assert ["API_KEY"] * ("API_KEY" in environ) == [key.id for key in found[1:] if key]
         assert 1 + ("API_KEY" in environ) == len(loaded.keyring)
 
@@ -372,13 +374,13 @@ class TestKeys:
         keys.write_text("keys: [{id: a.b}]")
         begins = [problem.split(" (")[0] for problem in problems_of(file, {"MLSDM_ENV": "production", "PORT": "x"})]
 
-        assert [
+        assert begins == [
             "capacity is 1",
             "server.port is x",
             "keys[0].id has '.' in it",
             "keys[0] has no role",
             "keys[0] has no digest",
-        ] == begins
+        ]
 
     @pytest.mark.parametrize("environ", [{}, {"API_KEY": " "}])
     def test_production_needs_a_key(self, environ: dict[str, str]) -> None:
@@ -386,7 +388,7 @@ class TestKeys:
         environ = {"MLSDM_ENV": "production", **environ}
         sentence = "API_KEY is not set: expected a secret key, because MLSDM_ENV is production"
 
-        assert [f"{sentence} and security.keys_path names no file"] == problems_of(None, environ)
+        assert problems_of(None, environ) == [f"{sentence} and security.keys_path names no file"]
         assert len(problems_of(None, {**environ, "MLSDM_SECURITY__KEYS_PATH": " "})) == 1
 
     def test_production_refuses_a_short_key(self) -> None:
@@ -395,9 +397,9 @@ class TestKeys:
         enough = enough[:API_KEY_LENGTH_MIN]
         sentence = f"API_KEY is too short: expected at least {API_KEY_LENGTH_MIN} characters"
 
-        assert [f"{sentence}, because MLSDM_ENV is production"] == problems_of(
-            None, {**PRODUCTION, "API_KEY": f" {enough[1:]}\n"}
-        )
+        assert problems_of(None, {**PRODUCTION, "API_KEY": f" {enough[1:]}\n"}) == [
+            f"{sentence}, because MLSDM_ENV is production"
+        ]
         assert load(None, {**PRODUCTION, "API_KEY": f" {enough}\n"}).keyring == Keyring(enough)
 
     @pytest.mark.parametrize("name", ["development", "staging"])
@@ -408,7 +410,7 @@ class TestKeys:
         assert loaded.keyring == Keyring("k7")
         [note] = loaded.notes
         assert note.startswith(f"API_KEY is too short: expected at least {API_KEY_LENGTH_MIN} characters; production ")
-        assert [(), ()] == [load(None, {"MLSDM_ENV": name, **given}).notes for given in ({}, {"API_KEY": KEY})]
+        assert [load(None, {"MLSDM_ENV": name, **given}).notes for given in ({}, {"API_KEY": KEY})] == [(), ()]
 
     def test_one_token_opens_one_key(self, keys: Path) -> None:
         """API_KEY is not in the file as well."""

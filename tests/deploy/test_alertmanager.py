@@ -43,4 +43,4 @@ def test_inhibitions_name_alerts_that_exist() -> None:
     values = [re.sub(r'^alertname (=~|!=|=) "?|"$', "", one) for one in matchers if one.startswith("alertname")]
 
     assert len(values) == 2 * len(rules)
-    assert set() == {name for value in values for name in value.split("|")} - alerts().keys()
+    assert {name for value in values for name in value.split("|")} - alerts().keys() == set()

@@ -74,8 +74,8 @@ class TestCompose:
         assert (0, "") == (done.returncode, done.stderr)
         assert set(services()) == set(resolved)
         # It shows a $ as it would have to be written.
-        assert 'a$$b{c}#d"e-f' == resolved["mlsdm-api"]["environment"]["API_KEY"]
-        assert "g$$h" == resolved["grafana"]["environment"]["GF_SECURITY_ADMIN_PASSWORD"]
+        assert resolved["mlsdm-api"]["environment"]["API_KEY"] == 'a$$b{c}#d"e-f'
+        assert resolved["grafana"]["environment"]["GF_SECURITY_ADMIN_PASSWORD"] == "g$$h"
 
     @pytest.mark.parametrize("secret", ["API_KEY", "GRAFANA_PASSWORD"])
     def test_a_missing_secret_is_said_before_anything_starts(self, tmp_path: Path, secret: str) -> None:
@@ -84,18 +84,18 @@ class TestCompose:
         del filled[secret]
         done = compose(env_file(tmp_path, **filled), "config", "-q")
 
-        assert 0 != done.returncode
+        assert done.returncode != 0
         assert "write it into .env, as .env.example shows" in done.stderr
 
 
 def test_its_services_are_five() -> None:
     """The names by which they find each other."""
-    assert {"mlsdm-api", "nginx", "prometheus", "alertmanager", "grafana"} == set(services())
+    assert set(services()) == {"mlsdm-api", "nginx", "prometheus", "alertmanager", "grafana"}
 
 
 def test_secrets_are_in_no_file_of_the_tree() -> None:
     """The example has none, and the file that has them is ignored by git; so is the key of the certificate."""
-    assert {""} == set(re.findall(r"^\w+='(.*)'$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert set(re.findall(r"^\w+='(.*)'$", (ROOT / ".env.example").read_text(), re.MULTILINE)) == {""}
     ignored = ["git", "check-ignore", ".env", "deploy/nginx/tls/key.pem", "deploy/nginx/tls/certificate.pem"]
     done = subprocess.run(ignored, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ignored[2:] == done.stdout.split()
@@ -123,7 +123,7 @@ class TestService:
         api = services()["mlsdm-api"]
 
         assert "ports" not in api
-        assert {"inside"} == set(api["networks"])
+        assert set(api["networks"]) == {"inside"}
         assert document()["networks"]["inside"]["internal"] is True
 
     def test_it_has_no_more_rights_than_it_needs(self) -> None:
@@ -142,7 +142,7 @@ class TestNginx:
         [pool] = document()["networks"]["inside"]["ipam"]["config"]
         fixed = [ip_address(service["networks"]["inside"]["ipv4_address"]) for service in (nginx, api)]
 
-        assert (ip_network(fixed[0]),) == trusted_proxies(config)
+        assert trusted_proxies(config) == (ip_network(fixed[0]),)
         assert all(address in ip_network(pool["subnet"]) for address in fixed)
         assert not any(address in ip_network(pool["ip_range"]) for address in fixed)
 
@@ -154,7 +154,7 @@ class TestNginx:
         """Behind the port of HTTPS, above those that only root may open."""
         [port] = re.findall(r"^ +listen (\d+) ssl", NGINX, re.MULTILINE)
 
-        assert [f"443:{port}"] == services()["nginx"]["ports"]
+        assert services()["nginx"]["ports"] == [f"443:{port}"]
         assert int(port) >= 1024
 
     def test_its_files_are_where_it_looks(self) -> None:
@@ -162,9 +162,9 @@ class TestNginx:
         nginx = services()["nginx"]
         command, mounted = nginx["entrypoint"], mounts(nginx)
 
-        assert "./deploy/nginx/nginx.conf" == mounted[command[command.index("-c") + 1]]
-        assert "./deploy/nginx/tls" == mounted["/etc/nginx/tls"]
-        assert ["tls/certificate.pem", "tls/key.pem"] == re.findall(r"ssl_certificate(?:_key)? (\S+);", NGINX)
+        assert mounted[command[command.index("-c") + 1]] == "./deploy/nginx/nginx.conf"
+        assert mounted["/etc/nginx/tls"] == "./deploy/nginx/tls"
+        assert re.findall(r"ssl_certificate(?:_key)? (\S+);", NGINX) == ["tls/certificate.pem", "tls/key.pem"]
         assert command[command.index("-p") + 1] == nginx["tmpfs"][0].split(":")[0] + "/"
         assert (True, "101:101") == (nginx["read_only"], nginx["user"])
 
@@ -173,33 +173,33 @@ def test_what_is_mounted_from_the_tree_is_there() -> None:
     """An engine would make an empty directory of what is not, and a service would start with nothing."""
     sources = {source for service in services().values() for source in mounts(service).values()}
 
-    assert {"./config", "./deploy/nginx/nginx.conf", "./deploy/nginx/tls"} == sources - MONITORING
+    assert sources - MONITORING == {"./config", "./deploy/nginx/nginx.conf", "./deploy/nginx/tls"}
     assert MONITORING <= sources
-    assert [] == [source for source in sources - MONITORING if not (ROOT / source).exists()]
+    assert [source for source in sources - MONITORING if not (ROOT / source).exists()] == []
 
 
 def test_what_monitoring_mounts_is_there() -> None:
     """Files as files, directories as directories."""
-    assert [] == [source for source in MONITORING if not (ROOT / source).exists()]
-    assert {"prometheus.yml", "alertmanager.yml"} == {Path(s).name for s in MONITORING if (ROOT / s).is_file()}
+    assert [source for source in MONITORING if not (ROOT / source).exists()] == []
+    assert {Path(s).name for s in MONITORING if (ROOT / s).is_file()} == {"prometheus.yml", "alertmanager.yml"}
 
 
 def test_what_watches_is_seen_from_this_machine_alone() -> None:
     """Prometheus, Alertmanager and Grafana are published on the loopback interface."""
     published = {name: service["ports"] for name, service in services().items() if name not in ("mlsdm-api", "nginx")}
 
-    assert {
+    assert published == {
         "prometheus": ["127.0.0.1:9090:9090"],
         "alertmanager": ["127.0.0.1:9093:9093"],
         "grafana": ["127.0.0.1:3000:3000"],
-    } == published
+    }
 
 
 def test_every_image_has_a_version() -> None:
     """None of them changes by itself."""
     images = {name: service["image"].rpartition(":")[2] for name, service in services().items() if name != "mlsdm-api"}
 
-    assert {} == {name: tag for name, tag in images.items() if not re.match(r"v?\d+\.\d+", tag)}
+    assert {name: tag for name, tag in images.items() if not re.match(r"v?\d+\.\d+", tag)} == {}
 
 
 def test_logs_are_bounded() -> None:

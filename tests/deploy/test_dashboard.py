@@ -60,7 +60,7 @@ def test_every_query_finds_something(watched: Watched, title: str, expression: s
         one.name for one in selectors(asked) if one.name not in known and not watched.prometheus.series(one.name)
     }
 
-    assert set() == missing, title
+    assert missing == set(), title
     if any(part in expression for part in QUIET):
         watched.prometheus.series(asked)
     else:
@@ -74,7 +74,7 @@ def test_the_variable_offers_every_instance(watched: Watched) -> None:
     [(metric, label)] = re.findall(r"^label_values\((\w+), (\w+)\)$", variable["definition"])
 
     values = {one["metric"][label] for one in watched.prometheus.series(metric)}
-    assert {f"127.0.0.1:{watched.server.port}"} == values
+    assert values == {f"127.0.0.1:{watched.server.port}"}
     assert variable["definition"] == variable["query"]["query"]
 
 
@@ -87,7 +87,7 @@ def test_every_panel_says_what_to_do() -> None:
 
 def test_panels_are_what_grafana_can_show() -> None:
     """Of two kinds; numbers and titles are given once; each target has its letter, a legend and the data source."""
-    assert {"stat", "timeseries"} == {panel["type"] for panel in PANELS}
+    assert {panel["type"] for panel in PANELS} == {"stat", "timeseries"}
     for of_one in ("id", "title"):
         values = [panel[of_one] for panel in DASHBOARD["panels"]]
         assert len(set(values)) == len(values)
@@ -127,8 +127,8 @@ def test_variables_are_the_data_source_and_the_instance() -> None:
     """And every variable that a query uses is one of them, or Grafana's own."""
     used = set(re.findall(r"\$\{?(\w+)", json.dumps(DASHBOARD)))
 
-    assert {"datasource", "instance"} == {one["name"] for one in DASHBOARD["templating"]["list"]}
-    assert {"datasource", "instance", "__rate_interval", "__all"} == used
+    assert {one["name"] for one in DASHBOARD["templating"]["list"]} == {"datasource", "instance"}
+    assert used == {"datasource", "instance", "__rate_interval", "__all"}
 
 
 def test_provisioning_names_what_is_there() -> None:
@@ -139,7 +139,7 @@ def test_provisioning_names_what_is_there() -> None:
     assert ("prometheus", True, "http://prometheus:9090") == (source["type"], source["isDefault"], source["url"])
     assert "prometheus" == DASHBOARD["templating"]["list"][0]["query"]
     assert ("file", "/var/lib/grafana/dashboards") == (provider["type"], provider["options"]["path"])
-    assert [Path("mlsdm.json")] == [Path(path.name) for path in (GRAFANA / "dashboards").iterdir()]
+    assert [Path(path.name) for path in (GRAFANA / "dashboards").iterdir()] == [Path("mlsdm.json")]
 
 
 def test_grafana_counts_on_the_interval_of_scrapes() -> None:

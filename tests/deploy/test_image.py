@@ -56,51 +56,51 @@ def test_both_names_are_one_recipe() -> None:
     """A link, relative and beside it, so that it leads there in whatever place the tree is."""
     link = ROOT / "Dockerfile.neuro-engine-service"
 
-    assert "Dockerfile" == os.readlink(link)
+    assert os.readlink(link) == "Dockerfile"
 
 
 def test_both_stages_stand_on_the_base_that_is_asked_for() -> None:
     """A virtual environment is bound to the interpreter that made it."""
-    assert ["BASE_IMAGE=python:3.12-slim"] == texts(BEFORE, "ARG")
-    assert ["${BASE_IMAGE} AS build", "${BASE_IMAGE}"] == texts(BUILD, "FROM") + texts(FINAL, "FROM")
+    assert texts(BEFORE, "ARG") == ["BASE_IMAGE=python:3.12-slim"]
+    assert texts(BUILD, "FROM") + texts(FINAL, "FROM") == ["${BASE_IMAGE} AS build", "${BASE_IMAGE}"]
 
 
 def test_the_last_stage_runs_nothing_and_takes_two_things() -> None:
     """So it has no compiler but its base's, and no file that the build left behind."""
-    assert [] == texts(FINAL, "RUN")
-    assert [
+    assert texts(FINAL, "RUN") == []
+    assert texts(FINAL, "COPY") == [
         "--from=build /opt/mlsdm /opt/mlsdm",
         f"config/production-ready.yaml {PLACES[1]}",
-    ] == texts(FINAL, "COPY")
+    ]
 
 
 def test_packages_are_those_of_the_lock() -> None:
     """The service's own, with their hashes, as wheels; the service itself resolves nothing."""
     installs = [text for text in texts(BUILD, "RUN") if " pip install" in text]
 
-    assert 2 == len(installs)
+    assert len(installs) == 2
     assert "--require-hashes --only-binary :all: -r requirements.lock" in installs[0]
     assert "--no-deps --no-build-isolation --no-index ." in installs[1]
 
 
 def test_the_user_is_a_number_and_not_root() -> None:
     """Kubernetes can tell that it is not root only from a number."""
-    assert [True] == [re.fullmatch(r"[1-9]\d*:[1-9]\d*", user) is not None for user in texts(FINAL, "USER")]
+    assert [re.fullmatch(r"[1-9]\d*:[1-9]\d*", user) is not None for user in texts(FINAL, "USER")] == [True]
 
 
 def test_it_serves_where_it_says() -> None:
     """Address, port, exposed port and environment agree; production, so that without a key it refuses to start."""
-    assert ("0.0.0.0", "8000", "production") == tuple(ENVIRON[name] for name in ("HOST", "PORT", "MLSDM_ENV"))
-    assert [ENVIRON["PORT"]] == texts(FINAL, "EXPOSE")
+    assert tuple(ENVIRON[name] for name in ("HOST", "PORT", "MLSDM_ENV")) == ("0.0.0.0", "8000", "production")
+    assert texts(FINAL, "EXPOSE") == [ENVIRON["PORT"]]
     loaded = load(str(ROOT / "config/production-ready.yaml"), {**PRODUCTION, "HOST": "0.0.0.0", "PORT": "8000"})
     assert ("0.0.0.0", 8000) == (loaded.config.server.host, loaded.config.server.port)
 
 
 def test_the_command_is_one_that_the_project_installs() -> None:
     """As a list, so that it and not a shell gets the signals."""
-    assert ['["mlsdm", "serve"]'] == texts(FINAL, "CMD")
+    assert texts(FINAL, "CMD") == ['["mlsdm", "serve"]']
     assert "mlsdm" in PROJECT["project"]["scripts"]
-    assert ["SIGTERM"] == texts(FINAL, "STOPSIGNAL")
+    assert texts(FINAL, "STOPSIGNAL") == ["SIGTERM"]
 
 
 def test_the_version_is_the_projects() -> None:
@@ -124,7 +124,7 @@ def test_nothing_but_what_is_copied_reaches_a_build() -> None:
         for word in text.split()[:-1]
     }  # fmt: skip
 
-    assert "*" == first
+    assert first == "*"
     assert copied == admitted
     assert all((ROOT / path).exists() for path in admitted)
     for secret in (".env", ".git", "config/keys.yaml"):
@@ -138,7 +138,7 @@ def test_the_directory_of_configurations_can_be_mounted() -> None:
     name = Path(PLACES[0]).name
     link = ROOT / "config" / name
 
-    assert "production-ready.yaml" == os.readlink(link)
+    assert os.readlink(link) == "production-ready.yaml"
     assert load(str(link), PRODUCTION).config == load(str(ROOT / "config/production-ready.yaml"), PRODUCTION).config
 
 
@@ -159,4 +159,4 @@ def test_a_server_takes_the_file_that_it_finds(tmp_path: Path, monkeypatch: pyte
 def test_the_script_is_one_that_a_shell_understands(script: str) -> None:
     """And may be executed."""
     assert os.access(ROOT / script, os.X_OK)
-    assert 0 == subprocess.run(["bash", "-n", script], cwd=ROOT, check=False).returncode
+    assert subprocess.run(["bash", "-n", script], cwd=ROOT, check=False).returncode == 0

@@ -100,10 +100,10 @@ class TestSchema:
         """And neither the operator's ConfigMap nor the Secret, which each application would overwrite; nor a kind that
         a cluster may not know.
         """
-        assert {
+        assert set(objects()) == {
             "Namespace", "ServiceAccount", "Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget",
             "NetworkPolicy", "Ingress",
-        } == set(objects())  # fmt: skip
+        }  # fmt: skip
 
     def test_the_kustomization_brings_every_file(self) -> None:
         """Whatever stands beside it."""
@@ -115,13 +115,13 @@ class TestSchema:
 class TestNames:
     def test_they_are_the_ones_in_operators_fingers(self) -> None:
         """Namespace, object, container, image and port."""
-        assert NAMESPACE == objects()["Namespace"]["metadata"]["name"]
+        assert objects()["Namespace"]["metadata"]["name"] == NAMESPACE
         for kind, thing in objects().items():
             if kind != "Namespace":
                 assert (kind, APP, NAMESPACE) == (kind, thing["metadata"]["name"], thing["metadata"]["namespace"])
-        assert f"ghcr.io/neuron7x/mlsdm-neuro-engine:{VERSION}" == container()["image"]
-        assert [(80, "http")] == [(port["port"], port["targetPort"]) for port in objects()["Service"]["spec"]["ports"]]
-        assert [("http", 8000)] == [(port["name"], port["containerPort"]) for port in container()["ports"]]
+        assert container()["image"] == f"ghcr.io/neuron7x/mlsdm-neuro-engine:{VERSION}"
+        assert [(port["port"], port["targetPort"]) for port in objects()["Service"]["spec"]["ports"]] == [(80, "http")]
+        assert [(port["name"], port["containerPort"]) for port in container()["ports"]] == [("http", 8000)]
 
     def test_every_selector_finds_the_pods(self) -> None:
         """One label, everywhere the same."""
@@ -134,7 +134,7 @@ class TestNames:
             *(spread["labelSelector"]["matchLabels"] for spread in pod()["topologySpreadConstraints"]),
         ]
 
-        assert [LABELS] * 6 == selectors
+        assert selectors == [LABELS] * 6
         assert LABELS.items() <= spec["Deployment"]["template"]["metadata"]["labels"].items()
 
     def test_what_refers_to_another_object_finds_it(self) -> None:
@@ -142,12 +142,12 @@ class TestNames:
         target = objects()["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
         deployment = objects()["Deployment"]
 
-        assert {
+        assert target == {
             "apiVersion": deployment["apiVersion"], "kind": "Deployment", "name": APP,
-        } == target  # fmt: skip
-        assert {(APP, "http")} == {
+        }  # fmt: skip
+        assert {
             (path["backend"]["service"]["name"], path["backend"]["service"]["port"]["name"]) for path in ingress_paths()
-        }
+        } == {(APP, "http")}
         assert objects()["ServiceAccount"]["metadata"]["name"] == pod()["serviceAccountName"]
 
     def test_the_policy_opens_the_port_that_the_container_has(self) -> None:
@@ -155,9 +155,9 @@ class TestNames:
         policy = objects()["NetworkPolicy"]["spec"]
         [rule] = policy["ingress"]
 
-        assert [{"protocol": "TCP", "port": container()["ports"][0]["containerPort"]}] == rule["ports"]
-        assert {"Ingress", "Egress"} == set(policy["policyTypes"])
-        assert {53, 4317, 4318} == {port["port"] for rule in policy["egress"] for port in rule["ports"]}
+        assert rule["ports"] == [{"protocol": "TCP", "port": container()["ports"][0]["containerPort"]}]
+        assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+        assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == {53, 4317, 4318}
 
 
 class TestPod:
@@ -168,9 +168,9 @@ class TestPod:
         volumes = {volume["name"]: volume for volume in pod()["volumes"]}
         [key] = [variable["valueFrom"]["secretKeyRef"] for variable in container()["env"] if "valueFrom" in variable]
 
-        assert ("mlsdm-config", True) == tuple(volumes["config"]["configMap"][name] for name in ("name", "optional"))
-        assert ("mlsdm-secrets", True) == tuple(volumes["keys"]["secret"][name] for name in ("secretName", "optional"))
-        assert {"name": "mlsdm-secrets", "key": "API_KEY", "optional": True} == key
+        assert tuple(volumes["config"]["configMap"][name] for name in ("name", "optional")) == ("mlsdm-config", True)
+        assert tuple(volumes["keys"]["secret"][name] for name in ("secretName", "optional")) == ("mlsdm-secrets", True)
+        assert key == {"name": "mlsdm-secrets", "key": "API_KEY", "optional": True}
 
     def test_the_configuration_appears_where_the_service_looks(self) -> None:
         """The key config.yaml, mounted as the first of the places."""
@@ -184,7 +184,7 @@ class TestPod:
 
     def test_its_variables_are_ones_that_the_service_takes(self) -> None:
         """None is unknown, and with the production file they contradict nothing."""
-        assert 24 == production().resources.shutdown_timeout
+        assert production().resources.shutdown_timeout == 24
 
     def test_it_ends_within_its_grace(self) -> None:
         """The sleep before SIGTERM and the service's own time to stop fit the 30 s that `kubectl delete` is told."""
@@ -199,17 +199,19 @@ class TestPod:
         """Liveness for the start and for life, readiness for traffic; each answers 200 now."""
         probes = {name: container()[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness", "readiness")}
 
-        assert ["/health/liveness", "/health/liveness", "/health/readiness"] == [
-            probe["path"] for probe in probes.values()
+        assert [probe["path"] for probe in probes.values()] == [
+            "/health/liveness",
+            "/health/liveness",
+            "/health/readiness",
         ]
-        assert {"http"} == {probe["port"] for probe in probes.values()}
-        assert {200} == {small_server.get(probe["path"]).status for probe in probes.values()}
+        assert {probe["port"] for probe in probes.values()} == {"http"}
+        assert {small_server.get(probe["path"]).status for probe in probes.values()} == {200}
 
     def test_it_meets_the_restricted_standard(self) -> None:
         """That which its namespace enforces (Pod Security Standards), and a root file system that is read-only."""
         spec, own = pod()["securityContext"], container()["securityContext"]
 
-        assert "restricted" == objects()["Namespace"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
+        assert objects()["Namespace"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
         assert (True, {"type": "RuntimeDefault"}) == (spec["runAsNonRoot"], spec["seccompProfile"])
         assert spec["runAsUser"] > 0
         assert (False, True, ["ALL"]) == (
@@ -261,14 +263,14 @@ class TestReplicas:
     def test_three_are_the_least(self) -> None:
         """The autoscaler says so; the deployment says nothing, or each application would undo what the load asked."""
         assert "replicas" not in objects()["Deployment"]["spec"]
-        assert 3 == objects()["HorizontalPodAutoscaler"]["spec"]["minReplicas"]
+        assert objects()["HorizontalPodAutoscaler"]["spec"]["minReplicas"] == 3
 
     def test_few_go_at_a_time(self) -> None:
         """An update makes the new pod ready before the old one goes; nodes are drained, and load leaves, one by one."""
         scale_down = objects()["HorizontalPodAutoscaler"]["spec"]["behavior"]["scaleDown"]
 
-        assert {"maxUnavailable": 0, "maxSurge": 1} == objects()["Deployment"]["spec"]["strategy"]["rollingUpdate"]
-        assert 1 == objects()["PodDisruptionBudget"]["spec"]["maxUnavailable"]
+        assert objects()["Deployment"]["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+        assert objects()["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
         assert (3600, [1]) == (
             scale_down["stabilizationWindowSeconds"],
             [policy["value"] for policy in scale_down["policies"]],
@@ -278,8 +280,8 @@ class TestReplicas:
         """Through the service and through the ingress: memory is per pod."""
         annotations = objects()["Ingress"]["metadata"]["annotations"]
 
-        assert "ClientIP" == objects()["Service"]["spec"]["sessionAffinity"]
-        assert "$remote_addr" == annotations["nginx.ingress.kubernetes.io/upstream-hash-by"]
+        assert objects()["Service"]["spec"]["sessionAffinity"] == "ClientIP"
+        assert annotations["nginx.ingress.kubernetes.io/upstream-hash-by"] == "$remote_addr"
 
 
 def ingress_paths() -> list[Object]:
@@ -304,13 +306,13 @@ class TestIngress:
         statuses = {path["path"]: small_server.get(path["path"]).status for path in ingress_paths()}
         only_below = {"/memories"}  # and /memories/1 is 404 because nothing is remembered yet
 
-        assert {} == {path: status for path, status in statuses.items() if status == 404 and path not in only_below}
+        assert {path: status for path, status in statuses.items() if status == 404 and path not in only_below} == {}
 
     def test_it_takes_what_the_service_takes(self) -> None:
         """The largest body."""
         annotations = objects()["Ingress"]["metadata"]["annotations"]
 
-        assert f"{BODY_SIZE.value // 2**20}m" == annotations["nginx.ingress.kubernetes.io/proxy-body-size"]
+        assert annotations["nginx.ingress.kubernetes.io/proxy-body-size"] == f"{BODY_SIZE.value // 2**20}m"
 
 
 def covers(rule: Object, path: str) -> bool:
@@ -335,8 +337,8 @@ class TestServiceMonitor:
         monitor = yaml.safe_load(MONITOR.read_text())
 
         assert ("monitoring.coreos.com/v1", "ServiceMonitor") == (monitor["apiVersion"], monitor["kind"])
-        assert {"selector", "namespaceSelector", "endpoints"} == set(monitor["spec"])
-        assert {"port", "path", "interval", "scrapeTimeout", "relabelings", "metricRelabelings"} == set(self.endpoint())
+        assert set(monitor["spec"]) == {"selector", "namespaceSelector", "endpoints"}
+        assert set(self.endpoint()) == {"port", "path", "interval", "scrapeTimeout", "relabelings", "metricRelabelings"}
         for rule in self.endpoint()["relabelings"] + self.endpoint()["metricRelabelings"]:
             assert {"action", "sourceLabels", "targetLabel", "replacement", "regex"} >= set(rule)
 
@@ -345,14 +347,14 @@ class TestServiceMonitor:
         monitor, service = yaml.safe_load(MONITOR.read_text()), objects()["Service"]
 
         assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
-        assert [service["metadata"]["namespace"]] == monitor["spec"]["namespaceSelector"]["matchNames"]
+        assert monitor["spec"]["namespaceSelector"]["matchNames"] == [service["metadata"]["namespace"]]
         assert self.endpoint()["port"] in [port["name"] for port in service["spec"]["ports"]]
 
     def test_its_job_is_the_one_of_the_alerts(self) -> None:
         """`up{job="mlsdm-api"}`, whatever the service is called."""
         jobs = [rule["replacement"] for rule in self.endpoint()["relabelings"] if rule["targetLabel"] == "job"]
 
-        assert [APP] == jobs
+        assert jobs == [APP]
 
     def test_it_keeps_everything_that_the_service_exposes(self, small_server: LiveServer) -> None:
         """Both families of names: every sample of a real scrape matches, and one of another library does not."""
@@ -362,7 +364,7 @@ class TestServiceMonitor:
 
         assert ("keep", ["__name__"]) == (keep["action"], keep["sourceLabels"])
         assert {"mlsdm_memories", "total_events_processed", "process_event_latency_seconds_bucket"} <= names
-        assert set() == {name for name in names if not re.fullmatch(keep["regex"], name)}
+        assert {name for name in names if not re.fullmatch(keep["regex"], name)} == set()
         assert not re.fullmatch(keep["regex"], "python_gc_objects_collected_total")
 
 
@@ -390,8 +392,8 @@ class TestPrometheusRule:
         rule = yaml.safe_load(RULE.read_text())
 
         assert ("monitoring.coreos.com/v1", "PrometheusRule") == (rule["apiVersion"], rule["kind"])
-        assert {"apiVersion", "kind", "metadata", "spec"} == set(rule)
-        assert {"groups"} == set(rule["spec"])
+        assert set(rule) == {"apiVersion", "kind", "metadata", "spec"}
+        assert set(rule["spec"]) == {"groups"}
         for group in self.groups():
             assert {"name", "rules"} <= set(group) <= {"name", "interval", "rules"}
             for one in group["rules"]:
@@ -445,14 +447,14 @@ class TestKubectl:
         rendered = list(yaml.safe_load_all(kubectl("kustomize", str(tmp_path))))
 
         labelled = {thing["kind"] for thing in rendered if "release" in thing["metadata"].get("labels", {})}
-        assert {"ServiceMonitor", "PrometheusRule"} == labelled
+        assert labelled == {"ServiceMonitor", "PrometheusRule"}
 
     def test_a_new_image_is_set_where_it_belongs(self) -> None:
         """`kubectl set image deployment/mlsdm-api mlsdm-api=…`: the container has that name."""
         image = "ghcr.io/neuron7x/mlsdm-neuro-engine:1.0.1"
         changed = edited("set", "image", f"{APP}={image}")
 
-        assert [image] == [each["image"] for each in changed["spec"]["template"]["spec"]["containers"]]
+        assert [each["image"] for each in changed["spec"]["template"]["spec"]["containers"]] == [image]
 
     def test_a_variable_is_set_where_it_belongs(self) -> None:
         """`kubectl set env deployment/mlsdm-api LOG_LEVEL=DEBUG`, and the service takes it."""
@@ -460,7 +462,7 @@ class TestKubectl:
         [names] = [each["env"] for each in changed["spec"]["template"]["spec"]["containers"]]
 
         assert {"name": "LOG_LEVEL", "value": "DEBUG"} in names
-        assert "DEBUG" == load(None, environ() | {"LOG_LEVEL": "DEBUG"}).config.observability.logging.level
+        assert load(None, environ() | {"LOG_LEVEL": "DEBUG"}).config.observability.logging.level == "DEBUG"
 
     def test_the_configmap_is_made_from_the_production_file(self, tmp_path: Path) -> None:
         """What `kubectl create configmap` makes has the name and the key that the pod mounts, and is the same

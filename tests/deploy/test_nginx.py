@@ -160,7 +160,7 @@ def test_an_event_comes_through(server: LiveServer, front: Front) -> None:
     before = server.request("GET", "/state", headers=keys.bearer("reader")).json["total_events_processed"]
     answer = front.request("POST", "/event", VECTOR, RAW | keys.bearer("writer"))
 
-    assert 200 == answer.status
+    assert answer.status == 200
     assert before + 1 == front.request("GET", "/state", headers=keys.bearer("reader")).json["total_events_processed"]
     assert answer.headers["strict-transport-security"]
 
@@ -169,16 +169,16 @@ def test_what_the_server_refuses_is_passed_on(front: Front) -> None:
     """Its problem documents pass as they are, with the fields that only it can fill."""
     answer = front.request("POST", "/event", VECTOR, RAW | {"Moral-Value": "7"} | keys.bearer("writer"))
 
-    assert (422, "moral_value_out_of_range") == problem(answer)
+    assert problem(answer) == (422, "moral_value_out_of_range")
     assert answer.json["field"]
-    assert (404, "no_such_route") == problem(front.request("GET", "/nowhere", headers=keys.bearer("reader")))
-    assert (401, "unauthorised") == problem(front.request("GET", "/state"))
+    assert problem(front.request("GET", "/nowhere", headers=keys.bearer("reader"))) == (404, "no_such_route")
+    assert problem(front.request("GET", "/state")) == (401, "unauthorised")
 
 
 @pytest.mark.parametrize("path", ["/health/liveness", "/health/readiness", "/livez", "/readyz"])
 def test_health_is_seen_from_outside(front: Front, path: str) -> None:
     """By balancers and monitors: whether, and no more."""
-    assert 200 == front.request("GET", path).status
+    assert front.request("GET", path).status == 200
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_metrics_stay_inside(server: LiveServer, front: Front, path: str) -> Non
 
     assert answer.status in (400, 404)
     assert b"mlsdm_" not in answer.body
-    assert 200 == server.get("/metrics").status
+    assert server.get("/metrics").status == 200
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ class TestAddress:
         given = front.request("GET", "/livez", headers={"X-Request-ID": "given-by-a-client"})
         made = front.request("GET", "/livez")
 
-        assert "given-by-a-client" == given.headers["x-request-id"]
+        assert given.headers["x-request-id"] == "given-by-a-client"
         assert re.fullmatch(r"[0-9a-f]{32}", made.headers["x-request-id"])
         names = {"given-by-a-client", made.headers["x-request-id"]}
         eventually(lambda: names <= {line["request_id"] for line in lines_of(front.log)})
@@ -242,7 +242,7 @@ def test_connections_to_the_server_are_kept(server: LiveServer, front: Front) ->
     front.request("GET", "/livez")
     ports: set[int] = set()
     for _ in range(20):
-        assert 200 == front.request("GET", "/livez").status
+        assert front.request("GET", "/livez").status == 200
         ports |= held(server)
 
     assert 1 <= len(ports) <= (os.cpu_count() or 1)  # each process of nginx has its own
@@ -284,7 +284,7 @@ class TestSizes:
                 codes.append((connection.getresponse().status, "the server's"))
             connection.close()
 
-        assert (413, "body_too_large") == codes[1]
+        assert codes[1] == (413, "body_too_large")
         assert codes[0][0] in (400, 413)  # no JSON, or more than an event of eight floats can need
 
     def test_a_batch_comes_through(self, front: Front) -> None:
@@ -293,12 +293,12 @@ class TestSizes:
         body = json.dumps(events).encode().ljust(2**20 + 1)
         headers = {"Content-Type": "application/json", **keys.bearer("writer")}
         answer = front.request("POST", "/events", body, headers)
-        assert 200 == answer.status, answer.body
+        assert answer.status == 200, answer.body
 
     def test_a_long_head_is_a_problem_too(self, front: Front) -> None:
         """A line or fields above the limits: the codes are the server's."""
-        assert (414, "request_line_too_long") == problem(front.request("GET", "/" + "x" * 9000))
-        assert (431, "headers_too_large") == problem(front.request("GET", "/livez", headers={"X-Long": "x" * 9000}))
+        assert problem(front.request("GET", "/" + "x" * 9000)) == (414, "request_line_too_long")
+        assert problem(front.request("GET", "/livez", headers={"X-Long": "x" * 9000})) == (431, "headers_too_large")
 
 
 class TestLimits:
@@ -323,8 +323,8 @@ class TestLimits:
         finally:
             slow.stop()
 
-        assert [200, 200, 200, 429] == [answer.status for answer in answers]
-        assert (429, "rate_limit_exceeded") == problem(answers[3])
+        assert [answer.status for answer in answers] == [200, 200, 200, 429]
+        assert problem(answers[3]) == (429, "rate_limit_exceeded")
         assert ("1", 200) == (answers[3].headers["retry-after"], other.status)
 
     def test_an_address_has_so_many_connections(self, server: LiveServer, front: Front) -> None:
@@ -341,8 +341,8 @@ class TestLimits:
             slow.append(connection)
         try:
             refused = eventually(lambda: refusal(front, source))
-            assert (429, "rate_limit_exceeded") == refused
-            assert 200 == front.request("GET", "/livez", source="127.0.0.8").status
+            assert refused == (429, "rate_limit_exceeded")
+            assert front.request("GET", "/livez", source="127.0.0.8").status == 200
             assert len(held(server)) <= (os.cpu_count() or 1)
         finally:
             for connection in slow:
@@ -369,7 +369,7 @@ class TestFailures:
             front.stop()
             server.stop()
 
-        assert (502, "upstream_unavailable") == problem(gone)
+        assert problem(gone) == (502, "upstream_unavailable")
         assert ("1", 200) == (gone.headers["retry-after"], back.status)
 
     def test_plain_text_on_a_port_of_tls_is_a_problem(self, front: Front) -> None:
@@ -380,7 +380,7 @@ class TestFailures:
             response.begin()
             found = {k.lower(): v for k, v in response.getheaders()}
 
-            assert (400, "malformed_request") == problem(Answer(response.status, found, response.read()))
+            assert problem(Answer(response.status, found, response.read())) == (400, "malformed_request")
 
 
 def test_codes_are_the_servers_or_its_own() -> None:
@@ -390,11 +390,12 @@ def test_codes_are_the_servers_or_its_own() -> None:
         code: status for status, code in re.findall(r"^ +(\w+) '\"title\".*\"code\":\"(\w+)\"", text, re.MULTILINE)
     }
 
-    assert {"upstream_unavailable": "502", "upstream_timeout": "504"} == {
-        code: status for code, status in codes.items() if code not in CODES
+    assert {code: status for code, status in codes.items() if code not in CODES} == {
+        "upstream_unavailable": "502",
+        "upstream_timeout": "504",
     }
-    assert {} == {
+    assert {
         code: status
         for code, status in codes.items()
         if code in CODES and status != "default" and CODES[code].status != int(status)
-    }
+    } == {}

@@ -44,7 +44,7 @@ def test_every_metric_that_a_rule_reads_is_in_the_scrape(watched: Watched, name:
     """By its name, from this server."""
     missing = [one.name for rule, one in selected() if rule == name and not watched.prometheus.series(one.name)]
 
-    assert [] == missing
+    assert missing == []
 
 
 def test_every_label_that_a_rule_asks_for_is_there(watched: Watched) -> None:
@@ -82,7 +82,7 @@ def test_the_budget_leaves_out_probes_and_nothing_else(watched: Watched) -> None
 
     [pattern] = patterns
     left_out = {route for route in routes if re.fullmatch(pattern, route)}
-    assert {*PROBES, "/health/metrics"} == left_out
+    assert left_out == {*PROBES, "/health/metrics"}
     assert {"/event", "/recall", "/governor/stop"} <= routes - left_out
 
 
@@ -99,7 +99,7 @@ def test_nobody_is_woken_for_a_service_that_is_well(watched: Watched) -> None:
     active = watched.prometheus.asked("alerts")["alerts"]
 
     critical = {alert["labels"]["alertname"] for alert in active if alert["labels"]["severity"] == "critical"}
-    assert set() == critical - {"AvailabilityBurnsFast", "LatencyBurnsFast"}
+    assert critical - {"AvailabilityBurnsFast", "LatencyBurnsFast"} == set()
 
 
 def test_an_operators_stop_is_noticed(watched: Watched) -> None:
@@ -111,5 +111,5 @@ def test_an_operators_stop_is_noticed(watched: Watched) -> None:
     finally:
         eventually(lambda: watched.order("resume") == 200)
 
-    assert f"127.0.0.1:{watched.server.port}" == alert["metric"]["instance"]
+    assert alert["metric"]["instance"] == f"127.0.0.1:{watched.server.port}"
     eventually(lambda: not watched.prometheus.series(pending))

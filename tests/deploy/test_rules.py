@@ -175,21 +175,21 @@ def test_the_runbooks_expressions_are_in_force_as_written() -> None:
     expressions = {name: rule["expr"] for name, rule in alerts().items()}
 
     assert (
-        "histogram_quantile(0.95, rate(process_event_latency_seconds_bucket[5m])) > 0.1" == expressions["HighLatency"]
+        expressions["HighLatency"] == "histogram_quantile(0.95, rate(process_event_latency_seconds_bucket[5m])) > 0.1"
     )
-    assert "memory_usage_bytes > 1.8e9" == expressions["HighMemoryUsage"]
-    assert 'up{job="mlsdm-api"} == 0' == expressions["ServiceDown"]
+    assert expressions["HighMemoryUsage"] == "memory_usage_bytes > 1.8e9"
+    assert expressions["ServiceDown"] == 'up{job="mlsdm-api"} == 0'
     ratio = "rate(rejected_events_count[5m]) / rate(total_events_processed[5m])"
     assert ratio == recordings()["instance:mlsdm_events_rejected:ratio_rate5m"]
-    assert "delta(moral_filter_threshold[1h])" == recordings()["instance:moral_filter_threshold:delta1h"]
+    assert recordings()["instance:moral_filter_threshold:delta1h"] == "delta(moral_filter_threshold[1h])"
 
 
 def test_every_alert_says_what_it_is_what_to_do_and_where_to_read_on() -> None:
     """Three annotations, in sentences, and a severity that Alertmanager knows where to send."""
     for name, rule in alerts().items():
         notes = rule["annotations"]
-        assert {"summary", "description", "runbook_url"} == set(notes), name
-        assert f"{RUNBOOK}#{name.lower()}" == notes["runbook_url"]
+        assert set(notes) == {"summary", "description", "runbook_url"}, name
+        assert notes["runbook_url"] == f"{RUNBOOK}#{name.lower()}"
         assert rule["labels"]["severity"] in ("critical", "warning"), name
         assert not notes["summary"].endswith("."), name
         assert notes["description"].endswith("."), name
@@ -200,7 +200,7 @@ def test_the_runbook_has_a_section_for_every_alert() -> None:
     lines = (ROOT / "docs/runbook.md").read_text(encoding="utf-8").splitlines()
     headings = {line.lstrip("#").strip() for line in lines if line.startswith("#")}
 
-    assert set() == set(alerts()) - headings
+    assert set(alerts()) - headings == set()
 
 
 def test_no_name_is_given_twice() -> None:
@@ -218,6 +218,6 @@ def test_expressions_are_taken_apart_by_what_they_mean() -> None:
 
     found = selectors(expression)
 
-    assert ["a_total", "e", "f"] == [selector.name for selector in found]
+    assert [selector.name for selector in found] == ["a_total", "e", "f"]
     assert Selector("a_total", (Matcher("code", "=", "b"), Matcher("route", "!~", "c|d"))) == found[0]
-    assert {"rejected_events_count", "total_events_processed"} == measured(alerts()["HighRejectionRate"]["expr"])
+    assert measured(alerts()["HighRejectionRate"]["expr"]) == {"rejected_events_count", "total_events_processed"}

@@ -41,14 +41,14 @@ class Watched:
     def live_through_everything(self) -> None:
         """Everything that is counted by what it was, twice: a rate needs something that came after a scrape."""
         eventually(lambda: self.prometheus.series("total_events_processed"))  # a rate counts from the first scrape on
-        assert [200] * EVENTS == [self.event(number % 2) for number in range(EVENTS)]
-        assert 200 == self.recall()
-        assert 200 == self.order("stop")
-        assert 503 == self.event(1.0)
-        assert 200 == self.order("resume")
-        assert 422 == self.post("/event", {})
+        assert [self.event(number % 2) for number in range(EVENTS)] == [200] * EVENTS
+        assert self.recall() == 200
+        assert self.order("stop") == 200
+        assert self.event(1.0) == 503
+        assert self.order("resume") == 200
+        assert self.post("/event", {}) == 422
         for path in PROBES:
-            assert 200 == self.server.get(path).status
+            assert self.server.get(path).status == 200
         eventually(lambda: self.event(0.0) == 429)
         eventually(lambda: self.prometheus.series('mlsdm_refusals_total{code="rate_limit_exceeded"} > 0'))
         eventually(lambda: self.event(1.0) == 200)

@@ -41,7 +41,7 @@ def test_the_version_is_that_of_the_package() -> None:
     """One line, for scripts."""
     from importlib.metadata import version  # noqa: PLC0415 — beside its only use
 
-    assert f"mlsdm {version('mlsdm')}\n" == mlsdm("--version").stdout
+    assert mlsdm("--version").stdout == f"mlsdm {version('mlsdm')}\n"
 
 
 def test_an_unknown_command_is_refused_with_those_there_are() -> None:

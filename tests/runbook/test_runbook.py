@@ -107,9 +107,9 @@ def test_an_image_that_the_file_does_not_know_is_found_out(tmp_path: Path) -> No
         environ = {**os.environ, **words, "PYTHONPATH": str(ROOT)}
         return subprocess.run(["bash", "-c", kubectl + line], cwd=tmp_path, env=environ, check=False).returncode == 0
 
-    assert [True, False] == [held(line) for line in (set_image, apply)]
-    assert [True] * 3 == [held(line) for line in (write_down, apply, apply)]
-    assert [True, False] == [held(line) for line in (undo, apply)]
+    assert [held(line) for line in (set_image, apply)] == [True, False]
+    assert [held(line) for line in (write_down, apply, apply)] == [True] * 3
+    assert [held(line) for line in (undo, apply)] == [True, False]
 
 
 def test_every_alert_has_its_section() -> None:
@@ -124,7 +124,7 @@ def test_every_alert_has_its_section() -> None:
     ]
 
     assert links
-    assert [] == [link for link in links if link.partition("docs/runbook.md#")[2] not in headings]
+    assert [link for link in links if link.partition("docs/runbook.md#")[2] not in headings] == []
 
 
 def test_what_commands_print_is_put_under_them(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_what_commands_print_is_put_under_them(tmp_path: Path) -> None:
 
     text = recorded(book.read_text(), outcomes)
 
-    assert [3, 5, 13] == [line.number for line in lines]
+    assert [line.number for line in lines] == [3, 5, 13]
     assert text.replace("first's\n" * 13 + "…\n", "1\n").replace("second's\n" * 13 + "…\n", "2\n") == (
         "# One\n```bash\nfirst\n\nsecond \\\n  -x\n```\n```text\n1\n2\n```\nand\n```bash\nthird\n```\n"
     )

@@ -23,8 +23,8 @@ def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.session.testsfailed > failed:
         return
     gc.collect()  # a block's mapping, and its descriptor, go with the last object that looks into it
-    assert [] == [link for fd, link in _descriptors().items() if fd not in descriptors]
-    assert set() == _children() - children
+    assert [link for fd, link in _descriptors().items() if fd not in descriptors] == []
+    assert _children() - children == set()
 
 
 def _descriptors() -> dict[int, str]:

@@ -65,7 +65,7 @@ class TestCreate:
                 Block.create(SMALL, os.urandom(16), os.urandom(16), 1, 2)
             assert before == len(os.listdir("/proc/self/fd"))
 
-        assert 0 == exit_of(begin(work))
+        assert exit_of(begin(work)) == 0
 
     def test_leaves_nothing(self) -> None:
         """A block that was closed and forgotten leaves no descriptor."""
@@ -83,7 +83,7 @@ class TestOpen:
         formed.accept()
 
         assert (formed.block.boot_id, formed.started_ns, SMALL) == (other.boot_id, other.created_boot_ns, other.layout)
-        assert 1 == Store(other).state().scalars.accepted
+        assert Store(other).state().scalars.accepted == 1
         other.close()
 
     @pytest.mark.parametrize("content", [b"", b"x" * 100, bytes(PAGE), os.urandom(PAGE)])
@@ -163,8 +163,8 @@ class TestObserver:
             faulthandler.disable()  # the fault is wanted
             observer.region("commit").sealed = 99
 
-        assert -signal.SIGSEGV == exit_of(begin(write))
-        assert 1 == formed.store.state().position
+        assert exit_of(begin(write)) == -signal.SIGSEGV
+        assert formed.store.state().position == 1
         fd = os.open(f"/proc/self/fd/{formed.block.fd}", os.O_RDONLY)
         with pytest.raises(PermissionError):
             mmap.mmap(fd, PAGE)
@@ -178,8 +178,8 @@ class TestObserver:
         mine = os.fstat(formed.block.fd).st_ino
         found = [(pid, path) for pid, path in find() if path.stat().st_ino == mine]
 
-        assert [min(os.getpid(), child)] == [pid for pid, _ in found]  # pids wrap around
-        assert [child] == [pid for pid, path in find(child) if path.stat().st_ino == mine]
+        assert [pid for pid, _ in found] == [min(os.getpid(), child)]  # pids wrap around
+        assert [pid for pid, path in find(child) if path.stat().st_ino == mine] == [child]
         assert other not in [int(path.name) for _, path in find(os.getpid())]
         end(child)
         os.close(other)
@@ -207,7 +207,7 @@ class TestObserver:
 
     def test_nobody(self) -> None:
         """A process without a block has none."""
-        assert [] == list(find(1 if os.getpid() != 1 else 2))
+        assert list(find(1 if os.getpid() != 1 else 2)) == []
 
 
 class TestRegion:
@@ -230,6 +230,6 @@ class TestRegion:
             for number in range(100):
                 formed.accept(number)
 
-        assert 0 == exit_of(begin(work))
+        assert exit_of(begin(work)) == 0
         Witness(formed).check()
-        assert 100 == formed.store.state().scalars.accepted
+        assert formed.store.state().scalars.accepted == 100

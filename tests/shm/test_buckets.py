@@ -231,7 +231,7 @@ class TestOneBucket:
         buckets = Buckets(formed.block, PEERS)
         draw(buckets, 5, 60 * NS, NS, 10, 10)
 
-        assert -61 * NS == buckets.take(5, 0, NS, 10, 1)
+        assert buckets.take(5, 0, NS, 10, 1) == -61 * NS
         assert Quota(0, NS, 9) == draw(buckets, 5, 60 * NS + 10 * NS, NS, 10, 1)
 
     def test_tables_are_apart(self, formed: Formed) -> None:
@@ -239,7 +239,7 @@ class TestOneBucket:
         draw(Buckets(formed.block, KEYS), 5, 0, NS, 10, 10)
 
         assert Quota(0, 10 * NS, 0) == draw(Buckets(formed.block, PEERS), 5, 0, NS, 10, 10)
-        assert (KEY_BUCKETS, PEER_BUCKETS) == tuple(formed.block.map.buckets)
+        assert tuple(formed.block.map.buckets) == (KEY_BUCKETS, PEER_BUCKETS)
 
 
 class TestTogether:
@@ -268,9 +268,9 @@ class TestTogether:
         token.
         """
         buckets, counts, start = Buckets(formed.block, KEYS), self.shared_counts(), self.now_ns()
-        assert 0 == draw(buckets, 9, start, 2_000, PLENTY, PLENTY).wait_ns
+        assert draw(buckets, 9, start, 2_000, PLENTY, PLENTY).wait_ns == 0
         children = [begin(lambda child=child: self.hammer(formed, counts, child, NS // 4, 9)) for child in range(3)]  # type: ignore[misc]  # early binding
-        assert [0, 0, 0] == [exit_of(child) for child in children]
+        assert [exit_of(child) for child in children] == [0, 0, 0]
         now = self.now_ns()
         left = draw(buckets, 9, now, 2_000, PLENTY, 1)
 
@@ -299,7 +299,7 @@ class TestTogether:
         for client in range(1, 200):
             gate[0] = client
             wait_until(lambda client=client: gate[1:9] == bytes([client] * 8))  # type: ignore[misc]  # early binding
-        assert [0] * 8 == [exit_of(child) for child in children]
+        assert [exit_of(child) for child in children] == [0] * 8
 
         got = [sum(counts[client : 8 * 256 : 256]) for client in range(1, 200)]
         print(f"most of one client: {max(got)} of 10")
@@ -315,7 +315,7 @@ class TestTogether:
         print(f"rerun with SEED={SEED}")
         rng, buckets, counts = random.Random(SEED), Buckets(formed.block, KEYS), self.shared_counts()
         start = self.now_ns()
-        assert 0 == draw(buckets, 9, start, 2_000, PLENTY, PLENTY).wait_ns
+        assert draw(buckets, 9, start, 2_000, PLENTY, PLENTY).wait_ns == 0
         for child in range(40):
             pid = begin(lambda child=child: self.hammer(formed, counts, child, 60 * NS, 9))  # type: ignore[misc]  # early binding
             wait_until(lambda child=child: counts[child])  # type: ignore[misc]  # early binding
@@ -354,7 +354,7 @@ class TestFlood:
             refused += lib.mlsdm_tokens_take(formed.block.map, account, now + number % 100, 1 + number % 3) < 0
 
         assert keys_before == content(formed, KEYS)
-        assert 0 == refused, "newcomers find a full bucket"
+        assert refused == 0, "newcomers find a full bucket"
         assert [owed_before[peer] for peer in debtors] == [owed(formed, peer) for peer in debtors]
         kept = sum(owed_before[peer] == owed(formed, peer) for peer in modest)
         print(f"{kept} of {len(modest)} modest peers kept their places")
@@ -367,7 +367,7 @@ class TestFlood:
         peers = Buckets(formed.block, PEERS)
         owners = [3 + SETS * number for number in range(BUCKET_WAYS + 1)]
         for number, owner in enumerate(owners):
-            assert 0 == draw(peers, owner, 1_000, NS, 10, number + 1).wait_ns
+            assert draw(peers, owner, 1_000, NS, 10, number + 1).wait_ns == 0
         before = content(formed, PEERS)
         peers.give_back(owners[0], NS, 1)
 
@@ -386,7 +386,7 @@ class TestFlood:
         draw(peers, owners[-1], later, NS, 10, 10)
 
         assert None is owed(formed, owners[4])
-        assert [1_000 + 10 * NS] * 7 == [owed(formed, owner) for owner in owners[:4] + owners[5:-1]]
+        assert [owed(formed, owner) for owner in owners[:4] + owners[5:-1]] == [1_000 + 10 * NS] * 7
 
 
 @pytest.mark.skipif(not tracee.possible(), reason="needs ptrace on x86-64")
@@ -476,7 +476,7 @@ class TestStepped:
         before, peers = places(formed, 3), Buckets(formed.block, PEERS)
         for number, twin in self.put_aside(take, path):
             left = 99 if owed(formed, self.NEWCOMER) == 1_000 + NS else 100
-            assert 0 == draw(peers, self.NEWCOMER, 1_000, NS, self.BURST, left).wait_ns
+            assert draw(peers, self.NEWCOMER, 1_000, NS, self.BURST, left).wait_ns == 0
             twin.let_go()
             assert draw(peers, self.NEWCOMER, 1_000, NS, self.BURST, 1).wait_ns, f"put aside at instruction {number}"
             put_back(formed, 3, before)

@@ -77,7 +77,7 @@ class TestWriters:
         writer = begin(hot(formed, 63))
         reader = begin(lambda: self._sum_up(formed))
         try:
-            assert 0 == exit_of(reader)
+            assert exit_of(reader) == 0
         finally:
             end(writer)
 

@@ -87,7 +87,7 @@ class TestState:
                     call()
 
         assert position == used.store.state().position
-        assert 71 == used.accept()
+        assert used.accept() == 71
 
     @pytest.mark.parametrize("name", ["memory", "forget"])
     def test_no_memory_is_denied_because_of_it(self, used: Formed, name: str) -> None:
@@ -117,7 +117,7 @@ class TestState:
         offset = used.region_bytes("states")[0] + ((position + 1) & 1) * SIZES["state"]
         for _ in flipped(used, offset, SIZES["state"]):
             assert position == used.store.state().position
-        assert 71 == used.accept()
+        assert used.accept() == 71
 
     @pytest.mark.parametrize("sealed", [True, False])
     def test_a_wrong_commit_word(self, used: Formed, sealed: bool) -> None:
@@ -132,7 +132,7 @@ class TestState:
                 used.accept()
         commit.sealed = seal(before)
 
-        assert 71 == used.accept()
+        assert used.accept() == 71
 
     def test_every_bit_of_the_commit_word(self, used: Formed) -> None:
         """With any bit of it changed nothing is decided, deleted or read, although the state before is still whole."""
@@ -159,7 +159,7 @@ class TestState:
                     call()
 
         assert position == used.block.position
-        assert 71 == used.accept()
+        assert used.accept() == 71
 
     def test_nothing_is_taken_back_under_a_damaged_commit_word(self, used: Formed) -> None:
         """What a dead writer left is repaired when it is known again what was committed, and not before."""
@@ -173,7 +173,7 @@ class TestState:
                 used.accept()
             assert (seal(position + 1), 50) == (slot.deleted_at, lock.intent_id)
 
-        assert 71 == used.accept()
+        assert used.accept() == 71
         assert (0, 0) == (slot.deleted_at, lock.intent_id)
         assert memory == used.store.memory(50)
 
@@ -209,7 +209,7 @@ class TestMark:
             with pytest.raises(Corrupt):
                 used.store.memory(memory_id)
             assert memory_id in recalled(used, memory.vector)
-            assert [(False, memory_id)] == unsound(used)
+            assert unsound(used) == [(False, memory_id)]
             assert used.store.mend_slot(memory_id % 51)
             assert (memory, []) == (used.store.memory(memory_id), unsound(used))
             assert live == used.store.state().scalars.live
@@ -228,9 +228,9 @@ class TestMark:
             with pytest.raises(Gone):
                 used.store.forget(used.now(), memory_id)
             assert memory_id not in recalled(used, vector)
-            assert [(False, memory_id)] == unsound(used)
+            assert unsound(used) == [(False, memory_id)]
             assert used.store.mend_slot(memory_id % 51)
-            assert [] == unsound(used)
+            assert unsound(used) == []
             with pytest.raises(Gone):
                 used.store.memory(memory_id)
             assert live - 1 == used.store.state().scalars.live
@@ -256,12 +256,12 @@ class TestMark:
         for _ in range(20):
             ffi.buffer(used.block.region("slots", 50))[:] = os.urandom(SIZES["slot"])
             used.block.region("slots", 50).deleted_at = seal(50) ^ 1  # of random ones, one in 65,536 fits its seal
-            assert [(False, 50)] == unsound(used)
+            assert unsound(used) == [(False, 50)]
             assert used.store.mend_slot(50) is deleted
         if not deleted:
             used.store.forget(used.now(), 50)
 
-        assert [] == unsound(used)
+        assert unsound(used) == []
         assert live - 1 == used.store.state().scalars.live == len(used.live_ids())
 
     def test_the_hint(self, used: Formed) -> None:
@@ -269,18 +269,18 @@ class TestMark:
         memory = used.store.memory(50)
         used.block.region("codes", 50).live = 0
         assert 50 not in recalled(used, memory.vector)
-        assert [(False, 50)] == unsound(used)
+        assert unsound(used) == [(False, 50)]
         assert used.store.mend_slot(50)
 
         assert 50 in recalled(used, memory.vector)
-        assert [] == unsound(used)
+        assert unsound(used) == []
 
     def test_nothing_else_is_mended(self, used: Formed) -> None:
         """A memory whose bytes are damaged is not."""
         used.block.region("slots", 50).moral += 1
 
         assert not used.store.mend_slot(50)
-        assert [(False, 50)] == unsound(used)
+        assert unsound(used) == [(False, 50)]
 
 
 class TestLevels:
@@ -302,7 +302,7 @@ class TestLevels:
         assert position + 1 == used.admit(1).position
         assert position + 2 == used.apply("reset").position  # which makes new levels
         assert used.store.levels()[1] == (0.0, 0.0, 0.0)
-        assert 71 == used.accept()
+        assert used.accept() == 71
 
 
 class TestLog:
@@ -312,7 +312,7 @@ class TestLog:
         for _ in flipped(used, offset, SIZES["entry"]):
             with pytest.raises(Corrupt):
                 used.store.entries(15, 10)
-        assert 10 == len(used.store.entries(15, 10)[0])
+        assert len(used.store.entries(15, 10)[0]) == 10
 
 
 class TestMemory:
@@ -327,7 +327,7 @@ class TestMemory:
             with pytest.raises(Corrupt):
                 used.store.memory(memory_id)
             assert byte < stride
-        assert b"z" * 64 == used.store.memory(memory_id).payload
+        assert used.store.memory(memory_id).payload == b"z" * 64
 
 
 WORD: Final = 2**64
@@ -442,7 +442,7 @@ class TestReceipts:
                 for ordinal, first in firsts.items():
                     expected = None if ordinal % self.CHAINS == chain else first
                     assert expected == self.answers(given, image, self.key(ordinal))
-        assert {seal(38), seal(39), seal(40), 0} == {int(heads[chain]) for chain in range(self.CAPACITY)}
+        assert {int(heads[chain]) for chain in range(self.CAPACITY)} == {seal(38), seal(39), seal(40), 0}
 
     def test_a_damaged_head_is_found_again(self, given: Formed) -> None:
         """The scrub finds each, also that of a chain whose receipts are all out of reach, and of one without any. Then
@@ -473,13 +473,13 @@ class TestReceipts:
             heads[chain] ^= 1 << 20
         heads[1] ^= 1 << 20
 
-        assert [False, True, False, False] == [store.mend_chain(chain) for chain in (0, 1, 2, 5)]
+        assert [store.mend_chain(chain) for chain in (0, 1, 2, 5)] == [False, True, False, False]
         for ordinal in range(self.NEWEST + 1, self.NEWEST + self.CAPACITY - 1):  # all of chain 1
             given.decide(0, key=new_key((0, self.CAPACITY * ordinal + 1), 0))
-        assert [False, False, False] == [store.mend_chain(chain) for chain in (0, 2, 5)]
+        assert [store.mend_chain(chain) for chain in (0, 2, 5)] == [False, False, False]
         given.decide(0, key=new_key((0, self.CAPACITY * 100 + 1), 0))
-        assert [True, True, True] == [store.mend_chain(chain) for chain in (0, 2, 5)]
-        assert [0, 0, 0] == [heads[chain] for chain in (0, 2, 5)]
+        assert [store.mend_chain(chain) for chain in (0, 2, 5)] == [True, True, True]
+        assert [heads[chain] for chain in (0, 2, 5)] == [0, 0, 0]
 
     def test_a_head_in_a_state_that_does_not_hold(self, given: Formed) -> None:
         """How many receipts count is not known then."""
@@ -513,7 +513,7 @@ class TestReceipts:
                 image = self.forge(given, previous)
                 assert expected == [self.answers(given, image, self.key(ordinal)) for ordinal in (40, 37, 34, 43)]
 
-        assert 0 == exit_of(begin(ask), 10)  # apart, so that to run in circles is a failure and not a hang
+        assert exit_of(begin(ask), 10) == 0  # apart, so that to run in circles is a failure and not a hang
 
     def test_a_chain_that_ends_early(self, given: Formed) -> None:
         """A receipt out of reach is never looked at, whatever lies in its place."""
@@ -524,7 +524,7 @@ class TestReceipts:
             assert first == self.answers(given, image, self.key(37))
             answer = self.answers(given, image, self.key(34))
             assert answer is not None
-            assert 0 == answer.repeated
+            assert answer.repeated == 0
 
     def test_a_head_beyond_all(self, given: Formed) -> None:
         """A chain that begins with a receipt that was never given is Corrupt."""
@@ -532,7 +532,7 @@ class TestReceipts:
         for head in (seal(41), seal(42), seal(10**9), seal(2**48 - 1), 40, WORD // 2, WORD - 8, WORD - 1):
             heads[1] = head
             image = given.block.memory[:]
-            assert [None, None, other] == [self.answers(given, image, self.key(ordinal)) for ordinal in (40, 37, 39)]
+            assert [self.answers(given, image, self.key(ordinal)) for ordinal in (40, 37, 39)] == [None, None, other]
 
     def test_the_count_of_receipts(self, given: Formed) -> None:
         """With any byte of the state that counts them changed, no keyed event is answered."""

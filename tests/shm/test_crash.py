@@ -99,7 +99,7 @@ class TestStaged:
             garble(formed.block.position)
             os.kill(os.getpid(), 9)
 
-        assert -9 == exit_of(begin(work))
+        assert exit_of(begin(work)) == -9
 
     @staticmethod
     def fill(formed: Formed, name: str, index: int, stride: int) -> None:
@@ -139,7 +139,7 @@ class TestStaged:
         used.be(0)
         used.decide(950_000, key=key(1000))
         witness.check()
-        assert 1 == used.block.region("lock").deaths
+        assert used.block.region("lock").deaths == 1
 
     @pytest.mark.parametrize("head", [0, seal(121), 2**64 - 1])
     def test_a_head_that_was_not_published(self, used: Formed, head: int) -> None:
@@ -160,7 +160,7 @@ class TestStaged:
         self.die(used, garble)
         witness.check()  # the first retry repairs
         assert (newest, undone + 1) == (heads[chain], rollbacks(used))
-        assert 0 == used.decide(950_000, key=key(1000)).repeated
+        assert used.decide(950_000, key=key(1000)).repeated == 0
         witness.check()
 
     def test_a_tally_that_was_not_published(self, used: Formed) -> None:
@@ -174,7 +174,7 @@ class TestStaged:
 
         witness, undone = Witness(used), rollbacks(used)
         self.die(used, garble)
-        assert (120, 120) == used.store.tallies()[:2]
+        assert used.store.tallies()[:2] == (120, 120)
         used.accept()
         witness.check()
         assert undone + 1 == rollbacks(used)
@@ -230,7 +230,7 @@ class TestStaged:
             used.store.memory(110)
         used.accept()
         assert bytes(len(vector)) == used.block.memory[offset : offset + len(vector)]
-        assert 0 == used.block.region("lock").intent_id
+        assert used.block.region("lock").intent_id == 0
         Witness(used).check()
 
     def test_death_before_anything(self, used: Formed) -> None:
@@ -409,7 +409,7 @@ def looked_at(formed: Formed) -> int:
     wait_ms, formed.block.map.wait_ms = formed.block.map.wait_ms, 0
     state, _ = store.levels()
     scalars = state.scalars
-    assert (scalars.accepted, scalars.rejected) == store.tallies()[:2]
+    assert store.tallies()[:2] == (scalars.accepted, scalars.rejected)
     assert len(formed.live_ids()) == state.scalars.live
     formed.block.map.wait_ms = wait_ms
     return int(state.position)

@@ -87,7 +87,7 @@ class TestTable:
 
     def test_records_have_one_of_four_writers(self) -> None:
         """Creator, lock holder, row owner, anyone with one compare-and-swap; each field has a dtype and a meaning."""
-        assert {"creator", "lock", "row", "anyone"} == {record.writer for record in RECORDS}
+        assert {record.writer for record in RECORDS} == {"creator", "lock", "row", "anyone"}
         known = {*DTYPES, *(record.name for record in RECORDS)}
         for record in RECORDS:
             for field in record.fields:
@@ -101,7 +101,7 @@ class TestRegions:
         """They follow each other in the order of REGIONS, each begins on a cache line, and the block holds them all."""
         regions = layout.regions()
 
-        assert REGIONS == tuple(region.name for region in regions)
+        assert tuple(region.name for region in regions) == REGIONS
         assert regions[0].offset == 0
         assert all(region.offset % CACHE_LINE == 0 for region in regions)
         for before, after in itertools.pairwise(regions):

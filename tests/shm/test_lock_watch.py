@@ -87,20 +87,20 @@ class TestStuck:
         for _ in range(SAMPLES):
             found.append(watch.sample())
             time.sleep(INTERVAL_SECONDS)
-        assert [None] * (SAMPLES - 1) + [identity] == found
-        assert -signal.SIGKILL == exit_of(pid)
+        assert found == [None] * (SAMPLES - 1) + [identity]
+        assert exit_of(pid) == -signal.SIGKILL
         assert process.identify(bystander).alive
         formed.accept()
         Witness(formed).check()
-        assert 1 == formed.block.region("lock").deaths
+        assert formed.block.region("lock").deaths == 1
         end(bystander)
 
     def test_one_that_sleeps_inside_is_stuck_too(self, formed: Formed, hold: Hold) -> None:
         """Whatever it waits for: a section waits for nothing."""
         pid = hold(signal.pause)
 
-        assert [process.identify(pid)] == samples(formed, SAMPLES + 1)
-        assert -signal.SIGKILL == exit_of(pid)
+        assert samples(formed, SAMPLES + 1) == [process.identify(pid)]
+        assert exit_of(pid) == -signal.SIGKILL
 
     def test_whoever_did_not_sign(self, formed: Formed, hold: Hold) -> None:
         """The owner is found in the mutex itself, whatever the `holder` field says."""
@@ -108,8 +108,8 @@ class TestStuck:
         pid = hold(stop_myself)
         stopped(pid)
 
-        assert [process.identify(pid)] == samples(formed, SAMPLES)
-        assert -signal.SIGKILL == exit_of(pid)
+        assert samples(formed, SAMPLES) == [process.identify(pid)]
+        assert exit_of(pid) == -signal.SIGKILL
 
 
 class TestNotStuck:
@@ -122,7 +122,7 @@ class TestNotStuck:
 
         pid = hold(work)
 
-        assert [] == samples(formed, 3 * SAMPLES)
+        assert samples(formed, 3 * SAMPLES) == []
         assert process.identify(pid).alive
 
     def test_one_that_lets_go_between_samples(self, form: Form) -> None:
@@ -139,7 +139,7 @@ class TestNotStuck:
         pid = begin(work)
         wait_until(lambda: formed.store.state().position > 10)
 
-        assert [] == samples(formed, 3 * SAMPLES)
+        assert samples(formed, 3 * SAMPLES) == []
         assert process.identify(pid).alive
         end(pid)
 
@@ -150,21 +150,21 @@ class TestNotStuck:
         watch = LockWatch(formed.block)
         lock = formed.block.region("lock")
         for _ in range(3):
-            assert [None] * (SAMPLES - 1) == [watch.sample() for _ in range(SAMPLES - 1)]
+            assert [watch.sample() for _ in range(SAMPLES - 1)] == [None] * (SAMPLES - 1)
             lock.acquisitions += 1
 
         assert process.identify(pid).alive
 
     def test_a_free_lock(self, formed: Formed) -> None:
         """Nobody holds it, nobody is removed."""
-        assert 0 == formed.block.mutex_owner()
-        assert [] == samples(formed, SAMPLES + 1)
+        assert formed.block.mutex_owner() == 0
+        assert samples(formed, SAMPLES + 1) == []
 
     def test_a_dead_holder(self, formed: Formed, hold: Hold) -> None:
         """One that has died holds nothing: the next to enter takes over, and there is nobody to remove."""
         end(hold(signal.pause))
 
-        assert [] == samples(formed, SAMPLES + 1)
+        assert samples(formed, SAMPLES + 1) == []
         formed.accept()
         Witness(formed).check()
 
@@ -190,5 +190,5 @@ class TestOwner:
         seen_it.set()
         thread.join()
 
-        assert [(thread.native_id, os.getpid())] == seen
-        assert 0 == formed.block.mutex_owner()
+        assert seen == [(thread.native_id, os.getpid())]
+        assert formed.block.mutex_owner() == 0

@@ -22,7 +22,7 @@ class TestIdentity:
     def test_nobody(self) -> None:
         """Nobody is not alive, and a pid that nobody has is Nobody."""
         assert not NOBODY.alive
-        assert NOBODY == process.identify(2**22 + 1)
+        assert process.identify(2**22 + 1) == NOBODY
         assert not Identity(0, 1).alive  # of a row whose owner died between the two words of its name
 
     def test_dead_or_a_zombie(self) -> None:
@@ -54,7 +54,7 @@ class TestIdentity:
             with pytest.raises(OSError, match="cannot be identified"):
                 process.myself()
 
-        assert 0 == exit_of(begin(work))
+        assert exit_of(begin(work)) == 0
 
     def test_awkward_names(self) -> None:
         """A command with spaces and parentheses does not confuse the reading of /proc/PID/stat."""
@@ -66,7 +66,7 @@ class TestIdentity:
             assert me.alive
             assert me.pid == os.getpid()
 
-        assert 0 == exit_of(begin(work))
+        assert exit_of(begin(work)) == 0
 
 
 class TestKill:
@@ -75,7 +75,7 @@ class TestKill:
         child = begin(signal.pause)
 
         assert process.kill(process.identify(child))
-        assert -signal.SIGKILL == exit_of(child)
+        assert exit_of(child) == -signal.SIGKILL
 
     def test_refuses_a_reused_pid(self) -> None:
         """One with the same pid and another start time is left alone."""
@@ -117,7 +117,7 @@ class TestParent:
 
     def test_too_late(self) -> None:
         """A parent that has already ended is noticed."""
-        assert 0 == exit_of(begin(self._unbind))
+        assert exit_of(begin(self._unbind)) == 0
 
     @staticmethod
     def _unbind() -> None:
@@ -142,10 +142,10 @@ def test_cpu_time() -> None:
     wait_until(still)  # on a busy machine it is a while until the child does nothing but wait
     end(busy)
     end(idle)
-    assert 0 == process.cpu_time_ns(busy)
+    assert process.cpu_time_ns(busy) == 0
 
 
 def test_threads_belong_to_processes() -> None:
     """The main thread's id is the pid; an id that nobody has is 0."""
     assert os.getpid() == process.process_of_thread(os.getpid())
-    assert 0 == process.process_of_thread(2**22 + 1)
+    assert process.process_of_thread(2**22 + 1) == 0

@@ -106,7 +106,7 @@ class Ledger(RuleBasedStateMachine):
             with pytest.raises(Stopped):
                 self.formed.decide(moral)
         else:
-            assert 0 == self.formed.decide(moral).repeated
+            assert self.formed.decide(moral).repeated == 0
 
     @rule(name=NAMES, body=BODIES, morals=st.lists(MORALS, min_size=1, max_size=10))
     def admit_batch(self, name: Name, body: int, morals: list[int]) -> None:
@@ -136,7 +136,7 @@ class Ledger(RuleBasedStateMachine):
             assert isinstance(refused, type)
             assert refused.__name__.lower() == STATUSES[status]
         else:
-            assert 0 == status
+            assert status == 0
 
     @rule(name=NAMES, body=BODIES, bad=st.sampled_from([np.nan, np.inf, 1e30]))
     def refuse(self, name: Name, body: int, bad: float) -> None:
@@ -232,7 +232,7 @@ class TestWindow:
         for number in range(4 * capacity + 3, 5 * capacity + 3):
             assert given[number]._replace(repeated=1) == formed.decide(0, key=new_key((number, 0), 0))
 
-        assert 0 == formed.decide(0, key=new_key((4 * capacity + 2, 0), 0)).repeated
+        assert formed.decide(0, key=new_key((4 * capacity + 2, 0), 0)).repeated == 0
 
     def test_what_was_decided_again_is_promised_again(self, form: Form) -> None:
         """A key that has left the window is as good as new, and its second answer is then the first."""
@@ -275,7 +275,7 @@ class TestWindow:
         first, _ = formed.store.admit_batch(formed.now(), *events)
         again, _ = formed.store.admit_batch(formed.now(), *events)
 
-        assert [0] * 20 == [repeated for *_, repeated in first + again]
+        assert [repeated for *_, repeated in first + again] == [0] * 20
         assert list(range(1, 21)) == [Decision._make(decision).sequence for decision in first + again]
 
     def test_a_vector_is_not_remembered_twice(self, formed: Formed) -> None:
@@ -285,7 +285,7 @@ class TestWindow:
 
         assert first._replace(repeated=1) == again
         assert ([1], b"once") == (formed.live_ids(), formed.store.memory(1).payload)
-        assert (1, 0) == formed.store.tallies()[:2]
+        assert formed.store.tallies()[:2] == (1, 0)
 
 
 class TestRace:
@@ -337,13 +337,13 @@ class TestRace:
 
         children = [begin(lambda row=row: work(row)) for row in range(self.PROCESSES)]  # type: ignore[misc]  # early binding
         gate[0] = 1
-        assert [0] * self.PROCESSES == [exit_of(child) for child in children]
+        assert [exit_of(child) for child in children] == [0] * self.PROCESSES
 
         given = [Decision._make(fields) for fields in DECISION.iter_unpack(answers[:])]
         by_event = [given[number :: self.EVENTS] for number in range(self.EVENTS)]
         for number, decisions in enumerate(by_event):
-            assert [0] + [1] * (self.PROCESSES - 1) == sorted(decision.repeated for decision in decisions)
-            assert 1 == len({decision._replace(repeated=0) for decision in decisions})
+            assert sorted(decision.repeated for decision in decisions) == [0] + [1] * (self.PROCESSES - 1)
+            assert len({decision._replace(repeated=0) for decision in decisions}) == 1
             decision = decisions[0]
             assert number * 833 % 1_000_001 / 1e6 == decision.moral
             assert decision._replace(repeated=0) == decision_of(formed.entry(decision.position))

@@ -39,8 +39,8 @@ class TestMemory:
             formed.accept(number, b"x" * 64)
         memory_id = formed.accept(0, b"abc")
 
-        assert 52 % 51 == memory_id % 51
-        assert b"abc" == formed.store.memory(memory_id).payload
+        assert memory_id % 51 == 52 % 51
+        assert formed.store.memory(memory_id).payload == b"abc"
 
     @pytest.mark.parametrize("payload_size_max", [0, 1, 8, 100])
     def test_payload_limits_of_the_layout(self, form: Form, payload_size_max: int) -> None:
@@ -56,7 +56,7 @@ class TestMemory:
         """An id never given is Unknown; one that was overwritten is Gone, from exactly the capacity on."""
         for number in range(50):
             formed.accept(number)
-        assert 1 == formed.store.memory(1).id
+        assert formed.store.memory(1).id == 1
         for memory_id in (0, 51, 2**63):
             with pytest.raises(Unknown):
                 formed.store.memory(memory_id)
@@ -83,7 +83,7 @@ class TestMemory:
         entry = formed.admit(999_999)
 
         assert (1, 1) == (entry.after.accepted, entry.after.rejected)
-        assert 999_999 / 1e6 == formed.store.memory(1).moral
+        assert formed.store.memory(1).moral == 999_999 / 1e6
 
     def test_before_the_first_epoch(self, formed: Formed) -> None:
         """There is no state, no memory, and no decision."""
@@ -118,7 +118,7 @@ class TestForget:
         assert [one for one in ids if one != 7] == formed.live_ids()
         for number in range(7):
             formed.accept(number)
-        assert 50 == formed.store.state().scalars.live
+        assert formed.store.state().scalars.live == 50
 
     def test_unknown_and_gone(self, formed: Formed) -> None:
         """What was never given is Unknown, what was overwritten is Gone; neither writes to the log."""
@@ -142,8 +142,8 @@ class TestForget:
         assert codes.strip(b"\0")
         formed.store.forget(formed.now(), memory_id)
 
-        assert -1 == formed.block.memory.find(marker)
-        assert -1 == formed.block.memory.find(vector.tobytes(), formed.region_bytes("slots")[0])
+        assert formed.block.memory.find(marker) == -1
+        assert formed.block.memory.find(vector.tobytes(), formed.region_bytes("slots")[0]) == -1
         assert bytes(16) == formed.block.memory[at]
 
 
@@ -160,7 +160,7 @@ class TestScrub:
             before = formed.block.memory[at]
             formed.block.memory[at] ^= 1 << random.randrange(8)
             found = [formed.store.slot_sound(slot) for slot in range(51)]
-            assert [(False, memory_id)] == [one for one in found if not one[0]], f"byte {byte}"
+            assert [one for one in found if not one[0]] == [(False, memory_id)], f"byte {byte}"
             formed.block.memory[at] = before
 
     def test_what_is_not_visible_is_sound(self, formed: Formed) -> None:
@@ -171,7 +171,7 @@ class TestScrub:
         for slot in (0, 3, 6, 50):
             formed.block.region("slots", slot).moral = 99.0
 
-        assert [(True, 0)] * 51 == [formed.store.slot_sound(slot) for slot in range(51)]
+        assert [formed.store.slot_sound(slot) for slot in range(51)] == [(True, 0)] * 51
 
 
 class TestEntries:
@@ -181,7 +181,7 @@ class TestEntries:
             formed.accept(number)
         pages = [[entry.position for entry in formed.store.entries(first, 4)[0]] for first in (1, 5, 9, 11)]
 
-        assert [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10], []] == pages
+        assert pages == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10], []]
         with pytest.raises(Unknown):
             formed.store.entries(12, 4)
 
@@ -233,19 +233,19 @@ class TestBatch:
     def test_check_finds_the_first_bad_vector(self, formed: Formed) -> None:
         """Validation names the first vector that cannot be admitted, and touches nothing."""
         vectors = np.ones((5, 16), np.float32)
-        assert (0, 5) == formed.store.check_vectors(vectors, 5)
+        assert formed.store.check_vectors(vectors, 5) == (0, 5)
         vectors[3, 15] = np.nan
         status, index = formed.store.check_vectors(vectors, 5)
 
         assert (3, True) == (index, status != 0)
-        assert 1 == formed.store.state().position
+        assert formed.store.state().position == 1
 
 
 class TestRows:
     def test_free_rows_first(self, formed: Formed) -> None:
         """Live owners get the free rows in order, and nobody gets one more than there are."""
         me = process.myself()
-        assert [0, 1, 2, 3] == [formed.store.claim_row(me) for _ in range(4)]
+        assert [formed.store.claim_row(me) for _ in range(4)] == [0, 1, 2, 3]
         with pytest.raises(Taken):
             formed.store.claim_row(me)
 
@@ -258,23 +258,23 @@ class TestRows:
             formed.block.region("rows", row).requests += 5
             formed.accept()
 
-        assert 0 == exit_of(begin(work))
-        assert (1, 0) == formed.store.tallies()[:2]
+        assert exit_of(begin(work)) == 0
+        assert formed.store.tallies()[:2] == (1, 0)
         formed.be(NO_ROW)
         row = formed.store.claim_row(process.myself())
         formed.be(row)
         formed.accept()
 
-        assert 0 == row
+        assert row == 0
         assert (5, os.getpid()) == (formed.block.region("rows", 0).requests, formed.block.region("rows", 0).pid)
-        assert (2, 0) == formed.store.tallies()[:2]
+        assert formed.store.tallies()[:2] == (2, 0)
 
     def test_a_reused_pid_is_not_its_predecessor(self, formed: Formed) -> None:
         """A row whose owner has our pid but another start time belongs to nobody alive."""
         me = process.myself()
         formed.store.claim_row(Identity(me.pid, me.started - 1))
 
-        assert 0 == formed.store.claim_row(me)
+        assert formed.store.claim_row(me) == 0
 
     def test_release(self, formed: Formed) -> None:
         """A row that was given back is the next one to be given; only its owner can give it back."""
@@ -285,8 +285,9 @@ class TestRows:
             formed.store.release_row(first, Identity(me.pid, me.started + 1))
         formed.store.release_row(first, me)
 
-        assert NOBODY == Identity(
-            int(formed.block.region("rows", first).pid), int(formed.block.region("rows", first).started)
+        assert (
+            Identity(int(formed.block.region("rows", first).pid), int(formed.block.region("rows", first).started))
+            == NOBODY
         )
         assert first == formed.store.claim_row(me)
 
@@ -372,10 +373,10 @@ class TestReadOnly:
         store = Store(formed.block)
         formed.block.bind(os.getpid(), NO_ROW, 0, NORM_MAX)
 
-        assert 71 == store.state().position
-        assert 70 == store.memory(70).id
-        assert 71 == len(store.entries(1, 100)[0])
-        assert (70, 0, 71) == store.tallies()
+        assert store.state().position == 71
+        assert store.memory(70).id == 70
+        assert len(store.entries(1, 100)[0]) == 71
+        assert store.tallies() == (70, 0, 71)
 
     def test_busy(self, formed: Formed) -> None:
         """`Busy` is what a wait of 0 ms gets from a lock that another process holds."""
@@ -394,6 +395,6 @@ class TestReadOnly:
         with pytest.raises(Busy):
             formed.accept()
         os.write(end, b".")
-        assert 0 == exit_of(pid)
+        assert exit_of(pid) == 0
         for fd in (ready, go, done, end):
             os.close(fd)

@@ -58,8 +58,8 @@ def test_short_and_long_way_answer_alike(serve: Serve) -> None:
 def test_what_fails_on_the_lane_is_counted_and_audited_once(serve: Serve) -> None:
     """A refusal of the lane is one refusal."""
     server = serve(MLSDM_DIMENSION="8", WORKERS="1", API_KEY=keys.API_KEY)
-    assert 401 == server.request("POST", "/event", *GOOD).status
+    assert server.request("POST", "/event", *GOOD).status == 401
     scrape = server.get("/metrics").body.decode()
 
     assert 'mlsdm_refusals_total{code="unauthorised"} 1.0' in scrape
-    assert 1 == server.log.count('"auth_failure"')
+    assert server.log.count('"auth_failure"') == 1

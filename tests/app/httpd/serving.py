@@ -238,8 +238,8 @@ class Reader:
 
     def end(self) -> None:
         """Assert that the server closes and sends nothing more."""
-        assert b"" == self.buffer
-        assert b"" == self.client.recv(65_536)
+        assert self.buffer == b""
+        assert self.client.recv(65_536) == b""
 
     def _more(self) -> None:
         piece = self.client.recv(65_536)

@@ -44,14 +44,14 @@ def test_environ(server: Server) -> None:
 
     assert before <= environ.pop("mlsdm.received_ns") <= time.monotonic_ns()
     assert answer.headers["x-request-id"] == environ.pop("mlsdm.request_id")
-    assert {
+    assert environ == {
         "REQUEST_METHOD": "POST", "SCRIPT_NAME": "", "PATH_INFO": "/a/b\u00c3\u00a9", "QUERY_STRING": "x=%20&y",
         "SERVER_PROTOCOL": "HTTP/1.1", "SERVER_NAME": "127.0.0.1", "SERVER_PORT": str(server.address[1]),
         "REMOTE_ADDR": "127.0.0.1", "REMOTE_PORT": "4242", "CONTENT_TYPE": "t/u", "CONTENT_LENGTH": "2",
         "HTTP_HOST": "h:8", "HTTP_X_THING": "a,b", "wsgi.url_scheme": "http", "wsgi.multithread": True,
         "wsgi.multiprocess": True, "wsgi.run_once": False, "wsgi.input_terminated": True,
-    } == environ  # fmt: skip
-    assert "hi" == answer.json["body"]
+    }  # fmt: skip
+    assert answer.json["body"] == "hi"
 
 
 def test_answer_headers(server: Server) -> None:
@@ -60,10 +60,10 @@ def test_answer_headers(server: Server) -> None:
     """
     (answer,) = ask(server, GOOD)
 
-    assert {
+    assert set(answer.headers) == {
         "date", "content-type", "content-length", "x-request-id", "x-content-type-options", "cache-control",
         "x-frame-options", "referrer-policy", "content-security-policy",
-    } == set(answer.headers)  # fmt: skip
+    }  # fmt: skip
     assert answer.headers["date"].endswith(" GMT")
 
 
@@ -76,7 +76,7 @@ def test_keep_alive_and_close(server: Server) -> None:
             assert "connection" not in reader.answer().headers
         client.sendall(get(b"/", b"Connection: close\r\n") + GOOD)
 
-        assert "close" == reader.answer().headers["connection"]
+        assert reader.answer().headers["connection"] == "close"
         reader.end()
 
 
@@ -89,10 +89,10 @@ def test_http_1_0(server: Server) -> None:
         )
         answer = reader.answer()
         assert ("HTTP/1.0", 200) == (answer.environ["SERVER_PROTOCOL"], answer.status)
-        assert "keep-alive" == answer.headers["connection"]
+        assert answer.headers["connection"] == "keep-alive"
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
 
-        assert "close" == reader.answer().headers["connection"]
+        assert reader.answer().headers["connection"] == "close"
         reader.end()
 
 
@@ -103,7 +103,7 @@ def test_head(server: Server) -> None:
         reader = Reader(client)
 
         assert int(reader.answer(head=True).headers["content-length"]) > 0
-        assert "/good" == reader.answer().environ["PATH_INFO"]
+        assert reader.answer().environ["PATH_INFO"] == "/good"
 
 
 def test_chunked_body(server: Server) -> None:
@@ -111,10 +111,10 @@ def test_chunked_body(server: Server) -> None:
     body = b"5;a=b\r\nhello\r\n6\r\n world\r\n0\r\nHost: evil\r\nX-Trailer: t\r\n\r\n"
     answer, after = ask(server, post(b"Transfer-Encoding: Chunked\r\n", body) + GOOD, 2)
 
-    assert "hello world" == answer.json["body"]
+    assert answer.json["body"] == "hello world"
     assert ("11", "a") == (answer.environ["CONTENT_LENGTH"], answer.environ["HTTP_HOST"])
     assert not {"HTTP_X_TRAILER", "HTTP_TRANSFER_ENCODING"} & set(answer.environ)
-    assert "/good" == after.environ["PATH_INFO"]
+    assert after.environ["PATH_INFO"] == "/good"
 
 
 def test_pipelining_keeps_order(server: Server) -> None:
@@ -155,7 +155,7 @@ def test_upgrade_is_ignored(server: Server, framing: bytes) -> None:
     answer, after = ask(server, post(offer + framing, body) + GOOD, 2)
 
     assert (200, "hello" if body else "") == (answer.status, answer.json["body"])
-    assert "/good" == after.environ["PATH_INFO"]
+    assert after.environ["PATH_INFO"] == "/good"
 
 
 def test_many_upgrades_in_one_read(server: Server) -> None:
@@ -163,7 +163,7 @@ def test_many_upgrades_in_one_read(server: Server) -> None:
     offer = get(b"/", b"Connection: upgrade\r\nUpgrade: x\r\n")
     answers = ask(server, offer * 600 + GOOD, 601)
 
-    assert {200} == {answer.status for answer in answers}
+    assert {answer.status for answer in answers} == {200}
 
 
 def test_continue(server: Server) -> None:
@@ -172,10 +172,10 @@ def test_continue(server: Server) -> None:
         reader = Reader(client)
         for _ in range(2):
             client.sendall(post(b"Expect: 100-Continue\r\nContent-Length: 5\r\n"))
-            assert 100 == reader.answer().status
+            assert reader.answer().status == 100
             client.sendall(b"hello")
 
-            assert "hello" == reader.answer().json["body"]
+            assert reader.answer().json["body"] == "hello"
 
 
 def test_no_continue_when_the_body_is_there() -> None:
@@ -201,16 +201,16 @@ def test_unwanted_body_is_not_asked_for(path: bytes, framing: bytes, protocol: t
         server.app.gate.set()
         client.sendall(GOOD + expecting(path, framing))
         reader = Reader(client)
-        assert "/good" == reader.answer().environ["PATH_INFO"]
+        assert reader.answer().environ["PATH_INFO"] == "/good"
         answer = reader.answer()
 
         assert (200, "close", "") == (answer.status, answer.headers["connection"], answer.json["body"])
-        assert "0" == answer.environ["CONTENT_LENGTH"]
+        assert answer.environ["CONTENT_LENGTH"] == "0"
         assert "HTTP_TRANSFER_ENCODING" not in answer.environ
         client.sendall(GOOD)
         reader.end()
-        assert ["/good", path.decode()] == server.app.calls
-        assert [(path.decode(), False)] == server.app.asked
+        assert server.app.calls == ["/good", path.decode()]
+        assert server.app.asked == [(path.decode(), False)]
 
 
 def test_wanted_body_is_asked_for_once() -> None:
@@ -218,17 +218,17 @@ def test_wanted_body_is_asked_for_once() -> None:
     with serving(Choosy()) as server, dial(server) as client:
         reader = Reader(client)
         client.sendall(post(b"Content-Length: 5\r\n", b"hello"))
-        assert 200 == reader.answer().status
+        assert reader.answer().status == 200
         client.sendall(expecting(b"/no") + b"hello")
-        assert 200 == reader.answer().status
+        assert reader.answer().status == 200
         client.sendall(expecting(b"/yes"))
-        assert 100 == reader.answer().status
+        assert reader.answer().status == 100
         client.sendall(b"hello")
-        assert "hello" == reader.answer().json["body"]
+        assert reader.answer().json["body"] == "hello"
         client.sendall(expecting(b"/yes", b"Content-Length: 99999999\r\n"))
 
-        assert 413 == reader.answer().status
-        assert [("/yes", False)] == server.app.asked
+        assert reader.answer().status == 413
+        assert server.app.asked == [("/yes", False)]
 
 
 @pytest.mark.parametrize("before", [b"", get(b"/slow")], ids=["first", "behind"])
@@ -241,9 +241,9 @@ def test_failure_to_say_whether_a_body_is_wanted(before: bytes, caplog: pytest.L
         server.app.gate.set()
         reader = Reader(client)
         if before:
-            assert 200 == reader.answer().status
+            assert reader.answer().status == 200
 
-        assert 500 == reader.answer().status
+        assert reader.answer().status == 500
         reader.end()
         assert "cannot say" in caplog.text
 
@@ -254,11 +254,11 @@ def test_unwanted_body_behind_a_request_that_runs() -> None:
         client.sendall(get(b"/slow") + expecting(b"/no"))
         until(lambda: "/slow" in server.app.calls)
         time.sleep(0.05)
-        assert [] == server.app.asked
+        assert server.app.asked == []
         server.app.gate.set()
         reader = Reader(client)
 
-        assert ["/slow", "/no"] == [reader.answer().environ["PATH_INFO"] for _ in range(2)]
+        assert [reader.answer().environ["PATH_INFO"] for _ in range(2)] == ["/slow", "/no"]
         reader.end()
 
 
@@ -268,7 +268,7 @@ def test_large_body(server: Server) -> None:
     (answer,) = ask(server, post(b"Content-Length: %d\r\n" % len(body), body))
 
     assert body.decode() == answer.json["body"]
-    assert 0 == server.call(lambda: server.service.bodies.size)
+    assert server.call(lambda: server.service.bodies.size) == 0
 
 
 # -- the application ---------------------------------------------------------------------------------------------------
@@ -304,12 +304,12 @@ def test_blocking_routes_run_on_the_pool_in_order() -> None:
         client.sendall(get(b"/slow/1") + GOOD + get(b"/slow/2") + b"GET / HTTP/1.1\r\n\r\n" + GOOD)
         until(lambda: "/slow/1" in server.app.calls)
 
-        assert 200 == ask(server, get(b"/other"))[0].status
-        assert ["/slow/1", "/other"] == server.app.calls
+        assert ask(server, get(b"/other"))[0].status == 200
+        assert server.app.calls == ["/slow/1", "/other"]
         server.app.gate.set()
         reader = Reader(client)
-        assert ["/slow/1", "/good", "/slow/2"] == [reader.answer().environ["PATH_INFO"] for _ in range(3)]
-        assert "host_missing" == reader.answer().json["code"]
+        assert [reader.answer().environ["PATH_INFO"] for _ in range(3)] == ["/slow/1", "/good", "/slow/2"]
+        assert reader.answer().json["code"] == "host_missing"
         reader.end()
         assert any(name.startswith("route") for name in server.app.threads)
 
@@ -363,19 +363,19 @@ def test_long_answers_are_made_in_pieces() -> None:
         second.sendall(get(b"/long/3") + GOOD)
         others = 0
         while len(server.app.pieces) < 300:
-            assert 200 == ask(server, get(b"/other"))[0].status
+            assert ask(server, get(b"/other"))[0].status == 200
             others += 1
         reader, other_reader = Reader(first), Reader(second)
 
-        assert [b"x" * 100, None, b"x" * 100, None] == [
+        assert [
             None if answer.body.startswith(b"{") else answer.body for answer in (reader.answer() for _ in range(4))
-        ]
-        assert b"x" * 100 == other_reader.answer().body
-        assert "/good" == other_reader.answer().environ["PATH_INFO"]
+        ] == [b"x" * 100, None, b"x" * 100, None]
+        assert other_reader.answer().body == b"x" * 100
+        assert other_reader.answer().environ["PATH_INFO"] == "/good"
         assert others > 1
-        assert 0 == server.call(lambda: len(server.service.pieces))
-        assert ["/long/1"] * 100 == server.app.pieces[:100]
-        assert {100} == {server.app.pieces.count(path) for path in ("/long/1", "/long/2", "/long/3")}
+        assert server.call(lambda: len(server.service.pieces)) == 0
+        assert server.app.pieces[:100] == ["/long/1"] * 100
+        assert {server.app.pieces.count(path) for path in ("/long/1", "/long/2", "/long/3")} == {100}
 
 
 def test_long_answers_have_a_share_of_long_turns() -> None:
@@ -393,7 +393,7 @@ def test_long_answers_have_a_share_of_long_turns() -> None:
 
         server.call(lambda: server.loop.call_soon(busy))
 
-        assert b"x" * 100 == ask(server, get(b"/long/1"))[0].body
+        assert ask(server, get(b"/long/1"))[0].body == b"x" * 100
         assert turns[0] < 50
 
 
@@ -416,9 +416,9 @@ def test_long_answer_that_nobody_waits_for() -> None:
         until(lambda: bool(server.lost))
         made = server.call(lambda: server.app.pieces.count("/long/endless"))
 
-        assert 100 == len(ask(server, get(b"/long/2"))[0].body)
+        assert len(ask(server, get(b"/long/2"))[0].body) == 100
         assert made == server.app.pieces.count("/long/endless")
-        assert 0 == server.call(lambda: len(server.service.pieces))
+        assert server.call(lambda: len(server.service.pieces)) == 0
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -429,12 +429,12 @@ def test_who_is_refused_does_not_stand_in_line(count: int) -> None:
         until(lambda: bool(server.app.pieces))
         refused = ask(server, get(b"/long/no") * count, count)
 
-        assert {(401, b"no")} == {(answer.status, answer.body) for answer in refused}
-        assert 1 == server.call(lambda: len(server.service.pieces))
+        assert {(answer.status, answer.body) for answer in refused} == {(401, b"no")}
+        assert server.call(lambda: len(server.service.pieces)) == 1
         server.app.enough = True
         reader = Reader(client)
         assert len(reader.answer().body) >= 100
-        assert "/good" == reader.answer().environ["PATH_INFO"]
+        assert reader.answer().environ["PATH_INFO"] == "/good"
 
 
 def test_idle_connections_hold_nothing_of_their_last_request() -> None:
@@ -460,7 +460,7 @@ def test_continue_waits_for_its_turn() -> None:
 
         assert [200, 100] == [reader.answer().status, reader.answer().status]
         client.sendall(b"hello")
-        assert "hello" == reader.answer().json["body"]
+        assert reader.answer().json["body"] == "hello"
 
 
 def test_peer_that_half_closes_gets_its_answers() -> None:
@@ -472,7 +472,7 @@ def test_peer_that_half_closes_gets_its_answers() -> None:
         server.app.gate.set()
         reader = Reader(client)
 
-        assert ["/slow", "/good"] == [reader.answer().environ["PATH_INFO"] for _ in range(2)]
+        assert [reader.answer().environ["PATH_INFO"] for _ in range(2)] == ["/slow", "/good"]
         reader.end()
 
 
@@ -486,4 +486,4 @@ def test_peer_that_vanishes_while_its_request_runs() -> None:
         until(lambda: bool(server.lost))
         server.app.gate.set()
 
-        assert 200 == ask(server, GOOD)[0].status
+        assert ask(server, GOOD)[0].status == 200

@@ -58,7 +58,7 @@ def test_a_round_is_spread_over_turns(circle: Circle) -> None:
         circle.turn()
         seen.append(sum(connection.count for connection in connections))
 
-    assert [LOOK_COUNT, 2 * LOOK_COUNT, 3 * LOOK_COUNT, 3 * LOOK_COUNT + 1] == seen[:4]
+    assert seen[:4] == [LOOK_COUNT, 2 * LOOK_COUNT, 3 * LOOK_COUNT, 3 * LOOK_COUNT + 1]
     assert seen[4] > seen[3]
 
 
@@ -68,7 +68,7 @@ def test_few_are_ended_in_one_turn(circle: Circle) -> None:
     circle.members.update(connections)
     circle.rounds.begin()
 
-    assert END_COUNT == sum(connection.count for connection in connections)
+    assert sum(connection.count for connection in connections) == END_COUNT
 
 
 def test_a_connection_that_ended_is_left_out(circle: Circle) -> None:
@@ -79,7 +79,7 @@ def test_a_connection_that_ended_is_left_out(circle: Circle) -> None:
     circle.members.clear()
     circle.turn()
 
-    assert LOOK_COUNT == sum(connection.count for connection in connections)
+    assert sum(connection.count for connection in connections) == LOOK_COUNT
 
 
 def test_one_that_fails_does_not_end_the_round(circle: Circle) -> None:
@@ -92,4 +92,4 @@ def test_one_that_fails_does_not_end_the_round(circle: Circle) -> None:
         for _ in range(4):
             circle.turn()
 
-    assert {2} == {connection.count for connection in connections}
+    assert {connection.count for connection in connections} == {2}

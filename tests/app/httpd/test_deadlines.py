@@ -30,7 +30,7 @@ def test_first_byte_starts_the_head_deadline() -> None:
     with serving(pace=0.2) as server, dial(server) as client:
         client.sendall(b"G")
 
-        assert "headers_timeout" == Reader(client).answer().json["code"]
+        assert Reader(client).answer().json["code"] == "headers_timeout"
 
 
 def test_body_deadline() -> None:
@@ -47,11 +47,11 @@ def test_silence_ends_quietly() -> None:
     with serving(pace=0.5) as server, dial(server) as client:
         client.sendall(GOOD)
         reader = Reader(client)
-        assert 200 == reader.answer().status
+        assert reader.answer().status == 200
 
         reader.end()
         until(lambda: bool(server.lost))
-        assert {"keepalive_timeout": 1} == dict(server.app.refusals)
+        assert dict(server.app.refusals) == {"keepalive_timeout": 1}
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
@@ -61,8 +61,8 @@ def test_write_deadline(tls: bool) -> None:
         client.sendall(get(b"/big"))
         until(lambda: bool(server.lost))
 
-        assert {"reader_too_slow": 1, "write_timeout": 1} == dict(server.app.refusals)
-        assert 0 == server.service.untaken.size
+        assert dict(server.app.refusals) == {"reader_too_slow": 1, "write_timeout": 1}
+        assert server.service.untaken.size == 0
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
@@ -95,7 +95,7 @@ def test_a_slow_reader_makes_no_room(tls: bool) -> None:
         server.wait(IDLE_SECONDS.value + 2)
 
         assert not server.call(server.service.rounds.make_room)
-        assert 40_000 == len(Reader(client).answer().body)
+        assert len(Reader(client).answer().body) == 40_000
 
 
 @pytest.mark.parametrize("close", [False, True], ids=["keep-alive", "close"])
@@ -135,7 +135,7 @@ def test_no_deadline_while_the_application_works() -> None:
         client.sendall(GOOD[2:])
         reader = Reader(client)
 
-        assert ["/slow", "/good"] == [reader.answer().environ["PATH_INFO"] for _ in range(2)]
+        assert [reader.answer().environ["PATH_INFO"] for _ in range(2)] == ["/slow", "/good"]
 
 
 def test_lingering_ends() -> None:
@@ -144,7 +144,7 @@ def test_lingering_ends() -> None:
         client.sendall(b"nonsense\r\n")
         until(lambda: bool(server.lost))
 
-        assert 400 == Reader(client).answer().status
+        assert Reader(client).answer().status == 400
 
 
 def test_clock_is_patient() -> None:
@@ -157,7 +157,7 @@ def test_clock_is_patient() -> None:
     service.tick()
     loop.close()
 
-    assert 0.5 == service.now - start
+    assert service.now - start == 0.5
 
 
 # -- draining ----------------------------------------------------------------------------------------------------------
@@ -168,12 +168,12 @@ def test_drain_answers_with_close() -> None:
     with serving(pace=0.02) as server, dial(server) as busy, dial(server) as silent:
         for client in (busy, silent):
             client.sendall(GOOD)
-            assert 200 == Reader(client).answer().status
+            assert Reader(client).answer().status == 200
         server.call(lambda: setattr(server.service, "draining", True))
         busy.sendall(GOOD)
         reader = Reader(busy)
 
-        assert "close" == reader.answer().headers["connection"]
+        assert reader.answer().headers["connection"] == "close"
         reader.end()
         Reader(silent).end()
 
@@ -208,4 +208,4 @@ def test_drain_answers_a_whole_read() -> None:
         answers = [reader.answer() for _ in range(3)]
         reader.end()
 
-        assert [None, None, "close"] == [answer.headers.get("connection") for answer in answers]
+        assert [answer.headers.get("connection") for answer in answers] == [None, None, "close"]

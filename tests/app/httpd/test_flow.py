@@ -51,8 +51,8 @@ def test_pipeline_behind_a_blocking_route_is_bounded() -> None:
         server.app.gate.set()
         reader = Reader(client)
 
-        assert "/slow" == reader.answer().environ["PATH_INFO"]
-        assert {"/good"} == {reader.answer().environ["PATH_INFO"] for _ in range(count)}
+        assert reader.answer().environ["PATH_INFO"] == "/slow"
+        assert {reader.answer().environ["PATH_INFO"] for _ in range(count)} == {"/good"}
         sender.join(PATIENCE)
 
 
@@ -79,11 +79,11 @@ def test_a_pipeline_holds_nobody_up() -> None:
         until(lambda: len(before) == 2)
         reader, honest_reader = Reader(greedy), Reader(honest)
 
-        assert ["/good", "/honest/1"] == before[0]
+        assert before[0] == ["/good", "/honest/1"]
         assert len(before[1]) <= 2 + TURN_COUNT + 1
-        assert ["/honest/1", "/honest/2"] == [honest_reader.answer().environ["PATH_INFO"] for _ in range(2)]
-        assert {"/good"} == {reader.answer().environ["PATH_INFO"] for _ in range(count)}
-        assert 0 == server.call(lambda: server.service.pipelines.size)
+        assert [honest_reader.answer().environ["PATH_INFO"] for _ in range(2)] == ["/honest/1", "/honest/2"]
+        assert {reader.answer().environ["PATH_INFO"] for _ in range(count)} == {"/good"}
+        assert server.call(lambda: server.service.pipelines.size) == 0
 
 
 def test_pipelines_take_turns() -> None:
@@ -99,7 +99,7 @@ def test_pipelines_take_turns() -> None:
         server.call(read)
         readers = Reader(one), Reader(two)
         for reader in readers:
-            assert {200} == {reader.answer().status for _ in range(count)}
+            assert {reader.answer().status for _ in range(count)} == {200}
 
         leads = [Counter(server.app.calls[:done]) for done in range(2 * count)]
         assert 2 >= max(abs(lead["/1"] - lead["/2"]) for lead in leads)
@@ -120,11 +120,11 @@ def test_many_pipelines_hold_nobody_up() -> None:
             honest.data_received(get(b"/honest"))
             return list(server.app.calls)
 
-        assert ["/good", "/honest"] == server.call(read)
-        assert "/honest" == Reader(clients[-1]).answer().environ["PATH_INFO"]
+        assert server.call(read) == ["/good", "/honest"]
+        assert Reader(clients[-1]).answer().environ["PATH_INFO"] == "/honest"
         for client in clients[:-1]:
             reader = Reader(client)
-            assert {200} == {reader.answer().status for _ in range(count)}
+            assert {reader.answer().status for _ in range(count)} == {200}
 
 
 def test_a_body_does_not_hide_a_pipeline() -> None:
@@ -141,8 +141,8 @@ def test_a_body_does_not_hide_a_pipeline() -> None:
         server.call(read)
         reader = Reader(client)
 
-        assert {200} == {reader.answer().status for _ in range(301)}
-        assert ["/"] == calls
+        assert {reader.answer().status for _ in range(301)} == {200}
+        assert calls == ["/"]
 
 
 @pytest.mark.parametrize("busy", [False, True])
@@ -157,7 +157,7 @@ def test_pipelines_share_a_budget(busy: bool) -> None:
         if busy:
             until(lambda: server.call(lambda: server.app.refusals["pipelines_full"]) == 1)
         honest.sendall(GOOD)
-        assert 200 == Reader(honest).answer().status
+        assert Reader(honest).answer().status == 200
         server.app.gate.set()
         reader = Reader(client)
         answers = [reader.answer()]
@@ -168,7 +168,7 @@ def test_pipelines_share_a_budget(busy: bool) -> None:
         assert (503, "pipelines_full", "1") == (
             answers[-1].status, answers[-1].json["code"], answers[-1].headers["retry-after"],
         )  # fmt: skip
-        assert 4 == len(answers)
+        assert len(answers) == 4
         assert PIPELINES_SIZE.value - 5_000 == server.call(lambda: server.service.pipelines.size)
 
 
@@ -184,7 +184,7 @@ def test_a_refusal_for_the_budget_carries_the_names_of_its_request(method: bytes
         until(lambda: server.call(lambda: server.app.refusals["pipelines_full"]) == 1)
         server.app.gate.set()
         reader = Reader(client)
-        assert "/slow" == reader.answer().environ["PATH_INFO"]
+        assert reader.answer().environ["PATH_INFO"] == "/slow"
         answer = reader.answer(head=method == b"HEAD")
 
         assert (503, "r-2", "close") == (
@@ -206,7 +206,7 @@ def test_what_is_not_parsed_is_in_the_budget() -> None:
         until(lambda: bool(server.lost))
 
         assert len(data) - 4_096 <= kept
-        assert 0 == server.call(lambda: server.service.pipelines.size)
+        assert server.call(lambda: server.service.pipelines.size) == 0
 
 
 def test_reader_too_slow_is_not_buffered_for() -> None:
@@ -219,7 +219,7 @@ def test_reader_too_slow_is_not_buffered_for() -> None:
         assert len(server.app.calls) <= WRITE_BUFFER_SIZE.value // 262_144 + 2
         reader = Reader(client)
 
-        assert {262_144} == {len(reader.answer().body) for _ in range(count)}
+        assert {len(reader.answer().body) for _ in range(count)} == {262_144}
 
 
 def held(server: Server) -> int:
@@ -247,7 +247,7 @@ def test_large_bodies_share_a_budget(chunked: bool) -> None:
         (small,) = ask(server, post(b"Content-Length: 1\r\n", b"x"))
 
         assert (503, "bodies_full", "1") == (refused.status, refused.json["code"], refused.headers["retry-after"])
-        assert 200 == small.status
+        assert small.status == 200
         assert held(server) <= 2 * size
         first.close()
         until(lambda: least <= held(server) <= size)
@@ -269,8 +269,8 @@ def test_announced_bodies_take_no_memory() -> None:
         )
         (answer,) = ask(server, post(b"Content-Length: %d\r\n" % BODY_SIZE.value, b"x" * BODY_SIZE.value))
 
-        assert 200 == answer.status
-        assert 0 == held(server)
+        assert answer.status == 200
+        assert held(server) == 0
 
 
 def test_bodies_are_given_back_with_their_answers() -> None:
@@ -301,7 +301,7 @@ def test_bodies_are_given_back_when_their_client_goes(path: bytes) -> None:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         until(lambda: bool(server.lost))
 
-        assert 0 == held(server)
+        assert held(server) == 0
         with dial(server) as client:
             client.sendall(b"POST /slow HTTP/1.1\r\n" + HOST + b"Content-Length: 200000\r\n\r\n" + b"x" * 200_000)
             until(lambda: len(server.app.calls) == 2)
@@ -347,11 +347,11 @@ def test_answers_of_one_turn_are_bounded() -> None:
         assert server.call(read) <= 2 * ANSWERS_SIZE.value // server.app.size + 1
         until(lambda: len(server.app.calls) == count)
         until(lambda: 0 < server.call(lambda: server.service.untaken.size) <= ANSWERS_SIZE.value)
-        assert 200 == ask(server, GOOD)[0].status
+        assert ask(server, GOOD)[0].status == 200
         honest = stack.enter_context(dial(server))
         honest.sendall(get(b"/big"))
 
-        assert 4_000_000 == len(Reader(honest).answer().body)
+        assert len(Reader(honest).answer().body) == 4_000_000
         assert server.app.refusals["answers_full"] >= count - ANSWERS_SIZE.value // server.app.size
 
 
@@ -379,8 +379,8 @@ def test_the_slowest_reader_is_cut_off(tls: bool) -> None:
         until(lambda: bool(server.lost))
         until(lambda: server.call(lambda: server.service.untaken.size) <= ANSWERS_SIZE.value)
 
-        assert [4_000_000] * 2 == [len(Reader(client).answer().body) for client in honest]
-        assert 4_000_000 == len(slow.answer().body)
+        assert [len(Reader(client).answer().body) for client in honest] == [4_000_000] * 2
+        assert len(slow.answer().body) == 4_000_000
         assert 1 <= server.app.refusals["answers_full"] <= 2
         assert server.call(lambda: server.service.untaken.size) <= ANSWERS_SIZE.value
         stack.close()
@@ -403,11 +403,11 @@ def test_unwanted_large_body_takes_no_memory(before: bytes, framing: bytes, sent
         client.sendall(before + b"POST /no HTTP/1.1\r\n" + HOST + framing + b"\r\n" + sent)
         reader = Reader(client)
         if before:
-            assert "/slow" == reader.answer().environ["PATH_INFO"]
+            assert reader.answer().environ["PATH_INFO"] == "/slow"
         answer = reader.answer()
 
         assert ("close", "0") == (answer.headers["connection"], answer.environ["CONTENT_LENGTH"])
-        assert 0 == server.call(lambda: server.service.bodies.size)
+        assert server.call(lambda: server.service.bodies.size) == 0
         client.sendall(GOOD)
         reader.end()
         assert "/good" not in server.app.calls

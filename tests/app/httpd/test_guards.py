@@ -151,15 +151,15 @@ def test_guard(server: Server, name: str, behind: bool) -> None:
         client.sendall((GOOD if behind else b"") + request + GOOD)
         reader = Reader(client)
         if behind:
-            assert 200 == reader.answer().status
+            assert reader.answer().status == 200
         answer = reader.answer()
         assert status == answer.status
-        assert "application/problem+json" == answer.headers["content-type"]
-        assert "close" == answer.headers["connection"]
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.headers["connection"] == "close"
         assert STANDING <= answer.headers.items()
         assert answer.headers["x-request-id"]
-        assert {"type", "title", "status", "code", "detail"} == set(answer.json)
-        assert ("about:blank", status, code) == tuple(answer.json[key] for key in ("type", "status", "code"))
+        assert set(answer.json) == {"type", "title", "status", "code", "detail"}
+        assert tuple(answer.json[key] for key in ("type", "status", "code")) == ("about:blank", status, code)
         reader.end()
     assert calls + behind == len(server.app.calls)
 
@@ -186,7 +186,7 @@ def test_what_hides_in_the_parser_is_bounded_in_one_read_too(name: str) -> None:
         answer = Reader(client).answer()
 
         assert (status, code) == (answer.status, answer.json["code"])
-        assert [] == server.app.calls
+        assert server.app.calls == []
 
 
 def test_refusals_are_counted() -> None:
@@ -195,7 +195,7 @@ def test_refusals_are_counted() -> None:
         for _ in range(3):
             ask(server, b"GET / HTTP/1.1\r\n\r\n")
 
-        assert {"host_missing": 3} == dict(server.app.refusals)
+        assert dict(server.app.refusals) == {"host_missing": 3}
 
 
 class Told(Echo):
@@ -222,10 +222,10 @@ def test_application_is_told_of_refusals() -> None:
         told = [(code, status) for code, _, status in server.app.told]
         environs = [environ for _, environ, _ in server.app.told]
 
-    assert [("host_missing", 400), ("expectation_failed", 417), ("keepalive_timeout", 0)] == told
-    assert [("127.0.0.1", "4242")] * 3 == [(environ["REMOTE_ADDR"], environ["REMOTE_PORT"]) for environ in environs]
-    assert ["r-1", ""] == [environs[i]["mlsdm.request_id"] for i in (0, 2)]
-    assert "10.0.0.9" == environs[1]["HTTP_X_FORWARDED_FOR"]
+    assert told == [("host_missing", 400), ("expectation_failed", 417), ("keepalive_timeout", 0)]
+    assert [(environ["REMOTE_ADDR"], environ["REMOTE_PORT"]) for environ in environs] == [("127.0.0.1", "4242")] * 3
+    assert [environs[i]["mlsdm.request_id"] for i in (0, 2)] == ["r-1", ""]
+    assert environs[1]["HTTP_X_FORWARDED_FOR"] == "10.0.0.9"
 
 
 FORWARDED = b"X-Forwarded-For: 10.0.0.9\r\nx-forwarded-for: 10.0.0.8 \r\n"
@@ -255,7 +255,7 @@ def test_a_head_that_is_not_complete_says_nothing_of_proxies() -> None:
         ask(server, get(b"/", FORWARDED + b"a:b\r\n" * 1_000)[:-2])
         (told,) = server.app.told
 
-    assert "too_many_headers" == told[0]
+    assert told[0] == "too_many_headers"
     assert "HTTP_X_FORWARDED_FOR" not in told[1]
 
 
@@ -270,7 +270,7 @@ def test_application_is_told_of_its_errors() -> None:
         ask(server, get(b"/here") + get(b"/slow"), 2)
         told = [(code, environ["PATH_INFO"], status) for code, environ, status in server.app.told]
 
-    assert [("internal_error", "/here", 500), ("internal_error", "/slow", 500)] == told
+    assert told == [("internal_error", "/here", 500), ("internal_error", "/slow", 500)]
 
 
 def test_application_that_fails_to_listen_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
@@ -281,7 +281,7 @@ def test_application_that_fails_to_listen_harms_nobody(caplog: pytest.LogCapture
             raise ValueError("not listening")
 
     with serving(Deaf()) as server:
-        assert [400] == [answer.status for answer in ask(server, b"GET / HTTP/1.1\r\n\r\n")]
+        assert [answer.status for answer in ask(server, b"GET / HTTP/1.1\r\n\r\n")] == [400]
 
     assert "not listening" in caplog.text
 
@@ -325,7 +325,7 @@ def test_request_id_is_echoed(server: Server, request_: bytes) -> None:
     """Whatever becomes of a request whose head was read, its answer carries the id that it came with."""
     (answer,) = ask(server, request_)
 
-    assert "r-1" == answer.headers["x-request-id"]
+    assert answer.headers["x-request-id"] == "r-1"
 
 
 @pytest.mark.parametrize(
@@ -336,8 +336,8 @@ def test_request_id_is_made(server: Server, request_: bytes) -> None:
     """Without a sane one in a head that was read, each answer has one of its own."""
     made = [ask(server, request_)[0].headers["x-request-id"] for _ in range(2)]
 
-    assert 2 == len(set(made))
-    assert {24} == {len(name) for name in made}
+    assert len(set(made)) == 2
+    assert {len(name) for name in made} == {24}
 
 
 def test_requests_do_not_share_names(server: Server) -> None:
@@ -345,9 +345,9 @@ def test_requests_do_not_share_names(server: Server) -> None:
     parent = b"traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n"
     first, second, third = ask(server, get(b"/", ID + parent) + GOOD + b"nonsense", 3)
 
-    assert "r-1" == first.headers["x-request-id"]
+    assert first.headers["x-request-id"] == "r-1"
     assert "traceparent" in first.headers
-    assert 3 == len({answer.headers["x-request-id"] for answer in (first, second, third)})
+    assert len({answer.headers["x-request-id"] for answer in (first, second, third)}) == 3
     assert not [answer for answer in (second, third) if "traceparent" in answer.headers]
 
 
@@ -365,7 +365,7 @@ def test_refusal_of_head_has_no_body() -> None:
         client.sendall(b"HEAD / HTTP/1.1\r\n\r\n")
         reader = Reader(client)
 
-        assert 400 == reader.answer(head=True).status
+        assert reader.answer(head=True).status == 400
         reader.end()
 
 
@@ -376,7 +376,7 @@ def test_refusal_of_head_that_offers_an_upgrade_has_no_body() -> None:
         client.sendall(b"HEAD / HTTP/1.1\r\n" + HOST + offer + CHUNKED + b"\r\nx")
         reader = Reader(client)
 
-        assert 400 == reader.answer(head=True).status
+        assert reader.answer(head=True).status == 400
         reader.end()
 
 
@@ -390,7 +390,7 @@ def test_chunked_body_over_the_limit() -> None:
         for _ in range(17):
             client.sendall(chunk)
 
-        assert "body_too_large" == Reader(client).answer().json["code"]
+        assert Reader(client).answer().json["code"] == "body_too_large"
 
 
 def test_too_many_fields_are_refused_before_the_head_is_complete() -> None:
@@ -408,6 +408,6 @@ def test_limits_are_inclusive(protocol: type[Connection]) -> None:
     count = get(b"/", b"a: b\r\n" * (HEADER_COUNT.value - 1))
     size = get(b"/", b"a: " + b"b" * (HEADERS_SIZE.value - 14) + b"\r\n")
     with serving(protocol=protocol) as server:
-        assert [200] * 3 == [answer.status for answer in ask(server, line + count + size, 3)]
+        assert [answer.status for answer in ask(server, line + count + size, 3)] == [200] * 3
         assert REQUEST_LINE_SIZE.value == len(line.split(b"\r\n")[0])
         assert HEADERS_SIZE.value == len(size) - len(b"GET / HTTP/1.1\r\n\r\n")

@@ -175,7 +175,7 @@ def gunicorn(directory: Path, *options: str, app: str = APP, conf: str = "", rea
 def fetch(client: http.client.HTTPConnection, path: str = "/", body: bytes | None = None) -> dict[str, Any]:
     client.request("GET" if body is None else "POST", path, body)
     response = client.getresponse()
-    assert 200 == response.status
+    assert response.status == 200
     answer = json.loads(response.read())
     assert isinstance(answer, dict)
     return answer | {"connection": response.headers.get("connection")}
@@ -224,15 +224,18 @@ def test_serves_and_calls_the_hooks(tmp_path: Path) -> None:
         until(lambda: fetch(client)["beats"] >= 2)
         last = fetch(client, body=b"x" * 100_000)
 
-        assert ("http", "127.0.0.1", 100_000, None) == tuple(
-            last[key] for key in ("scheme", "client", "size", "connection")
+        assert tuple(last[key] for key in ("scheme", "client", "size", "connection")) == (
+            "http",
+            "127.0.0.1",
+            100_000,
+            None,
         )
-        assert 1 == first["nr"]
+        assert first["nr"] == 1
         assert last["nr"] > 2
         assert [first["pid"]] == server.workers == server.notes("open")
         server.signal(signal.SIGTERM)
-        assert 0 == server.wait()
-        assert [first["pid"]] == server.notes("close")
+        assert server.wait() == 0
+        assert server.notes("close") == [first["pid"]]
 
 
 def test_serves_a_plain_wsgi_function(tmp_path: Path) -> None:
@@ -255,7 +258,7 @@ def test_serves_ipv6(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("this machine has no IPv6 loopback")
     with gunicorn(tmp_path, "-b", "[::1]:0") as server:
-        assert "::1" == fetch(server.dial())["client"]
+        assert fetch(server.dial())["client"] == "::1"
 
 
 def test_serves_tls(tmp_path: Path) -> None:
@@ -271,9 +274,9 @@ def test_serves_tls(tmp_path: Path) -> None:
         client = http.client.HTTPSConnection(*server.address, timeout=PATIENCE, context=trust)
         answers = [fetch(client, body=b"x" * size) for size in (1, 300_000)]
 
-        assert [("https", 1), ("https", 300_000)] == [(answer["scheme"], answer["size"]) for answer in answers]
+        assert [(answer["scheme"], answer["size"]) for answer in answers] == [("https", 1), ("https", 300_000)]
         client.request("GET", "/", headers={"Connection": "close"})
-        assert 200 == client.getresponse().status
+        assert client.getresponse().status == 200
 
 
 def test_term_waits_for_a_slow_reader_on_tls(tmp_path: Path) -> None:
@@ -299,8 +302,8 @@ def app(environ, start_response):
             while piece := client.recv(65_536):
                 received += piece
 
-        assert 0 == server.wait()
-    assert 1_000_000 == len(received.partition(b"\r\n\r\n")[2])
+        assert server.wait() == 0
+    assert len(received.partition(b"\r\n\r\n")[2]) == 1_000_000
 
 
 def half(server: Gunicorn) -> http.client.HTTPConnection:
@@ -328,7 +331,7 @@ def test_too_many_connections(tmp_path: Path) -> None:
         for client in clients:
             assert client.sock is not None
             client.sock.sendall(b"cd")
-            assert 200 == client.getresponse().status
+            assert client.getresponse().status == 200
 
 
 def test_the_longest_idle_makes_room(tmp_path: Path) -> None:
@@ -345,12 +348,12 @@ def test_the_longest_idle_makes_room(tmp_path: Path) -> None:
         fetch(newcomer)
 
         assert idle[0].sock is not None
-        assert b"" == idle[0].sock.recv(1)
+        assert idle[0].sock.recv(1) == b""
         for client in (*idle[1:], newcomer):
             fetch(client)
         assert busy.sock is not None
         busy.sock.sendall(b"cd")
-        assert 200 == busy.getresponse().status
+        assert busy.getresponse().status == 200
 
 
 def test_all_idle_ones_may_make_room(tmp_path: Path) -> None:
@@ -362,7 +365,7 @@ def test_all_idle_ones_may_make_room(tmp_path: Path) -> None:
 
         for client in newcomers:
             fetch(client)
-        assert [b""] * 8 == [client.sock.recv(1) for client in idle if client.sock is not None]
+        assert [client.sock.recv(1) for client in idle if client.sock is not None] == [b""] * 8
 
 
 # -- sharing ---------------------------------------------------------------------------------------------------------
@@ -400,7 +403,7 @@ def test_workers_share_connections(tmp_path: Path) -> None:
         clients = [server.dial() for _ in range(32)]
         shares = Counter(fetch(client)["pid"] for client in clients)
 
-        assert 2 == len(shares)
+        assert len(shares) == 2
         assert max(shares.values()) <= 24, shares
 
 
@@ -410,7 +413,7 @@ def test_wedged_neighbour_starves_nobody(tmp_path: Path) -> None:
     with gunicorn(tmp_path, app=APP + SHARING + alone) as server:
         clients = [server.dial() for _ in range(20)]
 
-        assert {server.workers[0]} == {fetch(client)["pid"] for client in clients}
+        assert {fetch(client)["pid"] for client in clients} == {server.workers[0]}
 
 
 def test_out_of_descriptors(tmp_path: Path) -> None:
@@ -437,7 +440,7 @@ app = Poor()
             fetch(client)
 
         until(lambda: "Accepting connections again" in server.log, server)
-        assert 1 == server.log.count("Cannot accept")
+        assert server.log.count("Cannot accept") == 1
 
 
 # -- ending ----------------------------------------------------------------------------------------------------------
@@ -455,7 +458,7 @@ def test_term_finishes_what_is_in_flight(tmp_path: Path) -> None:
         server.signal(signal.SIGTERM)
         until(lambda: "Handling signal: term" in server.log)
         assert silent.sock is not None
-        assert b"" == silent.sock.recv(1)
+        assert silent.sock.recv(1) == b""
         with pytest.raises(ConnectionRefusedError):
             server.dial()
         assert cut.sock is not None
@@ -465,8 +468,8 @@ def test_term_finishes_what_is_in_flight(tmp_path: Path) -> None:
         for client in (slow, cut):
             response = client.getresponse()
             assert (200, "close") == (response.status, response.headers["connection"])
-        assert 0 == server.wait()
-        assert 1 == len(server.notes("close"))
+        assert server.wait() == 0
+        assert len(server.notes("close")) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGINT])
@@ -478,7 +481,7 @@ def test_quit_does_not_wait(tmp_path: Path, number: int) -> None:
         until(lambda: server.notes("slow"))
         server.signal(number)
 
-        assert 0 == server.wait()
+        assert server.wait() == 0
         assert "Traceback" not in server.log
 
 
@@ -499,7 +502,7 @@ def test_hup_fails_no_request(tmp_path: Path) -> None:
         for load in loads:
             load.end()
 
-        assert [] == [failure for load in loads for failure in load.failures]
+        assert [failure for load in loads for failure in load.failures] == []
         assert len(set().union(*(load.pids for load in loads))) > 2
 
 
@@ -511,7 +514,7 @@ def test_max_requests_fails_no_request(tmp_path: Path) -> None:
         for load in loads:
             load.end()
 
-        assert [] == [failure for load in loads for failure in load.failures]
+        assert [failure for load in loads for failure in load.failures] == []
         assert server.notes("close")
 
 
@@ -554,7 +557,7 @@ def test_worker_dies_with_its_arbiter(tmp_path: Path) -> None:
         server.signal(signal.SIGKILL)
 
         _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
-        assert [] == alive
+        assert alive == []
 
 
 # -- booting ---------------------------------------------------------------------------------------------------------
@@ -569,7 +572,7 @@ def test_first_boot_fails_loudly(tmp_path: Path) -> None:
     """A server whose very first worker cannot boot halts with Gunicorn's own status for it."""
     (tmp_path / "broken").touch()
     with gunicorn(tmp_path, app=APP + FRAGILE.format(failure="raise ValueError('broken')"), ready=False) as server:
-        assert 3 == server.wait()
+        assert server.wait() == 3
         assert "ValueError: broken" in server.log
 
 
@@ -592,7 +595,7 @@ def test_open_that_fails_is_a_failed_boot(tmp_path: Path) -> None:
     """An application that cannot be opened halts the server at its first start."""
     app = APP + "\nclass Shut(App):\n    def open(self, worker): raise OSError('no block')\napp = Shut()\n"
     with gunicorn(tmp_path, app=app, ready=False) as server:
-        assert 3 == server.wait()
+        assert server.wait() == 3
         assert "OSError: no block" in server.log
 
 
@@ -615,7 +618,7 @@ app = Hasty()
         until(lambda: len(server.notes("open")) == 3, server)
 
         first = server.notes("open")[0]
-        assert [first] == server.notes("close")
+        assert server.notes("close") == [first]
         assert first not in server.workers
 
 
@@ -629,4 +632,4 @@ def test_reload(tmp_path: Path) -> None:
         os.utime(source, (time.time() + 5, time.time() + 5))
         until(lambda: len(server.notes("open")) == 2, server)
 
-        assert "changed" == fetch(server.dial())["scheme"]
+        assert fetch(server.dial())["scheme"] == "changed"

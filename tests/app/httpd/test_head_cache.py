@@ -44,10 +44,10 @@ def test_a_familiar_head_says_the_same(request_: bytes) -> None:
 
     first = [reader.feed(request_) for _ in range(4)]
 
-    assert [first[0]] * 4 == first
-    assert 1 == len(known._known)
+    assert first == [first[0]] * 4
+    assert len(known._known) == 1
     assert first[0] | {"REMOTE_ADDR": "10.0.0.1"} == other.feed(request_)
-    assert 4 == len({environ["mlsdm.request_id"] for environ in reader.environs})
+    assert len({environ["mlsdm.request_id"] for environ in reader.environs}) == 4
 
 
 def test_the_content_is_the_request_s_own() -> None:
@@ -58,10 +58,10 @@ def test_the_content_is_the_request_s_own() -> None:
         assert body == reader.feed(POSTED[:-3] + body)["body"]
 
     reader.message.feed(POSTED[:-1])
-    assert 4 == len(reader.environs)
-    assert b"abc" == reader.feed(POSTED[-1:])["body"]
+    assert len(reader.environs) == 4
+    assert reader.feed(POSTED[-1:])["body"] == b"abc"
     reader.message.feed(POSTED + PLAIN)
-    assert [b"abc", b""] == [environ["body"] for environ in reader.environs[-2:]]
+    assert [environ["body"] for environ in reader.environs[-2:]] == [b"abc", b""]
 
 
 def test_what_is_new_in_each_head_is_not_learned() -> None:
@@ -70,10 +70,10 @@ def test_what_is_new_in_each_head_is_not_learned() -> None:
     reader = Reader(known)
     for number in range(1_000):
         named = PLAIN.replace(b"\r\n\r\n", b"\r\nX-Request-ID: n%d\r\n\r\n" % number)
-        assert f"n{number}" == reader.feed(named)["HTTP_X_REQUEST_ID"]
-        assert f"n{number}" == reader.environs[-1]["mlsdm.request_id"]
+        assert reader.feed(named)["HTTP_X_REQUEST_ID"] == f"n{number}"
+        assert reader.environs[-1]["mlsdm.request_id"] == f"n{number}"
 
-    assert {} == known._known
+    assert known._known == {}
 
 
 def test_a_name_that_stays_is_taken_over_each_time() -> None:
@@ -85,9 +85,9 @@ def test_a_name_that_stays_is_taken_over_each_time() -> None:
     for _ in range(4):
         reader.feed(request_)
 
-    assert 1 == len(known._known)
-    assert ["mine"] * 4 == [environ["mlsdm.request_id"] for environ in reader.environs]
-    assert 1 == len({environ["mlsdm.trace"].trace_id for environ in reader.environs})
+    assert len(known._known) == 1
+    assert [environ["mlsdm.request_id"] for environ in reader.environs] == ["mine"] * 4
+    assert len({environ["mlsdm.trace"].trace_id for environ in reader.environs}) == 1
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_what_is_not_plain_is_the_parser_s(request_: bytes) -> None:
         reader.message._unfamiliar = hash(request_[: request_.find(b"\r\n\r\n") + 4])  # as if it had come before
         reader.message.feed(request_)
 
-    assert {} == known._known
+    assert known._known == {}
 
 
 def test_they_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +128,7 @@ def test_they_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(2):
             reader.feed(PLAIN.replace(b"Host: a", b"Host: a%d" % number))
 
-    assert ["a2", "a3", "a4"] == [head.members["HTTP_HOST"] for head in known._known.values()]
+    assert [head.members["HTTP_HOST"] for head in known._known.values()] == ["a2", "a3", "a4"]
 
 
 def test_more_of_them_than_places_do_not_drive_each_other_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,10 +140,10 @@ def test_more_of_them_than_places_do_not_drive_each_other_out(monkeypatch: pytes
     for reader, request_ in zip(readers * 4, requests * 4, strict=True):
         reader.feed(request_)
 
-    assert ["a0", "a1", "a2"] == [head.members["HTTP_HOST"] for head in known._known.values()]
+    assert [head.members["HTTP_HOST"] for head in known._known.values()] == ["a0", "a1", "a2"]
     for reader, request_ in zip(readers * head_cache.TRIES_COUNT, requests * head_cache.TRIES_COUNT, strict=True):
         reader.feed(request_)
-    assert ["a0", "a1", "a2"] != [head.members["HTTP_HOST"] for head in known._known.values()]
+    assert [head.members["HTTP_HOST"] for head in known._known.values()] != ["a0", "a1", "a2"]
 
 
 @pytest.mark.parametrize("fields", [1, 5, 18, 19, 98])

@@ -45,13 +45,13 @@ def status_of(server: LiveServer, method: str, target: str) -> int:
 )
 def test_dot_segments_are_taken_literally(small_server: LiveServer, target: str) -> None:
     """No route has them, so no spelling with them reaches a route, nor around the check of another."""
-    assert 404 == status_of(small_server, "GET", target)
+    assert status_of(small_server, "GET", target) == 404
 
 
 def test_percent_encoding_is_decoded_once(small_server: LiveServer) -> None:
     """%73 is an s; %2573 is the text %73, which is no s (RFC 3986 §2.4)."""
-    assert 200 == status_of(small_server, "GET", "/%73tate")
-    assert 404 == status_of(small_server, "GET", "/%2573tate")
+    assert status_of(small_server, "GET", "/%73tate") == 200
+    assert status_of(small_server, "GET", "/%2573tate") == 404
 
 
 def test_options(small_server: LiveServer) -> None:
@@ -77,7 +77,7 @@ def test_standing_headers_of_the_service(small_server: LiveServer) -> None:
             b"x-content-type-options: nosniff", b"cache-control: no-store", b"x-frame-options: deny",
             b"referrer-policy: no-referrer", b"content-security-policy: ", b"x-request-id: ",
         ):  # fmt: skip
-            assert 1 == head.count(b"\r\n" + name), (name, head)
+            assert head.count(b"\r\n" + name) == 1, (name, head)
         assert b"\r\nserver:" not in head
 
 
@@ -124,7 +124,7 @@ def test_every_test_of_the_document_exists() -> None:
         if not any(parameter[:-1] in parameters for parameters in functions.get(function, ()))
     ]
 
-    assert [] == missing
+    assert missing == []
     assert len(named()) > 100
 
 

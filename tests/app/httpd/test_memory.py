@@ -41,12 +41,12 @@ def test_refused_bodies_are_not_kept(serve: Serve) -> None:
         eventually(lambda: written_mb(server.pid) < before + 2 * len(body) / 1e6)  # what is free goes at the next beats
 
     key = {"Idempotency-Key": "of-one-batch"}
-    assert 200 == server.request("POST", "/events", body_of(), {**RAW, **key}, connection).status
+    assert server.request("POST", "/events", body_of(), {**RAW, **key}, connection).status == 200
     refused("idempotency_key_reused", body_of(2.0), **key)
     refused("not_finite", body_of(np.nan))
     refused("dimension_mismatch", body_of() + b"x")
     refused("unsupported_media_type", body_of(), **{"Content-Type": "text/plain"})
-    assert 200 == server.request("POST", "/governor/stop", b"", {}, connection).status
+    assert server.request("POST", "/governor/stop", b"", {}, connection).status == 200
     refused("stopped", body_of())
     connection.close()
 
@@ -58,10 +58,10 @@ def test_what_was_freed_goes_back(serve: Serve) -> None:
     events = np.full(1000, 0.95).astype("<f8").tobytes() + vectors.tobytes()
     small = json.dumps([{"event_vector": vectors[0].tolist(), "moral_value": 0.95}])
     for _ in range(50):  # what it needs anyway
-        assert 200 == server.request("POST", "/events", small.encode(), {"Content-Type": "application/json"}).status
+        assert server.request("POST", "/events", small.encode(), {"Content-Type": "application/json"}).status == 200
     before = written_mb(server.pid)
     for _ in range(10):
-        assert 200 == server.request("POST", "/events", events, RAW).status
+        assert server.request("POST", "/events", events, RAW).status == 200
 
     eventually(lambda: written_mb(server.pid) < before + 2.5)
 

@@ -32,8 +32,14 @@ def test_of_what_goes_well_a_share_has_a_line(caplog: pytest.LogCaptureFixture) 
     for status in (400, 404, 429, 500, 503):
         access.write(environ(), status, 0)
 
-    assert [(200, 1), (200, 2), (400, 0), (404, 0), (429, 0), (500, 0), (503, 0)] == [
-        (vars(record)["status"], vars(record)["bytes"]) for record in caplog.records
+    assert [(vars(record)["status"], vars(record)["bytes"]) for record in caplog.records] == [
+        (200, 1),
+        (200, 2),
+        (400, 0),
+        (404, 0),
+        (429, 0),
+        (500, 0),
+        (503, 0),
     ]
 
 

@@ -28,7 +28,7 @@ def test_another_request_id_is_replaced(given: str) -> None:
     """What could harm a log or a terminal is not repaired, but replaced by a made one."""
     made = named(HTTP_X_REQUEST_ID=given)["mlsdm.request_id"]
 
-    assert 24 == len(made)
+    assert len(made) == 24
     assert int(made, 16)
 
 
@@ -37,16 +37,16 @@ def test_made_ids_differ() -> None:
     first, second = Tracer(), Tracer()
     made = [tracer.make() for tracer in (first, second) for _ in range(1_000)]
 
-    assert 2_000 == len(set(made))
+    assert len(set(made)) == 2_000
 
 
 def test_a_refused_head_is_searched_for_its_id() -> None:
     """The field counts when it is sane and alone, however its name is spelled."""
     tracer = Tracer()
 
-    assert "abc" == tracer.name_refused([(b"Host", b"a"), (b"x-Request-ID", b"abc \t")])
+    assert tracer.name_refused([(b"Host", b"a"), (b"x-Request-ID", b"abc \t")]) == "abc"
     for fields in ([], [(b"X-Request-ID", b"a b")], [(b"X-Request-ID", b"a")] * 2, [(b"X_Request_ID", b"a")]):
-        assert 24 == len(tracer.name_refused(fields))
+        assert len(tracer.name_refused(fields)) == 24
 
 
 @pytest.mark.parametrize(

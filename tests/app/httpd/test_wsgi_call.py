@@ -40,7 +40,7 @@ def answer(
     service.draining = draining
     got = whole(service, persistence, REQUEST_METHOD=method)
     for line in (service.date, service.standing.text, "X-Request-ID: r-1\r\n"):
-        assert 1 == got.count(line.encode())
+        assert got.count(line.encode()) == 1
         got = got.replace(line.encode(), b"")
     return got
 
@@ -61,7 +61,7 @@ def test_answer() -> None:
     """
     application = fixed("200 OK", [("X-A", "1"), ("Content-Length", "99"), ("x-b", "2")], [b"a", b"bc"])
 
-    assert b"HTTP/1.1 200 OK\r\nX-A: 1\r\nx-b: 2\r\nContent-Length: 3\r\n\r\nabc" == answer(application)
+    assert answer(application) == b"HTTP/1.1 200 OK\r\nX-A: 1\r\nx-b: 2\r\nContent-Length: 3\r\n\r\nabc"
 
 
 def test_framing_is_ours() -> None:
@@ -77,8 +77,8 @@ def test_framing_is_ours() -> None:
         "TraceParent",
     ]
 
-    assert b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n" == answer(
-        fixed("200 OK", [(name, "x") for name in names], [])
+    assert (
+        answer(fixed("200 OK", [(name, "x") for name in names], [])) == b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
     )
 
 
@@ -126,7 +126,7 @@ def test_iterables_are_closed() -> None:
 
     assert answer(fixed("200 OK", [], Chunks(b"a", b"b"))).endswith(b"\r\n\r\nab")
     assert answer(fixed("200 OK", [], Chunks(b"a", 7))).startswith(b"HTTP/1.1 500 ")
-    assert 2 == len(closed)
+    assert len(closed) == 2
 
 
 def test_write_comes_first() -> None:
@@ -211,7 +211,7 @@ def test_standing_headers_on_tls(body: Any) -> None:
     """On TLS the client is asked to come back on TLS (RFC 6797 §7.2), errors included."""
     got = dict(fields(whole(service_of(fixed("200 OK", [], body), "https"))))
 
-    assert "max-age=31536000" == got["strict-transport-security"]
+    assert got["strict-transport-security"] == "max-age=31536000"
 
 
 def test_an_answer_may_replace_a_standing_header() -> None:
@@ -221,10 +221,10 @@ def test_an_answer_may_replace_a_standing_header() -> None:
     first, second = (fields(whole(service)) for _ in range(2))
 
     assert first == second
-    assert [own] == [field for field in first if field[0] == own[0]]
-    assert 1 == [name for name, _ in first].count("cache-control")
+    assert [field for field in first if field[0] == own[0]] == [own]
+    assert [name for name, _ in first].count("cache-control") == 1
     service.application = fixed("200 OK", [], [])
-    assert "default-src 'none'; frame-ancestors 'none'" == dict(fields(whole(service)))[own[0]]
+    assert dict(fields(whole(service)))[own[0]] == "default-src 'none'; frame-ancestors 'none'"
 
 
 def test_an_application_has_standing_headers_of_its_own() -> None:
@@ -236,7 +236,7 @@ def test_an_application_has_standing_headers_of_its_own() -> None:
 
     got = fields(whole(service_of(Page())))
 
-    assert ["default-src 'self'"] == [value for name, value in got if name == "content-security-policy"]
+    assert [value for name, value in got if name == "content-security-policy"] == ["default-src 'self'"]
     assert ("x-own", "1") in got
     assert ("cache-control", "no-store") in got
 
@@ -258,8 +258,8 @@ def test_the_trace_is_passed_on() -> None:
     traced: dict[str, Any] = {"mlsdm.trace": trace}
     values = [dict(fields(whole(service, **traced)))["traceparent"].split("-") for _ in range(2)]
 
-    assert [["00", "a" * 32, "01"]] * 2 == [[version, trace_id, flags] for version, trace_id, _, flags in values]
-    assert 3 == len({"b" * 16} | {span for _, _, span, _ in values})
+    assert [[version, trace_id, flags] for version, trace_id, _, flags in values] == [["00", "a" * 32, "01"]] * 2
+    assert len({"b" * 16} | {span for _, _, span, _ in values}) == 3
     assert "traceparent" not in dict(fields(whole(service)))
 
 
@@ -274,7 +274,7 @@ def test_an_error_is_logged_under_the_names_of_its_request(caplog: pytest.LogCap
     whole(service, PATH_INFO="/a\nb\x1b", **traced, **secrets)
     (record,) = caplog.records
 
-    assert "Error handling request GET /a%0Ab%1B" == record.getMessage()
+    assert record.getMessage() == "Error handling request GET /a%0Ab%1B"
     assert {
         "request_id": "r-1", "client_id": "192.0.2.1", "address": "192.0.2.1", "trace_id": "a" * 32,
     }.items() <= vars(record).items()  # fmt: skip
@@ -300,4 +300,4 @@ def test_no_access_line_otherwise(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "test.exchange")
     whole(service_of(fixed("200 OK", [], [])))
 
-    assert [] == caplog.records
+    assert caplog.records == []

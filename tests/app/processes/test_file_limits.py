@@ -26,18 +26,18 @@ def limits_after(soft: int, hard: int, connections_max: int) -> list[str]:
 
 def test_the_soft_limit_is_raised_to_what_is_needed() -> None:
     """No further, and the hard limit stays."""
-    assert [f"{200 + _OTHERS_COUNT} 900"] == limits_after(150, 900, 200)
+    assert limits_after(150, 900, 200) == [f"{200 + _OTHERS_COUNT} 900"]
 
 
 def test_a_limit_that_is_enough_stays() -> None:
     """Nothing is lowered."""
-    assert ["700 900"] == limits_after(700, 900, 200)
+    assert limits_after(700, 900, 200) == ["700 900"]
 
 
 def test_a_hard_limit_that_is_too_low_is_told_once() -> None:
     """The warning names what there is and what would be needed; the soft limit goes as far as it may."""
     warning, limits = limits_after(150, 300, 1_000)
 
-    assert "300 300" == limits
+    assert limits == "300 300"
     assert "a worker may open 300 files" in warning
     assert f"would need {1_000 + _OTHERS_COUNT} for server.connections_max = 1000" in warning

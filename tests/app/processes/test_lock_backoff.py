@@ -27,7 +27,7 @@ def test_no_request_waits_after_the_one_that_waited_in_vain(formed: Formed) -> N
 
     patience.lose()
 
-    assert 0 == formed.block.map.wait_ms
+    assert formed.block.map.wait_ms == 0
     loop.close()
 
 
@@ -50,5 +50,5 @@ def test_patience_comes_back_when_the_lock_moves(formed: Formed) -> None:
 
     seen = loop.run_until_complete(asyncio.wait_for(lose_and_wait(), 20))
 
-    assert [0, WAIT_MS] * 3 == seen
+    assert seen == [0, WAIT_MS] * 3
     loop.close()

@@ -340,7 +340,7 @@ def test_a_reset_puts_the_governor_back_and_keeps_the_memories(steered: LiveServ
     state = steered.state()
     assert (entry(steered, position)["kind"], state["position"]) == ("reset", position)
     assert (state["moral_filter_threshold"], state["ema"], state["current_phase"]) == (0.6, 0.5, "wake")
-    assert [0.0] * 3 == [state[f"L{level}_norm"] for level in (1, 2, 3)]
+    assert [state[f"L{level}_norm"] for level in (1, 2, 3)] == [0.0] * 3
     assert {name: state[name] for name in counts} == {name: before[name] for name in counts}
     assert steered.get(f"/memories/{memory_id}").status == 200
 
@@ -479,9 +479,9 @@ def test_a_command_that_nobody_carries_out_is_taken_back(serve: Serve) -> None:
             os.kill(pid, signal.SIGCONT)
 
     assert answered > 1
-    assert [(503, "controller_busy", "1")] * 2 == [
-        (answer.status, answer.json["code"], answer.headers["retry-after"]) for answer in answers
-    ]
+    assert [(answer.status, answer.json["code"], answer.headers["retry-after"]) for answer in answers] == [
+        (503, "controller_busy", "1")
+    ] * 2
     beat = store.block.region("vitals").heartbeat_ns
     eventually(lambda: store.block.region("vitals").heartbeat_ns > beat + 500_000_000)
     after = server.get("/governor").json

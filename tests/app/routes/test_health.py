@@ -181,8 +181,8 @@ def test_liveness_answers_when_everything_else_is_taken(serve: Callable[..., Liv
     for connection in idle:
         connection.close()
 
-    assert {200} == set(probed)
-    assert {503} == set(answers)
+    assert set(probed) == {200}
+    assert set(answers) == {503}
 
 
 # Lines as operators paste them from a runbook, and what each must print.

@@ -250,7 +250,7 @@ def test_a_scrape_meets_no_half_made_file(tmp_path: Path) -> None:
         "counter_4.db": 7,
         **dict.fromkeys(("histogram_3.db", "counter_3.db", "histogram_4.db"), FILE_SIZE),
     }
-    assert [] == list(MmapedDict.read_all_values_from_file(str(tmp_path / "counter_3.db")))  # type: ignore[no-untyped-call] # theirs
+    assert list(MmapedDict.read_all_values_from_file(str(tmp_path / "counter_3.db"))) == []  # type: ignore[no-untyped-call] # theirs
     (tmp_path / "counter_4.db").unlink()
     assert list(MultiProcessCollector(None, str(tmp_path)).collect()) == []  # type: ignore[no-untyped-call] # theirs
 
@@ -400,7 +400,7 @@ def test_every_answer_is_counted_once_by_route_and_status(serve: Callable[..., L
     eventually(lambda: replaced(old))
     ask()
 
-    assert 42 == sum(answered.values())
+    assert sum(answered.values()) == 42
     assert answered == counted()
 
 

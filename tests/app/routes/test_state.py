@@ -52,7 +52,7 @@ def test_levels_are_those_of_the_reference(serve: Any) -> None:
     for number, vector in enumerate(vectors):
         server.event(vector, 1.0)
         state = server.state()
-        assert (state["L1_norm"], state["L2_norm"], state["L3_norm"]) == model[number]
+        assert model[number] == (state["L1_norm"], state["L2_norm"], state["L3_norm"])
 
 
 def reference(vectors: Any) -> list[tuple[float, ...]]:

@@ -30,14 +30,14 @@ def test_an_answer_is_counted_before_it_is_written_and_its_time_after(
                 ("/memories/1", "200 OK"), ("//event", "200 OK"),
             )
         ]  # fmt: skip
-        assert [events.count, events.count, None, None, None, None] == written
+        assert written == [events.count, events.count, None, None, None, None]
 
     for row in (0, 1, 1):
         assert exit_of(begin(partial(worker, row))) == 0
-    assert {
+    assert counted() == {
         ("/event", "200"): 9, ("/event", "503"): 3, ("/state", "200"): 3, ("/memories/{memory_id}", "200"): 3,
-    } == counted()  # fmt: skip
-    assert 6 == timed()
+    }  # fmt: skip
+    assert timed() == 6
 
 
 def test_what_a_client_writes_is_no_label_and_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ def test_what_a_client_writes_is_no_label_and_takes_no_memory(tmp_path: Path, mo
         assert begun + 2 == sum(map(len, inner._places.values()))
 
     assert exit_of(begin(worker)) == 0
-    assert {("other", "404"): 1_000, ("/event", "200"): 1_000, ("other", "400"): 1} == counted()
+    assert counted() == {("other", "404"): 1_000, ("/event", "200"): 1_000, ("other", "400"): 1}
 
 
 def test_an_answer_that_cannot_be_counted_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,10 +77,10 @@ def test_an_answer_that_cannot_be_counted_is_given(tmp_path: Path, monkeypatch: 
             answers.count({"PATH_INFO": "/state"}, "200 OK")
         inner._counter.labels = labels
         answers.count({"PATH_INFO": "/memories/1"}, "200 OK")
-        assert ["an answer could not be counted, and others may not be; this is said once"] == said
+        assert said == ["an answer could not be counted, and others may not be; this is said once"]
 
     assert exit_of(begin(worker)) == 0
-    assert {("/state", "200"): 4, ("/memories/{memory_id}", "200"): 1} == counted()
+    assert counted() == {("/state", "200"): 4, ("/memories/{memory_id}", "200"): 1}
 
 
 def counting(row: int) -> tuple[AnswerCounts, LatencyHistogram]:

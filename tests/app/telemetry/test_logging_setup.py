@@ -161,7 +161,7 @@ def test_a_log_answers_the_greps_of_an_operator(serve: Serve, tmp_path: Path, st
     eventually(lambda: "not reloaded" in server.log)
 
     refused = [json.loads(line) for line in grepped(server, "rate_limit_exceeded") if '"logger": "mlsdm.audit"' in line]
-    assert ["slow", "slow"] == [line["client_id"] for line in refused]
+    assert [line["client_id"] for line in refused] == ["slow", "slow"]
     assert all(line["level"] == "WARNING" and line["request_id"] and line["address"] for line in refused)
     [loaded] = grepped(server, "Configuration loaded")
     assert str(path) in loaded
@@ -175,7 +175,7 @@ def test_a_log_answers_the_greps_of_an_operator(serve: Serve, tmp_path: Path, st
         for word in ("client_id", "slow", "request_id", "duration_ms", "route", "status")
     )
     assert len(grepped(server, "-A", "5", "client_id")) >= 5
-    assert [] == keys.leaked(server)
+    assert keys.leaked(server) == []
 
 
 def test_the_configuration_in_force_is_logged_as_values(serve: Serve, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_request_has_its_line_at_debug(serve: Serve) -> None:
         assert line["client_id"] == ("127.0.0.1" if "liveness" in path else "API_KEY")  # probes show no key
         assert line["duration_ms"] >= 0
         assert line["bytes"] > 0
-    assert [400, 404, 200, 200, 404] == [found[f"ask-{number}"]["status"] for number in range(len(asked))]
+    assert [found[f"ask-{number}"]["status"] for number in range(len(asked))] == [400, 404, 200, 200, 404]
 
 
 def test_nothing_below_the_level_is_written(serve: Serve) -> None:
@@ -223,4 +223,4 @@ def test_nothing_below_the_level_is_written(serve: Serve) -> None:
     server = serve(MLSDM_OBSERVABILITY__LOGGING__FORMAT="json", LOG_LEVEL="CRITICAL", WORKERS="0")
     server.get("/state")
 
-    assert [] == server.log.splitlines()
+    assert server.log.splitlines() == []

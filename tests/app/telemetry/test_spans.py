@@ -124,7 +124,7 @@ def test_the_controller_tells_of_its_steps(serve: Serve, collector: Collector) -
 
     steps = [span.attributes["mlsdm.step"] for span in spans]
     assert steps == list(range(1, len(steps) + 1))
-    assert {"wake", "sleep"} == {span.attributes["mlsdm.phase"] for span in spans}
+    assert {span.attributes["mlsdm.phase"] for span in spans} == {"wake", "sleep"}
     assert all(span.kind == INTERNAL and span.parent_id == "" for span in spans)
     assert all(span.resource["mlsdm.part"] == "controller" for span in spans)
     positions = [span.attributes["mlsdm.position"] for span in spans]
@@ -155,7 +155,7 @@ def test_of_what_begins_here_a_share_is_recorded(serve: Serve, collector: Collec
     eventually(lambda: server.store().state().scalars.step > 3)
     server.stop()
 
-    assert [] == collector.spans
+    assert collector.spans == []
 
 
 def test_refusals_are_told_of_by_their_code(serve: Serve, collector: Collector) -> None:
@@ -164,16 +164,18 @@ def test_refusals_are_told_of_by_their_code(serve: Serve, collector: Collector) 
     secret = "a-secret-in-a-payload"
     key = {"X-API-Key": keys.API_KEY}
     bad = {"event_vector": EXAMPLE, "moral_value": 7, "payload": secret}
-    assert 422 == server.post("/event", bad, **called(), **key).status
-    assert 401 == server.post("/event", bad, **called(), **{"X-API-Key": "guess"}).status
+    assert server.post("/event", bad, **called(), **key).status == 422
+    assert server.post("/event", bad, **called(), **{"X-API-Key": "guess"}).status == 401
     good = {"event_vector": EXAMPLE, "moral_value": 0.9, "payload": secret}
     tracestate = {"tracestate": "vendor=a-secret-of-others", "Idempotency-Key": "a-secret-key"}
-    assert 200 == server.post("/event", good, **called(), **key, **tracestate).status
+    assert server.post("/event", good, **called(), **key, **tracestate).status == 200
 
     spans = told(collector, "POST /event", 3)
 
-    assert [(422, "moral_value_out_of_range"), (401, "unauthorised"), (200, None)] == [
-        (span.attributes["http.response.status_code"], span.attributes.get("error.type")) for span in spans
+    assert [(span.attributes["http.response.status_code"], span.attributes.get("error.type")) for span in spans] == [
+        (422, "moral_value_out_of_range"),
+        (401, "unauthorised"),
+        (200, None),
     ]
     assert not any(span.failed for span in spans)
     everything = repr(collector.spans)
@@ -225,11 +227,11 @@ def test_a_process_sends_what_is_queued_before_it_ends(serve: Serve, collector: 
     for _ in range(50):
         server.event([1.0] * 8, 0.9)
     eventually(lambda: server.store().state().scalars.step >= 1)
-    assert [] == collector.spans
+    assert collector.spans == []
 
     server.stop()
 
-    assert 50 == len(collector.named("POST /event"))
+    assert len(collector.named("POST /event")) == 50
     assert 1 <= len(collector.named("tick"))
 
 
@@ -285,7 +287,7 @@ def test_a_reload_switches_it_on_and_off(serve: Serve, collector: Collector, tmp
     server.event([1.0] * 8, 0.9)
     server.stop()
 
-    assert [2] == [span.attributes["mlsdm.sequence"] for span in collector.named("POST /event")]
+    assert [span.attributes["mlsdm.sequence"] for span in collector.named("POST /event")] == [2]
 
 
 def _reloaded(server: LiveServer, path: Any, text: str) -> None:
@@ -302,7 +304,7 @@ def test_nothing_of_it_is_loaded_when_it_is_off(serve: Serve) -> None:
     server = serve(WORKERS="1")
     [worker] = server.workers(server.block())
 
-    assert 1 == len(os.listdir(f"/proc/{worker}/task"))
+    assert len(os.listdir(f"/proc/{worker}/task")) == 1
     with open(f"/proc/{worker}/maps", encoding="utf-8") as maps:
         assert not [line for line in maps if "google" in line or "protobuf" in line]
 

@@ -61,11 +61,11 @@ class TestRead:
             """,
         )
 
-        assert [
+        assert read(str(file), "k").keys == [
             Key("web", Role.WRITE, "standard", bytes.fromhex(D1), math.inf),
             Key("010", Role.ADMIN, "bulk", bytes.fromhex(D2), datetime(2027, 1, 31, tzinfo=UTC).timestamp()),
-        ] == read(str(file), "k").keys
-        assert [] == read(str(file), "k").problems
+        ]
+        assert read(str(file), "k").problems == []
 
     @pytest.mark.parametrize(
         "id_", ["a", "no", "123", "1e3", "0x1", "2027-01-31", "true", "_", "-a", "A-z_9", "x" * 64]
@@ -113,8 +113,8 @@ class TestRead:
         """It opens nothing; that is all."""
         content = read(str(written(file, f"keys: [{{id: a, digest: {D1}, role: read, expires: 1999-12-31}}]")), None)
 
-        assert [] == content.problems
-        assert ["a"] == [key.id for key in content.keys]
+        assert content.problems == []
+        assert [key.id for key in content.keys] == ["a"]
 
     def test_as_many_as_there_may_be(self, file: Path) -> None:
         """The bound itself is allowed, one more is not, and says so once."""
@@ -122,9 +122,9 @@ class TestRead:
         count = len(read(str(written(file, "keys:\n" + "\n".join(keys[:-1]))), None).keys)
 
         assert count == COUNT_MAX
-        assert ["keys has 1025 keys (@2): expected at most 1024"] == problems_of(
-            written(file, "keys:\n" + "\n".join(keys))
-        )
+        assert problems_of(written(file, "keys:\n" + "\n".join(keys))) == [
+            "keys has 1025 keys (@2): expected at most 1024"
+        ]
 
     def test_what_is_written_is_read(self, file: Path) -> None:
         """Entries are appended to one another, whatever their members look like to YAML."""
@@ -135,7 +135,7 @@ class TestRead:
         ]
         content = read(str(written(file, "keys:\n" + "".join(map(entry, members)))), None)
 
-        assert [] == content.problems
+        assert content.problems == []
         assert [given["id"] for given in members] == [key.id for key in content.keys]
 
     def test_the_documented_file_is_one(self, file: Path) -> None:
@@ -143,8 +143,8 @@ class TestRead:
         example_text = settings_manual.markdown().split("```yaml\n")[1].split("```")[0]
         content = read(str(written(file, example_text)), None)
 
-        assert [] == content.problems
-        assert [("web", Role.WRITE, "high")] == [key[:3] for key in content.keys]
+        assert content.problems == []
+        assert [key[:3] for key in content.keys] == [("web", Role.WRITE, "high")]
 
 
 MALFORMED = {
@@ -296,13 +296,13 @@ class TestMalformed:
         """What RFC 3339 does not have is refused, whatever else it may be."""
         written(file, f"keys: [{{id: a, role: read, digest: {D1}, expires: {text}}}]")
 
-        assert [f"keys[0].expires {what} (@1): expected {EXPIRES}"] == problems_of(file)
+        assert problems_of(file) == [f"keys[0].expires {what} (@1): expected {EXPIRES}"]
 
     def test_the_key_of_the_environment_is_not_in_the_file(self, file: Path) -> None:
         """One token would open two keys."""
         written(file, f"keys: [{{id: web, role: read, digest: {D1}}}]")
 
-        assert ["keys[0].digest is that of API_KEY (@1): expected one of its own"] == problems_of(file, "web.1")
+        assert problems_of(file, "web.1") == ["keys[0].digest is that of API_KEY (@1): expected one of its own"]
         assert read(str(file), "web.2").problems == []
 
     def test_no_key_of_a_wrong_file_is_lost_without_a_word(self, file: Path) -> None:
@@ -310,8 +310,8 @@ class TestMalformed:
         written(file, f"keys:\n- {{id: a, role: x, digest: {D1}}}\n- {{id: b, role: read, digest: {D2}}}\n- 7\n")
         content = read(str(file), None)
 
-        assert ["b"] == [key.id for key in content.keys]
-        assert ["keys[0].role", "keys[2]"] == [problem.key for problem in content.problems]
+        assert [key.id for key in content.keys] == ["b"]
+        assert [problem.key for problem in content.problems] == ["keys[0].role", "keys[2]"]
 
 
 class TestFile:
@@ -319,19 +319,19 @@ class TestFile:
         """The setting is named, and the reason."""
         nowhere = tmp_path / "nowhere"
 
-        assert [
+        assert problems_of(nowhere) == [
             (
                 f"security.keys_path is {nowhere}, which cannot be read (No such file or directory): "
                 "expected a YAML file of keys"
             )
-        ] == problems_of(nowhere)
+        ]
         assert "cannot be read (Is a directory)" in problems_of(tmp_path)[0]
 
     def test_a_fifo_is_refused_without_waiting(self, file: Path) -> None:
         """A reload must not wait for somebody to write."""
         os.mkfifo(file)
 
-        assert [f"security.keys_path is {file}, which is a FIFO: expected a YAML file of keys"] == problems_of(file)
+        assert problems_of(file) == [f"security.keys_path is {file}, which is a FIFO: expected a YAML file of keys"]
 
     @pytest.mark.parametrize(("mode", "refused"), [(0o600, 0), (0o664, 0), (0o444, 0), (0o602, 1), (0o666, 1)])
     def test_a_file_that_everybody_may_write_to_is_refused(self, file: Path, mode: int, refused: int) -> None:
@@ -352,7 +352,7 @@ class TestFile:
         written(tmp_path / "data", f"keys: [{{id: web, role: read, digest: {D1}}}]")
         file.symlink_to(tmp_path / "data")
 
-        assert [] == read(str(file), None).problems
+        assert read(str(file), None).problems == []
 
     @pytest.mark.parametrize(
         "content",

@@ -27,8 +27,8 @@ class TestRole:
     def test_roles_ascend(self) -> None:
         """Each role may do what those below it may."""
 
-        assert [Role.READ, Role.WRITE, Role.ADMIN] == sorted(Role)
-        assert (1, 2, 3) == tuple(Role)
+        assert sorted(Role) == [Role.READ, Role.WRITE, Role.ADMIN]
+        assert tuple(Role) == (1, 2, 3)
 
 
 class TestIdentify:
@@ -36,7 +36,7 @@ class TestIdentify:
         """Id, role and tier are those of the file."""
         found = [RING.identify(token, NOW) for token in (WEB, OPS)]
 
-        assert [("web", Role.READ, "high"), ("ops", Role.ADMIN, "bulk")] == [key[:3] for key in found if key]
+        assert [key[:3] for key in found if key] == [("web", Role.READ, "high"), ("ops", Role.ADMIN, "bulk")]
 
     @pytest.mark.parametrize("token", ["plain", "web.of.the.environment", ".", "web.", "ops", "a b", "é", "=" * 300])
     def test_the_api_key_may_be_any_text(self, token: str) -> None:
@@ -77,7 +77,7 @@ class TestIdentify:
         assert RING.identify(OLD, NOW - 1e-6) is not None
         assert RING.identify(OLD, NOW) is None
         assert RING.identify(OLD, math.inf) is None
-        assert ["old"] == RING.expired(NOW)
+        assert RING.expired(NOW) == ["old"]
         assert RING.expired(NOW - 1) == []
 
     def test_the_digest_is_that_of_the_bytes_sent(self) -> None:
@@ -126,7 +126,7 @@ class TestPains:
         counted("compare_digest")
         ring.identify(token, NOW)
 
-        assert ["sha256", "compare_digest [32, 32]", "compare_digest [32, 32]"] == calls
+        assert calls == ["sha256", "compare_digest [32, 32]", "compare_digest [32, 32]"]
 
 
 class TestSecrecy:

@@ -56,12 +56,12 @@ class TestTick:
         """Not before a cycle is over, and then once for each."""
         held = Held()
         held.run(0.98)
-        assert 0 == held.steps
+        assert held.steps == 0
         held.run(0.04)
-        assert 1 == held.steps
+        assert held.steps == 1
         held.run(21)
-        assert 22 == held.steps
-        assert 0 == held.controller.vitals.late_steps
+        assert held.steps == 22
+        assert held.controller.vitals.late_steps == 0
         held.close()
 
     def test_late_ones_are_skipped_and_counted(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -74,9 +74,9 @@ class TestTick:
         assert (2, 6) == (held.steps, held.controller.vitals.late_steps)
         assert "skipped 6 late steps" in caplog.text
         held.run(0.46)
-        assert 2 == held.steps
+        assert held.steps == 2
         held.run(0.04)
-        assert 3 == held.steps
+        assert held.steps == 3
         held.close()
 
     def test_a_machine_that_is_always_late_is_said_to_be_so_once_a_minute(
@@ -89,7 +89,7 @@ class TestTick:
             held.run(0.02)
 
         lines = [record.getMessage() for record in caplog.records if "late steps" in record.getMessage()]
-        assert 2 == len(lines)
+        assert len(lines) == 2
         assert sum(int(line.split()[1]) for line in lines) <= held.controller.vitals.late_steps
         held.close()
 
@@ -97,9 +97,9 @@ class TestTick:
         """With the events' clock, time takes no step; decisions do."""
         held = Held(Config(dimension=16, capacity=100, cognitive_rhythm=CognitiveRhythm(clock="events")))
         held.run(5)
-        assert 0 == held.steps
+        assert held.steps == 0
         held.formed.accept()
-        assert 1 == held.steps
+        assert held.steps == 1
         held.close()
 
     def test_no_step_is_lost_to_a_taken_lock(self) -> None:
@@ -122,7 +122,7 @@ class TestTick:
         os.close(write)
         held.run(0.2)
 
-        assert 1 == held.steps + held.controller.vitals.late_steps
+        assert held.steps + held.controller.vitals.late_steps == 1
         held.close()
 
     def test_a_shorter_cycle_takes_effect_at_once(self) -> None:
@@ -146,7 +146,7 @@ class TestObey:
         entries, _ = held.formed.store.entries(1, 100)
 
         assert ticket == held.formed.store.state().ticket
-        assert ["epoch", "epoch", "stop"] == [KINDS[entry.kind] for entry in entries]
+        assert [KINDS[entry.kind] for entry in entries] == ["epoch", "epoch", "stop"]
         assert "carried out stop at position 3" in caplog.text
         held.close()
 
@@ -166,11 +166,11 @@ class TestObey:
         assert (0.7, 0.5) == (store.state().scalars.theta, store.state().scalars.ema)
         store.post_command("stop")
         held.run(0.02)
-        assert 1 == store.state().scalars.flags
+        assert store.state().scalars.flags == 1
         store.post_command("resume")
         held.run(0.02)
-        assert 0 == store.state().scalars.flags
-        assert 2 == held.formed.accept()
+        assert store.state().scalars.flags == 0
+        assert held.formed.accept() == 2
         held.close()
 
 
@@ -224,7 +224,7 @@ class TestScrub:
         held.run(60)
 
         assert [one for one in ids if one != 7] == held.formed.live_ids()
-        assert 1 == held.formed.block.region("vitals").torn
+        assert held.formed.block.region("vitals").torn == 1
         assert "memory 7 is corrupt and is forgotten" in caplog.text
         held.close()
 
@@ -283,13 +283,13 @@ class TestFeel:
             held.formed.admit(1_000_000)
         held.run(65)
 
-        assert 1 == held.formed.block.region("vitals").drift_episodes
-        assert 1 == caplog.text.count("threshold drift")
+        assert held.formed.block.region("vitals").drift_episodes == 1
+        assert caplog.text.count("threshold drift") == 1
         held.controller = held.another()  # the episode outlives its controller, and is not said again
         held.run(65)
         vitals = held.formed.block.region("vitals")
         assert (1, BITS["at_maximum"]) == (vitals.drift_episodes, vitals.drift)
-        assert 1 == caplog.text.count("threshold drift")
+        assert caplog.text.count("threshold drift") == 1
         held.close()
 
 
@@ -301,7 +301,7 @@ class TestCorrupt:
         held.formed.block.region("states", int(held.formed.store.state().position) & 1).scalars.theta = 0.123
         held.run(3)
 
-        assert 1 == caplog.text.count("committed state is corrupt")
+        assert caplog.text.count("committed state is corrupt") == 1
         caplog.clear()  # the record holds the exception, and that the frames it passed
         held.close()
 
@@ -328,9 +328,9 @@ class TestStuck:
         os.waitpid(child, os.WUNTRACED)
         held.run(0.2)
 
-        assert -signal.SIGKILL == exit_of(child)
+        assert exit_of(child) == -signal.SIGKILL
         assert f"removed stuck lock holder pid={child}" in caplog.text
-        assert 1 == held.formed.block.region("vitals").lock_kills
+        assert held.formed.block.region("vitals").lock_kills == 1
         held.run(2)
         assert held.steps > 0
         Witness(held.formed).check()
@@ -364,7 +364,7 @@ class TestRun:
             end(child)
             formed.accept(life + 10)  # while there is none
 
-        assert [1, 2, 3, 4, 5, 6] == formed.live_ids()
+        assert formed.live_ids() == [1, 2, 3, 4, 5, 6]
         Witness(formed).check()
         formed.close()
 
@@ -379,7 +379,7 @@ class TestRun:
         wait_until(lambda: formed.store.state().scalars.step > steps)
         os.kill(child, signal.SIGTERM)
 
-        assert 0 == exit_of(child)
+        assert exit_of(child) == 0
         formed.close()
 
     def test_superseded(self) -> None:
@@ -389,7 +389,7 @@ class TestRun:
         wait_until(lambda: formed.store.state().epoch == 2)
         newer = self.child(formed)
 
-        assert SUPERSEDED == exit_of(older)
+        assert exit_of(older) == SUPERSEDED
         os.kill(newer, signal.SIGTERM)
-        assert 0 == exit_of(newer)
+        assert exit_of(newer) == 0
         formed.close()

@@ -45,4 +45,4 @@ def test_is_what_the_kernel_says_of_each() -> None:
 
 def test_who_is_gone_counts_for_nothing(tmp_path: Path) -> None:
     """No process, and a kernel that does not tell."""
-    assert 0 == footprint(tmp_path, os.getpid())
+    assert footprint(tmp_path, os.getpid()) == 0

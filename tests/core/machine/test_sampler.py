@@ -102,7 +102,7 @@ class TestCpu:
         first = sampler.sample().cpu_percent
         machine.run(0.99, 0)
 
-        assert [first, sampler.sample().cpu_percent] == pytest.approx([0, 1])
+        assert pytest.approx([0, 1]) == [first, sampler.sample().cpu_percent]
 
     def test_without_quota_percent_is_of_the_cores(self, tmp_path: Path) -> None:
         """One busy core of those that the process may run on."""
@@ -119,7 +119,7 @@ class TestCpu:
         before = machine.live(sampler, 1, 0.25).cpu_percent
         (machine.group / "cpu.max").write_text("25000 100000")
 
-        assert [before, machine.live(sampler, 1, 0.25).cpu_percent] == pytest.approx([50, 100])
+        assert pytest.approx([50, 100]) == [before, machine.live(sampler, 1, 0.25).cpu_percent]
 
 
 class TestCpuOver30Seconds:

@@ -149,7 +149,7 @@ class TestQuiet:
         for memory_id in formed.live_ids():
             formed.store.forget(formed.now(), memory_id)
 
-        assert [] == hold(formed, np.ones(16, np.float32), 10).matches
+        assert hold(formed, np.ones(16, np.float32), 10).matches == []
         formed.close()
 
     @pytest.mark.parametrize("capacity", [1, 2, 3, 10])
@@ -185,11 +185,11 @@ class TestQuiet:
         """`any` is both tags, `current` follows the phase, and a tolerance of 0.8 makes every window `any`."""
         wake, sleep, both = 1 << WAKE, 1 << SLEEP, 3
 
-        assert (both, both) == masks("any", 0.0)
-        assert (wake, wake) == masks("wake", 0.15)
-        assert (sleep, sleep) == masks("sleep", 0.15)
-        assert (wake, sleep) == masks("current", 0.15)
-        assert (wake, sleep) == masks("current", 0.7999)
+        assert masks("any", 0.0) == (both, both)
+        assert masks("wake", 0.15) == (wake, wake)
+        assert masks("sleep", 0.15) == (sleep, sleep)
+        assert masks("current", 0.15) == (wake, sleep)
+        assert masks("current", 0.7999) == (wake, sleep)
         assert (both, both) == masks("current", 0.8) == masks("wake", 0.8) == masks("sleep", 1.0)
 
     def test_few_candidates_are_scored_in_full(self) -> None:
@@ -206,7 +206,7 @@ class TestQuiet:
         formed = filled(vectors_of("random", 20, 16), 20)
         answer = Recall(formed.block).nearest(np.ones(16, np.float32), 3, (3, 3), payloads=False, vectors=False)
 
-        assert [(None, None)] * 3 == [(match.payload, match.vector) for match in answer.matches]
+        assert [(match.payload, match.vector) for match in answer.matches] == [(None, None)] * 3
         formed.close()
 
 
@@ -227,7 +227,7 @@ class TestRefusal:
                 recall.nearest(unit, 1, (3, 3), payloads=False, vectors=False)
         unit[3] = NORM_MAX
 
-        assert 1 == len(recall.nearest(unit, 1, (3, 3), payloads=False, vectors=False).matches)
+        assert len(recall.nearest(unit, 1, (3, 3), payloads=False, vectors=False).matches) == 1
         formed.close()
 
     def test_unformed(self) -> None:
@@ -273,7 +273,7 @@ class TestCorruptMemory:
             assert others == scored(answer)
             assert answer.corrupt_id == (best[victim - 1] if k >= victim else 0)
 
-        assert 0 == exit_of(begin(ask), 3.0)
+        assert exit_of(begin(ask), 3.0) == 0
         formed.close()
 
     @pytest.mark.parametrize("mark", [1, seal(40)])
@@ -288,7 +288,7 @@ class TestCorruptMemory:
             answer = Recall(formed.block).nearest(vectors[40], 1, (3, 3), payloads=False, vectors=False)
             assert (mark == 1) == (41 in [match.id for match in answer.matches])
 
-        assert 0 == exit_of(begin(ask), 3.0)
+        assert exit_of(begin(ask), 3.0) == 0
         formed.close()
 
     def test_any_damage(self) -> None:
@@ -319,7 +319,7 @@ class TestCorruptMemory:
                     Recall(formed.block).nearest(vectors[100], 10, (3, 3), payloads=False, vectors=False)
                 )
 
-            assert 0 == exit_of(begin(ask), 3.0)
+            assert exit_of(begin(ask), 3.0) == 0
             formed.close()
 
 

@@ -55,9 +55,9 @@ class TestDecide:
         """Exactly on the edge of the dead band, θ rests."""
         settings = DEFAULT._replace(dead_band=0.25, ema_alpha=0.5)
 
-        assert 0.5 == after([1.0], settings).theta  # ema 0.75
-        assert 0.5 == after([0.0], settings).theta  # ema 0.25
-        assert 0.55 == after([1.0, 1.0], settings).theta  # ema 0.875
+        assert after([1.0], settings).theta == 0.5  # ema 0.75
+        assert after([0.0], settings).theta == 0.5  # ema 0.25
+        assert after([1.0, 1.0], settings).theta == 0.55  # ema 0.875
 
     def test_no_noise_accumulates(self) -> None:
         """Up to 0.9 and down to 0.3, θ takes the values that a person would write."""

@@ -277,7 +277,7 @@ class History(RuleBasedStateMachine):
         assert not stored[:, dimension:].any(), "the padding stays zero"
         assert tuple(norm(level) for level in self.levels) == norms
         assert bytes(ffi.buffer(self.regime.to_record())) == bytes(ffi.buffer(ffi.addressof(state, "settings")))
-        assert not self.tallied or (len(self.vectors), self.rejected, self.position) == self.formed.store.tallies()
+        assert not self.tallied or self.formed.store.tallies() == (len(self.vectors), self.rejected, self.position)
 
     def teardown(self) -> None:
         """Replay the log: as a whole with the levels, and from any entry on without."""
@@ -349,7 +349,7 @@ class TestReplay:
         formed = Formed(regime=REGIME._replace(rhythm=RhythmSettings(2, 1, True, True)))
         tags = [PHASE_NAMES[formed.store.memory(formed.accept(number)).phase] for number in range(6)]
 
-        assert ["wake", "wake", "sleep"] * 2 == tags
+        assert tags == ["wake", "wake", "sleep"] * 2
         formed.close()
 
     def test_witness_catches_a_wrong_level(self) -> None:

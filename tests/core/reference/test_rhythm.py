@@ -20,7 +20,7 @@ def phases(settings: RhythmSettings, steps: int) -> list[int]:
 class TestStepped:
     def test_eight_awake_and_three_asleep(self) -> None:
         """It starts awake, and its period is 11."""
-        assert ([WAKE] * 8 + [SLEEP] * 3) * 3 == phases(DEFAULT, 33)
+        assert phases(DEFAULT, 33) == ([WAKE] * 8 + [SLEEP] * 3) * 3
 
     @given(st.integers(1, 20), st.integers(1, 20))
     def test_any_durations(self, wake: int, sleep: int) -> None:
@@ -33,13 +33,13 @@ class TestStepped:
         for _ in range(10):
             rhythm = rhythm.stepped(DEFAULT)
 
-        assert (SLEEP, 1, 10) == rhythm
-        assert (WAKE, 8, 10) == rhythm.reset(DEFAULT)
+        assert rhythm == (SLEEP, 1, 10)
+        assert rhythm.reset(DEFAULT) == (WAKE, 8, 10)
 
     def test_a_shorter_phase_takes_effect_at_once(self) -> None:
         """No longer in this phase than the new duration allows; never longer than was left."""
-        assert (WAKE, 3, 0) == Rhythm.initial(DEFAULT).reconfigured(RhythmSettings(3, 3))
-        assert (WAKE, 8, 0) == Rhythm.initial(DEFAULT).reconfigured(RhythmSettings(80, 3))
+        assert Rhythm.initial(DEFAULT).reconfigured(RhythmSettings(3, 3)) == (WAKE, 3, 0)
+        assert Rhythm.initial(DEFAULT).reconfigured(RhythmSettings(80, 3)) == (WAKE, 8, 0)
 
     def test_consolidates_asleep_only(self) -> None:
         """And only when it is configured to."""
@@ -54,5 +54,5 @@ class TestTags:
     def test_within(self) -> None:
         """0.1 and 0.9 are 0.8 apart, and the tolerance is inclusive."""
         assert (0.1, 0.9) == PHASE_VALUES
-        assert [1 << WAKE, 1 << WAKE, 3, 3] == [tags_within(WAKE, tolerance) for tolerance in (0.0, 0.79, 0.8, 1.0)]
-        assert [1 << SLEEP, 1 << SLEEP, 3, 3] == [tags_within(SLEEP, tolerance) for tolerance in (0.0, 0.79, 0.8, 1.0)]
+        assert [tags_within(WAKE, tolerance) for tolerance in (0.0, 0.79, 0.8, 1.0)] == [1 << WAKE, 1 << WAKE, 3, 3]
+        assert [tags_within(SLEEP, tolerance) for tolerance in (0.0, 0.79, 0.8, 1.0)] == [1 << SLEEP, 1 << SLEEP, 3, 3]

@@ -24,13 +24,13 @@ class TestCascaded:
         """Three levels of zeros, which consolidation leaves alone."""
         empty = Synapse.initial(5)
 
-        assert [[0.0] * 5] * 3 == [level.tolist() for level in empty.cascaded(None, DEFAULT)]
+        assert [level.tolist() for level in empty.cascaded(None, DEFAULT)] == [[0.0] * 5] * 3
 
     def test_below_the_gate_nothing_moves_up(self) -> None:
         """An event of norm 1 stays in the first level, whose gate is 1.2."""
         after = Synapse.initial(2).cascaded(np.array([1, 0], np.float32), DEFAULT)
 
-        assert [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]] == [level.tolist() for level in after]
+        assert [level.tolist() for level in after] == [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
 
     def test_above_the_gate_a_share_moves_up(self) -> None:
         """A second one makes 1.5: 45 % of it goes to the second level, and nothing is lost on the way."""
@@ -72,7 +72,7 @@ class TestCascaded:
         before = levels([1.0], [1.0], [1.0])
         before.cascaded(np.array([5], np.float32), OPEN)
 
-        assert [[1.0]] * 3 == [level.tolist() for level in before]
+        assert [level.tolist() for level in before] == [[1.0]] * 3
 
     @given(st.integers(0, 2**32 - 1), st.booleans())
     def test_a_transfer_loses_nothing(self, seed: int, by_element: bool) -> None:

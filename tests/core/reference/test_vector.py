@@ -22,7 +22,7 @@ class TestDot:
         rng = np.random.default_rng(1)
         x, y = rng.standard_normal((2, 1000)).astype(np.float32)
 
-        assert 32.0 == dot(np.array([1, 2, 3], np.float32), np.array([4, 5, 6], np.float32))
+        assert dot(np.array([1, 2, 3], np.float32), np.array([4, 5, 6], np.float32)) == 32.0
         assert pytest.approx(float(x.astype(np.float64) @ y.astype(np.float64)), rel=1e-12) == dot(x, y)
 
     @given(vectors)

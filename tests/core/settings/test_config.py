@@ -62,7 +62,7 @@ class TestTiers:
     def test_tiers_are_those_that_keys_may_name(self) -> None:
         """`standard` is the pair that stood there before there were others."""
         assert list(TIERS) == list(config.tiers(Config()))
-        assert {"standard": (5.0, 10), "high": (100.0, 200), "bulk": (10_000.0, 20_000)} == config.tiers(Config())
+        assert config.tiers(Config()) == {"standard": (5.0, 10), "high": (100.0, 200), "bulk": (10_000.0, 20_000)}
 
     def test_tiers_are_configured(self) -> None:
         """Each by its own pair of settings."""
@@ -75,7 +75,7 @@ class TestTiers:
             },
         ).config
 
-        assert {"standard": (1.0, 10), "high": (100.0, 2), "bulk": (0.5, 20_000)} == config.tiers(changed)
+        assert config.tiers(changed) == {"standard": (1.0, 10), "high": (100.0, 2), "bulk": (0.5, 20_000)}
 
 
 class TestDerived:

@@ -46,7 +46,7 @@ def test_a_second_field_of_a_name_is_found() -> None:
     """An answer in which something appears twice, or that is no answer, is no HTTP for the strict reading."""
     good = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
-    assert [(200, b"hi")] == [(answer.status, answer.body) for answer in read_answers(good, ["GET"])]
+    assert [(answer.status, answer.body) for answer in read_answers(good, ["GET"])] == [(200, b"hi")]
     for bad in (good.replace(b"\r\n\r\n", b"\r\ncontent-length: 2\r\n\r\n"), b"x" + good, good[:-1], good + b"x"):
         with pytest.raises(AssertionError):
             read_answers(bad, ["GET"])

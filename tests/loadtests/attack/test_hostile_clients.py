@@ -31,9 +31,9 @@ def test_slow_clients_are_cut_and_honest_ones_served(serve: Serve) -> None:
         failures |= measured["failures"]
     said = attack.end()
 
-    assert {} == failures
+    assert failures == {}
     assert requests > 0
-    assert SLOW == said["open"]
+    assert said["open"] == SLOW
     assert said["ends"]["head 408"] >= SLOW // 3
     assert said["ends"]["body 408"] >= SLOW // 3
     assert said["ends"]["read cut"] > 0
@@ -49,9 +49,9 @@ def test_greedy_clients_leave_room_for_honest_ones(serve: Serve) -> None:
     measured = honest(server, 2)
     said = attack.end()
 
-    assert {} == measured["failures"]
+    assert measured["failures"] == {}
     assert len(measured["latencies"]) > 0
-    assert SLOW == said["open"]
+    assert said["open"] == SLOW
     assert said["answered"] > 0
     assert {"greedy 503"} >= set(said["ends"])
     eventually(lambda: connections(server) == 0)
@@ -78,7 +78,7 @@ def test_honest_clients_report_what_is_not_200(small_server: LiveServer) -> None
     )  # fmt: skip
     said = json.loads(ended.stdout)
 
-    assert {"422": len(said["latencies"])} == said["failures"]
+    assert said["failures"] == {"422": len(said["latencies"])}
 
 
 def test_the_verdict() -> None:

@@ -73,15 +73,15 @@ def test_a_share_is_the_time_of_the_reference_in_that_of_the_subject_round_by_ro
     row = Row("a", "b", SIDE, SIDE)
     result = Result(row, [sliced(20), sliced(40), sliced(100)], [sliced(10), sliced(30), sliced(90)])
 
-    assert [0.5, 0.75, 0.9] == result.ratios
-    assert 0.75 == result.ratio
+    assert result.ratios == [0.5, 0.75, 0.9]
+    assert result.ratio == 0.75
 
 
 def test_a_gain_is_in_items_per_second() -> None:
     """A batch of a hundred counts as a hundred."""
     result = Result(Row("a", "b", SIDE, SIDE, "gain"), [sliced(1, 300.0)], [sliced(1, 100.0)])
 
-    assert 3.0 == result.ratio
+    assert result.ratio == 3.0
 
 
 def test_the_median_is_taken_of_every_figure_alone() -> None:
@@ -113,8 +113,8 @@ def test_the_bound_of_the_wait_for_the_lock() -> None:
     """One long wait in a window of its own does not raise it: ten waits of 1 ms among two hundred of 2 µs."""
     short = [Window(10, 20_000)] * 20
 
-    assert 4.0 == pytest.approx(Waits(10_000, short).p99_us_max, rel=0.02)  # 400 µs in all, a hundred sections
-    assert 5.0 == pytest.approx(Waits(10_000, [*short, *[Window(1, 1_000_000)] * 10]).p99_us_max, rel=0.02)
+    assert pytest.approx(Waits(10_000, short).p99_us_max, rel=0.02) == 4.0  # 400 µs in all, a hundred sections
+    assert pytest.approx(Waits(10_000, [*short, *[Window(1, 1_000_000)] * 10]).p99_us_max, rel=0.02) == 5.0
 
 
 def test_the_bound_is_above_the_percentile_of_any_waits() -> None:
@@ -141,7 +141,7 @@ def test_every_goal_that_falls_short_is_named() -> None:
     """What was not measured neither holds nor falls short."""
     verdict = goals.judge({"/event raw": 0.79, "/state": 0.80, goals.LOCK: 51.0})
 
-    assert ["/event raw: 0.79; the goal is ≥ 0.8", f"{goals.LOCK}: 51; the goal is ≤ 50"] == verdict.short
+    assert verdict.short == ["/event raw: 0.79; the goal is ≥ 0.8", f"{goals.LOCK}: 51; the goal is ≤ 50"]
     assert len(goals.GOALS) - 3 == len(verdict.unmeasured)
 
 
@@ -156,11 +156,13 @@ def test_rows_are_chosen_by_name_or_part() -> None:
     """A whole name means that row alone."""
 
     assert list(ROWS) == chosen([])
-    assert ["/event raw"] == [row.name for row in chosen(["/event raw"])]
-    assert ["/event JSON", "/event JSON against FastAPI", "/event JSON against Chroma"] == [
-        row.name for row in chosen(["event js", "/event J*", "JSON against"]) if row.name.startswith("/event")
+    assert [row.name for row in chosen(["/event raw"])] == ["/event raw"]
+    assert [row.name for row in chosen(["event js", "/event J*", "JSON against"]) if row.name.startswith("/event")] == [
+        "/event JSON",
+        "/event JSON against FastAPI",
+        "/event JSON against Chroma",
     ]
-    assert [] == chosen(["no such row"])
+    assert chosen(["no such row"]) == []
 
 
 # -- vectors and traffic -----------------------------------------------------------------------------------------------
@@ -259,11 +261,11 @@ def test_rows_are_measured_against_their_floor(tmp_path: Path) -> None:
     words = ["--rows", "/event raw", "/events raw × 100", "lock", "--rounds", "1", "--seconds", "1"]
 
     # A machine that suspends a holder of the lock for over 40 ms has others answer 503, which is an error: again.
-    assert any(0 == main([*words, "--json", str(document)]) for _ in range(5))
+    assert any(main([*words, "--json", str(document)]) == 0 for _ in range(5))
 
     told = json.loads(document.read_text(encoding="utf-8"))
-    assert ["/event raw", "/events raw × 100"] == [row["row"] for row in told["rows"]]
-    assert [] == told["failures"]
+    assert [row["row"] for row in told["rows"]] == ["/event raw", "/events raw × 100"]
+    assert told["failures"] == []
     for row in told["rows"]:
         pairs = zip(row["reference"]["slices"], row["subject"]["slices"], strict=True)
         assert row["ratio"] == statistics.median(floor["cpu_us"] / ours["cpu_us"] for floor, ours in pairs)
@@ -293,12 +295,12 @@ def test_without_its_histogram_the_product_still_decides(tmp_path: Path, given: 
         server = Product(tmp_path / name, application=application, fill=given.memories[:100])
         server.start(os.sched_getaffinity(0))
         try:
-            assert 100 == server.accepted()
+            assert server.accepted() == 100
             counted[name] = "process_event_latency_seconds_count 1.0" in server.live.get("/metrics").body.decode()
         finally:
             server.stop()
 
-    assert {"with": True, "without": False} == counted
+    assert counted == {"with": True, "without": False}
 
 
 def test_a_line_of_the_table_has_a_cell_for_every_column() -> None:

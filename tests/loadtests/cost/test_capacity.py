@@ -18,7 +18,7 @@ def test_the_tables_of_the_page_are_those_of_the_layout() -> None:
     """Every line, in order; `python -m loadtests.cost.capacity` prints what the page has to say."""
     page = PAGE.read_text(encoding="utf-8")
 
-    assert [] == [name for name, lines in capacity.tables() if "\n".join(lines) not in page]
+    assert [name for name, lines in capacity.tables() if "\n".join(lines) not in page] == []
 
 
 @pytest.mark.parametrize(("dimension", "payload"), [(2, 0), (384, 1_024), (385, 1), (1_023, 1_023), (4_096, 65_536)])
@@ -54,7 +54,7 @@ def test_a_block_leaves_room_for_the_processes() -> None:
     """In 1.4 GB a fifth of what is free is enough for two workers and all their buffers; in half of it, it is not."""
     processes = capacity.RESERVE_BASE + 2 * (capacity.RESERVE_WORKER + capacity.BUFFERS_WORKER)
 
-    assert 0.8 * (1_400_000_000 - capacity.RESERVE_BASE) == capacity.block_max(1_400_000_000, 2)
+    assert capacity.block_max(1_400_000_000, 2) == 0.8 * (1_400_000_000 - capacity.RESERVE_BASE)
     assert 700_000_000 - processes == capacity.block_max(700_000_000, 2)
 
 
@@ -62,15 +62,15 @@ def test_nothing_fits_a_budget_that_the_processes_exhaust() -> None:
     """And no more than the configuration allows fits a large one."""
     sizes = {"dimension": 384, "payload_size_max": 0}
 
-    assert 0 == capacity.room(50_000_000, 2, **sizes)
-    assert capacity.CAPACITY_MAX == capacity.room(10**12, 2, **sizes)
+    assert capacity.room(50_000_000, 2, **sizes) == 0
+    assert capacity.room(10**12, 2, **sizes) == capacity.CAPACITY_MAX
 
 
 # -- programs ----------------------------------------------------------------------------------------------------------
 def test_a_server_stays_within_the_reserve(capsys: pytest.CaptureFixture[str]) -> None:
     """One worker, worked and connected: what capacity planning counts with is enough."""
 
-    assert 0 == footprint.main(["--workers", "1"])
+    assert footprint.main(["--workers", "1"]) == 0
 
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| 1 |"))
     started, _, _, reserve = (float(cell) for cell in line.strip("| ").split(" | ")[1:])
@@ -84,7 +84,7 @@ def test_the_sustained_load_runs_against_production(capsys: pytest.CaptureFixtur
 
     assert status in (0, 1)
     assert "0 failed, 0 refused" in out
-    assert 2 == out.count("|  median |")
+    assert out.count("|  median |") == 2
     assert "| /recall, JSON |" in out
 
 
@@ -92,11 +92,11 @@ def test_the_sustained_load_runs_against_production(capsys: pytest.CaptureFixtur
 def test_the_price_of_a_route_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     """On many connections and on one: what is above zero is its inverse in requests."""
 
-    assert 0 == routes.main(["--rounds", "1", "--only", "liveness"])
+    assert routes.main(["--rounds", "1", "--only", "liveness"]) == 0
 
     cells = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
     full, alone, _rare, *rates = (float(cell.replace(",", "")) for cell in cells[1:])
-    assert "/health/liveness" == cells[0]
+    assert cells[0] == "/health/liveness"
     assert rates == [pytest.approx(1e6 / full, rel=0.02), pytest.approx(1e6 / alone, rel=0.02)]
 
 
@@ -104,10 +104,10 @@ def test_the_price_of_a_route_is_measured(capsys: pytest.CaptureFixture[str]) ->
 def test_both_generators_are_measured_at_their_most(capsys: pytest.CaptureFixture[str]) -> None:
     """The same mix from each; the table has a line for either."""
 
-    assert 0 == throughput_max.main(["--rounds", "1", "--seconds", "1"])
+    assert throughput_max.main(["--rounds", "1", "--seconds", "1"]) == 0
 
     lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
-    assert ["wrk", "Locust"] == [line[0] for line in lines[-2:]]
+    assert [line[0] for line in lines[-2:]] == ["wrk", "Locust"]
 
 
 def test_the_mix_has_the_shares_that_are_written() -> None:
@@ -116,10 +116,10 @@ def test_the_mix_has_the_shares_that_are_written() -> None:
     recalls = sum(request.startswith(b"POST /recall ") for request in whole) / len(whole)
     keyed = sum(b"Idempotency-Key" in request for request in whole) / len(whole)
 
-    assert throughput_max.REQUESTS == len(whole)
+    assert len(whole) == throughput_max.REQUESTS
     assert 0.080 < recalls < 0.120
     assert 0.173 < keyed < 0.227
-    assert 100 == sum(share for _, share in throughput_max.MIX)
+    assert sum(share for _, share in throughput_max.MIX) == 100
 
 
 # -- arithmetic --------------------------------------------------------------------------------------------------------
@@ -127,31 +127,31 @@ def test_a_window_is_the_difference_of_two_readings() -> None:
     """Two seconds, half a core of server, a quarter of generator, and a quarter of others."""
     window = between(Reading(1.0, 0, 0, 0, 100), Reading(3.0, 10**9, 5 * 10**8, 2 * 10**9, 2_100))
 
-    assert (1_000.0, 0.5, 0.25, 0.25) == window[:4]
-    assert 500.0 == window.cpu_us
+    assert window[:4] == (1_000.0, 0.5, 0.25, 0.25)
+    assert window.cpu_us == 500.0
 
 
 def test_at_the_promise_all_is_well() -> None:
     """Bounds are inclusive; the processor's grows with the rate from a thousand on."""
 
-    assert [] == sustained.broken([MEDIAN._replace(rate=980.0, server=0.16)], 1_000.0, 0.16)
-    assert [] == sustained.broken([MEDIAN._replace(rate=2_000.0, server=0.32)], 2_000.0, 0.16)
-    assert [] == sustained.broken([MEDIAN._replace(rate=500.0, server=0.16)], 500.0, 0.16)
+    assert sustained.broken([MEDIAN._replace(rate=980.0, server=0.16)], 1_000.0, 0.16) == []
+    assert sustained.broken([MEDIAN._replace(rate=2_000.0, server=0.32)], 2_000.0, 0.16) == []
+    assert sustained.broken([MEDIAN._replace(rate=500.0, server=0.16)], 500.0, 0.16) == []
 
 
 def test_each_promise_that_the_median_window_breaks_is_a_sentence() -> None:
     """One bad window of three breaks none."""
     bad = MEDIAN._replace(rate=900.0, server=0.2)
 
-    assert [] == sustained.broken([MEDIAN, bad, MEDIAN], 1_000.0, 0.16)
-    assert [
+    assert sustained.broken([MEDIAN, bad, MEDIAN], 1_000.0, 0.16) == []
+    assert sustained.broken([bad, bad, MEDIAN], 1_000.0, 0.16) == [
         "900 requests a second were sustained; 1,000 were asked for",
         "the server took 0.200 core; at most 0.160 is promised at this rate",
-    ] == sustained.broken([bad, bad, MEDIAN], 1_000.0, 0.16)
+    ]
 
 
 def test_percentiles_are_times_that_were_counted() -> None:
     """Nineteen of twenty at 10 ms or less: the 95th is 10, whatever the order of the text."""
     counts = {"100": 1, "2": 10, "10": 9}
 
-    assert [2.0, 10.0, 100.0] == [sustained.percentile(counts, share) for share in (0.5, 0.95, 1.0)]
+    assert [sustained.percentile(counts, share) for share in (0.5, 0.95, 1.0)] == [2.0, 10.0, 100.0]

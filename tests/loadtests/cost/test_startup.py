@@ -9,7 +9,7 @@ from loadtests.cost.scrape import Scraped
 def test_a_start_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
     """One start, ended in order; the summary is that of the one."""
 
-    assert 0 == startup.main(["--starts", "1"])
+    assert startup.main(["--starts", "1"]) == 0
 
     lines = capsys.readouterr().out.splitlines()
     taken = int(lines[-1].split("median ")[1].split(" ms")[0].replace(",", ""))
@@ -28,10 +28,10 @@ def test_no_start_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 def test_scrapes_are_timed_before_and_after_workers_are_replaced(capsys: pytest.CaptureFixture[str]) -> None:
     """Every worker once, by both signals; there are no more files than rows and kinds of values allow."""
 
-    assert 0 == scrape.main(["--recycles", "4"])
+    assert scrape.main(["--recycles", "4"]) == 0
 
     cells = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith(("| 0", "| 4"))]
-    assert ["| 0", "| 4"] == [line[0] for line in cells]
+    assert [line[0] for line in cells] == ["| 0", "| 4"]
     for line in cells:
         assert 0 < int(line[-1].rstrip(" |")) <= 4 * scrape.WORKERS * scrape.FAMILIES
 
@@ -40,9 +40,9 @@ def test_every_bound_of_a_scrape_has_its_sentence() -> None:
     """Slow, grown, and too many files; at the bound itself all is well."""
     quick = Scraped(2.0, 9.0, 5_000, 16)
 
-    assert [] == scrape.verdict(quick, Scraped(3.0, 9.0, 5_000, 16), rows=8)
-    assert [
+    assert scrape.verdict(quick, Scraped(3.0, 9.0, 5_000, 16), rows=8) == []
+    assert scrape.verdict(quick, Scraped(5.0, 9.0, 5_000, 17), rows=8) == [
         "a scrape takes 5.0 ms after workers were replaced; under 5 ms is promised",
         "a scrape takes 2.5 times as long after workers were replaced",
         "there are 17 files; expected at most 2 for each of 8 rows",
-    ] == scrape.verdict(quick, Scraped(5.0, 9.0, 5_000, 17), rows=8)
+    ]

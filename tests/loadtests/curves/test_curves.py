@@ -76,9 +76,9 @@ def test_a_schedule_has_the_rate_asked_for_and_is_that_of_the_last_run() -> None
     moments = paced.scheduled(1_000, 20)
     gaps = np.diff(moments.astype(np.float64))
 
-    assert 20_000 == len(moments)
-    assert 20e9 == pytest.approx(float(moments[-1]), rel=0.05)
-    assert 1.0 == pytest.approx(gaps.std() / gaps.mean(), abs=0.05)
+    assert len(moments) == 20_000
+    assert pytest.approx(float(moments[-1]), rel=0.05) == 20e9
+    assert pytest.approx(gaps.std() / gaps.mean(), abs=0.05) == 1.0
     assert np.array_equal(moments, paced.scheduled(1_000, 20))
     assert 0 <= gaps.min()
 
@@ -97,7 +97,7 @@ def test_a_queue_is_what_following_it_one_by_one_gives() -> None:
 def test_percentiles_are_latencies_that_were_measured() -> None:
     """The largest is the slowest answer; none is a mean of two."""
 
-    assert [51.0, 91.0, 100.0, 100.0, 100.0, 100.0] == paced.percentiles(np.arange(1.0, 101.0))
+    assert paced.percentiles(np.arange(1.0, 101.0)) == [51.0, 91.0, 100.0, 100.0, 100.0, 100.0]
 
 
 # -- the client --------------------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_a_block_in_this_process_recalls_what_it_was_filled_with() -> None:
     try:
         inside.fill(memories)
 
-        assert [4, 1] == inside.nearest(memories[3] + 0.1 * memories[0], 2)
+        assert inside.nearest(memories[3] + 0.1 * memories[0], 2) == [4, 1]
     finally:
         inside.close()
 
@@ -223,7 +223,7 @@ def grown(**changed: Any) -> growth.Found:
 def test_costs_that_grow_as_they_should_break_no_bound() -> None:
     """Small stores may be dearer than brute force."""
 
-    assert [] == growth.verdict(grown())
+    assert growth.verdict(grown()) == []
 
 
 def test_every_bound_of_growth_has_its_sentence() -> None:
@@ -233,11 +233,11 @@ def test_every_bound_of_growth_has_its_sentence() -> None:
 
     sentences = growth.verdict(grown(by_capacity=[grown().by_capacity[1], slow], by_payload=heavy))
 
-    assert [
+    assert sentences == [
         "recall of 1,000,000 × 384 takes 200000 µs, brute force 150000 µs",
         "a memory of 1,000,000 costs 13.3 times what one of 20,000 does",
         "65,536 bytes of payload cost 45 times what reading them does",
-    ] == sentences
+    ]
 
 
 def test_a_document_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_a_picture_changes_only_where_the_figures_do(tmp_path: Path) -> None:
     for name, found in (("a", grown()), ("b", grown()), ("c", grown(by_capacity=grown().by_capacity[1:]))):
         growth.draw(found, tmp_path / name)
 
-    assert ["event-payload.svg", "recall-capacity.svg", "recall-dimension.svg"] == sorted(os.listdir(tmp_path / "a"))
+    assert sorted(os.listdir(tmp_path / "a")) == ["event-payload.svg", "recall-capacity.svg", "recall-dimension.svg"]
     drawn = (tmp_path / "a" / "recall-capacity.svg").read_text(encoding="utf-8")
     assert drawn == (tmp_path / "b" / "recall-capacity.svg").read_text(encoding="utf-8")
     assert drawn != (tmp_path / "c" / "recall-capacity.svg").read_text(encoding="utf-8")
@@ -289,23 +289,23 @@ def latencies(half: float, full: float, others: float = 0.1) -> list[dict[str, A
 def test_bounds_of_latency_are_in_requests() -> None:
     """Half of the answers within four at half of capacity, within twenty at 80 %."""
 
-    assert ([], []) == latency.verdict(latencies(4_010.0, 20_010.0))
-    assert (
+    assert latency.verdict(latencies(4_010.0, 20_010.0)) == ([], [])
+    assert latency.verdict(latencies(4_011.0, 20_011.0)) == (
         [
             "recall at 50%: p50 is 4,011 µs; at most 4,010 µs is promised",
             "recall at 80%: p50 is 20,011 µs; at most 20,010 µs is promised",
         ],
         [],
-    ) == latency.verdict(latencies(4_011.0, 20_011.0))
+    )
 
 
 def test_a_run_beside_others_is_not_judged() -> None:
     """What they did to it cannot be told from what the server did."""
 
-    assert (
+    assert latency.verdict(latencies(4_011.0, 20_011.0, 0.11)) == (
         [],
         [f"recall at {load}: not judged, others had 11% of the two cores meanwhile" for load in ("50%", "80%")],
-    ) == latency.verdict(latencies(4_011.0, 20_011.0, 0.11))
+    )
 
 
 @needs_wrk
@@ -314,18 +314,22 @@ def test_latency_in_small(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     document, drawn = tmp_path / "latency.json", tmp_path / "latency.svg"
 
-    assert 0 == latency.main(["--seconds", "0.2", "--json", str(document), "--picture", str(drawn)])
+    assert latency.main(["--seconds", "0.2", "--json", str(document), "--picture", str(drawn)]) == 0
 
     runs = json.loads(document.read_text(encoding="utf-8"))["runs"]
-    assert [("recall", 0.5), ("recall", 0.8), ("event raw", 0.5), ("event raw", 0.8), (latency.AT_ONCE, 0)] == [
-        (run["path"], run["load"]) for run in runs
+    assert [(run["path"], run["load"]) for run in runs] == [
+        ("recall", 0.5),
+        ("recall", 0.8),
+        ("event raw", 0.5),
+        ("event raw", 0.8),
+        (latency.AT_ONCE, 0),
     ]
     for run in runs:
         values = list(run["latency_us"].values())
         assert values == sorted(values)
         assert len(run["curve"]) == len(run.get("queue", run["curve"]))
     first = drawn.read_bytes()
-    assert 0 == latency.main(["--drawn", str(document), "--picture", str(drawn)])
+    assert latency.main(["--drawn", str(document), "--picture", str(drawn)]) == 0
     assert first == drawn.read_bytes()
 
 
@@ -335,9 +339,9 @@ def test_growth_in_small(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     words = ["--capacity-max", "1000", "--dimension-max", "64", "--payload-max", "0"]
 
-    assert 0 == growth.main([*words, "--json", str(tmp_path / "growth.json"), "--pictures", str(tmp_path)])
+    assert growth.main([*words, "--json", str(tmp_path / "growth.json"), "--pictures", str(tmp_path)]) == 0
 
     found = growth.read(tmp_path / "growth.json")
-    assert [(1_000, 384)] == [(one.capacity, one.dimension) for one in found.by_capacity]
-    assert [(1_000, 64)] == [(one.capacity, one.dimension) for one in found.by_dimension]
+    assert [(one.capacity, one.dimension) for one in found.by_capacity] == [(1_000, 384)]
+    assert [(one.capacity, one.dimension) for one in found.by_dimension] == [(1_000, 64)]
     assert 0 < found.by_payload[0].admit_us

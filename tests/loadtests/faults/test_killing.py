@@ -43,7 +43,7 @@ def test_what_was_promised_holds(
     outcome = fault(Asked(scale, 20251122, tmp_path))
 
     broken = [sentence for sentence in outcome.broken if not any(word in sentence for word in TIMED)]
-    assert [] == broken, outcome
+    assert broken == [], outcome
     assert times <= outcome.count
 
 
@@ -78,8 +78,8 @@ def test_what_was_told_and_what_is_in_the_log_must_be_the_same() -> None:
     other = log.copy()
     other["ema"][4] = np.nextafter(0, 1)
 
-    assert [] == disagreements(log[::-1], (told(log[:4], []), told(log[4:], [])))
-    assert [] == disagreements(log, (told(log[:9], [9]),))
+    assert disagreements(log[::-1], (told(log[:4], []), told(log[4:], []))) == []
+    assert disagreements(log, (told(log[:9], [9]),)) == []
     for logged, said, wrong in (
         (log[:9], log, "1 acknowledged events are not in the log: [9]"),
         (np.concatenate((log, log[3:4])), log, "1 events were decided more than once: [3]"),
@@ -115,9 +115,9 @@ def test_what_is_not_answered_until_the_end_is_told(serve: Serve, monkeypatch: p
         verdict = judge.verdict(told)
 
     assert verdict.broken == []
-    assert {"503 stopped"} == {miss.what for miss in told.misses}
+    assert {miss.what for miss in told.misses} == {"503 stopped"}
     assert told.unanswered
-    assert {"epoch": 1, "stop": 1} == {kind: verdict.kinds[kind] for kind in ("epoch", "stop")}
+    assert {kind: verdict.kinds[kind] for kind in ("epoch", "stop")} == {"epoch": 1, "stop": 1}
 
 
 def test_a_load_says_when_it_sends_what_is_refused(serve: Serve) -> None:

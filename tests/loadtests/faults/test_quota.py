@@ -63,7 +63,7 @@ class TestFind:
         """Quota and period, in µs."""
         Quota(2, tmp_path)._limit(tmp_path, 20_000, 100_000)
 
-        assert "20000 100000" == (tmp_path / "cpu.max").read_text()
+        assert (tmp_path / "cpu.max").read_text() == "20000 100000"
 
     def test_version_2_without_a_processor(self, tmp_path: Path) -> None:
         """Its controller belongs to a mount of version 1, as here."""

@@ -103,4 +103,4 @@ def test_a_soak_beside_others_is_flat() -> None:
         for n in range(1, 101)
     ]
 
-    assert [] == soak.told_of(looks, [0.9], Counter()).broken
+    assert soak.told_of(looks, [0.9], Counter()).broken == []

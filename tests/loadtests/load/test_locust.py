@@ -62,8 +62,8 @@ def test_half_a_minute_of_load_is_answered_whole_and_counted_exactly(serve: Serv
     asked = {entry["name"]: entry["num_requests"] for entry in entries}
     state = server.get("/state", Authorization=f"Bearer {TOKEN}").json
 
-    assert 0 == ended.returncode, ended.stderr
-    assert 0 == sum(entry["num_failures"] for entry in entries)
+    assert ended.returncode == 0, ended.stderr
+    assert sum(entry["num_failures"] for entry in entries) == 0
     assert set(ROUTES) <= set(asked) <= {*ROUTES, *(f"{name}, 503" for name in ROUTES)}
     assert sum(events * asked[name] for name, events in ROUTES.items()) == state["total_events_processed"]
     assert state["total_events_processed"] == state["accepted_events_count"] + state["latent_events_count"]
@@ -76,7 +76,7 @@ def test_each_broken_objective_is_a_sentence_and_status_1(serve: Serve) -> None:
     server = serve(**LARGE, API_KEY=TOKEN, MLSDM_SECURITY__RATE_LIMITING__ENABLED="true")
     ended = locust("--p95-ms-max", "-1", "--growth-mb-max", "inf", host=url(server), users=23, seconds=5)
 
-    assert 1 == ended.returncode, ended.stderr
+    assert ended.returncode == 1, ended.stderr
     assert "refused for want of tokens (429)" in ended.stderr
     assert "the 95th percentile of " in ended.stderr
     assert " failed (" not in ended.stderr
@@ -87,7 +87,7 @@ def test_a_server_without_the_key_is_an_error_of_every_request(serve: Serve) -> 
     server = serve(**LARGE, API_KEY=TOKEN)
     ended = locust("--growth-mb-max", "inf", host=url(server), token="another")
 
-    assert 1 == ended.returncode, ended.stderr
+    assert ended.returncode == 1, ended.stderr
     assert " requests failed (" in ended.stderr
     assert "refused for want" not in ended.stderr
 
@@ -104,7 +104,7 @@ def test_what_cannot_be_measured_is_a_sentence_and_status_2(arguments: Iterable[
     """Before anything is sent."""
     ended = locust(*arguments, host="http://127.0.0.1:9")
 
-    assert 2 == ended.returncode, ended.stderr
+    assert ended.returncode == 2, ended.stderr
     assert said in ended.stderr
 
 
@@ -112,7 +112,7 @@ def test_what_cannot_be_measured_is_a_sentence_and_status_2(arguments: Iterable[
 def test_at_the_bound_all_is_well() -> None:
     """Bounds are inclusive."""
 
-    assert [] == slo.broken(GOOD, Bounds(p95_ms_max=10.0, growth_mb_max=1.0, rate_min=500.0, alone=True))
+    assert slo.broken(GOOD, Bounds(p95_ms_max=10.0, growth_mb_max=1.0, rate_min=500.0, alone=True)) == []
 
 
 def test_every_bound_has_its_sentence() -> None:
@@ -120,7 +120,7 @@ def test_every_bound_has_its_sentence() -> None:
     bad = GOOD._replace(errors=11, refused=22, unserved=33, moved=999, growth_mb=17.0, rate=499.0)
     bounds = Bounds(p95_ms_max=9.0, error_share_max=0.001, refused_share_max=0.01, rate_min=500.0)
 
-    assert [
+    assert slo.broken(bad, bounds) == [
         "the 95th percentile of /recall is 10 ms; at most 9 ms is promised",
         "499 requests per second were made; at least 500 were asked for",
         "11 of 1,100 requests failed (1.00%); at most 0.10% may",
@@ -128,37 +128,37 @@ def test_every_bound_has_its_sentence() -> None:
         "33 of 1,100 requests were not served (503) (3.00%); at most 0.10% may",
         "1,000 events were acknowledged, but the server's count moved by 999 only",
         "the server's memory grew by 17.0 MB; at most 16 MB is promised",
-    ] == slo.broken(bad, bounds)
+    ]
 
 
 def test_events_of_others_are_none_of_its_business_unless_it_is_alone() -> None:
     """One more than was acknowledged."""
     more = GOOD._replace(moved=1_001)
 
-    assert [] == slo.broken(more, Bounds())
-    assert ["the server's count moved by 1,001, but 1,000 events were acknowledged"] == [
-        sentence.partition(":")[0] for sentence in slo.broken(more, Bounds(alone=True))
+    assert slo.broken(more, Bounds()) == []
+    assert [sentence.partition(":")[0] for sentence in slo.broken(more, Bounds(alone=True))] == [
+        "the server's count moved by 1,001, but 1,000 events were acknowledged"
     ]
 
 
 def test_what_is_not_known_does_not_hold() -> None:
     """A server that was restarted, memory that nobody told, and no request at all."""
 
-    assert ["the server is not the one that it was: it began anew, or another answers in its name"] == slo.broken(
-        GOOD._replace(moved=None), Bounds()
-    )
-    assert [
+    assert slo.broken(GOOD._replace(moved=None), Bounds()) == [
+        "the server is not the one that it was: it began anew, or another answers in its name"
+    ]
+    assert slo.broken(GOOD._replace(growth_mb=None), Bounds()) == [
         "the server's memory could not be measured: its metrics have no memory_usage_bytes, name --server-pid"
-    ] == slo.broken(GOOD._replace(growth_mb=None), Bounds())
-    assert [] == slo.broken(GOOD._replace(growth_mb=None), Bounds(growth_mb_max=math.inf))
-    assert 1 == len(slo.broken(GOOD._replace(routes={}), Bounds()))
+    ]
+    assert slo.broken(GOOD._replace(growth_mb=None), Bounds(growth_mb_max=math.inf)) == []
+    assert len(slo.broken(GOOD._replace(routes={}), Bounds())) == 1
 
 
 def test_a_route_that_was_hardly_asked_has_no_percentile() -> None:
     """Its slowest request would be one."""
     few = GOOD._replace(routes={"/event": Route(100, 1.0), "/health/metrics": Route(slo.JUDGED_MIN - 1, 1_000.0)})
 
-    assert [] == slo.broken(few, Bounds())
+    assert slo.broken(few, Bounds()) == []
 
 
 def test_the_server_is_read_from_its_metrics(small_server: LiveServer) -> None:
@@ -190,7 +190,7 @@ def test_made_vectors_are_shaped_as_embeddings_are() -> None:
     made = population.made(7)
     cosines = made.vectors[:500] @ made.vectors[500:].T
 
-    assert (4_000, 384) == made.vectors.shape
+    assert made.vectors.shape == (4_000, 384)
     assert np.allclose(np.linalg.norm(made.vectors, axis=1), 1, atol=1e-5)
     assert 0.15 < cosines.mean() < 0.30
     assert 0.45 < np.median(cosines.max(axis=1)) < 0.65
@@ -219,9 +219,9 @@ def test_events_are_read_in_order_and_brought_to_unit_norm(tmp_path: Path) -> No
     np.savez(path, vec=np.array([[3, 4], [0, 2]], "f2"), moral=np.array([0.25, 1], "f4"))
     read = population.read(path)
 
-    assert [[0.6000000238418579, 0.800000011920929], [0.0, 1.0]] == read.vectors.tolist()
-    assert [0.25, 1.0] == read.morals.tolist()
-    assert "2 events of events.npz" == read.source
+    assert read.vectors.tolist() == [[0.6000000238418579, 0.800000011920929], [0.0, 1.0]]
+    assert read.morals.tolist() == [0.25, 1.0]
+    assert read.source == "2 events of events.npz"
 
 
 @pytest.mark.parametrize(
@@ -252,8 +252,8 @@ def test_bodies_say_the_same_in_every_form() -> None:
     batch = next(bodies.batch)
 
     assert ("0.25", [1.0, 0.0, 0.0]) == (moral, np.frombuffer(single, "<f4").tolist())
-    assert {"event_vector": [1.0, 0.0, 0.0], "moral_value": 0.25} == json.loads(next(bodies.json))
-    assert 0.25 == json.loads(next(bodies.base64))["moral_value"]
-    assert BATCH * (8 + 12) == len(batch)
-    assert [0.25, 0.5, 1.0, 0.25] == np.frombuffer(batch[: 8 * BATCH], "<f8").tolist()[:4]
+    assert json.loads(next(bodies.json)) == {"event_vector": [1.0, 0.0, 0.0], "moral_value": 0.25}
+    assert json.loads(next(bodies.base64))["moral_value"] == 0.25
+    assert len(batch) == BATCH * (8 + 12)
+    assert np.frombuffer(batch[: 8 * BATCH], "<f8").tolist()[:4] == [0.25, 0.5, 1.0, 0.25]
     assert np.eye(3)[(COUNT - 1) % 3].tolist() == json.loads(next(bodies.query))["vector"]

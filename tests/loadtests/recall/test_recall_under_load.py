@@ -41,9 +41,9 @@ def test_an_answer_is_held_against_the_memories_of_its_position(memories: Floats
     before, after = (ranked(memories, query, MEMORIES + count) for count in (5, 6))
     right = [asked(before, 58), asked(before, 59), asked(after, 60), asked(after, 61)]
 
-    assert [] == inexact(right, positions, memories, query[np.newaxis])
+    assert inexact(right, positions, memories, query[np.newaxis]) == []
     for wrong in (asked(before, 60), asked(after, 59), asked(after[1:] + after[:1], 60), asked(after[:-1], 60)):
-        assert 1 == len(inexact([wrong], positions, memories, query[np.newaxis]))
+        assert len(inexact([wrong], positions, memories, query[np.newaxis])) == 1
 
 
 def test_a_score_that_is_off_by_a_bit_is_not_exact(memories: Floats) -> None:
@@ -52,20 +52,21 @@ def test_a_score_that_is_off_by_a_bit_is_not_exact(memories: Floats) -> None:
     score, first = matches[0]
     none = np.zeros(0, np.int64)
 
-    assert [] == inexact([asked(matches, 9)], none, memories, memories[:1])
-    assert 1 == len(
-        inexact([asked([(float(np.nextafter(score, 0)), first), *matches[1:]], 9)], none, memories, memories[:1])
+    assert inexact([asked(matches, 9)], none, memories, memories[:1]) == []
+    assert (
+        len(inexact([asked([(float(np.nextafter(score, 0)), first), *matches[1:]], 9)], none, memories, memories[:1]))
+        == 1
     )
 
 
 def test_recall_under_load_in_small(capsys: pytest.CaptureFixture[str]) -> None:
     """Real writers and readers: memories come while recalls are answered, and every answer is proven."""
 
-    assert 0 == recall_under_load.main(["--rounds", "1", "--seconds", "0.3"])
+    assert recall_under_load.main(["--rounds", "1", "--seconds", "0.3"]) == 0
 
     lines = capsys.readouterr().out.splitlines()
     quiet, loaded = (line.split(" | ") for line in lines if line.startswith(("| quiet", "| loaded")))
     asked_in_all = sum(int(line[1].replace(",", "")) for line in (quiet, loaded))
-    assert "0 |" == quiet[-1]
+    assert quiet[-1] == "0 |"
     assert 0 < int(loaded[-1].rstrip(" |").replace(",", ""))
     assert f"{asked_in_all:,} of {asked_in_all:,} answers are exact at their position" in lines

@@ -27,7 +27,7 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_valid_file_is_said_to_be_valid(capsys: pytest.CaptureFixture[str]) -> None:
     """One line, status 0."""
     assert check(CONFIG / "default.yaml") == 0
-    assert ("Configuration valid\n", "") == capsys.readouterr()
+    assert capsys.readouterr() == ("Configuration valid\n", "")
 
 
 def test_the_production_file_is_checked_without_the_secret(
@@ -93,9 +93,9 @@ def test_the_keys_file_is_checked_and_counted(
     first = f"keys:\n- {{id: a, role: read, digest: {'1' * 64}}}\n"
 
     assert check(with_keys(tmp_path, first)) == 0
-    assert (f"Configuration valid\n1 key in {tmp_path}/keys.yaml\n", "") == capsys.readouterr()
+    assert capsys.readouterr() == (f"Configuration valid\n1 key in {tmp_path}/keys.yaml\n", "")
     assert check(with_keys(tmp_path, first + f"- {{id: b, role: admin, digest: {'2' * 64}}}\n")) == 0
-    assert (f"Configuration valid\n2 keys in {tmp_path}/keys.yaml\n", "") == capsys.readouterr()
+    assert capsys.readouterr() == (f"Configuration valid\n2 keys in {tmp_path}/keys.yaml\n", "")
 
 
 def test_keys_that_have_expired_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

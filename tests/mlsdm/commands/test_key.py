@@ -55,14 +55,14 @@ def test_entries_are_appended_and_their_tokens_open(file: Path, capsys: pytest.C
     content = read(str(file), None)
     found = [Keyring(None, content.keys).identify(token, 0.0) for token in tokens]
 
-    assert [] == content.problems
+    assert content.problems == []
     assert content.keys == found
-    assert [
+    assert [found[:3] for found in content.keys] == [
         ("web", Role.WRITE, "standard"),
         ("ops", Role.ADMIN, "bulk"),
         ("no", Role.WRITE, "standard"),
         ("1e5", Role.WRITE, "standard"),
-    ] == [found[:3] for found in content.keys]
+    ]
     assert tokens == [token.strip() for token in tokens]
 
 

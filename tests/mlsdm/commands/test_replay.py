@@ -312,8 +312,9 @@ def test_a_zero_vector_and_one_whose_squares_overflow_float32_are_normalised_wit
     np.savez(path, vec=np.outer([0.0, 1e30], np.eye(DIMENSION)[0]).astype(np.float32))
 
     assert replay(path, "--url", server.url, "--moral-value", 1, "--clients", 1) == 0
-    assert [[0.0] * DIMENSION, np.eye(DIMENSION)[0].tolist()] == [
-        np.frombuffer(vector, "<f4").tolist() for _, vector in server.received
+    assert [np.frombuffer(vector, "<f4").tolist() for _, vector in server.received] == [
+        [0.0] * DIMENSION,
+        np.eye(DIMENSION)[0].tolist(),
     ]
 
 
@@ -422,7 +423,7 @@ def test_of_an_interrupted_batch_the_decisions_count_and_only_the_rest_is_sent_a
 
     assert replay(recording, "--url", server.url, "--clients", 1, "--batch", 20, "--save", saved) == 0
 
-    assert [20, 8, 5, 20, 20] == server.batches
+    assert server.batches == [20, 8, 5, 20, 20]
     assert np.load(recording)["moral"].tolist() == [moral for moral, _ in server.received]
     assert list(range(1, 61)) == np.load(saved)["sequence"].tolist()
     assert "total +60, " in capsys.readouterr().out
@@ -436,7 +437,7 @@ def test_an_interrupted_batch_without_its_decisions_is_not_sent_again(
 
     assert replay(recording, "--url", server.url, "--clients", 1, "--batch", 20) == 1
 
-    assert [20] == server.batches
+    assert server.batches == [20]
     assert "unknown     20 of them" in capsys.readouterr().out
 
 
@@ -651,7 +652,7 @@ def test_a_file_that_cannot_be_used_is_one_sentence(
 
     for name, sentence in sentences.items():
         assert replay(tmp_path / name, "--url", server.url) == 1
-        assert f"mlsdm replay: {sentence.format(tmp_path / name)}\n" == capsys.readouterr().err
+        assert capsys.readouterr().err == f"mlsdm replay: {sentence.format(tmp_path / name)}\n"
     assert server.connections == 0
 
 

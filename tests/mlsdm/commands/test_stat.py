@@ -75,7 +75,7 @@ def test_it_shows_what_the_server_says_of_itself(serve: Serve, capsys: pytest.Ca
     assert (said["dimension"], said["capacity"]) == (seen["sizes"]["dimension"], seen["sizes"]["capacity"])
     assert (True, True) == (seen["controller"]["alive"], seen["controller"]["arbiter_alive"])
     assert server.pid == seen["controller"]["arbiter_pid"]
-    assert [True, True] == [worker["alive"] for worker in seen["workers"]]
+    assert [worker["alive"] for worker in seen["workers"]] == [True, True]
     assert len(server.workers(server.block())) == len(seen["workers"])
     assert seen["lock"]["acquisitions"] >= 50
 
@@ -134,7 +134,7 @@ def test_a_watch_prints_an_object_a_line_until_ctrl_c(small_server: LiveServer) 
         watching.send_signal(signal.SIGINT)
         _, err = watching.communicate(timeout=20)
 
-    assert [small_server.state()["boot_id"]] * 3 == boots
+    assert boots == [small_server.state()["boot_id"]] * 3
     assert (0, "") == (watching.returncode, err)
 
 
@@ -178,10 +178,10 @@ def test_a_process_that_is_none_or_no_server_is_one_sentence(capsys: pytest.Capt
     sentences = [capsys.readouterr().err]
     assert stat("--pid", stranger.pid) == 1
     sentences.append(capsys.readouterr().err)
-    assert [
+    assert sentences == [
         f"mlsdm stat: process {stranger.pid} is not of an mlsdm server: it holds no block\n",
         f"mlsdm stat: there is no process {stranger.pid}\n",
-    ] == sentences
+    ]
 
 
 @pytest.mark.parametrize("words", [("--pid", "0"), ("--pid", "x"), ("--watch", "0"), ("--watch", "nan")])
@@ -251,7 +251,7 @@ def test_a_damaged_header_is_one_sentence(block: Block, capsys: pytest.CaptureFi
         held.communicate()
 
     reason = "the header of the block is damaged: its checksum does not hold"
-    assert ("", f"mlsdm stat: the block of process {held.pid} cannot be read ({reason})\n") == capsys.readouterr()
+    assert capsys.readouterr() == ("", f"mlsdm stat: the block of process {held.pid} cannot be read ({reason})\n")
 
 
 def troubles(block: Block, seconds: float = 0.0) -> list[str]:
@@ -272,7 +272,7 @@ def test_nothing_is_wrong(block: Block) -> None:
     """That is what it says first, and all that it says of it."""
     controlled(block)
 
-    assert ["nothing is wrong, as far as can be seen from here"] == troubles(block)
+    assert troubles(block) == ["nothing is wrong, as far as can be seen from here"]
 
 
 def test_an_emergency_comes_first(block: Block) -> None:
@@ -282,12 +282,12 @@ def test_an_emergency_comes_first(block: Block) -> None:
     vitals.emergency_since_ns = boot_clock() - 90 * 10**9
     vitals.emergency_episodes = 3
 
-    assert [
+    assert troubles(block) == [
         "EMERGENCY for 1 min 30 s: events are refused",
         f"  corrupt: {SENTENCES[EMERGENCY_CORRUPT]}; {REMEDIES[EMERGENCY_CORRUPT]}",
         "  lock: the lock is beyond repair; restart the service",
         "OVERRULED by an operator, memory: memory is nearly full, and events are decided",
-    ] == troubles(block)
+    ]
     document = look(block, boot_clock(), foreign=False).emergency
     assert (["corrupt", "lock"], ["memory"], 3) == (document.reasons, document.overruled, document.episodes)
     assert document.since_seconds is not None
@@ -306,14 +306,14 @@ def test_whatever_else_is_wrong_comes_first_too(block: Block) -> None:
     row.pid, row.started = process.myself()
     row.heartbeat_ns = boot_clock()
 
-    assert [
+    assert troubles(block, 90.2) == [
         "STOPPED by an operator: events are refused; POST /governor/resume",
         "LOST: the lock is beyond repair; restart the service",
         "SILENT: the controller, for 1 min 30 s",
         f"SILENT: workers {os.getpid()}",
         "DRIFT: the threshold sits at its maximum and cannot rise further",
         "DRIFT: the threshold's ten-minute mean has moved",
-    ] == troubles(block, 90.2)
+    ]
 
 
 def test_who_is_dead_is_said_first(block: Block) -> None:
@@ -325,11 +325,11 @@ def test_who_is_dead_is_said_first(block: Block) -> None:
     row.pid, row.started = os.getpid(), 1
     row.heartbeat_ns = boot_clock()
 
-    assert [
+    assert troubles(block) == [
         "NO CONTROLLER: it has died, and should be back within a second",
         "NO ARBITER: nobody replaces what dies; its memory ends with the last process",
         "NO WORKER: nobody serves",
-    ] == troubles(block)
+    ]
     other = block.region("rows", 0)
     other.pid, other.started = process.myself()
     other.heartbeat_ns = boot_clock()
@@ -342,7 +342,7 @@ def test_an_unreadable_state_comes_first(block: Block) -> None:
     for number in range(2):
         block.region("states", number).checksum ^= 1
 
-    assert ["UNREADABLE: corrupt: A checksum did not hold; nothing was built on it."] == troubles(block)
+    assert troubles(block) == ["UNREADABLE: corrupt: A checksum did not hold; nothing was built on it."]
 
 
 def test_whoever_holds_the_lock_is_named_by_the_mutex_itself(block: Block) -> None:

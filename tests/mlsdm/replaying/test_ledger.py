@@ -37,4 +37,4 @@ def test_the_verdict_says_what_the_counters_and_the_sequence_numbers_prove(
 
     assert agrees == verdict[0]
     assert words in verdict[1]
-    assert DECIDED == ledger.in_sequence().dtype
+    assert ledger.in_sequence().dtype == DECIDED

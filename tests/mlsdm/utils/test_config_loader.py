@@ -69,6 +69,6 @@ def test_the_exception_is_the_one_of_a_start() -> None:
     with pytest.raises(ConfigurationError) as refusal:
         ConfigLoader.load_config("/nowhere/config.yaml")
 
-    assert [
+    assert refusal.value.problems == [
         "/nowhere/config.yaml cannot be read (No such file or directory): expected a YAML file"
-    ] == refusal.value.problems
+    ]

@@ -238,7 +238,7 @@ def test_an_open_server_keeps_its_contract(open_server: LiveServer) -> None:
     done = survey(open_server)
     print(f"{sum(done.requests.values())} requests: {dict(done.requests)}, {dict(sorted(done.statuses.items()))}")
 
-    assert "" == "\n\n".join(done.findings)
+    assert "\n\n".join(done.findings) == ""
     assert labels_of(document_of(open_server)) == done.operations
     assert open_server.get("/livez").status == 200
 
@@ -248,7 +248,7 @@ def test_a_server_with_keys_keeps_its_contract(keyed_server: LiveServer) -> None
     done = survey(keyed_server, examples=3, coverage=False, headers=bearer("admin"))
     print(f"{sum(done.requests.values())} requests: {dict(done.requests)}, {dict(sorted(done.statuses.items()))}")
 
-    assert "" == "\n\n".join(done.findings)
+    assert "\n\n".join(done.findings) == ""
     assert labels_of(document_of(keyed_server, **bearer("admin"))) == done.operations
     assert done.statuses[401] > 0
 
@@ -281,10 +281,10 @@ def test_what_chance_does_not_find_keeps_the_contract_too(keyed_server: LiveServ
     sent(keyed_server, "POST", "/governor/resume", bearer("admin"))
     boot = sent(keyed_server, "GET", "/decisions", bearer("reader"), query={"boot_id": "another"})
 
-    assert 200 == slow[0].status_code
-    assert 429 == slow[-1].status_code
+    assert slow[0].status_code == 200
+    assert slow[-1].status_code == 429
     assert first.json() == again.json()
-    assert ["true"] == again.headers["idempotency-replayed"]
-    assert 403 == low.status_code
-    assert [503, 503, 200] == [answer.status_code for answer in stopped]
-    assert 410 == boot.status_code
+    assert again.headers["idempotency-replayed"] == ["true"]
+    assert low.status_code == 403
+    assert [answer.status_code for answer in stopped] == [503, 503, 200]
+    assert boot.status_code == 410

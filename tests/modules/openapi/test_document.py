@@ -146,8 +146,8 @@ def test_the_vector_is_as_long_as_the_servers(document: dict[str, Any]) -> None:
     numbers, text = document["components"]["schemas"]["Vector"]["oneOf"]
 
     assert (8, 8) == (numbers["minItems"], numbers["maxItems"])
-    assert "^[A-Za-z0-9+/]{43}=$" == text["pattern"]
-    assert 32 == document["paths"]["/recall"]["post"]["requestBody"]["content"][RAW]["schema"]["maxLength"]
+    assert text["pattern"] == "^[A-Za-z0-9+/]{43}=$"
+    assert document["paths"]["/recall"]["post"]["requestBody"]["content"][RAW]["schema"]["maxLength"] == 32
 
 
 @pytest.mark.parametrize(("dimension", "pattern"), [(2, "{11}="), (3, "{16}"), (4, "{22}=="), (384, "{2048}")])
@@ -155,18 +155,18 @@ def test_base64_has_its_exact_length(dimension: int, pattern: str) -> None:
     """4 × dimension bytes, with the padding that belongs to them."""
     vector = Schemas(dimension).components["Vector"]["oneOf"][1]
 
-    assert f"^[A-Za-z0-9+/]{pattern.partition('=')[0]}{'=' * pattern.count('=')}$" == vector["pattern"]
+    assert vector["pattern"] == f"^[A-Za-z0-9+/]{pattern.partition('=')[0]}{'=' * pattern.count('=')}$"
 
 
 def test_open_operations_need_no_key_and_all_others_name_their_role(document: dict[str, Any]) -> None:
     """OpenAPI 3.1 §4.8.30: roles stand in the requirement of a scheme; either scheme will do."""
     for path, _, operation in operations(document):
         if path.startswith("/health/") or path in ("/livez", "/readyz", "/metrics"):
-            assert [] == operation["security"]
+            assert operation["security"] == []
             assert not {"401", "403"} & set(operation["responses"])
             continue
         (role,) = {role for scheme in operation["security"] for roles in scheme.values() for role in roles}
-        assert ["bearer", "key"] == [name for scheme in operation["security"] for name in scheme]
+        assert [name for scheme in operation["security"] for name in scheme] == ["bearer", "key"]
         gate = set(codes_of(document, operation)) & {"unauthorised", "other_origin", "forbidden"}
         assert {"unauthorised", "other_origin"} | ({"forbidden"} if role in ("write", "admin") else set()) == gate
 
@@ -227,7 +227,7 @@ def _raised() -> Iterator[tuple[str, int]]:
 def test_members_of_answers_are_never_null(document: dict[str, Any]) -> None:
     """What has no value is left out, so no schema needs a null."""
 
-    assert [] == [node for node in nodes(document) if node.get("type") == "null"]
+    assert [node for node in nodes(document) if node.get("type") == "null"] == []
 
 
 def test_the_document_is_closed_for_what_is_sent_and_open_for_what_is_answered(
@@ -237,7 +237,7 @@ def test_the_document_is_closed_for_what_is_sent_and_open_for_what_is_answered(
     schemas = document["components"]["schemas"]
 
     closed = {name for name, schema in schemas.items() if schema.get("additionalProperties") is False}
-    assert {"Event", "Query", "GovernorChange", "MoralFilterChange", "CognitiveRhythmChange"} == closed
+    assert closed == {"Event", "Query", "GovernorChange", "MoralFilterChange", "CognitiveRhythmChange"}
     unknown = of_json({"event_vector": [1] * 8, "moral_value": 1, "more": 1})
     assert not validator(document, schemas["Event"]).is_valid({"event_vector": [1] * 8, "moral_value": 1, "more": 1})
     assert post(server, "/event", unknown).status == 422
@@ -252,4 +252,4 @@ def test_the_document_is_kept(server: LiveServer) -> None:
 
     assert first == again
     assert str(len(first)) == head.headers["content-length"]
-    assert b"" == head.body
+    assert head.body == b""

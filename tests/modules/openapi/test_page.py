@@ -48,7 +48,7 @@ class Reader(HTMLParser):
         self._in_shell = False
         self.feed(text)
         self.close()
-        assert [] == self._open
+        assert self._open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
@@ -91,7 +91,7 @@ def test_every_link_leads_to_one_place_in_the_page(read: Reader) -> None:
     """All anchors resolve, none is there twice, and nothing leads out."""
 
     assert len(set(read.ids)) == len(read.ids)
-    assert set() == {link for link in read.links if link.removeprefix("#") not in read.ids}
+    assert {link for link in read.links if link.removeprefix("#") not in read.ids} == set()
     assert all(link.startswith("#") for link in read.links)
 
 
@@ -110,8 +110,8 @@ def test_the_policy_allows_the_style_and_nothing_else(server: LiveServer, read: 
     digest = b64encode(sha256(read.style.encode()).digest()).decode()
 
     assert (
-        f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        == server.get("/docs").headers["content-security-policy"]
+        server.get("/docs").headers["content-security-policy"] == f"default-src 'none'; style-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
 
@@ -210,8 +210,8 @@ def test_text_stays_text() -> None:
 def test_markup_escapes_what_is_no_markup() -> None:
     """Content, attributes, and code in prose."""
 
-    assert '<p class="&quot;&gt;">a &lt; b<b>c</b></p>' == element("p", "a < b", Markup("<b>c</b>"), class_='">')
-    assert "a <code>&lt;b&gt;</code> c" == prose("a `<b>` c")
+    assert element("p", "a < b", Markup("<b>c</b>"), class_='">') == '<p class="&quot;&gt;">a &lt; b<b>c</b></p>'
+    assert prose("a `<b>` c") == "a <code>&lt;b&gt;</code> c"
 
 
 def test_the_page_is_for_readers_as_everything_else(serve: Any) -> None:
@@ -235,6 +235,6 @@ def test_a_browser_finds_nothing_to_complain_about(server: LiveServer, tmp_path:
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
-    assert 0 == ended.returncode
+    assert ended.returncode == 0
     assert "<h1>mlsdm" in ended.stdout
-    assert [] == re.findall(r".*(?:CONSOLE|Content.Security.Policy).*", ended.stderr)
+    assert re.findall(r".*(?:CONSOLE|Content.Security.Policy).*", ended.stderr) == []

@@ -103,7 +103,7 @@ def test_a_client_writes_no_line_of_its_own(lines: list[dict[str, Any]], text: s
     """Control characters are escaped, quotation marks stay inside, and what is long is cut."""
     AuditLog().refused(environ(PATH_INFO="/" + text), 401, "unauthorised", None)
 
-    assert [("/" + text)[:200]] == [line["path"] for line in lines]
+    assert [line["path"] for line in lines] == [("/" + text)[:200]]
     assert len(json.dumps(lines[0])) < 2000
 
 
@@ -116,15 +116,15 @@ def test_a_flood_is_counted_and_not_written(lines: list[dict[str, Any]]) -> None
         audit.refused(environ(), 401, "unauthorised")
     audit.refused(environ(), 422, "field_missing")
     audit.flush()
-    assert [] == [line for line in lines if "suppressed" in line]
+    assert [line for line in lines if "suppressed" in line] == []
     now = 1001.0
     audit.flush()
     audit.flush()
     audit.refused(environ(), 401, "unauthorised")
 
     assert Counter(line["event"] for line in lines) == {"auth_failure": LINES_PER_SECOND + 2, "invalid_input": 1}
-    assert [("192.0.2.1", "192.0.2.1", 100)] == [
-        (line["client_id"], line["address"], line["suppressed"]) for line in lines if "suppressed" in line
+    assert [(line["client_id"], line["address"], line["suppressed"]) for line in lines if "suppressed" in line] == [
+        ("192.0.2.1", "192.0.2.1", 100)
     ]
 
 
@@ -144,7 +144,7 @@ def test_the_lines_of_a_client_add_up_to_its_refusals(lines: list[dict[str, Any]
     refusals: Counter[str] = Counter()
     for line in lines:
         refusals[line["client_id"]] += line.get("suppressed", 1)
-    assert {"192.0.2.1": 300, "192.0.2.2": 100, "192.0.2.3": 1} == refusals
+    assert refusals == {"192.0.2.1": 300, "192.0.2.2": 100, "192.0.2.3": 1}
 
 
 def test_strangers_without_number_do_not_become_lines_without_number(lines: list[dict[str, Any]]) -> None:
@@ -157,7 +157,7 @@ def test_strangers_without_number_do_not_become_lines_without_number(lines: list
     audit.flush()
 
     assert len(lines) == LINES_PER_SECOND + CLIENTS_COUNT + 1
-    assert [500] == [line["suppressed"] for line in lines if "client_id" not in line]
+    assert [line["suppressed"] for line in lines if "client_id" not in line] == [500]
 
 
 def test_threads_of_the_pool_keep_to_the_same_number(lines: list[dict[str, Any]]) -> None:
@@ -191,7 +191,7 @@ def test_what_was_not_written_is_told_at_the_end(lines: list[dict[str, Any]]) ->
     audit.close()
     audit.close()
 
-    assert [3] == [line["suppressed"] for line in lines if "suppressed" in line]
+    assert [line["suppressed"] for line in lines if "suppressed" in line] == [3]
 
 
 class Stuck(Store):
@@ -233,13 +233,14 @@ def test_a_command_whose_outcome_nobody_knows_is_written(
     with pytest.raises(Problem) as changed:
         GovernorResource(context, AuditLog()).on_patch(asked, told)
 
-    assert [(503, "outcome_unknown")] * 2 == [
-        (caught.value.status_code, caught.value.problem_code) for caught in (stopped, changed)
+    assert [(caught.value.status_code, caught.value.problem_code) for caught in (stopped, changed)] == [
+        (503, "outcome_unknown")
+    ] * 2
+    assert [(line["event"], line["outcome"], line["request_id"]) for line in lines] == [
+        ("governor_stop", "unknown", "an-id"),
+        ("governor_changed", "unknown", "an-id"),
     ]
-    assert [("governor_stop", "unknown", "an-id"), ("governor_changed", "unknown", "an-id")] == [
-        (line["event"], line["outcome"], line["request_id"]) for line in lines
-    ]
-    assert {"moral_filter": {"ema_alpha": 0.2}} == lines[1]["after"]
+    assert lines[1]["after"] == {"moral_filter": {"ema_alpha": 0.2}}
     assert all("position" not in line for line in lines)
     formed.close()
 
@@ -337,10 +338,10 @@ def test_every_event_is_one_line_in_either_format_and_at_any_level(strict: LiveS
         assert strict.request("GET", path, headers=keys.bearer("reader")).status == 404
     assert strict.request("PUT", "/state", headers=keys.bearer("reader")).status == 405
     assert not [line for line in audited(strict) if line.get("status") in (404, 405)]
-    assert [] == keys.leaked(strict)
+    assert keys.leaked(strict) == []
     since = strict.log[strict.log.index('"logger": "mlsdm.audit"') :].splitlines()[1:]
     others = [line for line in since if "mlsdm.audit" not in line and "mlsdm.controller" not in line]
-    assert [] == others  # CRITICAL silences all else, but for the controller, which a reload does not replace
+    assert others == []  # CRITICAL silences all else, but for the controller, which a reload does not replace
 
 
 def test_what_never_became_a_request_is_audited_too(serve: Serve) -> None:
@@ -362,8 +363,8 @@ def test_what_never_became_a_request_is_audited_too(serve: Serve) -> None:
     found = eventually(lambda: (now := audited(server)) and len(now) >= len(bad) and now)
 
     assert list(bad) == [line["code"] for line in found]
-    assert {"invalid_input", "auth_failure"} == {line["event"] for line in found}
-    assert {("127.0.0.1", "127.0.0.1")} == {(line["client_id"], line["address"]) for line in found}
+    assert {line["event"] for line in found} == {"invalid_input", "auth_failure"}
+    assert {(line["client_id"], line["address"]) for line in found} == {("127.0.0.1", "127.0.0.1")}
     assert {"strange-1", "strange-2"} < {line["request_id"] for line in found}
     assert found[-1]["path"].startswith('/\n\r\x00\x1b[2J\x7f\xc2\x9b\xe2\x80\xa8"},{a')
     assert len(found[-1]["path"]) == 200
@@ -384,8 +385,9 @@ def test_a_connection_refused_behind_a_proxy_is_audited_under_its_client(serve: 
 
     found = eventually(lambda: (now := audited(server)) and len(now) == 2 and now)
 
-    assert [("host_invalid", "192.0.2.7"), ("malformed_request", "127.0.0.1")] == [
-        (line["code"], line["address"]) for line in found
+    assert [(line["code"], line["address"]) for line in found] == [
+        ("host_invalid", "192.0.2.7"),
+        ("malformed_request", "127.0.0.1"),
     ]
 
 
@@ -415,7 +417,7 @@ def test_a_worker_that_ends_tells_what_it_did_not_write(serve: Serve) -> None:
 
     server.stop()
 
-    assert 60 == sum(line.get("suppressed", 1) for line in audited(server))
+    assert sum(line.get("suppressed", 1) for line in audited(server)) == 60
 
 
 def test_credentials_in_odd_places_are_not_written(keyed_server: LiveServer) -> None:

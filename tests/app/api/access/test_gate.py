@@ -405,7 +405,7 @@ def test_a_reload_takes_keys_in_and_away(serve: Serve, tmp_path: Path) -> None:
     eventually(lambda: "the old one stays" in server.log)
 
     assert statuses() == [401, 200]
-    assert [] == keys.leaked(server)
+    assert keys.leaked(server) == []
 
 
 def test_a_stranger_is_told_before_its_body_is_sent(guarded: LiveServer) -> None:

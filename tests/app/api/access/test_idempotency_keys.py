@@ -81,7 +81,7 @@ def test_an_event_sent_again_gets_its_first_answer(
     again = [send(keyed_server, "/event", body, key, connection=worker) for worker in (*workers, workers[0])]
 
     assert (first.status, is_replayed(first)) == (200, False)
-    assert [(200, first.body, True)] * 3 == [(answer.status, answer.body, is_replayed(answer)) for answer in again]
+    assert [(answer.status, answer.body, is_replayed(answer)) for answer in again] == [(200, first.body, True)] * 3
     assert decided(keyed_server) == total
 
 
@@ -167,8 +167,8 @@ def test_a_key_belongs_to_one_client(keyed_server: LiveServer) -> None:
         for who, moral in (("writer", 0.95), ("second", 0.96), ("admin", 0.97), ("writer", 0.95))
     ]
 
-    assert [200] * 4 == [answer.status for answer in answers]
-    assert [False, False, False, True] == [is_replayed(answer) for answer in answers]
+    assert [answer.status for answer in answers] == [200] * 4
+    assert [is_replayed(answer) for answer in answers] == [False, False, False, True]
     assert len({answer.body for answer in answers}) == 3
 
 
@@ -216,7 +216,7 @@ def test_a_refused_request_leaves_no_receipt(keyed_server: LiveServer) -> None:
     keyed_server.request("POST", "/governor/resume", headers=admin)
     first = send(keyed_server, "/event", good, key)
 
-    assert [422, 422, 400, 415, 413] == statuses
+    assert statuses == [422, 422, 400, 415, 413]
     assert (stopped.status, stopped.json["code"]) == (503, "stopped")
     assert (first.status, is_replayed(first)) == (200, False)
 
@@ -232,7 +232,7 @@ def test_while_stopped_a_retry_gets_its_first_answer(keyed_server: LiveServer) -
     fresh = send(keyed_server, "/events", batch, new_key())
     keyed_server.request("POST", "/governor/resume", headers=admin)
 
-    assert [(200, first.body), (200, firsts.body)] == [(answer.status, answer.body) for answer in (again, agains)]
+    assert [(answer.status, answer.body) for answer in (again, agains)] == [(200, first.body), (200, firsts.body)]
     assert (fresh.status, fresh.json["code"], fresh.headers["retry-after"]) == (503, "stopped", "60")
 
 
@@ -394,5 +394,5 @@ def test_a_moral_value_that_is_ignored_makes_no_other_request(keyed_server: Live
         keyed_server.request("POST", "/event", body.content, headers | {"Moral-Value": moral}) for moral in ("0.1", "x")
     ]
 
-    assert [200, 200] == [answer.status for answer in answers]
+    assert [answer.status for answer in answers] == [200, 200]
     assert answers[0].body == answers[1].body

@@ -66,7 +66,7 @@ def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     server = LiveServer(directory, environ).start()
     yield server
     server.stop()
-    assert [] == keys.leaked(server)
+    assert keys.leaked(server) == []
 
 
 Send = Callable[..., Answer]
@@ -211,7 +211,7 @@ def test_while_stopped_nothing_is_taken(limited: LiveServer) -> None:
     answers = [send("/event"), send("/events", batch(30))]
     limited.request("POST", "/governor/resume", headers=admin)
 
-    assert [(503, "stopped")] * 2 == [(answer.status, answer.json["code"]) for answer in answers]
+    assert [(answer.status, answer.json["code"]) for answer in answers] == [(503, "stopped")] * 2
     assert left(send("/event")) == start - 1
 
 
@@ -353,16 +353,16 @@ def test_without_keys_every_peer_has_a_bucket(serve: Serve) -> None:
         connection.close()
         return found
 
-    assert [200, 200, 200, 429, 429] == statuses("127.0.0.2", "", "", "", "", "")
-    assert [200] == statuses("127.0.0.3", "")
-    assert [429] * 3 == statuses("127.0.0.2", "198.51.100.1", "127.0.0.3", "::1")  # no proxy: not believed
-    assert [200] * 3 == statuses("127.0.0.1", *["198.51.100.1"] * 3)
+    assert statuses("127.0.0.2", "", "", "", "", "") == [200, 200, 200, 429, 429]
+    assert statuses("127.0.0.3", "") == [200]
+    assert statuses("127.0.0.2", "198.51.100.1", "127.0.0.3", "::1") == [429] * 3  # no proxy: not believed
+    assert statuses("127.0.0.1", *["198.51.100.1"] * 3) == [200] * 3
     spoofed = ["1.1.1.1, 198.51.100.1", "198.51.100.1:99", "9.9.9.9,198.51.100.1, 10.1.1.1", "::ffff:198.51.100.1"]
-    assert [429] * 4 == statuses("127.0.0.1", *spoofed)
-    assert [200, 200, 200, 429] == statuses("127.0.0.1", *(f"2001:db8:0:1:{i}::{i}" for i in range(1, 5)))
-    assert [200] == statuses("127.0.0.1", "2001:db8:0:2::1")
+    assert statuses("127.0.0.1", *spoofed) == [429] * 4
+    assert statuses("127.0.0.1", *(f"2001:db8:0:1:{i}::{i}" for i in range(1, 5))) == [200, 200, 200, 429]
+    assert statuses("127.0.0.1", "2001:db8:0:2::1") == [200]
     garbage = ["unknown", ",,,", "x" * 7000, "300.1.1.1"]  # all of them are the proxy itself
-    assert [200, 200, 200, 429] == statuses("127.0.0.1", *garbage)
+    assert statuses("127.0.0.1", *garbage) == [200, 200, 200, 429]
 
 
 def test_production_limits_and_a_reload_changes_a_tier(serve: Serve, tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_production_limits_and_a_reload_changes_a_tier(serve: Serve, tmp_path: P
     )
     os.kill(server.pid, signal.SIGHUP)
     eventually(lambda: send().headers["ratelimit-policy"] == '"standard";q=2000;w=2')
-    assert [200] * 30 == [send().status for _ in range(30)]
+    assert [send().status for _ in range(30)] == [200] * 30
 
 
 def test_limits_can_be_switched_off(serve: Serve) -> None:
@@ -401,7 +401,7 @@ def test_limits_can_be_switched_off(serve: Serve) -> None:
 
     answers = [server.request("POST", "/event", EVENT.content, EVENT.headers | headers) for _ in range(30)]
 
-    assert [200] * 30 == [answer.status for answer in answers]
+    assert [answer.status for answer in answers] == [200] * 30
     assert not [answer for answer in answers if "ratelimit" in answer.headers]
     assert post(server, "/events", Body(batch(1000).content, {"Content-Type": JSON} | headers)).status == 200
 
