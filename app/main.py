@@ -39,9 +39,10 @@ from app.server import server
 from app.telemetry import tracing_setup
 from app.telemetry.answer_counts import AnswerCounts, OnWritten
 from app.telemetry.latency_histogram import LatencyHistogram
-from core.controller.controller import boot_clock
+from core.clock import boot_clock
 from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
-from core.settings.config import tiers, trusted_proxies
+from core.settings.config import trusted_proxies
+from core.settings.tiers import tiers
 from shm import process
 from shm.errors import Busy, StoreError
 from shm.layout import NO_ROW

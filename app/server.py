@@ -38,12 +38,12 @@ from app.processes.startup_message import log_startup_message
 from app.processes.supervisor import Supervisor
 from app.telemetry import logging_setup, tracing_setup
 from core import startup
-from core.controller.controller import boot_clock
+from core.clock import boot_clock
 from core.limits import COMMAND_WAIT_MILLISECONDS, LOCK_WAIT_MILLISECONDS, VECTOR_NORM
 from core.machine.cgroup import Cgroup
 from core.regime import Regime
-from core.settings.config import Config, effective, worker_count
-from core.startup import ConfigurationError, Loaded
+from core.settings.config import Config, effective
+from core.startup import ConfigurationError, Loaded, worker_count
 from shm.block import Block, BlockError
 from shm.errors import StoreError, Taken
 from shm.layout import NO_ROW, Layout

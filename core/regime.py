@@ -6,11 +6,29 @@ it, so that a replay knows which one held at every position. Decays and gains ar
 
 from typing import NamedTuple, Self
 
-from core.reference.governor import GovernorSettings
-from core.reference.rhythm import RhythmSettings
 from core.settings.config import Config
 from shm import store
 from shm.layout import FLAG_CONSOLIDATION, FLAG_ELEMENT_GATE, FLAG_EVENTS_CLOCK
+
+
+class GovernorSettings(NamedTuple):
+    """The constants of the governor. Thresholds, step and band are in units of moral value, 0 to 1."""
+
+    initial_threshold: float = 0.50
+    min_threshold: float = 0.30
+    max_threshold: float = 0.90
+    dead_band: float = 0.05
+    ema_alpha: float = 0.1
+    adaptation_rate: float = 0.05
+
+
+class RhythmSettings(NamedTuple):
+    """Durations in steps. `consolidation`: a cascade at each step asleep. `by_events`: a step per decision."""
+
+    wake_duration: int = 8
+    sleep_duration: int = 3
+    consolidation: bool = True
+    by_events: bool = False
 
 
 class SynapseSettings(NamedTuple):

@@ -22,13 +22,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Final
 
 from core.access import key_file
 from core.access.key_file import Keys
 from core.access.keys import Keyring
+from core.machine.cgroup import Cgroup
 from core.settings import config_file, environment
-from core.settings.config import SETTINGS, Config, build_config, contradictions, values_of
+from core.settings.config import SETTINGS, WORKERS_MAX, Config, build_config, contradictions, values_of
 from core.settings.environment import EnvironmentName
 from core.settings.setting import Layer, SettingProblem, Value
 
@@ -107,6 +109,11 @@ def _is_there(path: str) -> bool:
 def defaults(name: EnvironmentName) -> Config:
     """Return the embedded defaults under the overlay of `name`."""
     return build_config(_defaults(name))
+
+
+def worker_count(config: Config, root: Path = Path("/")) -> int:
+    """Return how many workers to run: `server.workers`, or when that is 0 one per core of the container."""
+    return config.server.workers or min(Cgroup(root).cores(), WORKERS_MAX)
 
 
 def _defaults(name: EnvironmentName) -> dict[str, Value]:

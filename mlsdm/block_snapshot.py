@@ -18,7 +18,7 @@ import msgspec
 
 from core.controller.emergency import Name, names
 from core.controller.threshold_drift import BITS
-from core.reference.rhythm import PHASE_NAMES
+from core.phases import PHASE_NAMES
 from shm.block import Block
 from shm.errors import Busy, Gone, StoreError
 from shm.layout import FLAG_STOPPED, LAYOUT_VERSION, LOST

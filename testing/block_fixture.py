@@ -22,12 +22,10 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from core.reference.governor import GovernorSettings
 from core.reference.log_replay import Model, Scalars
-from core.reference.rhythm import RhythmSettings
 from core.reference.synapse import Synapse
 from core.reference.vector import Vector
-from core.regime import Regime, SynapseSettings
+from core.regime import GovernorSettings, Regime, RhythmSettings, SynapseSettings
 from shm import process
 from shm._native import ffi
 from shm.block import Block

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from app.api.fields import BootId, Ema, MemoryId, MoralValue, Ordinal, Phase, Position, Threshold
-from core.reference.rhythm import PHASE_NAMES
+from core.phases import PHASE_NAMES
 from shm import store
 
 

@@ -43,7 +43,7 @@ from app.api.problem import Problem, invalid
 from app.api.problem_codes import STORE
 from core.access.keys import Role
 from core.limits import DECISIONS_PAGE
-from core.reference.rhythm import PHASE_NAMES
+from core.phases import PHASE_NAMES
 from shm import errors
 from shm._native import ffi
 from shm.layout import FLAG_STOPPED, KINDS, NO_ROW

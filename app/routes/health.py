@@ -9,7 +9,6 @@ emergency (core/controller/emergency.py) keeps the check of its component failin
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Annotated, Any, ClassVar, Final, Literal
 from wsgiref.types import WSGIEnvironment
 
@@ -23,16 +22,15 @@ from app.api.fields import Accepted, BootId, Capacity, Live, Norm, Phase, Reject
 from app.api.operation import Operation
 from core.controller.emergency import REMEDIES, SENTENCES, Name, names
 from core.limits import CPU_PERCENT, MEMORY_PERCENT
-from core.reference.rhythm import PHASE_NAMES
-from core.settings.config import tiers
+from core.phases import PHASE_NAMES
+from core.settings.tiers import tiers
+from core.version import VERSION
 from shm.errors import StoreError
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY, FLAG_STOPPED
 
 CONTROLLER_SILENCE_SECONDS: Final = (
     2.0  # a dead one is back in milliseconds, a stuck one is replaced within two seconds
 )
-
-VERSION: Final = version("mlsdm")
 
 
 Share = Annotated[float, Meta(ge=0, examples=[12.5])]

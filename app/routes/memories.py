@@ -21,7 +21,7 @@ from app.api.problem import Problem, invalid
 from app.api.problem_codes import STORE
 from app.routes.recall import age_seconds
 from core.access.keys import Role
-from core.reference.rhythm import PHASE_NAMES
+from core.phases import PHASE_NAMES
 from shm import errors
 
 

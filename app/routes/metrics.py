@@ -21,11 +21,12 @@ from prometheus_client.registry import Collector
 from app.api.context import Context
 from app.api.operation import Operation
 from app.api.problem_codes import CODES
-from app.routes.health import VERSION, ReadinessResource, all_hold
+from app.routes.health import ReadinessResource, all_hold
 from app.telemetry.latency_histogram import fix_histogram_totals
 from core.controller.emergency import REASONS
 from core.controller.threshold_drift import BITS
-from core.reference.rhythm import SLEEP
+from core.phases import SLEEP
+from core.version import VERSION
 from shm.errors import StoreError
 from shm.layout import FLAG_STOPPED
 from shm.store import State

@@ -23,8 +23,7 @@ from app.api.problem import invalid
 from app.api.problem_codes import BODY, DECIDED
 from core.access.keys import Role
 from core.limits import TOP_K
-from core.recall import PhaseWindow, masks
-from core.reference.rhythm import PHASE_NAMES
+from core.phases import PHASE_NAMES, PhaseWindow, masks
 from shm import errors
 from shm.store import Match
 

@@ -27,7 +27,7 @@ from app.api.fields import (
 from app.api.operation import Operation
 from app.api.problem_codes import STORE
 from core.access.keys import Role
-from core.reference.rhythm import PHASE_NAMES
+from core.phases import PHASE_NAMES
 
 
 class StateView(msgspec.Struct):

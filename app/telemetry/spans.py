@@ -56,10 +56,10 @@ from opentelemetry.trace import (
 from opentelemetry.util.types import AttributeValue
 
 from app.httpd.request_names import Trace
-from app.routes.health import VERSION
 from core.controller.controller import Controller
-from core.reference.rhythm import PHASE_NAMES
+from core.phases import PHASE_NAMES
 from core.settings.config import Tracing
+from core.version import VERSION
 
 FLUSH_SECONDS_MAX: Final = 0.5
 _SAMPLED: Final = 1  # the flag (Trace Context, level 2, §3.2.2.5)

@@ -29,9 +29,10 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
-from core.access.keys import API_KEY_ID, ID, STANDARD, TIERS, Key, Role, digest_of
+from core.access.keys import API_KEY_ID, ID, Key, Role, digest_of
 from core.settings import yaml_document
 from core.settings.setting import SettingProblem, Unfit, quote_if_needed, suggestion
+from core.settings.tiers import STANDARD, TIERS
 from core.settings.yaml_document import Unreadable
 
 SETTING: Final = "security.keys_path"

@@ -29,9 +29,9 @@ from hashlib import sha256
 from hmac import compare_digest
 from typing import Final, NamedTuple
 
+from core.settings.tiers import STANDARD
+
 API_KEY_ID: Final = "API_KEY"  # no key of the file may be called so: logs and limits tell keys apart by their ids
-STANDARD: Final = "standard"
-TIERS: Final = (STANDARD, "high", "bulk")  # `core.settings.config.tiers` has their rates
 ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 

@@ -12,16 +12,7 @@ with round-half-even after each step, because 0.5 + 0.05 + 0.05 would otherwise 
 
 from typing import NamedTuple, Self
 
-
-class GovernorSettings(NamedTuple):
-    """The constants of the governor. Thresholds, step and band are in units of moral value, 0 to 1."""
-
-    initial_threshold: float = 0.50
-    min_threshold: float = 0.30
-    max_threshold: float = 0.90
-    dead_band: float = 0.05
-    ema_alpha: float = 0.1
-    adaptation_rate: float = 0.05
+from core.regime import GovernorSettings
 
 
 class Governor(NamedTuple):

@@ -8,21 +8,10 @@ they came in.
 Reference version of rhythm_step in shm/native/governor.c.
 """
 
-from typing import Final, NamedTuple, Self
+from typing import NamedTuple, Self
 
-WAKE: Final = 0
-SLEEP: Final = 1
-PHASE_NAMES: Final = ("wake", "sleep")
-PHASE_VALUES: Final = (0.1, 0.9)  # what a memory is tagged with; distances between them are compared to phase_tolerance
-
-
-class RhythmSettings(NamedTuple):
-    """Durations in steps. `consolidation`: a cascade at each step asleep. `by_events`: a step per decision."""
-
-    wake_duration: int = 8
-    sleep_duration: int = 3
-    consolidation: bool = True
-    by_events: bool = False
+from core.phases import SLEEP, WAKE
+from core.regime import RhythmSettings
 
 
 class Rhythm(NamedTuple):
@@ -59,8 +48,3 @@ class Rhythm(NamedTuple):
     @staticmethod
     def _duration(phase: int, settings: RhythmSettings) -> int:
         return settings.sleep_duration if phase == SLEEP else settings.wake_duration
-
-
-def tags_within(phase: int, tolerance: float) -> int:
-    """Return the mask of phases whose tag is within `tolerance`, inclusive, of that of `phase`: bit p is phase p."""
-    return sum(1 << tag for tag in (WAKE, SLEEP) if abs(PHASE_VALUES[tag] - PHASE_VALUES[phase]) <= tolerance)

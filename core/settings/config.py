@@ -15,13 +15,10 @@ keys that pass).
 
 import itertools
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from core.access.keys import STANDARD
-from core.machine.cgroup import Cgroup
 from core.settings import proxies
 from core.settings.setting import SettingProblem, Value, about, settings_of
 
@@ -256,29 +253,6 @@ def effective(config: Config) -> dict[str, Any]:
     """Return the tree as nested dicts of plain values, for the log. It holds no secret."""
     tree: dict[str, Any] = msgspec.to_builtins(config)
     return tree
-
-
-def worker_count(config: Config, root: Path = Path("/")) -> int:
-    """Return how many workers to run: `server.workers`, or when that is 0 one per core of the container."""
-    return config.server.workers or min(Cgroup(root).cores(), WORKERS_MAX)
-
-
-class Tier(NamedTuple):
-    """The size of a token bucket: `rate` in tokens per second, `burst` in tokens."""
-
-    rate: float
-    burst: int
-
-
-def tiers(config: Config) -> dict[str, Tier]:
-    """Return the buckets by tier: those of `core.access.keys.TIERS`."""
-    limits = config.security.rate_limiting
-    named: dict[str, RateLimiting | HighTier | BulkTier] = {
-        STANDARD: limits,
-        "high": limits.tiers.high,
-        "bulk": limits.tiers.bulk,
-    }
-    return {name: Tier(bucket.requests_per_second, bucket.burst_capacity) for name, bucket in named.items()}
 
 
 def trusted_proxies(config: Config) -> tuple[proxies.Network, ...]:

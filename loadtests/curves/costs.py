@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from core.controller.controller import boot_clock
+from core.clock import boot_clock
 from loadtests.bench import traffic
 from loadtests.bench.__main__ import makers
 from loadtests.bench.comparison import Fleet

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from core.controller.controller import boot_clock
+from core.clock import boot_clock
 from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
 from core.regime import Regime
 from core.settings.config import Config

@@ -21,7 +21,8 @@ from typing import Final, NamedTuple
 import numpy as np
 import psutil
 
-from core.controller.controller import boot_clock, run
+from core.clock import boot_clock
+from core.controller.controller import run
 from core.settings.config import Config
 from loadtests.faults.fault import Asked, Outcome
 from loadtests.faults.judge import Verdict

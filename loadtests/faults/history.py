@@ -17,11 +17,12 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from core.reference.governor import Governor, GovernorSettings
-from core.reference.rhythm import PHASE_NAMES, Rhythm, RhythmSettings
+from core.phases import PHASE_NAMES
+from core.reference.governor import Governor
+from core.reference.rhythm import Rhythm
 from core.reference.synapse import Synapse
 from core.reference.vector import norm
-from core.regime import SynapseSettings
+from core.regime import GovernorSettings, RhythmSettings, SynapseSettings
 
 SENTENCES_MAX: Final = 5  # of one kind: the rest is a number
 

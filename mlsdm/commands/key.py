@@ -25,8 +25,9 @@ from collections.abc import Callable
 from typing import Final
 
 from core.access.key_file import MEMBERS, ROLES, entry
-from core.access.keys import STANDARD, TIERS, digest_of
+from core.access.keys import digest_of
 from core.settings.setting import Unfit
+from core.settings.tiers import STANDARD, TIERS
 
 SECRET_SIZE: Final = 32  # bytes: as many as the digest has; nobody guesses one of 2²⁵⁶
 

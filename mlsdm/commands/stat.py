@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from core.controller.controller import boot_clock
+from core.clock import boot_clock
 from core.controller.emergency import REASONS, REMEDIES, SENTENCES
 from mlsdm.block_snapshot import Snapshot, Worker, is_foreign, look
 from shm.block import Block, BlockError, find

@@ -26,9 +26,9 @@ from app.api.operation import Octets, Operation, Parameter, Resource
 from app.api.problem import MEDIA_TYPE, Document
 from app.api.problem_codes import CODES, CONNECTION, GATE
 from app.httpd.request_names import REQUEST_ID_LENGTH_MAX
-from app.routes.health import VERSION
 from core.access.keys import Role
 from core.limits import BODY_SIZE
+from core.version import VERSION
 from modules.openapi.introduction import GROUPS, introduction
 from modules.openapi.schema import Schema, Schemas, ref
 

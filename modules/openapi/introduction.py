@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from app.api.codec.body_sizes import event_size_max, query_size_max
-from core.settings.config import Config, tiers
+from core.settings.config import Config
+from core.settings.tiers import tiers
 
 # By the noun of a route's module; in the order of the routes.
 GROUPS: Final[Mapping[str, str]] = {

@@ -17,10 +17,10 @@ import psutil
 import pytest
 
 from app.server import _held
-from core.reference.governor import Governor, GovernorSettings
+from core.reference.governor import Governor
 from core.reference.log_replay import replay
 from core.reference.synapse import Synapse
-from core.regime import Regime
+from core.regime import GovernorSettings, Regime
 from loadtests.cost.bounded_memory import BOUND_MB, GROWTH_MB_MAX
 from loadtests.cost.process_memory import footprint
 from shm.block import find

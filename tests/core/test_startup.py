@@ -7,6 +7,7 @@ import math
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
@@ -14,9 +15,9 @@ from hypothesis import strategies as st
 
 from core import startup
 from core.access.keys import Keyring, Role, digest_of
-from core.settings.config import SETTINGS, Config, effective, values_of
+from core.settings.config import SETTINGS, WORKERS_MAX, Config, effective, values_of
 from core.settings.environment import EnvironmentName
-from core.startup import API_KEY_LENGTH_MIN, OVERLAYS, RESTART_REASONS, ConfigurationError, load
+from core.startup import API_KEY_LENGTH_MIN, OVERLAYS, RESTART_REASONS, ConfigurationError, load, worker_count
 
 KEY = "your-secret-key"
 PRODUCTION = {"MLSDM_ENV": "production", "API_KEY": KEY}
@@ -449,6 +450,21 @@ class TestReload:
         environ = {"WORKERS": "5", "LOG_LEVEL": "DEBUG", "MLSDM_MORAL_FILTER__EMA_ALPHA": "0.2"}
 
         assert startup.unreloadable(Config(), load(None, {**PRODUCTION, **environ}).config) == []
+
+
+class TestWorkerCount:
+    def test_worker_count(self, tmp_path: Path) -> None:
+        """A number is used as given; 0 means one worker per core of the container, at least one."""
+        (tmp_path / "proc/self").mkdir(parents=True)
+        (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+        (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+        (tmp_path / "sys/fs/cgroup/cgroup.controllers").write_text("cpu\n")
+        (tmp_path / "sys/fs/cgroup/cpu.max").write_text("30000 100000\n")
+        three = msgspec.convert({"server": {"workers": 3}}, Config)
+
+        assert worker_count(three) == 3
+        assert worker_count(Config(), tmp_path) == 1
+        assert 1 <= worker_count(Config()) <= WORKERS_MAX
 
 
 def load_or_problems(path: str | None, environ: dict[str, str]) -> list[str]:

@@ -22,7 +22,8 @@ import pytest
 from app.api.codec.body_sizes import event_size_max
 from app.api.problem_codes import CODES
 from core.limits import BATCH_COUNT, BODY_SIZE
-from core.settings.config import SETTINGS, Config, tiers
+from core.settings.config import SETTINGS, Config
+from core.settings.tiers import tiers
 from testing import keys
 from testing.live_server import ROOT, Answer, LiveServer, eventually, free_port
 from tests.app.httpd.certificate import write_certificate

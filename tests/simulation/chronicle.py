@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from core.recall import PhaseWindow, masks
+from core.phases import PhaseWindow, masks
 from core.reference.brute_force import Scored, brute_force
 from core.reference.log_replay import DivergenceError, Model
 from core.reference.synapse import Synapse

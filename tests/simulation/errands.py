@@ -12,9 +12,7 @@ import random
 from collections.abc import Callable
 from typing import Any, Final
 
-from core.reference.governor import GovernorSettings
-from core.reference.rhythm import RhythmSettings
-from core.regime import Regime, SynapseSettings
+from core.regime import GovernorSettings, Regime, RhythmSettings, SynapseSettings
 from shm.layout import Layout
 from shm.store import ANY_TICKET
 from tests.simulation.accounts import ACCOUNTS

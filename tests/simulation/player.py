@@ -14,7 +14,7 @@ from core.controller.controller import Controller
 from core.controller.emergency import Change, Emergency
 from core.limits import EMERGENCY_COOLDOWN_SECONDS
 from core.machine.sampler import Vitals
-from core.recall import PhaseWindow, masks
+from core.phases import PhaseWindow, masks
 from core.reference.log_replay import Scalars
 from core.regime import Regime
 from core.settings.config import Config

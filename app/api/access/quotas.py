@@ -30,7 +30,7 @@ from wsgiref.types import WSGIEnvironment
 
 from app.api.access.gate import Client
 from app.api.problem import Problem
-from core.settings.config import Tier
+from core.settings.tiers import Tier
 from shm.block import Block
 from shm.store import KEYS, PEERS, Bucket
 

@@ -25,7 +25,8 @@ from app.api.fast_path import FastPath
 from app.routes.health import DetailedResource, LivenessResource, ReadinessResource
 from app.routes.metrics import BlockCollector
 from core.access.keys import Keyring
-from core.settings.config import Config, tiers
+from core.settings.config import Config
+from core.settings.tiers import tiers
 from shm import errors
 from shm.block import Block
 from shm.layout import NO_ROW, Layout

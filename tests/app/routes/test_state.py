@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from core.reference.rhythm import Rhythm, RhythmSettings
+from core.reference.rhythm import Rhythm
 from core.reference.synapse import Synapse
 from core.reference.vector import norm
-from core.regime import SynapseSettings
+from core.regime import RhythmSettings, SynapseSettings
 from testing.bodies import accepted, of_json, of_raw, sent
 from testing.live_server import LiveServer
 

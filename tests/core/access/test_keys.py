@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core.access import keys
-from core.access.keys import API_KEY_ID, STANDARD, TIERS, Key, Keyring, Role, digest_of
+from core.access.keys import API_KEY_ID, Key, Keyring, Role, digest_of
+from core.settings.tiers import STANDARD, TIERS
 
 NOW = 1_800_000_000.0
 SECRET = "x" * 43

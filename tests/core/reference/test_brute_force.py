@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from core.recall import masks
+from core.phases import SLEEP, WAKE, masks
 from core.reference.brute_force import Scored, brute_force
-from core.reference.rhythm import SLEEP, WAKE, RhythmSettings
 from core.reference.vector import LANES, Vector
-from core.regime import Regime
+from core.regime import Regime, RhythmSettings
 from shm._native import ffi
 from shm.errors import Corrupt, Gone, NotFinite, TooLong, Unformed
 from shm.layout import KINDS, Layout, seal

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.reference.governor import Governor, GovernorSettings
+from core.reference.governor import Governor
+from core.regime import GovernorSettings
 
 DEFAULT = GovernorSettings()
 

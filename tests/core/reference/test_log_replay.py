@@ -17,12 +17,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from core.reference.governor import Governor, GovernorSettings
+from core.phases import PHASE_NAMES
+from core.reference.governor import Governor
 from core.reference.log_replay import DivergenceError, Scalars, replay
-from core.reference.rhythm import PHASE_NAMES, Rhythm, RhythmSettings
+from core.reference.rhythm import Rhythm
 from core.reference.synapse import Synapse
 from core.reference.vector import Vector, norm
-from core.regime import Regime, SynapseSettings
+from core.regime import GovernorSettings, Regime, RhythmSettings, SynapseSettings
 from shm._native import ffi
 from shm.errors import Gone, NotFinite, Reused, Stopped, TooLong, Unknown
 from shm.layout import FLAG_STOPPED, KINDS, Layout

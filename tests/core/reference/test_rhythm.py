@@ -3,7 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.reference.rhythm import PHASE_VALUES, SLEEP, WAKE, Rhythm, RhythmSettings, tags_within
+from core.phases import SLEEP, WAKE
+from core.reference.rhythm import Rhythm
+from core.regime import RhythmSettings
 
 DEFAULT = RhythmSettings()
 
@@ -48,11 +50,3 @@ class TestStepped:
         assert asleep.consolidates(DEFAULT)
         assert not asleep.consolidates(DEFAULT._replace(consolidation=False))
         assert not Rhythm.initial(DEFAULT).consolidates(DEFAULT)
-
-
-class TestTags:
-    def test_within(self) -> None:
-        """0.1 and 0.9 are 0.8 apart, and the tolerance is inclusive."""
-        assert (0.1, 0.9) == PHASE_VALUES
-        assert [tags_within(WAKE, tolerance) for tolerance in (0.0, 0.79, 0.8, 1.0)] == [1 << WAKE, 1 << WAKE, 3, 3]
-        assert [tags_within(SLEEP, tolerance) for tolerance in (0.0, 0.79, 0.8, 1.0)] == [1 << SLEEP, 1 << SLEEP, 3, 3]

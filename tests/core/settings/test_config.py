@@ -1,12 +1,10 @@
 """The tree of settings: its defaults, what each leaf takes, and what follows from the values."""
 
 import math
-from pathlib import Path
 
 import msgspec
 import pytest
 
-from core.access.keys import TIERS
 from core.settings import config
 from core.settings.config import SETTINGS, Config, contradictions, values_of
 from core.settings.setting import Setting
@@ -58,26 +56,6 @@ class TestLeaves:
             loaded.server.port = 1  # type: ignore[misc]  # the assignment is the test
 
 
-class TestTiers:
-    def test_tiers_are_those_that_keys_may_name(self) -> None:
-        """`standard` is the pair that stood there before there were others."""
-        assert list(TIERS) == list(config.tiers(Config()))
-        assert config.tiers(Config()) == {"standard": (5.0, 10), "high": (100.0, 200), "bulk": (10_000.0, 20_000)}
-
-    def test_tiers_are_configured(self) -> None:
-        """Each by its own pair of settings."""
-        changed = load(
-            None,
-            {
-                "MLSDM_SECURITY__RATE_LIMITING__REQUESTS_PER_SECOND": "1",
-                "MLSDM_SECURITY__RATE_LIMITING__TIERS__HIGH__BURST_CAPACITY": "2",
-                "MLSDM_SECURITY__RATE_LIMITING__TIERS__BULK__REQUESTS_PER_SECOND": "0.5",
-            },
-        ).config
-
-        assert config.tiers(changed) == {"standard": (1.0, 10), "high": (100.0, 2), "bulk": (0.5, 20_000)}
-
-
 class TestDerived:
     def test_effective_is_the_whole_tree(self) -> None:
         """What is logged converts back to the configuration."""
@@ -85,19 +63,6 @@ class TestDerived:
 
         assert effective["security"]["rate_limiting"]["burst_capacity"] == 10
         assert Config() == msgspec.convert(effective, Config)
-
-    def test_worker_count(self, tmp_path: Path) -> None:
-        """A number is taken as it is; 0 is what the container has, at least one."""
-        (tmp_path / "proc/self").mkdir(parents=True)
-        (tmp_path / "proc/self/cgroup").write_text("0::/\n")
-        (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
-        (tmp_path / "sys/fs/cgroup/cgroup.controllers").write_text("cpu\n")
-        (tmp_path / "sys/fs/cgroup/cpu.max").write_text("30000 100000\n")
-        three = msgspec.convert({"server": {"workers": 3}}, Config)
-
-        assert config.worker_count(three) == 3
-        assert config.worker_count(Config(), tmp_path) == 1
-        assert 1 <= config.worker_count(Config()) <= config.WORKERS_MAX
 
 
 class TestContradictions:

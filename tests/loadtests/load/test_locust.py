@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.reference.governor import Governor, GovernorSettings
+from core.reference.governor import Governor
+from core.regime import GovernorSettings
 from loadtests.load import metrics_probe, population, slo
 from loadtests.load.metrics_probe import Unseen, Witness
 from loadtests.load.population import Unfit

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.reference.governor import Governor, GovernorSettings
+from core.reference.governor import Governor
+from core.regime import GovernorSettings
 from mlsdm.commands.replay import add_arguments, run
 from shm.layout import KINDS
 from testing.live_server import LiveServer, eventually

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.controller.controller import boot_clock
+from core.clock import boot_clock
 from core.controller.emergency import REMEDIES, SENTENCES
 from core.controller.threshold_drift import BITS
 from core.regime import Regime

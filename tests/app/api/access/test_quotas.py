@@ -25,7 +25,7 @@ from app.api.operation import Operation
 from app.api.problem import Problem
 from app.main import _reraise
 from core.access.keys import Key, Keyring, Role
-from core.settings.config import Tier
+from core.settings.tiers import Tier
 from shm.store import PEERS, Bucket
 from testing import keys
 from testing.block_fixture import Formed
