@@ -1,6 +1,6 @@
 """Idempotency keys: what makes an event safe to send again.
 
-A client that got no answer cannot know whether its event was decided. With an `IdempotencyKeys-Key` it may send the
+A client that got no answer cannot know whether its event was decided. With an `Idempotency-Key` it may send the
 same request again, to any worker: the receipt of the first decision is published with it, by the same store, so the
 retry gets the first answer, also when whoever decided died before answering. In a batch each event has its own receipt.
 
@@ -28,7 +28,7 @@ _WORD: Final = rf"[!#-\[\]-~]{{1,{IDEMPOTENCY_KEY_LENGTH.value}}}"
 _PATTERN: Final = rf'({_WORD}|"{_WORD}")'
 _KEY: Final = re.compile(_PATTERN)
 IDEMPOTENCY_KEY: Final = Parameter(
-    "IdempotencyKeys-Key",
+    "Idempotency-Key",
     "header",
     Annotated[str, Meta(pattern=f"^{_PATTERN}$")],
     "Makes the request safe to send again: a retry gets the first answer.",
@@ -51,8 +51,8 @@ class IdempotencyKeys:
             expected = f"1 to {limit.value} visible ASCII characters without blanks and quotes"
             wrong = f"has {len(given)} characters" if len(given) > limit.value or not given else "is no word"
             raise Problem(
-                limit.status, limit.code, f"IdempotencyKeys-Key: {wrong}; expected {expected}",
-                field="IdempotencyKeys-Key", expected=expected,
+                limit.status, limit.code, f"Idempotency-Key: {wrong}; expected {expected}",
+                field="Idempotency-Key", expected=expected,
             )  # fmt: skip
         word = given.strip('"')
         client: Client = environ["mlsdm.client"]
