@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -42,17 +42,6 @@ def free_port() -> int:
     held.bind(("127.0.0.1", 0))
     _ports_held.append(held)
     return int(held.getsockname()[1])
-
-
-def eventually(holds: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """Return what `holds` returns as soon as that is true; fail after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = holds()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"{holds} did not hold within {seconds} s"
-        time.sleep(0.01)
 
 
 @dataclass

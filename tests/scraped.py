@@ -20,7 +20,8 @@ from typing import Any, Final
 
 import yaml
 
-from testing.live_server import ROOT, LiveServer, eventually, free_port
+from testing.eventually import eventually
+from testing.live_server import ROOT, LiveServer, free_port
 
 CONFIGURATION: Final = ROOT / "deploy/prometheus/prometheus.yml"
 START_SECONDS_MAX: Final = 60.0  # a busy machine is no fault of what is tested

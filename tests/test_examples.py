@@ -28,7 +28,8 @@ from app.api.problem import _STORE
 from app.api.problem_codes import CODES
 from core import limits
 from core.limits import Limit
-from testing.live_server import ROOT, eventually, free_port
+from testing.eventually import eventually
+from testing.live_server import ROOT, free_port
 from tests.programs import needs
 from tests.runbook.cluster import BIN, IMAGES, LOG, NOTES, STRICT
 from tests.runbook.stage import check_out

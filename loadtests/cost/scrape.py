@@ -29,7 +29,7 @@ from loadtests.bench.servers import TOKEN, Product
 from loadtests.bench.traffic import RAW
 from loadtests.bench.vectors import DIMENSION
 from loadtests.bench.wrk import Unmeasured
-from testing.live_server import eventually
+from testing.eventually import eventually
 
 RECYCLES: Final = 50
 SCRAPES: Final = 200

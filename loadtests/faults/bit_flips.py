@@ -32,7 +32,8 @@ import numpy as np
 from loadtests.faults.fault import Asked, Outcome
 from shm.block import Block, BlockError, find
 from shm.layout import RECORDS, Region, offsets
-from testing.live_server import LiveServer, eventually
+from testing.eventually import eventually
+from testing.live_server import LiveServer
 
 DIMENSION: Final = 64
 ENVIRON: Final = {

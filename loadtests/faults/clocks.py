@@ -32,7 +32,8 @@ from typing import Final
 
 from loadtests.faults.fault import Asked, Outcome
 from loadtests.faults.trial import Trial, missed
-from testing.live_server import LiveServer, eventually
+from testing.eventually import eventually
+from testing.live_server import LiveServer
 
 JUMPS: Final = 40  # of each clock
 WALL, BOOT = 0, 1

@@ -32,7 +32,7 @@ from shm import process
 from shm._native import ffi
 from shm.block import Block, find
 from shm.layout import NO_ROW
-from testing.live_server import eventually
+from testing.eventually import eventually
 
 TIMES: Final = 100
 LIVES_SECONDS: Final = (0.6, 0.8)  # one that dies younger waits for the arbiter's next look, so that it is not hot

@@ -25,7 +25,7 @@ from loadtests.faults import quota
 from loadtests.faults.fault import Asked, Outcome
 from loadtests.faults.trial import Trial, missed
 from shm.block import Block, find
-from testing.live_server import eventually
+from testing.eventually import eventually
 
 TIMES: Final = 20
 FROZEN_SECONDS: Final = 5.0

@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shm import process
-from testing.live_server import eventually
+from testing.eventually import eventually
 
 CLIENTS: Final = 4
 CLIENTS_NICE: Final = 10  # they stand for other machines, and must not keep the server's processes from their cores

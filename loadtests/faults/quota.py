@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from testing.live_server import eventually
+from testing.eventually import eventually
 
 ROOT: Final = Path("/sys/fs/cgroup")
 

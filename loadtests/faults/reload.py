@@ -21,7 +21,7 @@ import psutil
 from loadtests.faults.fault import Asked, Outcome
 from loadtests.faults.load import Miss, Told
 from loadtests.faults.trial import Trial
-from testing.live_server import eventually
+from testing.eventually import eventually
 
 RELOADS: Final = 25
 UPGRADES: Final = 25

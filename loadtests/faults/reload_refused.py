@@ -19,7 +19,7 @@ from typing import Any, Final
 from loadtests.faults.fault import Asked, Outcome
 from loadtests.faults.trial import Trial, missed
 from loadtests.faults.unbootable import PREVENTED
-from testing.live_server import eventually
+from testing.eventually import eventually
 
 TIMES: Final = 20
 PREVENTED_SECONDS: Final = 1.2  # more than one attempt of a worker

@@ -24,7 +24,7 @@ import psutil
 
 from loadtests.faults.fault import Asked, Outcome
 from loadtests.faults.trial import Trial, missed
-from testing.live_server import eventually
+from testing.eventually import eventually
 
 TIMES: Final = 20
 SCARCE_SECONDS: Final = 1.0

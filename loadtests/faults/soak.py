@@ -29,7 +29,8 @@ from loadtests.faults.fault import Asked, Outcome
 from loadtests.faults.load import Events, Load, Told
 from loadtests.faults.trial import CLIENTS, missed
 from shm.store import Store
-from testing.live_server import LiveServer, eventually
+from testing.eventually import eventually
+from testing.live_server import LiveServer
 
 SECONDS: Final = 3600.0
 KILL_SECONDS: Final = 10.0

@@ -15,7 +15,8 @@ from loadtests.faults.fault import Asked
 from loadtests.faults.judge import Judge, Verdict
 from loadtests.faults.load import Events, Load, Told
 from shm.store import Store
-from testing.live_server import LiveServer, eventually
+from testing.eventually import eventually
+from testing.live_server import LiveServer
 
 DIMENSION: Final = 8
 SIZES: Final = {

@@ -49,7 +49,7 @@ from loadtests.bench.traffic import RAW, TOP_K, request
 from loadtests.bench.vectors import DIMENSION, MEMORIES, QUERIES, Floats
 from loadtests.bench.wrk import Unmeasured
 from loadtests.curves.inside import clustered
-from testing.live_server import eventually
+from testing.eventually import eventually
 
 ROUNDS: Final = 5
 SECONDS: Final = 2.0

@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from shm.block import Block, find
-from testing.live_server import Answer, LiveServer, eventually
+from testing.eventually import eventually
+from testing.live_server import Answer, LiveServer
 from tests.conftest import SMALL
 
 RAW: Final = {"Content-Type": "application/octet-stream"}

@@ -26,7 +26,8 @@ from loadtests.cost.process_memory import footprint
 from shm.block import find
 from shm.layout import KINDS
 from shm.store import Store
-from testing.live_server import Answer, LiveServer, eventually
+from testing.eventually import eventually
+from testing.live_server import Answer, LiveServer
 from tests.conftest import Serve
 
 RAW = {"Content-Type": "application/octet-stream", "Moral-Value": "0.95"}

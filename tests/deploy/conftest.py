@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from testing.live_server import LiveServer, eventually
+from testing.eventually import eventually
+from testing.live_server import LiveServer
 from tests.conftest import SMALL
 from tests.deploy.watched import Watched
 from tests.scraped import scraped

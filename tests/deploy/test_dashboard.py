@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from testing.live_server import ROOT, eventually
+from testing.eventually import eventually
+from testing.live_server import ROOT
 from tests.deploy.rulebook import OF_PROMETHEUS, recordings, selectors
 from tests.deploy.watched import Watched
 from tests.programs import needs

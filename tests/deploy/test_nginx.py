@@ -25,7 +25,8 @@ from core.limits import BATCH_COUNT, BODY_SIZE
 from core.settings.config import SETTINGS, Config
 from core.settings.tiers import tiers
 from testing import keys
-from testing.live_server import ROOT, Answer, LiveServer, eventually, free_port
+from testing.eventually import eventually
+from testing.live_server import ROOT, Answer, LiveServer, free_port
 from tests.app.httpd.certificate import write_certificate
 from tests.conftest import SMALL
 from tests.programs import needs

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from app.routes.metrics import WATCHED
-from testing.live_server import eventually
+from testing.eventually import eventually
 from tests.deploy.rulebook import OF_PROMETHEUS, Selector, alerts, recordings, selectors
 from tests.deploy.watched import PROBES, Watched
 from tests.programs import needs

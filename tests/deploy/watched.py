@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from testing.bodies import EXAMPLE
-from testing.live_server import LiveServer, eventually
+from testing.eventually import eventually
+from testing.live_server import LiveServer
 from tests.scraped import Prometheus
 
 EVENTS: Final = 40  # enough for an hour before, which needs 30

@@ -25,7 +25,8 @@ from typing import Final, NamedTuple
 import numpy as np
 import yaml
 
-from testing.live_server import ROOT, LiveServer, eventually
+from testing.eventually import eventually
+from testing.live_server import ROOT, LiveServer
 from tests.runbook.book import Line, without_placeholders
 from tests.runbook.cluster import BIN, IMAGES, LOG, NOTES, PID, POD, SELECTED_LINES, STRICT, VARIABLES
 from tests.scraped import scraped

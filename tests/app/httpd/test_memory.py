@@ -10,7 +10,8 @@ import pytest
 
 from app.httpd.heap_trim import INTERVAL_SECONDS, HeapTrim
 from loadtests.cost.process_memory import written_mb
-from testing.live_server import LiveServer, eventually
+from testing.eventually import eventually
+from testing.live_server import LiveServer
 
 Serve = Callable[..., LiveServer]
 

@@ -24,7 +24,8 @@ from shm.store import Store
 from testing import keys
 from testing.block_fixture import Formed
 from testing.bodies import EXAMPLE, JSON, of_json, post, problem, sent
-from testing.live_server import Answer, LiveServer, eventually
+from testing.eventually import eventually
+from testing.live_server import Answer, LiveServer
 from tests.conftest import SMALL, Serve
 
 SECTIONS: Final = ("moral_filter", "cognitive_rhythm")

@@ -35,7 +35,8 @@ from testing import keys
 from testing.block_fixture import SMALL as SMALL_LAYOUT
 from testing.block_fixture import Formed, begin, end, exit_of, take_mutex
 from testing.bodies import accepted
-from testing.live_server import LiveServer, eventually
+from testing.eventually import eventually
+from testing.live_server import LiveServer
 from tests.conftest import SMALL
 from tests.programs import needs
 

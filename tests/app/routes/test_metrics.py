@@ -30,7 +30,8 @@ from app.routes.metrics import (
 )
 from testing.block_fixture import begin, exit_of
 from testing.bodies import EXAMPLE, accepted, of_json, post, sent
-from testing.live_server import LiveServer, eventually
+from testing.eventually import eventually
+from testing.live_server import LiveServer
 from tests.programs import needs
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

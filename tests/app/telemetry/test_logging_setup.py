@@ -16,7 +16,8 @@ import pytest
 from app.telemetry.logging_setup import JsonFormatter, TextFormatter, configuration
 from testing import keys
 from testing.bodies import EXAMPLE
-from testing.live_server import LiveServer, eventually
+from testing.eventually import eventually
+from testing.live_server import LiveServer
 from tests.conftest import Serve
 from tests.programs import needs
 

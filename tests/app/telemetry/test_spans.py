@@ -16,7 +16,8 @@ from app.telemetry.spans import FLUSH_SECONDS_MAX
 from core import startup
 from testing import keys
 from testing.bodies import EXAMPLE
-from testing.live_server import ROOT, LiveServer, eventually
+from testing.eventually import eventually
+from testing.live_server import ROOT, LiveServer
 from tests.app.telemetry.collector import Collector, Received
 from tests.conftest import Serve
 

@@ -15,7 +15,8 @@ import pytest
 
 from app.telemetry.logging_setup import JsonFormatter
 from app.telemetry.stderr_sink import Sink, Stderr
-from testing.live_server import LiveServer, eventually
+from testing.eventually import eventually
+from testing.live_server import LiveServer
 from tests.conftest import SMALL
 
 PIPE_SIZE = 4096  # bytes: the smallest that there is

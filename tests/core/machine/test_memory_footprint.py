@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from core.machine.memory_footprint import footprint
-from testing.live_server import eventually
+from testing.eventually import eventually
 
 MEGABYTE = 1 << 20
 NESTED = """

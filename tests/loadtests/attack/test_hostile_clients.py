@@ -8,7 +8,8 @@ import time
 import numpy as np
 
 from loadtests.attack.hostile_clients import Attack, Phase, honest, judge
-from testing.live_server import ROOT, LiveServer, eventually
+from testing.eventually import eventually
+from testing.live_server import ROOT, LiveServer
 from tests.conftest import Serve
 
 SLOW = 99

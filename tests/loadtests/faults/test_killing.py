@@ -17,7 +17,7 @@ from loadtests.faults.judge import Judge, disagreements
 from loadtests.faults.load import ASKED, TOLD, Events, Load, Table, Told
 from loadtests.faults.signal_storms import signal_storms
 from loadtests.faults.worker_killed import worker_killed
-from testing.live_server import eventually
+from testing.eventually import eventually
 from tests.conftest import Serve
 
 EVENTS = Events(8)

@@ -12,7 +12,8 @@ from core.reference.governor import Governor
 from core.regime import GovernorSettings
 from mlsdm.commands.replay import add_arguments, run
 from shm.layout import KINDS
-from testing.live_server import LiveServer, eventually
+from testing.eventually import eventually
+from testing.live_server import LiveServer
 
 COUNT, DIMENSION = 1_000, 8
 

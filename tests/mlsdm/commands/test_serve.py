@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from shm.block import Block, find
-from testing.live_server import ROOT, eventually, free_port
+from testing.eventually import eventually
+from testing.live_server import ROOT, free_port
 
 END_SECONDS_MAX = 20  # below the 30 s after which the arbiter kills what has not ended in order
 

@@ -26,7 +26,8 @@ from shm import process
 from shm.block import Block
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY, LOST, Layout
 from shm.store import Store
-from testing.live_server import ROOT, LiveServer, eventually
+from testing.eventually import eventually
+from testing.live_server import ROOT, LiveServer
 
 Serve = Callable[..., LiveServer]
 

@@ -26,7 +26,8 @@ from shm.store import Store
 from testing import keys
 from testing.block_fixture import Formed
 from testing.bodies import EXAMPLE, Body, of_json
-from testing.live_server import LiveServer, eventually
+from testing.eventually import eventually
+from testing.live_server import LiveServer
 from tests.conftest import Serve
 
 EVENT: Final = of_json({"event_vector": EXAMPLE, "moral_value": 0.95})

@@ -26,7 +26,8 @@ from core.settings.proxies import networks
 from core.startup import load
 from testing import keys
 from testing.bodies import EXAMPLE, Body, of_json, post, problem, sent
-from testing.live_server import ROOT, LiveServer, eventually, free_port
+from testing.eventually import eventually
+from testing.live_server import ROOT, LiveServer, free_port
 from tests.conftest import SMALL, Serve
 
 KEY = "a-Key~with+signs/42="

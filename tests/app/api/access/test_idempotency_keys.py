@@ -18,7 +18,8 @@ from shm.layout import KINDS
 from shm.store import Store
 from testing import keys
 from testing.bodies import BATCH_FORMS, EVENT_FORMS, EXAMPLE, JSON, Body, of_json, of_raw, problem
-from testing.live_server import Answer, LiveServer, eventually
+from testing.eventually import eventually
+from testing.live_server import Answer, LiveServer
 from tests.conftest import Serve
 
 CAPACITY: Final = 1024  # receipts of `keyed_server`

@@ -30,7 +30,8 @@ from shm.store import PEERS, Bucket
 from testing import keys
 from testing.block_fixture import Formed
 from testing.bodies import EXAMPLE, JSON, Body, of_json, of_raw, post, problem
-from testing.live_server import Answer, LiveServer, eventually
+from testing.eventually import eventually
+from testing.live_server import Answer, LiveServer
 from tests.conftest import SMALL, Serve
 
 EVENT: Final = of_json({"event_vector": EXAMPLE, "moral_value": 0.95})

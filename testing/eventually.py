@@ -1,0 +1,25 @@
+"""Waiting for what must happen, however slow the machine is.
+
+Invariants: a test waits for the very thing that it judges, and asserts nothing about how long that took. HANG_SECONDS
+  is the one bound: it ends what would never end. Speed is judged in `loadtests`, on a machine that does nothing else.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Final, Literal, TypeVar
+
+Value = TypeVar("Value")
+
+HANG_SECONDS: Final = 180.0  # of a socket, a subprocess or a wait; what takes 1 s alone took 15 s beside 8 busy loops
+_PAUSE_SECONDS_MIN: Final = 0.0005
+_PAUSE_SECONDS_MAX: Final = 0.02
+
+
+def eventually(holds: Callable[[], Value | Literal[False] | None], seconds: float = HANG_SECONDS) -> Value:
+    """Return the first true value that `holds` returns. Raises AssertionError when there was none for `seconds`."""
+    deadline, pause = time.monotonic() + seconds, _PAUSE_SECONDS_MIN
+    while not (value := holds()):
+        assert time.monotonic() < deadline, f"{holds} did not hold within {seconds:g} s"
+        time.sleep(pause)
+        pause = min(2 * pause, _PAUSE_SECONDS_MAX)
+    return value
