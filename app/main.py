@@ -82,7 +82,7 @@ class Application:
         self.worker = worker
         self.block = block
         self.store = Store(block)
-        self.row = self.store.claim_row(process.myself())
+        self.row = self.store.claim_row(process.identify_self())
         block.map.row = self.row
         self._row = block.region("rows", self.row)
         self._requests_before = int(self._row.requests)
@@ -197,7 +197,7 @@ class Application:
         self.on_beat()
         self._audit.close()
         try:
-            self.store.release_row(self.row, process.myself())
+            self.store.release_row(self.row, process.identify_self())
         except StoreError:  # the lock is stuck, or lost
             log.warning("row %d was left to be claimed from the dead", self.row)
         if self._spans is not None:

@@ -177,7 +177,7 @@ class Block:
             raise Corrupt("the commit word is damaged: its seal is broken")
         return position
 
-    def mend_header(self) -> bool:
+    def repair_header(self) -> bool:
         """Write the header again as it was made; False when nothing of it had changed."""
         if self.memory[:_HEADER_SIZE] == self.header:
             return False
@@ -222,7 +222,7 @@ class Block:
         os.close(self.fd)
 
 
-def find(pid: int | None = None) -> Iterator[tuple[int, Path]]:
+def find_blocks(pid: int | None = None) -> Iterator[tuple[int, Path]]:
     """Yield (pid, /proc/PID/fd/N) of every block that this user can see, each memory once, lowest pid first; only of
     `pid` if given.
     """

@@ -81,7 +81,7 @@ assert all(
 )
 
 
-def fail(status: int) -> NoReturn:
+def raise_for(status: int) -> NoReturn:
     """Raise the exception that stands for a native status other than ok."""
     error = _ERRORS[status]
     assert error is not None

@@ -10,7 +10,7 @@ Four rules hold everywhere:
 - Every field has one writer. `lock` is whoever holds the robust mutex; `row` is the worker that owns that row;
   `creator` is the arbiter that made the block, before anybody else could see it. The one exception are the words of a
   token bucket, which `anyone` may change, each by one compare-and-swap (shm/native/bucket.c). Where nobody can hold
-  the lock or trust what names the controller, the controller signs its vitals without it (mlsdm_vitals_signal).
+  the lock or trust what names the controller, the controller signs its vitals without it (mlsdm_vitals_write_unlocked).
 - Nothing is visible before the commit word says so. A transition from position p to p + 1 writes only what no reader
   looks at while the word says p: the other state buffer, the other level buffer, the spare slot, the next log entry.
   One 8-byte store then publishes all of it. The three fields that must change in place (a deletion mark, a worker's

@@ -72,7 +72,7 @@ def identify(pid: int) -> Identity:
     return Identity(pid, int(stat[19])) if stat else NOBODY
 
 
-def myself() -> Identity:
+def identify_self() -> Identity:
     """Return the identity of this process. Raises OSError when it cannot look: there may be no descriptors."""
     me = identify(os.getpid())
     if me == NOBODY:

@@ -15,15 +15,15 @@ from typing import Any, Final, NamedTuple
 
 from shm._native import ffi, lib
 from shm.block import Block
-from shm.errors import CORRUPT, OK, TAKEN, Taken, fail
+from shm.errors import CORRUPT, OK, TAKEN, Taken, raise_for
 from shm.layout import KINDS
 from shm.process import NOBODY, Identity
 
 Entry = Any  # struct mlsdm_entry *
 State = Any  # struct mlsdm_state *
 Settings = Any  # struct mlsdm_settings *
-Key = Any  # struct mlsdm_key *
-NO_KEY: Final = ffi.NULL
+IdempotencyHash = Any  # struct mlsdm_idempotency_hash *
+NO_IDEMPOTENCY_HASH: Final = ffi.NULL
 TOP_K_MAX: Final = 100
 KEYS: Final = 0  # bucket tables
 PEERS: Final = 1
@@ -44,7 +44,7 @@ class Decision(NamedTuple):
     repeated: int
 
 
-Fields = tuple[int, int, int, float, float, float, float, int, int]  # of a Decision
+DecisionFields = tuple[int, int, int, float, float, float, float, int, int]  # of a Decision
 _DECISION: Final = struct.Struct("<3Q4d2I")  # PERF: one unpack costs what two attributes of a cffi structure cost
 assert _DECISION.size == ffi.sizeof("struct mlsdm_decision")
 _new_tuple: Final = tuple.__new__  # PERF: Decision._make without its look at the length, which the format has fixed
@@ -81,7 +81,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Answer:
+class RecallResult:
     """What a recall found, best first, ties newer first; equal to brute force immediately after position `as_of`."""
 
     matches: list[Match]
@@ -112,7 +112,9 @@ class Store:
 
     # -- admission ---------------------------------------------------------------------------------------------------
 
-    def admit(self, now_ns: int, moral: float, vector: Any, payload: bytes, key: Key = NO_KEY) -> Decision:
+    def admit(
+        self, now_ns: int, moral: float, vector: Any, payload: bytes, key: IdempotencyHash = NO_IDEMPOTENCY_HASH
+    ) -> Decision:
         """Decide one event and remember it when it is accepted.
 
         `vector` float32-LE[dimension] as a buffer, `payload` within its limit. An event with a `key` (`new_key`) that
@@ -124,12 +126,17 @@ class Store:
         assert len(payload) <= self._payload_size_max
         status = lib.mlsdm_admit(self._map, now_ns, moral, octets, payload, len(payload), key, self._decision)
         if status != OK:
-            fail(status)
+            raise_for(status)
         return _new_tuple(Decision, _DECISION.unpack(self._decision_bytes))
 
     def admit_batch(
-        self, now_ns: int, morals: Any, vectors: Any, payloads: Sequence[bytes] | None, key: Key = NO_KEY
-    ) -> tuple[list[Fields], int]:
+        self,
+        now_ns: int,
+        morals: Any,
+        vectors: Any,
+        payloads: Sequence[bytes] | None,
+        key: IdempotencyHash = NO_IDEMPOTENCY_HASH,
+    ) -> tuple[list[DecisionFields], int]:
         """Decide events in order. `morals` float64[n] and `vectors` float32[n × dimension] are contiguous buffers.
 
         Returns (the fields of each Decision, status): when they are fewer than the events, `status` says what stopped
@@ -163,7 +170,7 @@ class Store:
         """Delete one memory for good. Raises Unknown, Gone, Busy, Corrupt."""
         status = lib.mlsdm_forget(self._map, now_ns, memory_id, self._entry)
         if status != OK:
-            fail(status)
+            raise_for(status)
         return self._entry
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -172,14 +179,14 @@ class Store:
         """Return the committed state, valid until the next call of `state` or `levels`."""
         status = lib.mlsdm_state_read(self._map, self._state, ffi.NULL)
         if status != OK:
-            fail(status)
+            raise_for(status)
         return self._state
 
     def levels(self) -> tuple[State, tuple[float, float, float]]:
         """Return the committed state and the norms of its three levels, at one position."""
         status = lib.mlsdm_state_read(self._map, self._state, self._levels)
         if status != OK:
-            fail(status)
+            raise_for(status)
         lib.mlsdm_levels_norms(self._map, self._levels, self._norms)
         return self._state, (self._norms[0], self._norms[1], self._norms[2])
 
@@ -192,7 +199,7 @@ class Store:
         words = self._words
         status = lib.mlsdm_tallies_read(self._map, words, words + 1, words + 2)
         if status != OK:
-            fail(status)
+            raise_for(status)
         return int(words[0]), int(words[1]), int(words[2])
 
     def entries(self, first: int, count: int) -> tuple[Sequence[Entry], int]:
@@ -203,7 +210,7 @@ class Store:
         entries = ffi.new("struct mlsdm_entry[]", count)
         status = lib.mlsdm_entries_read(self._map, first, count, entries, self._count, self._words)
         if status != OK:
-            fail(status)
+            raise_for(status)
         # A copy each: an element of a cffi array does not keep the array alive.
         return [ffi.new("struct mlsdm_entry *", entries[i]) for i in range(self._count[0])], int(self._words[0])
 
@@ -214,36 +221,36 @@ class Store:
         payload = ffi.new("uint8_t[]", self._map.payload_stride)
         status = lib.mlsdm_memory_read(self._map, memory_id, slot, vector, payload)
         if status != OK:
-            fail(status)
+            raise_for(status)
         return Memory(
             slot.id, slot.position, slot.time_ns, slot.moral, slot.norm, slot.phase,
             bytes(ffi.buffer(vector)), bytes(ffi.buffer(payload, slot.payload_size)),
         )  # fmt: skip
 
-    def slot_sound(self, slot: int) -> tuple[bool, int]:
+    def check_slot(self, slot: int) -> tuple[bool, int]:
         """Return (True, 0) when what is visible in a physical slot fits its checksum, else (False, its memory id)."""
         sound = lib.mlsdm_slot_check(self._map, slot, self._words)
         return (True, 0) if sound else (False, int(self._words[0]))
 
-    def mend_slot(self, slot: int) -> bool:
-        """Put right what `slot_sound` has found, where the bytes of the memory tell what it was: its deletion mark and
+    def repair_slot(self, slot: int) -> bool:
+        """Put right what `check_slot` has found, where the bytes of the memory tell what it was: its deletion mark and
         its hint. Returns False when the bytes themselves are damaged: then it is to be forgotten.
         """
-        status = lib.mlsdm_slot_mend(self._map, slot)
+        status = lib.mlsdm_slot_repair(self._map, slot)
         if status not in (OK, CORRUPT):
-            fail(status)
+            raise_for(status)
         return bool(status == OK)
 
-    def damaged_chain(self, first: int, count: int) -> int | None:
+    def find_damaged_chain(self, first: int, count: int) -> int | None:
         """Return the first of `count` chains of receipts, from `first` on, whose head is damaged."""
         found = int(lib.mlsdm_chains_check(self._map, first, count))
         return found if found < first + count else None
 
-    def mend_chain(self, chain: int) -> bool:
+    def repair_chain(self, chain: int) -> bool:
         """Find the head of a chain again. Returns False while a receipt is damaged that it may have named."""
-        status = lib.mlsdm_chain_mend(self._map, chain)
+        status = lib.mlsdm_chain_repair(self._map, chain)
         if status not in (OK, CORRUPT):
-            fail(status)
+            raise_for(status)
         return bool(status == OK)
 
     # -- rows --------------------------------------------------------------------------------------------------------
@@ -262,20 +269,20 @@ class Store:
             if status == OK:
                 return number
             if status != TAKEN:
-                fail(status)
+                raise_for(status)
         raise Taken("every worker row belongs to a live process")
 
     def release_row(self, row: int, owner: Identity) -> None:
         """Give a row back; the next worker continues its counters."""
         status = lib.mlsdm_row_claim(self._map, row, *owner, *NOBODY)
         if status != OK:
-            fail(status)
+            raise_for(status)
 
     # -- the controller and those who ask something of it -------------------------------------------------------------
 
-    def epoch(self, now_ns: int, settings: Settings) -> Entry:
+    def begin_epoch(self, now_ns: int, settings: Settings) -> Entry:
         """Take over as the controller; the first one forms the initial state from `settings`."""
-        return self._controlled(lib.mlsdm_epoch(self._map, now_ns, settings, self._entry))
+        return self._controlled(lib.mlsdm_epoch_begin(self._map, now_ns, settings, self._entry))
 
     def tick(self, now_ns: int, epoch: int) -> Entry:
         """Take one step of the rhythm. Raises Stale when a newer controller has taken over."""
@@ -290,16 +297,16 @@ class Store:
         """Publish the controller's vitals and heartbeat. Raises Stale."""
         self._controlled(lib.mlsdm_vitals_write(self._map, epoch, vitals))
 
-    def signal_vitals(self, predecessor: int, vitals: Any) -> None:
+    def write_vitals_unlocked(self, predecessor: int, vitals: Any) -> None:
         """Publish them without the lock, where it is lost or the state is corrupt that names the epoch.
 
         `predecessor` is the pid that signed them before this controller began. Raises Stale when another has since.
         """
-        self._controlled(lib.mlsdm_vitals_signal(self._map, predecessor, vitals))
+        self._controlled(lib.mlsdm_vitals_write_unlocked(self._map, predecessor, vitals))
 
     def _controlled(self, status: int) -> Entry:
         if status != OK:
-            fail(status)
+            raise_for(status)
         return self._entry
 
     def post_command(
@@ -314,7 +321,7 @@ class Store:
             self._map, KINDS.index(kind), settings or ffi.NULL, configured, after, self._words
         )
         if status != OK:
-            fail(status)
+            raise_for(status)
         return int(self._words[0])
 
     def command_pending(self) -> bool:
@@ -325,7 +332,7 @@ class Store:
         """Take back a command; False when it was carried out meanwhile."""
         status = lib.mlsdm_command_withdraw(self._map, ticket)
         if status not in (OK, TAKEN):
-            fail(status)
+            raise_for(status)
         return bool(status == OK)
 
 
@@ -343,11 +350,11 @@ class Recall(threading.local):
         self._vectors = ffi.new("float[]", TOP_K_MAX * self._dimension)
         self._payloads = ffi.new("uint8_t[]", TOP_K_MAX * block.map.payload_stride)
         self._matches = ffi.new("struct mlsdm_match[]", TOP_K_MAX)
-        self._answer = ffi.new("struct mlsdm_answer *")
+        self._answer = ffi.new("struct mlsdm_recall_result *")
         self._query = ffi.new("struct mlsdm_query *")
         self._query.bounds = self._bounds
 
-    def nearest(self, vector: Any, k: int, masks: tuple[int, int], payloads: bool, vectors: bool) -> Answer:
+    def nearest(self, vector: Any, k: int, masks: tuple[int, int], payloads: bool, vectors: bool) -> RecallResult:
         """Return the k live memories nearest to `vector` (float32-LE[dimension] as a buffer), 1 ≤ k ≤ 100.
 
         `masks[p]` has bit t set when, while the rhythm is in phase p, memories tagged t match. Raises NotFinite,
@@ -363,9 +370,9 @@ class Recall(threading.local):
         status = lib.mlsdm_recall(self._map, query, self._matches, self._answer)
         del held
         if status != OK:
-            fail(status)
+            raise_for(status)
         answer, stride = self._answer, self._map.payload_stride
-        return Answer(
+        return RecallResult(
             [
                 Match(
                     match.id, match.score, match.moral, match.time_ns, match.phase,
@@ -391,18 +398,18 @@ class Bucket:
         self._map = block.map
         self._account = ffi.new("struct mlsdm_account *", (owner, interval_ns, burst, table))
 
-    def take(self, now_ns: int, count: int) -> int:
+    def spend(self, now_ns: int, count: int) -> int:
         """Take `count` tokens, 1 ≤ count ≤ burst, or none; `now_ns` is CLOCK_BOOTTIME.
 
         Returns the time until the bucket is full again, in ns; or, negative, when none was taken, the time until they
         would all be there.
         """
-        full_ns: int = lib.mlsdm_tokens_take(self._map, self._account, now_ns, count)
+        full_ns: int = lib.mlsdm_tokens_spend(self._map, self._account, now_ns, count)
         return full_ns
 
-    def give_back(self, count: int) -> None:
+    def refund(self, count: int) -> None:
         """Return tokens that a request had taken which was refused after all."""
-        lib.mlsdm_tokens_return(self._map, self._account, count)
+        lib.mlsdm_tokens_refund(self._map, self._account, count)
 
 
 def new_settings(**values: Any) -> Settings:
@@ -424,9 +431,9 @@ def is_configured(state: State) -> bool:
     return bool(lib.mlsdm_settings_checksum(ffi.addressof(state, "settings")) == state.configured)
 
 
-def new_key(words: tuple[int, int], body: int) -> Key:
+def new_idempotency_hash(words: tuple[int, int], body: int) -> IdempotencyHash:
     """Make a `key` record: 128 and 64 bits of keyed hashes."""
-    return ffi.new("struct mlsdm_key *", {"words": words, "body": body})
+    return ffi.new("struct mlsdm_idempotency_hash *", {"words": words, "body": body})
 
 
 def new_vitals() -> Any:

@@ -31,7 +31,7 @@ from shm._native import ffi
 from shm.block import Block
 from shm.errors import Gone
 from shm.layout import KINDS, NO_ROW, Layout
-from shm.store import NO_KEY, Decision, Key, Store, new_key, new_settings
+from shm.store import NO_IDEMPOTENCY_HASH, Decision, IdempotencyHash, Store, new_idempotency_hash, new_settings
 
 SMALL: Final = Layout(dimension=16, capacity=50, payload_size_max=64, log_capacity=4096, rows=4, receipt_capacity=16)
 REGIME: Final = Regime(GovernorSettings(), RhythmSettings(), SynapseSettings(), 1_000_000_000)
@@ -50,7 +50,7 @@ class Formed:
         self.block.bind(os.getpid(), NO_ROW, wait_ms, NORM_MAX)
         self.wait_ms = wait_ms
         self.store = Store(self.block)
-        self.epoch = int(self.store.epoch(self.now(), regime.to_record()).epoch)
+        self.epoch = int(self.store.begin_epoch(self.now(), regime.to_record()).epoch)
         self.pool = Pool(layout.dimension)
         self.be(0)
 
@@ -67,7 +67,7 @@ class Formed:
         """Admit event `number` of the pool; returns a copy of its log entry."""
         return self.entry(self.decide(number, payload).position)
 
-    def decide(self, number: int, payload: bytes = b"", key: Key = NO_KEY) -> Decision:
+    def decide(self, number: int, payload: bytes = b"", key: IdempotencyHash = NO_IDEMPOTENCY_HASH) -> Decision:
         """Admit event `number` of the pool; returns its decision, which with a key may be an earlier one."""
         moral, vector = self.pool.event(number)
         return self.store.admit(self.now(), moral, vector, payload, key)
@@ -162,7 +162,7 @@ class Witness:
         assert [level.tobytes() for level in model.levels] == [level.tobytes() for level in levels]
         assert store.tallies() == (model.accepted, model.rejected, model.position)
         assert self.decisions == model.accepted + model.rejected
-        assert [(True, 0)] * (layout.capacity + 1) == [store.slot_sound(slot) for slot in range(layout.capacity + 1)]
+        assert [(True, 0)] * (layout.capacity + 1) == [store.check_slot(slot) for slot in range(layout.capacity + 1)]
         assert model.live == len(formed.live_ids())
         assert self.receipts == state.receipts
         if formed.block.map.wait_ms:  # who may only look cannot ask
@@ -177,7 +177,7 @@ class Witness:
         for ordinal, first in zip(range(self.receipts, 0, -1), reversed(self.promised), strict=False):
             receipt = places[ordinal % (formed.block.layout.receipt_capacity + 1)]
             assert ordinal == receipt.ordinal
-            key = new_key(tuple(receipt.key), receipt.body)
+            key = new_idempotency_hash(tuple(receipt.key), receipt.body)
             assert first._replace(repeated=1) == formed.store.admit(formed.now(), 0.0, nothing, b"", key)
         assert position == formed.store.state().position
 

@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 import psutil
 
-from shm.block import Block, find
+from shm.block import Block, find_blocks
 from shm.process import Identity
 from shm.store import Store
 
@@ -198,7 +198,7 @@ class LiveServer:
 
     def block(self) -> Block:
         """Map its block, read-only."""
-        _, link = next(iter(find(self.pid)))
+        _, link = next(iter(find_blocks(self.pid)))
         descriptor = os.open(link, os.O_RDONLY)
         try:
             return Block.open(descriptor, writable=False)

@@ -49,7 +49,7 @@ class Supervisor:
         self._block = block
         self._config = config
         self._release = release
-        self._me = process.myself()  # now, and not when there may be no descriptor to look it up with
+        self._me = process.identify_self()  # now, and not when there may be no descriptor to look it up with
         self._controller = NOBODY
         self._observability = config().observability
         self._spawned_at: deque[float] = deque(maxlen=SPAWNS)

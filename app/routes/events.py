@@ -147,7 +147,7 @@ class BatchResource:
     def _refuse_rest(code: int, results: list[DecisionView], count: int) -> NoReturn:
         """Raise the answer to a batch that was stopped on its way; what stopped it when nothing was decided."""
         try:
-            errors.fail(code)
+            errors.raise_for(code)
         except errors.StoreError as error:
             if not results:
                 raise

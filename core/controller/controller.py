@@ -127,7 +127,7 @@ class Controller:
 
     def _begin(self) -> None:
         """Take over: every older epoch is void from here on."""
-        self.epoch = int(self.store.epoch(self.clock(), self._settings).epoch)
+        self.epoch = int(self.store.begin_epoch(self.clock(), self._settings).epoch)
         self._tick_due_ns = self.clock() + self._cycle_ns()
         log.info("controller pid=%d begins epoch %d", os.getpid(), self.epoch)
 
@@ -140,7 +140,7 @@ class Controller:
 
     def guard_header(self) -> None:
         """Write the header again when it has changed: the next to open the block would refuse it."""
-        if self.block.mend_header():
+        if self.block.repair_header():
             self.vitals.mended += 1
             log.error("the header of the block was damaged and is put right")
 
@@ -177,14 +177,14 @@ class Controller:
         forgotten, so that nobody recalls it.
         """
         for _ in range(_per_round(self.block.layout.capacity + 1)):
-            sound, memory_id = self.store.slot_sound(self._scrub_at)
+            sound, memory_id = self.store.check_slot(self._scrub_at)
             if not sound:
                 self._mend(now_ns, self._scrub_at, memory_id)
             self._scrub_at = (self._scrub_at + 1) % (self.block.layout.capacity + 1)
             self.vitals.scrubbed += 1
 
     def _mend(self, now_ns: int, slot: int, memory_id: int) -> None:
-        if self.store.mend_slot(slot):
+        if self.store.repair_slot(slot):
             self.vitals.mended += 1
             log.error("memory %d had a damaged mark, which is put right", memory_id)
             return
@@ -199,9 +199,9 @@ class Controller:
         """
         capacity = self.block.layout.receipt_capacity
         count = min(_per_round(capacity), capacity - self._chain_at)
-        chain = self.store.damaged_chain(self._chain_at, count)
+        chain = self.store.find_damaged_chain(self._chain_at, count)
         after = self._chain_at + count if chain is None else chain + 1
-        if chain is not None and self.store.mend_chain(chain):
+        if chain is not None and self.store.repair_chain(chain):
             self.vitals.mended += 1
             log.error("the head of a chain of receipts was damaged and is put right")
         elif chain is not None:
@@ -229,7 +229,7 @@ class Controller:
         except Lost:
             self._causes |= EMERGENCY_LOST
         self._declare(now_ns)
-        self.store.signal_vitals(self._predecessor, vitals)
+        self.store.write_vitals_unlocked(self._predecessor, vitals)
 
     def _sample(self) -> None:
         """Sample the machine; what was found last stays when it cannot be looked at: there may be no descriptors."""

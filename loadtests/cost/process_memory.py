@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import psutil
 
-from shm.block import find
+from shm.block import find_blocks
 
 _PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 _PRESENT = 1 << 63
@@ -47,7 +47,7 @@ def footprint(arbiter: int) -> Footprint:
         with suppress(OSError, psutil.NoSuchProcess):
             own += _own_kilobytes(member.pid) * 1024
             pages.update(_pages(member.pid))
-    block = sum(link.stat().st_blocks * 512 for _, link in find(arbiter))
+    block = sum(link.stat().st_blocks * 512 for _, link in find_blocks(arbiter))
     return Footprint(own / 1e6, len(pages) * _PAGE_SIZE / 1e6, block / 1e6)
 
 

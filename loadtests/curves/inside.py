@@ -32,7 +32,7 @@ class Inside:
         self.block = Block.create(layout, os.urandom(16), os.urandom(16), time.time_ns(), boot_clock())
         self.block.bind(os.getpid(), 0, LOCK_WAIT_MILLISECONDS.value, VECTOR_NORM.value)
         self.store = Store(self.block)
-        self.store.epoch(boot_clock(), Regime.of(Config()).to_record())
+        self.store.begin_epoch(boot_clock(), Regime.of(Config()).to_record())
         self._recall = Recall(self.block)
 
     def fill(self, memories: Floats) -> None:

@@ -21,7 +21,7 @@ from loadtests.faults.fault import Asked, Outcome
 from loadtests.faults.load import Events, Load
 from loadtests.faults.trial import CLIENTS, DIMENSION, SIZES, missed
 from shm import process
-from shm.block import find
+from shm.block import find_blocks
 from testing.live_server import LiveServer
 
 TIMES: Final = 20
@@ -77,7 +77,7 @@ def _killed(server: LiveServer) -> tuple[float, list[str]]:
     """Kill the arbiter; returns after how many seconds all its children had ended, and what was left of it."""
     assert server.process is not None
     members = [process.identify(child.pid) for child in psutil.Process(server.pid).children(recursive=True)]
-    _, link = next(iter(find(server.pid)))
+    _, link = next(iter(find_blocks(server.pid)))
     memory = link.stat().st_ino
     began = time.monotonic()
     os.kill(server.pid, signal.SIGKILL)
@@ -88,7 +88,7 @@ def _killed(server: LiveServer) -> tuple[float, list[str]]:
     wrong = []
     if alive:
         wrong.append(f"{len(alive)} of {len(members)} children outlived the arbiter by {seconds:.1f} s")
-    if any(_inode(link) == memory for _, link in find()):
+    if any(_inode(link) == memory for _, link in find_blocks()):
         wrong.append("a process still holds the memory of a server that was killed")
     return seconds, wrong
 

@@ -30,7 +30,7 @@ from typing import Any, Final
 import numpy as np
 
 from loadtests.faults.fault import Asked, Outcome
-from shm.block import Block, BlockError, find
+from shm.block import Block, BlockError, find_blocks
 from shm.layout import RECORDS, Region, offsets
 from testing.eventually import eventually
 from testing.live_server import LiveServer
@@ -86,7 +86,7 @@ class Flips:
         self.counts: Counter[str] = Counter()
         self.broken: list[str] = []
         self.vectors = np.random.default_rng(asked.seed).standard_normal((MEMORIES, DIMENSION)).astype(np.float32)
-        _, link = next(iter(find(server.pid)))
+        _, link = next(iter(find_blocks(server.pid)))
         self.block = Block.open(os.open(link, os.O_RDWR), writable=True)
         self.connection = server.connect()
         self.filled = 0

@@ -30,7 +30,7 @@ from loadtests.faults.load import Told
 from loadtests.faults.trial import Trial
 from shm import process
 from shm._native import ffi
-from shm.block import Block, find
+from shm.block import Block, find_blocks
 from shm.layout import NO_ROW
 from testing.eventually import eventually
 
@@ -177,14 +177,14 @@ def _by_controllers(trial: Trial, after: int) -> int:
 def _rival(trial: Trial) -> int:
     """Start a newer arbiter with a controller on the block of a trial; returns its pid. The controller dies with it."""
     parent = os.getpid()
-    _, link = next(iter(find(trial.server.pid)))
+    _, link = next(iter(find_blocks(trial.server.pid)))
     pid = os.fork()
     if pid:
         return pid
     try:  # nothing of this may return into the caller
         process.die_with_parent(parent)
         logging.disable()  # what it has to say is of no interest here
-        arbiter = process.myself()
+        arbiter = process.identify_self()
         if os.fork() == 0:
             os._exit(run(Block.open(os.open(link, os.O_RDWR), writable=True), Config(), arbiter))
         while True:

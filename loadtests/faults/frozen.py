@@ -24,7 +24,7 @@ from typing import Final
 from loadtests.faults import quota
 from loadtests.faults.fault import Asked, Outcome
 from loadtests.faults.trial import Trial, missed
-from shm.block import Block, find
+from shm.block import Block, find_blocks
 from testing.eventually import eventually
 
 TIMES: Final = 20
@@ -129,7 +129,7 @@ def _holder(trial: Trial) -> Iterator["subprocess.Popen[bytes]"]:
     """Start the process that holds the lock every now and then."""
     block = trial.store.block
     [lock] = [region for region in block.layout.regions() if region.name == "lock"]
-    [(_, link)] = find(trial.server.pid)
+    [(_, link)] = find_blocks(trial.server.pid)
     with subprocess.Popen([sys.executable, "-c", _HOLD, str(link), str(lock.offset), str(os.getpid())]) as holder:
         try:
             eventually(lambda: block.mutex_owner() == holder.pid or holder.poll() is not None)

@@ -41,7 +41,7 @@ def torn_reads(asked: Asked) -> Outcome:
     """Read what is being overwritten; none may be torn."""
     block = Block.create(LAYOUT, os.urandom(16), os.urandom(16), time.time_ns(), time.monotonic_ns())
     _be(block, NO_ROW)
-    Store(block).epoch(time.monotonic_ns(), Regime.of(Config()).to_record())
+    Store(block).begin_epoch(time.monotonic_ns(), Regime.of(Config()).to_record())
     reads = -(-asked.times(READS) // READERS)
     counts = mmap.mmap(-1, READERS * _COUNTS.size)
     writer = _begin(lambda: _write(block))

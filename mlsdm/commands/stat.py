@@ -24,7 +24,7 @@ import msgspec
 from core.clock import boot_clock
 from core.controller.emergency import REASONS, REMEDIES, SENTENCES
 from mlsdm.block_snapshot import Snapshot, Worker, is_foreign, look
-from shm.block import Block, BlockError, find
+from shm.block import Block, BlockError, find_blocks
 
 WATCH_SECONDS_MIN: Final = 0.1
 SILENCE_SECONDS: Final = 2.0  # between beats; a healthy worker's are 0.25 s apart, a controller's 0.02 s
@@ -85,7 +85,7 @@ class Server(NamedTuple):
 def _meant(pid: int | None) -> Server:
     """Return the server that `pid` is a process of, or the only one there is. Raises StatError."""
     servers, unusable = [], []
-    for holder, link in find(pid):
+    for holder, link in find_blocks(pid):
         try:
             servers.append(Server(holder, _opened(link), is_foreign(holder)))
         except (BlockError, OSError) as error:

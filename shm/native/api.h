@@ -21,7 +21,7 @@ struct mlsdm_map {
 
 /* What an event with an idempotency key is known by: keyed hashes of the key and of all that was sent with it. Item i
  * of a batch is known by words[1] + i. */
-struct mlsdm_key {
+struct mlsdm_idempotency_hash {
     uint64_t words[2];
     uint64_t body;
 };
@@ -53,7 +53,7 @@ struct mlsdm_match {
     uint32_t payload_size;
 };
 
-struct mlsdm_answer {
+struct mlsdm_recall_result {
     uint64_t as_of;      /* position: the answer equals brute force immediately after it */
     int64_t time_ns;     /* CLOCK_BOOTTIME of that position, of the newest transition */
     uint64_t scanned;    /* live memories that were compared */
@@ -68,14 +68,15 @@ int mlsdm_row_claim(struct mlsdm_map *map, uint32_t row, uint64_t pid, uint64_t 
                     uint64_t new_started);
 
 int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8_t *vector, const uint8_t *payload,
-                uint32_t payload_size, const struct mlsdm_key *key, struct mlsdm_decision *out);
+                uint32_t payload_size, const struct mlsdm_idempotency_hash *key, struct mlsdm_decision *out);
 int mlsdm_admit_batch(struct mlsdm_map *map, int64_t now_ns, uint32_t count, const double *morals, const float *vectors,
-                      const uint8_t *payloads, const uint64_t *payload_ends, const struct mlsdm_key *key,
+                      const uint8_t *payloads, const uint64_t *payload_ends, const struct mlsdm_idempotency_hash *key,
                       struct mlsdm_decision *out, uint32_t *done);
 int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t id, struct mlsdm_entry *out);
 int mlsdm_vectors_check(struct mlsdm_map *map, const float *vectors, uint32_t count, uint32_t *bad);
 
-int mlsdm_epoch(struct mlsdm_map *map, int64_t now_ns, const struct mlsdm_settings *settings, struct mlsdm_entry *out);
+int mlsdm_epoch_begin(struct mlsdm_map *map, int64_t now_ns, const struct mlsdm_settings *settings,
+                      struct mlsdm_entry *out);
 int mlsdm_tick(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mlsdm_entry *out);
 int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mlsdm_entry *out);
 int mlsdm_command_post(struct mlsdm_map *map, uint32_t kind, const struct mlsdm_settings *settings, uint64_t configured,
@@ -84,7 +85,7 @@ uint64_t mlsdm_settings_checksum(const struct mlsdm_settings *settings);
 int mlsdm_command_pending(struct mlsdm_map *map);
 int mlsdm_command_withdraw(struct mlsdm_map *map, uint64_t ticket);
 int mlsdm_vitals_write(struct mlsdm_map *map, uint64_t epoch, const struct mlsdm_vitals *vitals);
-int mlsdm_vitals_signal(struct mlsdm_map *map, uint64_t predecessor, const struct mlsdm_vitals *vitals);
+int mlsdm_vitals_write_unlocked(struct mlsdm_map *map, uint64_t predecessor, const struct mlsdm_vitals *vitals);
 
 int mlsdm_state_read(struct mlsdm_map *map, struct mlsdm_state *state, float *levels);
 void mlsdm_levels_norms(struct mlsdm_map *map, const float *levels, double *norms);
@@ -93,14 +94,14 @@ int mlsdm_entries_read(struct mlsdm_map *map, uint64_t first, uint32_t count, st
                        uint64_t *oldest);
 int mlsdm_memory_read(struct mlsdm_map *map, uint64_t id, struct mlsdm_slot *slot, float *vector, uint8_t *payload);
 int mlsdm_slot_check(struct mlsdm_map *map, uint64_t at, uint64_t *id);
-int mlsdm_slot_mend(struct mlsdm_map *map, uint64_t at);
+int mlsdm_slot_repair(struct mlsdm_map *map, uint64_t at);
 uint32_t mlsdm_chains_check(struct mlsdm_map *map, uint32_t chain, uint32_t count);
-int mlsdm_chain_mend(struct mlsdm_map *map, uint32_t chain);
+int mlsdm_chain_repair(struct mlsdm_map *map, uint32_t chain);
 uint64_t mlsdm_position(const struct mlsdm_map *map);
 uint64_t mlsdm_header_checksum(const struct mlsdm_header *header);
 
-int64_t mlsdm_tokens_take(struct mlsdm_map *map, const struct mlsdm_account *account, int64_t now_ns, uint32_t count);
-void mlsdm_tokens_return(struct mlsdm_map *map, const struct mlsdm_account *account, uint32_t count);
+int64_t mlsdm_tokens_spend(struct mlsdm_map *map, const struct mlsdm_account *account, int64_t now_ns, uint32_t count);
+void mlsdm_tokens_refund(struct mlsdm_map *map, const struct mlsdm_account *account, uint32_t count);
 
 int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct mlsdm_match *matches,
-                 struct mlsdm_answer *answer);
+                 struct mlsdm_recall_result *answer);

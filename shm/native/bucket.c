@@ -49,7 +49,7 @@ static struct mlsdm_bucket *bucket_of(const struct mlsdm_map *map, uint32_t tabl
 
 /* Take `count` tokens of an account if they are all there, else none; 1 ≤ count ≤ burst. Returns the time until the
  * bucket is full again, or when none was taken, negative, the time until they would all have been there. */
-int64_t mlsdm_tokens_take(struct mlsdm_map *map, const struct mlsdm_account *account, int64_t now_ns, uint32_t count) {
+int64_t mlsdm_tokens_spend(struct mlsdm_map *map, const struct mlsdm_account *account, int64_t now_ns, uint32_t count) {
     struct mlsdm_bucket *bucket = bucket_of(map, account->table, account->owner, now_ns, 1);
     _Atomic int64_t *due = (_Atomic int64_t *)&bucket->due_ns;
     int64_t room = account->burst * account->interval_ns, found = atomic_load(due), full;
@@ -64,7 +64,7 @@ int64_t mlsdm_tokens_take(struct mlsdm_map *map, const struct mlsdm_account *acc
 }
 
 /* Give back what a request took that was refused after all; a bucket that has changed hands meanwhile is left alone. */
-void mlsdm_tokens_return(struct mlsdm_map *map, const struct mlsdm_account *account, uint32_t count) {
+void mlsdm_tokens_refund(struct mlsdm_map *map, const struct mlsdm_account *account, uint32_t count) {
     struct mlsdm_bucket *bucket = bucket_of(map, account->table, account->owner, 0, 0);
     if (bucket) atomic_fetch_sub((_Atomic int64_t *)&bucket->due_ns, count * account->interval_ns);
 }

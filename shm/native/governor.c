@@ -1,7 +1,8 @@
 /* The transition: governor, rhythm and synaptic cascade, and how their next state becomes the committed one.
  *
- * This is the arithmetic of core/reference/governor.py, core/reference/rhythm.py and core/reference/synapse.py, which read like the specification;
- * a property test holds both equal to the last bit. Built with -ffp-contract=off: a fused multiply-add would differ.
+ * This is the arithmetic of core/reference/governor.py, core/reference/rhythm.py and core/reference/synapse.py, which
+ * read like the specification; a property test holds both equal to the last bit. Built with -ffp-contract=off: a fused
+ * multiply-add would differ.
  *
  * Each transition has the same shape: section_enter, transition_begin (verify the committed state, copy it to the
  * other buffer), change the copy, and transition_publish (log entry, checksums, one store). Whoever dies in between
@@ -170,7 +171,7 @@ static int emergency_of(const struct mlsdm_map *map) {
  * what the event is known by: one that was decided before gets its first answer again, and nothing changes. REUSED when
  * that key came with another body. */
 int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8_t *vector, const uint8_t *payload,
-                uint32_t payload_size, const struct mlsdm_key *key, struct mlsdm_decision *out) {
+                uint32_t payload_size, const struct mlsdm_idempotency_hash *key, struct mlsdm_decision *out) {
     struct memory memory;
     memory_prefetch(map);
     int status = memory_prepare(map, &memory, vector, payload, payload_size);
@@ -218,9 +219,9 @@ int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8
  * decided and returns its status; `done` says how many were. payload_ends[i] is where payload i ends in `payloads`;
  * NULL means that there are none. */
 int mlsdm_admit_batch(struct mlsdm_map *map, int64_t now_ns, uint32_t count, const double *morals, const float *vectors,
-                      const uint8_t *payloads, const uint64_t *payload_ends, const struct mlsdm_key *key,
+                      const uint8_t *payloads, const uint64_t *payload_ends, const struct mlsdm_idempotency_hash *key,
                       struct mlsdm_decision *out, uint32_t *done) {
-    struct mlsdm_key item = {{0, 0}, 0};
+    struct mlsdm_idempotency_hash item = {{0, 0}, 0};
     if (key) item = *key;
     for (*done = 0; *done < count; *done += 1, item.words[1] += 1) {
         uint32_t i = *done;
@@ -259,7 +260,8 @@ int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t id, struct mlsd
 
 /* Take over as the controller: every older epoch is void from here on. The first one forms the initial state from
  * `settings`. */
-int mlsdm_epoch(struct mlsdm_map *map, int64_t now_ns, const struct mlsdm_settings *settings, struct mlsdm_entry *out) {
+int mlsdm_epoch_begin(struct mlsdm_map *map, int64_t now_ns, const struct mlsdm_settings *settings,
+                      struct mlsdm_entry *out) {
     int status = section_enter(map);
     if (status) return status;
     struct transition t;
@@ -370,7 +372,7 @@ int mlsdm_vitals_write(struct mlsdm_map *map, uint64_t epoch, const struct mlsdm
 /* Write the vitals without the lock: for a controller that cannot have it, or finds the state corrupt that names its
  * epoch. Only who signed them last may, or who takes the place of `predecessor`, who did; anybody else is STALE. They
  * are written word by word: readers take each for itself. */
-int mlsdm_vitals_signal(struct mlsdm_map *map, uint64_t predecessor, const struct mlsdm_vitals *vitals) {
+int mlsdm_vitals_write_unlocked(struct mlsdm_map *map, uint64_t predecessor, const struct mlsdm_vitals *vitals) {
     uint64_t words[sizeof *vitals / 8], *shared = region(map, MLSDM_REGION_VITALS);
     _Atomic uint64_t *signer = (_Atomic uint64_t *)&vitals_of(map)->controller_pid;
     if (atomic_load(signer) != vitals->controller_pid &&

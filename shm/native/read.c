@@ -141,7 +141,7 @@ int mlsdm_slot_check(struct mlsdm_map *map, uint64_t at, uint64_t *id) {
 /* What slot_check has found, judged again under the lock, and mended where its bytes tell what it was: mark and hint of
  * a memory that is whole, the mark of one that was erased. OK: it is right now. CORRUPT: its bytes are not what was
  * remembered, and nothing but forgetting helps. */
-int mlsdm_slot_mend(struct mlsdm_map *map, uint64_t at) {
+int mlsdm_slot_repair(struct mlsdm_map *map, uint64_t at) {
     struct mlsdm_state state;
     int status = section_enter(map);
     if (status) return status;

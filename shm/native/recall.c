@@ -211,7 +211,7 @@ static void insert(struct mlsdm_match *matches, uint32_t *count, uint32_t k, uin
 
 /* Under the lock: take every damaged memory out of the scan, so that its bounds cannot mislead it any more. The
  * scrubber finds such slots by their hint and forgets them. */
-static void quarantine(const struct mlsdm_map *map, uint64_t newest, struct mlsdm_answer *answer) {
+static void quarantine(const struct mlsdm_map *map, uint64_t newest, struct mlsdm_recall_result *answer) {
     for (uint64_t id = newest > map->capacity ? newest - map->capacity + 1 : 1; id <= newest; id++) {
         uint64_t slot = slot_of(map, id);
         if (alive(map, id, newest) && slot_sound(map, slot)) continue;
@@ -222,7 +222,7 @@ static void quarantine(const struct mlsdm_map *map, uint64_t newest, struct mlsd
 
 /* Step 3, under the lock. Returns 0 when too few of the bench survived for the answer to be proven. */
 static int settle(const struct mlsdm_map *map, struct search *s, uint64_t seen, const struct mlsdm_scalars *now,
-                  struct mlsdm_match *matches, struct mlsdm_answer *answer) {
+                  struct mlsdm_match *matches, struct mlsdm_recall_result *answer) {
     uint32_t k = s->query->k;
     double bound = lower_bound(s);
     answer->count = 0;
@@ -267,10 +267,10 @@ static int settle(const struct mlsdm_map *map, struct search *s, uint64_t seen, 
  * A lock that is lost shuts out every writer for good, so step 3 goes without it: memories can be read until the
  * service is restarted. Whoever was inside when it was lost may publish once more; the commit word tells. */
 int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct mlsdm_match *matches,
-                 struct mlsdm_answer *answer) {
+                 struct mlsdm_recall_result *answer) {
     struct search search, *s = &search;
     int status = search_prepare(map, s, query), done = 0;
-    *answer = (struct mlsdm_answer){0};
+    *answer = (struct mlsdm_recall_result){0};
     for (int attempt = 1; !status && !done; attempt++) {
         if (attempt > ATTEMPTS_MAX) return MLSDM_STATUS_CORRUPT;
         int held = attempt > ATTEMPTS_UNLOCKED;

@@ -20,7 +20,7 @@ static uint64_t *head_of(const struct mlsdm_map *map, const uint64_t *key) {
 
 /* 1 when the search ends the admission: the first answer is in `out` and `status` is OK, or `status` says why not.
  * `newest` is the newest ordinal that counts. */
-static int receipt_find(const struct mlsdm_map *map, uint64_t newest, const struct mlsdm_key *key,
+static int receipt_find(const struct mlsdm_map *map, uint64_t newest, const struct mlsdm_idempotency_hash *key,
                         struct mlsdm_decision *out, int *status) {
     const uint64_t *head = head_of(map, key->words);
     uint64_t limit = newest + 1; /* above every ordinal that may come next */
@@ -44,7 +44,7 @@ static int receipt_find(const struct mlsdm_map *map, uint64_t newest, const stru
 
 /* Write receipt `ordinal` to its place and put it before the others of its chain. Returns `ordinal`. */
 static uint64_t receipt_write(const struct mlsdm_map *map, uint64_t *head, uint64_t ordinal,
-                              const struct mlsdm_key *key, const struct mlsdm_decision *decision) {
+                              const struct mlsdm_idempotency_hash *key, const struct mlsdm_decision *decision) {
     struct mlsdm_receipt *receipt = receipt_at(map, ordinal);
     *receipt = (struct mlsdm_receipt){.ordinal = ordinal,
                                       .key = {key->words[0], key->words[1]},
@@ -67,7 +67,7 @@ uint32_t mlsdm_chains_check(struct mlsdm_map *map, uint32_t chain, uint32_t coun
  * all where there is none, is damaged itself: it may be what the head has named. It leaves the ring in time.
  *
  * PERF: a ring of 32,768 that holds none of the chain is read as a whole under the lock, 2 ms. */
-int mlsdm_chain_mend(struct mlsdm_map *map, uint32_t chain) {
+int mlsdm_chain_repair(struct mlsdm_map *map, uint32_t chain) {
     int status = section_enter(map);
     if (status) return status;
     const struct mlsdm_state *state = state_found(map, commit_of(map));

@@ -1,8 +1,8 @@
 /* Arithmetic on vectors: the loops that the compiler turns into vector instructions, each the same on every processor.
  *
  * Sums run in float64 over eight lanes and are folded in one fixed order; products of float32 are exact in float64.
- * core/reference/vector.py does the same in NumPy, and tests hold both equal to the last bit. `padded` is a multiple of 16 and
- * the padding is zero. */
+ * core/reference/vector.py does the same in NumPy, and tests hold both equal to the last bit. `padded` is a multiple of
+ * 16 and the padding is zero. */
 
 #include "block.h"
 

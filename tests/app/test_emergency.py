@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from shm.block import Block, find
+from shm.block import Block, find_blocks
 from testing.eventually import eventually
 from testing.live_server import Answer, LiveServer
 from tests.conftest import SMALL
@@ -89,7 +89,7 @@ def controller(server: LiveServer) -> int:
 @contextmanager
 def reached_into(server: LiveServer) -> Iterator[Block]:
     """Map the server's block writable, from outside."""
-    _, link = next(iter(find(server.pid)))
+    _, link = next(iter(find_blocks(server.pid)))
     descriptor = os.open(link, os.O_RDWR)
     yield Block.open(descriptor, writable=True)
     os.close(descriptor)
@@ -251,7 +251,7 @@ def lose(server: LiveServer) -> None:
     """Make the lock irrecoverable. Everybody who might repair it is stopped meanwhile."""
     block = server.block()
     [lock] = [region for region in block.layout.regions() if region.name == "lock"]
-    _, link = next(iter(find(server.pid)))
+    _, link = next(iter(find_blocks(server.pid)))
     service = [psutil.Process(server.pid), *psutil.Process(server.pid).children()]
     for _ in range(20):
         for process in service:

@@ -23,7 +23,7 @@ from core.reference.synapse import Synapse
 from core.regime import GovernorSettings, Regime
 from loadtests.cost.bounded_memory import BOUND_MB, GROWTH_MB_MAX
 from loadtests.cost.process_memory import footprint
-from shm.block import find
+from shm.block import find_blocks
 from shm.layout import KINDS
 from shm.store import Store
 from testing.eventually import eventually
@@ -280,7 +280,7 @@ def test_a_stopped_lock_holder_is_removed(serve: Serve, frozen_controller: bool)
     if frozen_controller:
         os.kill(_controller(Store(block)), signal.SIGSTOP)
     [lock] = [region for region in block.layout.regions() if region.name == "lock"]
-    [(_, link)] = find(server.pid)
+    [(_, link)] = find_blocks(server.pid)
     holder = subprocess.Popen([sys.executable, "-c", _HOLD, str(link), str(lock.offset)])
     eventually(lambda: block.mutex_owner() == holder.pid)
 
@@ -305,7 +305,7 @@ def test_a_batch_that_is_cut_off_by_a_stuck_lock_is_the_last_to_wait_for_it(serv
     """
     server = serve(WORKERS="1", MLSDM_DIMENSION="2048", MLSDM_CAPACITY="100")
     lock = next(region for region in server.block().layout.regions() if region.name == "lock")
-    [(_, link)] = find(server.pid)
+    [(_, link)] = find_blocks(server.pid)
     body = np.full(1000, 0.95).tobytes() + np.ones((1000, 2048), "<f4").tobytes()
     connection = server.connect()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shm._native import ffi, lib
-from shm.block import Block, BlockError, find
+from shm.block import Block, BlockError, find_blocks
 from shm.errors import Unformed
 from shm.layout import LAYOUT_VERSION, MAGIC, PAGE
 from shm.store import Store
@@ -141,7 +141,7 @@ class TestObserver:
         formed = form()
         writer = begin(hot(formed, 1))
         mine = os.fstat(formed.block.fd).st_ino  # other tests' servers may be mapped here, too
-        holder, path = next((pid, path) for pid, path in find(writer) if path.stat().st_ino == mine)
+        holder, path = next((pid, path) for pid, path in find_blocks(writer) if path.stat().st_ino == mine)
         fd = os.open(path, os.O_RDONLY)
         observer = Block.open(fd, writable=False)
         observer.bind(os.getpid(), 0xFFFF_FFFF, 0, 1e6)
@@ -176,11 +176,11 @@ class TestObserver:
         other = os.memfd_create("mlsdm-other")
         child = begin(signal.pause)
         mine = os.fstat(formed.block.fd).st_ino
-        found = [(pid, path) for pid, path in find() if path.stat().st_ino == mine]
+        found = [(pid, path) for pid, path in find_blocks() if path.stat().st_ino == mine]
 
         assert [pid for pid, _ in found] == [min(os.getpid(), child)]  # pids wrap around
-        assert [pid for pid, path in find(child) if path.stat().st_ino == mine] == [child]
-        assert other not in [int(path.name) for _, path in find(os.getpid())]
+        assert [pid for pid, path in find_blocks(child) if path.stat().st_ino == mine] == [child]
+        assert other not in [int(path.name) for _, path in find_blocks(os.getpid())]
         end(child)
         os.close(other)
 
@@ -200,14 +200,14 @@ class TestObserver:
 
         child = begin(busy)
         wait_until(lambda: Path(f"/proc/{child}/fd/500").exists())
-        missed = sum(not any(find(child)) for _ in range(500))
+        missed = sum(not any(find_blocks(child)) for _ in range(500))
         end(child)
 
         assert missed == 0
 
     def test_nobody(self) -> None:
         """A process without a block has none."""
-        assert list(find(1 if os.getpid() != 1 else 2)) == []
+        assert list(find_blocks(1 if os.getpid() != 1 else 2)) == []
 
 
 class TestRegion:

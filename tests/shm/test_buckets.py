@@ -63,19 +63,19 @@ class Buckets:
     def __init__(self, block: Block, table: int) -> None:
         self._table = block, table
 
-    def take(self, owner: int, now_ns: int, interval_ns: int, burst: int, count: int) -> int:
+    def spend(self, owner: int, now_ns: int, interval_ns: int, burst: int, count: int) -> int:
         """Take tokens from one of them."""
-        return Bucket(*self._table, owner, interval_ns, burst).take(now_ns, count)
+        return Bucket(*self._table, owner, interval_ns, burst).spend(now_ns, count)
 
-    def give_back(self, owner: int, interval_ns: int, count: int) -> None:
+    def refund(self, owner: int, interval_ns: int, count: int) -> None:
         """Return tokens to one of them."""
-        Bucket(*self._table, owner, interval_ns, count).give_back(count)
+        Bucket(*self._table, owner, interval_ns, count).refund(count)
 
 
 def draw(buckets: Buckets, owner: int, now_ns: int, *bucket: int) -> Quota:
     """Take tokens, or none, and return all that the answer tells."""
     interval_ns, burst, count = bucket
-    full_ns = buckets.take(owner, now_ns, interval_ns, burst, count)
+    full_ns = buckets.spend(owner, now_ns, interval_ns, burst, count)
     wait_ns = max(0, -full_ns)
     if wait_ns:
         full_ns = (burst - count) * interval_ns + wait_ns
@@ -159,7 +159,7 @@ class TestOneBucket:
                 count = max(1, int(share * min(taken, burst)))
                 taken -= count
                 model.give_back(count)
-                buckets.give_back(owner, interval, count)
+                buckets.refund(owner, interval, count)
             elif step != "give":
                 model.pause(max(0, (wait if step == "until" else int(share * 2 * burst * interval)) + nudge))
 
@@ -231,7 +231,7 @@ class TestOneBucket:
         buckets = Buckets(formed.block, PEERS)
         draw(buckets, 5, 60 * NS, NS, 10, 10)
 
-        assert buckets.take(5, 0, NS, 10, 1) == -61 * NS
+        assert buckets.spend(5, 0, NS, 10, 1) == -61 * NS
         assert Quota(0, NS, 9) == draw(buckets, 5, 60 * NS + 10 * NS, NS, 10, 1)
 
     def test_tables_are_apart(self, formed: Formed) -> None:
@@ -351,7 +351,7 @@ class TestFlood:
         refused = 0
         account = ffi.new("struct mlsdm_account *", (1, NS // 5, 10, PEERS))
         for number, account.owner in enumerate(invented):
-            refused += lib.mlsdm_tokens_take(formed.block.map, account, now + number % 100, 1 + number % 3) < 0
+            refused += lib.mlsdm_tokens_spend(formed.block.map, account, now + number % 100, 1 + number % 3) < 0
 
         assert keys_before == content(formed, KEYS)
         assert refused == 0, "newcomers find a full bucket"
@@ -369,7 +369,7 @@ class TestFlood:
         for number, owner in enumerate(owners):
             assert draw(peers, owner, 1_000, NS, 10, number + 1).wait_ns == 0
         before = content(formed, PEERS)
-        peers.give_back(owners[0], NS, 1)
+        peers.refund(owners[0], NS, 1)
 
         assert before == content(formed, PEERS)
         assert None is owed(formed, owners[0])
@@ -409,7 +409,7 @@ class TestStepped:
     def take_of(self, formed: Formed) -> tuple[Callable[[], object], Stretch, list[int]]:
         """Return the newcomer's take, its stretch and its path; the block is left as it was."""
         before = places(formed, 3)
-        function = ffi.addressof(lib, "mlsdm_tokens_take")
+        function = ffi.addressof(lib, "mlsdm_tokens_spend")
         address = int(ffi.cast("uintptr_t", function))
         stretch = Stretch(address, address)
 
@@ -461,7 +461,7 @@ class TestStepped:
         before, peers = places(crowded, 3), Buckets(crowded.block, PEERS)
         for number, newcomer in self.put_aside(take, path):
             if owed(crowded, self.NEWCOMER):
-                peers.give_back(self.NEWCOMER, NS, self.BURST)  # so that it owes least
+                peers.refund(self.NEWCOMER, NS, self.BURST)  # so that it owes least
             assert Quota(0, 60 * NS, 40) == draw(peers, self.STRANGER, 1_000, NS, self.BURST, 60)
             newcomer.let_go()
             owes = owed(crowded, self.STRANGER)

@@ -196,7 +196,7 @@ class TestTornReads:
 
     def test_scrub(self, busy: Formed) -> None:
         """A slot that changes under the check is not called corrupt."""
-        assert all(busy.store.slot_sound(number % 21)[0] for number in range(READS))
+        assert all(busy.store.check_slot(number % 21)[0] for number in range(READS))
 
     def test_nothing_is_called_corrupt(self, busy: Formed) -> None:
         """Whatever is read of a sound block under a hot writer, Corrupt is never the answer."""

@@ -15,7 +15,7 @@ from shm._native import ffi
 from shm.block import Block, BlockError
 from shm.errors import Corrupt, Gone
 from shm.layout import RECORDS, Layout, seal
-from shm.store import Decision, Recall, new_key, new_settings, new_vitals, settings_checksum
+from shm.store import Decision, Recall, new_idempotency_hash, new_settings, new_vitals, settings_checksum
 from testing.block_fixture import Formed, begin, decision_of, exit_of
 from tests.shm.conftest import Form
 
@@ -62,7 +62,7 @@ def recalled(formed: Formed, vector: bytes) -> list[int]:
 
 def unsound(formed: Formed) -> list[tuple[bool, int]]:
     """Return what the scrub finds."""
-    return [one for one in map(formed.store.slot_sound, range(51)) if not one[0]]
+    return [one for one in map(formed.store.check_slot, range(51)) if not one[0]]
 
 
 class TestState:
@@ -78,7 +78,7 @@ class TestState:
             used.store.levels,
             used.accept,
             lambda: used.admit(1),
-            lambda: used.store.epoch(used.now(), used.regime.to_record()),
+            lambda: used.store.begin_epoch(used.now(), used.regime.to_record()),
             lambda: used.store.tick(used.now(), used.epoch),
         )
         for _ in flipped(used, offset, SIZES["state"]):
@@ -146,7 +146,7 @@ class TestState:
             lambda: used.store.entries(10, 5),
             lambda: used.store.forget(used.now(), 50),
             used.accept,
-            lambda: used.store.epoch(used.now(), used.regime.to_record()),
+            lambda: used.store.begin_epoch(used.now(), used.regime.to_record()),
             lambda: used.store.tick(used.now(), used.epoch),
             lambda: used.store.post_command("reset"),
             lambda: used.store.write_vitals(used.epoch, new_vitals()),
@@ -210,7 +210,7 @@ class TestMark:
                 used.store.memory(memory_id)
             assert memory_id in recalled(used, memory.vector)
             assert unsound(used) == [(False, memory_id)]
-            assert used.store.mend_slot(memory_id % 51)
+            assert used.store.repair_slot(memory_id % 51)
             assert (memory, []) == (used.store.memory(memory_id), unsound(used))
             assert live == used.store.state().scalars.live
 
@@ -229,7 +229,7 @@ class TestMark:
                 used.store.forget(used.now(), memory_id)
             assert memory_id not in recalled(used, vector)
             assert unsound(used) == [(False, memory_id)]
-            assert used.store.mend_slot(memory_id % 51)
+            assert used.store.repair_slot(memory_id % 51)
             assert unsound(used) == []
             with pytest.raises(Gone):
                 used.store.memory(memory_id)
@@ -257,7 +257,7 @@ class TestMark:
             ffi.buffer(used.block.region("slots", 50))[:] = os.urandom(SIZES["slot"])
             used.block.region("slots", 50).deleted_at = seal(50) ^ 1  # of random ones, one in 65,536 fits its seal
             assert unsound(used) == [(False, 50)]
-            assert used.store.mend_slot(50) is deleted
+            assert used.store.repair_slot(50) is deleted
         if not deleted:
             used.store.forget(used.now(), 50)
 
@@ -270,7 +270,7 @@ class TestMark:
         used.block.region("codes", 50).live = 0
         assert 50 not in recalled(used, memory.vector)
         assert unsound(used) == [(False, 50)]
-        assert used.store.mend_slot(50)
+        assert used.store.repair_slot(50)
 
         assert 50 in recalled(used, memory.vector)
         assert unsound(used) == []
@@ -279,7 +279,7 @@ class TestMark:
         """A memory whose bytes are damaged is not."""
         used.block.region("slots", 50).moral += 1
 
-        assert not used.store.mend_slot(50)
+        assert not used.store.repair_slot(50)
         assert unsound(used) == [(False, 50)]
 
 
@@ -377,7 +377,7 @@ class TestReceipts:
 
     def key(self, ordinal: int) -> Any:
         """Return the key that receipt `ordinal` was given for."""
-        return new_key((0, self.CAPACITY * ordinal + ordinal % self.CHAINS), 0)
+        return new_idempotency_hash((0, self.CAPACITY * ordinal + ordinal % self.CHAINS), 0)
 
     def promised(self) -> range:
         """Return the ordinals that are in reach."""
@@ -454,11 +454,11 @@ class TestReceipts:
         for chain in range(self.CAPACITY):
             for bit in range(64):
                 heads[chain] ^= 1 << bit
-                assert chain == store.damaged_chain(0, self.CAPACITY)
-                assert chain == store.damaged_chain(chain, 1)
-                assert None is store.damaged_chain(chain + 1, self.CAPACITY - chain - 1)
-                assert store.mend_chain(chain)
-                assert None is store.damaged_chain(0, self.CAPACITY)
+                assert chain == store.find_damaged_chain(0, self.CAPACITY)
+                assert chain == store.find_damaged_chain(chain, 1)
+                assert None is store.find_damaged_chain(chain + 1, self.CAPACITY - chain - 1)
+                assert store.repair_chain(chain)
+                assert None is store.find_damaged_chain(0, self.CAPACITY)
                 assert firsts == {key: given.decide(0, key=key) for key in firsts}
                 assert [seal(39), seal(40), seal(38)] == [heads[0], heads[1], heads[2]]
                 assert chain < self.CHAINS or heads[chain] == 0
@@ -473,19 +473,19 @@ class TestReceipts:
             heads[chain] ^= 1 << 20
         heads[1] ^= 1 << 20
 
-        assert [store.mend_chain(chain) for chain in (0, 1, 2, 5)] == [False, True, False, False]
+        assert [store.repair_chain(chain) for chain in (0, 1, 2, 5)] == [False, True, False, False]
         for ordinal in range(self.NEWEST + 1, self.NEWEST + self.CAPACITY - 1):  # all of chain 1
-            given.decide(0, key=new_key((0, self.CAPACITY * ordinal + 1), 0))
-        assert [store.mend_chain(chain) for chain in (0, 2, 5)] == [False, False, False]
-        given.decide(0, key=new_key((0, self.CAPACITY * 100 + 1), 0))
-        assert [store.mend_chain(chain) for chain in (0, 2, 5)] == [True, True, True]
+            given.decide(0, key=new_idempotency_hash((0, self.CAPACITY * ordinal + 1), 0))
+        assert [store.repair_chain(chain) for chain in (0, 2, 5)] == [False, False, False]
+        given.decide(0, key=new_idempotency_hash((0, self.CAPACITY * 100 + 1), 0))
+        assert [store.repair_chain(chain) for chain in (0, 2, 5)] == [True, True, True]
         assert [heads[chain] for chain in (0, 2, 5)] == [0, 0, 0]
 
     def test_a_head_in_a_state_that_does_not_hold(self, given: Formed) -> None:
         """How many receipts count is not known then."""
         self.heads(given)[0] ^= 1
         for _ in flipped(given, given.region_bytes("states")[0] + (given.block.position & 1) * SIZES["state"], 8):
-            assert not given.store.mend_chain(0)
+            assert not given.store.repair_chain(0)
 
     def test_the_forger_knows_the_checksum(self) -> None:
         """The checksum that the next tests forge with is the block's."""
@@ -598,9 +598,9 @@ class TestHeader:
         """Whoever has opened the block knows it as it was, and can write it again."""
         formed = form()
         known = (formed.block.boot_id, formed.block.secret, formed.block.header)
-        assert not formed.block.mend_header()
+        assert not formed.block.repair_header()
         for _ in flipped(formed, 0, SIZES["header"]):
             assert known == (formed.block.boot_id, formed.block.secret, formed.block.header)
-            assert formed.block.mend_header()
+            assert formed.block.repair_header()
             assert formed.block.memory[: SIZES["header"]] == formed.block.header
         Block.open(os.dup(formed.block.fd), writable=True).close()

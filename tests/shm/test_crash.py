@@ -21,7 +21,7 @@ import pytest
 from shm._native import ffi, lib
 from shm.errors import Gone
 from shm.layout import NO_ROW, Layout, seal
-from shm.store import NO_KEY, Decision, Key, Recall, Store, new_key
+from shm.store import NO_IDEMPOTENCY_HASH, Decision, IdempotencyHash, Recall, Store, new_idempotency_hash
 from testing.block_fixture import REGIME, Formed, Witness, begin, copied, end, exit_of, take_mutex, wait_until
 from tests import tracee
 from tests.shm.conftest import Form
@@ -55,7 +55,7 @@ class TestRandom:
                 morals, vectors = np.array([moral for moral, _ in events]), np.stack([vector for _, vector in events])
                 payloads = [b"x" * (number % 65) for number in range(40)]
                 for number in range(20):
-                    key = new_key((rng.getrandbits(64), 0), 0) if number % 2 else NO_KEY
+                    key = new_idempotency_hash((rng.getrandbits(64), 0), 0) if number % 2 else NO_IDEMPOTENCY_HASH
                     formed.store.admit_batch(formed.now(), morals, vectors, payloads, key)
                     formed.store.tick(formed.now(), formed.epoch)
                     newest = int(formed.store.state().scalars.accepted)
@@ -257,9 +257,9 @@ class TestStaged:
         return Recall(formed.block).nearest(vector, 100, (3, 3), payloads=False, vectors=False).matches
 
 
-def key(number: int) -> Key:
+def key(number: int) -> IdempotencyHash:
     """Return the key of an event of these tests. Their chains are few, so that each has members in the window."""
-    return new_key((0, 8 * number + number % 3), 0)
+    return new_idempotency_hash((0, 8 * number + number % 3), 0)
 
 
 def accept(formed: Formed) -> object:
@@ -309,7 +309,7 @@ def tick(formed: Formed) -> object:
 
 def epoch(formed: Formed) -> object:
     """Take over as the controller."""
-    return formed.store.epoch(formed.now(), REGIME.to_record())
+    return formed.store.begin_epoch(formed.now(), REGIME.to_record())
 
 
 def command(formed: Formed) -> object:

@@ -14,7 +14,7 @@ from testing.block_fixture import begin, end, exit_of, wait_until
 class TestIdentity:
     def test_myself(self) -> None:
         """This process is alive, and its identity stays the same."""
-        me = process.myself()
+        me = process.identify_self()
 
         assert (os.getpid(), True) == (me.pid, me.alive)
         assert me == process.identify(os.getpid())
@@ -36,7 +36,7 @@ class TestIdentity:
 
     def test_another_start_time_is_another_process(self) -> None:
         """A pid alone names nobody."""
-        me = process.myself()
+        me = process.identify_self()
 
         assert not Identity(me.pid, me.started + 1).alive
 
@@ -44,7 +44,7 @@ class TestIdentity:
         """Who cannot look calls nobody dead who lives, and does not take itself for nobody."""
         dead = process.identify(begin(lambda: None))
         os.waitpid(dead.pid, 0)
-        parent = process.myself()
+        parent = process.identify_self()
 
         def work() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
@@ -52,7 +52,7 @@ class TestIdentity:
             assert not dead.alive
             assert not NOBODY.alive
             with pytest.raises(OSError, match="cannot be identified"):
-                process.myself()
+                process.identify_self()
 
         assert exit_of(begin(work)) == 0
 
@@ -62,7 +62,7 @@ class TestIdentity:
         def work() -> None:
             with open("/proc/self/comm", "w", encoding="ascii") as file:
                 file.write(") R 1 (x")
-            me = process.myself()
+            me = process.identify_self()
             assert me.alive
             assert me.pid == os.getpid()
 

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from shm._native import ffi
 from shm.errors import Gone, NotFinite, Reused, Stopped, TooLong, Unknown
 from shm.layout import KINDS, NO_ROW, STATUSES, Layout
-from shm.store import Decision, Key, new_key
+from shm.store import Decision, IdempotencyHash, new_idempotency_hash
 from testing.block_fixture import Formed, Witness, begin, decision_of, exit_of, wait_until
 from tests.shm.conftest import Form
 
@@ -85,7 +85,7 @@ class Ledger(RuleBasedStateMachine):
         """Admit one event with a key. What is answered from a receipt or refused changes nothing."""
         assert self.formed
         expected, before = self.expected(name, body), self.state()
-        key = new_key(name, body)
+        key = new_idempotency_hash(name, body)
         if isinstance(expected, type):
             with pytest.raises(expected):
                 self.formed.decide(moral, b"x", key)
@@ -119,7 +119,7 @@ class Ledger(RuleBasedStateMachine):
             np.array([moral for moral, _ in events]),
             np.stack([vector for _, vector in events]),
             None,
-            new_key(name, body),
+            new_idempotency_hash(name, body),
         )
         for number, decision in enumerate(map(Decision._make, decisions)):
             expected = self.expected(nth(name, number), body)
@@ -144,7 +144,9 @@ class Ledger(RuleBasedStateMachine):
         assert self.formed
         before = self.state()
         with pytest.raises(TooLong if np.isfinite(bad) else NotFinite):
-            self.formed.store.admit(self.formed.now(), 1.0, np.full(2, bad, np.float32), b"", new_key(name, body))
+            self.formed.store.admit(
+                self.formed.now(), 1.0, np.full(2, bad, np.float32), b"", new_idempotency_hash(name, body)
+            )
         assert before == self.state()
 
     @precondition(lambda self: not self.stopped)
@@ -173,7 +175,7 @@ class Ledger(RuleBasedStateMachine):
         elif what == "reset":
             formed.apply("reset")
         elif what == "epoch":
-            formed.epoch = int(formed.store.epoch(formed.now(), formed.regime.to_record()).epoch)
+            formed.epoch = int(formed.store.begin_epoch(formed.now(), formed.regime.to_record()).epoch)
         else:
             newest = int(formed.store.state().scalars.accepted)
             try:
@@ -188,7 +190,7 @@ class Ledger(RuleBasedStateMachine):
             return
         before = self.state()
         for name, (body, first) in self.promised.items():
-            assert first._replace(repeated=1) == self.formed.decide(0, key=new_key(name, body))
+            assert first._replace(repeated=1) == self.formed.decide(0, key=new_idempotency_hash(name, body))
         assert before == self.state()
         assert len(self.given) == self.formed.store.state().receipts
 
@@ -228,50 +230,50 @@ class TestWindow:
     def test_exactly_so_many_are_promised(self, form: Form, capacity: int) -> None:
         """Of any number of keyed events the newest `capacity` are answered again, and the one before them is not."""
         formed = form(Layout(2, 5, 0, 4096, 1, capacity))
-        given = [formed.decide(number, key=new_key((number, 0), 0)) for number in range(5 * capacity + 3)]
+        given = [formed.decide(number, key=new_idempotency_hash((number, 0), 0)) for number in range(5 * capacity + 3)]
         for number in range(4 * capacity + 3, 5 * capacity + 3):
-            assert given[number]._replace(repeated=1) == formed.decide(0, key=new_key((number, 0), 0))
+            assert given[number]._replace(repeated=1) == formed.decide(0, key=new_idempotency_hash((number, 0), 0))
 
-        assert formed.decide(0, key=new_key((4 * capacity + 2, 0), 0)).repeated == 0
+        assert formed.decide(0, key=new_idempotency_hash((4 * capacity + 2, 0), 0)).repeated == 0
 
     def test_what_was_decided_again_is_promised_again(self, form: Form) -> None:
         """A key that has left the window is as good as new, and its second answer is then the first."""
         formed = form(Layout(2, 5, 0, 4096, 1, 2))
-        first = formed.decide(1, key=new_key((1, 0), 0))
+        first = formed.decide(1, key=new_idempotency_hash((1, 0), 0))
         for number in (2, 3):
-            formed.decide(number, key=new_key((number, 0), 0))
-        second = formed.decide(2, key=new_key((1, 0), 1))
+            formed.decide(number, key=new_idempotency_hash((number, 0), 0))
+        second = formed.decide(2, key=new_idempotency_hash((1, 0), 1))
 
         assert (0, first.sequence + 3) == (second.repeated, second.sequence)
-        assert second._replace(repeated=1) == formed.decide(3, key=new_key((1, 0), 1))
+        assert second._replace(repeated=1) == formed.decide(3, key=new_idempotency_hash((1, 0), 1))
         Witness(formed).check()
 
     def test_a_rejection_is_an_answer(self, formed: Formed) -> None:
         """What was rejected stays rejected, though by now the threshold would let it pass."""
         for number in range(10):
             formed.accept(number)  # the threshold rises
-        first = formed.decide(600_000, key=new_key((1, 0), 0))
+        first = formed.decide(600_000, key=new_idempotency_hash((1, 0), 0))
         formed.apply("reset")
 
         assert (0, 0.6) == (first.memory_id, first.moral)
-        assert first._replace(repeated=1) == formed.decide(600_000, key=new_key((1, 0), 0))
-        assert formed.decide(600_000, key=new_key((2, 0), 0)).memory_id
+        assert first._replace(repeated=1) == formed.decide(600_000, key=new_idempotency_hash((1, 0), 0))
+        assert formed.decide(600_000, key=new_idempotency_hash((2, 0), 0)).memory_id
 
     def test_a_batch_that_wraps(self, formed: Formed) -> None:
         """The items of a batch are known by consecutive words, and 0 follows 2^64 − 1."""
         moral, vector = formed.pool.event(950_000)
         decisions, _ = formed.store.admit_batch(
-            formed.now(), np.full(3, moral), np.stack([vector] * 3), None, new_key((9, LAST - 1), 4)
+            formed.now(), np.full(3, moral), np.stack([vector] * 3), None, new_idempotency_hash((9, LAST - 1), 4)
         )
 
         for word, decision in zip((LAST - 1, LAST, 0), map(Decision._make, decisions), strict=True):
-            assert decision._replace(repeated=1) == formed.decide(0, key=new_key((9, word), 4))
+            assert decision._replace(repeated=1) == formed.decide(0, key=new_idempotency_hash((9, word), 4))
 
     def test_a_batch_longer_than_the_window(self, form: Form) -> None:
         """Each item is decided once; a retry of it all begins anew, because its beginning is no longer promised."""
         formed = form(Layout(2, 5, 0, 4096, 1, 4))
         moral, vector = formed.pool.event(950_000)
-        events = np.full(10, moral), np.stack([vector] * 10), None, new_key((9, 0), 4)
+        events = np.full(10, moral), np.stack([vector] * 10), None, new_idempotency_hash((9, 0), 4)
         first, _ = formed.store.admit_batch(formed.now(), *events)
         again, _ = formed.store.admit_batch(formed.now(), *events)
 
@@ -280,8 +282,8 @@ class TestWindow:
 
     def test_a_vector_is_not_remembered_twice(self, formed: Formed) -> None:
         """A repeated event leaves slots, payloads and tallies as they are."""
-        first = formed.decide(950_000, b"once", new_key((1, 1), 1))
-        again = formed.decide(950_001, b"twice", new_key((1, 1), 1))
+        first = formed.decide(950_000, b"once", new_idempotency_hash((1, 1), 1))
+        again = formed.decide(950_001, b"twice", new_idempotency_hash((1, 1), 1))
 
         assert first._replace(repeated=1) == again
         assert ([1], b"once") == (formed.live_ids(), formed.store.memory(1).payload)
@@ -317,9 +319,9 @@ class TestRace:
                 DECISION.pack_into(answers, (row * self.EVENTS + number) * DECISION.size, *decision)
             os.sched_yield()  # fewer cores than processes: let the others in between
 
-    def key(self, number: int) -> Key:
+    def key(self, number: int) -> IdempotencyHash:
         """Return the key of an event: those of a batch differ in the second word only."""
-        return new_key((number // self.BATCH, number % self.BATCH), number // self.BATCH)
+        return new_idempotency_hash((number // self.BATCH, number % self.BATCH), number // self.BATCH)
 
     @pytest.mark.parametrize("race", range(RACES))
     def test_each_key_is_decided_once(self, form: Form, race: int) -> None:

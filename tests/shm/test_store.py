@@ -159,7 +159,7 @@ class TestScrub:
             at = offset + memory_id % 51 * stride + byte
             before = formed.block.memory[at]
             formed.block.memory[at] ^= 1 << random.randrange(8)
-            found = [formed.store.slot_sound(slot) for slot in range(51)]
+            found = [formed.store.check_slot(slot) for slot in range(51)]
             assert [one for one in found if not one[0]] == [(False, memory_id)], f"byte {byte}"
             formed.block.memory[at] = before
 
@@ -171,7 +171,7 @@ class TestScrub:
         for slot in (0, 3, 6, 50):
             formed.block.region("slots", slot).moral = 99.0
 
-        assert [formed.store.slot_sound(slot) for slot in range(51)] == [(True, 0)] * 51
+        assert [formed.store.check_slot(slot) for slot in range(51)] == [(True, 0)] * 51
 
 
 class TestEntries:
@@ -244,7 +244,7 @@ class TestBatch:
 class TestRows:
     def test_free_rows_first(self, formed: Formed) -> None:
         """Live owners get the free rows in order, and nobody gets one more than there are."""
-        me = process.myself()
+        me = process.identify_self()
         assert [formed.store.claim_row(me) for _ in range(4)] == [0, 1, 2, 3]
         with pytest.raises(Taken):
             formed.store.claim_row(me)
@@ -253,7 +253,7 @@ class TestRows:
         """The row of a process that has ended is claimed anew, and its counters go on."""
 
         def work() -> None:
-            row = formed.store.claim_row(process.myself())
+            row = formed.store.claim_row(process.identify_self())
             formed.be(row)
             formed.block.region("rows", row).requests += 5
             formed.accept()
@@ -261,7 +261,7 @@ class TestRows:
         assert exit_of(begin(work)) == 0
         assert formed.store.tallies()[:2] == (1, 0)
         formed.be(NO_ROW)
-        row = formed.store.claim_row(process.myself())
+        row = formed.store.claim_row(process.identify_self())
         formed.be(row)
         formed.accept()
 
@@ -271,14 +271,14 @@ class TestRows:
 
     def test_a_reused_pid_is_not_its_predecessor(self, formed: Formed) -> None:
         """A row whose owner has our pid but another start time belongs to nobody alive."""
-        me = process.myself()
+        me = process.identify_self()
         formed.store.claim_row(Identity(me.pid, me.started - 1))
 
         assert formed.store.claim_row(me) == 0
 
     def test_release(self, formed: Formed) -> None:
         """A row that was given back is the next one to be given; only its owner can give it back."""
-        me = process.myself()
+        me = process.identify_self()
         first = formed.store.claim_row(me)
         formed.store.claim_row(me)
         with pytest.raises(Taken):
@@ -311,7 +311,7 @@ class TestCommands:
         formed.store.post_command("reset")
         assert formed.store.apply_command(formed.now(), formed.epoch)
         assert formed.store.apply_command(formed.now(), formed.epoch) is None
-        epoch = formed.store.epoch(formed.now(), REGIME.to_record()).epoch
+        epoch = formed.store.begin_epoch(formed.now(), REGIME.to_record()).epoch
 
         assert formed.store.apply_command(formed.now(), epoch) is None
 
@@ -337,7 +337,7 @@ class TestCommands:
         """Once a newer one has taken over: no tick, no command, no vitals."""
         old = formed.epoch
         formed.store.post_command("stop")
-        formed.store.epoch(formed.now(), REGIME.to_record())
+        formed.store.begin_epoch(formed.now(), REGIME.to_record())
         position = int(formed.store.state().position)
         vitals = ffi.new("struct mlsdm_vitals *")
         calls: tuple[Callable[[], object], ...] = (
@@ -357,7 +357,7 @@ class TestCommands:
         before = formed.store.state()
         threshold, accepted = before.scalars.theta, before.scalars.accepted
         other = REGIME._replace(governor=REGIME.governor._replace(initial_threshold=0.7))
-        formed.store.epoch(formed.now(), other.to_record())
+        formed.store.begin_epoch(formed.now(), other.to_record())
         after = formed.store.state()
 
         assert (threshold, accepted, 0.5, 2) == (

@@ -39,9 +39,9 @@ CALLS: Final = {
     "page": "entries_read",
     "post": "command_post",
     "withdraw": "command_withdraw",
-    "take": "tokens_take",
-    "give_back": "tokens_return",
-    "take_over": "epoch",
+    "take": "tokens_spend",
+    "give_back": "tokens_refund",
+    "take_over": "epoch_begin",
     "tick": "tick",
     "apply": "command_apply",
     "scrub": "slot_check",
@@ -49,7 +49,7 @@ CALLS: Final = {
 
 
 # Those of a controller's round, which calls several.
-ROUND: Final = ("epoch", "command_apply", "state_read", "tick", "vitals_write", "vitals_signal")
+ROUND: Final = ("epoch_begin", "command_apply", "state_read", "tick", "vitals_write", "vitals_write_unlocked")
 
 _CORE: Final = ctypes.CDLL(_native.__file__)
 

@@ -77,7 +77,7 @@ class Inspection:
     def _memories(self) -> None:
         store, layout = self.formed.store, self.formed.block.layout
         slots = range(layout.capacity + 1)
-        same("sound slots", [(True, 0)] * len(slots), [store.slot_sound(slot) for slot in slots])
+        same("sound slots", [(True, 0)] * len(slots), [store.check_slot(slot) for slot in slots])
         newest, live = self.chronicle.model.accepted, set(self.chronicle.now.live)
         for memory_id in range(max(1, newest - layout.capacity), newest + 2):
             found: Any

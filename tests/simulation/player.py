@@ -22,7 +22,7 @@ from shm import process
 from shm._native import ffi
 from shm.errors import StoreError
 from shm.layout import NO_ROW
-from shm.store import NO_KEY, Bucket, Decision, Memory, Recall, Store, new_key
+from shm.store import NO_IDEMPOTENCY_HASH, Bucket, Decision, Memory, Recall, Store, new_idempotency_hash
 from testing.block_fixture import NORM_MAX, Formed, Pool
 from tests.simulation.accounts import ACCOUNTS
 
@@ -135,7 +135,7 @@ class Player:
     def __init__(self, formed: Formed) -> None:
         self.block = formed.block
         self.pool: Pool = formed.pool
-        self.me = process.myself()
+        self.me = process.identify_self()
         self.row = NO_ROW
         self.controller: Controller | None = None
         self.now_ns = 0
@@ -170,7 +170,9 @@ class Player:
 
     def admit(self, now_ns: int, number: int, payload: bytes, key: KeyOf | None) -> Decision:
         moral, vector = self.pool.event(number)
-        return self.store.admit(now_ns, moral, vector, payload, new_key(key[:2], key[2]) if key else NO_KEY)
+        return self.store.admit(
+            now_ns, moral, vector, payload, new_idempotency_hash(key[:2], key[2]) if key else NO_IDEMPOTENCY_HASH
+        )
 
     def batch(
         self, now_ns: int, numbers: list[int], payloads: list[bytes], key: KeyOf | None
@@ -181,7 +183,7 @@ class Player:
             np.array([moral for moral, _ in events]),
             np.stack([vector for _, vector in events]),
             payloads,
-            new_key(key[:2], key[2]) if key else NO_KEY,
+            new_idempotency_hash(key[:2], key[2]) if key else NO_IDEMPOTENCY_HASH,
         )
         return [Decision(*decision) for decision in fields], status
 
@@ -217,10 +219,10 @@ class Player:
         return self.store.withdraw_command(ticket)
 
     def take(self, now_ns: int, account: int, count: int) -> int:
-        return Bucket(self.block, *ACCOUNTS[account]).take(now_ns, count)
+        return Bucket(self.block, *ACCOUNTS[account]).spend(now_ns, count)
 
     def give_back(self, account: int, count: int) -> None:
-        Bucket(self.block, *ACCOUNTS[account]).give_back(count)
+        Bucket(self.block, *ACCOUNTS[account]).refund(count)
 
     # -- a controller's ------------------------------------------------------------------------------------------------
 
@@ -266,7 +268,7 @@ class Player:
         return emergency
 
     def scrub(self) -> list[tuple[bool, int]]:
-        return [self.store.slot_sound(slot) for slot in range(self.block.layout.capacity + 1)]
+        return [self.store.check_slot(slot) for slot in range(self.block.layout.capacity + 1)]
 
 
 def image_of(entry: Any) -> bytes:

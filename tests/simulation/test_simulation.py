@@ -85,8 +85,8 @@ class TestSaysWhatIsWrong:
             world.run(100)
             account = ACCOUNTS[0]
             bucket = Bucket(world.formed.block, account.table, account.owner, account.interval_ns, account.burst)
-            bucket.take(world.errands.boot_ns, 1)
-            bucket.give_back(1)
+            bucket.spend(world.errands.boot_ns, 1)
+            bucket.refund(1)
 
             with pytest.raises(WrongError, match="which has no business with the places"):
                 world.buckets.look("worker-0", "worker-0's look()")

@@ -21,7 +21,7 @@ from app.api.codec.media_types import RAW
 from app.api.operation import Parameter
 from app.api.problem import Problem
 from core.limits import IDEMPOTENCY_KEY_LENGTH
-from shm.store import NO_KEY, Key, new_key
+from shm.store import NO_IDEMPOTENCY_HASH, IdempotencyHash, new_idempotency_hash
 
 # Visible ASCII without quote and backslash, as it is or as a string in quotes (RFC 9651 §3.3.3).
 _WORD: Final = rf"[!#-\[\]-~]{{1,{IDEMPOTENCY_KEY_LENGTH.value}}}"
@@ -41,11 +41,13 @@ class IdempotencyKeys:
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
-    def key_of(self, environ: WSGIEnvironment, body: bytes) -> Key:
-        """Return the key that a request comes with, NO_KEY when it has none. Raises the Problem with it."""
+    def key_of(self, environ: WSGIEnvironment, body: bytes) -> IdempotencyHash:
+        """Return the key that a request comes with, NO_IDEMPOTENCY_HASH when it has none.
+
+        Raises the Problem with it."""
         given = environ.get("HTTP_IDEMPOTENCY_KEY")
         if given is None:
-            return NO_KEY
+            return NO_IDEMPOTENCY_HASH
         if not _KEY.fullmatch(given):
             limit = IDEMPOTENCY_KEY_LENGTH
             expected = f"1 to {limit.value} visible ASCII characters without blanks and quotes"
@@ -62,7 +64,7 @@ class IdempotencyKeys:
         moral = environ.get("HTTP_MORAL_VALUE", "") if media.lower().startswith(RAW) else ""  # elsewhere it is ignored
         for part in (environ["PATH_INFO"], media, moral):
             sent.update(b"\0" + part.encode("latin-1"))
-        return new_key(
+        return new_idempotency_hash(
             (int.from_bytes(named[:8], "little"), int.from_bytes(named[8:], "little")),
             int.from_bytes(sent.digest(), "little"),
         )

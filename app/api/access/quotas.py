@@ -80,7 +80,7 @@ class Quotas:
                 f"body: {least}{tokens} events; expected at most {burst}, the burst of tier {client.key.tier}",
                 field="body", expected=f"at most {burst} events",
             )  # fmt: skip
-        full_ns = bucket.take(self._clock(), tokens)
+        full_ns = bucket.spend(self._clock(), tokens)
         wait_ns = 0
         if full_ns < 0:  # then nothing was taken, and what is owed follows from the wait
             wait_ns = -full_ns
@@ -119,7 +119,7 @@ def give_back(environ: WSGIEnvironment, spent: int = 0) -> bool:
         return False
     account, tokens = charge
     if tokens > spent:
-        account.bucket.give_back(tokens - spent)
+        account.bucket.refund(tokens - spent)
         environ["mlsdm.lines"] = account.policy  # what was left is not true any more
     return True
 

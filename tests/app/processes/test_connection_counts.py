@@ -22,7 +22,7 @@ def formed() -> Iterator[Formed]:
 
 def seat(formed: Formed, row: int, connections: int, heartbeat_ns: int = NOW_NS) -> ConnectionCounts:
     """Give a row to this process, as a worker takes it; returns its view."""
-    formed.block.region("rows", row).pid = process.myself().pid
+    formed.block.region("rows", row).pid = process.identify_self().pid
     formed.block.region("rows", row).heartbeat_ns = heartbeat_ns
     view = ConnectionCounts(formed.block, row, lambda: NOW_NS)
     view.publish(connections)

@@ -202,7 +202,7 @@ class TestSuperseded:
         vitals = held.formed.block.region("vitals")
 
         assert before.scrubbed + 1 == vitals.scrubbed
-        assert process.myself() == (vitals.controller_pid, vitals.controller_started)
+        assert process.identify_self() == (vitals.controller_pid, vitals.controller_started)
         assert process.identify(os.getppid()) == (vitals.arbiter_pid, vitals.arbiter_started)
         held.close()
 
@@ -344,7 +344,7 @@ class TestRun:
 
     def child(self, formed: Formed) -> int:
         """Start a controller process."""
-        me = process.myself()
+        me = process.identify_self()
 
         def work() -> None:
             os._exit(run(formed.block, self.FAST, me))

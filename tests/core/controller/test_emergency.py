@@ -16,7 +16,7 @@ from core.machine.sampler import Sampler, Vitals
 from shm._native import ffi
 from shm.errors import Corrupt, Exhausted, Lost, Stale
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY
-from shm.store import Match, Recall, new_key
+from shm.store import Match, Recall, new_idempotency_hash
 from testing.block_fixture import begin, exit_of, take_mutex
 from tests.core.controller.test_controller import Held
 
@@ -185,7 +185,7 @@ def test_full_memory_refuses_events_and_nothing_else(held: Held, caplog: pytest.
 
 def test_a_repeated_key_is_answered_in_an_emergency(held: Held) -> None:
     """What was decided before costs nothing to say again."""
-    key = new_key((1, 2), 3)
+    key = new_idempotency_hash((1, 2), 3)
     first = held.formed.decide(999_999, key=key)
     felt(held.controller, 99.0)
     held.run(1.5)

@@ -17,7 +17,7 @@ from core.regime import Regime, RhythmSettings
 from shm._native import ffi
 from shm.errors import Corrupt, Gone, NotFinite, TooLong, Unformed
 from shm.layout import KINDS, Layout, seal
-from shm.store import Answer, Recall
+from shm.store import Recall, RecallResult
 from testing.block_fixture import NORM_MAX, REGIME, Formed, begin, end, exit_of, wait_until
 
 Matrix = NDArray[Any]
@@ -50,12 +50,12 @@ def expected(formed: Formed, query: Vector, k: int, mask: int) -> list[Scored]:
     return brute_force(query, k, mask, [(memory, np.frombuffer(memory.vector, np.float32)) for memory in memories])
 
 
-def scored(answer: Answer) -> list[Scored]:
+def scored(answer: RecallResult) -> list[Scored]:
     """Return an answer as ids and scores."""
     return [Scored(match.id, match.score) for match in answer.matches]
 
 
-def hold(formed: Formed, query: Vector, k: int, window: tuple[int, int] = (3, 3)) -> Answer:
+def hold(formed: Formed, query: Vector, k: int, window: tuple[int, int] = (3, 3)) -> RecallResult:
     """Ask, and hold the answer against brute force; returns it."""
     state = formed.store.state()
     mask = window[state.scalars.phase]
@@ -389,7 +389,7 @@ class TestUnderWriters:
             else:
                 formed.store.tick(formed.now(), formed.epoch)
 
-    def _hold(self, formed: Formed, asked: Sequence[tuple[Answer, int, int, tuple[int, int]]]) -> None:
+    def _hold(self, formed: Formed, asked: Sequence[tuple[RecallResult, int, int, tuple[int, int]]]) -> None:
         pooled = {index: scores(formed.pool.vectors[index], formed.pool.vectors) for _, index, *_ in asked}
         live: dict[int, tuple[int, int]] = {}  # id → (index in the pool, phase)
         phase, position = WAKE, 0

@@ -27,7 +27,7 @@ from core.regime import GovernorSettings, Regime, RhythmSettings, SynapseSetting
 from shm._native import ffi
 from shm.errors import Gone, NotFinite, Reused, Stopped, TooLong, Unknown
 from shm.layout import FLAG_STOPPED, KINDS, Layout
-from shm.store import NO_KEY, Decision, new_key
+from shm.store import NO_IDEMPOTENCY_HASH, Decision, new_idempotency_hash
 from testing.block_fixture import NORM_MAX, REGIME, Formed, Witness, copied
 
 LOG_CAPACITY = 512
@@ -102,7 +102,7 @@ class History(RuleBasedStateMachine):
         value = self._moral(moral)
         vector = np.random.default_rng(seed).standard_normal(len(self.levels.l1)).astype(np.float32)
         vector *= np.float32(scale / max(norm(vector), 1e-9))
-        key = new_key((self.receipts + 1, 0), 0) if keyed else NO_KEY
+        key = new_idempotency_hash((self.receipts + 1, 0), 0) if keyed else NO_IDEMPOTENCY_HASH
         if self.stopped:
             with pytest.raises(Stopped):
                 self.formed.store.admit(self.formed.now(), value, vector, b"", key)
@@ -149,7 +149,7 @@ class History(RuleBasedStateMachine):
         """Send an event again that was decided: it gets its first answer, or Reused with another body."""
         assert self.formed
         receipt, first = self.promised[-1 - back % len(self.promised)]
-        vector, key = np.zeros(len(self.levels.l1), np.float32), new_key((receipt, 0), int(other_body))
+        vector, key = np.zeros(len(self.levels.l1), np.float32), new_idempotency_hash((receipt, 0), int(other_body))
         if other_body:
             with pytest.raises(Reused):
                 self.formed.store.admit(self.formed.now(), moral, vector, b"", key)
@@ -221,7 +221,7 @@ class History(RuleBasedStateMachine):
     def succeed(self) -> None:
         """A new controller takes over."""
         assert self.formed
-        entry = self.formed.store.epoch(self.formed.now(), REGIME.to_record())
+        entry = self.formed.store.begin_epoch(self.formed.now(), REGIME.to_record())
         self.formed.epoch = entry.epoch
         self._logged(entry, "epoch")
 

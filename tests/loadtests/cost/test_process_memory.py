@@ -14,8 +14,8 @@ from testing.live_server import ROOT, LiveServer
 LOOK = """
 import mmap, os, sys
 import app.main
-from shm.block import find
-[(_, link)] = find(int(sys.argv[1]))
+from shm.block import find_blocks
+[(_, link)] = find_blocks(int(sys.argv[1]))
 memory = mmap.mmap(os.open(link, os.O_RDONLY), 0, prot=mmap.PROT_READ)
 print(sum(memory[at] for at in range(0, len(memory), 4096)) >= 0, flush=True)
 sys.stdin.read()

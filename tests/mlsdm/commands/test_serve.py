@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from shm.block import Block, find
+from shm.block import Block, find_blocks
 from testing.eventually import eventually
 from testing.live_server import ROOT, free_port
 
@@ -65,7 +65,7 @@ class Served:
 
     def block(self, pid: int | None = None) -> Block:
         """Return its block, mapped read-only."""
-        _, link = next(iter(find(pid or self.process.pid)))
+        _, link = next(iter(find_blocks(pid or self.process.pid)))
         return Block.open(os.open(link, os.O_RDONLY), writable=False)
 
     def kill(self) -> None:
@@ -99,7 +99,7 @@ def test_ctrl_c_ends_with_status_0_and_leaves_nothing(serve: Serve, to_the_group
     served = serve("--workers", "2").ready()
     arbiter = psutil.Process(served.process.pid)
     members = eventually(lambda: len(found := arbiter.children(recursive=True)) == 3 and found)
-    memory = os.stat(next(iter(find(served.process.pid)))[1]).st_ino
+    memory = os.stat(next(iter(find_blocks(served.process.pid)))[1]).st_ino
 
     if to_the_group:
         os.killpg(served.process.pid, signal.SIGINT)
@@ -109,13 +109,13 @@ def test_ctrl_c_ends_with_status_0_and_leaves_nothing(serve: Serve, to_the_group
     assert served.process.wait(END_SECONDS_MAX) == 0, served.said
     assert "Traceback" not in served.said
     assert psutil.wait_procs(members, timeout=5)[1] == []
-    assert memory not in [os.stat(link).st_ino for _, link in find()]
+    assert memory not in [os.stat(link).st_ino for _, link in find_blocks()]
 
 
 def test_ctrl_c_during_the_start_ends_with_status_0(serve: Serve) -> None:
     """Whenever it comes after the interpreter has started: here, as soon as there is a block."""
     served = serve("--workers", "1")
-    eventually(lambda: served.process.poll() is not None or next(iter(find(served.process.pid)), None))
+    eventually(lambda: served.process.poll() is not None or next(iter(find_blocks(served.process.pid)), None))
 
     os.killpg(served.process.pid, signal.SIGINT)
 

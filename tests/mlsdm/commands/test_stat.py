@@ -207,7 +207,7 @@ def block() -> Block:
 def formed(block: Block) -> Block:
     """Form the first state, as a controller would."""
     block.bind(os.getpid(), 0, 40, 1e6)
-    Store(block).epoch(boot_clock(), Regime.of(Config()).to_record())
+    Store(block).begin_epoch(boot_clock(), Regime.of(Config()).to_record())
     return block
 
 
@@ -264,7 +264,9 @@ def troubles(block: Block, seconds: float = 0.0) -> list[str]:
 def controlled(block: Block) -> Any:
     """Sign the vitals as a controller that has just beaten; returns them."""
     vitals = formed(block).region("vitals")
-    vitals.controller_pid, vitals.controller_started = vitals.arbiter_pid, vitals.arbiter_started = process.myself()
+    vitals.controller_pid, vitals.controller_started = vitals.arbiter_pid, vitals.arbiter_started = (
+        process.identify_self()
+    )
     vitals.heartbeat_ns = boot_clock()
     return vitals
 
@@ -304,7 +306,7 @@ def test_whatever_else_is_wrong_comes_first_too(block: Block) -> None:
     block.region("lock").lost = LOST
     vitals.drift = BITS["at_maximum"] | BITS["mean_moved"]
     row = block.region("rows", 1)
-    row.pid, row.started = process.myself()
+    row.pid, row.started = process.identify_self()
     row.heartbeat_ns = boot_clock()
 
     assert troubles(block, 90.2) == [
@@ -332,7 +334,7 @@ def test_who_is_dead_is_said_first(block: Block) -> None:
         "NO WORKER: nobody serves",
     ]
     other = block.region("rows", 0)
-    other.pid, other.started = process.myself()
+    other.pid, other.started = process.identify_self()
     other.heartbeat_ns = boot_clock()
     assert "NO WORKER: nobody serves" not in troubles(block)
 
@@ -356,7 +358,7 @@ def test_whoever_holds_the_lock_is_named_by_the_mutex_itself(block: Block) -> No
 def test_the_dead_are_told_from_the_living_and_a_reused_pid_fools_nobody(block: Block) -> None:
     """A pid lives only with its start time, and not at all for whom it is of another namespace."""
     row = block.region("rows", 1)
-    row.pid, row.started = process.myself()
+    row.pid, row.started = process.identify_self()
 
     assert look(block, boot_clock(), foreign=False).workers[0].alive is True
     assert look(block, boot_clock(), foreign=True).workers[0].alive is None
@@ -370,7 +372,7 @@ def test_a_block_whose_processes_have_all_ended_is_abandoned(block: Block) -> No
     assert look(block, 0, foreign=False).abandoned is False
 
     vitals = block.region("vitals")
-    vitals.controller_pid, vitals.controller_started = process.myself()
+    vitals.controller_pid, vitals.controller_started = process.identify_self()
     assert look(block, 0, foreign=False).abandoned is False
 
     vitals.controller_started += 1

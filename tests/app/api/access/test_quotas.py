@@ -550,7 +550,7 @@ def test_a_million_invented_names_harm_no_key(formed: Formed) -> None:
     now = desk.now
 
     for number in range(1, 1_000_001):
-        Bucket(formed.block, PEERS, number * 0x9E3779B97F4A7C15 % 2**64, 10**12, 10).take(now, 10)
+        Bucket(formed.block, PEERS, number * 0x9E3779B97F4A7C15 % 2**64, 10**12, 10).spend(now, 10)
 
     for seven in range(7):
         desk.ask(f"198.51.100.{seven}")  # newcomers find a place
