@@ -28,7 +28,7 @@ from typing import Any, Final, Protocol
 
 from app.httpd.connection import Connection
 from app.httpd.framing import Refusal
-from app.httpd.request_names import nameless
+from app.httpd.request_names import peer_only_environ
 from app.httpd.tls import open_tls
 from app.httpd.worker_state import WorkerState
 from core.limits import KERNEL_BUFFER_SIZE
@@ -43,7 +43,7 @@ YIELD_SECONDS: Final = 0.002
 YIELD_SECONDS_MAX: Final = 0.05
 STARVED_SECONDS: Final = 0.2
 # Connections above the maximum that may be told so at the same time; beyond them they are closed without a word.
-TURNED_AWAY_COUNT_MAX: Final = 64
+REFUSED_COUNT_MAX: Final = 64
 # What a worker publishes when it accepts no more, so that nobody waits for it to fill up.
 NOT_ACCEPTING: Final = 2**31 - 1
 _TOO_MANY: Final = "too_many_connections"
@@ -61,7 +61,7 @@ class Occupancy(Protocol):
         """Return the lowest count over live workers, this one included."""
 
 
-class Alone:
+class SingleWorker:
     """The occupancy of a worker that knows of no other: never ahead of anybody."""
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class Acceptor:
                 listener.close()
             self._occupancy.publish(NOT_ACCEPTING)
 
-    def take_backlog(self) -> None:
+    def accept_waiting(self) -> None:
         """Take what waits now, whoever is ahead: on the way out of a whole server nobody else will."""
         for listener in self._listeners:
             self._accept(listener, self._connections_max)
@@ -179,11 +179,11 @@ class Acceptor:
     def _open(self, accepted: socket.socket, address: tuple[Any, ...]) -> None:
         refusal = None
         client = address[0], address[1]  # an IPv6 address has four parts; WSGI knows two
-        if self.open_count >= self._connections_max and not self._service.rounds.make_room():
+        if self.open_count >= self._connections_max and not self._service.deadline_sweep.close_longest_idle():
             detail = f"This worker already has its {self._connections_max} connections; try again in a second."
-            if self.open_count >= self._connections_max + TURNED_AWAY_COUNT_MAX:
+            if self.open_count >= self._connections_max + REFUSED_COUNT_MAX:
                 accepted.close()
-                self._service.refused(_TOO_MANY, nameless(client), detail)
+                self._service.refused(_TOO_MANY, peer_only_environ(client), detail)
                 return
             refusal = Refusal(503, _TOO_MANY, detail, retry_after=1)
         self.open_count += 1

@@ -18,7 +18,7 @@ class ByteBudget:
         self._limit = limit
         self._what = what
 
-    def take(self, size: int) -> None:
+    def reserve(self, size: int) -> None:
         """Account for `size` bytes. Raises Refusal (503), and takes none, rather than let clients fill the memory
         together.
         """
@@ -27,6 +27,6 @@ class ByteBudget:
             raise Refusal(self._limit.status, self._limit.code, detail, retry_after=1)
         self.size += size
 
-    def give(self, size: int) -> None:
+    def release(self, size: int) -> None:
         """Give back what was taken."""
         self.size -= size

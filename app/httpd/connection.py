@@ -42,12 +42,12 @@ from wsgiref.types import WSGIEnvironment
 
 from app.httpd.framing import Refusal
 from app.httpd.pipeline import SLICE_SIZE, Pipeline
-from app.httpd.request_names import about, nameless
+from app.httpd.request_names import log_fields, peer_only_environ
 from app.httpd.request_parser import BODY, HEAD, IDLE, RequestParser
 from app.httpd.worker_state import IN_PIECES, INLINE, WorkerState
 from app.httpd.write_buffer import WriteBuffer
 from app.httpd.wsgi_call import CLOSE, PERSIST, WsgiCall, answer_to, problem, status_of
-from app.httpd.wsgi_environ import base
+from app.httpd.wsgi_environ import base_environ
 from core.limits import (
     BODY_SECONDS,
     HEADERS_SECONDS,
@@ -104,8 +104,8 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._writer = WriteBuffer(self._transport)
         service = self._service
-        environ = base(service.scheme, transport.get_extra_info("sockname"), self._client)
-        self._message = RequestParser(environ, service.tracer, service.heads, self._take, self._reserve)
+        environ = base_environ(service.scheme, transport.get_extra_info("sockname"), self._client)
+        self._message = RequestParser(environ, service.request_names, service.head_cache, self._take, self._reserve)
         service.connections.add(self)
         if self._refusal is not None:
             self._refuse(self._refusal)
@@ -118,7 +118,7 @@ class Connection(asyncio.Protocol):
             not self._held
             and len(data) <= _SINGLE_SIZE
             and data.find(b"\r", SLICE_SIZE) < 0
-            and not (self._service.turns.crowded and data.count(b"\r\n\r\n") > 1)
+            and not (self._service.fair_queue.is_busy and data.count(b"\r\n\r\n") > 1)
         ):
             self._parse(data)
         else:
@@ -139,20 +139,20 @@ class Connection(asyncio.Protocol):
         self._end()
         self._release(self._message.forget())
         self._message.close()
-        if self._running is not None and self._service.pieces.forget(self):
+        if self._running is not None and self._service.long_answers.remove(self):
             self._release(self._running)  # what is on the pool is given back when it comes from there
-        self._service.untaken.takes(self)
+        self._service.slow_readers.remove(self)
         self._service.connections.discard(self)
         self._service.lost()
 
     def pause_writing(self) -> None:
         self._writer.is_paused = self._held = True
-        self._service.untaken.leaves(self)
+        self._service.slow_readers.add(self)
         self._regulate()
 
     def resume_writing(self) -> None:
         self._writer.is_paused = False
-        self._service.untaken.takes(self)
+        self._service.slow_readers.remove(self)
         self._resume()
 
     # -- one request, once it is complete ----------------------------------------------------------------------------
@@ -161,7 +161,7 @@ class Connection(asyncio.Protocol):
         """Serve a request, or let it wait for its turn. False when it is the last one."""
         service = self._service
         self._deadline = service.now + _KEEPALIVE_SECONDS
-        if self._held or self._succeeds or service.untaken.is_full:
+        if self._held or self._succeeds or service.slow_readers.is_full:
             try:
                 self._backlog.append(environ, persistence)
             except Refusal as refusal:
@@ -194,7 +194,7 @@ class Connection(asyncio.Protocol):
             if begun is None:
                 self._running, self._held = environ, True
                 if way == IN_PIECES:
-                    service.pieces.line_up(self)
+                    service.long_answers.add(self)
                 else:
                     service.submit(self._serve_on_thread, environ, persistence)
                 return
@@ -263,7 +263,7 @@ class Connection(asyncio.Protocol):
         service, environ = self._service, named or self._message.named
         service.refused(refusal.code, environ, refusal.detail, refusal.status)
         head = self._message.is_head or environ.get("REQUEST_METHOD") == "HEAD"
-        answer = problem(refusal, service, CLOSE, service.tracer.echo(environ), head=head)
+        answer = problem(refusal, service, CLOSE, service.request_names.response_lines(environ), head=head)
         service.count(environ, status_of(refusal))
         self._release(self._message.forget())
         if self._held:
@@ -274,7 +274,9 @@ class Connection(asyncio.Protocol):
 
     def passed(self, limit: Limit, what: str) -> None:
         """Count a limit of which the client is told nothing."""
-        self._service.refused(limit.code, nameless(self._client), f"{what} (limit: {limit.value} {limit.unit}).")
+        self._service.refused(
+            limit.code, peer_only_environ(self._client), f"{what} (limit: {limit.value} {limit.unit})."
+        )
 
     def _continue(self) -> None:
         """RFC 9110 §10.1.1: ask for the body that the client holds back, when it is this request's turn; or answer at
@@ -286,7 +288,7 @@ class Connection(asyncio.Protocol):
         try:
             wanted = self._wants_body(environ)
         except Exception as error:  # as for any other mistake of the application
-            self._service.log.exception("Error asking whether a body is wanted", extra=about(environ))
+            self._service.log.exception("Error asking whether a body is wanted", extra=log_fields(environ))
             self._refuse(answer_to(error))
             return
         if wanted:
@@ -317,11 +319,11 @@ class Connection(asyncio.Protocol):
             if not self._wants_body(environ):
                 raise _Unwanted
             environ[_RESERVED] = 0
-        self._service.bodies.take(size)
+        self._service.bodies.reserve(size)
         environ[_RESERVED] += size
 
     def _release(self, environ: WSGIEnvironment) -> None:
-        self._service.bodies.give(environ.pop(_RESERVED, 0))
+        self._service.bodies.release(environ.pop(_RESERVED, 0))
 
     # -- flow --------------------------------------------------------------------------------------------------------
 
@@ -337,14 +339,14 @@ class Connection(asyncio.Protocol):
             self._answer_without_body()
         except Exception as error:  # a mistake of ours must not leave a client waiting
             named = self._message.named
-            self._service.log.exception("Error reading a request", extra=about(named))
+            self._service.log.exception("Error reading a request", extra=log_fields(named))
             self._refuse(answer_to(error), named)
 
     def _parse_slices(self) -> None:
         """Feed what was read until it is used up, a request was answered, or those that wait are enough; but not past
         others who stand in line.
         """
-        in_line = self._service.turns.crowded or (self._held and not self._is_stuck())
+        in_line = self._service.fair_queue.is_busy or (self._held and not self._is_stuck())
         self._succeeds = False
         while self._backlog.unparsed and not (in_line or self._succeeds or self._deaf or self._is_full()):
             self._parse_slice()
@@ -374,7 +376,7 @@ class Connection(asyncio.Protocol):
         """Do, in turn with other connections, what is left to do: now, or when what holds it back is over."""
         self._held = self._exchange.followed = True
         if not self._is_stuck():
-            self._service.turns.line_up(self)
+            self._service.fair_queue.add(self)
 
     def turn(self) -> bool:
         """Give one answer, or parse one slice; called in turn with other connections. False when nothing is left, or
@@ -437,7 +439,7 @@ class Connection(asyncio.Protocol):
         long as to see that none is.
         """
         service, now = self._service, self._service.now
-        passed = self._writer.look(now)
+        passed = self._writer.check_deadline(now)
         if passed is WRITE_SECONDS:
             return self.cut_off(passed, "The peer did not take its answer in time and is cut off")
         if passed is not None:
@@ -456,7 +458,7 @@ class Connection(asyncio.Protocol):
             if service.draining:
                 self._leave()
             else:
-                service.rounds.found_idle(self)
+                service.deadline_sweep.add_idle(self)
         return False
 
     def cut_off(self, limit: Limit, what: str) -> bool:

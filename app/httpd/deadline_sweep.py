@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from app.httpd.connection import Connection
 
-LOOK_COUNT: Final = 64  # connections that look at their deadlines in one turn of the loop
-END_COUNT: Final = 4  # or that are ended
+CHECKS_PER_TURN: Final = 64  # connections that look at their deadlines in one turn of the loop
+CLOSES_PER_TURN: Final = 4  # or that are ended
 _idle_until: Final = attrgetter("idle_until")
 
 
@@ -26,23 +26,23 @@ class DeadlineSweep:
     def __init__(self, loop: "AbstractEventLoop", connections: set["Connection"]) -> None:
         self._loop = loop
         self._connections = connections
-        self._left: list[Connection] = []  # of the round that is under way
-        self._found: list[Connection] = []  # idle, in the round that is under way
+        self._unchecked: list[Connection] = []  # of the round that is under way
+        self._idle_found: list[Connection] = []  # idle, in the round that is under way
         self._idle: list[Connection] = []  # in the last one that ended
         self._idle_sorted = True  # the longest last
 
-    def begin(self) -> None:
+    def start_sweep(self) -> None:
         """Begin a round, unless the last one is still under way."""
-        if not self._left:
-            self._left = list(self._connections)
-            self._found = []
-            self._look()
+        if not self._unchecked:
+            self._unchecked = list(self._connections)
+            self._idle_found = []
+            self._check_batch()
 
-    def found_idle(self, connection: "Connection") -> None:
+    def add_idle(self, connection: "Connection") -> None:
         """Called by a connection on which nothing is under way."""
-        self._found.append(connection)
+        self._idle_found.append(connection)
 
-    def make_room(self) -> bool:
+    def close_longest_idle(self) -> bool:
         """Close the connection that has been idle longest; False when none has been idle for long enough.
 
         The candidates are those of the last round, sorted when the first of them is needed, so that a new connection
@@ -56,15 +56,15 @@ class DeadlineSweep:
                 return True
         return False
 
-    def _look(self) -> None:
-        left = LOOK_COUNT
+    def _check_batch(self) -> None:
+        left = CHECKS_PER_TURN
         try:
-            while self._left and left > 0:
-                connection = self._left.pop()
+            while self._unchecked and left > 0:
+                connection = self._unchecked.pop()
                 if connection in self._connections:
-                    left -= LOOK_COUNT // END_COUNT if connection.sweep() else 1
+                    left -= CHECKS_PER_TURN // CLOSES_PER_TURN if connection.sweep() else 1
         finally:  # one that fails must not keep the others from ending
-            if self._left:
-                self._loop.call_soon(self._look)
+            if self._unchecked:
+                self._loop.call_soon(self._check_batch)
             else:
-                self._idle, self._idle_sorted = self._found, False
+                self._idle, self._idle_sorted = self._idle_found, False

@@ -26,21 +26,21 @@ class FairQueue:
     def __init__(self, loop: "AbstractEventLoop", clock: Callable[[], float]) -> None:
         """`clock` in seconds, monotonic."""
         # While somebody stands in line, who comes with several requests at once joins it before any is parsed.
-        self.crowded = False
+        self.is_busy = False
         self._loop = loop
         self._clock = clock
         # The next one first. A dict cannot be emptied from its front in O(1).
-        self._line: OrderedDict[Connection, None] = OrderedDict()
+        self._queue: OrderedDict[Connection, None] = OrderedDict()
 
-    def line_up(self, connection: "Connection") -> None:
+    def add(self, connection: "Connection") -> None:
         """Let `connection` have its turns (`Connection.turn`) until it says that nothing is left to do."""
-        self._line[connection] = None
-        if not self.crowded:
-            self.crowded = True
-            self._loop.call_soon(self._take)
+        self._queue[connection] = None
+        if not self.is_busy:
+            self.is_busy = True
+            self._loop.call_soon(self._run_turn)
 
-    def _take(self) -> None:
-        line, left, end = self._line, TURN_COUNT, self._clock() + TURN_SECONDS
+    def _run_turn(self) -> None:
+        line, left, end = self._queue, TURN_COUNT, self._clock() + TURN_SECONDS
         try:
             while line and left:
                 connection, _ = line.popitem(last=False)
@@ -48,6 +48,6 @@ class FairQueue:
                     line[connection] = None
                 left = left - 1 if self._clock() < end else 0
         finally:
-            self.crowded = bool(line)
+            self.is_busy = bool(line)
             if line:
-                self._loop.call_soon(self._take)
+                self._loop.call_soon(self._run_turn)

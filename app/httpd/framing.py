@@ -64,7 +64,7 @@ def body_length(environ: WSGIEnvironment, version: str) -> int:
         _check_version(version)
     # RFC 9112 §3.2: a Host must be valid wherever it stands; that there is no second one was seen when the fields
     # were read.
-    if host is not None and not valid_host(host):
+    if host is not None and not is_valid_host(host):
         raise Refusal(400, "host_invalid", "Host is not a name or address with an optional port (RFC 9112 §3.2).")
     if "HTTP_EXPECT" in environ:
         _check_expect(environ, version)
@@ -89,7 +89,7 @@ _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9\-._~!$&'()*+,;=%]{1,2
 
 
 @lru_cache(maxsize=256)  # clients of one service name it in a few ways; the cache makes the check 50 ns instead of 300
-def valid_host(host: str) -> bool:
+def is_valid_host(host: str) -> bool:
     """Say whether `host` can stand in a Host field or in the authority of an absolute target."""
     return _HOST.fullmatch(host) is not None
 

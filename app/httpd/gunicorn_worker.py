@@ -43,7 +43,7 @@ import uvloop
 from gunicorn.sock import ssl_context  # type: ignore[import-untyped]  # gunicorn carries no types
 from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
-from app.httpd.acceptor import Acceptor, Alone, Occupancy
+from app.httpd.acceptor import Acceptor, Occupancy, SingleWorker
 from app.httpd.heap_trim import HeapTrim
 from app.httpd.worker_state import WorkerState
 
@@ -76,9 +76,9 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.occupancy = Alone()
+        self.occupancy = SingleWorker()
         self._acceptor: Acceptor | None = None
-        self._heap = HeapTrim()
+        self._heap_trim = HeapTrim()
         self._drain_until: float | None = None
 
     @property
@@ -175,8 +175,8 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
             self.log.warning("The arbiter is gone; worker %s ends", self.pid)
             self.loop.stop()
         self.service.tick()
-        self.service.rounds.begin()
-        self._heap.look(self.loop.time())
+        self.service.deadline_sweep.start_sweep()
+        self._heap_trim.trim_if_due(self.loop.time())
         if self._drain_until is not None:
             self._look_at_drain()
         self._call("on_beat")
@@ -194,7 +194,7 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
     def _terminate(self) -> None:
         """SIGTERM: serve what waits in the backlog too, because a server that stops has nobody else for it."""
         if self._drain_until is None and self._acceptor is not None:
-            self._acceptor.take_backlog()
+            self._acceptor.accept_waiting()
         self._drain()
 
     def _retire(self) -> None:
@@ -215,7 +215,7 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
         self.service.draining = True
         self._drain_until = self.loop.time() + self.cfg.graceful_timeout
         self._acceptor.stop()
-        self.service.rounds.begin()
+        self.service.deadline_sweep.start_sweep()
         self._look_at_drain()
 
     def _look_at_drain(self) -> None:

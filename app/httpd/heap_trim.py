@@ -14,7 +14,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Any, Final
 
-INTERVAL_SECONDS: Final = 1.0
+TRIM_INTERVAL_SECONDS: Final = 1.0
 
 
 class HeapTrim:
@@ -24,8 +24,8 @@ class HeapTrim:
         self._trim = trim or getattr(ctypes.CDLL(None), "malloc_trim", None)
         self._due = 0.0
 
-    def look(self, now: float) -> None:
-        """Give back what is free, once in `INTERVAL_SECONDS`. With another C library nothing happens."""
+    def trim_if_due(self, now: float) -> None:
+        """Give back what is free, once in `TRIM_INTERVAL_SECONDS`. With another C library nothing happens."""
         if self._trim is not None and now >= self._due:
-            self._due = now + INTERVAL_SECONDS
+            self._due = now + TRIM_INTERVAL_SECONDS
             self._trim(0)

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from app.httpd.connection import Connection
 
 # Between two turns while several answers are under way: with pieces of 0.25 ms, a fifth of the loop's time.
-PIECE_SECONDS: Final = 0.001
+PIECE_INTERVAL_SECONDS: Final = 0.001
 # And of a turn that took longer: so many pieces in each second of others' work, but at once no more than 1 ms of them.
 # PERF: beside 900 busy connections a page of the log took 1.4 s with one piece in each turn of 60 ms.
 PIECES_PER_SECOND: Final = 800
-PIECES_COUNT_MAX: Final = 4
+PIECES_PER_TURN_MAX: Final = 4
 
 
 class LongAnswerQueue:
@@ -34,45 +34,45 @@ class LongAnswerQueue:
         """`worked()` says how long the thread of the loop has worked, in seconds; waiting does not count."""
         self._loop = loop
         self._worked = worked
-        self._line: OrderedDict[Connection, None] = OrderedDict()  # the first one's answer is under way
-        self._due = False
-        self._since = 0.0  # what was worked before the turn of the loop that ends with the next pieces
+        self._queue: OrderedDict[Connection, None] = OrderedDict()  # the first one's answer is under way
+        self._is_scheduled = False
+        self._worked_before = 0.0  # what was worked before the turn of the loop that ends with the next pieces
 
     def __len__(self) -> int:
-        return len(self._line)
+        return len(self._queue)
 
-    def line_up(self, connection: "Connection") -> None:
+    def add(self, connection: "Connection") -> None:
         """Have the rest made of a long answer that `connection` has begun (`Connection.make_piece`)."""
-        self._line[connection] = None
+        self._queue[connection] = None
         self._schedule()
 
-    def forget(self, connection: "Connection") -> bool:
+    def remove(self, connection: "Connection") -> bool:
         """Have nothing more made for a connection that has ended. Returns whether something would have been."""
-        waited = connection in self._line
+        waited = connection in self._queue
         if waited:
-            del self._line[connection]
+            del self._queue[connection]
         return waited
 
     def _schedule(self) -> None:
-        if self._due or not self._line:
+        if self._is_scheduled or not self._queue:
             return
-        self._due = True
-        self._since = self._worked()
-        if len(self._line) == 1:
-            self._loop.call_soon(self._make)
+        self._is_scheduled = True
+        self._worked_before = self._worked()
+        if len(self._queue) == 1:
+            self._loop.call_soon(self._run_turn)
         else:
-            self._loop.call_later(PIECE_SECONDS, self._make)
+            self._loop.call_later(PIECE_INTERVAL_SECONDS, self._run_turn)
 
-    def _make(self) -> None:
-        self._due = False
-        left = min(PIECES_COUNT_MAX, 1 + int(PIECES_PER_SECOND * (self._worked() - self._since)))
+    def _run_turn(self) -> None:
+        self._is_scheduled = False
+        left = min(PIECES_PER_TURN_MAX, 1 + int(PIECES_PER_SECOND * (self._worked() - self._worked_before)))
         try:
-            while self._line and left:
+            while self._queue and left:
                 left -= 1
-                connection = next(iter(self._line))
+                connection = next(iter(self._queue))
                 answer = connection.make_piece()
                 if answer is not None:
-                    del self._line[connection]
+                    del self._queue[connection]
                     connection.answered(answer)
         finally:
             self._schedule()

@@ -53,7 +53,7 @@ class Pipeline:
     def append(self, environ: WSGIEnvironment, persistence: str) -> None:
         """Let a request wait. Raises Refusal when the budget is used up."""
         size = _ENVIRON_SIZE + int(environ.get("CONTENT_LENGTH") or 0)
-        self._budget.take(size)
+        self._budget.reserve(size)
         self._items.append(Waiting(environ, persistence, size))
 
     def end_with(self, last: tuple[WSGIEnvironment, str] | bytes) -> None:
@@ -64,7 +64,7 @@ class Pipeline:
         """Take what has waited longest."""
         item = self._items.pop(0)
         if isinstance(item, Waiting):
-            self._budget.give(item.size)
+            self._budget.release(item.size)
         return item
 
     def read(self, data: bytes) -> None:
@@ -75,7 +75,7 @@ class Pipeline:
         """Account for what is not parsed. Raises Refusal, and forgets it, when the budget is used up."""
         size = max(self._kept, len(self.unparsed))
         try:
-            self._budget.take(size - self._kept)
+            self._budget.reserve(size - self._kept)
         except Refusal:
             self.forget_unparsed()
             raise
@@ -90,13 +90,13 @@ class Pipeline:
     def forget_unparsed(self) -> None:
         """All is parsed, or nothing more will be."""
         self.unparsed = _NOTHING
-        self._budget.give(self._kept)
+        self._budget.release(self._kept)
         self._kept = 0
 
     def clear(self) -> list[WSGIEnvironment]:
         """Let go of everything; returns the environs of the requests that waited."""
         waiting = [item for item in self._items if isinstance(item, Waiting)]
-        self._budget.give(sum(item.size for item in waiting))
+        self._budget.release(sum(item.size for item in waiting))
         self._items.clear()
         self.forget_unparsed()
         return [item.environ for item in waiting]

@@ -2,8 +2,8 @@
 
 Its members are the same for every request: method, `route` (the template, so that lines can be counted by it; absent
 where there is none), path, status, bytes, `duration_ms` from the complete request to its finished answer, and the names
-that every line about a request has (`app.httpd.request_names.about`). Never a field, a query or a body, which may hold
-credentials and other people's text.
+that every line about a request has (`app.httpd.request_names.log_fields`). Never a field, a query or a body, which may
+hold credentials and other people's text.
 
 A server that is busy writes more of these lines than anybody reads; so of the requests that went well only a share may
 have one (`observability.logging.sample_ratio`). What failed (a status from 400 on) has its line always: that is what
@@ -23,7 +23,7 @@ from typing import Any, Final
 from urllib.parse import quote
 from wsgiref.types import WSGIEnvironment
 
-from app.httpd.request_names import about
+from app.httpd.request_names import log_fields
 
 FAILED: Final = 400  # the lowest status that has its line always
 
@@ -52,13 +52,13 @@ class RequestLog:
             return
         route = self._route_of(environ["PATH_INFO"])
         members: dict[str, Any] = {
-            "method": environ["REQUEST_METHOD"], **({"route": route} if route else {}), "path": quoted_path(environ),
+            "method": environ["REQUEST_METHOD"], **({"route": route} if route else {}), "path": quote_path(environ),
             "status": status, "bytes": size,
             "duration_ms": round((monotonic_ns() - environ["mlsdm.received_ns"]) / 1e6, 3),
         }  # fmt: skip
-        self._log.debug("Request", extra=members | about(environ))
+        self._log.debug("Request", extra=members | log_fields(environ))
 
 
-def quoted_path(environ: WSGIEnvironment) -> str:
+def quote_path(environ: WSGIEnvironment) -> str:
     """Return the path for a log line: percent-encoded again, so that it holds no control character."""
     return quote(environ["PATH_INFO"], safe="/!$&'()*+,;=:@~", encoding="latin-1")

@@ -5,9 +5,9 @@ sane, made otherwise, so that every request has one. `traceparent` (W3C Trace Co
 request in a trace across services: taken over when it is valid, absent otherwise, because a trace that begins here
 would have nobody to collect it.
 
-Owns the two patterns and the making of names. `Tracer.name` writes `mlsdm.request_id` (text) and, for a valid
-traceparent only, `mlsdm.trace` (a `Trace`) into the environ; everything else reads them: the answer echoes them
-(`echo`), log lines carry them (`about`).
+Owns the two patterns and the making of names. `RequestNames.assign` writes `mlsdm.request_id` (text) and, for a valid
+traceparent only, `mlsdm.trace` (a `TraceContext`) into the environ; everything else reads them: the answer echoes them
+(`response_lines`), log lines carry them (`log_fields`).
 
 What a client sends ends up in other people's logs and terminals, so sane means: short, and of characters that neither
 quote, nor escape, nor break a line. Anything else is not repaired but replaced. Two fields of one name arrive joined
@@ -35,7 +35,7 @@ _NOBODY: Final = "0" * 32
 _FLAGS_KNOWN: Final = 0b11  # sampled, random; bits without a meaning must be passed on as zero (§3.2.2.5)
 
 
-class Trace(NamedTuple):
+class TraceContext(NamedTuple):
     """Where a request belongs: lower-case hexadecimal, 32, 16 and 2 digits. `span_id` is the one under which this
     service tells of it, 16 digits, where it does (`app.telemetry.spans`); a trace that begins here has no `parent_id`.
     """
@@ -46,7 +46,7 @@ class Trace(NamedTuple):
     span_id: str = ""
 
 
-class Tracer:
+class RequestNames:
     """Names the requests of one worker."""
 
     def __init__(self, random: Callable[[int], bytes] = urandom) -> None:
@@ -56,34 +56,34 @@ class Tracer:
         self._span_prefix = f"{int.from_bytes(random(4), 'big') or 1:08x}"
         self._count = count(1)
 
-    def make(self) -> str:
+    def new_id(self) -> str:
         """Return a request id that no other request has."""
         return f"{self._prefix}{next(self._count):08x}"
 
-    def name(self, environ: WSGIEnvironment) -> None:
+    def assign(self, environ: WSGIEnvironment) -> None:
         """Write the request's names into its environ, which holds the decoded fields."""
         given = environ.get("HTTP_X_REQUEST_ID")
-        environ["mlsdm.request_id"] = given if given is not None and _SANE.fullmatch(given) else self.make()
+        environ["mlsdm.request_id"] = given if given is not None and _SANE.fullmatch(given) else self.new_id()
         parent = environ.get("HTTP_TRACEPARENT")
-        if parent is not None and (trace := understand(parent)) is not None:
+        if parent is not None and (trace := parse_traceparent(parent)) is not None:
             environ["mlsdm.trace"] = trace
 
-    def name_refused(self, fields: list[tuple[bytes, bytes]]) -> str:
+    def id_from_fields(self, fields: list[tuple[bytes, bytes]]) -> str:
         """Return the id for a request whose fields never became an environ."""
         given = [value.decode("latin-1").rstrip(" \t") for name, value in fields if name.lower() == b"x-request-id"]
-        return given[0] if len(given) == 1 and _SANE.fullmatch(given[0]) else self.make()
+        return given[0] if len(given) == 1 and _SANE.fullmatch(given[0]) else self.new_id()
 
-    def echo(self, environ: WSGIEnvironment) -> str:
+    def response_lines(self, environ: WSGIEnvironment) -> str:
         """Return the lines by which an answer says both names; the span in it is our own (§3.4)."""
         line = f"X-Request-ID: {environ['mlsdm.request_id']}\r\n"
-        trace: Trace | None = environ.get("mlsdm.trace")
+        trace: TraceContext | None = environ.get("mlsdm.trace")
         if trace is None:
             return line
         span = trace.span_id or f"{self._span_prefix}{next(self._count) & 0xFFFFFFFF:08x}"
         return f"{line}traceparent: 00-{trace.trace_id}-{span}-{trace.flags}\r\n"
 
 
-def understand(traceparent: str) -> Trace | None:
+def parse_traceparent(traceparent: str) -> TraceContext | None:
     """Read a traceparent; None when it is invalid and must be treated as absent (§4.3)."""
     found = _TRACEPARENT.fullmatch(traceparent)
     if found is None:
@@ -93,15 +93,15 @@ def understand(traceparent: str) -> Trace | None:
         return None
     if trace_id == _NOBODY or parent_id == _NOBODY[:16]:
         return None
-    return Trace(trace_id, parent_id, f"{int(flags, 16) & _FLAGS_KNOWN:02x}")
+    return TraceContext(trace_id, parent_id, f"{int(flags, 16) & _FLAGS_KNOWN:02x}")
 
 
-def nameless(client: tuple[str, int]) -> WSGIEnvironment:
+def peer_only_environ(client: tuple[str, int]) -> WSGIEnvironment:
     """Return an environ that names no request, only the peer (address, port), for what is told of a connection."""
     return {"REMOTE_ADDR": client[0], "REMOTE_PORT": str(client[1]), "mlsdm.request_id": ""}
 
 
-def about(environ: WSGIEnvironment) -> dict[str, Any]:
+def log_fields(environ: WSGIEnvironment) -> dict[str, Any]:
     """Return what every log line about a request carries, for `extra`: who asks (the id of a key, or the address), from
     where, and under which names.
     """
@@ -112,7 +112,7 @@ def about(environ: WSGIEnvironment) -> dict[str, Any]:
         "address": address,
         "request_id": environ["mlsdm.request_id"],
     }
-    trace: Trace | None = environ.get("mlsdm.trace")
+    trace: TraceContext | None = environ.get("mlsdm.trace")
     if trace is not None:
         members["trace_id"] = trace.trace_id
     return members

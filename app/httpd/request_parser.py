@@ -29,9 +29,9 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrad
 
 from app.httpd.framing import CHUNKED, Refusal, body_length
 from app.httpd.head_cache import HeadCache
-from app.httpd.request_names import Tracer
+from app.httpd.request_names import RequestNames
 from app.httpd.wsgi_call import CLOSE, KEEP_ALIVE, PERSIST
-from app.httpd.wsgi_environ import fill, locate
+from app.httpd.wsgi_environ import add_fields, add_target
 from core.limits import BODY_SIZE, HEADER_COUNT, HEADERS_SIZE, REQUEST_LINE_SIZE
 
 # Where the parser stands.
@@ -82,7 +82,7 @@ class RequestParser:
     def __init__(
         self,
         base: WSGIEnvironment,
-        tracer: Tracer,
+        tracer: RequestNames,
         heads: HeadCache,
         deliver: Callable[[WSGIEnvironment, str], bool],
         reserve: Callable[[int, WSGIEnvironment], None],
@@ -146,7 +146,7 @@ class RequestParser:
         """Deliver the request that `data` is, if that is one whole request behind a familiar head."""
         end = data.find(b"\r\n\r\n") + 4
         head = data[:end]
-        found = self._heads.find(head)
+        found = self._heads.get(head)
         if found is None:
             self._learning = head if self._unfamiliar == hash(head) else b""
             self._unfamiliar = hash(head)
@@ -155,7 +155,7 @@ class RequestParser:
             return False
         environ = self._base.copy()
         environ.update(found.members)
-        self._tracer.name(environ)
+        self._tracer.assign(environ)
         environ["wsgi.input"] = BytesIO(data[end:])
         environ["mlsdm.received_ns"] = monotonic_ns()
         self._deliver(environ, PERSIST)
@@ -201,7 +201,7 @@ class RequestParser:
         if self.phase == BODY and "mlsdm.request_id" in self._environ:
             return self._environ
         fields = self._fields if self.phase == BODY else []
-        named = {**self._base, "mlsdm.request_id": self._tracer.name_refused(fields)}
+        named = {**self._base, "mlsdm.request_id": self._tracer.id_from_fields(fields)}
         hops = b",".join(value for name, value in fields if name.lower() == b"x-forwarded-for")
         if hops:  # in a head that may be refused for its size; the nearest hop is the last
             named["HTTP_X_FORWARDED_FOR"] = hops[-HEADERS_SIZE.value :].decode("latin-1")
@@ -255,10 +255,10 @@ class RequestParser:
         environ = self._environ = self._base.copy()
         environ["SERVER_PROTOCOL"] = "HTTP/" + version
         environ["REQUEST_METHOD"] = method  # before any check, whose refusal has no content if this is HEAD
-        fill(environ, self._fields)
-        self._tracer.name(environ)
+        add_fields(environ, self._fields)
+        self._tracer.assign(environ)
         length = self._length = body_length(environ, version)
-        locate(environ, method, self._target)
+        add_target(environ, method, self._target)
         if not parser.should_keep_alive():  # RFC 9112 §9.3
             self._persistence = CLOSE
         else:
@@ -311,11 +311,11 @@ class RequestParser:
 
     def _learn(self, head: bytes, method: str) -> None:
         """Let a head be familiar from now on, unless it asks for more than an answer."""
-        if self._parser.should_upgrade() or "HTTP_EXPECT" in self._environ or not self._heads.is_open():
+        if self._parser.should_upgrade() or "HTTP_EXPECT" in self._environ or not self._heads.admits_new():
             return
         lines = b"".join(b"%s: %s\r\n" % field for field in self._fields)
         request = method.encode(), self._target, lines
-        self._heads.learn(head, self._environ, self._base, request, self._length)
+        self._heads.add(head, self._environ, self._base, request, self._length)
 
     # -- what llhttp leaves to its user ------------------------------------------------------------------------------
 

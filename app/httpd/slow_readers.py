@@ -9,8 +9,8 @@ thin line outlives those who do not read; one that has just got its answer is no
 and of several that read nothing, the one that leaves most, for longest, is the first.
 
 Answers are written faster than the fastest peer can read, a hundred in one turn of the loop. So the readers have
-GRACE_SECONDS before it is seen who is slow, and meanwhile, at twice the limit, requests have their turn one after the
-other (`app.httpd.fair_queue`) instead of all at once: what is made then is what a turn holds.
+CHECK_DELAY_SECONDS before it is seen who is slow, and meanwhile, at twice the limit, requests have their turn one after
+the other (`app.httpd.fair_queue`) instead of all at once: what is made then is what a turn holds.
 
 Rejected: cutting off whoever leaves most (an honest reader whose page has just been written leaves more than each of a
 hundred attackers who keep theirs); making long answers wait (honest readers of the log waited, attackers had their
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from app.httpd.connection import Connection
 
-GRACE_SECONDS: Final = 0.05
+CHECK_DELAY_SECONDS: Final = 0.05
 _FULL_SIZE: Final = 2 * ANSWERS_SIZE.value
 
 
@@ -44,7 +44,7 @@ class SlowReader:
         self.since = now
         self.is_cut_off = False
 
-    def need(self, now: float) -> tuple[float, int]:
+    def seconds_needed(self, now: float) -> tuple[float, int]:
         """Return how long it would need for the rest at its pace, in seconds; and for those who need as long, what it
         leaves. It gets a write buffer's size for nothing: who has only just begun has taken nothing yet, and of who
         reads nothing the kernel takes something all the same.
@@ -62,35 +62,35 @@ class SlowReaders:
         self._loop = loop
         self._now = now
         self._readers: dict[Connection, SlowReader] = {}
-        self._due = False
+        self._is_check_scheduled = False
 
-    def leaves(self, connection: "Connection") -> None:
+    def add(self, connection: "Connection") -> None:
         """From now on, `connection` leaves what it has pending."""
-        self.takes(connection)
+        self.remove(connection)
         self._readers[connection] = SlowReader(connection.pending, self._now())
-        self._add(connection.pending)
-        if self.size > ANSWERS_SIZE.value and not self._due:
-            self._due = True
-            self._loop.call_later(GRACE_SECONDS, self._make_room)
+        self._change_size(connection.pending)
+        if self.size > ANSWERS_SIZE.value and not self._is_check_scheduled:
+            self._is_check_scheduled = True
+            self._loop.call_later(CHECK_DELAY_SECONDS, self._disconnect_slowest)
 
-    def takes(self, connection: "Connection") -> None:
+    def remove(self, connection: "Connection") -> None:
         """It takes its answers again, or has ended."""
         reader = self._readers.pop(connection, None)
         if reader is not None:
-            self._add(-reader.left)
+            self._change_size(-reader.left)
 
-    def _add(self, size: int) -> None:
+    def _change_size(self, size: int) -> None:
         self.size += size
         self.is_full = self.size > _FULL_SIZE
 
-    def _make_room(self) -> None:
-        self._due = False
+    def _disconnect_slowest(self) -> None:
+        self._is_check_scheduled = False
         now = self._now()
         for connection, reader in self._readers.items():
-            self._add(connection.pending - reader.left)
+            self._change_size(connection.pending - reader.left)
             reader.left = connection.pending
         staying = [one for one in self._readers.items() if not one[1].is_cut_off]
-        staying.sort(key=lambda one: one[1].need(now))
+        staying.sort(key=lambda one: one[1].seconds_needed(now))
         left = sum(reader.left for _, reader in staying)
         while left > ANSWERS_SIZE.value:
             connection, reader = staying.pop()

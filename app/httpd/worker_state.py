@@ -27,7 +27,7 @@ from app.httpd.fair_queue import FairQueue
 from app.httpd.head_cache import HeadCache
 from app.httpd.long_answers import LongAnswerQueue
 from app.httpd.request_log import RequestLog
-from app.httpd.request_names import Tracer, about
+from app.httpd.request_names import RequestNames, log_fields
 from app.httpd.response import DefaultHeaders
 from app.httpd.slow_readers import SlowReaders
 from core.limits import BODIES_SIZE, PIPELINES_SIZE
@@ -98,12 +98,12 @@ class WorkerState:
         self.count: Callable[[WSGIEnvironment, str], Callable[[WSGIEnvironment], object] | None]
         self.count = getattr(application, "on_answer", lambda *_: None)
         self.standing = DefaultHeaders(getattr(application, "standing_headers", ()), secure=scheme == "https")
-        self.tracer = Tracer()
-        self.heads = HeadCache()
+        self.request_names = RequestNames()
+        self.head_cache = HeadCache()
         self.loop = loop
         self.log = log
         self.verbose = log.isEnabledFor(DEBUG)  # requests have lines
-        self.access = RequestLog(
+        self.request_log = RequestLog(
             log,
             getattr(application, "request_sample_ratio", 1.0),
             getattr(application, "route_of", lambda _path: None),
@@ -117,10 +117,10 @@ class WorkerState:
         self.lost: Callable[[], None] = lambda: None  # called for each connection that ends; whoever accepts sets it
         self.bodies = ByteBudget(BODIES_SIZE, "request bodies; try again in a second")
         self.pipelines = ByteBudget(PIPELINES_SIZE, "pipelined requests; send one at a time")
-        self.turns = FairQueue(loop, clock)
-        self.pieces = LongAnswerQueue(loop)
-        self.untaken = SlowReaders(loop, lambda: self.now)
-        self.rounds = DeadlineSweep(loop, self.connections)
+        self.fair_queue = FairQueue(loop, clock)
+        self.long_answers = LongAnswerQueue(loop)
+        self.slow_readers = SlowReaders(loop, lambda: self.now)
+        self.deadline_sweep = DeadlineSweep(loop, self.connections)
         self.now = 0.0  # seconds, patient, arbitrary origin
         self.date = ""
         self._clock, self._wall = clock, wall
@@ -146,15 +146,15 @@ class WorkerState:
         `code` is the name of the limit or guard, `status` what the client is told, 0 when nothing: its connection is
         closed, or read no further, without a word. `environ` is that of the request, as far as it was read; it has at
         least the peer and the request's id, which is empty when there is no request to name
-        (`app.httpd.request_names.nameless`).
+        (`app.httpd.request_names.peer_only_environ`).
         """
         if self.verbose:
-            self.log.debug("Refused: %s", detail, extra={"code": code, "status": status, **about(environ)})
+            self.log.debug("Refused: %s", detail, extra={"code": code, "status": status, **log_fields(environ)})
         if self._on_refusal is not None:
             try:
                 self._on_refusal(code, environ, status)
             except Exception:
-                self.log.exception("on_refusal failed", extra=about(environ))
+                self.log.exception("on_refusal failed", extra=log_fields(environ))
 
     def submit(self, work: Callable[[WSGIEnvironment, str], None], environ: WSGIEnvironment, persistence: str) -> None:
         """Run `work` on a thread of the pool, which is made when the first route needs it."""

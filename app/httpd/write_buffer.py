@@ -8,7 +8,7 @@ takes a byte a second is cut off like one that takes none. On TLS it is the same
 
 import asyncio
 
-from app.httpd.tls import socket_below
+from app.httpd.tls import limit_socket_buffer
 from core.limits import WRITE_BUFFER_SIZE, WRITE_SECONDS, Limit
 
 
@@ -20,7 +20,7 @@ class WriteBuffer:
     def __init__(self, transport: asyncio.Transport) -> None:
         self.is_paused = False  # the write buffer is over its limit
         self._transport = transport
-        self._below = socket_below(transport, WRITE_BUFFER_SIZE.value)
+        self._below = limit_socket_buffer(transport, WRITE_BUFFER_SIZE.value)
         self._written = 0  # bytes, all answers together
         self._mark = 0  # how many of these must be gone by the deadline
         self._deadline = 0.0
@@ -38,7 +38,7 @@ class WriteBuffer:
             pending += self._below.get_write_buffer_size()
         return pending
 
-    def look(self, now: float) -> Limit | None:
+    def check_deadline(self, now: float) -> Limit | None:
         """Return the limit that the peer has passed since the last look, if any: WRITE_SECONDS is the end,
         WRITE_BUFFER_SIZE is worth a note. `now` in seconds, on the patient clock.
         """

@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Any, Final
 from wsgiref.types import WSGIEnvironment
 
 from app.httpd.framing import Refusal
-from app.httpd.request_log import quoted_path
-from app.httpd.request_names import about
+from app.httpd.request_log import quote_path
+from app.httpd.request_names import log_fields
 
 if TYPE_CHECKING:
     from app.httpd.worker_state import WorkerState
@@ -137,7 +137,7 @@ class WsgiCall:
         self.persistence = CLOSE if service.draining and not self.followed else persistence
         answer = self._serialise(service, environ, body)
         if service.verbose:
-            service.access.write(environ, int(self.status[:3]), len(answer))
+            service.request_log.write(environ, int(self.status[:3]), len(answer))
         return answer
 
     def _failed(
@@ -147,15 +147,15 @@ class WsgiCall:
         self._written.clear()
         self.persistence = CLOSE if service.draining and not self.followed else persistence
         method = environ["REQUEST_METHOD"]
-        service.log.exception("Error handling request %s %s", method, quoted_path(environ), extra=about(environ))
+        service.log.exception("Error handling request %s %s", method, quote_path(environ), extra=log_fields(environ))
         error.__traceback__ = None  # frames that it passed have names for it: a circle around the request with its body
         said = answer_to(error)
         service.refused(said.code, environ, said.detail, said.status)
         self.status = status_of(said)
-        echo = service.tracer.echo(environ)
+        echo = service.request_names.response_lines(environ)
         answer = problem(said, service, self.persistence, echo, head=method == "HEAD")
         if service.verbose:
-            service.access.write(environ, said.status, len(answer))
+            service.request_log.write(environ, said.status, len(answer))
         return answer
 
     def _start_response(self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None) -> Any:
@@ -170,7 +170,8 @@ class WsgiCall:
 
     def _serialise(self, service: "WorkerState", environ: WSGIEnvironment, body: bytes) -> bytes:
         standing = service.standing
-        head = f"{_status_line(self.status)}{service.date}{self.persistence}{service.tracer.echo(environ)}"
+        names = service.request_names.response_lines(environ)
+        head = f"{_status_line(self.status)}{service.date}{self.persistence}{names}"
         replaced = []
         for name, value in self._headers:
             line, key = header_line(name, value)

@@ -1,18 +1,17 @@
-"""The WSGI environ: what the parser read, under the names that PEP 3333 gives it.
+"""The WSGI environ of a request: what the parser read, under the names of PEP 3333.
 
-Three functions, called in this order for each request: `base` once per connection (everything that does not change
-between its requests), `fill` with the fields, `locate` with the target. They own the translation and the refusals
-that belong to it: too many or too large fields, a field that must be single sent twice, a target that is not of a
-form that RFC 9112 §3.2 allows. Framing proper (lengths, codings, versions) is `app.httpd.framing`.
+Owns the translation and its refusals: too many or too large fields, a single-valued field sent twice, a target in a
+form that RFC 9112 §3.2 does not allow. Three functions in this order: `base_environ` once per connection, then for each
+request `add_fields` and `add_target`. Lengths, codings and versions are checked in `app.httpd.framing`.
 
-Invariants. A field name with an underscore never reaches the environ: `X_Real_IP` and `X-Real-IP` would become the
-same key, and a proxy that strips the second lets the first through. No key of `base` can be overwritten by a field,
-because fields become HTTP_*, CONTENT_TYPE or CONTENT_LENGTH and `base` holds none of these. Values are latin-1 text,
-as PEP 3333 asks.
+Invariants: a field name with an underscore never reaches the environ. `X_Real_IP` and `X-Real-IP` would become the same
+key, and a proxy that strips the second would pass on the first. No field can overwrite a key of `base_environ`: fields
+become HTTP_*, CONTENT_TYPE or CONTENT_LENGTH, and `base_environ` contains none of these. Values are latin-1 text (PEP
+3333).
 
-PERF: names are translated through a dictionary from the bytes on the wire, 35 ns against 400 ns for decode, upper and
-replace. It is bounded, because its keys come from strangers: once it is full, a new spelling costs its 400 ns each
-time.
+Perf: names are translated through a dictionary whose keys are the bytes on the wire: 35 ns against 400 ns for decode,
+upper and replace. The dictionary is bounded, because clients choose its keys: once it is full, a new spelling costs 400
+ns each time.
 """
 
 import re
@@ -22,11 +21,11 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 from wsgiref.types import WSGIEnvironment
 
-from app.httpd.framing import Refusal, valid_host
+from app.httpd.framing import Refusal, is_valid_host
 from core.limits import HEADER_COUNT, HEADERS_SIZE
 
 # RFC 9110 §5.3: these admit one value only. Two of one kind mean that two recipients may act on different ones.
-SINGLE: Final = frozenset(
+SINGLE_VALUED: Final = frozenset(
     {
         "HTTP_HOST",
         "HTTP_AUTHORIZATION",
@@ -44,7 +43,7 @@ _KEYS_COUNT_MAX: Final = 512
 _keys: dict[bytes, str] = {}
 
 
-def base(scheme: str, server: tuple[str, int], client: tuple[str, int]) -> WSGIEnvironment:
+def base_environ(scheme: str, server: tuple[str, int], client: tuple[str, int]) -> WSGIEnvironment:
     """Return what all requests of one connection share. `server` and `client` are the two ends as (address, port)."""
     return {
         "wsgi.version": (1, 0),
@@ -62,7 +61,7 @@ def base(scheme: str, server: tuple[str, int], client: tuple[str, int]) -> WSGIE
     }
 
 
-def fill(environ: WSGIEnvironment, fields: list[tuple[bytes, bytes]]) -> None:
+def add_fields(environ: WSGIEnvironment, fields: list[tuple[bytes, bytes]]) -> None:
     """Put the header fields into `environ`; repeated ones are joined by a comma (RFC 9110 §5.3). Raises Refusal."""
     if len(fields) > _HEADER_COUNT_MAX:
         raise Refusal.over(HEADER_COUNT, f"A head of {len(fields)} fields")
@@ -79,7 +78,7 @@ def fill(environ: WSGIEnvironment, fields: list[tuple[bytes, bytes]]) -> None:
         text = value.decode("latin-1").rstrip(" \t")
         if key not in environ:
             environ[key] = text
-        elif key in SINGLE:
+        elif key in SINGLE_VALUED:
             # RFC 9112 §3.2 asks for 400 on a second Host; the others follow the same reasoning.
             raise Refusal(
                 400, "duplicate_field", f"The field {name.decode('latin-1')} may be sent once only (RFC 9110 §5.3)."
@@ -104,7 +103,7 @@ def _key(name: bytes) -> str:
     return key
 
 
-def locate(environ: WSGIEnvironment, method: str, target: bytes) -> None:
+def add_target(environ: WSGIEnvironment, method: str, target: bytes) -> None:
     """Put method, path and query into `environ` from the request target (RFC 9112 §3.2). Raises Refusal.
 
     PATH_INFO is percent-decoded and then read as latin-1, byte for byte, as PEP 3333 asks; QUERY_STRING stays encoded.
@@ -139,7 +138,7 @@ def _origin_form(environ: WSGIEnvironment, method: str, target: bytes) -> bytes:
             return target
         raise Refusal(400, "target_invalid", "The target * belongs to OPTIONS alone (RFC 9112 §3.2.4).")
     absolute = _ABSOLUTE.fullmatch(target)
-    if absolute is None or not valid_host(absolute[1].decode("latin-1")):
+    if absolute is None or not is_valid_host(absolute[1].decode("latin-1")):
         raise Refusal(400, "target_invalid", "The request target must be a path or an http URI (RFC 9112 §3.2).")
     # RFC 9112 §3.2.2: the authority of an absolute target replaces the Host field, which had to be there all the same.
     environ["HTTP_HOST"] = absolute[1].decode("latin-1")

@@ -10,10 +10,10 @@ import logging
 import resource
 from typing import Final
 
-from app.httpd.acceptor import TURNED_AWAY_COUNT_MAX
+from app.httpd.acceptor import REFUSED_COUNT_MAX
 
 # Listening sockets, the loop, the block, logs, the files of metrics; and a connection has to be accepted to be refused.
-_OTHERS_COUNT: Final = 64 + TURNED_AWAY_COUNT_MAX
+_OTHERS_COUNT: Final = 64 + REFUSED_COUNT_MAX
 
 log = logging.getLogger("mlsdm.server")
 

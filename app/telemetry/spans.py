@@ -55,7 +55,7 @@ from opentelemetry.trace import (
 )
 from opentelemetry.util.types import AttributeValue
 
-from app.httpd.request_names import Trace
+from app.httpd.request_names import TraceContext
 from core.controller.controller import Controller
 from core.phases import PHASE_NAMES
 from core.settings.config import Tracing
@@ -157,14 +157,14 @@ class Spans:
             path = environ["PATH_INFO"]
             if path not in _ANSWERS or environ["REQUEST_METHOD"] != "POST":
                 return serve(environ, start_response)
-            trace: Trace | None = environ.get("mlsdm.trace")
+            trace: TraceContext | None = environ.get("mlsdm.trace")
             if not (int(trace.flags, 16) & _SAMPLED if trace else self._chance() < self._ratio):
                 return serve(environ, start_response)
             return _recorded(self._begin(environ, path, trace), serve, environ, start_response)
 
         return traced
 
-    def _begin(self, environ: WSGIEnvironment, path: str, trace: Trace | None) -> Span:
+    def _begin(self, environ: WSGIEnvironment, path: str, trace: TraceContext | None) -> Span:
         """Begin the span of a request that came under `trace`, and have answer and log say its ids."""
         span = self._tracer.start_span(
             f"POST {path}",
@@ -174,7 +174,7 @@ class Spans:
             start_time=time.time_ns() - (time.monotonic_ns() - environ["mlsdm.received_ns"]),
         )
         ours = span.get_span_context()
-        environ["mlsdm.trace"] = Trace(
+        environ["mlsdm.trace"] = TraceContext(
             format_trace_id(ours.trace_id),
             trace.parent_id if trace else "",
             trace.flags if trace else f"{_SAMPLED:02x}",
@@ -244,7 +244,7 @@ def _told(path: str, status: int, body: bytes) -> Attributes:
     return (_problem_of(body) if status >= _FAILED else _ANSWERS[path](body)).attributes()
 
 
-def _parent(trace: Trace) -> Context:
+def _parent(trace: TraceContext) -> Context:
     """Return the caller's span as OpenTelemetry wants it."""
     parent = SpanContext(
         int(trace.trace_id, 16), int(trace.parent_id, 16), is_remote=True, trace_flags=TraceFlags(int(trace.flags, 16))

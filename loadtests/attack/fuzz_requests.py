@@ -41,21 +41,21 @@ if atheris is not None and __name__ == "__main__":
     with atheris.instrument_imports(include=["app", "core"]):
         from app.httpd.connection import Connection
         from app.httpd.framing import Refusal
-        from app.httpd.head_cache import Head, HeadCache
-        from app.httpd.request_names import Tracer
+        from app.httpd.head_cache import CachedHead, HeadCache
+        from app.httpd.request_names import RequestNames
         from app.httpd.request_parser import RequestParser
         from app.httpd.worker_state import WorkerState
         from app.httpd.wsgi_call import CLOSE
-        from app.httpd.wsgi_environ import base
+        from app.httpd.wsgi_environ import base_environ
 else:
     from app.httpd.connection import Connection
     from app.httpd.framing import Refusal
-    from app.httpd.head_cache import Head, HeadCache
-    from app.httpd.request_names import Tracer
+    from app.httpd.head_cache import CachedHead, HeadCache
+    from app.httpd.request_names import RequestNames
     from app.httpd.request_parser import RequestParser
     from app.httpd.worker_state import WorkerState
     from app.httpd.wsgi_call import CLOSE
-    from app.httpd.wsgi_environ import base
+    from app.httpd.wsgi_environ import base_environ
 
 from core.limits import HEADER_COUNT, HEADERS_SIZE, REQUEST_LINE_SIZE
 from testing.strict_http import read_answers, read_request
@@ -152,7 +152,7 @@ class Forgetful(HeadCache):
 
     def __init__(self) -> None:
         super().__init__()
-        self.find = dict[bytes, Head]().get
+        self.get = dict[bytes, CachedHead]().get
 
 
 def by_message(pieces: Iterable[bytes], heads: HeadCache | None = None) -> Outcome:
@@ -166,7 +166,11 @@ def by_message(pieces: Iterable[bytes], heads: HeadCache | None = None) -> Outco
         return open_[0]
 
     message = RequestParser(
-        base("http", ("127.0.0.1", 80), CLIENT), TRACER, heads or HeadCache(), deliver, lambda _size, _environ: None
+        base_environ("http", ("127.0.0.1", 80), CLIENT),
+        REQUEST_NAMES,
+        heads or HeadCache(),
+        deliver,
+        lambda _size, _environ: None,
     )
     try:
         for piece in pieces:
@@ -352,7 +356,7 @@ def _compare(one: Outcome, other: Outcome, size: int) -> None:
 
 LOG: Final = logging.getLogger("fuzz")
 LOG.setLevel(logging.CRITICAL + 1)
-TRACER: Final = Tracer(bytes)
+REQUEST_NAMES: Final = RequestNames(bytes)
 FIELDS: Final = frozenset(
     {
         b"date", b"connection", b"x-request-id", b"traceparent", b"content-type", b"x-path", b"content-length",

@@ -20,7 +20,7 @@ from typing import Final
 
 import numpy as np
 
-from app.httpd.heap_trim import INTERVAL_SECONDS
+from app.httpd.heap_trim import TRIM_INTERVAL_SECONDS
 from loadtests.cost.process_memory import footprint
 from testing.live_server import LiveServer
 
@@ -77,7 +77,7 @@ def measure(server: LiveServer, events: int, batch: int) -> int:
                 thread.start()
             for thread in threads:
                 thread.join()
-        time.sleep(2 * INTERVAL_SECONDS)  # until what was freed has gone back
+        time.sleep(2 * TRIM_INTERVAL_SECONDS)  # until what was freed has gone back
         state, found = server.state(), footprint(server.pid)
         sizes.append(found.total)
         print(

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 from wsgiref.types import WSGIEnvironment
 
-from app.httpd.request_names import about
+from app.httpd.request_names import log_fields
 
 LINES_PER_SECOND: Final = 20
 CLIENTS_COUNT: Final = 256  # that are told of by name in a second, of each kind
@@ -111,7 +111,7 @@ class AuditLog:
 def _about(environ: WSGIEnvironment) -> dict[str, Any]:
     """Return who asked for what, from where."""
     return {
-        **about(environ),
+        **log_fields(environ),
         **({"method": environ["REQUEST_METHOD"]} if "REQUEST_METHOD" in environ else {}),
         **({"path": environ["PATH_INFO"][:TEXT_LENGTH_MAX]} if "PATH_INFO" in environ else {}),
     }

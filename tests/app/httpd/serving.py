@@ -19,7 +19,7 @@ import uvloop
 
 from app.httpd.connection import Connection
 from app.httpd.framing import Refusal
-from app.httpd.tls import Tls
+from app.httpd.tls import TlsLayer
 from app.httpd.worker_state import WorkerState
 from tests.app.httpd.certificate import CERTIFICATE, write_certificate
 
@@ -107,7 +107,7 @@ class Server:
 
         def step() -> None:
             self.service.now += 0.25
-            self.service.rounds.begin()
+            self.service.deadline_sweep.start_sweep()
             looks[0] += 1
             if looks[0] < 4 * seconds + 2:
                 self.loop.call_soon(self.loop.call_soon, step)
@@ -147,14 +147,14 @@ def serving(
 
         def make() -> Any:
             connection = protocol(service, ("127.0.0.1", 4242), refusal)
-            return connection if context is None else Tls(loop, connection, context)
+            return connection if context is None else TlsLayer(loop, connection, context)
 
         await loop.create_server(make, sock=listener)
 
         def beat() -> None:
             moment[0] += pace
             service.tick()
-            service.rounds.begin()
+            service.deadline_sweep.start_sweep()
             loop.call_later(0.01, beat)
 
         beat()

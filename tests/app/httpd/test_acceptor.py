@@ -6,7 +6,7 @@ import logging
 import socket
 import time
 
-from app.httpd.acceptor import BATCH_COUNT, Acceptor, Alone
+from app.httpd.acceptor import BATCH_COUNT, Acceptor, SingleWorker
 from app.httpd.worker_state import WorkerState
 from core.limits import KERNEL_BUFFER_SIZE
 
@@ -16,7 +16,7 @@ def test_the_kernel_holds_little_of_what_is_not_read() -> None:
     loop = asyncio.new_event_loop()
     service = WorkerState(lambda _environ, _start_response: [], loop, logging.getLogger("test"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        Acceptor(service, [listener], Alone(), 1, None)
+        Acceptor(service, [listener], SingleWorker(), 1, None)
         with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
             assert KERNEL_BUFFER_SIZE.value == accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
     loop.close()
@@ -33,7 +33,7 @@ def test_more_are_accepted_where_turns_are_long() -> None:
         listener.setblocking(False)
         for _ in range(count):
             stack.enter_context(socket.create_connection(listener.getsockname()))
-        acceptor = Acceptor(service, [listener], Alone(), 2 * count, None)
+        acceptor = Acceptor(service, [listener], SingleWorker(), 2 * count, None)
 
         def busy() -> None:
             turns[0] += 1

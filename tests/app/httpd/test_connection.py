@@ -373,7 +373,7 @@ def test_long_answers_are_made_in_pieces() -> None:
         assert other_reader.answer().body == b"x" * 100
         assert other_reader.answer().environ["PATH_INFO"] == "/good"
         assert others > 1
-        assert server.call(lambda: len(server.service.pieces)) == 0
+        assert server.call(lambda: len(server.service.long_answers)) == 0
         assert server.app.pieces[:100] == ["/long/1"] * 100
         assert {server.app.pieces.count(path) for path in ("/long/1", "/long/2", "/long/3")} == {100}
 
@@ -418,7 +418,7 @@ def test_long_answer_that_nobody_waits_for() -> None:
 
         assert len(ask(server, get(b"/long/2"))[0].body) == 100
         assert made == server.app.pieces.count("/long/endless")
-        assert server.call(lambda: len(server.service.pieces)) == 0
+        assert server.call(lambda: len(server.service.long_answers)) == 0
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -430,7 +430,7 @@ def test_who_is_refused_does_not_stand_in_line(count: int) -> None:
         refused = ask(server, get(b"/long/no") * count, count)
 
         assert {(answer.status, answer.body) for answer in refused} == {(401, b"no")}
-        assert server.call(lambda: len(server.service.pieces)) == 1
+        assert server.call(lambda: len(server.service.long_answers)) == 1
         server.app.enough = True
         reader = Reader(client)
         assert len(reader.answer().body) >= 100

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.httpd.deadline_sweep import END_COUNT, LOOK_COUNT, DeadlineSweep
+from app.httpd.deadline_sweep import CHECKS_PER_TURN, CLOSES_PER_TURN, DeadlineSweep
 
 
 class Circle:
@@ -49,46 +49,46 @@ class Swept:
 
 def test_a_round_is_spread_over_turns(circle: Circle) -> None:
     """Each turn of the loop looks at a few; after the round each has been looked at once, then the next may begin."""
-    connections = [Swept() for _ in range(3 * LOOK_COUNT + 1)]
+    connections = [Swept() for _ in range(3 * CHECKS_PER_TURN + 1)]
     circle.members.update(connections)
-    circle.rounds.begin()
+    circle.rounds.start_sweep()
     seen = [sum(connection.count for connection in connections)]
     for _ in range(5):
-        circle.rounds.begin()  # one round at a time
+        circle.rounds.start_sweep()  # one round at a time
         circle.turn()
         seen.append(sum(connection.count for connection in connections))
 
-    assert seen[:4] == [LOOK_COUNT, 2 * LOOK_COUNT, 3 * LOOK_COUNT, 3 * LOOK_COUNT + 1]
+    assert seen[:4] == [CHECKS_PER_TURN, 2 * CHECKS_PER_TURN, 3 * CHECKS_PER_TURN, 3 * CHECKS_PER_TURN + 1]
     assert seen[4] > seen[3]
 
 
 def test_few_are_ended_in_one_turn(circle: Circle) -> None:
     """To end a connection takes long, so a turn in which many would end is cut short."""
-    connections = [Swept(ends=True) for _ in range(2 * END_COUNT)]
+    connections = [Swept(ends=True) for _ in range(2 * CLOSES_PER_TURN)]
     circle.members.update(connections)
-    circle.rounds.begin()
+    circle.rounds.start_sweep()
 
-    assert sum(connection.count for connection in connections) == END_COUNT
+    assert sum(connection.count for connection in connections) == CLOSES_PER_TURN
 
 
 def test_a_connection_that_ended_is_left_out(circle: Circle) -> None:
     """What was lost since the round began has no deadlines any more."""
-    connections = [Swept() for _ in range(LOOK_COUNT + 1)]
+    connections = [Swept() for _ in range(CHECKS_PER_TURN + 1)]
     circle.members.update(connections)
-    circle.rounds.begin()
+    circle.rounds.start_sweep()
     circle.members.clear()
     circle.turn()
 
-    assert sum(connection.count for connection in connections) == LOOK_COUNT
+    assert sum(connection.count for connection in connections) == CHECKS_PER_TURN
 
 
 def test_one_that_fails_does_not_end_the_round(circle: Circle) -> None:
     """A mistake costs its connection one look, and nobody else any."""
-    connections = [Swept(fails=number == 5) for number in range(3 * LOOK_COUNT)]
+    connections = [Swept(fails=number == 5) for number in range(3 * CHECKS_PER_TURN)]
     circle.members.update(connections)
     for _ in range(2):
         with contextlib.suppress(ValueError):
-            circle.rounds.begin()
+            circle.rounds.start_sweep()
         for _ in range(4):
             circle.turn()
 

@@ -62,7 +62,7 @@ def test_write_deadline(tls: bool) -> None:
         until(lambda: bool(server.lost))
 
         assert dict(server.app.refusals) == {"reader_too_slow": 1, "write_timeout": 1}
-        assert server.service.untaken.size == 0
+        assert server.service.slow_readers.size == 0
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
@@ -94,7 +94,7 @@ def test_a_slow_reader_makes_no_room(tls: bool) -> None:
         until(lambda: "/big" in server.app.calls)
         server.wait(IDLE_SECONDS.value + 2)
 
-        assert not server.call(server.service.rounds.make_room)
+        assert not server.call(server.service.deadline_sweep.close_longest_idle)
         assert len(Reader(client).answer().body) == 40_000
 
 

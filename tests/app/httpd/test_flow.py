@@ -152,7 +152,7 @@ def test_pipelines_share_a_budget(busy: bool) -> None:
     """
     with serving() as server, dial(server) as client, dial(server) as honest:
         connections(server, client, honest)
-        server.call(lambda: server.service.pipelines.take(PIPELINES_SIZE.value - 5_000))
+        server.call(lambda: server.service.pipelines.reserve(PIPELINES_SIZE.value - 5_000))
         client.sendall((get(b"/slow") if busy else b"") + GOOD * 50)
         if busy:
             until(lambda: server.call(lambda: server.app.refusals["pipelines_full"]) == 1)
@@ -177,7 +177,7 @@ def test_a_refusal_for_the_budget_carries_the_names_of_its_request(method: bytes
     """And has no content if that is a HEAD."""
     with serving() as server, dial(server) as client:
         connections(server, client)
-        server.call(lambda: server.service.pipelines.take(PIPELINES_SIZE.value - 100))
+        server.call(lambda: server.service.pipelines.reserve(PIPELINES_SIZE.value - 100))
         client.sendall(get(b"/slow"))
         until(lambda: "/slow" in server.app.calls)
         client.sendall(method + b" /ahead HTTP/1.1\r\nX-Request-ID: r-2\r\n" + HOST + b"\r\n")
@@ -346,7 +346,7 @@ def test_answers_of_one_turn_are_bounded() -> None:
 
         assert server.call(read) <= 2 * ANSWERS_SIZE.value // server.app.size + 1
         until(lambda: len(server.app.calls) == count)
-        until(lambda: 0 < server.call(lambda: server.service.untaken.size) <= ANSWERS_SIZE.value)
+        until(lambda: 0 < server.call(lambda: server.service.slow_readers.size) <= ANSWERS_SIZE.value)
         assert ask(server, GOOD)[0].status == 200
         honest = stack.enter_context(dial(server))
         honest.sendall(get(b"/big"))
@@ -366,7 +366,7 @@ def test_the_slowest_reader_is_cut_off(tls: bool) -> None:
         lazy = [stack.enter_context(dial(server, rcvbuf=8_192)) for _ in range(count)]
         for client in lazy:
             client.sendall(get(b"/big"))
-        until(lambda: server.call(lambda: server.service.untaken.size) > 0.9 * count * server.app.size)
+        until(lambda: server.call(lambda: server.service.slow_readers.size) > 0.9 * count * server.app.size)
         readers = [Reader(client) for client in lazy]
         slow = readers[0]
         for reader in readers:
@@ -377,14 +377,14 @@ def test_the_slowest_reader_is_cut_off(tls: bool) -> None:
         for client in honest:
             client.sendall(get(b"/big"))
         until(lambda: bool(server.lost))
-        until(lambda: server.call(lambda: server.service.untaken.size) <= ANSWERS_SIZE.value)
+        until(lambda: server.call(lambda: server.service.slow_readers.size) <= ANSWERS_SIZE.value)
 
         assert [len(Reader(client).answer().body) for client in honest] == [4_000_000] * 2
         assert len(slow.answer().body) == 4_000_000
         assert 1 <= server.app.refusals["answers_full"] <= 2
-        assert server.call(lambda: server.service.untaken.size) <= ANSWERS_SIZE.value
+        assert server.call(lambda: server.service.slow_readers.size) <= ANSWERS_SIZE.value
         stack.close()
-        until(lambda: server.call(lambda: server.service.untaken.size) == 0)
+        until(lambda: server.call(lambda: server.service.slow_readers.size) == 0)
 
 
 @pytest.mark.parametrize("before", [b"", get(b"/slow")], ids=["first", "behind"])

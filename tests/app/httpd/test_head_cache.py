@@ -7,9 +7,9 @@ import pytest
 
 from app.httpd import head_cache
 from app.httpd.head_cache import HEAD_SIZE_MAX, HeadCache
-from app.httpd.request_names import Tracer
+from app.httpd.request_names import RequestNames
 from app.httpd.request_parser import LARGE_BODY_SIZE, RequestParser
-from app.httpd.wsgi_environ import base
+from app.httpd.wsgi_environ import base_environ
 
 PLAIN = b"GET /state?a=%20b HTTP/1.1\r\nHost: a\r\nX-Api-Key: secret\r\n\r\n"
 POSTED = b"POST /event HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
@@ -20,8 +20,8 @@ class Reader:
 
     def __init__(self, known: HeadCache, address: str = "127.0.0.1") -> None:
         self.environs: list[dict[str, Any]] = []
-        environ = base("http", ("127.0.0.1", 80), (address, 4242))
-        self.message = RequestParser(environ, Tracer(bytes), known, self._deliver, lambda _size, _environ: None)
+        environ = base_environ("http", ("127.0.0.1", 80), (address, 4242))
+        self.message = RequestParser(environ, RequestNames(bytes), known, self._deliver, lambda _size, _environ: None)
 
     def _deliver(self, environ: dict[str, Any], persistence: str) -> bool:
         self.environs.append({**environ, "body": environ["wsgi.input"].read(), "persistence": persistence})
@@ -120,8 +120,8 @@ def test_what_is_not_plain_is_the_parser_s(request_: bytes) -> None:
 
 def test_they_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that was learned first makes room."""
-    monkeypatch.setattr(head_cache, "HEADS_COUNT", 3)
-    monkeypatch.setattr(head_cache, "TRIES_COUNT", 1)
+    monkeypatch.setattr(head_cache, "HEADS_COUNT_MAX", 3)
+    monkeypatch.setattr(head_cache, "REPLACE_INTERVAL", 1)
     known = HeadCache()
     reader = Reader(known)
     for number in (1, 2, 3, 4):
@@ -133,7 +133,7 @@ def test_they_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_more_of_them_than_places_do_not_drive_each_other_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """One in so many takes another's place: five clients in turn, and three places."""
-    monkeypatch.setattr(head_cache, "HEADS_COUNT", 3)
+    monkeypatch.setattr(head_cache, "HEADS_COUNT_MAX", 3)
     known = HeadCache()
     readers = [Reader(known) for _ in range(5)]
     requests = [PLAIN.replace(b"Host: a", b"Host: a%d" % number) for number in range(5)]
@@ -141,7 +141,9 @@ def test_more_of_them_than_places_do_not_drive_each_other_out(monkeypatch: pytes
         reader.feed(request_)
 
     assert [head.members["HTTP_HOST"] for head in known._known.values()] == ["a0", "a1", "a2"]
-    for reader, request_ in zip(readers * head_cache.TRIES_COUNT, requests * head_cache.TRIES_COUNT, strict=True):
+    for reader, request_ in zip(
+        readers * head_cache.REPLACE_INTERVAL, requests * head_cache.REPLACE_INTERVAL, strict=True
+    ):
         reader.feed(request_)
     assert [head.members["HTTP_HOST"] for head in known._known.values()] != ["a0", "a1", "a2"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import pytest
 
-from app.httpd.heap_trim import INTERVAL_SECONDS, HeapTrim
+from app.httpd.heap_trim import TRIM_INTERVAL_SECONDS, HeapTrim
 from loadtests.cost.process_memory import written_mb
 from testing.eventually import eventually
 from testing.live_server import LiveServer
@@ -97,12 +97,12 @@ class TestHeap:
         trims: list[int] = []
         heap = HeapTrim(trims.append)
         for quarter in range(41):
-            heap.look(quarter * 0.25)
+            heap.trim_if_due(quarter * 0.25)
 
-        assert [0] * round(1 + 10 / INTERVAL_SECONDS) == trims
+        assert [0] * round(1 + 10 / TRIM_INTERVAL_SECONDS) == trims
 
     def test_with_another_library(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """What has no malloc_trim keeps what it likes."""
         monkeypatch.setattr("ctypes.CDLL", lambda _name: object())
 
-        HeapTrim().look(1.0)
+        HeapTrim().trim_if_due(1.0)

@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 
-from app.httpd.request_names import Trace, Tracer, understand
+from app.httpd.request_names import RequestNames, TraceContext, parse_traceparent
 
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
 def named(**fields: str) -> dict[str, Any]:
     environ: dict[str, Any] = dict(fields)
-    Tracer().name(environ)
+    RequestNames().assign(environ)
     return environ
 
 
@@ -34,19 +34,19 @@ def test_another_request_id_is_replaced(given: str) -> None:
 
 def test_made_ids_differ() -> None:
     """No two requests of one worker have the same, nor do two workers make the same."""
-    first, second = Tracer(), Tracer()
-    made = [tracer.make() for tracer in (first, second) for _ in range(1_000)]
+    first, second = RequestNames(), RequestNames()
+    made = [tracer.new_id() for tracer in (first, second) for _ in range(1_000)]
 
     assert len(set(made)) == 2_000
 
 
 def test_a_refused_head_is_searched_for_its_id() -> None:
     """The field counts when it is sane and alone, however its name is spelled."""
-    tracer = Tracer()
+    tracer = RequestNames()
 
-    assert tracer.name_refused([(b"Host", b"a"), (b"x-Request-ID", b"abc \t")]) == "abc"
+    assert tracer.id_from_fields([(b"Host", b"a"), (b"x-Request-ID", b"abc \t")]) == "abc"
     for fields in ([], [(b"X-Request-ID", b"a b")], [(b"X-Request-ID", b"a")] * 2, [(b"X_Request_ID", b"a")]):
-        assert len(tracer.name_refused(fields)) == 24
+        assert len(tracer.id_from_fields(fields)) == 24
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_refused_head_is_searched_for_its_id() -> None:
 )
 def test_valid_traceparent(given: str, flags: str) -> None:
     """Version 00 is exact; a later version may say more behind it (Trace Context §4.3)."""
-    assert Trace(TRACE_ID, PARENT_ID, flags) == named(HTTP_TRACEPARENT=given)["mlsdm.trace"]
+    assert TraceContext(TRACE_ID, PARENT_ID, flags) == named(HTTP_TRACEPARENT=given)["mlsdm.trace"]
 
 
 @pytest.mark.parametrize(
@@ -96,13 +96,13 @@ def test_invalid_traceparent_is_as_if_absent(given: str) -> None:
     environ = named(HTTP_TRACEPARENT=given)
 
     assert "mlsdm.trace" not in environ
-    assert "traceparent" not in Tracer().echo(environ)
+    assert "traceparent" not in RequestNames().response_lines(environ)
 
 
 def test_spans_are_never_all_zeros() -> None:
     """Even where the random source gives nothing but zeros, the span id is one that the standard calls valid."""
-    tracer = Tracer(bytes)
-    line = tracer.echo({"mlsdm.request_id": "r", "mlsdm.trace": Trace(TRACE_ID, PARENT_ID, "01")})
+    tracer = RequestNames(bytes)
+    line = tracer.response_lines({"mlsdm.request_id": "r", "mlsdm.trace": TraceContext(TRACE_ID, PARENT_ID, "01")})
     value = line.split("traceparent: ")[1].strip()
 
-    assert understand(value) is not None
+    assert parse_traceparent(value) is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.httpd.request_names import Trace
+from app.httpd.request_names import TraceContext
 from app.httpd.worker_state import WorkerState
 from app.httpd.wsgi_call import CLOSE, KEEP_ALIVE, PERSIST, WsgiCall
 
@@ -254,7 +254,7 @@ def test_a_standing_header_is_one_line() -> None:
 def test_the_trace_is_passed_on() -> None:
     """An answer carries the trace id and flags that came, and a span id of our own, each time another one."""
     service = service_of(fixed("200 OK", [], []))
-    trace = Trace("a" * 32, "b" * 16, "01")
+    trace = TraceContext("a" * 32, "b" * 16, "01")
     traced: dict[str, Any] = {"mlsdm.trace": trace}
     values = [dict(fields(whole(service, **traced)))["traceparent"].split("-") for _ in range(2)]
 
@@ -270,7 +270,7 @@ def test_an_error_is_logged_under_the_names_of_its_request(caplog: pytest.LogCap
     """The line of a 500 carries request id, trace id and client, and of the request nothing but method and path."""
     service = service_of(fixed("200 OK", [], ["text"]))
     secrets = {"QUERY_STRING": "q=hidden", "HTTP_AUTHORIZATION": "hidden"}
-    traced: dict[str, Any] = {"mlsdm.trace": Trace("a" * 32, "b" * 16, "00")}
+    traced: dict[str, Any] = {"mlsdm.trace": TraceContext("a" * 32, "b" * 16, "00")}
     whole(service, PATH_INFO="/a\nb\x1b", **traced, **secrets)
     (record,) = caplog.records
 
