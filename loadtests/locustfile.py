@@ -40,9 +40,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadtests.bench.traffic import JSON, RAW
 from loadtests.load import metrics_probe, population, slo
-from loadtests.load.metrics_probe import Unseen, Witness
-from loadtests.load.population import Unfit
-from loadtests.load.request_bodies import BATCH, Bodies
+from loadtests.load.metrics_probe import ProbeError, ServerMetrics
+from loadtests.load.population import PopulationError
+from loadtests.load.request_bodies import BATCH, RequestBodies
 
 TIMEOUT_SECONDS: Final = 30  # of a request, and so of the end of a run
 UNSERVED: Final = ", 503"  # behind the name of a request that was answered so
@@ -100,7 +100,7 @@ def _options(environment: Environment) -> Any:
 
 
 # -- users -------------------------------------------------------------------------------------------------------------
-class Client(FastHttpUser):
+class ApiUser(FastHttpUser):
     """What all users have in common: the key, and answers that are looked at."""
 
     abstract = True
@@ -111,15 +111,17 @@ class Client(FastHttpUser):
         token = _options(self.environment).api_key
         self.key = {"Authorization": f"Bearer {token}"} if token else {}
 
-    def ask(self, method: str, path: str, name: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
+    def send(
+        self, method: str, path: str, name: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> Any:
         """Send a request, with a `body` of bytes; returns what its 200 says, None otherwise, which is counted."""
         with self.client.request(
             method, path, name, data=body, headers={**self.key, **(headers or {})}, catch_response=True
         ) as answer:
-            return _taken(answer)
+            return _document_of(answer)
 
 
-def _taken(answer: Any) -> Any:
+def _document_of(answer: Any) -> Any:
     """Return the document of a good answer, or its text; mark any other."""
     if answer.status_code == 200:
         if not answer.headers["content-type"].startswith("application/json"):
@@ -142,10 +144,10 @@ def _taken(answer: Any) -> Any:
     return None
 
 
-class Application(Client):
+class Application(ApiUser):
     """A program that remembers and recalls, at random moments."""
 
-    bodies: ClassVar[Bodies]
+    bodies: ClassVar[RequestBodies]
     newest: int | None = None  # memory of its own
 
     def on_start(self) -> None:
@@ -160,7 +162,7 @@ class Application(Client):
 
     def event(self, name: str, body: bytes, headers: Mapping[str, str]) -> None:
         """Have an event decided, and keep the id when it is remembered."""
-        decision = self.ask("POST", "/event", name, body, headers)
+        decision = self.send("POST", "/event", name, body, headers)
         if decision and decision["accepted"]:
             self.newest = decision["memory_id"]
 
@@ -187,12 +189,12 @@ class Application(Client):
     @task(5)
     def batch(self) -> None:
         """Ten events at once."""
-        self.ask("POST", "/events", "/events, raw × 10", next(self.bodies.batch), RAW)
+        self.send("POST", "/events", "/events, raw × 10", next(self.bodies.batch), RAW)
 
     @task(10)
     def recall(self) -> None:
         """What is near to something."""
-        self.ask("POST", "/recall", "/recall, JSON", next(self.bodies.query), JSON)
+        self.send("POST", "/recall", "/recall, JSON", next(self.bodies.query), JSON)
 
     @task(5)
     def memory(self) -> None:
@@ -200,7 +202,7 @@ class Application(Client):
         if self.newest is None:
             self.state()
         else:
-            self.ask("GET", f"/memories/{self.newest}", "/memories/{id}")
+            self.send("GET", f"/memories/{self.newest}", "/memories/{id}")
 
     @task(1)
     def forget(self) -> None:
@@ -208,16 +210,16 @@ class Application(Client):
         if self.newest is None:
             self.state()
         else:
-            self.ask("DELETE", f"/memories/{self.newest}", "/memories/{id}, DELETE")
+            self.send("DELETE", f"/memories/{self.newest}", "/memories/{id}, DELETE")
             self.newest = None
 
     @task(4)
     def state(self) -> None:
         """Where the threshold is."""
-        self.ask("GET", "/state", "/state")
+        self.send("GET", "/state", "/state")
 
 
-class Kubelet(Client):
+class Kubelet(ApiUser):
     """The probes of a pod, at the frequency of a nervous deployment."""
 
     fixed_count = 1
@@ -227,11 +229,11 @@ class Kubelet(Client):
     @task
     def probe(self) -> None:
         """Both."""
-        self.ask("GET", "/health/liveness", "/health/liveness")
-        self.ask("GET", "/health/readiness", "/health/readiness")
+        self.send("GET", "/health/liveness", "/health/liveness")
+        self.send("GET", "/health/readiness", "/health/readiness")
 
 
-class Prometheus(Client):
+class Prometheus(ApiUser):
     """The scrape."""
 
     fixed_count = 1
@@ -241,12 +243,12 @@ class Prometheus(Client):
     @task
     def scrape(self) -> None:
         """Take everything, and read it as Prometheus would."""
-        text = self.ask("GET", "/health/metrics", "/health/metrics")
+        text = self.send("GET", "/health/metrics", "/health/metrics")
         if text is not None:
             list(text_string_to_metric_families(text))
 
 
-class Person(Client):
+class Operator(ApiUser):
     """Somebody with a console."""
 
     fixed_count = 1
@@ -256,15 +258,15 @@ class Person(Client):
     @task
     def look(self) -> None:
         """At what there is to see."""
-        self.ask("GET", "/health/detailed", "/health/detailed")
-        self.ask("GET", "/decisions?limit=10", "/decisions")
+        self.send("GET", "/health/detailed", "/health/detailed")
+        self.send("GET", "/decisions?limit=10", "/decisions")
 
 
 # -- the run -----------------------------------------------------------------------------------------------------------
 class Run:
     """One run of this process: the server before it, and what is made of the figures after it."""
 
-    before: Witness | None = None
+    before: ServerMetrics | None = None
 
 
 def prepare(environment: Environment, **_more: object) -> None:
@@ -272,20 +274,20 @@ def prepare(environment: Environment, **_more: object) -> None:
     options = _options(environment)
     environment.stop_timeout = max(environment.stop_timeout or 0, TIMEOUT_SECONDS)
     try:
-        drawn = population.read(Path(options.events)) if options.events else population.made(options.seed)
+        drawn = population.read(Path(options.events)) if options.events else population.generate(options.seed)
         if environment.host and not isinstance(environment.runner, WorkerRunner):
-            metrics_probe.seen(environment.host, options.server_pid)
-    except (Unfit, Unseen) as error:
+            metrics_probe.probe(environment.host, options.server_pid)
+    except (PopulationError, ProbeError) as error:
         _log.error("%s", error)
         sys.exit(UNMEASURED)
-    Application.bodies = Bodies(drawn)
+    Application.bodies = RequestBodies(drawn)
     _log.info("%s", drawn.source)
 
 
 def begin(environment: Environment, **_more: object) -> None:
     """Ask the server how things are."""
     if not isinstance(environment.runner, WorkerRunner):
-        Run.before = _asked(environment)
+        Run.before = _probe(environment)
 
 
 def judge(environment: Environment, **_more: object) -> None:
@@ -294,28 +296,28 @@ def judge(environment: Environment, **_more: object) -> None:
     if runner is None or isinstance(runner, WorkerRunner):
         return
     runner.stop()  # Ctrl-C comes here before the users have ended
-    after = _asked(environment)
+    after = _probe(environment)
     if Run.before is None or after is None:
         environment.process_exit_code = UNMEASURED
         return
     bounds = slo.Bounds(**{name: getattr(options, name) for name in slo.Bounds._fields})
-    seen = figures(environment, Run.before, after)
-    _log.info("%s", slo.summary(seen))
-    sentences = slo.broken(seen, bounds)
+    run_figures = figures(environment, Run.before, after)
+    _log.info("%s", slo.summary(run_figures))
+    sentences = slo.violations(run_figures, bounds)
     for sentence in sentences:
         _log.error("%s", sentence)
     environment.process_exit_code = BROKEN if sentences or runner.exceptions else 0
 
 
-def _asked(environment: Environment) -> Witness | None:
+def _probe(environment: Environment) -> ServerMetrics | None:
     try:
-        return metrics_probe.seen(environment.host or "", _options(environment).server_pid)
-    except Unseen as error:
+        return metrics_probe.probe(environment.host or "", _options(environment).server_pid)
+    except ProbeError as error:
         _log.error("%s", error)
         return None
 
 
-def figures(environment: Environment, before: Witness, after: Witness) -> slo.Figures:
+def figures(environment: Environment, before: ServerMetrics, after: ServerMetrics) -> slo.Figures:
     """Return what was seen between two looks at the server."""
     stats = environment.stats
     failed = {True: 0, False: 0}

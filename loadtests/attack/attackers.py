@@ -22,21 +22,21 @@ from typing import Any, Final
 
 import uvloop
 
-HEAD: Final = b"POST /event HTTP/1.1\r\nHost: localhost\r\nX-Slow: " + b"s" * 4_000
-BODY: Final = (
+SLOW_HEAD: Final = b"POST /event HTTP/1.1\r\nHost: localhost\r\nX-Slow: " + b"s" * 4_000
+SLOW_BODY: Final = (
     b"POST /event HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\nContent-Length: 4000\r\n\r\n"
 )
-READ: Final = b"GET /decisions?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n" * 16
-GREED: Final = b"HEAD /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200
+UNREAD_REQUESTS: Final = b"GET /decisions?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n" * 16
+GREEDY_REQUESTS: Final = b"HEAD /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200
 SLICES: Final = 200  # of a second, so that bytes and connections do not come in bursts of our own making
 OPENED_PER_SLICE_MAX: Final = 10  # 2,000 connections a second
 
 
-class Slow(asyncio.Protocol):
+class SlowClient(asyncio.Protocol):
     """One connection of one kind."""
 
-    def __init__(self, crowd: "Crowd", kind: str) -> None:
-        self.crowd = crowd
+    def __init__(self, pool: "AttackerPool", kind: str) -> None:
+        self.pool = pool
         self.kind = kind
         self.sent = 0
         self.answer = b""
@@ -45,13 +45,13 @@ class Slow(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to be slow."""
         self.transport = transport
-        self.crowd.joined(self)
+        self.pool.add(self)
         if self.kind == "body":
-            self.transport.write(BODY)
+            self.transport.write(SLOW_BODY)
 
     def trickle(self) -> None:
         """Send one byte more."""
-        self.transport.write(HEAD[self.sent : self.sent + 1] if self.kind == "head" else b"b")
+        self.transport.write(SLOW_HEAD[self.sent : self.sent + 1] if self.kind == "head" else b"b")
         self.sent += 1
 
     def data_received(self, data: bytes) -> None:
@@ -60,16 +60,16 @@ class Slow(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Note what the server said, if anything."""
-        self.crowd.left(self, "reset" if error else self.answer[9:].decode("latin-1") or "closed")
+        self.pool.remove(self, "reset" if error else self.answer[9:].decode("latin-1") or "closed")
 
 
-class Greedy(asyncio.Protocol):
+class GreedyClient(asyncio.Protocol):
     """A connection that has always sent more than was answered."""
 
     kind = "greedy"
 
-    def __init__(self, crowd: "Crowd") -> None:
-        self.crowd = crowd
+    def __init__(self, pool: "AttackerPool") -> None:
+        self.pool = pool
         self.transport: Any = None
         self.paused = False
         self.refusal = ""
@@ -77,8 +77,8 @@ class Greedy(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to be greedy."""
         self.transport = transport
-        self.crowd.joined(self)
-        self.transport.write(GREED)
+        self.pool.add(self)
+        self.transport.write(GREEDY_REQUESTS)
 
     def pause_writing(self) -> None:
         """The server reads no more."""
@@ -90,29 +90,29 @@ class Greedy(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Send more, if the server takes it."""
-        self.crowd.answered += data.count(b"HTTP/1.1 200")
+        self.pool.answered += data.count(b"HTTP/1.1 200")
         if (at := data.find(b"HTTP/1.1 5")) >= 0:
             self.refusal = data[at + 9 : at + 12].decode()
         if not self.paused:
-            self.transport.write(GREED)
+            self.transport.write(GREEDY_REQUESTS)
 
     def trickle(self) -> None:
         """Nothing here is slow."""
 
     def connection_lost(self, error: Exception | None) -> None:
         """Note the end."""
-        self.crowd.left(self, self.refusal or ("reset" if error else "closed"))
+        self.pool.remove(self, self.refusal or ("reset" if error else "closed"))
 
 
-class Reader:
+class NonReadingClient:
     """A connection that asks and never reads: a bare socket, because an event loop would read."""
 
     kind = "read"
 
-    def __init__(self, crowd: "Crowd", endpoint: socket.socket) -> None:
-        self.crowd, self.endpoint = crowd, endpoint
-        endpoint.send(READ)
-        crowd.joined(self)
+    def __init__(self, pool: "AttackerPool", endpoint: socket.socket) -> None:
+        self.pool, self.endpoint = pool, endpoint
+        endpoint.send(UNREAD_REQUESTS)
+        pool.add(self)
 
     def trickle(self) -> None:
         """Send an empty line, which is ignored between requests; this is how we learn that we were cut."""
@@ -122,21 +122,21 @@ class Reader:
             return
         except OSError:
             self.abort()
-            self.crowd.left(self, "cut")
+            self.pool.remove(self, "cut")
 
     def abort(self) -> None:
         """Leave."""
         self.endpoint.close()
 
     @property
-    def transport(self) -> "Reader":
+    def transport(self) -> "NonReadingClient":
         return self
 
 
-Attacker = Slow | Greedy | Reader
+Attacker = SlowClient | GreedyClient | NonReadingClient
 
 
-class Crowd:
+class AttackerPool:
     """All of them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, port: int, count: int, kinds: list[str]) -> None:
@@ -154,26 +154,26 @@ class Crowd:
     def open_count(self) -> int:
         return sum(map(len, self.slices))
 
-    def joined(self, slow: Attacker) -> None:
-        self.slices[self.turn % SLICES].add(slow)
+    def add(self, client: Attacker) -> None:
+        self.slices[self.turn % SLICES].add(client)
 
-    def left(self, slow: Attacker, end: str) -> None:
+    def remove(self, client: Attacker, end: str) -> None:
         for members in self.slices:
-            if slow in members:
-                members.discard(slow)
+            if client in members:
+                members.discard(client)
                 break
         if not self.stopping:
-            self.ends[f"{slow.kind} {end}"] += 1
-            self.loop.call_later(0.5, self.wanted.append, slow.kind)
+            self.ends[f"{client.kind} {end}"] += 1
+            self.loop.call_later(0.5, self.wanted.append, client.kind)
 
-    def slice(self) -> None:
+    def run_slice(self) -> None:
         """Two hundred times a second: as many parts of them send their byte, and who is missing is opened."""
         if self.stopping:
             return
-        self.loop.call_later(1 / SLICES, self.slice)
+        self.loop.call_later(1 / SLICES, self.run_slice)
         self.turn += 1
-        for slow in tuple(self.slices[self.turn % SLICES]):
-            slow.trickle()
+        for client in tuple(self.slices[self.turn % SLICES]):
+            client.trickle()
         for _ in range(min(OPENED_PER_SLICE_MAX, len(self.wanted))):
             task = self.loop.create_task(self.open(self.wanted.pop()))
             self.opening.add(task)
@@ -191,9 +191,9 @@ class Crowd:
         try:
             await self.loop.sock_connect(endpoint, ("127.0.0.1", self.port))
             if kind == "read":
-                Reader(self, endpoint)
+                NonReadingClient(self, endpoint)
             else:
-                made = Greedy(self) if kind == "greedy" else Slow(self, kind)
+                made = GreedyClient(self) if kind == "greedy" else SlowClient(self, kind)
                 await self.loop.create_connection(lambda: made, sock=endpoint)
         except OSError as error:
             endpoint.close()
@@ -204,8 +204,8 @@ class Crowd:
         """Leave, all at once."""
         self.stopping = True
         for members in self.slices:
-            for slow in tuple(members):
-                slow.transport.abort()
+            for client in tuple(members):
+                client.transport.abort()
         self.loop.call_later(0.2, self.loop.stop)
 
 
@@ -213,13 +213,13 @@ def main() -> None:
     """Run the program."""
     port, count, kinds = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(",")
     loop = uvloop.new_event_loop()
-    crowd = Crowd(loop, port, count, kinds)
-    loop.add_reader(sys.stdin.fileno(), crowd.stop)
+    pool = AttackerPool(loop, port, count, kinds)
+    loop.add_reader(sys.stdin.fileno(), pool.stop)
     began, spent = time.monotonic(), time.process_time()
-    loop.call_soon(crowd.slice)
+    loop.call_soon(pool.run_slice)
     loop.run_forever()
     share = (time.process_time() - spent) / (time.monotonic() - began)
-    print(json.dumps({"open": crowd.open_max, "answered": crowd.answered, "ends": crowd.ends, "cpu": round(share, 3)}))
+    print(json.dumps({"open": pool.open_max, "answered": pool.answered, "ends": pool.ends, "cpu": round(share, 3)}))
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def split(wire: bytes, program: bytes) -> list[bytes]:
 # -- what the server makes of it -------------------------------------------------------------------------------------
 
 
-class Call(NamedTuple):
+class ReceivedRequest(NamedTuple):
     """One request as the application gets it."""
 
     method: str
@@ -133,21 +133,21 @@ class Call(NamedTuple):
 class Outcome(NamedTuple):
     """What became of a wire: the requests, and the code of the refusal that ended them, if one did."""
 
-    calls: list[Call]
+    calls: list[ReceivedRequest]
     refusal: str
     answers: list[tuple[int, bytes]]  # status and body; none for the message alone
 
 
-def call_of(environ: WSGIEnvironment) -> Call:
+def call_of(environ: WSGIEnvironment) -> ReceivedRequest:
     """Return what of an environ must not depend on how the bytes arrived."""
     body = environ["wsgi.input"].read()
     assert int(environ.get("CONTENT_LENGTH", "0")) == len(body)
-    return Call(
+    return ReceivedRequest(
         environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["QUERY_STRING"], environ["SERVER_PROTOCOL"], body
     )
 
 
-class Forgetful(HeadCache):
+class UncachedHeads(HeadCache):
     """Heads of which none is ever familiar."""
 
     def __init__(self) -> None:
@@ -155,9 +155,9 @@ class Forgetful(HeadCache):
         self.get = dict[bytes, CachedHead]().get
 
 
-def by_message(pieces: Iterable[bytes], heads: HeadCache | None = None) -> Outcome:
+def parse_alone(pieces: Iterable[bytes], heads: HeadCache | None = None) -> Outcome:
     """Feed the message alone. Anything but Refusal that escapes it, escapes this."""
-    calls: list[Call] = []
+    calls: list[ReceivedRequest] = []
     open_ = [True]
 
     def deliver(environ: WSGIEnvironment, persistence: str) -> bool:
@@ -183,11 +183,11 @@ def by_message(pieces: Iterable[bytes], heads: HeadCache | None = None) -> Outco
     return Outcome(calls, "", [])
 
 
-class Echo:
+class EchoApplication:
     """Answers with the body; names the path in a field, which must not become two. /no… wants no body."""
 
     def __init__(self) -> None:
-        self.calls: list[Call] = []
+        self.calls: list[ReceivedRequest] = []
         self.refusals: list[str] = []
         self.declined: int | None = None  # index of the call whose body was not wanted
 
@@ -208,7 +208,7 @@ class Echo:
         return [call.body]
 
 
-class Turns:
+class ManualLoop:
     """The part of a loop that a connection needs: what is called soon is called when the fuzzer says so."""
 
     def __init__(self) -> None:
@@ -223,7 +223,7 @@ class Turns:
             self._due.pop(0)()
 
 
-class Recorder(asyncio.Transport):
+class RecordingTransport(asyncio.Transport):
     """A transport that keeps what is written. A slow one takes nothing more after each write until it is told to."""
 
     def __init__(self, *, slow: bool) -> None:
@@ -271,35 +271,35 @@ class Recorder(asyncio.Transport):
         self.reading = True
 
 
-def by_connection(pieces: Iterable[bytes], *, slow: bool = False) -> tuple[Outcome, int | None]:
+def parse_on_connection(pieces: Iterable[bytes], *, slow: bool = False) -> tuple[Outcome, int | None]:
     """Feed a connection; returns the outcome, and which call's body was not wanted."""
-    app = Echo()
-    turns = Turns()
-    service = WorkerState(app, cast(asyncio.AbstractEventLoop, turns), LOG)
-    connection, transport = Connection(service, CLIENT), Recorder(slow=slow)
+    app = EchoApplication()
+    loop = ManualLoop()
+    state = WorkerState(app, cast(asyncio.AbstractEventLoop, loop), LOG)
+    connection, transport = Connection(state, CLIENT), RecordingTransport(slow=slow)
     connection.connection_made(transport)
     transport.connection = connection
 
     def drain() -> None:
-        turns.run()
+        loop.run()
         while transport.paused:
             transport.paused = False
             connection.resume_writing()
-            turns.run()
+            loop.run()
 
     for piece in pieces:
         if not transport.reading:
             drain()
         elif not slow:
-            turns.run()
+            loop.run()
         if transport.closing:
             break
         connection.data_received(piece)
     drain()
     connection.connection_lost(None)
-    assert service.bodies.size == 0, "a body's reservation is left"
-    assert service.pipelines.size == 0, "what a pipeline was accounted for with is left"
-    assert not service.connections
+    assert state.bodies.size == 0, "a body's reservation is left"
+    assert state.pipelines.size == 0, "what a pipeline was accounted for with is left"
+    assert not state.connections
     answers = read_answers(transport.written, [call.method for call in app.calls])
     finals = [(answer.status, answer.body) for answer in answers if answer.status >= 200]
     assert len(finals) == len(app.calls) + len(app.refusals), "an answer too many or too few"
@@ -315,8 +315,8 @@ def check(program: bytes) -> None:
     """Run one program; AssertionError, or whatever escaped, when one of the six does not hold."""
     wire = wire_of(program)
     pieces = split(wire, program)
-    alone = by_message([wire])
-    _compare(alone, by_message(pieces), len(wire))
+    alone = parse_alone([wire])
+    _compare(alone, parse_alone(pieces), len(wire))
     at, again = 0, [wire] * 4
     for call in alone.calls:
         strict = read_request(wire, at)
@@ -325,11 +325,11 @@ def check(program: bytes) -> None:
         assert call.body == strict.body, f"bodies differ: {call.body!r} and {strict.body!r}"
         again += [wire[at : strict.end]] * 4
         at = strict.end
-    assert by_message(again, Forgetful()) == by_message(again)
-    whole, _ = by_connection([wire])
+    assert parse_alone(again, UncachedHeads()) == parse_alone(again)
+    whole, _ = parse_on_connection([wire])
     _compare(alone._replace(answers=whole.answers), whole, len(wire))
     for slow in (False, True):
-        outcome, declined = by_connection(pieces, slow=slow)
+        outcome, declined = parse_on_connection(pieces, slow=slow)
         if declined is None:
             _compare(whole, outcome, len(wire))
         else:

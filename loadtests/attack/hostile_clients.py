@@ -36,7 +36,7 @@ COUNTS: Final = {"slow": 5_000, "greedy": 600}
 # Twice (per worker) 32 MB of untaken answers, as much while they are joined, and 5,000 connections of 5 kB, rounded up.
 MEMORY_MB_MAX: Final = 200.0
 ROUNDS: Final = 3
-HONEST: Final = 8
+STEADY_CLIENTS: Final = 8
 DIMENSION: Final = 384
 
 
@@ -68,24 +68,24 @@ def main() -> int:
         settings["MLSDM_SERVER__CONNECTIONS_MAX"] = str(count)
         server = LiveServer(Path(directory), settings).start()
         try:
-            phases = run(server, options.attack, count, options.seconds)
+            phases = run_phases(server, options.attack, count, options.seconds)
         finally:
             server.stop()
     good = judge(phases, options.attack)
     return 0 if good or not options.check else 1
 
 
-def run(server: LiveServer, attack: str, count: int, seconds: int) -> list[Phase]:
+def run_phases(server: LiveServer, attack: str, count: int, seconds: int) -> list[Phase]:
     """Measure the phases, quiet and attacked in turn, and print a line for each."""
-    honest(server, seconds)  # fills pages of the log, and warms everything
+    measure_steady_clients(server, seconds)  # fills pages of the log, and warms everything
     print(f"{'':>8} {'requests':>9} {'p50, ms':>8} {'p99, ms':>8} {'max, ms':>8} {'MB':>8}")
     phases = []
     for _ in range(ROUNDS):
-        phases.append(tell(phase(server, seconds, attacked=False)))
+        phases.append(print_phase(measure_phase(server, seconds, attacked=False)))
         crowd = Attack(server, attack, count)
         try:
             crowd.wait()
-            phases.append(tell(phase(server, seconds, attacked=True)))
+            phases.append(print_phase(measure_phase(server, seconds, attacked=True)))
         finally:
             said = crowd.end()
         print(
@@ -117,9 +117,9 @@ class Attack:
         return json.loads(said)
 
 
-def honest(server: LiveServer, seconds: int) -> Any:
+def measure_steady_clients(server: LiveServer, seconds: int) -> Any:
     """Return what the honest clients measured."""
-    words = [str(number) for number in (server.port, HONEST, seconds, DIMENSION)]
+    words = [str(number) for number in (server.port, STEADY_CLIENTS, seconds, DIMENSION)]
     ended = subprocess.run(
         [sys.executable, "-m", "loadtests.attack.steady_client", *words],
         cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=seconds + 60, check=True,
@@ -127,10 +127,10 @@ def honest(server: LiveServer, seconds: int) -> Any:
     return json.loads(ended.stdout)
 
 
-def phase(server: LiveServer, seconds: int, *, attacked: bool) -> Phase:
+def measure_phase(server: LiveServer, seconds: int, *, attacked: bool) -> Phase:
     """Measure for so long."""
     before = footprint(server.pid).total
-    measured = honest(server, seconds)
+    measured = measure_steady_clients(server, seconds)
     memory = max(before, footprint(server.pid).total)
     latencies = sorted(1e3 * latency for latency in measured["latencies"]) or [float("inf")]
     return Phase(
@@ -139,7 +139,7 @@ def phase(server: LiveServer, seconds: int, *, attacked: bool) -> Phase:
     )  # fmt: skip
 
 
-def tell(measured: Phase) -> Phase:
+def print_phase(measured: Phase) -> Phase:
     """Print a phase."""
     name = "attacked" if measured.attacked else "quiet"
     numbers = f"{measured.p50:>8.2f} {measured.p99:>8.2f} {measured.worst:>8.2f} {measured.memory:>8.1f}"

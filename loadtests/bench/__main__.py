@@ -19,12 +19,12 @@ from typing import Any, Final
 import numpy as np
 
 from loadtests.bench import contention, goals, peers, report, traffic, vectors, wrk
-from loadtests.bench.comparison import Fleet, Result, measure
+from loadtests.bench.comparison import Result, ServerPool, measure
 from loadtests.bench.processor import Cores, cores
 from loadtests.bench.rows import Row, chosen
 from loadtests.bench.servers import OPEN, TOKEN, UNLIMITED, VERBOSE, Product, Program, Server
 from loadtests.bench.vectors import Vectors
-from loadtests.bench.wrk import Unmeasured
+from loadtests.bench.wrk import MeasurementError
 from testing.live_server import ROOT
 
 ROUNDS: Final = 3
@@ -46,40 +46,40 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=_positive, default=SECONDS, help=f"of a side in a round (default {SECONDS})")
     parser.add_argument("--json", type=Path, default=ROOT / "build" / "bench.json", help="default: build/bench.json")
     parser.add_argument("--data", type=Path, help="an .npz with `vec`, embeddings [N, 384]; default: synthetic ones")
-    asked = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
         wrk.require()
-        rows = chosen(asked.rows)
-        contended = not asked.rows or any(word in goals.LOCK for word in asked.rows)
+        rows = chosen(args.rows)
+        contended = not args.rows or any(word in goals.LOCK for word in args.rows)
         if not rows and not contended:
-            raise Unmeasured(f"no row is called {' or '.join(asked.rows)}")
-        given = vectors.load(asked.data) if asked.data else vectors.synthetic()
+            raise MeasurementError(f"no row is called {' or '.join(args.rows)}")
+        given = vectors.load(args.data) if args.data else vectors.synthetic()
         if given.memories.shape[1] != vectors.DIMENSION:
-            raise Unmeasured(f"`vec` has {given.memories.shape[1]} columns; expected {vectors.DIMENSION}")
-    except Unmeasured as error:
+            raise MeasurementError(f"`vec` has {given.memories.shape[1]} columns; expected {vectors.DIMENSION}")
+    except MeasurementError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="mlsdm-bench-") as directory:
-        return run(Path(directory), given, rows, contended, asked)
+        return run(Path(directory), given, rows, contended, args)
 
 
-def run(directory: Path, given: Vectors, rows: list[Row], contended: bool, asked: argparse.Namespace) -> int:
+def run(directory: Path, given: Vectors, rows: list[Row], contended: bool, args: argparse.Namespace) -> int:
     """Measure the rows and tell; returns the exit status."""
     began = time.monotonic()
     place = cores()
-    about = {"machine": report.machine(), "vectors": given.source, "rounds": asked.rounds, "seconds": asked.seconds}
+    about = {"machine": report.machine(), "vectors": given.source, "rounds": args.rounds, "seconds": args.seconds}
     print(f"{about['machine']}; {about['vectors']}")
-    print(f"{asked.rounds} rounds of {asked.seconds} s a side, twice as many where there is a goal")
+    print(f"{args.rounds} rounds of {args.seconds} s a side, twice as many where there is a goal")
     print(f"server on core {place.server}, client on core {place.client}")
     if place.shared:
         print("there is only one core: the client takes time from the server, and requests per second mean little")
-    sent = traffic.made(given.memories, given.queries, TOKEN)
-    results, failures, notes = _measured(makers(directory, given), sent, place, rows, asked)
+    sent = traffic.product_traffic(given.memories, given.queries, TOKEN)
+    results, failures, notes = _measured(makers(directory, given), sent, place, rows, args)
     others: dict[str, Any] = {}
     judged: dict[str, float] = {}
     if contended:
         try:
-            waits = contention.measure(directory, [sent["event raw"], sent["batch"]], place, asked.seconds)
+            waits = contention.measure(directory, [sent["event raw"], sent["batch"]], place, args.seconds)
             judged[goals.LOCK] = waits.p99_us_max
             others["lock"] = {
                 name: getattr(waits, name) for name in ("sections", "waits", "mean_us", "p99_us_max", "windows")
@@ -88,19 +88,19 @@ def run(directory: Path, given: Vectors, rows: list[Row], contended: bool, asked
                 f"\n{goals.LOCK}: {waits.p99_us_max:.2f} ({waits.waits:,} of {waits.sections:,} sections waited, "
                 f"{waits.mean_us:.1f} µs each in the mean)"
             )
-        except Unmeasured as error:
+        except MeasurementError as error:
             failures.append(str(error))
     verdict = goals.judge(report.figures(results, judged))
     for title, sentences in (
         ("notes", notes), ("not measured, an error", failures), ("falls short", verdict.short),
-        ("no figure", verdict.unmeasured if not asked.rows else []),
+        ("no figure", verdict.unmeasured if not args.rows else []),
     ):  # fmt: skip
         for sentence in sentences:
             print(f"{title}: {sentence}")
     took = time.monotonic() - began
-    report.write(asked.json, results, {**others, "notes": notes, "failures": failures, "seconds_taken": took}, about)
-    print(f"took {took:.0f} s; {asked.json} has every round")
-    return 1 if failures or (asked.check and verdict.short) else 0
+    report.write(args.json, results, {**others, "notes": notes, "failures": failures, "seconds_taken": took}, about)
+    print(f"took {took:.0f} s; {args.json} has every round")
+    return 1 if failures or (args.check and verdict.short) else 0
 
 
 def _measured(
@@ -108,7 +108,7 @@ def _measured(
     sent: Mapping[str, traffic.Traffic],
     place: Cores,
     rows: list[Row],
-    asked: argparse.Namespace,
+    args: argparse.Namespace,
 ) -> tuple[list[Result], list[str], list[str]]:
     """Measure and print row by row; returns the results, what could not be measured, and what is to be said."""
     results: list[Result] = []
@@ -118,17 +118,17 @@ def _measured(
     rows = [row for row in rows if row.servers <= set(made)]
     if rows:
         print(f"\n{report.HEAD}\n{report.RULE}")
-    with Fleet(made, sent, place) as fleet:
+    with ServerPool(made, sent, place) as pool:
         for number, row in enumerate(rows):
             try:
-                rounds = asked.rounds * (2 if goals.goal_of(row.name) else 1)
-                results.append(measure(fleet, row, rounds, asked.seconds))
+                rounds = args.rounds * (2 if goals.goal_of(row.name) else 1)
+                results.append(measure(pool, row, rounds, args.seconds))
                 print(report.line(results[-1]), flush=True)
-            except Unmeasured as error:
+            except MeasurementError as error:
                 failures.append(f"{row.name}: {error}")
-            fleet.keep(frozenset(name for later in rows[number + 1 :] for name in later.servers))
-    notes += fleet.notes
-    failures += fleet.failures
+            pool.keep(frozenset(name for later in rows[number + 1 :] for name in later.servers))
+    notes += pool.notes
+    failures += pool.failures
     starved = sum(report.starved(result) for result in results)
     if starved:
         notes.append(

@@ -20,8 +20,8 @@ from loadtests.bench import wrk
 from loadtests.bench.processor import Cores, used_ns
 from loadtests.bench.rows import Row, Side
 from loadtests.bench.servers import Server, listens
-from loadtests.bench.traffic import NUMBER, Traffic, written
-from loadtests.bench.wrk import Unmeasured
+from loadtests.bench.traffic import NUMBER, Traffic, encode_requests
+from loadtests.bench.wrk import MeasurementError
 
 
 class Slice(NamedTuple):
@@ -61,7 +61,7 @@ def median(slices: list[Slice]) -> Slice:
     return Slice(*(statistics.median(figures) for figures in zip(*slices, strict=True)))
 
 
-class Fleet:
+class ServerPool:
     """The servers of a run, started when a row asks for one and ended when no later row does."""
 
     def __init__(
@@ -75,7 +75,7 @@ class Fleet:
         self.notes: list[str] = []
         self.failures: list[str] = []  # servers that did not end in order
 
-    def __enter__(self) -> "Fleet":
+    def __enter__(self) -> "ServerPool":
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -101,7 +101,7 @@ class Fleet:
         for name in [name for name in self._running if name not in names]:
             try:
                 self._running.pop(name).stop()
-            except Unmeasured as error:
+            except MeasurementError as error:
                 self.failures.append(f"{name}: {error}")
 
     def slice(self, side: Side, seconds: int) -> Slice:
@@ -110,7 +110,7 @@ class Fleet:
         traffic = {**self._traffic, **server.traffic}[side.traffic]
         path = Path(self._files.name, f"{side.server} {side.traffic}.requests".replace(" ", "-"))
         if not path.exists():
-            path.write_bytes(written(traffic))
+            path.write_bytes(encode_requests(traffic))
         key = (side.server, side.traffic)
         numbered = NUMBER.encode() in traffic.requests[0]
         accepted = server.accepted() if traffic.events else None
@@ -122,7 +122,9 @@ class Fleet:
             listens(server.port)  # it answers whoever comes last: what was sent before is done then
         self._sent[key] = self._sent.get(key, 0) + sample.sent + 1  # wrk asks for one that it does not send
         if sample.errors or not sample.completed:
-            raise Unmeasured(f"{side.traffic} on {side.server}: {sample.completed} answers, errors {sample.errors}")
+            raise MeasurementError(
+                f"{side.traffic} on {side.server}: {sample.completed} answers, errors {sample.errors}"
+            )
         if accepted is not None:
             moved = (server.accepted() or 0) - accepted
             check_moved(moved, sample, traffic.items, side)
@@ -149,32 +151,32 @@ def _steady(server: Server, side: Side) -> Iterator[list[int]]:
     except (ProcessLookupError, psutil.NoSuchProcess):
         same = False
     if not same:
-        raise Unmeasured(f"{side.traffic} on {side.server}: its processes changed while they were measured")
+        raise MeasurementError(f"{side.traffic} on {side.server}: its processes changed while they were measured")
 
 
 def check_moved(moved: int, sample: wrk.Sample, items: int, side: Side) -> None:
     """Raise Unmeasured unless `moved` events are what the requests of a sample held."""
     if not sample.completed * items <= moved <= sample.sent * items:
-        raise Unmeasured(
+        raise MeasurementError(
             f"{side.traffic} on {side.server}: {moved} events were accepted; expected from "
             f"{sample.completed * items} (answered) to {sample.sent * items} (sent)"
         )
 
 
-def measure(fleet: Fleet, row: Row, rounds: int, seconds: int) -> Result:
-    """Measure one row. Raises Unmeasured."""
+def measure(pool: ServerPool, row: Row, rounds: int, seconds: int) -> Result:
+    """Measure one row. Raises MeasurementError."""
     for side in (row.reference, row.subject):
-        fleet.server(side.server)  # all are up before anything is measured
+        pool.server(side.server)  # all are up before anything is measured
     result = Result(row, [], [])
     sides = [(row.reference, result.reference), (row.subject, result.subject)]
     for _ in range(rounds):
         for side, slices in sides:
-            slices.append(fleet.slice(side, seconds))
+            slices.append(pool.slice(side, seconds))
         sides.reverse()  # a machine that slows down, or warms up, does so for either side
     return result
 
 
-def document(result: Result) -> dict[str, Any]:
+def to_json(result: Result) -> dict[str, Any]:
     """Return a result for the JSON document."""
     row = result.row
     return {

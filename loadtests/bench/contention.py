@@ -23,8 +23,8 @@ from typing import Any, Final, NamedTuple
 from loadtests.bench import wrk
 from loadtests.bench.processor import Cores
 from loadtests.bench.servers import Product
-from loadtests.bench.traffic import Traffic, written
-from loadtests.bench.wrk import Sample, Unmeasured
+from loadtests.bench.traffic import Traffic, encode_requests
+from loadtests.bench.wrk import MeasurementError, Sample
 
 WINDOW_SECONDS: Final = 0.005
 SHARE: Final = 0.01  # of the sections may wait longer
@@ -70,19 +70,19 @@ class Waits(NamedTuple):
 
 
 def measure(directory: Path, traffic: list[Traffic], cores: Cores, seconds: int) -> Waits:
-    """Send all traffic at once for so long. Raises Unmeasured."""
+    """Send all traffic at once for so long. Raises MeasurementError."""
     server = Product(directory, {"WORKERS": "2"})
     server.start(cores.everywhere)
     try:
         accepted = server.accepted() or 0
-        samples: list[Sample | Unmeasured] = []
+        samples: list[Sample | MeasurementError] = []
 
         def send(number: int, part: Traffic) -> None:
             path = directory / f"contention-{number}.requests"
-            path.write_bytes(written(part))
+            path.write_bytes(encode_requests(part))
             try:
                 samples.append(wrk.run(server.port, path, part.connections, seconds, core=cores.client, polling=False))
-            except Unmeasured as error:
+            except MeasurementError as error:
                 samples.append(error)
 
         clients = [Thread(target=send, args=(number, part)) for number, part in enumerate(traffic)]
@@ -90,8 +90,8 @@ def measure(directory: Path, traffic: list[Traffic], cores: Cores, seconds: int)
             client.start()
         windows = _watched(server, clients)
         for sample in samples:
-            if isinstance(sample, Unmeasured) or sample.errors or not sample.completed:
-                raise Unmeasured(f"waits for the lock: {sample}")
+            if isinstance(sample, MeasurementError) or sample.errors or not sample.completed:
+                raise MeasurementError(f"waits for the lock: {sample}")
         return Waits((server.accepted() or 0) - accepted, windows)
     finally:
         server.stop()

@@ -21,7 +21,7 @@ import numpy as np
 from loadtests.bench.servers import Program, Server
 from loadtests.bench.traffic import EVENTS, JSON, NUMBER, SLOW, TOP_K, Traffic, numbers, request
 from loadtests.bench.vectors import Floats, Vectors
-from loadtests.bench.wrk import Unmeasured
+from loadtests.bench.wrk import MeasurementError
 from testing.live_server import ROOT
 
 PEERS: Final = ROOT / "loadtests" / "peers"
@@ -81,8 +81,8 @@ class Chroma(Program):
         """Start it, make the collection, fill it, and judge its answers."""
         super().start(cores)
         try:
-            asked = {"name": "bench", "configuration": {"hnsw": {"space": "cosine"}}}
-            self._path = f"{_COLLECTIONS}/{self._ask(_COLLECTIONS, asked)['id']}"
+            args = {"name": "bench", "configuration": {"hnsw": {"space": "cosine"}}}
+            self._path = f"{_COLLECTIONS}/{self._ask(_COLLECTIONS, args)['id']}"
             for first in range(0, len(self.fill), _FILL_BATCH):
                 batch = self.fill[first : first + _FILL_BATCH].tolist()
                 ids = [str(first + place) for place in range(len(batch))]
@@ -110,8 +110,8 @@ class Chroma(Program):
         """Return the share of the exact nearest that it finds."""
         queries = self.vectors.queries[:_JUDGED]
         exact = np.argsort(-(queries @ self.fill.T), axis=1)[:, :TOP_K]
-        asked = {"query_embeddings": queries.tolist(), "n_results": TOP_K, "include": []}
-        told = self._ask(f"{self._path}/query", asked)["ids"]
+        args = {"query_embeddings": queries.tolist(), "n_results": TOP_K, "include": []}
+        told = self._ask(f"{self._path}/query", args)["ids"]
         hits = [len({int(name) for name in names} & set(row.tolist())) for names, row in zip(told, exact, strict=True)]
         return sum(hits) / exact.size
 
@@ -124,5 +124,7 @@ class Chroma(Program):
         finally:
             connection.close()
         if response.status not in (200, 201):
-            raise Unmeasured(f"Chroma answered {response.status} to {path}: {body[:300].decode(errors='replace')}")
+            raise MeasurementError(
+                f"Chroma answered {response.status} to {path}: {body[:300].decode(errors='replace')}"
+            )
         return json.loads(body)

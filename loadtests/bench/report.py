@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from loadtests.bench.comparison import Result, document, median
+from loadtests.bench.comparison import Result, median, to_json
 from loadtests.bench.goals import Goal, goal_of
 
 _COLUMNS: Final = ("row", "held against", "requests/s", "vectors/s", "p50 µs", "p99 µs", "core", "CPU µs", "its CPU µs")
@@ -51,7 +51,7 @@ def figures(results: list[Result], others: Mapping[str, float]) -> dict[str, flo
 def write(path: Path, results: list[Result], others: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Write the JSON document."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {**about, "rows": [document(result) for result in results], **others}
+    content = {**about, "rows": [to_json(result) for result in results], **others}
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -24,7 +24,7 @@ from core.access.keys import digest_of
 from loadtests.bench.processor import family, pinned
 from loadtests.bench.traffic import BATCH, RAW, Traffic
 from loadtests.bench.vectors import DIMENSION, MEMORIES, Floats
-from loadtests.bench.wrk import Unmeasured
+from loadtests.bench.wrk import MeasurementError
 from testing.live_server import ROOT, LiveServer, free_port
 
 TOKEN: Final = "bench.0123456789012345678901234567890123456789012"  # 43 characters of secret, as `mlsdm key` makes them
@@ -59,7 +59,7 @@ class Server(Protocol):
     note: str  # what the run has to say about it
 
     def start(self, cores: Iterable[int]) -> None:
-        """Start on these cores and return when it answers. Raises Unmeasured."""
+        """Start on these cores and return when it answers. Raises MeasurementError."""
 
     def stop(self) -> None:
         """End it and all its processes."""
@@ -99,16 +99,16 @@ class Product:
                 self.live.start()
             except AssertionError as error:
                 self.live.kill()
-                raise Unmeasured(f"the server did not start:\n{str(error)[-2000:]}") from None
+                raise MeasurementError(f"the server did not start:\n{str(error)[-2000:]}") from None
         if self.fill is not None:
             self._remember(self.fill)
 
     def stop(self) -> None:
-        """End it as an operator would; it must leave nothing behind. Raises Unmeasured."""
+        """End it as an operator would; it must leave nothing behind. Raises MeasurementError."""
         try:
             self.live.stop()
         except AssertionError as error:
-            raise Unmeasured(f"the server did not end in order:\n{str(error)[-2000:]}") from None
+            raise MeasurementError(f"the server did not end in order:\n{str(error)[-2000:]}") from None
 
     def pids(self) -> list[int]:
         """Return arbiter, controller and workers."""
@@ -124,15 +124,17 @@ class Product:
             body = np.ones(len(batch), "<f8").tobytes() + batch.astype("<f4").tobytes()
             accepted = self._ask("POST", "/events", body)["accepted"]
             if accepted != len(batch):
-                raise Unmeasured(f"{accepted} of {len(batch)} events were accepted; expected all to fill the store")
+                raise MeasurementError(
+                    f"{accepted} of {len(batch)} events were accepted; expected all to fill the store"
+                )
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> Any:
         try:
             answer = self.live.request(method, path, body, {"Authorization": f"Bearer {TOKEN}", **RAW})
         except (OSError, http.client.HTTPException) as error:
-            raise Unmeasured(f"{method} {path} was not answered: {error!r}") from None
+            raise MeasurementError(f"{method} {path} was not answered: {error!r}") from None
         if answer.status != 200:
-            raise Unmeasured(f"{method} {path} was answered {answer.status}: {answer.body[:300].decode()}")
+            raise MeasurementError(f"{method} {path} was answered {answer.status}: {answer.body[:300].decode()}")
         return answer.json
 
 
@@ -167,7 +169,7 @@ class Program:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 said = self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
-                raise Unmeasured(f"{self.command[0]} did not start:\n{said}")
+                raise MeasurementError(f"{self.command[0]} did not start:\n{said}")
             time.sleep(0.05)
 
     def stop(self) -> None:

@@ -44,7 +44,7 @@ class Traffic(NamedTuple):
 NUMBER: Final = "NUMBER#########"  # as long as what replaces it
 
 
-def made(memories: Floats, queries: Floats, token: str) -> dict[str, Traffic]:
+def product_traffic(memories: Floats, queries: Floats, token: str) -> dict[str, Traffic]:
     """Return the traffic of every path of the product, by name."""
     key = {"Authorization": f"Bearer {token}"}
 
@@ -75,7 +75,7 @@ def request(method: str, path: str, headers: Mapping[str, str], body: bytes = b"
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def written(traffic: Traffic) -> bytes:
+def encode_requests(traffic: Traffic) -> bytes:
     """Return the requests as the client's script reads them: each behind its length, 32 bits, little-endian."""
     return b"".join(struct.pack("<I", len(whole)) + whole for whole in traffic.requests)
 

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtests.bench.wrk import Unmeasured
+from loadtests.bench.wrk import MeasurementError
 
 DIMENSION: Final = 384
 MEMORIES: Final = 20_000
@@ -38,9 +38,9 @@ def load(path: Path) -> Vectors:
         with np.load(path) as arrays:
             given = arrays["vec"]
     except (OSError, ValueError, KeyError) as error:
-        raise Unmeasured(f"{path} is not an .npz with `vec`, a matrix of embeddings: {error}") from None
+        raise MeasurementError(f"{path} is not an .npz with `vec`, a matrix of embeddings: {error}") from None
     if given.ndim != 2 or len(given) < 2 * QUERIES:
-        raise Unmeasured(f"`vec` of {path} has the shape {given.shape}: expected [N, D] with N ≥ {2 * QUERIES}")
+        raise MeasurementError(f"`vec` of {path} has the shape {given.shape}: expected [N, D] with N ≥ {2 * QUERIES}")
     vectors = unit(given)
     memories = np.resize(vectors[:-QUERIES], (MEMORIES, vectors.shape[1]))
     return Vectors(memories, vectors[-QUERIES:], f"{len(vectors):,} vectors of {path.name}")

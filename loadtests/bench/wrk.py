@@ -58,7 +58,7 @@ end
 _NUMBERED: Final = 'whole = whole:gsub("NUMBER#########", string.format("%015d", sent + @OFFSET@ + 1))'
 
 
-class Unmeasured(Exception):
+class MeasurementError(Exception):
     """One sentence: why nothing was measured."""
 
 
@@ -75,7 +75,7 @@ class Sample(NamedTuple):
 def require() -> None:
     """Raise Unmeasured when wrk is not installed."""
     if shutil.which("wrk") is None:
-        raise Unmeasured("wrk is not installed, which sends the requests: apt install wrk")
+        raise MeasurementError("wrk is not installed, which sends the requests: apt install wrk")
 
 
 @lru_cache
@@ -86,7 +86,9 @@ def _polling(directory: Path) -> Path:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise Unmeasured(f"{_POLLING.name} could not be compiled: {getattr(error, 'stderr', None) or error}") from None
+        raise MeasurementError(
+            f"{_POLLING.name} could not be compiled: {getattr(error, 'stderr', None) or error}"
+        ) from None
     return library
 
 
@@ -132,7 +134,7 @@ def run(
     except subprocess.TimeoutExpired:
         client.kill()
         client.communicate()
-        raise Unmeasured(f"wrk did not end {seconds} s after it began") from None
+        raise MeasurementError(f"wrk did not end {seconds} s after it began") from None
     return parse(said)
 
 
@@ -140,7 +142,7 @@ def parse(said: str) -> Sample:
     """Return what wrk's output holds. Raises Unmeasured when it holds no measurement."""
     line = next((line for line in said.splitlines() if line.startswith(_MARK)), None)
     if line is None:
-        raise Unmeasured(f"wrk measured nothing; it said: {said.strip()[-500:] or 'nothing'}")
+        raise MeasurementError(f"wrk measured nothing; it said: {said.strip()[-500:] or 'nothing'}")
     told = json.loads(line.removeprefix(_MARK))
     errors = {kind: told[kind] for kind in ("connect", "read", "write", "status", "timeout") if told[kind]}
     latencies = tuple(float(latency) for latency in told["latency_us"])

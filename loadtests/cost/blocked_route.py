@@ -55,10 +55,10 @@ def measure(server: LiveServer, check: bool) -> int:
     for _ in range(ROUNDS):
         for phase, found in tails.items():
             over = threading.Event()
-            blocking = Blocking(server, over) if phase == "blocked" else None
+            commands = BlockedCommands(server, over) if phase == "blocked" else None
             latencies = events(server)
             over.set()
-            answered = blocking.join() if blocking else 0
+            answered = commands.join() if commands else 0
             p50, p99 = np.percentile(latencies, (50, 99))
             found.append(float(p99))
             print(f"| {phase} | {len(latencies):,} | {p50:,.0f} | {p99:,.0f} | {answered} |", flush=True)
@@ -82,7 +82,7 @@ def events(server: LiveServer) -> list[float]:
     return latencies
 
 
-class Blocking:
+class BlockedCommands:
     """Stops the controller again and again, and asks for changes that wait for it, until `over`."""
 
     def __init__(self, server: LiveServer, over: threading.Event) -> None:

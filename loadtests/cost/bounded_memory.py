@@ -38,12 +38,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure the service's memory while events pass.")
     parser.add_argument("--events", type=int, default=1_000_000, help="events to send (default 1,000,000)")
     parser.add_argument("--batch", type=int, default=100, help="events in a batch, up to 1,000 (default 100)")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         sizes = {"WORKERS": "2", "MLSDM_DIMENSION": str(DIMENSION), "MLSDM_CAPACITY": "20000"}
         server = LiveServer(Path(directory), sizes).start()
         try:
-            return measure(server, asked.events, asked.batch)
+            return measure(server, args.events, args.batch)
         finally:
             server.stop()
 

@@ -34,7 +34,7 @@ DIMENSION: Final = 384
 _RAW: Final = {"Content-Type": "application/octet-stream"}
 
 
-class Footprint(NamedTuple):
+class WorkerMemory(NamedTuple):
     """MB beside the block: after the start, after work, and with CONNECTIONS idle connections."""
 
     started: float
@@ -48,12 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m loadtests.cost.footprint", description="Measure memory by workers."
     )
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="numbers to try (default 1 2 4)")
-    asked = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     columns = ("workers", "started, MB", "after work, MB", f"{CONNECTIONS:,} connections, MB", "reserve, MB")
     print(f"{report.machine()}\n\n| " + " | ".join(columns) + " |")
     print("|---:" * 5 + "|")
     held = True
-    for workers in asked.workers:
+    for workers in args.workers:
         found, reserve = footprint(workers), (RESERVE_BASE + workers * RESERVE_WORKER) / 1e6
         held &= max(found) <= reserve
         cells = " | ".join(f"{size:.1f}" for size in found)
@@ -62,32 +62,32 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if held else 1
 
 
-def footprint(workers: int) -> Footprint:
+def footprint(workers: int) -> WorkerMemory:
     """Measure a server with so many workers."""
     with tempfile.TemporaryDirectory(prefix="mlsdm-footprint-") as name:
         server = LiveServer(Path(name), {"WORKERS": str(workers), "MLSDM_RESOURCES__DRAIN_PERIOD": "0"}).start()
         try:
-            started = beside(server)
-            work(server)
-            worked = beside(server)
+            started = beside_block_mb(server)
+            send_work(server)
+            worked = beside_block_mb(server)
             idle = [server.connect() for _ in range(CONNECTIONS)]
             for connection in idle:
                 server.request("GET", "/livez", connection=connection)
-            connected = beside(server)
+            connected = beside_block_mb(server)
             for connection in idle:
                 connection.close()
         finally:
             server.stop()
-    return Footprint(started, worked, connected)
+    return WorkerMemory(started, worked, connected)
 
 
-def beside(server: LiveServer) -> float:
+def beside_block_mb(server: LiveServer) -> float:
     """Return what a service occupies beside the block, in MB: an upper bound, see loadtests/cost/process_memory.py."""
     found = process_memory.footprint(server.pid)
     return found.own + found.files
 
 
-def work(server: LiveServer) -> None:
+def send_work(server: LiveServer) -> None:
     """Send batches and recalls from several clients at once."""
     vectors = np.random.default_rng(1).standard_normal((BATCH, DIMENSION)).astype("<f4")
     body = np.full(BATCH, 0.95).astype("<f8").tobytes() + vectors.tobytes()

@@ -29,8 +29,8 @@ from typing import Final, NamedTuple
 from loadtests.bench import report, traffic, vectors, wrk
 from loadtests.bench.processor import Cores, cores, pinned, used_ns
 from loadtests.bench.servers import TOKEN, Product, listens
-from loadtests.bench.traffic import SLOW, Traffic, request, written
-from loadtests.bench.wrk import Unmeasured
+from loadtests.bench.traffic import SLOW, Traffic, encode_requests, request
+from loadtests.bench.wrk import MeasurementError
 
 READS: Final = {
     "/memories/{id}": "/memories/{number}",
@@ -60,31 +60,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="of a second for each price (default 5)")
     parser.add_argument("--data", type=Path, metavar="NPZ", help="`vec`, a matrix of embeddings; made ones without it")
     parser.add_argument("--only", default="", help="routes whose name holds this")
-    asked = parser.parse_args(arguments)
-    if asked.rounds < 1:
+    args = parser.parse_args(arguments)
+    if args.rounds < 1:
         parser.error("expected --rounds of 1 or more")
     place = cores()
     with tempfile.TemporaryDirectory(prefix="mlsdm-routes-") as name:
         try:
             wrk.require()
-            given = vectors.load(asked.data) if asked.data else vectors.synthetic()
+            given = vectors.load(args.data) if args.data else vectors.synthetic()
             server = Product(Path(name), fill=given.memories)
             print(f"{report.machine()}; {given.source}; load average {os.getloadavg()[0]:.1f}\n")
             server.start({place.server})
             try:
-                chosen = {route: sent for route, sent in asked_for(given).items() if asked.only in route}
-                show(measured(server, place, chosen, asked.rounds))
+                chosen = {route: sent for route, sent in route_traffic(given).items() if args.only in route}
+                print_table(measure_prices(server, place, chosen, args.rounds))
             finally:
                 server.stop()
-        except Unmeasured as error:
+        except MeasurementError as error:
             print(f"routes: {error}", file=sys.stderr)
             return 2
     return 0
 
 
-def asked_for(given: vectors.Vectors) -> dict[str, Traffic]:
+def route_traffic(given: vectors.Vectors) -> dict[str, Traffic]:
     """Return the traffic of every route; events last, because they replace the memories."""
-    made = traffic.made(given.memories, given.queries, TOKEN)
+    made = traffic.product_traffic(given.memories, given.queries, TOKEN)
     key = {"Authorization": f"Bearer {TOKEN}"}
     reads = {
         name: Traffic(
@@ -98,15 +98,15 @@ def asked_for(given: vectors.Vectors) -> dict[str, Traffic]:
     return {**first, **reads, **events, "/events, raw × 100": made["batch"]}
 
 
-def measured(server: Product, place: Cores, routes: Mapping[str, Traffic], rounds: int) -> dict[str, Price]:
-    """Measure route after route: once there were events, the first memories are gone. Raises Unmeasured."""
+def measure_prices(server: Product, place: Cores, routes: Mapping[str, Traffic], rounds: int) -> dict[str, Price]:
+    """Measure route after route: once there were events, the first memories are gone. Raises MeasurementError."""
     found = {}
     for name, sent in routes.items():
         prices = [
             (
                 price(server, place, sent, sent.connections),
                 price(server, place, sent, 1),
-                rare(server, place, sent, round_ * RARE),
+                price_after_pause(server, place, sent, round_ * RARE),
             )
             for round_ in range(rounds)
         ]
@@ -115,20 +115,20 @@ def measured(server: Product, place: Cores, routes: Mapping[str, Traffic], round
 
 
 def price(server: Product, place: Cores, sent: Traffic, connections: int) -> float:
-    """Return the processor time of a request, in µs, over a second of them. Raises Unmeasured."""
+    """Return the processor time of a request, in µs, over a second of them. Raises MeasurementError."""
     file = server.directory / "route.requests"
-    file.write_bytes(written(sent))
+    file.write_bytes(encode_requests(sent))
     pids = server.pids()
     before = used_ns(pids)
     sample = wrk.run(server.port, file, connections, 1, core=place.client)
     listens(server.port)  # it answers whoever comes last: what was sent before is done then
     spent = used_ns(pids) - before
     if sample.errors or not sample.completed:
-        raise Unmeasured(f"{sent.requests[0][:60]!r}: {sample.completed} answers, errors {sample.errors}")
+        raise MeasurementError(f"{sent.requests[0][:60]!r}: {sample.completed} answers, errors {sample.errors}")
     return spent / 1e3 / sample.sent
 
 
-def rare(server: Product, place: Cores, sent: Traffic, first: int) -> float:
+def price_after_pause(server: Product, place: Cores, sent: Traffic, first: int) -> float:
     """Return the processor time of a request that comes after a pause, in µs, over `RARE` of them."""
     pids = server.pids()
     with pinned({place.client}), socket.create_connection(("127.0.0.1", server.port)) as client:
@@ -144,11 +144,11 @@ def rare(server: Product, place: Cores, sent: Traffic, first: int) -> float:
             answer.begin()
             answer.read()
             if answer.status != 200:
-                raise Unmeasured(f"{sent.requests[0][:60]!r}: answered {answer.status}")
+                raise MeasurementError(f"{sent.requests[0][:60]!r}: answered {answer.status}")
         return max(0, used_ns(pids) - before - idle) / 1e3 / RARE
 
 
-def show(found: Mapping[str, Price]) -> None:
+def print_table(found: Mapping[str, Price]) -> None:
     """Print the table."""
     print("| route | CPU µs, full | alone | rare | requests/s for a core, full | alone |\n|---|" + "---:|" * 5)
     for name, one in found.items():

@@ -28,7 +28,7 @@ from loadtests.bench import report
 from loadtests.bench.servers import TOKEN, Product
 from loadtests.bench.traffic import RAW
 from loadtests.bench.vectors import DIMENSION
-from loadtests.bench.wrk import Unmeasured
+from loadtests.bench.wrk import MeasurementError
 from testing.eventually import eventually
 
 RECYCLES: Final = 50
@@ -40,7 +40,7 @@ FAMILIES: Final = 2  # kinds of files: histogram and counter
 _KEY: Final = {"Authorization": f"Bearer {TOKEN}"}
 
 
-class Scraped(NamedTuple):
+class ScrapeFigures(NamedTuple):
     """Scrapes at one time, and the files that they read."""
 
     p50_ms: float
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtests.cost.scrape", description="Measure scrapes.")
     parser.add_argument("--recycles", type=int, default=RECYCLES, help=f"workers to replace (default {RECYCLES})")
     parser.add_argument("--check", action="store_true", help="fail when a scrape is slow, or grows")
-    asked = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     print(
         f"{report.machine()}; {WORKERS} workers\n\n| workers replaced | p50 ms | p99 ms | bytes | files |\n"
         + "|---:" * 5
@@ -66,22 +66,22 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             server.start(os.sched_getaffinity(0))
             rows = server.live.block().layout.rows
-            before = scraped(server, metrics, 0)
-            recycle(server, asked.recycles)
-            after = scraped(server, metrics, asked.recycles)
-        except Unmeasured as error:
+            before = measure_scrapes(server, metrics, 0)
+            replace_workers(server, args.recycles)
+            after = measure_scrapes(server, metrics, args.recycles)
+        except MeasurementError as error:
             print(f"scrape: {error}", file=sys.stderr)
             return 2
         finally:
             server.stop()
-    short = verdict(before, after, rows)
-    for sentence in short:
+    violations = verdict(before, after, rows)
+    for sentence in violations:
         print(sentence)
-    return 1 if asked.check and short else 0
+    return 1 if args.check and violations else 0
 
 
-def scraped(server: Product, metrics: Path, replaced: int) -> Scraped:
-    """Send events through every worker, time scrapes, print a line. Raises Unmeasured."""
+def measure_scrapes(server: Product, metrics: Path, replaced: int) -> ScrapeFigures:
+    """Send events through every worker, time scrapes, print a line. Raises MeasurementError."""
     vector = np.ones(DIMENSION, "<f4").tobytes()
     for moral in ("0.8", "2"):  # the second is refused and counted
         for _ in range(8 * WORKERS):  # a connection each: they are shared out
@@ -92,16 +92,16 @@ def scraped(server: Product, metrics: Path, replaced: int) -> Scraped:
         answer = server.live.request("GET", "/metrics", headers=_KEY, connection=connection)
         taken.append(1e3 * (time.perf_counter() - began))
         if answer.status != 200:
-            raise Unmeasured(f"/metrics was answered {answer.status}: {answer.body[:200].decode()}")
+            raise MeasurementError(f"/metrics was answered {answer.status}: {answer.body[:200].decode()}")
         size = len(answer.body)
     connection.close()
     p99 = float(np.percentile(taken, 99))
-    found = Scraped(statistics.median(taken), p99, size, len(list(metrics.glob("*.db"))))
+    found = ScrapeFigures(statistics.median(taken), p99, size, len(list(metrics.glob("*.db"))))
     print(f"| {replaced} | {found.p50_ms:.2f} | {found.p99_ms:.2f} | {size:,} | {found.files} |", flush=True)
     return found
 
 
-def recycle(server: Product, count: int) -> None:
+def replace_workers(server: Product, count: int) -> None:
     """End so many workers, one after the other, and wait for the successor of each."""
     block = server.live.block()
     for number in range(count):
@@ -116,23 +116,25 @@ def recycle(server: Product, count: int) -> None:
         try:
             eventually(replaced)
         except AssertionError:
-            raise Unmeasured(
+            raise MeasurementError(
                 f"worker {ended} was not replaced; the rows belong to {server.live.workers(block)}"
             ) from None
 
 
-def verdict(before: Scraped, after: Scraped, rows: int) -> list[str]:
+def verdict(before: ScrapeFigures, after: ScrapeFigures, rows: int) -> list[str]:
     """Return a sentence for each bound that is broken."""
-    short = [
+    violations = [
         f"a scrape takes {one.p50_ms:.1f} ms {when}; under {SCRAPE_MS_MAX:g} ms is promised"
         for when, one in (("at the start", before), ("after workers were replaced", after))
         if one.p50_ms >= SCRAPE_MS_MAX
     ]
     if after.p50_ms > GROWTH_MAX * before.p50_ms:
-        short.append(f"a scrape takes {after.p50_ms / before.p50_ms:.1f} times as long after workers were replaced")
+        violations.append(
+            f"a scrape takes {after.p50_ms / before.p50_ms:.1f} times as long after workers were replaced"
+        )
     if after.files > rows * FAMILIES:
-        short.append(f"there are {after.files} files; expected at most {FAMILIES} for each of {rows} rows")
-    return short
+        violations.append(f"there are {after.files} files; expected at most {FAMILIES} for each of {rows} rows")
+    return violations
 
 
 if __name__ == "__main__":

@@ -24,12 +24,12 @@ from typing import Final
 
 from loadtests.bench import report
 from loadtests.bench.servers import Product
-from loadtests.bench.wrk import Unmeasured
+from loadtests.bench.wrk import MeasurementError
 
 STARTS: Final = 10
 READY_SECONDS_MAX: Final = 2.0
-_PATIENCE: Final = 60.0
-_PAUSE: Final = 0.002
+_READY_SECONDS_MAX: Final = 60.0
+_PROBE_SECONDS: Final = 0.002
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,16 +37,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtests.cost.startup", description="Measure starts.")
     parser.add_argument("--starts", type=int, default=STARTS, help=f"how many (default {STARTS})")
     parser.add_argument("--check", action="store_true", help="fail when the median takes two seconds or more")
-    asked = parser.parse_args(arguments)
-    if asked.starts < 1:
-        parser.error(f"--starts is {asked.starts}: expected 1 or more")
+    args = parser.parse_args(arguments)
+    if args.starts < 1:
+        parser.error(f"--starts is {args.starts}: expected 1 or more")
     print(f"{report.machine()}; two workers\n\n| start | ready after, ms |\n|---:|---:|")
     taken = []
     try:
-        for number in range(1, asked.starts + 1):
+        for number in range(1, args.starts + 1):
             taken.append(ready_seconds())
             print(f"| {number} | {1e3 * taken[-1]:,.0f} |", flush=True)
-    except Unmeasured as error:
+    except MeasurementError as error:
         print(f"startup: {error}", file=sys.stderr)
         return 2
     median = statistics.median(taken)
@@ -54,11 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
     if median < READY_SECONDS_MAX:
         return 0
     print(f"the median is {median:.2f} s; under {READY_SECONDS_MAX:g} s is promised")
-    return 1 if asked.check else 0
+    return 1 if args.check else 0
 
 
 def ready_seconds() -> float:
-    """Start a server, end it, and return how long it took to be ready. Raises Unmeasured."""
+    """Start a server, end it, and return how long it took to be ready. Raises MeasurementError."""
     with tempfile.TemporaryDirectory(prefix="mlsdm-startup-") as name:
         server = Product(Path(name), {"WORKERS": "2"})
         ready: list[float] = []
@@ -71,13 +71,13 @@ def ready_seconds() -> float:
         finally:
             server.stop()
         if not ready:
-            raise Unmeasured(f"/readyz was not answered 200 within {_PATIENCE:g} s")
+            raise MeasurementError(f"/readyz was not answered 200 within {_READY_SECONDS_MAX:g} s")
         return ready[0] - began
 
 
 def _probe(port: int, ready: list[float]) -> None:
     """Ask until the answer is 200, and note when it came."""
-    end = time.perf_counter() + _PATIENCE
+    end = time.perf_counter() + _READY_SECONDS_MAX
     while time.perf_counter() < end:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         try:
@@ -89,7 +89,7 @@ def _probe(port: int, ready: list[float]) -> None:
             pass  # nobody listens yet
         finally:
             connection.close()
-        time.sleep(_PAUSE)
+        time.sleep(_PROBE_SECONDS)
 
 
 if __name__ == "__main__":

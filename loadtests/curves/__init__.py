@@ -1,15 +1,14 @@
-"""The curves: how cost and waiting grow, where the yardstick (loadtests/bench) knows one load and one size.
+"""How cost and latency grow. loadtests/bench measures one load and one size; these programs vary them.
 
-    python -m loadtests.curves.latency     how long an answer takes at half and at 80 % of capacity
-    python -m loadtests.curves.growth      cost against capacity, dimension and payload, beside the memory's limit
+    python -m loadtests.curves.latency     latency at half and at 80 % of capacity
+    python -m loadtests.curves.growth      cost by capacity, dimension and payload, beside the memory's limit
 
-Both print a table, write a JSON document and draw pictures into docs/pictures; docs/performance.md says what they show.
-With `--drawn DOCUMENT` they draw what was measured before.
+Both print a table, write a JSON document and draw pictures into docs/pictures; docs/performance.md explains them.
+`--drawn DOCUMENT` draws an earlier run again.
 
-    paced.py paced.c     the client of an open loop, and the schedule it keeps
-    at_once.c            what the client is held against: a server that answers at once
-    reading.py reading.c what reading so many bytes costs at least
-    inside.py            the native core without a server: a block of any size, filled
-    compiled.py          C programs, built when they are run
-    picture.py           pictures that change only where the figures do
+    open_loop.py open_loop.c       the open-loop client and its schedule
+    instant_server.c               a server that answers at once, against which the client is checked
+    memory_read.py memory_read.c   the time to read a number of bytes
+    native_store.py                the native core without a server
+    c_program.py picture.py        compiles C programs; draws SVG
 """

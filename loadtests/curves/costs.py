@@ -1,11 +1,11 @@
-"""What a recall and an event cost, size by size: measured here, printed and drawn by growth.py.
+"""The cost of a recall and of an event at one size, measured for growth.py, which prints and draws it.
 
-Recall and admission are timed in this process, on a real block, without a server around them: what grows is then all
-there is. The HTTP side is the server as in production beside the floor (loadtests/bench), and what is taken of it is
-processor time, the steadiest figure.
+Recall and admission are timed in this process on a real block without a server, so that only what grows is measured.
+The HTTP figures are processor time per request of the production server and of the floor (loadtests/bench): the
+steadiest figure there is.
 
-Each side has a loop of its own, after some calls that count for nothing: taken in turn, brute force would drive the
-memories out of the cache that the next recall finds there in a server.
+Each side runs in a loop of its own after some warm-up calls. Rejected: alternating the two. Brute force would evict the
+memories from the cache in which the next recall finds them on a server.
 """
 
 import base64
@@ -21,14 +21,14 @@ import numpy as np
 from core.clock import boot_clock
 from loadtests.bench import traffic
 from loadtests.bench.__main__ import makers
-from loadtests.bench.comparison import Fleet
+from loadtests.bench.comparison import ServerPool
 from loadtests.bench.processor import Cores, pinned
 from loadtests.bench.rows import Side
 from loadtests.bench.servers import TOKEN, Product
 from loadtests.bench.traffic import Traffic
 from loadtests.bench.vectors import DIMENSION, Floats, Vectors
-from loadtests.curves.inside import ACCEPTED, Inside, clustered
-from loadtests.curves.reading import reading_us
+from loadtests.curves.memory_read import reading_us
+from loadtests.curves.native_store import ACCEPTED, NativeStore, clustered
 from shm.layout import Layout
 
 TOP_K: Final = 10
@@ -71,7 +71,7 @@ class Admission(NamedTuple):
 
 
 def searches(directory: Path, sizes: Iterable[tuple[int, int]], core: int) -> Iterator[Search]:
-    """Yield the cost of recall for (capacity, dimension), one after the other. Raises Unmeasured."""
+    """Yield the cost of recall for (capacity, dimension), one after the other. Raises MeasurementError."""
     with pinned({core}):
         for capacity, dimension in sizes:
             yield _search(directory, capacity, dimension)
@@ -79,7 +79,7 @@ def searches(directory: Path, sizes: Iterable[tuple[int, int]], core: int) -> It
 
 def _search(directory: Path, capacity: int, dimension: int) -> Search:
     memories, queries = clustered(capacity, dimension, QUERIES + WARM)
-    inside = Inside(dimension, capacity)
+    inside = NativeStore(dimension, capacity)
     try:
         inside.fill(memories)
         assert inside.nearest(queries[0], TOP_K)[0] == 1 + _brute(memories, queries[0])[0]  # ids begin at 1
@@ -111,19 +111,19 @@ def _median_us(ask: Callable[[Floats], object], queries: Floats) -> float:
 def admissions(
     directory: Path, given: Vectors, sizes: Iterable[int], place: Cores, *, rounds: int, seconds: int
 ) -> Iterator[Admission]:
-    """Yield the cost of an event for payloads of these bytes, one after the other. Raises Unmeasured."""
+    """Yield the cost of an event for payloads of these bytes, one after the other. Raises MeasurementError."""
     wanted = list(sizes)
     home = directory / "payloads"
     home.mkdir(exist_ok=True)
     variant = {"MLSDM_PAYLOAD_SIZE_MAX": str(PAYLOAD_SIZE_MAX), "MLSDM_CAPACITY": "1000"}
     servers = {"floor": makers(directory, given)["floor"], "product": lambda: Product(home, variant)}
     sent = {str(size): Traffic(_events(given.memories, size), traffic.FAST, events=True) for size in wanted}
-    with Fleet(servers, sent, place) as fleet:
+    with ServerPool(servers, sent, place) as pool:
         for size in wanted:
             with pinned({place.server}):
                 admit = _admit_us(given.memories, size)
             slices = [
-                [fleet.slice(Side(name, str(size)), seconds).cpu_us for name in ("floor", "product")]
+                [pool.slice(Side(name, str(size)), seconds).cpu_us for name in ("floor", "product")]
                 for _ in range(rounds)
             ]
             floor, http = (statistics.median(side) for side in zip(*slices, strict=True))
@@ -147,7 +147,7 @@ def _payload(size: int) -> dict[str, str]:
 
 def _admit_us(memories: Floats, size: int) -> float:
     """Return the median time of an admission, µs."""
-    inside = Inside(DIMENSION, 1_000, PAYLOAD_SIZE_MAX)
+    inside = NativeStore(DIMENSION, 1_000, PAYLOAD_SIZE_MAX)
     vectors, payload = [vector.tobytes() for vector in memories[:_EVENTS]], b"x" * size
     taken = []
     try:

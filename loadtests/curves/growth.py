@@ -1,15 +1,15 @@
-"""Cost as work grows: recall against capacity and dimension, events against payload, beside the limit of the memory.
+"""Cost as work grows: recall by capacity and dimension, events by payload, each beside the memory's limit.
 
     python -m loadtests.curves.growth
     python -m loadtests.curves.growth --only recall --capacity-max 100000
     python -m loadtests.curves.growth --drawn build/growth.json
 
-The limit is measured by the same run: the time in which a plain loop reads the bytes that must be looked at
-(reading.py). A million memories of 384 dimensions need 5 GB here: brute force and that loop have copies of their own.
+The limit is the time that a plain loop needs to read the same bytes (memory_read.py); the same run measures it.
+A million memories of 384 dimensions need 5 GB here, because brute force and the loop each have a copy.
 
-With --check the exit status is 1 when a recall of 5,000 memories or more costs more than brute force, when that of a
-memory grows more than threefold between 20,000 and the largest store, or when what the largest payload adds to an
-admission is more than thirty times what reading it from memory takes.
+With --check the exit status is 1 in three cases: a recall of 5,000 memories or more costs more than brute force; the
+cost per memory more than triples between 20,000 memories and the largest store; or the largest payload adds more than
+thirty times its read time to an admission.
 """
 
 import argparse
@@ -24,10 +24,10 @@ from typing import Any, Final
 
 from loadtests.bench import report, vectors, wrk
 from loadtests.bench.processor import cores, pinned
-from loadtests.bench.wrk import Unmeasured
+from loadtests.bench.wrk import MeasurementError
 from loadtests.curves import costs, picture
 from loadtests.curves.costs import Admission, Search
-from loadtests.curves.reading import bandwidth
+from loadtests.curves.memory_read import bandwidth
 from testing.live_server import ROOT
 
 CAPACITIES: Final = (1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000)
@@ -44,7 +44,7 @@ _ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 @dataclass
-class Found:
+class Measurements:
     """What a run has measured; `megabytes_per_second` from memory."""
 
     machine: str
@@ -65,53 +65,53 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, default=ROOT / "build" / "growth.json", help="default: build/growth.json")
     parser.add_argument("--pictures", type=Path, default=PICTURES, help="directory; default: docs/pictures")
     parser.add_argument("--drawn", type=Path, metavar="DOCUMENT", help="measure nothing: draw an earlier run")
-    asked = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
         picture.require()
-        if asked.drawn:
-            draw(read(asked.drawn), asked.pictures)
+        if args.drawn:
+            draw(read(args.drawn), args.pictures)
             return 0
-        if asked.only != "recall":
+        if args.only != "recall":
             wrk.require()
-        found = measured(asked)
-        write(found, asked.json)
-        draw(found, asked.pictures)
-    except Unmeasured as error:
+        results = measured(args)
+        write(results, args.json)
+        draw(results, args.pictures)
+    except MeasurementError as error:
         print(f"growth: {error}", file=sys.stderr)
         return 2
-    short = verdict(found)
-    for sentence in short:
+    violations = verdict(results)
+    for sentence in violations:
         print(sentence)
-    return 1 if asked.check and short else 0
+    return 1 if args.check and violations else 0
 
 
-def measured(asked: argparse.Namespace) -> Found:
-    """Measure what was asked for, printing as it comes. Raises Unmeasured."""
+def measured(args: argparse.Namespace) -> Measurements:
+    """Measure what was asked for, printing as it comes. Raises MeasurementError."""
     place = cores()
     with tempfile.TemporaryDirectory(prefix="mlsdm-growth-") as name:
         directory = Path(name)
         with pinned({place.server}):
-            found = Found(report.machine(), bandwidth(directory), [], [], [])
-        print(f"{found.machine}; memory is read at {found.megabytes_per_second / 1e3:.1f} GB/s")
-        if asked.only != "event":
-            by_capacity = [(size, DIMENSION) for size in CAPACITIES if size <= asked.capacity_max]
+            results = Measurements(report.machine(), bandwidth(directory), [], [], [])
+        print(f"{results.machine}; memory is read at {results.megabytes_per_second / 1e3:.1f} GB/s")
+        if args.only != "event":
+            by_capacity = [(size, DIMENSION) for size in CAPACITIES if size <= args.capacity_max]
             by_dimension = [
-                (min(CAPACITY, asked.capacity_max), size) for size in DIMENSIONS if size <= asked.dimension_max
+                (min(CAPACITY, args.capacity_max), size) for size in DIMENSIONS if size <= args.dimension_max
             ]
-            for sizes, into in ((by_capacity, found.by_capacity), (by_dimension, found.by_dimension)):
+            for sizes, into in ((by_capacity, results.by_capacity), (by_dimension, results.by_dimension)):
                 _table("memories", "dimension", "recall µs", "brute force µs", "reading int8 µs", "reading float32 µs")
                 for search in costs.searches(directory, sizes, place.server):
                     into.append(search)
                     _line(search)
-        if asked.only != "recall":
-            wanted = [size for size in PAYLOADS if size <= asked.payload_max]
+        if args.only != "recall":
+            wanted = [size for size in PAYLOADS if size <= args.payload_max]
             _table("payload, bytes", "admission µs", "/event, CPU µs", "floor, CPU µs")
             for admission in costs.admissions(
                 directory, vectors.synthetic(), wanted, place, rounds=ROUNDS, seconds=SECONDS
             ):
-                found.by_payload.append(admission)
+                results.by_payload.append(admission)
                 _line(admission)
-    return found
+    return results
 
 
 def _table(*head: str) -> None:
@@ -126,61 +126,63 @@ def _line(figures: Iterable[float]) -> None:
     print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def write(found: Found, path: Path) -> None:
+def write(results: Measurements, path: Path) -> None:
     """Write a run as a JSON document."""
     path.parent.mkdir(parents=True, exist_ok=True)
     members = {
         name: [one._asdict() for one in value] if isinstance(value, list) else value
-        for name, value in vars(found).items()
+        for name, value in vars(results).items()
     }
     path.write_text(json.dumps(members, indent=1) + "\n", encoding="utf-8")
 
 
-def read(path: Path) -> Found:
-    """Return the run of a document. Raises Unmeasured."""
+def read(path: Path) -> Measurements:
+    """Return the run of a document. Raises MeasurementError."""
     try:
         members: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return Found(
+        return Measurements(
             members["machine"], members["megabytes_per_second"],
             [Search(**one) for one in members["by_capacity"]], [Search(**one) for one in members["by_dimension"]],
             [Admission(**one) for one in members["by_payload"]],
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Unmeasured(f"{path} holds no run of this program: {error}") from None
+        raise MeasurementError(f"{path} holds no run of this program: {error}") from None
 
 
-def verdict(found: Found) -> list[str]:
+def verdict(results: Measurements) -> list[str]:
     """Return a sentence for each bound that is broken."""
-    short = [
+    violations = [
         f"recall of {one.capacity:,} × {one.dimension} takes {one.recall_us:.0f} µs, brute force {one.brute_us:.0f} µs"
-        for one in found.by_capacity + found.by_dimension
+        for one in results.by_capacity + results.by_dimension
         if one.capacity >= EXACT_WINS and one.recall_us > one.brute_us
     ]
-    usual = [one for one in found.by_capacity if one.capacity <= CAPACITY][-1:]
+    usual = [one for one in results.by_capacity if one.capacity <= CAPACITY][-1:]
     for one in usual:
-        largest = found.by_capacity[-1]
+        largest = results.by_capacity[-1]
         growth = (largest.recall_us / largest.capacity) / (one.recall_us / one.capacity)
         if growth > MEMORY_GROWTH_MAX:
-            short.append(f"a memory of {largest.capacity:,} costs {growth:.1f} times what one of {one.capacity:,} does")
-    for small, large in zip(found.by_payload[:1], found.by_payload[-1:], strict=True):
-        reading_us = large.payload_size / found.megabytes_per_second
+            violations.append(
+                f"a memory of {largest.capacity:,} costs {growth:.1f} times what one of {one.capacity:,} does"
+            )
+    for small, large in zip(results.by_payload[:1], results.by_payload[-1:], strict=True):
+        reading_us = large.payload_size / results.megabytes_per_second
         if large.admit_us - small.admit_us > PAYLOAD_GROWTH_MAX * reading_us:
             added = (large.admit_us - small.admit_us) / reading_us
-            short.append(f"{large.payload_size:,} bytes of payload cost {added:.0f} times what reading them does")
-    return short
+            violations.append(f"{large.payload_size:,} bytes of payload cost {added:.0f} times what reading them does")
+    return violations
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------
-def draw(found: Found, directory: Path) -> None:
+def draw(results: Measurements, directory: Path) -> None:
     """Draw what was measured."""
     for name, label, rows, place in (
-        ("recall-capacity", "memories of 384 dimensions", found.by_capacity, 0),
-        ("recall-dimension", f"dimensions of {CAPACITY:,} memories", found.by_dimension, 1),
+        ("recall-capacity", "memories of 384 dimensions", results.by_capacity, 0),
+        ("recall-dimension", f"dimensions of {CAPACITY:,} memories", results.by_dimension, 1),
     ):
         if rows:
-            _draw_searches(directory / f"{name}.svg", label, rows, place, found.megabytes_per_second)
-    if found.by_payload:
-        _draw_payloads(directory / "event-payload.svg", found.by_payload, found.megabytes_per_second)
+            _draw_searches(directory / f"{name}.svg", label, rows, place, results.megabytes_per_second)
+    if results.by_payload:
+        _draw_payloads(directory / "event-payload.svg", results.by_payload, results.megabytes_per_second)
 
 
 def _draw_searches(path: Path, label: str, rows: list[Search], place: int, megabytes_per_second: float) -> None:

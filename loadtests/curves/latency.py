@@ -1,21 +1,16 @@
-"""How long an answer takes when the server is not fully loaded: an open loop at half and at 80 % of capacity.
+"""Latency below saturation: an open loop at half and at 80 % of capacity.
 
     python -m loadtests.curves.latency
     python -m loadtests.curves.latency --data vectors.npz --seconds 20 --check
     python -m loadtests.curves.latency --drawn build/latency.json
 
-Starts the server as in production on one core (loadtests/bench/servers.py), with 20,000 memories, and asks for recalls
-and sends raw events from another. Capacity is measured first: requests per second in a closed loop. Then each load in
-an open loop (paced.py), with every percentile up to the slowest answer, and what a queue alone would make of the same
-schedule. The client is held against a server that answers at once.
+The server runs as in production on one core (loadtests/bench/servers.py) with 20,000 memories; the client runs on
+another core. A closed loop measures the capacity first. Each load then runs for several rounds in an open loop
+(open_loop.py). Rounds are kept or dropped by what other programs used of the two cores, never by what the server did:
+a program that runs for 5 ms on the server's core adds 5 ms of latency.
 
-Each load has some rounds. A program that runs for 5 ms on the server's core is 5 ms of latency to all who come then, so
-what others used of the two cores is measured, too: rounds in which that was next to nothing are put together, or the
-one is taken in which it was least. Nothing that the server did decides which rounds count.
-
-With --check the exit status is 1 when half of the answers take longer than four times what capacity allows for one at
-half of capacity, or twenty times at 80 %, beside what the client alone needs. The tail is the machine's as much and is
-shown, not judged. Where others had more than a tenth of the cores nothing is judged, and that is said.
+With --check the exit status is 1 when p50 exceeds 4 service times at half of capacity, or 20 at 80 %, plus the
+client's own p50. The tail is printed and not judged. Nothing is judged when others used over a tenth of the cores.
 """
 
 import argparse
@@ -32,11 +27,11 @@ import psutil
 from loadtests.bench import report, traffic, vectors, wrk
 from loadtests.bench.processor import Cores, cores, used_ns
 from loadtests.bench.servers import TOKEN, Product, listens
-from loadtests.bench.traffic import Traffic, written
+from loadtests.bench.traffic import Traffic, encode_requests
 from loadtests.bench.vectors import Vectors
-from loadtests.bench.wrk import Unmeasured
-from loadtests.curves import paced, picture
-from loadtests.curves.paced import Floats
+from loadtests.bench.wrk import MeasurementError
+from loadtests.curves import open_loop, picture
+from loadtests.curves.open_loop import Floats
 from testing.live_server import ROOT
 
 LOADS: Final = (0.5, 0.8)
@@ -68,25 +63,25 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--picture", type=Path, default=PICTURE, help="default: docs/pictures/latency.svg")
     parser.add_argument("--drawn", type=Path, metavar="DOCUMENT", help="measure nothing: draw an earlier run")
-    asked = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
         picture.require()
-        if asked.drawn:
-            draw(json.loads(asked.drawn.read_text(encoding="utf-8")), asked.picture)
+        if args.drawn:
+            draw(json.loads(args.drawn.read_text(encoding="utf-8")), args.picture)
             return 0
         wrk.require()
-        given = vectors.load(asked.data) if asked.data else vectors.synthetic()
-        found = measured(given, asked.seconds)
-        asked.json.parent.mkdir(parents=True, exist_ok=True)
-        asked.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        draw(found, asked.picture)
-    except Unmeasured as error:
+        given = vectors.load(args.data) if args.data else vectors.synthetic()
+        found = measured(given, args.seconds)
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        draw(found, args.picture)
+    except MeasurementError as error:
         print(f"latency: {error}", file=sys.stderr)
         return 2
-    short, unjudged = verdict(found["runs"])
-    for sentence in short + unjudged:
+    violations, unjudged = verdict(found["runs"])
+    for sentence in violations + unjudged:
         print(sentence)
-    return 1 if asked.check and short else 0
+    return 1 if args.check and violations else 0
 
 
 class Round(NamedTuple):
@@ -94,14 +89,14 @@ class Round(NamedTuple):
     both cores that others did.
     """
 
-    moments: paced.Moments
-    got: paced.Run
+    moments: open_loop.Moments
+    got: open_loop.Run
     core: float
     others: float
 
 
 def measured(given: Vectors, seconds: float) -> dict[str, Any]:
-    """Measure everything, printing the table as it comes. Raises Unmeasured."""
+    """Measure everything, printing the table as it comes. Raises MeasurementError."""
     place = cores()
     about = {"machine": report.machine(), "vectors": given.source, "seconds": seconds}
     found: dict[str, Any] = {**about, "runs": []}
@@ -117,30 +112,30 @@ def measured(given: Vectors, seconds: float) -> dict[str, Any]:
         "sent late, p99.9 µs",
     )
     print("\n| " + " | ".join(head) + " |\n|---|---|" + "---:|" * (len(head) - 2))
-    sent = traffic.made(given.memories, given.queries, TOKEN)
+    sent = traffic.product_traffic(given.memories, given.queries, TOKEN)
     with tempfile.TemporaryDirectory(prefix="mlsdm-latency-") as name:
         directory = Path(name)
         server = Product(directory, fill=given.memories)
         server.start({place.server})
         try:
             for path in PATHS:
-                asking = Asking(directory, server, path, sent[path], place)
-                capacity = asking.capacity()
-                found["runs"] += [asking.loaded(capacity, load, seconds) for load in LOADS]
+                load_path = PathUnderLoad(directory, server, path, sent[path], place)
+                capacity = load_path.capacity()
+                found["runs"] += [load_path.loaded(capacity, load, seconds) for load in LOADS]
         finally:
             server.stop()
         rate = found["runs"][-1]["rate"]  # the highest at which the client was used
-        schedules = [paced.scheduled(rate, seconds, paced.SEED + number) for number in range(ROUNDS)]
+        schedules = [open_loop.poisson_schedule(rate, seconds, open_loop.SEED + number) for number in range(ROUNDS)]
         rounds = [_client_alone(directory, sent["event raw"], moments, place) for moments in schedules]
-        found["runs"].append(_told(AT_ONCE, 0.0, rate, rounds))
+        found["runs"].append(_summarise(AT_ONCE, 0.0, rate, rounds))
     return found
 
 
-def _client_alone(directory: Path, part: Traffic, moments: paced.Moments, place: Cores) -> Round:
+def _client_alone(directory: Path, part: Traffic, moments: open_loop.Moments, place: Cores) -> Round:
     """Hold the client against the server that answers at once."""
     busy, ours = _busy_seconds(place), _ours_seconds([])
-    with paced.at_once(directory, len(part.requests[0]), _ANSWER_SIZE, place.server) as port:
-        got = paced.run(directory, port, part, moments, core=place.client)
+    with open_loop.instant_server(directory, len(part.requests[0]), _ANSWER_SIZE, place.server) as port:
+        got = open_loop.run(directory, port, part, moments, core=place.client)
     others = (_busy_seconds(place) - busy - (_ours_seconds([]) - ours)) / 2 / float(moments[-1]) * 1e9
     return Round(moments, got, 1.0, max(0.0, others))
 
@@ -157,7 +152,7 @@ def _ours_seconds(pids: list[int]) -> float:
     return used_ns(pids) / 1e9 + ended.ru_utime + ended.ru_stime
 
 
-class Asking(NamedTuple):
+class PathUnderLoad(NamedTuple):
     """One path of a server, and what it is asked."""
 
     directory: Path
@@ -169,43 +164,45 @@ class Asking(NamedTuple):
     def capacity(self) -> float:
         """Return requests per second in a closed loop: the best of some rounds of a second."""
         requests = self.directory / "capacity.requests"
-        requests.write_bytes(written(self.traffic))
+        requests.write_bytes(encode_requests(self.traffic))
         rates = []
         for _ in range(CAPACITY_ROUNDS):
             sample = wrk.run(self.server.port, requests, self.traffic.connections, 1, core=self.place.client)
             if sample.errors or not sample.completed:
-                raise Unmeasured(f"{self.path}: {sample.completed} answers in a closed loop, errors {sample.errors}")
+                raise MeasurementError(
+                    f"{self.path}: {sample.completed} answers in a closed loop, errors {sample.errors}"
+                )
             rates.append(sample.completed / sample.seconds)
         listens(self.server.port)  # it answers whoever comes last: nothing of the closed loop is left to do
         return max(rates)  # whatever disturbs a round makes it lower
 
     def loaded(self, capacity: float, load: float, seconds: float) -> dict[str, Any]:
         """Measure one load; returns its run for the document."""
-        rounds = [self._round(load * capacity, seconds, paced.SEED + number) for number in range(ROUNDS)]
-        return _told(self.path, load, capacity, rounds)
+        rounds = [self._round(load * capacity, seconds, open_loop.SEED + number) for number in range(ROUNDS)]
+        return _summarise(self.path, load, capacity, rounds)
 
     def _round(self, rate: float, seconds: float, seed: int) -> Round:
-        moments = paced.scheduled(rate, seconds, seed)
+        moments = open_loop.poisson_schedule(rate, seconds, seed)
         accepted, pids = self.server.accepted() or 0, self.server.pids()
         used, busy, ours = used_ns(pids), _busy_seconds(self.place), _ours_seconds(pids)
-        got = paced.run(self.directory, self.server.port, self.traffic, moments, core=self.place.client)
+        got = open_loop.run(self.directory, self.server.port, self.traffic, moments, core=self.place.client)
         core = (used_ns(pids) - used) / float(moments[-1])
         others = (_busy_seconds(self.place) - busy - (_ours_seconds(pids) - ours)) / 2 / float(moments[-1]) * 1e9
         moved = (self.server.accepted() or 0) - accepted
         if moved != len(moments) * self.traffic.events:
-            raise Unmeasured(f"{self.path}: {moved} events were accepted of {len(moments)} requests")
+            raise MeasurementError(f"{self.path}: {moved} events were accepted of {len(moments)} requests")
         return Round(moments, got, core, max(0.0, others))
 
 
-def _told(path: str, load: float, capacity: float, rounds: list[Round]) -> dict[str, Any]:
+def _summarise(path: str, load: float, capacity: float, rounds: list[Round]) -> dict[str, Any]:
     """Print a line of the table and return the run for the document; µs throughout."""
-    kept = undisturbed(rounds)
+    kept = quiet_rounds(rounds)
     rate = (load or 1.0) * capacity
     took = np.concatenate([one.got.latency_us for one in kept])
     late = float(np.percentile(np.concatenate([one.got.late_us for one in kept]), 99.9))
     core, others = (float(np.mean([getattr(one, name) for one in kept])) for name in ("core", "others"))
-    queue = np.concatenate([paced.queued(one.moments, 1e6 / capacity) for one in kept])
-    latency = paced.percentiles(took)
+    queue = np.concatenate([open_loop.queue_latencies(one.moments, 1e6 / capacity) for one in kept])
+    latency = open_loop.percentiles(took)
     cells = [path, f"{load:.0%}" if load else "–", f"{rate:,.0f}", f"{core:.0%}" if load else "–", f"{others:.0%}"]
     cells += [f"{len(took):,}", *(f"{value:,.0f}" for value in latency), f"{late:,.0f}"]
     print("| " + " | ".join(cells) + " |", flush=True)
@@ -216,7 +213,7 @@ def _told(path: str, load: float, capacity: float, rounds: list[Round]) -> dict[
     }  # fmt: skip
 
 
-def undisturbed(rounds: list[Round]) -> list[Round]:
+def quiet_rounds(rounds: list[Round]) -> list[Round]:
     """Return the rounds in which others had next to nothing of the cores, or else the one in which they had least."""
     least = min(one.others for one in rounds)
     return [one for one in rounds if one.others <= max(least, OTHERS_KEPT)]
@@ -224,16 +221,18 @@ def undisturbed(rounds: list[Round]) -> list[Round]:
 
 def _curve(values: Floats) -> list[float]:
     """Return the percentiles of the picture, as far as at least one value lies above."""
-    return [round(float(value), 2) for value in np.percentile(values, _shown(len(values)), method="higher")]
+    return [
+        round(float(value), 2) for value in np.percentile(values, _visible_percentiles(len(values)), method="higher")
+    ]
 
 
-def _shown(count: int) -> Floats:
+def _visible_percentiles(count: int) -> Floats:
     return _CURVE[(1 - _CURVE / 100) * count >= 1]
 
 
 def verdict(runs: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
     """Return a sentence for each bound that a run breaks, and one for each run that cannot be judged."""
-    short, unjudged = [], []
+    violations, unjudged = [], []
     machine = next(run for run in runs if run["path"] == AT_ONCE)["latency_us"]["p50"]
     for run in (run for run in runs if run["path"] != AT_ONCE):
         times = HALF_MAX if run["load"] <= 0.5 else FULL_MAX
@@ -242,8 +241,10 @@ def verdict(runs: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
         if run["others"] > OTHERS_MAX:
             unjudged.append(f"{which}: not judged, others had {run['others']:.0%} of the two cores meanwhile")
         elif run["latency_us"]["p50"] > bound:
-            short.append(f"{which}: p50 is {run['latency_us']['p50']:,.0f} µs; at most {bound:,.0f} µs is promised")
-    return short, unjudged
+            violations.append(
+                f"{which}: p50 is {run['latency_us']['p50']:,.0f} µs; at most {bound:,.0f} µs is promised"
+            )
+    return violations, unjudged
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
@@ -270,7 +271,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 def _nines(run: dict[str, Any]) -> Floats:
     """Return the places of a curve's percentiles: 1 is 90 %, 2 is 99 %."""
-    return np.asarray(-np.log10(1 - _shown(run["requests"]) / 100))
+    return np.asarray(-np.log10(1 - _visible_percentiles(run["requests"]) / 100))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Pictures that change only where the figures do: SVG with fixed ids, fonts by name, no date, short numbers.
+"""SVG pictures whose bytes change only with the figures: fixed ids, named fonts, no date, short numbers.
 
-Text stays text (`svg.fonttype: none`), so that a picture is some kilobytes and a diff can be read. matplotlib is the
-package's extra `plot`, imported when a picture is asked for, and without pyplot, which keeps global state.
+Text stays text (`svg.fonttype: none`): a picture is some kilobytes, and a diff is readable. matplotlib is the package's
+extra `plot`. It is imported when a picture is drawn, and without pyplot, which keeps global state.
 """
 
 import importlib.util
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from loadtests.bench.wrk import Unmeasured
+from loadtests.bench.wrk import MeasurementError
 
 _STYLE: Final[Any] = {  # Any: matplotlib's stubs want a dictionary of literals
     "svg.fonttype": "none",
@@ -36,7 +36,7 @@ _LONG: Final = re.compile(r"(?<![#\w])(-?\d+\.\d{2})\d+")
 def require() -> None:
     """Raise Unmeasured when matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise Unmeasured("pictures need matplotlib, which is not installed: pip install 'mlsdm[plot]'")
+        raise MeasurementError("pictures need matplotlib, which is not installed: pip install 'mlsdm[plot]'")
 
 
 @contextmanager
@@ -57,4 +57,4 @@ def drawn(path: Path, count: int = 1, width: float = 6.4, height: float = 4.0) -
             short = _LONG.sub(r"\1", path.read_text(encoding="utf-8"))  # two decimals of a point are enough
             path.write_text("\n".join(line.rstrip() for line in short.splitlines()) + "\n", encoding="utf-8")
         except OSError as error:
-            raise Unmeasured(f"cannot write {path}: {error.strerror or error}") from None
+            raise MeasurementError(f"cannot write {path}: {error.strerror or error}") from None

@@ -35,7 +35,7 @@ from loadtests.faults import (
     torn_reads,
     worker_killed,
 )
-from loadtests.faults.fault import Asked, Fault
+from loadtests.faults.fault import Fault, FaultOptions
 
 FAULTS: Final[tuple[Fault, ...]] = (
     Fault("linearizability", "one order explains all that clients were told", linearizability.linearizability),
@@ -72,32 +72,32 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="how much of the full count (default 1)")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="of what is left to chance")
     parser.add_argument("--json", type=Path, help="write the outcomes to this file, too")
-    asked = parser.parse_args(arguments)
-    chosen = [fault for fault in FAULTS if not asked.names or any(fnmatch(fault.name, name) for name in asked.names)]
+    args = parser.parse_args(arguments)
+    chosen = [fault for fault in FAULTS if not args.names or any(fnmatch(fault.name, name) for name in args.names)]
     if not chosen:
         parser.error(f"no such fault; there are: {', '.join(fault.name for fault in FAULTS)}")
-    print(f"seed {asked.seed}, scale {asked.scale:g}\n\n{HEAD}")
-    told, broken = [], []
+    print(f"seed {args.seed}, scale {args.scale:g}\n\n{HEAD}")
+    outcomes, broken = [], []
     for fault in chosen:
-        outcome = _done(fault, asked.scale, asked.seed)
-        told.append(outcome)
+        outcome = _run_fault(fault, args.scale, args.seed)
+        outcomes.append(outcome)
         print(line(outcome), flush=True)
-        again = f"python -m loadtests.faults '{fault.name}' --seed {asked.seed} --scale {asked.scale:g}"
+        again = f"python -m loadtests.faults '{fault.name}' --seed {args.seed} --scale {args.scale:g}"
         broken += [f"{fault.name}: {sentence} (again: {again})" for sentence in outcome["broken"]]
-    if asked.json:
-        asked.json.parent.mkdir(parents=True, exist_ok=True)
-        asked.json.write_text(json.dumps({"seed": asked.seed, "scale": asked.scale, "faults": told}, indent=1) + "\n")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"seed": args.seed, "scale": args.scale, "faults": outcomes}, indent=1) + "\n")
     for sentence in broken:
         print(f"broken: {sentence}", file=sys.stderr)
     return 1 if broken else 0
 
 
-def _done(fault: Fault, scale: float, seed: int) -> dict[str, Any]:
+def _run_fault(fault: Fault, scale: float, seed: int) -> dict[str, Any]:
     """Do one fault; returns its outcome for the table and the document."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mlsdm-fault-") as directory:
         try:
-            count, figures, broken = fault.run(Asked(scale, seed, Path(directory)))
+            count, figures, broken = fault.run(FaultOptions(scale, seed, Path(directory)))
         except Exception as error:  # noqa: BLE001 - the others are worth running all the same
             traceback.print_exc()
             count, figures, broken = 0, {}, [f"could not be done: {error!r}"]

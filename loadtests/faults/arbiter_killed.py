@@ -17,9 +17,9 @@ from typing import Final
 import psutil
 
 from app.server import METRICS_PREFIX
-from loadtests.faults.fault import Asked, Outcome
+from loadtests.faults.fault import FaultOptions, Outcome
 from loadtests.faults.load import Events, Load
-from loadtests.faults.trial import CLIENTS, DIMENSION, SIZES, missed
+from loadtests.faults.trial import CLIENTS, DIMENSION, SIZES, failures_by_kind
 from shm import process
 from shm.block import find_blocks
 from testing.live_server import LiveServer
@@ -29,21 +29,21 @@ LIVES_SECONDS: Final = (0.2, 1.0)  # of load before the next kill
 ORPHANS_SECONDS_MAX: Final = 2.0
 
 
-def arbiter_killed(asked: Asked) -> Outcome:
+def arbiter_killed(options: FaultOptions) -> Outcome:
     """SIGKILL the arbiter, `TIMES` times at full scale, and start the server again each time."""
-    chance = asked.random()
-    temporary = asked.directory / "tmp"
+    chance = options.random()
+    temporary = options.directory / "tmp"
     temporary.mkdir()
-    server = LiveServer(asked.directory, {**SIZES, "TMPDIR": str(temporary)})
+    server = LiveServer(options.directory, {**SIZES, "TMPDIR": str(temporary)})
     ended, served, boots, broken = [], [], set[str](), list[str]()
     try:
         server.start()
-        with Load(server.port, Events(DIMENSION), asked.seed, CLIENTS) as load:
-            for _ in range(asked.times(TIMES)):
+        with Load(server.port, Events(DIMENSION), options.seed, CLIENTS) as load:
+            for _ in range(options.scaled(TIMES)):
                 load.await_all()
                 time.sleep(chance.uniform(*LIVES_SECONDS))
                 boots.add(server.state()["boot_id"])
-                seconds, wrong = _killed(server)
+                seconds, wrong = _kill_arbiter(server)
                 ended.append(seconds)
                 broken += wrong
                 began = time.monotonic()
@@ -65,15 +65,15 @@ def arbiter_killed(asked: Asked) -> Outcome:
         {
             "all ended after ms, max": 1e3 * max(ended),
             "serves again after s, max": max(served),
-            "answers lost": missed(told)["lost"],
-            "nobody listened": missed(told)["unreachable"],
+            "answers lost": failures_by_kind(told)["lost"],
+            "nobody listened": failures_by_kind(told)["unreachable"],
             "events": len(told.decided),
         },
         broken,
     )
 
 
-def _killed(server: LiveServer) -> tuple[float, list[str]]:
+def _kill_arbiter(server: LiveServer) -> tuple[float, list[str]]:
     """Kill the arbiter; returns after how many seconds all its children had ended, and what was left of it."""
     assert server.process is not None
     members = [process.identify(child.pid) for child in psutil.Process(server.pid).children(recursive=True)]

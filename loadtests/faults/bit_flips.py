@@ -29,7 +29,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from loadtests.faults.fault import Asked, Outcome
+from loadtests.faults.fault import FaultOptions, Outcome
 from shm.block import Block, BlockError, find_blocks
 from shm.layout import RECORDS, Region, offsets
 from testing.eventually import eventually
@@ -66,32 +66,32 @@ MARK: Final = next(
 )
 
 
-def bit_flips(asked: Asked) -> Outcome:
+def bit_flips(options: FaultOptions) -> Outcome:
     """Flip bits; none may be accepted in silence."""
-    server = LiveServer(asked.directory, dict(ENVIRON))
+    server = LiveServer(options.directory, dict(ENVIRON))
     try:
         server.start()
-        return Flips(server, asked).done()
+        return BitFlips(server, options).run()
     finally:
         server.kill()
 
 
-class Flips:
+class BitFlips:
     """The flips of one server. `counts` says how many there were of each kind, `broken` which went unnoticed."""
 
-    def __init__(self, server: LiveServer, asked: Asked) -> None:
+    def __init__(self, server: LiveServer, options: FaultOptions) -> None:
         self.server = server
-        self.asked = asked
-        self.random: random.Random = asked.random()
+        self.options = options
+        self.random: random.Random = options.random()
         self.counts: Counter[str] = Counter()
         self.broken: list[str] = []
-        self.vectors = np.random.default_rng(asked.seed).standard_normal((MEMORIES, DIMENSION)).astype(np.float32)
+        self.vectors = np.random.default_rng(options.seed).standard_normal((MEMORIES, DIMENSION)).astype(np.float32)
         _, link = next(iter(find_blocks(server.pid)))
         self.block = Block.open(os.open(link, os.O_RDWR), writable=True)
         self.connection = server.connect()
         self.filled = 0
 
-    def done(self) -> Outcome:
+    def run(self) -> Outcome:
         """Flip everything, and let the server recover."""
         self.fill(MEMORIES)
         self.header()
@@ -100,8 +100,8 @@ class Flips:
         self.log()
         self.receipts()
         self.heads()
-        figures = {"forgotten within, s": self.scrubbed(self.asked.times(MEMORIES // 2))}
-        figures["marks right within, s"] = self.marks_mended(self.asked.times(MARKS))
+        figures = {"forgotten within, s": self.scrub_memories(self.options.scaled(MEMORIES // 2))}
+        figures["marks right within, s"] = self.repair_marks(self.options.scaled(MARKS))
         began = time.monotonic()
         try:
             eventually(lambda: self._event(0) == 200, RECOVERY_SECONDS_MAX)
@@ -129,7 +129,7 @@ class Flips:
     def header(self) -> None:
         """Flip bits of the header; each is put right before the next."""
         whole, before = self.block.header, int(self.block.region("vitals").mended)
-        flipped = list(self._some(8 * len(whole)))
+        flipped = list(self._sample(8 * len(whole)))
         for bit in flipped:
             self._flip("header", 0, bit)
             try:
@@ -148,12 +148,12 @@ class Flips:
         """Flip bits of the committed state and of the commit word."""
         position = self.block.position
         base = (position & 1) * _SIZE["state"]
-        for bit in self._some(8 * _SIZE["state"]):
+        for bit in self._sample(8 * _SIZE["state"]):
             with self._flipped("states", base, bit):
-                self.refused("states", bit, "/state")
+                self.expect_refusal("states", bit, "/state")
         for bit in range(64):
             with self._flipped("commit", 0, bit):
-                self.refused("commit", bit, "/state")
+                self.expect_refusal("commit", bit, "/state")
         if position != self.block.position:
             self.broken.append(f"events were decided meanwhile: {self.block.position - position}")
         with self._flipped("states", base, self.random.randrange(8 * _SIZE["state"])):
@@ -167,12 +167,12 @@ class Flips:
         """Flip a bit of bytes of the committed levels."""
         region = self._region("levels")
         base = int(self.block.region("states", self.block.position & 1).levels) * region.stride
-        for byte in self._some(region.stride):
+        for byte in self._sample(region.stride):
             bit = 8 * byte + self.random.randrange(8)
             with self._flipped("levels", base, bit):
-                self.refused("levels", bit, "/health/readiness")
+                self.expect_refusal("levels", bit, "/health/readiness")
 
-    def refused(self, name: str, bit: int, path: str) -> None:
+    def expect_refusal(self, name: str, bit: int, path: str) -> None:
         """Ask with a bit flipped, and note it when something is given out or decided."""
         answers = [self._get(path)[0], self._event(0)]
         if answers != [503, 503]:
@@ -183,7 +183,7 @@ class Flips:
     def log(self) -> None:
         """Flip bits of entries of the log."""
         newest = self.block.position
-        for _ in range(self.asked.times(RECEIPTS)):
+        for _ in range(self.options.scaled(RECEIPTS)):
             position = self.random.randint(newest - self.filled + 1, newest)
             bit = self.random.randrange(8 * _SIZE["entry"])
             with self._flipped("log", position % self.block.layout.log_capacity * _SIZE["entry"], bit):
@@ -194,7 +194,7 @@ class Flips:
     def receipts(self) -> None:
         """Flip bits of receipts."""
         position = self.block.position
-        for _ in range(self.asked.times(RECEIPTS)):
+        for _ in range(self.options.scaled(RECEIPTS)):
             number = self.random.randrange(self.filled)
             bit = self.random.randrange(8 * _SIZE["receipt"])
             places = self.block.layout.receipt_capacity + 1
@@ -211,7 +211,7 @@ class Flips:
         region, memory = self._region("chains"), self.block.memory
         words = np.frombuffer(memory[region.offset : region.offset + region.size], "<u8")
         used = [(8 * chain, int(word) % 2**48 - 1) for chain, word in enumerate(words) if word]
-        for base, number in self.random.sample(used, min(len(used), self.asked.times(RECEIPTS))):
+        for base, number in self.random.sample(used, min(len(used), self.options.scaled(RECEIPTS))):
             bit = self.random.randrange(64)
             with self._flipped("chains", base, bit):
                 status = self._event(number, **{"Idempotency-Key": f"key-{number}"})
@@ -232,12 +232,12 @@ class Flips:
             if status not in (503, 410):  # the scrub may have been there first
                 self._unnoticed(f"{name}: memory {memory_id} was answered {status},", bit)
             query = {"vector": self.vectors[memory_id - 1].tolist(), "top_k": 1}
-            status, found = self._told("POST", "/recall", query)
+            status, found = self._request("POST", "/recall", query)
             if status == 200 and any(match["memory_id"] == memory_id for match in found["matches"]):
                 self._unnoticed(f"{name}: a recall found memory {memory_id},", bit)
         return chosen
 
-    def scrubbed(self, count: int) -> float:
+    def scrub_memories(self, count: int) -> float:
         """Wait for the scrub to forget `count` corrupt memories; returns the seconds since the first was flipped."""
         before, began = int(self.block.region("vitals").torn), time.monotonic()
         chosen = self.memories(count)
@@ -268,20 +268,20 @@ class Flips:
         slots = self.block.layout.capacity + 1
         for memory_id, expected in right.items():
             if expected == 410:
-                self._told("DELETE", f"/memories/{memory_id}", None)
+                self._request("DELETE", f"/memories/{memory_id}", None)
             bit = 8 * MARK + self.random.randrange(64)
             self._flip("slots", memory_id % slots * self._region("slots").stride, bit)
             status, _ = self._get(f"/memories/{memory_id}")
             if status not in (503, expected):
                 self._unnoticed(f"mark: memory {memory_id}, of {expected}, was answered {status},", bit)
             query = {"vector": self.vectors[memory_id - 1].tolist(), "top_k": 1}
-            status, found = self._told("POST", "/recall", query)
-            recalled = status == 200 and any(match["memory_id"] == memory_id for match in found["matches"])
-            if recalled != (expected == 200):
-                self._unnoticed(f"mark: memory {memory_id}, of {expected}, was recalled: {recalled},", bit)
+            status, found = self._request("POST", "/recall", query)
+            recalls = status == 200 and any(match["memory_id"] == memory_id for match in found["matches"])
+            if recalls != (expected == 200):
+                self._unnoticed(f"mark: memory {memory_id}, of {expected}, was recalled: {recalls},", bit)
         return right
 
-    def marks_mended(self, count: int) -> float:
+    def repair_marks(self, count: int) -> float:
         """Wait for the scrub to put `count` marks right; returns the seconds since the first was flipped."""
         before, began = int(self.block.region("vitals").mended), time.monotonic()
         right = self.marks(count)
@@ -301,15 +301,15 @@ class Flips:
     def _region(self, name: str) -> Region:
         return next(region for region in self.block.layout.regions() if region.name == name)
 
-    def _some(self, full: int) -> Iterator[int]:
+    def _sample(self, full: int) -> Iterator[int]:
         """Return what to take of 0 … full: all in full, else so many at random."""
-        return iter(self.random.sample(range(full), min(full, self.asked.times(full))))
+        return iter(self.random.sample(range(full), min(full, self.options.scaled(full))))
 
     def _flip(self, name: str, base: int, bit: int) -> None:
         self.counts[name] += 1
-        self._turn(name, base, bit)
+        self._toggle(name, base, bit)
 
-    def _turn(self, name: str, base: int, bit: int) -> None:
+    def _toggle(self, name: str, base: int, bit: int) -> None:
         self.block.memory[self._region(name).offset + base + bit // 8] ^= 1 << bit % 8
 
     @contextmanager
@@ -318,13 +318,13 @@ class Flips:
         try:
             yield
         finally:
-            self._turn(name, base, bit)
+            self._toggle(name, base, bit)
 
     def _unnoticed(self, what: str, bit: int) -> None:
         self.broken.append(f"{what} with bit {bit % 8} of byte {bit // 8} flipped, went unnoticed")
 
     def _get(self, path: str) -> tuple[int, Any]:
-        return self._told("GET", path)
+        return self._request("GET", path)
 
     def _event(self, number: int, **headers: str) -> int:
         """Send event `number` and return the status of its answer."""
@@ -333,9 +333,9 @@ class Flips:
             "moral_value": 1.0,
             "payload": {"n": f"{number:032d}"},
         }
-        return self._told("POST", "/event", body, **headers)[0]
+        return self._request("POST", "/event", body, **headers)[0]
 
-    def _told(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+    def _request(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
         """Send a request; returns the status and the document of its answer."""
         content = None if body is None else json.dumps(body).encode()
         if content:

@@ -30,8 +30,8 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Final
 
-from loadtests.faults.fault import Asked, Outcome
-from loadtests.faults.trial import Trial, missed
+from loadtests.faults.fault import FaultOptions, Outcome
+from loadtests.faults.trial import Trial, failures_by_kind
 from testing.eventually import eventually
 from testing.live_server import LiveServer
 
@@ -130,45 +130,45 @@ class Clocks:
         struct.pack_into("<q", self._ahead, 8 * clock, ahead + round(seconds * 1e9))
 
 
-def jumps(asked: Asked) -> Outcome:
+def jumps(options: FaultOptions) -> Outcome:
     """Move both clocks, `JUMPS` times each at full scale."""
-    clocks = Clocks(asked.directory)
+    clocks = Clocks(options.directory)
     cycle = {"MLSDM_COGNITIVE_RHYTHM__CYCLE_SECONDS": str(CYCLE_SECONDS)}
-    limited = LiveServer(asked.directory, {**LIMITS, **clocks.environ})
+    limited = LiveServer(options.directory, {**LIMITS, **clocks.environ})
     try:
         limited.start()
-        with Trial(asked, **clocks.environ, **cycle) as trial:
-            outcome = _jumps(asked, trial, clocks, limited)
-            outcome.broken.extend(_stopped(trial, clocks))
+        with Trial(options, **clocks.environ, **cycle) as trial:
+            outcome = _jumps(options, trial, clocks, limited)
+            outcome.broken.extend(_jump_while_stopping(trial, clocks))
         limited.stop()
         return outcome
     finally:
         limited.kill()
 
 
-def _jumps(asked: Asked, trial: Trial, clocks: Clocks, limited: LiveServer) -> Outcome:
-    chance = asked.random()
+def _jumps(options: FaultOptions, trial: Trial, clocks: Clocks, limited: LiveServer) -> Outcome:
+    chance = options.random()
     before = {member.pid for member in trial.members()}
     broken: list[str] = []
-    watching = ThreadPoolExecutor(2 * asked.times(JUMPS))
+    watching = ThreadPoolExecutor(2 * options.scaled(JUMPS))
     unfinished: list[Future[float]] = []
-    times = asked.times(JUMPS)
+    times = options.scaled(JUMPS)
     for number in range(2 * times):
         clock = (BOOT, WALL)[number % 2]
         seconds = chance.choice(JUMP_SECONDS) * (-1 if clock == WALL and number % 4 == 1 else 1)
         client = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
-        spent = [_spend(limited, client) for _ in range(TOKENS + 1)]
+        spent = [_send_limited_event(limited, client) for _ in range(TOKENS + 1)]
         half = _half_head(trial)
-        unfinished.append(watching.submit(_lasted, _half_head(trial)))
-        said = _moved(trial, clocks, clock, seconds)
-        spent.append(_spend(limited, client))
+        unfinished.append(watching.submit(_seconds_until_closed, _half_head(trial)))
+        problems = _move_clock(trial, clocks, clock, seconds)
+        spent.append(_send_limited_event(limited, client))
         expected = [*[200] * TOKENS, 429, 429 if clock == WALL else 200]
         if spent != expected:
-            said.append(f"a client's events were answered {spent}, expected {expected}")
-        answer = _finished(half)
+            problems.append(f"a client's events were answered {spent}, expected {expected}")
+        answer = _finish_head(half)
         if not answer.startswith(b"HTTP/1.1 200 "):
-            said.append(f"a request whose head came before and after it was answered {answer[:60]!r}")
-        broken += [f"{('wall', 'boot')[clock]} clock {seconds:+,} s: {sentence}" for sentence in said]
+            problems.append(f"a request whose head came before and after it was answered {answer[:60]!r}")
+        broken += [f"{('wall', 'boot')[clock]} clock {seconds:+,} s: {sentence}" for sentence in problems]
     ends = [one.result() for one in unfinished]
     watching.shutdown()
     broken += [
@@ -178,11 +178,11 @@ def _jumps(asked: Asked, trial: Trial, clocks: Clocks, limited: LiveServer) -> O
     if now != before:
         broken.append(f"the processes {sorted(before)} have become {sorted(now)}: {trial.server.log[-2000:]}")
     told, verdict = trial.end()
-    if missed(told):
-        broken.append(f"requests failed: {dict(missed(told))}")
+    if failures_by_kind(told):
+        broken.append(f"requests failed: {dict(failures_by_kind(told))}")
     figures = {
         "events": len(told.decided),
-        "failed requests": len(told.misses),
+        "failed requests": len(told.failed_attempts),
         "unfinished heads ended after at least, s": min(ends),
         "at most, s": max(ends),
         "longest stall, s": max(stall for stall, _ in told.stalls()),
@@ -190,7 +190,7 @@ def _jumps(asked: Asked, trial: Trial, clocks: Clocks, limited: LiveServer) -> O
     return Outcome(2 * times, figures, broken + verdict.broken)
 
 
-def _stopped(trial: Trial, clocks: Clocks) -> list[str]:
+def _jump_while_stopping(trial: Trial, clocks: Clocks) -> list[str]:
     """Stop the server and move the wall clock while it waits for a request; returns what is wrong."""
     server = trial.server
     assert server.process is not None
@@ -216,7 +216,7 @@ def _stopped(trial: Trial, clocks: Clocks) -> list[str]:
     return [f"the wall clock jumped while the server stopped, and a request in progress was answered {answer[:60]!r}"]
 
 
-def _moved(trial: Trial, clocks: Clocks, clock: int, seconds: float) -> list[str]:
+def _move_clock(trial: Trial, clocks: Clocks, clock: int, seconds: float) -> list[str]:
     """Move a clock and look at rhythm and controller; returns what is wrong."""
     began, step = time.monotonic(), int(trial.store.state().scalars.step)
     clocks.jump(clock, seconds)
@@ -225,16 +225,16 @@ def _moved(trial: Trial, clocks: Clocks, clock: int, seconds: float) -> list[str
     due = (time.monotonic() - began) / CYCLE_SECONDS
     if clock == WALL:  # the answers' dates show that the server sees it
         eventually(lambda: abs(clocks.wall() - _date(trial)) < 2)
-    said = [] if stepped <= due + STEPS_MORE else [f"{stepped} steps of the rhythm where {due:.1f} were due"]
+    problems = [] if stepped <= due + STEPS_MORE else [f"{stepped} steps of the rhythm where {due:.1f} were due"]
     eventually(lambda: trial.server.get("/health/detailed").json["checks"]["controller"]["healthy"])
-    return said
+    return problems
 
 
 def _date(trial: Trial) -> float:
     return parsedate_to_datetime(trial.server.get("/livez").headers["date"]).timestamp()
 
 
-def _spend(limited: LiveServer, client: str) -> int:
+def _send_limited_event(limited: LiveServer, client: str) -> int:
     """Send an event for a client of the limited server; returns the status."""
     headers = {"Content-Type": "application/octet-stream", "Moral-Value": "0.5", "X-Forwarded-For": client}
     return limited.request("POST", "/event", bytes(32), headers).status
@@ -247,14 +247,14 @@ def _half_head(trial: Trial) -> socket.socket:
     return sock
 
 
-def _finished(sock: socket.socket) -> bytes:
+def _finish_head(sock: socket.socket) -> bytes:
     """Send the rest of a request; returns the beginning of the answer."""
     with sock:
         sock.sendall(b"alhost\r\nConnection: close\r\n\r\n")
         return sock.recv(4096)
 
 
-def _lasted(sock: socket.socket) -> float:
+def _seconds_until_closed(sock: socket.socket) -> float:
     """Return after how many seconds the server ends a request that is not finished: many when it does not."""
     began = time.monotonic()
     with sock:

@@ -24,9 +24,9 @@ import psutil
 from core.clock import boot_clock
 from core.controller.controller import run
 from core.settings.config import Config
-from loadtests.faults.fault import Asked, Outcome
+from loadtests.faults.fault import FaultOptions, Outcome
 from loadtests.faults.judge import Verdict
-from loadtests.faults.load import Told
+from loadtests.faults.load import ClientRecords
 from loadtests.faults.trial import Trial
 from shm import process
 from shm._native import ffi
@@ -52,20 +52,20 @@ class Run(NamedTuple):
     """What came of a load during which the controller was away several times."""
 
     gaps: list[Gap]
-    told: Told
+    records: ClientRecords
     verdict: Verdict
 
     def outcome(self, figures: Mapping[str, float], broken: list[str]) -> Outcome:
         """Return the outcome, with what all three have in common."""
-        answers = [self.told.answers_between(gap.began, gap.ended) for gap in self.gaps]
+        answers = [self.records.answers_between(gap.began, gap.ended) for gap in self.gaps]
         if not sum(answers):
             broken.append("no client was answered while there was no controller")
         common = {
             "answers in the gaps": sum(answers),
             "fewest in one": min(answers),
-            "longest stall ms": 1e3 * max(seconds for seconds, _ in self.told.stalls()),
+            "longest stall ms": 1e3 * max(seconds for seconds, _ in self.records.stalls()),
             "events": self.verdict.decisions,
-            "requests without answer": len(self.told.misses),
+            "requests without answer": len(self.records.failed_attempts),
         }
         return Outcome(len(self.gaps), {**figures, **common}, self.verdict.broken + broken)
 
@@ -76,26 +76,26 @@ class Run(NamedTuple):
         return [] if taken == expected else [f"{expected} controllers were lost, and {taken} took over"]
 
 
-def controller_killed(asked: Asked) -> Outcome:
+def controller_killed(options: FaultOptions) -> Outcome:
     """SIGKILL the controller, `TIMES` times at full scale."""
-    done = _run(asked, lambda trial: _replaced(trial, signal.SIGKILL))
-    broken = done.successions()
-    pairs = zip(done.gaps, done.verdict.epochs[1:], strict=False)
+    gaps_run = _run_gaps(options, lambda trial: _end_controller(trial, signal.SIGKILL))
+    broken = gaps_run.successions()
+    pairs = zip(gaps_run.gaps, gaps_run.verdict.epochs[1:], strict=False)
     respawned_ms = [(time_ns - gap.boot_ns) / 1e6 for gap, (_, time_ns) in pairs]
     p50, p99 = (float(p) for p in np.percentile(respawned_ms, (50, 99)))
     if p99 > RESPAWN_MS_MAX:
         broken.append(f"the respawn took {p99:.0f} ms (p99), less than {RESPAWN_MS_MAX:g} ms are promised")
-    return done.outcome({"respawn p50 ms": p50, "p99 ms": p99, "max ms": max(respawned_ms)}, broken)
+    return gaps_run.outcome({"respawn p50 ms": p50, "p99 ms": p99, "max ms": max(respawned_ms)}, broken)
 
 
-def controller_stopped(asked: Asked) -> Outcome:
+def controller_stopped(options: FaultOptions) -> Outcome:
     """SIGSTOP the controller, `TIMES` times at full scale, until the arbiter has replaced it."""
-    done = _run(asked, lambda trial: _replaced(trial, signal.SIGSTOP))
-    p50, p100 = np.percentile([gap.ended - gap.began for gap in done.gaps], (50, 100))
-    return done.outcome({"replaced p50 s": float(p50), "max s": float(p100)}, done.successions())
+    gaps_run = _run_gaps(options, lambda trial: _end_controller(trial, signal.SIGSTOP))
+    p50, p100 = np.percentile([gap.ended - gap.began for gap in gaps_run.gaps], (50, 100))
+    return gaps_run.outcome({"replaced p50 s": float(p50), "max s": float(p100)}, gaps_run.successions())
 
 
-def controller_stale(asked: Asked) -> Outcome:
+def controller_stale(options: FaultOptions) -> Outcome:
     """Continue a controller that was superseded while it was stopped, `TIMES` times at full scale."""
     entries = vitals = removed = 0
 
@@ -103,44 +103,44 @@ def controller_stale(asked: Asked) -> Outcome:
         nonlocal entries, vitals, removed
         epoch, stale = int(trial.store.state().epoch), process.identify(trial.controller())
         os.kill(stale.pid, signal.SIGSTOP)
-        rival = _rival(trial)
+        rival = _start_rival(trial)
         eventually(lambda: trial.store.state().epoch > epoch and trial.controller() != stale.pid)
-        with _stopped(trial.controller()):  # whatever a controller writes now, is written by the stale one
-            position, told = int(trial.store.state().position), _vitals(trial)
+        with _paused(trial.controller()):  # whatever a controller writes now, is written by the stale one
+            position, records = int(trial.store.state().position), _vitals(trial)
             removed += not stale.alive
             with suppress(ProcessLookupError):  # it was stopped inside the section, and is removed
                 os.kill(stale.pid, signal.SIGCONT)
             eventually(lambda: not stale.alive)
-            entries += _by_controllers(trial, position)
-            vitals += _vitals(trial) != told
+            entries += _controller_entries(trial, position)
+            vitals += _vitals(trial) != records
         os.kill(rival, signal.SIGKILL)
         os.waitpid(rival, 0)
         eventually(lambda: trial.store.state().epoch > epoch + 1)
 
-    done = _run(asked, once)
+    gaps_run = _run_gaps(options, once)
     broken = []
     if entries or vitals:
         broken.append(f"stale controllers wrote {entries} log entries and changed the vitals {vitals} times")
     figures = {"entries by stale ones": entries, "vitals by them": vitals, "stopped in the section": removed}
-    return done.outcome(figures, broken)
+    return gaps_run.outcome(figures, broken)
 
 
-def _run(asked: Asked, once: Callable[[Trial], None]) -> Run:
+def _run_gaps(options: FaultOptions, once: Callable[[Trial], None]) -> Run:
     """Do it again and again to a server under load."""
-    chance = asked.random()
+    chance = options.random()
     gaps = []
-    with Trial(asked, MLSDM_COGNITIVE_RHYTHM__CYCLE_SECONDS=CYCLE) as trial:
-        for _ in range(asked.times(TIMES)):
+    with Trial(options, MLSDM_COGNITIVE_RHYTHM__CYCLE_SECONDS=CYCLE) as trial:
+        for _ in range(options.scaled(TIMES)):
             time.sleep(chance.uniform(*LIVES_SECONDS))
             boot_ns, began = boot_clock(), time.monotonic()
             once(trial)
             gaps.append(Gap(boot_ns, began, time.monotonic()))
-        told, verdict = trial.end()
+        records, verdict = trial.end()
         trial.server.stop()
-    return Run(gaps, told, verdict)
+    return Run(gaps, records, verdict)
 
 
-def _replaced(trial: Trial, number: int) -> None:
+def _end_controller(trial: Trial, number: int) -> None:
     """Send the controller a signal that it does not survive; returns when its successor has taken over."""
     epoch, lost = int(trial.store.state().epoch), trial.controller()
     os.kill(lost, number)
@@ -148,7 +148,7 @@ def _replaced(trial: Trial, number: int) -> None:
 
 
 @contextmanager
-def _stopped(pid: int) -> Iterator[None]:
+def _paused(pid: int) -> Iterator[None]:
     """Keep a process stopped inside; one that was stopped in the section may be removed meanwhile."""
     os.kill(pid, signal.SIGSTOP)
     eventually(lambda: psutil.Process(pid).status() in {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE})
@@ -163,7 +163,7 @@ def _vitals(trial: Trial) -> bytes:
     return bytes(ffi.buffer(trial.store.block.region("vitals")))
 
 
-def _by_controllers(trial: Trial, after: int) -> int:
+def _controller_entries(trial: Trial, after: int) -> int:
     """Return how many log entries behind a position no worker has written."""
     written = 0
     while page := trial.store.entries(after + 1, 1000)[0]:
@@ -174,7 +174,7 @@ def _by_controllers(trial: Trial, after: int) -> int:
     return written
 
 
-def _rival(trial: Trial) -> int:
+def _start_rival(trial: Trial) -> int:
     """Start a newer arbiter with a controller on the block of a trial; returns its pid. The controller dies with it."""
     parent = os.getpid()
     _, link = next(iter(find_blocks(trial.server.pid)))

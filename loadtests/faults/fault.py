@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-class Asked(NamedTuple):
+class FaultOptions(NamedTuple):
     """What a fault is run with. `directory` is its own, empty; `seed` makes its choices repeatable."""
 
     scale: float
     seed: int
     directory: Path
 
-    def times(self, full: int) -> int:
+    def scaled(self, full: int) -> int:
         """Return how often to do what a full run does `full` times: once at least."""
         return max(1, round(full * self.scale))
 
@@ -40,4 +40,4 @@ class Fault(NamedTuple):
 
     name: str
     promise: str  # what must hold, in a few words
-    run: Callable[[Asked], Outcome]
+    run: Callable[[FaultOptions], Outcome]

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Final
 
 from loadtests.faults import quota
-from loadtests.faults.fault import Asked, Outcome
-from loadtests.faults.trial import Trial, missed
+from loadtests.faults.fault import FaultOptions, Outcome
+from loadtests.faults.trial import Trial, failures_by_kind
 from shm.block import Block, find_blocks
 from testing.eventually import eventually
 
@@ -54,9 +54,9 @@ while True:
 """
 
 
-def frozen(asked: Asked) -> Outcome:
+def frozen(options: FaultOptions) -> Outcome:
     """Stop everything for `FROZEN_SECONDS`, with a holder in the section."""
-    with Trial(asked) as trial, _holder(trial) as holder:
+    with Trial(options) as trial, _holder(trial) as holder:
 
         def once() -> float:
             members = [member.pid for member in trial.members()]
@@ -65,17 +65,17 @@ def frozen(asked: Asked) -> Outcome:
             trial.mark()
             _thaw(members, holder.pid)
             began = time.monotonic()
-            eventually(trial.answers)
+            eventually(trial.served_since_mark)
             return time.monotonic() - began
 
-        return _repeated(trial, holder, asked.times(TIMES), once, "first answer after it, s")
+        return _repeat(trial, holder, options.scaled(TIMES), once, "first answer after it, s")
 
 
-def throttled(asked: Asked) -> Outcome:
+def throttled(options: FaultOptions) -> Outcome:
     """Give everything together `SHARE` of a processor, for `THROTTLED_SECONDS` at a time."""
     limit = quota.find()
     how = f"cgroup, version {limit.version}" if limit else "stopped and continued"
-    with Trial(asked) as trial, _holder(trial) as holder:
+    with Trial(options) as trial, _holder(trial) as holder:
         members = [*(member.pid for member in trial.members()), holder.pid]
 
         def once() -> float:
@@ -84,18 +84,18 @@ def throttled(asked: Asked) -> Outcome:
                 with limit.on(members, SHARE, PERIOD_SECONDS):
                     time.sleep(THROTTLED_SECONDS)
             else:
-                _pulse(members)
+                _throttle_by_signals(members)
             return (trial.load.answered - count) / (time.monotonic() - began)
 
-        outcome = _repeated(trial, holder, asked.times(TIMES), once, "most events/s under the quota")
+        outcome = _repeat(trial, holder, options.scaled(TIMES), once, "most events/s under the quota")
     return outcome._replace(figures={**outcome.figures, "how": how})
 
 
-def _repeated(
+def _repeat(
     trial: Trial, holder: "subprocess.Popen[bytes]", times: int, once: Callable[[], float], figure: str
 ) -> Outcome:
     broken: list[str] = []
-    size, before = trial.said(), {member.pid for member in trial.members()}
+    size, before = trial.log_size(), {member.pid for member in trial.members()}
     measured = []
     for number in range(times):
         measured.append(once())
@@ -109,8 +109,8 @@ def _repeated(
     now = {member.pid for member in trial.members()}
     if now != before:
         broken.append(f"the processes {sorted(before)} have become {sorted(now)}")
-    said = trial.said_since(size)
-    broken += [f"the log says {what!r}" for what in ("stuck lock", "is silent", "WORKER TIMEOUT") if what in said]
+    logged = trial.log_since(size)
+    broken += [f"the log says {what!r}" for what in ("stuck lock", "is silent", "WORKER TIMEOUT") if what in logged]
     holder.kill()
     holder.wait()
     told, verdict = trial.end()
@@ -119,7 +119,7 @@ def _repeated(
         "events": len(told.decided),
         "killed": kills,
         figure: max(measured),
-        **{f"answers {what}": count for what, count in missed(told).items()},
+        **{f"answers {what}": count for what, count in failures_by_kind(told).items()},
     }
     return Outcome(times, figures, broken + verdict.broken)
 
@@ -163,7 +163,7 @@ def _stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
-def _pulse(members: list[int]) -> None:
+def _throttle_by_signals(members: list[int]) -> None:
     """Let everybody run for a share of each period only."""
     *service, holder = members
     until = time.monotonic() + THROTTLED_SECONDS

@@ -27,7 +27,7 @@ from core.regime import GovernorSettings, RhythmSettings, SynapseSettings
 SENTENCES_MAX: Final = 5  # of one kind: the rest is a number
 
 
-class Decided(msgspec.Struct):
+class DecisionAnswer(msgspec.Struct):
     """What is needed of a decision, as a client was told it."""
 
     accepted: bool
@@ -41,7 +41,7 @@ class Decided(msgspec.Struct):
     memory_id: int = 0
 
 
-class Shown(msgspec.Struct):
+class StateAnswer(msgspec.Struct):
     """What is needed of the state, as a client was shown it."""
 
     L1_norm: float
@@ -58,28 +58,28 @@ class Shown(msgspec.Struct):
     position: int
 
 
-class Written(NamedTuple):
+class Write(NamedTuple):
     """Events that were decided by one request. Times are monotonic, in ns."""
 
-    asked_ns: int
-    known_ns: int
+    sent_ns: int
+    answered_ns: int
     vectors: list[bytes]  # float32[D] each
-    decisions: list[Decided]
+    decisions: list[DecisionAnswer]
 
 
-class Looked(NamedTuple):
+class StateRead(NamedTuple):
     """A state that was read."""
 
-    asked_ns: int
-    known_ns: int
-    state: Shown
+    sent_ns: int
+    answered_ns: int
+    state: StateAnswer
 
 
-class Recalled(NamedTuple):
+class RecallRead(NamedTuple):
     """What recall found nearest to the vector of memory `own`, which its writer knew to be accepted."""
 
-    asked_ns: int
-    known_ns: int
+    sent_ns: int
+    answered_ns: int
     own: int
     found: int  # 0 for nothing
     as_of: int
@@ -88,17 +88,17 @@ class Recalled(NamedTuple):
 class History(NamedTuple):
     """Everything that clients were told."""
 
-    written: list[Written]
-    looked: list[Looked]
-    recalled: list[Recalled]
+    written: list[Write]
+    state_reads: list[StateRead]
+    recalls: list[RecallRead]
 
 
 def violations(history: History, dimension: int, capacity: int) -> list[str]:
     """Return a sentence for each answer that no sequential run explains."""
     return [
-        *_first(_out_of_order(history)),
-        *_first(_against_the_reference(history, dimension, capacity)),
-        *_first(_against_time(history)),
+        *_first(_sequence_violations(history)),
+        *_first(_reference_violations(history, dimension, capacity)),
+        *_first(_real_time_violations(history)),
     ]
 
 
@@ -107,13 +107,13 @@ def _first(sentences: list[str]) -> list[str]:
     return sentences[:SENTENCES_MAX] + ([f"and {more} more like these"] if more > 0 else [])
 
 
-def _in_order(history: History) -> list[tuple[Decided, bytes]]:
+def _in_order(history: History) -> list[tuple[DecisionAnswer, bytes]]:
     """Return every decision with its vector, by sequence number."""
     pairs = [pair for one in history.written for pair in zip(one.decisions, one.vectors, strict=True)]
     return sorted(pairs, key=lambda pair: pair[0].sequence)
 
 
-def _out_of_order(history: History) -> list[str]:
+def _sequence_violations(history: History) -> list[str]:
     """Sequence numbers have neither gap nor twin, and positions rise with them."""
     wrong: list[str] = []
     last = 0
@@ -129,7 +129,7 @@ def _out_of_order(history: History) -> list[str]:
     return wrong
 
 
-def _against_the_reference(history: History, dimension: int, capacity: int) -> list[str]:
+def _reference_violations(history: History, dimension: int, capacity: int) -> list[str]:
     """Run the reference along the decisions; hold each of them, and what was read at any position, against it."""
     wrong: list[str] = []
     settings, cascade, steps = GovernorSettings(), SynapseSettings(), RhythmSettings(by_events=True)
@@ -140,15 +140,15 @@ def _against_the_reference(history: History, dimension: int, capacity: int) -> l
         0,
     )
     decisions = _in_order(history)
-    looked = sorted(history.looked, key=lambda one: one.state.position)
+    state_reads = sorted(history.state_reads, key=lambda one: one.state.position)
     positions, accepted_by = [decision.position for decision, _ in decisions], [0]
     seen = 0
     for number in range(len(decisions) + 1):
         until = positions[number] if number < len(decisions) else float("inf")
-        while seen < len(looked) and looked[seen].state.position < until:
-            shown = looked[seen].state
+        while seen < len(state_reads) and state_reads[seen].state.position < until:
+            shown = state_reads[seen].state
             l1, l2, l3 = (norm(level) for level in levels)
-            expected = Shown(
+            expected = StateAnswer(
                 l1,
                 l2,
                 l3,
@@ -177,13 +177,13 @@ def _against_the_reference(history: History, dimension: int, capacity: int) -> l
         if rhythm.consolidates(steps):
             levels = levels.cascaded(None, cascade)
         rhythm = rhythm.stepped(steps)
-        due = Decided(
+        due = DecisionAnswer(
             taken, decision.sequence, decision.moral_value, before, governor.theta, governor.ema, phase,
             decision.position, accepted if taken else 0,
         )  # fmt: skip
         if decision != due:
             wrong.append(f"decision {decision.sequence} is {decision}; expected {due}")
-    for one in history.recalled:
+    for one in history.recalls:
         newest = accepted_by[bisect_right(positions, one.as_of)]
         lives = newest - capacity < one.own <= newest
         if (one.found == one.own) != lives:
@@ -191,23 +191,24 @@ def _against_the_reference(history: History, dimension: int, capacity: int) -> l
     return wrong
 
 
-def _against_time(history: History) -> list[str]:
+def _real_time_violations(history: History) -> list[str]:
     """Nothing stands before what was acknowledged before it was asked for."""
     # (asked, known, its first position, its last position, what it is called); 1 when it must stand strictly after
     answers = [
-        (one.asked_ns, one.known_ns, one.decisions[0].position, one.decisions[-1].position, "a decision", 1)
+        (one.sent_ns, one.answered_ns, one.decisions[0].position, one.decisions[-1].position, "a decision", 1)
         for one in history.written
     ]
     answers += [
-        (one.asked_ns, one.known_ns, one.state.position, one.state.position, "a state", 0) for one in history.looked
+        (one.sent_ns, one.answered_ns, one.state.position, one.state.position, "a state", 0)
+        for one in history.state_reads
     ]
-    answers += [(one.asked_ns, one.known_ns, one.as_of, one.as_of, "a recall", 0) for one in history.recalled]
+    answers += [(one.sent_ns, one.answered_ns, one.as_of, one.as_of, "a recall", 0) for one in history.recalls]
     by_known = sorted((known, last) for _, known, _, last, _, _ in answers)
     known = np.array([moment for moment, _ in by_known], np.int64)
     newest = np.maximum.accumulate(np.array([0] + [last for _, last in by_known], np.int64))
     wrong = []
-    for asked, _, first, _, called, strictly in answers:
-        floor = int(newest[np.searchsorted(known, asked, side="left")])
+    for sent, _, first, _, called, strictly in answers:
+        floor = int(newest[np.searchsorted(known, sent, side="left")])
         if first < floor + strictly:
             wrong.append(f"{called} stands at position {first}, asked for when position {floor} was acknowledged")
     return wrong

@@ -18,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from loadtests.faults.fault import Asked, Outcome
+from loadtests.faults.fault import FaultOptions, Outcome
 from loadtests.faults.trial import Trial
 from shm import process
 
@@ -32,15 +32,15 @@ REFUSED_MS_MAX: Final = 100.0
 REMOVED_MS_MAX: Final = 500.0
 
 
-def holder_stopped(asked: Asked) -> Outcome:
+def holder_stopped(options: FaultOptions) -> Outcome:
     """Stop a holder inside the section, `TIMES` times at full scale."""
-    chance = asked.random()
+    chance = options.random()
     stopped: list[tuple[float, float]] = []  # from when to when one stood there, monotonic seconds
     attempts = 0
-    with Trial(asked, "app.main:app", CLIENTS) as trial:
-        for _ in range(asked.times(TIMES)):
+    with Trial(options, "app.main:app", CLIENTS) as trial:
+        for _ in range(options.scaled(TIMES)):
             time.sleep(SETTLE_SECONDS)
-            holder, tried = caught(trial, chance)
+            holder, tried = stop_holder(trial, chance)
             attempts += tried
             began = time.monotonic()
             while holder.alive:
@@ -53,7 +53,7 @@ def holder_stopped(asked: Asked) -> Outcome:
         deaths, rollbacks = int(lock.deaths), int(lock.rollbacks)
         said = trial.server.log.count("removed stuck lock holder")
         trial.server.stop()
-    refused = [miss for miss in told.misses if miss.what == "503 store_busy"]
+    refused = [miss for miss in told.failed_attempts if miss.what == "503 store_busy"]
     refused_ms = [1e3 * (miss.ended - miss.began) for miss in refused] or [0.0]
     removed_ms = [1e3 * (ended - began) for began, ended in stopped]
     told_so = sum(any(began < miss.ended and miss.began < ended for miss in refused) for began, ended in stopped)
@@ -83,7 +83,7 @@ def holder_stopped(asked: Asked) -> Outcome:
     )
 
 
-def caught(trial: Trial, chance: random.Random) -> tuple[process.Identity, int]:
+def stop_holder(trial: Trial, chance: random.Random) -> tuple[process.Identity, int]:
     """Stop a worker inside the section; returns it, and how many attempts that took.
 
     Raises AssertionError when none of `ATTEMPTS_MAX` was a hit.

@@ -20,7 +20,7 @@ import numpy as np
 from core.reference.log_replay import DivergenceError, Model, Scalars
 from core.reference.synapse import Synapse
 from core.regime import Regime
-from loadtests.faults.load import TOLD, Events, Table, Told
+from loadtests.faults.load import DECISION_ROW, ClientRecords, Events, Table
 from shm import process
 from shm._native import ffi
 from shm.errors import Gone, StoreError
@@ -57,7 +57,7 @@ class Judge:
         self._follower.start()
         theirs.close()
 
-    def verdict(self, *told: Told) -> Verdict:
+    def verdict(self, *told: ClientRecords) -> Verdict:
         """Compare with what the clients of all loads were told. Nobody may be writing any more.
 
         Raises RuntimeError when the follower died.
@@ -73,7 +73,7 @@ class Judge:
             self.end()
         verdict = Verdict(*found)
         if not verdict.broken:  # a log that could not be followed is no measure
-            verdict.broken.extend(disagreements(np.frombuffer(logged, TOLD), told))
+            verdict.broken.extend(disagreements(np.frombuffer(logged, DECISION_ROW), told))
         return verdict
 
     def end(self) -> None:
@@ -89,7 +89,7 @@ class Judge:
         self.end()
 
 
-def disagreements(logged: Table, told: tuple[Told, ...]) -> list[str]:
+def disagreements(logged: Table, told: tuple[ClientRecords, ...]) -> list[str]:
     """Return what is wrong between the decisions of the log and those that clients were told."""
     said = np.concatenate([one.decided for one in told])
     open_numbers = {number for one in told for number in one.unanswered}
@@ -122,7 +122,7 @@ def disagreements(logged: Table, told: tuple[Told, ...]) -> list[str]:
 
 
 def _follow(store: Store, events: Events, parent: int, told: Connection) -> None:
-    """Follow the log until `told` says something; then answer with what was found, and the decisions as TOLD."""
+    """Follow the log until `told` receives a message; then send the findings and the decisions as DECISION_ROW."""
     process.die_with_parent(parent)
     follower = _Follower(store, events)
     broken: list[str] = []
@@ -172,10 +172,10 @@ class _Follower:
         if self.model is None and log:
             self.model = Model.before(log[0], in_force[0], Synapse.initial(self.events.dimension))
         for entry, after in zip(log, in_force[1:], strict=True):
-            self._take(entry, after)
+            self._follow_entry(entry, after)
         return bool(log)
 
-    def _take(self, entry: Entry, settings: Regime) -> None:
+    def _follow_entry(self, entry: Entry, settings: Regime) -> None:
         kind = KINDS[entry.kind]
         self.kinds[kind] = self.kinds.get(kind, 0) + 1
         if kind == "epoch":
@@ -183,11 +183,11 @@ class _Follower:
         if entry.epoch != len(self.epochs):
             raise DivergenceError(f"position {entry.position}: epoch {entry.epoch}, expected {len(self.epochs)}")
         if entry.kind == _DECISION:
-            self._take_decision(entry)
+            self._follow_decision(entry)
         assert self.model is not None
         self.model = self.model.after(entry, settings, self._vector)
 
-    def _take_decision(self, entry: Entry) -> None:
+    def _follow_decision(self, entry: Entry) -> None:
         decided = ffi.cast("struct mlsdm_decided *", entry.detail)
         self.decisions += 1
         sequence = entry.after.accepted + entry.after.rejected
@@ -198,7 +198,7 @@ class _Follower:
             number, entry.position, sequence, decided.memory_id, decided.moral,
             entry.before.theta, entry.after.theta, entry.after.ema,
         )  # fmt: skip
-        self.logged += np.array(row, TOLD).tobytes()
+        self.logged += np.array(row, DECISION_ROW).tobytes()
         if decided.memory_id:
             self.numbers[decided.memory_id] = number
             self.numbers.pop(decided.memory_id - self.store.block.layout.capacity, None)

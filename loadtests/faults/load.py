@@ -1,24 +1,18 @@
-"""The load under which faults happen: clients that never give up, and remember everything that they were told.
+"""Clients that send events under faults, retry until they are answered, and record every answer.
 
-Each client is a process with one keep-alive connection at a time. It sends events with idempotency keys, single ones
-and batches in turn by chance, and sends the same request with the same key again until it is answered: over a new
-connection when the old one ended, a moment later when nobody listens or the answer was a refusal (5xx). It is impatient
-on purpose: it comes back after `PAUSE_SECONDS` where `Retry-After` asks for a second, because what is measured is how
-soon the server serves again.
+Each client is a process with one keep-alive connection. It sends single events and batches with idempotency keys and
+repeats a request with the same key until it is answered: on a new connection when the old one ended, `PAUSE_SECONDS`
+after a refused connection or a 5xx. It ignores Retry-After: the faults measure how soon the server serves again.
 
-Every event has a number, unlike that of any other event of a run, and the number makes the rest: `Events` spreads the
-numbers over the moral values, one to one, and takes the vectors in turn. So an entry of the log, which holds the moral
-value, tells which event it decided; what every slot must contain follows from the log (`judge`).
+Events have consecutive numbers. `Events` maps a number to a unique moral value and to a vector, so that a log entry,
+which holds the moral value, identifies its event; the content of every slot follows from the log (judge.py).
 
-What a client keeps: the fields of each acknowledged decision (`TOLD`), the moments of each request from its first
-sending to its answer (`ASKED`), and every try that brought no answer (`Miss`). A request that is open when the load
-stops gets `FINISH_SECONDS`; what is not answered then is told as such, because it may have been decided.
+Records: each acknowledged decision (`DECISION_ROW`), each request with its times (`REQUEST_ROW`), each failed attempt
+(`FailedAttempt`). A request that is open when the load stops gets `FINISH_SECONDS`. It is then recorded as unanswered,
+because it may have been decided. A 4xx ends the client, and `Load.stop` raises it: a retry would not help.
 
-Clients stop for nothing else than being told, or a refusal that sending again would not change (4xx): that one is
-raised by `Load.stop`. They do not outlive the process that started them.
-
-Rejected: threads (the interpreter's lock would make a stalled client of a busy neighbour), `mlsdm.client` (it waits as
-long as the server asks, and gives up).
+Rejected: threads (the interpreter's lock would make a client stall with a busy neighbour) and
+`mlsdm.replaying.connection` (it honours Retry-After, and gives up).
 """
 
 import mmap
@@ -53,7 +47,7 @@ _VECTORS: Final = 509  # a prime: clients do not share them out among each other
 _FORK: Final = multiprocessing.get_context("fork")  # a child starts at once
 _JOIN_SECONDS: Final = 30.0
 
-TOLD: Final = np.dtype(
+DECISION_ROW: Final = np.dtype(
     [
         ("number", "<i8"),  # of the event
         ("position", "<i8"),
@@ -65,7 +59,7 @@ TOLD: Final = np.dtype(
         ("ema", "<f8"),
     ]
 )
-ASKED: Final = np.dtype([("began", "<f8"), ("ended", "<f8"), ("count", "<i8")])  # monotonic seconds; events
+REQUEST_ROW: Final = np.dtype([("began", "<f8"), ("ended", "<f8"), ("count", "<i8")])  # monotonic seconds; events
 Table = NDArray[Any]
 
 
@@ -91,7 +85,7 @@ class Events:
         return vector
 
 
-class Miss(NamedTuple):
+class FailedAttempt(NamedTuple):
     """A try that brought no answer: from when to when (monotonic seconds), and what came instead.
 
     `what` is `unreachable`, `lost` (the connection ended first), `silent`, or a status and the code of its problem.
@@ -102,19 +96,19 @@ class Miss(NamedTuple):
     what: str
 
 
-class Told(NamedTuple):
+class ClientRecords(NamedTuple):
     """What the clients of a load were told, and what not."""
 
-    decided: Table  # TOLD, by number
-    asked: list[Table]  # ASKED of each client, in order
-    misses: list[Miss]
+    decided: Table  # DECISION_ROW, by number
+    requests: list[Table]  # ASKED of each client, in order
+    failed_attempts: list[FailedAttempt]
     unanswered: list[int]  # numbers of events that were sent and not answered until the end
 
     def stalls(self) -> list[tuple[float, float]]:
         """Return, for each client, its longest time without an acknowledged answer in seconds, and when it began."""
         longest = []
-        for asked in self.asked:
-            moments = np.concatenate((asked["began"][:1], asked["ended"]))
+        for requests in self.requests:
+            moments = np.concatenate((requests["began"][:1], requests["ended"]))
             gaps = np.diff(moments)
             where = int(np.argmax(gaps)) if len(gaps) else 0
             longest.append((float(gaps[where]), float(moments[where])) if len(gaps) else (0.0, 0.0))
@@ -122,7 +116,9 @@ class Told(NamedTuple):
 
     def answers_between(self, began: float, ended: float) -> int:
         """Return how many requests were answered from one moment to another."""
-        return sum(int(((asked["ended"] > began) & (asked["ended"] <= ended)).sum()) for asked in self.asked)
+        return sum(
+            int(((requests["ended"] > began) & (requests["ended"] <= ended)).sum()) for requests in self.requests
+        )
 
 
 class _Decision(msgspec.Struct):
@@ -165,7 +161,7 @@ class Load:
         """Start the clients; returns at once."""
         for number in range(self._count):
             ours, theirs = _FORK.Pipe(duplex=False)
-            member = _FORK.Process(target=self._be, args=(number, os.getpid(), theirs), daemon=True)
+            member = _FORK.Process(target=self._run_client, args=(number, os.getpid(), theirs), daemon=True)
             member.start()
             theirs.close()
             self._members.append((member, ours))
@@ -196,7 +192,7 @@ class Load:
 
         eventually(served)
 
-    def stop(self) -> Told:
+    def stop(self) -> ClientRecords:
         """Let every client finish its request; returns what they were told.
 
         Raises RuntimeError when one of them ended otherwise than by being told to.
@@ -215,10 +211,10 @@ class Load:
         for error in told:
             if isinstance(error, str):
                 raise RuntimeError(error)
-        decided = np.concatenate([np.frombuffer(one[0], TOLD) for one in told])
-        return Told(
+        decided = np.concatenate([np.frombuffer(one[0], DECISION_ROW) for one in told])
+        return ClientRecords(
             decided[np.argsort(decided["number"], kind="stable")],
-            [np.frombuffer(one[1], ASKED) for one in told],
+            [np.frombuffer(one[1], REQUEST_ROW) for one in told],
             sorted(miss for one in told for miss in one[2]),
             sorted(number for one in told for number in one[3]),
         )
@@ -237,7 +233,7 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    def _be(self, number: int, parent: int, told: Connection) -> None:
+    def _run_client(self, number: int, parent: int, told: Connection) -> None:
         process.die_with_parent(parent)
         os.nice(CLIENTS_NICE)
         client = _Client(self._port, self._events, self._cells, number)
@@ -247,15 +243,15 @@ class Load:
         except Exception as error:  # noqa: BLE001 - whatever it is, the parent reports it
             told.send(f"client {number} ended: {error!r}")
         else:
-            told.send((bytes(client.decided), bytes(client.asked), client.misses, client.unanswered))
+            told.send((bytes(client.decided), bytes(client.requests), client.failed_attempts, client.unanswered))
 
 
 class _Client:
     """One client, in its own process. `cells` are those of the load."""
 
     def __init__(self, port: int, events: Events, cells: Table, member: int) -> None:
-        self.decided, self.asked = bytearray(), bytearray()
-        self.misses: list[Miss] = []
+        self.decided, self.requests = bytearray(), bytearray()
+        self.failed_attempts: list[FailedAttempt] = []
         self.unanswered: list[int] = []
         self._port = port
         self._events = events
@@ -273,7 +269,7 @@ class _Client:
             mine = numbers[at : at + count]
             at += count
             began = time.monotonic()
-            body = self._answered(self._request(mine))
+            body = self._send_until_answered(self._request(mine))
             if body is None:
                 self.unanswered += mine
                 return
@@ -285,8 +281,8 @@ class _Client:
                 )
                 for number, one in zip(mine, decisions, strict=True)
             ]  # fmt: skip
-            self.decided += np.array(rows, TOLD).tobytes()
-            self.asked += np.array((began, time.monotonic(), count), ASKED).tobytes()
+            self.decided += np.array(rows, DECISION_ROW).tobytes()
+            self.requests += np.array((began, time.monotonic(), count), REQUEST_ROW).tobytes()
             self._cells[1 + self._member] += count
 
     def _request(self, numbers: range) -> bytes:
@@ -302,7 +298,7 @@ class _Client:
         head += f"Content-Type: application/octet-stream\r\nContent-Length: {len(body)}\r\n\r\n"
         return head.encode() + body
 
-    def _answered(self, request: bytes) -> bytes | None:
+    def _send_until_answered(self, request: bytes) -> bytes | None:
         """Send a request until it is answered with 200; returns that body, None when the load ended before."""
         stop_at = 0.0
         while True:
@@ -312,7 +308,7 @@ class _Client:
                 if began > stop_at:
                     return None
             try:
-                status, body = self._tried(request)
+                status, body = self._send_once(request)
             except (OSError, EOFError) as error:
                 self._close()
                 what = "silent" if isinstance(error, TimeoutError) else "lost"
@@ -326,9 +322,9 @@ class _Client:
                 if status < 500:
                     raise RuntimeError(f"{what}: {body!r}")
                 time.sleep(PAUSE_SECONDS)
-            self.misses.append(Miss(began, time.monotonic(), what))
+            self.failed_attempts.append(FailedAttempt(began, time.monotonic(), what))
 
-    def _tried(self, request: bytes) -> tuple[int, bytes]:
+    def _send_once(self, request: bytes) -> tuple[int, bytes]:
         """Send a request once; returns status and body. Raises OSError and EOFError."""
         sock = self._socket
         if sock and select.select([sock], [], [], 0)[0]:  # the server has closed it while it was idle, as it may

@@ -18,8 +18,8 @@ from typing import Final
 import numpy as np
 import psutil
 
-from loadtests.faults.fault import Asked, Outcome
-from loadtests.faults.load import Miss, Told
+from loadtests.faults.fault import FaultOptions, Outcome
+from loadtests.faults.load import ClientRecords, FailedAttempt
 from loadtests.faults.trial import Trial
 from testing.eventually import eventually
 
@@ -29,11 +29,11 @@ IDLE_SECONDS: Final = 0.9  # a draining worker closes what was silent for a seco
 SETTLE_SECONDS: Final = 0.2  # of load between two of them
 
 
-def reload(asked: Asked) -> Outcome:
+def reload(options: FaultOptions) -> Outcome:
     """HUP with another valid configuration, `RELOADS` times at full scale."""
-    path = asked.directory / "mlsdm.yaml"
+    path = options.directory / "mlsdm.yaml"
     path.write_text("moral_filter: {ema_alpha: 0.1}\n")
-    with Trial(asked, CONFIG_PATH=str(path)) as trial:
+    with Trial(options, CONFIG_PATH=str(path)) as trial:
 
         def once(number: int) -> None:
             alpha = 0.1 + 0.01 * (1 + number % 5)
@@ -43,7 +43,7 @@ def reload(asked: Asked) -> Outcome:
             eventually(lambda: trial.store.state().settings.ema_alpha == alpha)
             eventually(lambda: len(trial.workers()) == 2 and not set(before) & set(trial.workers()))
 
-        outcome = _repeated(trial, asked.times(RELOADS), once, lambda: trial.server.pid)
+        outcome = _repeat(trial, options.scaled(RELOADS), once, lambda: trial.server.pid)
         kinds = outcome.figures.get("configure entries", 0)
         if kinds != outcome.count:
             outcome.broken.append(f"{outcome.count} reloads were configured {kinds} times in the log")
@@ -51,9 +51,9 @@ def reload(asked: Asked) -> Outcome:
     return outcome
 
 
-def upgrade(asked: Asked) -> Outcome:
+def upgrade(options: FaultOptions) -> Outcome:
     """USR2, then SIGTERM to the old arbiter, `UPGRADES` times at full scale."""
-    with Trial(asked) as trial:
+    with Trial(options) as trial:
         arbiter = trial.server.pid
 
         def once(number: int) -> None:
@@ -69,7 +69,7 @@ def upgrade(asked: Asked) -> Outcome:
             # Until it has noticed that its parent has gone, which it looks at once a second, it refuses to be replaced.
             eventually(lambda: trial.server.log.count("Master has been promoted") == number + 1)
 
-        outcome = _repeated(trial, asked.times(UPGRADES), once, lambda: arbiter)
+        outcome = _repeat(trial, options.scaled(UPGRADES), once, lambda: arbiter)
         os.kill(arbiter, signal.SIGTERM)
         eventually(lambda: _ended(trial, arbiter))
     return outcome
@@ -85,7 +85,7 @@ def _ended(trial: Trial, arbiter: int) -> bool:
         return True
 
 
-def _repeated(trial: Trial, times: int, once: Callable[[int], None], arbiter: Callable[[], int]) -> Outcome:
+def _repeat(trial: Trial, times: int, once: Callable[[int], None], arbiter: Callable[[], int]) -> Outcome:
     broken: list[str] = []
     seconds = []
     boot_id = trial.server.state()["boot_id"]
@@ -98,13 +98,13 @@ def _repeated(trial: Trial, times: int, once: Callable[[int], None], arbiter: Ca
     if trial.server.state()["boot_id"] != boot_id:
         broken.append("the memory is another one than at the start")
     told, verdict = trial.end()
-    failed = [miss for miss in told.misses if not (miss.what == "lost" and _was_idle(told, miss))]
+    failed = [miss for miss in told.failed_attempts if not (miss.what == "lost" and _was_idle(told, miss))]
     if failed:
         broken.append(f"requests failed: {dict(Counter(miss.what for miss in failed))}")
     figures: dict[str, float | int | str] = {
         "events": len(told.decided),
         "failed requests": len(failed),
-        "closed idle connections": len(told.misses) - len(failed),
+        "closed idle connections": len(told.failed_attempts) - len(failed),
         "longest stall, s": max(stall for stall, _ in told.stalls()),
         "configure entries": verdict.kinds.get("configure", 0),
         "longest, s": max(seconds),
@@ -112,11 +112,11 @@ def _repeated(trial: Trial, times: int, once: Callable[[int], None], arbiter: Ca
     return Outcome(times, figures, broken + verdict.broken)
 
 
-def _was_idle(told: Told, miss: Miss) -> bool:
+def _was_idle(told: ClientRecords, miss: FailedAttempt) -> bool:
     """Return whether the connection of a lost request may have been silent for long enough to be closed."""
-    for asked in told.asked:
-        at = int(np.searchsorted(asked["began"], miss.began, side="right")) - 1  # the request that it was a try of
-        if at > 0 and asked["began"][at] - asked["ended"][at - 1] >= IDLE_SECONDS:
+    for requests in told.requests:
+        at = int(np.searchsorted(requests["began"], miss.began, side="right")) - 1  # the request that it was a try of
+        if at > 0 and requests["began"][at] - requests["ended"][at - 1] >= IDLE_SECONDS:
             return True
     return False
 

@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from loadtests.faults.fault import Asked, Outcome
-from loadtests.faults.trial import Trial, missed
+from loadtests.faults.fault import FaultOptions, Outcome
+from loadtests.faults.trial import Trial, failures_by_kind
 from loadtests.faults.unbootable import PREVENTED
 from testing.eventually import eventually
 
@@ -45,82 +45,84 @@ FIXED: Final = (
 )
 
 
-def refused(asked: Asked) -> Outcome:
+def refused(options: FaultOptions) -> Outcome:
     """HUP with a configuration that has problems."""
-    chance, turns = asked.random(), itertools.count()
-    path = asked.directory / "mlsdm.yaml"
+    chance, turns = options.random(), itertools.count()
+    path = options.directory / "mlsdm.yaml"
     path.write_text("{}\n")
 
     def once(trial: Trial) -> list[str]:
-        size = trial.said()
+        size = trial.log_size()
         problems = FIXED if next(turns) % 4 == 0 else PROBLEMS
         chosen = chance.sample(problems, chance.randint(1, len(problems)))
         path.write_text("\n".join(line for line, _ in chosen) + "\n")
         before = trial.workers()
         os.kill(trial.server.pid, signal.SIGHUP)
-        eventually(lambda: "the old one stays" in trial.said_since(size))
-        said = trial.said_since(size)
+        eventually(lambda: "the old one stays" in trial.log_since(size))
+        said = trial.log_since(size)
         path.write_text("{}\n")  # a worker that dies is to find a whole file
         eventually(lambda: len(trial.workers()) == 2 and not set(before) & set(trial.workers()))
         return [f"the log does not name {name}" for _, name in chosen if name not in said]
 
-    with Trial(asked, CONFIG_PATH=str(path)) as trial:
-        return _repeated(trial, asked.times(TIMES), once, lambda: path.write_text(GOOD))
+    with Trial(options, CONFIG_PATH=str(path)) as trial:
+        return _repeat(trial, options.scaled(TIMES), once, lambda: path.write_text(GOOD))
 
 
-def unbootable(asked: Asked) -> Outcome:
+def unbootable(options: FaultOptions) -> Outcome:
     """HUP while no worker can boot."""
-    path, prevented = asked.directory / "mlsdm.yaml", asked.directory / "prevented"
+    path, prevented = options.directory / "mlsdm.yaml", options.directory / "prevented"
     path.write_text("{}\n")
 
     def once(trial: Trial) -> list[str]:
-        size, before = trial.said(), trial.workers()
+        size, before = trial.log_size(), trial.workers()
         prevented.touch()
         try:
             os.kill(trial.server.pid, signal.SIGHUP)
-            eventually(lambda: "prevented from booting" in trial.said_since(size))
+            eventually(lambda: "prevented from booting" in trial.log_since(size))
             time.sleep(PREVENTED_SECONDS)
         finally:
             prevented.unlink()
         eventually(lambda: len(trial.workers()) == 2 and not set(before) & set(trial.workers()))
-        said = trial.said_since(size)
+        said = trial.log_since(size)
         return [] if "Worker failed; it will be replaced" in said else ["no worker said that it failed"]
 
-    with Trial(asked, "loadtests.faults.unbootable:app", CONFIG_PATH=str(path), **{PREVENTED: str(prevented)}) as trial:
-        return _repeated(trial, asked.times(TIMES), once, lambda: path.write_text(GOOD))
+    with Trial(
+        options, "loadtests.faults.unbootable:app", CONFIG_PATH=str(path), **{PREVENTED: str(prevented)}
+    ) as trial:
+        return _repeat(trial, options.scaled(TIMES), once, lambda: path.write_text(GOOD))
 
 
-def no_descriptors(asked: Asked) -> Outcome:
+def no_descriptors(options: FaultOptions) -> Outcome:
     """HUP with another, valid configuration while the arbiter can open nothing."""
-    path = asked.directory / "mlsdm.yaml"
+    path = options.directory / "mlsdm.yaml"
     path.write_text("{}\n")
 
     def once(trial: Trial) -> list[str]:
-        size, before = trial.said(), trial.workers()
+        size, before = trial.log_size(), trial.workers()
         path.write_text("moral_filter: {ema_alpha: 0.5}\n")
         soft, hard = resource.prlimit(trial.server.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(trial.server.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))
         try:
             os.kill(trial.server.pid, signal.SIGHUP)
-            eventually(lambda: "the old configuration stays" in trial.said_since(size) or _gone(trial))
+            eventually(lambda: "the old configuration stays" in trial.log_since(size) or _server_ended(trial))
         finally:
             path.write_text("{}\n")
-            if not _gone(trial):
+            if not _server_ended(trial):
                 resource.prlimit(trial.server.pid, resource.RLIMIT_NOFILE, (soft, hard))
-        if _gone(trial):
-            raise RuntimeError(f"the server ended: {trial.said_since(size)}")
+        if _server_ended(trial):
+            raise RuntimeError(f"the server ended: {trial.log_since(size)}")
         eventually(lambda: len(trial.workers()) == 2 and not set(before) & set(trial.workers()))
-        return [] if "Too many open files" in trial.said_since(size) else ["the log does not say what is missing"]
+        return [] if "Too many open files" in trial.log_since(size) else ["the log does not say what is missing"]
 
-    with Trial(asked, CONFIG_PATH=str(path)) as trial:
-        return _repeated(trial, asked.times(TIMES), once, lambda: path.write_text(GOOD))
+    with Trial(options, CONFIG_PATH=str(path)) as trial:
+        return _repeat(trial, options.scaled(TIMES), once, lambda: path.write_text(GOOD))
 
 
-def _gone(trial: Trial) -> bool:
+def _server_ended(trial: Trial) -> bool:
     return trial.server.process is None or trial.server.process.poll() is not None
 
 
-def _repeated(trial: Trial, times: int, once: Callable[[Trial], list[str]], mend: Callable[[], Any]) -> Outcome:
+def _repeat(trial: Trial, times: int, once: Callable[[Trial], list[str]], restore: Callable[[], Any]) -> Outcome:
     broken: list[str] = []
     settings = trial.store.state().configured
     for number in range(times):
@@ -129,13 +131,13 @@ def _repeated(trial: Trial, times: int, once: Callable[[Trial], list[str]], mend
             broken.append(f"time {number + 1}: the settings in force are not the old ones")
         time.sleep(SETTLE_SECONDS)
         trial.mark()
-        eventually(trial.answers)
-    mend()
+        eventually(trial.served_since_mark)
+    restore()
     os.kill(trial.server.pid, signal.SIGHUP)
     eventually(lambda: trial.store.state().settings.ema_alpha == 0.25)
     told, verdict = trial.end()
     trial.server.stop()
-    what = missed(told)
+    what = failures_by_kind(told)
     lost = what.pop("lost", 0)
     if what:
         broken.append(f"requests failed: {dict(what)}")

@@ -22,8 +22,8 @@ from typing import Final
 
 import psutil
 
-from loadtests.faults.fault import Asked, Outcome
-from loadtests.faults.trial import Trial, missed
+from loadtests.faults.fault import FaultOptions, Outcome
+from loadtests.faults.trial import Trial, failures_by_kind
 from testing.eventually import eventually
 
 TIMES: Final = 20
@@ -37,61 +37,61 @@ LARGE_TIMES: Final = 5
 NOT_AN_EVENT: Final = 422  # what it is answered when there is memory to read it
 
 
-def no_descriptors(asked: Asked) -> Outcome:
+def no_descriptors(options: FaultOptions) -> Outcome:
     """Let no process of the server open anything."""
 
     def once(trial: Trial, kill: bool) -> list[str]:
-        size = trial.said()
+        size = trial.log_size()
         members = [member.pid for member in trial.members()]
         newcomers = []
-        with _limited(members, resource.RLIMIT_NOFILE, lambda _: DESCRIPTORS):
+        with _lowered_limit(members, resource.RLIMIT_NOFILE, lambda _: DESCRIPTORS):
             for _ in range(NEWCOMERS):
                 newcomers.append(socket.create_connection(("127.0.0.1", trial.server.port), timeout=30))
                 newcomers[-1].sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            said = _served_on(trial, kill)
+            problems = _wait_and_check_load(trial, kill)
         answers = [_answer(newcomer) for newcomer in newcomers]
         if any(answer != b"HTTP/1.1 200" for answer in answers):
-            said.append(f"clients that came meanwhile were answered {set(answers)}")
-        if "Too many open files" not in trial.said_since(size) and "descriptors" not in trial.said_since(size):
-            said.append("the log does not say what is missing")
-        return said
+            problems.append(f"clients that came meanwhile were answered {set(answers)}")
+        if "Too many open files" not in trial.log_since(size) and "descriptors" not in trial.log_since(size):
+            problems.append("the log does not say what is missing")
+        return problems
 
-    with Trial(asked) as trial:
-        outcome = _repeated(trial, asked.times(TIMES), once)
+    with Trial(options) as trial:
+        outcome = _repeat(trial, options.scaled(TIMES), once)
     if outcome.figures["controllers"] != 1:
         outcome.broken.append(f"{outcome.figures['controllers']} controllers, one after the other, instead of one")
     return outcome
 
 
-def no_memory(asked: Asked) -> Outcome:
+def no_memory(options: FaultOptions) -> Outcome:
     """Let no process of the server have more than a little address space beyond what it has, and ask for much more."""
-    chance = asked.random()
+    chance = options.random()
     answered: Counter[int] = Counter()
 
     def once(trial: Trial, kill: bool) -> list[str]:
         room = chance.choice(ROOMS)
         members = [member.pid for member in trial.members()]
-        with _limited(members, resource.RLIMIT_AS, lambda pid: psutil.Process(pid).memory_info().vms + room):
-            meanwhile = [_ask_for_much(trial) for _ in range(LARGE_TIMES)]
-            said = _served_on(trial, kill)
+        with _lowered_limit(members, resource.RLIMIT_AS, lambda pid: psutil.Process(pid).memory_info().vms + room):
+            meanwhile = [_send_large_request(trial) for _ in range(LARGE_TIMES)]
+            problems = _wait_and_check_load(trial, kill)
         answered.update(meanwhile)
-        afterwards = _ask_for_much(trial)
+        afterwards = _send_large_request(trial)
         if afterwards != NOT_AN_EVENT:
-            said.append(f"a large request was answered {afterwards} when there was memory again")
+            problems.append(f"a large request was answered {afterwards} when there was memory again")
         # Those that are cut off are told, not judged: what the others take of the room may leave nothing for a refusal.
         if 200 in meanwhile:
-            said.append(f"large requests were answered {meanwhile} with {room:,} bytes")
-        return said
+            problems.append(f"large requests were answered {meanwhile} with {room:,} bytes")
+        return problems
 
-    with Trial(asked) as trial:
-        outcome = _repeated(trial, asked.times(TIMES), once)
+    with Trial(options) as trial:
+        outcome = _repeat(trial, options.scaled(TIMES), once)
     unanswered = answered.pop(0, 0)
     return outcome._replace(
         figures={**outcome.figures, "large requests refused": answered.total(), "cut off": unanswered}
     )
 
 
-def _ask_for_much(trial: Trial) -> int:
+def _send_large_request(trial: Trial) -> int:
     """Send a request that needs megabytes; returns its status, 0 when the connection ended instead."""
     try:
         return trial.server.request("POST", "/events", LARGE, {"Content-Type": "application/json"}).status
@@ -99,25 +99,25 @@ def _ask_for_much(trial: Trial) -> int:
         return 0
 
 
-def full_log(asked: Asked) -> Outcome:
+def full_log(options: FaultOptions) -> Outcome:
     """Let no file grow beyond what the log is now: nothing more can be logged, as on a disk that is full."""
 
     def once(trial: Trial, kill: bool) -> list[str]:
-        size = trial.said()
+        size = trial.log_size()
         members = [member.pid for member in trial.members()]
-        with _limited(members, resource.RLIMIT_FSIZE, lambda _: size):
+        with _lowered_limit(members, resource.RLIMIT_FSIZE, lambda _: size):
             os.kill(trial.server.pid, signal.SIGUSR1)  # which is logged
-            said = _served_on(trial, kill)
-            if trial.said() > size:
-                said.append("there was room for the log after all")
+            problems = _wait_and_check_load(trial, kill)
+            if trial.log_size() > size:
+                problems.append("there was room for the log after all")
             if kill:
                 eventually(lambda: len(trial.workers()) == 2 and all(psutil.pid_exists(pid) for pid in trial.workers()))
         os.kill(trial.server.pid, signal.SIGUSR1)
-        eventually(lambda: "Handling signal: usr1" in trial.said_since(size))
-        return said
+        eventually(lambda: "Handling signal: usr1" in trial.log_since(size))
+        return problems
 
-    with Trial(asked) as trial:
-        return _repeated(trial, asked.times(TIMES), once)
+    with Trial(options) as trial:
+        return _repeat(trial, options.scaled(TIMES), once)
 
 
 def _answer(newcomer: socket.socket) -> bytes:
@@ -128,17 +128,17 @@ def _answer(newcomer: socket.socket) -> bytes:
             return repr(error).encode()
 
 
-def _served_on(trial: Trial, kill: bool) -> list[str]:
+def _wait_and_check_load(trial: Trial, kill: bool) -> list[str]:
     """Wait while it is scarce; returns what is wrong with how the load was served."""
     if kill:
         os.kill(trial.workers()[0], signal.SIGKILL)
     trial.mark()
     time.sleep(SCARCE_SECONDS)
-    return [] if trial.answers() or kill else ["nobody was served meanwhile"]
+    return [] if trial.served_since_mark() or kill else ["nobody was served meanwhile"]
 
 
 @contextmanager
-def _limited(members: list[int], which: int, limit: Callable[[int], int]) -> Iterator[None]:
+def _lowered_limit(members: list[int], which: int, limit: Callable[[int], int]) -> Iterator[None]:
     """Lower a soft limit of processes for a while; those that they start meanwhile get the first one's back, too."""
     arbiter = members[0]
     soft, hard = resource.prlimit(arbiter, which)
@@ -152,7 +152,7 @@ def _limited(members: list[int], which: int, limit: Callable[[int], int]) -> Ite
                 resource.prlimit(member.pid, which, (soft, hard))
 
 
-def _repeated(trial: Trial, times: int, once: Callable[[Trial, bool], list[str]]) -> Outcome:
+def _repeat(trial: Trial, times: int, once: Callable[[Trial, bool], list[str]]) -> Outcome:
     broken: list[str] = []
     for number in range(times):
         broken += [f"time {number + 1}: {sentence}" for sentence in once(trial, number % 2 == 1)]
@@ -162,13 +162,13 @@ def _repeated(trial: Trial, times: int, once: Callable[[Trial, bool], list[str]]
         eventually(lambda: trial.server.get("/health/detailed").json["checks"]["controller"]["healthy"])
         time.sleep(SETTLE_SECONDS)
         trial.mark()
-        eventually(trial.answers)
+        eventually(trial.served_since_mark)
     told, verdict = trial.end()
     trial.server.stop()
     figures: dict[str, float | int | str] = {
         "events": len(told.decided),
         "longest stall, s": max(stall for stall, _ in told.stalls()),
         "controllers": len(verdict.epochs),
-        **{f"answers {what}": count for what, count in missed(told).items()},
+        **{f"answers {what}": count for what, count in failures_by_kind(told).items()},
     }
     return Outcome(times, figures, broken + verdict.broken)

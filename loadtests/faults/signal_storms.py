@@ -11,8 +11,8 @@ import time
 from collections import Counter
 from typing import Final
 
-from loadtests.faults.fault import Asked, Outcome
-from loadtests.faults.trial import Trial, missed
+from loadtests.faults.fault import FaultOptions, Outcome
+from loadtests.faults.trial import Trial, failures_by_kind
 from loadtests.faults.worker_killed import kill_one
 
 SIGNALS: Final = (signal.SIGABRT, signal.SIGQUIT, signal.SIGTERM)
@@ -22,12 +22,12 @@ STORM_MAX: Final = 4  # signals
 BETWEEN_SECONDS: Final = (0.05, 0.5)  # storms
 
 
-def signal_storms(asked: Asked) -> Outcome:
+def signal_storms(options: FaultOptions) -> Outcome:
     """Send workers at least `TIMES` signals at full scale."""
-    chance = asked.random()
+    chance = options.random()
     sent: Counter[str] = Counter()
-    with Trial(asked, "app.main:app", CLIENTS) as trial:
-        while sent.total() < asked.times(TIMES):
+    with Trial(options, "app.main:app", CLIENTS) as trial:
+        while sent.total() < options.scaled(TIMES):
             time.sleep(chance.uniform(*BETWEEN_SECONDS))
             for _ in range(chance.randint(1, STORM_MAX)):
                 number = chance.choice(SIGNALS)
@@ -48,8 +48,8 @@ def signal_storms(asked: Asked) -> Outcome:
             **sent,
             "half states": len(verdict.broken),
             "events": verdict.decisions,
-            "answers lost": missed(told)["lost"],
-            "other misses": len(told.misses) - missed(told)["lost"],
+            "answers lost": failures_by_kind(told)["lost"],
+            "other misses": len(told.failed_attempts) - failures_by_kind(told)["lost"],
             "holders died": deaths,
             "rolled back": rollbacks,
             "longest stall ms": 1e3 * max(seconds for seconds, _ in told.stalls()),

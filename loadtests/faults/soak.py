@@ -25,9 +25,9 @@ from typing import Final, NamedTuple
 import psutil
 
 from loadtests.cost.process_memory import footprint
-from loadtests.faults.fault import Asked, Outcome
-from loadtests.faults.load import Events, Load, Told
-from loadtests.faults.trial import CLIENTS, missed
+from loadtests.faults.fault import FaultOptions, Outcome
+from loadtests.faults.load import ClientRecords, Events, Load
+from loadtests.faults.trial import CLIENTS, failures_by_kind
 from shm.store import Store
 from testing.eventually import eventually
 from testing.live_server import LiveServer
@@ -45,10 +45,10 @@ GROWTH_DESCRIPTORS_MAX: Final = 6  # a leak at each death would be one for each 
 GROWTH_SCRAPE_MAX: Final = 1.5
 STALL_SECONDS_MAX: Final = 5.0  # of one client: its worker and the next one may die in turn
 LINE: Final = "{:7.0f} s {:8.2f} MB {:4d} descriptors {:6.2f} ms {:5.2f} pages {:12,d} events"
-LOOKS_MIN: Final = 9  # for thirds that mean something
+SAMPLES_MIN: Final = 9  # for thirds that mean something
 
 
-class Look(NamedTuple):
+class Sample(NamedTuple):
     """The server at one moment."""
 
     seconds: float
@@ -59,50 +59,50 @@ class Look(NamedTuple):
     events: int
 
 
-def soak(asked: Asked) -> Outcome:
-    """Load and kill for an hour at full scale, at least for `LOOKS_MIN` deaths."""
-    deaths = max(LOOKS_MIN, asked.times(round(SECONDS / KILL_SECONDS)))
-    every = min(KILL_SECONDS, max(0.5, SECONDS * asked.scale / deaths))
-    server = LiveServer(asked.directory, dict(SIZES))
-    looks: list[Look] = []
-    stalls, misses = [], Counter[str]()
+def soak(options: FaultOptions) -> Outcome:
+    """Load and kill for an hour at full scale, at least for `SAMPLES_MIN` deaths."""
+    deaths = max(SAMPLES_MIN, options.scaled(round(SECONDS / KILL_SECONDS)))
+    every = min(KILL_SECONDS, max(0.5, SECONDS * options.scale / deaths))
+    server = LiveServer(options.directory, dict(SIZES))
+    samples: list[Sample] = []
+    stalls, failed_attempts = [], Counter[str]()
     try:
         server.start()
         store, events, first = server.store(), Events(DIMENSION), 0
         began = time.monotonic()
-        while len(looks) < deaths:
-            with Load(server.port, events, asked.seed + first, CLIENTS, first) as load:
+        while len(samples) < deaths:
+            with Load(server.port, events, options.seed + first, CLIENTS, first) as load:
                 until = time.monotonic() + LOAD_SECONDS
-                while len(looks) < deaths and time.monotonic() < until:
-                    time.sleep(max(0.0, began + every * (1 + len(looks)) - time.monotonic()))
-                    looks.append(_look(server, time.monotonic() - began, first + load.answered))
-                    print(LINE.format(*looks[-1]), file=sys.stderr, flush=True)
-                    _kill(server, store, len(looks))
+                while len(samples) < deaths and time.monotonic() < until:
+                    time.sleep(max(0.0, began + every * (1 + len(samples)) - time.monotonic()))
+                    samples.append(_sample(server, time.monotonic() - began, first + load.answered))
+                    print(LINE.format(*samples[-1]), file=sys.stderr, flush=True)
+                    _kill(server, store, len(samples))
                 told = load.stop()
             stalls.append(max(stall for stall, _ in told.stalls()))
-            misses += missed(told)
+            failed_attempts += failures_by_kind(told)
             first = _next_number(told)
         server.stop()
     finally:
         server.kill()
-    return told_of(looks, stalls, misses)
+    return outcome_of(samples, stalls, failed_attempts)
 
 
-def _next_number(told: Told) -> int:
+def _next_number(told: ClientRecords) -> int:
     """Return a number above those of all events that were sent."""
     return 1 + max([int(told.decided["number"].max()), *told.unanswered])
 
 
-def _look(server: LiveServer, seconds: float, events: int) -> Look:
+def _sample(server: LiveServer, seconds: float, events: int) -> Sample:
     arbiter = psutil.Process(server.pid)
     descriptors = 0
     for member in (arbiter, *arbiter.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
             descriptors += member.num_fds()
-    return Look(seconds, footprint(server.pid).total, descriptors, *_scraped(server), events)
+    return Sample(seconds, footprint(server.pid).total, descriptors, *_time_scrapes(server), events)
 
 
-def _scraped(server: LiveServer) -> tuple[float, float]:
+def _time_scrapes(server: LiveServer) -> tuple[float, float]:
     """Return how long a scrape takes: milliseconds, and times of a page."""
     connection = server.connect()
 
@@ -132,12 +132,12 @@ def _kill(server: LiveServer, store: Store, number: int) -> None:
     eventually(replaced)
 
 
-def told_of(looks: list[Look], stalls: list[float], misses: Counter[str]) -> Outcome:
+def outcome_of(samples: list[Sample], stalls: list[float], failed_attempts: Counter[str]) -> Outcome:
     """Return what came of a soak, from its looks, the longest stall of each load, and the tries without an answer."""
-    third = len(looks) // 3
-    first, last = looks[:third], looks[-third:]
+    third = len(samples) // 3
+    first, last = samples[:third], samples[-third:]
 
-    def median(part: list[Look], name: str) -> float:
+    def median(part: list[Sample], name: str) -> float:
         return float(statistics.median(getattr(look, name) for look in part))
 
     memory = median(last, "memory_mb") - median(first, "memory_mb")
@@ -153,7 +153,7 @@ def told_of(looks: list[Look], stalls: list[float], misses: Counter[str]) -> Out
     if max(stalls) > STALL_SECONDS_MAX:
         broken.append(f"a client went {max(stalls):.1f} s without an answer")
     figures: dict[str, float | int | str] = {
-        "events": looks[-1].events,
+        "events": samples[-1].events,
         "memory, MB": median(last, "memory_mb"),
         "its growth, MB": memory,
         "descriptors": median(last, "descriptors"),
@@ -162,6 +162,6 @@ def told_of(looks: list[Look], stalls: list[float], misses: Counter[str]) -> Out
         "scrape, pages of the log": median(last, "scrape_pages"),
         "its growth, times": scrape,
         "longest stall, s": max(stalls),
-        **{f"answers {what}": count for what, count in misses.items()},
+        **{f"answers {what}": count for what, count in failed_attempts.items()},
     }
-    return Outcome(len(looks), figures, broken)
+    return Outcome(len(samples), figures, broken)

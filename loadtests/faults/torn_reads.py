@@ -21,7 +21,7 @@ import numpy as np
 from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
 from core.regime import Regime
 from core.settings.config import Config
-from loadtests.faults.fault import Asked, Outcome
+from loadtests.faults.fault import FaultOptions, Outcome
 from shm import process
 from shm.block import Block
 from shm.errors import Gone
@@ -37,16 +37,16 @@ _COUNTS: Final = struct.Struct("<3Q")  # whole, gone, torn
 Event = tuple[float, bytes, bytes]
 
 
-def torn_reads(asked: Asked) -> Outcome:
+def torn_reads(options: FaultOptions) -> Outcome:
     """Read what is being overwritten; none may be torn."""
     block = Block.create(LAYOUT, os.urandom(16), os.urandom(16), time.time_ns(), time.monotonic_ns())
-    _be(block, NO_ROW)
+    _bind(block, NO_ROW)
     Store(block).begin_epoch(time.monotonic_ns(), Regime.of(Config()).to_record())
-    reads = -(-asked.times(READS) // READERS)
+    reads = -(-options.scaled(READS) // READERS)
     counts = mmap.mmap(-1, READERS * _COUNTS.size)
-    writer = _begin(lambda: _write(block))
+    writer = _fork(lambda: _write(block))
     try:
-        readers = [_begin(lambda at=at: _read(block, reads, counts, at)) for at in range(READERS)]  # type: ignore[misc]  # early binding
+        readers = [_fork(lambda at=at: _read(block, reads, counts, at)) for at in range(READERS)]  # type: ignore[misc]  # early binding
         failed = [pid for pid in readers if os.waitpid(pid, 0)[1]]
     finally:
         os.kill(writer, signal.SIGKILL)
@@ -75,7 +75,7 @@ def _events() -> list[Event]:
 
 
 def _write(block: Block) -> None:
-    _be(block, 0)
+    _bind(block, 0)
     store, events = Store(block), _events()
     while True:
         for moral, vector, payload in events:
@@ -84,7 +84,7 @@ def _write(block: Block) -> None:
 
 def _read(block: Block, reads: int, counts: mmap.mmap, at: int) -> None:
     """Read the three oldest ids in turn; memory n is event n − 1, and position n + 1 admitted it."""
-    _be(block, NO_ROW)
+    _bind(block, NO_ROW)
     store, events = Store(block), _events()
     while block.position <= LAYOUT.capacity:
         time.sleep(0.001)
@@ -104,11 +104,11 @@ def _read(block: Block, reads: int, counts: mmap.mmap, at: int) -> None:
     _COUNTS.pack_into(counts, at * _COUNTS.size, whole, gone, torn)
 
 
-def _be(block: Block, row: int) -> None:
+def _bind(block: Block, row: int) -> None:
     block.bind(os.getpid(), row, LOCK_WAIT_MILLISECONDS.value, VECTOR_NORM.value)
 
 
-def _begin(work: Callable[[], object]) -> int:
+def _fork(work: Callable[[], object]) -> int:
     """Fork a child that does `work`; it ends with 1 when that raises, and does not outlive this process."""
     sys.stdout.flush()
     parent, pid = os.getpid(), os.fork()

@@ -11,9 +11,9 @@ from typing import Final, Self
 
 import psutil
 
-from loadtests.faults.fault import Asked
+from loadtests.faults.fault import FaultOptions
 from loadtests.faults.judge import Judge, Verdict
-from loadtests.faults.load import Events, Load, Told
+from loadtests.faults.load import ClientRecords, Events, Load
 from shm.store import Store
 from testing.eventually import eventually
 from testing.live_server import LiveServer
@@ -33,10 +33,10 @@ class Trial:
     """A server, its load and its judge. `environ` are further variables of the server."""
 
     def __init__(
-        self, asked: Asked, application: str = "app.main:app", clients: int = CLIENTS, /, **environ: str
+        self, options: FaultOptions, application: str = "app.main:app", clients: int = CLIENTS, /, **environ: str
     ) -> None:
-        self.server = LiveServer(asked.directory, {**SIZES, **environ}, application=application)
-        self._seed = asked.seed
+        self.server = LiveServer(options.directory, {**SIZES, **environ}, application=application)
+        self._seed = options.seed
         self._clients = clients
         self._held = ExitStack()
         self._marked = 0
@@ -56,7 +56,7 @@ class Trial:
     def __exit__(self, *_: object) -> None:
         self._held.close()
 
-    def end(self) -> tuple[Told, Verdict]:
+    def end(self) -> tuple[ClientRecords, Verdict]:
         """Stop the load, and have it judged. The server goes on."""
         told = self.load.stop()
         return told, self._judge.verdict(told)
@@ -65,17 +65,17 @@ class Trial:
         """Note how many events were acknowledged until now."""
         self._marked = self.load.answered
 
-    def answers(self) -> bool:
+    def served_since_mark(self) -> bool:
         """Return whether events were acknowledged since `mark`."""
         return self.load.answered > self._marked
 
-    def said_since(self, size: int) -> str:
+    def log_since(self, size: int) -> str:
         """Return what the server has logged since its log was `size` bytes long."""
         with self.server.log_path.open("rb") as log:
             log.seek(size)
             return log.read().decode(errors="replace")
 
-    def said(self) -> int:
+    def log_size(self) -> int:
         """Return how long the log is now, in bytes."""
         return self.server.log_path.stat().st_size
 
@@ -93,6 +93,6 @@ class Trial:
         return self.server.workers(self.store.block)
 
 
-def missed(told: Told) -> Counter[str]:
+def failures_by_kind(told: ClientRecords) -> Counter[str]:
     """Return how many tries brought no answer, by what came instead."""
-    return Counter(miss.what for miss in told.misses)
+    return Counter(miss.what for miss in told.failed_attempts)

@@ -14,8 +14,8 @@ import time
 from contextlib import suppress
 from typing import Final
 
-from loadtests.faults.fault import Asked, Outcome
-from loadtests.faults.trial import Trial, missed
+from loadtests.faults.fault import FaultOptions, Outcome
+from loadtests.faults.trial import Trial, failures_by_kind
 
 KILLS: Final = 500
 EVENTS: Final = 1_000_000
@@ -24,11 +24,11 @@ GAP_SECONDS: Final = (0.02, 0.35)  # between two kills; a successor serves after
 STALL_SECONDS_MAX: Final = 1.0
 
 
-def worker_killed(asked: Asked) -> Outcome:
+def worker_killed(options: FaultOptions) -> Outcome:
     """Kill workers; returns what came of it."""
-    kills, events = asked.times(KILLS), asked.times(EVENTS)
-    chance = asked.random()
-    with Trial(asked, "app.main:app", CLIENTS) as trial:
+    kills, events = options.scaled(KILLS), options.scaled(EVENTS)
+    chance = options.random()
+    with Trial(options, "app.main:app", CLIENTS) as trial:
         for _ in range(kills):
             time.sleep(chance.uniform(*GAP_SECONDS))
             kill_one(trial, chance.random())
@@ -39,7 +39,7 @@ def worker_killed(asked: Asked) -> Outcome:
         deaths, rollbacks = int(lock.deaths), int(lock.rollbacks)
         trial.server.stop()
     stalls = sorted((seconds for seconds, _ in told.stalls()), reverse=True)
-    misses = missed(told)
+    failed_attempts = failures_by_kind(told)
     broken = list(verdict.broken)
     if stalls[0] > STALL_SECONDS_MAX:
         broken.append(f"a client had no answer for {stalls[0]:.2f} s, at most {STALL_SECONDS_MAX:g} s are promised")
@@ -48,9 +48,9 @@ def worker_killed(asked: Asked) -> Outcome:
         {
             "events": verdict.decisions,
             "acknowledged": len(told.decided),
-            "answers lost": misses["lost"],
-            "nobody listened": misses["unreachable"],
-            "other misses": misses.total() - misses["lost"] - misses["unreachable"],
+            "answers lost": failed_attempts["lost"],
+            "nobody listened": failed_attempts["unreachable"],
+            "other misses": failed_attempts.total() - failed_attempts["lost"] - failed_attempts["unreachable"],
             "holders died": deaths,
             "rolled back": rollbacks,
             "longest stall ms": 1e3 * stalls[0],

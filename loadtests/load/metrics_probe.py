@@ -16,11 +16,11 @@ from prometheus_client.parser import text_string_to_metric_families
 TIMEOUT_SECONDS: Final = 30.0
 
 
-class Unseen(Exception):
+class ProbeError(Exception):
     """One sentence: why the server could not be asked."""
 
 
-class Witness(NamedTuple):
+class ServerMetrics(NamedTuple):
     """What was there: whose memory it is, events decided since its beginning, and bytes, None when it does not tell."""
 
     boot_id: str
@@ -28,20 +28,20 @@ class Witness(NamedTuple):
     memory_bytes: int | None
 
 
-def seen(host: str, pid: int | None = None) -> Witness:
-    """Ask the server at this URL; `pid` is its arbiter's, when it runs here. Raises Unseen."""
+def probe(host: str, pid: int | None = None) -> ServerMetrics:
+    """Ask the server at this URL; `pid` is its arbiter's, when it runs here. Raises ProbeError."""
     url = f"{host.rstrip('/')}/health/metrics"
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:
             text = answer.read().decode()
         memory = None if pid is None else private_bytes(pid)
     except (OSError, ValueError, psutil.Error) as error:
-        raise Unseen(f"{url} was not answered: {error}") from None
+        raise ProbeError(f"{url} was not answered: {error}") from None
     return read(text, memory)
 
 
-def read(text: str, memory: int | None = None) -> Witness:
-    """Return what an exposition says; `memory` stands for what it says of that. Raises Unseen."""
+def read(text: str, memory: int | None = None) -> ServerMetrics:
+    """Return what an exposition says; `memory` stands for what it says of that. Raises ProbeError."""
     values: dict[str, float] = {}
     boot_id = None
     try:
@@ -51,11 +51,13 @@ def read(text: str, memory: int | None = None) -> Witness:
                 if sample.name == "mlsdm_build_info":
                     boot_id = sample.labels["boot_id"]
     except (ValueError, KeyError) as error:
-        raise Unseen(f"the metrics cannot be read: {error}") from None
+        raise ProbeError(f"the metrics cannot be read: {error}") from None
     if boot_id is None or "total_events_processed" not in values:
-        raise Unseen("the metrics are not those of an mlsdm server, or its store cannot be read")
+        raise ProbeError("the metrics are not those of an mlsdm server, or its store cannot be read")
     told = values.get("memory_usage_bytes")
-    return Witness(boot_id, int(values["total_events_processed"]), memory if memory or told is None else int(told))
+    return ServerMetrics(
+        boot_id, int(values["total_events_processed"]), memory if memory or told is None else int(told)
+    )
 
 
 def private_bytes(pid: int) -> int:

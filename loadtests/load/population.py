@@ -32,7 +32,7 @@ SPREADS: Final = (1.1, 1.9)  # norms of what is added to a topic, from the least
 MORALS: Final = ((0.70, 9.0, 1.0), (0.20, 0.4, 3.0), (0.10, 1.0, 1.0))
 
 
-class Unfit(Exception):
+class PopulationError(Exception):
     """One sentence: why a file holds no population."""
 
 
@@ -44,7 +44,7 @@ class Population(NamedTuple):
     source: str
 
 
-def made(seed: int, size: int = SIZE, dimension: int = DIMENSION) -> Population:
+def generate(seed: int, size: int = SIZE, dimension: int = DIMENSION) -> Population:
     """Return a population that is the same for the same seed."""
     random = np.random.default_rng(seed)
     common, topics = unit(random.standard_normal((1, dimension))), unit(random.standard_normal((TOPICS, dimension)))
@@ -58,20 +58,20 @@ def made(seed: int, size: int = SIZE, dimension: int = DIMENSION) -> Population:
 
 
 def read(path: Path) -> Population:
-    """Return the events of an .npz, in order. Raises Unfit."""
+    """Return the events of an .npz, in order. Raises PopulationError."""
     try:
         with np.load(path) as arrays:
             given, morals = arrays["vec"], arrays["moral"]
     except (OSError, ValueError, KeyError) as error:
-        raise Unfit(f"{path} is no .npz with `vec` and `moral`: {error}") from None
+        raise PopulationError(f"{path} is no .npz with `vec` and `moral`: {error}") from None
     if given.ndim != 2 or morals.shape != given.shape[:1] or not len(given):
-        raise Unfit(
+        raise PopulationError(
             f"`vec` and `moral` of {path} have the shapes {given.shape} and {morals.shape}: expected [N, D], [N]"
         )
     if not ((morals >= 0) & (morals <= 1)).all():
-        raise Unfit(f"`moral` of {path} goes from {morals.min():g} to {morals.max():g}: expected 0 to 1")
+        raise PopulationError(f"`moral` of {path} goes from {morals.min():g} to {morals.max():g}: expected 0 to 1")
     with np.errstate(all="ignore"):
         vectors = unit(given)
     if not np.isfinite(vectors).all():
-        raise Unfit(f"`vec` of {path} holds vectors that have no direction: expected finite ones above zero")
+        raise PopulationError(f"`vec` of {path} holds vectors that have no direction: expected finite ones above zero")
     return Population(vectors, morals.astype(np.float64), f"{len(vectors):,} events of {path.name}")

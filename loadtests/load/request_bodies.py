@@ -21,7 +21,7 @@ BATCH: Final = 10  # events in a batch
 _TEXT: Final = "what somebody said, and what it was about; " * 5  # a short message and its circumstances, 250 bytes
 
 
-class Bodies:
+class RequestBodies:
     """Endless iterators: `json`, `base64` (with a payload), `query`, `batch` of bodies; `raw` of (moral, body)."""
 
     def __init__(self, population: Population) -> None:

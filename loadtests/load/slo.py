@@ -59,67 +59,69 @@ class Figures(NamedTuple):
         return sum(route.requests for route in self.routes.values())
 
 
-def summary(seen: Figures) -> str:
+def summary(figures: Figures) -> str:
     """Return what was seen in a line."""
-    moved = "?" if seen.moved is None else f"{seen.moved:,}"
-    growth = "?" if seen.growth_mb is None else f"{seen.growth_mb:+.1f} MB"
+    moved = "?" if figures.moved is None else f"{figures.moved:,}"
+    growth = "?" if figures.growth_mb is None else f"{figures.growth_mb:+.1f} MB"
     return (
-        f"{seen.requests:,} requests, {seen.rate:,.0f} a second, {seen.errors:,} failed, {seen.refused:,} refused, "
-        f"{seen.unserved:,} not served; "
-        f"{seen.acknowledged:,} events acknowledged, {moved} counted by the server; its memory {growth}"
+        f"{figures.requests:,} requests, {figures.rate:,.0f} a second, {figures.errors:,} failed, "
+        f"{figures.refused:,} refused, {figures.unserved:,} not served; "
+        f"{figures.acknowledged:,} events acknowledged, {moved} counted by the server; its memory {growth}"
     )
 
 
-def broken(seen: Figures, bounds: Bounds) -> list[str]:
+def violations(figures: Figures, bounds: Bounds) -> list[str]:
     """Return a sentence for each bound that does not hold."""
-    if not seen.requests:
+    if not figures.requests:
         return ["no request was made: nothing holds of which nothing is known"]
-    return [*_latency(seen, bounds), *_shares(seen, bounds), *_events(seen, bounds), *_memory(seen, bounds)]
+    return [*_latency(figures, bounds), *_shares(figures, bounds), *_events(figures, bounds), *_memory(figures, bounds)]
 
 
-def _latency(seen: Figures, bounds: Bounds) -> list[str]:
+def _latency(figures: Figures, bounds: Bounds) -> list[str]:
     sentences = [
         f"the 95th percentile of {name} is {route.p95_ms:,.0f} ms; at most {bounds.p95_ms_max:g} ms is promised"
-        for name, route in seen.routes.items()
+        for name, route in figures.routes.items()
         if route.requests >= JUDGED_MIN and route.p95_ms > bounds.p95_ms_max
     ]
-    if seen.rate < bounds.rate_min:
+    if figures.rate < bounds.rate_min:
         sentences.append(
-            f"{seen.rate:,.0f} requests per second were made; at least {bounds.rate_min:,g} were asked for"
+            f"{figures.rate:,.0f} requests per second were made; at least {bounds.rate_min:,g} were asked for"
         )
     return sentences
 
 
-def _shares(seen: Figures, bounds: Bounds) -> list[str]:
+def _shares(figures: Figures, bounds: Bounds) -> list[str]:
     return [
-        f"{count:,} of {seen.requests:,} requests {what} ({count / seen.requests:.2%}); at most {allowed:.2%} may"
+        f"{count:,} of {figures.requests:,} requests {what} ({count / figures.requests:.2%}); at most {allowed:.2%} may"
         for count, what, allowed in (
-            (seen.errors, "failed", bounds.error_share_max),
-            (seen.refused, "were refused for want of tokens (429)", bounds.refused_share_max),
-            (seen.unserved, "were not served (503)", bounds.unserved_share_max),
+            (figures.errors, "failed", bounds.error_share_max),
+            (figures.refused, "were refused for want of tokens (429)", bounds.refused_share_max),
+            (figures.unserved, "were not served (503)", bounds.unserved_share_max),
         )
-        if count > allowed * seen.requests
+        if count > allowed * figures.requests
     ]
 
 
-def _events(seen: Figures, bounds: Bounds) -> list[str]:
-    if seen.moved is None:
+def _events(figures: Figures, bounds: Bounds) -> list[str]:
+    if figures.moved is None:
         return ["the server is not the one that it was: it began anew, or another answers in its name"]
-    if seen.moved < seen.acknowledged:
-        return [f"{seen.acknowledged:,} events were acknowledged, but the server's count moved by {seen.moved:,} only"]
-    if bounds.alone and seen.moved > seen.acknowledged:
-        counts = f"the server's count moved by {seen.moved:,}, but {seen.acknowledged:,} events were acknowledged"
+    if figures.moved < figures.acknowledged:
+        return [
+            f"{figures.acknowledged:,} events were acknowledged, but the server's count moved by {figures.moved:,} only"
+        ]
+    if bounds.alone and figures.moved > figures.acknowledged:
+        counts = f"the server's count moved by {figures.moved:,}, but {figures.acknowledged:,} events were acknowledged"
         return [f"{counts}: others send events, or answers were lost"]
     return []
 
 
-def _memory(seen: Figures, bounds: Bounds) -> list[str]:
+def _memory(figures: Figures, bounds: Bounds) -> list[str]:
     if math.isinf(bounds.growth_mb_max):
         return []
-    if seen.growth_mb is None:
+    if figures.growth_mb is None:
         return ["the server's memory could not be measured: its metrics have no memory_usage_bytes, name --server-pid"]
-    if seen.growth_mb > bounds.growth_mb_max:
+    if figures.growth_mb > bounds.growth_mb_max:
         return [
-            f"the server's memory grew by {seen.growth_mb:,.1f} MB; at most {bounds.growth_mb_max:g} MB is promised"
+            f"the server's memory grew by {figures.growth_mb:,.1f} MB; at most {bounds.growth_mb_max:g} MB is promised"
         ]
     return []

@@ -40,7 +40,7 @@ from loadtests.bench import report
 from loadtests.bench.traffic import RAW
 from loadtests.load import meter, population
 from loadtests.load.meter import Meter, Window
-from loadtests.load.population import Unfit
+from loadtests.load.population import PopulationError
 from testing.live_server import ROOT, LiveServer
 
 TOKEN: Final = "load.0123456789012345678901234567890123456789012"  # 43 characters of secret, as `mlsdm key` makes them
@@ -68,17 +68,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--windows", type=int, default=6, help="measured, one after the other (default 6)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a window (default 10)")
     parser.add_argument("--events", metavar="NPZ", help="events to send; made ones without it")
-    asked = parser.parse_args(arguments)
-    if asked.windows < 1 or asked.seconds < 1 or asked.rate < PACE:
+    args = parser.parse_args(arguments)
+    if args.windows < 1 or args.seconds < 1 or args.rate < PACE:
         parser.error(f"expected windows and seconds of 1 or more, and a rate of {PACE} or more")
     with tempfile.TemporaryDirectory(prefix="mlsdm-load-") as name:
-        server = production(Path(name))
+        server = production_server(Path(name))
         try:
-            drawn = population.read(Path(asked.events)) if asked.events else population.made(1)
+            drawn = population.read(Path(args.events)) if args.events else population.generate(1)
             fill(server.start(), drawn)
             print(f"{report.machine()}; two workers, config/production-ready.yaml")
-            sentences = [sentence for name in LOADS for sentence in loaded(server, asked, name)]
-        except (Unmeasured, Unfit, AssertionError) as error:
+            sentences = [sentence for name in LOADS for sentence in run_load(server, args, name)]
+        except (MeasurementError, PopulationError, AssertionError) as error:
             print(f"load: {error}", file=sys.stderr)
             return 2
         finally:
@@ -88,11 +88,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if sentences else 0
 
 
-class Unmeasured(Exception):
+class MeasurementError(Exception):
     """One sentence: why nothing was measured."""
 
 
-def production(directory: Path, **environ: str) -> LiveServer:
+def production_server(directory: Path, **environ: str) -> LiveServer:
     """Return a server of this checkout as production has it, with a key in the tier `bulk`."""
     keys = directory / "keys.yaml"
     digest = digest_of(TOKEN).hex()
@@ -109,17 +109,17 @@ def production(directory: Path, **environ: str) -> LiveServer:
 
 
 def fill(server: LiveServer, drawn: population.Population) -> None:
-    """Have it remember as much as it can: a recall in an empty store costs nothing. Raises Unmeasured."""
+    """Have it remember as much as it can: a recall in an empty store costs nothing. Raises MeasurementError."""
     vectors = np.resize(drawn.vectors, (Config().capacity, drawn.vectors.shape[1])).astype("<f4")
     headers = {**RAW, "Authorization": f"Bearer {TOKEN}"}
     for first in range(0, len(vectors), FILL_BATCH):
         batch = vectors[first : first + FILL_BATCH]
         answer = server.request("POST", "/events", np.ones(len(batch), "<f8").tobytes() + batch.tobytes(), headers)
         if answer.status != 200 or answer.json["accepted"] != len(batch):
-            raise Unmeasured(f"the store could not be filled: {answer.status} {answer.body[:300].decode()}")
+            raise MeasurementError(f"the store could not be filled: {answer.status} {answer.body[:300].decode()}")
 
 
-def locust(server: LiveServer, seconds: float, users: int, spawn: float, *options: str) -> list[str]:
+def locust_command(server: LiveServer, seconds: float, users: int, spawn: float, *options: str) -> list[str]:
     """Return the command that loads a server."""
     return [
         str(Path(sys.executable).with_name("locust")), "-f", "loadtests/locustfile.py", "--headless", "--only-summary",
@@ -129,46 +129,46 @@ def locust(server: LiveServer, seconds: float, users: int, spawn: float, *option
     ]  # fmt: skip
 
 
-def loaded(server: LiveServer, asked: argparse.Namespace, name: str) -> list[str]:
-    """Load a server, print the tables, return what does not hold. Raises Unmeasured."""
+def run_load(server: LiveServer, args: argparse.Namespace, name: str) -> list[str]:
+    """Load a server, print the tables, return what does not hold. Raises MeasurementError."""
     tags, core_max = LOADS[name]
-    print(f"\n{name}, {asked.rate:,.0f} requests a second\n")
-    users = round(asked.rate / PACE) + FIXED_USERS
-    seconds = RAMP_SECONDS + 2 + asked.windows * asked.seconds + 2
+    print(f"\n{name}, {args.rate:,.0f} requests a second\n")
+    users = round(args.rate / PACE) + FIXED_USERS
+    seconds = RAMP_SECONDS + 2 + args.windows * args.seconds + 2
     options = [
         "--pace",
         str(PACE),
         "--p95-ms-max",
         str(P95_MS_MAX),
-        *(["--events", asked.events] if asked.events else []),
+        *(["--events", args.events] if args.events else []),
         *(["--tags", *tags] if tags else []),
     ]
     generator = subprocess.Popen(
-        locust(server, seconds, users, users / RAMP_SECONDS, *options),
+        locust_command(server, seconds, users, users / RAMP_SECONDS, *options),
         cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        windows = measured(server, generator, asked.windows, asked.seconds)
-        _, said = generator.communicate(timeout=seconds + 120)
+        windows = measure_windows(server, generator, args.windows, args.seconds)
+        _, output = generator.communicate(timeout=seconds + 120)
     except subprocess.TimeoutExpired:
-        raise Unmeasured("Locust did not end in time") from None
+        raise MeasurementError("Locust did not end in time") from None
     finally:
         generator.kill()
         generator.wait()
-    objectives = [line.partition("/mlsdm.load: ")[2] for line in said.splitlines() if "/mlsdm.load: " in line]
+    objectives = [line.partition("/mlsdm.load: ")[2] for line in output.splitlines() if "/mlsdm.load: " in line]
     if generator.returncode not in (0, 1):
-        raise Unmeasured(f"Locust ended with {generator.returncode}: {said[-2000:]}")
+        raise MeasurementError(f"Locust ended with {generator.returncode}: {output[-2000:]}")
     print(f"\n{latencies(json.loads((server.directory / 'stats.json').read_text()))}\n")
     print("; ".join(objectives[:2]))
-    sentences = [f"{name}: {sentence}" for sentence in (*objectives[2:], *broken(windows, asked.rate, core_max))]
-    others, cores = middle(windows).others, os.cpu_count() or 1
+    sentences = [f"{name}: {sentence}" for sentence in (*objectives[2:], *violations(windows, args.rate, core_max))]
+    others, cores = median_window(windows).others, os.cpu_count() or 1
     if sentences and others > OTHERS_SHARE_MAX * cores:
         sentences.append(f"others had {others:.2f} of {cores} cores meanwhile: run it again when the machine is quiet")
     return sentences
 
 
-def measured(server: LiveServer, generator: subprocess.Popen[str], count: int, seconds: float) -> list[Window]:
-    """Wait until the load is there, then measure windows and print them. Raises Unmeasured."""
+def measure_windows(server: LiveServer, generator: subprocess.Popen[str], count: int, seconds: float) -> list[Window]:
+    """Wait until the load is there, then measure windows and print them. Raises MeasurementError."""
     gauge = Meter(server, lambda: [generator.pid])
     print(meter.HEAD.format("window") + "\n" + meter.RULE)
     idle = gauge.read().requests
@@ -176,7 +176,7 @@ def measured(server: LiveServer, generator: subprocess.Popen[str], count: int, s
     try:
         while gauge.read().requests - idle < 100:
             if time.monotonic() > deadline or generator.poll() is not None:
-                raise Unmeasured(f"Locust sent nothing: {generator.stderr.read() if generator.stderr else ''}")
+                raise MeasurementError(f"Locust sent nothing: {generator.stderr.read() if generator.stderr else ''}")
             time.sleep(0.1)
         time.sleep(RAMP_SECONDS + 1)
         windows, before = [], gauge.read()
@@ -187,12 +187,12 @@ def measured(server: LiveServer, generator: subprocess.Popen[str], count: int, s
             print(windows[-1].line(str(number)), flush=True)
             before = after
     except ProcessLookupError:
-        raise Unmeasured("a process of the server, or Locust, ended while it was measured") from None
-    print(middle(windows).line("median"))
+        raise MeasurementError("a process of the server, or Locust, ended while it was measured") from None
+    print(median_window(windows).line("median"))
     return windows
 
 
-def middle(windows: list[Window]) -> Window:
+def median_window(windows: list[Window]) -> Window:
     """Return the median of every figure."""
     return Window(*(statistics.median(figures) for figures in zip(*windows, strict=True)))
 
@@ -217,9 +217,9 @@ def percentile(counts: dict[str, int], share: float) -> float:
     return float("nan")
 
 
-def broken(windows: list[Window], rate: float, core_max: float) -> list[str]:
+def violations(windows: list[Window], rate: float, core_max: float) -> list[str]:
     """Return a sentence for each promise that the median window does not keep."""
-    median, allowed = middle(windows), core_max * max(1.0, rate / RATE)
+    median, allowed = median_window(windows), core_max * max(1.0, rate / RATE)
     sentences = []
     if median.rate < RATE_SHARE_MIN * rate:
         sentences.append(f"{median.rate:,.0f} requests a second were sustained; {rate:,.0f} were asked for")

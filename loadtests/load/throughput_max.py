@@ -31,12 +31,20 @@ import psutil
 
 from loadtests.bench import report, wrk
 from loadtests.bench.processor import cores
-from loadtests.bench.traffic import JSON, NUMBER, RAW, Traffic, request, written
+from loadtests.bench.traffic import JSON, NUMBER, RAW, Traffic, encode_requests, request
 from loadtests.load import meter, population
 from loadtests.load.meter import Meter, Window
-from loadtests.load.population import Unfit
-from loadtests.load.request_bodies import Bodies
-from loadtests.load.sustained import FIXED_USERS, TOKEN, Unmeasured, fill, locust, middle, production
+from loadtests.load.population import PopulationError
+from loadtests.load.request_bodies import RequestBodies
+from loadtests.load.sustained import (
+    FIXED_USERS,
+    TOKEN,
+    MeasurementError,
+    fill,
+    locust_command,
+    median_window,
+    production_server,
+)
 from testing.live_server import ROOT, LiveServer
 
 REQUESTS: Final = 2_000
@@ -60,17 +68,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="of each generator, in turn (default 5)")
     parser.add_argument("--seconds", type=int, default=5, help="of a round (default 5)")
     parser.add_argument("--events", metavar="NPZ", help="events to send; made ones without it")
-    asked = parser.parse_args(arguments)
-    if asked.rounds < 1 or asked.seconds < 1:
+    args = parser.parse_args(arguments)
+    if args.rounds < 1 or args.seconds < 1:
         parser.error("expected rounds and seconds of 1 or more")
     with tempfile.TemporaryDirectory(prefix="mlsdm-most-") as name:
-        server = production(Path(name), **UNLIMITED)
+        server = production_server(Path(name), **UNLIMITED)
         try:
             wrk.require()
-            drawn = population.read(Path(asked.events)) if asked.events else population.made(1)
+            drawn = population.read(Path(args.events)) if args.events else population.generate(1)
             fill(server.start(), drawn)
-            compare(server, drawn, asked)
-        except (Unmeasured, wrk.Unmeasured, Unfit, ProcessLookupError, AssertionError) as error:
+            compare(server, drawn, args)
+        except (MeasurementError, wrk.MeasurementError, PopulationError, ProcessLookupError, AssertionError) as error:
             print(f"most: {error}", file=sys.stderr)
             return 2
         finally:
@@ -78,24 +86,24 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def compare(server: LiveServer, drawn: population.Population, asked: argparse.Namespace) -> None:
+def compare(server: LiveServer, drawn: population.Population, args: argparse.Namespace) -> None:
     """Let both generators have their rounds and print the table."""
     print(f"{report.machine()}; two workers; {drawn.source}\n")
     print(meter.HEAD.format("by") + "\n" + meter.RULE)
     file = server.directory / "mix.requests"
-    file.write_bytes(written(Traffic(tuple(mixed(Bodies(drawn))), CONNECTIONS)))
-    options = ["--events", asked.events] if asked.events else []
+    file.write_bytes(encode_requests(Traffic(tuple(mixed_requests(RequestBodies(drawn))), CONNECTIONS)))
+    options = ["--events", args.events] if args.events else []
     rounds: dict[str, list[Window]] = {"wrk": [], "Locust": []}
     sent = 0
-    for _ in range(asked.rounds):
-        window, sent = by_wrk(server, file, asked.seconds, sent)
+    for _ in range(args.rounds):
+        window, sent = measure_with_wrk(server, file, args.seconds, sent)
         rounds["wrk"].append(window)
-        rounds["Locust"].append(by_locust(server, asked.seconds, options))
+        rounds["Locust"].append(measure_with_locust(server, args.seconds, options))
     for name, windows in rounds.items():
-        print(middle(windows).line(name))
+        print(median_window(windows).line(name))
 
 
-def mixed(bodies: Bodies) -> Iterator[bytes]:
+def mixed_requests(bodies: RequestBodies) -> Iterator[bytes]:
     """Yield whole requests in the shares of the mix, in an order that is the same each time."""
     key = {"Authorization": f"Bearer {TOKEN}"}
     names, shares = zip(*MIX, strict=True)
@@ -116,43 +124,43 @@ def mixed(bodies: Bodies) -> Iterator[bytes]:
                 yield request("GET", "/state", key)
 
 
-def by_wrk(server: LiveServer, file: Path, seconds: int, sent: int) -> tuple[Window, int]:
+def measure_with_wrk(server: LiveServer, file: Path, seconds: int, sent: int) -> tuple[Window, int]:
     """Measure a round of wrk, whose first request is number `sent`; returns the number of the next, too."""
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(
             wrk.run, server.port, file, CONNECTIONS, seconds + 2 * MARGIN_SECONDS,
             core=cores().client, offset=sent, numbered=True, polling=False,
         )  # fmt: skip
-        window = _inside(server, seconds)
+        window = _measure_window(server, seconds)
         sample = run.result()
     # On a full machine the wait for the lock may be too long, which is answered by 503.
     bad = sample.errors.get("status", 0) > STATUS_SHARE_MAX * sample.completed or sample.errors.keys() - {"status"}
     if bad or not sample.completed:
-        raise Unmeasured(f"wrk had {sample.completed} answers and the errors {sample.errors}")
+        raise MeasurementError(f"wrk had {sample.completed} answers and the errors {sample.errors}")
     return window, sent + sample.sent + 1  # it asks for one that it does not send
 
 
-def by_locust(server: LiveServer, seconds: int, options: list[str]) -> Window:
+def measure_with_locust(server: LiveServer, seconds: int, options: list[str]) -> Window:
     """Measure a round of Locust, whose users never wait."""
     users = CONNECTIONS + FIXED_USERS
     pace = ["--pace", "10000", "--p95-ms-max", "inf", "--growth-mb-max", "inf", "--unserved-share-max", "1"]
-    command = locust(server, seconds + 2 * MARGIN_SECONDS + STARTING_SECONDS, users, users, *pace, *options)
+    command = locust_command(server, seconds + 2 * MARGIN_SECONDS + STARTING_SECONDS, users, users, *pace, *options)
     generator = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         time.sleep(STARTING_SECONDS)
-        window = _inside(server, seconds)
-        _, said = generator.communicate(timeout=seconds + 120)
+        window = _measure_window(server, seconds)
+        _, output = generator.communicate(timeout=seconds + 120)
     except subprocess.TimeoutExpired:
-        raise Unmeasured("Locust did not end in time") from None
+        raise MeasurementError("Locust did not end in time") from None
     finally:
         generator.kill()
         generator.wait()
     if generator.returncode:
-        raise Unmeasured(f"Locust ended with {generator.returncode}: {said[-2000:]}")
+        raise MeasurementError(f"Locust ended with {generator.returncode}: {output[-2000:]}")
     return window
 
 
-def _inside(server: LiveServer, seconds: int) -> Window:
+def _measure_window(server: LiveServer, seconds: int) -> Window:
     """Measure a window of a load that began just now."""
     gauge = Meter(server, lambda: [child.pid for child in psutil.Process().children() if child.pid != server.pid])
     time.sleep(MARGIN_SECONDS)

@@ -61,7 +61,7 @@ class Comparison(NamedTuple):
     wrong: int
 
 
-class Unmeasured(Exception):
+class MeasurementError(Exception):
     """One sentence: why nothing was measured."""
 
 
@@ -72,16 +72,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--url", help="an empty server that is running; without it, one is started")
     parser.add_argument("--api-key", default=os.environ.get("API_KEY"), help="default: the variable API_KEY")
     parser.add_argument("--top-k", type=int, default=10, help="matches per query, 1 to 100 (default 10)")
-    asked = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        data = load(asked.path)
-        if not 1 <= asked.top_k <= min(100, len(data.train)):
-            raise Unmeasured(f"--top-k is {asked.top_k}: expected 1 to 100, and no more than there are memories")
-        if asked.url:
-            return measure(data, Client(asked.url, asked.api_key), asked.top_k)
+        data = load(args.path)
+        if not 1 <= args.top_k <= min(100, len(data.train)):
+            raise MeasurementError(f"--top-k is {args.top_k}: expected 1 to 100, and no more than there are memories")
+        if args.url:
+            return measure(data, Client(args.url, args.api_key), args.top_k)
         with server(*data.train.shape) as url:
-            return measure(data, Client(url, None), asked.top_k)
-    except Unmeasured as error:
+            return measure(data, Client(url, None), args.top_k)
+    except MeasurementError as error:
         print(f"recall_quality: {error}", file=sys.stderr)
         return 2
 
@@ -93,7 +93,7 @@ def measure(data: Labelled, client: "Client", k: int) -> int:
     filled = time.perf_counter() - began
     began = time.perf_counter()
     found = np.array([client.recall(query, k) for query in data.query])
-    asked = time.perf_counter() - began
+    queried = time.perf_counter() - began
     if not np.isin(found, ids).all():
         print("an answer holds an id that no event was given")
         return 1
@@ -111,7 +111,7 @@ def measure(data: Labelled, client: "Client", k: int) -> int:
     ):
         print(f"{what:<38}{number:>7} of {count}{100 * number / count:>8.1f} %")
     print(f"{'events per second, batches of ' + str(BATCH):<38}{len(ids) / filled:>7.0f}")
-    print(f"{'queries per second, one connection':<38}{count / asked:>7.0f}")
+    print(f"{'queries per second, one connection':<38}{count / queried:>7.0f}")
     return 0 if doubles.same == count and singles.wrong == 0 else 1
 
 
@@ -134,18 +134,18 @@ def compare(data: Labelled, places: Ids, kind: type[np.floating[Any]]) -> Compar
 
 
 def load(path: Path) -> Labelled:
-    """Return the data of an .npz. Raises Unmeasured."""
+    """Return the data of an .npz. Raises MeasurementError."""
     try:
         with np.load(path) as arrays:
             train, train_y, query, query_y = (arrays[name] for name in Labelled._fields)
     except (OSError, ValueError, KeyError) as error:
-        raise Unmeasured(f"{path} is not an .npz with train, train_y, query and query_y: {error}") from None
+        raise MeasurementError(f"{path} is not an .npz with train, train_y, query and query_y: {error}") from None
     if (
         train.ndim != 2
         or query.shape[1:] != train.shape[1:]
         or (len(train_y), len(query_y)) != (len(train), len(query))
     ):
-        raise Unmeasured(f"{path}: expected train [N, D], train_y [N], query [Q, D] and query_y [Q]")
+        raise MeasurementError(f"{path}: expected train [N, D], train_y [N], query [Q, D] and query_y [Q]")
     return Labelled(unit(train), train_y, unit(query), query_y)
 
 
@@ -162,7 +162,7 @@ class Client:
     def __init__(self, url: str, api_key: str | None) -> None:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise Unmeasured(f"{url!r} is no URL of a server: expected http://HOST:PORT")
+            raise MeasurementError(f"{url!r} is no URL of a server: expected http://HOST:PORT")
         connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._http = connection(parts.hostname, parts.port, timeout=60)
         self._prefix = parts.path.rstrip("/")
@@ -171,10 +171,10 @@ class Client:
             self._headers["Authorization"] = f"Bearer {api_key}"
 
     def fill(self, vectors: Floats) -> Ids:
-        """Send all vectors with moral value 1.0; return their memory ids, ascending. Raises Unmeasured."""
+        """Send all vectors with moral value 1.0; return their memory ids, ascending. Raises MeasurementError."""
         state = self._ask("GET", "/state")
         if state["memory_used"] or state["dimension"] != vectors.shape[1] or state["capacity"] < len(vectors):
-            raise Unmeasured(
+            raise MeasurementError(
                 f"the server holds {state['memory_used']} memories of {state['dimension']} dimensions with room for "
                 f"{state['capacity']}; expected an empty one of {vectors.shape[1]} with room for {len(vectors)}"
             )
@@ -184,11 +184,11 @@ class Client:
             body = np.ones(len(batch), "<f8").tobytes() + batch.astype("<f4").tobytes()
             results += self._ask("POST", "/events", body)["results"]
         if not all(result["accepted"] for result in results):
-            raise Unmeasured("the server rejects events of moral value 1.0")
+            raise MeasurementError("the server rejects events of moral value 1.0")
         return np.array([result["memory_id"] for result in results])
 
     def recall(self, query: Floats, k: int) -> list[int]:
-        """Return the ids of the k nearest memories, best first. Raises Unmeasured."""
+        """Return the ids of the k nearest memories, best first. Raises MeasurementError."""
         answer = self._ask("POST", f"/recall?top_k={k}", query.astype("<f4").tobytes())
         return [match["memory_id"] for match in answer["matches"]]
 
@@ -206,9 +206,9 @@ class Client:
             response = self._http.getresponse()
             content = response.read()
         except (OSError, http.client.HTTPException) as error:
-            raise Unmeasured(f"{method} {path} failed: {error}") from None
+            raise MeasurementError(f"{method} {path} failed: {error}") from None
         if response.status != 200:
-            raise Unmeasured(
+            raise MeasurementError(
                 f"{method} {path} was answered {response.status}: {content[:300].decode(errors='replace')}"
             )
         document: dict[str, Any] = json.loads(content)
@@ -217,14 +217,14 @@ class Client:
 
 @contextmanager
 def server(count: int, dimension: int) -> Iterator[str]:
-    """Run a server of this checkout with room for `count` memories; yields its URL. Raises Unmeasured."""
+    """Run a server of this checkout with room for `count` memories; yields its URL. Raises MeasurementError."""
     sizes = {"MLSDM_DIMENSION": str(dimension), "MLSDM_CAPACITY": str(max(20_000, count))}
     with tempfile.TemporaryDirectory() as directory:
         started = LiveServer(Path(directory), sizes)
         try:
             yield f"http://127.0.0.1:{started.start().port}"
         except AssertionError as error:
-            raise Unmeasured(f"the server did not start:\n{str(error)[-2000:]}") from None
+            raise MeasurementError(f"the server did not start:\n{str(error)[-2000:]}") from None
         finally:
             started.stop()
 

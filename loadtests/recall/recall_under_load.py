@@ -47,8 +47,8 @@ from loadtests.bench.processor import Cores, cores
 from loadtests.bench.servers import TOKEN, Product
 from loadtests.bench.traffic import RAW, TOP_K, request
 from loadtests.bench.vectors import DIMENSION, MEMORIES, QUERIES, Floats
-from loadtests.bench.wrk import Unmeasured
-from loadtests.curves.inside import clustered
+from loadtests.bench.wrk import MeasurementError
+from loadtests.curves.native_store import clustered
 from testing.eventually import eventually
 
 ROUNDS: Final = 5
@@ -65,7 +65,7 @@ _FORK: Final = multiprocessing.get_context("fork")  # a child starts at once, wi
 Positions = NDArray[np.int64]
 
 
-class Asked(NamedTuple):
+class TimedRecall(NamedTuple):
     """One recall: which query, the body of its answer, and how long it took."""
 
     query: int
@@ -80,7 +80,7 @@ class Match(msgspec.Struct):
     score: float
 
 
-class Found(msgspec.Struct):
+class RecallAnswer(msgspec.Struct):
     """What is needed of an answer."""
 
     matches: list[Match]
@@ -95,43 +95,47 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of a quiet and a loaded phase (default {ROUNDS})")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of a phase (default {SECONDS:g})")
     parser.add_argument("--check", action="store_true", help="fail when it is more than twice as slow")
-    asked = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     memories, queries = clustered(VECTORS, DIMENSION, QUERIES)
     with tempfile.TemporaryDirectory(prefix="mlsdm-recall-") as name:
         server = Product(Path(name), {"WORKERS": "2"}, memories[:MEMORIES])
         try:
             server.start(os.sched_getaffinity(0))
-            return measure(server, memories, queries, asked)
-        except Unmeasured as error:
+            return measure(server, memories, queries, args)
+        except MeasurementError as error:
             print(f"recall_under_load: {error}", file=sys.stderr)
             return 2
         finally:
             server.stop()
 
 
-def measure(server: Product, memories: Floats, queries: Floats, asked: argparse.Namespace) -> int:
+def measure(server: Product, memories: Floats, queries: Floats, args: argparse.Namespace) -> int:
     """Run the phases, prove the answers, print the table; returns the exit status."""
     place = cores()
     reading, writing = server.live.workers(server.live.block())
     for pid, core in ((reading, place.server), (writing, place.client)):
         psutil.Process(pid).cpu_affinity([core])
-    reader, writer = (_connected(server.port, pid) for pid in (reading, writing))
+    reader, writer = (_connection_to(server.port, pid) for pid in (reading, writing))
     os.sched_setaffinity(0, {place.server})
     questions = [request("POST", f"/recall?top_k={TOP_K}", _KEY, query.tobytes()) for query in queries]
     print(f"{report.machine()}\n\n| phase | recalls | p50 µs | p99 µs | events/s |\n|---|---:|---:|---:|---:|")
     tails: dict[str, list[tuple[float, float]]] = {"quiet": [], "loaded": []}
-    positions, answers = [np.zeros(0, np.int64)], list[Asked]()
+    positions, answers = [np.zeros(0, np.int64)], list[TimedRecall]()
     try:
-        for _ in range(asked.rounds):
+        for _ in range(args.rounds):
             for phase, found in tails.items():
                 first = MEMORIES + sum(map(len, positions))
-                with written(writer, memories, first, place) if phase == "loaded" else idle(place) as decided:
-                    got = recalls(reader, questions, asked.seconds, len(answers))
+                with (
+                    writer_running(writer, memories, first, place)
+                    if phase == "loaded"
+                    else idle_loop_running(place) as decided
+                ):
+                    got = send_recalls(reader, questions, args.seconds, len(answers))
                 positions += decided
                 answers += got
                 p50, p99 = np.percentile([one.latency_us for one in got], (50, 99))
                 found.append((float(p50), float(p99)))
-                rate = sum(map(len, decided)) / asked.seconds
+                rate = sum(map(len, decided)) / args.seconds
                 print(f"| {phase} | {len(got):,} | {p50:,.0f} | {p99:,.0f} | {rate:,.0f} |", flush=True)
     finally:
         os.sched_setaffinity(0, place.everywhere)
@@ -146,18 +150,18 @@ def measure(server: Product, memories: Floats, queries: Floats, asked: argparse.
     print(f"{len(answers) - len(wrong):,} of {len(answers):,} answers are exact at their position")
     for sentence in wrong[:10]:
         print(sentence)
-    return 1 if wrong or (asked.check and slow) else 0
+    return 1 if wrong or (args.check and slow) else 0
 
 
-def recalls(reader: socket.socket, questions: list[bytes], seconds: float, first: int) -> list[Asked]:
-    """Ask one question after the other for so long, from number `first` on. Raises Unmeasured."""
-    got: list[Asked] = []
+def send_recalls(reader: socket.socket, questions: list[bytes], seconds: float, first: int) -> list[TimedRecall]:
+    """Ask one question after the other for so long, from number `first` on. Raises MeasurementError."""
+    got: list[TimedRecall] = []
     end = time.perf_counter() + seconds
     while (began := time.perf_counter()) < end:
         number = (first + len(got)) % len(questions)
         reader.sendall(questions[number])
         body = _body(reader)
-        got.append(Asked(number, body, 1e6 * (time.perf_counter() - began)))
+        got.append(TimedRecall(number, body, 1e6 * (time.perf_counter() - began)))
     return got
 
 
@@ -167,24 +171,24 @@ def _body(reader: socket.socket) -> bytes:
     while True:
         head, end, body = octets.partition(b"\r\n\r\n")
         if end and not head.startswith(b"HTTP/1.1 200 "):
-            raise Unmeasured(f"a recall was answered {octets[:300].decode(errors='replace')}")
+            raise MeasurementError(f"a recall was answered {octets[:300].decode(errors='replace')}")
         if end and len(body) == int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]):
             return body
-        octets += _received(reader)
+        octets += _receive(reader)
 
 
-def _received(connection: socket.socket) -> bytes:
+def _receive(connection: socket.socket) -> bytes:
     try:
         piece = connection.recv(65_536)
     except OSError as error:
-        raise Unmeasured(f"the server answers no more: {error}") from None
+        raise MeasurementError(f"the server answers no more: {error}") from None
     if not piece:
-        raise Unmeasured("the server ended a connection")
+        raise MeasurementError("the server ended a connection")
     return piece
 
 
-def _connected(port: int, pid: int) -> socket.socket:
-    """Return a connection that a certain worker has accepted. Raises Unmeasured."""
+def _connection_to(port: int, pid: int) -> socket.socket:
+    """Return a connection that a certain worker has accepted. Raises MeasurementError."""
     for _ in range(_TRIES):
         connection = socket.create_connection(("127.0.0.1", port), timeout=30)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -194,11 +198,11 @@ def _connected(port: int, pid: int) -> socket.socket:
         if any(one.raddr and one.raddr.port == ours for one in psutil.Process(pid).net_connections("tcp4")):
             return connection
         connection.close()
-    raise Unmeasured(f"none of {_TRIES} connections was accepted by worker {pid}")
+    raise MeasurementError(f"none of {_TRIES} connections was accepted by worker {pid}")
 
 
 @contextmanager
-def idle(place: Cores) -> Iterator[list[Positions]]:
+def idle_loop_running(place: Cores) -> Iterator[list[Positions]]:
     """Keep the writers' core busy with nothing inside; yields an empty list."""
     spinning = _FORK.Process(target=_spin, args=(place.client,), daemon=True)
     spinning.start()
@@ -216,10 +220,10 @@ def _spin(core: int) -> None:
 
 
 @contextmanager
-def written(writer: socket.socket, memories: Floats, first: int, place: Cores) -> Iterator[list[Positions]]:
+def writer_running(writer: socket.socket, memories: Floats, first: int, place: Cores) -> Iterator[list[Positions]]:
     """Send events inside, as fast as they are decided, from a process of its own; `first` came before.
 
-    Yields a list that holds, afterwards, the log position of each of them, in order. Raises Unmeasured.
+    Yields a list that holds, afterwards, the log position of each of them, in order. Raises MeasurementError.
     """
     ours, theirs = multiprocessing.Pipe()
     writing = _FORK.Process(target=_write, args=(writer, memories, first, place.client, theirs), daemon=True)
@@ -236,7 +240,7 @@ def written(writer: socket.socket, memories: Floats, first: int, place: Cores) -
         writing.kill()
         writing.join()
     if isinstance(told, str):
-        raise Unmeasured(told)
+        raise MeasurementError(told)
     decided.append(told)
 
 
@@ -253,27 +257,29 @@ def _write(writer: socket.socket, memories: Floats, first: int, core: int, told:
             writer.sendall(b"".join(events[(number + i) % VECTORS] for i in range(PIPELINE)))
             octets, found = b"", list[Any]()
             while len(found) < PIPELINE:
-                octets += _received(writer)
+                octets += _receive(writer)
                 found = _DECIDED.findall(octets)
             if [int(memory_id) for _, memory_id in found] != list(range(number + 1, number + PIPELINE + 1)):
-                raise Unmeasured(f"the memories after {number} are {found}: somebody else writes, or an event was lost")
+                raise MeasurementError(
+                    f"the memories after {number} are {found}: somebody else writes, or an event was lost"
+                )
             positions += [int(position) for position, _ in found]
-    except (Unmeasured, OSError) as error:
+    except (MeasurementError, OSError) as error:
         told.send(str(error))
     else:
         told.send(np.array(positions, np.int64))
 
 
-def inexact(answers: list[Asked], positions: Positions, memories: Floats, queries: Floats) -> list[str]:
+def inexact(answers: list[TimedRecall], positions: Positions, memories: Floats, queries: Floats) -> list[str]:
     """Return a sentence for each answer that is not what brute force gives at its position.
 
     `positions` are those of the events after the first MEMORIES, in order; memory n has vector n − 1, modulo VECTORS.
     """
     exact = memories.astype(np.float64)
     lengths = np.linalg.norm(exact, axis=1)
-    by_query = defaultdict[int, list[Found]](list)
+    by_query = defaultdict[int, list[RecallAnswer]](list)
     for one in answers:
-        by_query[one.query].append(msgspec.json.decode(one.body, type=Found))
+        by_query[one.query].append(msgspec.json.decode(one.body, type=RecallAnswer))
     wrong = []
     for number, found in by_query.items():
         query = queries[number].astype(np.float64)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from loadtests.faults.fault import Asked
-from loadtests.faults.history import History, Recalled, violations
+from loadtests.faults.fault import FaultOptions
+from loadtests.faults.history import History, RecallRead, violations
 from loadtests.faults.linearizability import CAPACITY, DIMENSION, Client, linearizability
 from testing.live_server import LiveServer
 from tests.conftest import Serve
@@ -16,7 +16,7 @@ def test_one_order_explains_what_clients_of_all_workers_were_told(tmp_path_facto
     """Events, batches, repeats on another worker and on both at once, states, and recalls of one's own writes; more
     memories than there is room for.
     """
-    outcome = linearizability(Asked(0.01, 20251123, tmp_path_factory.mktemp("history")))
+    outcome = linearizability(FaultOptions(0.01, 20251123, tmp_path_factory.mktemp("history")))
 
     assert outcome.broken == []
     assert outcome.count == 1000
@@ -35,7 +35,7 @@ def history(serve: Serve) -> History:
     for turn in (client.event, client.state, client.recall, client.again, client.batch_again, client.at_once):
         turn()
     assert client.broken == []
-    return client.told
+    return client.history
 
 
 def test_the_judge_notices(history: History) -> None:
@@ -63,22 +63,22 @@ def test_the_judge_notices(history: History) -> None:
         accepted.vectors[0] = bytes(4 * DIMENSION)
 
     def state(told: History) -> None:
-        told.looked[-1].state.ema += 1e-15
+        told.state_reads[-1].state.ema += 1e-15
 
     def stale_state(told: History) -> None:
-        told.looked.append(told.looked[0]._replace(asked_ns=told.looked[-1].asked_ns))
+        told.state_reads.append(told.state_reads[0]._replace(sent_ns=told.state_reads[-1].sent_ns))
 
     def stale_recall(told: History) -> None:
-        told.recalled.append(told.recalled[0]._replace(asked_ns=told.looked[-1].asked_ns))
+        told.recalls.append(told.recalls[0]._replace(sent_ns=told.state_reads[-1].sent_ns))
 
     def forgotten(told: History) -> None:
-        told.recalled.append(told.recalled[-1]._replace(found=0))
+        told.recalls.append(told.recalls[-1]._replace(found=0))
 
     def invented(told: History) -> None:
-        told.recalled.append(Recalled(2**62, 2**62, 10**6, 10**6, 10**6))
+        told.recalls.append(RecallRead(2**62, 2**62, 10**6, 10**6, 10**6))
 
     def early(told: History) -> None:
-        told.written[3] = told.written[3]._replace(asked_ns=2**62, known_ns=2**62)
+        told.written[3] = told.written[3]._replace(sent_ns=2**62, answered_ns=2**62)
 
     lies: list[Callable[[History], None]] = [
         swapped, lost, threshold, memory, phase, vector, state, stale_state, stale_recall, forgotten, invented, early,

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from loadtests.attack.hostile_clients import Attack, Phase, honest, judge
+from loadtests.attack.hostile_clients import Attack, Phase, judge, measure_steady_clients
 from testing.eventually import eventually
 from testing.live_server import ROOT, LiveServer
 from tests.conftest import Serve
@@ -27,7 +27,7 @@ def test_slow_clients_are_cut_and_honest_ones_served(serve: Serve) -> None:
     requests = 0
     deadline = time.monotonic() + 13  # heads are cut after 5 s, bodies and readers after 10
     while time.monotonic() < deadline:
-        measured = honest(server, 2)
+        measured = measure_steady_clients(server, 2)
         requests += len(measured["latencies"])
         failures |= measured["failures"]
     said = attack.end()
@@ -47,7 +47,7 @@ def test_greedy_clients_leave_room_for_honest_ones(serve: Serve) -> None:
     server = serve(MLSDM_DIMENSION="384", MLSDM_CAPACITY="100")
     attack = Attack(server, "greedy", SLOW)
     eventually(lambda: connections(server) >= SLOW)
-    measured = honest(server, 2)
+    measured = measure_steady_clients(server, 2)
     said = attack.end()
 
     assert measured["failures"] == {}

@@ -15,12 +15,12 @@ import pytest
 
 from loadtests.bench import goals, report, traffic, vectors, wrk
 from loadtests.bench.__main__ import main
-from loadtests.bench.comparison import Fleet, Result, Slice, check_moved, median
+from loadtests.bench.comparison import Result, ServerPool, Slice, check_moved, median
 from loadtests.bench.contention import Waits, Window
 from loadtests.bench.processor import Cores, pinned, used_ns
 from loadtests.bench.rows import ROWS, Row, Side, chosen
 from loadtests.bench.servers import PRODUCTION, TOKEN, Product
-from loadtests.bench.wrk import Sample, Unmeasured
+from loadtests.bench.wrk import MeasurementError, Sample
 from testing.live_server import ROOT
 from tests.programs import needs
 
@@ -53,7 +53,7 @@ def test_the_line_of_the_script_is_read_among_those_of_wrk() -> None:
 
 def test_output_without_it_is_no_measurement() -> None:
     """What wrk said instead is passed on."""
-    with pytest.raises(Unmeasured, match="unable to connect"):
+    with pytest.raises(MeasurementError, match="unable to connect"):
         wrk.parse("unable to connect to 127.0.0.1:1 Connection refused\n")
 
 
@@ -98,7 +98,7 @@ def test_accepted_events_lie_between_what_was_answered_and_what_was_sent() -> No
     check_moved(900, sample, 10, SIDE)
     check_moved(950, sample, 10, SIDE)
     for moved in (899, 951):
-        with pytest.raises(Unmeasured, match=rf"{moved} events were accepted; expected from 900 .* to 950"):
+        with pytest.raises(MeasurementError, match=rf"{moved} events were accepted; expected from 900 .* to 950"):
             check_moved(moved, sample, 10, SIDE)
 
 
@@ -194,20 +194,20 @@ def test_what_holds_no_vectors_is_refused(tmp_path: Path, content: dict[str, Any
     """The sentence names the file and what it should have held."""
     np.savez(tmp_path / "other.npz", **content)
 
-    with pytest.raises(Unmeasured, match=r"other\.npz.*vec|`vec` of .*other\.npz"):
+    with pytest.raises(MeasurementError, match=r"other\.npz.*vec|`vec` of .*other\.npz"):
         vectors.load(tmp_path / "other.npz")
 
 
 def test_requests_are_whole_and_different(given: vectors.Vectors) -> None:
     """At least a thousand of each kind but batches; their Content-Length is true, and the file holds them in order."""
-    made = traffic.made(given.memories, given.queries, TOKEN)
+    made = traffic.product_traffic(given.memories, given.queries, TOKEN)
 
     for name, part in made.items():
         assert len(part.requests) == len(set(part.requests))
         assert len(part.requests) >= {"batch": 100, "state": 1, "livez": 1}.get(name, 1_000)
         head, _, body = part.requests[-1].partition(b"\r\n\r\n")
         assert head.startswith(b"GET") or f"Content-Length: {len(body)}".encode() in head.split(b"\r\n")
-        written = traffic.written(part._replace(requests=part.requests[:2]))
+        written = traffic.encode_requests(part._replace(requests=part.requests[:2]))
         assert len(part.requests[0]) == int.from_bytes(written[:4], "little")
         assert written[4:].startswith(part.requests[0])
     _, _, body = made["event JSON"].requests[5].partition(b"\r\n\r\n")
@@ -278,13 +278,13 @@ def test_rows_are_measured_against_their_floor(tmp_path: Path) -> None:
 def test_a_row_whose_requests_are_refused_is_an_error(tmp_path: Path, given: vectors.Vectors) -> None:
     """How fast a server refuses is not what was asked."""
     slow = {name: "1" for name in PRODUCTION if "RATE_LIMITING__TIERS" in name}
-    sent = traffic.made(given.memories, given.queries, TOKEN)
+    sent = traffic.product_traffic(given.memories, given.queries, TOKEN)
     core = min(os.sched_getaffinity(0))
     with (
-        Fleet({"product": lambda: Product(tmp_path, slow)}, sent, Cores(core, core, frozenset({core}))) as fleet,
-        pytest.raises(Unmeasured, match=r"event raw on product: \d+ answers, errors \{'status': \d+\}"),
+        ServerPool({"product": lambda: Product(tmp_path, slow)}, sent, Cores(core, core, frozenset({core}))) as pool,
+        pytest.raises(MeasurementError, match=r"event raw on product: \d+ answers, errors \{'status': \d+\}"),
     ):
-        fleet.slice(SIDE, 1)
+        pool.slice(SIDE, 1)
 
 
 def test_without_its_histogram_the_product_still_decides(tmp_path: Path, given: vectors.Vectors) -> None:

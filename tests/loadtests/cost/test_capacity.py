@@ -5,7 +5,7 @@ import pytest
 from loadtests.cost import capacity, footprint, routes
 from loadtests.load import population, sustained, throughput_max
 from loadtests.load.meter import Reading, Window, between
-from loadtests.load.request_bodies import Bodies
+from loadtests.load.request_bodies import RequestBodies
 from testing.live_server import ROOT
 from tests.programs import needs
 
@@ -112,7 +112,7 @@ def test_both_generators_are_measured_at_their_most(capsys: pytest.CaptureFixtur
 
 def test_the_mix_has_the_shares_that_are_written() -> None:
     """Within three standard deviations of a draw of two thousand."""
-    whole = list(throughput_max.mixed(Bodies(population.made(1))))
+    whole = list(throughput_max.mixed_requests(RequestBodies(population.generate(1))))
     recalls = sum(request.startswith(b"POST /recall ") for request in whole) / len(whole)
     keyed = sum(b"Idempotency-Key" in request for request in whole) / len(whole)
 
@@ -134,17 +134,17 @@ def test_a_window_is_the_difference_of_two_readings() -> None:
 def test_at_the_promise_all_is_well() -> None:
     """Bounds are inclusive; the processor's grows with the rate from a thousand on."""
 
-    assert sustained.broken([MEDIAN._replace(rate=980.0, server=0.16)], 1_000.0, 0.16) == []
-    assert sustained.broken([MEDIAN._replace(rate=2_000.0, server=0.32)], 2_000.0, 0.16) == []
-    assert sustained.broken([MEDIAN._replace(rate=500.0, server=0.16)], 500.0, 0.16) == []
+    assert sustained.violations([MEDIAN._replace(rate=980.0, server=0.16)], 1_000.0, 0.16) == []
+    assert sustained.violations([MEDIAN._replace(rate=2_000.0, server=0.32)], 2_000.0, 0.16) == []
+    assert sustained.violations([MEDIAN._replace(rate=500.0, server=0.16)], 500.0, 0.16) == []
 
 
 def test_each_promise_that_the_median_window_breaks_is_a_sentence() -> None:
     """One bad window of three breaks none."""
     bad = MEDIAN._replace(rate=900.0, server=0.2)
 
-    assert sustained.broken([MEDIAN, bad, MEDIAN], 1_000.0, 0.16) == []
-    assert sustained.broken([bad, bad, MEDIAN], 1_000.0, 0.16) == [
+    assert sustained.violations([MEDIAN, bad, MEDIAN], 1_000.0, 0.16) == []
+    assert sustained.violations([bad, bad, MEDIAN], 1_000.0, 0.16) == [
         "900 requests a second were sustained; 1,000 were asked for",
         "the server took 0.200 core; at most 0.160 is promised at this rate",
     ]

@@ -3,7 +3,7 @@
 import pytest
 
 from loadtests.cost import scrape, startup
-from loadtests.cost.scrape import Scraped
+from loadtests.cost.scrape import ScrapeFigures
 
 
 def test_a_start_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,10 +38,10 @@ def test_scrapes_are_timed_before_and_after_workers_are_replaced(capsys: pytest.
 
 def test_every_bound_of_a_scrape_has_its_sentence() -> None:
     """Slow, grown, and too many files; at the bound itself all is well."""
-    quick = Scraped(2.0, 9.0, 5_000, 16)
+    quick = ScrapeFigures(2.0, 9.0, 5_000, 16)
 
-    assert scrape.verdict(quick, Scraped(3.0, 9.0, 5_000, 16), rows=8) == []
-    assert scrape.verdict(quick, Scraped(5.0, 9.0, 5_000, 17), rows=8) == [
+    assert scrape.verdict(quick, ScrapeFigures(3.0, 9.0, 5_000, 16), rows=8) == []
+    assert scrape.verdict(quick, ScrapeFigures(5.0, 9.0, 5_000, 17), rows=8) == [
         "a scrape takes 5.0 ms after workers were replaced; under 5 ms is promised",
         "a scrape takes 2.5 times as long after workers were replaced",
         "there are 17 files; expected at most 2 for each of 8 rows",

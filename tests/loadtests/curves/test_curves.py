@@ -18,11 +18,11 @@ import pytest
 
 from loadtests.bench.traffic import Traffic, request
 from loadtests.bench.vectors import unit
-from loadtests.bench.wrk import Unmeasured
-from loadtests.curves import growth, latency, paced, picture
+from loadtests.bench.wrk import MeasurementError
+from loadtests.curves import growth, latency, open_loop, picture
 from loadtests.curves.costs import Admission, Search, searches
-from loadtests.curves.inside import Inside, clustered
-from loadtests.curves.reading import reading_us
+from loadtests.curves.memory_read import reading_us
+from loadtests.curves.native_store import NativeStore, clustered
 from tests.programs import needs
 
 CORE = min(os.sched_getaffinity(0))
@@ -73,41 +73,41 @@ def answering(answer: bytes, seen: list[bytes], pieces: int = 1) -> Iterator[int
 # -- the schedule ------------------------------------------------------------------------------------------------------
 def test_a_schedule_has_the_rate_asked_for_and_is_that_of_the_last_run() -> None:
     """Moments ascend; gaps are as irregular as those of independent clients: as long as they vary."""
-    moments = paced.scheduled(1_000, 20)
+    moments = open_loop.poisson_schedule(1_000, 20)
     gaps = np.diff(moments.astype(np.float64))
 
     assert len(moments) == 20_000
     assert pytest.approx(float(moments[-1]), rel=0.05) == 20e9
     assert pytest.approx(gaps.std() / gaps.mean(), abs=0.05) == 1.0
-    assert np.array_equal(moments, paced.scheduled(1_000, 20))
+    assert np.array_equal(moments, open_loop.poisson_schedule(1_000, 20))
     assert 0 <= gaps.min()
 
 
 def test_a_queue_is_what_following_it_one_by_one_gives() -> None:
     """The closed form against the definition."""
-    moments = paced.scheduled(900, 2)
+    moments = open_loop.poisson_schedule(900, 2)
     free, expected = 0.0, []
     for moment in moments.astype(np.float64) / 1e3:
         free = max(free, moment) + 1_000.0
         expected.append(free - moment)
 
-    np.testing.assert_allclose(paced.queued(moments, 1_000.0), expected, atol=1e-3)
+    np.testing.assert_allclose(open_loop.queue_latencies(moments, 1_000.0), expected, atol=1e-3)
 
 
 def test_percentiles_are_latencies_that_were_measured() -> None:
     """The largest is the slowest answer; none is a mean of two."""
 
-    assert paced.percentiles(np.arange(1.0, 101.0)) == [51.0, 91.0, 100.0, 100.0, 100.0, 100.0]
+    assert open_loop.percentiles(np.arange(1.0, 101.0)) == [51.0, 91.0, 100.0, 100.0, 100.0, 100.0]
 
 
 # -- the client --------------------------------------------------------------------------------------------------------
 def test_every_request_is_sent_in_turn_and_timed(tmp_path: Path) -> None:
     """Against the server that answers at once: nothing is answered before it was due, nor sent before."""
     part = posts()
-    moments = paced.scheduled(2_000, 0.2)
+    moments = open_loop.poisson_schedule(2_000, 0.2)
 
-    with paced.at_once(tmp_path, len(part.requests[0]), 100, CORE) as port:
-        run = paced.run(tmp_path, port, part, moments, core=LATER)
+    with open_loop.instant_server(tmp_path, len(part.requests[0]), 100, CORE) as port:
+        run = open_loop.run(tmp_path, port, part, moments, core=LATER)
 
     assert (400, 400) == (len(run.latency_us), len(run.late_us))
     assert run.late_us.min() >= 0
@@ -119,7 +119,7 @@ def test_requests_go_round(tmp_path: Path) -> None:
     seen: list[bytes] = []
 
     with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", seen) as port:
-        paced.run(tmp_path, port, posts(3), np.zeros(7, np.uint64), core=LATER, connections=1)
+        open_loop.run(tmp_path, port, posts(3), np.zeros(7, np.uint64), core=LATER, connections=1)
 
     assert [b"%08d" % (number % 3) for number in range(7)] == seen
 
@@ -128,7 +128,7 @@ def test_who_waits_for_a_connection_waits_for_the_server(tmp_path: Path) -> None
     """Ten are due at once and one is under way at a time: each latency holds those of all before it."""
 
     with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", []) as port:
-        run = paced.run(tmp_path, port, posts(), np.zeros(10, np.uint64), core=LATER, connections=1)
+        run = open_loop.run(tmp_path, port, posts(), np.zeros(10, np.uint64), core=LATER, connections=1)
 
     assert (np.diff(run.latency_us) > 0).all()
     assert (run.late_us[1:] >= run.latency_us[:-1]).all()
@@ -138,7 +138,7 @@ def test_an_answer_is_there_when_its_last_byte_is(tmp_path: Path) -> None:
     """It comes in pieces, and the head itself is cut."""
 
     with answering(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nin pieces", [], pieces=5) as port:
-        run = paced.run(tmp_path, port, posts(), np.zeros(3, np.uint64), core=LATER, connections=1)
+        run = open_loop.run(tmp_path, port, posts(), np.zeros(3, np.uint64), core=LATER, connections=1)
 
     assert run.latency_us.min() >= 4 * PAUSE * 1e6
 
@@ -155,8 +155,8 @@ def test_an_answer_is_there_when_its_last_byte_is(tmp_path: Path) -> None:
 def test_a_run_with_an_error_has_no_percentiles(tmp_path: Path, answer: bytes, sentence: str) -> None:
     """The client says what it was."""
 
-    with answering(answer, []) as port, pytest.raises(Unmeasured, match=sentence):
-        paced.run(tmp_path, port, posts(), np.zeros(1, np.uint64), core=LATER, connections=1)
+    with answering(answer, []) as port, pytest.raises(MeasurementError, match=sentence):
+        open_loop.run(tmp_path, port, posts(), np.zeros(1, np.uint64), core=LATER, connections=1)
 
 
 def test_nobody_listening_is_a_sentence(tmp_path: Path) -> None:
@@ -164,8 +164,8 @@ def test_nobody_listening_is_a_sentence(tmp_path: Path) -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
 
-        with pytest.raises(Unmeasured, match="connect: Connection refused"):
-            paced.run(tmp_path, held.getsockname()[1], posts(), np.zeros(1, np.uint64), core=LATER)
+        with pytest.raises(MeasurementError, match="connect: Connection refused"):
+            open_loop.run(tmp_path, held.getsockname()[1], posts(), np.zeros(1, np.uint64), core=LATER)
 
 
 # -- costs -------------------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_clustered_vectors_are_those_of_the_last_run() -> None:
 def test_a_block_in_this_process_recalls_what_it_was_filled_with() -> None:
     """Ids begin at 1, best first."""
     memories = unit(np.eye(8) + 0.01)
-    inside = Inside(8, 100)
+    inside = NativeStore(8, 100)
     try:
         inside.fill(memories)
 
@@ -206,9 +206,9 @@ def test_searches_are_measured_size_by_size(tmp_path: Path) -> None:
 
 
 # -- what the programs say ---------------------------------------------------------------------------------------------
-def grown(**changed: Any) -> growth.Found:
+def grown(**changed: Any) -> growth.Measurements:
     """Return a run that breaks no bound, but for what is changed."""
-    found = growth.Found(
+    found = growth.Measurements(
         "a machine", 10_000.0,
         [Search(1_000, 384, 40.0, 30.0, 1.0, 2.0), Search(20_000, 384, 300.0, 3_000.0, 80.0, 600.0),
          Search(1_000_000, 384, 20_000.0, 150_000.0, 15_000.0, 60_000.0)],
@@ -247,7 +247,7 @@ def test_a_document_is_read_as_it_was_written(tmp_path: Path) -> None:
 
     assert grown() == growth.read(path)
     path.write_text("{}", encoding="utf-8")
-    with pytest.raises(Unmeasured, match=r"growth\.json holds no run of this program"):
+    with pytest.raises(MeasurementError, match=r"growth\.json holds no run of this program"):
         growth.read(path)
 
 
@@ -271,7 +271,7 @@ def test_a_picture_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with (
-        pytest.raises(Unmeasured, match=r"cannot write .*: (File exists|Not a directory)"),
+        pytest.raises(MeasurementError, match=r"cannot write .*: (File exists|Not a directory)"),
         picture.drawn(tmp_path / "file" / "x.svg"),
     ):
         pass

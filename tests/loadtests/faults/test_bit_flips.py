@@ -8,8 +8,8 @@ from typing import Final
 import pytest
 
 from loadtests.faults import bit_flips, torn_reads
-from loadtests.faults.bit_flips import Flips
-from loadtests.faults.fault import Asked
+from loadtests.faults.bit_flips import BitFlips
+from loadtests.faults.fault import FaultOptions
 from shm import store
 from testing.live_server import LiveServer
 
@@ -18,7 +18,7 @@ SEED: Final = random.SystemRandom().randrange(2**32)
 
 def test_no_read_is_torn(tmp_path: Path) -> None:
     """Under a hot writer, every memory that is given out is whole, and some are given out."""
-    count, figures, broken = torn_reads.torn_reads(Asked(0.002, SEED, tmp_path))
+    count, figures, broken = torn_reads.torn_reads(FaultOptions(0.002, SEED, tmp_path))
 
     assert broken == []
     assert count == 20_000
@@ -35,19 +35,19 @@ def test_a_torn_read_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return store.Memory(**{**vars(memory), "payload": memory.payload[:-1] + b"x"})
 
     monkeypatch.setattr(store.Store, "memory", torn)
-    _, figures, broken = torn_reads.torn_reads(Asked(0.0001, SEED, tmp_path))
+    _, figures, broken = torn_reads.torn_reads(FaultOptions(0.0001, SEED, tmp_path))
 
     assert figures["whole"] == 0
     assert f"{figures['torn']} reads gave out a memory that is not whole" in broken
 
 
 @pytest.fixture(scope="module")
-def flips(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flips]:
+def flips(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BitFlips]:
     """A server with memories in it, and a hand in its block."""
     directory = tmp_path_factory.mktemp("flips")
     server = LiveServer(directory, dict(bit_flips.ENVIRON))
     try:
-        flips = Flips(server.start(), Asked(0.005, SEED, directory))
+        flips = BitFlips(server.start(), FaultOptions(0.005, SEED, directory))
         flips.fill(50)
         yield flips
         flips.close()
@@ -57,31 +57,31 @@ def flips(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flips]:
 
 class TestBitFlips:
     @pytest.mark.parametrize("part", ["header", "state", "levels", "log", "receipts", "heads"])
-    def test_is_noticed(self, flips: Flips, part: str) -> None:
+    def test_is_noticed(self, flips: BitFlips, part: str) -> None:
         """Nothing is built on a flipped bit, and with it back in its place all goes on."""
         flips.broken.clear()
         getattr(flips, part)()
 
         assert flips.broken == [], SEED
 
-    def test_a_memory(self, flips: Flips) -> None:
+    def test_a_memory(self, flips: BitFlips) -> None:
         """A memory with a flipped bit is given to nobody who asks for it."""
         flips.broken.clear()
         flips.memories(3)
 
         assert flips.broken == [], SEED
 
-    def test_a_mark(self, flips: Flips) -> None:
+    def test_a_mark(self, flips: BitFlips) -> None:
         """What lives is not called gone, and what was deleted does not come back."""
         flips.broken.clear()
         flips.marks(4)
 
         assert flips.broken == [], SEED
 
-    def test_what_is_not_noticed_is_said(self, flips: Flips) -> None:
+    def test_what_is_not_noticed_is_said(self, flips: BitFlips) -> None:
         """A bit that nobody compares is said to have gone unnoticed."""
         flips.broken.clear()
         offset = flips.block.layout.regions()[0].size
-        flips.refused("header", 8 * offset, "/state")
+        flips.expect_refusal("header", 8 * offset, "/state")
 
         assert len(flips.broken) == 1

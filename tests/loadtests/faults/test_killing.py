@@ -11,10 +11,10 @@ import pytest
 
 from loadtests.faults.arbiter_killed import arbiter_killed
 from loadtests.faults.controller_killed import controller_killed, controller_stale, controller_stopped
-from loadtests.faults.fault import Asked, Outcome
+from loadtests.faults.fault import FaultOptions, Outcome
 from loadtests.faults.holder_stopped import holder_stopped
 from loadtests.faults.judge import Judge, disagreements
-from loadtests.faults.load import ASKED, TOLD, Events, Load, Table, Told
+from loadtests.faults.load import DECISION_ROW, REQUEST_ROW, ClientRecords, Events, Load, Table
 from loadtests.faults.signal_storms import signal_storms
 from loadtests.faults.worker_killed import worker_killed
 from testing.eventually import eventually
@@ -37,10 +37,10 @@ TIMED = ("promised", "was told so")  # in sentences that depend on how busy the 
     ],
 )
 def test_what_was_promised_holds(
-    fault: Callable[[Asked], Outcome], scale: float, times: int, serve: Serve, tmp_path: Path
+    fault: Callable[[FaultOptions], Outcome], scale: float, times: int, serve: Serve, tmp_path: Path
 ) -> None:
     """Nothing is lost, nothing is done twice, the log replays to the live state, and the server ends in order."""
-    outcome = fault(Asked(scale, 20251122, tmp_path))
+    outcome = fault(FaultOptions(scale, 20251122, tmp_path))
 
     broken = [sentence for sentence in outcome.broken if not any(word in sentence for word in TIMED)]
     assert broken == [], outcome
@@ -59,14 +59,14 @@ def test_an_event_is_known_by_its_moral_value() -> None:
     assert max(morals) < 1
 
 
-def told(decided: Table, unanswered: list[int]) -> Told:
+def told(decided: Table, unanswered: list[int]) -> ClientRecords:
     """Return what a load of one client was told."""
-    return Told(decided, [np.zeros(0, ASKED)], [], unanswered)
+    return ClientRecords(decided, [np.zeros(0, REQUEST_ROW)], [], unanswered)
 
 
 def decisions(count: int) -> Table:
     """Return decisions on the events 0 … count − 1 in this order."""
-    rows = np.zeros(count, TOLD)
+    rows = np.zeros(count, DECISION_ROW)
     rows["number"] = np.arange(count)
     rows["position"] = rows["sequence"] = np.arange(1, count + 1)
     return rows
@@ -115,7 +115,7 @@ def test_what_is_not_answered_until_the_end_is_told(serve: Serve, monkeypatch: p
         verdict = judge.verdict(told)
 
     assert verdict.broken == []
-    assert {miss.what for miss in told.misses} == {"503 stopped"}
+    assert {miss.what for miss in told.failed_attempts} == {"503 stopped"}
     assert told.unanswered
     assert {kind: verdict.kinds[kind] for kind in ("epoch", "stop")} == {"epoch": 1, "stop": 1}
 

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 from loadtests.faults import clocks, frozen, quota, reload, reload_refused, scarcity, soak
-from loadtests.faults.fault import Asked, Outcome
+from loadtests.faults.fault import FaultOptions, Outcome
 
 SMALL = 0.05  # once for what a full run does twenty times
 
 
-def _asked(directory: Path, scale: float = SMALL) -> Asked:
-    return Asked(scale, 20251123, directory)
+def _asked(directory: Path, scale: float = SMALL) -> FaultOptions:
+    return FaultOptions(scale, 20251123, directory)
 
 
 @pytest.mark.parametrize("run", [reload.reload, reload.upgrade])
-def test_no_request_fails_while_the_server_is_replaced(run: Callable[[Asked], Outcome], tmp_path: Path) -> None:
+def test_no_request_fails_while_the_server_is_replaced(run: Callable[[FaultOptions], Outcome], tmp_path: Path) -> None:
     """HUP and USR2 under load: every memory is kept, the log is one, and there is one controller."""
     outcome = run(_asked(tmp_path))
 
@@ -26,7 +26,7 @@ def test_no_request_fails_while_the_server_is_replaced(run: Callable[[Asked], Ou
 
 
 @pytest.mark.parametrize("run", [reload_refused.refused, reload_refused.unbootable, reload_refused.no_descriptors])
-def test_a_reload_that_cannot_succeed_changes_nothing(run: Callable[[Asked], Outcome], tmp_path: Path) -> None:
+def test_a_reload_that_cannot_succeed_changes_nothing(run: Callable[[FaultOptions], Outcome], tmp_path: Path) -> None:
     """Problems are named in the log, the settings and the memories stay, and a good reload works afterwards."""
     assert run(_asked(tmp_path)).broken == []
 
@@ -58,7 +58,7 @@ def test_nobody_is_killed_after_everybody_was_frozen(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("run", [scarcity.no_descriptors, scarcity.no_memory, scarcity.full_log])
-def test_scarcity_passes_without_loss(run: Callable[[Asked], Outcome], tmp_path: Path) -> None:
+def test_scarcity_passes_without_loss(run: Callable[[FaultOptions], Outcome], tmp_path: Path) -> None:
     """With nothing to open, nothing to allocate, or nowhere to log, with and without a worker that dies."""
     assert run(_asked(tmp_path, 0.1)).broken == []
 
@@ -75,16 +75,16 @@ def test_a_short_soak_is_flat(tmp_path: Path) -> None:
     """The soak itself works; what is flat needs an hour to be seen, and a machine of its own."""
     outcome = soak.soak(_asked(tmp_path, 0))
 
-    assert outcome.count == soak.LOOKS_MIN
+    assert outcome.count == soak.SAMPLES_MIN
     assert outcome.figures["events"]
     assert "descriptors" in outcome.figures
 
 
 def test_a_soak_that_grows_is_told() -> None:
     """A descriptor for each death, some memory, scrapes that take longer and longer, and a client that was left."""
-    looks = [soak.Look(10.0 * n, 100 + 0.1 * n, 60 + n, 2, 1 + 0.1 * n, 1000 * n) for n in range(1, 101)]
+    looks = [soak.Sample(10.0 * n, 100 + 0.1 * n, 60 + n, 2, 1 + 0.1 * n, 1000 * n) for n in range(1, 101)]
 
-    outcome = soak.told_of(looks, [0.1, 7.0], Counter(lost=3))
+    outcome = soak.outcome_of(looks, [0.1, 7.0], Counter(lost=3))
 
     assert outcome.broken == [
         "memory has grown by 6.7 MB",
@@ -97,10 +97,10 @@ def test_a_soak_that_grows_is_told() -> None:
 def test_a_soak_beside_others_is_flat() -> None:
     """Where everything takes three times as long from the middle on, and one look in five is far off, nothing grows."""
     looks = [
-        soak.Look(
+        soak.Sample(
             10.0 * n, 150 - 20 * (n % 5 == 0), 60 + 9 * (n % 5 == 1), 6 if n > 50 else 2, 2 + 5 * (n % 5 == 2), 1000 * n
         )
         for n in range(1, 101)
     ]
 
-    assert soak.told_of(looks, [0.9], Counter()).broken == []
+    assert soak.outcome_of(looks, [0.9], Counter()).broken == []

@@ -17,9 +17,9 @@ import pytest
 from core.reference.governor import Governor
 from core.regime import GovernorSettings
 from loadtests.load import metrics_probe, population, slo
-from loadtests.load.metrics_probe import Unseen, Witness
-from loadtests.load.population import Unfit
-from loadtests.load.request_bodies import BATCH, COUNT, Bodies
+from loadtests.load.metrics_probe import ProbeError, ServerMetrics
+from loadtests.load.population import PopulationError
+from loadtests.load.request_bodies import BATCH, COUNT, RequestBodies
 from loadtests.load.slo import Bounds, Figures, Route
 from testing.live_server import ROOT, LiveServer
 from tests.conftest import Serve
@@ -60,13 +60,13 @@ def test_half_a_minute_of_load_is_answered_whole_and_counted_exactly(serve: Serv
         host=url(server), users=23, seconds=30,
     )  # fmt: skip
     entries: list[dict[str, Any]] = json.loads((tmp_path / "stats.json").read_text())
-    asked = {entry["name"]: entry["num_requests"] for entry in entries}
+    args = {entry["name"]: entry["num_requests"] for entry in entries}
     state = server.get("/state", Authorization=f"Bearer {TOKEN}").json
 
     assert ended.returncode == 0, ended.stderr
     assert sum(entry["num_failures"] for entry in entries) == 0
-    assert set(ROUTES) <= set(asked) <= {*ROUTES, *(f"{name}, 503" for name in ROUTES)}
-    assert sum(events * asked[name] for name, events in ROUTES.items()) == state["total_events_processed"]
+    assert set(ROUTES) <= set(args) <= {*ROUTES, *(f"{name}, 503" for name in ROUTES)}
+    assert sum(events * args[name] for name, events in ROUTES.items()) == state["total_events_processed"]
     assert state["total_events_processed"] == state["accepted_events_count"] + state["latent_events_count"]
     assert state["accepted_events_count"] > 0
     assert state["latent_events_count"] > 0
@@ -113,7 +113,7 @@ def test_what_cannot_be_measured_is_a_sentence_and_status_2(arguments: Iterable[
 def test_at_the_bound_all_is_well() -> None:
     """Bounds are inclusive."""
 
-    assert slo.broken(GOOD, Bounds(p95_ms_max=10.0, growth_mb_max=1.0, rate_min=500.0, alone=True)) == []
+    assert slo.violations(GOOD, Bounds(p95_ms_max=10.0, growth_mb_max=1.0, rate_min=500.0, alone=True)) == []
 
 
 def test_every_bound_has_its_sentence() -> None:
@@ -121,7 +121,7 @@ def test_every_bound_has_its_sentence() -> None:
     bad = GOOD._replace(errors=11, refused=22, unserved=33, moved=999, growth_mb=17.0, rate=499.0)
     bounds = Bounds(p95_ms_max=9.0, error_share_max=0.001, refused_share_max=0.01, rate_min=500.0)
 
-    assert slo.broken(bad, bounds) == [
+    assert slo.violations(bad, bounds) == [
         "the 95th percentile of /recall is 10 ms; at most 9 ms is promised",
         "499 requests per second were made; at least 500 were asked for",
         "11 of 1,100 requests failed (1.00%); at most 0.10% may",
@@ -136,8 +136,8 @@ def test_events_of_others_are_none_of_its_business_unless_it_is_alone() -> None:
     """One more than was acknowledged."""
     more = GOOD._replace(moved=1_001)
 
-    assert slo.broken(more, Bounds()) == []
-    assert [sentence.partition(":")[0] for sentence in slo.broken(more, Bounds(alone=True))] == [
+    assert slo.violations(more, Bounds()) == []
+    assert [sentence.partition(":")[0] for sentence in slo.violations(more, Bounds(alone=True))] == [
         "the server's count moved by 1,001, but 1,000 events were acknowledged"
     ]
 
@@ -145,27 +145,27 @@ def test_events_of_others_are_none_of_its_business_unless_it_is_alone() -> None:
 def test_what_is_not_known_does_not_hold() -> None:
     """A server that was restarted, memory that nobody told, and no request at all."""
 
-    assert slo.broken(GOOD._replace(moved=None), Bounds()) == [
+    assert slo.violations(GOOD._replace(moved=None), Bounds()) == [
         "the server is not the one that it was: it began anew, or another answers in its name"
     ]
-    assert slo.broken(GOOD._replace(growth_mb=None), Bounds()) == [
+    assert slo.violations(GOOD._replace(growth_mb=None), Bounds()) == [
         "the server's memory could not be measured: its metrics have no memory_usage_bytes, name --server-pid"
     ]
-    assert slo.broken(GOOD._replace(growth_mb=None), Bounds(growth_mb_max=math.inf)) == []
-    assert len(slo.broken(GOOD._replace(routes={}), Bounds())) == 1
+    assert slo.violations(GOOD._replace(growth_mb=None), Bounds(growth_mb_max=math.inf)) == []
+    assert len(slo.violations(GOOD._replace(routes={}), Bounds())) == 1
 
 
 def test_a_route_that_was_hardly_asked_has_no_percentile() -> None:
     """Its slowest request would be one."""
     few = GOOD._replace(routes={"/event": Route(100, 1.0), "/health/metrics": Route(slo.JUDGED_MIN - 1, 1_000.0)})
 
-    assert slo.broken(few, Bounds()) == []
+    assert slo.violations(few, Bounds()) == []
 
 
 def test_the_server_is_read_from_its_metrics(small_server: LiveServer) -> None:
     """Whose memory it is and how many events it has decided; its memory by the process id."""
     state = small_server.state()
-    seen = metrics_probe.seen(url(small_server), small_server.pid)
+    seen = metrics_probe.probe(url(small_server), small_server.pid)
 
     assert (state["boot_id"], state["total_events_processed"]) == (seen.boot_id, seen.events)
     assert seen.memory_bytes is not None
@@ -176,32 +176,32 @@ def test_metrics_are_read_by_their_names() -> None:
     """With and without memory; those of another program are refused."""
     told = 'total_events_processed 7.0\nmlsdm_build_info{boot_id="ab",version="1"} 1.0\n'
 
-    assert Witness("ab", 7, None) == metrics_probe.read(told)
-    assert Witness("ab", 7, 123) == metrics_probe.read(told + "memory_usage_bytes 123.0\n")
-    assert Witness("ab", 7, 5) == metrics_probe.read(told + "memory_usage_bytes 123.0\n", 5)
-    with pytest.raises(Unseen, match="not those of an mlsdm server"):
+    assert ServerMetrics("ab", 7, None) == metrics_probe.read(told)
+    assert ServerMetrics("ab", 7, 123) == metrics_probe.read(told + "memory_usage_bytes 123.0\n")
+    assert ServerMetrics("ab", 7, 5) == metrics_probe.read(told + "memory_usage_bytes 123.0\n", 5)
+    with pytest.raises(ProbeError, match="not those of an mlsdm server"):
         metrics_probe.read("up 1\n")
-    with pytest.raises(Unseen, match="cannot be read"):
+    with pytest.raises(ProbeError, match="cannot be read"):
         metrics_probe.read("<html>")
 
 
 # -- population --------------------------------------------------------------------------------------------------------
 def test_made_vectors_are_shaped_as_embeddings_are() -> None:
     """Unit norm; what two of them have in common, and what the nearest have; the same again for the same seed."""
-    made = population.made(7)
+    made = population.generate(7)
     cosines = made.vectors[:500] @ made.vectors[500:].T
 
     assert made.vectors.shape == (4_000, 384)
     assert np.allclose(np.linalg.norm(made.vectors, axis=1), 1, atol=1e-5)
     assert 0.15 < cosines.mean() < 0.30
     assert 0.45 < np.median(cosines.max(axis=1)) < 0.65
-    assert np.array_equal(made.vectors, population.made(7).vectors)
-    assert not np.array_equal(made.vectors, population.made(8).vectors)
+    assert np.array_equal(made.vectors, population.generate(7).vectors)
+    assert not np.array_equal(made.vectors, population.generate(8).vectors)
 
 
 def test_made_moral_values_keep_the_governor_at_work() -> None:
     """From 0 to 1; it accepts and rejects, and its threshold moves."""
-    morals = population.made(7).morals
+    morals = population.generate(7).morals
     settings = GovernorSettings()
     governor, verdicts, thresholds = Governor.initial(settings), [], set()
     for moral in morals.tolist():
@@ -241,14 +241,14 @@ def test_what_is_no_population_is_refused(tmp_path: Path, arrays: dict[str, Any]
     path = tmp_path / "events.npz"
     np.savez(path, **arrays)
 
-    with pytest.raises(Unfit, match=said):
+    with pytest.raises(PopulationError, match=said):
         population.read(path)
 
 
 def test_bodies_say_the_same_in_every_form() -> None:
     """Vector and moral value of the first event, in the four ways that clients write one; few events come again."""
     three = population.Population(np.eye(3, dtype=np.float32), np.array([0.25, 0.5, 1.0]), "three")
-    bodies = Bodies(three)
+    bodies = RequestBodies(three)
     moral, single = next(bodies.raw)
     batch = next(bodies.batch)
 

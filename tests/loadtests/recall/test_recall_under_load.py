@@ -8,7 +8,7 @@ from core.reference.vector import cosine
 from loadtests.bench.traffic import TOP_K
 from loadtests.bench.vectors import MEMORIES, Floats
 from loadtests.recall import recall_under_load
-from loadtests.recall.recall_under_load import VECTORS, Asked, inexact
+from loadtests.recall.recall_under_load import VECTORS, TimedRecall, inexact
 
 Ranked = list[tuple[float, int]]
 
@@ -28,10 +28,10 @@ def ranked(memories: Floats, query: Floats, newest: int) -> Ranked:
     return sorted(scored, key=lambda pair: (-pair[0], -pair[1]))[:TOP_K]
 
 
-def asked(matches: Ranked, as_of: int) -> Asked:
+def args(matches: Ranked, as_of: int) -> TimedRecall:
     """Return an answer with these matches at a position."""
     found = {"matches": [{"score": score, "memory_id": number} for score, number in matches], "as_of": as_of}
-    return Asked(0, msgspec.json.encode(found), 1.0)
+    return TimedRecall(0, msgspec.json.encode(found), 1.0)
 
 
 def test_an_answer_is_held_against_the_memories_of_its_position(memories: Floats) -> None:
@@ -39,10 +39,10 @@ def test_an_answer_is_held_against_the_memories_of_its_position(memories: Floats
     query = memories[MEMORIES + 5]  # the sixth event: memory MEMORIES + 6
     positions = np.arange(50, 70, 2)  # memory MEMORIES + 1 at 50, MEMORIES + 6 at 60
     before, after = (ranked(memories, query, MEMORIES + count) for count in (5, 6))
-    right = [asked(before, 58), asked(before, 59), asked(after, 60), asked(after, 61)]
+    right = [args(before, 58), args(before, 59), args(after, 60), args(after, 61)]
 
     assert inexact(right, positions, memories, query[np.newaxis]) == []
-    for wrong in (asked(before, 60), asked(after, 59), asked(after[1:] + after[:1], 60), asked(after[:-1], 60)):
+    for wrong in (args(before, 60), args(after, 59), args(after[1:] + after[:1], 60), args(after[:-1], 60)):
         assert len(inexact([wrong], positions, memories, query[np.newaxis])) == 1
 
 
@@ -52,9 +52,9 @@ def test_a_score_that_is_off_by_a_bit_is_not_exact(memories: Floats) -> None:
     score, first = matches[0]
     none = np.zeros(0, np.int64)
 
-    assert inexact([asked(matches, 9)], none, memories, memories[:1]) == []
+    assert inexact([args(matches, 9)], none, memories, memories[:1]) == []
     assert (
-        len(inexact([asked([(float(np.nextafter(score, 0)), first), *matches[1:]], 9)], none, memories, memories[:1]))
+        len(inexact([args([(float(np.nextafter(score, 0)), first), *matches[1:]], 9)], none, memories, memories[:1]))
         == 1
     )
 

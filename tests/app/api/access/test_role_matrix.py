@@ -17,8 +17,9 @@ from app.api.access.audit_log import AuditLog
 from app.api.access.gate import Gate
 from app.api.context import Context
 from app.api.operation import operation_of
-from app.main import Application, routes
+from app.main import Application
 from app.processes.lock_backoff import LockBackoff
+from app.routes.table import routes
 from core.access.keys import Keyring, Role
 from core.settings.config import Config
 from shm.store import Recall, Store

@@ -1,18 +1,18 @@
-/* A client in an open loop: requests leave when a schedule says so, whether or not earlier ones were answered.
+/* An open-loop client: requests leave on a schedule, whether or not earlier ones were answered.
  *
- *     paced PORT CONNECTIONS REQUESTS SCHEDULE RESULTS GRACE_SECONDS
+ *     open_loop PORT CONNECTIONS REQUESTS SCHEDULE RESULTS GRACE_SECONDS
  *
- * REQUESTS holds whole requests, each behind its length (32 bits); they are sent in turn. SCHEDULE holds, for every
- * request, its moment in ns after the start (64 bits, ascending). RESULTS gets, for every request, when it was sent and
- * when its answer was complete, ns after the start. All little-endian.
+ * REQUESTS holds whole requests, each after its length (32 bits); they are sent in turn. SCHEDULE holds the moment of
+ * each request in ns after the start (64 bits, ascending). RESULTS receives for each request the ns after the start at
+ * which it was sent and at which its answer was complete. All are little-endian.
  *
- * A request that is due takes the connection that has rested longest. When none is free it waits its turn, and so do
- * those behind it: the schedule does not stand still, so that whoever reckons from it sees the wait. The client never
- * sleeps and needs a core of its own. There is no histogram: a run has some hundred thousand requests, and sixteen
- * bytes each are less than what rounding would cost.
+ * A request that is due takes the connection that has been idle longest. When none is idle, it waits, and so do those
+ * behind it; the schedule goes on, so that latency counted from the schedule includes the wait. The client busy-waits
+ * and needs a core of its own. It keeps no histogram: 16 bytes for each of some hundred thousand requests are cheap and
+ * exact.
  *
- * The first answer that is not a 200, a connection that ends, or answers that are missing GRACE_SECONDS after the last
- * moment of the schedule end the run with a sentence and status 1: a run with errors has no percentiles. */
+ * The run ends with a sentence and status 1 at the first answer that is not 200, at a closed connection, or when
+ * answers are missing GRACE_SECONDS after the last scheduled moment: a run with errors has no percentiles. */
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -102,7 +102,7 @@ static int received(struct connection *one) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 7) fail("usage", "paced PORT CONNECTIONS REQUESTS SCHEDULE RESULTS GRACE_SECONDS");
+    if (argc != 7) fail("usage", "open_loop PORT CONNECTIONS REQUESTS SCHEDULE RESULTS GRACE_SECONDS");
     size_t count = (size_t)atoi(argv[2]), octets, schedule_size, kinds = 0;
     const char *requests = mapped(argv[3], &octets);
     const uint64_t *due = mapped(argv[4], &schedule_size);

@@ -1,6 +1,6 @@
-"""The C programs of this directory, built into a temporary directory when a run needs them.
+"""Compiles the C programs of this directory into a temporary directory.
 
-They are not part of the package: whoever measures has a compiler, because the native core needs one too.
+They are not part of the package. A machine that runs these programs has a compiler, because the native core needs one.
 """
 
 import os
@@ -8,13 +8,13 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from loadtests.bench.wrk import Unmeasured
+from loadtests.bench.wrk import MeasurementError
 
 HERE: Final = Path(__file__).parent
 
 
-def compiled(directory: Path, name: str) -> Path:
-    """Build `name`.c into `directory`, unless it is there, and return the program. Raises Unmeasured."""
+def build_c_program(directory: Path, name: str) -> Path:
+    """Build `name`.c into `directory`, unless it is there, and return the program. Raises MeasurementError."""
     program = directory / name
     if not program.exists():
         command = [os.environ.get("CC", "cc"), "-O3", "-o", str(program), str(HERE / f"{name}.c")]
@@ -22,5 +22,5 @@ def compiled(directory: Path, name: str) -> Path:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:
             said = getattr(error, "stderr", None) or error
-            raise Unmeasured(f"{name}.c could not be compiled: {said}") from None
+            raise MeasurementError(f"{name}.c could not be compiled: {said}") from None
     return program

@@ -1,10 +1,10 @@
-/* Reads SIZE bytes of memory from front to back, again and again, and prints the ns of each pass: what any program
- * that has to look at so many bytes cannot get below.
+/* Reads SIZE bytes of memory in order, PASSES times, and prints the ns of each pass: a lower limit for any program
+ * that has to look at as many bytes.
  *
- *     reading SIZE PASSES
+ *     memory_read SIZE PASSES
  *
- * The sum has 32 parts, so that no addition waits for the one before it, and the compiler makes wide loads of them.
- * It is printed, too: otherwise nothing would be read. */
+ * The sum has 32 parts, so that no addition waits for the previous one, and the compiler emits wide loads.
+ * The sum is printed so that the compiler cannot drop the loop. */
 
 #define _GNU_SOURCE
 #include <stdint.h>

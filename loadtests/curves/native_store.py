@@ -1,6 +1,6 @@
-"""The native core without a server: a block of any size in this process, and memories of any dimension to fill it with.
+"""The native core without a server: a block of any size in this process, and vectors of any dimension to fill it.
 
-Settings are those of a fresh server except that every moral value is accepted. This process is the owner of row 0.
+The settings are those of a fresh server, except that every moral value is accepted. This process owns row 0.
 """
 
 import os
@@ -24,7 +24,7 @@ BATCH: Final = 1_000
 ACCEPTED: Final = 1.0
 
 
-class Inside:
+class NativeStore:
     """A block with its store. `fill` remembers; `nearest` asks. The mapping goes with the object."""
 
     def __init__(self, dimension: int, capacity: int, payload_size_max: int = 0) -> None:

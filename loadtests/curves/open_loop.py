@@ -1,13 +1,13 @@
-"""An open loop: requests leave when a schedule says so, and latency counts from that moment.
+"""An open-loop client: requests leave on a schedule, and latency counts from the scheduled moment.
 
-A closed loop asks again when it was answered, so that a server that stands still for a second is asked nothing in that
-second, and the wait is seen once for each connection. In an open loop all that would have come is due all the same, and
-what is sent late because of the server counts as waiting for the server.
+A closed loop sends the next request after an answer. It asks nothing of a server that stalls for a second, and sees
+the stall once per connection. An open loop keeps its schedule: a request that leaves late because of the server counts
+the delay as latency.
 
-Moments are drawn at random from a fixed seed, as independent clients come (a Poisson process). An even schedule was
-rejected: no two requests ever meet, and a server at 80 % of its capacity seems to have no queue. What the queue alone
-makes of a schedule, with a server that takes equally long for each request, is computed beside it (`queued`): the rest
-is the server's, and the machine's.
+Moments follow a Poisson process with a fixed seed, as independent clients do. `queue_latencies` computes what the queue
+alone would cost with a constant service time; the rest is the server's and the machine's.
+
+Rejected: an even schedule. Two requests never meet, and a server at 80 % of its capacity seems to have no queue.
 """
 
 import subprocess
@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtests.bench.processor import pinned
-from loadtests.bench.traffic import Traffic, written
-from loadtests.bench.wrk import Unmeasured
-from loadtests.curves.compiled import compiled
+from loadtests.bench.traffic import Traffic, encode_requests
+from loadtests.bench.wrk import MeasurementError
+from loadtests.curves.c_program import build_c_program
 
 SEED: Final = 1909  # the year of Erlang's first paper on waiting
 CONNECTIONS: Final = 64
@@ -43,14 +43,14 @@ class Run(NamedTuple):
     late_us: Floats
 
 
-def scheduled(rate: float, seconds: float, seed: int = SEED) -> Moments:
+def poisson_schedule(rate: float, seconds: float, seed: int = SEED) -> Moments:
     """Return the moments at which `rate` requests per second are due: at random, equally many each time."""
     count = max(1, round(rate * seconds))
     gaps = np.random.default_rng(seed).exponential(1e9 / rate, count)
     return np.cumsum(gaps).astype(np.uint64)
 
 
-def queued(moments: Moments, service_us: float) -> Floats:
+def queue_latencies(moments: Moments, service_us: float) -> Floats:
     """Return float64[n], µs: the latencies if one server took `service_us` for each, first come, first served.
 
     The n-th is done at max(done before it, its moment) + service, so at n · service + the largest of all (moment −
@@ -70,9 +70,9 @@ def run(
     directory: Path, port: int, traffic: Traffic, moments: Moments, *, core: int, connections: int = CONNECTIONS
 ) -> Run:
     """Send the traffic's requests in turn at these moments. Raises Unmeasured unless every answer is a 200."""
-    program = compiled(directory, "paced")
-    requests, schedule, results = (directory / f"paced.{part}" for part in ("requests", "schedule", "results"))
-    requests.write_bytes(written(traffic))
+    program = build_c_program(directory, "open_loop")
+    requests, schedule, results = (directory / f"open_loop.{part}" for part in ("requests", "schedule", "results"))
+    requests.write_bytes(encode_requests(traffic))
     schedule.write_bytes(moments.astype("<u8").tobytes())
     command = [program, port, connections, requests, schedule, results, GRACE_SECONDS]
     with pinned({core}):
@@ -82,25 +82,25 @@ def run(
     except subprocess.TimeoutExpired:
         client.kill()
         client.communicate()
-        raise Unmeasured("the client did not end in time") from None
+        raise MeasurementError("the client did not end in time") from None
     if client.returncode:
-        raise Unmeasured(f"the client gave up: {said.strip()}")
+        raise MeasurementError(f"the client gave up: {said.strip()}")
     times = np.frombuffer(results.read_bytes(), "<u8").reshape(-1, 2).astype(np.int64)
     due = moments.astype(np.int64)
     return Run((times[:, 1] - due) / 1e3, (times[:, 0] - due) / 1e3)
 
 
 @contextmanager
-def at_once(directory: Path, request_size: int, answer_size: int, core: int) -> Iterator[int]:
-    """Run the server that answers at once on a core; yields its port. Raises Unmeasured."""
-    program = compiled(directory, "at_once")
+def instant_server(directory: Path, request_size: int, answer_size: int, core: int) -> Iterator[int]:
+    """Run the server that answers at once on a core; yields its port. Raises MeasurementError."""
+    program = build_c_program(directory, "instant_server")
     with pinned({core}):
         server = subprocess.Popen([program, str(request_size), str(answer_size)], stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
         port = server.stdout.readline()
         if not port:
-            raise Unmeasured("the server that answers at once did not start")
+            raise MeasurementError("the server that answers at once did not start")
         yield int(port)
     finally:
         server.kill()

@@ -1,9 +1,9 @@
-/* A server that answers at once: what a client reports of it is the client's own error, and the machine's.
+/* A server that answers at once: the latency that a client measures against it is the error of the client and machine.
  *
- *     at_once REQUEST_SIZE ANSWER_SIZE
+ *     instant_server REQUEST_SIZE ANSWER_SIZE
  *
- * Listens on a port of 127.0.0.1 that the kernel picks and prints. Every REQUEST_SIZE bytes of a connection are a
- * request; the answer is a 200 with a body of ANSWER_SIZE bytes. It never sleeps and needs a core of its own. */
+ * Listens on a port of 127.0.0.1 that the kernel picks, and prints it. Every REQUEST_SIZE bytes of a connection are one
+ * request; the answer is a 200 with a body of ANSWER_SIZE bytes. It busy-waits and needs a core of its own. */
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
