@@ -326,7 +326,7 @@ def _layout(config: Config, workers: int) -> Layout:
 def _created(config: Config, workers: int) -> Block:
     """Make the block, unless it would take nearly all memory that container or machine have left."""
     layout = _layout(config, workers)
-    room = Cgroup(Path("/")).memory_room()
+    room = Cgroup(Path("/")).tightest_memory_limit()
     host = psutil.virtual_memory().available
     available = host if room is None else min(room.available, host)
     if layout.block_size > available * SHARE_MAX:

@@ -16,7 +16,7 @@ from typing import Final, get_type_hints
 
 import msgspec
 
-from core.access.key_file import COUNT_MAX, MEMBERS, entry
+from core.access.key_file import KEY_COUNT_MAX, KEY_MEMBERS, to_yaml_entry
 from core.settings.config import SETTINGS, Config, values_of
 from core.settings.environment import EnvironmentName
 from core.settings.setting import Setting, Value, to_yaml_scalar
@@ -111,7 +111,7 @@ def yaml_file(environment: EnvironmentName) -> str:
     return _YAML_HEADERS[environment] + "\n" + "\n".join(_yaml_lines(Config, "", values)) + "\n"
 
 
-_MEMBER_DEFAULTS: Final = {"tier": f"`{MEMBERS['tier'].default}`", "expires": "never"}
+_MEMBER_DEFAULTS: Final = {"tier": f"`{KEY_MEMBERS['tier'].default}`", "expires": "never"}
 # Of a token that nobody knows: who copies the example has let nobody in.
 _EXAMPLE: Final = {
     "id": "web",
@@ -125,7 +125,7 @@ _EXAMPLE: Final = {
 def _markdown_keys() -> str:
     rows = "\n".join(
         f"| `{name}` | {member.expected} | {_MEMBER_DEFAULTS.get(name, 'required')} |"
-        for name, member in MEMBERS.items()
+        for name, member in KEY_MEMBERS.items()
     )
     return f"""
 ## Keys
@@ -146,16 +146,16 @@ Then the file is
 
 ```yaml
 keys:
-{entry(_EXAMPLE)}```
+{to_yaml_entry(_EXAMPLE)}```
 
 | Member | Value | Default |
 |---|---|---|
 {rows}
 
 A token is `ID.SECRET`, and its digest is the SHA-256 of the whole: `printf %s "$TOKEN" | sha256sum`. A file holds 1 to
-{COUNT_MAX:,} keys, with no id and no digest twice, and not the digest of `API_KEY`; not everybody may write to it. To
-take a key back, delete its entry and send `HUP`. A key that has expired opens nothing, from that second on and without
-`HUP`; it may stay in the file, and `mlsdm check-config` names it.
+{KEY_COUNT_MAX:,} keys. Each id and each digest occurs once, and no digest is that of `API_KEY`. The file must not be
+writable by everybody. To revoke a key, delete its entry and send `HUP`. An expired key is refused from that second on,
+without `HUP`; it may stay in the file, and `mlsdm check-config` names it.
 """
 
 

@@ -113,7 +113,7 @@ def defaults(name: EnvironmentName) -> Config:
 
 def worker_count(config: Config, root: Path = Path("/")) -> int:
     """Return how many workers to run: `server.workers`, or when that is 0 one per core of the container."""
-    return config.server.workers or min(Cgroup(root).cores(), WORKERS_MAX)
+    return config.server.workers or min(Cgroup(root).usable_cores(), WORKERS_MAX)
 
 
 def _defaults(name: EnvironmentName) -> dict[str, Value]:

@@ -29,17 +29,17 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
-from core.access.keys import API_KEY_ID, ID, Key, Role, digest_of
+from core.access.keys import API_KEY_ID, ID, Key, Role, token_digest
 from core.settings import yaml_document
-from core.settings.setting import SettingProblem, Unfit, quote_if_needed, suggestion
+from core.settings.setting import InvalidText, SettingProblem, quote_if_needed, suggestion
 from core.settings.tiers import STANDARD, TIERS
 from core.settings.yaml_document import Unreadable
 
 SETTING: Final = "security.keys_path"
 # Keys. It takes half a second to read so many, and a reload must not hold up the arbiter for much longer; who needs
 # more needs users and not keys.
-COUNT_MAX: Final = 1_024
-ROLES: Final = {role.name.lower(): role for role in Role}
+KEY_COUNT_MAX: Final = 1_024
+ROLES_BY_NAME: Final = {role.name.lower(): role for role in Role}
 _SHOWN_LENGTH_MAX: Final = 35  # characters: a time of RFC 3339 in nanoseconds; tokens and digests have more
 _DIGEST: Final = re.compile(r"[0-9A-Fa-f]{64}")
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d(?P<time>[T ]\d\d:\d\d:\d\d(\.\d+)?(?P<offset>Z|[+-]\d\d:\d\d)?)?", re.ASCII)
@@ -64,11 +64,11 @@ def read(path: str, api_key: str | None) -> Keys:
     if content.mode & stat.S_IWOTH:
         walk.refuse_file("which everybody may write to: expected one that others cannot change (chmod o-w)")
         return Keys([], walk.problems)
-    walk.take_file(content.root, digest_of(api_key) if api_key else None)
+    walk.take_file(content.root, token_digest(api_key) if api_key else None)
     return Keys(walk.keys, walk.problems)
 
 
-def entry(members: Mapping[str, str]) -> str:
+def to_yaml_entry(members: Mapping[str, str]) -> str:
     """Return the lines that give one key with these members, to be appended to a file that begins with `keys:`."""
     lines = yaml.safe_dump([dict(members)], sort_keys=False).splitlines(keepends=True)
     return "".join("  " + line for line in lines)
@@ -77,31 +77,31 @@ def entry(members: Mapping[str, str]) -> str:
 # -- the members of a key ----------------------------------------------------------------------------------------------
 def _id(text: str) -> str:
     if not text:
-        raise Unfit("is empty")
+        raise InvalidText("is empty")
     if text == API_KEY_ID:
-        raise Unfit(f"is {API_KEY_ID}, which is the key of the environment")
+        raise InvalidText(f"is {API_KEY_ID}, which is the key of the environment")
     if len(text) > 64:
-        raise Unfit(f"has {len(text)} characters")
+        raise InvalidText(f"has {len(text)} characters")
     if not ID.fullmatch(text):
-        raise Unfit(f"has {next(character for character in text if not ID.fullmatch(character))!a} in it")
+        raise InvalidText(f"has {next(character for character in text if not ID.fullmatch(character))!a} in it")
     return text
 
 
 def _digest(text: str) -> bytes:
     if not _DIGEST.fullmatch(text):
-        raise Unfit(f"is no digest ({len(text)} characters)")
+        raise InvalidText(f"is no digest ({len(text)} characters)")
     return bytes.fromhex(text)
 
 
 def _role(text: str) -> Role:
-    if text.lower() not in ROLES:
-        raise Unfit(f"is {_brief(text)}")
-    return ROLES[text.lower()]
+    if text.lower() not in ROLES_BY_NAME:
+        raise InvalidText(f"is {_brief(text)}")
+    return ROLES_BY_NAME[text.lower()]
 
 
 def _tier(text: str) -> str:
     if text.lower() not in TIERS:
-        raise Unfit(f"is {_brief(text)}")
+        raise InvalidText(f"is {_brief(text)}")
     return text.lower()
 
 
@@ -109,27 +109,27 @@ def _expires(text: str) -> float:
     """Return Unix seconds. RFC 3339 §5.6, where T and Z may be small and T a blank; or its full-date alone, in UTC."""
     given = _TIME.fullmatch(text.upper())
     if not given:
-        raise Unfit(f"is {_brief(text)}")
+        raise InvalidText(f"is {_brief(text)}")
     if given["time"] and not given["offset"]:
-        raise Unfit(f"is {_brief(text)}, which says no offset")
+        raise InvalidText(f"is {_brief(text)}, which says no offset")
     try:
         time = datetime.fromisoformat(text.upper())
     except ValueError as error:
-        raise Unfit(f"is {_brief(text)}, which no calendar or clock has") from error
+        raise InvalidText(f"is {_brief(text)}, which no calendar or clock has") from error
     return (time if given["time"] else time.replace(tzinfo=UTC)).timestamp()
 
 
 class Member(NamedTuple):
-    """A member of a key. `parse` takes its text and raises Unfit; `default` is None when the member is required."""
+    """A member of a key. `parse` raises InvalidText. `default` is None when the member is required."""
 
     parse: Callable[[str], Any]
     expected: str
     default: Any = None
 
 
-MEMBERS: Final[Mapping[str, Member]] = {
+KEY_MEMBERS: Final[Mapping[str, Member]] = {
     "id": Member(_id, "1 to 64 letters, digits, _ and -"),
-    "role": Member(_role, "one of " + ", ".join(ROLES)),
+    "role": Member(_role, "one of " + ", ".join(ROLES_BY_NAME)),
     "tier": Member(_tier, "one of " + ", ".join(TIERS), STANDARD),
     "digest": Member(_digest, "the SHA-256 of the whole token in 64 hexadecimal digits"),
     "expires": Member(
@@ -163,8 +163,8 @@ class _Walk:
         sections = {} if root is None else self._members(root, "", ("keys",))
         node = sections.get("keys")
         if isinstance(node, yaml.SequenceNode) and node.value:
-            if len(node.value) > COUNT_MAX:
-                self._refuse("keys", f"has {len(node.value)} keys", node, f"at most {COUNT_MAX}")
+            if len(node.value) > KEY_COUNT_MAX:
+                self._refuse("keys", f"has {len(node.value)} keys", node, f"at most {KEY_COUNT_MAX}")
                 return
             for index, item in enumerate(node.value):
                 self._take_key(item, f"keys[{index}]")
@@ -175,11 +175,11 @@ class _Walk:
 
     def _take_key(self, node: yaml.Node, where: str) -> None:
         problem_count = len(self.problems)
-        nodes = self._members(node, where, tuple(MEMBERS))
+        nodes = self._members(node, where, tuple(KEY_MEMBERS))
         if not isinstance(node, yaml.MappingNode):
             return
         members: dict[str, Any] = {}
-        for name, member in MEMBERS.items():
+        for name, member in KEY_MEMBERS.items():
             if name in nodes:
                 members[name] = self._value(nodes[name], f"{where}.{name}", member)
             elif member.default is None:
@@ -204,7 +204,7 @@ class _Walk:
         else:
             try:
                 return member.parse(node.value.strip())
-            except Unfit as error:
+            except InvalidText as error:
                 self._refuse(where, str(error), node, member.expected)
         return None
 

@@ -35,7 +35,7 @@ from core.clock import boot_clock
 from core.controller.emergency import Change, Emergency
 from core.controller.threshold_drift import BITS, DriftWatch
 from core.limits import EMERGENCY_COOLDOWN_SECONDS, LOCK_WAIT_MILLISECONDS, MEMORY_PERCENT, VECTOR_NORM
-from core.machine.memory_footprint import footprint
+from core.machine.memory_footprint import memory_footprint
 from core.machine.sampler import Sampler
 from core.regime import Regime
 from core.settings.config import Config
@@ -250,7 +250,7 @@ class Controller:
             setattr(self.vitals, name, getattr(sample, name))
         if sample.sampled_ns >= self._footprint_due_ns:
             self._footprint_due_ns = sample.sampled_ns + int(FOOTPRINT_SECONDS * 1e9)
-            self.vitals.service_bytes = footprint(ROOT, int(self.vitals.arbiter_pid))
+            self.vitals.service_bytes = memory_footprint(ROOT, int(self.vitals.arbiter_pid))
 
     def _look_at_threshold(self, now_ns: int) -> None:
         state = self.store.state()

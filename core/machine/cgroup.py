@@ -24,7 +24,7 @@ from typing import NamedTuple
 _UNLIMITED_V1 = 1 << 62  # v1 says "no limit" with the largest multiple of a page below 2^63
 
 
-class MemoryRoom(NamedTuple):
+class MemoryLimit(NamedTuple):
     """The memory limit that will be hit first. Bytes."""
 
     limit: int
@@ -44,7 +44,7 @@ class Cgroup:
         self._cpu = _levels(root, "cpu", paths)
         self._cpuacct = _levels(root, "cpuacct", paths)
 
-    def memory_room(self) -> MemoryRoom | None:
+    def tightest_memory_limit(self) -> MemoryLimit | None:
         """Return the limit with the least memory left below it, or None when there is none.
 
         That need not be the smallest limit: a parent shared with other groups may be nearly full.
@@ -55,7 +55,7 @@ class Cgroup:
         """Return the tightest CPU quota in cores (1.5: 150 ms of CPU time per 100 ms), or None when there is none."""
         return min((quota for quota in map(_quota, self._cpu) if quota is not None), default=None)
 
-    def cores(self) -> int:
+    def usable_cores(self) -> int:
         """Return how many cores the process may keep busy: as many as it may run on, or its quota rounded up."""
         allowed = len(os.sched_getaffinity(0))
         return min(allowed, math.ceil(self.cpu_quota() or allowed))
@@ -75,7 +75,7 @@ class Cgroup:
         # the same.
         return _number(self._cpuacct[min(depth, len(self._cpuacct) - 1)] / "cpuacct.usage") if self._cpuacct else None
 
-    def _rooms(self) -> Iterable[MemoryRoom]:
+    def _rooms(self) -> Iterable[MemoryLimit]:
         for level in self._memory:
             limit = _number(level / "memory.max")
             used = _number(level / "memory.current")
@@ -85,7 +85,7 @@ class Cgroup:
                 used = _number(level / "memory.usage_in_bytes")
                 cache = _field(level / "memory.stat", "total_inactive_file")
             if limit is not None and limit < _UNLIMITED_V1:
-                yield MemoryRoom(limit, max((used or 0) - (cache or 0), 0))
+                yield MemoryLimit(limit, max((used or 0) - (cache or 0), 0))
 
 
 def _paths_by_controller(root: Path) -> dict[str, tuple[str, str]]:

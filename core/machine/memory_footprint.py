@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def footprint(root: Path, pid: int) -> int:
+def memory_footprint(root: Path, pid: int) -> int:
     """Return the proportional memory of a process and its descendants in bytes, 0 where the kernel does not tell it.
 
     `root` is normally /. A process that ends meanwhile counts for nothing.

@@ -28,7 +28,7 @@ _WINDOW_NS = 30 * _SECOND_NS
 _INTERVAL_MIN_NS = _SECOND_NS // 5
 
 
-class Vitals(msgspec.Struct, frozen=True, kw_only=True):
+class MachineSample(msgspec.Struct, frozen=True, kw_only=True):
     """One sample. Percentages are from 0 to 100; sizes in MiB."""
 
     sampled_ns: int  # by the sampler's clock
@@ -53,7 +53,7 @@ class Sampler:
         self._cpu_percent = 0.0
         self._history = deque([self._last])
 
-    def sample(self) -> Vitals:
+    def sample(self) -> MachineSample:
         """Return the state of things now."""
         now_ns, used_ns = self._clock(), self._cpu_used_ns()
         cores = self._allowance()
@@ -61,14 +61,14 @@ class Sampler:
         if now_ns - self._last[0] >= _INTERVAL_MIN_NS:
             self._cpu_percent = _percent(used_ns - self._last[1], (now_ns - self._last[0]) * cores)
             self._last = (now_ns, used_ns)
-        return Vitals(
+        return MachineSample(
             sampled_ns=now_ns,
             memory_percent=100.0 * (1 - available / total),
             memory_available_mb=available / _MEBIBYTE,
             memory_total_mb=total / _MEBIBYTE,
             cpu_percent=self._cpu_percent,
             cpu_percent_30s=self._mean_percent(now_ns, used_ns, cores),
-            cpu_count=self._cgroup.cores(),
+            cpu_count=self._cgroup.usable_cores(),
             disk_percent=psutil.disk_usage(".").percent,  # "." also when the directory has been removed
         )
 
@@ -99,7 +99,7 @@ class Sampler:
     def _memory(self) -> tuple[int, int]:
         """Return total and available bytes: the container's if limited below what the host has, else the host's."""
         host = psutil.virtual_memory()
-        room = self._cgroup.memory_room()
+        room = self._cgroup.tightest_memory_limit()
         if room is None or room.limit >= host.total:
             return host.total, host.available
         return room.limit, min(room.available, host.available)

@@ -19,8 +19,8 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from core.settings import proxies
-from core.settings.setting import SettingProblem, Value, about, settings_of
+from core.settings import module_names, proxies
+from core.settings.setting import InvalidText, SettingProblem, Value, describe, settings_of
 
 WORKERS_MAX: Final = 64
 # An IPv6 address, an IPv4 address, or a name whose last label is no number (RFC 1123 §2.1).
@@ -36,7 +36,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
 
     host: Annotated[
         str,
-        about(
+        describe(
             "Address to listen on; 0.0.0.0 or :: for every interface.",
             "address",
             "an IPv4 or IPv6 address or a host name",
@@ -44,16 +44,19 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
             max_length=253,
         ),
     ] = "127.0.0.1"
-    port: Annotated[int, about("TCP port; 0 lets the kernel choose.", "port", ge=0, le=65_535)] = 8000
+    port: Annotated[int, describe("TCP port; 0 lets the kernel choose.", "port", ge=0, le=65_535)] = 8000
     workers: Annotated[
-        int, about("Worker processes; 0 is one per core of the container.", "processes", ge=0, le=WORKERS_MAX)
+        int, describe("Worker processes; 0 is one per core of the container.", "processes", ge=0, le=WORKERS_MAX)
     ] = 0
     connections_max: Annotated[
-        int, about("Connections that one worker holds at a time.", "connections", ge=1, le=65_536)
+        int, describe("Connections that one worker holds at a time.", "connections", ge=1, le=65_536)
     ] = 1024
+    deferred_max: Annotated[
+        int, describe("Requests of one worker that may wait for a deferred answer.", "requests", ge=1, le=65_536)
+    ] = 4096
     trusted_proxies: Annotated[
         str,
-        about(
+        describe(
             'Proxies whose forwarding headers are believed; "" for none.',
             "networks",
             "addresses and networks such as 10.0.0.0/8, separated by commas",
@@ -66,52 +69,54 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
 class CognitiveRhythm(msgspec.Struct, frozen=True, kw_only=True):
     """The alternation of wake and sleep, which tags memories and drives consolidation."""
 
-    wake_duration: Annotated[int, about("Length of the wake phase.", "cycles", ge=1, le=1_000_000)] = 8
-    sleep_duration: Annotated[int, about("Length of the sleep phase.", "cycles", ge=1, le=1_000_000)] = 3
-    enable_consolidation: Annotated[bool, about("Run the synaptic cascade once per cycle of sleep.", "switch")] = True
-    clock: Annotated[
-        Literal["time", "events"], about("What a cycle is: an interval of time, or one decision.", "name")
-    ] = "time"
-    cycle_seconds: Annotated[float, about("Length of a cycle when the clock is time.", "seconds", ge=0.05, le=3600)] = (
-        1.0
+    wake_duration: Annotated[int, describe("Length of the wake phase.", "cycles", ge=1, le=1_000_000)] = 8
+    sleep_duration: Annotated[int, describe("Length of the sleep phase.", "cycles", ge=1, le=1_000_000)] = 3
+    enable_consolidation: Annotated[bool, describe("Run the synaptic cascade once per cycle of sleep.", "switch")] = (
+        True
     )
+    clock: Annotated[
+        Literal["time", "events"], describe("What a cycle is: an interval of time, or one decision.", "name")
+    ] = "time"
+    cycle_seconds: Annotated[
+        float, describe("Length of a cycle when the clock is time.", "seconds", ge=0.05, le=3600)
+    ] = 1.0
 
 
 class MoralFilter(msgspec.Struct, frozen=True, kw_only=True):
     """The adaptive threshold that decides whether an event is accepted."""
 
     initial_threshold: Annotated[
-        float, about("Threshold at start; from min_threshold to max_threshold.", "ratio", ge=0, le=1)
+        float, describe("Threshold at start; from min_threshold to max_threshold.", "ratio", ge=0, le=1)
     ] = 0.50
     min_threshold: Annotated[
-        float, about("Lowest threshold; a moral value below it is never accepted.", "ratio", ge=0, le=1)
+        float, describe("Lowest threshold; a moral value below it is never accepted.", "ratio", ge=0, le=1)
     ] = 0.30
     max_threshold: Annotated[
-        float, about("Highest threshold; a moral value from it on is always accepted.", "ratio", ge=0, le=1)
+        float, describe("Highest threshold; a moral value from it on is always accepted.", "ratio", ge=0, le=1)
     ] = 0.90
     dead_band: Annotated[
-        float, about("How far acceptance may be from one half before the threshold moves.", "ratio", ge=0, le=0.5)
+        float, describe("How far acceptance may be from one half before the threshold moves.", "ratio", ge=0, le=0.5)
     ] = 0.05
     ema_alpha: Annotated[
-        float, about("Weight of the newest decision in the moving average of acceptance.", "ratio", gt=0, le=1)
+        float, describe("Weight of the newest decision in the moving average of acceptance.", "ratio", gt=0, le=1)
     ] = 0.1
     adaptation_rate: Annotated[
-        float, about("Step by which the threshold moves; 0 holds it still.", "ratio", ge=0, le=1)
+        float, describe("Step by which the threshold moves; 0 holds it still.", "ratio", ge=0, le=1)
     ] = 0.05
 
 
 class MultiLevelMemory(msgspec.Struct, frozen=True, kw_only=True):
     """The three synaptic levels (Benna & Fusi 2016, doi:10.1038/nn.4401)."""
 
-    lambda_l1: Annotated[float, about("Decay of level 1 per event.", "ratio", ge=0, le=1)] = 0.5
-    lambda_l2: Annotated[float, about("Decay of level 2 per event.", "ratio", ge=0, le=1)] = 0.1
-    lambda_l3: Annotated[float, about("Decay of level 3 per event.", "ratio", ge=0, le=1)] = 0.01
-    theta_l1: Annotated[float, about("Level 1 passes on what exceeds this.", "norm", ge=0, le=1_000_000)] = 1.2
-    theta_l2: Annotated[float, about("Level 2 passes on what exceeds this.", "norm", ge=0, le=1_000_000)] = 2.5
-    gating12: Annotated[float, about("Share passed from level 1 to level 2.", "ratio", ge=0, le=1)] = 0.45
-    gating23: Annotated[float, about("Share passed from level 2 to level 3.", "ratio", ge=0, le=1)] = 0.30
+    lambda_l1: Annotated[float, describe("Decay of level 1 per event.", "ratio", ge=0, le=1)] = 0.5
+    lambda_l2: Annotated[float, describe("Decay of level 2 per event.", "ratio", ge=0, le=1)] = 0.1
+    lambda_l3: Annotated[float, describe("Decay of level 3 per event.", "ratio", ge=0, le=1)] = 0.01
+    theta_l1: Annotated[float, describe("Level 1 passes on what exceeds this.", "norm", ge=0, le=1_000_000)] = 1.2
+    theta_l2: Annotated[float, describe("Level 2 passes on what exceeds this.", "norm", ge=0, le=1_000_000)] = 2.5
+    gating12: Annotated[float, describe("Share passed from level 1 to level 2.", "ratio", ge=0, le=1)] = 0.45
+    gating23: Annotated[float, describe("Share passed from level 2 to level 3.", "ratio", ge=0, le=1)] = 0.30
     gate: Annotated[
-        Literal["norm", "element"], about("What theta is compared with: the vector's norm, or each element.", "name")
+        Literal["norm", "element"], describe("What theta is compared with: the vector's norm, or each element.", "name")
     ] = "norm"
 
 
@@ -119,12 +124,12 @@ class Recall(msgspec.Struct, frozen=True, kw_only=True):
     """The search for the nearest memories."""
 
     phase_tolerance: Annotated[
-        float, about("Distance from a phase's value that still counts as that phase.", "ratio", ge=0, le=1)
+        float, describe("Distance from a phase's value that still counts as that phase.", "ratio", ge=0, le=1)
     ] = 0.15
 
 
-_Rate = Annotated[float, about("Rate at which a bucket refills.", "requests per second", ge=0.001, le=1_000_000)]
-_Burst = Annotated[int, about("Requests that a full bucket allows at once.", "requests", ge=1, le=1_000_000)]
+_Rate = Annotated[float, describe("Rate at which a bucket refills.", "requests per second", ge=0.001, le=1_000_000)]
+_Burst = Annotated[int, describe("Requests that a full bucket allows at once.", "requests", ge=1, le=1_000_000)]
 
 
 class HighTier(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,7 +156,7 @@ class Tiers(msgspec.Struct, frozen=True, kw_only=True):
 class RateLimiting(msgspec.Struct, frozen=True, kw_only=True):
     """Token buckets, one per client. The rate and the burst here are those of the tier `standard`."""
 
-    enabled: Annotated[bool, about("Refuse clients that ask too often.", "switch")] = False
+    enabled: Annotated[bool, describe("Refuse clients that ask too often.", "switch")] = False
     requests_per_second: _Rate = 5.0
     burst_capacity: _Burst = 10
     tiers: Tiers = Tiers()
@@ -161,7 +166,7 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
     """Protection from clients."""
 
     keys_path: Annotated[
-        str, about('File with the keys of clients; "" for none.', "path", "the path of a YAML file")
+        str, describe('File with the keys of clients; "" for none.', "path", "the path of a YAML file")
     ] = ""
     rate_limiting: RateLimiting = RateLimiting()
 
@@ -170,12 +175,12 @@ class Logging(msgspec.Struct, frozen=True, kw_only=True):
     """The log."""
 
     level: Annotated[
-        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], about("Least severity that is written.", "name")
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], describe("Least severity that is written.", "name")
     ] = "INFO"
-    format: Annotated[Literal["text", "json"], about("Lines for people, or objects for machines.", "name")] = "text"
+    format: Annotated[Literal["text", "json"], describe("Lines for people, or objects for machines.", "name")] = "text"
     sample_ratio: Annotated[
         float,
-        about(
+        describe(
             "Share of the requests that went well that has a line at DEBUG; failed ones all have.", "ratio", ge=0, le=1
         ),
     ] = 1.0
@@ -184,10 +189,10 @@ class Logging(msgspec.Struct, frozen=True, kw_only=True):
 class Tracing(msgspec.Struct, frozen=True, kw_only=True):
     """Spans for a collector of OpenTelemetry; needs the extra `otel`. OTEL_* variables say the rest."""
 
-    enabled: Annotated[bool, about("Record spans and send them.", "switch")] = False
+    enabled: Annotated[bool, describe("Record spans and send them.", "switch")] = False
     endpoint: Annotated[
         str,
-        about(
+        describe(
             'Collector (OTLP over HTTP), v1/traces added; "" leaves it to OTEL_EXPORTER_OTLP_*.',
             "URL",
             "an http or https URL without credentials, such as http://127.0.0.1:4318",
@@ -198,7 +203,7 @@ class Tracing(msgspec.Struct, frozen=True, kw_only=True):
     ] = ""
     sample_ratio: Annotated[
         float,
-        about("Share recorded of the traces that begin here; of others the caller decides.", "ratio", ge=0, le=1),
+        describe("Share recorded of the traces that begin here; of others the caller decides.", "ratio", ge=0, le=1),
     ] = 1.0
 
 
@@ -213,28 +218,52 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
     """The end of the service's life."""
 
     shutdown_timeout: Annotated[
-        int, about("From SIGTERM to the last answer, drain_period included.", "seconds", ge=1, le=3600)
+        int, describe("From SIGTERM to the last answer, drain_period included.", "seconds", ge=1, le=3600)
     ] = 30
     drain_period: Annotated[
         float,
-        about("Accept for so long after SIGTERM, unready; below shutdown_timeout.", "seconds", ge=0, le=60),
+        describe("Accept for so long after SIGTERM, unready; below shutdown_timeout.", "seconds", ge=0, le=60),
     ] = 0.0
+
+
+def _parse_enabled(text: str) -> None:
+    """Raise InvalidText unless `text` lists names that can be modules: a section of the core has its name already."""
+    names = module_names.parse(text)
+    if taken := [name for name in names if name in Config.__struct_fields__]:
+        raise InvalidText(f"has {', '.join(taken)}, which the core uses for settings of its own")
+
+
+class Modules(msgspec.Struct, frozen=True, kw_only=True):
+    """The modules of the platform. A module's own settings are a section with its name."""
+
+    enabled: Annotated[
+        str, describe('Modules to load; "" for none.', "names", module_names.EXPECTED, _parse_enabled)
+    ] = "openapi"
+    required: Annotated[
+        str,
+        describe(
+            'Modules without which the service is not ready; "" for none.',
+            "names",
+            module_names.EXPECTED,
+            module_names.parse,
+        ),
+    ] = ""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Every setting of the service. `Config()` is the development default."""
 
-    dimension: Annotated[int, about("Length of an embedding.", "floats", ge=2, le=4096)] = 384
+    dimension: Annotated[int, describe("Length of an embedding.", "floats", ge=2, le=4096)] = 384
     capacity: Annotated[
-        int, about("Memories kept; the oldest makes room for the newest.", "slots", ge=100, le=1_000_000)
+        int, describe("Memories kept; the oldest makes room for the newest.", "slots", ge=100, le=1_000_000)
     ] = 20_000
-    payload_size_max: Annotated[int, about("Largest payload of an event.", "bytes", ge=0, le=65_536)] = 1024
+    payload_size_max: Annotated[int, describe("Largest payload of an event.", "bytes", ge=0, le=65_536)] = 1024
     log_capacity: Annotated[
-        int, about("Log entries kept; the newest overwrites the oldest.", "entries", ge=1024, le=16_777_216)
+        int, describe("Log entries kept; the newest overwrites the oldest.", "entries", ge=1024, le=16_777_216)
     ] = 65_536
     idempotency_capacity: Annotated[
         int,
-        about("Items with an Idempotency-Key whose first answer is kept.", "items", ge=1024, le=1_048_576),
+        describe("Items with an Idempotency-Key whose first answer is kept.", "items", ge=1024, le=1_048_576),
     ] = 32_768
     server: Server = Server()
     cognitive_rhythm: CognitiveRhythm = CognitiveRhythm()
@@ -244,6 +273,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     security: Security = Security()
     observability: Observability = Observability()
     resources: Resources = Resources()
+    modules: Modules = Modules()
 
 
 SETTINGS: Final = {setting.key: setting for setting in settings_of(Config)}

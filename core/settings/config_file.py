@@ -24,14 +24,14 @@ def read(path: str, settings: Mapping[str, Setting]) -> Layer:
     try:
         root = yaml_document.read(path).root
     except Unreadable as error:
-        layer.note("CONFIG_PATH", f"{yaml_document.escape(path)} {error}: expected a YAML file")
+        layer.report("CONFIG_PATH", f"{yaml_document.escape(path)} {error}: expected a YAML file")
         return layer
     if root is not None:
-        _walk_section(root, "", path, settings, layer)
+        _read_section(root, "", path, settings, layer)
     return layer
 
 
-def _walk_section(node: yaml.Node, section: str, path: str, settings: Mapping[str, Setting], layer: Layer) -> None:
+def _read_section(node: yaml.Node, section: str, path: str, settings: Mapping[str, Setting], layer: Layer) -> None:
     """Take every setting below `section` ("" or "server.") from `node`."""
     if yaml_document.is_null(node):
         return
@@ -39,41 +39,41 @@ def _walk_section(node: yaml.Node, section: str, path: str, settings: Mapping[st
     children = sorted({key[len(section) :].split(".", 1)[0] for key in settings if key.startswith(section)})
     if not isinstance(node, yaml.MappingNode):
         name = section.rstrip(".") or "the file"
-        layer.note(name, f"{name} is {_kind(node)} ({origin}): expected a section with {', '.join(children)}")
+        layer.report(name, f"{name} is {_kind(node)} ({origin}): expected a section with {', '.join(children)}")
         return
     seen: dict[str, str] = {}
     for key_node, value_node in node.value:
         origin = yaml_document.origin(path, key_node)
         if not isinstance(key_node, yaml.ScalarNode):
             name = section.rstrip(".") or "the file"
-            layer.note(name, f"{name} has {_kind(key_node)} for a key ({origin}): expected a name")
+            layer.report(name, f"{name} has {_kind(key_node)} for a key ({origin}): expected a name")
             continue
         key = section + key_node.value
         if key in seen:
-            layer.note(key, f"{quote_if_needed(key)} is given twice ({seen[key]} and {origin}): expected once")
+            layer.report(key, f"{quote_if_needed(key)} is given twice ({seen[key]} and {origin}): expected once")
             continue
         seen[key] = origin
         if key in settings:
-            _take_setting(value_node, settings[key], origin, layer)
+            _read_setting(value_node, settings[key], origin, layer)
         elif key_node.value in children:
-            _walk_section(value_node, key + ".", path, settings, layer)
+            _read_section(value_node, key + ".", path, settings, layer)
         else:
             expected = f"expected one of {', '.join(children)}"
-            layer.note(key, f"{quote_if_needed(key)} is unknown ({origin}): {expected}{suggestion(key, settings)}")
+            layer.report(key, f"{quote_if_needed(key)} is unknown ({origin}): {expected}{suggestion(key, settings)}")
 
 
-def _take_setting(node: yaml.Node, setting: Setting, origin: str, layer: Layer) -> None:
+def _read_setting(node: yaml.Node, setting: Setting, origin: str, layer: Layer) -> None:
     wants_text = setting.type not in (bool, int, float)
     if not isinstance(node, yaml.ScalarNode):
-        layer.refuse(setting, f"is {_kind(node)}", origin)
+        layer.reject(setting, f"is {_kind(node)}", origin)
     elif yaml_document.is_null(node):
-        layer.refuse(setting, "is empty", origin)
+        layer.reject(setting, "is empty", origin)
     elif wants_text and node.tag != yaml_document.TEXT:
-        layer.refuse(setting, f"is {quote_if_needed(node.value)}, which is not text", origin)
+        layer.reject(setting, f"is {quote_if_needed(node.value)}, which is not text", origin)
     elif not wants_text and node.style is not None:
-        layer.refuse(setting, f"is the text {quoted(node.value)}", origin)
+        layer.reject(setting, f"is the text {quoted(node.value)}", origin)
     else:
-        layer.take(setting, node.value, origin)
+        layer.parse(setting, node.value, origin)
 
 
 def _kind(node: yaml.Node) -> str:

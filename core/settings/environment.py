@@ -69,7 +69,7 @@ def _read_name(environ: Mapping[str, str], layer: Layer) -> EnvironmentName:
     given = environ.get("MLSDM_ENV", "development")
     if known := NAMES.get(given.strip().lower()):
         return known
-    layer.note(
+    layer.report(
         "MLSDM_ENV", f"MLSDM_ENV is {quoted(given)}: expected one of {', '.join(NAMES)}{suggestion(given, NAMES)}"
     )
     return "development"
@@ -81,24 +81,24 @@ def _read_overrides(environ: Mapping[str, str], settings: Mapping[str, Setting],
         if variable in by_variable:
             setting, text = by_variable[variable], environ[variable]
             if text.strip():
-                layer.take(setting, text, variable)
+                layer.parse(setting, text, variable)
             else:
-                layer.refuse(setting, "is empty", variable)
+                layer.reject(setting, "is empty", variable)
         elif variable.startswith("MLSDM_") and variable != "MLSDM_ENV" and not variable.startswith(_SERVICE_LINKS):
             bare = variable.removeprefix("MLSDM_")
             hint = f"; did you mean {bare}?" if bare in _BARE_NAMES else suggestion(variable, by_variable, "__")
-            layer.note(variable, f"{quote_if_needed(variable)} is unknown: expected MLSDM_<SECTION>__<KEY>{hint}")
+            layer.report(variable, f"{quote_if_needed(variable)} is unknown: expected MLSDM_<SECTION>__<KEY>{hint}")
 
 
 def _read_plain(environ: Mapping[str, str], settings: Mapping[str, Setting], layer: Layer) -> None:
     for variable, key in PLAIN.items():
         if variable in environ:
-            layer.take(settings[key], environ[variable], variable)
+            layer.parse(settings[key], environ[variable], variable)
     if _DISABLE_RATE_LIMIT not in environ:
         return
     # 0 does not switch the limits on: it only declines to switch them off.
     switch = Layer({}, [])
-    switch.take(settings[_RATE_LIMIT], environ[_DISABLE_RATE_LIMIT], _DISABLE_RATE_LIMIT)
+    switch.parse(settings[_RATE_LIMIT], environ[_DISABLE_RATE_LIMIT], _DISABLE_RATE_LIMIT)
     if switch.values.get(_RATE_LIMIT):
         layer.values[_RATE_LIMIT] = False
     layer.problems.extend(switch.problems)
@@ -108,14 +108,16 @@ def _read_api_key(environ: Mapping[str, str], layer: Layer) -> str | None:
     api_key = environ.get("API_KEY", "").strip()
     # RFC 9110 §5.5: a field value is visible ASCII, and a space would end the token.
     if not all("!" <= character <= "~" for character in api_key):
-        layer.note("API_KEY", "API_KEY has a character that no header can carry: expected visible ASCII without spaces")
+        layer.report(
+            "API_KEY", "API_KEY has a character that no header can carry: expected visible ASCII without spaces"
+        )
     return api_key or None
 
 
 def _read_config_path(environ: Mapping[str, str], layer: Layer) -> str | None:
     path = environ.get("CONFIG_PATH")
     if path is not None and not path.strip():
-        layer.note(
+        layer.report(
             "CONFIG_PATH", "CONFIG_PATH is empty: expected the path of a YAML file, or unset it for the defaults"
         )
         return None

@@ -10,7 +10,7 @@ address, and both readings open a door. So is a scope (`fe80::1%eth0`): addresse
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from core.settings.setting import Unfit, quote_if_needed
+from core.settings.setting import InvalidText, quote_if_needed
 
 Network = IPv4Network | IPv6Network
 
@@ -18,12 +18,12 @@ Network = IPv4Network | IPv6Network
 def networks(text: str) -> tuple[Network, ...]:
     """Return the networks that `text` lists, separated by commas; () when it is empty. An address is a network of one.
 
-    Raises Unfit, which names every item that is none.
+    Raises InvalidText, which names every item that is none.
     """
     items = [item.strip() for item in text.split(",")] if text.strip() else []
     faults = [fault for fault in map(_fault, items) if fault]
     if faults:
-        raise Unfit("has " + "; ".join(faults))
+        raise InvalidText("has " + "; ".join(faults))
     return tuple(ip_network(item) for item in items)
 
 

@@ -31,7 +31,7 @@ _SWITCH = {"0": False, "1": True, "false": False, "true": True}
 _SHOWN_LENGTH_MAX = 60  # characters of an operator's text quoted in a refusal
 
 
-class Unfit(ValueError):
+class InvalidText(ValueError):
     """What is wrong with a text, as a sentence's verb and object: `has 10.0.0.300, which is no address`."""
 
 
@@ -45,11 +45,12 @@ class Setting(msgspec.Struct, frozen=True):
     def parse(self, text: str) -> Value:
         """Return the value that `text` spells.
 
-        Raises ValueError when it spells none of this type within its range, Unfit where there is more to say than that.
+        Raises ValueError when the text has no value of this type within its range, and its subclass InvalidText where
+        the reason has details.
         """
-        return self.admit(self._decode(text.strip()))
+        return self.validate(self._decode(text.strip()))
 
-    def admit(self, value: object) -> Value:
+    def validate(self, value: object) -> Value:
         """Return `value`, an int as the float that is wanted; raise ValueError if its type or range does not fit."""
         try:
             admitted: Value = msgspec.convert(value, self.annotation)
@@ -117,12 +118,12 @@ class Setting(msgspec.Struct, frozen=True):
         return get_args(self.annotation)[1]
 
 
-def about(
+def describe(
     description: str, unit: str, words: str = "", check: Callable[[str], object] | None = None, **bounds: Any
 ) -> msgspec.Meta:
     """Return a leaf's annotation: its meaning in a sentence, its unit, msgspec's bounds (ge, gt, le, pattern …).
 
-    A free text gives its range in `words`, and a `check` that raises Unfit where no pattern says what they say.
+    A free text gives its range in `words`, and a `check` that raises InvalidText where no pattern says what they say.
     """
     return msgspec.Meta(description=description, extra={"unit": unit, "words": words, "check": check}, **bounds)
 
@@ -140,21 +141,21 @@ class Layer(NamedTuple):
     values: dict[str, Value]
     problems: list[SettingProblem]
 
-    def take(self, setting: Setting, text: str, origin: str) -> None:
+    def parse(self, setting: Setting, text: str, origin: str) -> None:
         """Admit `text` for `setting` or note why not. `origin` tells the operator where it stands."""
         try:
             self.values[setting.key] = setting.parse(text)
-        except Unfit as error:
-            self.refuse(setting, str(error), origin)
+        except InvalidText as error:
+            self.reject(setting, str(error), origin)
         except ValueError:
-            self.refuse(setting, f"is {quote_if_needed(text)}" if text.strip() else "is empty", origin)
+            self.reject(setting, f"is {quote_if_needed(text)}" if text.strip() else "is empty", origin)
 
-    def refuse(self, setting: Setting, what: str, origin: str) -> None:
+    def reject(self, setting: Setting, what: str, origin: str) -> None:
         """Note that `setting` was given something of the wrong kind."""
         expected = f"expected {setting.range} (unit: {setting.unit})"
         self.problems.append(SettingProblem(setting.key, f"{setting.key} {what} ({origin}): {expected}"))
 
-    def note(self, key: str, sentence: str) -> None:
+    def report(self, key: str, sentence: str) -> None:
         self.problems.append(SettingProblem(key, sentence))
 
 

@@ -19,8 +19,8 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from core.access.key_file import entry
-from core.access.keys import digest_of
+from core.access.key_file import to_yaml_entry
+from core.access.keys import token_digest
 from loadtests.bench.processor import family, pinned
 from loadtests.bench.traffic import BATCH, RAW, Traffic
 from loadtests.bench.vectors import DIMENSION, MEMORIES, Floats
@@ -91,8 +91,10 @@ class Product:
         self.live = LiveServer(self.directory, environ, self.port, application=self.application)
         if environ["MLSDM_ENV"] == "production":
             keys = self.directory / "keys.yaml"
-            digest = digest_of(TOKEN).hex()
-            keys.write_text("keys:\n" + entry({"id": "bench", "digest": digest, "role": "admin", "tier": "bulk"}))
+            digest = token_digest(TOKEN).hex()
+            keys.write_text(
+                "keys:\n" + to_yaml_entry({"id": "bench", "digest": digest, "role": "admin", "tier": "bulk"})
+            )
             environ["MLSDM_SECURITY__KEYS_PATH"] = str(keys)
         with pinned(cores):
             try:

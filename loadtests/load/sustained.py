@@ -33,8 +33,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from core.access.key_file import entry
-from core.access.keys import digest_of
+from core.access.key_file import to_yaml_entry
+from core.access.keys import token_digest
 from core.settings.config import Config
 from loadtests.bench import report
 from loadtests.bench.traffic import RAW
@@ -95,8 +95,8 @@ class MeasurementError(Exception):
 def production_server(directory: Path, **environ: str) -> LiveServer:
     """Return a server of this checkout as production has it, with a key in the tier `bulk`."""
     keys = directory / "keys.yaml"
-    digest = digest_of(TOKEN).hex()
-    keys.write_text("keys:\n" + entry({"id": "load", "digest": digest, "role": "write", "tier": "bulk"}))
+    digest = token_digest(TOKEN).hex()
+    keys.write_text("keys:\n" + to_yaml_entry({"id": "load", "digest": digest, "role": "write", "tier": "bulk"}))
     settings = {
         "MLSDM_ENV": "production",
         "CONFIG_PATH": str(ROOT / "config" / "production-ready.yaml"),

@@ -24,9 +24,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from core.access.key_file import MEMBERS, ROLES, entry
-from core.access.keys import digest_of
-from core.settings.setting import Unfit
+from core.access.key_file import KEY_MEMBERS, ROLES_BY_NAME, to_yaml_entry
+from core.access.keys import token_digest
+from core.settings.setting import InvalidText
 from core.settings.tiers import STANDARD, TIERS
 
 SECRET_SIZE: Final = 32  # bytes: as many as the digest has; nobody guesses one of 2²⁵⁶
@@ -37,12 +37,12 @@ def run(arguments: argparse.Namespace) -> int:
     token = f"{arguments.id}.{secrets.token_urlsafe(SECRET_SIZE)}"
     members = {
         "id": arguments.id,
-        "digest": digest_of(token).hex(),
+        "digest": token_digest(token).hex(),
         "role": arguments.role,
         "tier": arguments.tier,
         "expires": arguments.expires,
     }
-    print(entry({name: text for name, text in members.items() if text is not None}), end="", flush=True)
+    print(to_yaml_entry({name: text for name, text in members.items() if text is not None}), end="", flush=True)
     if sys.stderr.isatty():
         print(f"\nThe token of {arguments.id}, which is shown only now:\n\n  {token}\n", file=sys.stderr)
     else:
@@ -52,22 +52,25 @@ def run(arguments: argparse.Namespace) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `mlsdm key`."""
-    parser.add_argument("id", metavar="ID", type=_member("id"), help=f"who it is for: {MEMBERS['id'].expected}")
-    parser.add_argument("--role", choices=ROLES, default="write", help="what it may do (default: write)")
+    parser.add_argument("id", metavar="ID", type=_member("id"), help=f"who it is for: {KEY_MEMBERS['id'].expected}")
+    parser.add_argument("--role", choices=ROLES_BY_NAME, default="write", help="what it may do (default: write)")
     parser.add_argument("--tier", choices=TIERS, default=STANDARD, help=f"how fast it may ask (default: {STANDARD})")
     parser.add_argument(
-        "--expires", metavar="DATE", type=_future, help=f"when it ends: {MEMBERS['expires'].expected} (default: never)"
+        "--expires",
+        metavar="DATE",
+        type=_future,
+        help=f"when it ends: {KEY_MEMBERS['expires'].expected} (default: never)",
     )
 
 
 def _member(name: str) -> Callable[[str], str]:
     """Return what admits a member of the keys file as an argument, as it was written."""
-    member = MEMBERS[name]
+    member = KEY_MEMBERS[name]
 
     def admit(text: str) -> str:
         try:
             member.parse(text)
-        except Unfit as error:
+        except InvalidText as error:
             raise argparse.ArgumentTypeError(f"{name} {error}: expected {member.expected}") from error
         return text
 
@@ -77,6 +80,6 @@ def _member(name: str) -> Callable[[str], str]:
 def _future(text: str) -> str:
     """Admit a time that is still to come: a key that has expired when it is made is a mistake."""
     expires = _member("expires")(text)
-    if MEMBERS["expires"].parse(expires) <= time.time():
+    if KEY_MEMBERS["expires"].parse(expires) <= time.time():
         raise argparse.ArgumentTypeError(f"expires is {expires}, which is over: expected a time to come")
     return expires

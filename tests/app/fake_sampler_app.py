@@ -2,7 +2,7 @@
 
     gunicorn -c gunicorn.conf.py tests.app.fake_sampler_app:app
 
-FELT names a file with a JSON object: members of `core.machine.sampler.Vitals` that replace those of the machine.
+FELT names a file with a JSON object: members of `core.machine.sampler.MachineSample` that replace those of the machine.
 """
 
 import json
@@ -15,7 +15,7 @@ from msgspec import structs
 from app import main
 from core.controller import controller
 from core.limits import EMERGENCY_COOLDOWN_SECONDS
-from core.machine.sampler import Sampler, Vitals
+from core.machine.sampler import MachineSample, Sampler
 
 COOLDOWN_SECONDS: Final = 1
 
@@ -23,7 +23,7 @@ COOLDOWN_SECONDS: Final = 1
 class Told(Sampler):
     """A sampler of the real machine, but for what is told."""
 
-    def sample(self) -> Vitals:
+    def sample(self) -> MachineSample:
         """Return the state of things now, as told."""
         return structs.replace(super().sample(), **json.loads(Path(os.environ["FELT"]).read_text(encoding="utf-8")))
 

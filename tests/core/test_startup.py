@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from core import startup
-from core.access.keys import Keyring, Role, digest_of
+from core.access.keys import Keyring, Role, token_digest
 from core.settings.config import SETTINGS, WORKERS_MAX, Config, effective, values_of
 from core.settings.environment import EnvironmentName
 from core.startup import API_KEY_LENGTH_MIN, OVERLAYS, RESTART_REASONS, ConfigurationError, load, worker_count
@@ -138,7 +138,7 @@ class TestFile:
             "server:\n  host: {}\n  prot: 80\nema_alpha: 1\n"
         )
         where = f"{file}, line"
-        in_server = "connections_max, host, port, trusted_proxies, workers"
+        in_server = "connections_max, deferred_max, host, port, trusted_proxies, workers"
         at_top = ", ".join(sorted(Config.__struct_fields__))
 
         assert problems_of(file, {}) == [
@@ -342,7 +342,7 @@ class TestKeys:
     @pytest.fixture
     def keys(self, tmp_path: Path) -> Path:
         path = tmp_path / "keys.yaml"
-        path.write_text(f"keys: [{{id: web, role: admin, tier: high, digest: {digest_of('web.1').hex()}}}]\n")
+        path.write_text(f"keys: [{{id: web, role: admin, tier: high, digest: {token_digest('web.1').hex()}}}]\n")
         path.chmod(0o600)
         return path
 
@@ -427,7 +427,7 @@ class TestLoaded:
 
         assert loaded.keyring == Keyring("very-secret-key")
         shown = repr(loaded) + str(loaded) + repr(effective(loaded.config))
-        for secret in ("very-secret-key", digest_of("very-secret-key").hex(), repr(digest_of("very-secret-key"))):
+        for secret in ("very-secret-key", token_digest("very-secret-key").hex(), repr(token_digest("very-secret-key"))):
             assert secret not in shown
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from core.controller.controller import Controller
 from core.controller.emergency import Change, Emergency
 from core.limits import EMERGENCY_COOLDOWN_SECONDS
-from core.machine.sampler import Vitals
+from core.machine.sampler import MachineSample
 from core.phases import PhaseWindow, masks
 from core.reference.log_replay import Scalars
 from core.regime import Regime
@@ -104,8 +104,8 @@ class _Machine:
 
     percent = 0.0
 
-    def sample(self) -> Vitals:
-        return Vitals(
+    def sample(self) -> MachineSample:
+        return MachineSample(
             sampled_ns=0, memory_percent=self.percent, memory_available_mb=0, memory_total_mb=0, cpu_percent=0,
             cpu_percent_30s=0, cpu_count=1, disk_percent=0,
         )  # fmt: skip

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from core import settings_manual
-from core.access.key_file import COUNT_MAX, MEMBERS, entry, read
-from core.access.keys import Key, Role, digest_of
+from core.access.key_file import KEY_COUNT_MAX, KEY_MEMBERS, read, to_yaml_entry
+from core.access.keys import Key, Role, token_digest
 from core.settings import yaml_document
 
-D1, D2 = digest_of("web.1").hex(), digest_of("ops.2").hex()
-ID, ROLE, TIER, DIGEST, EXPIRES = (MEMBERS[name].expected for name in ("id", "role", "tier", "digest", "expires"))
+D1, D2 = token_digest("web.1").hex(), token_digest("ops.2").hex()
+ID, ROLE, TIER, DIGEST, EXPIRES = (KEY_MEMBERS[name].expected for name in ("id", "role", "tier", "digest", "expires"))
 NAMES = "expected one of id, role, tier, digest, expires"
 
 
@@ -118,10 +118,10 @@ class TestRead:
 
     def test_as_many_as_there_may_be(self, file: Path) -> None:
         """The bound itself is allowed, one more is not, and says so once."""
-        keys = [f"  - {{id: k{n}, role: read, digest: {digest_of(str(n)).hex()}}}" for n in range(COUNT_MAX + 1)]
+        keys = [f"  - {{id: k{n}, role: read, digest: {token_digest(str(n)).hex()}}}" for n in range(KEY_COUNT_MAX + 1)]
         count = len(read(str(written(file, "keys:\n" + "\n".join(keys[:-1]))), None).keys)
 
-        assert count == COUNT_MAX
+        assert count == KEY_COUNT_MAX
         assert problems_of(written(file, "keys:\n" + "\n".join(keys))) == [
             "keys has 1025 keys (@2): expected at most 1024"
         ]
@@ -133,7 +133,7 @@ class TestRead:
             {"id": "-", "digest": D1, "role": "admin"},
             {"id": "1e5", "digest": D2, "role": "write", "expires": "2027-01-31T00:00:00Z"},
         ]
-        content = read(str(written(file, "keys:\n" + "".join(map(entry, members)))), None)
+        content = read(str(written(file, "keys:\n" + "".join(map(to_yaml_entry, members)))), None)
 
         assert content.problems == []
         assert [given["id"] for given in members] == [key.id for key in content.keys]
@@ -383,7 +383,7 @@ class TestFile:
         st.binary(),
         st.text().map(lambda text: text.encode("utf-8", "surrogatepass")),
         st.lists(st.dictionaries(st.sampled_from(["id", "role", "digest", "expires", "x"]), st.text())).map(
-            lambda keys: ("keys:\n" + "".join(map(entry, keys))).encode("utf-8", "surrogatepass")
+            lambda keys: ("keys:\n" + "".join(map(to_yaml_entry, keys))).encode("utf-8", "surrogatepass")
         ),
     )
 )
@@ -407,4 +407,4 @@ def test_the_bound_of_the_file_leaves_room_for_all_keys() -> None:
         "expires": "2027-01-31T00:00:00Z",
     }
 
-    assert COUNT_MAX * len(entry(largest)) < yaml_document.SIZE_MAX
+    assert KEY_COUNT_MAX * len(to_yaml_entry(largest)) < yaml_document.SIZE_MAX

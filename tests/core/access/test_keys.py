@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core.access import keys
-from core.access.keys import API_KEY_ID, Key, Keyring, Role, digest_of
+from core.access.keys import API_KEY_ID, Key, Keyring, Role, token_digest
 from core.settings.tiers import STANDARD, TIERS
 
 NOW = 1_800_000_000.0
@@ -17,7 +17,7 @@ SECRET = "x" * 43
 
 
 def key_of(token: str, role: Role = Role.READ, tier: str = "high", expires: float = math.inf) -> Key:
-    return Key(token.partition(".")[0], role, tier, digest_of(token), expires)
+    return Key(token.partition(".")[0], role, tier, token_digest(token), expires)
 
 
 WEB, OPS, OLD = f"web.{SECRET}", f"ops.{SECRET}", f"old.{SECRET}"
@@ -66,7 +66,15 @@ class TestIdentify:
                 f"{WEB}\n",
             ),
             *(WEB[:-1], f"ops.web.{SECRET}", "api", "api.", "api.ke", "api.key.", "API_KEY", "API_KEY.api.key"),
-            *("\udcff", "web.\ud800", "é", "\x00", digest_of(WEB).hex(), f"web.{digest_of(WEB).hex()}", "x" * 8_000),
+            *(
+                "\udcff",
+                "web.\ud800",
+                "é",
+                "\x00",
+                token_digest(WEB).hex(),
+                f"web.{token_digest(WEB).hex()}",
+                "x" * 8_000,
+            ),
         ],
     )
     def test_nothing_else_opens_anything(self, token: str) -> None:
@@ -83,7 +91,7 @@ class TestIdentify:
 
     def test_the_digest_is_that_of_the_bytes_sent(self) -> None:
         """So that sha256sum makes it too."""
-        assert hashlib.sha256(WEB.encode("ascii")).digest() == digest_of(WEB)
+        assert hashlib.sha256(WEB.encode("ascii")).digest() == token_digest(WEB)
 
     def test_without_keys_nothing_opens_and_the_ring_is_open(self) -> None:
         """Whether everybody may come in is asked of the ring, and not by showing it a token."""
@@ -170,7 +178,7 @@ def test_exactly_the_tokens_whose_digests_are_there_are_known(
         found = ring.identify(token, NOW)
         assert (token in opened) == (found is not None)
         if found is not None:
-            assert digest_of(token) == found.digest
+            assert token_digest(token) == found.digest
 
 
 def test_the_tiers_are_named_once() -> None:

@@ -12,7 +12,7 @@ from msgspec import structs
 from core.controller.controller import Controller
 from core.controller.emergency import Emergency, names
 from core.limits import EMERGENCY_COOLDOWN_SECONDS
-from core.machine.sampler import Sampler, Vitals
+from core.machine.sampler import MachineSample, Sampler
 from shm._native import ffi
 from shm.errors import Corrupt, Exhausted, Lost, Stale
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY
@@ -137,7 +137,7 @@ class Felt:
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
 
-    def sample(self) -> Vitals:
+    def sample(self) -> MachineSample:
         return structs.replace(self._sampler.sample(), memory_percent=self.memory_percent)
 
 

@@ -13,7 +13,7 @@ CORES = len(os.sched_getaffinity(0))
 
 def limit_of(cgroup: Cgroup) -> int | None:
     """The limit with the least room below it."""
-    room = cgroup.memory_room()
+    room = cgroup.tightest_memory_limit()
     return None if room is None else room.limit
 
 
@@ -41,7 +41,7 @@ class TestMemory:
         cgroup = Cgroup(v2(tmp_path, top=files))
 
         assert limit_of(cgroup) == 1000
-        assert cgroup.memory_room() == (1000, 500)
+        assert cgroup.tightest_memory_limit() == (1000, 500)
 
     def test_the_fullest_level_holds(self, tmp_path: Path) -> None:
         """The fullest level binds, not the smallest limit; siblings do not."""
@@ -53,7 +53,7 @@ class TestMemory:
             pod_sidecar={"memory_max": "1", "memory_current": "1"},
         )
 
-        assert Cgroup(root).memory_room() == (2000, 1950)
+        assert Cgroup(root).tightest_memory_limit() == (2000, 1950)
 
     def test_a_parents_limit_binds_a_group_without(self, tmp_path: Path) -> None:
         """Unlimited below, limited above."""
@@ -74,7 +74,7 @@ class TestMemory:
             },
         )
 
-        assert Cgroup(root).memory_room() == (1000, 600)
+        assert Cgroup(root).tightest_memory_limit() == (1000, 600)
 
     @pytest.mark.parametrize("limit", [UNLIMITED_V1, "", "x"])
     def test_v1_unlimited(self, tmp_path: Path, limit: str) -> None:
@@ -82,15 +82,16 @@ class TestMemory:
         files = {"proc/self/cgroup": "4:memory:/\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": limit}
 
         assert limit_of(Cgroup(tree(tmp_path, files))) is None
-        assert Cgroup(tmp_path).memory_room() is None
+        assert Cgroup(tmp_path).tightest_memory_limit() is None
 
     def test_used_is_never_negative(self, tmp_path: Path) -> None:
         """The counters are read one after the other and need not agree; a group over its limit has no room."""
         under = {"memory_max": "10", "memory_current": "5", "memory_stat": "inactive_file 7"}
         over = {"memory_max": "10", "memory_current": "12"}
-        rooms = [Cgroup(v2(tmp_path / name, top=files)).memory_room() for name, files in (("a", under), ("b", over))]
+        cgroups = [Cgroup(v2(tmp_path / name, top=files)) for name, files in (("a", under), ("b", over))]
+        limits = [cgroup.tightest_memory_limit() for cgroup in cgroups]
 
-        assert [room and room.available for room in rooms] == [10, 0]
+        assert [limit and limit.available for limit in limits] == [10, 0]
 
 
 class TestCpu:
@@ -137,7 +138,7 @@ class TestCpu:
     )
     def test_cores_are_rounded_up(self, tmp_path: Path, content: str, cores: int) -> None:
         """At least one, at most those that the process may run on."""
-        assert cores == Cgroup(v2(tmp_path, top={"cpu_max": content})).cores()
+        assert cores == Cgroup(v2(tmp_path, top={"cpu_max": content})).usable_cores()
 
     def test_use_is_counted_where_the_quota_is(self, tmp_path: Path) -> None:
         """The group with the tightest quota, whose other members spend from it too; else the process's own."""
@@ -168,9 +169,9 @@ class TestAbsence:
         """Without them nothing is limited and nothing accounted."""
         cgroup = Cgroup(tmp_path)
 
-        limits = (limit_of(cgroup), cgroup.memory_room(), cgroup.cpu_quota(), cgroup.cpu_used_ns())
+        limits = (limit_of(cgroup), cgroup.tightest_memory_limit(), cgroup.cpu_quota(), cgroup.cpu_used_ns())
         assert limits == (None, None, None, None)
-        assert cgroup.cores() == CORES
+        assert cgroup.usable_cores() == CORES
 
     @pytest.mark.parametrize("path", ["/../../x", "", "/gone/away"])
     def test_paths_that_lead_nowhere(self, tmp_path: Path, path: str) -> None:
@@ -181,5 +182,5 @@ class TestAbsence:
         """On whatever this test runs, the answers are plausible."""
         cgroup = Cgroup(Path("/"))
 
-        assert 1 <= cgroup.cores() <= CORES
+        assert 1 <= cgroup.usable_cores() <= CORES
         assert (limit_of(cgroup) or 1) > 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from core.machine.memory_footprint import footprint
+from core.machine.memory_footprint import memory_footprint
 from testing.eventually import eventually
 
 MEGABYTE = 1 << 20
@@ -35,14 +35,14 @@ def test_is_what_the_kernel_says_of_each() -> None:
         def agree() -> bool:
             members = (seen, *seen.children(recursive=True))
             kernels = sum(member.memory_full_info().pss for member in members)
-            return len(members) == 2 and abs(footprint(Path("/"), process.pid) - kernels) < MEGABYTE
+            return len(members) == 2 and abs(memory_footprint(Path("/"), process.pid) - kernels) < MEGABYTE
 
         eventually(agree)
-        assert footprint(Path("/"), process.pid) > 30 * MEGABYTE
+        assert memory_footprint(Path("/"), process.pid) > 30 * MEGABYTE
         assert process.stdin is not None
         process.stdin.close()
 
 
 def test_who_is_gone_counts_for_nothing(tmp_path: Path) -> None:
     """No process, and a kernel that does not tell."""
-    assert footprint(tmp_path, os.getpid()) == 0
+    assert memory_footprint(tmp_path, os.getpid()) == 0

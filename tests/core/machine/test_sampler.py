@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core.machine.sampler import Sampler, Vitals
+from core.machine.sampler import MachineSample, Sampler
 
 SECOND_NS = 1_000_000_000
 START_NS = int(os.environ.get("START_NS") or random.randrange(10**18))
@@ -39,7 +39,7 @@ class Machine:
     def sampler(self) -> Sampler:
         return Sampler(self.root, lambda: self.now_ns)
 
-    def live(self, sampler: Sampler, seconds: int, cores: float) -> Vitals:
+    def live(self, sampler: Sampler, seconds: int, cores: float) -> MachineSample:
         """Sample twice a second for so long; return the last sample."""
         for _ in range(2 * seconds):
             self.run(0.5, cores)

@@ -33,7 +33,7 @@ class TestLeaves:
         assert setting.description.endswith(".")
         assert setting.unit
         assert "None" not in setting.range
-        assert setting.default == setting.admit(setting.default)
+        assert setting.default == setting.validate(setting.default)
 
     @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
     def test_numbers_refuse_what_is_no_number(self, setting: Setting) -> None:
@@ -44,7 +44,7 @@ class TestLeaves:
 
         for value in wrong:
             with pytest.raises(ValueError):  # noqa: PT011  the message is msgspec's
-                setting.admit(value)
+                setting.validate(value)
 
     def test_a_config_does_not_change(self) -> None:
         """The tree is frozen at every depth."""

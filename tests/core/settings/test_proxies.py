@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from core.settings.config import SETTINGS, Config, trusted_proxies
 from core.settings.proxies import networks
-from core.settings.setting import Unfit
+from core.settings.setting import InvalidText
 from core.startup import ConfigurationError, load
 
 NEITHER = "which is neither an address nor a network"
@@ -50,7 +50,7 @@ def test_addresses_and_networks(text: str, expected: list[str]) -> None:
 )
 def test_what_is_neither_is_named(text: str, what: str) -> None:
     """Each item that is wrong, and what is wrong with it."""
-    with pytest.raises(Unfit) as refusal:
+    with pytest.raises(InvalidText) as refusal:
         networks(text)
 
     assert what == str(refusal.value)

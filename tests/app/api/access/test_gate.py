@@ -21,7 +21,7 @@ from app.api.access.gate import Gate, token_of
 from app.api.operation import Operation
 from app.api.problem import serialise
 from app.server import _say_loaded
-from core.access.keys import Key, Keyring, Role, digest_of
+from core.access.keys import Key, Keyring, Role, token_digest
 from core.settings.proxies import networks
 from core.startup import load
 from testing import keys
@@ -280,7 +280,7 @@ def gated(keyring: Keyring, charged: list[int] | None = None, now: float = 0.0) 
 
 def test_a_key_opens_until_the_second_in_which_it_expires() -> None:
     """Not a moment longer; the clock is that of the gate."""
-    keyring = Keyring(keys=[Key("a", Role.ADMIN, "standard", digest_of("a.token"), expires=1000.0)])
+    keyring = Keyring(keys=[Key("a", Role.ADMIN, "standard", token_digest("a.token"), expires=1000.0)])
 
     assert gated(keyring, now=999.9)(X_API_Key="a.token").status_code == 200
     assert gated(keyring, now=1000.0)(X_API_Key="a.token").status_code == 401
@@ -288,7 +288,7 @@ def test_a_key_opens_until_the_second_in_which_it_expires() -> None:
 
 def test_only_who_gets_in_pays() -> None:
     """401 and 403 cost nothing, and neither do methods that the route does not have."""
-    keys = [Key(name, role, "standard", digest_of(f"{name}.x"), float("inf")) for name, role in (
+    keys = [Key(name, role, "standard", token_digest(f"{name}.x"), float("inf")) for name, role in (
         ("admin", Role.ADMIN), ("writer", Role.WRITE),
     )]  # fmt: skip
     charged: list[int] = []
@@ -307,7 +307,7 @@ def test_only_who_gets_in_pays() -> None:
 
 def test_a_ring_of_expired_keys_is_closed() -> None:
     """Not open: who names a keys file does not want everybody."""
-    keyring = Keyring(keys=[Key("a", Role.ADMIN, "standard", digest_of("a.x"), expires=-1.0)])
+    keyring = Keyring(keys=[Key("a", Role.ADMIN, "standard", token_digest("a.x"), expires=-1.0)])
 
     assert gated(keyring)().status_code == 401
 
@@ -362,7 +362,7 @@ def test_an_open_loopback_server_answers_to_no_name(small_server: LiveServer, ho
 
 def test_the_gate_says_before_the_body_whether_it_is_wanted() -> None:
     """Expect: 100-continue is refused to whom the request itself would be refused."""
-    keyring = Keyring(keys=[Key("w", Role.WRITE, "standard", digest_of("w.x"), float("inf"))])
+    keyring = Keyring(keys=[Key("w", Role.WRITE, "standard", token_digest("w.x"), float("inf"))])
     gate = Gate(keyring)
     write, probe = Operation("", Role.WRITE, None, body={"text/plain": str}), Operation("", None, None)
     known, unknown = {"REMOTE_ADDR": "", "HTTP_X_API_KEY": "w.x"}, {"REMOTE_ADDR": ""}

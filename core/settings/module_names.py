@@ -1,0 +1,28 @@
+"""Names of modules: the grammar of `modules.enabled` and `modules.required`."""
+
+import re
+from collections import Counter
+from typing import Final
+
+from core.settings.setting import InvalidText, quote_if_needed
+
+EXPECTED: Final = "names of 1 to 32 lower-case letters, digits and _, each beginning with a letter, separated by commas"
+_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
+
+
+def parse(text: str) -> tuple[str, ...]:
+    """Return the names that `text` lists, separated by commas; () when it is empty.
+
+    Raises InvalidText, which lists every item that is no name and every name that occurs twice.
+    """
+    items = [item.strip() for item in text.split(",")] if text.strip() else []
+    faults = [_fault(item, count) for item, count in Counter(items).items() if count > 1 or not _NAME.fullmatch(item)]
+    if faults:
+        raise InvalidText("has " + "; ".join(faults))
+    return tuple(items)
+
+
+def _fault(item: str, count: int) -> str:
+    if not item:
+        return "an empty item"
+    return f"{quote_if_needed(item)} {count} times" if count > 1 else f"{quote_if_needed(item)}, which is not a name"
