@@ -6,4 +6,4 @@ Every global whose name is a Gunicorn setting becomes that setting.
 
 from app.server import server
 
-globals().update(server.settings())
+globals().update(server.gunicorn_settings())

@@ -93,7 +93,7 @@ class Application:
         latencies = {"/event": events, "/events": events, "/recall": recalls}
         self.on_answer = AnswerCounts(request_counter(), latencies, self.route_of).count
         context = Context(
-            loaded.config, self.store, Recall(block), events, boot_clock, lambda: server.leaving, worker.cfg.workers
+            loaded.config, self.store, Recall(block), events, boot_clock, lambda: server.draining, worker.cfg.workers
         )
         self._refusals = refusal_counter()
         self._audit = AuditLog()

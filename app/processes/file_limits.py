@@ -18,7 +18,7 @@ _OTHERS_COUNT: Final = 64 + REFUSED_COUNT_MAX
 log = logging.getLogger("mlsdm.server")
 
 
-def provide(connections_max: int) -> None:
+def raise_limit(connections_max: int) -> None:
     """Raise the soft limit of this process to what a worker of `connections_max` needs, or as far as it may go."""
     needed = connections_max + _OTHERS_COUNT
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,35 +1,133 @@
-"""Gunicorn's arbiter, where it would give up or go wrong and every memory depends on its going on.
+"""Every patch of Gunicorn's arbiter: where it has no hook, or would end and take every memory with it.
 
-It has no hooks for these; so `harden_arbiter` replaces one method of its application, one of its own, and the clock
-that it stops by. What it does about its children is wrapped in app/server.py, beside what that calls.
+Owns: the replaced methods of one arbiter and of its application, and the clock of `gunicorn.arbiter`.
 
-- Reload. Gunicorn exits when it cannot read gunicorn.conf.py again: no descriptors, or a file that was replaced by a
-  broken one. It has thrown the settings before away by then.
-- Upgrade. It ends when it cannot fork. And a fork that cannot become the next arbiter, because there is no such
-  program any more, goes on as a second copy of this one and ends its workers.
-- Stop. It waits for its last workers by the wall clock, and kills them in the middle of a request when that is set
-  forwards meanwhile.
+- Children: `reap_workers` and `murder_workers` also serve the supervised children (app/processes/supervisor.py).
+- Spawn: a worker that has no row in the block is not started; a failed fork is logged; signals stay pending until the
+  worker has its own handlers.
+- Stop: the server announces its end for the drain period before Gunicorn closes anything.
+- Reload: Gunicorn exits when it cannot read gunicorn.conf.py again: no descriptors, or a broken file. It has thrown the
+  settings away by then.
+- Upgrade: Gunicorn exits when it cannot fork. A fork that cannot execute the new program would go on as a second copy
+  of this arbiter and end its workers.
+- Clock: Gunicorn waits for its last workers by the wall clock, and kills them in the middle of a request when the clock
+  is set forwards.
 """
 
 import logging
 import os
+import queue
+import signal
 import time
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import gunicorn.arbiter  # type: ignore[import-untyped]  # gunicorn carries no types
 
 log = logging.getLogger("mlsdm.server")
 
 
-def harden_arbiter(arbiter: Any) -> None:
-    """Have an arbiter go on where it would give up."""
+class GunicornApplication(Protocol):
+    """What is used of Gunicorn's application, which reads gunicorn.conf.py."""
+
+    cfg: Any
+    reload: Callable[[], None]
+
+
+class Arbiter(Protocol):
+    """What is used of Gunicorn's arbiter."""
+
+    LISTENERS: list[Any]
+    WORKERS: Mapping[int, Any]
+    SIGNALS: Sequence[signal.Signals]
+    START_CTX: dict[Any, Any]
+    SIG_QUEUE: "queue.SimpleQueue[int]"
+    app: GunicornApplication
+    cfg: Any
+    num_workers: int
+    reap_workers: Callable[[], None]
+    murder_workers: Callable[[], None]
+    manage_workers: Callable[[], None]
+    spawn_worker: Callable[[], int | None]
+    stop: Callable[[bool], None]
+    reexec: Callable[[], None]
+
+
+class Children(Protocol):
+    """What the arbiter's loop asks of the supervised children. Nothing of it may raise."""
+
+    def reap(self, respawn: bool) -> None:
+        """Notice which children have died; respawn them if `respawn`."""
+
+    def watch(self) -> None:
+        """Look after the children that live, about once a second."""
+
+
+def harden_arbiter(arbiter: Arbiter, children: Children, rows: int, announce_stop: Callable[[], None]) -> None:
+    """Install every patch. `rows` is how many workers may live at a time; `announce_stop` returns when the drain period
+    is over.
+    """
+    serve_children(arbiter, children)
+    bound_workers(arbiter, rows)
+    announce_before_stop(arbiter, announce_stop)
     keep_at_reload(arbiter.app)
     stay_at_upgrade(arbiter)
     gunicorn.arbiter.time = SimpleNamespace(time=time.monotonic, monotonic=time.monotonic, sleep=time.sleep)
 
 
-def keep_at_reload(application: Any) -> None:
+def serve_children(arbiter: Arbiter, children: Children) -> None:
+    """Have the arbiter's loop reap and watch the supervised children, before Gunicorn reaps them as unknown ones."""
+    reap, murder = arbiter.reap_workers, arbiter.murder_workers
+
+    def reap_all() -> None:
+        children.reap(respawn=bool(arbiter.LISTENERS))  # without listeners the server is stopping
+        reap()
+
+    def watch_all() -> None:
+        children.watch()
+        murder()
+
+    arbiter.reap_workers, arbiter.murder_workers = reap_all, watch_all
+
+
+def bound_workers(arbiter: Arbiter, rows: int) -> None:
+    """Have the arbiter start no more workers than there are rows, and survive a fork that fails."""
+    spawn = arbiter.spawn_worker
+
+    def spawn_worker() -> int | None:
+        if len(arbiter.WORKERS) >= rows:
+            log.error("no worker is started: %d hold all rows of the block", len(arbiter.WORKERS))
+            arbiter.num_workers = min(arbiter.num_workers, rows // 2)
+            return None
+        # A signal between the fork and the worker's own handlers would meet the arbiter's handlers, which only queue
+        # it: it would be lost, and the arbiter would wait for that worker in vain. So it stays pending until the worker
+        # unblocks it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, arbiter.SIGNALS)
+        try:
+            return spawn()
+        except OSError as error:  # no descriptors, or no processes: the present workers go on, and it is tried again
+            log.error("cannot start a worker: %s", error)
+            return None
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, arbiter.SIGNALS)
+
+    arbiter.spawn_worker = spawn_worker
+
+
+def announce_before_stop(arbiter: Arbiter, announce_stop: Callable[[], None]) -> None:
+    """Have the arbiter announce a graceful stop before it closes its listeners."""
+    stop = arbiter.stop
+
+    def stop_announced(graceful: bool = True) -> None:
+        if graceful and arbiter.LISTENERS:
+            announce_stop()
+        stop(graceful)
+
+    arbiter.stop = stop_announced
+
+
+def keep_at_reload(application: GunicornApplication) -> None:
     """Have Gunicorn's application keep its settings when it cannot read its own file."""
     reload = application.reload
 
@@ -44,7 +142,7 @@ def keep_at_reload(application: Any) -> None:
     application.reload = reload_or_keep
 
 
-def stay_at_upgrade(arbiter: Any) -> None:
+def stay_at_upgrade(arbiter: Arbiter) -> None:
     """Have an arbiter that cannot start the next one go on."""
     reexec = arbiter.reexec
 

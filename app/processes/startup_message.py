@@ -1,16 +1,29 @@
-"""What the server says when it is ready: where it is, who may come in, and a first request to paste."""
+"""What the server logs about itself: the configuration in force, and when ready its address and a first request."""
 
 import logging
 import time
 
+from core.settings.config import effective
 from core.startup import Loaded
 from shm.block import Block
 
 log = logging.getLogger("mlsdm.server")
 
 
+def log_configuration(loaded: Loaded) -> None:
+    """Log which settings are in force and where they come from. Keys are not among them, so nothing of it is secret."""
+    extra = {
+        "environment": loaded.environment,
+        "keys": len(loaded.keyring),
+        "settings": effective(loaded.config),
+    }
+    log.info("Configuration loaded from %s", loaded.source, extra=extra)
+    for note in loaded.notes:
+        log.warning("%s", note)
+
+
 def log_startup_message(block: Block, loaded: Loaded, workers: int, scheme: str, port: int) -> None:
-    """Say hello: for people on a terminal, as one JSON line otherwise. Secrets are not said."""
+    """Log that the server is ready; on a terminal, with a request to paste. Secrets are not logged."""
     config = loaded.config
     host = "127.0.0.1" if config.server.host in ("0.0.0.0", "::") else config.server.host  # noqa: S104 - not bound here
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -42,13 +42,17 @@ log = logging.getLogger("mlsdm.server")
 class Supervisor:
     """Keeps one controller on a block.
 
-    `release` is called in the child: it lets go of what only the arbiter may hold.
+    `release` is called in the child: it closes what only the arbiter may hold. `on_taken_back` is called when this
+    arbiter has taken the controller back from a newer arbiter that has gone.
     """
 
-    def __init__(self, block: Block, config: Callable[[], Config], release: Callable[[], None]) -> None:
+    def __init__(
+        self, block: Block, config: Callable[[], Config], release: Callable[[], None], on_taken_back: Callable[[], None]
+    ) -> None:
         self._block = block
         self._config = config
         self._release = release
+        self._on_taken_back = on_taken_back
         self._me = process.identify_self()  # now, and not when there may be no descriptor to look it up with
         self._controller = NOBODY
         self._observability = config().observability
@@ -89,7 +93,7 @@ class Supervisor:
     def _may_spawn(self) -> bool:
         return len(self._spawned_at) < SPAWNS or time.monotonic() - self._spawned_at[0] >= SPAWNS_SECONDS
 
-    def formed(self) -> bool:
+    def wait_until_formed(self) -> bool:
         """Wait until the first state is formed, so that ready means ready; False when it is not in time."""
         store, deadline = Store(self._block), time.monotonic() + FORM_SECONDS_MAX
         while time.monotonic() < deadline:
@@ -123,22 +127,24 @@ class Supervisor:
         if self._may_spawn():
             self.spawn()
 
-    def watch(self) -> bool:
+    def watch(self) -> None:
         """Kill a controller that is silent; spawn one where there is none and none is to be expected.
 
-        Returns True when this arbiter takes the controller back from a newer one that has gone.
+        Calls `on_taken_back` when this arbiter takes the controller back from a newer one that has gone.
         """
         vitals = self._block.region("vitals")
         if self._controller == NOBODY:
             newer = Identity(int(vitals.arbiter_pid), int(vitals.arbiter_started))
             unsigned = newer == self._me and time.monotonic() - self._superseded_at < SIGNING_SECONDS
             if self.superseded and (unsigned or (newer.alive and newer != self._me)):
-                return False
+                return
             if not self._may_spawn():
-                return False
+                return
             taken_back = self.superseded
             self.spawn()
-            return taken_back
+            if taken_back:
+                self._on_taken_back()
+            return
         if not self._controller.started:  # there was no descriptor to look it up with
             self._controller = Identity(self._controller.pid, process.identify(self._controller.pid).started)
         now = time.monotonic()
@@ -147,13 +153,12 @@ class Supervisor:
         self._looked_at = now
         if int(vitals.heartbeat_ns) != beat:
             self._beat = (int(vitals.heartbeat_ns), 0.0)
-            return False
+            return
         self._beat = (beat, silent_seconds)
         if silent_seconds > SILENCE_SECONDS:
             log.error("controller pid=%d is silent and is killed", self._controller.pid)
             process.kill(self._controller)
             self._beat = (0, 0.0)
-        return False
 
     def reload(self) -> None:
         """Replace a controller that logs in another way than is configured now; nothing else of the configuration

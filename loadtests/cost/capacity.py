@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
-from app.server import ROWS_PER_WORKER, SHARE_MAX
+from app.processes.block_startup import ROWS_PER_WORKER, SHARE_MAX
 from core.limits import ANSWERS_SIZE, BODIES_SIZE, PIPELINES_SIZE
 from core.settings.config import Config
 from shm.layout import KEY_BUCKETS, PEER_BUCKETS, Layout

@@ -16,7 +16,7 @@ from typing import Final
 
 import psutil
 
-from app.server import METRICS_PREFIX
+from app.telemetry.metric_files import METRICS_PREFIX
 from loadtests.faults.fault import FaultOptions, Outcome
 from loadtests.faults.load import Events, Load
 from loadtests.faults.trial import CLIENTS, DIMENSION, SIZES, failures_by_kind

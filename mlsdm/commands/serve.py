@@ -58,8 +58,8 @@ class Embedded(BaseApplication):  # type: ignore[misc]  # the base class is unty
     """Gunicorn with the settings of `app.server`, read again at every HUP."""
 
     def load_config(self) -> None:
-        """Called at the start and at every HUP; `settings` itself keeps the old ones when the new are wrong."""
-        for name, value in server.settings().items():
+        """Called at the start and at every HUP; `gunicorn_settings` keeps the old ones when the new are wrong."""
+        for name, value in server.gunicorn_settings().items():
             self.cfg.set(name, value)
 
     def load(self) -> Callable[..., Any]:

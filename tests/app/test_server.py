@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from app.server import _held
+from app.telemetry.metric_files import lock_directory
 from core.reference.governor import Governor
 from core.reference.log_replay import replay
 from core.reference.synapse import Synapse
@@ -399,7 +399,7 @@ def test_a_metrics_directory_that_is_removed_before_it_is_locked_is_made_anew(tm
         return sum(link.exists() and link.samefile(directory) for link in descriptors) == 2
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        held = pool.submit(_held, str(directory))
+        held = pool.submit(lock_directory, str(directory))
         eventually(opened)
         directory.rmdir()
         os.close(other)

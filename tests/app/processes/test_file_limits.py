@@ -12,7 +12,7 @@ logging.basicConfig(format="%(message)s", stream=sys.stdout)
 soft, hard, wanted = map(int, sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 from app.processes import file_limits
-file_limits.provide(wanted)
+file_limits.raise_limit(wanted)
 print(*resource.getrlimit(resource.RLIMIT_NOFILE))
 """
 

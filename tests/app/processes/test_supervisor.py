@@ -26,7 +26,7 @@ class Watched:
         vitals = SimpleNamespace(heartbeat_ns=1)
         block: Any = SimpleNamespace(region=lambda _name: vitals)
         config: Any = SimpleNamespace(observability=None)
-        self.supervisor = Supervisor(block, lambda: config, lambda: None)
+        self.supervisor = Supervisor(block, lambda: config, lambda: None, lambda: None)
         self.supervisor._controller = process.identify(child.pid)
         self.look(0.0)
 
@@ -84,7 +84,7 @@ def test_a_controller_that_cannot_live_is_respawned_five_times_a_second(monkeypa
 
     monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: now))
     config: Any = SimpleNamespace(observability=None)
-    keeper = Supervisor(formed.block, lambda: config, die)
+    keeper = Supervisor(formed.block, lambda: config, die, lambda: None)
     keeper.spawn()
     assert until_rest() == SPAWNS
     for _ in range(100):

@@ -20,7 +20,7 @@ import pytest
 from app.api.access.gate import Gate, token_of
 from app.api.operation import Operation
 from app.api.problem import serialise
-from app.server import _say_loaded
+from app.processes.startup_message import log_configuration
 from core.access.keys import Key, Keyring, Role, token_digest
 from core.settings.proxies import networks
 from core.startup import load
@@ -154,8 +154,8 @@ def test_production_limits_rates_and_says_so(guarded: LiveServer) -> None:
 
 def test_a_short_key_is_said_to_be_short(caplog: pytest.LogCaptureFixture) -> None:
     """In the log, at the start and at each reload, as a warning; neither the key nor its length."""
-    _say_loaded(load(None, {"API_KEY": "k7k7"}))
-    _say_loaded(load(None, {"API_KEY": KEY}))
+    log_configuration(load(None, {"API_KEY": "k7k7"}))
+    log_configuration(load(None, {"API_KEY": KEY}))
 
     [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warning.startswith("API_KEY is too short: expected at least 12 characters")
