@@ -1,9 +1,11 @@
-"""The fair queue: the line of connections that have something to do.
+"""Round-robin queue of the connections whose requests wait for their turn.
 
-What a connection has sent ahead of its answers stands in one line with what all the others have: each does one thing
-(an answer, or the parsing of a small slice) and goes to the end of the line, for TURN_SECONDS or TURN_COUNT things in a
-turn of the loop; then the loop looks at its sockets again. So whoever sends one request at a time waits for a
-millisecond of other people's pipelines, not for all of them.
+A client may send many requests before it reads an answer (pipelining). Its connection then does one step at a time: it
+answers one request or parses one slice of input, and goes to the end of this queue. In each turn of the loop the queue
+runs TURN_COUNT steps or as many as fit into TURN_SECONDS; then the loop polls its sockets again. So a client that sends
+one request at a time waits about a millisecond for other clients' pipelines, however long these are.
+
+How this works together with the other limits: docs/design/flow-control.md.
 """
 
 from collections import OrderedDict
@@ -15,39 +17,40 @@ if TYPE_CHECKING:
 
     from app.httpd.connection import Connection
 
-# Of pipelines in one turn of the loop, whichever is reached first; the last thing begun is finished.
+# In one turn of the loop, whichever is reached first. A step is never interrupted, so the last one may take longer.
 TURN_SECONDS: Final = 0.001
 TURN_COUNT: Final = 16
 
 
 class FairQueue:
-    """The line of one worker."""
+    """The queue of one worker."""
 
     def __init__(self, loop: "AbstractEventLoop", clock: Callable[[], float]) -> None:
-        """`clock` in seconds, monotonic."""
-        # While somebody stands in line, who comes with several requests at once joins it before any is parsed.
+        """`clock` returns seconds and is monotonic."""
+        # True while a connection waits. Several requests that arrive in one read are then queued before they are
+        # parsed.
         self.is_busy = False
         self._loop = loop
         self._clock = clock
-        # The next one first. A dict cannot be emptied from its front in O(1).
+        # The first key runs next. An OrderedDict, because removing the first key of a dict is not O(1).
         self._queue: OrderedDict[Connection, None] = OrderedDict()
 
     def add(self, connection: "Connection") -> None:
-        """Let `connection` have its turns (`Connection.turn`) until it says that nothing is left to do."""
+        """Call `Connection.turn` in the turns to come, until it returns False."""
         self._queue[connection] = None
         if not self.is_busy:
             self.is_busy = True
             self._loop.call_soon(self._run_turn)
 
     def _run_turn(self) -> None:
-        line, left, end = self._queue, TURN_COUNT, self._clock() + TURN_SECONDS
+        queue, steps_left, end = self._queue, TURN_COUNT, self._clock() + TURN_SECONDS
         try:
-            while line and left:
-                connection, _ = line.popitem(last=False)
+            while queue and steps_left:
+                connection, _ = queue.popitem(last=False)
                 if connection.turn():
-                    line[connection] = None
-                left = left - 1 if self._clock() < end else 0
-        finally:
-            self.is_busy = bool(line)
-            if line:
+                    queue[connection] = None
+                steps_left = steps_left - 1 if self._clock() < end else 0
+        finally:  # a step that raises must not stop the queue
+            self.is_busy = bool(queue)
+            if queue:
                 self._loop.call_soon(self._run_turn)

@@ -1,12 +1,14 @@
-"""Long answers: the line of connections whose answers take long to make.
+"""Scheduler for answers that are generated in pieces.
 
-Such an answer is made in pieces of no more than a quarter of a millisecond, one in each turn of the loop, and sent when
-it is whole. First come, first served, so that one answer at a time is half made; slowly while others wait, because a
-thousand of them are an attack, and what is asked for beside them must not wait for a thousand answers. Where a turn of
-the loop takes long, because a thousand others have something to do in each, there are more pieces in it: as long as
-that is short, they have a fifth of the time that is worked.
+A page of the log takes 4.5 ms to generate, and the loop serves nobody else meanwhile. Such an answer is generated in
+pieces of at most a quarter of a millisecond, normally one in each turn of the loop, and sent when it is complete.
 
-Who stands in line has been let in and has something to come: a refusal is short, and is answered at once.
+Answers are generated first come, first served, so that only one is incomplete at a time. While several wait, the pieces
+are spread out: a thousand long answers are an attack, and other requests must not wait for them. When the loop's turns
+are long because many clients are busy, more pieces run in each turn, so that long answers get about a fifth of the
+CPU time. A refused request is not queued: its answer is short and is sent at once.
+
+How this works together with the other limits: docs/design/flow-control.md.
 """
 
 import time
@@ -19,45 +21,46 @@ if TYPE_CHECKING:
 
     from app.httpd.connection import Connection
 
-# Between two turns while several answers are under way: with pieces of 0.25 ms, a fifth of the loop's time.
+# Pause between two turns while several answers wait: with pieces of 0.25 ms, they get a fifth of the loop's time.
 PIECE_INTERVAL_SECONDS: Final = 0.001
-# And of a turn that took longer: so many pieces in each second of others' work, but at once no more than 1 ms of them.
+# Pieces per second of CPU time that the loop's thread used for other work since the last turn, in addition to the first
+# piece. At most PIECES_PER_TURN_MAX run in one turn, which is 1 ms.
 # PERF: beside 900 busy connections a page of the log took 1.4 s with one piece in each turn of 60 ms.
 PIECES_PER_SECOND: Final = 800
 PIECES_PER_TURN_MAX: Final = 4
 
 
 class LongAnswerQueue:
-    """The line of one worker."""
+    """The queue of one worker."""
 
-    def __init__(self, loop: "AbstractEventLoop", worked: Callable[[], float] = time.thread_time) -> None:
-        """`worked()` says how long the thread of the loop has worked, in seconds; waiting does not count."""
+    def __init__(self, loop: "AbstractEventLoop", cpu_seconds: Callable[[], float] = time.thread_time) -> None:
+        """`cpu_seconds` returns the CPU time that the loop's thread has used; time spent waiting does not count."""
         self._loop = loop
-        self._worked = worked
-        self._queue: OrderedDict[Connection, None] = OrderedDict()  # the first one's answer is under way
+        self._cpu_seconds = cpu_seconds
+        self._queue: OrderedDict[Connection, None] = OrderedDict()  # the first one's answer is being generated
         self._is_scheduled = False
-        self._worked_before = 0.0  # what was worked before the turn of the loop that ends with the next pieces
+        self._cpu_seconds_before = 0.0  # when the next turn was scheduled
 
     def __len__(self) -> int:
         return len(self._queue)
 
     def add(self, connection: "Connection") -> None:
-        """Have the rest made of a long answer that `connection` has begun (`Connection.make_piece`)."""
+        """Call `Connection.make_piece` in the turns to come until the answer of `connection` is complete."""
         self._queue[connection] = None
         self._schedule()
 
     def remove(self, connection: "Connection") -> bool:
-        """Have nothing more made for a connection that has ended. Returns whether something would have been."""
-        waited = connection in self._queue
-        if waited:
+        """Generate nothing more for a connection that has ended. Returns whether it was queued."""
+        was_queued = connection in self._queue
+        if was_queued:
             del self._queue[connection]
-        return waited
+        return was_queued
 
     def _schedule(self) -> None:
         if self._is_scheduled or not self._queue:
             return
         self._is_scheduled = True
-        self._worked_before = self._worked()
+        self._cpu_seconds_before = self._cpu_seconds()
         if len(self._queue) == 1:
             self._loop.call_soon(self._run_turn)
         else:
@@ -65,14 +68,15 @@ class LongAnswerQueue:
 
     def _run_turn(self) -> None:
         self._is_scheduled = False
-        left = min(PIECES_PER_TURN_MAX, 1 + int(PIECES_PER_SECOND * (self._worked() - self._worked_before)))
+        used = self._cpu_seconds() - self._cpu_seconds_before
+        pieces_left = min(PIECES_PER_TURN_MAX, 1 + int(PIECES_PER_SECOND * used))
         try:
-            while self._queue and left:
-                left -= 1
+            while self._queue and pieces_left:
+                pieces_left -= 1
                 connection = next(iter(self._queue))
                 answer = connection.make_piece()
                 if answer is not None:
                     del self._queue[connection]
                     connection.answered(answer)
-        finally:
+        finally:  # a piece that raises must not stop the queue
             self._schedule()

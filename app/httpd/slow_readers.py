@@ -1,23 +1,17 @@
-"""What is untaken: answers that readers leave in the memory of one worker, and who has to go when they are too many.
+"""Caps the answer bytes that slow readers leave in the memory of one worker.
 
-A peer that takes its answers slowly has WRITE_SECONDS for them, whatever their route; a few hundred of such peers with
-the largest answers would fill the memory in that time. Above ANSWERS_SIZE the slowest are cut off, so that the sum is
-bounded and nobody else waits, neither for other answers nor for long ones.
+Each peer has WRITE_SECONDS to read its answers. A few hundred peers that read the largest answers slowly would fill the
+memory within that time. Above ANSWERS_SIZE the slowest reader is disconnected, so the sum stays bounded and nobody else
+waits. Slowest means: the largest bytes_left / read_rate.
 
-The slowest is who would need longest for the rest at the pace at which it has been reading. So an honest reader on a
-thin line outlives those who do not read; one that has just got its answer is not chosen before one that has had time;
-and of several that read nothing, the one that leaves most, for longest, is the first.
+Invariants: `size` is never less than what the readers have left. Above twice ANSWERS_SIZE (`is_full`) requests are
+answered one after the other (`app.httpd.fair_queue`) instead of all in one turn of the loop, so that at most one turn's
+answers are added before the slowest readers are disconnected.
 
-Answers are written faster than the fastest peer can read, a hundred in one turn of the loop. So the readers have
-CHECK_DELAY_SECONDS before it is seen who is slow, and meanwhile, at twice the limit, requests have their turn one after
-the other (`app.httpd.fair_queue`) instead of all at once: what is made then is what a turn holds.
+Rejected: two simpler rules. See docs/design/flow-control.md.
 
-Rejected: cutting off whoever leaves most (an honest reader whose page has just been written leaves more than each of a
-hundred attackers who keep theirs); making long answers wait (honest readers of the log waited, attackers had their
-memory).
-
-PERF: what each leaves is looked up only when the sum of what they left at first is over the limit: that is never, or an
-attack. Each leaves more than WRITE_BUFFER_SIZE at first, so they are at most a thousand to look at, 0.3 ms.
+Perf: the buffers are measured only when the sum of their initial sizes exceeds ANSWERS_SIZE, which means an attack.
+Each starts above WRITE_BUFFER_SIZE, so about a thousand are measured, in 0.3 ms.
 """
 
 from collections.abc import Callable
@@ -30,34 +24,38 @@ if TYPE_CHECKING:
 
     from app.httpd.connection import Connection
 
+# Answers are written faster than the fastest peer can read, a hundred in one turn of the loop. So readers get this long
+# to read before it is decided who is slow.
 CHECK_DELAY_SECONDS: Final = 0.05
 _FULL_SIZE: Final = 2 * ANSWERS_SIZE.value
 
 
 class SlowReader:
-    """One who leaves something: `given` bytes of it `since` then, and `left` of them when we last looked."""
+    """What one reader had left when it was added, and what it had left when that was last measured."""
 
-    __slots__ = ("given", "is_cut_off", "left", "since")
+    __slots__ = ("added_at", "bytes_at_start", "bytes_left", "is_disconnected")
 
     def __init__(self, size: int, now: float) -> None:
-        self.given = self.left = size
-        self.since = now
-        self.is_cut_off = False
+        self.bytes_at_start = self.bytes_left = size
+        self.added_at = now
+        self.is_disconnected = False
 
-    def seconds_needed(self, now: float) -> tuple[float, int]:
-        """Return how long it would need for the rest at its pace, in seconds; and for those who need as long, what it
-        leaves. It gets a write buffer's size for nothing: who has only just begun has taken nothing yet, and of who
-        reads nothing the kernel takes something all the same.
+    def seconds_needed(self, now: float) -> float:
+        """Return how long the reader would need for the rest at the rate at which it has been reading.
+
+        One write buffer's size counts as read. A reader that has only just been added has read nothing yet, and the
+        kernel accepts some bytes even for a peer that reads nothing.
         """
-        return self.left * (now - self.since) / (self.given - self.left + WRITE_BUFFER_SIZE.value), self.left
+        bytes_read = self.bytes_at_start - self.bytes_left
+        return self.bytes_left * (now - self.added_at) / (bytes_read + WRITE_BUFFER_SIZE.value)
 
 
 class SlowReaders:
-    """What the readers of one worker leave."""
+    """The slow readers of one worker."""
 
     def __init__(self, loop: "AbstractEventLoop", now: Callable[[], float]) -> None:
-        """`now` in seconds, on the patient clock."""
-        self.size = 0  # bytes, as far as we looked: never less than there are
+        """`now` returns seconds on the worker's clock (`WorkerState.now`)."""
+        self.size = 0  # bytes left by all readers when they were last measured
         self.is_full = False
         self._loop = loop
         self._now = now
@@ -65,7 +63,7 @@ class SlowReaders:
         self._is_check_scheduled = False
 
     def add(self, connection: "Connection") -> None:
-        """From now on, `connection` leaves what it has pending."""
+        """Count the pending bytes of `connection` from now on: its write buffer is over the limit."""
         self.remove(connection)
         self._readers[connection] = SlowReader(connection.pending, self._now())
         self._change_size(connection.pending)
@@ -74,26 +72,28 @@ class SlowReaders:
             self._loop.call_later(CHECK_DELAY_SECONDS, self._disconnect_slowest)
 
     def remove(self, connection: "Connection") -> None:
-        """It takes its answers again, or has ended."""
+        """Stop counting `connection`: its write buffer is below the limit again, or it has ended."""
         reader = self._readers.pop(connection, None)
         if reader is not None:
-            self._change_size(-reader.left)
+            self._change_size(-reader.bytes_left)
 
     def _change_size(self, size: int) -> None:
         self.size += size
         self.is_full = self.size > _FULL_SIZE
 
     def _disconnect_slowest(self) -> None:
+        """Measure all readers, then disconnect the slowest until the rest is within ANSWERS_SIZE."""
         self._is_check_scheduled = False
         now = self._now()
         for connection, reader in self._readers.items():
-            self._change_size(connection.pending - reader.left)
-            reader.left = connection.pending
-        staying = [one for one in self._readers.items() if not one[1].is_cut_off]
-        staying.sort(key=lambda one: one[1].seconds_needed(now))
-        left = sum(reader.left for _, reader in staying)
-        while left > ANSWERS_SIZE.value:
-            connection, reader = staying.pop()
-            left -= reader.left
-            reader.is_cut_off = True  # its memory is free when it has ended, in the next turn of the loop
-            connection.cut_off(ANSWERS_SIZE, "Readers leave too much of their answers, and the slowest is cut off")
+            self._change_size(connection.pending - reader.bytes_left)
+            reader.bytes_left = connection.pending
+        remaining = [item for item in self._readers.items() if not item[1].is_disconnected]
+        # Of several that would need equally long, the one with the most bytes left counts as the slowest.
+        remaining.sort(key=lambda item: (item[1].seconds_needed(now), item[1].bytes_left))
+        size = sum(reader.bytes_left for _, reader in remaining)
+        while size > ANSWERS_SIZE.value:
+            connection, reader = remaining.pop()
+            size -= reader.bytes_left
+            reader.is_disconnected = True  # its memory is freed when the loop reports the end, in its next turn
+            connection.cut_off(ANSWERS_SIZE, "Unread answers exceed the worker's limit; the slowest reader is cut off")

@@ -1,9 +1,11 @@
-"""The writer: answers on their way to one peer, and whether it takes them.
+"""The answers on their way to one peer, and the deadline by which the peer has to read them.
 
-A peer that reads slowly makes us keep what it does not take. Over WRITE_BUFFER_SIZE nothing more is answered until it
-does (`is_paused`), and what was written at one look has to be gone WRITE_SECONDS later: absolute, so that a peer that
-takes a byte a second is cut off like one that takes none. On TLS it is the same: bytes count until the kernel has them
-(`app.httpd.tls`), not until they are encrypted.
+Above WRITE_BUFFER_SIZE unsent bytes (`is_paused`) the connection answers no further request. What was written by the
+time of one check must be sent within WRITE_SECONDS. That deadline is absolute: a peer that reads one byte a second is
+disconnected like one that reads nothing.
+
+Bytes count as sent when the kernel has them; on TLS that is later than when they are encrypted (`app.httpd.tls`). The
+whole picture: docs/design/flow-control.md.
 """
 
 import asyncio
@@ -13,45 +15,47 @@ from core.limits import WRITE_BUFFER_SIZE, WRITE_SECONDS, Limit
 
 
 class WriteBuffer:
-    """The way out of one connection."""
+    """The output side of one connection."""
 
-    __slots__ = ("_below", "_deadline", "_mark", "_transport", "_written", "is_paused")
+    __slots__ = ("_deadline", "_due_size", "_socket_transport", "_transport", "_written_size", "is_paused")
 
     def __init__(self, transport: asyncio.Transport) -> None:
-        self.is_paused = False  # the write buffer is over its limit
+        self.is_paused = False  # set by the connection when the transport pauses and resumes writing
         self._transport = transport
-        self._below = limit_socket_buffer(transport, WRITE_BUFFER_SIZE.value)
-        self._written = 0  # bytes, all answers together
-        self._mark = 0  # how many of these must be gone by the deadline
+        self._socket_transport = limit_socket_buffer(transport, WRITE_BUFFER_SIZE.value)
+        self._written_size = 0  # bytes of all answers so far
+        self._due_size = 0  # of these, the bytes that must be sent by the deadline; 0 when no deadline is set
         self._deadline = 0.0
 
     def write(self, answer: bytes) -> None:
-        """Send an answer, as far as the peer takes it; the rest waits in memory."""
-        self._written += len(answer)
+        """Send an answer. What the kernel does not accept now waits in the transport."""
+        self._written_size += len(answer)
         self._transport.write(answer)
 
     @property
     def pending(self) -> int:
-        """Bytes that the kernel has not taken."""
+        """Bytes that were written and that the kernel has not accepted yet."""
         pending = self._transport.get_write_buffer_size()
-        if self._below is not self._transport:
-            pending += self._below.get_write_buffer_size()
+        if self._socket_transport is not self._transport:
+            pending += self._socket_transport.get_write_buffer_size()
         return pending
 
     def check_deadline(self, now: float) -> Limit | None:
-        """Return the limit that the peer has passed since the last look, if any: WRITE_SECONDS is the end,
-        WRITE_BUFFER_SIZE is worth a note. `now` in seconds, on the patient clock.
+        """Return the limit that the peer has exceeded since the last check, or None.
+
+        WRITE_SECONDS: the deadline is over, and the connection has to be ended. WRITE_BUFFER_SIZE: the peer has just
+        become too slow; only worth reporting. `now` is in seconds on the worker's clock (`WorkerState.now`).
         """
         pending = self.pending
         if not pending:
-            self._mark = 0
-        elif not self._mark or self._written - pending >= self._mark:
-            passed = WRITE_BUFFER_SIZE if self.is_paused and not self._mark else None
-            # All that was written when the mark was set is gone; the rest has its own time from now on. (On TLS what
-            # waits is a little more than what was written, for its framing.)
-            self._mark = self._written
+            self._due_size = 0
+        elif not self._due_size or self._written_size - pending >= self._due_size:
+            exceeded = WRITE_BUFFER_SIZE if self.is_paused and not self._due_size else None
+            # Everything that was due has been sent; what was written since gets a deadline of its own. (On TLS
+            # `pending` is slightly more than what was written, because of the record framing.)
+            self._due_size = self._written_size
             self._deadline = now + WRITE_SECONDS.value
-            return passed
+            return exceeded
         elif now > self._deadline:
             return WRITE_SECONDS
         return None
