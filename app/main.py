@@ -20,9 +20,10 @@ from app.api.access.gate import Gate, is_loopback
 from app.api.access.quotas import Quotas, give_back
 from app.api.codec.body_sizes import refuse_larger
 from app.api.context import Context
-from app.api.fast_path import RAISED, FastPath, ReraiseMiddleware
+from app.api.fast_path import FastPath, ReraiseMiddleware
 from app.api.operation import Resource, check
 from app.api.problem import Problem, on_store_error, serialise
+from app.httpd.request import ADDRESS, RAISED
 from app.httpd.worker_state import IN_PIECES, INLINE, POOL
 from app.processes.connection_counts import ConnectionCounts
 from app.processes.lock_backoff import LockBackoff
@@ -154,7 +155,7 @@ class Application:
     def on_refusal(self, code: str, environ: WSGIEnvironment, status: int) -> None:
         """Count and audit what the connection refused before any route: called by the worker."""
         self._refusals.labels(code).inc()
-        environ.setdefault("mlsdm.address", self._gate.address_of(environ))
+        environ.setdefault(ADDRESS, self._gate.address_of(environ))
         self._audit.refused(environ, status, code)
 
     def wants_body(self, environ: WSGIEnvironment) -> bool:

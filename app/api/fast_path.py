@@ -19,10 +19,10 @@ import falcon
 from app.api.access.gate import Gate
 from app.api.codec.media_types import JSON
 from app.api.operation import Operation, Resource
+from app.httpd.request import RAISED
 
 Answer = Callable[[WSGIEnvironment], bytes]
 
-RAISED: Final = "mlsdm.raised"  # in the environ: why a request is refused before it is on the way to its route
 _OK: Final = "200 OK"
 _HEADERS: Final = [("Content-Type", JSON)]
 

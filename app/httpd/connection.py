@@ -42,6 +42,7 @@ from wsgiref.types import WSGIEnvironment
 
 from app.httpd.framing import Refusal
 from app.httpd.pipeline import SLICE_SIZE, Pipeline
+from app.httpd.request import BODY_RESERVED
 from app.httpd.request_names import log_fields, peer_only_environ
 from app.httpd.request_parser import BODY, HEAD, IDLE, RequestParser
 from app.httpd.worker_state import IN_PIECES, INLINE, WorkerState
@@ -63,7 +64,6 @@ _KEEPALIVE_SECONDS: Final = KEEPALIVE_SECONDS.value
 _SECONDS: Final = {IDLE: KEEPALIVE_SECONDS.value, HEAD: HEADERS_SECONDS.value, BODY: BODY_SECONDS.value}
 _SINGLE_SIZE: Final = 16_384  # one feed of a read in which one request may begin, and no more
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_RESERVED: Final = "mlsdm.reserved"  # in the environ of a request with a large body: its bytes in the budget of all
 
 
 class _Unwanted(Exception):
@@ -205,7 +205,7 @@ class Connection(asyncio.Protocol):
             on_written(environ)
         if exchange.persistence == CLOSE:
             self._finish()
-        if _RESERVED in environ:
+        if BODY_RESERVED in environ:
             self._release(environ)
 
     def _serve_on_thread(self, environ: WSGIEnvironment, persistence: str) -> None:
@@ -315,15 +315,15 @@ class Connection(asyncio.Protocol):
         """Account for bytes of a large body, if it is wanted at all: a stranger gets no memory. They belong to their
         request, until it is answered or given up.
         """
-        if _RESERVED not in environ:
+        if BODY_RESERVED not in environ:
             if not self._wants_body(environ):
                 raise _Unwanted
-            environ[_RESERVED] = 0
+            environ[BODY_RESERVED] = 0
         self._service.bodies.reserve(size)
-        environ[_RESERVED] += size
+        environ[BODY_RESERVED] += size
 
     def _release(self, environ: WSGIEnvironment) -> None:
-        self._service.bodies.release(environ.pop(_RESERVED, 0))
+        self._service.bodies.release(environ.pop(BODY_RESERVED, 0))
 
     # -- flow --------------------------------------------------------------------------------------------------------
 

@@ -22,11 +22,13 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 from wsgiref.types import WSGIEnvironment
 
+from app.httpd.request import REQUEST_ID, TRACE
+
 HEADS_COUNT_MAX: Final = 256
 REPLACE_INTERVAL: Final = 32  # while all places are taken, one of so many heads takes the place of another
 HEAD_SIZE_MAX: Final = 1_024  # bytes
 MEMBER_COUNT_MAX: Final = 24  # of the environ; with so many at most, such a head takes less than 6 kB
-_NAMES: Final = frozenset({"mlsdm.request_id", "mlsdm.trace"})  # those of one request
+_NAMES: Final = frozenset({REQUEST_ID, TRACE})  # those of one request
 
 
 class CachedHead(NamedTuple):

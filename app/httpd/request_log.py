@@ -23,6 +23,7 @@ from typing import Any, Final
 from urllib.parse import quote
 from wsgiref.types import WSGIEnvironment
 
+from app.httpd.request import RECEIVED_NS
 from app.httpd.request_names import log_fields
 
 FAILED: Final = 400  # the lowest status that has its line always
@@ -54,7 +55,7 @@ class RequestLog:
         members: dict[str, Any] = {
             "method": environ["REQUEST_METHOD"], **({"route": route} if route else {}), "path": quote_path(environ),
             "status": status, "bytes": size,
-            "duration_ms": round((monotonic_ns() - environ["mlsdm.received_ns"]) / 1e6, 3),
+            "duration_ms": round((monotonic_ns() - environ[RECEIVED_NS]) / 1e6, 3),
         }  # fmt: skip
         self._log.debug("Request", extra=members | log_fields(environ))
 

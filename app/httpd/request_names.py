@@ -25,6 +25,8 @@ from os import urandom
 from typing import Any, Final, NamedTuple
 from wsgiref.types import WSGIEnvironment
 
+from app.httpd.request import ADDRESS, CLIENT, REQUEST_ID, TRACE
+
 REQUEST_ID_LENGTH_MAX: Final = 128  # characters
 _SANE = re.compile(rf"[A-Za-z0-9._~+/=:\-]{{1,{REQUEST_ID_LENGTH_MAX}}}")
 
@@ -63,10 +65,10 @@ class RequestNames:
     def assign(self, environ: WSGIEnvironment) -> None:
         """Write the request's names into its environ, which holds the decoded fields."""
         given = environ.get("HTTP_X_REQUEST_ID")
-        environ["mlsdm.request_id"] = given if given is not None and _SANE.fullmatch(given) else self.new_id()
+        environ[REQUEST_ID] = given if given is not None and _SANE.fullmatch(given) else self.new_id()
         parent = environ.get("HTTP_TRACEPARENT")
         if parent is not None and (trace := parse_traceparent(parent)) is not None:
-            environ["mlsdm.trace"] = trace
+            environ[TRACE] = trace
 
     def id_from_fields(self, fields: list[tuple[bytes, bytes]]) -> str:
         """Return the id for a request whose fields never became an environ."""
@@ -75,8 +77,8 @@ class RequestNames:
 
     def response_lines(self, environ: WSGIEnvironment) -> str:
         """Return the lines by which an answer says both names; the span in it is our own (§3.4)."""
-        line = f"X-Request-ID: {environ['mlsdm.request_id']}\r\n"
-        trace: TraceContext | None = environ.get("mlsdm.trace")
+        line = f"X-Request-ID: {environ[REQUEST_ID]}\r\n"
+        trace: TraceContext | None = environ.get(TRACE)
         if trace is None:
             return line
         span = trace.span_id or f"{self._span_prefix}{next(self._count) & 0xFFFFFFFF:08x}"
@@ -98,21 +100,21 @@ def parse_traceparent(traceparent: str) -> TraceContext | None:
 
 def peer_only_environ(client: tuple[str, int]) -> WSGIEnvironment:
     """Return an environ that names no request, only the peer (address, port), for what is told of a connection."""
-    return {"REMOTE_ADDR": client[0], "REMOTE_PORT": str(client[1]), "mlsdm.request_id": ""}
+    return {"REMOTE_ADDR": client[0], "REMOTE_PORT": str(client[1]), REQUEST_ID: ""}
 
 
 def log_fields(environ: WSGIEnvironment) -> dict[str, Any]:
     """Return what every log line about a request carries, for `extra`: who asks (the id of a key, or the address), from
     where, and under which names.
     """
-    client = environ.get("mlsdm.client")  # an `app.api.access.gate.Client`, once the gate has let it in
-    address = environ.get("mlsdm.address", environ["REMOTE_ADDR"])
+    client = environ.get(CLIENT)  # an `app.api.access.gate.Client`, once the gate has let it in
+    address = environ.get(ADDRESS, environ["REMOTE_ADDR"])
     members = {
         "client_id": client.id if client else address,
         "address": address,
-        "request_id": environ["mlsdm.request_id"],
+        "request_id": environ[REQUEST_ID],
     }
-    trace: TraceContext | None = environ.get("mlsdm.trace")
+    trace: TraceContext | None = environ.get(TRACE)
     if trace is not None:
         members["trace_id"] = trace.trace_id
     return members

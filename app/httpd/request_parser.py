@@ -29,6 +29,7 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrad
 
 from app.httpd.framing import CHUNKED, Refusal, body_length
 from app.httpd.head_cache import HeadCache
+from app.httpd.request import RECEIVED_NS, REQUEST_ID
 from app.httpd.request_names import RequestNames
 from app.httpd.wsgi_call import CLOSE, KEEP_ALIVE, PERSIST
 from app.httpd.wsgi_environ import add_fields, add_target
@@ -157,7 +158,7 @@ class RequestParser:
         environ.update(found.members)
         self._tracer.assign(environ)
         environ["wsgi.input"] = BytesIO(data[end:])
-        environ["mlsdm.received_ns"] = monotonic_ns()
+        environ[RECEIVED_NS] = monotonic_ns()
         self._deliver(environ, PERSIST)
         return True
 
@@ -198,10 +199,10 @@ class RequestParser:
         was read and they are sane; otherwise an id is made, a new one each time. So is what proxies say of whom they
         speak for: in a head that ends early their line may be missing, and what is there the client's invention.
         """
-        if self.phase == BODY and "mlsdm.request_id" in self._environ:
+        if self.phase == BODY and REQUEST_ID in self._environ:
             return self._environ
         fields = self._fields if self.phase == BODY else []
-        named = {**self._base, "mlsdm.request_id": self._tracer.id_from_fields(fields)}
+        named = {**self._base, REQUEST_ID: self._tracer.id_from_fields(fields)}
         hops = b",".join(value for name, value in fields if name.lower() == b"x-forwarded-for")
         if hops:  # in a head that may be refused for its size; the nearest hop is the last
             named["HTTP_X_FORWARDED_FOR"] = hops[-HEADERS_SIZE.value :].decode("latin-1")
@@ -222,7 +223,7 @@ class RequestParser:
         environ["CONTENT_LENGTH"] = "0"
         environ.pop("HTTP_TRANSFER_ENCODING", None)
         environ["wsgi.input"] = BytesIO()
-        environ["mlsdm.received_ns"] = monotonic_ns()
+        environ[RECEIVED_NS] = monotonic_ns()
         return environ
 
     # -- called by the parser ----------------------------------------------------------------------------------------
@@ -302,7 +303,7 @@ class RequestParser:
                 del environ["HTTP_TRANSFER_ENCODING"]
         else:
             environ["wsgi.input"] = BytesIO()
-        environ["mlsdm.received_ns"] = monotonic_ns()
+        environ[RECEIVED_NS] = monotonic_ns()
         # An idle connection holds nothing of its last request: sixteen megabytes of a body would be nobody's account.
         self._environ, self._fields = self._base, []
         self.phase = self._awaited = IDLE

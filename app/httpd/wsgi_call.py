@@ -11,7 +11,7 @@ it the hop-by-hop ones anyway; to HEAD its Content-Length is passed on, because 
 names of the request (`app.httpd.request_names`), and Server, which this service does not say. A header value with a
 line break is refused, whoever made it. No name stands twice where a standing header (`app.httpd.response`) and the
 application's own meet. Lines that the application itself has made of numbers and constants it may put into the environ
-(`mlsdm.lines`).
+(`app.httpd.request.HEADER_LINES`).
 
 What is logged about a request that failed is its method, path and names: never a field, a query or a body. At level
 DEBUG it has its line (`app.httpd.request_log`); nothing is computed for that otherwise.
@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wsgiref.types import WSGIEnvironment
 
 from app.httpd.framing import Refusal
+from app.httpd.request import HEADER_LINES
 from app.httpd.request_log import quote_path
 from app.httpd.request_names import log_fields
 
@@ -179,7 +180,7 @@ class WsgiCall:
             if key in standing.lines:
                 replaced.append(key)
         head += standing.without(replaced) if replaced else standing.text
-        lines: str = environ.get("mlsdm.lines", "")
+        lines: str = environ.get(HEADER_LINES, "")
         head += lines
         if self.status.startswith(_BODILESS):
             return (head + "\r\n").encode("latin-1")

@@ -28,6 +28,7 @@ from app.api.decision_view import DecisionView, decision_of
 from app.api.operation import Octets, Operation, Parameter
 from app.api.problem import Problem, invalid, of_store_error, over
 from app.api.problem_codes import EVENT
+from app.httpd.request import HEADER_LINES
 from core.access.keys import Role
 from core.limits import BATCH_COUNT, BODY_SIZE
 from shm import errors
@@ -87,7 +88,7 @@ class EventResource:
         except errors.TooLong:
             refuse_vector(errors.TOO_LONG, vector, "event_vector")
         if decided.repeated:
-            environ["mlsdm.lines"] = environ.get("mlsdm.lines", "") + REPLAYED
+            environ[HEADER_LINES] = environ.get(HEADER_LINES, "") + REPLAYED
         return encode(decision_of(decided, context.boot_id))
 
 
@@ -139,7 +140,7 @@ class BatchResource:
             give_back(environ, spent=len(results))
             self._refuse_rest(code, results, len(morals))
         if key and any(repeated for *_, repeated in decisions):
-            environ["mlsdm.lines"] = environ.get("mlsdm.lines", "") + REPLAYED
+            environ[HEADER_LINES] = environ.get(HEADER_LINES, "") + REPLAYED
         accepted = sum([result.accepted for result in results])
         return encode(Batch(results, accepted, len(results) - accepted))
 

@@ -23,6 +23,8 @@ from wsgiref.types import WSGIEnvironment
 from prometheus_client import Histogram, multiprocess
 from prometheus_client.core import Metric, Sample
 
+from app.httpd.request import RECEIVED_NS
+
 _WORD: Final = 8
 
 
@@ -43,7 +45,7 @@ class LatencyHistogram:
 
     def count(self, environ: WSGIEnvironment) -> None:
         """Count its time, from the moment at which it was complete until now."""
-        seconds = (time.monotonic_ns() - environ["mlsdm.received_ns"]) * 1e-9
+        seconds = (time.monotonic_ns() - environ[RECEIVED_NS]) * 1e-9
         numbers = self._numbers
         numbers[self._sum] += seconds
         if seconds <= self._longest:  # beyond it there is the last bucket alone, which has it

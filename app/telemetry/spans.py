@@ -55,6 +55,7 @@ from opentelemetry.trace import (
 )
 from opentelemetry.util.types import AttributeValue
 
+from app.httpd.request import RECEIVED_NS, REQUEST_ID, TRACE
 from app.httpd.request_names import TraceContext
 from core.controller.controller import Controller
 from core.phases import PHASE_NAMES
@@ -157,7 +158,7 @@ class Spans:
             path = environ["PATH_INFO"]
             if path not in _ANSWERS or environ["REQUEST_METHOD"] != "POST":
                 return serve(environ, start_response)
-            trace: TraceContext | None = environ.get("mlsdm.trace")
+            trace: TraceContext | None = environ.get(TRACE)
             if not (int(trace.flags, 16) & _SAMPLED if trace else self._chance() < self._ratio):
                 return serve(environ, start_response)
             return _recorded(self._begin(environ, path, trace), serve, environ, start_response)
@@ -171,10 +172,10 @@ class Spans:
             context=_parent(trace) if trace else _NO_PARENT,
             kind=SpanKind.SERVER,
             attributes={"http.request.method": "POST", "http.route": path},
-            start_time=time.time_ns() - (time.monotonic_ns() - environ["mlsdm.received_ns"]),
+            start_time=time.time_ns() - (time.monotonic_ns() - environ[RECEIVED_NS]),
         )
         ours = span.get_span_context()
-        environ["mlsdm.trace"] = TraceContext(
+        environ[TRACE] = TraceContext(
             format_trace_id(ours.trace_id),
             trace.parent_id if trace else "",
             trace.flags if trace else f"{_SAMPLED:02x}",
@@ -230,7 +231,7 @@ def _recorded(span: Span, serve: Serve, environ: WSGIEnvironment, start_response
         span.end()
         raise
     status = int(begun[-1][:3])
-    span.set_attributes({"http.response.status_code": status, "mlsdm.request_id": environ["mlsdm.request_id"]})
+    span.set_attributes({"http.response.status_code": status, "mlsdm.request_id": environ[REQUEST_ID]})
     if status >= _OURS:
         span.set_status(StatusCode.ERROR)
     body = b"".join(chunks)

@@ -31,6 +31,7 @@ import falcon
 from app.api.codec.body_sizes import least_items
 from app.api.operation import Operation, Resource, allowed, operation_of
 from app.api.problem import Problem
+from app.httpd.request import ADDRESS, CLIENT
 from core.access.keys import Key, Keyring, Role
 from core.settings.proxies import Network
 
@@ -130,12 +131,12 @@ class Gate:
         """Put address and client into `environ`. Raises 401 without a key that holds, 403 with too low a role."""
         address = environ["REMOTE_ADDR"]
         if self._proxies:
-            address = environ["mlsdm.address"] = self.address_of(environ)
+            address = environ[ADDRESS] = self.address_of(environ)
         if self._is_open:
             if self._loopback:
                 _refuse_names(environ.get("HTTP_HOST", ""))
             _refuse_other_origins(environ)
-            environ["mlsdm.client"] = Client(address, _EVERYBODY)
+            environ[CLIENT] = Client(address, _EVERYBODY)
             return
         shown = environ.get("HTTP_AUTHORIZATION"), environ.get("HTTP_X_API_KEY")
         client = self._known.get(shown)
@@ -144,7 +145,7 @@ class Gate:
             if len(self._known) == _KNOWN_COUNT_MAX:
                 self._known.clear()
             self._known[shown] = client
-        environ["mlsdm.client"] = client
+        environ[CLIENT] = client
         key = client.key
         if key.role < role:
             needed = role.name.lower()

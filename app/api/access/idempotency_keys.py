@@ -20,6 +20,7 @@ from app.api.access.gate import Client
 from app.api.codec.media_types import RAW
 from app.api.operation import Parameter
 from app.api.problem import Problem
+from app.httpd.request import CLIENT
 from core.limits import IDEMPOTENCY_KEY_LENGTH
 from shm.store import NO_IDEMPOTENCY_HASH, IdempotencyHash, new_idempotency_hash
 
@@ -57,7 +58,7 @@ class IdempotencyKeys:
                 field="Idempotency-Key", expected=expected,
             )  # fmt: skip
         word = given.strip('"')
-        client: Client = environ["mlsdm.client"]
+        client: Client = environ[CLIENT]
         named = blake2b(f"{client.key.id}\0{word}".encode(), digest_size=16, key=self._secret).digest()
         sent = blake2b(body, digest_size=8, key=self._secret)
         media = environ.get("CONTENT_TYPE", "")

@@ -30,6 +30,7 @@ from wsgiref.types import WSGIEnvironment
 
 from app.api.access.gate import Client
 from app.api.problem import Problem
+from app.httpd.request import CHARGE, CLIENT, HEADER_LINES
 from core.settings.tiers import Tier
 from shm.block import Block
 from shm.store import KEYS, PEERS, Bucket
@@ -67,8 +68,8 @@ class Quotas:
         """Take `tokens` from the client's bucket, in place of what the request has paid in advance. Raises 429 when
         they are not there, 422 when they never will be.
         """
-        least = "" if "mlsdm.charge" in environ and give_back(environ) else "at least "  # in advance it is that many
-        client: Client = environ["mlsdm.client"]
+        least = "" if CHARGE in environ and give_back(environ) else "at least "  # in advance it is that many
+        client: Client = environ[CLIENT]
         account = client.account
         if account is None:
             key = client.key
@@ -86,12 +87,12 @@ class Quotas:
             wait_ns = -full_ns
             full_ns = (burst - tokens) * interval_ns + wait_ns
         remaining = burst - -(-full_ns // interval_ns)
-        environ["mlsdm.lines"] = f"{left}{remaining};t={-(-full_ns // _SECOND_NS)}\r\n{policy}"
+        environ[HEADER_LINES] = f"{left}{remaining};t={-(-full_ns // _SECOND_NS)}\r\n{policy}"
         if wait_ns:
             allowed = policy.removeprefix(_POLICY).rstrip()
             detail = f"{tokens} more would exceed {allowed}; try again in {wait_ns / 1e9:.3g} s. Nothing was applied."
             raise Problem(429, "rate_limit_exceeded", detail, retry_after=_seconds(wait_ns))
-        environ["mlsdm.charge"] = account, tokens
+        environ[CHARGE] = account, tokens
 
     def _account(self, name: str, is_key: bool, tier: str) -> Account:
         """Return the account of a client. `name` is a key's id or an address."""
@@ -114,13 +115,13 @@ class Quotas:
 
 def give_back(environ: WSGIEnvironment, spent: int = 0) -> bool:
     """Return what a request has paid, but for `spent` tokens. False when it has paid nothing."""
-    charge: Charge | None = environ.pop("mlsdm.charge", None)
+    charge: Charge | None = environ.pop(CHARGE, None)
     if charge is None:
         return False
     account, tokens = charge
     if tokens > spent:
         account.bucket.refund(tokens - spent)
-        environ["mlsdm.lines"] = account.policy  # what was left is not true any more
+        environ[HEADER_LINES] = account.policy  # what was left is not true any more
     return True
 
 

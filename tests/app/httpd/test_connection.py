@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from app.httpd.connection import Connection
+from app.httpd.request import RECEIVED_NS, REQUEST_ID
 from app.httpd.worker_state import IN_PIECES
 from tests.app.httpd.serving import (
     CHUNKED,
@@ -42,8 +43,8 @@ def test_environ(server: Server) -> None:
     (answer,) = ask(server, line + fields + b"\r\nhi")
     environ = answer.environ
 
-    assert before <= environ.pop("mlsdm.received_ns") <= time.monotonic_ns()
-    assert answer.headers["x-request-id"] == environ.pop("mlsdm.request_id")
+    assert before <= environ.pop(RECEIVED_NS) <= time.monotonic_ns()
+    assert answer.headers["x-request-id"] == environ.pop(REQUEST_ID)
     assert environ == {
         "REQUEST_METHOD": "POST", "SCRIPT_NAME": "", "PATH_INFO": "/a/b\u00c3\u00a9", "QUERY_STRING": "x=%20&y",
         "SERVER_PROTOCOL": "HTTP/1.1", "SERVER_NAME": "127.0.0.1", "SERVER_PORT": str(server.address[1]),

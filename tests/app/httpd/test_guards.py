@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from app.httpd.connection import Connection
+from app.httpd.request import REQUEST_ID
 from core.limits import (
     BODY_SIZE,
     HEADER_COUNT,
@@ -224,7 +225,7 @@ def test_application_is_told_of_refusals() -> None:
 
     assert told == [("host_missing", 400), ("expectation_failed", 417), ("keepalive_timeout", 0)]
     assert [(environ["REMOTE_ADDR"], environ["REMOTE_PORT"]) for environ in environs] == [("127.0.0.1", "4242")] * 3
-    assert [environs[i]["mlsdm.request_id"] for i in (0, 2)] == ["r-1", ""]
+    assert [environs[i][REQUEST_ID] for i in (0, 2)] == ["r-1", ""]
     assert environs[1]["HTTP_X_FORWARDED_FOR"] == "10.0.0.9"
 
 

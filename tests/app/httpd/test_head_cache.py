@@ -7,6 +7,7 @@ import pytest
 
 from app.httpd import head_cache
 from app.httpd.head_cache import HEAD_SIZE_MAX, HeadCache
+from app.httpd.request import RECEIVED_NS, REQUEST_ID, TRACE
 from app.httpd.request_names import RequestNames
 from app.httpd.request_parser import LARGE_BODY_SIZE, RequestParser
 from app.httpd.wsgi_environ import base_environ
@@ -32,7 +33,7 @@ class Reader:
         before = len(self.environs)
         self.message.feed(data)
         assert len(self.environs) == before + 1
-        ours = {"mlsdm.request_id", "mlsdm.received_ns", "wsgi.input"}
+        ours = {REQUEST_ID, RECEIVED_NS, "wsgi.input"}
         return {key: value for key, value in self.environs[-1].items() if key not in ours}
 
 
@@ -47,7 +48,7 @@ def test_a_familiar_head_says_the_same(request_: bytes) -> None:
     assert first == [first[0]] * 4
     assert len(known._known) == 1
     assert first[0] | {"REMOTE_ADDR": "10.0.0.1"} == other.feed(request_)
-    assert len({environ["mlsdm.request_id"] for environ in reader.environs}) == 4
+    assert len({environ[REQUEST_ID] for environ in reader.environs}) == 4
 
 
 def test_the_content_is_the_request_s_own() -> None:
@@ -71,7 +72,7 @@ def test_what_is_new_in_each_head_is_not_learned() -> None:
     for number in range(1_000):
         named = PLAIN.replace(b"\r\n\r\n", b"\r\nX-Request-ID: n%d\r\n\r\n" % number)
         assert reader.feed(named)["HTTP_X_REQUEST_ID"] == f"n{number}"
-        assert reader.environs[-1]["mlsdm.request_id"] == f"n{number}"
+        assert reader.environs[-1][REQUEST_ID] == f"n{number}"
 
     assert known._known == {}
 
@@ -86,8 +87,8 @@ def test_a_name_that_stays_is_taken_over_each_time() -> None:
         reader.feed(request_)
 
     assert len(known._known) == 1
-    assert [environ["mlsdm.request_id"] for environ in reader.environs] == ["mine"] * 4
-    assert len({environ["mlsdm.trace"].trace_id for environ in reader.environs}) == 1
+    assert [environ[REQUEST_ID] for environ in reader.environs] == ["mine"] * 4
+    assert len({environ[TRACE].trace_id for environ in reader.environs}) == 1
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app.httpd.request import RECEIVED_NS, REQUEST_ID
 from app.httpd.request_log import RequestLog
 from testing.live_server import LiveServer
 
@@ -16,8 +17,8 @@ LOG = logging.getLogger("test.access")
 def environ(path: str = "/state") -> dict[str, Any]:
     """Return the environ of a request."""
     return {
-        "REMOTE_ADDR": "192.0.2.1", "REQUEST_METHOD": "GET", "PATH_INFO": path, "mlsdm.request_id": "r-1",
-        "mlsdm.received_ns": time.monotonic_ns(),
+        "REMOTE_ADDR": "192.0.2.1", "REQUEST_METHOD": "GET", "PATH_INFO": path, REQUEST_ID: "r-1",
+        RECEIVED_NS: time.monotonic_ns(),
     }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from app.httpd.request import REQUEST_ID, TRACE
 from app.httpd.request_names import RequestNames, TraceContext, parse_traceparent
 
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -18,7 +19,7 @@ def named(**fields: str) -> dict[str, Any]:
 @pytest.mark.parametrize("given", ["a", "x" * 128, "AZaz09._~+/=:-", "7d0cf0c4-7b0c-4b6e-9b6e-0c2d2b1f4f5a"])
 def test_a_sane_request_id_is_taken_over(given: str) -> None:
     """The client's own name for its request is kept as it is."""
-    assert given == named(HTTP_X_REQUEST_ID=given)["mlsdm.request_id"]
+    assert given == named(HTTP_X_REQUEST_ID=given)[REQUEST_ID]
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,7 @@ def test_a_sane_request_id_is_taken_over(given: str) -> None:
 )
 def test_another_request_id_is_replaced(given: str) -> None:
     """What could harm a log or a terminal is not repaired, but replaced by a made one."""
-    made = named(HTTP_X_REQUEST_ID=given)["mlsdm.request_id"]
+    made = named(HTTP_X_REQUEST_ID=given)[REQUEST_ID]
 
     assert len(made) == 24
     assert int(made, 16)
@@ -63,7 +64,7 @@ def test_a_refused_head_is_searched_for_its_id() -> None:
 )
 def test_valid_traceparent(given: str, flags: str) -> None:
     """Version 00 is exact; a later version may say more behind it (Trace Context §4.3)."""
-    assert TraceContext(TRACE_ID, PARENT_ID, flags) == named(HTTP_TRACEPARENT=given)["mlsdm.trace"]
+    assert TraceContext(TRACE_ID, PARENT_ID, flags) == named(HTTP_TRACEPARENT=given)[TRACE]
 
 
 @pytest.mark.parametrize(
@@ -95,14 +96,14 @@ def test_invalid_traceparent_is_as_if_absent(given: str) -> None:
     """It is neither understood nor passed on."""
     environ = named(HTTP_TRACEPARENT=given)
 
-    assert "mlsdm.trace" not in environ
+    assert TRACE not in environ
     assert "traceparent" not in RequestNames().response_lines(environ)
 
 
 def test_spans_are_never_all_zeros() -> None:
     """Even where the random source gives nothing but zeros, the span id is one that the standard calls valid."""
     tracer = RequestNames(bytes)
-    line = tracer.response_lines({"mlsdm.request_id": "r", "mlsdm.trace": TraceContext(TRACE_ID, PARENT_ID, "01")})
+    line = tracer.response_lines({REQUEST_ID: "r", TRACE: TraceContext(TRACE_ID, PARENT_ID, "01")})
     value = line.split("traceparent: ")[1].strip()
 
     assert parse_traceparent(value) is not None

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from app.httpd.request import RECEIVED_NS, REQUEST_ID, TRACE
 from app.httpd.request_names import TraceContext
 from app.httpd.worker_state import WorkerState
 from app.httpd.wsgi_call import CLOSE, KEEP_ALIVE, PERSIST, WsgiCall
@@ -16,7 +17,7 @@ from app.httpd.wsgi_call import CLOSE, KEEP_ALIVE, PERSIST, WsgiCall
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
-NAMES = {"mlsdm.request_id": "r-1", "REMOTE_ADDR": "192.0.2.1", "REMOTE_PORT": "7"}
+NAMES = {REQUEST_ID: "r-1", "REMOTE_ADDR": "192.0.2.1", "REMOTE_PORT": "7"}
 
 
 def service_of(application: Any, scheme: str = "http") -> WorkerState:
@@ -28,7 +29,7 @@ def service_of(application: Any, scheme: str = "http") -> WorkerState:
 
 def whole(service: WorkerState, persistence: str = PERSIST, **environ: Any) -> bytes:
     """Return an answer as it goes out."""
-    request = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "mlsdm.received_ns": time.monotonic_ns(), **NAMES, **environ}
+    request = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", RECEIVED_NS: time.monotonic_ns(), **NAMES, **environ}
     return WsgiCall().answer(service, request, persistence)
 
 
@@ -255,7 +256,7 @@ def test_the_trace_is_passed_on() -> None:
     """An answer carries the trace id and flags that came, and a span id of our own, each time another one."""
     service = service_of(fixed("200 OK", [], []))
     trace = TraceContext("a" * 32, "b" * 16, "01")
-    traced: dict[str, Any] = {"mlsdm.trace": trace}
+    traced: dict[str, Any] = {TRACE: trace}
     values = [dict(fields(whole(service, **traced)))["traceparent"].split("-") for _ in range(2)]
 
     assert [[version, trace_id, flags] for version, trace_id, _, flags in values] == [["00", "a" * 32, "01"]] * 2
@@ -270,7 +271,7 @@ def test_an_error_is_logged_under_the_names_of_its_request(caplog: pytest.LogCap
     """The line of a 500 carries request id, trace id and client, and of the request nothing but method and path."""
     service = service_of(fixed("200 OK", [], ["text"]))
     secrets = {"QUERY_STRING": "q=hidden", "HTTP_AUTHORIZATION": "hidden"}
-    traced: dict[str, Any] = {"mlsdm.trace": TraceContext("a" * 32, "b" * 16, "00")}
+    traced: dict[str, Any] = {TRACE: TraceContext("a" * 32, "b" * 16, "00")}
     whole(service, PATH_INFO="/a\nb\x1b", **traced, **secrets)
     (record,) = caplog.records
 

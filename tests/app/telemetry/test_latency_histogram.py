@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, Histogram
 
+from app.httpd.request import RECEIVED_NS
 from app.routes.metrics import LATENCY_BUCKETS, WorkersCollector, event_latency, metrics_of
 from app.telemetry import latency_histogram
 from app.telemetry.latency_histogram import LatencyHistogram
@@ -29,7 +30,7 @@ def test_a_request_is_counted_in_its_bucket(tmp_path: Path, monkeypatch: pytest.
         for elapsed_ns in ELAPSED_NS:
             module.time = SimpleNamespace(monotonic_ns=lambda now=7 + elapsed_ns: now)
             tell(counter)
-            counter.count({"mlsdm.received_ns": 7})
+            counter.count({RECEIVED_NS: 7})
 
     def asks() -> None:
         mean = sum(ELAPSED_NS) * 1e-9 / len(ELAPSED_NS)
@@ -57,7 +58,7 @@ def test_a_request_is_counted_before_its_time_is_known(tmp_path: Path, monkeypat
     def worker(row: int) -> None:
         counter = measuring(row)
         tell(counter)
-        counter.count({"mlsdm.received_ns": time.monotonic_ns() - 1_000_000_000})
+        counter.count({RECEIVED_NS: time.monotonic_ns() - 1_000_000_000})
         tell(counter)
 
     for row in (0, 1):
@@ -76,7 +77,7 @@ def test_without_files_there_is_no_mean(tmp_path: Path, monkeypatch: pytest.Monk
     def worker() -> None:
         counter = measuring(0)
         tell(counter)
-        counter.count({"mlsdm.received_ns": 0})
+        counter.count({RECEIVED_NS: 0})
         assert counter.mean_seconds() > 0
         shutil.rmtree(directory)
         assert counter.mean_seconds() == 0

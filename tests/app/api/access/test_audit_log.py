@@ -18,6 +18,7 @@ import pytest
 
 from app.api.access.audit_log import CLIENTS_COUNT, LINES_PER_SECOND, AuditLog
 from app.api.problem import Problem
+from app.httpd.request import REQUEST_ID
 from app.routes.governor import CommandResource, GovernorResource
 from app.telemetry.logging_setup import JsonFormatter
 from core.settings.config import Config
@@ -60,7 +61,7 @@ def lines() -> Iterator[list[dict[str, Any]]]:
 def environ(**members: Any) -> dict[str, Any]:
     """Return the environ of a request that somebody at 192.0.2.1 has sent."""
     return {
-        "REMOTE_ADDR": "192.0.2.1", "REQUEST_METHOD": "POST", "PATH_INFO": "/event", "mlsdm.request_id": "an-id",
+        "REMOTE_ADDR": "192.0.2.1", "REQUEST_METHOD": "POST", "PATH_INFO": "/event", REQUEST_ID: "an-id",
         **members,
     }  # fmt: skip
 

@@ -23,6 +23,7 @@ from app.api.codec.body_sizes import event_size_max
 from app.api.fast_path import FastPath, ReraiseMiddleware
 from app.api.operation import Operation
 from app.api.problem import Problem
+from app.httpd.request import CLIENT, HEADER_LINES
 from app.main import _reraise
 from core.access.keys import Key, Keyring, Role
 from core.settings.tiers import Tier
@@ -428,7 +429,7 @@ class Desk:
 
     def ask(self, name: str, tokens: int = 1, key: str = "", tier: str = "standard") -> dict[str, Any]:
         """Take tokens as a client; return the environ of its request. Raises Problem."""
-        environ: dict[str, Any] = {"mlsdm.client": Client(name, Key(key, Role.WRITE, tier, b"", 0.0))}
+        environ: dict[str, Any] = {CLIENT: Client(name, Key(key, Role.WRITE, tier, b"", 0.0))}
         self.quotas.charge(environ, tokens)
         return environ
 
@@ -447,7 +448,7 @@ def test_what_was_paid_in_advance_is_part_of_the_price(formed: Formed) -> None:
     environ = desk.ask("10.0.0.1", 4)
 
     desk.quotas.charge(environ, 7)
-    assert environ["mlsdm.lines"].startswith('RateLimit: "standard";r=3;')
+    assert environ[HEADER_LINES].startswith('RateLimit: "standard";r=3;')
     with pytest.raises(Problem) as refused:
         desk.quotas.charge(environ, 11)
 
@@ -458,7 +459,7 @@ def test_what_was_paid_in_advance_is_part_of_the_price(formed: Formed) -> None:
     desk.ask("10.0.0.2", 5)
     with pytest.raises(Problem):
         desk.quotas.charge(environ, 6)
-    assert environ["mlsdm.lines"].startswith('RateLimit: "standard";r=5;')
+    assert environ[HEADER_LINES].startswith('RateLimit: "standard";r=5;')
 
 
 class Failing:
@@ -491,7 +492,7 @@ def test_an_error_of_ours_keeps_the_token(formed: Formed, path: str) -> None:
     with pytest.raises(ZeroDivisionError):
         FastPath({"/fails": Failing()}, gate, api)(asked, lambda *_: lambda _: None)
 
-    assert desk.ask("10.0.0.1")["mlsdm.lines"].startswith('RateLimit: "standard";r=8;')
+    assert desk.ask("10.0.0.1")[HEADER_LINES].startswith('RateLimit: "standard";r=8;')
 
 
 def test_retry_after_is_enough_and_a_second_less_is_not(formed: Formed) -> None:

@@ -1,0 +1,26 @@
+"""The table of environ keys: each key has one constant, and nothing in the application spells a key itself."""
+
+import re
+from pathlib import Path
+
+from app.httpd import request
+
+APP = Path(request.__file__).parents[1]
+KEYS = {name: value for name, value in vars(request).items() if name.isupper()}
+
+
+def test_every_key_has_one_constant_and_one_row_in_the_table() -> None:
+    """The docstring lists each constant, and no two constants are the same key."""
+    rows = re.findall(r"^\| ([A-Z_]+) \|", request.__doc__ or "", re.MULTILINE)
+
+    assert sorted(rows) == sorted(KEYS)
+    assert len(set(KEYS.values())) == len(KEYS)
+
+
+def test_environ_keys_are_spelled_in_the_table_only() -> None:
+    """No file of app/ indexes an environ with a literal key of ours."""
+    spelled = re.compile(rf"environ(?:\[|\.\w+\()[\"'](?:{'|'.join(map(re.escape, KEYS.values()))})[\"']")
+
+    offenders = [str(path) for path in APP.rglob("*.py") if spelled.search(path.read_text(encoding="utf-8"))]
+
+    assert offenders == []
