@@ -17,29 +17,29 @@ from falcon.routing import DefaultRouter
 
 from app.api.access.audit_log import AuditLog
 from app.api.access.gate import Gate, is_loopback
-from app.api.access.quotas import Quotas, give_back
-from app.api.codec.body_sizes import refuse_larger
+from app.api.access.quotas import Quotas, refund
+from app.api.codec.body_sizes import refuse_above
 from app.api.context import Context
 from app.api.fast_path import FastPath, ReraiseMiddleware
-from app.api.operation import Resource, check
-from app.api.problem import Problem, on_store_error, serialise
+from app.api.operation import Resource, check_operations
+from app.api.problem import Problem, on_store_error, write_problem
 from app.httpd.request import ADDRESS, RAISED
 from app.httpd.worker_state import IN_PIECES, INLINE, POOL
 from app.processes.connection_counts import ConnectionCounts
 from app.processes.lock_backoff import LockBackoff
-from app.routes.metrics import (
-    event_latency,
-    metrics_of,
-    recall_latency,
-    refusal_counter,
-    request_counter,
-    worker_counter,
-)
 from app.routes.table import routes
 from app.server import server
 from app.telemetry import tracing_setup
 from app.telemetry.answer_counts import AnswerCounts, OnWritten
 from app.telemetry.latency_histogram import LatencyHistogram
+from app.telemetry.series import (
+    event_latency_histogram,
+    measure_into_row,
+    recall_latency_histogram,
+    refusal_counter,
+    request_counter,
+    worker_counter,
+)
 from core.clock import boot_clock
 from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
 from core.settings.config import trusted_proxies
@@ -88,9 +88,9 @@ class Application:
         self._row = block.region("rows", self.row)
         self._requests_before = int(self._row.requests)
         worker.occupancy = ConnectionCounts(block, self.row, boot_clock)
-        metrics_of(self.row)
+        measure_into_row(self.row)
         worker_counter().inc()
-        events, recalls = LatencyHistogram(event_latency()), LatencyHistogram(recall_latency())
+        events, recalls = LatencyHistogram(event_latency_histogram()), LatencyHistogram(recall_latency_histogram())
         latencies = {"/event": events, "/events": events, "/recall": recalls}
         self.on_answer = AnswerCounts(request_counter(), latencies, self.route_of).count
         context = Context(
@@ -106,9 +106,9 @@ class Application:
         self._routes = routes(context, self._audit)
         self._patience = LockBackoff(block, worker.loop)
         self.serve = FastPath(self._routes, self._gate, self._routed())
-        self._spans = tracing_setup.begin(loaded.config, block.boot_id, "worker")
+        self._spans = tracing_setup.start_tracing(loaded.config, block.boot_id, "worker")
         if self._spans is not None:
-            self.serve = self._spans.around(self.serve)
+            self.serve = self._spans.wrap_application(self.serve)
         self.on_beat()
         log.info("worker pid=%d serves from row %d", os.getpid(), self.row)
 
@@ -120,7 +120,7 @@ class Application:
         api.add_error_handler(Exception, _reraise)
         api.add_error_handler(StoreError, on_store_error)
         for path, resource in self._routes.items():
-            check(path, resource)
+            check_operations(path, resource)
             api.add_route(path, resource)
         api.add_sink(self._gate.no_route, "")  # every path, `*` too
         self._blocking = frozenset(
@@ -144,10 +144,10 @@ class Application:
         """
         if isinstance(error.__cause__, Busy):
             self._patience.lose()
-        code, field = serialise(request, response, error)
-        give_back(request.env)
+        code, field = write_problem(request, response, error)
+        refund(request.env)
         self._refusals.labels(code).inc()
-        self._audit.refused(request.env, error.status_code, code, field)
+        self._audit.record_refusal(request.env, error.status_code, code, field)
         # Falcon has a name for it in a frame that its traceback leads to: a circle, which would keep the request with
         # its body, up to 16 MB, until the collector comes by.
         error.__traceback__ = None
@@ -156,7 +156,7 @@ class Application:
         """Count and audit what the connection refused before any route: called by the worker."""
         self._refusals.labels(code).inc()
         environ.setdefault(ADDRESS, self._gate.address_of(environ))
-        self._audit.refused(environ, status, code)
+        self._audit.record_refusal(environ, status, code)
 
     def wants_body(self, environ: WSGIEnvironment) -> bool:
         """Return whether a body should be sent that is held back (Expect: 100-continue), or that is large: not when it
@@ -167,12 +167,12 @@ class Application:
         if operation is None or not self._gate.wants_body(environ, operation):
             return False
         try:
-            refuse_larger(int(environ.get("CONTENT_LENGTH", 0)), operation.body_size_max)
+            refuse_above(int(environ.get("CONTENT_LENGTH", 0)), operation.body_size_max)
             self._gate.admit(environ, operation)
         except Problem as problem:
             environ[RAISED] = problem
             return False
-        give_back(environ)  # it is taken when the body is there
+        refund(environ)  # it is taken when the body is there
         return True
 
     def may_block(self, method: str, path: str) -> int:

@@ -105,7 +105,7 @@ class Server:
             "timeout": 30,
             "graceful_timeout": max(1, round(config.resources.shutdown_timeout - config.resources.drain_period)),
             "control_socket_disable": True,
-            "logconfig_dict": logging_setup.configuration(
+            "logconfig_dict": logging_setup.logging_config(
                 config.observability.logging.level, config.observability.logging.format
             ),
             "proc_name": "mlsdm",
@@ -156,7 +156,7 @@ class Server:
 
     def when_ready(self, arbiter: Arbiter) -> None:
         """Start the controller, patch the arbiter, and log that the server is ready."""
-        tracing_setup.prepare(self.require()[1].config)
+        tracing_setup.import_tracing(self.require()[1].config)
         gc.collect()
         gc.freeze()  # what exists now is shared by every fork; a collection would copy its pages
         block, loaded = self.require()
@@ -174,7 +174,7 @@ class Server:
 
     def on_reload(self, _arbiter: Arbiter) -> None:
         """Bring what was reloaded into force. Reached only with a configuration that is valid as a whole."""
-        tracing_setup.prepare(self.require()[1].config)
+        tracing_setup.import_tracing(self.require()[1].config)
         if self._supervisor is not None:
             self._supervisor.reload()
         file_limits.raise_limit(self.require()[1].config.server.connections_max)

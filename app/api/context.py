@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from wsgiref.types import WSGIEnvironment
 
 from app.api.access.idempotency_keys import IdempotencyKeys
-from app.api.codec.vector_codec import Codec
+from app.api.codec.vector_codec import VectorCodec
 from app.telemetry.latency_histogram import LatencyHistogram
 from core.settings.config import Config
 from shm.store import Recall, Store
@@ -31,12 +31,12 @@ class Context:
     workers: int
     charge: Callable[[WSGIEnvironment, int], None] = lambda _environ, _tokens: None
     idempotency: IdempotencyKeys = field(init=False)
-    codec: Codec = field(init=False)
+    codec: VectorCodec = field(init=False)
     boot_id: str = field(init=False)
     payload_size_max: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.codec = Codec(self.config.dimension)
+        self.codec = VectorCodec(self.config.dimension)
         self.idempotency = IdempotencyKeys(self.store.block.secret)
         self.boot_id = self.store.block.boot_id
         self.payload_size_max = self.config.payload_size_max

@@ -34,7 +34,7 @@ class DecisionView(msgspec.Struct, omit_defaults=True, gc=False):
     memory_id: MemoryId | None = None
 
 
-def decision_of(decided: store.DecisionFields, boot_id: str) -> DecisionView:
+def to_decision_view(decided: store.DecisionFields, boot_id: str) -> DecisionView:
     """Return a decision of the native core in the client's words.
 
     `current_phase` is the one the event was tagged with.

@@ -37,7 +37,7 @@ class FastPath:
         self._short: dict[str, tuple[str, Operation, Answer]] = {
             path: (method, resource.operations[method], answer)
             for path, resource in routes.items()
-            for method, answer in getattr(resource, "answers", {}).items()
+            for method, answer in getattr(resource, "fast_responders", {}).items()
         }
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

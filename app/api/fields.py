@@ -5,7 +5,7 @@ documents that are generated from the answers' types (`modules.openapi.document`
 Annotations say nothing at run time: encoding an answer does not check it, the tests do.
 """
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta
 
@@ -45,3 +45,11 @@ BootId: TypeAlias = Annotated[
         pattern="^[0-9a-f]{32}$", examples=["5e0b7c1f9d2a4e868f3a1c0d7b6e5f42"],
     ),
 ]  # fmt: skip
+
+MICROSECOND_NS: Final = 1_000
+MILLISECOND_NS: Final = 1_000_000
+
+
+def age_seconds(then_ns: int, now_ns: int, resolution_ns: int = MICROSECOND_NS) -> float:
+    """Return the time from `then_ns` to `now_ns` (CLOCK_BOOTTIME), rounded down to `resolution_ns`; never negative."""
+    return max(0, now_ns - then_ns) // resolution_ns * resolution_ns / 1_000_000_000

@@ -50,11 +50,11 @@ class Operation(NamedTuple):
 
     summary: str
     role: Role | None
-    answer: Any
+    response: Any
     body: Mapping[str, Any] = MappingProxyType({})
     parameters: tuple[Parameter, ...] = ()
     refusals: tuple[str, ...] = ()
-    others: Mapping[int, Any] = MappingProxyType({})
+    other_responses: Mapping[int, Any] = MappingProxyType({})
     cost: int = 0
     body_size_max: int = BODY_SIZE.value
     item_size_max: int = 0
@@ -75,13 +75,13 @@ def operation_of(resource: Resource, method: str) -> Operation | None:
     return resource.operations.get("GET" if method == "HEAD" else method)
 
 
-def allowed(resource: Resource) -> str:
+def allow_header(resource: Resource) -> str:
     """Return the methods of a resource as the field Allow lists them, to OPTIONS as with a 405 (RFC 9110 §10.2.1)."""
     methods = set(resource.operations) | ({"HEAD"} if "GET" in resource.operations else set())
     return ", ".join([*sorted(methods), "OPTIONS"])
 
 
-def check(path: str, resource: Resource) -> None:
+def check_operations(path: str, resource: Resource) -> None:
     """Assert that the resource's responders and its operations are the same."""
     responders = {method for method in falcon.constants.COMBINED_METHODS if hasattr(resource, f"on_{method.lower()}")}
     declared = set(resource.operations) | ({"HEAD"} if "GET" in resource.operations else set())

@@ -16,10 +16,10 @@ from app.api.decision_view import DecisionView
 from core.limits import BODY_SIZE, EMERGENCY_COOLDOWN_SECONDS, Limit
 from shm import errors
 
-MEDIA_TYPE: Final = "application/problem+json"
+PROBLEM_JSON: Final = "application/problem+json"
 
 
-class Document(msgspec.Struct, omit_defaults=True):
+class ProblemDocument(msgspec.Struct, omit_defaults=True):
     """The members of a problem document."""
 
     type: Annotated[Literal["about:blank"], Meta(description="The status says it all; `code` says it exactly.")]
@@ -106,7 +106,7 @@ _STORE: Final[dict[type[errors.StoreError], tuple[int, str, str, int | None]]] =
 }
 
 
-def of_store_error(error: errors.StoreError) -> Problem:
+def problem_of_store_error(error: errors.StoreError) -> Problem:
     """Return the problem for an exception of the store that no handler has given a meaning of its own."""
     http_status, code, detail, retry_after = _STORE[type(error)]
     return Problem(http_status, code, detail, retry_after=retry_after)
@@ -116,7 +116,7 @@ def on_store_error(
     _request: falcon.Request, _response: falcon.Response, error: errors.StoreError, _params: Any
 ) -> NoReturn:
     """Falcon error handler for `shm.errors.StoreError`."""
-    raise of_store_error(error) from error
+    raise problem_of_store_error(error) from error
 
 
 # Falcon's own errors: the code and the sentence for each status that its router and request parsing can raise.
@@ -130,7 +130,9 @@ _FALCON: Final = {
 }
 
 
-def serialise(_request: falcon.Request, response: falcon.Response, error: falcon.HTTPError) -> tuple[str, str | None]:
+def write_problem(
+    _request: falcon.Request, response: falcon.Response, error: falcon.HTTPError
+) -> tuple[str, str | None]:
     """Falcon error serialiser: every error becomes a problem document. Returns its code and the field to blame."""
     if isinstance(error, Problem):
         code, detail, field, expected = error.problem_code, error.description or "", error.field, error.expected
@@ -139,8 +141,8 @@ def serialise(_request: falcon.Request, response: falcon.Response, error: falcon
         code, detail = _FALCON.get(error.status_code, ("http_error", error.title or ""))
         detail, field, expected, results = error.description or detail, None, None, None
     title = falcon.code_to_http_status(error.status_code).partition(" ")[2]
-    response.content_type = MEDIA_TYPE
+    response.content_type = PROBLEM_JSON
     response.data = msgspec.json.encode(
-        Document("about:blank", title, error.status_code, code, detail, field, expected, results)
+        ProblemDocument("about:blank", title, error.status_code, code, detail, field, expected, results)
     )
     return code, field

@@ -77,8 +77,8 @@ class Supervisor:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 self._release()
                 config = self._config()
-                spans = tracing_setup.begin(config, self._block.boot_id, "controller")
-                status = run(self._block, config, self._me, spans.around_steps if spans else _as_it_is)
+                spans = tracing_setup.start_tracing(config, self._block.boot_id, "controller")
+                status = run(self._block, config, self._me, spans.wrap_steps if spans else _as_it_is)
             except BaseException:
                 log.exception("controller pid=%d leaves", os.getpid())
             finally:

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Meta
 
 from app.api.codec.media_types import JSON, encode
-from app.api.codec.query_string import BOOT_ID, parameters_of_boot
+from app.api.codec.query_string import BOOT_ID, parse_parameters_of_boot
 from app.api.context import Context
 from app.api.fields import (
     Accepted,
@@ -37,6 +37,7 @@ from app.api.fields import (
     Rejected,
     Step,
     Threshold,
+    age_seconds,
 )
 from app.api.operation import Operation, Parameter
 from app.api.problem import Problem, invalid
@@ -134,7 +135,7 @@ class DecisionsResource:
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         """Return a page of the log."""
         context = self.context
-        given = parameters_of_boot(request, context.boot_id, "after", "limit")
+        given = parse_parameters_of_boot(request, context.boot_id, "after", "limit")
         limit = _number(given, "limit", _DEFAULT, 1, DECISIONS_PAGE.value)
         newest = int(context.store.state().position)
         after = _number(given, "after", -1, 0, _NEWEST_MAX)
@@ -197,7 +198,7 @@ def _entry(entry: Entry, now_ns: int) -> LogEntry:
     return LogEntry(
         entry.position,
         kind,
-        max(0, now_ns - entry.time_ns) // 1000 / 1e6,
+        age_seconds(entry.time_ns, now_ns),
         entry.epoch,
         _scalars(entry.before),
         _scalars(entry.after),

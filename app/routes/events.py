@@ -17,16 +17,16 @@ import msgspec
 from msgspec import Meta
 
 from app.api.access.idempotency_keys import IDEMPOTENCY_KEY
-from app.api.access.quotas import give_back
-from app.api.codec.body_errors import UNDECODED, count_of_packed, refuse_body, refuse_repeats, refuse_repeats_packed
-from app.api.codec.body_sizes import event_size_max, refuse_larger
+from app.api.access.quotas import refund
+from app.api.codec.body_errors import DECODE_ERRORS, msgpack_count, refuse_body, refuse_repeats, refuse_repeats_msgpack
+from app.api.codec.body_sizes import event_size_max, refuse_above
 from app.api.codec.event_codec import MEMBERS, Event, EventReader, colons_of, moral_value, payload_of, vector_of
 from app.api.codec.media_types import JSON, MSGPACK, RAW, encode, media_type
 from app.api.codec.vector_codec import refuse_vector
 from app.api.context import Context
-from app.api.decision_view import DecisionView, decision_of
+from app.api.decision_view import DecisionView, to_decision_view
 from app.api.operation import Octets, Operation, Parameter
-from app.api.problem import Problem, invalid, of_store_error, over
+from app.api.problem import Problem, invalid, over, problem_of_store_error
 from app.api.problem_codes import EVENT
 from app.httpd.request import HEADER_LINES
 from core.access.keys import Role
@@ -67,7 +67,7 @@ class EventResource:
         }  # fmt: skip
         self.context = context
         self.read = EventReader(context.codec, context.payload_size_max).read
-        self.answers = {"POST": self.decide}
+        self.fast_responders = {"POST": self.decide}
 
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
         """Decide one event."""
@@ -78,7 +78,7 @@ class EventResource:
         """Decide one event; returns the decision as JSON."""
         context = self.context
         body = environ["wsgi.input"].read()
-        refuse_larger(len(body), self.size_max)
+        refuse_above(len(body), self.size_max)
         moral, vector, payload = self.read(environ, body)
         key = context.idempotency.key_of(environ, body)
         try:
@@ -89,7 +89,7 @@ class EventResource:
             refuse_vector(errors.TOO_LONG, vector, "event_vector")
         if decided.repeated:
             environ[HEADER_LINES] = environ.get(HEADER_LINES, "") + REPLAYED
-        return encode(decision_of(decided, context.boot_id))
+        return encode(to_decision_view(decided, context.boot_id))
 
 
 class BatchResource:
@@ -117,7 +117,7 @@ class BatchResource:
         self.of_json = msgspec.json.Decoder(list[Event]).decode
         self.of_msgpack = msgspec.msgpack.Decoder(Event).decode
         self.items_of_msgpack = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
-        self.answers = {"POST": self.decide}
+        self.fast_responders = {"POST": self.decide}
 
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
         """Decide a batch of events, in order."""
@@ -135,9 +135,9 @@ class BatchResource:
             size = self.codec.size
             refuse_vector(code, memoryview(vectors)[bad * size : (bad + 1) * size], f"[{bad}].event_vector")
         decisions, code = context.store.admit_batch(context.clock(), morals, vectors, payloads, key)
-        results = [decision_of(decided, context.boot_id) for decided in decisions]
+        results = [to_decision_view(decided, context.boot_id) for decided in decisions]
         if code != errors.OK:
-            give_back(environ, spent=len(results))
+            refund(environ, spent=len(results))
             self._refuse_rest(code, results, len(morals))
         if key and any(repeated for *_, repeated in decisions):
             environ[HEADER_LINES] = environ.get(HEADER_LINES, "") + REPLAYED
@@ -152,7 +152,7 @@ class BatchResource:
         except errors.StoreError as error:
             if not results:
                 raise
-            reason = of_store_error(error).problem_code
+            reason = problem_of_store_error(error).problem_code
             detail = f"The first {len(results)} of {count} events were decided, the rest were not ({reason})."
             # No Retry-After: without an idempotency key, who sent all of it again would have its first events decided
             # twice.
@@ -169,34 +169,34 @@ class BatchResource:
             morals = [moral_value(event.moral_value, f"[{i}].moral_value") for i, event in enumerate(events)]
             vectors = b"".join([vector_of(self.codec, event, media, f"[{i}].") for i, event in enumerate(events)])
             payloads = [payload_of(event, media, size_max, f"[{i}].") for i, event in enumerate(events)]
-        except UNDECODED as error:
+        except DECODE_ERRORS as error:
             refuse_body(error, media, MEMBERS)
         if media == JSON:
             refuse_repeats(body, colons_of(events, payloads))
         return array("d", morals), vectors, payloads
 
     def _of_json(self, environ: WSGIEnvironment, body: bytes) -> list[Event]:
-        """Return the events of a JSON body, their vectors and payloads as they came. Raises one of UNDECODED."""
+        """Return the events of a JSON body, their vectors and payloads as they came. Raises one of DECODE_ERRORS."""
         events = self.of_json(body)
         self._take(environ, body, len(events))
         return events
 
     def _of_msgpack(self, environ: WSGIEnvironment, body: bytes) -> list[Event]:
-        """Return the events of a msgpack body, each of whose maps names no member twice. Raises one of UNDECODED.
+        """Return the events of a msgpack body, each of whose maps names no member twice. Raises one of DECODE_ERRORS.
 
         One by one, because only the head of each map tells that; JSON has colons to count.
         """
-        if count_of_packed(body) > BATCH_COUNT.value:  # before each of them becomes an object
-            raise over(BATCH_COUNT, "body", count_of_packed(body))
+        if msgpack_count(body) > BATCH_COUNT.value:  # before each of them becomes an object
+            raise over(BATCH_COUNT, "body", msgpack_count(body))
         items = self.items_of_msgpack(body)
         self._take(environ, body, len(items))
         events = []
         for i, packed in enumerate(items):
             try:
                 event = self.of_msgpack(packed)
-            except UNDECODED as error:
+            except DECODE_ERRORS as error:
                 refuse_body(error, MSGPACK, MEMBERS, f"[{i}]")
-            refuse_repeats_packed(packed, 2 + bool(event.payload))
+            refuse_repeats_msgpack(packed, 2 + bool(event.payload))
             events.append(event)
         return events
 
@@ -220,7 +220,7 @@ class BatchResource:
     def _take(self, environ: WSGIEnvironment, body: bytes, count: int) -> None:
         """Charge for a batch as soon as it is known how many events it has: before each of them is looked at."""
         check_count(count)
-        refuse_larger(len(body), count * self.event_size_max)
+        refuse_above(len(body), count * self.event_size_max)
         self.context.charge(environ, count)
 
 

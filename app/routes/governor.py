@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Meta, structs
 
 from app.api.access.audit_log import AuditLog
-from app.api.codec.body_errors import UNDECODED, refuse_body, refuse_repeats
+from app.api.codec.body_errors import DECODE_ERRORS, refuse_body, refuse_repeats
 from app.api.codec.media_types import JSON, encode
 from app.api.context import Context
 from app.api.fields import BootId, Position
@@ -152,7 +152,7 @@ class GovernorResource:
         body = request.env["wsgi.input"].read()
         try:
             changes: dict[str, dict[str, Any]] = msgspec.to_builtins(self.decode(body))
-        except UNDECODED as error:
+        except DECODE_ERRORS as error:
             refuse_body(error, JSON, MEMBERS)
         refuse_repeats(body, len(changes) + sum(map(len, changes.values())))
         if not any(changes.values()):
@@ -191,10 +191,10 @@ def audited(audit: AuditLog, event: str, request: falcon.Request, **members: Any
     try:
         yield members
     except OutcomeUnknown as error:
-        audit.note(event, request.env, outcome="unknown", **members)
+        audit.record_change(event, request.env, outcome="unknown", **members)
         detail = "The store is stuck; the command may still be carried out: look at GET /governor."
         raise Problem(503, "outcome_unknown", detail, retry_after=1) from error
-    audit.note(event, request.env, **members)
+    audit.record_change(event, request.env, **members)
 
 
 def carry_out(store: Store, kind: str, settings: Callable[[State], Settings | None]) -> tuple[State, int | None]:

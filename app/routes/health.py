@@ -18,7 +18,19 @@ from msgspec import Meta
 
 from app.api.codec.media_types import JSON, encode
 from app.api.context import Context
-from app.api.fields import Accepted, BootId, Capacity, Live, Norm, Phase, Rejected, Threshold, Total
+from app.api.fields import (
+    MILLISECOND_NS,
+    Accepted,
+    BootId,
+    Capacity,
+    Live,
+    Norm,
+    Phase,
+    Rejected,
+    Threshold,
+    Total,
+    age_seconds,
+)
 from app.api.operation import Operation
 from core.controller.emergency import REMEDIES, SENTENCES, Name, names
 from core.limits import CPU_PERCENT, MEMORY_PERCENT
@@ -147,7 +159,7 @@ class LivenessResource:
     operations: ClassVar[Mapping[str, Operation]] = {"GET": Operation("Whether the process lives.", None, Alive)}
 
     def __init__(self) -> None:
-        self.answers = {"GET": self.answer}
+        self.fast_responders = {"GET": self.answer}
 
     @staticmethod
     def answer(_environ: WSGIEnvironment) -> bytes:
@@ -167,7 +179,10 @@ class ReadinessResource:
 
     operations: ClassVar[Mapping[str, Operation]] = {
         "GET": Operation(
-            "Whether traffic is welcome; 503 with the same document when it is not.", None, Ready, others={503: Ready}
+            "Whether traffic is welcome; 503 with the same document when it is not.",
+            None,
+            Ready,
+            other_responses={503: Ready},
         )
     }
 
@@ -187,7 +202,7 @@ class ReadinessResource:
     def checks(self) -> dict[str, Check]:
         """Return every check by name."""
         vitals = self.context.store.block.region("vitals")
-        silence = (self.context.clock() - vitals.heartbeat_ns) / 1e9
+        silence = age_seconds(vitals.heartbeat_ns, self.context.clock())
         leaving = self.context.leaving()
         return {
             "server": Check(False, "the server has been told to stop and serves on until the drain period ends")
@@ -263,7 +278,7 @@ class DetailedResource:
         document = Detailed(
             "healthy" if all_hold(checks) else "unhealthy",
             datetime.now(UTC).isoformat(),
-            (context.clock() - context.store.block.created_boot_ns) // 1_000_000 / 1e3,
+            age_seconds(context.store.block.created_boot_ns, context.clock(), MILLISECOND_NS),
             System(
                 memory_percent=vitals.memory_percent,
                 memory_available_mb=vitals.memory_available_mb,
@@ -290,7 +305,7 @@ class DetailedResource:
     def _emergency(self) -> EmergencyState:
         vitals = self.context.store.block.region("vitals")
         reasons, since_ns = list(names(int(vitals.emergency))), int(vitals.emergency_since_ns)
-        since = max(self.context.clock() - since_ns, 0) // 1_000_000 / 1e3 if reasons else None
+        since = age_seconds(since_ns, self.context.clock(), MILLISECOND_NS) if reasons else None
         return EmergencyState(bool(reasons), reasons, int(vitals.emergency_episodes), since)
 
     def _add_state(self, document: Detailed) -> None:

@@ -12,14 +12,13 @@ import msgspec
 from msgspec import Meta
 
 from app.api.codec.media_types import JSON, encode
-from app.api.codec.query_string import BOOT_ID, parameters_of_boot
-from app.api.codec.vector_codec import floats_of
+from app.api.codec.query_string import BOOT_ID, parse_parameters_of_boot
+from app.api.codec.vector_codec import to_floats
 from app.api.context import Context
-from app.api.fields import AgeSeconds, BootId, MemoryId, MoralValue, Phase, Position
+from app.api.fields import AgeSeconds, BootId, MemoryId, MoralValue, Phase, Position, age_seconds
 from app.api.operation import Operation, Parameter
 from app.api.problem import Problem, invalid
 from app.api.problem_codes import STORE
-from app.routes.recall import age_seconds
 from core.access.keys import Role
 from core.phases import PHASE_NAMES
 from shm import errors
@@ -78,7 +77,7 @@ class MemoryResource:
     def on_get(self, request: falcon.Request, response: falcon.Response, memory_id: str) -> None:
         """Return one memory."""
         context = self.context
-        given = parameters_of_boot(request, context.boot_id, "include")
+        given = parse_parameters_of_boot(request, context.boot_id, "include")
         number = _number(memory_id)
         include = given.get("include")
         if include is not None and include != "vector":
@@ -97,7 +96,7 @@ class MemoryResource:
                 memory.position,
                 context.boot_id,
                 msgspec.Raw(memory.payload) if memory.payload else None,
-                floats_of(memory.vector) if include else None,
+                to_floats(memory.vector) if include else None,
             )
         )
 
@@ -106,7 +105,7 @@ class MemoryResource:
     def on_delete(self, request: falcon.Request, response: falcon.Response, memory_id: str) -> None:
         """Forget one memory for good; its bytes are erased."""
         context = self.context
-        parameters_of_boot(request, context.boot_id)
+        parse_parameters_of_boot(request, context.boot_id)
         number = _number(memory_id)
         try:
             entry = context.store.forget(context.clock(), number)

@@ -8,21 +8,21 @@ The names without the mlsdm_ prefix are those that operators' dashboards already
 names break the naming rules are exposed untyped.
 """
 
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import ClassVar
 
 import falcon
-from prometheus_client import CollectorRegistry, Counter, Histogram, exposition, multiprocess, values
+from prometheus_client import CollectorRegistry, exposition, multiprocess
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric, UntypedMetricFamily
 from prometheus_client.registry import Collector
 
 from app.api.context import Context
+from app.api.fields import age_seconds
 from app.api.operation import Operation
 from app.api.problem_codes import CODES
 from app.routes.health import ReadinessResource, all_hold
 from app.telemetry.latency_histogram import fix_histogram_totals
+from app.telemetry.series import REFUSALS
 from core.controller.emergency import REASONS
 from core.controller.threshold_drift import BITS
 from core.phases import SLEEP
@@ -31,81 +31,7 @@ from shm.errors import StoreError
 from shm.layout import FLAG_STOPPED
 from shm.store import State
 
-LATENCY_BUCKETS = (
-    25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5,
-)  # fmt: skip
-
-_REFUSALS = "mlsdm_refusals"
-# Those that alerts name (deploy/prometheus/rules/clients.yml), counted from a start on, because rate() sees nothing
-# of what a series begins with. A test holds them against the rules.
-WATCHED = (
-    "internal_error", "rate_limit_exceeded", "unauthorised", "too_many_connections", "bodies_full", "pipelines_full",
-    "store_busy",
-)  # fmt: skip
-FILE_SIZE = 1 << 17  # bytes: about 200 for each series, of some 20 routes with 15 statuses and a hundred codes
 WORKER_SILENCE_SECONDS = 2.0  # workers beat four times a second
-
-
-def metrics_of(row: int) -> None:
-    """Have this process measure into the files of its row. To be called once, before any metric is made."""
-    # A cleaner of /tmp may have taken the directory away; that must not keep a worker from serving.
-    directory = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
-    directory.mkdir(parents=True, exist_ok=True)
-    prepare(directory, row)
-    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: row)  # type: ignore[no-untyped-call] # theirs
-
-
-def event_latency() -> Histogram:
-    """Make this worker's histogram of events."""
-    return _latency("process_event_latency_seconds", "event requests")
-
-
-def recall_latency() -> Histogram:
-    """Make this worker's histogram of recalls."""
-    return _latency("mlsdm_recall_latency_seconds", "recalls")
-
-
-def _latency(name: str, what: str) -> Histogram:
-    text = f"Time from the complete request until its answer was written, of {what} that were answered with 200."
-    return Histogram(name, text, buckets=LATENCY_BUCKETS, registry=CollectorRegistry())
-
-
-def worker_counter() -> Counter:
-    """Make the counter of workers that have begun in this row."""
-    return Counter("mlsdm_workers_started", "Workers that have begun to serve.", registry=CollectorRegistry())
-
-
-def request_counter() -> Counter:
-    """Make this worker's counter of answers, by route and status."""
-    return Counter("mlsdm_requests", "Answers given.", ["route", "status"], registry=CollectorRegistry())
-
-
-def prepare(directory: Path, row: int) -> None:
-    """Make the files of a row that does not have them yet, complete before anybody can see them.
-
-    prometheus_client creates them empty and gives them their size a moment later; a scrape that reads one in between
-    fails as a whole, and one whose worker is killed in between makes every scrape fail until its row is used again. And
-    they are as large as they will ever have to be: to make one larger takes a descriptor, which there may not be, and
-    the library would not come back to its senses.
-    """
-    for kind in ("histogram", "counter"):
-        path = directory / f"{kind}_{row}.db"
-        if path.exists() and path.stat().st_size:
-            continue
-        whole = path.with_suffix(".new")
-        whole.write_bytes(bytes(FILE_SIZE))  # zeros: nothing of it is used
-        whole.rename(path)
-
-
-def refusal_counter() -> Counter:
-    """Make this worker's counter of refused requests, by the code of the problem.
-
-    An error that nobody expected is one of them: its code is `internal_error`.
-    """
-    counter = Counter(_REFUSALS, "Requests refused.", ["code"], registry=CollectorRegistry())
-    for code in WATCHED:
-        counter.labels(code)
-    return counter
 
 
 class WorkersCollector(Collector):
@@ -125,7 +51,7 @@ class WorkersCollector(Collector):
             return
         for family in families:
             yield fix_histogram_totals(family)
-            if family.name == _REFUSALS:
+            if family.name == REFUSALS:
                 errors = sum(sample.value for sample in family.samples if _is_ours(sample.labels["code"]))
                 yield UntypedMetricFamily(
                     "error_count", "Requests that this server could not serve: answers of 500 and 503.", errors
@@ -209,7 +135,7 @@ class BlockCollector(Collector):
             (
                 "mlsdm_controller_silence_seconds",
                 "Time since the controller's last beat.",
-                _since(vitals.heartbeat_ns, now_ns),
+                age_seconds(vitals.heartbeat_ns, now_ns, resolution_ns=1),
             ),
             ("mlsdm_process_start_time_seconds", "Unix time at which the memory began.", block.created_wall_ns / 1e9),
             ("mlsdm_memories_max", "Capacity of the store.", self.context.config.capacity),
@@ -246,13 +172,9 @@ class BlockCollector(Collector):
         yield InfoMetricFamily("mlsdm_build", "Version and memory.", {"version": VERSION, "boot_id": block.boot_id})
 
 
-def _since(beat_ns: int, now_ns: int) -> float:
-    return max(0, now_ns - beat_ns) / 1e9
-
-
 def _beats(beat_ns: int, now_ns: int) -> bool:
     """Return whether the owner of a row has beaten lately; one that has left or died leaves its last beat behind."""
-    return beat_ns != 0 and _since(beat_ns, now_ns) < WORKER_SILENCE_SECONDS
+    return beat_ns != 0 and age_seconds(beat_ns, now_ns) < WORKER_SILENCE_SECONDS
 
 
 class MetricsResource:

@@ -11,13 +11,13 @@ import falcon
 import msgspec
 from msgspec import Meta
 
-from app.api.codec.body_errors import UNDECODED, refuse_body, refuse_repeats, refuse_repeats_packed
-from app.api.codec.body_sizes import query_size_max, refuse_larger
+from app.api.codec.body_errors import DECODE_ERRORS, refuse_body, refuse_repeats, refuse_repeats_msgpack
+from app.api.codec.body_sizes import query_size_max, refuse_above
 from app.api.codec.media_types import JSON, MSGPACK, RAW, encode, media_type
-from app.api.codec.query_string import parameters_of
-from app.api.codec.vector_codec import VECTOR_SCHEMA, Floats, floats_of, refuse_vector
+from app.api.codec.query_string import parse_parameters
+from app.api.codec.vector_codec import VECTOR_SCHEMA, FloatBuffer, refuse_vector, to_floats
 from app.api.context import Context
-from app.api.fields import AgeSeconds, BootId, MemoryId, MoralValue, Phase, Position
+from app.api.fields import AgeSeconds, BootId, MemoryId, MoralValue, Phase, Position, age_seconds
 from app.api.operation import Octets, Operation, Parameter
 from app.api.problem import invalid
 from app.api.problem_codes import BODY, DECIDED
@@ -137,15 +137,15 @@ class RecallResource:
             )
         )
 
-    def _read(self, request: falcon.Request) -> tuple[Floats, Query | Parameters]:
+    def _read(self, request: falcon.Request) -> tuple[FloatBuffer, Query | Parameters]:
         body = request.env["wsgi.input"].read()
-        refuse_larger(len(body), self.size_max)
+        refuse_above(len(body), self.size_max)
         media = media_type(request.env)
         try:
             if media != RAW and request.params:
                 raise invalid(next(iter(request.params))[:40], "field_unknown", "is unknown", f"members of the {media}")
             if media == RAW:
-                given: dict[str, Any] = {**parameters_of(request, *Parameters.__struct_fields__)}
+                given: dict[str, Any] = {**parse_parameters(request, *Parameters.__struct_fields__)}
                 if "include" in given:
                     given["include"] = given["include"].split(",")
                 asked = msgspec.convert(given, Parameters, strict=False)
@@ -156,9 +156,9 @@ class RecallResource:
                 refuse_repeats(body, len(_members_of_json(body)))
                 return vector, query
             query = self.of_msgpack(body)
-            refuse_repeats_packed(body, len(_members_of_msgpack(body)))
+            refuse_repeats_msgpack(body, len(_members_of_msgpack(body)))
             return self.codec.of_msgpack(query.vector, "vector"), query
-        except UNDECODED as error:
+        except DECODE_ERRORS as error:
             if isinstance(error, msgspec.ValidationError) and str(error).endswith("`$.top_k`"):
                 raise invalid("top_k", TOP_K.code, "is out of range or no whole number", MEMBERS["top_k"]) from error
             refuse_body(error, media, MEMBERS)
@@ -173,10 +173,5 @@ def match_view(match: Match, now_ns: int) -> Found:
         match.moral,
         age_seconds(match.time_ns, now_ns),
         msgspec.Raw(match.payload) if match.payload else None,
-        floats_of(match.vector) if match.vector else None,
+        to_floats(match.vector) if match.vector else None,
     )
-
-
-def age_seconds(time_ns: int, now_ns: int) -> float:
-    """Return an age on the boot-time clock, rounded to microseconds; never negative."""
-    return max(0, now_ns - time_ns) // 1000 / 1e6

@@ -59,7 +59,7 @@ class StateResource:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self.answers = {"GET": self.show}
+        self.fast_responders = {"GET": self.show}
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         """Return the state."""

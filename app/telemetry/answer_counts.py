@@ -22,7 +22,7 @@ from wsgiref.types import WSGIEnvironment
 
 from prometheus_client import Counter
 
-from app.telemetry.latency_histogram import LatencyHistogram, place_of
+from app.telemetry.latency_histogram import LatencyHistogram, mapped_cell
 
 OnWritten = Callable[[WSGIEnvironment], None]
 # Numbers and the index of the count among them; those of a latency's last bucket, and what counts the time.
@@ -88,5 +88,5 @@ class AnswerCounts:
         child: Any = self._counter.labels(route, status[:3])  # the series is there from now on, at 0
         latency = self._latencies.get(route) if status == _OK else None
         timed = _UNTIMED if latency is None else (*latency.told, latency.count)
-        place = self._places.setdefault(status, {})[route] = (*place_of(child._value), *timed)
+        place = self._places.setdefault(status, {})[route] = (*mapped_cell(child._value), *timed)
         return place

@@ -37,11 +37,11 @@ class LatencyHistogram:
         *bounds, _ = inner._upper_bounds
         *buckets, last = inner._buckets
         #: Whoever is about to write an answer adds one here, to the number at this index; `count` is to follow.
-        self.told: Final[tuple[Any, int]] = place_of(last)
+        self.told: Final[tuple[Any, int]] = mapped_cell(last)
         self._bounds: list[float] = bounds
         self._longest: float = bounds[-1]
-        self._numbers, self._sum = place_of(inner._sum)
-        self._buckets = [place_of(value)[1] for value in buckets]
+        self._numbers, self._sum = mapped_cell(inner._sum)
+        self._buckets = [mapped_cell(value)[1] for value in buckets]
 
     def count(self, environ: WSGIEnvironment) -> None:
         """Count its time, from the moment at which it was complete until now."""
@@ -84,7 +84,7 @@ def _counts_all(sample: Sample) -> bool:
     return sample.labels.get("le") == "+Inf" or sample.name.endswith("_count")
 
 
-def place_of(value: Any) -> tuple[Any, int]:
+def mapped_cell(value: Any) -> tuple[Any, int]:
     """Return the mapped file of a multiprocess value as float64[…], and its index there. The view stays good when the
     file grows: the library maps it anew, and both maps share its pages.
     """

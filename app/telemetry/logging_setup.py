@@ -47,7 +47,7 @@ class TextFormatter(logging.Formatter):
         return (super().formatMessage(record) + extra).replace("\r", "\\r").replace("\n", "\n    ")
 
 
-def configuration(level: str, style: Literal["json", "text"]) -> dict[str, Any]:
+def logging_config(level: str, style: Literal["json", "text"]) -> dict[str, Any]:
     """Return the dictConfig for Gunicorn's logconfig_dict."""
     formatter = JsonFormatter if style == "json" else TextFormatter
     return {
@@ -55,7 +55,7 @@ def configuration(level: str, style: Literal["json", "text"]) -> dict[str, Any]:
         "disable_existing_loggers": False,
         "formatters": {"line": {"()": formatter}, "audit": {"()": JsonFormatter}},
         "handlers": {
-            name: {"class": "app.telemetry.stderr_sink.Stderr", "formatter": lines}
+            name: {"class": "app.telemetry.stderr_sink.StderrHandler", "formatter": lines}
             for name, lines in (("stderr", "line"), ("audit", "audit"))
         },
         "root": {"level": level, "handlers": ["stderr"]},

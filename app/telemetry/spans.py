@@ -151,7 +151,7 @@ class Spans:
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
         self._tracer = self._provider.get_tracer("mlsdm", VERSION)
 
-    def around(self, serve: Serve) -> Serve:
+    def wrap_application(self, serve: Serve) -> Serve:
         """Return `serve`, a WSGI application, with a span around each event, batch and recall."""
 
         def traced(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -183,7 +183,7 @@ class Spans:
         )
         return span
 
-    def around_steps(self, controller: Controller) -> None:
+    def wrap_steps(self, controller: Controller) -> None:
         """Put a span around each step of a controller's rhythm."""
         step = controller.step
 

@@ -56,11 +56,11 @@ class Sink:
         """What the parent has not finished is the parent's."""
         self._rest, self._lost = b"", 0
 
-    def write(self, line: bytes, told: "Stderr") -> None:
+    def write(self, line: bytes, told: "StderrHandler") -> None:
         """Write a line if there is room, behind one by `told` about those that were lost before. Never raises."""
         with self._lock:
             self._finish()
-            if self._lost and not self._rest and self._begin(told.about_lost(self._lost)):
+            if self._lost and not self._rest and self._begin(told.lost_lines_record(self._lost)):
                 self._lost = 0
             if self._lost or self._rest or not self._begin(line):
                 self._lost += 1
@@ -99,7 +99,7 @@ class Sink:
 sink_of: Final = lru_cache(maxsize=None)(Sink)  # one each, over all reloads
 
 
-class Stderr(logging.Handler):
+class StderrHandler(logging.Handler):
     """A handler of `logging` that writes to standard error."""
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class Stderr(logging.Handler):
             line = self._line(_record(logging.ERROR, "a log line cannot be made: %r", error, source=record.name))
         self._sink.write(line, self)
 
-    def about_lost(self, count: int) -> bytes:
+    def lost_lines_record(self, count: int) -> bytes:
         """Return the line that says how many were lost."""
         return self._line(_record(logging.WARNING, "nobody read the log: %d lines are lost", count, lost=count))
 

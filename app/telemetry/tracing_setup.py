@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("mlsdm.tracing")
 
 
-def prepare(config: Config) -> None:
+def import_tracing(config: Config) -> None:
     """Import what tracing needs, in the arbiter: its children share it, and a controller, which has a second until it
     is missed, does not spend its first half on that. Never raises.
     """
@@ -30,7 +30,7 @@ def prepare(config: Config) -> None:
             log.exception("nothing will be traced")
 
 
-def begin(config: Config, boot_id: str, part: str) -> "Spans | None":
+def start_tracing(config: Config, boot_id: str, part: str) -> "Spans | None":
     """Return the tracer of this process, which is that `part` of the service; None when none is wanted, or possible."""
     if not config.observability.tracing.enabled:
         return None

@@ -23,7 +23,7 @@ import falcon
 from app.api.codec.media_types import JSON
 from app.api.context import Context
 from app.api.operation import Octets, Operation, Parameter, Resource
-from app.api.problem import MEDIA_TYPE, Document
+from app.api.problem import PROBLEM_JSON, ProblemDocument
 from app.api.problem_codes import CODES, CONNECTION, GATE
 from app.httpd.request_names import REQUEST_ID_LENGTH_MAX
 from core.access.keys import Role
@@ -176,7 +176,7 @@ class Contract:
             headers |= {"RateLimit": False, "RateLimit-Policy": False}
         if any(parameter.name == "Idempotency-Key" for parameter in operation.parameters):
             headers["Idempotency-Replayed"] = False
-        answers = {200: operation.answer, **operation.others}
+        answers = {200: operation.response, **operation.other_responses}
         responses: dict[int, Any] = {
             status: {
                 "description": "Done." if status == 200 else "Not now; the document says why.",
@@ -204,8 +204,8 @@ class Contract:
         return self._refusals.setdefault((status, codes), f"{status}-{alike + 1}" if alike else str(status))
 
     def _problem(self) -> Schema:
-        self._schemas.of_answer(Document)
-        problem = self._schemas.components.pop("Document")
+        self._schemas.of_answer(ProblemDocument)
+        problem = self._schemas.components.pop("ProblemDocument")
         return problem | {"properties": problem["properties"] | {"code": ref("Code")}}
 
 
@@ -222,7 +222,7 @@ def _refusal(status: int, codes: tuple[str, ...]) -> dict[str, Any]:
     return {
         "description": "\n".join(f"- `{code}`: {CODES[code].meaning}" for code in codes),
         "headers": _headers(_OF_STATUS.get(status, {})),
-        "content": {MEDIA_TYPE: {"schema": {"allOf": [ref("Problem"), exactly]}}},
+        "content": {PROBLEM_JSON: {"schema": {"allOf": [ref("Problem"), exactly]}}},
     }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.routes.metrics import WATCHED
+from app.telemetry.series import WATCHED
 from testing.eventually import eventually
 from tests.deploy.rulebook import OF_PROMETHEUS, Selector, alerts, recordings, selectors
 from tests.deploy.watched import PROBES, Watched

@@ -53,7 +53,7 @@ class AuditLog:
         self._written: dict[str, int] = {}
         self._suppressed: dict[str, dict[_Client, int]] = {}  # by event
 
-    def refused(self, environ: WSGIEnvironment, status: int, code: str, field: str | None = None) -> None:
+    def record_refusal(self, environ: WSGIEnvironment, status: int, code: str, field: str | None = None) -> None:
         """Note that a request was refused with `status` and `code`, `field` being to blame. Of a request that was not
         read to its end `environ` holds what was.
         """
@@ -61,7 +61,7 @@ class AuditLog:
             ours = field and code != "field_unknown"  # the name of an unknown one is a piece of the body
             self._refuse(event, **_about(environ), status=status, code=code, **({"field": field} if ours else {}))
 
-    def note(self, event: str, environ: WSGIEnvironment, **members: Any) -> None:
+    def record_change(self, event: str, environ: WSGIEnvironment, **members: Any) -> None:
         """Note what a request has changed, or may have."""
         log.warning(event, extra={**_about(environ), **members})
 

@@ -20,37 +20,25 @@ that needs no rule, because no browser adds a key by itself.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from wsgiref.types import WSGIEnvironment
 
 import falcon
 
-from app.api.codec.body_sizes import least_items
-from app.api.operation import Operation, Resource, allowed, operation_of
+from app.api.access.client import Client
+from app.api.codec.body_sizes import item_count_min
+from app.api.operation import Operation, Resource, allow_header, operation_of
 from app.api.problem import Problem
 from app.httpd.request import ADDRESS, CLIENT
 from core.access.keys import Key, Keyring, Role
 from core.settings.proxies import Network
 
-if TYPE_CHECKING:
-    from app.api.access.quotas import Account
-
 # RFC 6750 §3: a 401 names the scheme that would do, and a token that was shown and is no good is said to be so.
 _CHALLENGE: Final = 'Bearer realm="mlsdm"'
 _KNOWN_COUNT_MAX: Final = 1_024
 _EVERYBODY: Final = Key("", Role.ADMIN, "standard", b"", float("inf"))
-
-
-@dataclass(eq=False, slots=True)
-class Client:
-    """Who asks. `id` is the key's, or without keys the address; `account` is where its tokens are."""
-
-    id: str
-    key: Key
-    account: "Account | None" = None
 
 
 class Gate:
@@ -88,7 +76,7 @@ class Gate:
             self._admit(request.env, Role.READ)
             if request.method == "OPTIONS":  # RFC 9110 §9.3.7: what may be asked of the route; there is nothing to say
                 response.status = falcon.HTTP_204
-                response.set_header("Allow", allowed(resource))
+                response.set_header("Allow", allow_header(resource))
                 response.complete = True
             elif request.method not in falcon.constants.COMBINED_METHODS:  # RFC 9110 §9.1: no resource here knows it
                 raise Problem(501, "method_not_implemented", f"No route here has the method {request.method}.")
@@ -113,7 +101,7 @@ class Gate:
                 if operation.cost:
                     self._charge(environ, operation.cost)
                 elif operation.item_size_max:
-                    self._charge(environ, least_items(int(environ.get("CONTENT_LENGTH") or 0), operation))
+                    self._charge(environ, item_count_min(int(environ.get("CONTENT_LENGTH") or 0), operation))
 
     def wants_body(self, environ: WSGIEnvironment, operation: Operation | None) -> bool:
         """Return whether a client may send a body that is large or held back (RFC 9110 §10.1.1): only who may call the

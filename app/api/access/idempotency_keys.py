@@ -16,7 +16,7 @@ from wsgiref.types import WSGIEnvironment
 
 from msgspec import Meta
 
-from app.api.access.gate import Client
+from app.api.access.client import Client
 from app.api.codec.media_types import RAW
 from app.api.operation import Parameter
 from app.api.problem import Problem

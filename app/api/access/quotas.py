@@ -25,10 +25,10 @@ from collections.abc import Callable
 from functools import lru_cache
 from hashlib import blake2b
 from ipaddress import IPv6Address, ip_address
-from typing import Final, NamedTuple
+from typing import Final
 from wsgiref.types import WSGIEnvironment
 
-from app.api.access.gate import Client
+from app.api.access.client import Account, Charge, Client
 from app.api.problem import Problem
 from app.httpd.request import CHARGE, CLIENT, HEADER_LINES
 from core.settings.tiers import Tier
@@ -37,19 +37,6 @@ from shm.store import KEYS, PEERS, Bucket
 
 _SECOND_NS: Final = 1_000_000_000
 _POLICY: Final = "RateLimit-Policy: "
-
-
-class Account(NamedTuple):
-    """Where the tokens of a client are, and what is said of them."""
-
-    bucket: Bucket
-    interval_ns: int  # one token comes in
-    burst: int
-    left: str  # the line with what is left, up to its number
-    policy: str  # the line with rate and burst
-
-
-Charge = tuple[Account, int]  # what a request has paid, in tokens: `mlsdm.charge` in the environ
 
 
 class Quotas:
@@ -68,7 +55,7 @@ class Quotas:
         """Take `tokens` from the client's bucket, in place of what the request has paid in advance. Raises 429 when
         they are not there, 422 when they never will be.
         """
-        least = "" if CHARGE in environ and give_back(environ) else "at least "  # in advance it is that many
+        least = "" if CHARGE in environ and refund(environ) else "at least "  # in advance it is that many
         client: Client = environ[CLIENT]
         account = client.account
         if account is None:
@@ -113,7 +100,7 @@ class Quotas:
         return int.from_bytes(blake2b(f"{name} {bucket}".encode(), digest_size=8, key=self._secret).digest()) or 1
 
 
-def give_back(environ: WSGIEnvironment, spent: int = 0) -> bool:
+def refund(environ: WSGIEnvironment, spent: int = 0) -> bool:
     """Return what a request has paid, but for `spent` tokens. False when it has paid nothing."""
     charge: Charge | None = environ.pop(CHARGE, None)
     if charge is None:
@@ -121,7 +108,7 @@ def give_back(environ: WSGIEnvironment, spent: int = 0) -> bool:
     account, tokens = charge
     if tokens > spent:
         account.bucket.refund(tokens - spent)
-        environ[HEADER_LINES] = account.policy  # what was left is not true any more
+        environ[HEADER_LINES] = account.policy_line  # what was left is not true any more
     return True
 
 

@@ -17,7 +17,7 @@ _MEMBER: Final = re.compile(r"object (missing required|contains unknown) field `
 _TYPES: Final = re.compile(r"^Expected `(\w+)`, got `(\w+)`$")
 _QUOTE_SIZE_MAX: Final = 120  # characters
 # What decoding a body may raise, for `refuse_body`: msgspec checks the characters of a string only when it makes one.
-UNDECODED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 # What each member of an object must be, in words; of an object among them, what its members must be.
 Members: TypeAlias = "Mapping[str, str | Members]"
 _COUNT_SIZES: Final = {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}  # bytes behind the first: of long arrays, of long maps
@@ -34,14 +34,14 @@ def refuse_repeats(body: bytes, colons: int) -> None:
         raise _repeated()
 
 
-def refuse_repeats_packed(body: bytes | memoryview | msgspec.Raw, members: int) -> None:
+def refuse_repeats_msgpack(body: bytes | memoryview | msgspec.Raw, members: int) -> None:
     """Raise the same 422 for a msgpack map. `members` is how many it has when each that was found stands there once.
 
     The head of a map says how many pairs follow, and a map with a key that is not ours has been refused.
     """
     if memoryview(body)[0] == 0x80 | members:  # PERF: the short head that nearly all maps have, 0.2 µs and not 0.5
         return
-    if count_of_packed(body) != members:
+    if msgpack_count(body) != members:
         raise _repeated()
 
 
@@ -49,7 +49,7 @@ def _repeated() -> Problem:
     return invalid("body", "field_repeated", "names a member more than once", "each member once")
 
 
-def count_of_packed(packed: bytes | memoryview | msgspec.Raw) -> int:
+def msgpack_count(packed: bytes | memoryview | msgspec.Raw) -> int:
     """Return how many elements a msgpack array has, or pairs a map, as its head says; 0 when it is neither."""
     view = memoryview(packed)
     first = view[0] if view else 0
@@ -61,9 +61,8 @@ def count_of_packed(packed: bytes | memoryview | msgspec.Raw) -> int:
 def refuse_body(error: Exception, body: str, expected: Members, item: str = "") -> NoReturn:
     """Raise the problem with a body that could not be decoded: 422 when a value does not fit its field, else 400.
 
-    `error` is one of UNDECODED; `expected` says what each member of an object must be, and of an object among them what
-    its own members must be. A body that is an array holds such objects; `item`, such as `[3]`, says which of them was
-    decoded by itself.
+    `error` is one of DECODE_ERRORS. `expected` describes each member of an object; nested objects have a mapping of
+    their own. For a body that is an array it describes the items; `item`, such as `[3]`, is the item that was decoded.
     """
     if isinstance(error, RecursionError):
         raise malformed("The body is nested too deeply.") from error

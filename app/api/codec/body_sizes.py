@@ -30,7 +30,7 @@ def query_size_max(dimension: int) -> int:
     return event_size_max(dimension, 0)
 
 
-def refuse_larger(size: int, size_max: int) -> None:
+def refuse_above(size: int, size_max: int) -> None:
     """Raise the 413 for a body of `size` bytes when there may be only `size_max`."""
     if size > size_max:
         expected = f"at most {size_max} bytes"
@@ -40,6 +40,6 @@ def refuse_larger(size: int, size_max: int) -> None:
         )  # fmt: skip
 
 
-def least_items(size: int, operation: Operation) -> int:
+def item_count_min(size: int, operation: Operation) -> int:
     """Return how many items a batch of `size` bytes has at least."""
     return max(1, -(-size // operation.item_size_max))

@@ -12,10 +12,10 @@ from wsgiref.types import WSGIEnvironment
 import msgspec
 from msgspec import Meta
 
-from app.api.codec.body_errors import UNDECODED, refuse_body, refuse_repeats, refuse_repeats_packed
+from app.api.codec.body_errors import DECODE_ERRORS, refuse_body, refuse_repeats, refuse_repeats_msgpack
 from app.api.codec.json_reader import Reader
 from app.api.codec.media_types import JSON, RAW, encode, media_type
-from app.api.codec.vector_codec import VECTOR_SCHEMA, Codec, Floats
+from app.api.codec.vector_codec import VECTOR_SCHEMA, FloatBuffer, VectorCodec
 from app.api.problem import Problem, invalid
 
 _DECIMAL: Final = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -49,14 +49,14 @@ class Event(msgspec.Struct, forbid_unknown_fields=True):
 class EventReader:
     """Reads the events of one dimension, whose payloads have at most `payload_size_max` bytes as JSON."""
 
-    def __init__(self, codec: Codec, payload_size_max: int) -> None:
+    def __init__(self, codec: VectorCodec, payload_size_max: int) -> None:
         self._codec = codec
         self._payload_size_max = payload_size_max
         self._native = Reader(codec.dimension, payload_size_max)
         self._of_json = msgspec.json.Decoder(Event).decode
         self._of_msgpack = msgspec.msgpack.Decoder(Event).decode
 
-    def read(self, environ: WSGIEnvironment, body: bytes) -> tuple[float, Floats, bytes]:
+    def read(self, environ: WSGIEnvironment, body: bytes) -> tuple[float, FloatBuffer, bytes]:
         """Return moral value, float32-LE[dimension] and payload of a request, or raise the Problem with it."""
         media = environ.get("CONTENT_TYPE")
         if media not in (RAW, JSON):
@@ -71,12 +71,12 @@ class EventReader:
             moral = moral_value(event.moral_value, "moral_value")
             vector = vector_of(self._codec, event, media, "")
             payload = payload_of(event, media, self._payload_size_max, "")
-        except UNDECODED as error:
+        except DECODE_ERRORS as error:
             refuse_body(error, media, MEMBERS)
         if media == JSON:
             refuse_repeats(body, colons_of([event], [payload]))
         else:
-            refuse_repeats_packed(body, 2 + bool(event.payload))
+            refuse_repeats_msgpack(body, 2 + bool(event.payload))
         return moral, vector, payload
 
 
@@ -97,7 +97,7 @@ def moral_header(text: str | None) -> float:
     return moral_value(float(text), "Moral-Value")
 
 
-def vector_of(codec: Codec, event: Event, media: str, prefix: str) -> Floats:
+def vector_of(codec: VectorCodec, event: Event, media: str, prefix: str) -> FloatBuffer:
     """Return the vector of a decoded event as float32-LE[dimension]."""
     field = prefix + "event_vector"
     return codec.of_json(event.event_vector, field) if media == JSON else codec.of_msgpack(event.event_vector, field)
@@ -124,11 +124,12 @@ def payload_of(event: Event, media: str, size_max: int, prefix: str) -> bytes:
 
 
 def _check(payload: bytes, field: str) -> None:
-    """Raise the 422 for a number that a strict reader cannot read back (1e999), one of UNDECODED for bytes that are no
-    UTF-8; msgspec has checked the rest of the grammar, but looks at numbers and characters only when it makes them.
+    """Raise the 422 for a number that a strict reader cannot read back (1e999), and one of DECODE_ERRORS for bytes
+    that are not UTF-8.
 
-    A payload is given back as it came, in the midst of an answer: who cannot read it cannot read the memories beside it
-    either (RFC 7493 §2.2; RFC 8259 §6 leaves it open).
+    msgspec has checked the rest of the grammar already; it checks numbers and characters only when it decodes them.
+    A payload is returned as it came, inside an answer: a reader that cannot parse it cannot parse the memories beside
+    it either (RFC 7493 §2.2; RFC 8259 §6 leaves it open).
     """
     try:
         msgspec.json.decode(payload)

@@ -17,7 +17,7 @@ _QUOTE_LENGTH_MAX: Final = 40  # characters
 BOOT_ID: Final = Parameter("boot_id", "query", str, "The memory that ids and positions came from; another one is 410.")
 
 
-def parameters_of(request: falcon.Request, *names: str) -> Mapping[str, str]:
+def parse_parameters(request: falcon.Request, *names: str) -> Mapping[str, str]:
     """Return the parameters of a request, decoded. Raises 422 for one that is not among `names`, or given twice."""
     for name, value in request.params.items():
         if name not in names:
@@ -27,11 +27,11 @@ def parameters_of(request: falcon.Request, *names: str) -> Mapping[str, str]:
     return cast(Mapping[str, str], request.params)
 
 
-def parameters_of_boot(request: falcon.Request, boot_id: str, *names: str) -> Mapping[str, str]:
+def parse_parameters_of_boot(request: falcon.Request, boot_id: str, *names: str) -> Mapping[str, str]:
     """Return the parameters of a request that may name the boot which its ids and positions came from, beside `names`.
-    Raises 422 as `parameters_of` does, and 410 when it names another one than this.
+    Raises 422 as `parse_parameters` does, and 410 when it names another one than this.
     """
-    given = parameters_of(request, BOOT_ID.name, *names)
+    given = parse_parameters(request, BOOT_ID.name, *names)
     named = given.get(BOOT_ID.name, boot_id)
     if named != boot_id:
         detail = f"is {named[:_QUOTE_LENGTH_MAX]!r}, another memory than this one, which began empty"

@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn, TypeAlias
 
 import msgspec
 
-from app.api.codec.body_errors import count_of_packed, explain
+from app.api.codec.body_errors import explain, msgpack_count
 from app.api.codec.json_reader import Reader
 from app.api.problem import Problem, invalid
 from core.limits import VECTOR_NORM
@@ -31,10 +31,10 @@ _MSGPACK_ARRAYS: Final = frozenset(range(0x90, 0xA0)) | {0xDC, 0xDD}
 _MSGPACK_STRINGS: Final = frozenset(range(0xA0, 0xC0)) | {0xD9, 0xDA, 0xDB}
 
 
-Floats: TypeAlias = "bytes | bytearray | memoryview | array[float]"
+FloatBuffer: TypeAlias = "bytes | bytearray | memoryview | array[float]"
 
 
-class Codec:
+class VectorCodec:
     """Decodes vectors of one dimension."""
 
     def __init__(self, dimension: int) -> None:
@@ -43,7 +43,7 @@ class Codec:
         self.expected = f"{dimension} finite numbers, or the base64 of {dimension} little-endian float32"
         self._read = Reader(dimension).vector
 
-    def of_json(self, raw: msgspec.Raw, field: str) -> Floats:
+    def of_json(self, raw: msgspec.Raw, field: str) -> FloatBuffer:
         """Return float32-LE[dimension] of a JSON array of numbers or a base64 string."""
         text = bytes(raw)
         if found := self._read(text):
@@ -58,12 +58,12 @@ class Codec:
             raise self._wrong(error, field) from error
         raise invalid(field, "vector_invalid", "is neither an array nor a string", self.expected)
 
-    def of_msgpack(self, raw: msgspec.Raw, field: str) -> Floats:
+    def of_msgpack(self, raw: msgspec.Raw, field: str) -> FloatBuffer:
         """Return float32-LE[dimension] of a msgpack array of numbers, a bin, or a base64 str."""
         packed = memoryview(raw)
         try:
             if packed[0] in _MSGPACK_ARRAYS:
-                self._refuse_more(count_of_packed(packed), field)
+                self._refuse_more(msgpack_count(packed), field)
                 return self._of_numbers(_floats_of_msgpack(packed), field)
             if packed[0] in _MSGPACK_STRINGS:
                 return self.of_bytes(self._of_base64(_text_of_msgpack(packed), field), field)
@@ -103,7 +103,7 @@ class Codec:
         return invalid(field + where, "vector_invalid", reason, self.expected)
 
 
-def floats_of(vector: bytes) -> list[float]:
+def to_floats(vector: bytes) -> list[float]:
     """Return float32-LE bytes as numbers; their decimal form in JSON reads back as the same float32."""
     return array("f", vector).tolist()
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import falcon
 import pytest
 
-from app.api.operation import Operation, check, operation_of
+from app.api.operation import Operation, check_operations, operation_of
 from core.access.keys import Role
 
 READ = Operation("Read.", Role.READ, dict[str, Any])
@@ -53,14 +53,14 @@ class Unanswered(Declared):
 def test_a_resource_declares_what_it_answers() -> None:
     """GET stands for HEAD."""
 
-    check("/declared", Declared())
+    check_operations("/declared", Declared())
 
 
 @pytest.mark.parametrize("resource", [Undeclared(), Headless(), Unanswered()])
 def test_a_resource_that_does_not_is_not_routed(resource: Any) -> None:
     """Open, free of charge or undocumented by accident: the worker does not start."""
     with pytest.raises(AssertionError, match=r"/route: responders .*, operations "):
-        check("/route", resource)
+        check_operations("/route", resource)
 
 
 def test_the_operation_of_a_method() -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from app.api.decision_view import DecisionView
-from app.api.problem import Problem, invalid, malformed, of_store_error, over, serialise
+from app.api.problem import Problem, invalid, malformed, over, problem_of_store_error, write_problem
 from core.limits import BATCH_COUNT, BODY_SIZE
 from shm import errors
 from testing.bodies import JSON, Body, of_json, post, problem
@@ -161,7 +161,7 @@ def test_a_store_that_cannot_serve_is_503_with_retry_after(
     error: type[errors.StoreError], code: str, retry_after: str
 ) -> None:
     """RFC 9110 §10.2.3: whole seconds."""
-    refusal = of_store_error(error(error.__doc__))
+    refusal = problem_of_store_error(error(error.__doc__))
 
     assert (refusal.status_code, refusal.problem_code) == (503, code)
     assert dict(refusal.headers or {})["Retry-After"] == retry_after
@@ -195,7 +195,7 @@ class Failing:
 def test_every_error_of_the_framework_becomes_a_problem_document(error: Exception, expected: tuple[int, str]) -> None:
     """Whatever is raised in a handler leaves in the one form."""
     api = falcon.App()
-    api.set_error_serializer(serialise)  # type: ignore[arg-type] # it returns what falcon does not look at
+    api.set_error_serializer(write_problem)  # type: ignore[arg-type] # it returns what falcon does not look at
     api.add_route("/", Failing(error))
 
     answer = falcon.testing.TestClient(api).simulate_get("/")

@@ -277,7 +277,7 @@ def failing(context: Context) -> dict[str, str | None]:
     return {name: check.reason for name, check in ReadinessResource(context).checks().items() if not check.healthy}
 
 
-def metrics_of(context: Context) -> dict[str, float]:
+def metric_values(context: Context) -> dict[str, float]:
     """Return what a scrape says of the block, by family."""
     families = BlockCollector(context, ReadinessResource(context)).collect()
     return {family.name: family.samples[0].value for family in families}
@@ -334,7 +334,7 @@ def test_the_scrape_says_what_readiness_says(
     """As a gauge, so that an alert sees what a probe sees."""
     context = context_of(formed.block, beat(formed, **figures) + late_ns, leaving)
 
-    assert (ready, ready) == (metrics_of(context)["mlsdm_ready"], int(failing(context) == {}))
+    assert (ready, ready) == (metric_values(context)["mlsdm_ready"], int(failing(context) == {}))
 
 
 def test_a_store_that_is_not_formed_is_not_ready_and_still_described() -> None:
@@ -406,7 +406,7 @@ def test_readiness_does_not_wait_for_the_lock(formed: Formed) -> None:
     document = DetailedResource(context, ReadinessResource(context)).document()
 
     assert failing(context) == {}
-    assert metrics_of(context)["mlsdm_ready"] == 1
+    assert metric_values(context)["mlsdm_ready"] == 1
     assert (document.status, document.phase) == ("healthy", "wake")
     end(holder)
     for descriptor in (reading, writing):
@@ -423,7 +423,7 @@ def test_a_corrupt_state_is_unready_and_all_else_is_still_shown(formed: Formed) 
         formed.block.memory[at] ^= 1
 
     document = DetailedResource(context, ReadinessResource(context)).document()
-    metrics = metrics_of(context)
+    metrics = metric_values(context)
 
     assert list(failing(context)) == ["memory_manager"]
     assert (document.status, document.memory_state, document.system.memory_percent) == ("unhealthy", None, 50.0)

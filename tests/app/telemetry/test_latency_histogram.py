@@ -11,9 +11,10 @@ import pytest
 from prometheus_client import CollectorRegistry, Histogram
 
 from app.httpd.request import RECEIVED_NS
-from app.routes.metrics import LATENCY_BUCKETS, WorkersCollector, event_latency, metrics_of
+from app.routes.metrics import WorkersCollector
 from app.telemetry import latency_histogram
 from app.telemetry.latency_histogram import LatencyHistogram
+from app.telemetry.series import LATENCY_BUCKETS, event_latency_histogram, measure_into_row
 from testing.block_fixture import begin, exit_of
 
 BESIDE = [edge * factor for edge in LATENCY_BUCKETS for factor in (0.999, 1.001)]
@@ -87,8 +88,8 @@ def test_without_files_there_is_no_mean(tmp_path: Path, monkeypatch: pytest.Monk
 
 def measuring(row: int) -> LatencyHistogram:
     """Measure into the files of a row."""
-    metrics_of(row)
-    return LatencyHistogram(event_latency())
+    measure_into_row(row)
+    return LatencyHistogram(event_latency_histogram())
 
 
 def tell(counter: LatencyHistogram) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from app.telemetry.logging_setup import JsonFormatter, TextFormatter, configuration
+from app.telemetry.logging_setup import JsonFormatter, TextFormatter, logging_config
 from testing import keys
 from testing.bodies import EXAMPLE
 from testing.eventually import eventually
@@ -104,7 +104,7 @@ def restored() -> Iterator[None]:
 @pytest.mark.parametrize("style", ["json", "text"])
 def test_the_configuration_sends_every_logger_to_stderr(capfd: Any, style: Any) -> None:
     """Gunicorn's own loggers as well, at the level that was asked for."""
-    logging.config.dictConfig(configuration("WARNING", style))
+    logging.config.dictConfig(logging_config("WARNING", style))
 
     for name in ("mlsdm.worker", "gunicorn.error", "anything"):
         logging.getLogger(name).info("quiet")

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from app.telemetry.logging_setup import JsonFormatter
-from app.telemetry.stderr_sink import Sink, Stderr
+from app.telemetry.stderr_sink import Sink, StderrHandler
 from testing.eventually import eventually
 from testing.live_server import LiveServer
 from tests.conftest import SMALL
@@ -39,15 +39,15 @@ def ends(request: pytest.FixtureRequest) -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-def handler(sink: Sink) -> Stderr:
+def handler(sink: Sink) -> StderrHandler:
     """Return a handler that writes JSON lines to a sink of this test."""
-    made = Stderr()
+    made = StderrHandler()
     made.setFormatter(JsonFormatter())
     made._sink = sink
     return made
 
 
-def say(to: Stderr, message: str, *arguments: object) -> None:
+def say(to: StderrHandler, message: str, *arguments: object) -> None:
     """Log one line."""
     to.handle(logging.LogRecord("mlsdm.test", logging.INFO, __file__, 1, message, arguments, None))
 
@@ -113,7 +113,7 @@ def test_nobody_waits_for_each_line(ends: tuple[int, int], length: int) -> None:
     assert 2 <= waits.count <= 2 * PIPE_SIZE // 100
 
 
-def drain(reading: int, to: Stderr) -> list[dict[str, object]]:
+def drain(reading: int, to: StderrHandler) -> list[dict[str, object]]:
     """Return what waits there, and have the rest of a line that was begun written behind it."""
     text = b""
     while not text.endswith(b"\n"):

@@ -67,7 +67,7 @@ def codes_of(document: dict[str, Any], operation: dict[str, Any]) -> dict[str, i
     for status, response in operation["responses"].items():
         named = response.get("$ref", "").rpartition("/")[2]
         content = (document["components"]["responses"][named] if named else response)["content"]
-        if described := content.get(problem.MEDIA_TYPE):
+        if described := content.get(problem.PROBLEM_JSON):
             of_status = described["schema"]["allOf"][1]["properties"]["code"]["enum"]
             codes |= dict.fromkeys(of_status, int(status))
     return codes

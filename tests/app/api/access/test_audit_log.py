@@ -81,14 +81,14 @@ def environ(**members: Any) -> dict[str, Any]:
 )  # fmt: skip
 def test_refusals_have_names(lines: list[dict[str, Any]], status: int, event: str | None) -> None:
     """What is nobody's fault, or no danger, has no place in this log."""
-    AuditLog().refused(environ(), status, "some_code")
+    AuditLog().record_refusal(environ(), status, "some_code")
 
     assert ([event] if event else []) == [line["event"] for line in lines]
 
 
 def test_a_line_says_who_what_and_whence(lines: list[dict[str, Any]]) -> None:
     """The key or the address, the request by its names, and why."""
-    AuditLog().refused(environ(), 422, "field_missing", "moral_value")
+    AuditLog().record_refusal(environ(), 422, "field_missing", "moral_value")
 
     [line] = lines
     assert {name: line[name] for name in line if name not in ("timestamp", "pid")} == {
@@ -103,7 +103,7 @@ def test_a_line_says_who_what_and_whence(lines: list[dict[str, Any]]) -> None:
 )
 def test_a_client_writes_no_line_of_its_own(lines: list[dict[str, Any]], text: str) -> None:
     """Control characters are escaped, quotation marks stay inside, and what is long is cut."""
-    AuditLog().refused(environ(PATH_INFO="/" + text), 401, "unauthorised", None)
+    AuditLog().record_refusal(environ(PATH_INFO="/" + text), 401, "unauthorised", None)
 
     assert [line["path"] for line in lines] == [("/" + text)[:200]]
     assert len(json.dumps(lines[0])) < 2000
@@ -115,14 +115,14 @@ def test_a_flood_is_counted_and_not_written(lines: list[dict[str, Any]]) -> None
     audit = AuditLog(lambda: now)
 
     for _ in range(120):
-        audit.refused(environ(), 401, "unauthorised")
-    audit.refused(environ(), 422, "field_missing")
+        audit.record_refusal(environ(), 401, "unauthorised")
+    audit.record_refusal(environ(), 422, "field_missing")
     audit.flush()
     assert [line for line in lines if "suppressed" in line] == []
     now = 1001.0
     audit.flush()
     audit.flush()
-    audit.refused(environ(), 401, "unauthorised")
+    audit.record_refusal(environ(), 401, "unauthorised")
 
     assert Counter(line["event"] for line in lines) == {"auth_failure": LINES_PER_SECOND + 2, "invalid_input": 1}
     assert [(line["client_id"], line["address"], line["suppressed"]) for line in lines if "suppressed" in line] == [
@@ -136,10 +136,10 @@ def test_the_lines_of_a_client_add_up_to_its_refusals(lines: list[dict[str, Any]
     audit = AuditLog(lambda: now)
 
     for turn in range(300):
-        audit.refused(environ(REMOTE_ADDR="192.0.2.1"), 429, "rate_limit_exceeded")
+        audit.record_refusal(environ(REMOTE_ADDR="192.0.2.1"), 429, "rate_limit_exceeded")
         if turn % 3 == 0:
-            audit.refused(environ(REMOTE_ADDR="192.0.2.2"), 429, "rate_limit_exceeded")
-    audit.refused(environ(REMOTE_ADDR="192.0.2.3"), 429, "rate_limit_exceeded")
+            audit.record_refusal(environ(REMOTE_ADDR="192.0.2.2"), 429, "rate_limit_exceeded")
+    audit.record_refusal(environ(REMOTE_ADDR="192.0.2.3"), 429, "rate_limit_exceeded")
     now = 8.0
     audit.flush()
 
@@ -154,7 +154,7 @@ def test_strangers_without_number_do_not_become_lines_without_number(lines: list
     now = 7.0
     audit = AuditLog(lambda: now)
     for number in range(LINES_PER_SECOND + CLIENTS_COUNT + 500):
-        audit.refused(environ(REMOTE_ADDR=f"2001:db8::{number:x}"), 401, "unauthorised")
+        audit.record_refusal(environ(REMOTE_ADDR=f"2001:db8::{number:x}"), 401, "unauthorised")
     now = 8.0
     audit.flush()
 
@@ -169,7 +169,7 @@ def test_threads_of_the_pool_keep_to_the_same_number(lines: list[dict[str, Any]]
 
     def guess() -> None:
         for _ in range(500):
-            audit.refused(environ(), 403, "forbidden")
+            audit.record_refusal(environ(), 403, "forbidden")
 
     threads = [threading.Thread(target=guess) for _ in range(8)]
 
@@ -189,7 +189,7 @@ def test_what_was_not_written_is_told_at_the_end(lines: list[dict[str, Any]]) ->
     audit = AuditLog(lambda: 7.0)
 
     for _ in range(LINES_PER_SECOND + 3):
-        audit.refused(environ(), 401, "unauthorised")
+        audit.record_refusal(environ(), 401, "unauthorised")
     audit.close()
     audit.close()
 

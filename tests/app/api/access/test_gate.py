@@ -19,7 +19,7 @@ import pytest
 
 from app.api.access.gate import Gate, token_of
 from app.api.operation import Operation
-from app.api.problem import serialise
+from app.api.problem import write_problem
 from app.processes.startup_message import log_configuration
 from core.access.keys import Key, Keyring, Role, token_digest
 from core.settings.proxies import networks
@@ -267,7 +267,7 @@ def gated(keyring: Keyring, charged: list[int] | None = None, now: float = 0.0) 
 
     gate: Any = Gate(keyring, charge=charge, clock=lambda: now)
     api = falcon.App(middleware=[gate])
-    api.set_error_serializer(serialise)  # type: ignore[arg-type] # it returns what falcon does not look at
+    api.set_error_serializer(write_problem)  # type: ignore[arg-type] # it returns what falcon does not look at
     api.add_route("/admin", Admin())
     client = falcon.testing.TestClient(api)
 

@@ -17,8 +17,9 @@ import falcon.testing
 import numpy as np
 import pytest
 
-from app.api.access.gate import Client, Gate
-from app.api.access.quotas import Quotas, give_back
+from app.api.access.client import Client
+from app.api.access.gate import Gate
+from app.api.access.quotas import Quotas, refund
 from app.api.codec.body_sizes import event_size_max
 from app.api.fast_path import FastPath, ReraiseMiddleware
 from app.api.operation import Operation
@@ -468,7 +469,7 @@ class Failing:
     operations: ClassVar = {"POST": Operation("", Role.WRITE, None, cost=1)}
 
     def __init__(self) -> None:
-        self.answers = {"POST": self.fail}
+        self.fast_responders = {"POST": self.fail}
 
     def fail(self, _environ: dict[str, Any]) -> bytes:
         """Fail as nobody expects."""
@@ -536,8 +537,8 @@ def test_what_is_given_back_can_be_taken_again_once(formed: Formed) -> None:
     desk = Desk(formed, 0.001, 10)
     environ = desk.ask("client", 10)
 
-    give_back(environ, spent=4)
-    give_back(environ)
+    refund(environ, spent=4)
+    refund(environ)
 
     assert desk.wait_of("client", 6) == 0
     assert desk.wait_of("client", 1) > 0

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from app.api.codec.body_errors import Members, count_of_packed, refuse_body, refuse_repeats, refuse_repeats_packed
+from app.api.codec.body_errors import Members, msgpack_count, refuse_body, refuse_repeats, refuse_repeats_msgpack
 from app.api.problem import Problem
 
 
@@ -87,14 +87,14 @@ def test_the_head_of_a_msgpack_map_tells_a_member_that_stands_twice(count: int) 
     """In each of its three forms; what the head says is more than what was found."""
     packed = msgspec.msgpack.encode(dict.fromkeys(range(count)))
 
-    refuse_repeats_packed(packed, count)
-    refuse_repeats_packed(msgspec.Raw(packed), count)
+    refuse_repeats_msgpack(packed, count)
+    refuse_repeats_msgpack(msgspec.Raw(packed), count)
     with pytest.raises(Problem) as refusal:
-        refuse_repeats_packed(packed, count - 1)
+        refuse_repeats_msgpack(packed, count - 1)
     assert refusal.value.problem_code == "field_repeated"
 
 
 @pytest.mark.parametrize("packed", [b"", b"\xc0", b"\xa3abc", b"\xc4\x01\x00"])
 def test_what_is_no_container_holds_nothing(packed: bytes) -> None:
     """Nothing, nil, a text, a bin."""
-    assert count_of_packed(packed) == 0
+    assert msgpack_count(packed) == 0

@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from app.api.codec.body_sizes import event_size_max, least_items, query_size_max
+from app.api.codec.body_sizes import event_size_max, item_count_min, query_size_max
 from app.api.operation import Operation
 from core.limits import BATCH_COUNT
 from testing.bodies import EXAMPLE, JSON, Body, of_json, post, problem
@@ -43,7 +43,7 @@ def test_every_way_to_write_an_event_fits(dimension: int, payload_size: int) -> 
 @pytest.mark.parametrize(("size", "items"), [(0, 1), (1, 1), (10, 1), (11, 2), (20, 2), (9_991, 1_000)])
 def test_a_batch_has_at_least_so_many_items(size: int, items: int) -> None:
     """By its size alone; none is charged as one."""
-    assert items == least_items(size, Operation("", None, None, item_size_max=10))
+    assert items == item_count_min(size, Operation("", None, None, item_size_max=10))
 
 
 def padded(document: Any, size: int) -> Body:

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.codec.vector_codec import Codec, floats_of, refuse_vector
+from app.api.codec.vector_codec import VectorCodec, refuse_vector, to_floats
 from app.api.problem import Problem
 from shm.errors import NOT_FINITE, TOO_LONG
 
-CODEC = Codec(4)
+CODEC = VectorCodec(4)
 VECTORS = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=4, max_size=4)
 
 
@@ -48,7 +48,7 @@ def test_float32_survives_its_decimal_form(values: list[float]) -> None:
     """What a client reads back is the float32 that was stored, bit by bit."""
     stored = floats(values)
 
-    assert floats(msgspec.json.decode(msgspec.json.encode(floats_of(stored)))) == stored
+    assert floats(msgspec.json.decode(msgspec.json.encode(to_floats(stored)))) == stored
 
 
 @given(st.floats())
