@@ -21,7 +21,7 @@ from app.api.access.quotas import Quotas, refund
 from app.api.codec.body_sizes import refuse_above
 from app.api.context import Context
 from app.api.fast_path import FastPath, ReraiseMiddleware
-from app.api.operation import Resource, check_operations
+from app.api.operation import Operation, Resource, check_operations
 from app.api.problem import Problem, on_store_error, write_problem
 from app.httpd.request import ADDRESS, RAISED
 from app.httpd.worker_state import IN_PIECES, INLINE, POOL
@@ -58,9 +58,8 @@ class Application:
     def __init__(self) -> None:
         self.serve: Any = self._closed
         self._routes: dict[str, Resource] = {}
-        self._blocking: frozenset[tuple[str, str]] = frozenset()  # (method, path) of what goes to the pool
-        self._in_pieces: frozenset[tuple[str, str]] = frozenset()  # and of what is answered in pieces
-        self.inline: frozenset[str] = frozenset()  # paths of which nothing does
+        self._ways: dict[tuple[str, str], int] = {}  # (method, path) → how it is answered, where that is not INLINE
+        self.inline: frozenset[str] = frozenset()  # paths that are answered INLINE whatever the method
         self.on_answer: Callable[[WSGIEnvironment, str], OnWritten | None] = lambda _environ, _status: None
         self.request_sample_ratio = 1.0
         self._router = DefaultRouter()
@@ -120,23 +119,18 @@ class Application:
         api.add_error_handler(Exception, _reraise)
         api.add_error_handler(StoreError, on_store_error)
         for path, resource in self._routes.items():
-            check_operations(path, resource)
-            api.add_route(path, resource)
+            self._add_route(api, path, resource)
         api.add_sink(self._gate.no_route, "")  # every path, `*` too
-        self._blocking = frozenset(
-            (method, path)
-            for path, resource in self._routes.items()
-            for method, operation in resource.operations.items()
-            if operation.blocks
-        )
-        self._in_pieces = frozenset(
-            (method, path)
-            for path, resource in self._routes.items()
-            for method, operation in resource.operations.items()
-            if operation.in_pieces
-        )
-        self.inline = frozenset(self._routes) - {path for _, path in self._blocking | self._in_pieces}
         return api
+
+    def _add_route(self, api: Any, path: str, resource: Resource) -> None:
+        """Route a path to a resource, and note for each operation how it is answered."""
+        check_operations(path, resource)
+        api.add_route(path, resource)
+        ways = {(method, path): way_of(operation) for method, operation in resource.operations.items()}
+        self._ways |= {key: way for key, way in ways.items() if way != INLINE}
+        if not ways.keys() & self._ways.keys():
+            self.inline |= {path}
 
     def _refuse(self, request: falcon.Request, response: falcon.Response, error: falcon.HTTPError) -> None:
         """Falcon error serialiser: whatever a route refuses is answered, counted and audited here, and not paid. What
@@ -177,10 +171,7 @@ class Application:
 
     def may_block(self, method: str, path: str) -> int:
         """Return how a request is answered: on the loop, on the thread pool, or in pieces. HEAD does what GET does."""
-        operation = "GET" if method == "HEAD" else method, _bare(path)
-        if operation in self._blocking:
-            return POOL
-        return IN_PIECES if operation in self._in_pieces else INLINE
+        return self._ways.get(("GET" if method == "HEAD" else method, _bare(path)), INLINE)
 
     def route_of(self, path: str) -> str | None:
         """Return the template of the route that a path has: for logs and metrics, and not for the way there."""
@@ -203,6 +194,13 @@ class Application:
             log.warning("row %d was left to be claimed from the dead", self.row)
         if self._spans is not None:
             self._spans.close()
+
+
+def way_of(operation: Operation) -> int:
+    """Return how an operation is answered: on the loop, on the thread pool, or in pieces."""
+    if operation.blocks:
+        return POOL
+    return IN_PIECES if operation.in_pieces else INLINE
 
 
 def _bare(path: str) -> str:

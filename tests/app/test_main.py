@@ -26,8 +26,7 @@ def test_bare_path_is_the_one_that_the_router_finds(path: str) -> None:
 def test_head_is_answered_in_the_way_of_get(path: str) -> None:
     """What takes long for GET takes long for HEAD, however many slashes lead; other methods and paths do not."""
     application = Application()
-    application._blocking = frozenset({("GET", "/slow"), ("POST", "/slow")})
-    application._in_pieces = frozenset({("GET", "/long")})
+    application._ways = {("GET", "/slow"): POOL, ("POST", "/slow"): POOL, ("GET", "/long"): IN_PIECES}
     asked = [
         ("GET", "/slow"), ("HEAD", "/slow"), ("POST", "/slow"), ("GET", "/long"), ("HEAD", "/long"), ("POST", "/long"),
         ("HEAD", "/quick"), ("HEAD", "/long/"),
