@@ -103,7 +103,7 @@ class Application:
         self._gate = Gate(loaded.keyring, trusted_proxies(loaded.config), context.charge, is_loopback(host))
         self.request_sample_ratio = loaded.config.observability.logging.sample_ratio
         self._routes = routes(context, self._audit)
-        self._patience = LockBackoff(block, worker.loop)
+        self._lock_backoff = LockBackoff(block, worker.loop)
         self.serve = FastPath(self._routes, self._gate, self._routed())
         self._spans = tracing_setup.start_tracing(loaded.config, block.boot_id, "worker")
         if self._spans is not None:
@@ -134,10 +134,10 @@ class Application:
 
     def _refuse(self, request: falcon.Request, response: falcon.Response, error: falcon.HTTPError) -> None:
         """Falcon error serialiser: whatever a route refuses is answered, counted and audited here, and not paid. What
-        was refused because the lock was not to be had is the last to have waited for it.
+        was refused because the lock was not acquired in time is the last request that has waited for it.
         """
         if isinstance(error.__cause__, Busy):
-            self._patience.lose()
+            self._lock_backoff.start()
         code, field = write_problem(request, response, error)
         refund(request.env)
         self._refusals.labels(code).inc()

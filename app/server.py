@@ -33,14 +33,15 @@ from app.processes.supervisor import Supervisor
 from app.telemetry import logging_setup, tracing_setup
 from app.telemetry.metric_files import METRICS_VARIABLE, lock_directory, prepare_directory, remove_directory
 from core import startup
-from core.limits import COMMAND_WAIT_MILLISECONDS, LOCK_WAIT_MILLISECONDS, VECTOR_NORM
+from core.commands import post_configured
+from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
 from core.regime import Regime
 from core.settings.config import Config
 from core.startup import ConfigurationError, Loaded, worker_count
 from shm.block import Block, BlockError
-from shm.errors import StoreError, Taken
+from shm.errors import StoreError
 from shm.layout import NO_ROW
-from shm.store import Store, settings_checksum
+from shm.store import Store
 
 BLOCK_VARIABLE: Final = "_MLSDM_BLOCK_FD"  # hands the descriptor to the next arbiter
 
@@ -181,30 +182,12 @@ class Server:
         self._put_settings_into_force()
 
     def _put_settings_into_force(self) -> None:
-        """Have the controller put the configured regime into force, if it is another than the one configured before.
-
-        What it is compared with stands in the block and is not what was loaded last: a reload that failed here, an
-        upgrade, or the way back from one may have left another in force. What an operator has changed while the server
-        runs (PATCH /governor) holds until the configuration of the governor changes.
-        """
+        """Have the controller put the configured governor settings into force, unless they were configured before."""
         block, loaded = self.require()
-        store, record = Store(block), Regime.of(loaded.config).to_record()
-        configured = settings_checksum(record)
-        deadline = time.monotonic() + COMMAND_WAIT_MILLISECONDS.value / 1e3
-        while True:
-            try:
-                state = store.state()
-                if store.command_pending():
-                    raise Taken("another command is pending")  # it may be one of a configuration before this
-                if state.configured != configured:
-                    store.post_command("configure", record, configured, state.ticket)
-            except StoreError as error:
-                if time.monotonic() > deadline:
-                    log.error("governor settings not reloaded, send HUP again: %s", error)
-                    return
-                time.sleep(0.01)
-            else:
-                return
+        try:
+            post_configured(Store(block), Regime.of(loaded.config).to_record())
+        except StoreError as error:
+            log.error("governor settings not reloaded, send HUP again: %s", error)
 
     def _announce_stop(self, arbiter: Arbiter) -> None:
         """Be unready and serve on for the drain period, so that load balancers look away before anything closes.

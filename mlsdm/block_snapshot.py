@@ -16,7 +16,8 @@ from typing import Final
 
 import msgspec
 
-from core.controller.emergency import Name, names
+from core.clock import elapsed_seconds
+from core.controller.emergency import ReasonName, reason_names
 from core.controller.threshold_drift import BITS
 from core.phases import PHASE_NAMES
 from shm.block import Block
@@ -102,8 +103,8 @@ class EmergencyState(msgspec.Struct, frozen=True):
     told to be ignored.
     """
 
-    reasons: list[Name]
-    overruled: list[Name]
+    reasons: list[ReasonName]
+    overruled: list[ReasonName]
     since_seconds: float | None
     episodes: int
 
@@ -153,7 +154,7 @@ def look(block: Block, now_ns: int, *, foreign: bool) -> Snapshot:
     layout = block.layout
     return Snapshot(
         boot_id=block.boot_id,
-        age_seconds=_age_seconds(block.created_boot_ns, now_ns),
+        age_seconds=elapsed_seconds(block.created_boot_ns, now_ns),
         layout_version=LAYOUT_VERSION,  # a block of another version is not mapped at all
         sizes=Sizes(*layout, layout.block_size),
         state=state,
@@ -210,7 +211,7 @@ def _controller(block: Block, now_ns: int, foreign: bool) -> Controller:
     return Controller(
         pid=controller.pid,
         alive=_alive(controller, foreign),
-        heartbeat_age_seconds=_age_seconds(vitals.heartbeat_ns, now_ns) if controller.pid else None,
+        heartbeat_age_seconds=elapsed_seconds(vitals.heartbeat_ns, now_ns) if controller.pid else None,
         arbiter_pid=arbiter.pid,
         arbiter_alive=_alive(arbiter, foreign),
         scrubbed=vitals.scrubbed,
@@ -226,7 +227,7 @@ def _workers(block: Block, now_ns: int, foreign: bool) -> list[Worker]:
         row = block.region("rows", number)
         owner = Identity(int(row.pid), int(row.started))
         if owner.pid:
-            heartbeat_age_seconds = _age_seconds(row.heartbeat_ns, now_ns)
+            heartbeat_age_seconds = elapsed_seconds(row.heartbeat_ns, now_ns)
             alive = _alive(owner, foreign)
             workers.append(Worker(number, owner.pid, alive, row.connections, row.requests, heartbeat_age_seconds))
     return workers
@@ -244,14 +245,10 @@ def _lock(block: Block) -> Lock:
 
 def _emergency(block: Block, now_ns: int) -> EmergencyState:
     vitals = block.region("vitals")
-    reasons, overruled = list(names(int(vitals.emergency))), list(names(int(vitals.emergency_overruled)))
-    since_seconds = _age_seconds(vitals.emergency_since_ns, now_ns) if reasons else None
+    reasons, overruled = list(reason_names(int(vitals.emergency))), list(reason_names(int(vitals.emergency_overruled)))
+    since_seconds = elapsed_seconds(vitals.emergency_since_ns, now_ns) if reasons else None
     return EmergencyState(reasons, overruled, since_seconds, vitals.emergency_episodes)
 
 
 def _alive(process: Identity, foreign: bool) -> bool | None:
     return None if foreign else process.alive
-
-
-def _age_seconds(then_ns: int, now_ns: int) -> float:
-    return max(0.0, (now_ns - then_ns) / 1e9)  # a beat may fall between the clock's reading and the row's

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from core.heartbeat import row_is_served
 from shm.block import Block
-
-FRESH_NS = 2_000_000_000
 
 
 @dataclass
@@ -30,8 +29,8 @@ class ConnectionCounts:
 
     def fewest(self) -> int:
         """Return the smallest number of connections of any live worker, this one included."""
-        stale = self.clock() - FRESH_NS
+        now_ns = self.clock()
         return min(
-            (int(row.connections) for row in self._rows if row.pid and row.heartbeat_ns > stale),
+            (int(row.connections) for row in self._rows if row_is_served(row, now_ns)),
             default=int(self._own.connections),
         )

@@ -1,8 +1,10 @@
-"""Lock back-off: what a worker does when the lock was not to be had in time.
+"""Lock back-off: after one wait for the shared lock in vain, a worker stops waiting until the lock moves again.
 
-One wait in vain is all that the loop stands still for. From then on this worker only tries the lock, so that liveness
-and everything else that needs no lock is answered at once, and it watches the lock itself, because the controller that
-usually does may be the one that is stuck. As soon as the lock moves again, the worker waits for it again.
+The loop stands still for one such wait only. From then on this worker merely tries the lock, so that liveness and
+everything else that needs no lock is answered at once. Meanwhile it watches the lock itself: the controller, which
+usually does, may be the process that is stuck.
+
+Threading: `start` may be called on any thread; everything else runs on the worker's loop.
 """
 
 import asyncio
@@ -16,43 +18,46 @@ log = logging.getLogger("mlsdm.worker")
 
 
 class LockBackoff:
-    """One worker's. `loop` is its event loop."""
+    """The back-off of one worker. `loop` is its event loop."""
 
     def __init__(self, block: Block, loop: asyncio.AbstractEventLoop) -> None:
         self._block = block
         self._loop = loop
         self._watch = LockWatch(block)
         self._acquisitions = 0
-        self._lost = False
+        self._is_active = False
 
-    def lose(self) -> None:
-        """Lose it, because a request is refused that has waited in vain. May be called on a pool thread.
+    def start(self) -> None:
+        """Stop waiting for the lock, because a request is refused that has waited in vain.
 
-        From the next request on: others may have arrived in the same turn of the loop as this one, and each would wait
-        its 40 ms in turn. `_lose` always follows, and with it `_look`, which gives the patience back.
+        This holds from the next request on: others may have arrived in the same turn of the loop, and each would wait
+        its 40 ms in turn. `_activate` always follows, and with it `_check`, which ends the back-off.
         """
         self._block.map.wait_ms = 0
-        self._loop.call_soon_threadsafe(self._lose)
+        self._loop.call_soon_threadsafe(self._activate)
 
-    def _lose(self) -> None:
-        if self._lost:
+    def _activate(self) -> None:
+        if self._is_active:
             return
-        self._lost = True
-        self._block.map.wait_ms = 0  # again: `_look` may have run since `lose`
-        self._acquisitions = self._now()
-        log.warning("the lock was not to be had within %d ms: trying only", LOCK_WAIT_MILLISECONDS.value)
-        self._loop.call_later(INTERVAL_SECONDS, self._look)
+        self._is_active = True
+        self._block.map.wait_ms = 0  # again: `_check` may have run since `start`
+        self._acquisitions = self._count_acquisitions()
+        log.warning("shared lock not acquired within %d ms; switching to try-lock", LOCK_WAIT_MILLISECONDS.value)
+        self._loop.call_later(INTERVAL_SECONDS, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
+        """Wait for the lock again as soon as it is free or has been acquired; else look again, and remove a stuck
+        holder.
+        """
         killed = self._watch.sample()
         if killed:
             log.error("removed stuck lock holder pid=%d", killed.pid)
-        if self._now() == self._acquisitions and self._block.mutex_owner():
-            self._loop.call_later(INTERVAL_SECONDS, self._look)
+        if self._count_acquisitions() == self._acquisitions and self._block.mutex_owner():
+            self._loop.call_later(INTERVAL_SECONDS, self._check)
             return
-        self._lost = False
+        self._is_active = False
         self._block.map.wait_ms = LOCK_WAIT_MILLISECONDS.value
-        log.info("the lock moves again")
+        log.info("shared lock moves again; waiting for it resumes")
 
-    def _now(self) -> int:
+    def _count_acquisitions(self) -> int:
         return int(self._block.region("lock").acquisitions)

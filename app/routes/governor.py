@@ -12,8 +12,7 @@ stuck and it cannot be taken back is its outcome unknown; the answer says so, an
 here holds until the configuration of the governor changes or the server starts anew.
 """
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Final, Literal, get_type_hints
 
@@ -30,17 +29,13 @@ from app.api.operation import Operation
 from app.api.problem import Problem, invalid
 from app.api.problem_codes import BODY, COMMAND, STORE
 from core.access.keys import Role
-from core.limits import COMMAND_WAIT_MILLISECONDS, DECISIONS_PAGE
+from core.commands import OutcomeUnknown, carry_out
 from core.regime import Regime
 from core.settings.config import SETTINGS, CognitiveRhythm, Config, MoralFilter, contradictions, values_of
-from shm.errors import StoreError, Taken
-from shm.layout import FLAG_STOPPED, KINDS
+from shm.layout import FLAG_STOPPED
 from shm.store import Settings, State, Store, is_configured
 
 MERGE_PATCH: Final = "application/merge-patch+json"
-_POLL_SECONDS: Final = 0.005
-_WAIT_SECONDS: Final = COMMAND_WAIT_MILLISECONDS.value / 1e3
-_COMMANDS: Final = ("configure", "reset", "stop", "resume")  # kinds of log entries; nothing else makes one of these
 
 
 class GovernorView(msgspec.Struct):
@@ -60,10 +55,6 @@ class Commanded(msgspec.Struct, omit_defaults=True):
     command: Literal["reset", "stop", "resume"]
     boot_id: BootId
     position: Position | None = None
-
-
-class OutcomeUnknown(Exception):
-    """A command was posted, and could neither be seen carried out nor be taken back."""
 
 
 def _change_of(tree: type[msgspec.Struct]) -> Any:
@@ -195,60 +186,6 @@ def audited(audit: AuditLog, event: str, request: falcon.Request, **members: Any
         detail = "The store is stuck; the command may still be carried out: look at GET /governor."
         raise Problem(503, "outcome_unknown", detail, retry_after=1) from error
     audit.record_change(event, request.env, **members)
-
-
-def carry_out(store: Store, kind: str, settings: Callable[[State], Settings | None]) -> tuple[State, int | None]:
-    """Have the controller carry out a command; return the state that it led to, or a later one, and its log position,
-    None when the log cannot tell it any more.
-
-    `settings(state)` makes the settings of a configure from the state that they are to replace; it is called again when
-    another command came in between. `store` belongs to the caller's thread. Raises Taken when it was not carried out in
-    time and never will be, OutcomeUnknown when nobody can tell.
-    """
-    deadline = time.monotonic() + _WAIT_SECONDS
-    while True:
-        state = store.state()
-        posted_after = int(state.position)
-        try:
-            ticket = store.post_command(kind, settings(state), after=int(state.ticket))
-            break
-        except Taken:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_POLL_SECONDS)
-    while True:
-        try:
-            state = store.state()
-            if state.ticket >= ticket:
-                return state, _position(store, posted_after, ticket, state)
-            if time.monotonic() > deadline and store.withdraw_command(ticket):
-                break
-        except StoreError as error:  # it is posted: whatever is wrong now, nobody may say that nothing was applied
-            if time.monotonic() > 2 * _WAIT_SECONDS + deadline:
-                raise OutcomeUnknown from error
-        time.sleep(_POLL_SECONDS)
-    raise Taken(Taken.__doc__)
-
-
-def _position(store: Store, posted_after: int, ticket: int, state: State) -> int | None:
-    """Return where the log holds the command with `ticket`, the first one after position `posted_after`; None when the
-    log cannot tell any more.
-
-    `state` knows of the newest command only, and others may have been carried out before anybody looked.
-    """
-    newest = int(state.ticket_position)
-    if state.ticket == ticket:
-        return newest
-    while posted_after < newest:
-        try:
-            entries, _ = store.entries(posted_after + 1, DECISIONS_PAGE.value)
-        except StoreError:  # most likely overwritten
-            break
-        for entry in entries:
-            if KINDS[entry.kind] in _COMMANDS:
-                return int(entry.position)
-        posted_after += len(entries)
-    return None
 
 
 def _view(state: State, boot_id: str) -> GovernorView:

@@ -32,18 +32,15 @@ from app.api.fields import (
     age_seconds,
 )
 from app.api.operation import Operation
-from core.controller.emergency import REMEDIES, SENTENCES, Name, names
+from core.clock import elapsed_seconds
+from core.controller.emergency import REMEDIES, SENTENCES, ReasonName, reason_names
+from core.heartbeat import SILENCE_SECONDS
 from core.limits import CPU_PERCENT, MEMORY_PERCENT
 from core.phases import PHASE_NAMES
 from core.settings.tiers import tiers
 from core.version import VERSION
 from shm.errors import StoreError
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY, FLAG_STOPPED
-
-CONTROLLER_SILENCE_SECONDS: Final = (
-    2.0  # a dead one is back in milliseconds, a stuck one is replaced within two seconds
-)
-
 
 Share = Annotated[float, Meta(ge=0, examples=[12.5])]
 
@@ -105,7 +102,7 @@ class EmergencyState(msgspec.Struct, omit_defaults=True):
     """Why events are refused although no operator has said so. `since_seconds` is of the oldest reason in force."""
 
     active: Annotated[bool, Meta(examples=[False])]
-    reasons: Annotated[list[Name], Meta(examples=[[]])]
+    reasons: Annotated[list[ReasonName], Meta(examples=[[]])]
     episodes: Annotated[int, Meta(description="Times that a reason came into force.", ge=0, examples=[0])]
     since_seconds: Annotated[float, Meta(ge=0, examples=[12.0])] | None = None
 
@@ -202,7 +199,7 @@ class ReadinessResource:
     def checks(self) -> dict[str, Check]:
         """Return every check by name."""
         vitals = self.context.store.block.region("vitals")
-        silence = age_seconds(vitals.heartbeat_ns, self.context.clock())
+        silence = elapsed_seconds(vitals.heartbeat_ns, self.context.clock())
         leaving = self.context.leaving()
         return {
             "server": Check(False, "the server has been told to stop and serves on until the drain period ends")
@@ -211,7 +208,7 @@ class ReadinessResource:
             **self._of_store(int(vitals.emergency)),
             "system_memory": _of_memory(vitals),
             "system_cpu": _below(vitals.cpu_percent_30s, CPU_PERCENT, "% of the CPU allowance was used over 30 s"),
-            "controller": _below(silence, CONTROLLER_SILENCE_SECONDS, " s since the controller's last beat"),
+            "controller": _below(silence, SILENCE_SECONDS, " s since the controller's last beat"),
         }
 
     def _of_store(self, emergency: int) -> dict[str, Check]:
@@ -304,7 +301,7 @@ class DetailedResource:
 
     def _emergency(self) -> EmergencyState:
         vitals = self.context.store.block.region("vitals")
-        reasons, since_ns = list(names(int(vitals.emergency))), int(vitals.emergency_since_ns)
+        reasons, since_ns = list(reason_names(int(vitals.emergency))), int(vitals.emergency_since_ns)
         since = age_seconds(since_ns, self.context.clock(), MILLISECOND_NS) if reasons else None
         return EmergencyState(bool(reasons), reasons, int(vitals.emergency_episodes), since)
 

@@ -17,21 +17,20 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from app.api.context import Context
-from app.api.fields import age_seconds
 from app.api.operation import Operation
 from app.api.problem_codes import CODES
 from app.routes.health import ReadinessResource, all_hold
 from app.telemetry.latency_histogram import fix_histogram_totals
 from app.telemetry.series import REFUSALS
+from core.clock import elapsed_seconds
 from core.controller.emergency import REASONS
 from core.controller.threshold_drift import BITS
+from core.heartbeat import row_is_served
 from core.phases import SLEEP
 from core.version import VERSION
 from shm.errors import StoreError
 from shm.layout import FLAG_STOPPED
 from shm.store import State
-
-WORKER_SILENCE_SECONDS = 2.0  # workers beat four times a second
 
 
 class WorkersCollector(Collector):
@@ -130,12 +129,12 @@ class BlockCollector(Collector):
             ("cpu_usage_percent", "CPU used, of the container's allowance.", vitals.cpu_percent),
             ("mlsdm_memory_percent", "Memory used, of the container's limit.", vitals.memory_percent),
             ("mlsdm_ready", "1 while readiness is answered with 200.", all_hold(self.readiness.checks())),
-            ("mlsdm_workers", "Workers that serve.", sum(_beats(row.heartbeat_ns, now_ns) for row in rows)),
+            ("mlsdm_workers", "Workers that serve.", sum(row_is_served(row, now_ns) for row in rows)),
             ("mlsdm_workers_configured", "Workers that should serve.", self.context.workers),
             (
                 "mlsdm_controller_silence_seconds",
                 "Time since the controller's last beat.",
-                age_seconds(vitals.heartbeat_ns, now_ns, resolution_ns=1),
+                elapsed_seconds(vitals.heartbeat_ns, now_ns),
             ),
             ("mlsdm_process_start_time_seconds", "Unix time at which the memory began.", block.created_wall_ns / 1e9),
             ("mlsdm_memories_max", "Capacity of the store.", self.context.config.capacity),
@@ -170,11 +169,6 @@ class BlockCollector(Collector):
         ):
             yield CounterMetricFamily(name, text, value)
         yield InfoMetricFamily("mlsdm_build", "Version and memory.", {"version": VERSION, "boot_id": block.boot_id})
-
-
-def _beats(beat_ns: int, now_ns: int) -> bool:
-    """Return whether the owner of a row has beaten lately; one that has left or died leaves its last beat behind."""
-    return beat_ns != 0 and age_seconds(beat_ns, now_ns) < WORKER_SILENCE_SECONDS
 
 
 class MetricsResource:

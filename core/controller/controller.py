@@ -51,7 +51,7 @@ SUPERSEDED: Final = 9  # exit status: a newer controller has taken over, do not 
 SCRUB_SECONDS: Final = 50  # for one round over all slots, and over all chains; the promise is 60
 VITALS_SECONDS: Final = 1.0
 FOOTPRINT_SECONDS: Final = 5.0
-LATE_SAID_SECONDS: Final = 60.0  # between two lines about late steps: a starved machine is late each time
+LATE_LOG_SECONDS: Final = 60.0  # between two lines about late steps: a starved machine is late each time
 
 log = logging.getLogger("mlsdm.controller")
 
@@ -63,7 +63,7 @@ class Controller:
         self.block = block
         self.store = Store(block)
         self.step: Callable[[int, int], Any] = self.store.tick  # who traces the steps stands in between (`run`)
-        self.watch = LockWatch(block)
+        self.lock_watch = LockWatch(block)
         self.clock = clock
         left = block.region("vitals")
         self.drift = DriftWatch(kind for kind, bit in BITS.items() if left.drift & bit)
@@ -80,14 +80,14 @@ class Controller:
         self._chain_at = 0
         self._sample_due_ns = 0
         self._footprint_due_ns = 0
-        self._blind = False
-        self._late_unsaid = 0
-        self._late_said_ns = -int(LATE_SAID_SECONDS * 1e9)
+        self._sampling_failed = False
+        self._late_unlogged = 0
+        self._late_logged_ns = -int(LATE_LOG_SECONDS * 1e9)
         self._settings = Regime.of(config).to_record()  # of the first state, should this be the first controller
         self.epoch = 0
         self._tick_due_ns = 0
         with suppress(Busy, Corrupt, Lost):  # tried again at each round
-            self._begin()
+            self._begin_epoch()
         self.sampler: Sampler | None = None
         with suppress(OSError):  # no descriptors: tried again at each sample
             self.sampler = Sampler(ROOT, clock)  # after the succession: it reads some forty files of the kernel
@@ -102,15 +102,15 @@ class Controller:
         vitals.arbiter_pid, vitals.arbiter_started = arbiter
         return vitals
 
-    def round(self) -> None:
+    def run_round(self) -> None:
         """Do everything that is due now, each piece bounded. Raises Stale when a newer controller has taken over."""
         now_ns = self.clock()
-        self.guard_lock()
-        self.guard_header()
+        self.watch_lock()
+        self.repair_header()
         try:
             if not self.epoch:
-                self._begin()
-            self.obey(now_ns)
+                self._begin_epoch()
+            self.apply_pending_command(now_ns)
             self.store.state()  # what is corrupt says which slots are in use, too
             self.scrub(now_ns)
             self.scrub_chains()
@@ -118,39 +118,39 @@ class Controller:
             self.store.levels()  # a waking rhythm does not touch them
             self._causes = 0
         except Busy:
-            pass  # the lock is taken or stuck; guard_lock judges which, and the work waits for the next round
+            pass  # the lock is taken or stuck; watch_lock judges which, and the work waits for the next round
         except Corrupt:
             self._causes = EMERGENCY_CORRUPT
         except Lost:
             self._causes = EMERGENCY_LOST
-        self.feel(now_ns)
+        self.publish_vitals(now_ns)
 
-    def _begin(self) -> None:
+    def _begin_epoch(self) -> None:
         """Take over: every older epoch is void from here on."""
         self.epoch = int(self.store.begin_epoch(self.clock(), self._settings).epoch)
         self._tick_due_ns = self.clock() + self._cycle_ns()
         log.info("controller pid=%d begins epoch %d", os.getpid(), self.epoch)
 
-    def guard_lock(self) -> None:
+    def watch_lock(self) -> None:
         """Look at the lock once; a holder that has stood still for five looks is removed."""
-        killed = self.watch.sample()
+        killed = self.lock_watch.sample()
         if killed:
             self.vitals.lock_kills += 1
             log.error("removed stuck lock holder pid=%d", killed.pid)
 
-    def guard_header(self) -> None:
+    def repair_header(self) -> None:
         """Write the header again when it has changed: the next to open the block would refuse it."""
         if self.block.repair_header():
             self.vitals.mended += 1
             log.error("the header of the block was damaged and is put right")
 
-    def obey(self, now_ns: int) -> None:
+    def apply_pending_command(self, now_ns: int) -> None:
         """Carry out the pending command, if there is one."""
         entry = self.store.apply_command(now_ns, self.epoch)
         if entry:
             log.info("carried out %s at position %d", KINDS[entry.kind], entry.position)
             if KINDS[entry.kind] == "resume":  # before the state is read again, which may have become corrupt
-                self._say(self.emergency.overrule())
+                self._log_changes(self.emergency.overrule())
             self._tick_due_ns = min(self._tick_due_ns, now_ns + self._cycle_ns())
 
     def tick(self, now_ns: int) -> None:
@@ -163,10 +163,10 @@ class Controller:
         self.step(now_ns, self.epoch)
         if late:
             self.vitals.late_steps += late
-            self._late_unsaid += late
-            if now_ns >= self._late_said_ns + int(LATE_SAID_SECONDS * 1e9):
-                log.warning("skipped %d late steps of the rhythm", self._late_unsaid)
-                self._late_unsaid, self._late_said_ns = 0, now_ns
+            self._late_unlogged += late
+            if now_ns >= self._late_logged_ns + int(LATE_LOG_SECONDS * 1e9):
+                log.warning("skipped %d late steps of the rhythm", self._late_unlogged)
+                self._late_unlogged, self._late_logged_ns = 0, now_ns
         self._tick_due_ns += (1 + late) * self._cycle_ns()
 
     def _cycle_ns(self) -> int:
@@ -179,11 +179,11 @@ class Controller:
         for _ in range(_per_round(self.block.layout.capacity + 1)):
             sound, memory_id = self.store.check_slot(self._scrub_at)
             if not sound:
-                self._mend(now_ns, self._scrub_at, memory_id)
+                self._repair_slot(now_ns, self._scrub_at, memory_id)
             self._scrub_at = (self._scrub_at + 1) % (self.block.layout.capacity + 1)
             self.vitals.scrubbed += 1
 
-    def _mend(self, now_ns: int, slot: int, memory_id: int) -> None:
+    def _repair_slot(self, now_ns: int, slot: int, memory_id: int) -> None:
         if self.store.repair_slot(slot):
             self.vitals.mended += 1
             log.error("memory %d had a damaged mark, which is put right", memory_id)
@@ -208,7 +208,7 @@ class Controller:
             log.error("the head of a chain of receipts is damaged, and so is a receipt that it may have named")
         self._chain_at = after % capacity
 
-    def feel(self, now_ns: int) -> None:
+    def publish_vitals(self, now_ns: int) -> None:
         """Beat, once a second sample the machine and look at the threshold, and declare what emergency there is."""
         vitals = self.vitals
         vitals.heartbeat_ns = now_ns
@@ -216,9 +216,9 @@ class Controller:
             self._sample_due_ns = now_ns + int(VITALS_SECONDS * 1e9)
             self._sample()
             with suppress(Busy, Corrupt):  # there is no threshold to look at
-                self._look_at_threshold(now_ns)
+                self._watch_threshold(now_ns)
         try:
-            self._declare(now_ns)
+            self._declare_emergency(now_ns)
             if self.epoch:
                 self.store.write_vitals(self.epoch, vitals)
                 return
@@ -228,7 +228,7 @@ class Controller:
             self._causes |= EMERGENCY_CORRUPT
         except Lost:
             self._causes |= EMERGENCY_LOST
-        self._declare(now_ns)
+        self._declare_emergency(now_ns)
         self.store.write_vitals_unlocked(self._predecessor, vitals)
 
     def _sample(self) -> None:
@@ -238,11 +238,11 @@ class Controller:
                 self.sampler = Sampler(ROOT, self.clock)
             sample = self.sampler.sample()
         except OSError as error:
-            if not self._blind:  # once per episode
+            if not self._sampling_failed:  # once per episode
                 log.error("CPU and memory cannot be sampled: %s", error)
-            self._blind = True
+            self._sampling_failed = True
             return
-        self._blind = False
+        self._sampling_failed = False
         for name in (
             "memory_percent", "memory_available_mb", "memory_total_mb", "cpu_percent", "cpu_percent_30s",
             "cpu_count", "disk_percent",
@@ -252,7 +252,7 @@ class Controller:
             self._footprint_due_ns = sample.sampled_ns + int(FOOTPRINT_SECONDS * 1e9)
             self.vitals.service_bytes = memory_footprint(ROOT, int(self.vitals.arbiter_pid))
 
-    def _look_at_threshold(self, now_ns: int) -> None:
+    def _watch_threshold(self, now_ns: int) -> None:
         state = self.store.state()
         for episode in self.drift.observe(
             now_ns, state.scalars.theta, state.settings.min_threshold, state.settings.max_threshold
@@ -261,15 +261,15 @@ class Controller:
             log.warning("threshold drift: %s", episode.sentence)
         self.vitals.drift = sum(BITS[kind] for kind in self.drift.active)
 
-    def _declare(self, now_ns: int) -> None:
+    def _declare_emergency(self, now_ns: int) -> None:
         """Put the emergency that follows from the causes into the vitals, and say what changes."""
         full = EMERGENCY_MEMORY if self.vitals.memory_percent >= MEMORY_PERCENT.value else 0
-        self._say(self.emergency.observe(now_ns, self._causes | full))
+        self._log_changes(self.emergency.observe(now_ns, self._causes | full))
         self.vitals.emergency = self.emergency.in_force
         self.vitals.emergency_overruled = self.emergency.overruled
         self.vitals.emergency_since_ns = self.emergency.since_ns
 
-    def _say(self, changes: list[Change]) -> None:
+    def _log_changes(self, changes: list[Change]) -> None:
         for change in changes:
             if change.began:
                 self.vitals.emergency_episodes += 1
@@ -310,7 +310,7 @@ def run(
         prepare(controller)
         while not stopping:
             began = time.monotonic()
-            controller.round()
+            controller.run_round()
             time.sleep(max(0.001, INTERVAL_SECONDS - (time.monotonic() - began)))
     except Stale:
         log.info("controller pid=%d is superseded and leaves", os.getpid())

@@ -29,8 +29,12 @@ from typing import Final, Literal, NamedTuple
 
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY
 
-Name = Literal["corrupt", "lock", "memory"]
-REASONS: Final[Mapping[int, Name]] = {EMERGENCY_CORRUPT: "corrupt", EMERGENCY_LOST: "lock", EMERGENCY_MEMORY: "memory"}
+ReasonName = Literal["corrupt", "lock", "memory"]
+REASONS: Final[Mapping[int, ReasonName]] = {
+    EMERGENCY_CORRUPT: "corrupt",
+    EMERGENCY_LOST: "lock",
+    EMERGENCY_MEMORY: "memory",
+}
 SENTENCES: Final[Mapping[int, str]] = {
     EMERGENCY_CORRUPT: "the committed state is corrupt: a checksum of the governor or of the levels does not hold",
     EMERGENCY_LOST: "the lock is beyond repair",
@@ -101,6 +105,6 @@ class Emergency:
         return Change(reason, False, sentence)
 
 
-def names(reasons: int) -> Iterator[Name]:
+def reason_names(reasons: int) -> Iterator[ReasonName]:
     """Yield the name of each reason among these bits."""
     return (name for reason, name in REASONS.items() if reasons & reason)

@@ -23,11 +23,11 @@ import msgspec
 
 from core.clock import boot_clock
 from core.controller.emergency import REASONS, REMEDIES, SENTENCES
+from core.heartbeat import SILENCE_SECONDS
 from mlsdm.block_snapshot import Snapshot, Worker, is_foreign, look
 from shm.block import Block, BlockError, find_blocks
 
 WATCH_SECONDS_MIN: Final = 0.1
-SILENCE_SECONDS: Final = 2.0  # between beats; a healthy worker's are 0.25 s apart, a controller's 0.02 s
 _WORDS: Final[dict[str, tuple[str, str]]] = {name: (SENTENCES[bit], REMEDIES[bit]) for bit, name in REASONS.items()}
 _DRIFTS: Final = {
     "at_minimum": "the threshold sits at its minimum and cannot fall further",

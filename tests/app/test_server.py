@@ -311,7 +311,7 @@ def test_a_batch_that_is_cut_off_by_a_stuck_lock_is_the_last_to_wait_for_it(serv
 
     def cut() -> int:
         """Stop a holder while batches run; returns how many events of the last one were decided."""
-        before = server.log.count("trying only")
+        before = server.log.count("switching to try-lock")
         with subprocess.Popen([sys.executable, "-c", _HOLD, str(link), str(lock.offset)]) as holder:
             answer = server.request("POST", "/events", body, RAW, connection)
             while answer.status == 200 and holder.poll() is None:
@@ -319,7 +319,9 @@ def test_a_batch_that_is_cut_off_by_a_stuck_lock_is_the_last_to_wait_for_it(serv
             assert holder.wait(10) == -signal.SIGKILL
         if answer.status == 200:  # it came and went between two batches
             return 0
-        eventually(lambda: [server.log.count(words) for words in ("trying only", "moves again")] == [before + 1] * 2)
+        eventually(
+            lambda: [server.log.count(words) for words in ("switching to try-lock", "moves again")] == [before + 1] * 2
+        )
         return len(answer.json["results"]) if answer.json["code"] == "batch_interrupted" else 0
 
     assert any(cut() for _ in range(60))

@@ -114,7 +114,7 @@ class _Machine:
 class _Governing(Controller):
     """A real controller that kills nobody: who stands with the lock here stands because the scheduler says so."""
 
-    def guard_lock(self) -> None:
+    def watch_lock(self) -> None:
         pass
 
 
@@ -244,14 +244,14 @@ class Player:
         governing = self._governing
         entry = governing.store._entry
         entry.position = 0
-        governing.obey(now_ns)
+        governing.apply_pending_command(now_ns)
         return image_of(entry) if entry.position else None, self._emergency.heard()
 
     def round(self, now_ns: int, memory_percent: float) -> Felt:
         """Do all that a controller does fifty times a second, but for guarding the lock."""
         self.now_ns, self.machine.percent = now_ns, memory_percent
         self.log.said.clear()
-        self._governing.round()
+        self._governing.run_round()
         emergency = self._emergency
         said = [sentence for sentence in self.log.said if sentence.startswith("emergency")]
         return Felt(emergency.heard(), emergency.in_force, emergency.overruled, emergency.since_ns, said)

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 import pytest
 
 from app.httpd.acceptor import NOT_ACCEPTING
-from app.processes.connection_counts import FRESH_NS, ConnectionCounts
+from app.processes.connection_counts import ConnectionCounts
+from core.heartbeat import SILENCE_SECONDS
 from shm import process
 from testing.block_fixture import Formed
 
 NOW_NS = 10**12
+SILENCE_NS = int(SILENCE_SECONDS * 1e9)
 
 
 @pytest.fixture
@@ -48,10 +50,10 @@ def test_a_free_row_is_no_empty_worker(formed: Formed) -> None:
 def test_a_worker_without_a_fresh_heartbeat_does_not_count(formed: Formed) -> None:
     """One that died or hangs must not keep the others from accepting."""
     busy = seat(formed, 0, 8)
-    seat(formed, 1, 0, NOW_NS - FRESH_NS)
+    seat(formed, 1, 0, NOW_NS - SILENCE_NS)
 
     assert busy.fewest() == 8
-    seat(formed, 1, 0, NOW_NS - FRESH_NS + 1)
+    seat(formed, 1, 0, NOW_NS - SILENCE_NS + 1)
     assert busy.fewest() == 0
 
 

@@ -23,9 +23,9 @@ def formed() -> Iterator[Formed]:
 def test_no_request_waits_after_the_one_that_waited_in_vain(formed: Formed) -> None:
     """Not even one that came in the same turn of the loop: patience is lost before the loop goes on."""
     loop = asyncio.new_event_loop()
-    patience = LockBackoff(formed.block, loop)
+    backoff = LockBackoff(formed.block, loop)
 
-    patience.lose()
+    backoff.start()
 
     assert formed.block.map.wait_ms == 0
     loop.close()
@@ -34,13 +34,13 @@ def test_no_request_waits_after_the_one_that_waited_in_vain(formed: Formed) -> N
 def test_patience_comes_back_when_the_lock_moves(formed: Formed) -> None:
     """However often it was lost meanwhile, and also when it was lost while it came back."""
     loop = asyncio.new_event_loop()
-    patience = LockBackoff(formed.block, loop)
+    backoff = LockBackoff(formed.block, loop)
 
     async def lose_and_wait() -> list[int]:
         seen = []
         for _ in range(3):
             for _ in range(2):
-                patience.lose()
+                backoff.start()
             await asyncio.sleep(0)
             seen.append(int(formed.block.map.wait_ms))
             while not formed.block.map.wait_ms:

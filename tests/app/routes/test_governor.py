@@ -13,7 +13,7 @@ from typing import Any, Final, get_args
 
 import pytest
 
-from app.routes.governor import carry_out
+from core.commands import carry_out
 from core.reference.log_replay import Scalars, replay
 from core.regime import Regime
 from core.settings.config import SETTINGS, Config

@@ -38,7 +38,7 @@ class Held:
         """Let time pass in rounds."""
         for _ in range(round(seconds * SECOND / ROUND_NS)):
             self.now_ns += ROUND_NS
-            self.controller.round()
+            self.controller.run_round()
 
     @property
     def steps(self) -> int:
@@ -184,7 +184,7 @@ class TestSuperseded:
         position = int(held.formed.store.state().position)
         held.now_ns += 2 * SECOND
         with pytest.raises(Stale):
-            first.round()
+            first.run_round()
 
         assert position == held.formed.store.state().position
         held.run(1)

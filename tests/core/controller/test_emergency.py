@@ -10,7 +10,7 @@ import pytest
 from msgspec import structs
 
 from core.controller.controller import Controller
-from core.controller.emergency import Emergency, names
+from core.controller.emergency import Emergency, reason_names
 from core.limits import EMERGENCY_COOLDOWN_SECONDS
 from core.machine.sampler import MachineSample, Sampler
 from shm._native import ffi
@@ -79,7 +79,7 @@ def test_reasons_are_independent() -> None:
 
     assert watched.hold(EMERGENCY_CORRUPT, 31) == [(EMERGENCY_MEMORY, False)]
     assert watched.emergency.since_ns == START_NS
-    assert list(names(watched.emergency.in_force)) == ["corrupt"]
+    assert list(reason_names(watched.emergency.in_force)) == ["corrupt"]
 
 
 def test_an_order_ends_a_cooldown() -> None:
@@ -198,7 +198,7 @@ def test_resume_overrules_full_memory_at_once_and_across_a_death(held: Held) -> 
     felt(held.controller, 99.0)
     held.run(1.5)
     held.formed.store.post_command("resume")
-    held.controller.obey(held.now_ns)
+    held.controller.apply_pending_command(held.now_ns)
 
     assert held.formed.accept(1) == 1
     held.run(3)
@@ -320,7 +320,7 @@ def test_a_controller_that_begins_in_corruption_beats_and_takes_its_epoch_later(
 
     assert (held.controller.epoch, vitals.heartbeat_ns) == (0, held.now_ns)
     with pytest.raises(Stale):
-        first.round()
+        first.run_round()
     state.scalars.theta = before
     held.run(COOLDOWN + 1)
     assert held.controller.epoch == 3

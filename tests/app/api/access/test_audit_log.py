@@ -220,7 +220,7 @@ def test_a_command_whose_outcome_nobody_knows_is_written(
     lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, error: type[errors.StoreError]
 ) -> None:
     """It may still be carried out, so nobody may say that nothing was applied, and the log says who asked for it."""
-    monkeypatch.setattr("app.routes.governor._WAIT_SECONDS", 0.02)
+    monkeypatch.setattr("core.commands._WAIT_SECONDS", 0.02)
     monkeypatch.setattr("app.routes.governor.Store", Stuck)
     monkeypatch.setattr(Stuck, "error", error)
     formed = Formed()

@@ -99,7 +99,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Route]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path_factory.mktemp("metrics")))
         application._routes = routes(context, AuditLog())
-    application._patience = LockBackoff(formed.block, asyncio.new_event_loop())
+    application._lock_backoff = LockBackoff(formed.block, asyncio.new_event_loop())
     api = application._routed()
     found = []
     for info in falcon.inspect.inspect_routes(api):
