@@ -16,13 +16,13 @@ import falcon
 from falcon.routing import DefaultRouter
 
 from app.api.access.audit_log import AuditLog
-from app.api.access.gate import Gate, is_loopback
+from app.api.access.gate import Gate, KeyAuthenticator, is_loopback
 from app.api.access.quotas import Quotas, refund
 from app.api.codec.body_sizes import refuse_above
 from app.api.context import Context
 from app.api.fast_path import FastPath, ReraiseMiddleware
 from app.api.operation import Operation, Resource, check_operations
-from app.api.problem import Problem, on_store_error, write_problem
+from app.api.problem import on_store_error, write_problem
 from app.httpd.request import ADDRESS, RAISED
 from app.httpd.worker_state import IN_PIECES, INLINE, POOL
 from app.processes.connection_counts import ConnectionCounts
@@ -100,7 +100,8 @@ class Application:
         if loaded.config.security.rate_limiting.enabled:
             context.charge = Quotas(block, tiers(loaded.config), boot_clock).charge
         host = loaded.config.server.host
-        self._gate = Gate(loaded.keyring, trusted_proxies(loaded.config), context.charge, is_loopback(host))
+        authenticators = () if loaded.keyring.is_open else (KeyAuthenticator(loaded.keyring),)
+        self._gate = Gate(authenticators, trusted_proxies(loaded.config), context.charge, is_loopback(host))
         self.request_sample_ratio = loaded.config.observability.logging.sample_ratio
         self._routes = routes(context, self._audit)
         self._lock_backoff = LockBackoff(block, worker.loop)
@@ -158,13 +159,14 @@ class Application:
         """
         resource = self._routes.get(_bare(environ["PATH_INFO"]))
         operation = resource.operations.get(environ["REQUEST_METHOD"]) if resource else None
-        if operation is None or not self._gate.wants_body(environ, operation):
+        if operation is None or operation.role is None:  # an open operation reads no body
             return False
         try:
+            self._gate.check(environ, operation.role)
             refuse_above(int(environ.get("CONTENT_LENGTH", 0)), operation.body_size_max)
             self._gate.admit(environ, operation)
-        except Problem as problem:
-            environ[RAISED] = problem
+        except Exception as error:  # noqa: BLE001 - the fast path raises it again
+            environ[RAISED] = error
             return False
         refund(environ)  # it is taken when the body is there
         return True

@@ -1,9 +1,10 @@
-"""Client: who sent a request, as the gate found out, and where the client's tokens are kept."""
+"""Client: who sent a request, as the gate identified it, and where its tokens are kept."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from core.access.keys import Key
+from core.access.keys import Key, Role
 from shm.store import Bucket
 
 
@@ -13,7 +14,7 @@ class Account(NamedTuple):
     bucket: Bucket
     interval_ns: int  # time in which one token refills
     burst: int  # tokens in a full bucket
-    remaining_prefix: str  # the RateLimit line up to the number of tokens that are left
+    remaining_prefix: str  # the RateLimit line up to the number of remaining tokens
     policy_line: str  # the whole RateLimit-Policy line, with its CRLF
 
 
@@ -22,8 +23,25 @@ Charge: TypeAlias = tuple[Account, int]  # the account and the tokens that a req
 
 @dataclass(eq=False, slots=True)
 class Client:
-    """Who sends a request. `id` is the id of its key, or on an open service the address."""
+    """Who sends a request, what it may do, and at which rate. Made by an authenticator.
+
+    `id` names the client in logs, rate limits and idempotency receipts, so no other authenticator may use the same id.
+    Ids of keys consist of letters, digits, `_` and `-`; give other ids a prefix with a colon, such as `user:ann`.
+
+    `cached_until` (Unix seconds) lets the gate reuse this object for requests that show the same credentials. The cache
+    compares the fields Authorization and X-API-Key and nothing else, so leave it at its default for a client that was
+    identified by anything else, such as a cookie. An authenticator that keeps the object may lower `cached_until` at
+    any time; the next request is then authenticated anew.
+    """
 
     id: str
-    key: Key
-    account: Account | None = None
+    role: Role
+    tier: str  # a name in the rate-limit tiers of the configuration
+    cached_until: float = -math.inf
+    is_address: bool = False  # the client of an open service: `id` is its address
+    account: Account | None = None  # found by the quotas at its first charge
+
+    @classmethod
+    def of_key(cls, key: Key) -> "Client":
+        """Return the client of an API key, cached until the key expires."""
+        return cls(key.id, key.role, key.tier, key.expires)

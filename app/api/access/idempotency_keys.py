@@ -59,7 +59,8 @@ class IdempotencyKeys:
             )  # fmt: skip
         word = given.strip('"')
         client: Client = environ[CLIENT]
-        named = blake2b(f"{client.key.id}\0{word}".encode(), digest_size=16, key=self._secret).digest()
+        owner = "" if client.is_address else client.id
+        named = blake2b(f"{owner}\0{word}".encode(), digest_size=16, key=self._secret).digest()
         sent = blake2b(body, digest_size=8, key=self._secret)
         media = environ.get("CONTENT_TYPE", "")
         moral = environ.get("HTTP_MORAL_VALUE", "") if media.lower().startswith(RAW) else ""  # elsewhere it is ignored

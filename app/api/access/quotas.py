@@ -59,13 +59,12 @@ class Quotas:
         client: Client = environ[CLIENT]
         account = client.account
         if account is None:
-            key = client.key
-            account = client.account = self._account_of(client.id, key.id != "", key.tier)
+            account = client.account = self._account_of(client.id, client.is_address, client.tier)
         bucket, interval_ns, burst, left, policy = account
         if tokens > burst:
             raise Problem(
                 422, "batch_above_burst",
-                f"body: {least}{tokens} events; expected at most {burst}, the burst of tier {client.key.tier}",
+                f"body: {least}{tokens} events; expected at most {burst}, the burst of tier {client.tier}",
                 field="body", expected=f"at most {burst} events",
             )  # fmt: skip
         full_ns = bucket.spend(self._clock(), tokens)
@@ -81,22 +80,14 @@ class Quotas:
             raise Problem(429, "rate_limit_exceeded", detail, retry_after=_seconds(wait_ns))
         environ[CHARGE] = account, tokens
 
-    def _account(self, name: str, is_key: bool, tier: str) -> Account:
-        """Return the account of a client. `name` is a key's id or an address."""
+    def _account(self, client_id: str, is_address: bool, tier: str) -> Account:
         interval_ns, burst, policy = self._tiers[tier]
-        owner = self._owner(name, interval_ns, burst)
-        bucket = Bucket(self._block, KEYS if is_key else PEERS, owner, interval_ns, burst)
+        owner = self._owner(_network(client_id) if is_address else client_id, interval_ns, burst)
+        bucket = Bucket(self._block, PEERS if is_address else KEYS, owner, interval_ns, burst)
         return Account(bucket, interval_ns, burst, f'RateLimit: "{tier}";r=', policy)
 
     def _owner(self, name: str, *bucket: int) -> int:
-        """Return the owner of a bucket: 64 bits that nobody outside can aim at the bucket of somebody else."""
-        try:
-            address = ip_address(name)
-        except ValueError:
-            pass
-        else:
-            mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-            name = str(mapped) if mapped else name if address.version == 4 else address.packed[:8].hex(":")
+        """Return the owner of a bucket: 64 bits of a keyed hash, so that no client can aim at another's bucket."""
         return int.from_bytes(blake2b(f"{name} {bucket}".encode(), digest_size=8, key=self._secret).digest()) or 1
 
 
@@ -110,6 +101,19 @@ def refund(environ: WSGIEnvironment, spent: int = 0) -> bool:
         account.bucket.refund(tokens - spent)
         environ[HEADER_LINES] = account.policy_line  # what was left is not true any more
     return True
+
+
+def _network(address: str) -> str:
+    """Return what identifies a client without a key: an IPv4 address, or the first 64 bits of an IPv6 address.
+
+    One IPv6 client usually has all addresses of its /64. A peer on a Unix socket has no address: its name stays.
+    """
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address
+    mapped = parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None
+    return str(mapped) if mapped else address if parsed.version == 4 else parsed.packed[:8].hex(":")
 
 
 def _policy(name: str, tier: Tier) -> str:

@@ -18,7 +18,7 @@ import msgspec
 import psutil
 import pytest
 
-from app.api.access.gate import Gate
+from app.api.access.gate import Gate, KeyAuthenticator
 from app.api.access.quotas import Quotas
 from app.api.context import Context
 from app.api.fast_path import FastPath
@@ -364,7 +364,7 @@ def test_liveness_and_its_gate_touch_nothing_that_is_shared(formed: Formed) -> N
     context = context_of(formed.block, beat(formed))
     context.charge = Quotas(formed.block, tiers(context.config), context.clock).charge
     table = {"/livez": LivenessResource()}
-    lane = FastPath(table, Gate(Keyring(keys.API_KEY), charge=context.charge), None)
+    lane = FastPath(table, Gate([KeyAuthenticator(Keyring(keys.API_KEY))], charge=context.charge), None)
 
     def ask() -> None:
         _take_away(formed.block)

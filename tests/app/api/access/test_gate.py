@@ -5,21 +5,26 @@ Which route needs which role is tests/app/api/access/test_role_matrix.py.
 
 import http.client
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import falcon
 import falcon.testing
 import pytest
 
-from app.api.access.gate import Gate, token_of
+from app.api.access.client import Client
+from app.api.access.gate import Authenticator, Gate, KeyAuthenticator, token_of, unauthorised
 from app.api.operation import Operation
-from app.api.problem import write_problem
+from app.api.problem import Problem, write_problem
+from app.httpd.request import CLIENT, RAISED
+from app.main import Application
 from app.processes.startup_message import log_configuration
 from core.access.keys import Key, Keyring, Role, token_digest
 from core.settings.proxies import networks
@@ -233,14 +238,14 @@ def test_forwarding_headers_are_believed_from_listed_proxies_only(
     """The first address from the right that is no listed proxy: the last one that somebody trustworthy has seen."""
     environ = {"REMOTE_ADDR": peer} | ({} if forwarded is None else {"HTTP_X_FORWARDED_FOR": forwarded})
 
-    assert expected == Gate(Keyring(), PROXIES).address_of(environ)
+    assert expected == Gate((), PROXIES).address_of(environ)
 
 
 def test_without_listed_proxies_nobody_is_believed() -> None:
     """The default: a header that anybody may send says nothing."""
     environ = {"REMOTE_ADDR": "127.0.0.1", "HTTP_X_FORWARDED_FOR": "198.51.100.1"}
 
-    assert Gate(Keyring()).address_of(environ) == "127.0.0.1"
+    assert Gate(()).address_of(environ) == "127.0.0.1"
 
 
 # -- the gate alone ---------------------------------------------------------------------------------------------------
@@ -258,14 +263,20 @@ class Admin:
 Ask = Callable[..., falcon.testing.Result]
 
 
-def gated(keyring: Keyring, charged: list[int] | None = None, now: float = 0.0) -> Ask:
+def gated(
+    keyring: Keyring,
+    charged: list[int] | None = None,
+    now: float = 0.0,
+    others: Sequence[Authenticator] = (),
+) -> Ask:
     """Return how to ask an application with one route behind a gate: by method and headers."""
 
     def charge(_environ: dict[str, Any], tokens: int) -> None:
         if charged is not None:
             charged.append(tokens)
 
-    gate: Any = Gate(keyring, charge=charge, clock=lambda: now)
+    first = () if keyring.is_open else (KeyAuthenticator(keyring, lambda: now),)
+    gate: Any = Gate((*first, *others), charge=charge, clock=lambda: now)
     api = falcon.App(middleware=[gate])
     api.set_error_serializer(write_problem)  # type: ignore[arg-type] # it returns what falcon does not look at
     api.add_route("/admin", Admin())
@@ -360,17 +371,185 @@ def test_an_open_loopback_server_answers_to_no_name(small_server: LiveServer, ho
         assert small_server.request("GET", "/health/liveness", headers=headers).status == 200
 
 
-def test_the_gate_says_before_the_body_whether_it_is_wanted() -> None:
-    """Expect: 100-continue is refused to whom the request itself would be refused."""
-    keyring = Keyring(keys=[Key("w", Role.WRITE, "standard", token_digest("w.x"), float("inf"))])
-    gate = Gate(keyring)
-    write, probe = Operation("", Role.WRITE, None, body={"text/plain": str}), Operation("", None, None)
-    known, unknown = {"REMOTE_ADDR": "", "HTTP_X_API_KEY": "w.x"}, {"REMOTE_ADDR": ""}
+def test_a_body_is_wanted_only_from_a_client_that_may_call_the_operation() -> None:
+    """A refusal that is certain before the body arrives is kept, and answered instead of reading the body."""
+    application = Application()
+    application._gate = Gate([KeyAuthenticator(ring("writer"))])
+    operations = {"POST": Operation("", Role.WRITE, None), "PUT": Operation("", Role.ADMIN, None),
+                  "GET": Operation("", None, None)}  # fmt: skip
+    application._routes = {"/route": SimpleNamespace(operations=operations)}
 
-    assert [gate.wants_body(dict(known), write), gate.wants_body(dict(unknown), write)] == [True, False]
-    admin = Admin.operations["GET"]._replace(body={"text/plain": str})
-    for operation in (admin, probe, None):  # not this role; open; no such operation
-        assert [gate.wants_body(dict(known), operation), gate.wants_body(dict(unknown), operation)] == [False, False]
+    def wants_body(method: str, token: str) -> tuple[bool, str | None]:
+        environ = {"REMOTE_ADDR": "", "PATH_INFO": "/route", "REQUEST_METHOD": method, "HTTP_X_API_KEY": token}
+        wanted = application.wants_body(environ)
+        raised = environ.get(RAISED)
+        return wanted, raised.problem_code if isinstance(raised, Problem) else None
+
+    assert wants_body("POST", "writer.x") == (True, None)
+    assert wants_body("POST", "stranger") == (False, "unauthorised")
+    assert wants_body("PUT", "writer.x") == (False, "forbidden")
+    assert wants_body("GET", "writer.x") == (False, None)  # an open operation reads no body
+    assert wants_body("DELETE", "writer.x") == (False, None)  # no such operation
+
+
+# -- several authenticators -------------------------------------------------------------------------------------------
+
+USER = "Bearer user-token"
+
+
+class UserAuthenticator:
+    """Recognises Authorization: Bearer user-...; `outcome` is its answer, `asked` counts how often it was asked."""
+
+    def __init__(self, outcome: Client | Exception | None) -> None:
+        self.outcome = outcome
+        self.asked = 0
+
+    def identify(self, environ: dict[str, Any]) -> Client | None:
+        self.asked += 1
+        if not environ.get("HTTP_AUTHORIZATION", "").startswith("Bearer user-"):
+            return None
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+def ring(*names: str) -> Keyring:
+    """Return a keyring with keys whose tokens are NAME.x, of the role write."""
+    return Keyring(keys=[Key(name, Role.WRITE, "standard", token_digest(f"{name}.x"), float("inf")) for name in names])
+
+
+def user(role: Role = Role.ADMIN, **members: Any) -> Client:
+    """Return a client of another kind than a key's."""
+    return Client("user:ann", role, "standard", **members)
+
+
+def client_of(gate: Gate, **environ: str) -> Client:
+    """Return the client that the gate finds in a request."""
+    request: dict[str, Any] = {"REMOTE_ADDR": "192.0.2.1", **environ}
+    gate.check(request, Role.READ)
+    client: Client = request[CLIENT]
+    return client
+
+
+def test_the_first_authenticator_that_knows_a_credential_decides() -> None:
+    """Keys first; an authenticator that returns None leaves the decision to the next."""
+    users, later = UserAuthenticator(user()), UserAuthenticator(Client("user:bob", Role.READ, "standard"))
+    gate = Gate([KeyAuthenticator(ring("writer")), users])
+    gate.add(later)
+
+    assert client_of(gate, HTTP_X_API_KEY="writer.x").id == "writer"
+    assert (users.asked, later.asked) == (0, 0)
+    assert client_of(gate, HTTP_AUTHORIZATION=USER).id == "user:ann"
+    assert (users.asked, later.asked) == (1, 0)
+    users.outcome = None
+    assert client_of(gate, HTTP_AUTHORIZATION=USER).id == "user:bob"
+
+
+def test_a_credential_that_no_authenticator_knows_is_401() -> None:
+    """With the same challenge as for an unknown key."""
+    ask = gated(ring("writer"), others=[UserAuthenticator(user())])
+
+    for headers, error in (({}, ""), ({"Authorization": "Bearer who"}, ', error="invalid_token"')):
+        answer = ask(**headers)
+        assert (answer.status_code, answer.json["code"]) == (401, "unauthorised")
+        assert answer.headers["www-authenticate"] == 'Bearer realm="mlsdm"' + error
+
+
+def test_an_authenticator_alone_closes_the_service() -> None:
+    """Without keys, a service with another authenticator is not open; one that gets it later is closed from then on."""
+    assert gated(Keyring(), others=[UserAuthenticator(user())])().status_code == 401
+
+    gate = Gate(())
+    assert client_of(gate).is_address
+    gate.add(UserAuthenticator(user()))
+    with pytest.raises(Problem) as refused:
+        client_of(gate)
+    assert refused.value.problem_code == "unauthorised"
+
+
+def test_a_credential_that_its_authenticator_refuses_is_asked_of_no_other() -> None:
+    """A bad signature stays bad, whatever authenticators come later."""
+    later = UserAuthenticator(user())
+    ask = gated(ring("writer"), others=[UserAuthenticator(unauthorised(shown=True)), later])
+
+    assert ask(Authorization=USER).status_code == 401
+    assert later.asked == 0
+
+
+def test_an_error_of_an_authenticator_is_an_error_and_opens_nothing() -> None:
+    """The request fails, before and after the body, and no later authenticator is asked."""
+    later = UserAuthenticator(user())
+    gate = Gate([KeyAuthenticator(ring("writer")), UserAuthenticator(ZeroDivisionError()), later])
+    application = Application()
+    application._gate = gate
+    application._routes = {"/admin": Admin()}
+    environ: dict[str, Any] = {"REMOTE_ADDR": "", "PATH_INFO": "/admin", "REQUEST_METHOD": "GET",
+                               "HTTP_AUTHORIZATION": USER}  # fmt: skip
+
+    with pytest.raises(ZeroDivisionError):
+        gate.admit(environ, Admin.operations["GET"])
+    assert (CLIENT in environ, later.asked) == (False, 0)
+    assert application.wants_body(environ) is False
+    assert isinstance(environ[RAISED], ZeroDivisionError)
+
+
+def test_a_role_that_is_too_low_is_403_for_every_kind_of_client() -> None:
+    """It pays nothing, and learns which role is needed."""
+    charged: list[int] = []
+    answer = gated(ring("writer"), charged, others=[UserAuthenticator(user(Role.WRITE))])(Authorization=USER)
+
+    assert (answer.status_code, answer.json["code"], charged) == (403, "forbidden", [])
+    assert answer.json["detail"] == "This route needs the role admin; user:ann has the role write."
+    assert answer.headers["www-authenticate"].endswith('error="insufficient_scope", scope="admin"')
+
+
+def test_a_client_is_cached_as_long_as_its_authenticator_allows() -> None:
+    """Not by default; not a moment longer than it says; and not at all once the authenticator has withdrawn it."""
+    now = 0.0
+    users = UserAuthenticator(user())
+    gate = Gate([users], clock=lambda: now)
+
+    def asked(times: int) -> int:
+        before = users.asked
+        for _ in range(times):
+            client_of(gate, HTTP_AUTHORIZATION=USER)
+        return users.asked - before
+
+    assert asked(3) == 3
+    users.outcome = user(cached_until=1000.0)
+    assert asked(3) == 1
+    now = 999.9
+    assert asked(3) == 0
+    now = 1000.0
+    assert asked(3) == 3
+    users.outcome = withdrawn = user(cached_until=2000.0)
+    assert asked(3) == 1
+    withdrawn.cached_until = 0.0
+    assert asked(3) == 3
+
+
+def test_a_client_without_a_header_of_its_own_is_never_cached() -> None:
+    """A credential elsewhere, in a cookie for example, is not part of what the cache compares."""
+
+    class CookieAuthenticator:
+        def identify(self, environ: dict[str, Any]) -> Client | None:
+            return Client("user:" + environ["HTTP_COOKIE"], Role.READ, "standard", cached_until=math.inf)
+
+    gate = Gate([CookieAuthenticator()])
+
+    assert [client_of(gate, HTTP_COOKIE=name).id for name in ("ann", "bob", "ann")] == [
+        "user:ann",
+        "user:bob",
+        "user:ann",
+    ]
+
+
+def test_the_cache_of_clients_is_bounded() -> None:
+    """It starts anew when it is full, and everybody gets in all the same."""
+    names = [f"k{number}" for number in range(3_000)]
+    gate = Gate([KeyAuthenticator(ring(*names))])
+
+    assert [client_of(gate, HTTP_X_API_KEY=f"{name}.x").id for name in names] == names
 
 
 # -- keys over the life of a server -----------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from app.api.operation import Operation
 from app.api.problem import Problem
 from app.httpd.request import CLIENT, HEADER_LINES
 from app.main import _reraise
-from core.access.keys import Key, Keyring, Role
+from core.access.keys import Role
 from core.settings.tiers import Tier
 from shm.store import PEERS, Bucket
 from testing import keys
@@ -430,7 +430,7 @@ class Desk:
 
     def ask(self, name: str, tokens: int = 1, key: str = "", tier: str = "standard") -> dict[str, Any]:
         """Take tokens as a client; return the environ of its request. Raises Problem."""
-        environ: dict[str, Any] = {CLIENT: Client(name, Key(key, Role.WRITE, tier, b"", 0.0))}
+        environ: dict[str, Any] = {CLIENT: Client(key or name, Role.WRITE, tier, is_address=not key)}
         self.quotas.charge(environ, tokens)
         return environ
 
@@ -484,7 +484,7 @@ class Failing:
 def test_an_error_of_ours_keeps_the_token(formed: Formed, path: str) -> None:
     """What it has done nobody knows, so it was no refusal; the token was taken once."""
     desk = Desk(formed, 0.001, 10)
-    gate = Gate(Keyring(), charge=desk.quotas.charge)
+    gate = Gate((), charge=desk.quotas.charge)
     api: Any = falcon.App(middleware=[ReraiseMiddleware(), gate])  # type: ignore[arg-type] # as the application does
     api.add_error_handler(Exception, _reraise)
     api.add_route("/fails", Failing())
@@ -530,6 +530,20 @@ def test_clients_are_told_apart(formed: Formed) -> None:
     with pytest.raises(Problem):
         desk.ask("key", key="key")
     desk.ask("key-high", 10, key="key-high", tier="high")
+
+
+def test_clients_of_every_authenticator_have_buckets_of_their_own(formed: Formed) -> None:
+    """A user pays like a key: by its id and tier; an id that looks like an address is none."""
+    desk = Desk(formed, 0.001, 1)
+    ann, bob = "user:ann", "2001:db8::1"
+
+    desk.ask("", key=ann)
+    with pytest.raises(Problem) as refused:
+        desk.ask("", key=ann)
+    assert refused.value.problem_code == "rate_limit_exceeded"
+    desk.ask("", 10, key=ann, tier="high")
+    desk.ask("", key=bob)
+    assert desk.wait_of(bob) == 0
 
 
 def test_what_is_given_back_can_be_taken_again_once(formed: Formed) -> None:

@@ -20,7 +20,7 @@ from app.api.operation import operation_of
 from app.main import Application
 from app.processes.lock_backoff import LockBackoff
 from app.routes.table import routes
-from core.access.keys import Keyring, Role
+from core.access.keys import Role
 from core.settings.config import Config
 from shm.store import Recall, Store
 from testing import keys
@@ -95,7 +95,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Route]]:
     latency: Any = None  # nothing is counted
     context = Context(config, store, Recall(formed.block), latency, formed.now, leaving=lambda: False, workers=1)
     application = Application()
-    application._gate = Gate(Keyring())
+    application._gate = Gate(())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path_factory.mktemp("metrics")))
         application._routes = routes(context, AuditLog())
