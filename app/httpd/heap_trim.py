@@ -1,31 +1,31 @@
-"""The heap: what the C library keeps of memory that was freed, given back to the kernel.
+"""Returns freed memory to the kernel once a second (malloc_trim(3) of glibc).
 
-A batch of a thousand events is a body of 1.5 MB and thousands of objects, all gone a few milliseconds later. glibc
-keeps what they took, in every worker: it raises its threshold for asking the kernel to the largest block that was
-ever freed, keeps what is free at the end of the heap up to twice of that, and never gives back what is free in the
-middle. That is 4 to 8 MB in each worker that nobody uses once such requests are over, and the service has promised to
-be small. So the beat asks glibc once a second to give back what is free.
+A batch of a thousand events is a body of 1.5 MB and thousands of objects, all freed a few milliseconds later. glibc
+keeps that memory in every worker: it raises its mmap threshold to the largest block that was ever freed, keeps up to
+twice that size at the end of the heap, and never returns free memory from the middle. That is 4 to 8 MB per worker that
+nobody uses after such requests, and the service promises to be small.
 
-Rejected: lower thresholds for good (mallopt(3)). Each large body would be mapped, faulted in and unmapped again, and
-what is free in the middle would stay all the same.
+Rejected: permanently lower thresholds (mallopt(3)). Each large body would be mapped, faulted in and unmapped again, and
+free memory in the middle of the heap would stay.
 """
 
 import ctypes
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 TRIM_INTERVAL_SECONDS: Final = 1.0
 
 
 class HeapTrim:
-    """One worker's. `trim` gives back what is free, but for so many bytes at the end: malloc_trim(3) of glibc."""
+    """Trims the heap of one worker. Does nothing where the C library has no malloc_trim."""
 
-    def __init__(self, trim: Callable[[int], Any] | None = None) -> None:
+    def __init__(self, trim: Callable[[int], object] | None = None) -> None:
+        """`trim(pad)` returns free memory to the kernel, except for `pad` bytes at the end of the heap."""
         self._trim = trim or getattr(ctypes.CDLL(None), "malloc_trim", None)
         self._due = 0.0
 
     def trim_if_due(self, now: float) -> None:
-        """Give back what is free, once in `TRIM_INTERVAL_SECONDS`. With another C library nothing happens."""
+        """Trim the heap, unless that was done less than TRIM_INTERVAL_SECONDS ago. `now` is in seconds, monotonic."""
         if self._trim is not None and now >= self._due:
             self._due = now + TRIM_INTERVAL_SECONDS
             self._trim(0)
