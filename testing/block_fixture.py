@@ -32,6 +32,7 @@ from shm.block import Block
 from shm.errors import Gone
 from shm.layout import KINDS, NO_ROW, Layout
 from shm.store import NO_IDEMPOTENCY_HASH, Decision, IdempotencyHash, Store, new_idempotency_hash, new_settings
+from testing.eventually import eventually
 
 SMALL: Final = Layout(dimension=16, capacity=50, payload_size_max=64, log_capacity=4096, rows=4, receipt_capacity=16)
 REGIME: Final = Regime(GovernorSettings(), RhythmSettings(), SynapseSettings(), 1_000_000_000)
@@ -254,16 +255,16 @@ def begin(work: Callable[[], object]) -> int:
     return pid
 
 
-def exit_of(pid: int, seconds: float = 30.0) -> int:
-    """Wait for a child; returns its exit status, negative when a signal ended it. Not to end is a failure."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.001)
-    end(pid)
-    raise AssertionError(f"child {pid} did not end within {seconds:g} s")
+def exit_of(pid: int) -> int:
+    """Wait for a child; return its exit status, negative when a signal ended it. A child that never ends is killed,
+    and AssertionError raised.
+    """
+    try:
+        _, status = eventually(lambda: (ended := os.waitpid(pid, os.WNOHANG))[0] and ended)
+    except AssertionError:
+        end(pid)
+        raise
+    return os.waitstatus_to_exitcode(status)
 
 
 def end(pid: int) -> None:
@@ -272,12 +273,9 @@ def end(pid: int) -> None:
     os.waitpid(pid, 0)
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait until something holds; fails after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.0005)
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait until something holds."""
+    eventually(condition)
 
 
 def take_mutex(block: Block) -> None:

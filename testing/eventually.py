@@ -15,7 +15,7 @@ _PAUSE_SECONDS_MIN: Final = 0.0005
 _PAUSE_SECONDS_MAX: Final = 0.02
 
 
-def eventually(holds: Callable[[], Value | Literal[False] | None], seconds: float = HANG_SECONDS) -> Value:
+def eventually(holds: Callable[[], Value | Literal[False, 0] | None], seconds: float = HANG_SECONDS) -> Value:
     """Return the first true value that `holds` returns. Raises AssertionError when there was none for `seconds`."""
     deadline, pause = time.monotonic() + seconds, _PAUSE_SECONDS_MIN
     while not (value := holds()):

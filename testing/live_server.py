@@ -23,6 +23,7 @@ import psutil
 from shm.block import Block, find_blocks
 from shm.process import Identity
 from shm.store import Store
+from testing.eventually import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS_MAX = 60.0  # generous: the machine may be busy with other tests
@@ -115,8 +116,8 @@ class LiveServer:
         children = psutil.Process(self.pid).children(recursive=True) if self.process.poll() is None else []
         self.process.send_signal(signal.SIGTERM)
         try:
-            assert self.process.wait(60) == 0, self.log
-            _, alive = psutil.wait_procs(children, timeout=5)
+            assert self.process.wait(HANG_SECONDS) == 0, self.log
+            _, alive = psutil.wait_procs(children, timeout=HANG_SECONDS)
             assert alive == []
         finally:
             self.kill()
@@ -130,14 +131,14 @@ class LiveServer:
                         member.kill()
                 except (ProcessLookupError, psutil.NoSuchProcess):
                     continue
-            self.process.wait(10)
+            self.process.wait(HANG_SECONDS)
             self.process = None
 
     # -- talking to it -------------------------------------------------------------------------------------------------
 
     def connect(self) -> http.client.HTTPConnection:
         """Return a keep-alive connection."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_SECONDS)
         connection.connect()
         connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection

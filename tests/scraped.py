@@ -20,11 +20,10 @@ from typing import Any, Final
 
 import yaml
 
-from testing.eventually import eventually
+from testing.eventually import HANG_SECONDS, eventually
 from testing.live_server import ROOT, LiveServer, free_port
 
 CONFIGURATION: Final = ROOT / "deploy/prometheus/prometheus.yml"
-START_SECONDS_MAX: Final = 60.0  # a busy machine is no fault of what is tested
 
 
 class QueryError(Exception):
@@ -41,7 +40,7 @@ class Prometheus:
         """Return `data` of an answer of its API. Raises QueryError for what it refuses, OSError without an answer."""
         url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
-            with urllib.request.urlopen(url, timeout=START_SECONDS_MAX) as response:
+            with urllib.request.urlopen(url, timeout=HANG_SECONDS) as response:
                 return json.load(response)["data"]
         except urllib.error.HTTPError as refused:
             with refused:
@@ -55,7 +54,7 @@ class Prometheus:
     def is_ready(self) -> bool:
         """Return whether it answers and its rules have been evaluated once."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/ready", timeout=START_SECONDS_MAX):
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/ready", timeout=HANG_SECONDS):
                 pass
         except OSError:  # that it is not ready yet is an HTTPError, which is one
             return False
@@ -84,7 +83,7 @@ def scraped(server: LiveServer, directory: Path) -> Iterator[Prometheus]:
     ) as process:  # fmt: skip
         try:
             prometheus = Prometheus(port)
-            eventually(prometheus.is_ready, START_SECONDS_MAX)
+            eventually(prometheus.is_ready)
             yield prometheus
         finally:
             process.send_signal(signal.SIGTERM)

@@ -28,7 +28,7 @@ from app.api.problem import _STORE
 from app.api.problem_codes import CODES
 from core import limits
 from core.limits import Limit
-from testing.eventually import eventually
+from testing.eventually import HANG_SECONDS, eventually
 from testing.live_server import ROOT, free_port
 from tests.programs import needs
 from tests.runbook.cluster import BIN, IMAGES, LOG, NOTES, STRICT
@@ -38,7 +38,6 @@ PAGES: Final = ("README.md", "docs/quickstart.md", "docs/api.md", "docs/upgrade.
 API: Final = (ROOT / "docs/api.md").read_text(encoding="utf-8")
 PORT: Final = re.compile(r"\b8000\b")
 SERVES: Final = re.compile(r"\b(make run|mlsdm serve)\b")
-SECONDS_MAX: Final = 60.0  # for one command, on a machine that is busy with other tests
 _BLOCK: Final = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```\n?", re.MULTILINE | re.DOTALL)
 _COMMAND: Final = re.compile(r"^\$ (.*?)(?<!\\)\n", re.MULTILINE | re.DOTALL)
 _ELSEWHERE: Final = re.compile(r"docker|kubectl")  # where ports are those of a container
@@ -105,7 +104,7 @@ class Reader:
         words = [sys.executable, str(script)] if step.language == "python" else ["bash", "-eu", "-o", "pipefail", "-c"]
         ended = subprocess.run(
             words if step.language == "python" else [*words, text], cwd=self.folder, env=self._environ,
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS_MAX, check=False,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=HANG_SECONDS, check=False,
         )  # fmt: skip
 
         assert (ended.returncode, ended.stderr) == (0, ""), text
@@ -124,7 +123,7 @@ class Reader:
             )  # fmt: skip
         self._sessions.add(shell.pid)
         ready = ["curl", "-sf", "-o", "/dev/null", f"http://127.0.0.1:{self.port}/health/readiness"]
-        eventually(lambda: subprocess.run(ready, check=False).returncode == 0, SECONDS_MAX)
+        eventually(lambda: subprocess.run(ready, check=False).returncode == 0)
 
     def leaves(self) -> None:
         """End the servers that are left, in order; nothing of them may stay."""
@@ -136,7 +135,7 @@ class Reader:
                     members.append(member)
             except (ProcessLookupError, psutil.NoSuchProcess):
                 continue
-        _, alive = psutil.wait_procs(members, SECONDS_MAX)
+        _, alive = psutil.wait_procs(members, HANG_SECONDS)
         for member in alive:
             member.kill()
         assert alive == []

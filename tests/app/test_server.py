@@ -26,7 +26,7 @@ from loadtests.cost.process_memory import footprint
 from shm.block import find_blocks
 from shm.layout import KINDS
 from shm.store import Store
-from testing.eventually import eventually
+from testing.eventually import HANG_SECONDS, eventually
 from testing.live_server import Answer, LiveServer
 from tests.conftest import Serve
 
@@ -149,7 +149,7 @@ def test_reload_keeps_every_memory_and_applies_the_new_settings(serve: Serve, tm
     thread.start()
     path.write_text("moral_filter: {ema_alpha: 0.2}\n")
     os.kill(server.pid, signal.SIGHUP)
-    thread.join(60)
+    thread.join(HANG_SECONDS)
 
     store = server.store()
     eventually(lambda: store.state().settings.ema_alpha == 0.2)
@@ -294,7 +294,7 @@ def test_a_stopped_lock_holder_is_removed(serve: Serve, frozen_controller: bool)
 
     assert {answer.json["code"] for answer in answers[:-1]} <= {"store_busy"}
     assert all(answer.headers["retry-after"] == "1" for answer in answers[:-1])
-    assert holder.wait(10) == -signal.SIGKILL
+    assert holder.wait(HANG_SECONDS) == -signal.SIGKILL
     assert answers[-1].json["memory_id"] == 1
     assert "removed stuck lock holder" in server.log
 
@@ -316,7 +316,7 @@ def test_a_batch_that_is_cut_off_by_a_stuck_lock_is_the_last_to_wait_for_it(serv
             answer = server.request("POST", "/events", body, RAW, connection)
             while answer.status == 200 and holder.poll() is None:
                 answer = server.request("POST", "/events", body, RAW, connection)
-            assert holder.wait(10) == -signal.SIGKILL
+            assert holder.wait(HANG_SECONDS) == -signal.SIGKILL
         if answer.status == 200:  # it came and went between two batches
             return 0
         eventually(
@@ -346,7 +346,7 @@ def test_an_upgrade_keeps_every_memory(serve: Serve) -> None:
     new = _arbiter(store)
     eventually(lambda: server.log.count("serves from row") == 4)
     server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(60) == 0
+    assert server.process.wait(HANG_SECONDS) == 0
 
     try:
         eventually(lambda: server.get("/health/readiness").json["checks"]["controller"]["healthy"])
@@ -405,7 +405,7 @@ def test_a_metrics_directory_that_is_removed_before_it_is_locked_is_made_anew(tm
         eventually(opened)
         directory.rmdir()
         os.close(other)
-        descriptor = held.result(10)
+        descriptor = held.result(HANG_SECONDS)
 
     assert os.path.samestat(directory.stat(), os.fstat(descriptor))
     os.close(descriptor)
@@ -431,9 +431,9 @@ def test_a_dead_arbiter_leaves_no_orphan(serve: Serve) -> None:
     assert server.process is not None
 
     server.process.kill()
-    server.process.wait(10)
+    server.process.wait(HANG_SECONDS)
 
-    _, alive = psutil.wait_procs(children, timeout=5)
+    _, alive = psutil.wait_procs(children, timeout=HANG_SECONDS)
     assert alive == []
     server.process = None
 
@@ -446,9 +446,9 @@ def test_interrupt_ends_with_status_0_and_no_traceback(serve: Serve) -> None:
 
     os.killpg(server.pid, signal.SIGINT)
 
-    assert server.process.wait(60) == 0
+    assert server.process.wait(HANG_SECONDS) == 0
     assert "Traceback" not in server.log
-    _, alive = psutil.wait_procs(children, timeout=5)
+    _, alive = psutil.wait_procs(children, timeout=HANG_SECONDS)
     assert alive == []
     server.process = None
 
@@ -464,7 +464,7 @@ def test_a_stopping_server_gives_notice(serve: Serve) -> None:
     assert "told to stop" in server.get("/readyz").json["checks"]["server"]["reason"]
     assert server.get("/livez").status == 200
     assert server.event(np.ones(8), 0.95)["memory_id"] == 1
-    assert server.process.wait(60) == 0
+    assert server.process.wait(HANG_SECONDS) == 0
 
 
 def test_memory_of_the_service_is_bounded(serve: Serve) -> None:

@@ -25,7 +25,7 @@ from core.limits import BATCH_COUNT, BODY_SIZE
 from core.settings.config import SETTINGS, Config
 from core.settings.tiers import tiers
 from testing import keys
-from testing.eventually import eventually
+from testing.eventually import HANG_SECONDS, eventually
 from testing.live_server import ROOT, Answer, LiveServer, free_port
 from tests.app.httpd.certificate import write_certificate
 from tests.conftest import SMALL
@@ -83,12 +83,12 @@ class Front:
     def stop(self) -> None:
         assert self.process is not None
         self.process.terminate()
-        assert self.process.wait(30) == 0
+        assert self.process.wait(HANG_SECONDS) == 0
 
     def connect(self, source: str = "127.0.0.1") -> http.client.HTTPSConnection:
         """Return a connection that comes from an address of this machine."""
         return http.client.HTTPSConnection(
-            "127.0.0.1", self.port, timeout=30, context=self._trust, source_address=(source, 0)
+            "127.0.0.1", self.port, timeout=HANG_SECONDS, context=self._trust, source_address=(source, 0)
         )
 
     def request(
@@ -376,7 +376,7 @@ class TestFailures:
 
     def test_plain_text_on_a_port_of_tls_is_a_problem(self, front: Front) -> None:
         """Nothing is served without TLS."""
-        with socket.create_connection(("127.0.0.1", front.port), timeout=30) as plain:
+        with socket.create_connection(("127.0.0.1", front.port), timeout=HANG_SECONDS) as plain:
             plain.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
             response = http.client.HTTPResponse(plain)
             response.begin()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from testing.eventually import HANG_SECONDS
 from testing.live_server import ROOT
 from tests.deploy.rulebook import (
     PROMETHEUS,
@@ -36,7 +37,9 @@ RUNBOOK = "https://github.com/neuron7x/mlsdm/blob/main/docs/runbook.md"
 
 def promtool(*words: str | Path) -> subprocess.CompletedProcess[str]:
     """Run it."""
-    return subprocess.run(["promtool", *map(str, words)], capture_output=True, text=True, check=False, timeout=600)
+    return subprocess.run(
+        ["promtool", *map(str, words)], capture_output=True, text=True, check=False, timeout=HANG_SECONDS
+    )
 
 
 def cases() -> list[tuple[dict[str, Any], dict[str, Any]]]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from testing.eventually import HANG_SECONDS
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -14,7 +16,13 @@ def mlsdm(*words: str, **environ: str) -> "subprocess.CompletedProcess[str]":
     """Run `python -m mlsdm` to its end."""
     command = [sys.executable, "-m", "mlsdm", *words]
     return subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environ}, timeout=60, check=False
+        command,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environ},
+        timeout=HANG_SECONDS,
+        check=False,
     )
 
 
@@ -57,7 +65,7 @@ def test_a_reader_that_leaves_ends_it_quietly() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "mlsdm", "check-config", "-v", "config/default.yaml"]
-    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, timeout=60, check=False)
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, timeout=HANG_SECONDS, check=False)
     os.close(writing)
 
     assert (141, b"") == (ended.returncode, ended.stderr)
@@ -70,7 +78,12 @@ def test_a_native_core_that_was_not_built_is_one_sentence_that_names_the_remedy(
 
     def unbuilt(*words: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [sys.executable, "-c", program, *words], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
+            [sys.executable, "-c", program, *words],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=HANG_SECONDS,
+            check=False,
         )
 
     ended = unbuilt(command)

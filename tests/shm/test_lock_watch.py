@@ -14,6 +14,7 @@ from shm._native import ffi
 from shm.errors import Busy
 from shm.lock_watch import INTERVAL_SECONDS, SAMPLES, LockWatch
 from testing.block_fixture import Formed, Witness, begin, end, exit_of, take_mutex, wait_until
+from testing.eventually import HANG_SECONDS
 from tests.shm.conftest import Form
 
 Hold = Callable[[Callable[[], object]], int]
@@ -178,13 +179,13 @@ class TestOwner:
         def work() -> None:
             take_mutex(formed.block)
             taken.set()
-            seen_it.wait(10)
+            seen_it.wait(HANG_SECONDS)
             mutex = ctypes.c_void_p(int(ffi.cast("uintptr_t", formed.block.region("lock"))))
             ctypes.CDLL(None).pthread_mutex_unlock(mutex)
 
         thread = threading.Thread(target=work)
         thread.start()
-        taken.wait(10)
+        taken.wait(HANG_SECONDS)
         owner = formed.block.mutex_owner()
         seen.append((owner, process.process_of_thread(owner)))
         seen_it.set()

@@ -12,6 +12,7 @@ from app.api.problem import Problem, invalid, malformed, over, problem_of_store_
 from core.limits import BATCH_COUNT, BODY_SIZE
 from shm import errors
 from testing.bodies import JSON, Body, of_json, post, problem
+from testing.eventually import HANG_SECONDS
 from testing.live_server import LiveServer
 
 ROUTES = {
@@ -113,7 +114,7 @@ def test_other_media_types_are_415(still_server: LiveServer, path: str, media: s
 
 def test_a_body_over_the_limit_is_413_before_it_is_read(still_server: LiveServer) -> None:
     """The announced length is enough: not one byte of 16 MB has been sent."""
-    with socket.create_connection(("127.0.0.1", still_server.port), timeout=10) as peer:
+    with socket.create_connection(("127.0.0.1", still_server.port), timeout=HANG_SECONDS) as peer:
         head = (
             f"POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: {JSON}\r\nContent-Length: {BODY_SIZE.value + 1}\r\n\r\n"
         )

@@ -21,9 +21,10 @@ from app.httpd.connection import Connection
 from app.httpd.framing import Refusal
 from app.httpd.tls import TlsLayer
 from app.httpd.worker_state import WorkerState
+from testing.eventually import HANG_SECONDS, eventually
 from tests.app.httpd.certificate import CERTIFICATE, write_certificate
 
-PATIENCE = 20.0  # seconds a test waits for what must happen; nothing is asserted about how soon it does
+PATIENCE = HANG_SECONDS
 
 
 class Echo:
@@ -256,10 +257,7 @@ def ask(server: Server, request: bytes, count: int = 1) -> list[Answer]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.005)
+    eventually(condition)
 
 
 HOST = b"Host: a\r\n"

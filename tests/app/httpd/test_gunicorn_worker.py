@@ -27,9 +27,10 @@ import pytest
 
 import app.httpd.gunicorn_worker
 from core.limits import LINGER_SECONDS
+from testing.eventually import HANG_SECONDS, eventually
 from tests.app.httpd.certificate import CERTIFICATE, write_certificate
 
-PATIENCE = 30.0  # seconds
+PATIENCE = HANG_SECONDS
 ROOT = Path(app.httpd.gunicorn_worker.__file__).parents[2]
 
 APP = """
@@ -138,10 +139,10 @@ class Gunicorn:
 
 
 def until(condition: Callable[[], Any], server: Gunicorn | None = None) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, server.log if server else "waited too long"
-        time.sleep(0.01)
+    try:
+        eventually(condition)
+    except AssertionError as hangs:
+        raise AssertionError(server.log if server else "") from hangs
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import pytest
 
 from core import limits
 from core.limits import Limit
+from testing.eventually import HANG_SECONDS
 from testing.live_server import ROOT, LiveServer
 from tests.app.httpd.test_guards import GUARDS
 
@@ -19,7 +20,7 @@ ROWS = [line for line in DOCUMENT.splitlines() if line.startswith("| ")]
 
 def exchange(server: LiveServer, request: bytes) -> bytes:
     """Send bytes and return everything that comes back until the server closes."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=HANG_SECONDS) as client:
         client.sendall(request)
         received = b""
         while piece := client.recv(65_536):
@@ -102,7 +103,7 @@ def collected() -> frozenset[str]:
     """Return the ids of every test in the files that the document names."""
     files = sorted({name.partition("::")[0] for name in named()})
     command = [sys.executable, "-m", "pytest", "--collect-only", *files]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS, check=True)
     return frozenset(line for line in ended.stdout.splitlines() if "::" in line)
 
 

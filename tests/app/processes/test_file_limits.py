@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 from app.processes.file_limits import _OTHERS_COUNT
+from testing.eventually import HANG_SECONDS
 from testing.live_server import ROOT
 
 PROGRAM = """
@@ -20,7 +21,7 @@ print(*resource.getrlimit(resource.RLIMIT_NOFILE))
 def limits_after(soft: int, hard: int, connections_max: int) -> list[str]:
     """Return what the program printed: warnings, then soft and hard limit."""
     command = [sys.executable, "-c", PROGRAM, str(soft), str(hard), str(connections_max)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS, check=True)
     return ended.stdout.splitlines()
 
 

@@ -14,6 +14,7 @@ from app.processes import supervisor
 from app.processes.supervisor import SPAWNS, SPAWNS_SECONDS, Supervisor
 from shm import process
 from testing.block_fixture import Formed
+from testing.eventually import HANG_SECONDS
 
 
 class Watched:
@@ -51,7 +52,7 @@ def test_a_controller_that_is_silent_for_two_looks_of_a_second_is_killed(watched
 
     watched.look(1.0)
 
-    assert watched.child.wait(10) == -signal.SIGKILL
+    assert watched.child.wait(HANG_SECONDS) == -signal.SIGKILL
 
 
 def test_many_looks_after_a_freeze_are_no_silence(watched: Watched) -> None:
@@ -62,7 +63,7 @@ def test_many_looks_after_a_freeze_are_no_silence(watched: Watched) -> None:
 
     assert watched.child.poll() is None
     watched.look(1.0)
-    assert watched.child.wait(10) == -signal.SIGKILL
+    assert watched.child.wait(HANG_SECONDS) == -signal.SIGKILL
 
 
 def test_a_controller_that_cannot_live_is_respawned_five_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:

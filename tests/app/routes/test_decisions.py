@@ -17,6 +17,7 @@ from core.limits import DECISIONS_PAGE
 from core.settings.config import Config
 from testing.block_fixture import Formed
 from testing.bodies import EXAMPLE, accepted, of_json, of_raw, problem, sent
+from testing.eventually import HANG_SECONDS
 from testing.live_server import LiveServer
 
 LOG_CAPACITY = 1024
@@ -149,7 +150,7 @@ def test_pages_hold_together_while_events_flow(still_server: LiveServer) -> None
     def write() -> None:
         for _ in range(count // 40):
             for _ in range(40):
-                assert read.acquire(timeout=30)
+                assert read.acquire(timeout=HANG_SECONDS)
             reject(still_server, 40)
 
     writer = threading.Thread(target=write)

@@ -35,7 +35,7 @@ from testing import keys
 from testing.block_fixture import SMALL as SMALL_LAYOUT
 from testing.block_fixture import Formed, begin, end, exit_of, take_mutex
 from testing.bodies import accepted
-from testing.eventually import eventually
+from testing.eventually import HANG_SECONDS, eventually
 from testing.live_server import LiveServer
 from tests.conftest import SMALL
 from tests.programs import needs
@@ -224,7 +224,12 @@ def test_a_line_of_a_runbook_prints_what_it_should(production: LiveServer, tmp_p
     variables = {"PATH": os.environ["PATH"], "CURL_HOME": str(tmp_path), "API_KEY": keys.API_KEY}
 
     ran = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", line], env=variables, capture_output=True, text=True, timeout=60, check=False
+        ["bash", "-o", "pipefail", "-c", line],
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+        check=False,
     )
 
     assert (ran.returncode, ran.stderr) == (0, "")

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Self
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from testing.eventually import HANG_SECONDS
+
 
 class Received(NamedTuple):
     """One span. Ids are lower-case hexadecimal, "" for none; `resource` and `attributes` by name; times in ns."""
@@ -37,7 +39,7 @@ class Collector:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 collector.asked.set()
                 if gate is not None:
-                    gate.wait(60)
+                    gate.wait(HANG_SECONDS)
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
                 collector.headers.append({name.lower(): value for name, value in self.headers.items()})

@@ -272,7 +272,7 @@ class TestCorruptMemory:
             assert others == scored(answer)
             assert answer.corrupt_id == (best[victim - 1] if k >= victim else 0)
 
-        assert exit_of(begin(ask), 3.0) == 0
+        assert exit_of(begin(ask)) == 0
         formed.close()
 
     @pytest.mark.parametrize("mark", [1, seal(40)])
@@ -287,7 +287,7 @@ class TestCorruptMemory:
             answer = Recall(formed.block).nearest(vectors[40], 1, (3, 3), payloads=False, vectors=False)
             assert (mark == 1) == (41 in [match.id for match in answer.matches])
 
-        assert exit_of(begin(ask), 3.0) == 0
+        assert exit_of(begin(ask)) == 0
         formed.close()
 
     def test_any_damage(self) -> None:
@@ -318,7 +318,7 @@ class TestCorruptMemory:
                     Recall(formed.block).nearest(vectors[100], 10, (3, 3), payloads=False, vectors=False)
                 )
 
-            assert exit_of(begin(ask), 3.0) == 0
+            assert exit_of(begin(ask)) == 0
             formed.close()
 
 

@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from loadtests.attack.hostile_clients import Attack, Phase, judge, measure_steady_clients
-from testing.eventually import eventually
+from testing.eventually import HANG_SECONDS, eventually
 from testing.live_server import ROOT, LiveServer
 from tests.conftest import Serve
 
@@ -75,7 +75,7 @@ def test_honest_clients_report_what_is_not_200(small_server: LiveServer) -> None
     words = [str(small_server.port), "1", "1", "7"]  # another dimension than the server's
     ended = subprocess.run(
         [sys.executable, "-m", "loadtests.attack.steady_client", *words],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
+        cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS, check=True,
     )  # fmt: skip
     said = json.loads(ended.stdout)
 

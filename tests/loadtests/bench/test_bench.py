@@ -21,6 +21,7 @@ from loadtests.bench.processor import Cores, pinned, used_ns
 from loadtests.bench.rows import ROWS, Row, Side, chosen
 from loadtests.bench.servers import PRODUCTION, TOKEN, Product
 from loadtests.bench.wrk import MeasurementError, Sample
+from testing.eventually import HANG_SECONDS
 from testing.live_server import ROOT
 from tests.programs import needs
 
@@ -61,7 +62,7 @@ def test_without_wrk_the_program_says_what_to_install(tmp_path: Path) -> None:
     """Exit status 2, before anything is started."""
     ended = subprocess.run(
         [sys.executable, "-m", "loadtests.bench"],
-        cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=HANG_SECONDS, check=False,
     )  # fmt: skip
 
     assert (2, "", True) == (ended.returncode, ended.stdout, "apt install wrk" in ended.stderr)
@@ -222,7 +223,7 @@ def test_processor_time_is_that_of_the_process() -> None:
     deadline = time.monotonic() + 60
     while used_ns([burning.pid]) < 200_000_000:
         assert time.monotonic() < deadline
-    burning.communicate(b"\n", timeout=60)
+    burning.communicate(b"\n", timeout=HANG_SECONDS)
 
     with pytest.raises(ProcessLookupError):
         used_ns([burning.pid])
@@ -233,7 +234,7 @@ def test_what_is_started_inside_is_pinned() -> None:
     before = os.sched_getaffinity(0)
     with pinned({min(before)}):
         told = subprocess.check_output(
-            [sys.executable, "-c", "import os; print(*os.sched_getaffinity(0))"], text=True, timeout=60
+            [sys.executable, "-c", "import os; print(*os.sched_getaffinity(0))"], text=True, timeout=HANG_SECONDS
         )
 
     assert (str(min(before)), before) == (told.strip(), os.sched_getaffinity(0))

@@ -23,6 +23,7 @@ from loadtests.curves import growth, latency, open_loop, picture
 from loadtests.curves.costs import Admission, Search, searches
 from loadtests.curves.memory_read import reading_us
 from loadtests.curves.native_store import NativeStore, clustered
+from testing.eventually import HANG_SECONDS
 from tests.programs import needs
 
 CORE = min(os.sched_getaffinity(0))
@@ -67,7 +68,7 @@ def answering(answer: bytes, seen: list[bytes], pieces: int = 1) -> Iterator[int
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join(20)
+        thread.join(HANG_SECONDS)
 
 
 # -- the schedule ------------------------------------------------------------------------------------------------------

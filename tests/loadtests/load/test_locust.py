@@ -21,6 +21,7 @@ from loadtests.load.metrics_probe import ProbeError, ServerMetrics
 from loadtests.load.population import PopulationError
 from loadtests.load.request_bodies import BATCH, COUNT, RequestBodies
 from loadtests.load.slo import Bounds, Figures, Route
+from testing.eventually import HANG_SECONDS
 from testing.live_server import ROOT, LiveServer
 from tests.conftest import Serve
 
@@ -42,7 +43,7 @@ def locust(
     run = ["-u", str(users), "-r", str(users), "-t", f"{seconds}s", "--host", host, "--only-summary"]
     return subprocess.run(
         [*command, *run, "--p95-ms-max", "inf", "--unserved-share-max", "1", "--api-key", token, *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=seconds + 300, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=seconds + HANG_SECONDS, check=False,
     )  # fmt: skip
 
 

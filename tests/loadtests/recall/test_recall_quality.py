@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from loadtests.recall.recall_quality import Comparison, Labelled, compare, unit
+from testing.eventually import HANG_SECONDS
 from testing.live_server import ROOT, LiveServer
 
 
@@ -33,7 +34,7 @@ def run(path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run the program as its docstring says."""
     return subprocess.run(
         [sys.executable, "-m", "loadtests.recall.recall_quality", str(path), *words],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS, check=False,
     )  # fmt: skip
 
 

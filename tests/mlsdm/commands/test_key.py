@@ -13,6 +13,7 @@ import pytest
 from core.access.key_file import read
 from core.access.keys import Keyring, Role
 from mlsdm.commands.key import add_arguments, run
+from testing.eventually import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -28,7 +29,8 @@ def mlsdm(
 ) -> "subprocess.CompletedProcess[str]":
     """Run `python -m mlsdm` to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "mlsdm", *words], stdout=stdout, stderr=stderr, text=True, cwd=ROOT, timeout=60,
+        [sys.executable, "-m", "mlsdm", *words], stdout=stdout, stderr=stderr, text=True, cwd=ROOT,
+        timeout=HANG_SECONDS,
         env={**os.environ, "COLUMNS": "200"},
         check=False,
     )  # fmt: skip

@@ -24,6 +24,7 @@ import pytest
 
 from mlsdm.commands.replay import INTERRUPTED, add_arguments, run
 from mlsdm.replaying.connection import ClientError, Connection, OutcomeUnknownError, Patience, RefusedError
+from testing.eventually import HANG_SECONDS
 
 DIMENSION = 8
 
@@ -697,7 +698,7 @@ def test_ctrl_c_stops_at_once_prints_what_there_is_and_exits_130(
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=HANG_SECONDS)
 
     assert process.returncode == INTERRUPTED == 130
     assert "Traceback" not in err

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from shm.block import Block, find_blocks
-from testing.eventually import eventually
+from testing.eventually import HANG_SECONDS, eventually
 from testing.live_server import ROOT, free_port
 
 END_SECONDS_MAX = 20  # below the 30 s after which the arbiter kills what has not ended in order
@@ -47,7 +47,7 @@ class Served:
         return self.path.read_text(encoding="utf-8")
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=HANG_SECONDS) as response:
             return json.load(response)
 
     def ready(self) -> "Served":
@@ -60,7 +60,7 @@ class Served:
             except OSError:
                 return False
 
-        eventually(answers, 60)
+        eventually(answers)
         return self
 
     def block(self, pid: int | None = None) -> Block:
@@ -76,7 +76,7 @@ class Served:
                     member.kill()
             except (ProcessLookupError, psutil.NoSuchProcess):
                 continue
-        self.process.wait(10)
+        self.process.wait(HANG_SECONDS)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_ctrl_c_ends_with_status_0_and_leaves_nothing(serve: Serve, to_the_group
 
     assert served.process.wait(END_SECONDS_MAX) == 0, served.said
     assert "Traceback" not in served.said
-    assert psutil.wait_procs(members, timeout=5)[1] == []
+    assert psutil.wait_procs(members, timeout=HANG_SECONDS)[1] == []
     assert memory not in [os.stat(link).st_ino for _, link in find_blocks()]
 
 

@@ -26,7 +26,7 @@ from shm import process
 from shm.block import Block
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY, LOST, Layout
 from shm.store import Store
-from testing.eventually import eventually
+from testing.eventually import HANG_SECONDS, eventually
 from testing.live_server import ROOT, LiveServer
 
 Serve = Callable[..., LiveServer]
@@ -133,7 +133,7 @@ def test_a_watch_prints_an_object_a_line_until_ctrl_c(small_server: LiveServer) 
         assert watching.stdout is not None
         boots = [json.loads(watching.stdout.readline())["boot_id"] for _ in range(3)]
         watching.send_signal(signal.SIGINT)
-        _, err = watching.communicate(timeout=20)
+        _, err = watching.communicate(timeout=HANG_SECONDS)
 
     assert boots == [small_server.state()["boot_id"]] * 3
     assert (0, "") == (watching.returncode, err)
@@ -147,7 +147,7 @@ def test_a_watch_ends_with_the_server(serve: Serve) -> None:
         assert watching.stdout is not None
         watching.stdout.readline()
         server.stop()
-        _, err = watching.communicate(timeout=20)
+        _, err = watching.communicate(timeout=HANG_SECONDS)
 
     assert (1, f"mlsdm stat: the server of process {pid} has ended\n") == (watching.returncode, err)
 

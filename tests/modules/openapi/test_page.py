@@ -17,6 +17,7 @@ from core import limits
 from core.limits import Limit
 from modules.openapi.html import Markup, element, prose
 from modules.openapi.page import page
+from testing.eventually import HANG_SECONDS
 from testing.keys import bearer
 from testing.live_server import LiveServer
 from tests.conftest import SMALL
@@ -137,7 +138,7 @@ def test_every_command_works(server: LiveServer, read: Reader, tmp_path: Path) -
     for command in read.commands:
         ended = subprocess.run(
             ["bash", "-eu", "-o", "pipefail", "-c", "API_KEY=\n" + command],
-            cwd=tmp_path, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30,
+            cwd=tmp_path, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=HANG_SECONDS,
             check=False,
         )  # fmt: skip
 
@@ -232,7 +233,7 @@ def test_a_browser_finds_nothing_to_complain_about(server: LiveServer, tmp_path:
             f"--user-data-dir={tmp_path}/profile", "--enable-logging=stderr", "--virtual-time-budget=2000",
             "--dump-dom", f"http://127.0.0.1:{server.port}/docs",
         ],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=HANG_SECONDS, check=False,
     )  # fmt: skip
 
     assert ended.returncode == 0

@@ -27,7 +27,7 @@ from shm.store import Store
 from testing import keys
 from testing.block_fixture import Formed
 from testing.bodies import EXAMPLE, Body, of_json
-from testing.eventually import eventually
+from testing.eventually import HANG_SECONDS, eventually
 from testing.live_server import LiveServer
 from tests.conftest import Serve
 
@@ -358,7 +358,7 @@ def test_what_never_became_a_request_is_audited_too(serve: Serve) -> None:
         "unauthorised": b"GET /%0a%0d%00%1b[2J%7f%c2%9b%e2%80%a8%22},{" + b"a" * 3900 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
     }
     for request in bad.values():
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as peer:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=HANG_SECONDS) as peer:
             peer.sendall(request)
             assert peer.recv(12).startswith(b"HTTP/1.1 4")
 
@@ -381,7 +381,7 @@ def test_a_connection_refused_behind_a_proxy_is_audited_under_its_client(serve: 
         b"GET / HTTP/1.1\r\nHost: a b\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n",
         b"GET / HTTP/1.1\nX-Forwarded-For: 192.0.2.7\r\n\r\n",
     ):
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as peer:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=HANG_SECONDS) as peer:
             peer.sendall(request)
             assert peer.recv(12).startswith(b"HTTP/1.1 4")
 

@@ -31,7 +31,7 @@ from core.settings.proxies import networks
 from core.startup import load
 from testing import keys
 from testing.bodies import EXAMPLE, Body, of_json, post, problem, sent
-from testing.eventually import eventually
+from testing.eventually import HANG_SECONDS, eventually
 from testing.live_server import ROOT, LiveServer, free_port
 from tests.conftest import SMALL, Serve
 
@@ -177,7 +177,8 @@ def test_production_without_a_key_does_not_start(tmp_path: Path, key: str | None
 
     ended = subprocess.run(
         [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "app.main:app"],
-        cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=HANG_SECONDS,
+        check=False,
     )  # fmt: skip
 
     assert ended.returncode != 0

@@ -32,7 +32,7 @@ from shm.store import PEERS, Bucket
 from testing import keys
 from testing.block_fixture import Formed
 from testing.bodies import EXAMPLE, JSON, Body, of_json, of_raw, post, problem
-from testing.eventually import eventually
+from testing.eventually import HANG_SECONDS, eventually
 from testing.live_server import Answer, LiveServer
 from tests.conftest import SMALL, Serve
 
@@ -347,7 +347,9 @@ def test_without_keys_every_peer_has_a_bucket(serve: Serve) -> None:
     )
 
     def statuses(source: str, *forwarded: str) -> list[int]:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30, source_address=(source, 0))
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", server.port, timeout=HANG_SECONDS, source_address=(source, 0)
+        )
         fields = [{"X-Forwarded-For": text} if text else {} for text in forwarded]
         found = [
             server.request("POST", "/event", EVENT.content, EVENT.headers | headers, connection).status

@@ -11,6 +11,7 @@ from app.api.codec.body_sizes import event_size_max, item_count_min, query_size_
 from app.api.operation import Operation
 from core.limits import BATCH_COUNT
 from testing.bodies import EXAMPLE, JSON, Body, of_json, post, problem
+from testing.eventually import HANG_SECONDS
 from testing.live_server import LiveServer
 
 EVENT: Final = event_size_max(8, 1024)  # of `still_server`
@@ -73,7 +74,7 @@ def test_a_body_is_taken_up_to_its_extent(still_server: LiveServer) -> None:
 @pytest.mark.parametrize("path", ["/event", "/recall"])
 def test_a_larger_body_is_not_read(still_server: LiveServer, expects: str, path: str) -> None:
     """What is announced is enough: not one byte of it has been sent."""
-    with socket.create_connection(("127.0.0.1", still_server.port), timeout=10) as peer:
+    with socket.create_connection(("127.0.0.1", still_server.port), timeout=HANG_SECONDS) as peer:
         peer.sendall(f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 16000000\r\n{expects}\r\n".encode())
         answer = b""
         while piece := peer.recv(65_536):
