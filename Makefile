@@ -56,8 +56,10 @@ image: install ## build the container image without a daemon, run it and look; a
 	deploy/image/build
 	$(BIN)/python deploy/image/check.py
 
-manual: install ## rewrite the files that are generated from settings, layout and rules
+manual: install ## rewrite the files that are generated from settings, layout, native contracts and rules
 	$(BIN)/python -m shm.layout_markdown > docs/layout.md
+	$(BIN)/python -m shm.native_stubs > shm/_native.pyi
+	$(BIN)/python -m shm.native_stubs app/api/codec/native/api.h > app/api/codec/_json_reader.pyi
 	$(BIN)/python -m core.settings_manual markdown > docs/configuration.md
 	$(BIN)/python -m core.settings_manual development > config/default.yaml
 	$(BIN)/python -m core.settings_manual production > config/production-ready.yaml

@@ -17,7 +17,8 @@ from typing import Final, NamedTuple, TypeVar
 from core.limits import COMMAND_WAIT_MILLISECONDS, DECISIONS_PAGE
 from shm.errors import StoreError, Taken
 from shm.layout import KINDS
-from shm.store import Settings, State, Store, settings_checksum
+from shm.records import SettingsPointer, State
+from shm.store import Store, settings_checksum
 
 _POLL_SECONDS: Final = 0.005
 _WAIT_SECONDS: Final = COMMAND_WAIT_MILLISECONDS.value / 1e3
@@ -36,7 +37,7 @@ class _Posted(NamedTuple):
     after: int
 
 
-def carry_out(store: Store, kind: str, settings: Callable[[State], Settings | None]) -> tuple[State, int | None]:
+def carry_out(store: Store, kind: str, settings: Callable[[State], SettingsPointer | None]) -> tuple[State, int | None]:
     """Have the controller carry out a command; return the state that it led to, or a later one, and its log position,
     None when the log does not hold it any more.
 
@@ -66,7 +67,7 @@ def carry_out(store: Store, kind: str, settings: Callable[[State], Settings | No
     raise Taken(Taken.__doc__)
 
 
-def post_configured(store: Store, settings: Settings) -> None:
+def post_configured(store: Store, settings: SettingsPointer) -> None:
     """Post the settings that the configuration asks for, unless it asked for the same ones before; do not wait.
 
     They are compared with a checksum in the block and not with what was loaded last: a reload that failed here, an

@@ -7,8 +7,8 @@ it, so that a replay knows which one held at every position. Decays and gains ar
 from typing import NamedTuple, Self
 
 from core.settings.config import Config
-from shm import store
 from shm.layout import FLAG_CONSOLIDATION, FLAG_ELEMENT_GATE, FLAG_EVENTS_CLOCK
+from shm.records import Settings, SettingsPointer, new_settings
 
 
 class GovernorSettings(NamedTuple):
@@ -81,10 +81,10 @@ class Regime(NamedTuple):
             round(rhythm.cycle_seconds * 1e9),
         )
 
-    def to_record(self) -> store.Settings:
+    def to_record(self) -> SettingsPointer:
         """Return them as the native core's record."""
         governor, rhythm, synapse = self.governor, self.rhythm, self.synapse
-        return store.new_settings(
+        return new_settings(
             **governor._asdict(),
             theta_l1=synapse.theta_l1,
             theta_l2=synapse.theta_l2,
@@ -100,7 +100,7 @@ class Regime(NamedTuple):
         )
 
     @classmethod
-    def of_record(cls, record: store.Settings) -> Self:
+    def of_record(cls, record: Settings) -> Self:
         """Return the settings that a record holds; λ and g come back as the float32 values that are computed with."""
         return cls(
             GovernorSettings(*(getattr(record, name) for name in GovernorSettings._fields)),

@@ -225,7 +225,7 @@ def _workers(block: Block, now_ns: int, foreign: bool) -> list[Worker]:
     workers = []
     for number in range(block.layout.rows):
         row = block.region("rows", number)
-        owner = Identity(int(row.pid), int(row.started))
+        owner = block.row_owner(number)
         if owner.pid:
             heartbeat_age_seconds = elapsed_seconds(row.heartbeat_ns, now_ns)
             alive = _alive(owner, foreign)

@@ -1,15 +1,12 @@
-"""The block: how the shared memory is made, handed on, found again, and proven to be what this code expects.
+"""The block: creates, opens and finds the shared memory, and checks that it has the layout that this code expects.
 
-One memfd, sized once, sealed against shrinking and growing, allocated before anything is served. It has no name in any
-file system, so nothing can be left behind; it lives exactly as long as a process holds it. Workers inherit the mapping
-by fork. A new arbiter (USR2) inherits the descriptor through exec and adopts it. An observer opens /proc/PID/fd/N and
-maps it read-only: it can look, and cannot harm.
-
-The header is written once, before anybody else can see the block, and checked by everybody who comes later. Whoever has
-opened it keeps a copy, so the controller can write it again when a bit of it has flipped.
-
-Rejected: `multiprocessing.shared_memory` (see layout), a file in /dev/shm (64 MB by default in containers, and it leaks
-when everybody is killed).
+Owns: one memfd of fixed size, sealed against shrinking and growing, allocated before the first request. It has no name
+in a file system, so it cannot leak: the kernel frees it with the last process that holds it. Workers inherit the
+mapping by fork, a new arbiter (USR2) inherits the descriptor by exec, an observer maps /proc/PID/fd/N read-only.
+Invariants: the creator writes the header once, before another process can see the block; every process that opens the
+block checks the header and keeps a copy, from which the controller repairs a flipped bit.
+Rejected: `multiprocessing.shared_memory` (see layout); a file in /dev/shm (64 MB by default in containers, and it leaks
+when all processes are killed).
 """
 
 import fcntl
@@ -19,48 +16,64 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Literal, Self, overload
 
 from shm._native import ffi, lib
 from shm.errors import Corrupt
 from shm.layout import LAYOUT_VERSION, MAGIC, NO_ROW, PAGE, REGIONS, Layout
+from shm.process import Identity
+from shm.records import (
+    CData,
+    CodePointer,
+    CommandPointer,
+    CommitPointer,
+    EntryPointer,
+    HeaderPointer,
+    LockPointer,
+    MapPointer,
+    RowPointer,
+    SlotPointer,
+    StatePointer,
+    VitalsPointer,
+)  # fmt: skip
 
 NAME: Final = "mlsdm"
 _HEADER_SIZE: Final = ffi.sizeof("struct mlsdm_header")
 _MADV_POPULATE_READ: Final = 22
-_DAMAGED: Final = 2**64 - 1  # what the native core reads for a word whose seal is broken
+_DAMAGED: Final = 2**64 - 1  # the native core's value of a sealed word whose check is wrong
+_RECORDS: Final = {"states": "state", "rows": "row", "slots": "slot", "codes": "code", "log": "entry"}
 
 
 class BlockError(Exception):
-    """The memory is not a block that this code can use; the message says why in one sentence."""
+    """The memory is not a block that this code can use. The message gives the reason in one sentence."""
 
 
 @dataclass
 class Block:
-    """A mapped block. `header` are the bytes of its header as they were made; `map` is the native core's view of the
-    block, private to this process: see `bind`.
+    """A mapped block.
+
+    `fd` is its descriptor, `memory` the mapping, `header` a copy of the header as the creator wrote it. `map` is the
+    native core's view of the block (`struct mlsdm_map`), private to this process: `bind` completes it after each fork.
     """
 
     fd: int
     layout: Layout
     memory: mmap.mmap
     header: bytes
-    map: Any
+    map: MapPointer
     writable: bool
 
     @classmethod
     def create(cls, layout: Layout, boot_id: bytes, secret: bytes, wall_ns: int, boot_ns: int) -> Self:
-        """Make a new block: allocated, formed, sealed.
+        """Create a block: allocate and seal the memory, write the header, initialise the mutex.
 
-        `boot_id` and `secret` are 16 random bytes each; times are CLOCK_REALTIME and CLOCK_BOOTTIME in ns.
-
-        Raises BlockError when the machine cannot give that much memory.
+        `boot_id` and `secret` are 16 random bytes each, `wall_ns` is CLOCK_REALTIME and `boot_ns` CLOCK_BOOTTIME in ns.
+        The store has no state until a controller has begun its first epoch.
+        Raises BlockError if the machine does not have that much memory, or no robust mutexes.
         """
         fd = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.posix_fallocate(
-                fd, 0, layout.block_size
-            )  # now, not at the first write: a page that is missing later is a SIGBUS
+            os.posix_fallocate(fd, 0, layout.block_size)  # now: a page that cannot be had at a write is a SIGBUS
         except OSError as error:
             os.close(fd)
             raise BlockError(
@@ -88,13 +101,13 @@ class Block:
         refused = lib.mlsdm_lock_create(block.map)
         if refused:
             raise BlockError(f"cannot create a robust mutex: {os.strerror(refused)}")
-        return block._remembering(header)
+        return block._with_header(header)
 
     @classmethod
     def open(cls, fd: int, writable: bool) -> Self:
-        """Map a block that another process made.
+        """Map a block that another process created; `fd` stays open and becomes the block's.
 
-        Raises BlockError when it is none, is damaged, or was laid out by other code.
+        Raises BlockError if the memory is not a block, if its header is damaged, or if other code laid it out.
         """
         try:
             with mmap.mmap(fd, PAGE, mmap.MAP_SHARED, mmap.PROT_READ) as page:
@@ -114,7 +127,7 @@ class Block:
             )
         if os.fstat(fd).st_size != header.block_size or header.block_size != layout.block_size:
             raise BlockError(f"the block has {os.fstat(fd).st_size} bytes, expected {layout.block_size}")
-        return cls._mapped(fd, layout, writable)._remembering(header)
+        return cls._mapped(fd, layout, writable)._with_header(header)
 
     @classmethod
     def _mapped(cls, fd: int, layout: Layout, writable: bool) -> Self:
@@ -140,54 +153,55 @@ class Block:
         view.pid = os.getpid()
         return cls(fd, layout, memory, b"", view, writable)
 
-    def _remembering(self, header: Any) -> Self:
-        """Keep a copy of the header: what this process and its children know of it does not change under them."""
+    def _with_header(self, header: HeaderPointer) -> Self:
+        """Keep a copy of the header, so that damage of the shared one cannot reach this process and its children."""
         self.header = bytes(ffi.buffer(header))
         return self
 
     @property
     def boot_id(self) -> str:
-        """The identity of this memory, in hexadecimal digits."""
-        return bytes(self._known.boot_id).hex()
+        """The identity of this memory: 32 hexadecimal digits."""
+        return bytes(self._header.boot_id).hex()
 
     @property
     def secret(self) -> bytes:
-        """What keys the hashes of clients' names and of idempotency keys: 16 bytes, never told."""
-        return bytes(self._known.secret)
+        """The 16 bytes that key the hashes of clients' names and of idempotency keys. They never leave the server."""
+        return bytes(self._header.secret)
 
     @property
     def created_boot_ns(self) -> int:
-        """CLOCK_BOOTTIME at which the block was made, in ns."""
-        return int(self._known.created_boot_ns)
+        """CLOCK_BOOTTIME of the creation, in ns."""
+        return self._header.created_boot_ns
 
     @property
     def created_wall_ns(self) -> int:
-        """CLOCK_REALTIME at which the block was made, in ns."""
-        return int(self._known.created_wall_ns)
+        """CLOCK_REALTIME of the creation, in ns."""
+        return self._header.created_wall_ns
 
     @property
-    def _known(self) -> Any:
+    def _header(self) -> HeaderPointer:
         return ffi.from_buffer("struct mlsdm_header *", self.header)
 
     @property
     def position(self) -> int:
-        """The position that was committed last. Raises Corrupt where the commit word is damaged."""
-        position = int(lib.mlsdm_position(self.map))
+        """The committed position, 0 before the first state. Raises Corrupt if the commit word is damaged."""
+        position = lib.mlsdm_position(self.map)
         if position == _DAMAGED:
             raise Corrupt("the commit word is damaged: its seal is broken")
         return position
 
     def repair_header(self) -> bool:
-        """Write the header again as it was made; False when nothing of it had changed."""
+        """Write the header again from the copy. Returns False if it was not damaged."""
         if self.memory[:_HEADER_SIZE] == self.header:
             return False
         self.memory[:_HEADER_SIZE] = self.header
         return True
 
     def bind(self, pid: int, row: int, wait_ms: int, norm_max: float) -> None:
-        """Say who this process is: to be called after every fork.
+        """Write this process's own values into `map`. Call it after every fork.
 
-        `wait_ms` bounds each wait for the lock; `row` may be NO_ROW.
+        `row` is the worker's row or NO_ROW, `wait_ms` the longest wait for the lock in ms (0: never wait), `norm_max`
+        the norm of the longest vector that is admitted.
         """
         self.map.pid = pid
         self.map.row = row
@@ -195,43 +209,76 @@ class Block:
         self.map.norm_max = norm_max
 
     def populate(self) -> None:
-        """Fill this process's page table now, so that no request pays; kernels before 5.14 fault lazily instead."""
+        """Fill the page table of this process now instead of during requests. Without effect before Linux 5.14."""
         try:
             self.memory.madvise(_MADV_POPULATE_READ)
         except OSError:
             return
 
-    def region(self, name: str, index: int = 0) -> Any:
-        """Return element `index` of a region that holds records, as a cffi struct pointer; valid while the block is."""
+    @overload
+    def region(self, name: Literal["header"], index: int = 0) -> HeaderPointer: ...
+    @overload
+    def region(self, name: Literal["lock"], index: int = 0) -> LockPointer: ...
+    @overload
+    def region(self, name: Literal["commit"], index: int = 0) -> CommitPointer: ...
+    @overload
+    def region(self, name: Literal["states"], index: int = 0) -> StatePointer: ...
+    @overload
+    def region(self, name: Literal["vitals"], index: int = 0) -> VitalsPointer: ...
+    @overload
+    def region(self, name: Literal["command"], index: int = 0) -> CommandPointer: ...
+    @overload
+    def region(self, name: Literal["rows"], index: int = 0) -> RowPointer: ...
+    @overload
+    def region(self, name: Literal["slots"], index: int = 0) -> SlotPointer: ...
+    @overload
+    def region(self, name: Literal["codes"], index: int = 0) -> CodePointer: ...
+    @overload
+    def region(self, name: Literal["log"], index: int = 0) -> EntryPointer: ...
+    @overload
+    def region(self, name: str, index: int = 0) -> CData: ...
+    def region(self, name: str, index: int = 0) -> CData:
+        """Return element `index` of a region that holds records: a view, valid as long as the block is mapped."""
         region = self.layout.regions()[REGIONS.index(name)]
         assert 0 <= index < region.count
-        record = {"states": "state", "rows": "row", "slots": "slot", "codes": "code", "log": "entry"}.get(name, name)
-        return ffi.cast(f"struct mlsdm_{record} *", self.map.base + region.offset + index * region.stride)
+        pointer = f"struct mlsdm_{_RECORDS.get(name, name)} *"
+        return ffi.cast(pointer, self.map.base + region.offset + index * region.stride)
+
+    def row_owner(self, row: int) -> Identity:
+        """Return the process that owns a worker row, NOBODY if it is free. A killed worker's row still names it."""
+        record = self.region("rows", row)
+        return Identity(record.pid, record.started)
+
+    def live_workers(self) -> Iterator[tuple[int, Identity]]:
+        """Yield (row, owner) of each worker row whose owner is alive, in order of the rows."""
+        for row in range(self.layout.rows):
+            owner = self.row_owner(row)
+            if owner.alive:
+                yield row, owner
 
     def mutex_owner(self) -> int:
-        """Return the thread id that owns the mutex, 0 when it is free: the low 30 bits of a robust futex word are its
-        owner (futex(2)).
+        """Return the id of the thread that owns the mutex, 0 if it is free.
+
+        The owner is the low 30 bits of a robust futex word (futex(2)).
         """
-        return int(self.region("lock").mutex[0]) & 0x3FFF_FFFF
+        return self.region("lock").mutex[0] & 0x3FFF_FFFF
 
     def close(self) -> None:
-        """Let go of the descriptor.
-
-        The mapping goes with the process: the mutex page must never be unmapped under a holder.
-        """
+        """Close the descriptor. The mapping stays until the process ends: a page with a held mutex must stay mapped."""
         os.close(self.fd)
 
 
 def find_blocks(pid: int | None = None) -> Iterator[tuple[int, Path]]:
-    """Yield (pid, /proc/PID/fd/N) of every block that this user can see, each memory once, lowest pid first; only of
-    `pid` if given.
+    """Yield (pid, /proc/PID/fd/N) of every block that this user can open: each block once, lowest pid first.
+
+    With `pid`, only of that process.
     """
     seen = set()
     holders = [pid] if pid else sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
     for holder in holders:
-        with suppress(OSError):  # it has ended, or is another user's
+        with suppress(OSError):  # the process has ended, or belongs to another user
             for link in sorted(Path(f"/proc/{holder}/fd").iterdir(), key=lambda link: int(link.name)):
-                with suppress(OSError):  # closed since it was listed: the next one may still be the block
+                with suppress(OSError):  # closed since it was listed; a later one may still be the block
                     if os.readlink(link).startswith(f"/memfd:{NAME} ") and (inode := link.stat().st_ino) not in seen:
                         seen.add(inode)
                         yield holder, link

@@ -31,7 +31,8 @@ from shm._native import ffi
 from shm.block import Block
 from shm.errors import Gone
 from shm.layout import KINDS, NO_ROW, Layout
-from shm.store import NO_IDEMPOTENCY_HASH, Decision, IdempotencyHash, Store, new_idempotency_hash, new_settings
+from shm.records import NO_IDEMPOTENCY_HASH, IdempotencyHash, decided_of, new_idempotency_hash, new_settings
+from shm.store import Decision, Store
 from testing.eventually import eventually
 
 SMALL: Final = Layout(dimension=16, capacity=50, payload_size_max=64, log_capacity=4096, rows=4, receipt_capacity=16)
@@ -178,13 +179,13 @@ class Witness:
         for ordinal, first in zip(range(self.receipts, 0, -1), reversed(self.promised), strict=False):
             receipt = places[ordinal % (formed.block.layout.receipt_capacity + 1)]
             assert ordinal == receipt.ordinal
-            key = new_idempotency_hash(tuple(receipt.key), receipt.body)
+            key = new_idempotency_hash((receipt.key[0], receipt.key[1]), receipt.body)
             assert first._replace(repeated=1) == formed.store.admit(formed.now(), 0.0, nothing, b"", key)
         assert position == formed.store.state().position
 
     def _follow(self, entry: Any, regime: Regime) -> None:
         """Apply one entry. `regime` is in force all the time: those who configure replay the log as a whole."""
-        decided = ffi.cast("struct mlsdm_decided *", entry.detail)
+        decided = decided_of(entry)
         if entry.kind == KINDS.index("decision"):
             self.decisions += 1
             assert entry.after.accepted + entry.after.rejected == self.decisions
@@ -209,7 +210,7 @@ class Witness:
 
 def decision_of(entry: Any) -> Decision:
     """Return what whoever sent the event was told, from the log entry of the decision."""
-    decided, before, after = ffi.cast("struct mlsdm_decided *", entry.detail), entry.before, entry.after
+    decided, before, after = decided_of(entry), entry.before, entry.after
     return Decision(
         entry.position,
         after.accepted + after.rejected,

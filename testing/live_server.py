@@ -21,7 +21,6 @@ import numpy as np
 import psutil
 
 from shm.block import Block, find_blocks
-from shm.process import Identity
 from shm.store import Store
 from testing.eventually import HANG_SECONDS
 
@@ -214,5 +213,4 @@ class LiveServer:
         """Return the pids of the workers that live, in order of their rows. A killed one leaves its row behind until a
         successor takes it, which may find another one free.
         """
-        rows = [block.region("rows", number) for number in range(block.layout.rows)]
-        return [int(row.pid) for row in rows if row.pid and Identity(int(row.pid), int(row.started)).alive]
+        return [owner.pid for _, owner in block.live_workers()]

@@ -5,7 +5,6 @@ A row counts while its owner's heartbeat is fresh: a worker that died or hangs m
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from core.heartbeat import row_is_served
 from shm.block import Block
@@ -20,7 +19,7 @@ class ConnectionCounts:
     clock: Callable[[], int]
 
     def __post_init__(self) -> None:
-        self._rows: list[Any] = [self.block.region("rows", number) for number in range(self.block.layout.rows)]
+        self._rows = [self.block.region("rows", number) for number in range(self.block.layout.rows)]
         self._own = self._rows[self.row]
 
     def publish(self, connections: int) -> None:

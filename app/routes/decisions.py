@@ -46,9 +46,8 @@ from core.access.keys import Role
 from core.limits import DECISIONS_PAGE
 from core.phases import PHASE_NAMES
 from shm import errors
-from shm._native import ffi
 from shm.layout import FLAG_STOPPED, KINDS, NO_ROW
-from shm.store import Entry
+from shm.records import Entry, Scalars, decided_of
 
 _DEFAULT: Final = 100
 _PIECE_COUNT: Final = 50  # entries, at about 4.5 µs each
@@ -193,7 +192,7 @@ class DecisionsResource:
 
 def _entry(entry: Entry, now_ns: int) -> LogEntry:
     kind = KINDS[entry.kind]
-    decided = ffi.cast("struct mlsdm_decided *", entry.detail) if kind in ("decision", "delete") else None
+    decided = decided_of(entry) if kind in ("decision", "delete") else None
     decision = kind == "decision"
     return LogEntry(
         entry.position,
@@ -210,7 +209,7 @@ def _entry(entry: Entry, now_ns: int) -> LogEntry:
     )
 
 
-def _scalars(scalars: Entry) -> ScalarState:
+def _scalars(scalars: Scalars) -> ScalarState:
     return ScalarState(
         scalars.theta,
         scalars.ema,

@@ -33,7 +33,8 @@ from core.commands import OutcomeUnknown, carry_out
 from core.regime import Regime
 from core.settings.config import SETTINGS, CognitiveRhythm, Config, MoralFilter, contradictions, values_of
 from shm.layout import FLAG_STOPPED
-from shm.store import Settings, State, Store, is_configured
+from shm.records import SettingsPointer, State
+from shm.store import Store, is_configured
 
 MERGE_PATCH: Final = "application/merge-patch+json"
 
@@ -119,7 +120,7 @@ class GovernorResource:
         changes = self._read(request)
         replaced: dict[str, Any] = {}
 
-        def settings(state: State) -> Settings:
+        def settings(state: State) -> SettingsPointer:
             before = msgspec.to_builtins(_view(state, ""))
             replaced.update(
                 {section: {name: before[section][name] for name in changes[section]} for section in changes}

@@ -9,7 +9,7 @@ emergency (core/controller/emergency.py) keeps the check of its component failin
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 from wsgiref.types import WSGIEnvironment
 
 import falcon
@@ -41,6 +41,7 @@ from core.settings.tiers import tiers
 from core.version import VERSION
 from shm.errors import StoreError
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY, FLAG_STOPPED
+from shm.records import VitalsPointer
 
 Share = Annotated[float, Meta(ge=0, examples=[12.5])]
 
@@ -236,7 +237,7 @@ def _unless(emergency: int, reason: int) -> Check:
     return Check(False, f"emergency, or its cooldown: {SENTENCES[reason]}; {REMEDIES[reason]}")
 
 
-def _of_memory(vitals: Any) -> Check:
+def _of_memory(vitals: VitalsPointer) -> Check:
     """Memory below its bound, or above it by an operator's order, and no cooldown going on."""
     if vitals.emergency_overruled & EMERGENCY_MEMORY:
         return Check(True)

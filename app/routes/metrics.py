@@ -30,7 +30,7 @@ from core.phases import SLEEP
 from core.version import VERSION
 from shm.errors import StoreError
 from shm.layout import FLAG_STOPPED
-from shm.store import State
+from shm.records import State
 
 
 class WorkersCollector(Collector):
@@ -87,12 +87,12 @@ class BlockCollector(Collector):
     def _of_state(self, state: State, norms: tuple[float, ...]) -> Iterator[Metric]:
         scalars = state.scalars
         accepted, rejected = scalars.accepted, scalars.rejected
-        for name, text, value in (
+        for name, text, count in (
             ("total_events_processed", "Events decided.", accepted + rejected),
             ("accepted_events_count", "Events accepted.", accepted),
             ("rejected_events_count", "Events rejected by the moral filter.", rejected),
         ):
-            yield UntypedMetricFamily(name, text, value)
+            yield UntypedMetricFamily(name, text, count)
         decisions = CounterMetricFamily("mlsdm_decisions", "Events decided.", labels=["outcome"])
         decisions.add_metric(["accepted"], accepted)
         decisions.add_metric(["rejected"], rejected)

@@ -44,7 +44,8 @@ from shm.block import Block
 from shm.errors import Busy, Corrupt, Gone, Lost, Stale, StoreError, Unknown
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY, FLAG_EVENTS_CLOCK, KINDS, NO_ROW
 from shm.lock_watch import INTERVAL_SECONDS, LockWatch
-from shm.store import Store, new_vitals
+from shm.records import VitalsPointer, new_vitals
+from shm.store import Store
 
 ROOT: Final = Path("/")
 SUPERSEDED: Final = 9  # exit status: a newer controller has taken over, do not respawn me
@@ -92,7 +93,7 @@ class Controller:
         with suppress(OSError):  # no descriptors: tried again at each sample
             self.sampler = Sampler(ROOT, clock)  # after the succession: it reads some forty files of the kernel
 
-    def _inherit_vitals(self, arbiter: process.Identity) -> Any:
+    def _inherit_vitals(self, arbiter: process.Identity) -> VitalsPointer:
         """Return the vitals to publish: the predecessor's under this controller's name. Its counts go on, and what it
         has sampled stays until there is something newer.
         """

@@ -17,9 +17,9 @@ from core.reference.rhythm import Rhythm
 from core.reference.synapse import Synapse
 from core.reference.vector import Vector
 from core.regime import Regime
-from shm._native import ffi
+from shm import records
 from shm.layout import FLAG_STOPPED, KINDS
-from shm.store import Entry
+from shm.records import Entry, decided_of, replaced_settings_of
 
 Vectors = Callable[[int], Vector]  # memory id → float32[D]
 
@@ -42,8 +42,8 @@ class Scalars(NamedTuple):
     live: int
 
     @classmethod
-    def of(cls, record: Entry) -> Self:
-        """Copy them out of an entry or a state."""
+    def of(cls, record: records.Scalars) -> Self:
+        """Copy them out of the record of that name."""
         return cls(*(getattr(record, name) for name in cls._fields))
 
 
@@ -115,7 +115,7 @@ class Model(NamedTuple):
         return entry.after.live if accepted and entry.after.live == self.live else self.live + accepted
 
     def _decision(self, entry: Entry, _replaced_by: Regime, vectors: Vectors) -> Self:
-        decided = ffi.cast("struct mlsdm_decided *", entry.detail)
+        decided = decided_of(entry)
         settings = self.settings
         accepted, governor = self.governor.decide(decided.moral, settings.governor)
         _same(entry.position, "memory_id", decided.memory_id, self.accepted + 1 if accepted else 0)
@@ -142,7 +142,7 @@ class Model(NamedTuple):
         return levels, self.rhythm.stepped(self.settings.rhythm)
 
     def _configure(self, entry: Entry, replaced_by: Regime, _vectors: Vectors) -> Self:
-        replaced = Regime.of_record(ffi.cast("struct mlsdm_settings *", entry.detail))
+        replaced = Regime.of_record(replaced_settings_of(entry))
         _same(entry.position, "settings replaced", replaced, self.settings)
         return self._replace(
             settings=replaced_by,
@@ -159,7 +159,7 @@ class Model(NamedTuple):
         )
 
     def _delete(self, entry: Entry, _replaced_by: Regime, _vectors: Vectors) -> Self:
-        deleted = ffi.cast("struct mlsdm_decided *", entry.detail).memory_id
+        deleted = decided_of(entry).memory_id
         _same(entry.position, "deleted id was given", True, 1 <= deleted <= self.accepted)
         return self
 
@@ -195,7 +195,7 @@ def replay(
     in_force, held = [live], live
     for entry in reversed(log):
         if entry.kind == KINDS.index("configure"):
-            held = Regime.of_record(ffi.cast("struct mlsdm_settings *", entry.detail))
+            held = Regime.of_record(replaced_settings_of(entry))
         in_force.append(held)
     in_force.reverse()  # in_force[i] holds before log[i], in_force[i + 1] after it
     model = Model.before(log[0], in_force[0], levels)

@@ -22,10 +22,10 @@ from core.reference.synapse import Synapse
 from core.regime import Regime
 from loadtests.faults.load import DECISION_ROW, ClientRecords, Events, Table
 from shm import process
-from shm._native import ffi
 from shm.errors import Gone, StoreError
 from shm.layout import KINDS
-from shm.store import Entry, Store
+from shm.records import Entry, decided_of, replaced_settings_of
+from shm.store import Store
 from testing.live_server import LiveServer
 
 PAGE: Final = 1000  # entries read at a time
@@ -166,7 +166,7 @@ class _Follower:
         in_force, held = [live], live
         for entry in reversed(log):
             if entry.kind == _CONFIGURE:  # it says which settings it replaced
-                held = Regime.of_record(ffi.cast("struct mlsdm_settings *", entry.detail))
+                held = Regime.of_record(replaced_settings_of(entry))
             in_force.append(held)
         in_force.reverse()
         if self.model is None and log:
@@ -188,7 +188,7 @@ class _Follower:
         self.model = self.model.after(entry, settings, self._vector)
 
     def _follow_decision(self, entry: Entry) -> None:
-        decided = ffi.cast("struct mlsdm_decided *", entry.detail)
+        decided = decided_of(entry)
         self.decisions += 1
         sequence = entry.after.accepted + entry.after.rejected
         if sequence != self.decisions:

@@ -1,107 +1,387 @@
-/* What Python sees of the native core: private structures and functions. cffi reads this file too, so it keeps to
- * plain declarations. */
+/* The contract of the native core: private structures and functions, as Python calls them.
+ *
+ * cffi reads this file, and shm/native_stubs.py makes shm/_native.pyi of it, so it keeps to plain declarations. An
+ * array parameter is spelled with brackets, and a parameter that may be NULL is followed by a comment that says so.
+ *
+ * These rules hold for every function unless its own contract names an exception:
+ *
+ * Arguments. The caller owns all memory that it passes. A function uses it during the call only and keeps no pointer.
+ *   Pointers are aligned for their type and are not NULL. Sizes, indices and moral values are not checked: the caller
+ *   keeps them within the ranges that are given here, otherwise the behaviour is undefined.
+ * Time. `now_ns` is CLOCK_BOOTTIME in ns. It may be older than the newest transition: the time of the log never goes
+ *   back.
+ * Result. A function that returns int returns a status, MLSDM_STATUS_*. OK means that the outputs are set. After any
+ *   other status the outputs are undefined and the block holds what it held before.
+ * Lock. "Takes the lock" means: the function enters the section, waits up to map->wait_ms ms for it (with 0 it spins
+ *   some µs and then gives up), and leaves it before it returns. No function returns with the lock held, so the caller
+ *   never holds it. Two statuses come from the lock: BUSY, it was not acquired in time; LOST, the kernel hands it to
+ *   nobody any more, until the service is started anew.
+ * Process. The caller maps the block writable, has made `map` after its last fork, and set row and pid in it. Any
+ *   thread may call. A function that "does not write the block" may also be called with a read-only mapping.
+ * Death. A caller that dies inside has either done all of it (it died after the store of the commit word) or nothing
+ *   (before). What it left half-written is undone or completed by the next process that takes the lock. */
 
+/* -- private structures -- */
+
+/* The block as one process has mapped it. Filled in by shm/block.py; the native core only reads it. */
 struct mlsdm_map {
-    uint8_t *base;
-    uint64_t offset[MLSDM_REGIONS];
-    uint32_t dimension;     /* floats of a vector */
-    uint32_t padded;        /* floats of a stored vector: a multiple of 16, the rest zero */
-    uint32_t shadow_stride; /* bytes of a shadow row: a multiple of 16, the rest zero */
-    uint32_t capacity;      /* memories in the window; capacity + 1 slots */
-    uint32_t payload_stride;
-    uint32_t log_capacity;
-    uint32_t rows;
-    uint32_t receipt_capacity;
-    uint32_t buckets[2]; /* of keys and of peers: multiples of BUCKET_WAYS */
-    uint32_t row;        /* of this process, or NO_ROW */
-    uint32_t wait_ms;    /* longest wait for the lock; 0: only look, never lock (read-only maps) */
-    uint64_t pid;        /* of this process */
-    double norm_max;     /* longest vector that is admitted */
+    uint8_t *base;                  /* first byte of the mapping */
+    uint64_t offset[MLSDM_REGIONS]; /* bytes from `base` to each region, in the order of enum mlsdm_region */
+    uint32_t dimension;             /* floats of a vector, D */
+    uint32_t padded;                /* floats of a stored vector: D rounded up to 16; the rest is zero */
+    uint32_t shadow_stride;         /* bytes of a shadow: D rounded up to 16; the rest is zero */
+    uint32_t capacity;              /* memories in the window, C; there are C + 1 slots */
+    uint32_t payload_stride;        /* bytes of a slot's payload */
+    uint32_t log_capacity;          /* entries of the log ring */
+    uint32_t rows;                  /* worker rows */
+    uint32_t receipt_capacity;      /* receipts that are kept; also the number of chains */
+    uint32_t buckets[2];            /* buckets in the tables of keys and of peers: multiples of BUCKET_WAYS */
+    uint32_t row;                   /* index of this process's row, or NO_ROW */
+    uint32_t wait_ms;               /* longest wait for the lock; 0: never wait; always 0 with a read-only mapping */
+    uint64_t pid;                   /* of this process */
+    double norm_max;                /* longest vector that is admitted */
 };
 
-/* What an event with an idempotency key is known by: keyed hashes of the key and of all that was sent with it. Item i
- * of a batch is known by words[1] + i. */
+/* What identifies an event that came with an idempotency key. Item i of a batch has words[1] + i. */
 struct mlsdm_idempotency_hash {
-    uint64_t words[2];
-    uint64_t body;
+    uint64_t words[2]; /* keyed hash of the client and its idempotency key */
+    uint64_t body;     /* keyed hash of everything that was sent with it */
 };
 
-/* Whose tokens they are, and how they come: one every `interval_ns`, up to `burst` of them; burst × interval_ns is
- * below 2^62. `owner` is not 0. */
+/* A token bucket and its owner. One token comes every `interval_ns`, up to `burst`; burst × interval_ns < 2^62. */
 struct mlsdm_account {
-    uint64_t owner;
+    uint64_t owner; /* keyed hash of the client's name; not 0 */
     int64_t interval_ns;
     uint32_t burst;
     uint32_t table; /* 0 for keys, 1 for peers */
 };
 
 struct mlsdm_query {
-    const float *vector; /* float32[dimension] */
-    uint32_t k;          /* matches wanted, at most TOP_K_MAX */
-    uint32_t masks[2];   /* by the phase the rhythm is in: bit p set when memories tagged p match */
-    float *bounds;       /* float32[capacity + 1], private to the caller */
-    float *vectors;      /* float32[k][dimension] to fill, or NULL */
-    uint8_t *payloads;   /* uint8[k][payload_stride] to fill, or NULL */
+    const float *vector; /* float32[D], any norm up to norm_max */
+    uint32_t k;          /* matches wanted, 1 ≤ k ≤ 100 */
+    uint32_t masks[2];   /* masks[p] applies while the rhythm is in phase p: memories tagged t match if bit t is set */
+    float *bounds;       /* float32[C + 1], scratch memory of the caller; its content is undefined afterwards */
+    float *vectors /* or NULL */;    /* float32[k][D] that receives the vectors of the matches */
+    uint8_t *payloads /* or NULL */; /* uint8[k][payload_stride] that receives the payloads of the matches */
 };
 
 struct mlsdm_match {
     uint64_t id;
-    double score;
+    double score; /* cosine, not clamped */
     double moral;
-    int64_t time_ns;
-    uint32_t phase;
+    int64_t time_ns; /* CLOCK_BOOTTIME of the admission */
+    uint32_t phase;  /* 0 wake, 1 sleep */
     uint32_t payload_size;
 };
 
 struct mlsdm_recall_result {
-    uint64_t as_of;      /* position: the answer equals brute force immediately after it */
-    int64_t time_ns;     /* CLOCK_BOOTTIME of that position, of the newest transition */
+    uint64_t as_of;      /* position: the matches equal brute force immediately after it */
+    int64_t time_ns;     /* CLOCK_BOOTTIME of the transition at that position */
     uint64_t scanned;    /* live memories that were compared */
-    uint64_t candidates; /* of them scored in full */
-    uint64_t corrupt_id; /* a memory that was left out because its checksum did not hold, else 0 */
-    uint32_t attempts;
-    uint32_t count; /* matches */
+    uint64_t candidates; /* of these, scored in full */
+    uint64_t corrupt_id; /* a memory that was left out because its checksum is wrong, 0 for none */
+    uint32_t attempts;   /* how often the recall began, at least 1 */
+    uint32_t count;      /* matches */
 };
 
+/* -- the block and its rows -- */
+
+/* Initialise the mutex of a new block: robust, process-shared, error-checking.
+ *
+ * Returns    0, or an errno value of pthread_mutex_init(3).
+ * Lock       none.
+ * Process    the creator, once, before any other process can see the block. */
 int mlsdm_lock_create(struct mlsdm_map *map);
+
+/* Compute the checksum of a header.
+ *
+ * header     need not lie in the block.
+ * Returns    the checksum of the 128 bytes before the field `checksum`.
+ * Lock       none. Does not write the block. */
+uint64_t mlsdm_header_checksum(const struct mlsdm_header *header);
+
+/* Read the commit word.
+ *
+ * Returns    the committed position, 0 before the first state; UINT64_MAX if the word is damaged.
+ * Lock       none. Does not write the block. */
+uint64_t mlsdm_position(const struct mlsdm_map *map);
+
+/* Change the owner of a worker row: claim it, or release it with (0, 0) as the new owner. Its counters stay.
+ *
+ * row            index, below map->rows.
+ * pid, started   the owner as the caller has read it: free, found dead, or the caller itself.
+ * new_pid, new_started   the next owner; `started` is the start time in clock ticks since boot.
+ * Returns    OK; TAKEN if the row no longer belongs to (pid, started); BUSY; LOST. Needs no formed state.
+ * Lock       takes it.
+ * Process    worker, for itself.
+ * Death      pid is stored last: the row then names the old pid with another start time, which is no live process. */
 int mlsdm_row_claim(struct mlsdm_map *map, uint32_t row, uint64_t pid, uint64_t started, uint64_t new_pid,
                     uint64_t new_started);
 
-int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8_t *vector, const uint8_t *payload,
-                uint32_t payload_size, const struct mlsdm_idempotency_hash *key, struct mlsdm_decision *out);
-int mlsdm_admit_batch(struct mlsdm_map *map, int64_t now_ns, uint32_t count, const double *morals, const float *vectors,
-                      const uint8_t *payloads, const uint64_t *payload_ends, const struct mlsdm_idempotency_hash *key,
-                      struct mlsdm_decision *out, uint32_t *done);
-int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t id, struct mlsdm_entry *out);
-int mlsdm_vectors_check(struct mlsdm_map *map, const float *vectors, uint32_t count, uint32_t *bad);
+/* -- admission -- */
 
+/* Decide one event, and remember it if it is accepted. The hot path.
+ *
+ * moral          0 to 1.
+ * vector         the bytes of float32[D], any alignment.
+ * payload        uint8[payload_size], payload_size ≤ payload_size_max of the header. May be NULL if the size is 0.
+ * hash           identifies an event with an idempotency key. If its receipt is kept, `decision` gets the first
+ * decision with repeated = 1, and nothing changes. Returns    OK; NOT_FINITE, TOO_LONG (before the lock); BUSY; LOST;
+ * UNFORMED; CORRUPT: the committed state, the levels, or a receipt on the chain does not fit its checksum; REUSED: the
+ * hash came with another body; STOPPED: an operator has stopped admissions; CORRUPT, LOST, EXHAUSTED: the emergency
+ * that the vitals declare. A receipt that is found takes precedence over STOPPED and over an emergency. Lock takes it.
+ * Process    worker. */
+int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8_t *vector,
+                const uint8_t *payload /* or NULL */, uint32_t payload_size,
+                const struct mlsdm_idempotency_hash *hash /* or NULL */, struct mlsdm_decision *decision);
+
+/* Decide events in order, each in a section of its own, so that events of other processes may come between them.
+ *
+ * count          events.
+ * morals         float64[count].
+ * vectors        float32[count][D].
+ * payloads       the payloads one behind the other. NULL, together with payload_ends, if no event has one.
+ * payload_ends   uint64[count]: payload i ends before byte payload_ends[i].
+ * hash           of the batch; item i is identified by words[1] + i.
+ * decisions      [count]; receives those that were made.
+ * done           receives their number, whatever the status is.
+ * Returns    OK if done = count; else the status of mlsdm_admit for event `done`. The events before it stay decided.
+ * Lock       takes it `count` times.
+ * Process    worker.
+ * Death      each event by itself is decided or is not. */
+int mlsdm_admit_batch(struct mlsdm_map *map, int64_t now_ns, uint32_t count, const double morals[],
+                      const float vectors[], const uint8_t payloads[] /* or NULL */,
+                      const uint64_t payload_ends[] /* or NULL */,
+                      const struct mlsdm_idempotency_hash *hash /* or NULL */, struct mlsdm_decision decisions[],
+                      uint32_t *done);
+
+/* Check whether vectors can be admitted.
+ *
+ * vectors        float32[count][D].
+ * bad            receives the index of the first that cannot, or count.
+ * Returns    OK; NOT_FINITE; TOO_LONG. `bad` is set in every case.
+ * Lock       none. Does not write the block, and does not read it. */
+int mlsdm_vectors_check(struct mlsdm_map *map, const float vectors[], uint32_t count, uint32_t *bad);
+
+/* Delete one memory, and erase its vector, shadow and payload.
+ *
+ * memory_id      any number.
+ * entry          receives the log entry.
+ * Returns    OK; BUSY; LOST; UNFORMED; CORRUPT: the committed state; UNKNOWN: the id was never given; GONE: the memory
+ *            was overwritten or deleted.
+ * Lock       takes it.
+ * Process    worker, controller.
+ * Death      before the commit the mark is taken back; after it the next process that takes the lock erases the rest.
+ */
+int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t memory_id, struct mlsdm_entry *entry);
+
+/* -- the controller -- */
+
+/* Become the controller: from here on, every call with an older epoch is refused. The first call forms the first state.
+ *
+ * settings       used by the first call only.
+ * entry          receives the log entry; its `epoch` is the caller's.
+ * Returns    OK; BUSY; LOST; CORRUPT: the committed state.
+ * Lock       takes it.
+ * Process    controller. */
 int mlsdm_epoch_begin(struct mlsdm_map *map, int64_t now_ns, const struct mlsdm_settings *settings,
-                      struct mlsdm_entry *out);
-int mlsdm_tick(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mlsdm_entry *out);
-int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mlsdm_entry *out);
-int mlsdm_command_post(struct mlsdm_map *map, uint32_t kind, const struct mlsdm_settings *settings, uint64_t configured,
-                       uint64_t after, uint64_t *ticket);
-uint64_t mlsdm_settings_checksum(const struct mlsdm_settings *settings);
-int mlsdm_command_pending(struct mlsdm_map *map);
-int mlsdm_command_withdraw(struct mlsdm_map *map, uint64_t ticket);
+                      struct mlsdm_entry *entry);
+
+/* Take one step of the rhythm; asleep, with one consolidation.
+ *
+ * epoch          the caller's.
+ * entry          receives the log entry.
+ * Returns    OK; BUSY; LOST; UNFORMED; CORRUPT: the committed state, or the levels that a consolidation needs; STALE: a
+ *            newer controller has taken over.
+ * Lock       takes it.
+ * Process    controller. */
+int mlsdm_tick(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mlsdm_entry *entry);
+
+/* Carry out the pending command.
+ *
+ * epoch          the caller's.
+ * entry          receives the log entry; its `position` is 0 if no command was pending.
+ * Returns    OK; BUSY; LOST; CORRUPT: the committed state; STALE. OK at once, without the lock, if nothing is pending.
+ * Lock       takes it, if a command is pending.
+ * Process    controller.
+ * Death      a resume clears the emergency of the vitals before its commit; the command stays pending until then. */
+int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mlsdm_entry *entry);
+
+/* Publish the vitals and the heartbeat of the controller.
+ *
+ * epoch          the caller's.
+ * Returns    OK; BUSY; LOST; CORRUPT: the committed state, also if there is none yet; STALE.
+ * Lock       takes it. Readers do not: they read word by word and may see words of two beats.
+ * Process    controller.
+ * Death      some words are of this beat and some of the last one, until a controller writes the next. */
 int mlsdm_vitals_write(struct mlsdm_map *map, uint64_t epoch, const struct mlsdm_vitals *vitals);
+
+/* Publish the vitals without the lock: for a controller that finds the lock lost, or the state corrupt that names its
+ * epoch.
+ *
+ * predecessor    pid of the controller that signed the vitals before this one began.
+ * vitals         its `controller_pid` is the caller's.
+ * Returns    OK; STALE if a process other than the caller and `predecessor` has signed them. Needs no formed state.
+ * Lock       none. The signature is one compare-and-swap of `controller_pid`; the words follow one by one.
+ * Process    controller.
+ * Death      as mlsdm_vitals_write. */
 int mlsdm_vitals_write_unlocked(struct mlsdm_map *map, uint64_t predecessor, const struct mlsdm_vitals *vitals);
 
-int mlsdm_state_read(struct mlsdm_map *map, struct mlsdm_state *state, float *levels);
-void mlsdm_levels_norms(struct mlsdm_map *map, const float *levels, double *norms);
+/* -- the command slot -- */
+
+/* Post a command for the controller.
+ *
+ * kind           MLSDM_KIND_CONFIGURE, _RESET, _STOP or _RESUME.
+ * settings       the new ones; NULL unless the kind is CONFIGURE.
+ * configured     checksum of the settings if the configuration asks for them, else 0.
+ * after          ticket of the newest command that the caller knows to be carried out; UINT64_MAX: any.
+ * ticket         receives the ticket of the command, above every ticket before it.
+ * Returns    OK; BUSY; LOST; CORRUPT: the committed state, also if there is none yet; TAKEN: another command is
+ *            pending, or one was carried out after ticket `after`.
+ * Lock       takes it.
+ * Process    worker, arbiter.
+ * Death      the ticket is stored last: before it, nothing was posted. */
+int mlsdm_command_post(struct mlsdm_map *map, uint32_t kind, const struct mlsdm_settings *settings /* or NULL */,
+                       uint64_t configured, uint64_t after, uint64_t *ticket);
+
+/* Tell whether a command is pending.
+ *
+ * Returns    1, or 0; also 0 if the slot does not fit its checksum.
+ * Lock       none. Does not write the block. The answer may be out of date when the function returns. */
+int mlsdm_command_pending(struct mlsdm_map *map);
+
+/* Withdraw a command.
+ *
+ * ticket         of the command, from mlsdm_command_post.
+ * Returns    OK: it will never be carried out; this holds for a damaged slot too, which is then made valid again;
+ *            TAKEN: it was carried out, or the slot holds another command; BUSY; LOST; CORRUPT: the committed state,
+ *            also if there is none yet.
+ * Lock       takes it.
+ * Process    worker, arbiter.
+ * Death      the command is pending, or it is withdrawn. */
+int mlsdm_command_withdraw(struct mlsdm_map *map, uint64_t ticket);
+
+/* Compute a checksum that tells one settings record from another. Lock: none. Does not read or write the block. */
+uint64_t mlsdm_settings_checksum(const struct mlsdm_settings *settings);
+
+/* -- reading --
+ *
+ * Reads copy without the lock and then validate the copy. A read that is overtaken three times takes the lock, unless
+ * map->wait_ms is 0: then it returns BUSY. So BUSY and LOST come only from that fourth try. None of them writes the
+ * block when map->wait_ms is 0. Any process may call them, an observer with a read-only mapping too; a caller that dies
+ * in one has changed nothing. */
+
+/* Read the committed state.
+ *
+ * levels         float32[3][padded] that receives its levels.
+ * Returns    OK; UNFORMED; CORRUPT: the commit word, the state, or (if asked for) the levels; BUSY; LOST. */
+int mlsdm_state_read(struct mlsdm_map *map, struct mlsdm_state *state, float levels[] /* or NULL */);
+
+/* Compute the norms of levels 1 to 3, as the cascade does.
+ *
+ * levels         float32[3][padded].
+ * norms          float64[3].
+ * Lock       none. Does not read or write the block. */
+void mlsdm_levels_norms(struct mlsdm_map *map, const float levels[], double norms[]);
+
+/* Add up the tallies of all rows at one position.
+ *
+ * accepted, rejected   events by all rows. Equal to the counts of the state at `position`.
+ * Returns    OK, also before the first state (all zero); CORRUPT: the commit word; BUSY; LOST. */
 int mlsdm_tallies_read(struct mlsdm_map *map, uint64_t *accepted, uint64_t *rejected, uint64_t *position);
-int mlsdm_entries_read(struct mlsdm_map *map, uint64_t first, uint32_t count, struct mlsdm_entry *out, uint32_t *copied,
-                       uint64_t *oldest);
-int mlsdm_memory_read(struct mlsdm_map *map, uint64_t id, struct mlsdm_slot *slot, float *vector, uint8_t *payload);
-int mlsdm_slot_check(struct mlsdm_map *map, uint64_t at, uint64_t *id);
-int mlsdm_slot_repair(struct mlsdm_map *map, uint64_t at);
+
+/* Copy log entries.
+ *
+ * first          position of the first one wanted.
+ * count          entries wanted at most.
+ * entries        [count].
+ * copied         receives how many were copied: fewer than `count` where the log ends.
+ * oldest         receives the oldest position that can still be read; set for OK, GONE and CORRUPT of an entry.
+ * Returns    OK; UNKNOWN: `first` is more than one past the newest; GONE: `first` was overwritten, or is 0; CORRUPT:
+ * the commit word or an entry. Lock       none, never. */
+int mlsdm_entries_read(struct mlsdm_map *map, uint64_t first, uint32_t count, struct mlsdm_entry entries[],
+                       uint32_t *copied, uint64_t *oldest);
+
+/* Read one memory.
+ *
+ * memory_id      any number.
+ * slot           receives its line.
+ * vector         float32[D].
+ * payload        uint8[payload_stride]; slot->payload_size bytes are set.
+ * Returns    OK; UNFORMED; UNKNOWN: the id was never given; GONE: overwritten or deleted; CORRUPT: the state or the
+ *            memory; BUSY; LOST. */
+int mlsdm_memory_read(struct mlsdm_map *map, uint64_t memory_id, struct mlsdm_slot *slot, float vector[],
+                      uint8_t payload[]);
+
+/* Recall: find the k live memories with the largest cosine to a vector, exactly.
+ *
+ * query          see struct mlsdm_query.
+ * matches        [k]; receives the matches, best first; of equal scores the newer first.
+ * result         receives the rest.
+ * Returns    OK; NOT_FINITE, TOO_LONG: the query's vector; UNFORMED; CORRUPT: the commit word or the state; a damaged
+ *            memory is left out and named by `corrupt_id` instead; BUSY; LOST.
+ * Lock       takes it to settle the answer (some µs), and for the whole scan if three attempts were overtaken. Where
+ *            the lock is lost, the answer is settled without it and validated.
+ * Process    worker, any thread. A memory that is found damaged under the lock loses its `live` hint.
+ * Death      nothing changes but such hints. */
+int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct mlsdm_match matches[],
+                 struct mlsdm_recall_result *result);
+
+/* -- scrub and repair -- */
+
+/* Check the visible memory of a slot: checksum, deletion mark and hint.
+ *
+ * slot           index, at most C.
+ * memory_id      receives the id of the memory if the result is 0.
+ * Returns    1 if it is sound, if the slot holds no visible memory, if it changes during the check, or if the commit
+ *            word is damaged; else 0.
+ * Lock       none. Does not write the block. */
+int mlsdm_slot_check(struct mlsdm_map *map, uint64_t slot, uint64_t *memory_id);
+
+/* Check a slot again, under the lock, and repair its deletion mark and hint from the bytes of the memory.
+ *
+ * slot           index, at most C.
+ * Returns    OK: the slot is sound now; CORRUPT: the memory's own bytes are damaged (delete it), or the committed state
+ *            is; UNFORMED; BUSY; LOST.
+ * Lock       takes it.
+ * Process    controller.
+ * Death      mark and hint are repaired or are still damaged; the next scrub finds them. */
+int mlsdm_slot_repair(struct mlsdm_map *map, uint64_t slot);
+
+/* Find a chain of receipts whose head is damaged.
+ *
+ * chain, count   the chains to look at: chain + count ≤ receipt_capacity.
+ * Returns    the first one that is damaged, or chain + count.
+ * Lock       none. Does not write the block. */
 uint32_t mlsdm_chains_check(struct mlsdm_map *map, uint32_t chain, uint32_t count);
+
+/* Repair the head of a chain: set it to the newest receipt of the chain that the ring still holds.
+ *
+ * chain          index, below receipt_capacity.
+ * Returns    OK: the head is sound now; CORRUPT: a receipt that the head may have named is damaged too, so the head
+ *            stays until that receipt has left the ring; or the committed state is corrupt or missing; BUSY; LOST.
+ * Lock       takes it, for 2 ms at most: a ring of 32,768 receipts that holds none of the chain is read as a whole.
+ * Process    controller.
+ * Death      the head is repaired by one store, or is still damaged. */
 int mlsdm_chain_repair(struct mlsdm_map *map, uint32_t chain);
-uint64_t mlsdm_position(const struct mlsdm_map *map);
-uint64_t mlsdm_header_checksum(const struct mlsdm_header *header);
 
+/* -- token buckets -- */
+
+/* Spend tokens of an account: all of them or none.
+ *
+ * account        see struct mlsdm_account.
+ * count          tokens, 1 ≤ count ≤ burst.
+ * Returns    the time in ns until the bucket is full again; if none were spent, minus the time in ns until they would
+ *            all be there.
+ * Lock       none: one compare-and-swap, some more for a client that has no bucket yet. Needs no formed state.
+ * Process    worker, any thread.
+ * Death      the tokens are spent or are not. */
 int64_t mlsdm_tokens_spend(struct mlsdm_map *map, const struct mlsdm_account *account, int64_t now_ns, uint32_t count);
-void mlsdm_tokens_refund(struct mlsdm_map *map, const struct mlsdm_account *account, uint32_t count);
 
-int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct mlsdm_match *matches,
-                 struct mlsdm_recall_result *answer);
+/* Give back tokens that a request has spent which was refused after all.
+ *
+ * count          tokens, at most as many as were spent. If the bucket has a new owner since, nothing happens.
+ * Lock       none: one atomic subtraction. Needs no formed state.
+ * Process    worker, any thread.
+ * Death      the tokens are given back or are not. */
+void mlsdm_tokens_refund(struct mlsdm_map *map, const struct mlsdm_account *account, uint32_t count);

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from shm._native import ffi
 from shm.block import Block
 from shm.errors import Busy, Corrupt, Gone, Unknown
 from shm.layout import KINDS, Layout
+from shm.records import decided_of
 from shm.store import Store
 from testing.block_fixture import NORM_MAX, Formed, Witness, begin, end, exit_of, wait_until
 from tests.shm.conftest import Form
@@ -168,7 +168,7 @@ class TestTornReads:
                 gone += 1
                 continue
             for entry in entries:
-                decided = ffi.cast("struct mlsdm_decided *", entry.detail)
+                decided = decided_of(entry)
                 assert entry.position == entry.after.accepted + 1 == entry.before.accepted + 2 == decided.memory_id + 1
                 assert entry.position >= oldest
                 assert decided.moral == 0.9 + decided.memory_id % 100_000 / 1_000_000

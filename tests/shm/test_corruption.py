@@ -15,7 +15,8 @@ from shm._native import ffi
 from shm.block import Block, BlockError
 from shm.errors import Corrupt, Gone
 from shm.layout import RECORDS, Layout, seal
-from shm.store import Decision, Recall, new_idempotency_hash, new_settings, new_vitals, settings_checksum
+from shm.records import new_idempotency_hash, new_settings, new_vitals
+from shm.store import Decision, Recall, settings_checksum
 from testing.block_fixture import Formed, begin, decision_of, exit_of
 from tests.shm.conftest import Form
 

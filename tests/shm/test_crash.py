@@ -21,7 +21,8 @@ import pytest
 from shm._native import ffi, lib
 from shm.errors import Gone
 from shm.layout import NO_ROW, Layout, seal
-from shm.store import NO_IDEMPOTENCY_HASH, Decision, IdempotencyHash, Recall, Store, new_idempotency_hash
+from shm.records import NO_IDEMPOTENCY_HASH, IdempotencyHash, new_idempotency_hash
+from shm.store import Decision, Recall, Store
 from testing.block_fixture import REGIME, Formed, Witness, begin, copied, end, exit_of, take_mutex, wait_until
 from tests import tracee
 from tests.shm.conftest import Form

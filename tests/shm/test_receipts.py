@@ -21,7 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from shm._native import ffi
 from shm.errors import Gone, NotFinite, Reused, Stopped, TooLong, Unknown
 from shm.layout import KINDS, NO_ROW, STATUSES, Layout
-from shm.store import Decision, IdempotencyHash, new_idempotency_hash
+from shm.records import IdempotencyHash, decided_of, new_idempotency_hash
+from shm.store import Decision
 from testing.block_fixture import Formed, Witness, begin, decision_of, exit_of, wait_until
 from tests.shm.conftest import Form
 
@@ -208,7 +209,7 @@ def receipted(formed: Formed) -> list[int]:
     entries, _ = formed.store.entries(1, position)
     found = []
     for entry in entries:
-        decided = ffi.cast("struct mlsdm_decided *", entry.detail)
+        decided = decided_of(entry)
         if entry.kind == KINDS.index("decision") and decided.receipt:
             found.append(int(entry.position))
             assert len(found) == decided.receipt

@@ -13,6 +13,7 @@ from shm._native import ffi
 from shm.errors import Busy, Gone, Stale, Taken, Unformed, Unknown
 from shm.layout import KINDS, NO_ROW, Layout
 from shm.process import NOBODY, Identity
+from shm.records import decided_of
 from shm.store import Decision, Store
 from testing.block_fixture import NORM_MAX, REGIME, Formed, Witness, begin, copied, exit_of, take_mutex
 from tests.shm.conftest import Form
@@ -109,7 +110,7 @@ class TestForget:
         """A deleted memory is Gone, cannot be deleted again, and leaves a hole until the ring passes."""
         ids = [formed.accept(number) for number in range(50)]
         entry = copied(formed.store.forget(formed.now(), 7))
-        decided = ffi.cast("struct mlsdm_decided *", entry.detail)
+        decided = decided_of(entry)
 
         assert ("delete", 7, 49) == (KINDS[entry.kind], decided.memory_id, entry.after.live)
         for call in (formed.store.memory, lambda one: formed.store.forget(formed.now(), one)):

@@ -20,6 +20,7 @@ from core.reference.vector import Vector, norm
 from core.regime import Regime
 from shm._native import ffi
 from shm.layout import FLAG_STOPPED, KINDS
+from shm.records import decided_of
 from shm.store import Decision, Memory
 from testing.block_fixture import Formed, decision_of
 from tests.simulation.actor import Actor
@@ -159,7 +160,7 @@ class Chronicle:
             same(f"{what}: epoch of the controller that wrote it", before.epoch, actor.epoch)
         holds(f"{what}: is the only one of its operation", not made or operation.name in ("batch", "round"))
         live, receipts, regime = self.now.live, before.receipts, self.model.settings
-        decided = ffi.cast("struct mlsdm_decided *", entry.detail)
+        decided = decided_of(entry)
         if kind == "decision":
             live, receipts = self._decided(entry, actor, made)
         elif kind == "delete":
@@ -192,7 +193,7 @@ class Chronicle:
         """Follow a decision; returns which memories live after it, and how many receipts were given."""
         assert actor.operation is not None
         what, moment = f"entry {entry.position}", self.now
-        decided = ffi.cast("struct mlsdm_decided *", entry.detail)
+        decided = decided_of(entry)
         items = items_of(actor.operation.arguments)
         number, receipts = len(made), moment.seen.receipts
         if decided.receipt:

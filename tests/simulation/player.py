@@ -22,7 +22,8 @@ from shm import process
 from shm._native import ffi
 from shm.errors import StoreError
 from shm.layout import NO_ROW
-from shm.store import NO_IDEMPOTENCY_HASH, Bucket, Decision, Memory, Recall, Store, new_idempotency_hash
+from shm.records import NO_IDEMPOTENCY_HASH, new_idempotency_hash
+from shm.store import Bucket, Decision, Memory, Recall, Store
 from testing.block_fixture import NORM_MAX, Formed, Pool
 from tests.simulation.accounts import ACCOUNTS
 

@@ -22,7 +22,7 @@ from app.api.operation import Parameter
 from app.api.problem import Problem
 from app.httpd.request import CLIENT
 from core.limits import IDEMPOTENCY_KEY_LENGTH
-from shm.store import NO_IDEMPOTENCY_HASH, IdempotencyHash, new_idempotency_hash
+from shm.records import NO_IDEMPOTENCY_HASH, IdempotencyHash, new_idempotency_hash
 
 # Visible ASCII without quote and backslash, as it is or as a string in quotes (RFC 9651 §3.3.3).
 _WORD: Final = rf"[!#-\[\]-~]{{1,{IDEMPOTENCY_KEY_LENGTH.value}}}"

@@ -30,7 +30,8 @@ from core.settings.tiers import tiers
 from shm import errors
 from shm.block import Block
 from shm.layout import NO_ROW, Layout
-from shm.store import Recall, Store, new_vitals
+from shm.records import new_vitals
+from shm.store import Recall, Store
 from testing import keys
 from testing.block_fixture import SMALL as SMALL_LAYOUT
 from testing.block_fixture import Formed, begin, end, exit_of, take_mutex

@@ -16,7 +16,8 @@ from core.machine.sampler import MachineSample, Sampler
 from shm._native import ffi
 from shm.errors import Corrupt, Exhausted, Lost, Stale
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY
-from shm.store import Match, Recall, new_idempotency_hash
+from shm.records import new_idempotency_hash
+from shm.store import Match, Recall
 from testing.block_fixture import begin, exit_of, take_mutex
 from tests.core.controller.test_controller import Held
 

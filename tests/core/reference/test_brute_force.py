@@ -14,9 +14,9 @@ from core.phases import SLEEP, WAKE, masks
 from core.reference.brute_force import Scored, brute_force
 from core.reference.vector import LANES, Vector
 from core.regime import Regime, RhythmSettings
-from shm._native import ffi
 from shm.errors import Corrupt, Gone, NotFinite, TooLong, Unformed
 from shm.layout import KINDS, Layout, seal
+from shm.records import decided_of
 from shm.store import Recall, RecallResult
 from testing.block_fixture import NORM_MAX, REGIME, Formed, begin, end, exit_of, wait_until
 
@@ -397,7 +397,7 @@ class TestUnderWriters:
             while position < answer.as_of:
                 page, _ = formed.store.entries(position + 1, min(1000, answer.as_of - position))
                 for entry in page:
-                    decided = ffi.cast("struct mlsdm_decided *", entry.detail)
+                    decided = decided_of(entry)
                     if KINDS[entry.kind] == "decision":
                         live[decided.memory_id] = formed.pool.index_of(decided.moral), entry.before.phase
                         live.pop(decided.memory_id - self.CAPACITY, None)

@@ -27,7 +27,8 @@ from core.regime import GovernorSettings, Regime, RhythmSettings, SynapseSetting
 from shm._native import ffi
 from shm.errors import Gone, NotFinite, Reused, Stopped, TooLong, Unknown
 from shm.layout import FLAG_STOPPED, KINDS, Layout
-from shm.store import NO_IDEMPOTENCY_HASH, Decision, new_idempotency_hash
+from shm.records import NO_IDEMPOTENCY_HASH, decided_of, new_idempotency_hash
+from shm.store import Decision
 from testing.block_fixture import NORM_MAX, REGIME, Formed, Witness, copied
 
 LOG_CAPACITY = 512
@@ -121,7 +122,7 @@ class History(RuleBasedStateMachine):
         if self.regime.rhythm.by_events:
             self._step()
         self._logged(entry, "decision")
-        decided = ffi.cast("struct mlsdm_decided *", entry.detail)
+        decided = decided_of(entry)
         assert (value, len(self.vectors) if accepted else 0) == (decided.moral, decided.memory_id)
         if keyed:
             self.receipts += 1
@@ -238,7 +239,7 @@ class History(RuleBasedStateMachine):
         entry = self.formed.store.forget(self.formed.now(), memory_id)
         self.deleted.add(memory_id)
         self._logged(entry, "delete")
-        assert memory_id == ffi.cast("struct mlsdm_decided *", entry.detail).memory_id
+        assert memory_id == decided_of(entry).memory_id
 
     @rule(bad=st.sampled_from([math.nan, math.inf, -math.inf, 2e6]))
     def refuse(self, bad: float) -> None:

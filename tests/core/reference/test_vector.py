@@ -54,7 +54,7 @@ class TestNorm:
         for scale in (1e-38, 1e-20, 1.0, 1e15):
             padded = np.zeros((3, -(-dimension // 16) * 16), np.float32)
             padded[:, :dimension] = rng.standard_normal((3, dimension)) * scale
-            norms = ffi.new("double[3]")
+            norms = ffi.new("double[]", 3)
             formed.block.map.padded = padded.shape[1]
             lib.mlsdm_levels_norms(formed.block.map, ffi.from_buffer("float[]", padded), norms)
 

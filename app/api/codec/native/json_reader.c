@@ -1,18 +1,16 @@
-/* The reader: events and vectors as JSON text (RFC 8259), read in one pass.
+/* The JSON reader: parses an event or a vector from JSON text (RFC 8259) in one pass.
  *
- * It answers 1 when the text is exactly what is expected, and 0 for everything else, good or bad: members that it does
- * not know or that are repeated, escapes, numbers of more than 19 digits or beyond 10^±27. Whoever gets 0 decodes the
- * text again with a parser that knows all of JSON and says what is wrong. So this file needs to be right only about
- * what it accepts, and it may be short.
- *
- * Every text ends with a NUL behind its last byte, which is no part of JSON: scanning stops there without a look at the
- * size. */
+ * Invariants: it accepts a text only if a complete parser would read the same numbers from it, bit for bit. It rejects
+ * whatever is rare (see api.h), and the caller decodes that again with a complete parser. So this file must be right
+ * about what it accepts, and it can be short. A NUL follows the last byte of every text and is no part of JSON:
+ * scanning stops there without comparing with the size. */
 
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
-/* Each function is given where to read and returns where it ended, NULL when there was something else. */
+/* Each parse and match function gets the place to read from. It returns the place behind what it read, or NULL if the
+ * text there is something else. */
 typedef const uint8_t *place;
 
 static inline place skip_space(place at) {
@@ -20,7 +18,7 @@ static inline place skip_space(place at) {
     return at;
 }
 
-static inline place take(place at, uint8_t byte) {
+static inline place match_byte(place at, uint8_t byte) {
     at = skip_space(at);
     return *at == byte ? at + 1 : NULL;
 }
@@ -65,9 +63,9 @@ static const uint64_t FIVES[FIVES_MAX + 1] = {
 
 /* digits / 10^places to the nearest double, ties to even, 0 ≤ places ≤ 27, digits > 0.
  *
- * digits / 5^places is divided as integers, so that the quotient has 64 significant bits and the remainder says whether
- * anything is left over: rounding is exact. The quotient is below 2^64 because the numerator's high half is below the
- * divisor. No result is subnormal: the smallest is 10^-27. */
+ * digits / 5^places is an integer division whose quotient has 64 significant bits; with the remainder the rounding is
+ * exact. The quotient is below 2^64 because the numerator's high half is below the divisor. No result is subnormal: the
+ * smallest is 10^-27. */
 static double divide(uint64_t digits, int places) {
     int up = __builtin_clzll(digits), down = __builtin_clzll(FIVES[places]);
     uint64_t numerator = digits << up, divisor = FIVES[places] << down;
@@ -85,9 +83,9 @@ static double divide(uint64_t digits, int places) {
     return value;
 }
 
-/* Append a run of digits to `digits`, eight at a time: the digits among the next eight bytes are found by the carry
- * that others than digits give, moved to the end of the word, which puts zeros before them, and added up in pairs.
- * Whoever calls counts how many there were: beyond 19 `digits` is meaningless. */
+/* Append a run of digits to `digits`, eight at a time. A byte that is no digit produces a carry, which gives the number
+ * of digits among the next eight bytes. These digits are shifted to the end of the word, which puts zeros before them,
+ * and added up in pairs. The caller counts the digits: beyond 19, `digits` has overflowed. */
 static inline place skip_digits(place at, place end, uint64_t *digits) {
     uint64_t sum = *digits;
     while (end - at >= 8) {
@@ -112,19 +110,19 @@ static inline place skip_digits(place at, place end, uint64_t *digits) {
 }
 
 /* A number of RFC 8259 §6, to the nearest double, ties to even. */
-static inline place take_number(place at, place end, double *value) {
+static inline place parse_number(place at, place end, double *value) {
     at = skip_space(at);
     uint64_t negative = *at == '-', digits = 0;
     at += negative;
     place from = at;
     int64_t places = 0, count;
     if ((uint8_t)(at[0] - '0') < 10 && (uint8_t)(at[1] - '0') >= 10)
-        digits = (uint64_t)(*at++ - '0'); /* nearly always: one digit before the point */
+        digits = (uint64_t)(*at++ - '0'); /* the usual case: one digit before the point */
     else
         at = skip_digits(at, end, &digits);
     count = at - from;
     if (count == 0 || (count > 1 && *from == '0')) return NULL;
-    /* -0 without a fraction is a whole number to the decoder that reads every other body, and has no sign there. */
+    /* The complete parser reads -0 without a fraction as an integer, which has no sign. */
     if (digits == 0 && *at != '.' && (*at | 0x20) != 'e' && negative) return NULL;
     if (*at == '.') {
         from = ++at;
@@ -166,23 +164,23 @@ static inline place take_number(place at, place end, double *value) {
         return NULL;
     uint64_t bits;
     memcpy(&bits, &magnitude, sizeof bits);
-    bits |= negative << 63; /* signs come as they like: no branch for them */
+    bits |= negative << 63; /* without a branch: signs are random, so a branch would be mispredicted */
     memcpy(value, &bits, sizeof bits);
     return at;
 }
 
 /* -- vectors -- */
 
-static place take_array(place at, place end, uint32_t dimension, float *vector) {
+static place parse_array(place at, place end, uint32_t dimension, float *vector) {
     for (uint32_t i = 0; i < dimension; i++) {
         double value;
-        if (!(at = take_number(at, end, &value)) || !(at = take(at, i + 1 < dimension ? ',' : ']'))) return NULL;
-        vector[i] = (float)value; /* what overflows is an infinity, and refused as such */
+        if (!(at = parse_number(at, end, &value)) || !(at = match_byte(at, i + 1 < dimension ? ',' : ']'))) return NULL;
+        vector[i] = (float)value; /* an overflow becomes an infinity, which the caller refuses */
     }
     return at;
 }
 
-/* The six bits that a character of base64 stands for (RFC 4648 §4), 64 for any other. */
+/* The six bits of a base64 character (RFC 4648 §4), 64 for any other byte. */
 static const uint8_t SIXES[256] = {
 #define X64 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64
     X64, X64, 64,  64,  64,  64,  64,  64,  64, 64, 64, 64, 64, 62, 64, 64, 64, 63, /* + / */
@@ -195,8 +193,8 @@ static const uint8_t SIXES[256] = {
 #undef X64
 };
 
-/* Base64 of float32[dimension], little-endian, padded, and the quote behind it. */
-static place take_base64(place at, place end, uint32_t dimension, float *vector) {
+/* Parse padded base64 of float32-LE[dimension] and the closing quote. */
+static place parse_base64(place at, place end, uint32_t dimension, float *vector) {
     size_t size = (size_t)dimension * 4, whole = size / 3, rest = size % 3;
     if ((size_t)(end - at) < 4 * whole + (rest ? 4 : 0) + 1) return NULL;
     uint8_t *to = (uint8_t *)vector, bad = 0;
@@ -208,7 +206,7 @@ static place take_base64(place at, place end, uint32_t dimension, float *vector)
     if (rest) {
         uint8_t a = SIXES[at[0]], b = SIXES[at[1]], c = rest == 2 ? SIXES[at[2]] : 0;
         bad |= a | b | c;
-        uint8_t left = rest == 2 ? (uint8_t)(c << 6) : (uint8_t)(b << 4); /* bits that stand for nothing must be 0 */
+        uint8_t left = rest == 2 ? (uint8_t)(c << 6) : (uint8_t)(b << 4); /* unused bits must be 0 */
         if (left || at[3] != '=' || (rest == 1 && at[2] != '=')) return NULL;
         to[0] = (uint8_t)(a << 2 | b >> 4);
         if (rest == 2) to[1] = (uint8_t)(b << 4 | c >> 2);
@@ -217,19 +215,20 @@ static place take_base64(place at, place end, uint32_t dimension, float *vector)
     return !(bad & 64) && *at == '"' ? at + 1 : NULL;
 }
 
-static place take_vector(place at, place end, uint32_t dimension, float *vector) {
+static place parse_vector(place at, place end, uint32_t dimension, float *vector) {
     at = skip_space(at);
-    if (*at == '[') return take_array(at + 1, end, dimension, vector);
-    return *at == '"' ? take_base64(at + 1, end, dimension, vector) : NULL;
+    if (*at == '[') return parse_array(at + 1, end, dimension, vector);
+    return *at == '"' ? parse_base64(at + 1, end, dimension, vector) : NULL;
 }
 
 /* -- events -- */
 
-/* The closing quote of a string, or the end; `at` stands behind the opening one. Eight bytes at a time: a byte that is
- * equal is zero after the exclusive or, and the first zero byte is the lowest that borrows. */
+/* Find the closing quote of a string, or the end of the text; `at` is behind the opening quote. It compares eight bytes
+ * at a time: a byte that is equal becomes zero by the exclusive or, and the first zero byte is the lowest that borrows.
+ */
 static place skip_string(place at, place end) {
     const uint64_t ones = UINT64_C(0x0101010101010101), highs = ones << 7;
-    for (;; at += 2) { /* over a backslash and what it escapes */
+    for (;; at += 2) { /* skip a backslash and the byte that it escapes */
         for (; end - at >= 8; at += 8) {
             uint64_t word;
             memcpy(&word, at, sizeof word);
@@ -245,7 +244,7 @@ static place skip_string(place at, place end) {
     }
 }
 
-/* Step over one value; `at` stands on its first byte. What its brackets and quotes enclose is not checked. */
+/* Skip one value; `at` is on its first byte. The content of its brackets and quotes is not checked. */
 static place skip_value(place at, place end) {
     place from = at;
     for (int depth = 0; at < end; at++) {
@@ -264,24 +263,23 @@ static place skip_value(place at, place end) {
     return at > from ? at : NULL;
 }
 
-static place take_name(place at, place end, const char *name, size_t size) {
-    return (size_t)(end - at) >= size && !memcmp(at, name, size) ? take(at + size, ':') : NULL;
+static place match_name(place at, place end, const char *name, size_t size) {
+    return (size_t)(end - at) >= size && !memcmp(at, name, size) ? match_byte(at + size, ':') : NULL;
 }
 
-/* Read the body of an event. Each member at most once, vector and moral value at all. */
-int mlsdm_read_event(const uint8_t *text, size_t size, uint32_t dimension, float *vector, struct mlsdm_event *event) {
+int mlsdm_read_event(const uint8_t text[], size_t size, uint32_t dimension, float vector[], struct mlsdm_event *event) {
     enum { VECTOR = 1, MORAL = 2, PAYLOAD = 4 };
-    place at = take(text, '{'), end = text + size, value;
+    place at = match_byte(text, '{'), end = text + size, value;
     int found = 0, member;
     event->payload = event->payload_size = 0;
-    while (at && (at = take(at, '"'))) {
-        if ((value = take_name(at, end, "event_vector\"", 13))) {
+    while (at && (at = match_byte(at, '"'))) {
+        if ((value = match_name(at, end, "event_vector\"", 13))) {
             member = VECTOR;
-            at = take_vector(value, end, dimension, vector);
-        } else if ((value = take_name(at, end, "moral_value\"", 12))) {
+            at = parse_vector(value, end, dimension, vector);
+        } else if ((value = match_name(at, end, "moral_value\"", 12))) {
             member = MORAL;
-            at = take_number(value, end, &event->moral);
-        } else if ((value = take_name(at, end, "payload\"", 8))) {
+            at = parse_number(value, end, &event->moral);
+        } else if ((value = match_name(at, end, "payload\"", 8))) {
             member = PAYLOAD;
             value = skip_space(value);
             if (!(at = skip_value(value, end))) return 0;
@@ -294,13 +292,12 @@ int mlsdm_read_event(const uint8_t *text, size_t size, uint32_t dimension, float
         found |= member;
         at = skip_space(at);
         if (*at == '}') return skip_space(at + 1) == end && (found & (VECTOR | MORAL)) == (VECTOR | MORAL);
-        at = take(at, ',');
+        at = match_byte(at, ',');
     }
     return 0;
 }
 
-/* Read a vector: an array of numbers, or a string of base64. */
-int mlsdm_read_vector(const uint8_t *text, size_t size, uint32_t dimension, float *vector) {
-    place at = take_vector(text, text + size, dimension, vector);
+int mlsdm_read_vector(const uint8_t text[], size_t size, uint32_t dimension, float vector[]) {
+    place at = parse_vector(text, text + size, dimension, vector);
     return at && skip_space(at) == text + size;
 }

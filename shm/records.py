@@ -1,0 +1,85 @@
+"""Native records: the structures of the layout table and of `native/api.h`, as types and as views.
+
+`X` lies in another structure or in an array; `XPointer` owns its memory or points into the block, and only that is an
+argument of a native function. The type checker reads both from `_native.pyi`, which is generated. At run time each of
+them is `ffi.CData`.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+from shm._native import ffi
+
+if TYPE_CHECKING:
+    from shm._native import (
+        Buffer,
+        CData,
+        CodePointer,
+        CommandPointer,
+        CommitPointer,
+        DecidedPointer,
+        Entry,
+        EntryPointer,
+        HeaderPointer,
+        IdempotencyHashPointer,
+        LockPointer,
+        MapPointer,
+        Null,
+        RowPointer,
+        Scalars,
+        Settings,
+        SettingsPointer,
+        SlotPointer,
+        State,
+        StatePointer,
+        Vitals,
+        VitalsPointer,
+    )  # fmt: skip
+else:
+    CData = CodePointer = CommandPointer = CommitPointer = DecidedPointer = Entry = EntryPointer = ffi.CData
+    HeaderPointer = IdempotencyHashPointer = LockPointer = MapPointer = Null = RowPointer = Scalars = ffi.CData
+    Settings = SettingsPointer = SlotPointer = State = StatePointer = Vitals = VitalsPointer = ffi.CData
+    Buffer = object
+
+__all__ = (
+    "NO_IDEMPOTENCY_HASH", "Buffer", "CData", "CodePointer", "CommandPointer", "CommitPointer", "Entry", "EntryPointer",
+    "HeaderPointer", "IdempotencyHash", "LockPointer", "MapPointer", "RowPointer", "Scalars", "Settings",
+    "SettingsPointer", "SlotPointer", "State", "StatePointer", "Vitals", "VitalsPointer", "bytes_of", "decided_of",
+    "new_idempotency_hash", "new_settings", "new_vitals", "replaced_settings_of",
+)  # fmt: skip
+
+IdempotencyHash = IdempotencyHashPointer | Null
+NO_IDEMPOTENCY_HASH: Final = ffi.NULL
+
+
+def new_idempotency_hash(words: tuple[int, int], body: int) -> IdempotencyHash:
+    """Make the record that identifies an event with an idempotency key: 128 and 64 bits of keyed hashes."""
+    return ffi.new("struct mlsdm_idempotency_hash *", {"words": words, "body": body})
+
+
+def new_settings(**values: float | list[float]) -> SettingsPointer:
+    """Make a `settings` record; every field must be given."""
+    settings = ffi.new("struct mlsdm_settings *")
+    assert set(values) == {name for name, _ in ffi.typeof("struct mlsdm_settings").fields}
+    for name, value in values.items():
+        setattr(settings, name, value)
+    return settings
+
+
+def new_vitals() -> VitalsPointer:
+    """Make an empty `vitals` record."""
+    return ffi.new("struct mlsdm_vitals *")
+
+
+def bytes_of(record: CData) -> bytes:
+    """Return a copy of the bytes of a record."""
+    return ffi.buffer(record)[:]
+
+
+def decided_of(entry: Entry) -> DecidedPointer:
+    """Return the detail of a log entry of kind decision or delete: a view, valid while the entry is."""
+    return ffi.cast("struct mlsdm_decided *", entry.detail)
+
+
+def replaced_settings_of(entry: Entry) -> SettingsPointer:
+    """Return the settings that a log entry of kind configure replaced: a view, valid while the entry is."""
+    return ffi.cast("struct mlsdm_settings *", entry.detail)
