@@ -1,1 +1,1 @@
-"""An HTTP/1.1 server on Gunicorn and uvloop. Knows nothing of memories; imports `core.limits` only."""
+"""An HTTP/1.1 server on Gunicorn and uvloop. Imports only `core.limits`; knows nothing about memories."""

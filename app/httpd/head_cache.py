@@ -1,21 +1,15 @@
-"""The heads that were read before, and what they say.
+"""Cache of parsed request heads, keyed by their bytes.
 
-A client that keeps a connection open sends the same head again and again, in front of other content. What a head says
-follows from its bytes alone: one that equals a head which was read and accepted says what that one said. So it is
-looked up and neither parsed nor checked again: 1 µs of an event instead of 5.
+A client that keeps its connection open sends the same head again and again, each time with another body. What a head
+means follows from its bytes alone, so a head that was parsed and accepted once is looked up instead: 1 µs of an event
+instead of 5. Which heads are worth caching, and why no ambiguous head gets in: docs/design/request-parsing.md.
 
-Learned is a head that a connection sent twice in a row, not counting familiar ones between: the heads of clients that
-put something new into each (a request id, a trace) would only drive out the others. And only one that is what its parts
-make: `add` writes method, target and fields down again in the one canonical way, and takes nothing that differs by a
-byte. That keeps everything out that a parser might understand in two ways, and where a head ends is beyond doubt.
-
-Where clients are more than there are places, each head would drive out one that comes before it does again, and each
-request pay for a head that nobody meets: so while all places are taken, few heads are learned (`admits_new`).
-
-One store for all connections of a worker, bounded in count and bytes: what belongs to one connection (addresses, the
-scheme) and to one request (its id) is no part of it. It holds credentials, as do the connection's own buffers; it is
-searched by hash and compared whole, so it tells a stranger no more than the gate's own memory does
-(`app.api.access.gate`).
+Invariants:
+- A head is cached only if method, target and fields, written down in canonical form, give exactly its bytes.
+- A cached head contains nothing that belongs to one connection (addresses, scheme) or one request (id, trace).
+- Bounded: HEADS_COUNT_MAX heads, each of HEAD_SIZE_MAX bytes and less than 6 kB of memory.
+- Heads contain credentials, as do the connections' buffers. They are compared whole, after a lookup by hash, so a
+  stranger learns no more from this cache than from the gate's (`app.api.access.gate`).
 """
 
 from collections.abc import Iterable
@@ -25,46 +19,57 @@ from wsgiref.types import WSGIEnvironment
 from app.httpd.request import REQUEST_ID, TRACE
 
 HEADS_COUNT_MAX: Final = 256
-REPLACE_INTERVAL: Final = 32  # while all places are taken, one of so many heads takes the place of another
+REPLACE_INTERVAL: Final = 32  # in a full cache, one new head in 32 replaces an old one
 HEAD_SIZE_MAX: Final = 1_024  # bytes
-MEMBER_COUNT_MAX: Final = 24  # of the environ; with so many at most, such a head takes less than 6 kB
-_NAMES: Final = frozenset({REQUEST_ID, TRACE})  # those of one request
+MEMBER_COUNT_MAX: Final = 24  # members that a head adds to the environ; bounds the memory of a head to 6 kB
+_REQUEST_MEMBERS: Final = frozenset({REQUEST_ID, TRACE})  # they belong to one request
 
 
 class CachedHead(NamedTuple):
-    """What a head says: the members that it adds to the environ of its connection, and the bytes of content."""
+    """The meaning of a head."""
 
-    members: WSGIEnvironment
-    length: int
+    members: WSGIEnvironment  # what it adds to the environ of its connection
+    body_size: int  # bytes; 0 without a body
 
 
 class HeadCache:
-    """The familiar heads of one worker."""
+    """The cached heads of one worker."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, CachedHead] = {}
-        self._refused_count = 0
-        self.get = self._known.get
+        self._heads: dict[bytes, CachedHead] = {}
+        self._asked_count = 0  # while the cache is full, modulo REPLACE_INTERVAL
+        #: get(head) returns the CachedHead of these bytes, or None. PERF: the dictionary's own method, a call less.
+        self.get = self._heads.get
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+    def snapshot(self) -> dict[bytes, CachedHead]:
+        """Return a copy of the cache, with the head that will be replaced next as its first key."""
+        return self._heads.copy()
 
     def admits_new(self) -> bool:
-        """Whether the head that is read now may be learned: asked once for each."""
-        if len(self._known) < HEADS_COUNT_MAX:
+        """Return whether the head that was just parsed may be added. To be called once for each such head."""
+        if len(self._heads) < HEADS_COUNT_MAX:
             return True
-        self._refused_count = (self._refused_count + 1) % REPLACE_INTERVAL
-        return self._refused_count == 0
+        self._asked_count = (self._asked_count + 1) % REPLACE_INTERVAL
+        return self._asked_count == 0
 
     def add(
-        self, head: bytes, environ: WSGIEnvironment, base: WSGIEnvironment, request: Iterable[bytes], length: int
+        self, head: bytes, environ: WSGIEnvironment, base: WSGIEnvironment, request: Iterable[bytes], body_size: int
     ) -> None:
-        """Remember what `head` says, unless it is not what `request` makes: method, target and the fields' lines.
+        """Add `head`, unless it is too large or differs from the canonical form of `request`.
 
-        `environ` is what reading it made of `base`, which is its connection's; `length` are the bytes of content.
+        `request` is the parsed method, target and field lines. `environ` is the request's, made from `base`, which is
+        its connection's. `body_size` is in bytes.
         """
         if len(head) > HEAD_SIZE_MAX or len(environ) - len(base) > MEMBER_COUNT_MAX:
             return
         if b"%s %s HTTP/1.1\r\n%s\r\n" % (*request,) != head:
             return
-        if len(self._known) == HEADS_COUNT_MAX:
-            del self._known[next(iter(self._known))]  # the one that was learned first
-        members = {key: value for key, value in environ.items() if base.get(key) is not value and key not in _NAMES}
-        self._known[head] = CachedHead(members, length)
+        if len(self._heads) == HEADS_COUNT_MAX:
+            del self._heads[next(iter(self._heads))]  # the oldest one
+        members = {
+            key: value for key, value in environ.items() if base.get(key) is not value and key not in _REQUEST_MEMBERS
+        }
+        self._heads[head] = CachedHead(members, body_size)

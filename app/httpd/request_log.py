@@ -1,18 +1,17 @@
-"""The line that the log has of a request, at level DEBUG: who asked for what, and what became of it.
+"""The log line of a request, at level DEBUG.
 
-Its members are the same for every request: method, `route` (the template, so that lines can be counted by it; absent
-where there is none), path, status, bytes, `duration_ms` from the complete request to its finished answer, and the names
-that every line about a request has (`app.httpd.request_names.log_fields`). Never a field, a query or a body, which may
-hold credentials and other people's text.
+Its members are the same for every request: method, `route` (the template, to count lines by; absent without a route),
+path, status, bytes, `duration_ms` from the complete request to its finished answer, and the names of the request
+(`app.httpd.request_names.log_fields`). Never a header field, a query or a body: these may contain credentials and other
+people's text.
 
-A server that is busy writes more of these lines than anybody reads; so of the requests that went well only a share may
-have one (`observability.logging.sample_ratio`). What failed (a status from 400 on) has its line always: that is what
-somebody who switches DEBUG on is looking for. Chosen is by chance and not every n-th: of a client that alternates
-between two routes, every second request is always the same one. Other lines are not this file's, and none of them is
-sampled.
+A busy server would write more of these lines than anybody reads, so the lines of successful requests are sampled
+(`observability.logging.sample_ratio`). Requests that failed (status 400 and above) are always logged. Other log lines
+are never sampled.
 
-PERF: at any other level nothing here is called; the exchange asks one attribute that was computed when the worker began
-(`Service.verbose`), as it did before there was anything to sample.
+Rejected: sampling every n-th request. Of a client that alternates between two routes it would log only one of them.
+
+Perf: at other levels nothing here is called. The caller tests `WorkerState.verbose`, which is computed once.
 """
 
 import random
@@ -26,11 +25,11 @@ from wsgiref.types import WSGIEnvironment
 from app.httpd.request import RECEIVED_NS
 from app.httpd.request_names import log_fields
 
-FAILED: Final = 400  # the lowest status that has its line always
+FAILED_STATUS_MIN: Final = 400  # requests with this status or a higher one are always logged
 
 
 class RequestLog:
-    """Writes the request lines of one worker; from any thread."""
+    """Writes the request lines of one worker. May be used from any thread."""
 
     def __init__(
         self,
@@ -39,8 +38,8 @@ class RequestLog:
         route_of: Callable[[str], str | None] = lambda _path: None,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        """`ratio` of the requests that go well have a line; `route_of(path)` returns the template of a path's route;
-        `chance` returns numbers in [0, 1).
+        """`ratio` is the share of successful requests that are logged, from 0 to 1. `route_of(path)` returns the
+        template of a path's route, or None. `chance` returns random numbers in [0, 1).
         """
         self._log = log
         self._ratio = ratio
@@ -48,8 +47,8 @@ class RequestLog:
         self._chance = chance
 
     def write(self, environ: WSGIEnvironment, status: int, size: int) -> None:
-        """Write the line of a request that was answered with `status` and `size` bytes, head included, or leave it."""
-        if status < FAILED and self._chance() >= self._ratio:
+        """Write the line of a request, unless sampling leaves it out. `size` is the whole answer's, in bytes."""
+        if status < FAILED_STATUS_MIN and self._chance() >= self._ratio:
             return
         route = self._route_of(environ["PATH_INFO"])
         members: dict[str, Any] = {
@@ -61,5 +60,5 @@ class RequestLog:
 
 
 def quote_path(environ: WSGIEnvironment) -> str:
-    """Return the path for a log line: percent-encoded again, so that it holds no control character."""
+    """Return the path, percent-encoded again, so that it contains no control characters."""
     return quote(environ["PATH_INFO"], safe="/!$&'()*+,;=:@~", encoding="latin-1")

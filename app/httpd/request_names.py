@@ -1,21 +1,16 @@
-"""The trace: under which name a request is known, here, to its client and to whoever asked the client.
+"""The names of a request: its id, and its place in a distributed trace.
 
-Two names, both taken from the head and both optional for the client. `X-Request-ID` is one word: taken over when it is
-sane, made otherwise, so that every request has one. `traceparent` (W3C Trace Context, level 2, §3.2) places the
-request in a trace across services: taken over when it is valid, absent otherwise, because a trace that begins here
-would have nobody to collect it.
+`X-Request-ID`: the client's, if it is safe to log, else a new one; every request has one. `traceparent` (W3C Trace
+Context, level 2, §3.2): the client's, if it is valid, else none, because nobody would collect a trace that begins here.
+`RequestNames.assign` writes both into the environ; answers echo them (`response_lines`) and log lines carry them
+(`log_fields`).
 
-Owns the two patterns and the making of names. `RequestNames.assign` writes `mlsdm.request_id` (text) and, for a valid
-traceparent only, `mlsdm.trace` (a `TraceContext`) into the environ; everything else reads them: the answer echoes them
-(`response_lines`), log lines carry them (`log_fields`).
+Invariants: a client's id appears in other people's logs and terminals. So it is accepted only if it is short and
+consists of characters that cannot quote, escape or break a line; any other id is replaced, not repaired. Two fields of
+the same name arrive joined by a comma, which neither pattern accepts. A new id is unique among all workers and their
+successors: 16 random hexadecimal digits of the worker, then a counter. It is not a secret.
 
-What a client sends ends up in other people's logs and terminals, so sane means: short, and of characters that neither
-quote, nor escape, nor break a line. Anything else is not repaired but replaced. Two fields of one name arrive joined
-by a comma, which neither pattern admits.
-
-A made name is 16 random hexadecimal digits of this worker and a counter: unique over all workers and their successors,
-without asking the kernel for entropy at each request. It is a name and no secret. Rejected: UUIDs (2 µs each, against
-0.2 µs, and no more unique).
+Rejected: UUIDs. They take 2 µs each against 0.2 µs, and are no more unique.
 """
 
 import re
@@ -28,55 +23,53 @@ from wsgiref.types import WSGIEnvironment
 from app.httpd.request import ADDRESS, CLIENT, REQUEST_ID, TRACE
 
 REQUEST_ID_LENGTH_MAX: Final = 128  # characters
-_SANE = re.compile(rf"[A-Za-z0-9._~+/=:\-]{{1,{REQUEST_ID_LENGTH_MAX}}}")
+_SAFE_ID = re.compile(rf"[A-Za-z0-9._~+/=:\-]{{1,{REQUEST_ID_LENGTH_MAX}}}")
 
-# Version, trace id, parent id, flags. A later version than 00 may append fields behind a dash (§4.3).
+# Version, trace id, parent id, flags. Versions after 00 may append more after a dash (§4.3).
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-[^,]*)?")
 _VERSION_INVALID: Final = "ff"
-_NOBODY: Final = "0" * 32
-_FLAGS_KNOWN: Final = 0b11  # sampled, random; bits without a meaning must be passed on as zero (§3.2.2.5)
+_INVALID_ID: Final = "0" * 32
+_FLAGS_KNOWN: Final = 0b11  # sampled and random; all other bits must be passed on as zero (§3.2.2.5)
 
 
 class TraceContext(NamedTuple):
-    """Where a request belongs: lower-case hexadecimal, 32, 16 and 2 digits. `span_id` is the one under which this
-    service tells of it, 16 digits, where it does (`app.telemetry.spans`); a trace that begins here has no `parent_id`.
-    """
+    """The place of a request in a trace. All values are lower-case hexadecimal."""
 
-    trace_id: str
-    parent_id: str
-    flags: str
-    span_id: str = ""
+    trace_id: str  # 32 digits
+    parent_id: str  # 16 digits: the caller's span; "" in a trace that begins in this service
+    flags: str  # 2 digits
+    span_id: str = ""  # 16 digits: the span that this service records (`app.telemetry.spans`); "" when it records none
 
 
 class RequestNames:
     """Names the requests of one worker."""
 
     def __init__(self, random: Callable[[int], bytes] = urandom) -> None:
-        """`random(n)` returns n random bytes. To be made after the fork, or two workers would give the same names."""
+        """`random(n)` returns n random bytes. Must be called after the fork, or two workers would make the same ids."""
         self._prefix = random(8).hex()
-        # Never all zeros, which §3.2.2.4 calls invalid.
+        # A span id of zeros is invalid (§3.2.2.4).
         self._span_prefix = f"{int.from_bytes(random(4), 'big') or 1:08x}"
         self._count = count(1)
 
     def new_id(self) -> str:
-        """Return a request id that no other request has."""
+        """Return a request id that no other request has: 24 hexadecimal digits."""
         return f"{self._prefix}{next(self._count):08x}"
 
     def assign(self, environ: WSGIEnvironment) -> None:
-        """Write the request's names into its environ, which holds the decoded fields."""
+        """Write REQUEST_ID and, for a valid traceparent, TRACE into an environ that contains the decoded fields."""
         given = environ.get("HTTP_X_REQUEST_ID")
-        environ[REQUEST_ID] = given if given is not None and _SANE.fullmatch(given) else self.new_id()
+        environ[REQUEST_ID] = given if given is not None and _SAFE_ID.fullmatch(given) else self.new_id()
         parent = environ.get("HTTP_TRACEPARENT")
         if parent is not None and (trace := parse_traceparent(parent)) is not None:
             environ[TRACE] = trace
 
     def id_from_fields(self, fields: list[tuple[bytes, bytes]]) -> str:
-        """Return the id for a request whose fields never became an environ."""
+        """Return the id of a request whose `fields` were refused before they became an environ: theirs, or a new id."""
         given = [value.decode("latin-1").rstrip(" \t") for name, value in fields if name.lower() == b"x-request-id"]
-        return given[0] if len(given) == 1 and _SANE.fullmatch(given[0]) else self.new_id()
+        return given[0] if len(given) == 1 and _SAFE_ID.fullmatch(given[0]) else self.new_id()
 
     def response_lines(self, environ: WSGIEnvironment) -> str:
-        """Return the lines by which an answer says both names; the span in it is our own (§3.4)."""
+        """Return the header lines that echo the names in an answer; the span id is this service's own (§3.4)."""
         line = f"X-Request-ID: {environ[REQUEST_ID]}\r\n"
         trace: TraceContext | None = environ.get(TRACE)
         if trace is None:
@@ -86,28 +79,29 @@ class RequestNames:
 
 
 def parse_traceparent(traceparent: str) -> TraceContext | None:
-    """Read a traceparent; None when it is invalid and must be treated as absent (§4.3)."""
-    found = _TRACEPARENT.fullmatch(traceparent)
-    if found is None:
+    """Return the parsed field, or None when it is invalid, which means absent (§4.3)."""
+    match = _TRACEPARENT.fullmatch(traceparent)
+    if match is None:
         return None
-    version, trace_id, parent_id, flags, more = found.groups()
+    version, trace_id, parent_id, flags, more = match.groups()
     if version == _VERSION_INVALID or (version == "00" and more is not None):
         return None
-    if trace_id == _NOBODY or parent_id == _NOBODY[:16]:
+    if trace_id == _INVALID_ID or parent_id == _INVALID_ID[:16]:
         return None
     return TraceContext(trace_id, parent_id, f"{int(flags, 16) & _FLAGS_KNOWN:02x}")
 
 
 def peer_only_environ(client: tuple[str, int]) -> WSGIEnvironment:
-    """Return an environ that names no request, only the peer (address, port), for what is told of a connection."""
+    """Return the environ for reports about a connection without a request: the peer (address, port), an empty id."""
     return {"REMOTE_ADDR": client[0], "REMOTE_PORT": str(client[1]), REQUEST_ID: ""}
 
 
 def log_fields(environ: WSGIEnvironment) -> dict[str, Any]:
-    """Return what every log line about a request carries, for `extra`: who asks (the id of a key, or the address), from
-    where, and under which names.
+    """Return the members of every log line about a request, for `extra`: client, address, request id and trace id.
+
+    The client is the id of its key, or its address before it was identified.
     """
-    client = environ.get(CLIENT)  # an `app.api.access.gate.Client`, once the gate has let it in
+    client = environ.get(CLIENT)  # an `app.api.access.client.Client`, once the gate has identified it
     address = environ.get(ADDRESS, environ["REMOTE_ADDR"])
     members = {
         "client_id": client.id if client else address,

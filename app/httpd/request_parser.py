@@ -152,7 +152,7 @@ class RequestParser:
             self._learning = head if self._unfamiliar == hash(head) else b""
             self._unfamiliar = hash(head)
             return False
-        if len(data) - end != found.length:
+        if len(data) - end != found.body_size:
             return False
         environ = self._base.copy()
         environ.update(found.members)

@@ -24,7 +24,7 @@ from wsgiref.types import WSGIEnvironment
 from app.httpd.framing import Refusal, is_valid_host
 from core.limits import HEADER_COUNT, HEADERS_SIZE
 
-# RFC 9110 §5.3: these admit one value only. Two of one kind mean that two recipients may act on different ones.
+# RFC 9110 §5.3: fields that admit only one value. With two values, two recipients may act on different ones.
 SINGLE_VALUED: Final = frozenset(
     {
         "HTTP_HOST",
@@ -44,12 +44,15 @@ _keys: dict[bytes, str] = {}
 
 
 def base_environ(scheme: str, server: tuple[str, int], client: tuple[str, int]) -> WSGIEnvironment:
-    """Return what all requests of one connection share. `server` and `client` are the two ends as (address, port)."""
+    """Return the members that all requests of a connection share.
+
+    `server` and `client` are the addresses of its two ends, as (address, port).
+    """
     return {
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scheme,
         "wsgi.errors": sys.stderr,
-        "wsgi.multithread": True,  # routes that may block run on a small pool
+        "wsgi.multithread": True,  # routes that may block run on a thread pool
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
         "wsgi.input_terminated": True,  # the body is complete before the application is called
@@ -62,10 +65,10 @@ def base_environ(scheme: str, server: tuple[str, int], client: tuple[str, int]) 
 
 
 def add_fields(environ: WSGIEnvironment, fields: list[tuple[bytes, bytes]]) -> None:
-    """Put the header fields into `environ`; repeated ones are joined by a comma (RFC 9110 §5.3). Raises Refusal."""
+    """Add the header fields to `environ`, repeated ones joined by a comma (RFC 9110 §5.3). Raises Refusal."""
     if len(fields) > _HEADER_COUNT_MAX:
         raise Refusal.over(HEADER_COUNT, f"A head of {len(fields)} fields")
-    size = 4 * len(fields)  # the colon, one space and CRLF of each
+    size = 4 * len(fields)  # the colon, one space and CRLF of each field
     keys = _keys
     for name, value in fields:
         size += len(name) + len(value)
@@ -74,14 +77,14 @@ def add_fields(environ: WSGIEnvironment, fields: list[tuple[bytes, bytes]]) -> N
             key = _key(name)
         if not key:
             continue
-        # llhttp strips the optional white space before the value, not after it (RFC 9112 §5.1).
+        # llhttp strips the optional white space before the value but not after it (RFC 9112 §5.1).
         text = value.decode("latin-1").rstrip(" \t")
         if key not in environ:
             environ[key] = text
         elif key in SINGLE_VALUED:
-            # RFC 9112 §3.2 asks for 400 on a second Host; the others follow the same reasoning.
+            # RFC 9112 §3.2 requires 400 for a second Host; the same reason holds for the other fields.
             raise Refusal(
-                400, "duplicate_field", f"The field {name.decode('latin-1')} may be sent once only (RFC 9110 §5.3)."
+                400, "duplicate_field", f"The field {name.decode('latin-1')} must not be sent twice (RFC 9110 §5.3)."
             )
         else:
             environ[key] += "," + text
@@ -90,7 +93,7 @@ def add_fields(environ: WSGIEnvironment, fields: list[tuple[bytes, bytes]]) -> N
 
 
 def _key(name: bytes) -> str:
-    """Translate a field name as spelled on the wire; the empty string means: drop the field."""
+    """Return the environ key of a field name as it was sent; _DROPPED for a name with an underscore."""
     key = name.decode("latin-1").upper()
     if "_" in key:
         key = _DROPPED
@@ -104,21 +107,21 @@ def _key(name: bytes) -> str:
 
 
 def add_target(environ: WSGIEnvironment, method: str, target: bytes) -> None:
-    """Put method, path and query into `environ` from the request target (RFC 9112 §3.2). Raises Refusal.
+    """Add method, path and query to `environ` from the request target (RFC 9112 §3.2). Raises Refusal.
 
-    PATH_INFO is percent-decoded and then read as latin-1, byte for byte, as PEP 3333 asks; QUERY_STRING stays encoded.
+    PATH_INFO is percent-decoded and its bytes are read as latin-1 (PEP 3333); QUERY_STRING stays encoded.
     """
     environ["REQUEST_METHOD"] = method
     if not target.startswith(b"/"):
-        target = _origin_form(environ, method, target)
+        target = _to_origin_form(environ, method, target)
     environ["PATH_INFO"], environ["QUERY_STRING"] = _split(target)
 
 
-@lru_cache(maxsize=256)  # PERF: most requests of a service go to a handful of targets: 0.1 µs instead of 0.6
+@lru_cache(maxsize=256)  # PERF: 0.1 µs instead of 0.6; most requests of a service go to a handful of targets
 def _split(target: bytes) -> tuple[str, str]:
     """Return the decoded path and the query of a target in origin form."""
     if b"#" in target:
-        raise Refusal(400, "target_invalid", "A request target has no fragment (RFC 9112 §3.2).")
+        raise Refusal(400, "target_invalid", "A request target must not contain a fragment (RFC 9112 §3.2).")
     path, _, query = target.partition(b"?")
     return (unquote_to_bytes(path) if b"%" in path else path).decode("latin-1"), query.decode("latin-1")
 
@@ -126,21 +129,21 @@ def _split(target: bytes) -> tuple[str, str]:
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 
 
-def _origin_form(environ: WSGIEnvironment, method: str, target: bytes) -> bytes:
-    """Reduce the rarer forms of a target to a path with its query."""
+def _to_origin_form(environ: WSGIEnvironment, method: str, target: bytes) -> bytes:
+    """Return a target of absolute or asterisk form as a path with its query, or as "*"."""
     if method == "CONNECT":
-        # RFC 9110 §9.3.6: the authority form belongs to tunnels; this is an origin server.
+        # RFC 9110 §9.3.6: the authority form is for proxies that open tunnels.
         raise Refusal(
             501, "method_not_implemented", "This server is not a proxy; CONNECT is not implemented (RFC 9110 §9.3.6)."
         )
     if target == b"*":
         if method == "OPTIONS":
             return target
-        raise Refusal(400, "target_invalid", "The target * belongs to OPTIONS alone (RFC 9112 §3.2.4).")
+        raise Refusal(400, "target_invalid", "The target * is valid only with OPTIONS (RFC 9112 §3.2.4).")
     absolute = _ABSOLUTE.fullmatch(target)
     if absolute is None or not is_valid_host(absolute[1].decode("latin-1")):
         raise Refusal(400, "target_invalid", "The request target must be a path or an http URI (RFC 9112 §3.2).")
-    # RFC 9112 §3.2.2: the authority of an absolute target replaces the Host field, which had to be there all the same.
+    # RFC 9112 §3.2.2: the authority of an absolute target replaces the Host field, which is required nevertheless.
     environ["HTTP_HOST"] = absolute[1].decode("latin-1")
     rest = absolute[2]
     if rest.startswith(b"/"):

@@ -46,7 +46,7 @@ def test_a_familiar_head_says_the_same(request_: bytes) -> None:
     first = [reader.feed(request_) for _ in range(4)]
 
     assert first == [first[0]] * 4
-    assert len(known._known) == 1
+    assert len(known) == 1
     assert first[0] | {"REMOTE_ADDR": "10.0.0.1"} == other.feed(request_)
     assert len({environ[REQUEST_ID] for environ in reader.environs}) == 4
 
@@ -74,7 +74,7 @@ def test_what_is_new_in_each_head_is_not_learned() -> None:
         assert reader.feed(named)["HTTP_X_REQUEST_ID"] == f"n{number}"
         assert reader.environs[-1][REQUEST_ID] == f"n{number}"
 
-    assert known._known == {}
+    assert len(known) == 0
 
 
 def test_a_name_that_stays_is_taken_over_each_time() -> None:
@@ -86,7 +86,7 @@ def test_a_name_that_stays_is_taken_over_each_time() -> None:
     for _ in range(4):
         reader.feed(request_)
 
-    assert len(known._known) == 1
+    assert len(known) == 1
     assert [environ[REQUEST_ID] for environ in reader.environs] == ["mine"] * 4
     assert len({environ[TRACE].trace_id for environ in reader.environs}) == 1
 
@@ -116,7 +116,7 @@ def test_what_is_not_plain_is_the_parser_s(request_: bytes) -> None:
         reader.message._unfamiliar = hash(request_[: request_.find(b"\r\n\r\n") + 4])  # as if it had come before
         reader.message.feed(request_)
 
-    assert known._known == {}
+    assert len(known) == 0
 
 
 def test_they_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_they_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(2):
             reader.feed(PLAIN.replace(b"Host: a", b"Host: a%d" % number))
 
-    assert [head.members["HTTP_HOST"] for head in known._known.values()] == ["a2", "a3", "a4"]
+    assert [head.members["HTTP_HOST"] for head in known.snapshot().values()] == ["a2", "a3", "a4"]
 
 
 def test_more_of_them_than_places_do_not_drive_each_other_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,12 +141,12 @@ def test_more_of_them_than_places_do_not_drive_each_other_out(monkeypatch: pytes
     for reader, request_ in zip(readers * 4, requests * 4, strict=True):
         reader.feed(request_)
 
-    assert [head.members["HTTP_HOST"] for head in known._known.values()] == ["a0", "a1", "a2"]
+    assert [head.members["HTTP_HOST"] for head in known.snapshot().values()] == ["a0", "a1", "a2"]
     for reader, request_ in zip(
         readers * head_cache.REPLACE_INTERVAL, requests * head_cache.REPLACE_INTERVAL, strict=True
     ):
         reader.feed(request_)
-    assert [head.members["HTTP_HOST"] for head in known._known.values()] != ["a0", "a1", "a2"]
+    assert [head.members["HTTP_HOST"] for head in known.snapshot().values()] != ["a0", "a1", "a2"]
 
 
 @pytest.mark.parametrize("fields", [1, 5, 18, 19, 98])
@@ -166,7 +166,7 @@ def test_each_takes_little(fields: int) -> None:
     finally:
         tracemalloc.stop()
 
-    assert (100 if fields <= 18 else 0) == len(known._known)
+    assert (100 if fields <= 18 else 0) == len(known)
     assert taken < 100 * 6_000 + 200_000  # and what else there is, which does not grow with them
 
 
