@@ -23,6 +23,7 @@ from app.api.context import Context
 from app.api.fast_path import FastPath, ReraiseMiddleware
 from app.api.operation import Operation, Resource, check_operations
 from app.api.problem import on_store_error, write_problem
+from app.httpd.problem_document import problem_document
 from app.httpd.request import ADDRESS, RAISED
 from app.httpd.worker_state import IN_PIECES, INLINE, POOL
 from app.processes.connection_counts import ConnectionCounts
@@ -139,7 +140,7 @@ class Application:
         """
         if isinstance(error.__cause__, Busy):
             self._lock_backoff.start()
-        code, field = write_problem(request, response, error)
+        code, field = write_problem(response, error, problem_document)
         refund(request.env)
         self._refusals.labels(code).inc()
         self._audit.record_refusal(request.env, error.status_code, code, field)

@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 import psutil
 import pytest
 
-from app.api.problem import _STORE
+from app.api.problem import STORE_CODES
 from app.api.problem_codes import CODES
 from core import limits
 from core.limits import Limit
@@ -184,13 +184,14 @@ def test_every_code_has_its_place_in_the_guide() -> None:
 def test_who_is_to_come_back_much_later_is_told_so_by_the_guide() -> None:
     """The codes of the store are in the row that their Retry-After belongs to: none, a second, or half a minute."""
     told = {code: doing for doing, statuses in rows("Errors") for code in re.findall(r"`(\w+)`", statuses)}
+    pauses = {code: CODES[code].retry_after for code in STORE_CODES.values()}
     kinds = {
         code: "Retry-After` is 30 or 60" if pause and pause >= 30 else "Retry-After` seconds" if pause else "Mend"
-        for _, code, _, pause in _STORE.values()
+        for code, pause in pauses.items()
     }
 
     assert [code for code, words in kinds.items() if words not in told[code]] == []
-    assert {pause for *_, pause in _STORE.values()} == {None, 1, 30, 60}
+    assert set(pauses.values()) == {None, 1, 30, 60}
 
 
 def test_every_limit_of_the_guide_is_the_one_in_force() -> None:

@@ -23,7 +23,6 @@ long to make is made in pieces all the same, a turn of the loop for each (`begin
 whole: a page of the log is 4.5 ms of Python, during which nobody else would be served.
 """
 
-import json
 import re
 from collections.abc import Generator, Iterable
 from functools import lru_cache
@@ -33,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wsgiref.types import WSGIEnvironment
 
 from app.httpd.framing import Refusal
+from app.httpd.problem_document import problem_document
 from app.httpd.request import HEADER_LINES
 from app.httpd.request_log import quote_path
 from app.httpd.request_names import log_fields
@@ -242,8 +242,7 @@ def problem(refusal: Refusal, service: "WorkerState", persistence: str, echo: st
     `echo` are the lines that name the request; `head` leaves the body out, as HEAD asks.
     """
     status, title = refusal.status, HTTPStatus(refusal.status).phrase
-    document = {"type": "about:blank", "title": title, "status": status, "code": refusal.code, "detail": refusal.detail}
-    body = json.dumps(document, ensure_ascii=False).encode()
+    body = problem_document(f"{status} {title}", refusal.code, refusal.detail)
     retry = f"Retry-After: {refusal.retry_after}\r\n" if refusal.retry_after else ""
     lines = (
         f"HTTP/1.1 {status} {title}\r\n{service.date}{persistence}{echo}{retry}"

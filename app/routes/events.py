@@ -26,7 +26,7 @@ from app.api.codec.vector_codec import refuse_vector
 from app.api.context import Context
 from app.api.decision_view import DecisionView, to_decision_view
 from app.api.operation import Octets, Operation, Parameter
-from app.api.problem import Problem, invalid, over, problem_of_store_error
+from app.api.problem import Problem, above_limit, invalid, problem_of_store_error
 from app.api.problem_codes import EVENT
 from app.httpd.request import HEADER_LINES
 from core.access.keys import Role
@@ -187,7 +187,7 @@ class BatchResource:
         One by one, because only the head of each map tells that; JSON has colons to count.
         """
         if msgpack_count(body) > BATCH_COUNT.value:  # before each of them becomes an object
-            raise over(BATCH_COUNT, "body", msgpack_count(body))
+            raise above_limit(BATCH_COUNT, "body", msgpack_count(body))
         items = self.items_of_msgpack(body)
         self._take(environ, body, len(items))
         events = []
@@ -229,4 +229,4 @@ def check_count(count: int) -> None:
     if count == 0:
         raise invalid("body", "batch_empty", "holds no event", f"1 to {BATCH_COUNT.value} events")
     if count > BATCH_COUNT.value:
-        raise over(BATCH_COUNT, "body", count)
+        raise above_limit(BATCH_COUNT, "body", count)

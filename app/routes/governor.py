@@ -184,8 +184,7 @@ def audited(audit: AuditLog, event: str, request: falcon.Request, **members: Any
         yield members
     except OutcomeUnknown as error:
         audit.record_change(event, request.env, outcome="unknown", **members)
-        detail = "The store is stuck; the command may still be carried out: look at GET /governor."
-        raise Problem(503, "outcome_unknown", detail, retry_after=1) from error
+        raise Problem.of_code("outcome_unknown") from error
     audit.record_change(event, request.env, **members)
 
 

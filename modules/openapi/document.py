@@ -211,7 +211,9 @@ class Contract:
 
 def _code() -> Schema:
     """Return the schema of all codes, each with its meaning and its status."""
-    meanings = [{"const": code, "description": text, "x-status": status} for code, (status, text) in CODES.items()]
+    meanings = [
+        {"const": code, "description": about.meaning, "x-status": about.status} for code, about in CODES.items()
+    ]
     return {"description": "What is wrong, for programs: stable.", "type": "string", "oneOf": meanings,
             "examples": ["moral_value_out_of_range"]}  # fmt: skip
 

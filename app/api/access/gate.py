@@ -26,6 +26,7 @@ from app.api.access.client import Client
 from app.api.codec.body_sizes import item_count_min
 from app.api.operation import Operation, Resource, allow_header, operation_of
 from app.api.problem import Problem
+from app.api.problem_codes import CODES
 from app.httpd.request import ADDRESS, CLIENT
 from core.access.keys import Keyring, Role
 from core.settings.proxies import Network
@@ -149,7 +150,7 @@ class Gate:
         environ[CLIENT] = client
         if client.role < role:
             needed = role.name.lower()
-            detail = f"This route needs the role {needed}; {client.id} has the role {client.role.name.lower()}."
+            detail = f"This route needs the role {needed}; client {client.id} has the role {client.role.name.lower()}."
             challenge = f'{_CHALLENGE}, error="insufficient_scope", scope="{needed}"'  # RFC 6750 §3.1
             raise Problem(403, "forbidden", detail, headers={"WWW-Authenticate": challenge})
 
@@ -214,8 +215,10 @@ def _refuse_other_origins(environ: WSGIEnvironment) -> None:
     """
     origin = environ.get("HTTP_ORIGIN")
     if origin is not None and origin.partition("://")[2].lower() != environ.get("HTTP_HOST", "").lower():
-        detail = "A page of another origin sent this, and this service has no keys to tell who may."
-        raise Problem(403, "other_origin", detail, field="Origin", expected="no Origin, or that of this service")
+        raise Problem(
+            403, "other_origin", CODES["other_origin"].sentence,
+            field="Origin", expected="no Origin, or that of this service",
+        )  # fmt: skip
 
 
 @lru_cache(256)

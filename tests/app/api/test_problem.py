@@ -1,6 +1,8 @@
 """Problem documents (RFC 9457): every way to be refused that is not about one route's own values."""
 
 import socket
+from types import SimpleNamespace
+from typing import Any
 
 import falcon
 import falcon.testing
@@ -8,12 +10,25 @@ import msgspec
 import pytest
 
 from app.api.decision_view import DecisionView
-from app.api.problem import Problem, invalid, malformed, over, problem_of_store_error, write_problem
+from app.api.problem import (
+    Problem,
+    ProblemDocument,
+    above_limit,
+    invalid,
+    malformed,
+    problem_of_store_error,
+    write_problem,
+)
+from app.httpd.framing import Refusal
+from app.httpd.problem_document import problem_document
+from app.httpd.response import DefaultHeaders
+from app.httpd.wsgi_call import problem as connection_problem
 from core.limits import BATCH_COUNT, BODY_SIZE
 from shm import errors
 from testing.bodies import JSON, Body, of_json, post, problem
 from testing.eventually import HANG_SECONDS
 from testing.live_server import LiveServer
+from tests.app.api.problem_serialiser import serialise
 
 ROUTES = {
     "/event": {"POST"},
@@ -125,7 +140,7 @@ def test_a_body_over_the_limit_is_413_before_it_is_read(still_server: LiveServer
 
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"application/problem+json" in answer
-    assert b'"code": "body_too_large"' in answer
+    assert b'"code":"body_too_large"' in answer
 
 
 def test_what_clients_sent_is_quoted_as_json(still_server: LiveServer) -> None:
@@ -144,7 +159,7 @@ def test_problems_name_field_fault_and_expectation() -> None:
         422, "x_wrong", "x", "a smaller one", "x: is 7; expected a smaller one",
     )  # fmt: skip
     assert (malformed("so").status_code, malformed("so").problem_code) == (400, "malformed_body")
-    assert over(BATCH_COUNT, "body", 1001).description == "body: 1001 events; expected at most 1000 events"
+    assert above_limit(BATCH_COUNT, "body", 1001).description == "body: 1001 events; expected at most 1000 events"
 
 
 @pytest.mark.parametrize(
@@ -196,7 +211,7 @@ class Failing:
 def test_every_error_of_the_framework_becomes_a_problem_document(error: Exception, expected: tuple[int, str]) -> None:
     """Whatever is raised in a handler leaves in the one form."""
     api = falcon.App()
-    api.set_error_serializer(write_problem)  # type: ignore[arg-type] # it returns what falcon does not look at
+    api.set_error_serializer(serialise)
     api.add_route("/", Failing(error))
 
     answer = falcon.testing.TestClient(api).simulate_get("/")
@@ -205,3 +220,36 @@ def test_every_error_of_the_framework_becomes_a_problem_document(error: Exceptio
     assert expected == (answer.json["status"], answer.json["code"])
     assert answer.json["detail"]
     assert answer.json.get("results") == msgspec.to_builtins(getattr(error, "results", None))
+
+
+@pytest.mark.parametrize(
+    ("detail", "members"),
+    [
+        ("body: is empty", {}),
+        ('a"\\/\n\r\t\b\f\0\x1f\x7f\u2028é😀', {}),
+        ("body: is 7", {"field": 'b"\n', "expected": "fewer"}),
+        ("Some.", {"results": [DECISION]}),
+        ("All.", {"field": "body", "expected": "more", "results": [DECISION, DECISION]}),
+    ],
+    ids=["plain", "escapes", "field", "results", "everything"],
+)
+def test_a_problem_document_is_the_json_of_its_members(detail: str, members: dict[str, Any]) -> None:
+    """In the order of ProblemDocument, escaped as any other answer, without the members that are missing."""
+    error, response = Problem(422, "field_invalid", detail, **members), falcon.Response()
+
+    assert write_problem(response, error, problem_document) == ("field_invalid", members.get("field"))
+
+    expected = ProblemDocument("about:blank", "Unprocessable Entity", 422, "field_invalid", detail, **members)
+    assert response.data == msgspec.json.encode(expected)
+
+
+def test_the_connection_and_the_routes_answer_the_same_document() -> None:
+    """One renderer: the same code and detail are the same bytes, whoever refuses the request."""
+    code, detail = "store_busy", 'a"\n\u2028'
+    service: Any = SimpleNamespace(date="", standing=DefaultHeaders(secure=False))
+    of_connection = connection_problem(Refusal(503, code, detail), service, "", "").partition(b"\r\n\r\n")[2]
+
+    response = falcon.Response()
+    write_problem(response, Problem(503, code, detail), problem_document)
+
+    assert response.data == of_connection

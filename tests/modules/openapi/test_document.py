@@ -185,7 +185,7 @@ def test_statuses_have_the_codes_that_can_come_with_them(document: dict[str, Any
 def test_every_code_that_is_raised_is_in_the_table_and_every_other_one_is_not(document: dict[str, Any]) -> None:
     """The sources are read: what they raise, with which status. And each code can be told by some operation."""
     raised = set(_raised())
-    table = {(code, status) for code, (status, _) in CODES.items()}
+    table = {(code, about.status) for code, about in CODES.items()}
 
     assert table == {pair for pair in raised if pair[0] not in FALCONS}
     told = {code for _, _, operation in operations(document) for code in codes_of(document, operation)}
@@ -199,9 +199,9 @@ def _raised() -> Iterator[tuple[str, int]]:
     for limit in vars(limits).values():
         if isinstance(limit, Limit) and limit.status:
             yield limit.code, limit.status
-    for status, code, *_ in problem._STORE.values():
-        yield code, status
-    for status, (code, _) in problem._FALCON.items():
+    for code in problem.STORE_CODES.values():
+        yield code, CODES[code].status
+    for status, code in problem.FALCON_CODES.items():
         yield code, status
     for path in Path(ROOT, "app").rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -213,6 +213,9 @@ def _raised() -> Iterator[tuple[str, int]]:
             if isinstance(target, ast.Name)
         }
         for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "of_code":
+                (code,) = [argument.value for argument in node.args if isinstance(argument, ast.Constant)] or [None]
+                yield from [(code, CODES[code].status)] if isinstance(code, str) else []
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) > 1):
                 continue
             first, second = node.args[:2]

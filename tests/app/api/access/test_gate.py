@@ -22,7 +22,7 @@ import pytest
 from app.api.access.client import Client
 from app.api.access.gate import Authenticator, Gate, KeyAuthenticator, token_of, unauthorised
 from app.api.operation import Operation
-from app.api.problem import Problem, write_problem
+from app.api.problem import Problem
 from app.httpd.request import CLIENT, RAISED
 from app.main import Application
 from app.processes.startup_message import log_configuration
@@ -33,6 +33,7 @@ from testing import keys
 from testing.bodies import EXAMPLE, Body, of_json, post, problem, sent
 from testing.eventually import HANG_SECONDS, eventually
 from testing.live_server import ROOT, LiveServer, free_port
+from tests.app.api.problem_serialiser import serialise
 from tests.conftest import SMALL, Serve
 
 KEY = "a-Key~with+signs/42="
@@ -279,7 +280,7 @@ def gated(
     first = () if keyring.is_open else (KeyAuthenticator(keyring, lambda: now),)
     gate: Any = Gate((*first, *others), charge=charge, clock=lambda: now)
     api = falcon.App(middleware=[gate])
-    api.set_error_serializer(write_problem)  # type: ignore[arg-type] # it returns what falcon does not look at
+    api.set_error_serializer(serialise)
     api.add_route("/admin", Admin())
     client = falcon.testing.TestClient(api)
 
@@ -500,7 +501,7 @@ def test_a_role_that_is_too_low_is_403_for_every_kind_of_client() -> None:
     answer = gated(ring("writer"), charged, others=[UserAuthenticator(user(Role.WRITE))])(Authorization=USER)
 
     assert (answer.status_code, answer.json["code"], charged) == (403, "forbidden", [])
-    assert answer.json["detail"] == "This route needs the role admin; user:ann has the role write."
+    assert answer.json["detail"] == "This route needs the role admin; client user:ann has the role write."
     assert answer.headers["www-authenticate"].endswith('error="insufficient_scope", scope="admin"')
 
 
