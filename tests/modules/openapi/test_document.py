@@ -214,8 +214,9 @@ def _raised() -> Iterator[tuple[str, int]]:
         }
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "of_code":
-                (code,) = [argument.value for argument in node.args if isinstance(argument, ast.Constant)] or [None]
-                yield from [(code, CODES[code].status)] if isinstance(code, str) else []
+                yield from (
+                    (str(a.value), CODES[str(a.value)].status) for a in node.args if isinstance(a, ast.Constant)
+                )
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) > 1):
                 continue
             first, second = node.args[:2]
