@@ -1,4 +1,4 @@
-"""`python -m mlsdm`: the command, where its script is not on the path."""
+"""`python -m mlsdm`: the command without its installed script."""
 
 import sys
 

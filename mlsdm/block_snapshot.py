@@ -1,13 +1,14 @@
-"""A snapshot: one look into the block of a live server, from outside, as plain values.
+"""A read-only snapshot of a live server's block, as plain values.
 
-Nothing is asked of the server and nothing of it is changed: the block is mapped read-only, so even a mistake here could
-not write, and the lock is never taken. The committed state is read as a whole at one position, validated like every
-lock-free read; when a hot writer spoils the few tries of the native core, the look is repeated. Counters of other
-writers (rows, lock, vitals) are single words, each read at its own moment: exact in themselves, not with one another.
+Invariants:
+- The block is mapped read-only and the lock is never taken; the server is neither asked nor changed.
+- The committed state is read whole at one position and validated like every lock-free read. When a fast writer spoils
+  the native core's tries, the read is repeated.
+- Counters of other writers (rows, lock, vitals) are single words, read at different moments: each is exact, but they
+  are not consistent with each other.
 
-A process in the block is a pid with its start time, so `alive` is never true of a stranger that got the pid later. It
-is None when the server lives in another pid namespace (a container seen from its host): who lives there cannot be
-judged from here.
+A process is identified by pid and start time, so `alive` is never true of a later process with the same pid. It is None
+for a server in another pid namespace (a container seen from its host), whose pids cannot be checked from here.
 """
 
 import time
@@ -26,12 +27,12 @@ from shm.layout import FLAG_STOPPED, LAYOUT_VERSION, LOST
 from shm.process import Identity, process_of_thread
 from shm.store import Store
 
-ATTEMPTS: Final = 100  # each is four tries of the native core; one alone nearly always does
+ATTEMPTS: Final = 100  # each makes four tries in the native core; the first attempt nearly always succeeds
 ATTEMPT_SECONDS: Final = 0.001
 
 
 class Sizes(msgspec.Struct, frozen=True):
-    """What the block was laid out for. `block_size` and `payload_size_max` in bytes."""
+    """The sizes of the block's layout. `block_size` and `payload_size_max` are in bytes."""
 
     dimension: int
     capacity: int
@@ -43,7 +44,7 @@ class Sizes(msgspec.Struct, frozen=True):
 
 
 class State(msgspec.Struct, frozen=True):
-    """The committed state at `position`. `memories` live, of `capacity`; `phase_steps_left` until the rhythm flips."""
+    """The committed state at `position`. `memories` counts live ones; `phase_steps_left` is until the phase changes."""
 
     position: int
     log_oldest: int
@@ -73,7 +74,7 @@ class Worker(msgspec.Struct, frozen=True):
 
 
 class Controller(msgspec.Struct, frozen=True):
-    """The controller that wrote the vitals, and what it has counted. `pid` 0: none has yet."""
+    """The controller that wrote the vitals, and its counters. `pid` 0: none has written yet."""
 
     pid: int
     alive: bool | None
@@ -87,7 +88,7 @@ class Controller(msgspec.Struct, frozen=True):
 
 
 class Lock(msgspec.Struct, frozen=True):
-    """The lock. `holder_pid` is the process inside at this moment, 0 when there is none; the others count."""
+    """The lock. `holder_pid` is the process in the critical section now, or 0; the other fields are counters."""
 
     holder_pid: int
     acquisitions: int
@@ -98,9 +99,8 @@ class Lock(msgspec.Struct, frozen=True):
 
 
 class EmergencyState(msgspec.Struct, frozen=True):
-    """Why events are refused although no operator has said so, by the names of `core.controller.emergency`;
-    `since_seconds` is the age of the oldest reason in force. `overruled` are causes that last and that an operator has
-    told to be ignored.
+    """The emergency: `reasons` in force, named as in `core.controller.emergency`; `overruled` reasons that persist but
+    that an operator has overruled. `since_seconds` is the age of the oldest reason in force.
     """
 
     reasons: list[ReasonName]
@@ -110,7 +110,7 @@ class EmergencyState(msgspec.Struct, frozen=True):
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """What the controller sampled last: shares of what the container may use."""
+    """The controller's newest samples, in percent of the container's limits."""
 
     memory_percent: float
     cpu_percent: float
@@ -119,8 +119,8 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """Everything that is to be seen. `state` is None when it cannot be read, and `problem` says why; `drift` names what
-    the threshold does for so long that it was said in the log (`core.controller.threshold_drift`).
+    """All of it. When the state cannot be read, `state` is None and `problem` says why. `drift` names the kinds of
+    threshold drift that are going on (`core.controller.threshold_drift`).
     """
 
     boot_id: str
@@ -138,17 +138,17 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     @property
     def abandoned(self) -> bool:
-        """True when every process that served this block has ended for certain: only those who look at it are left."""
+        """True when every process that served this block has certainly ended; only observers still map it."""
         controller = self.controller
         known = [worker.alive for worker in self.workers] + [controller.alive, controller.arbiter_alive]
         return controller.pid != 0 and not any(alive is not False for alive in known)
 
 
-def look(block: Block, now_ns: int, *, foreign: bool) -> Snapshot:
-    """Return what `block`, mapped read-only, holds now. `now_ns` is CLOCK_BOOTTIME; `foreign`: of another namespace."""
+def take_snapshot(block: Block, now_ns: int, *, foreign: bool) -> Snapshot:
+    """Return a snapshot of `block`. `now_ns` is CLOCK_BOOTTIME; `foreign`: its pids are of another namespace."""
     state, problem = None, None
     try:
-        state = _state(Store(block))
+        state = _read_state(Store(block))
     except StoreError as error:
         problem = f"{type(error).__name__.lower()}: {error}"
     layout = block.layout
@@ -159,29 +159,29 @@ def look(block: Block, now_ns: int, *, foreign: bool) -> Snapshot:
         sizes=Sizes(*layout, layout.block_size),
         state=state,
         problem=problem,
-        controller=_controller(block, now_ns, foreign),
-        workers=_workers(block, now_ns, foreign),
-        lock=_lock(block),
-        emergency=_emergency(block, now_ns),
+        controller=_read_controller(block, now_ns, foreign),
+        workers=_read_workers(block, now_ns, foreign),
+        lock=_read_lock(block),
+        emergency=_read_emergency(block, now_ns),
         drift=[kind for kind, bit in BITS.items() if block.region("vitals").drift & bit],
         machine=Machine(*(getattr(block.region("vitals"), name) for name in Machine.__struct_fields__)),
     )
 
 
 def is_foreign(pid: int) -> bool:
-    """Return whether a process lives in another pid namespace than this one, so that its pids mean nothing here."""
+    """Return whether a process is in another pid namespace, so that its pids are meaningless here."""
     try:
         return Path(f"/proc/{pid}/ns/pid").readlink() != Path("/proc/self/ns/pid").readlink()
     except OSError:
         return False  # it has just ended
 
 
-def _state(store: Store) -> State:
+def _read_state(store: Store) -> State:
     for _ in range(ATTEMPTS):
         try:
             state, norms = store.levels()
             _, oldest = store.entries(state.position, 0)
-        except (Busy, Gone):  # Gone: a short log was written once round between the two reads
+        except (Busy, Gone):  # Gone: a short log wrapped around between the two reads
             time.sleep(ATTEMPT_SECONDS)
             continue
         scalars = state.scalars
@@ -201,10 +201,10 @@ def _state(store: Store) -> State:
             stopped=bool(scalars.flags & FLAG_STOPPED),
             epoch=state.epoch,
         )
-    raise Busy(f"it changed during each of {ATTEMPTS} looks")
+    raise Busy(f"it changed during each of {ATTEMPTS} reads")
 
 
-def _controller(block: Block, now_ns: int, foreign: bool) -> Controller:
+def _read_controller(block: Block, now_ns: int, foreign: bool) -> Controller:
     vitals = block.region("vitals")
     controller = Identity(int(vitals.controller_pid), int(vitals.controller_started))
     arbiter = Identity(int(vitals.arbiter_pid), int(vitals.arbiter_started))
@@ -221,7 +221,7 @@ def _controller(block: Block, now_ns: int, foreign: bool) -> Controller:
     )
 
 
-def _workers(block: Block, now_ns: int, foreign: bool) -> list[Worker]:
+def _read_workers(block: Block, now_ns: int, foreign: bool) -> list[Worker]:
     workers = []
     for number in range(block.layout.rows):
         row = block.region("rows", number)
@@ -233,17 +233,17 @@ def _workers(block: Block, now_ns: int, foreign: bool) -> list[Worker]:
     return workers
 
 
-def _lock(block: Block) -> Lock:
+def _read_lock(block: Block) -> Lock:
     lock, owner = block.region("lock"), block.mutex_owner()
-    # The mutex knows the thread; `holder` is signed a moment later, and serves when the thread cannot be seen.
+    # The mutex names the thread. `holder` is written a moment later and is used when the thread is not visible.
     holder_pid = process_of_thread(owner) or int(lock.holder) if owner else 0
     lost = lock.lost == LOST
     if lost:
-        holder_pid = 0  # the word names one who merely asked
+        holder_pid = 0  # of a lost mutex the word names a process that only tried to acquire it
     return Lock(holder_pid, lock.acquisitions, lock.deaths, lock.rollbacks, block.region("vitals").lock_kills, lost)
 
 
-def _emergency(block: Block, now_ns: int) -> EmergencyState:
+def _read_emergency(block: Block, now_ns: int) -> EmergencyState:
     vitals = block.region("vitals")
     reasons, overruled = list(reason_names(int(vitals.emergency))), list(reason_names(int(vitals.emergency_overruled)))
     since_seconds = elapsed_seconds(vitals.emergency_since_ns, now_ns) if reasons else None

@@ -1,14 +1,13 @@
-"""The `mlsdm` command: one word for each thing an operator does, each word a module of this package.
+"""The `mlsdm` command: the table of subcommands, and what they share: help, version, streams, common failures.
 
-This file owns the table of commands and what they have in common: help, version, the streams, and the failures that
-any of them can meet. A command's module declares its arguments in `add_arguments` and does its work in `run`, which
-returns the exit status; whatever an operator can cause ends in one sentence on stderr, never in a traceback.
+A subcommand's module declares its arguments in `add_arguments` and works in `run`, which returns the exit status. An
+operator's mistake ends in one sentence on stderr, never in a traceback.
 
-Only the module of the command that was named is imported, inside the same `try` that catches Ctrl-C and a native core
-that was not built: `mlsdm --help` answers at once, and works on a machine where nothing else does.
+Only the module of the chosen subcommand is imported, inside the `try` that handles Ctrl-C and a missing native core:
+`mlsdm --help` answers at once and works on a machine where nothing else does.
 
-Exit status: 0 done; 1 failed, with a sentence; 2 the command line is wrong; 130 or 141 ended by Ctrl-C or by a reader
-that closed the pipe, as shells report them. For a command that Ctrl-C ends in order, that is 0.
+Exit status: 0 done; 1 failed, with a sentence; 2 wrong usage; 130 or 141 after Ctrl-C or a closed pipe, as shells
+report them. A subcommand that Ctrl-C ends normally (`serve`, `stat`) returns 0.
 """
 
 import argparse
@@ -27,20 +26,17 @@ PIPE_CLOSED: Final = 141  # 128 + SIGPIPE
 
 
 class Module(Protocol):
-    """What a command's module offers."""
+    """The interface of a subcommand's module."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments of the command."""
+        """Declare the arguments of the subcommand."""
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Do it, and return the exit status."""
+        """Run the subcommand and return the exit status."""
 
 
 class Command(NamedTuple):
-    """One command: its word, the module behind it, a line for the overview, and examples to paste.
-
-    `interrupted` is the exit status after Ctrl-C.
-    """
+    """One subcommand: its name, its module, a summary line, and examples. `interrupted` is its status after Ctrl-C."""
 
     name: str
     module: str
@@ -53,7 +49,7 @@ COMMANDS: Final = (
     Command(
         "serve",
         "mlsdm.commands.serve",
-        "start the server and stay with it until Ctrl-C or SIGTERM",
+        "run the server in the foreground until Ctrl-C or SIGTERM",
         0,
         """\
   mlsdm serve
@@ -63,7 +59,7 @@ COMMANDS: Final = (
     Command(
         "check-config",
         "mlsdm.commands.check_config",
-        "say whether a configuration file is valid, without starting anything",
+        "check whether a configuration file is valid, without starting anything",
         INTERRUPTED,
         """\
   mlsdm check-config config/default.yaml
@@ -72,7 +68,7 @@ COMMANDS: Final = (
     Command(
         "key",
         "mlsdm.commands.key",
-        "make a key for a client: the token, and the entry of the keys file",
+        "make a key for a client: the token, and the entry for the keys file",
         INTERRUPTED,
         """\
   echo keys: > keys.yaml
@@ -82,7 +78,7 @@ COMMANDS: Final = (
     Command(
         "stat",
         "mlsdm.commands.stat",
-        "look into the memory of a running server, without asking it",
+        "print the state of a running server from its shared memory, without HTTP",
         0,
         """\
   mlsdm stat
@@ -92,7 +88,7 @@ COMMANDS: Final = (
     Command(
         "replay",
         "mlsdm.commands.replay",
-        "send the events of an .npz file to a running server, and compare what both of them counted",
+        "send the events of an .npz file to a running server, and compare the counters of both sides",
         INTERRUPTED,
         """\
   mlsdm replay events.npz
@@ -103,17 +99,17 @@ COMMANDS: Final = (
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the command that `words` spell, those of the process unless given; return the exit status."""
+    """Run the command line `words` (default: that of the process) and return the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # θ and █ on a terminal without Unicode are no reason to fail
+            stream.reconfigure(errors="replace")  # θ and █ must not fail on a terminal without Unicode
     words = sys.argv[1:] if words is None else words
-    # No option that stands before the command takes a value, so the first word without a dash is the command.
+    # No option before the subcommand takes a value, so the first word without a dash is the subcommand.
     name = next((word for word in words if not word.startswith("-")), None)
     command = next((command for command in COMMANDS if command.name == name), None)
     try:
         status = _run(words, command)
-        sys.stdout.flush()  # here, where a closed pipe is still caught
+        sys.stdout.flush()  # inside the try, so that a closed pipe is handled
     except KeyboardInterrupt:
         return command.interrupted if command else INTERRUPTED
     except OSError as error:
@@ -123,7 +119,9 @@ def main(words: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
         if error.errno == errno.EPIPE:
             return PIPE_CLOSED
-        print(f"mlsdm: the output cannot be written ({error.strerror}): make room, or write elsewhere", file=sys.stderr)
+        print(
+            f"mlsdm: cannot write the output ({error.strerror}): free some space, or write elsewhere", file=sys.stderr
+        )
         return 1
     except ImportError as error:
         if error.name != "shm._native":
@@ -138,11 +136,11 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str], named: Command | None) -> int:
-    from importlib.metadata import version  # noqa: PLC0415 — slow to import, so where Ctrl-C is caught
+    from importlib.metadata import version  # noqa: PLC0415 — slow to import, so inside the try that handles Ctrl-C
 
     parser = argparse.ArgumentParser(
         "mlsdm",
-        description="A governed memory server: serve, look after it, and try it out.",
+        description="A governed memory server: run it, inspect it, and try it out.",
         epilog="examples:\n" + "\n".join(command.examples for command in COMMANDS)
         + "\n\n`mlsdm COMMAND --help` explains a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

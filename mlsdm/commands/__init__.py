@@ -1,1 +1,1 @@
-"""The subcommands of `mlsdm`, one file each."""
+"""One file per subcommand, each with `add_arguments` and `run`."""

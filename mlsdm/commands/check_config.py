@@ -1,11 +1,10 @@
-"""`mlsdm check-config PATH`: whether a server would start with this file, in this environment, with nothing started.
+"""`mlsdm check-config PATH`: reports whether a server would start with this file in this environment; starts nothing.
 
-The file is judged by what judges it at the start, under the same overlay (`MLSDM_ENV`) and the same variables, so the
-two cannot disagree; so is the keys file that is configured, whose digests are no secrets. One thing is left out:
-API_KEY. A pipeline that checks a ConfigMap does not have the secret, and must not need it; so a stand-in takes the
-place of a missing one, and what its absence would mean is a note. So is a key that has expired.
+The file, its overlay (`MLSDM_ENV`), the variables and the keys file are checked by the code that reads them at a start,
+so the two cannot disagree. One thing is left out: API_KEY. A pipeline that checks a ConfigMap does not have the secret,
+so a placeholder replaces a missing key, and a note says so. Expired keys are noted too.
 
-The verdict goes to stdout, and so does what -v adds; problems and notes go to stderr. Exit status: 0 valid, 1 not.
+The verdict and the output of -v go to stdout; problems and notes go to stderr. Exit status: 0 valid, 1 invalid.
 """
 
 import argparse
@@ -26,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Check a file as the arguments say; return the exit status."""
     keyless = _is_keyless(os.environ)
     try:
-        loaded = judged(arguments.path, os.environ)
+        loaded = load_as_server(arguments.path, os.environ)
     except startup.ConfigurationError as error:
         print(f"Configuration invalid, {_counted(len(error.problems), 'problem')}:\n{error}", file=sys.stderr)
         return 1
@@ -47,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def judged(path: str, environ: Mapping[str, str]) -> startup.Loaded:
+def load_as_server(path: str, environ: Mapping[str, str]) -> startup.Loaded:
     """Return what a server would load from the file at `path`. Raises ConfigurationError, with every problem."""
     return startup.load(path, {**environ, **(_STAND_IN if _is_keyless(environ) else {})})
 

@@ -1,18 +1,16 @@
-"""`mlsdm key ID`: a new key, as a token for the client and an entry for the server's keys file.
+"""`mlsdm key ID`: makes a key: a token for the client, and an entry for the server's keys file.
 
-Two readers are served. The entry goes to stdout, so that it can be appended to the file. The token goes to stderr: with
-a sentence around it when a person sees it, alone on its line when a script has redirected it. It is shown this once
-and written nowhere, because the server needs its digest only; who loses it makes another.
-
-    echo keys: > keys.yaml                                  # once: what the entries stand under
+    echo keys: > keys.yaml                                  # once: the parent of the entries
     mlsdm key web --tier high >> keys.yaml
     mlsdm key web --tier high >> keys.yaml 2> web.token
 
-The arguments are judged by what judges the file (`core.access.key_file`), so an entry that is printed can be read. What
-only the file can tell, such as an id that is taken, is said by `mlsdm check-config` and at the start.
+The entry goes to stdout, to be appended to the file. The token goes to stderr: with a sentence for a terminal, alone on
+its line otherwise. It is shown once and stored nowhere, because the server needs only its digest. The arguments are
+checked by the reader of the file (`core.access.key_file`); `mlsdm check-config` finds what only the file can tell, such
+as a duplicate id.
 
-Rejected: writing into the file, which would have to keep its comments, its owner and its mode; `--secret`, because a
-secret that a person makes up is the weak one, and would stand in the shell's history.
+Rejected: writing into the file (its comments, owner and mode would have to be kept); `--secret` (a secret that a person
+invents is weak, and would appear in the shell's history).
 
 Exit status: 0 made; 2 an argument is wrong.
 """
@@ -29,11 +27,11 @@ from core.access.keys import token_digest
 from core.settings.setting import InvalidText
 from core.settings.tiers import STANDARD, TIERS
 
-SECRET_SIZE: Final = 32  # bytes: as many as the digest has; nobody guesses one of 2²⁵⁶
+SECRET_SIZE: Final = 32  # bytes, as many as the digest: 2²⁵⁶ possible secrets
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make a key as the arguments say; return the exit status."""
+    """Make a key and return the exit status."""
     token = f"{arguments.id}.{secrets.token_urlsafe(SECRET_SIZE)}"
     members = {
         "id": arguments.id,
@@ -44,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     }
     print(to_yaml_entry({name: text for name, text in members.items() if text is not None}), end="", flush=True)
     if sys.stderr.isatty():
-        print(f"\nThe token of {arguments.id}, which is shown only now:\n\n  {token}\n", file=sys.stderr)
+        print(f"\nThe token of {arguments.id}, shown only this once:\n\n  {token}\n", file=sys.stderr)
     else:
         print(token, file=sys.stderr)
     return 0
@@ -52,19 +50,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `mlsdm key`."""
-    parser.add_argument("id", metavar="ID", type=_member("id"), help=f"who it is for: {KEY_MEMBERS['id'].expected}")
+    parser.add_argument(
+        "id", metavar="ID", type=_member_argument("id"), help=f"who it is for: {KEY_MEMBERS['id'].expected}"
+    )
     parser.add_argument("--role", choices=ROLES_BY_NAME, default="write", help="what it may do (default: write)")
     parser.add_argument("--tier", choices=TIERS, default=STANDARD, help=f"how fast it may ask (default: {STANDARD})")
     parser.add_argument(
         "--expires",
         metavar="DATE",
-        type=_future,
+        type=_future_time_argument,
         help=f"when it ends: {KEY_MEMBERS['expires'].expected} (default: never)",
     )
 
 
-def _member(name: str) -> Callable[[str], str]:
-    """Return what admits a member of the keys file as an argument, as it was written."""
+def _member_argument(name: str) -> Callable[[str], str]:
+    """Return an argparse type that checks a member of the keys file and returns its text unchanged."""
     member = KEY_MEMBERS[name]
 
     def admit(text: str) -> str:
@@ -77,9 +77,9 @@ def _member(name: str) -> Callable[[str], str]:
     return admit
 
 
-def _future(text: str) -> str:
-    """Admit a time that is still to come: a key that has expired when it is made is a mistake."""
-    expires = _member("expires")(text)
+def _future_time_argument(text: str) -> str:
+    """Check a time in the future: a key that is expired when it is made is a mistake."""
+    expires = _member_argument("expires")(text)
     if KEY_MEMBERS["expires"].parse(expires) <= time.time():
-        raise argparse.ArgumentTypeError(f"expires is {expires}, which is over: expected a time to come")
+        raise argparse.ArgumentTypeError(f"expires is {expires}, which is past: expected a time in the future")
     return expires

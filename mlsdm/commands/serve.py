@@ -1,21 +1,15 @@
 """`mlsdm serve`: the server in the foreground, as `gunicorn -c gunicorn.conf.py app.main:app` starts it.
 
-The options are shorthands for variables: each is put into the environment and judged there with everything else, so
-that a port has one grammar and one refusal, and all problems of a start are listed together.
+Each option sets an environment variable and is checked with the rest of the configuration, so that all problems of a
+start are listed together. Gunicorn runs in this process through its embedding interface, with the settings of
+`app.server`, which are all that gunicorn.conf.py holds. Gunicorn's own options and GUNICORN_CMD_ARGS do not apply.
 
-Gunicorn is run in this very process through its interface for embedding, with the settings of `app.server`, which is
-also all that gunicorn.conf.py says. So the command needs no file that a wheel would have to carry and find again, and
-imports `app` from where it is itself installed. Gunicorn's own options and GUNICORN_CMD_ARGS do not apply; who wants
-them starts `gunicorn`.
+Ctrl-C ends it with status 0 at any moment. A terminal sends SIGINT to the whole process group, and every process
+handles it; before the arbiter does, `mlsdm.command` turns the KeyboardInterrupt into that status.
 
-Rejected: `gunicorn -c python:MODULE`, because a module is executed once and HUP would read no configuration again;
-a second gunicorn.conf.py as package data, the same content twice; exec of `python -m gunicorn`, which puts the current
-directory before the installed packages (`app` is a common name), and after USR2 Gunicorn's own directory, whose `http`
-hides the standard library's.
-
-Ctrl-C ends it with status 0 at any moment: a terminal sends SIGINT to the whole group, and arbiter, controller and
-workers each know what it means; before the arbiter listens to signals, it is a KeyboardInterrupt that `mlsdm.command`
-turns into that status.
+Rejected: `gunicorn -c python:MODULE` (a module is executed once, so HUP would not read the configuration again);
+a second gunicorn.conf.py as package data; exec of `python -m gunicorn` (it puts the current directory before the
+installed packages, and after USR2 Gunicorn's own directory, whose `http` hides the standard library's).
 """
 
 import argparse
@@ -34,7 +28,7 @@ VARIABLES: Final = {"host": "HOST", "port": "PORT", "workers": "WORKERS", "confi
 
 
 def run(arguments: argparse.Namespace) -> NoReturn:
-    """Serve until told to stop; Gunicorn exits with its own status."""
+    """Serve until stopped; Gunicorn exits with its own status."""
     for option, variable in VARIABLES.items():
         value = getattr(arguments, option)
         if value is not None:
@@ -50,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         metavar="PATH",
-        help=f"YAML file (variable CONFIG_PATH; default: {PLACES[0]} if there is one, else built-in values)",
+        help=f"YAML file (variable CONFIG_PATH; default: {PLACES[0]} if it exists, else built-in values)",
     )
 
 
@@ -69,9 +63,9 @@ class Embedded(BaseApplication):  # type: ignore[misc]  # the base class is unty
         return app
 
     def run(self) -> NoReturn:
-        """Be the arbiter."""
+        """Run the arbiter; it exits the process."""
         arbiter = Arbiter(self)
-        # What USR2 executes. `sys.argv`, Gunicorn's own choice, cannot be executed when this is `python -m mlsdm`.
+        # USR2 executes these. Gunicorn's choice, `sys.argv`, cannot be executed when this is `python -m mlsdm`.
         arbiter.START_CTX["args"] = [sys.executable, *sys.orig_argv[1:]]
         arbiter.run()
         raise AssertionError("an arbiter leaves by sys.exit")

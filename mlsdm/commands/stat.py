@@ -1,13 +1,12 @@
-"""`mlsdm stat`: what is in the memory of a running server, for the operator who cannot or will not ask it over HTTP.
+"""`mlsdm stat`: prints the state of a running server from its shared memory, without HTTP.
 
-It finds the blocks that this user may look into, picks the server that is meant, and prints `mlsdm.snapshot` for people
-or as JSON, once or again and again. It works while the server answers nobody: it needs no port, no key and no lock,
-only the permission to look into the process (the same user, or root).
+It finds the blocks that this user may read, selects the server, and prints its snapshot (`mlsdm.block_snapshot`) as
+text or JSON, once or repeatedly. It works while the server does not answer: it needs no port, no key and no lock, only
+the permission to read the process (same user, or root).
 
-The text is for reading and may change; programs take --json, whose names are those of the snapshot's fields.
+The text is for people and may change; the names in --json are the fields of the snapshot.
 
-Exit status: 0 seen, and a watch that Ctrl-C ends; 1 there is nothing to see, it is not clear which server is meant, or
-what there is cannot be read.
+Exit status: 0 printed, also when Ctrl-C ends --watch; 1 no server, several servers without --pid, or unreadable state.
 """
 
 import argparse
@@ -24,7 +23,7 @@ import msgspec
 from core.clock import boot_clock
 from core.controller.emergency import REASONS, REMEDIES, SENTENCES
 from core.heartbeat import SILENCE_SECONDS
-from mlsdm.block_snapshot import Snapshot, Worker, is_foreign, look
+from mlsdm.block_snapshot import Snapshot, Worker, is_foreign, take_snapshot
 from shm.block import Block, BlockError, find_blocks
 
 WATCH_SECONDS_MIN: Final = 0.1
@@ -38,24 +37,24 @@ _CLEAR: Final = "\x1b[H\x1b[2J"  # home, erase: ECMA-48 §8.3.21 and §8.3.39
 
 
 class StatError(Exception):
-    """One sentence for the operator: why there is nothing to see."""
+    """One sentence for the operator: why no state can be printed."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Look as the arguments say; return the exit status."""
+    """Print one snapshot, or one per interval; return the exit status."""
     try:
-        server = _meant(arguments.pid)
-        snapshot = server.look()
+        server = _select_server(arguments.pid)
+        snapshot = server.snapshot()
         while True:
             if arguments.json:
                 _print_json(snapshot, pretty=arguments.watch is None)
             else:
                 clear = _CLEAR if arguments.watch is not None and sys.stdout.isatty() else ""
-                print(clear + "\n".join(lines_of(snapshot)), flush=True)
+                print(clear + "\n".join(to_lines(snapshot)), flush=True)
             if arguments.watch is None:
                 return 0 if snapshot.state is not None else 1
             time.sleep(arguments.watch)
-            snapshot = server.look()
+            snapshot = server.snapshot()
             if snapshot.abandoned:
                 raise StatError(f"the server of process {server.pid} has ended")
     except StatError as error:
@@ -65,44 +64,45 @@ def run(arguments: argparse.Namespace) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `mlsdm stat`."""
-    parser.add_argument("--pid", type=_pid, help="a process of the server, when several run (any of its processes)")
-    parser.add_argument("--json", action="store_true", help="for programs; with --watch one object a line")
-    parser.add_argument("--watch", metavar="SECONDS", type=_seconds, help="look again every SECONDS, until Ctrl-C")
+    parser.add_argument("--pid", type=_pid, help="any process of the server; needed when several servers run")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs; with --watch one object per line")
+    parser.add_argument("--watch", metavar="SECONDS", type=_seconds, help="print again every SECONDS, until Ctrl-C")
 
 
 class Server(NamedTuple):
-    """A server that can be looked into: one of its processes, and its block, mapped read-only."""
+    """A running server: one of its processes, and its block, mapped read-only."""
 
     pid: int
     block: Block
     foreign: bool
 
-    def look(self) -> Snapshot:
-        """Return what its block holds now."""
-        return look(self.block, boot_clock(), foreign=self.foreign)
+    def snapshot(self) -> Snapshot:
+        """Return a snapshot of its block."""
+        return take_snapshot(self.block, boot_clock(), foreign=self.foreign)
 
 
-def _meant(pid: int | None) -> Server:
-    """Return the server that `pid` is a process of, or the only one there is. Raises StatError."""
+def _select_server(pid: int | None) -> Server:
+    """Return the server of process `pid`, or the only running server. Raises StatError."""
     servers, unusable = [], []
     for holder, link in find_blocks(pid):
         try:
-            servers.append(Server(holder, _opened(link), is_foreign(holder)))
+            servers.append(Server(holder, _open_block(link), is_foreign(holder)))
         except (BlockError, OSError) as error:
             unusable.append(f"the block of process {holder} cannot be read ({error})")
-    living = [server for server in servers if pid is not None or not server.look().abandoned]
+    living = [server for server in servers if pid is not None or not server.snapshot().abandoned]
     if len(living) == 1:
         return living[0]
     if living:
         raise StatError(
-            "several servers run, say which with --pid:\n" + "\n".join(f"  {_line_of(server)}" for server in living)
+            "several servers run; choose one with --pid:\n"
+            + "\n".join(f"  {_server_line(server)}" for server in living)
         )
     if unusable:
         raise StatError("; ".join(unusable))
-    raise StatError(_nothing(pid))
+    raise StatError(_why_no_server(pid))
 
 
-def _opened(link: Path) -> Block:
+def _open_block(link: Path) -> Block:
     descriptor = os.open(link, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return Block.open(descriptor, writable=False)
@@ -110,23 +110,23 @@ def _opened(link: Path) -> Block:
         os.close(descriptor)  # the mapping stays
 
 
-def _nothing(pid: int | None) -> str:
+def _why_no_server(pid: int | None) -> str:
     if pid is None:
-        return "no server is running that this user can look into: become its user or root, and look on its machine"
+        return "no server found that this user may read: run this on its machine, as its user or as root"
     directory = Path(f"/proc/{pid}/fd")
     if not directory.exists():
         return f"there is no process {pid}"
     if not os.access(directory, os.R_OK):
-        return f"this user may not look into process {pid}: become its user or root"
-    return f"process {pid} is not of an mlsdm server: it holds no block"
+        return f"this user may not read process {pid}: run this as its user or as root"
+    return f"process {pid} does not belong to an mlsdm server: it maps no block"
 
 
-def _line_of(server: Server) -> str:
-    snapshot = server.look()
+def _server_line(server: Server) -> str:
+    snapshot = server.snapshot()
     pid = snapshot.controller.arbiter_pid if snapshot.controller.arbiter_alive else server.pid
     sizes, total = snapshot.sizes, "?" if snapshot.state is None else f"{snapshot.state.total:,}"
     return (
-        f"--pid {pid}: boot {snapshot.boot_id[:8]}, {_span(snapshot.age_seconds)} old, "
+        f"--pid {pid}: boot {snapshot.boot_id[:8]}, {_duration_text(snapshot.age_seconds)} old, "
         f"{sizes.capacity:,} × {sizes.dimension}, {total} events"
     )
 
@@ -134,19 +134,20 @@ def _line_of(server: Server) -> str:
 # -- as text and as JSON -----------------------------------------------------------------------------------------------
 
 
-def lines_of(snapshot: Snapshot) -> Iterator[str]:
-    """Yield a snapshot for people: first what is wrong, then a line for each thing to look at."""
+def to_lines(snapshot: Snapshot) -> Iterator[str]:
+    """Yield a snapshot as text: first the problems, then a line per subject."""
     sizes, controller, lock = snapshot.sizes, snapshot.controller, snapshot.lock
-    for number, line in enumerate(_troubles(snapshot) or ["nothing is wrong, as far as can be seen from here"]):
+    for number, line in enumerate(_problem_lines(snapshot) or ["nothing is wrong, as far as can be seen from here"]):
         yield f"{'' if number else 'status':12}{line}"
     yield (
-        f"boot        {snapshot.boot_id}, {_span(snapshot.age_seconds)} old, layout {snapshot.layout_version}, "
-        f"{sizes.block_size / 1e6:,.1f} MB"
+        f"boot        {snapshot.boot_id}, {_duration_text(snapshot.age_seconds)} old, "
+        f"layout {snapshot.layout_version}, {sizes.block_size / 1e6:,.1f} MB"
     )
-    yield from _lines_of_state(snapshot)
+    yield from _state_lines(snapshot)
     yield (
-        f"controller  pid {controller.pid}{_life(controller.alive)}, beat {_beat(controller.heartbeat_age_seconds)}"
-        f"; arbiter pid {controller.arbiter_pid}{_life(controller.arbiter_alive)}"
+        f"controller  pid {controller.pid}{_alive_suffix(controller.alive)}, "
+        f"beat {_heartbeat_text(controller.heartbeat_age_seconds)}; "
+        f"arbiter pid {controller.arbiter_pid}{_alive_suffix(controller.arbiter_alive)}"
         if controller.pid
         else "controller  none has begun yet"
     )
@@ -167,17 +168,17 @@ def lines_of(snapshot: Snapshot) -> Iterator[str]:
     )
     yield f"workers     {len(snapshot.workers)} of {sizes.rows} rows"
     for worker in snapshot.workers:
-        yield f"            {_line_of_worker(worker)}"
+        yield f"            {_worker_line(worker)}"
     if controller.alive is None:
         yield "note        another pid namespace: its pids are not those of here, and who is alive cannot be told"
 
 
-def _troubles(snapshot: Snapshot) -> list[str]:
-    """Return what is wrong, worst first, each with what to do about it where that is known."""
+def _problem_lines(snapshot: Snapshot) -> list[str]:
+    """Return the problems, worst first, each with its remedy where one is known."""
     emergency, controller = snapshot.emergency, snapshot.controller
     troubles = []
     if emergency.reasons:
-        troubles.append(f"EMERGENCY for {_span(emergency.since_seconds or 0)}: events are refused")
+        troubles.append(f"EMERGENCY for {_duration_text(emergency.since_seconds or 0)}: events are refused")
         troubles += [f"  {name}: {_WORDS[name][0]}; {_WORDS[name][1]}" for name in emergency.reasons]
     if snapshot.state is None:
         troubles.append(f"UNREADABLE: {snapshot.problem}")
@@ -191,7 +192,7 @@ def _troubles(snapshot: Snapshot) -> list[str]:
     if controller.alive is False:
         troubles.append("NO CONTROLLER: it has died, and should be back within a second")
     elif controller.pid and (controller.heartbeat_age_seconds or 0) >= SILENCE_SECONDS:
-        troubles.append(f"SILENT: the controller, for {_span(controller.heartbeat_age_seconds or 0)}")
+        troubles.append(f"SILENT: the controller, for {_duration_text(controller.heartbeat_age_seconds or 0)}")
     if controller.arbiter_alive is False:
         troubles.append("NO ARBITER: nobody replaces what dies; its memory ends with the last process")
     living = [worker for worker in snapshot.workers if worker.alive is not False]  # the dead leave their rows behind
@@ -204,7 +205,7 @@ def _troubles(snapshot: Snapshot) -> list[str]:
     return troubles
 
 
-def _lines_of_state(snapshot: Snapshot) -> Iterator[str]:
+def _state_lines(snapshot: Snapshot) -> Iterator[str]:
     state, sizes = snapshot.state, snapshot.sizes
     if state is None:
         yield f"state       cannot be read, {snapshot.problem}"
@@ -221,25 +222,25 @@ def _lines_of_state(snapshot: Snapshot) -> Iterator[str]:
     yield f"epoch       {state.epoch} of controllers"
 
 
-def _line_of_worker(worker: Worker) -> str:
+def _worker_line(worker: Worker) -> str:
     return (
-        f"row {worker.row}: pid {worker.pid}{_life(worker.alive)}, {worker.connections:,} connections, "
-        f"{worker.requests:,} requests, beat {_beat(worker.heartbeat_age_seconds)}"
+        f"row {worker.row}: pid {worker.pid}{_alive_suffix(worker.alive)}, {worker.connections:,} connections, "
+        f"{worker.requests:,} requests, beat {_heartbeat_text(worker.heartbeat_age_seconds)}"
     )
 
 
-def _life(alive: bool | None) -> str:
+def _alive_suffix(alive: bool | None) -> str:
     return {True: "", False: " DEAD", None: " (?)"}[alive]
 
 
-def _beat(seconds: float | None) -> str:
+def _heartbeat_text(seconds: float | None) -> str:
     if seconds is None:
         return "never"
-    return f"{seconds:.2f} s ago" if seconds < SILENCE_SECONDS else f"SILENT for {_span(seconds)}"
+    return f"{seconds:.2f} s ago" if seconds < SILENCE_SECONDS else f"SILENT for {_duration_text(seconds)}"
 
 
-def _span(seconds: float) -> str:
-    """Return a duration with its two largest units: 3 d 4 h, 5 min 6 s, 7.8 s."""
+def _duration_text(seconds: float) -> str:
+    """Return a duration in its two largest units: 3 d 4 h, 5 min 6 s, 7.8 s."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))

@@ -1,1 +1,1 @@
-"""What `mlsdm replay` is made of."""
+"""The parts of `mlsdm replay`: recording, connection, ledger, progress, plot."""

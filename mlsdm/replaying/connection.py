@@ -1,23 +1,15 @@
 """A small HTTP client of the server: one keep-alive connection, raw float32 in, decisions out.
 
-It owns the wire as a client sees it: the octet-stream forms of POST /event and POST /events, GET /state, problem
-documents (RFC 9457) and Retry-After. It knows nothing of files, progress or reports; `mlsdm.replay` does.
+Owns: the octet-stream forms of POST /event and /events, GET /state, problem documents (RFC 9457), Retry-After.
+Threading: one connection belongs to one thread; only `abort` may be called from another.
 
-A request leaves in one write: head and body are joined before `sendall`, and http.client sets TCP_NODELAY when it
-connects. http.client's own request methods write head and body apart, which is two packets and two wake-ups of the
-server for each event; so only its connecting (TCP, TLS) and its response parser are used.
+Each event has an idempotency key, so a request whose answer was lost is sent again, up to LOST_MAX times. Failures:
+- 429 or 503: nothing was applied. Wait as the server asks, and send again within the `RetryBudget`.
+- 503 `batch_interrupted`: the first events were decided; their decisions are returned and the caller sends the rest.
+- `RefusedError`: nothing was applied; no connection, or another status below 500.
+- `OutcomeUnknownError`: the request was sent, and neither it nor its repetitions got a usable answer.
 
-Events carry an idempotency key, so a request whose answer was lost (a worker died, a connection broke) is sent again,
-up to LOST_MAX times: the server answers what it decided the first time. A failure is one of four:
-  - 429 or 503: nothing was applied, and the server says when to come back. Waited for and sent again, within
-    `Patience`.
-  - 503 with the code `batch_interrupted`: the first events of a batch were decided, and their decisions are in the
-    problem document; the others were not. The decisions are returned; who sends the others is the caller's business.
-  - `RefusedError`: nothing was applied. The server could not be reached, or said no with another status below 500.
-  - `OutcomeUnknownError`: the request went out, and no answer came to it or to its repetitions that can be understood.
-An idle connection that the server has closed is noticed before the next request is written, and replaced.
-
-One connection belongs to one thread; only `abort` may be called from another.
+Perf: head and body leave in one `sendall`. http.client's request methods write them apart: two packets, two wake-ups.
 """
 
 import contextlib
@@ -35,11 +27,11 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 ATTEMPTS_MAX: Final = 10  # refusals per connection, with no success on any of them, before a replay gives up
-WAIT_SECONDS_MAX: Final = 60.0  # a server that asks for more is not throttling, it is away
-WAIT_SECONDS_UNSAID: Final = 1.0  # when 429 or 503 carries no usable Retry-After
-ANSWER_SECONDS_MAX: Final = 30.0  # silence for so long, while connecting or answering, is a failure
-LOST_MAX: Final = 3  # answers of one request in a row that may get lost; a server that loses more is not there
-LOST_SECONDS: Final = 0.2  # before it is sent again: longer than it takes to replace a worker
+WAIT_SECONDS_MAX: Final = 60.0  # a server that asks for more is not throttling, it is unavailable
+RETRY_AFTER_DEFAULT_SECONDS: Final = 1.0  # when 429 or 503 carries no usable Retry-After
+ANSWER_SECONDS_MAX: Final = 30.0  # timeout of a connect or an answer
+LOST_MAX: Final = 3  # lost answers in a row for one request before it fails
+LOST_SECONDS: Final = 0.2  # pause before a resend: longer than the replacement of a worker
 BATCH_INTERRUPTED: Final = "batch_interrupted"
 NO_MEMORY: Final = -1  # memory_id of a rejected event; the server's ids are never negative
 
@@ -53,19 +45,19 @@ class RefusedError(ClientError):
 
 
 class OutcomeUnknownError(ClientError):
-    """The request was sent, and whether it was applied cannot be told."""
+    """The request was sent, and it is not known whether it was applied."""
 
 
 class AnswerLostError(OutcomeUnknownError):
-    """The connection ended before the answer did, as it does when a worker dies."""
+    """The connection ended before the answer did, as when a worker dies."""
 
 
 class Stopped(Exception):
-    """Told to stop while waiting to send again, which is no error; the request was not applied."""
+    """Stopped while waiting to send again. Not an error; the request was not applied."""
 
 
 class Decision(NamedTuple):
-    """What the server decided about one event. `memory_id` is NO_MEMORY when the event was rejected."""
+    """The server's decision on one event. `memory_id` is NO_MEMORY when the event was rejected."""
 
     sequence: int
     accepted: bool
@@ -102,9 +94,9 @@ class Connection:
     """
 
     def __init__(
-        self, url: str, api_key: str | None, patience: "Patience", timeout: float = ANSWER_SECONDS_MAX
+        self, url: str, api_key: str | None, retry_budget: "RetryBudget", timeout: float = ANSWER_SECONDS_MAX
     ) -> None:
-        parts = _split(url)
+        parts = _parse_url(url)
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise RefusedError(
                 "the API key contains characters that an HTTP header cannot carry: expected printable ASCII"
@@ -113,7 +105,7 @@ class Connection:
         connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._http = connection(parts.hostname, parts.port, timeout=timeout)
         self._timeout = timeout
-        self._patience = patience
+        self._retry_budget = retry_budget
         self._prefix = parts.path.rstrip("/")
         self._origin = f"{parts.scheme}://{parts.netloc}"
         self._fields = (
@@ -122,22 +114,24 @@ class Connection:
         )
 
     def decide(self, moral_value: float, vector: memoryview) -> tuple[list[Decision], float]:
-        """Send one event through POST /event; return its decision (a list of one) and the seconds that it took.
+        """Send one event to POST /event; return its decision (a list of one) and the latency in seconds.
 
         `vector` is the bytes of float32[D], little-endian. The moral value is written with repr, which reads back
         exactly.
         """
         fields = f"Moral-Value: {moral_value!r}\r\n"
-        answer = self._ask("POST", "/event", fields + _idempotency(), vector)
+        answer = self._send_until_decided("POST", "/event", fields + _idempotency_field(), vector)
         return [_decision(_json(answer, "POST /event"), "POST /event")], answer.seconds
 
     def decide_batch(self, count: int, morals: memoryview, vectors: memoryview) -> tuple[list[Decision], float]:
-        """Send `count` events through POST /events; return the decisions, in order, and the seconds that it took.
+        """Send `count` events to POST /events; return the decisions, in order, and the latency in seconds.
 
-        They are fewer than `count`, at least one, when the server was interrupted: the other events were not applied.
+        When the server was interrupted, there are fewer than `count`, at least one; the other events were not applied.
         `morals` is the bytes of float64[count], `vectors` of float32[count, D], both little-endian.
         """
-        answer = self._ask("POST", "/events", f"Event-Count: {count}\r\n{_idempotency()}", morals, vectors)
+        answer = self._send_until_decided(
+            "POST", "/events", f"Event-Count: {count}\r\n{_idempotency_field()}", morals, vectors
+        )
         results = _json(answer, "POST /events").get("results")
         wanted = range(count, count + 1) if answer.status == 200 else range(1, count)
         if not isinstance(results, list) or len(results) not in wanted:
@@ -145,9 +139,9 @@ class Connection:
         return [_decision(result, "POST /events") for result in results], answer.seconds
 
     def state(self) -> State:
-        """Return the counters of GET /state. Raises RefusedError when whatever answers is not this kind of server."""
+        """Return the counters of GET /state. Raises RefusedError when the answer is not that of an mlsdm server."""
         where = f"{self._origin}{self._prefix}/state"
-        document = _json(self._ask("GET", "/state", ""), f"GET {where}")
+        document = _json(self._send_until_decided("GET", "/state", ""), f"GET {where}")
         try:
             return State(
                 int(document["total_events_processed"]),
@@ -162,16 +156,14 @@ class Connection:
         self._http.close()
 
     def abort(self) -> None:
-        """From another thread: make a blocked read or write of this connection fail at once."""
+        """Make a blocked read or write of this connection fail at once; for other threads."""
         sock: socket.socket | None = self._http.sock
         if sock is not None:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
-    def _ask(self, method: str, path: str, fields: str, *body: memoryview) -> Answer:
-        """Send until the answer is neither 429 nor 503, and return it when events were decided: 200, or a part of a
-        batch.
-        """
+    def _send_until_decided(self, method: str, path: str, fields: str, *body: memoryview) -> Answer:
+        """Send until the answer is neither 429 nor 503; return it when it has decisions (200, or part of a batch)."""
         size = sum(part.nbytes for part in body)
         framing = f"Content-Type: application/octet-stream\r\nContent-Length: {size}\r\n" if body else ""
         head = f"{method} {self._prefix}{path}{self._fields}{fields}{framing}\r\n".encode("ascii")
@@ -183,9 +175,9 @@ class Connection:
                 answer = self._exchange(method, what, request)
             except AnswerLostError as error:
                 lost += 1
-                if lost > LOST_MAX or self._patience.stopped:
+                if lost > LOST_MAX or self._retry_budget.stopped:
                     raise
-                self._patience.pause(LOST_SECONDS)
+                self._retry_budget.pause(LOST_SECONDS)
                 unknown = error
                 continue
             except RefusedError as error:
@@ -193,17 +185,17 @@ class Connection:
                     raise unknown from error
                 raise
             if answer.status == 200 or (answer.status == 503 and _problem(answer).get("code") == BATCH_INTERRUPTED):
-                self._patience.rewarded()
+                self._retry_budget.reset()
                 return answer
             if answer.status not in (429, 503):
-                raise _refusal(answer, what)
-            self._patience.wait(_refusal(answer, what), _retry_after_seconds(answer.retry_after))
+                raise _error_of(answer, what)
+            self._retry_budget.wait(_error_of(answer, what), _retry_after_seconds(answer.retry_after))
 
     def _exchange(self, method: str, what: str, request: bytes) -> Answer:
         sock = self._open()
         began = time.perf_counter()
         try:
-            # A server that refuses early (413) may close before it has read everything; its answer can still be read.
+            # A server that refuses early (413) may close before it has read the body; its answer is still readable.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 sock.sendall(request)
             response = http.client.HTTPResponse(sock, method=method)
@@ -224,7 +216,7 @@ class Connection:
         return Answer(response.status, response.reason, response.getheader("Retry-After"), content, seconds)
 
     def _open(self) -> socket.socket:
-        """Return a connected socket. One that is readable before a request was closed by the server: replace it."""
+        """Return a connected socket; replace one that the server has closed: it is readable before a request."""
         sock: socket.socket | None = self._http.sock
         if sock is not None and select.select([sock], [], [], 0)[0]:
             self.close()
@@ -241,11 +233,11 @@ class Connection:
         return sock
 
 
-class Patience:
-    """How much refusal the connections of one replay bear together, and the waiting in between.
+class RetryBudget:
+    """The number of refusals that all connections of a replay may get before it fails, and the waits between them.
 
-    The bound counts refusals since the last success of any connection. A bound on each request alone would fail a
-    healthy replay: when more clients than tokens compete for a rate limit, some of them lose ten times in a row.
+    It counts refusals since the last success of any connection. A limit per request would fail a healthy replay: when
+    more clients than tokens compete for a rate limit, some requests are refused ten times in a row.
     """
 
     def __init__(self, connections: int, stop: threading.Event) -> None:
@@ -261,18 +253,18 @@ class Patience:
         return self._stop.is_set()
 
     def pause(self, seconds: float) -> None:
-        """Wait before a request is sent again whose answer was lost; shorter when told to stop."""
+        """Wait before resending a request whose answer was lost; returns early when stopped."""
         self._stop.wait(seconds)
 
-    def rewarded(self) -> None:
-        """A request succeeded: the count of refusals starts again."""
+    def reset(self) -> None:
+        """Reset the count of refusals after a success."""
         self._refusals = 0
 
     def wait(self, refusal: ClientError, seconds: float) -> None:
-        """Wait as long as the server asked. Raises RefusedError at the end of patience, Stopped when told to stop."""
+        """Wait as long as the server asked. Raises RefusedError when the budget is spent, Stopped when stopped."""
         if seconds > WAIT_SECONDS_MAX:
             raise RefusedError(
-                f"{refusal}; it asks to wait {seconds:.0f} s, and more than {WAIT_SECONDS_MAX:.0f} s is not waited for"
+                f"{refusal}; it asks to wait {seconds:.0f} s, more than the maximum of {WAIT_SECONDS_MAX:.0f} s"
             )
         with self._lock:
             self._refusals += 1
@@ -284,11 +276,11 @@ class Patience:
             raise Stopped
 
 
-def _idempotency() -> str:
+def _idempotency_field() -> str:
     return f"Idempotency-Key: {uuid.uuid4().hex}\r\n"
 
 
-def _split(url: str) -> urllib.parse.SplitResult:
+def _parse_url(url: str) -> urllib.parse.SplitResult:
     try:
         parts = urllib.parse.urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
@@ -299,8 +291,8 @@ def _split(url: str) -> urllib.parse.SplitResult:
     return parts
 
 
-def _refusal(answer: Answer, what: str) -> ClientError:
-    """The answer as a sentence: code and detail of its problem document, or the status line without one."""
+def _error_of(answer: Answer, what: str) -> ClientError:
+    """Return an answer as an error: code and detail of its problem document, or else its status line."""
     problem = _problem(answer)
     sentence = f"{what} was answered {answer.status} {problem.get('code') or problem.get('title') or answer.reason}"
     sentence += f": {problem['detail']}" if problem.get("detail") else ""
@@ -308,12 +300,12 @@ def _refusal(answer: Answer, what: str) -> ClientError:
         sentence += " (give the key with --api-key or the variable API_KEY)"
     if answer.status == 404:
         sentence += " (is --url the address of an mlsdm server?)"
-    # 500, 502 and 504 may come from behind the point where the event was applied; 503 of this server never does.
+    # 500, 502 and 504 may come after the event was applied; a 503 of this server never does.
     return OutcomeUnknownError(sentence) if answer.status >= 500 and answer.status != 503 else RefusedError(sentence)
 
 
 def _problem(answer: Answer) -> dict[str, Any]:
-    """The members of its problem document; none when it has no such body: a proxy's page."""
+    """Return the members of its problem document, or nothing for another body, such as a proxy's page."""
     try:
         document = json.loads(answer.content)
     except ValueError:
@@ -322,15 +314,15 @@ def _problem(answer: Answer) -> dict[str, Any]:
 
 
 def _retry_after_seconds(value: str | None) -> float:
-    """Retry-After is a whole number of seconds or an HTTP-date (RFC 9110 §10.2.3)."""
+    """Return Retry-After in seconds: a whole number or an HTTP-date (RFC 9110 §10.2.3)."""
     if value is None:
-        return WAIT_SECONDS_UNSAID
+        return RETRY_AFTER_DEFAULT_SECONDS
     if value.isascii() and value.isdigit():
         return float(value)
     try:
         then = email.utils.parsedate_to_datetime(value)
     except ValueError:
-        return WAIT_SECONDS_UNSAID
+        return RETRY_AFTER_DEFAULT_SECONDS
     then = then if then.tzinfo else then.replace(tzinfo=UTC)
     return max(0.0, (then - datetime.now(UTC)).total_seconds())
 

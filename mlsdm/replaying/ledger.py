@@ -1,11 +1,9 @@
-"""The ledger of a replay: what the server was seen to decide, and what follows from it.
+"""The decisions of a replay as the client saw them, the report on them, and the comparison with the server's counters.
 
-It owns the decisions, by the row of their event, and the latencies; the report made of them; the comparison with the
-server's own counters; and the file that keeps them. Written by every sender, under the ledger's lock; it knows nothing
-of sending.
+Owns: the decisions by the row of their event, the latencies, and the .npz file that keeps them. It knows nothing of
+sending. Decisions are reported and saved by sequence number: the server's order, not the order of the answers.
 
-Decisions are reported, compared and saved in the order of their sequence numbers, which is the order in which the
-server took them, whatever the order in which the answers arrived. Numbers are of what was seen, not of what was meant.
+Threading: every sender writes, under the ledger's lock.
 """
 
 import threading
@@ -15,10 +13,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from mlsdm.replaying.connection import ClientError, Decision, Patience, State
+from mlsdm.replaying.connection import ClientError, Decision, RetryBudget, State
 
 # One row per event; the fields after `event` are those of client.Decision. sequence 0: no decision yet.
-DECIDED: Final = np.dtype(
+DECISION_ROW: Final = np.dtype(
     [
         ("event", "<i8"),
         ("sequence", "<i8"),
@@ -29,8 +27,8 @@ DECIDED: Final = np.dtype(
         ("memory_id", "<i8"),
     ]
 )
-assert DECIDED.names is not None
-assert Decision._fields == DECIDED.names[1:]
+assert DECISION_ROW.names is not None
+assert Decision._fields == DECISION_ROW.names[1:]
 
 
 class LedgerError(Exception):
@@ -38,10 +36,10 @@ class LedgerError(Exception):
 
 
 class Ledger:
-    """Every decision on `count` events, by the row of its event, and the latency of every answer. Safe to share."""
+    """The decisions on `count` events, by the row of their event, and the latency of every answer. Thread-safe."""
 
     def __init__(self, count: int, offset: int) -> None:
-        self.rows: npt.NDArray[Any] = np.zeros(count, DECIDED)
+        self.rows: npt.NDArray[Any] = np.zeros(count, DECISION_ROW)
         self.offset = offset  # of row 0 in the file
         self.latencies_seconds: list[float] = []
         self.answered = 0
@@ -50,7 +48,7 @@ class Ledger:
         self._lock = threading.Lock()
 
     def record(self, first: int, decisions: list[Decision], seconds: float) -> None:
-        """Enter the decisions on the events from row `first`, which came in one answer after `seconds`."""
+        """Record the decisions of one answer, on the events from row `first`; `seconds` is its latency."""
         with self._lock:
             for row, decision in enumerate(decisions, first):
                 self.rows[row] = (self.offset + row, *decision)
@@ -59,19 +57,19 @@ class Ledger:
             if self.latest is None or decisions[-1].sequence > self.latest.sequence:
                 self.latest = decisions[-1]
 
-    def lose(self, count: int) -> None:
-        """Enter that `count` events were sent, and that what became of them cannot be told."""
+    def record_unknown(self, count: int) -> None:
+        """Record `count` events that were sent and whose outcome is unknown."""
         with self._lock:
             self.unknown += count
 
     def in_sequence(self) -> npt.NDArray[Any]:
-        """Return the decisions, DECIDED[answered], in the order in which the server took them."""
+        """Return the decisions, DECISION_ROW[answered], by sequence number."""
         answered: npt.NDArray[Any] = self.rows[self.rows["sequence"] != 0]
         return answered[np.argsort(answered["sequence"], kind="stable")]
 
 
-def report(ledger: Ledger, seconds: float, connections: int, patience: Patience) -> list[str]:
-    """Return what was seen in `seconds` of wall time, as lines."""
+def report(ledger: Ledger, seconds: float, connections: int, retry_budget: RetryBudget) -> list[str]:
+    """Return the report on a replay that took `seconds` of wall time, as lines."""
     decided = ledger.in_sequence()
     count, requests = len(decided), len(ledger.latencies_seconds)
     sent, asked = count + ledger.unknown, len(ledger.rows)
@@ -82,10 +80,10 @@ def report(ledger: Ledger, seconds: float, connections: int, patience: Patience)
         lines.append(
             f"unknown     {ledger.unknown:,} of them got no usable answer: they may or may not have been applied"
         )
-    if patience.waits:
+    if retry_budget.waits:
         lines.append(
-            f"throttled   {patience.waits:,} times, "
-            f"{patience.waited_seconds:,.0f} s of waiting summed over the connections"
+            f"throttled   {retry_budget.waits:,} times, "
+            f"{retry_budget.waited_seconds:,.0f} s of waiting summed over the connections"
         )
     if not count:
         return lines
@@ -105,10 +103,10 @@ def report(ledger: Ledger, seconds: float, connections: int, patience: Patience)
 
 
 def compare(before: State, after: State | ClientError, ledger: Ledger) -> tuple[bool, str]:
-    """Compare what the server counted with what was seen: whether they agree, and the sentence that says so.
+    """Compare the server's counters with the answers; return whether they agree, and a sentence.
 
-    A surplus at the server agrees only if the sequence numbers prove it: decisions of others leave gaps between ours.
-    Events of unknown outcome explain a surplus too, but prove nothing.
+    A surplus at the server agrees only if the sequence numbers prove it: decisions for others leave gaps between ours.
+    Events of unknown outcome would explain a surplus, but do not prove it.
     """
     decided = ledger.in_sequence()
     if isinstance(after, ClientError):
@@ -139,7 +137,7 @@ def compare(before: State, after: State | ClientError, ledger: Ledger) -> tuple[
 
 
 def save(path: Path, ledger: Ledger) -> None:
-    """Write one array per field of DECIDED to the very name given (numpy alone would append .npz to it).
+    """Write one array per field of DECISION_ROW to exactly `path` (numpy would append .npz).
 
     Raises LedgerError when the file cannot be written.
     """

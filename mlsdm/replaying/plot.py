@@ -1,10 +1,10 @@
-"""The picture of a replay: the moral threshold above, the share of accepted events below, over the server's own order.
+"""The picture of a replay: the moral threshold above, the share of accepted events below.
 
-The horizontal axis is the decision's sequence number, the only time on which all clients agree; seconds of this
-client's clock would shuffle decisions that were taken within one round trip.
+The horizontal axis is the decision's sequence number, the one order on which all clients agree. The client's clock
+would shuffle decisions that were made within one round trip.
 
-matplotlib is an extra of the package, imported only when a picture is asked for, and without pyplot, which keeps
-global state and looks for a display. Written by `mlsdm.replay`; reads nothing but the array that it is given.
+matplotlib is an extra of the package. It is imported when a picture is drawn, and without pyplot, which keeps global
+state and looks for a display.
 """
 
 import importlib.util

@@ -1,7 +1,6 @@
-"""The progress of a replay, for whoever waits for it: a bar on a terminal, an occasional line in a log.
+"""The progress of a replay: a bar on a terminal, otherwise a line every five seconds.
 
-It reads the ledger, which the senders write, and writes to one stream. It never touches the terminal's settings, so
-there is nothing to restore however the replay ends.
+It reads the ledger and writes to one stream. It never changes the terminal's settings, so nothing needs restoring.
 """
 
 import shutil
@@ -12,7 +11,7 @@ from mlsdm.replaying.ledger import Ledger
 
 
 class Progress:
-    """How far the replay is: one line redrawn in place on a terminal, otherwise a line every five seconds."""
+    """The progress display: one line redrawn in place on a terminal, otherwise a line every five seconds."""
 
     REDRAW_SECONDS: Final = 0.1
     LINE_SECONDS: Final = 5.0
@@ -24,7 +23,7 @@ class Progress:
         self._began = self._shown = time.monotonic()
 
     def show(self, ledger: Ledger, *, last: bool = False) -> None:
-        """Show the state of the ledger when it is time to; `last` shows it in any case and ends the line."""
+        """Show the state of the ledger if a redraw is due; `last` always shows it and ends the line."""
         now = time.monotonic()
         if not last and now - self._shown < (self.REDRAW_SECONDS if self._terminal else self.LINE_SECONDS):
             return

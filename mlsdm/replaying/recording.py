@@ -1,8 +1,8 @@
 """A recording: the events of an .npz archive, in the form in which they are sent.
 
-It owns everything about the file: which arrays, which rows, what they must look like, and their conversion to
-little-endian float32 vectors of norm 1 and float64 moral values. Values are not judged here (NaN, moral values outside
-[0, 1], the dimension): the server is the one place that decides about them, and its word is printed.
+Owns: which arrays and rows are read, their checks, and their conversion to little-endian float32 vectors of norm 1 and
+float64 moral values. Values (NaN, moral values outside [0, 1], the dimension) are not checked here: the server
+decides, and its refusal is printed.
 
 The archive is untrusted: pickled arrays, which run code when they are read, are refused.
 """
@@ -31,7 +31,7 @@ class Recording(NamedTuple):
 
 @dataclass(frozen=True)
 class Selection:
-    """What to take of a file. `moral` is the name of an array, or one value for every event; `count` None: the rest."""
+    """The part of a file to read. `moral` names an array, or is one value for every event; `count` None: the rest."""
 
     vectors: str = "vec"
     moral: str | float = "moral"
@@ -63,7 +63,7 @@ def load(path: Path, selection: Selection) -> Recording:
 
 
 def _read(path: Path, *wanted: tuple[str, int]) -> list[npt.NDArray[Any]]:
-    """Return the arrays of the archive at `path` that are wanted by name and number of axes."""
+    """Return arrays of the archive at `path`, each wanted as (name, number of axes)."""
     try:
         archive = np.load(path, allow_pickle=False)  # a pickle would run code from the file
         if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -87,7 +87,7 @@ def _read(path: Path, *wanted: tuple[str, int]) -> list[npt.NDArray[Any]]:
 
 
 def _normalised(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Each row scaled to norm 1; zero rows stay zero. Norms in float64: the squares may overflow float32."""
+    """Scale each row to norm 1; zero rows stay zero. Norms in float64: the squares may overflow float32."""
     norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
     norms[norms == 0.0] = 1.0
     with np.errstate(invalid="ignore"):  # inf / inf is NaN, and stays for the server to refuse

@@ -1,1 +1,1 @@
-"""Names that operators' scripts import. Nothing of this service does; what is behind them lives elsewhere."""
+"""Import names that operators' scripts depend on. Nothing in this service uses them."""

@@ -1,22 +1,21 @@
-"""The door that operators' scripts know: `ConfigLoader.load_config(PATH)`, before a configuration is rolled out.
+"""`ConfigLoader.load_config(PATH)`: the import that operators' scripts use to check a configuration before a rollout.
 
-It owns nothing but the name. What is judged, and by what, is `mlsdm.check_config.judged`, and so what a server would
-say at its start in this environment; a missing API_KEY is no problem here either. A script that ignores what is
-returned learns from an exception that the file is wrong, and from its text everything that is.
+It applies `mlsdm.commands.check_config.load_as_server`, so it agrees with a server's start in this environment, except
+that a missing API_KEY is no problem. An invalid file raises, and the exception's text lists every problem.
 
-What comes back is a tree of plain values that is complete, defaults and overlay included, with the names of the file.
-Rejected: the file's own text as a dict, in which a setting may be missing, or be spelled in four ways.
+Returns a complete tree of plain values, defaults and overlay included, with the names of the file.
+Rejected: the file's own text as a dict, in which settings may be missing or be spelled in four ways.
 """
 
 import os
 from typing import Any
 
 from core.settings.config import effective
-from mlsdm.commands.check_config import judged
+from mlsdm.commands.check_config import load_as_server
 
 
 class ConfigLoader:
-    """A class because scripts call it as one; it holds nothing."""
+    """A class without state, because scripts call it as a class."""
 
     @staticmethod
     def load_config(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -24,4 +23,4 @@ class ConfigLoader:
 
         Raises core.startup.ConfigurationError, whose text has one line for each problem.
         """
-        return effective(judged(os.fspath(path), os.environ).config)
+        return effective(load_as_server(os.fspath(path), os.environ).config)

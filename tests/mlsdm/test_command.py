@@ -26,8 +26,8 @@ def mlsdm(*words: str, **environ: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_without_a_word_it_prints_help_and_exits_2() -> None:
-    """The help names every command and shows examples to paste."""
+def test_without_arguments_it_prints_help_and_exits_2() -> None:
+    """The help names every command and shows examples."""
     ended = mlsdm()
 
     assert ended.returncode == 2
@@ -36,8 +36,8 @@ def test_without_a_word_it_prints_help_and_exits_2() -> None:
 
 
 @pytest.mark.parametrize("command", ["serve", "check-config", "stat", "replay"])
-def test_every_command_explains_itself_with_examples(command: str) -> None:
-    """Also where the terminal has no Unicode: what cannot be shown is replaced."""
+def test_every_command_has_help_with_examples(command: str) -> None:
+    """On a terminal without Unicode, characters that cannot be shown are replaced."""
     ended = mlsdm(command, "--help", PYTHONIOENCODING="ascii")
 
     assert (0, "") == (ended.returncode, ended.stderr)
@@ -46,22 +46,22 @@ def test_every_command_explains_itself_with_examples(command: str) -> None:
 
 
 def test_the_version_is_that_of_the_package() -> None:
-    """One line, for scripts."""
+    """The version is one line, for scripts."""
     from importlib.metadata import version  # noqa: PLC0415 — beside its only use
 
     assert mlsdm("--version").stdout == f"mlsdm {version('mlsdm')}\n"
 
 
-def test_an_unknown_command_is_refused_with_those_there_are() -> None:
-    """argparse's own sentence, status 2."""
+def test_an_unknown_command_is_refused_with_the_list_of_commands() -> None:
+    """argparse refuses it with status 2."""
     ended = mlsdm("server")
 
     assert ended.returncode == 2
     assert "invalid choice: 'server' (choose from" in ended.stderr
 
 
-def test_a_reader_that_leaves_ends_it_quietly() -> None:
-    """As `mlsdm check-config -v PATH | head -1` may: status 128 + SIGPIPE, nothing on stderr."""
+def test_a_closed_pipe_ends_it_with_status_141() -> None:
+    """`mlsdm check-config -v PATH | head -1` prints nothing on stderr."""
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "mlsdm", "check-config", "-v", "config/default.yaml"]
@@ -72,8 +72,8 @@ def test_a_reader_that_leaves_ends_it_quietly() -> None:
 
 
 @pytest.mark.parametrize("command", ["serve", "stat"])
-def test_a_native_core_that_was_not_built_is_one_sentence_that_names_the_remedy(command: str) -> None:
-    """As in a checkout without the extension; what does not need it works there."""
+def test_a_missing_native_core_is_one_sentence_with_the_remedy(command: str) -> None:
+    """In a checkout without the extension, commands that do not need it still work."""
     program = "import sys; sys.modules['shm._native'] = None; from mlsdm.command import main; sys.exit(main())"
 
     def unbuilt(*words: str) -> "subprocess.CompletedProcess[str]":

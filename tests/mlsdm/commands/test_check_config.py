@@ -24,8 +24,8 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def test_a_valid_file_is_said_to_be_valid(capsys: pytest.CaptureFixture[str]) -> None:
-    """One line, status 0."""
+def test_a_valid_file_prints_one_line_and_exits_0(capsys: pytest.CaptureFixture[str]) -> None:
+    """The verdict is one line on stdout."""
     assert check(CONFIG / "default.yaml") == 0
     assert capsys.readouterr() == ("Configuration valid\n", "")
 
@@ -33,7 +33,7 @@ def test_a_valid_file_is_said_to_be_valid(capsys: pytest.CaptureFixture[str]) ->
 def test_the_production_file_is_checked_without_the_secret(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """That the key is missing here is a note; with a key there is none."""
+    """A missing key is a note; with a key there is none."""
     monkeypatch.setenv("MLSDM_ENV", "production")
 
     assert check(CONFIG / "production-ready.yaml") == 0
@@ -48,7 +48,7 @@ def test_the_production_file_is_checked_without_the_secret(
     assert "secret" not in captured.out
 
 
-def test_a_key_that_no_header_can_carry_is_a_problem_all_the_same(
+def test_a_key_that_no_header_can_carry_is_a_problem(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Only a missing key is excused."""
@@ -61,7 +61,7 @@ def test_a_key_that_no_header_can_carry_is_a_problem_all_the_same(
 def test_a_short_key_is_a_problem_in_production_and_a_note_elsewhere(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As it would be at a start; the key is not shown. Who has no key here is told nothing of it."""
+    """The key is not shown, and without a key nothing is said about its length."""
     monkeypatch.setenv("API_KEY", "k7k7")
 
     assert check(CONFIG / "default.yaml") == 0
@@ -86,7 +86,7 @@ def with_keys(directory: Path, text: str) -> Path:
 def test_the_keys_file_is_checked_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], environ: dict[str, str]
 ) -> None:
-    """API_KEY is none of its keys, and production does not need one beside them."""
+    """API_KEY is not counted among its keys, and production does not need it beside them."""
     monkeypatch.setenv("MLSDM_ENV", "production")
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
@@ -99,7 +99,7 @@ def test_the_keys_file_is_checked_and_counted(
 
 
 def test_keys_that_have_expired_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """They are no problem, and somebody wonders why they open nothing."""
+    """Expired keys are a note, not a problem."""
     keys = "".join(
         f"- {{id: {name}, role: read, digest: {digit * 64}, expires: {year}-01-01}}\n"
         for name, digit, year in (("a", "1", 1999), ("b", "2", 2999), ("c", "3", 2000))
@@ -112,7 +112,7 @@ def test_keys_that_have_expired_are_named(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_problems_of_the_keys_file_are_listed_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without the secret that stands in the wrong place."""
+    """A secret in the wrong place is not printed."""
     assert check(with_keys(tmp_path, "keys: [{id: web.secret}]")) == 1
     out, err = capsys.readouterr()
 
@@ -124,7 +124,7 @@ def test_problems_of_the_keys_file_are_listed_too(tmp_path: Path, capsys: pytest
 def test_every_problem_is_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Those of the file and those of the variables, each on a line."""
+    """Problems of the file and of the variables are listed, one per line."""
     path = tmp_path / "broken.yaml"
     path.write_text("capacity: 1\nmoral_filter:\n  ema_alpha: fast\n  tresholds: 1\n")
     monkeypatch.setenv("PORT", "http")
@@ -137,10 +137,10 @@ def test_every_problem_is_listed(
         assert f"\n{key}" in err
 
 
-def test_verbose_prints_what_would_be_in_force(
+def test_verbose_prints_the_settings_that_would_be_in_force(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """File, overlay and variables together."""
+    """File, overlay and variables are combined."""
     monkeypatch.setenv("MLSDM_ENV", "staging")
     monkeypatch.setenv("MLSDM_CAPACITY", "1_000")
 

@@ -45,8 +45,8 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_entries_are_appended_and_their_tokens_open(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Role, tier and end are those that were asked for; a script finds each token alone on stderr."""
+def test_appended_entries_accept_their_tokens(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Role, tier and expiry are those of the arguments; a script finds each token alone on stderr."""
     tokens = []
     for words in (["web"], ["ops", "--role", "admin", "--tier", "bulk", "--expires", "2999-01-01"], ["no"], ["1e5"]):
         assert key(*words) == 0
@@ -68,8 +68,8 @@ def test_entries_are_appended_and_their_tokens_open(file: Path, capsys: pytest.C
     assert tokens == [token.strip() for token in tokens]
 
 
-def test_every_secret_is_another_and_can_be_sent(capsys: pytest.CaptureFixture[str]) -> None:
-    """43 characters that any header carries: 256 random bits. The entry does not hold them."""
+def test_secrets_differ_and_fit_a_header(capsys: pytest.CaptureFixture[str]) -> None:
+    """A secret has 43 characters, 256 random bits; the entry does not contain it."""
     tokens = []
     for _ in range(20):
         key("web")
@@ -83,8 +83,8 @@ def test_every_secret_is_another_and_can_be_sent(capsys: pytest.CaptureFixture[s
     assert len(set(tokens)) == len(tokens)
 
 
-def test_a_person_is_told_that_it_is_shown_only_now() -> None:
-    """On a terminal the token has a sentence, and stands where a double click takes nothing else."""
+def test_a_terminal_gets_the_token_in_a_sentence() -> None:
+    """The token is on a line of its own, so that a double click selects it alone."""
     leader, follower = pty.openpty()
     ended = mlsdm("key", "web", stderr=follower)
     os.close(follower)
@@ -96,7 +96,7 @@ def test_a_person_is_told_that_it_is_shown_only_now() -> None:
     text = shown.decode().replace("\r\n", "\n")
 
     assert ended.returncode == 0
-    assert text.startswith("\nThe token of web, which is shown only now:\n\n  web.")
+    assert text.startswith("\nThe token of web, which is shown only this once:\n\n  web.")
     assert ended.stdout.startswith("  - id: web\n    digest: ")
 
 
@@ -112,11 +112,11 @@ def test_a_person_is_told_that_it_is_shown_only_now() -> None:
         (["web", "--tier", "fast"], "argument --tier: invalid choice: 'fast' (choose from"),
         (["web", "--expires", "soon"], "argument --expires: expires is soon: expected a time with its offset"),
         (["web", "--expires", "2027-01-31T00:00:00"], "expires is 2027-01-31T00:00:00, which says no offset"),
-        (["web", "--expires", "1999-12-31"], "expires is 1999-12-31, which is over: expected a time to come"),
+        (["web", "--expires", "1999-12-31"], "expires is 1999-12-31, which is past: expected a time in the future"),
     ],
 )
 def test_wrong_arguments_make_no_key(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The sentences are those of the file; status 2, and nothing to append."""
+    """The sentences are those of the keys file; the status is 2 and stdout is empty."""
     with pytest.raises(SystemExit) as ended:
         key(*words)
     out, err = capsys.readouterr()
@@ -125,8 +125,8 @@ def test_wrong_arguments_make_no_key(words: list[str], sentence: str, capsys: py
     assert sentence in err
 
 
-def test_help() -> None:
-    """It explains itself with examples, and names what it takes."""
+def test_help_shows_examples_and_arguments() -> None:
+    """The help names every argument."""
     ended = mlsdm("key", "--help")
 
     assert (0, "") == (ended.returncode, ended.stderr)
@@ -135,10 +135,10 @@ def test_help() -> None:
         assert word in ended.stdout
 
 
-def test_an_entry_that_could_not_be_written_has_no_token() -> None:
-    """A full disk is one sentence, and nobody is given a token that no file knows."""
+def test_no_token_is_printed_when_the_entry_cannot_be_written() -> None:
+    """A full disk is one sentence."""
     with open("/dev/full", "w") as full:
         ended = mlsdm("key", "web", stdout=full.fileno())
 
     assert (1, 1) == (ended.returncode, ended.stderr.count("\n"))
-    assert ended.stderr.startswith("mlsdm: the output cannot be written (No space left on device): ")
+    assert ended.stderr.startswith("mlsdm: cannot write the output (No space left on device): ")

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from mlsdm.commands.replay import INTERRUPTED, add_arguments, run
-from mlsdm.replaying.connection import ClientError, Connection, OutcomeUnknownError, Patience, RefusedError
+from mlsdm.replaying.connection import ClientError, Connection, OutcomeUnknownError, RefusedError, RetryBudget
 from testing.eventually import HANG_SECONDS
 
 DIMENSION = 8
@@ -229,7 +229,7 @@ def replay(*words: object) -> int:
 def test_one_client_replays_the_file_in_order_and_its_decisions_equal_the_reference(
     server: Server, recording: Path, tmp_path: Path
 ) -> None:
-    """Vectors arrive as normalised float32, moral values exactly, and each saved decision is the reference's."""
+    """Vectors arrive as normalised float32, moral values exactly, and each saved decision equals the reference's."""
     events, saved = np.load(recording), tmp_path / "decisions"
 
     status = replay(recording, "--url", server.url, "--clients", 1, "--save", saved)
@@ -255,10 +255,10 @@ def test_one_client_replays_the_file_in_order_and_its_decisions_equal_the_refere
 
 
 @pytest.mark.parametrize("batch", [1, 7])
-def test_parallel_clients_send_every_event_once_over_kept_connections(
+def test_parallel_clients_send_every_event_once_over_keep_alive_connections(
     server: Server, recording: Path, tmp_path: Path, batch: int
 ) -> None:
-    """Saved decisions stand in sequence order without gap, and lead back to the event that each of them decided."""
+    """Saved decisions are in sequence order without a gap, and each names its event."""
     saved = tmp_path / "decisions.npz"
 
     status = replay(recording, "--url", server.url, "--clients", 3, "--batch", batch, "--save", saved)
@@ -271,8 +271,8 @@ def test_parallel_clients_send_every_event_once_over_kept_connections(
     assert server.connections <= 3 + 2  # and one for the state before, one for the state after
 
 
-def test_a_batch_is_one_request_and_the_last_one_is_what_is_left(server: Server, recording: Path) -> None:
-    """60 events in batches of 25 are 25, 25 and 10."""
+def test_the_last_batch_has_the_remaining_events(server: Server, recording: Path) -> None:
+    """60 events in batches of 25 are requests of 25, 25 and 10."""
     status = replay(recording, "--url", server.url, "--clients", 1, "--batch", 25)
 
     assert status == 0
@@ -280,8 +280,8 @@ def test_a_batch_is_one_request_and_the_last_one_is_what_is_left(server: Server,
     assert np.load(recording)["moral"].tolist() == [moral for moral, _ in server.received]
 
 
-def test_offset_count_keys_and_a_constant_moral_value_choose_what_is_sent(server: Server, tmp_path: Path) -> None:
-    """With --no-normalise the bytes are the file's own, as float32."""
+def test_offset_count_keys_and_moral_value_select_the_events(server: Server, tmp_path: Path) -> None:
+    """With --no-normalise the bytes are those of the file, as float32."""
     path = tmp_path / "other.npz"
     vectors = np.arange(10 * DIMENSION, dtype=np.float64).reshape(10, DIMENSION)
     np.savez(path, train=vectors)
@@ -305,9 +305,7 @@ def test_offset_count_keys_and_a_constant_moral_value_choose_what_is_sent(server
     assert [(0.1, row.astype("<f4").tobytes()) for row in vectors[4:7]] == server.received
 
 
-def test_a_zero_vector_and_one_whose_squares_overflow_float32_are_normalised_without_harm(
-    server: Server, tmp_path: Path
-) -> None:
+def test_zero_and_huge_vectors_are_normalised(server: Server, tmp_path: Path) -> None:
     """Zero stays zero; 1e30 becomes a unit vector."""
     path = tmp_path / "odd.npz"
     np.savez(path, vec=np.outer([0.0, 1e30], np.eye(DIMENSION)[0]).astype(np.float32))
@@ -320,10 +318,10 @@ def test_a_zero_vector_and_one_whose_squares_overflow_float32_are_normalised_wit
 
 
 def test_a_request_is_one_write() -> None:
-    """The whole request, head and body, is there in the first segment."""
+    """Head and body arrive in the first segment."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/behind/"
-        connection = Connection(url, "key", Patience(1, threading.Event()))
+        connection = Connection(url, "key", RetryBudget(1, threading.Event()))
         vector = np.ones(DIMENSION, "<f4")
 
         def ask() -> None:
@@ -350,7 +348,7 @@ def test_a_request_is_one_write() -> None:
 def test_the_report_names_counts_rates_latencies_threshold_and_ema(
     server: Server, recording: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What the server counted is in it too, and equals what was seen."""
+    """It includes the server's counters, which equal the answers."""
     replay(recording, "--url", server.url)
 
     out = capsys.readouterr().out
@@ -368,7 +366,7 @@ def test_the_report_names_counts_rates_latencies_threshold_and_ema(
 def test_counters_that_disagree_fail_the_replay(
     server: Server, recording: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A server that counted one event less than it answered is caught."""
+    """A server that counted one event less than it answered is detected."""
     server.uncounted_from = 60
 
     status = replay(recording, "--url", server.url, "--clients", 1)
@@ -377,17 +375,17 @@ def test_counters_that_disagree_fail_the_replay(
     assert "it counted less than it answered" in capsys.readouterr().out
 
 
-def test_another_client_that_writes_meanwhile_is_named_and_is_no_failure(
+def test_another_writing_client_is_reported_and_is_no_failure(
     server: Server, recording: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its decisions leave gaps in the sequence numbers between ours."""
+    """Its decisions leave gaps in our sequence numbers."""
     server.strangers_at = {10, 20}
 
     assert replay(recording, "--url", server.url) == 0
     assert "other clients were writing too (2 sequence numbers between these are not ours)" in capsys.readouterr().out
 
 
-def test_a_restart_during_the_replay_is_named(
+def test_a_restart_during_the_replay_is_reported(
     server: Server, recording: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Counters of two boots cannot be compared."""
@@ -401,10 +399,10 @@ def test_a_restart_during_the_replay_is_named(
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_retry_after_is_obeyed_and_no_event_is_applied_twice(
+def test_retry_after_is_honoured_and_no_event_is_applied_twice(
     server: Server, recording: Path, capsys: pytest.CaptureFixture[str], status: int
 ) -> None:
-    """The request that was refused is sent again, after the time that the server named."""
+    """A refused request is sent again after the time that the server asked for."""
     server.refusals = [(status, "1"), (status, "0"), (status, "soon")]
     began = time.monotonic()
 
@@ -415,7 +413,7 @@ def test_retry_after_is_obeyed_and_no_event_is_applied_twice(
     assert "throttled   3 times, 2 s of waiting" in capsys.readouterr().out
 
 
-def test_of_an_interrupted_batch_the_decisions_count_and_only_the_rest_is_sent_again(
+def test_only_the_undecided_events_of_an_interrupted_batch_are_sent_again(
     server: Server, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A batch of 20 that ends after 12 events, then after 3 more, takes three requests and decides nothing twice."""
@@ -433,7 +431,7 @@ def test_of_an_interrupted_batch_the_decisions_count_and_only_the_rest_is_sent_a
 def test_an_interrupted_batch_without_its_decisions_is_not_sent_again(
     server: Server, recording: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """How many were decided cannot be told, so none may be sent twice."""
+    """It is unknown how many events were decided, so none may be sent twice."""
     server.interrupt_after = [0]
 
     assert replay(recording, "--url", server.url, "--clients", 1, "--batch", 20) == 1
@@ -446,13 +444,13 @@ def test_an_interrupted_batch_without_its_decisions_is_not_sent_again(
     ("retry_after", "words"),
     [
         ("0", "gave up after 20 refusals in a row"),
-        ("3600", "it asks to wait 3600 s, and more than 60 s is not waited for"),
+        ("3600", "it asks to wait 3600 s, more than the maximum of 60 s"),
     ],
 )
-def test_patience_ends(
+def test_a_server_that_keeps_refusing_ends_the_replay(
     server: Server, recording: Path, capsys: pytest.CaptureFixture[str], retry_after: str, words: str
 ) -> None:
-    """A server that never relents is one sentence, after ten refusals per client or at once."""
+    """It ends with one sentence, after ten refusals per client or at once."""
     server.refuse_always = (429, retry_after)
 
     status = replay(recording, "--url", server.url, "--clients", 2)
@@ -463,8 +461,8 @@ def test_patience_ends(
     assert words in err
 
 
-def test_a_retry_after_date_is_understood() -> None:
-    """RFC 9110 §10.2.3 allows an HTTP-date; one in the past means now, one next year is too long to wait for."""
+def test_retry_after_may_be_a_date() -> None:
+    """RFC 9110 §10.2.3 allows an HTTP-date; a past date means no wait, a date next year is too long."""
     from mlsdm.replaying.connection import _retry_after_seconds  # noqa: PLC0415 — the only test that looks inside
 
     assert _retry_after_seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
@@ -494,7 +492,7 @@ def test_the_wrong_dimension_prints_the_detail_of_the_server(
 def test_an_event_whose_answer_is_lost_is_sent_again_and_decided_once(
     server: Server, recording: Path, capsys: pytest.CaptureFixture[str], batch: int
 ) -> None:
-    """It carries an idempotency key, so its first decision is answered again, and nothing diverges."""
+    """Its idempotency key returns the first decision, and nothing diverges."""
     server.lose_answers_to = {10: 3, 40: 1}
 
     status = replay(recording, "--url", server.url, "--clients", 1, "--batch", batch)
@@ -503,10 +501,10 @@ def test_an_event_whose_answer_is_lost_is_sent_again_and_decided_once(
     assert len(server.receipts) == 60 // batch
 
 
-def test_an_answer_that_is_lost_again_and_again_is_reported(
+def test_a_repeatedly_lost_answer_is_reported(
     server: Server, recording: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whether the event was applied is said to be unknown, and the counters show that it was."""
+    """The outcome of the event is reported as unknown, and the counters show that it was applied."""
     server.lose_answers_to = {5: 99}
 
     status = replay(recording, "--url", server.url, "--clients", 1)
@@ -524,11 +522,11 @@ def test_an_answer_that_is_lost_again_and_again_is_reported(
 def test_a_connection_that_the_server_closes_between_requests_is_replaced(
     server: Server, recording: Path, manner: str
 ) -> None:
-    """With or without a word, as a recycled worker does."""
+    """The server may announce the close or not, as a recycled worker does."""
     server.close_after_each = manner
     vector = np.ones(DIMENSION, "<f4").data
 
-    with contextlib.closing(Connection(server.url, None, Patience(1, threading.Event()))) as connection:
+    with contextlib.closing(Connection(server.url, None, RetryBudget(1, threading.Event()))) as connection:
         for closed in range(1, 4):
             connection.decide(1.0, vector)
             while server.closed < closed:  # a close that crosses a request is a lost answer, and rightly so
@@ -541,7 +539,7 @@ def test_a_connection_that_the_server_closes_between_requests_is_replaced(
 def test_a_key_from_the_option_or_the_environment_is_sent(
     server: Server, recording: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without it the sentence says where to give it."""
+    """Without a key the sentence says where to give it."""
     server.api_key = "geheim"
 
     assert replay(recording, "--url", server.url, "--count", 1) == 1
@@ -557,15 +555,15 @@ def test_a_key_from_the_option_or_the_environment_is_sent(
 def test_a_url_that_cannot_be_used_is_one_sentence(
     recording: Path, capsys: pytest.CaptureFixture[str], url: str
 ) -> None:
-    """It shows the form that is expected."""
+    """It shows the expected form."""
     assert replay(recording, "--url", url) == 1
     assert f"mlsdm replay: the URL '{url}' cannot be used: expected http://HOST[:PORT] or https://HOST[:PORT]\n" == (
         capsys.readouterr().err
     )
 
 
-def test_a_server_that_is_not_there_is_one_sentence(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Connection refused."""
+def test_a_refused_connection_is_one_sentence(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The sentence asks whether the server runs."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
@@ -578,7 +576,7 @@ def test_a_server_that_is_not_there_is_one_sentence(recording: Path, capsys: pyt
 def test_another_kind_of_server_is_one_sentence(
     server: Server, recording: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its 404 is shown, with the doubt about the address."""
+    """It shows the 404 and asks whether the address is right."""
     assert replay(recording, "--url", f"{server.url}/elsewhere") == 1
     assert "404 not_found: there is no /elsewhere/state here (is --url the address of an mlsdm server?)" in (
         capsys.readouterr().err
@@ -599,7 +597,7 @@ def test_another_kind_of_server_is_one_sentence(
 def test_any_other_answer_to_an_event_says_whether_the_event_may_have_been_applied(
     content: bytes, kind: type[ClientError]
 ) -> None:
-    """Only a clear no below 500 means that it was not."""
+    """Only a refusal below 500 means that it was not applied."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -613,7 +611,7 @@ def test_any_other_answer_to_an_event_says_whether_the_event_may_have_been_appli
         thread = threading.Thread(target=serve)
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        connection = Connection(url, None, Patience(1, threading.Event()))
+        connection = Connection(url, None, RetryBudget(1, threading.Event()))
         with contextlib.closing(connection), pytest.raises(kind):
             connection.decide(1.0, np.ones(DIMENSION, "<f4").data)
         listener.shutdown(socket.SHUT_RDWR)
@@ -657,13 +655,13 @@ def test_a_file_that_cannot_be_used_is_one_sentence(
     assert server.connections == 0
 
 
-def test_results_that_cannot_be_written_are_found_before_anything_is_sent(
+def test_unwritable_output_files_are_found_before_anything_is_sent(
     server: Server, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A directory that does not exist, or one where a file name was expected."""
+    """The directory does not exist, or the path is a directory."""
     for path in (tmp_path / "absent" / "file.npz", tmp_path):
         assert replay(recording, "--url", server.url, "--save", path) == 1
-        assert f"cannot write {path}: expected the name of a file" in capsys.readouterr().err
+        assert f"cannot write {path}: expected a writable file" in capsys.readouterr().err
     assert server.connections == 0
 
 
@@ -671,7 +669,7 @@ def test_results_that_cannot_be_written_are_found_before_anything_is_sent(
 def test_numbers_out_of_range_are_refused_with_their_range(
     recording: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, str]
 ) -> None:
-    """argparse's own exit, status 2."""
+    """argparse refuses them with status 2."""
     with pytest.raises(SystemExit) as exit_:
         replay(recording, *words)
 
@@ -680,13 +678,12 @@ def test_numbers_out_of_range_are_refused_with_their_range(
 
 
 @pytest.mark.parametrize("hanging", [False, True])
-def test_ctrl_c_stops_at_once_prints_what_there_is_and_exits_130(
-    server: Server, recording: Path, hanging: bool
-) -> None:
-    """Whether the server answers slowly (the request in flight is finished) or not at all (its connection is cut)."""
+def test_ctrl_c_prints_the_partial_report_and_exits_130(server: Server, recording: Path, hanging: bool) -> None:
+    """A slow request in flight is finished; a connection without an answer is shut down."""
     server.seconds_per_event = 60.0 if hanging else 0.05
     program = (
-        "import argparse, sys; from mlsdm.replay import add_arguments, run; parser = argparse.ArgumentParser(); "
+        "import argparse, sys; from mlsdm.commands.replay import add_arguments, run; "
+        "parser = argparse.ArgumentParser(); "
         "add_arguments(parser); sys.exit(run(parser.parse_args()))"
     )
     command = [sys.executable, "-c", program, str(recording), "--url", server.url, "--clients", "1"]

@@ -37,10 +37,10 @@ def recording(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("batch", [1, 64])
-def test_through_two_workers_the_counts_equal_the_state_and_the_log(
+def test_counts_through_two_workers_equal_the_state_and_the_log(
     serve: Serve, recording: Path, tmp_path: Path, batch: int
 ) -> None:
-    """Four clients; every decision is in the log once, under the sequence number that its client was told."""
+    """With four clients, each decision is in the log once, under the sequence number that its client received."""
     server, saved = serve(WORKERS="2"), tmp_path / "decisions.npz"
     block, store = server.block(), server.store()
     eventually(lambda: len(server.workers(block)) == 2)
@@ -65,7 +65,7 @@ def test_through_two_workers_the_counts_equal_the_state_and_the_log(
 def test_one_client_on_a_fresh_server_gets_the_decisions_of_the_reference(
     serve: Serve, recording: Path, tmp_path: Path
 ) -> None:
-    """Accepted or not, threshold before and after, EMA: event by event."""
+    """Acceptance, threshold before and after, and EMA are equal, event by event."""
     server, saved = serve(WORKERS="2"), tmp_path / "decisions.npz"
 
     assert replay(recording, "--url", f"http://127.0.0.1:{server.port}", "--clients", 1, "--save", saved) == 0
@@ -86,10 +86,10 @@ def test_one_client_on_a_fresh_server_gets_the_decisions_of_the_reference(
 
 
 @pytest.mark.parametrize("batch", [1, 40])
-def test_it_goes_as_fast_as_the_server_lets_it(
+def test_a_rate_limited_replay_waits_and_finishes(
     serve: Serve, recording: Path, capsys: pytest.CaptureFixture[str], batch: int
 ) -> None:
-    """Told 429, it waits as long as it was told and sends again: every event is decided, none twice."""
+    """After a 429 it waits as long as asked and sends again: every event is decided, none twice."""
     server = serve(  # allows 300 events in five seconds, which no machine is so slow as to need anyway
         MLSDM_SECURITY__RATE_LIMITING__ENABLED="true",
         MLSDM_SECURITY__RATE_LIMITING__REQUESTS_PER_SECOND="10",
@@ -106,8 +106,10 @@ def test_it_goes_as_fast_as_the_server_lets_it(
     assert re.search(r"^throttled   [1-9]", report, re.MULTILINE), report
 
 
-def test_a_batch_above_the_burst_is_its_last(serve: Serve, recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The server's sentence says what would do; waiting would not."""
+def test_a_batch_above_the_burst_ends_the_replay(
+    serve: Serve, recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The server's sentence names the allowed size; waiting would not help."""
     server = serve(
         MLSDM_SECURITY__RATE_LIMITING__ENABLED="true",
         MLSDM_SECURITY__RATE_LIMITING__BURST_CAPACITY="30",

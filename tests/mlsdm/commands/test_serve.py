@@ -113,7 +113,7 @@ def test_ctrl_c_ends_with_status_0_and_leaves_nothing(serve: Serve, to_the_group
 
 
 def test_ctrl_c_during_the_start_ends_with_status_0(serve: Serve) -> None:
-    """Whenever it comes after the interpreter has started: here, as soon as there is a block."""
+    """It is sent as soon as the block exists."""
     served = serve("--workers", "1")
     eventually(lambda: served.process.poll() is not None or next(iter(find_blocks(served.process.pid)), None))
 
@@ -123,8 +123,8 @@ def test_ctrl_c_during_the_start_ends_with_status_0(serve: Serve) -> None:
     assert "Traceback" not in served.said
 
 
-def test_a_busy_port_is_one_sentence_that_names_the_remedy(serve: Serve) -> None:
-    """Status 1; it does not try for seconds."""
+def test_a_busy_port_is_one_sentence_with_the_remedy(serve: Serve) -> None:
+    """The status is 1, and it does not retry for seconds."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         served = serve("--port", str(port), LOG_LEVEL="error")
@@ -138,7 +138,7 @@ def test_a_busy_port_is_one_sentence_that_names_the_remedy(serve: Serve) -> None
 
 
 def test_a_wrong_configuration_lists_every_problem(serve: Serve, tmp_path: Path) -> None:
-    """Of the options, the file and the variables together, status 1."""
+    """Problems of options, file and variables are listed together, with status 1."""
     path = tmp_path / "broken.yaml"
     path.write_text("payload_size_max: -1\n")
 
@@ -150,8 +150,8 @@ def test_a_wrong_configuration_lists_every_problem(serve: Serve, tmp_path: Path)
     assert "Traceback" not in served.said
 
 
-def test_options_outdo_variables_and_the_file_outdoes_the_defaults(serve: Serve, tmp_path: Path) -> None:
-    """--port over PORT, --config as CONFIG_PATH."""
+def test_options_override_variables_and_the_file_overrides_the_defaults(serve: Serve, tmp_path: Path) -> None:
+    """--port overrides PORT; --config sets CONFIG_PATH."""
     path = tmp_path / "config.yaml"
     path.write_text("payload_size_max: 64\n")
     other = free_port()
@@ -164,7 +164,7 @@ def test_options_outdo_variables_and_the_file_outdoes_the_defaults(serve: Serve,
 
 
 def test_hup_reads_the_configuration_again(serve: Serve, tmp_path: Path) -> None:
-    """A second worker comes; with a broken file, everything stays and the log says why."""
+    """A second worker starts; with a broken file nothing changes and the log says why."""
     path = tmp_path / "config.yaml"
     path.write_text("server:\n  workers: 1\n")
     served = serve("--config", str(path)).ready()
@@ -183,8 +183,8 @@ def test_hup_reads_the_configuration_again(serve: Serve, tmp_path: Path) -> None
     served.ready()
 
 
-def test_usr2_starts_a_successor_with_the_same_words_on_the_same_memory(serve: Serve) -> None:
-    """`python -m mlsdm` is executed as it was, although its sys.argv[0] is a file that cannot be run."""
+def test_usr2_starts_a_successor_with_the_same_arguments_on_the_same_memory(serve: Serve) -> None:
+    """`python -m mlsdm` is executed again, although its sys.argv[0] cannot be executed."""
     served = serve("--workers", "1").ready()
     block = served.block()
     vitals = block.region("vitals")

@@ -20,8 +20,8 @@ from core.controller.emergency import REMEDIES, SENTENCES
 from core.controller.threshold_drift import BITS
 from core.regime import Regime
 from core.settings.config import Config
-from mlsdm.block_snapshot import look
-from mlsdm.commands.stat import _span, add_arguments, lines_of, run
+from mlsdm.block_snapshot import take_snapshot
+from mlsdm.commands.stat import _duration_text, add_arguments, run, to_lines
 from shm import process
 from shm.block import Block
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY, LOST, Layout
@@ -46,8 +46,8 @@ def watch(*words: object) -> "subprocess.Popen[str]":
 # -- a live server ---------------------------------------------------------------------------------------------------
 
 
-def test_it_shows_what_the_server_says_of_itself(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every number of GET /state, and the rest of the block; the rhythm steps by events, so that it stands still."""
+def test_the_snapshot_equals_the_state_of_the_server(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has every number of GET /state and the rest of the block; the rhythm steps by events, so it stands still."""
     server = serve(MLSDM_COGNITIVE_RHYTHM__CLOCK="events")
     for moral in np.random.default_rng(1).uniform(size=50):
         server.event(np.ones(8), moral)
@@ -84,7 +84,7 @@ def test_it_shows_what_the_server_says_of_itself(serve: Serve, capsys: pytest.Ca
 def test_the_text_names_what_an_operator_looks_for(
     small_server: LiveServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Any process of the server will do for --pid: here a worker."""
+    """--pid accepts any process of the server, here a worker."""
     worker = eventually(lambda: small_server.workers(small_server.block()))[0]
 
     assert stat("--pid", worker) == 0
@@ -96,10 +96,10 @@ def test_the_text_names_what_an_operator_looks_for(
     assert any(f": pid {worker}, " in line for line in lines)
 
 
-def test_while_events_flow_every_look_is_of_one_position(
+def test_each_snapshot_under_load_is_of_one_position(
     small_server: LiveServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Total = accepted + rejected in each, and nothing runs backwards."""
+    """Total = accepted + rejected in each, and no counter runs backwards."""
     ended = threading.Event()
 
     def send() -> None:
@@ -127,8 +127,8 @@ def test_while_events_flow_every_look_is_of_one_position(
     assert states[0]["total"] < states[-1]["total"]
 
 
-def test_a_watch_prints_an_object_a_line_until_ctrl_c(small_server: LiveServer) -> None:
-    """Status 0: this is how a watch ends."""
+def test_watch_prints_one_json_object_per_line_until_ctrl_c(small_server: LiveServer) -> None:
+    """Ctrl-C is the normal end, with status 0."""
     with watch("--pid", small_server.pid, "--json", "--watch", "0.1") as watching:
         assert watching.stdout is not None
         boots = [json.loads(watching.stdout.readline())["boot_id"] for _ in range(3)]
@@ -139,8 +139,8 @@ def test_a_watch_prints_an_object_a_line_until_ctrl_c(small_server: LiveServer) 
     assert (0, "") == (watching.returncode, err)
 
 
-def test_a_watch_ends_with_the_server(serve: Serve) -> None:
-    """The memory lives on while somebody looks at it; that is no reason to show it for ever."""
+def test_watch_ends_with_the_server(serve: Serve) -> None:
+    """The observer's mapping keeps the memory alive; the watch ends all the same."""
     server = serve()
     pid = server.pid
     with watch("--pid", pid, "--json", "--watch", "0.1") as watching:
@@ -152,17 +152,15 @@ def test_a_watch_ends_with_the_server(serve: Serve) -> None:
     assert (1, f"mlsdm stat: the server of process {pid} has ended\n") == (watching.returncode, err)
 
 
-def test_of_several_servers_it_lists_each(
-    serve: Serve, small_server: LiveServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """And asks for --pid, status 1."""
+def test_several_servers_are_listed(serve: Serve, small_server: LiveServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """It asks for --pid, with status 1."""
     other = serve()
 
     assert stat() == 1
 
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("mlsdm stat: several servers run, say which with --pid:\n")
+    assert err.startswith("mlsdm stat: several servers run; choose one with --pid:\n")
     for server in (other, small_server):
         assert f"  --pid {server.pid}: boot {server.state()['boot_id'][:8]}, " in err
 
@@ -170,8 +168,8 @@ def test_of_several_servers_it_lists_each(
 # -- nothing to see --------------------------------------------------------------------------------------------------
 
 
-def test_a_process_that_is_none_or_no_server_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each with its reason."""
+def test_a_missing_process_and_a_foreign_process_are_one_sentence_each(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each sentence gives the reason."""
     with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as stranger:
         assert stat("--pid", stranger.pid) == 1
         stranger.communicate()
@@ -180,14 +178,14 @@ def test_a_process_that_is_none_or_no_server_is_one_sentence(capsys: pytest.Capt
     assert stat("--pid", stranger.pid) == 1
     sentences.append(capsys.readouterr().err)
     assert sentences == [
-        f"mlsdm stat: process {stranger.pid} is not of an mlsdm server: it holds no block\n",
+        f"mlsdm stat: process {stranger.pid} does not belong to an mlsdm server: it maps no block\n",
         f"mlsdm stat: there is no process {stranger.pid}\n",
     ]
 
 
 @pytest.mark.parametrize("words", [("--pid", "0"), ("--pid", "x"), ("--watch", "0"), ("--watch", "nan")])
 def test_numbers_out_of_range_are_refused(words: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    """argparse's own exit, status 2."""
+    """argparse refuses them with status 2."""
     with pytest.raises(SystemExit) as exit_:
         stat(*words)
 
@@ -217,8 +215,8 @@ def holder(block: Block) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[block.fd])
 
 
-def test_a_block_that_was_not_formed_yet_is_said_to_be_so(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
-    """The rest is shown all the same; status 1."""
+def test_a_block_without_a_first_state_is_reported(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rest is printed all the same; the status is 1."""
     with holder(block) as held:
         assert stat("--pid", held.pid) == 1
         held.communicate()
@@ -230,8 +228,8 @@ def test_a_block_that_was_not_formed_yet_is_said_to_be_so(block: Block, capsys: 
     assert "\nworkers     0 of 2 rows\n" in out
 
 
-def test_a_corrupt_state_is_said_to_be_so(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is shown of a state whose checksum does not hold."""
+def test_a_corrupt_state_is_reported(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing of a state whose checksum does not hold is printed."""
     formed(block)
     for number in range(2):
         block.region("states", number).checksum ^= 1
@@ -244,7 +242,7 @@ def test_a_corrupt_state_is_said_to_be_so(block: Block, capsys: pytest.CaptureFi
 
 
 def test_a_damaged_header_is_one_sentence(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
-    """The block is not even mapped."""
+    """The block is not mapped."""
     block.region("header").capacity += 1
 
     with holder(block) as held:
@@ -255,9 +253,9 @@ def test_a_damaged_header_is_one_sentence(block: Block, capsys: pytest.CaptureFi
     assert capsys.readouterr() == ("", f"mlsdm stat: the block of process {held.pid} cannot be read ({reason})\n")
 
 
-def troubles(block: Block, seconds: float = 0.0) -> list[str]:
+def problem_lines_of(block: Block, seconds: float = 0.0) -> list[str]:
     """Return the lines that say what is wrong, to one who looks `seconds` from now."""
-    lines = list(lines_of(look(block, boot_clock() + int(seconds * 1e9), foreign=False)))
+    lines = list(to_lines(take_snapshot(block, boot_clock() + int(seconds * 1e9), foreign=False)))
     return [line[12:] for line in lines[: next(i for i, line in enumerate(lines) if line.startswith("boot "))]]
 
 
@@ -271,34 +269,34 @@ def controlled(block: Block) -> Any:
     return vitals
 
 
-def test_nothing_is_wrong(block: Block) -> None:
-    """That is what it says first, and all that it says of it."""
+def test_a_healthy_server_has_one_status_line(block: Block) -> None:
+    """The first line says that nothing is wrong."""
     controlled(block)
 
-    assert troubles(block) == ["nothing is wrong, as far as can be seen from here"]
+    assert problem_lines_of(block) == ["nothing is wrong, as far as can be seen from here"]
 
 
 def test_an_emergency_comes_first(block: Block) -> None:
-    """Each reason with its remedy, how long it has lasted, and what an operator has overruled."""
+    """Each reason has its remedy and its age; overruled reasons are listed."""
     vitals = controlled(block)
     vitals.emergency, vitals.emergency_overruled = EMERGENCY_CORRUPT | EMERGENCY_LOST, EMERGENCY_MEMORY
     vitals.emergency_since_ns = boot_clock() - 90 * 10**9
     vitals.emergency_episodes = 3
 
-    assert troubles(block) == [
+    assert problem_lines_of(block) == [
         "EMERGENCY for 1 min 30 s: events are refused",
         f"  corrupt: {SENTENCES[EMERGENCY_CORRUPT]}; {REMEDIES[EMERGENCY_CORRUPT]}",
         "  lock: the lock is beyond repair; restart the service",
         "OVERRULED by an operator, memory: memory is nearly full, and events are decided",
     ]
-    document = look(block, boot_clock(), foreign=False).emergency
+    document = take_snapshot(block, boot_clock(), foreign=False).emergency
     assert (["corrupt", "lock"], ["memory"], 3) == (document.reasons, document.overruled, document.episodes)
     assert document.since_seconds is not None
     assert 90 <= document.since_seconds < 900
 
 
-def test_whatever_else_is_wrong_comes_first_too(block: Block) -> None:
-    """An operator's stop, a lost lock that nobody has declared yet, those who do not beat, drift."""
+def test_other_problems_come_first_too(block: Block) -> None:
+    """An operator's stop, a lost lock without an emergency, silent processes, drift."""
     vitals = controlled(block)
     store = Store(block)
     store.post_command("stop")
@@ -309,7 +307,7 @@ def test_whatever_else_is_wrong_comes_first_too(block: Block) -> None:
     row.pid, row.started = process.identify_self()
     row.heartbeat_ns = boot_clock()
 
-    assert troubles(block, 90.2) == [
+    assert problem_lines_of(block, 90.2) == [
         "STOPPED by an operator: events are refused; POST /governor/resume",
         "LOST: the lock is beyond repair; restart the service",
         "SILENT: the controller, for 1 min 30 s",
@@ -319,8 +317,8 @@ def test_whatever_else_is_wrong_comes_first_too(block: Block) -> None:
     ]
 
 
-def test_who_is_dead_is_said_first(block: Block) -> None:
-    """One dead worker among living ones is nothing: its row waits for a successor, which may have taken another."""
+def test_dead_processes_come_first(block: Block) -> None:
+    """One dead worker among living ones is no problem: its row waits for a successor."""
     vitals = controlled(block)
     vitals.controller_started += 1
     vitals.arbiter_started += 1
@@ -328,7 +326,7 @@ def test_who_is_dead_is_said_first(block: Block) -> None:
     row.pid, row.started = os.getpid(), 1
     row.heartbeat_ns = boot_clock()
 
-    assert troubles(block) == [
+    assert problem_lines_of(block) == [
         "NO CONTROLLER: it has died, and should be back within a second",
         "NO ARBITER: nobody replaces what dies; its memory ends with the last process",
         "NO WORKER: nobody serves",
@@ -336,55 +334,55 @@ def test_who_is_dead_is_said_first(block: Block) -> None:
     other = block.region("rows", 0)
     other.pid, other.started = process.identify_self()
     other.heartbeat_ns = boot_clock()
-    assert "NO WORKER: nobody serves" not in troubles(block)
+    assert "NO WORKER: nobody serves" not in problem_lines_of(block)
 
 
 def test_an_unreadable_state_comes_first(block: Block) -> None:
-    """Why, in the words of the store."""
+    """The line has the reason that the store gives."""
     controlled(block)
     for number in range(2):
         block.region("states", number).checksum ^= 1
 
-    assert troubles(block) == ["UNREADABLE: corrupt: A checksum did not hold; nothing was built on it."]
+    assert problem_lines_of(block) == ["UNREADABLE: corrupt: A checksum did not hold; nothing was built on it."]
 
 
-def test_whoever_holds_the_lock_is_named_by_the_mutex_itself(block: Block) -> None:
-    """The word holds a thread's id; the process of that thread is shown, before it has signed."""
+def test_the_mutex_names_the_lock_holder(block: Block) -> None:
+    """The futex word holds a thread id; the process of that thread is shown even before it writes `holder`."""
     block.region("lock").mutex[0] = threading.get_native_id()
 
-    assert os.getpid() == look(block, boot_clock(), foreign=False).lock.holder_pid
+    assert os.getpid() == take_snapshot(block, boot_clock(), foreign=False).lock.holder_pid
 
 
-def test_the_dead_are_told_from_the_living_and_a_reused_pid_fools_nobody(block: Block) -> None:
-    """A pid lives only with its start time, and not at all for whom it is of another namespace."""
+def test_a_reused_pid_is_not_alive(block: Block) -> None:
+    """A process is alive only with its start time, and unknown in another namespace."""
     row = block.region("rows", 1)
     row.pid, row.started = process.identify_self()
 
-    assert look(block, boot_clock(), foreign=False).workers[0].alive is True
-    assert look(block, boot_clock(), foreign=True).workers[0].alive is None
+    assert take_snapshot(block, boot_clock(), foreign=False).workers[0].alive is True
+    assert take_snapshot(block, boot_clock(), foreign=True).workers[0].alive is None
     row.started += 1
-    assert look(block, boot_clock(), foreign=False).workers[0].alive is False
-    assert any(line.endswith(" ago") and " DEAD, " in line for line in lines_of(look(block, 0, foreign=False)))
+    assert take_snapshot(block, boot_clock(), foreign=False).workers[0].alive is False
+    assert any(line.endswith(" ago") and " DEAD, " in line for line in to_lines(take_snapshot(block, 0, foreign=False)))
 
 
 def test_a_block_whose_processes_have_all_ended_is_abandoned(block: Block) -> None:
-    """One that no controller has begun on is not: it is being started."""
-    assert look(block, 0, foreign=False).abandoned is False
+    """A block without a first controller is not abandoned: it is being started."""
+    assert take_snapshot(block, 0, foreign=False).abandoned is False
 
     vitals = block.region("vitals")
     vitals.controller_pid, vitals.controller_started = process.identify_self()
-    assert look(block, 0, foreign=False).abandoned is False
+    assert take_snapshot(block, 0, foreign=False).abandoned is False
 
     vitals.controller_started += 1
-    assert look(block, 0, foreign=False).abandoned is True
+    assert take_snapshot(block, 0, foreign=False).abandoned is True
 
 
-def test_a_look_changes_nothing(block: Block) -> None:
-    """The whole block is the same byte for byte, and the lock was not taken."""
+def test_a_snapshot_changes_nothing(block: Block) -> None:
+    """Every byte of the block is the same, and the lock was not taken."""
     before = formed(block).memory[:]
     descriptor = os.open(Path(f"/proc/self/fd/{block.fd}"), os.O_RDONLY)
 
-    look(Block.open(descriptor, writable=False), boot_clock(), foreign=False)
+    take_snapshot(Block.open(descriptor, writable=False), boot_clock(), foreign=False)
 
     os.close(descriptor)
     assert before == block.memory[:]
@@ -395,12 +393,12 @@ def test_a_look_changes_nothing(block: Block) -> None:
     [(0.04, "0.0 s"), (59.9, "59.9 s"), (60, "1 min 0 s"), (3_725, "1 h 2 min"), (277_200, "3 d 5 h")],
 )
 def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None:
-    """Below a minute, seconds with a tenth."""
-    assert text == _span(seconds)
+    """Below a minute it has seconds with one decimal."""
+    assert text == _duration_text(seconds)
 
 
-def test_the_names_of_the_json_are_a_promise(small_server: LiveServer, capsys: pytest.CaptureFixture[str]) -> None:
-    """To programs: a change of them is a change of the interface."""
+def test_the_json_names_are_stable(small_server: LiveServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are an interface for programs."""
     stat("--pid", small_server.pid, "--json")
 
     document: dict[str, Any] = json.loads(capsys.readouterr().out)

@@ -3,7 +3,7 @@
 import pytest
 
 from mlsdm.replaying.connection import Decision, State
-from mlsdm.replaying.ledger import DECIDED, Ledger, compare
+from mlsdm.replaying.ledger import DECISION_ROW, Ledger, compare
 
 
 def ledger_of(*sequences: int) -> Ledger:
@@ -26,15 +26,15 @@ def ledger_of(*sequences: int) -> Ledger:
         ((), (0, 0, 0), 0, True, "equals what was seen"),
     ],
 )
-def test_the_verdict_says_what_the_counters_and_the_sequence_numbers_prove(
+def test_compare_judges_by_counters_and_sequence_numbers(
     sequences: tuple[int, ...], after: tuple[int, int, int], unknown: int, agrees: bool, words: str
 ) -> None:
     """A surplus is no failure only when the sequence numbers show whose it is."""
     ledger = ledger_of(*sequences)
-    ledger.lose(unknown)
+    ledger.record_unknown(unknown)
 
     verdict = compare(State(0, 0, 0, "b"), State(*after, "b"), ledger)
 
     assert agrees == verdict[0]
     assert words in verdict[1]
-    assert ledger.in_sequence().dtype == DECIDED
+    assert ledger.in_sequence().dtype == DECISION_ROW

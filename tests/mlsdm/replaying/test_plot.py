@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from mlsdm.replaying import plot
-from mlsdm.replaying.ledger import DECIDED
+from mlsdm.replaying.ledger import DECISION_ROW
 
 
 def decided(count: int) -> Any:
-    rows = np.zeros(count, DECIDED)
+    rows = np.zeros(count, DECISION_ROW)
     rows["sequence"] = np.arange(1, count + 1)
     rows["accepted"] = np.arange(count) % 3 == 0
     rows["threshold_after"] = 0.5
@@ -22,7 +22,7 @@ def decided(count: int) -> Any:
 
 @pytest.mark.parametrize("count", [0, 1, 5_000])
 def test_a_picture_of_any_number_of_decisions_is_a_png(tmp_path: Path, count: int) -> None:
-    """None, one, and many."""
+    """With no decision, one, and many."""
     path = tmp_path / "replay.png"
 
     plot.draw(path, decided(count))
@@ -30,16 +30,14 @@ def test_a_picture_of_any_number_of_decisions_is_a_png(tmp_path: Path, count: in
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_the_rolling_share_counts_the_events_of_the_window_that_exist() -> None:
-    """The first events have a shorter past."""
+def test_the_rolling_share_has_a_shorter_window_at_the_start() -> None:
+    """The first events have fewer predecessors."""
     accepted = np.array([True, False, True, True, False])
 
     assert plot.rolling_share(accepted, 3).tolist() == [1.0, 1 / 2, 2 / 3, 2 / 3, 2 / 3]
 
 
-def test_a_missing_matplotlib_is_one_sentence_that_names_the_fix(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_matplotlib_is_one_sentence_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is an optional extra."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
@@ -47,13 +45,13 @@ def test_a_missing_matplotlib_is_one_sentence_that_names_the_fix(
         plot.require(tmp_path / "replay.png")
 
 
-def test_a_format_that_cannot_be_drawn_is_one_sentence_that_lists_those_that_can(tmp_path: Path) -> None:
-    """The suffix names the format."""
+def test_an_unknown_picture_format_is_one_sentence_with_the_known_ones(tmp_path: Path) -> None:
+    """The suffix selects the format."""
     with pytest.raises(plot.PlotError, match=r"expected a name that ends in one of .*\.png, .*\.svg"):
         plot.require(tmp_path / "replay.xyz")
 
 
 def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
-    """The system's reason is in it."""
+    """It includes the system's reason."""
     with pytest.raises(plot.PlotError, match=r"absent/replay\.png: No such file or directory"):
         plot.draw(tmp_path / "absent" / "replay.png", decided(3))

@@ -36,14 +36,14 @@ def validate(path: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("environ", [{}, {"MLSDM_ENV": "production"}])
 def test_the_production_file_is_valid(environ: dict[str, str]) -> None:
-    """Also where MLSDM_ENV is production and the key is not at hand."""
+    """It is valid in production, too, when the key is missing."""
     done = validate("config/production-ready.yaml", **environ)
 
     assert (0, "Configuration valid\n", "") == (done.returncode, done.stdout, done.stderr)
 
 
 def test_a_bad_file_fails_and_names_every_problem(tmp_path: Path) -> None:
-    """The traceback ends with a line for each, and nothing is printed that could pass for success."""
+    """The traceback ends with a line for each problem, and nothing is printed on stdout."""
     path = tmp_path / "config.yaml"
     path.write_text("capacity: 1\ndimensoin: 8\nmoral_filter: {min_threshold: 0.8}\n")
     done = validate(str(path))
@@ -53,8 +53,8 @@ def test_a_bad_file_fails_and_names_every_problem(tmp_path: Path) -> None:
         assert named in done.stderr
 
 
-def test_what_comes_back_is_complete(tmp_path: Path) -> None:
-    """A file that says one thing gives the whole tree, in plain values."""
+def test_load_config_returns_the_complete_tree(tmp_path: Path) -> None:
+    """A file with one setting gives the whole tree in plain values."""
     path = tmp_path / "config.yaml"
     path.write_text("moral_filter: {ema_alpha: 0.2}\n")
     config = ConfigLoader.load_config(path)
@@ -64,8 +64,8 @@ def test_what_comes_back_is_complete(tmp_path: Path) -> None:
     assert expected == config
 
 
-def test_the_exception_is_the_one_of_a_start() -> None:
-    """So that a script may catch it and list the problems."""
+def test_the_exception_is_that_of_a_start() -> None:
+    """A script may catch it and list the problems."""
     with pytest.raises(ConfigurationError) as refusal:
         ConfigLoader.load_config("/nowhere/config.yaml")
 
