@@ -60,9 +60,9 @@ manual: install ## rewrite the files that are generated from settings, layout, n
 	$(BIN)/python -m shm.layout_markdown > docs/layout.md
 	$(BIN)/python -m shm.native_stubs > shm/_native.pyi
 	$(BIN)/python -m shm.native_stubs app/api/codec/native/api.h > app/api/codec/_json_reader.pyi
-	$(BIN)/python -m core.settings_manual markdown > docs/configuration.md
-	$(BIN)/python -m core.settings_manual development > config/default.yaml
-	$(BIN)/python -m core.settings_manual production > config/production-ready.yaml
+	$(BIN)/python -m mlsdm.manual markdown > docs/configuration.md
+	$(BIN)/python -m mlsdm.manual development > config/default.yaml
+	$(BIN)/python -m mlsdm.manual production > config/production-ready.yaml
 	$(BIN)/python -m deploy.k8s.prometheus_rule > deploy/k8s/prometheus-rule.yaml
 
 runbook: $(VENV)/tested ## play docs/runbook.md, and write under its commands what they print

@@ -65,7 +65,7 @@ class Server:
         try:
             loaded = startup.load(None, os.environ, startup.PLACES)
             if self.loaded is not None:
-                problems = startup.unreloadable(self.loaded.config, loaded.config) + self._row_problems(loaded.config)
+                problems = startup.unreloadable(self.loaded, loaded) + self._row_problems(loaded.config)
                 if problems:
                     raise ConfigurationError(problems)
         except ConfigurationError as error:

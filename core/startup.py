@@ -1,45 +1,49 @@
-"""The sources of the configuration: defaults, overlay, file and environment, put together into one that can be used.
+"""Load the configuration: variables, file and keys become one `Loaded`, or one refusal that lists every problem.
 
-`load` has no side effect and reads nothing but its arguments and the files they name, so that a reload can validate
-everything before it touches anything. It either returns a whole, consistent configuration or raises one
-`ConfigurationError` that lists every problem of every source; there is no partly applied state. Sources, each
-overriding the one before: the embedded defaults, the overlay of `MLSDM_ENV`, the file (`core.settings.config_file`),
-`MLSDM_*` variables, plain variables (`core.settings.environment`). What a setting may be is said by the tree
-(`core.settings.config`).
+1. `environment.read`: the variables give the name of the environment, API_KEY and the path of the file.
+2. `read_settings`: finds the file and the enabled modules, adds the sections that modules declare to the settings of
+   the core, and merges four layers, each overriding the one before: defaults, overlay of MLSDM_ENV, file, variables.
+3. `read_keys`: reads the keys file that `security.keys_path` names.
+4. `judge`: lists the problems of all of these, and what is wrong although every value is within its range.
+5. `load` runs 1 to 4 and returns a `Loaded`, or raises `ConfigurationError`.
 
-Where no file is named, a server looks in PLACES, as systemd does: the operator's file in /etc, then the one that came
-with the software in /usr/share, which is how the container image brings its own. The first that is there is the file;
-one that is there and cannot be read is a problem, not a reason to look further. Rejected: the same through CONFIG_PATH
-in the image, which would then outrank what an operator mounts; and a merge of both, where nobody could say from one
-file what holds.
-
-Keys come with the configuration, in a `Keyring`: the one of `API_KEY`, and those of the file that
-`security.keys_path` names (`core.access.key_file`). Whether there must be one, and how long `API_KEY` must be, depends
-on where the service runs, and is judged here.
+Invariants: `load` has no side effects, so that a reload validates everything before it changes anything.
+Rejected: CONFIG_PATH in the image in place of PLACES (it would outrank a file that an operator mounts); merging the
+files of PLACES (no single file would then tell what is in force). Both: docs/design/configuration.md.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
+
+import msgspec
 
 from core.access import key_file
-from core.access.key_file import Keys
+from core.access.key_file import KeyFile
 from core.access.keys import Keyring
 from core.machine.cgroup import Cgroup
-from core.settings import config_file, environment
-from core.settings.config import SETTINGS, WORKERS_MAX, Config, build_config, contradictions, values_of
-from core.settings.environment import EnvironmentName
-from core.settings.setting import Layer, SettingProblem, Value
+from core.settings import config_file, environment, module_names
+from core.settings.config import SETTINGS, WORKERS_MAX, Config
+from core.settings.config_file import NO_FILE, ConfigFile
+from core.settings.environment import Environment, EnvironmentName
+from core.settings.setting import Setting, SettingProblem, Value
+from core.settings.tree import build_tree, contradictions, settings_of, values_of
 
-# Where a server looks for its file when CONFIG_PATH names none, in this order.
+# Where a server looks for its file when CONFIG_PATH names none, in this order: the operator's, then the one of the
+# image. The first that exists is used, also when it cannot be read: that is then a problem.
 PLACES: Final = ("/etc/mlsdm/config.yaml", "/usr/share/mlsdm/production-ready.yaml")
+
+Sections = Mapping[str, type[msgspec.Struct]]  # by the module's name, which is the name of its section
+# Returns the sections of all modules that it knows, with those of the enabled modules among them. Raises
+# ConfigurationError when an enabled module is unknown; must not raise for an empty tuple.
+SectionsOf = Callable[[tuple[str, ...]], Sections]
 
 
 class ConfigurationError(Exception):
-    """Everything that is wrong with a configuration. `str()` is one problem per line, as is `problems`."""
+    """All problems of a configuration: one sentence each in `problems`, one line each in `str()`."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__(problems)
@@ -51,52 +55,134 @@ class ConfigurationError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A configuration, where it came from, and the keys that go with it (which `repr` leaves out)."""
+    """A valid configuration: the core's, the modules', and the keys (which `repr` omits)."""
 
     config: Config
-    source: str  # the file's path, or "embedded defaults"
+    sections: Mapping[str, msgspec.Struct]  # by name, also of modules that are not enabled
+    source: str  # path of the file, or "embedded defaults"
     environment: EnvironmentName
     keyring: Keyring = field(repr=False)
-    notes: tuple[str, ...]  # what is no problem here and should be said
+    notes: tuple[str, ...]  # sentences for the operator about what is valid and may surprise
+
+    def values(self) -> dict[str, Value]:
+        """Return all values by dotted key, those of the core first."""
+        values = values_of(self.config)
+        for name, section in self.sections.items():
+            values |= values_of(section, f"{name}.")
+        return values
 
 
-def load(path: str | None, environ: Mapping[str, str], places: Sequence[str] = ()) -> Loaded:
-    """Return the configuration of `environ` and of the file at `path`; when that is None, at CONFIG_PATH; when that is
-    unset, of the first file that is there among `places`; else without a file.
+class Settings(NamedTuple):
+    """The merged settings. A default stands in for each value that `problems` refuses."""
 
-    Reads that file and the keys file that is configured, and nothing else. Raises ConfigurationError, which lists all
-    problems at once.
+    config: Config
+    sections: Mapping[str, msgspec.Struct]
+    source: str
+    problems: tuple[SettingProblem, ...]
+
+
+def no_sections(_enabled: tuple[str, ...]) -> Sections:
+    """Return no sections: the settings are those of the core."""
+    return {}
+
+
+def load(
+    path: str | None, environ: Mapping[str, str], places: Sequence[str] = (), sections_of: SectionsOf = no_sections
+) -> Loaded:
+    """Return the configuration of `environ` and of one file.
+
+    The file is `path`, or when that is None CONFIG_PATH, or when that is unset the first of `places` that exists, or
+    none. Reads that file and the keys file. Raises ConfigurationError with all problems.
     """
-    variables = environment.read(environ, SETTINGS)
-    if path is None:
-        path = variables.config_path
-    if path is None and "CONFIG_PATH" not in environ:  # an empty one is a problem already
-        path = next(filter(_is_there, places), None)
-    file = Layer({}, []) if path is None else config_file.read(path, SETTINGS)
-    values = _defaults(variables.name) | file.values | variables.layer.values
-    problems = [*file.problems, *variables.layer.problems]
-    faulty = {problem.key for problem in problems}
-    problems += contradictions(values, faulty)
-    keys_path = str(values[key_file.SETTING])
-    keys = key_file.read(keys_path, variables.api_key) if keys_path else Keys([], [])
-    problems += keys.problems
-    is_short = variables.api_key is not None and len(variables.api_key) < API_KEY_LENGTH_MIN
-    if variables.name == "production":
-        if is_short:
-            problems.append(SettingProblem("API_KEY", f"{_SHORT}, because MLSDM_ENV is production"))
-        elif not variables.api_key and not keys_path and key_file.SETTING not in faulty:
-            problems.append(SettingProblem("API_KEY", _KEYLESS))
-    if values[_TRACING] is True and _TRACING not in faulty and not _has_opentelemetry():
-        problems.append(SettingProblem(_TRACING, f"{_TRACING} is true: expected OpenTelemetry: {_EXTRA}"))
-    if problems:
+    variables = environment.read(environ)
+    settings = read_settings(path, variables, places, sections_of)
+    keys = read_keys(settings, variables)
+    if problems := judge(settings, keys, variables):
         raise ConfigurationError([problem.sentence for problem in problems])
     keyring = Keyring(variables.api_key, keys.keys)
-    notes = (f"{_SHORT}; production would refuse it",) if is_short else ()
-    return Loaded(build_config(values), path or "embedded defaults", variables.name, keyring, notes)
+    notes = (f"{_SHORT}; production would refuse it",) if _is_short(variables.api_key) else ()
+    return Loaded(settings.config, settings.sections, settings.source, variables.name, keyring, notes)
 
 
-def _is_there(path: str) -> bool:
-    """Return whether something has that name: also a link that leads nowhere, and what may not be looked at."""
+def read_settings(
+    path: str | None, variables: Environment, places: Sequence[str] = (), sections_of: SectionsOf = no_sections
+) -> Settings:
+    """Return the settings of the core and of the modules, merged from all layers."""
+    file = _find_file(path, variables, places)
+    sections, problems = _find_sections(_find_enabled(file, variables), sections_of)
+    settings = all_settings(sections)
+    from_file = config_file.find_values(file, settings)
+    from_variables = environment.find_values(variables.variables, settings)
+    values = _defaults(settings, variables.name) | from_file.values | from_variables.values
+    return Settings(
+        build_tree(Config, values),
+        {name: build_tree(section, values, f"{name}.") for name, section in sections.items()},
+        file.path,
+        (*file.problems, *from_file.problems, *variables.problems, *from_variables.problems, *problems),
+    )
+
+
+def read_keys(settings: Settings, variables: Environment) -> KeyFile:
+    """Return the keys of the file that `settings` name."""
+    keys_path = settings.config.security.keys_path
+    return key_file.read(keys_path, variables.api_key) if keys_path else KeyFile([], [])
+
+
+def judge(settings: Settings, keys: KeyFile, variables: Environment) -> list[SettingProblem]:
+    """Return all problems, in the order in which an operator should read them."""
+    faulty = {problem.key for problem in settings.problems}
+    problems = [*settings.problems, *contradictions(settings.config, "", faulty)]
+    for name, section in settings.sections.items():
+        problems += contradictions(section, f"{name}.", faulty)
+    problems += keys.problems
+    if variables.name == "production":
+        problems += _judge_production(settings.config, variables.api_key, faulty)
+    if settings.config.observability.tracing.enabled and _TRACING not in faulty and not _has_opentelemetry():
+        problems.append(SettingProblem(_TRACING, f"{_TRACING} is true: expected OpenTelemetry: {_EXTRA}"))
+    return problems
+
+
+def all_settings(sections: Sections) -> dict[str, Setting]:
+    """Return the settings of the core, then those of `sections`, by dotted key."""
+    settings = dict(SETTINGS)
+    for name, section in sections.items():
+        settings |= {setting.key: setting for setting in settings_of(section, f"{name}.")}
+    return settings
+
+
+def default_config(name: EnvironmentName) -> Config:
+    """Return the embedded defaults under the overlay of `name`."""
+    return build_tree(Config, _defaults(SETTINGS, name))
+
+
+def unreloadable(old: Loaded, new: Loaded) -> list[str]:
+    """Return a sentence for each setting that differs and needs a restart to change; [] when a reload will do."""
+    settings = all_settings({name: type(section) for name, section in new.sections.items()})
+    was, wanted = old.values(), new.values()
+    return [
+        f"{key} cannot change from {was[key]} to {wanted[key]} while the service runs, "
+        f"because {setting.restart_reason}: restart it"
+        for key, setting in settings.items()
+        if setting.restart_reason and key in was and was[key] != wanted[key]
+    ]
+
+
+def worker_count(config: Config, root: Path = Path("/")) -> int:
+    """Return the number of workers to run: `server.workers`, or one per core of the container when that is 0."""
+    return config.server.workers or min(Cgroup(root).usable_cores(), WORKERS_MAX)
+
+
+# -- the file and the modules ------------------------------------------------------------------------------------------
+def _find_file(path: str | None, variables: Environment, places: Sequence[str]) -> ConfigFile:
+    if path is None:
+        path = variables.config_path
+    if path is None and "CONFIG_PATH" not in variables.variables:  # an empty one is a problem already
+        path = next(filter(_exists, places), None)
+    return NO_FILE if path is None else config_file.read(path)
+
+
+def _exists(path: str) -> bool:
+    """Return whether the name exists: also as a link that leads nowhere, or below a directory that cannot be read."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -106,53 +192,69 @@ def _is_there(path: str) -> bool:
     return True
 
 
-def defaults(name: EnvironmentName) -> Config:
-    """Return the embedded defaults under the overlay of `name`."""
-    return build_config(_defaults(name))
+def _find_enabled(file: ConfigFile, variables: Environment) -> tuple[str, ...]:
+    """Return the names in `modules.enabled`; where the value is refused, those of the default."""
+    only = {_ENABLED: SETTINGS[_ENABLED]}
+    layers = config_file.find_values(file, only), environment.find_values(variables.variables, only)
+    values = {_ENABLED: SETTINGS[_ENABLED].default} | layers[0].values | layers[1].values
+    return module_names.parse(str(values[_ENABLED]))
 
 
-def worker_count(config: Config, root: Path = Path("/")) -> int:
-    """Return how many workers to run: `server.workers`, or when that is 0 one per core of the container."""
-    return config.server.workers or min(Cgroup(root).usable_cores(), WORKERS_MAX)
+def _find_sections(enabled: tuple[str, ...], sections_of: SectionsOf) -> tuple[Sections, list[SettingProblem]]:
+    """Return the sections of modules, without those whose names belong to the core, and what is wrong with them."""
+    problems = []
+    try:
+        sections = sections_of(enabled)
+    except ConfigurationError as error:
+        problems += [SettingProblem(_ENABLED, sentence) for sentence in error.problems]
+        sections = sections_of(())
+    for name in sections:
+        if name in Config.__struct_fields__:
+            sentence = f"the module {name} has the name of a section of the core: expected a module with another name"
+            problems.append(SettingProblem(name, sentence))
+    return {name: section for name, section in sections.items() if name not in Config.__struct_fields__}, problems
 
 
-def _defaults(name: EnvironmentName) -> dict[str, Value]:
-    return {**{key: setting.default for key, setting in SETTINGS.items()}, **OVERLAYS[name]}
+def _defaults(settings: Mapping[str, Setting], name: EnvironmentName) -> dict[str, Value]:
+    return {key: setting.default for key, setting in settings.items()} | dict(OVERLAYS[name])
 
 
-def unreloadable(old: Config, new: Config) -> list[str]:
-    """Return a sentence for each setting that differs and that only a restart can change; [] when a reload will do."""
-    was, wanted = values_of(old), values_of(new)
-    return [
-        f"{key} cannot change from {was[key]} to {wanted[key]} while the service runs, because {reason}: restart it"
-        for key, reason in RESTART_REASONS.items()
-        if was[key] != wanted[key]
-    ]
+# -- what depends on where the service runs ----------------------------------------------------------------------------
+def _judge_production(config: Config, api_key: str | None, faulty: set[str]) -> Iterator[SettingProblem]:
+    if _is_short(api_key):
+        yield SettingProblem("API_KEY", f"{_SHORT}, because MLSDM_ENV is production")
+    elif not api_key and not config.security.keys_path and key_file.KEYS_PATH not in faulty:
+        yield SettingProblem("API_KEY", _KEYLESS)
+
+
+def _is_short(api_key: str | None) -> bool:
+    return api_key is not None and len(api_key) < API_KEY_LENGTH_MIN
 
 
 def _has_opentelemetry() -> bool:
-    """Return whether what the extra `otel` installs is there. Nothing of it is imported but its outermost packages."""
+    """Return whether the packages of the extra `otel` are installed. Imports only their outermost packages."""
     try:
         return all(find_spec(name) for name in ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"))
     except ModuleNotFoundError:
         return False
 
 
+_ENABLED: Final = "modules.enabled"
 _TRACING: Final = "observability.tracing.enabled"
 _EXTRA: Final = "pip install 'mlsdm[otel]'"
 _KEYLESS: Final = (
-    f"API_KEY is not set: expected a secret key, because MLSDM_ENV is production and {key_file.SETTING} names no file"
+    f"API_KEY is not set: expected a secret key, because MLSDM_ENV is production and {key_file.KEYS_PATH} names no file"
 )
-# Characters. API_KEY is compared as often as a network allows, without a lock-out. Of twelve letters and digits made by
-# chance there are 62^12, or 3e21: at a million tries a second, fifty million years for half of them; of eight, three
-# and a half. Those of the keys file need no such bound, because `mlsdm key` makes them.
+# Characters. API_KEY can be guessed as fast as the network allows, and there is no lock-out. Twelve random letters and
+# digits have 62^12 = 3e21 values: at a million guesses a second, half of them take fifty million years; half of those
+# with eight characters take three and a half. Keys of the file need no minimum, because `mlsdm key` makes them.
 API_KEY_LENGTH_MIN: Final = 12
 _SHORT: Final = f"API_KEY is too short: expected at least {API_KEY_LENGTH_MIN} characters"
 
-# What differs from the development default. Staging rehearses production, except that it neither asks for a key nor
-# limits rates. drain_period: between SIGTERM and the last load balancer's noticing, new connections still arrive;
-# Kubernetes propagates an endpoint's removal in one to a few seconds, and 5 s of the customary 30 s of grace cover
-# it. On a desk nobody balances load, and Ctrl-C should end at once: 0.
+# Differences from the development defaults. Staging rehearses production, without the required key and the rate limits.
+# drain_period: new connections arrive after SIGTERM until the last load balancer has noticed. Kubernetes propagates the
+# removal of an endpoint in one to a few seconds; 5 s of its default grace of 30 s cover that. In development there is
+# no load balancer and Ctrl-C should end the service at once: 0.
 OVERLAYS: Final[Mapping[EnvironmentName, Mapping[str, Value]]] = {
     "development": {},
     "staging": {"observability.logging.format": "json", "resources.drain_period": 5.0},
@@ -162,15 +264,4 @@ OVERLAYS: Final[Mapping[EnvironmentName, Mapping[str, Value]]] = {
         "resources.drain_period": 5.0,
         "security.rate_limiting.enabled": True,
     },
-}
-# Settings that a reload cannot change, and why. A larger block would be a new, empty one; the listening socket is
-# opened once.
-RESTART_REASONS: Final = {
-    "dimension": "it lays out the shared block",
-    "capacity": "it lays out the shared block",
-    "payload_size_max": "it lays out the shared block",
-    "log_capacity": "it lays out the shared block",
-    "idempotency_capacity": "it lays out the shared block",
-    "server.host": "the socket is already open",
-    "server.port": "the socket is already open",
 }

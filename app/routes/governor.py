@@ -31,7 +31,8 @@ from app.api.problem_codes import BODY, COMMAND, STORE
 from core.access.keys import Role
 from core.commands import OutcomeUnknown, carry_out
 from core.regime import Regime
-from core.settings.config import SETTINGS, CognitiveRhythm, Config, MoralFilter, contradictions, values_of
+from core.settings.config import SETTINGS, CognitiveRhythm, Config, MoralFilter
+from core.settings.tree import contradictions
 from shm.layout import FLAG_STOPPED
 from shm.records import SettingsPointer, State
 from shm.store import Store, is_configured
@@ -214,7 +215,7 @@ def _regime(config: Config, state: State, changes: Mapping[str, Mapping[str, Any
         for name, section in (("moral_filter", view.moral_filter), ("cognitive_rhythm", view.cognitive_rhythm))
     }
     wanted = structs.replace(config, **sections)
-    for problem in contradictions(values_of(wanted)):
+    for problem in contradictions(wanted):
         found, _, expected = problem.sentence.removeprefix(problem.key + " ").rpartition(": expected ")
         raise invalid(problem.key, "settings_contradict", found, expected)
     return Regime.of(wanted)._replace(synapse=Regime.of_record(state.settings).synapse)

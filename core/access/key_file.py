@@ -35,8 +35,8 @@ from core.settings.setting import InvalidText, SettingProblem, quote_if_needed, 
 from core.settings.tiers import STANDARD, TIERS
 from core.settings.yaml_document import Unreadable
 
-SETTING: Final = "security.keys_path"
-# Keys. It takes half a second to read so many, and a reload must not hold up the arbiter for much longer; who needs
+KEYS_PATH: Final = "security.keys_path"
+# KeyFile. It takes half a second to read so many, and a reload must not hold up the arbiter for much longer; who needs
 # more needs users and not keys.
 KEY_COUNT_MAX: Final = 1_024
 ROLES_BY_NAME: Final = {role.name.lower(): role for role in Role}
@@ -46,26 +46,26 @@ _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d(?P<time>[T ]\d\d:\d\d:\d\d(\.\d+)?(?
 _SCALARS: Final = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "timestamp"))
 
 
-class Keys(NamedTuple):
+class KeyFile(NamedTuple):
     """What a keys file says: its keys, and its problems. With a problem, the keys are not all there."""
 
     keys: list[Key]
     problems: list[SettingProblem]
 
 
-def read(path: str, api_key: str | None) -> Keys:
+def read(path: str, api_key: str | None) -> KeyFile:
     """Return what the file at `path` says, beside an API_KEY. Problems are reported, never raised."""
     walk = _Walk(path)
     try:
         content = yaml_document.read(path)
     except Unreadable as error:
         walk.refuse_file(f"which {error}: expected a YAML file of keys")
-        return Keys([], walk.problems)
+        return KeyFile([], walk.problems)
     if content.mode & stat.S_IWOTH:
         walk.refuse_file("which everybody may write to: expected one that others cannot change (chmod o-w)")
-        return Keys([], walk.problems)
+        return KeyFile([], walk.problems)
     walk.take_file(content.root, token_digest(api_key) if api_key else None)
-    return Keys(walk.keys, walk.problems)
+    return KeyFile(walk.keys, walk.problems)
 
 
 def to_yaml_entry(members: Mapping[str, str]) -> str:
@@ -154,7 +154,7 @@ class _Walk:
 
     def refuse_file(self, what: str) -> None:
         """Note what is wrong with the file as a whole."""
-        self.problems.append(SettingProblem(SETTING, f"{SETTING} is {yaml_document.escape(self._path)}, {what}"))
+        self.problems.append(SettingProblem(KEYS_PATH, f"{KEYS_PATH} is {yaml_document.escape(self._path)}, {what}"))
 
     def take_file(self, root: yaml.Node | None, api_digest: bytes | None) -> None:
         """Take every key below `root`."""

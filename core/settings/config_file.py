@@ -1,38 +1,53 @@
-"""The configuration file: what a YAML document says about the settings.
+"""The configuration file: read once as YAML, then searched for settings.
 
-The walk follows the settings (at most five levels deep) and never the document, and takes each scalar's text as it is
-written; `core.settings.setting` decides what it means, in the grammar that is the environment's too.
+The search follows the settings, which are at most five levels deep, and never the document, so its cost does not
+depend on what the file holds. It passes each scalar's text to `Setting.parse`, which the variables use too.
 
-Refused, each with the line: a file that `core.settings.yaml_document` cannot compose, a key given twice, a key unknown,
-a section where a value belongs and the reverse, and a key left empty (`capacity:`), because a lost value must not pass
-for a default. An empty file, and an empty section, say nothing and are fine; so is the empty text, where it is spelled
-out.
+Refused, each with its line: a file that `core.settings.yaml_document` cannot compose, an unknown key, a key given
+twice, a section in place of a value and the reverse, and a key without a value (`capacity:`), because a lost value must
+not pass for a default. An empty file and an empty section are valid and set nothing; `keys_path: ""` sets a text.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import yaml
 
 from core.settings import yaml_document
-from core.settings.setting import Layer, Setting, quote_if_needed, quoted, suggestion
+from core.settings.setting import Layer, Setting, SettingProblem, quote_if_needed, quoted, suggestion
 from core.settings.yaml_document import Unreadable
 
 
-def read(path: str, settings: Mapping[str, Setting]) -> Layer:
-    """Return what the file at `path` says about `settings` (by dotted key). Problems are reported, never raised."""
-    layer = Layer({}, [])
+class ConfigFile(NamedTuple):
+    """A file that has been read. `root` is None when it is empty, cannot be read, or there is no file."""
+
+    path: str
+    root: yaml.Node | None
+    problems: tuple[SettingProblem, ...] = ()
+
+
+NO_FILE = ConfigFile("embedded defaults", None)
+
+
+def read(path: str) -> ConfigFile:
+    """Return the file at `path`. Never raises; a file that cannot be read has a problem."""
     try:
-        root = yaml_document.read(path).root
+        return ConfigFile(path, yaml_document.read(path).root)
     except Unreadable as error:
-        layer.report("CONFIG_PATH", f"{yaml_document.escape(path)} {error}: expected a YAML file")
-        return layer
-    if root is not None:
-        _read_section(root, "", path, settings, layer)
+        sentence = f"{yaml_document.escape(path)} {error}: expected a YAML file"
+        return ConfigFile(path, None, (SettingProblem("CONFIG_PATH", sentence),))
+
+
+def find_values(file: ConfigFile, settings: Mapping[str, Setting]) -> Layer:
+    """Return the values that `file` gives `settings` (by dotted key), and the problems of its content."""
+    layer = Layer({}, [])
+    if file.root is not None:
+        _read_section(file.root, "", file.path, settings, layer)
     return layer
 
 
 def _read_section(node: yaml.Node, section: str, path: str, settings: Mapping[str, Setting], layer: Layer) -> None:
-    """Take every setting below `section` ("" or "server.") from `node`."""
+    """Read every setting below `section` ("" or "server.") from `node`."""
     if yaml_document.is_null(node):
         return
     origin = yaml_document.origin(path, node)

@@ -1,27 +1,23 @@
-"""The environment variables: the deployment's name, the key, the file's place, and overrides of single settings.
+"""The environment variables: name of the environment, API_KEY, path of the file, and overrides of single settings.
 
-Three kinds, of rising precedence: `MLSDM_<SECTION>__<KEY>` for every setting; the plain names that operators have in
-their fingers (`LOG_LEVEL`, `HOST`, `PORT`, `WORKERS`, `DISABLE_RATE_LIMIT`); and, beside the settings, `MLSDM_ENV`,
-`CONFIG_PATH` and `API_KEY`.
+Three kinds, of rising precedence: `MLSDM_<SECTION>__<KEY>` for every setting; the plain names that operators know
+(`LOG_LEVEL`, `HOST`, `PORT`, `WORKERS`, `DISABLE_RATE_LIMIT`); and `MLSDM_ENV`, `CONFIG_PATH` and `API_KEY`, which are
+no settings.
 
-Every other name that begins with `MLSDM_` is refused, because a misspelt override that is silently ignored is found
-only when it matters. The exception is what Kubernetes injects for a service called mlsdm-api (service links:
-`MLSDM_API_SERVICE_HOST`, `MLSDM_API_PORT_8000_TCP` …). What the program tells itself across an exec must therefore
-not begin with `MLSDM_`.
+Any other name that begins with `MLSDM_` is refused, because a misspelt override that is ignored is found too late.
+Exception: the service links that Kubernetes injects for a service called mlsdm-api (`MLSDM_API_SERVICE_HOST`,
+`MLSDM_API_PORT_8000_TCP` …). Variables that the program passes to itself across an exec must not begin with `MLSDM_`.
 
-A variable that is set but empty is refused, for it is more often a lost value than a wish: an empty `MLSDM_ENV` would
-turn production into development without a word, and an empty `MLSDM_SECURITY__KEYS_PATH` a closed server into an
-open one. (A file may say `keys_path: ""`, where it can be seen.) `API_KEY` alone may be empty or blank, and is then as
-unset; whether that is allowed depends on more than the environment, and `core.startup` judges it.
-
-The key is the only secret. It is stripped of surrounding whitespace, because a secret made with `echo` ends in a
-newline that no header can carry, and it never appears in a problem.
+A variable that is set but empty is refused, because it is more often a lost value than an intention: an empty MLSDM_ENV
+would turn production into development, and an empty MLSDM_SECURITY__KEYS_PATH would open a server that had keys. Only
+`API_KEY` may be blank, and then counts as unset. It is stripped of whitespace, because a secret made with `echo` ends
+in a newline that no header can carry. It is the only secret here, and no problem shows it.
 """
 
 from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple
 
-from core.settings.setting import Layer, Setting, quote_if_needed, quoted, suggestion
+from core.settings.setting import Layer, Setting, SettingProblem, quote_if_needed, quoted, suggestion
 
 EnvironmentName = Literal["development", "staging", "production"]
 
@@ -45,28 +41,39 @@ _SERVICE_LINKS: Final = ("MLSDM_API_SERVICE_", "MLSDM_API_PORT")
 
 
 class Environment(NamedTuple):
-    """What the variables say. `layer` holds the overrides, plain names already winning, and every problem."""
+    """The variables. `problems` are those of MLSDM_ENV, API_KEY and CONFIG_PATH; `name` is then a stand-in."""
 
     name: EnvironmentName
     api_key: str | None
     config_path: str | None
-    layer: Layer
+    variables: Mapping[str, str]
+    problems: tuple[SettingProblem, ...]
 
     def __repr__(self) -> str:
         return f"Environment(name={self.name!r}, api_key={'set' if self.api_key else 'unset'})"
 
 
-def read(environ: Mapping[str, str], settings: Mapping[str, Setting]) -> Environment:
-    """Return what `environ` says about `settings` (by dotted key). Problems are reported in the layer, never raised."""
+def read(variables: Mapping[str, str]) -> Environment:
+    """Return what the variables say about everything but settings. Never raises."""
     layer = Layer({}, [])
-    name = _read_name(environ, layer)
-    _read_overrides(environ, settings, layer)
-    _read_plain(environ, settings, layer)
-    return Environment(name, _read_api_key(environ, layer), _read_config_path(environ, layer), layer)
+    name = _read_name(variables, layer)
+    api_key, config_path = _read_api_key(variables, layer), _read_config_path(variables, layer)
+    return Environment(name, api_key, config_path, variables, tuple(layer.problems))
 
 
-def _read_name(environ: Mapping[str, str], layer: Layer) -> EnvironmentName:
-    given = environ.get("MLSDM_ENV", "development")
+def find_values(variables: Mapping[str, str], settings: Mapping[str, Setting]) -> Layer:
+    """Return the values that the variables give `settings` (by dotted key), and the problems of their names and values.
+
+    Never raises.
+    """
+    layer = Layer({}, [])
+    _read_overrides(variables, settings, layer)
+    _read_plain(variables, settings, layer)
+    return layer
+
+
+def _read_name(variables: Mapping[str, str], layer: Layer) -> EnvironmentName:
+    given = variables.get("MLSDM_ENV", "development")
     if known := NAMES.get(given.strip().lower()):
         return known
     layer.report(
@@ -75,11 +82,11 @@ def _read_name(environ: Mapping[str, str], layer: Layer) -> EnvironmentName:
     return "development"
 
 
-def _read_overrides(environ: Mapping[str, str], settings: Mapping[str, Setting], layer: Layer) -> None:
+def _read_overrides(variables: Mapping[str, str], settings: Mapping[str, Setting], layer: Layer) -> None:
     by_variable = {setting.variable: setting for setting in settings.values()}
-    for variable in sorted(environ):
+    for variable in sorted(variables):
         if variable in by_variable:
-            setting, text = by_variable[variable], environ[variable]
+            setting, text = by_variable[variable], variables[variable]
             if text.strip():
                 layer.parse(setting, text, variable)
             else:
@@ -90,22 +97,22 @@ def _read_overrides(environ: Mapping[str, str], settings: Mapping[str, Setting],
             layer.report(variable, f"{quote_if_needed(variable)} is unknown: expected MLSDM_<SECTION>__<KEY>{hint}")
 
 
-def _read_plain(environ: Mapping[str, str], settings: Mapping[str, Setting], layer: Layer) -> None:
+def _read_plain(variables: Mapping[str, str], settings: Mapping[str, Setting], layer: Layer) -> None:
     for variable, key in PLAIN.items():
-        if variable in environ:
-            layer.parse(settings[key], environ[variable], variable)
-    if _DISABLE_RATE_LIMIT not in environ:
+        if variable in variables and key in settings:
+            layer.parse(settings[key], variables[variable], variable)
+    if _DISABLE_RATE_LIMIT not in variables or _RATE_LIMIT not in settings:
         return
-    # 0 does not switch the limits on: it only declines to switch them off.
+    # 0 does not enable the limits; it leaves them as configured.
     switch = Layer({}, [])
-    switch.parse(settings[_RATE_LIMIT], environ[_DISABLE_RATE_LIMIT], _DISABLE_RATE_LIMIT)
+    switch.parse(settings[_RATE_LIMIT], variables[_DISABLE_RATE_LIMIT], _DISABLE_RATE_LIMIT)
     if switch.values.get(_RATE_LIMIT):
         layer.values[_RATE_LIMIT] = False
     layer.problems.extend(switch.problems)
 
 
-def _read_api_key(environ: Mapping[str, str], layer: Layer) -> str | None:
-    api_key = environ.get("API_KEY", "").strip()
+def _read_api_key(variables: Mapping[str, str], layer: Layer) -> str | None:
+    api_key = variables.get("API_KEY", "").strip()
     # RFC 9110 §5.5: a field value is visible ASCII, and a space would end the token.
     if not all("!" <= character <= "~" for character in api_key):
         layer.report(
@@ -114,8 +121,8 @@ def _read_api_key(environ: Mapping[str, str], layer: Layer) -> str | None:
     return api_key or None
 
 
-def _read_config_path(environ: Mapping[str, str], layer: Layer) -> str | None:
-    path = environ.get("CONFIG_PATH")
+def _read_config_path(variables: Mapping[str, str], layer: Layer) -> str | None:
+    path = variables.get("CONFIG_PATH")
     if path is not None and not path.strip():
         layer.report(
             "CONFIG_PATH", "CONFIG_PATH is empty: expected the path of a YAML file, or unset it for the defaults"

@@ -1,11 +1,10 @@
-"""Proxies: the peers that are believed when they say for whom they ask.
+"""The grammar of `server.trusted_proxies`: addresses and networks, separated by commas.
 
-`server.trusted_proxies` lists them, as single addresses and as networks. This file owns the grammar of that list and
-nothing else: who reads forwarding headers, and what of them, is the HTTP layer's business. An empty list, the default,
-believes nobody, because a header that anybody may send says nothing.
+How forwarding headers are read is defined in the HTTP layer. The default is an empty list, which trusts no such header,
+because any client can send one.
 
-A network whose host bits are set (`10.0.0.1/8`) is refused: it is as often a typing error in the length as in the
-address, and both readings open a door. So is a scope (`fe80::1%eth0`): addresses are compared without one.
+A network with host bits (`10.0.0.1/8`) is refused: either the length or the address is a typing error, and one of the
+two readings trusts too many peers. A scope (`fe80::1%eth0`) is refused, because addresses are compared without scopes.
 """
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -16,9 +15,9 @@ Network = IPv4Network | IPv6Network
 
 
 def networks(text: str) -> tuple[Network, ...]:
-    """Return the networks that `text` lists, separated by commas; () when it is empty. An address is a network of one.
+    """Return the networks in `text`; () when it is empty. An address is a network of one.
 
-    Raises InvalidText, which names every item that is none.
+    Raises InvalidText, which names every item that is not a network.
     """
     items = [item.strip() for item in text.split(",")] if text.strip() else []
     faults = [fault for fault in map(_fault, items) if fault]
@@ -28,7 +27,7 @@ def networks(text: str) -> tuple[Network, ...]:
 
 
 def _fault(item: str) -> str:
-    """Return what is wrong with an item; "" when it is a network."""
+    """Return the finding about an item; "" when it is a network."""
     if not item:
         return "an empty item"
     wide = _parsed(item, strict=False)

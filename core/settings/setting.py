@@ -1,24 +1,22 @@
-"""One setting: a leaf of the configuration tree, with everything there is to know about it.
+"""One setting: a leaf of the configuration, read off its annotated type.
 
-A `Setting` is read off the annotated type in `core.settings.config`, so the type is the only place that spells a range,
-a unit or a meaning; the refusals, the comments of the YAML files and the table of the documentation all quote it from
-here.
+The annotation is the only place that has its range, unit, meaning and restart reason; refusals, the comments of the
+YAML files and the tables of the documentation quote it.
 
-Every value that an operator can give, in a file or in a variable, arrives as text and goes through `Setting.parse`.
-One grammar for both was chosen over YAML's own typing, which reads `1e-3` as text, `22:22` as 1342, `010` as 8 and
-`no` as false. Integers do not pass for true, true does not pass for 1, and no spelling yields NaN or infinity: every
-number has two bounds, and NaN lies within none. A free text says in words what it may be, and has a pattern or a check
-that enforces them.
+Values arrive as text, from a file or a variable, and `Setting.parse` reads both by one grammar. Integers are not
+switches, switches are not integers, and no spelling gives NaN or infinity: every number has two bounds, and NaN is
+within none. A free text has its range in words, and a pattern or a check that enforces it.
+Rejected: YAML's typing, which reads `1e-3` as text, `22:22` as 1342, `010` as 8 and `no` as false.
 
-A `Layer` is what one source (an overlay, a file, the environment) says: values by dotted key, and the problems met on
-the way. Sources never raise; they report, so that one refusal can list everything that is wrong.
+A `Layer` holds what one source (a file, the variables) gives. Sources report problems and never raise, so that one
+refusal can list everything that is wrong.
 """
 
 import difflib
 import re
 import reprlib
-from collections.abc import Callable, Collection, Iterator
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Collection
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import msgspec
 
@@ -32,18 +30,18 @@ _SHOWN_LENGTH_MAX = 60  # characters of an operator's text quoted in a refusal
 
 
 class InvalidText(ValueError):
-    """What is wrong with a text, as a sentence's verb and object: `has 10.0.0.300, which is no address`."""
+    """A text has no valid value. `str()` is the finding that follows the key: `has a, which is no address`."""
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """A leaf of the tree: its dotted key, the field's `Annotated` type, and the embedded default."""
+    """A setting: its dotted key, the field's `Annotated` type, and the embedded default."""
 
     key: str
     annotation: Any
     default: Value
 
     def parse(self, text: str) -> Value:
-        """Return the value that `text` spells.
+        """Return the value that `text` stands for.
 
         Raises ValueError when the text has no value of this type within its range, and its subclass InvalidText where
         the reason has details.
@@ -51,14 +49,14 @@ class Setting(msgspec.Struct, frozen=True):
         return self.validate(self._decode(text.strip()))
 
     def validate(self, value: object) -> Value:
-        """Return `value`, an int as the float that is wanted; raise ValueError if its type or range does not fit."""
+        """Return `value`, an int as a float where the type is float. Raises ValueError for a wrong type or range."""
         try:
-            admitted: Value = msgspec.convert(value, self.annotation)
+            valid: Value = msgspec.convert(value, self.annotation)
         except msgspec.ValidationError as error:
             raise ValueError(str(error)) from error
         if check := self._meta.extra["check"]:
-            check(admitted)
-        return admitted
+            check(valid)
+        return valid
 
     def _decode(self, text: str) -> Value:
         if self.type is bool:
@@ -90,6 +88,12 @@ class Setting(msgspec.Struct, frozen=True):
         return unit
 
     @property
+    def restart_reason(self) -> str:
+        """Why only a restart can change the setting; "" when a reload can."""
+        reason: str = self._meta.extra["restart"]
+        return reason
+
+    @property
     def description(self) -> str:
         description: str = self._meta.description
         return description
@@ -119,30 +123,37 @@ class Setting(msgspec.Struct, frozen=True):
 
 
 def describe(
-    description: str, unit: str, words: str = "", check: Callable[[str], object] | None = None, **bounds: Any
+    description: str,
+    unit: str,
+    words: str = "",
+    check: Callable[[str], object] | None = None,
+    restart: str = "",
+    **bounds: Any,
 ) -> msgspec.Meta:
-    """Return a leaf's annotation: its meaning in a sentence, its unit, msgspec's bounds (ge, gt, le, pattern …).
+    """Return the annotation of a setting: its meaning in one sentence, its unit, and the bounds of msgspec.
 
-    A free text gives its range in `words`, and a `check` that raises InvalidText where no pattern says what they say.
+    A number has two bounds (ge or gt, and le). A free text has its range in `words`, and a pattern or a `check` that
+    raises InvalidText. `restart` is the reason why only a restart can change the setting, as a clause for "because".
     """
-    return msgspec.Meta(description=description, extra={"unit": unit, "words": words, "check": check}, **bounds)
+    extra = {"unit": unit, "words": words, "check": check, "restart": restart}
+    return msgspec.Meta(description=description, extra=extra, **bounds)
 
 
 class SettingProblem(NamedTuple):
-    """What is wrong with one key, as a sentence that names it, says what was given and what was expected."""
+    """A problem of one key: a sentence that names the key, the finding, its place and what was expected."""
 
     key: str
     sentence: str
 
 
 class Layer(NamedTuple):
-    """What one source says: admitted values by dotted key, and its problems."""
+    """What one source gives: valid values by dotted key, and the problems of all others."""
 
     values: dict[str, Value]
     problems: list[SettingProblem]
 
     def parse(self, setting: Setting, text: str, origin: str) -> None:
-        """Admit `text` for `setting` or note why not. `origin` tells the operator where it stands."""
+        """Add the value of `text` for `setting`, or the problem. `origin` is its file and line, or its variable."""
         try:
             self.values[setting.key] = setting.parse(text)
         except InvalidText as error:
@@ -150,47 +161,32 @@ class Layer(NamedTuple):
         except ValueError:
             self.reject(setting, f"is {quote_if_needed(text)}" if text.strip() else "is empty", origin)
 
-    def reject(self, setting: Setting, what: str, origin: str) -> None:
-        """Note that `setting` was given something of the wrong kind."""
+    def reject(self, setting: Setting, finding: str, origin: str) -> None:
+        """Add a problem of `setting`. `finding` is the verb and object that follow its key."""
         expected = f"expected {setting.range} (unit: {setting.unit})"
-        self.problems.append(SettingProblem(setting.key, f"{setting.key} {what} ({origin}): {expected}"))
+        self.report(setting.key, f"{setting.key} {finding} ({origin}): {expected}")
 
     def report(self, key: str, sentence: str) -> None:
+        """Add a problem of a key that may be no setting."""
         self.problems.append(SettingProblem(key, sentence))
 
 
-def settings_of(tree: type[msgspec.Struct], prefix: str = "") -> Iterator[Setting]:
-    """Yield the settings of a tree of structs in the order in which they are declared. Every field has a default."""
-    hints = get_type_hints(tree, include_extras=True)
-    defaults = tree()
-    for field in tree.__struct_fields__:
-        if isinstance(hints[field], type) and issubclass(hints[field], msgspec.Struct):
-            yield from settings_of(hints[field], f"{prefix}{field}.")
-        else:
-            yield Setting(prefix + field, hints[field], getattr(defaults, field))
-
-
-def to_yaml_scalar(value: Value) -> str:
-    """Return `value` as a configuration file has it."""
-    return str(value).lower() if isinstance(value, bool) else str(value) or '""'
-
-
 def quoted(text: str) -> str:
-    """Return `text` for a refusal: on one line, printable, and never long."""
+    """Return `text` in quotes for a refusal: on one line, printable and short."""
     shown = reprlib.Repr()
     shown.maxstring = _SHOWN_LENGTH_MAX
     return shown.repr(text)
 
 
 def quote_if_needed(name: str) -> str:
-    """Return what an operator wrote; quoted only where it could be misread or would break the line or the terminal."""
+    """Return what an operator wrote, in quotes if it has blanks, is long, or could break the line or the terminal."""
     return name if name.isprintable() and " " not in name and len(name) <= _SHOWN_LENGTH_MAX else quoted(name)
 
 
 def suggestion(name: str, known: Collection[str], separator: str = ".") -> str:
-    """Return `; did you mean …?` with the known name nearest to `name`, whole or by its last part; "" if none is."""
+    """Return `; did you mean …?` with the known name closest to `name`, in whole or in its last part; "" if none is."""
     name = name[: 2 * _SHOWN_LENGTH_MAX]  # the comparison is quadratic in the length
-    # Of names that end alike the first declared is meant: it is the one that stands nearest to the top.
+    # Among names with the same last part the first declared wins: it is the outermost.
     last_parts = {candidate.rsplit(separator, 1)[-1]: candidate for candidate in reversed([*known])}
     last_part = name.rsplit(separator, 1)[-1]
     if last_part in last_parts:

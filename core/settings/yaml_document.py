@@ -1,41 +1,43 @@
-"""One YAML document: read in bounds, composed into nodes, never constructed into objects.
+"""YAML documents: read within bounds and composed into nodes; scalars written so that they read back.
 
-What the configuration file and the keys file have in common. Only the structure and the scalars' text are taken from
-YAML; what a scalar means is decided by who walks the nodes. So no tag can build anything, and no alias can grow
-anything, as long as a walk follows what it knows and not the document. Every node knows its line, for the refusals.
+The configuration file and the keys file use it. YAML gives the structure and the text of the scalars; whoever walks the
+nodes decides what a scalar means. So no tag can construct an object, and no alias can expand, as long as a walk follows
+what it knows and not the document. Every node has its line, for refusals.
 
-What cannot be composed is an `Unreadable`, whose text completes a sentence and quotes no line of the file: it may hold
-what must not stand in a log.
+An `Unreadable` says why there is no document. Its text quotes no line of the file, which may hold a secret.
 """
 
+import math
 import os
 import stat
 from typing import Final, NamedTuple
 
 import yaml
 
-# Bytes. The annotated configuration has 6 kB and 1,024 keys have 200 kB; a device or a log given by mistake must not be
-# read for ever.
+from core.settings.setting import Value
+
+# Bytes. The annotated configuration has 6 kB, 1,024 keys have 200 kB. A device or a log that is named by mistake must
+# not be read without end.
 SIZE_MAX: Final = 1_048_576
 TEXT: Final = "tag:yaml.org,2002:str"
 _NULL: Final = "tag:yaml.org,2002:null"
 
 
 class Unreadable(Exception):
-    """Why there is no document, as the rest of a sentence: `cannot be read (Is a directory)`, `is a FIFO`."""
+    """Why there is no document. `str()` is the finding that follows the path: `is a FIFO`, `cannot be read (…)`."""
 
 
 class Document(NamedTuple):
-    """A file's content: its root, None when it is empty, and its mode as `stat` has it."""
+    """The content of a file: its root (None when it is empty) and its mode (`stat.st_mode`)."""
 
     root: yaml.Node | None
     mode: int
 
 
 def read(path: str) -> Document:
-    """Return the document in the file at `path`. Raises Unreadable, and nothing else."""
+    """Return the document in the file at `path`. Raises nothing but Unreadable."""
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
+        with open(path, "rb", opener=_open_without_waiting) as file:
             mode = os.fstat(file.fileno()).st_mode
             if stat.S_ISFIFO(mode):  # opened like this, it reads as empty
                 raise Unreadable("is a FIFO")
@@ -52,27 +54,48 @@ def read(path: str) -> Document:
 
 
 def is_null(node: yaml.Node) -> bool:
-    """Return whether nothing is given: `key:`, `~` or `null`."""
+    """Return whether a node has no value: `key:`, `~` or `null`."""
     return node.tag == _NULL
 
 
+def to_yaml_scalar(value: Value) -> str:
+    """Return `value` as a document has it, texts in quotes where they would otherwise read as something else."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str) or _is_plain(value):
+        return str(value)
+    quoted: str = yaml.safe_dump(value, default_style='"', width=math.inf)
+    return quoted.rstrip("\n")
+
+
+def _is_plain(text: str) -> bool:
+    """Return whether `text` reads back as itself without quotes."""
+    try:
+        root = yaml.compose(f"key: {text}", yaml.SafeLoader)
+    except yaml.YAMLError:
+        return False
+    assert isinstance(root, yaml.MappingNode)
+    node = root.value[0][1]
+    return isinstance(node, yaml.ScalarNode) and (node.tag, node.style, node.value) == (TEXT, None, text)
+
+
 def origin(path: str, node: yaml.Node) -> str:
-    """Return where a node stands, for an operator."""
+    """Return the place of a node for an operator: path and line."""
     return f"{escape(path)}, line {node.start_mark.line + 1}"
 
 
 def escape(text: str) -> str:
-    """Return a path or a parser's reason in full, however long, with what would break the line escaped."""
+    """Return a path or a parser's reason in full, with characters that would break the line escaped."""
     return text if text.isprintable() else repr(text)[1:-1]
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    """Open without waiting: a FIFO that nobody writes to would hold up the arbiter, and every worker's supervision."""
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open a file. Opening a FIFO without a writer would otherwise block the arbiter, which supervises the workers."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _reason(error: Exception) -> str:
-    """Return what the parser found, and where. Its own text would quote the line."""
+    """Return what the parser found and its line. The parser's own text would quote the line."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if not isinstance(error, yaml.MarkedYAMLError):

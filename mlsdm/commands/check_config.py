@@ -15,8 +15,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from core import startup
-from core.settings.config import values_of
-from core.settings.setting import to_yaml_scalar
+from core.settings.yaml_document import to_yaml_scalar
 
 _STAND_IN: Final = {"API_KEY": "*" * startup.API_KEY_LENGTH_MIN}
 
@@ -35,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{_counted(len(loaded.keyring) - 1, 'key')} in {keys_path}")  # the other one is API_KEY
     if arguments.verbose:
         print(f"# {loaded.source} in {loaded.environment}, with the variables of this environment")
-        for key, value in values_of(loaded.config).items():
+        for key, value in loaded.values().items():
             print(f"{key}: {to_yaml_scalar(value)}")
     if keyless and loaded.environment == "production" and not keys_path:
         print("note: API_KEY is not set here; without it a production server refuses to start", file=sys.stderr)

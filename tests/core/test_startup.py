@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from core import startup
 from core.access.keys import Keyring, Role, token_digest
-from core.settings.config import SETTINGS, WORKERS_MAX, Config, effective, values_of
+from core.settings.config import SETTINGS, WORKERS_MAX, Config, effective
 from core.settings.environment import EnvironmentName
-from core.startup import API_KEY_LENGTH_MIN, OVERLAYS, RESTART_REASONS, ConfigurationError, load, worker_count
+from core.settings.tree import values_of
+from core.startup import API_KEY_LENGTH_MIN, OVERLAYS, ConfigurationError, load, worker_count
 
 KEY = "your-secret-key"
 PRODUCTION = {"MLSDM_ENV": "production", "API_KEY": KEY}
@@ -48,7 +49,9 @@ class TestDefaults:
     def test_overlays_are_valid(self, name: EnvironmentName) -> None:
         """Each overlay changes what it says, and only that."""
         changed = {
-            key: value for key, value in values_of(startup.defaults(name)).items() if value != SETTINGS[key].default
+            key: value
+            for key, value in values_of(startup.default_config(name)).items()
+            if value != SETTINGS[key].default
         }
 
         assert changed == OVERLAYS[name]
@@ -57,7 +60,7 @@ class TestDefaults:
         """Rate limits are off until production."""
         names: list[EnvironmentName] = ["development", "staging", "production"]
 
-        assert [startup.defaults(name).security.rate_limiting.enabled for name in names] == [False, False, True]
+        assert [startup.default_config(name).security.rate_limiting.enabled for name in names] == [False, False, True]
 
 
 class TestFile:
@@ -434,22 +437,35 @@ class TestLoaded:
 class TestReload:
     def test_nothing_changed(self) -> None:
         """The same configuration can be reloaded."""
-        assert startup.unreloadable(Config(), load(None, {}).config) == []
+        assert startup.unreloadable(load(None, {}), load(None, {})) == []
 
-    @pytest.mark.parametrize("key", RESTART_REASONS)
-    def test_what_needs_a_restart(self, key: str) -> None:
+    def test_settings_that_need_a_restart(self) -> None:
+        """They are those of the block, of the socket, and the list of modules."""
+        assert [key for key, setting in SETTINGS.items() if setting.restart_reason] == [
+            "dimension",
+            "capacity",
+            "payload_size_max",
+            "log_capacity",
+            "idempotency_capacity",
+            "server.host",
+            "server.port",
+            "modules.enabled",
+        ]
+
+    @pytest.mark.parametrize("key", [key for key, setting in SETTINGS.items() if setting.restart_reason])
+    def test_a_change_that_needs_a_restart_is_refused(self, key: str) -> None:
         """The sentence names the key, the old value and the new one."""
-        wanted = "localhost" if key == "server.host" else "2048"
-        changed = load(None, {SETTINGS[key].variable: wanted}).config
-        [sentence] = startup.unreloadable(Config(), changed)
+        wanted = {"server.host": "localhost", "modules.enabled": "archive"}.get(key, "2048")
+        changed = load(None, {SETTINGS[key].variable: wanted})
+        [sentence] = startup.unreloadable(load(None, {}), changed)
 
         assert sentence.startswith(f"{key} cannot change from {SETTINGS[key].default} to {wanted} ")
 
-    def test_all_else_can_be_reloaded(self) -> None:
+    def test_all_other_settings_can_be_reloaded(self) -> None:
         """Workers, thresholds, limits and logs change without a restart."""
         environ = {"WORKERS": "5", "LOG_LEVEL": "DEBUG", "MLSDM_MORAL_FILTER__EMA_ALPHA": "0.2"}
 
-        assert startup.unreloadable(Config(), load(None, {**PRODUCTION, **environ}).config) == []
+        assert startup.unreloadable(load(None, {}), load(None, {**PRODUCTION, **environ})) == []
 
 
 class TestWorkerCount:
@@ -513,7 +529,7 @@ def test_a_bad_value_in_a_file_is_named(file: Path, key: str, value: object) -> 
 @example(key="recall.phase_tolerance", text="\udcff")
 def test_a_bad_value_in_a_variable_is_named(key: str, text: str) -> None:
     """The same holds for the environment, whose strings may hold bytes that are no Unicode."""
-    if key == "server.host" and text == "nan":  # a name that a host may have
+    if key in ("server.host", "modules.enabled") and text == "nan":  # a name that a host or a module may have
         return
     [problem] = problems_of(None, {SETTINGS[key].variable: text})
 

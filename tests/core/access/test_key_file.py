@@ -140,7 +140,7 @@ class TestRead:
 
     def test_the_documented_file_is_one(self, file: Path) -> None:
         """The example of docs/configuration.md can be used as it stands."""
-        example_text = settings_manual.markdown().split("```yaml\n")[1].split("```")[0]
+        example_text = settings_manual.markdown({}).split("```yaml\n")[1].split("```")[0]
         content = read(str(written(file, example_text)), None)
 
         assert content.problems == []

@@ -6,8 +6,9 @@ import msgspec
 import pytest
 
 from core.settings import config
-from core.settings.config import SETTINGS, Config, contradictions, values_of
+from core.settings.config import SETTINGS, Config
 from core.settings.setting import Setting
+from core.settings.tree import values_of
 from core.startup import load
 
 
@@ -63,22 +64,3 @@ class TestDerived:
 
         assert effective["security"]["rate_limiting"]["burst_capacity"] == 10
         assert Config() == msgspec.convert(effective, Config)
-
-
-class TestContradictions:
-    def test_what_is_wrong_names_both(self) -> None:
-        """The first of the settings is to blame, and the sentence has all of them."""
-        values = values_of(Config()) | {"resources.drain_period": 30.0}
-        [problem] = contradictions(values)
-
-        assert problem.key == "resources.drain_period"
-        assert problem.sentence.startswith(
-            "resources.drain_period is 30.0, resources.shutdown_timeout is 30: expected "
-        )
-
-    def test_what_was_refused_is_not_judged(self) -> None:
-        """Nor is anything wrong with the defaults."""
-        values = values_of(Config()) | {"resources.drain_period": 30.0}
-
-        assert contradictions(values, {"resources.shutdown_timeout"}) == []
-        assert contradictions(values_of(Config())) == []

@@ -75,7 +75,7 @@ class TestOverrides:
     )
     def test_values(self, variable: str, text: str, key: str, value: object) -> None:
         """Numbers, switches and names in every spelling that is allowed."""
-        assert value == environment.read({variable: text}, SETTINGS).layer.values[key]
+        assert value == environment.find_values({variable: text}, SETTINGS).values[key]
 
     @pytest.mark.parametrize("text", ["yes", "on", "2", "", "truth"])
     def test_switches_have_four_spellings(self, text: str) -> None:
@@ -143,7 +143,7 @@ class TestPlain:
         """The names that operators have in their fingers have the last word."""
         environ = {variable: text, SETTINGS[key].variable: str(SETTINGS[key].default), **PRODUCTION}
 
-        assert value == environment.read(environ, SETTINGS).layer.values[key]
+        assert value == environment.find_values(environ, SETTINGS).values[key]
 
     @pytest.mark.parametrize("text", ["0", "false"])
     def test_not_disabling_is_not_enabling(self, text: str) -> None:
@@ -194,4 +194,4 @@ class TestKey:
 
     def test_the_key_is_not_shown(self) -> None:
         """Not by the representation either."""
-        assert "very-secret" not in repr(environment.read({"API_KEY": "very-secret"}, SETTINGS))
+        assert "very-secret" not in repr(environment.read({"API_KEY": "very-secret"}))
