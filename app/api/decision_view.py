@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from app.api.fields import BootId, Ema, MemoryId, MoralValue, Ordinal, Phase, Position, Threshold
+from app.api.fields import BootId, Ema, MemoryId, MoralValue, Ordinal, Phase, Position, Threshold, component
 from core.phases import PHASE_NAMES
 from shm import store
 
 
+@component("Decision")
 class DecisionView(msgspec.Struct, omit_defaults=True, gc=False):
     """What was decided about one event.
 

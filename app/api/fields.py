@@ -5,8 +5,10 @@ documents that are generated from the answers' types (`modules.openapi.document`
 Annotations say nothing at run time: encoding an answer does not check it, the tests do.
 """
 
-from typing import Annotated, Final, Literal, TypeAlias
+from collections.abc import Callable
+from typing import Annotated, Final, Literal, TypeAlias, TypeVar
 
+import msgspec
 from msgspec import Meta
 
 Phase: TypeAlias = Annotated[Literal["wake", "sleep"], Meta(description="Phase of the rhythm.", examples=["wake"])]
@@ -53,3 +55,20 @@ MILLISECOND_NS: Final = 1_000_000
 def age_seconds(then_ns: int, now_ns: int, resolution_ns: int = MICROSECOND_NS) -> float:
     """Return the time from `then_ns` to `now_ns` (CLOCK_BOOTTIME), rounded down to `resolution_ns`; never negative."""
     return max(0, now_ns - then_ns) // resolution_ns * resolution_ns / 1_000_000_000
+
+
+_Type = TypeVar("_Type", bound=type[msgspec.Struct])
+
+
+def component(name: str) -> Callable[[_Type], _Type]:
+    """Return a class decorator that sets the name of a type's component in the OpenAPI document.
+
+    Component names are part of the API: generated clients have classes of these names. So a type keeps its component's
+    name when it is renamed in the code.
+    """
+
+    def rename(described: _Type) -> _Type:
+        described.__name__ = name  # msgspec calls the component by it
+        return described
+
+    return rename

@@ -38,6 +38,7 @@ from app.api.fields import (
     Step,
     Threshold,
     age_seconds,
+    component,
 )
 from app.api.operation import Operation, Parameter
 from app.api.problem import Problem, invalid
@@ -91,7 +92,8 @@ class LogEntry(msgspec.Struct, omit_defaults=True):
     memory_id: MemoryId | None = None
 
 
-class Page(msgspec.Struct):
+@component("Page")
+class LogPage(msgspec.Struct):
     """One page. `next` is the cursor for the following page, `oldest` and `newest` the positions in reach.
 
     It may end early: that the log was read to its end is told by `next` being `newest`, not by the number of entries.
@@ -109,7 +111,7 @@ class DecisionsResource:
 
     operations: ClassVar[Mapping[str, Operation]] = {
         "GET": Operation(
-            "Read a page of the log, oldest first.", Role.READ, Page, parameters=(
+            "Read a page of the log, oldest first.", Role.READ, LogPage, parameters=(
                 Parameter(
                     "after", "query", Annotated[int, Meta(ge=0, le=_NEWEST_MAX)],
                     "Position of the last entry seen; the oldest page unless told.",
@@ -148,7 +150,7 @@ class DecisionsResource:
                 "after", "position_unknown", f"is {after}", f"at most the newest position, {newest}"
             ) from error
         response.content_type = JSON
-        response.stream = self._pieces(entries, after, limit, Page([], after, oldest, newest, context.boot_id))
+        response.stream = self._pieces(entries, after, limit, LogPage([], after, oldest, newest, context.boot_id))
 
     on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; Falcon drops the stream, of which no piece is made
 
@@ -166,7 +168,7 @@ class DecisionsResource:
         """
         return *self.context.store.entries(after + 1, min(limit, _PIECE_COUNT)), after
 
-    def _pieces(self, entries: Sequence[Entry], after: int, limit: int, page: Page) -> Generator[bytes, None, None]:
+    def _pieces(self, entries: Sequence[Entry], after: int, limit: int, page: LogPage) -> Generator[bytes, None, None]:
         """Yield the page in pieces of a quarter of a millisecond.
 
         `entries` is the first of them, behind position `after`; `page` is the page without its entries.

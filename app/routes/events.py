@@ -25,6 +25,7 @@ from app.api.codec.media_types import JSON, MSGPACK, RAW, encode, media_type
 from app.api.codec.vector_codec import refuse_vector
 from app.api.context import Context
 from app.api.decision_view import DecisionView, to_decision_view
+from app.api.fields import component
 from app.api.operation import Octets, Operation, Parameter
 from app.api.problem import Problem, above_limit, invalid, problem_of_store_error
 from app.api.problem_codes import EVENT
@@ -37,7 +38,8 @@ REPLAYED: Final = "Idempotency-Replayed: true\r\n"
 _Events = Annotated[list[Event], Meta(min_length=1, max_length=BATCH_COUNT.value)]
 
 
-class Batch(msgspec.Struct):
+@component("Batch")
+class BatchView(msgspec.Struct):
     """The answer to POST /events: one decision per event, in order."""
 
     results: list[DecisionView]
@@ -99,7 +101,7 @@ class BatchResource:
         self.event_size_max = event_size_max(context.config.dimension, context.payload_size_max)
         self.operations: Mapping[str, Operation] = {
             "POST": Operation(
-                "Decide a batch of events, in order; validated whole before the first is decided.", Role.WRITE, Batch,
+                "Decide a batch of events, in order; validated whole before the first is decided.", Role.WRITE, BatchView,
                 body={
                     JSON: _Events, MSGPACK: _Events,
                     RAW: Octets(
@@ -142,7 +144,7 @@ class BatchResource:
         if key and any(repeated for *_, repeated in decisions):
             environ[HEADER_LINES] = environ.get(HEADER_LINES, "") + REPLAYED
         accepted = sum([result.accepted for result in results])
-        return encode(Batch(results, accepted, len(results) - accepted))
+        return encode(BatchView(results, accepted, len(results) - accepted))
 
     @staticmethod
     def _refuse_rest(code: int, results: list[DecisionView], count: int) -> NoReturn:

@@ -24,7 +24,7 @@ from app.api.access.audit_log import AuditLog
 from app.api.codec.body_errors import DECODE_ERRORS, refuse_body, refuse_repeats
 from app.api.codec.media_types import JSON, encode
 from app.api.context import Context
-from app.api.fields import BootId, Position
+from app.api.fields import BootId, Position, component
 from app.api.operation import Operation
 from app.api.problem import Problem, invalid
 from app.api.problem_codes import BODY, COMMAND, STORE
@@ -51,7 +51,8 @@ class GovernorView(msgspec.Struct):
     boot_id: BootId
 
 
-class Commanded(msgspec.Struct, omit_defaults=True):
+@component("Commanded")
+class CommandView(msgspec.Struct, omit_defaults=True):
     """The answer to a command: the log position from which on it holds, unless the log cannot tell it any more."""
 
     command: Literal["reset", "stop", "resume"]
@@ -165,7 +166,7 @@ class CommandResource:
             "stop": "Refuse events until they are resumed; memories can still be read.",
             "resume": "Accept events again.",
         }[command]
-        answer = Annotated[Commanded, Meta(extra_json_schema={"properties": {"command": {"const": command}}})]
+        answer = Annotated[CommandView, Meta(extra_json_schema={"properties": {"command": {"const": command}}})]
         self.operations = {"POST": Operation(summary, Role.ADMIN, answer, refusals=COMMAND, blocks=True)}
 
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
@@ -173,7 +174,7 @@ class CommandResource:
         with audited(self.audit, f"governor_{self.command}", request) as line:
             _, line["position"] = carry_out(Store(self.context.store.block), self.command, lambda _state: None)
         response.content_type = JSON
-        response.data = encode(Commanded(self.command, self.context.boot_id, line["position"]))
+        response.data = encode(CommandView(self.command, self.context.boot_id, line["position"]))
 
 
 @contextmanager

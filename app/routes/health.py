@@ -30,6 +30,7 @@ from app.api.fields import (
     Threshold,
     Total,
     age_seconds,
+    component,
 )
 from app.api.operation import Operation
 from core.clock import elapsed_seconds
@@ -46,7 +47,8 @@ from shm.records import VitalsPointer
 Share = Annotated[float, Meta(ge=0, examples=[12.5])]
 
 
-class Alive(msgspec.Struct):
+@component("Alive")
+class LivenessView(msgspec.Struct):
     """The answer of liveness."""
 
     status: Literal["alive"] = "alive"
@@ -64,7 +66,8 @@ Checks = Annotated[
 ]
 
 
-class Ready(msgspec.Struct):
+@component("Ready")
+class ReadinessView(msgspec.Struct):
     """The answer of readiness."""
 
     ready: bool
@@ -72,7 +75,8 @@ class Ready(msgspec.Struct):
     checks: Checks
 
 
-class System(msgspec.Struct):
+@component("System")
+class SystemView(msgspec.Struct):
     """The machine, or the container where its cgroup limits it. Percentages are of what may be used."""
 
     memory_percent: Share
@@ -131,13 +135,14 @@ class Statistics(msgspec.Struct):
     ]
 
 
-class Detailed(msgspec.Struct, omit_defaults=True):
+@component("Detailed")
+class DetailedView(msgspec.Struct, omit_defaults=True):
     """Everything at a glance. The last three members are missing while the store cannot be read."""
 
     status: Literal["healthy", "unhealthy"]
     timestamp: Annotated[str, Meta(description="RFC 3339.", examples=["2026-01-31T12:00:00.000000+00:00"])]
     uptime_seconds: Annotated[float, Meta(ge=0, examples=[86400.0])]
-    system: System
+    system: SystemView
     checks: Checks
     emergency: EmergencyState
     rate_limiting: RateLimits
@@ -148,13 +153,13 @@ class Detailed(msgspec.Struct, omit_defaults=True):
     statistics: Statistics | None = None
 
 
-_ALIVE: Final = encode(Alive())
+_ALIVE: Final = encode(LivenessView())
 
 
 class LivenessResource:
     """The loop turns."""
 
-    operations: ClassVar[Mapping[str, Operation]] = {"GET": Operation("Whether the process lives.", None, Alive)}
+    operations: ClassVar[Mapping[str, Operation]] = {"GET": Operation("Whether the process lives.", None, LivenessView)}
 
     def __init__(self) -> None:
         self.fast_responders = {"GET": self.answer}
@@ -179,8 +184,8 @@ class ReadinessResource:
         "GET": Operation(
             "Whether traffic is welcome; 503 with the same document when it is not.",
             None,
-            Ready,
-            other_responses={503: Ready},
+            ReadinessView,
+            other_responses={503: ReadinessView},
         )
     }
 
@@ -193,7 +198,7 @@ class ReadinessResource:
         ready = all_hold(checks)
         response.status = falcon.HTTP_200 if ready else falcon.HTTP_503
         response.content_type = JSON
-        response.data = encode(Ready(ready, "ready" if ready else "not_ready", checks))
+        response.data = encode(ReadinessView(ready, "ready" if ready else "not_ready", checks))
 
     on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way
 
@@ -253,7 +258,7 @@ class DetailedResource:
     """Everything at a glance."""
 
     operations: ClassVar[Mapping[str, Operation]] = {
-        "GET": Operation("Machine, memory and governor at a glance.", None, Detailed)
+        "GET": Operation("Machine, memory and governor at a glance.", None, DetailedView)
     }
 
     def __init__(self, context: Context, readiness: ReadinessResource) -> None:
@@ -267,17 +272,17 @@ class DetailedResource:
 
     on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way
 
-    def document(self) -> Detailed:
+    def document(self) -> DetailedView:
         """Return the document."""
         context = self.context
         vitals = context.store.block.region("vitals")
         limits = context.config.security.rate_limiting
         checks = self.readiness.checks()
-        document = Detailed(
+        document = DetailedView(
             "healthy" if all_hold(checks) else "unhealthy",
             datetime.now(UTC).isoformat(),
             age_seconds(context.store.block.created_boot_ns, context.clock(), MILLISECOND_NS),
-            System(
+            SystemView(
                 memory_percent=vitals.memory_percent,
                 memory_available_mb=vitals.memory_available_mb,
                 memory_total_mb=vitals.memory_total_mb,
@@ -306,7 +311,7 @@ class DetailedResource:
         since = age_seconds(since_ns, self.context.clock(), MILLISECOND_NS) if reasons else None
         return EmergencyState(bool(reasons), reasons, int(vitals.emergency_episodes), since)
 
-    def _add_state(self, document: Detailed) -> None:
+    def _add_state(self, document: DetailedView) -> None:
         context = self.context
         state, norms = context.store.levels()
         scalars = state.scalars

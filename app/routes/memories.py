@@ -15,7 +15,7 @@ from app.api.codec.media_types import JSON, encode
 from app.api.codec.query_string import BOOT_ID, parse_parameters_of_boot
 from app.api.codec.vector_codec import to_floats
 from app.api.context import Context
-from app.api.fields import AgeSeconds, BootId, MemoryId, MoralValue, Phase, Position, age_seconds
+from app.api.fields import AgeSeconds, BootId, MemoryId, MoralValue, Phase, Position, age_seconds, component
 from app.api.operation import Operation, Parameter
 from app.api.problem import Problem, invalid
 from app.api.problem_codes import STORE
@@ -37,7 +37,8 @@ class MemoryView(msgspec.Struct, omit_defaults=True):
     vector: Annotated[list[float], Meta(description="The vector as stored, float32.")] | None = None
 
 
-class Forgotten(msgspec.Struct):
+@component("Forgotten")
+class DeletionView(msgspec.Struct):
     """The answer to a deletion: the log position from which on the memory is never recalled again."""
 
     memory_id: MemoryId
@@ -66,7 +67,7 @@ class MemoryResource:
             "Read one memory.", Role.READ, MemoryView, parameters=(_MEMORY_ID, _INCLUDE, BOOT_ID), refusals=_REFUSALS,
         ),
         "DELETE": Operation(
-            "Forget one memory for good; its bytes are erased.", Role.WRITE, Forgotten,
+            "Forget one memory for good; its bytes are erased.", Role.WRITE, DeletionView,
             parameters=(_MEMORY_ID, BOOT_ID), refusals=_REFUSALS,
         ),
     }  # fmt: skip
@@ -112,7 +113,7 @@ class MemoryResource:
         except errors.StoreError as error:
             _refuse(number, error)
         response.content_type = JSON
-        response.data = encode(Forgotten(number, entry.position, context.boot_id))
+        response.data = encode(DeletionView(number, entry.position, context.boot_id))
 
 
 def _number(text: str) -> int:

@@ -17,7 +17,7 @@ from app.api.codec.media_types import JSON, MSGPACK, RAW, encode, media_type
 from app.api.codec.query_string import parse_parameters
 from app.api.codec.vector_codec import VECTOR_SCHEMA, FloatBuffer, refuse_vector, to_floats
 from app.api.context import Context
-from app.api.fields import AgeSeconds, BootId, MemoryId, MoralValue, Phase, Position, age_seconds
+from app.api.fields import AgeSeconds, BootId, MemoryId, MoralValue, Phase, Position, age_seconds, component
 from app.api.operation import Octets, Operation, Parameter
 from app.api.problem import invalid
 from app.api.problem_codes import BODY, DECIDED
@@ -43,7 +43,8 @@ _members_of_json = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _members_of_msgpack = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 
 
-class Query(msgspec.Struct, forbid_unknown_fields=True):
+@component("Query")
+class RecallQuery(msgspec.Struct, forbid_unknown_fields=True):
     """What to recall. `include` asks for more than the default members of each match."""
 
     vector: Annotated[msgspec.Raw, Meta(extra_json_schema=VECTOR_SCHEMA)]
@@ -52,7 +53,7 @@ class Query(msgspec.Struct, forbid_unknown_fields=True):
     include: _Includes = []
 
 
-class Parameters(msgspec.Struct, forbid_unknown_fields=True):
+class RecallParameters(msgspec.Struct, forbid_unknown_fields=True):
     """The same for a raw body, from the query string; `include` is separated by commas."""
 
     top_k: _TopK = 10
@@ -60,7 +61,8 @@ class Parameters(msgspec.Struct, forbid_unknown_fields=True):
     include: _Includes = []
 
 
-class Found(msgspec.Struct, omit_defaults=True):
+@component("Found")
+class MatchView(msgspec.Struct, omit_defaults=True):
     """One match. `age_seconds` counts from its admission; `payload` is the JSON value that came with the event."""
 
     memory_id: MemoryId
@@ -72,10 +74,11 @@ class Found(msgspec.Struct, omit_defaults=True):
     vector: Annotated[list[float], Meta(description="The vector as stored, float32.")] | None = None
 
 
-class Recalled(msgspec.Struct):
+@component("Recalled")
+class RecallView(msgspec.Struct):
     """The answer: best first, equal to brute force over all live memories immediately after position `as_of`."""
 
-    matches: list[Found]
+    matches: list[MatchView]
     scanned: Annotated[int, Meta(description="Live memories that were compared.", ge=0, examples=[7])]
     as_of: Position
     exact: Annotated[Literal[True], Meta(description="Always true: nothing here approximates.")]
@@ -102,8 +105,8 @@ class RecallResource:
         self.size_max = query_size_max(context.config.dimension)
         self.operations: Mapping[str, Operation] = {
             "POST": Operation(
-                "Find the memories nearest to a vector, exactly.", Role.READ, Recalled,
-                body={JSON: Query, MSGPACK: Query, RAW: Octets("The vector, little-endian float32, and nothing else.")},
+                "Find the memories nearest to a vector, exactly.", Role.READ, RecallView,
+                body={JSON: RecallQuery, MSGPACK: RecallQuery, RAW: Octets("The vector, little-endian float32, and nothing else.")},
                 parameters=_PARAMETERS, refusals=(*BODY, *DECIDED, TOP_K.code), cost=1,
                 body_size_max=self.size_max, blocks=blocks,
             )
@@ -111,8 +114,8 @@ class RecallResource:
         self.context = context
         self.codec = context.codec
         self.tolerance = context.config.recall.phase_tolerance
-        self.of_json = msgspec.json.Decoder(Query).decode
-        self.of_msgpack = msgspec.msgpack.Decoder(Query).decode
+        self.of_json = msgspec.json.Decoder(RecallQuery).decode
+        self.of_msgpack = msgspec.msgpack.Decoder(RecallQuery).decode
 
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
         """Find the memories nearest to a vector."""
@@ -128,7 +131,7 @@ class RecallResource:
         now_ns = context.clock()
         response.content_type = JSON
         response.data = encode(
-            Recalled(
+            RecallView(
                 [match_view(match, now_ns) for match in answer.matches],
                 answer.scanned,
                 answer.as_of,
@@ -137,7 +140,7 @@ class RecallResource:
             )
         )
 
-    def _read(self, request: falcon.Request) -> tuple[FloatBuffer, Query | Parameters]:
+    def _read(self, request: falcon.Request) -> tuple[FloatBuffer, RecallQuery | RecallParameters]:
         body = request.env["wsgi.input"].read()
         refuse_above(len(body), self.size_max)
         media = media_type(request.env)
@@ -145,10 +148,10 @@ class RecallResource:
             if media != RAW and request.params:
                 raise invalid(next(iter(request.params))[:40], "field_unknown", "is unknown", f"members of the {media}")
             if media == RAW:
-                given: dict[str, Any] = {**parse_parameters(request, *Parameters.__struct_fields__)}
+                given: dict[str, Any] = {**parse_parameters(request, *RecallParameters.__struct_fields__)}
                 if "include" in given:
                     given["include"] = given["include"].split(",")
-                asked = msgspec.convert(given, Parameters, strict=False)
+                asked = msgspec.convert(given, RecallParameters, strict=False)
                 return self.codec.of_bytes(body, "body"), asked
             if media == JSON:
                 query = self.of_json(body)
@@ -164,9 +167,9 @@ class RecallResource:
             refuse_body(error, media, MEMBERS)
 
 
-def match_view(match: Match, now_ns: int) -> Found:
+def match_view(match: Match, now_ns: int) -> MatchView:
     """Return a match as a client sees it."""
-    return Found(
+    return MatchView(
         match.id,
         match.score,
         PHASE_NAMES[match.phase],

@@ -251,7 +251,7 @@ def _by_status(codes: Iterable[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
 def _group_of(resource: Resource) -> str:
     """Return the group of a resource: the noun that its module is called after, or the group that this belongs to."""
     noun = type(resource).__module__.rpartition(".")[2]
-    return {"health": "probes", "metrics": "probes", "openapi": "documentation", "docs": "documentation"}.get(
+    return {"health": "probes", "metrics": "probes", "document": "documentation", "page": "documentation"}.get(
         noun, noun
     )
 
