@@ -1,16 +1,15 @@
 """GET /decisions: the log, oldest first, with a cursor.
 
-Every change of the committed state is here, not only decisions: `kind` tells. `after` is the position of the last entry
-that the client has seen; the answer's `next` goes there for the following page. The log is a ring: a cursor that has
-been overtaken is 410, because a page from there would silently miss entries.
+The log holds every change of the committed state, not only decisions; `kind` tells them apart. `after` is the position
+of the last entry that the client has seen: it takes `next` of the previous page. The log is a ring, so a cursor that
+was overwritten is 410: a page from there would silently miss entries.
 
-A page is long, so it is read and written in pieces, between which the worker serves others (app/httpd/long_answers.py).
-What goes wrong with the first piece refuses the request. A later one that was overtaken meanwhile ends the page: what
-it holds is true and without a gap, `next` stands behind it, and who goes on from there is told why. Reading the whole
-page first was rejected: 0.7 ms in one turn of the loop.
+Perf: a page is read and encoded in pieces, between which the worker serves other requests (app/httpd/long_answers.py).
+An error in the first piece refuses the request. A later piece that was overwritten meanwhile ends the page early: its
+entries are true and without a gap, `next` points behind them, and the next request reports the error.
+Rejected: reading the whole page first, which takes 0.7 ms in one turn of the loop.
 
-To HEAD there is no body, and so its length is not known: none is made (RFC 9110 §9.3.2 lets a field be left out that
-only making the content would tell).
+HEAD has no Content-Length: only making the page would tell it (RFC 9110 §9.3.2 allows to leave it out).
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -50,13 +49,13 @@ from shm import errors
 from shm.layout import FLAG_STOPPED, KINDS, NO_ROW
 from shm.records import Entry, Scalars, decided_of
 
-_DEFAULT: Final = 100
-_PIECE_COUNT: Final = 50  # entries, at about 4.5 µs each
-_NEWEST_MAX: Final = (1 << 63) - 1
+_LIMIT_DEFAULT: Final = 100  # entries
+_PIECE_COUNT: Final = 50  # entries of about 4.5 µs each
+_POSITION_MAX: Final = (1 << 63) - 1
 
 
 _Kind = Annotated[
-    str, Meta(description="What changed the state.", examples=["decision"], extra_json_schema={"enum": [*KINDS[1:]]})
+    str, Meta(description="The kind of change.", examples=["decision"], extra_json_schema={"enum": [*KINDS[1:]]})
 ]
 
 
@@ -66,7 +65,7 @@ class ScalarState(msgspec.Struct):
     moral_filter_threshold: Threshold
     ema: Ema
     phase: Phase
-    counter: Annotated[int, Meta(description="Steps of the rhythm until the phase flips.", ge=0, examples=[6])]
+    counter: Annotated[int, Meta(description="Steps of the rhythm until the phase changes.", ge=0, examples=[6])]
     step: Step
     accepted_events_count: Accepted
     rejected_events_count: Rejected
@@ -75,16 +74,19 @@ class ScalarState(msgspec.Struct):
 
 
 class LogEntry(msgspec.Struct, omit_defaults=True):
-    """One entry. `moral_value`, `accepted`, `sequence` for decisions; `memory_id` for accepted ones and deletions."""
+    """One entry of the log.
+
+    Decisions have `sequence`, `accepted` and `moral_value`; accepted ones and deletions have `memory_id`.
+    """
 
     position: Position
     kind: _Kind
     age_seconds: AgeSeconds
-    epoch: Annotated[int, Meta(description="Number of the controller that was in office.", ge=0, examples=[1])]
+    epoch: Annotated[int, Meta(description="Number of the controller that was in charge.", ge=0, examples=[1])]
     before: ScalarState
     after: ScalarState
     worker: (
-        Annotated[int, Meta(description="The worker that wrote it, by its row; else the controller.", ge=0)] | None
+        Annotated[int, Meta(description="Row of the worker that wrote it; missing for the controller.", ge=0)] | None
     ) = None
     sequence: Ordinal | None = None
     accepted: bool | None = None
@@ -94,9 +96,9 @@ class LogEntry(msgspec.Struct, omit_defaults=True):
 
 @component("Page")
 class LogPage(msgspec.Struct):
-    """One page. `next` is the cursor for the following page, `oldest` and `newest` the positions in reach.
+    """One page. `next` is the cursor for the following page, `oldest` and `newest` are the positions that can be read.
 
-    It may end early: that the log was read to its end is told by `next` being `newest`, not by the number of entries.
+    A page may have fewer entries than `limit`: the end of the log is reached when `next` equals `newest`.
     """
 
     entries: list[LogEntry]
@@ -107,18 +109,18 @@ class LogPage(msgspec.Struct):
 
 
 class DecisionsResource:
-    """The log."""
+    """GET /decisions."""
 
     operations: ClassVar[Mapping[str, Operation]] = {
         "GET": Operation(
             "Read a page of the log, oldest first.", Role.READ, LogPage, parameters=(
                 Parameter(
-                    "after", "query", Annotated[int, Meta(ge=0, le=_NEWEST_MAX)],
-                    "Position of the last entry seen; the oldest page unless told.",
+                    "after", "query", Annotated[int, Meta(ge=0, le=_POSITION_MAX)],
+                    "Position of the last entry that the client has seen (default: start at the oldest entry).",
                 ),
                 Parameter(
                     "limit", "query", Annotated[int, Meta(ge=1, le=DECISIONS_PAGE.value, examples=[10])],
-                    f"Entries at most, {_DEFAULT} unless told.",
+                    f"Maximum number of entries (default {_LIMIT_DEFAULT}).",
                 ),
                 BOOT_ID,
             ),
@@ -137,11 +139,11 @@ class DecisionsResource:
         """Return a page of the log."""
         context = self.context
         given = parse_parameters_of_boot(request, context.boot_id, "after", "limit")
-        limit = _number(given, "limit", _DEFAULT, 1, DECISIONS_PAGE.value)
+        limit = _parse_number(given, "limit", _LIMIT_DEFAULT, 1, DECISIONS_PAGE.value)
         newest = int(context.store.state().position)
-        after = _number(given, "after", -1, 0, _NEWEST_MAX)
+        after = _parse_number(given, "after", -1, 0, _POSITION_MAX)
         try:
-            entries, oldest, after = self._oldest(newest, limit) if after < 0 else self._read(after, limit)
+            entries, oldest, after = self._read_oldest(newest, limit) if after < 0 else self._read(after, limit)
         except errors.Gone as error:
             detail = f"after: position {after + 1} has been overwritten; start again without `after`"
             raise Problem(410, "position_gone", detail, field="after") from error
@@ -150,35 +152,40 @@ class DecisionsResource:
                 "after", "position_unknown", f"is {after}", f"at most the newest position, {newest}"
             ) from error
         response.content_type = JSON
-        response.stream = self._pieces(entries, after, limit, LogPage([], after, oldest, newest, context.boot_id))
+        response.stream = self._encode_in_pieces(
+            entries, after, limit, LogPage([], after, oldest, newest, context.boot_id)
+        )
 
-    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; Falcon drops the stream, of which no piece is made
+    on_head = on_get  # RFC 9110 §9.1; Falcon drops the stream before its first piece is made
 
-    def _oldest(self, newest: int, limit: int) -> tuple[Sequence[Entry], int, int]:
-        """Return the first piece of the oldest page, as `_read` does. Raises Gone."""
+    def _read_oldest(self, newest: int, limit: int) -> tuple[Sequence[Entry], int, int]:
+        """Return the first piece of the oldest page, like `_read`. Raises Gone."""
         capacity = self.context.config.log_capacity
         try:
             return self._read(max(0, newest + 1 - capacity), limit)
-        except errors.Gone:  # overwritten while it was read: leave a page of slack
+        except errors.Gone:  # overwritten while it was read: start one page later
             return self._read(newest + limit - capacity, limit)
 
     def _read(self, after: int, limit: int) -> tuple[Sequence[Entry], int, int]:
-        """Return the next piece of at most `limit` entries, the oldest position in reach, and `after`. Raises Gone and
-        Unknown.
+        """Return at most `limit` entries after position `after`, the oldest readable position, and `after`.
+
+        Raises Gone and Unknown.
         """
         return *self.context.store.entries(after + 1, min(limit, _PIECE_COUNT)), after
 
-    def _pieces(self, entries: Sequence[Entry], after: int, limit: int, page: LogPage) -> Generator[bytes, None, None]:
-        """Yield the page in pieces of a quarter of a millisecond.
+    def _encode_in_pieces(
+        self, entries: Sequence[Entry], after: int, limit: int, page: LogPage
+    ) -> Generator[bytes, None, None]:
+        """Yield the page as JSON, in pieces that take a quarter of a millisecond each.
 
-        `entries` is the first of them, behind position `after`; `page` is the page without its entries.
+        `entries` is the first piece, which follows position `after`; `page` is the page without its entries.
         """
         now_ns = self.context.clock()
-        head, _ = encode(page).split(b"[]", 1)
-        yield head + b"["
+        opening, _ = encode(page).split(b"[]", 1)
+        yield opening + b"["
         separator = b""
         while entries:
-            yield separator + encode([_entry(entry, now_ns) for entry in entries])[1:-1]
+            yield separator + encode([_entry_view(entry, now_ns) for entry in entries])[1:-1]
             separator = b","
             limit -= len(entries)
             after += len(entries)
@@ -192,7 +199,7 @@ class DecisionsResource:
         yield b"]" + encode(page).split(b"[]", 1)[1]
 
 
-def _entry(entry: Entry, now_ns: int) -> LogEntry:
+def _entry_view(entry: Entry, now_ns: int) -> LogEntry:
     kind = KINDS[entry.kind]
     decided = decided_of(entry) if kind in ("decision", "delete") else None
     decision = kind == "decision"
@@ -201,8 +208,8 @@ def _entry(entry: Entry, now_ns: int) -> LogEntry:
         kind,
         age_seconds(entry.time_ns, now_ns),
         entry.epoch,
-        _scalars(entry.before),
-        _scalars(entry.after),
+        _state_view(entry.before),
+        _state_view(entry.after),
         None if entry.row == NO_ROW else entry.row,
         entry.after.accepted + entry.after.rejected if decision else None,
         decided.memory_id != 0 if decision and decided else None,
@@ -211,7 +218,7 @@ def _entry(entry: Entry, now_ns: int) -> LogEntry:
     )
 
 
-def _scalars(scalars: Scalars) -> ScalarState:
+def _state_view(scalars: Scalars) -> ScalarState:
     return ScalarState(
         scalars.theta,
         scalars.ema,
@@ -225,7 +232,8 @@ def _scalars(scalars: Scalars) -> ScalarState:
     )
 
 
-def _number(given: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+def _parse_number(given: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    """Return a parameter as a whole number from `low` to `high`, or `default` if it is missing. Raises 422."""
     text = given.get(name)
     if text is None:
         return default

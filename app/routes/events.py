@@ -1,15 +1,14 @@
-"""POST /event and POST /events: the path that this service exists for.
+"""POST /event and POST /events: decode, validate, one native call, encode.
 
-Decode, validate, one native call, encode. Nothing is admitted before everything about the request has been found right:
-a batch is validated whole. A batch is then admitted one section per item, so others may interleave with it; if it is
-stopped on the way (a lock that cannot be had, an operator's stop), the answer says which of its events were decided,
-because those are. With an idempotency key, what was decided before is not decided again
-(app/api/access/idempotency_keys.py).
+Invariants: nothing is admitted before the whole request is found valid; a batch is validated as a whole. A batch enters
+the critical section once for each event, so events of other clients may come between its own. A batch that is stopped
+midway (the lock cannot be acquired, an operator stops admissions) lists the decisions that were made. With an
+idempotency key, no event is decided twice (app/api/access/idempotency_keys.py).
 """
 
 from array import array
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Final, NamedTuple, NoReturn, TypeAlias
 from wsgiref.types import WSGIEnvironment
 
 import falcon
@@ -20,9 +19,17 @@ from app.api.access.idempotency_keys import IDEMPOTENCY_KEY
 from app.api.access.quotas import refund
 from app.api.codec.body_errors import DECODE_ERRORS, msgpack_count, refuse_body, refuse_repeats, refuse_repeats_msgpack
 from app.api.codec.body_sizes import event_size_max, refuse_above
-from app.api.codec.event_codec import MEMBERS, Event, EventReader, colons_of, moral_value, payload_of, vector_of
+from app.api.codec.event_codec import (
+    MEMBERS,
+    Event,
+    EventReader,
+    check_moral_value,
+    count_colons,
+    decode_payload,
+    decode_vector,
+)
 from app.api.codec.media_types import JSON, MSGPACK, RAW, encode, media_type
-from app.api.codec.vector_codec import refuse_vector
+from app.api.codec.vector_codec import FloatBuffer, refuse_vector
 from app.api.context import Context
 from app.api.decision_view import DecisionView, to_decision_view
 from app.api.fields import component
@@ -34,36 +41,48 @@ from core.access.keys import Role
 from core.limits import BATCH_COUNT, BODY_SIZE
 from shm import errors
 
-REPLAYED: Final = "Idempotency-Replayed: true\r\n"
+REPLAYED: Final = "Idempotency-Replayed: true\r\n"  # a whole header line
+DoubleBuffer: TypeAlias = "memoryview[float] | array[float]"  # contiguous float64
 _Events = Annotated[list[Event], Meta(min_length=1, max_length=BATCH_COUNT.value)]
+
+
+class Batch(NamedTuple):
+    """The decoded events of a batch of n."""
+
+    morals: DoubleBuffer  # float64[n], each from 0 to 1
+    vectors: FloatBuffer  # float32-LE[n, dimension], row after row; norms and finiteness are not checked yet
+    payloads: list[bytes] | None  # n payloads as JSON in UTF-8, b"" for none; None when no event has one
 
 
 @component("Batch")
 class BatchView(msgspec.Struct):
-    """The answer to POST /events: one decision per event, in order."""
+    """The response to POST /events: one decision per event, in order."""
 
     results: list[DecisionView]
-    accepted: Annotated[int, Meta(description="How many of them were accepted.", ge=0, examples=[1])]
-    rejected: Annotated[int, Meta(description="How many were not.", ge=0, examples=[0])]
+    accepted: Annotated[int, Meta(description="Number of accepted events.", ge=0, examples=[1])]
+    rejected: Annotated[int, Meta(description="Number of rejected events.", ge=0, examples=[0])]
 
 
 MORAL_VALUE: Final = Parameter(
     "Moral-Value",
     "header",
     Annotated[float, Meta(ge=0, le=1, examples=[0.8])],
-    f"The moral value of an event in `{RAW}`, which must have it; ignored with any other body.",
+    f"Moral value of the event. Required with a body in `{RAW}`, ignored with any other.",
 )
 
 
 class EventResource:
-    """One event per request."""
+    """POST /event: one event per request."""
 
     def __init__(self, context: Context) -> None:
         self.size_max = event_size_max(context.config.dimension, context.payload_size_max)
         self.operations: Mapping[str, Operation] = {
             "POST": Operation(
                 "Decide one event.", Role.WRITE, DecisionView,
-                body={JSON: Event, MSGPACK: Event, RAW: Octets("The vector, little-endian float32, and nothing else.")},
+                body={
+                    JSON: Event, MSGPACK: Event,
+                    RAW: Octets("The vector as little-endian float32, without anything else."),
+                },
                 parameters=(MORAL_VALUE, IDEMPOTENCY_KEY), refusals=EVENT, cost=1, body_size_max=self.size_max,
             )
         }  # fmt: skip
@@ -77,7 +96,7 @@ class EventResource:
         response.data = self.decide(request.env)
 
     def decide(self, environ: WSGIEnvironment) -> bytes:
-        """Decide one event; returns the decision as JSON."""
+        """Decide one event; return the decision as JSON. Raises Problem or StoreError."""
         context = self.context
         body = environ["wsgi.input"].read()
         refuse_above(len(body), self.size_max)
@@ -95,17 +114,18 @@ class EventResource:
 
 
 class BatchResource:
-    """Many events per request."""
+    """POST /events: a batch of events per request."""
 
     def __init__(self, context: Context) -> None:
         self.event_size_max = event_size_max(context.config.dimension, context.payload_size_max)
         self.operations: Mapping[str, Operation] = {
             "POST": Operation(
-                "Decide a batch of events, in order; validated whole before the first is decided.", Role.WRITE, BatchView,
+                "Decide a batch of events in order. The whole batch is validated before the first event is decided.",
+                Role.WRITE, BatchView,
                 body={
                     JSON: _Events, MSGPACK: _Events,
                     RAW: Octets(
-                        "n moral values, float64, then n vectors, float32; little-endian.", 8, BATCH_COUNT.value
+                        "n moral values as float64, then n vectors as float32; little-endian.", 8, BATCH_COUNT.value
                     ),
                 },
                 parameters=(IDEMPOTENCY_KEY,),
@@ -127,7 +147,7 @@ class BatchResource:
         response.data = self.decide(request.env)
 
     def decide(self, environ: WSGIEnvironment) -> bytes:
-        """Decide a batch of events, in order; returns the decisions as JSON."""
+        """Decide a batch of events in order; return the decisions as JSON. Raises Problem or StoreError."""
         context = self.context
         body = environ["wsgi.input"].read()
         morals, vectors, payloads = self._read(environ, body)
@@ -148,50 +168,50 @@ class BatchResource:
 
     @staticmethod
     def _refuse_rest(code: int, results: list[DecisionView], count: int) -> NoReturn:
-        """Raise the answer to a batch that was stopped on its way; what stopped it when nothing was decided."""
+        """Raise the problem of a batch that was stopped midway; the cause itself if no event was decided."""
         try:
             errors.raise_for(code)
         except errors.StoreError as error:
             if not results:
                 raise
             reason = problem_of_store_error(error).problem_code
-            detail = f"The first {len(results)} of {count} events were decided, the rest were not ({reason})."
-            # No Retry-After: without an idempotency key, who sent all of it again would have its first events decided
-            # twice.
+            detail = f"The first {len(results)} of {count} events were decided; the rest were not ({reason})."
+            # No Retry-After: a client that sends the whole batch again without an idempotency key would have its first
+            # events decided twice.
             raise Problem(503, "batch_interrupted", detail, results=results) from error
 
-    def _read(self, environ: WSGIEnvironment, body: bytes) -> tuple[Any, Any, list[bytes] | None]:
-        """Return float64[n], float32[n × dimension] and the payloads of a request, or raise the Problem with it."""
+    def _read(self, environ: WSGIEnvironment, body: bytes) -> Batch:
+        """Return the events of a request. Raises Problem."""
         media = media_type(environ)
         if media == RAW:
             return self._read_raw(environ, body)
         try:
             events = self._of_json(environ, body) if media == JSON else self._of_msgpack(environ, body)
             size_max = self.context.payload_size_max
-            morals = [moral_value(event.moral_value, f"[{i}].moral_value") for i, event in enumerate(events)]
-            vectors = b"".join([vector_of(self.codec, event, media, f"[{i}].") for i, event in enumerate(events)])
-            payloads = [payload_of(event, media, size_max, f"[{i}].") for i, event in enumerate(events)]
+            morals = [check_moral_value(event.moral_value, f"[{i}].moral_value") for i, event in enumerate(events)]
+            vectors = b"".join([decode_vector(self.codec, event, media, f"[{i}].") for i, event in enumerate(events)])
+            payloads = [decode_payload(event, media, size_max, f"[{i}].") for i, event in enumerate(events)]
         except DECODE_ERRORS as error:
             refuse_body(error, media, MEMBERS)
         if media == JSON:
-            refuse_repeats(body, colons_of(events, payloads))
-        return array("d", morals), vectors, payloads
+            refuse_repeats(body, count_colons(events, payloads))
+        return Batch(array("d", morals), vectors, payloads)
 
     def _of_json(self, environ: WSGIEnvironment, body: bytes) -> list[Event]:
-        """Return the events of a JSON body, their vectors and payloads as they came. Raises one of DECODE_ERRORS."""
+        """Return the events of a JSON body, with vectors and payloads not decoded yet. Raises one of DECODE_ERRORS."""
         events = self.of_json(body)
-        self._take(environ, body, len(events))
+        self._charge(environ, body, len(events))
         return events
 
     def _of_msgpack(self, environ: WSGIEnvironment, body: bytes) -> list[Event]:
-        """Return the events of a msgpack body, each of whose maps names no member twice. Raises one of DECODE_ERRORS.
+        """Return the events of a msgpack body, with vectors and payloads not decoded yet. Raises one of DECODE_ERRORS.
 
-        One by one, because only the head of each map tells that; JSON has colons to count.
+        Each event is decoded by itself, because only the head of its map shows whether a member occurs twice.
         """
-        if msgpack_count(body) > BATCH_COUNT.value:  # before each of them becomes an object
+        if msgpack_count(body) > BATCH_COUNT.value:  # before each item becomes an object
             raise above_limit(BATCH_COUNT, "body", msgpack_count(body))
         items = self.items_of_msgpack(body)
-        self._take(environ, body, len(items))
+        self._charge(environ, body, len(items))
         events = []
         for i, packed in enumerate(items):
             try:
@@ -202,7 +222,8 @@ class BatchResource:
             events.append(event)
         return events
 
-    def _read_raw(self, environ: WSGIEnvironment, body: bytes) -> tuple[Any, Any, None]:
+    def _read_raw(self, environ: WSGIEnvironment, body: bytes) -> Batch:
+        """Return the events of a raw body. Raises Problem."""
         count, rest = divmod(len(body), 8 + self.codec.size)
         if rest:
             raise invalid(
@@ -211,24 +232,24 @@ class BatchResource:
                 f"has {len(body)} bytes",
                 f"n × {8 + self.codec.size}: n float64 moral values, then n × {self.codec.dimension} float32",
             )
-        self._take(environ, body, count)
+        self._charge(environ, body, count)
         view = memoryview(body)
         morals = view[: 8 * count].cast("d")
         for i, moral in enumerate(morals):
-            if not 0.0 <= moral <= 1.0:  # PERF: the name of the field is for the refusal alone
-                moral_value(moral, f"[{i}].moral_value")
-        return morals, view[8 * count :], None
+            if not 0.0 <= moral <= 1.0:  # PERF: the name of the field is only made for a refusal
+                check_moral_value(moral, f"[{i}].moral_value")
+        return Batch(morals, view[8 * count :], None)
 
-    def _take(self, environ: WSGIEnvironment, body: bytes, count: int) -> None:
-        """Charge for a batch as soon as it is known how many events it has: before each of them is looked at."""
+    def _charge(self, environ: WSGIEnvironment, body: bytes, count: int) -> None:
+        """Check the number of events and charge for them, before any of them is decoded. Raises Problem."""
         check_count(count)
         refuse_above(len(body), count * self.event_size_max)
         self.context.charge(environ, count)
 
 
 def check_count(count: int) -> None:
-    """Raise the Problem with an empty or too long batch."""
+    """Raise the 422 for an empty or too long batch."""
     if count == 0:
-        raise invalid("body", "batch_empty", "holds no event", f"1 to {BATCH_COUNT.value} events")
+        raise invalid("body", "batch_empty", "contains no event", f"1 to {BATCH_COUNT.value} events")
     if count > BATCH_COUNT.value:
         raise above_limit(BATCH_COUNT, "body", count)

@@ -1,15 +1,13 @@
-"""The governor at run time: what is in force, how it is changed, and the emergency stop.
+"""The governor at run time: GET and PATCH /governor, POST /governor/reset, /governor/stop and /governor/resume.
 
-GET /governor shows the settings in force; PATCH /governor changes some of them (RFC 7396: members that are not named
-stay), within the ranges of the configuration. POST /governor/reset sets threshold, rhythm and levels back to their
-start, POST /governor/stop refuses events until POST /governor/resume; memories can be read meanwhile, readiness fails,
-liveness holds.
+GET shows the settings in force. PATCH changes some of them within the ranges of the configuration (RFC 7396: members
+that are not named stay). Reset sets threshold, rhythm and levels to their initial values. Stop refuses events until
+resume; meanwhile memories can be read, readiness fails and liveness holds.
 
-All of them are commands to the controller, which owns the governor: it carries them out between two decisions, and each
-is an entry of the log. The caller waits for that on the worker's thread pool, at most a second; a command that was not
-carried out by then is taken back, so that 503 means that nothing happened and nothing will. Only where the store is
-stuck and it cannot be taken back is its outcome unknown; the answer says so, and so does the audit log. What is changed
-here holds until the configuration of the governor changes or the server starts anew.
+Threading: everything but GET is a command to the controller (core/commands.py), which a thread of the worker's pool
+awaits for at most a second. A command that was not carried out in that time is withdrawn, so 503 `controller_busy`
+means that nothing happened and nothing will. Where it cannot be withdrawn, because the store is stuck, the response is
+`outcome_unknown`, and the audit log says so.
 """
 
 from collections.abc import Iterator, Mapping
@@ -41,7 +39,7 @@ MERGE_PATCH: Final = "application/merge-patch+json"
 
 
 class GovernorView(msgspec.Struct):
-    """The settings in force at `position`. `configured` says whether they are those that the configuration asks for."""
+    """The settings in force at `position`. `configured`: whether they are those of the configuration."""
 
     moral_filter: MoralFilter
     cognitive_rhythm: CognitiveRhythm
@@ -53,7 +51,7 @@ class GovernorView(msgspec.Struct):
 
 @component("Commanded")
 class CommandView(msgspec.Struct, omit_defaults=True):
-    """The answer to a command: the log position from which on it holds, unless the log cannot tell it any more."""
+    """A command that was carried out, at `position` of the log; no `position` if the log no longer holds it."""
 
     command: Literal["reset", "stop", "resume"]
     boot_id: BootId
@@ -61,21 +59,21 @@ class CommandView(msgspec.Struct, omit_defaults=True):
 
 
 def _change_of(tree: type[msgspec.Struct]) -> Any:
-    """Return the type of a change of `tree`: the same members with the same ranges, any of which may be missing."""
+    """Return the type of a change of `tree`: the same members with the same ranges, each of them optional."""
     return msgspec.defstruct(
         tree.__name__ + "Change",
         [
             (name, hint | msgspec.UnsetType, msgspec.UNSET)
             for name, hint in get_type_hints(tree, include_extras=True).items()
         ],
-        namespace={"__doc__": f"Members of {tree.__name__} to change; the others stay."},
+        namespace={"__doc__": f"Members of {tree.__name__} to change; members that are not named keep their values."},
         forbid_unknown_fields=True,
         kw_only=True,
     )
 
 
 class GovernorChange(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of PATCH /governor: only what is to change."""
+    """The body of PATCH /governor: the members to change."""
 
     moral_filter: _change_of(MoralFilter) | msgspec.UnsetType = msgspec.UNSET  # type: ignore[valid-type] # made above
     cognitive_rhythm: _change_of(CognitiveRhythm) | msgspec.UnsetType = msgspec.UNSET  # type: ignore[valid-type] # too
@@ -94,12 +92,13 @@ MEMBERS: Final = {
 
 
 class GovernorResource:
-    """The settings of the governor."""
+    """GET and PATCH /governor."""
 
     operations: ClassVar[Mapping[str, Operation]] = {
-        "GET": Operation("Show the governor's settings in force.", Role.READ, GovernorView, refusals=STORE),
+        "GET": Operation("Show the governor settings in force.", Role.READ, GovernorView, refusals=STORE),
         "PATCH": Operation(
-            "Change settings of the governor until its configuration changes.", Role.ADMIN, GovernorView,
+            "Change governor settings, until the configuration of the governor changes or the server restarts.",
+            Role.ADMIN, GovernorView,
             body={JSON: _Change, MERGE_PATCH: _Change},
             refusals=(*BODY, "change_empty", "settings_contradict", *COMMAND), blocks=True,
         ),
@@ -115,7 +114,7 @@ class GovernorResource:
         response.content_type = JSON
         response.data = encode(_view(self.context.store.state(), self.context.boot_id))
 
-    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way
+    on_head = on_get  # RFC 9110 §9.1: every GET has a HEAD; the server omits the body
 
     def on_patch(self, request: falcon.Request, response: falcon.Response) -> None:
         """Change some settings; runs on the pool."""
@@ -136,7 +135,7 @@ class GovernorResource:
         response.data = encode(_view(state, self.context.boot_id))
 
     def _read(self, request: falcon.Request) -> dict[str, dict[str, Any]]:
-        """Return the values to change by section and name, or raise the Problem with the body."""
+        """Return the values to change, by section and name. Raises Problem."""
         media = request.env.get("CONTENT_TYPE", JSON).partition(";")[0].strip().lower()
         if media not in (JSON, MERGE_PATCH):
             raise Problem(
@@ -155,22 +154,22 @@ class GovernorResource:
 
 
 class CommandResource:
-    """One command without a body: reset, stop or resume."""
+    """POST /governor/reset, /governor/stop and /governor/resume: commands without a body."""
 
     def __init__(self, context: Context, audit: AuditLog, command: Literal["reset", "stop", "resume"]) -> None:
         self.context = context
         self.audit = audit
         self.command = command
         summary = {
-            "reset": "Set threshold, rhythm and levels back to their start; memories stay.",
-            "stop": "Refuse events until they are resumed; memories can still be read.",
-            "resume": "Accept events again.",
+            "reset": "Reset threshold, rhythm and levels to their initial values; memories stay.",
+            "stop": "Stop admissions: events are refused until `resume`; memories can still be read.",
+            "resume": "Resume admissions.",
         }[command]
         answer = Annotated[CommandView, Meta(extra_json_schema={"properties": {"command": {"const": command}}})]
         self.operations = {"POST": Operation(summary, Role.ADMIN, answer, refusals=COMMAND, blocks=True)}
 
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
-        """Carry the command out; runs on the pool."""
+        """Carry out the command; runs on the pool."""
         with audited(self.audit, f"governor_{self.command}", request) as line:
             _, line["position"] = carry_out(Store(self.context.store.block), self.command, lambda _state: None)
         response.content_type = JSON
@@ -179,8 +178,9 @@ class CommandResource:
 
 @contextmanager
 def audited(audit: AuditLog, event: str, request: falcon.Request, **members: Any) -> Iterator[dict[str, Any]]:
-    """Write a command into the audit log once it was carried out, or may have been, which is answered with 503. What is
-    to be said of it beside `members` is put into what this yields.
+    """Write a command into the audit log once it was carried out, or may have been (then raises 503).
+
+    Yields the members of its line, to which the body adds what it learns.
     """
     try:
         yield members
@@ -191,6 +191,7 @@ def audited(audit: AuditLog, event: str, request: falcon.Request, **members: Any
 
 
 def _view(state: State, boot_id: str) -> GovernorView:
+    """Return the view of the settings in a state."""
     governor, rhythm, _, cycle_ns = Regime.of_record(state.settings)
     return GovernorView(
         MoralFilter(**governor._asdict()),
@@ -209,7 +210,7 @@ def _view(state: State, boot_id: str) -> GovernorView:
 
 
 def _regime(config: Config, state: State, changes: Mapping[str, Mapping[str, Any]]) -> Regime:
-    """Return what is in force with `changes` (by section and name). Raises 422 when that contradicts itself."""
+    """Return the settings in force with `changes` (by section and name). Raises 422 if they contradict each other."""
     view = _view(state, "")
     sections = {
         name: structs.replace(section, **changes.get(name, {}))

@@ -1,9 +1,9 @@
-"""Health: /health/liveness, /health/readiness, /health/detailed.
+"""Health: GET /health/liveness, /health/readiness and /health/detailed.
 
-Liveness says that the worker's loop turns, and touches nothing that is shared: it answers while everything else is
-stuck. Readiness says whether this server should get traffic: the store formed and sound, its lock whole, memory and
-CPU within bounds, the controller beating. It reads what the controller has sampled and never waits for the lock. An
-emergency (core/controller/emergency.py) keeps the check of its component failing until its cooldown is over.
+Liveness: the worker's event loop runs. It reads nothing shared, so it answers while everything else is stuck.
+Readiness: this server should receive traffic, because the store and its lock are sound, memory and CPU are within
+their bounds, and the controller is alive. It reads what the controller has sampled, and never waits for the lock.
+During an emergency (core/controller/emergency.py) the check of its component fails until the cooldown is over.
 """
 
 from collections.abc import Mapping
@@ -49,26 +49,26 @@ Share = Annotated[float, Meta(ge=0, examples=[12.5])]
 
 @component("Alive")
 class LivenessView(msgspec.Struct):
-    """The answer of liveness."""
+    """The response of the liveness probe."""
 
     status: Literal["alive"] = "alive"
 
 
 class Check(msgspec.Struct, omit_defaults=True):
-    """One check of readiness; `reason` says why it fails."""
+    """One check of readiness. `reason` is present if it fails."""
 
     healthy: bool
     reason: str | None = None
 
 
 Checks = Annotated[
-    dict[str, Check], Meta(description="The checks by name.", examples=[{"memory_manager": {"healthy": True}}])
+    dict[str, Check], Meta(description="The checks, by name.", examples=[{"memory_manager": {"healthy": True}}])
 ]
 
 
 @component("Ready")
 class ReadinessView(msgspec.Struct):
-    """The answer of readiness."""
+    """The response of the readiness probe."""
 
     ready: bool
     status: Annotated[Literal["ready", "not_ready"], Meta(examples=["ready"])]
@@ -77,7 +77,7 @@ class ReadinessView(msgspec.Struct):
 
 @component("System")
 class SystemView(msgspec.Struct):
-    """The machine, or the container where its cgroup limits it. Percentages are of what may be used."""
+    """The machine, or the container if its cgroup has limits. Percentages are of the limit."""
 
     memory_percent: Share
     memory_available_mb: Annotated[float, Meta(ge=0, examples=[1234.5])]
@@ -95,7 +95,7 @@ class Bucket(msgspec.Struct):
 
 
 class RateLimits(msgspec.Struct):
-    """The rate limits in force; the first two numbers are those of the tier `standard`."""
+    """The rate limits in force. `requests_per_second` and `burst_capacity` are those of the tier `standard`."""
 
     enabled: bool
     requests_per_second: Annotated[float, Meta(examples=[5.0])]
@@ -104,11 +104,11 @@ class RateLimits(msgspec.Struct):
 
 
 class EmergencyState(msgspec.Struct, omit_defaults=True):
-    """Why events are refused although no operator has said so. `since_seconds` is of the oldest reason in force."""
+    """Whether and why events are refused without an operator's order. `since_seconds`: age of the oldest reason."""
 
     active: Annotated[bool, Meta(examples=[False])]
     reasons: Annotated[list[ReasonName], Meta(examples=[[]])]
-    episodes: Annotated[int, Meta(description="Times that a reason came into force.", ge=0, examples=[0])]
+    episodes: Annotated[int, Meta(description="Number of times that a reason came into force.", ge=0, examples=[0])]
     since_seconds: Annotated[float, Meta(ge=0, examples=[12.0])] | None = None
 
 
@@ -123,7 +123,7 @@ class MemoryState(msgspec.Struct):
 
 
 class Statistics(msgspec.Struct):
-    """Counts since the memory began. `latent_events_count` is `rejected_events_count` by its older name."""
+    """Counts since the start of the store. `latent_events_count` is an older name of `rejected_events_count`."""
 
     total_events_processed: Total
     accepted_events_count: Accepted
@@ -131,13 +131,13 @@ class Statistics(msgspec.Struct):
     rejected_events_count: Rejected
     moral_filter_threshold: Threshold
     avg_latency_ms: Annotated[
-        float, Meta(description="From the complete event request to its encoded answer.", ge=0, examples=[0.04])
+        float, Meta(description="Mean time from the complete event request to its response.", ge=0, examples=[0.04])
     ]
 
 
 @component("Detailed")
 class DetailedView(msgspec.Struct, omit_defaults=True):
-    """Everything at a glance. The last three members are missing while the store cannot be read."""
+    """Everything at a glance; without `memory_state`, `phase` and `statistics` while the store cannot be read."""
 
     status: Literal["healthy", "unhealthy"]
     timestamp: Annotated[str, Meta(description="RFC 3339.", examples=["2026-01-31T12:00:00.000000+00:00"])]
@@ -157,32 +157,34 @@ _ALIVE: Final = encode(LivenessView())
 
 
 class LivenessResource:
-    """The loop turns."""
+    """GET /health/liveness."""
 
-    operations: ClassVar[Mapping[str, Operation]] = {"GET": Operation("Whether the process lives.", None, LivenessView)}
+    operations: ClassVar[Mapping[str, Operation]] = {
+        "GET": Operation("Report that the process is alive.", None, LivenessView)
+    }
 
     def __init__(self) -> None:
         self.fast_responders = {"GET": self.answer}
 
     @staticmethod
     def answer(_environ: WSGIEnvironment) -> bytes:
-        """Answer, always."""
+        """Return the response; always the same."""
         return _ALIVE
 
     def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
-        """Answer 200, always."""
+        """Answer 200."""
         response.content_type = JSON
         response.data = _ALIVE
 
-    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way
+    on_head = on_get  # RFC 9110 §9.1: every GET has a HEAD; the server omits the body
 
 
 class ReadinessResource:
-    """Whether traffic is welcome."""
+    """GET /health/readiness."""
 
     operations: ClassVar[Mapping[str, Operation]] = {
         "GET": Operation(
-            "Whether traffic is welcome; 503 with the same document when it is not.",
+            "Report whether the server should receive traffic; 503 with the same document if not.",
             None,
             ReadinessView,
             other_responses={503: ReadinessView},
@@ -193,14 +195,14 @@ class ReadinessResource:
         self.context = context
 
     def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
-        """Answer 200 when every check holds, else 503; either way with the reasons."""
+        """Answer 200 if every check holds, else 503, with the checks in both cases."""
         checks = self.checks()
         ready = all_hold(checks)
         response.status = falcon.HTTP_200 if ready else falcon.HTTP_503
         response.content_type = JSON
         response.data = encode(ReadinessView(ready, "ready" if ready else "not_ready", checks))
 
-    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way
+    on_head = on_get  # RFC 9110 §9.1: every GET has a HEAD; the server omits the body
 
     def checks(self) -> dict[str, Check]:
         """Return every check by name."""
@@ -208,7 +210,7 @@ class ReadinessResource:
         silence = elapsed_seconds(vitals.heartbeat_ns, self.context.clock())
         leaving = self.context.leaving()
         return {
-            "server": Check(False, "the server has been told to stop and serves on until the drain period ends")
+            "server": Check(False, "the server is stopping; it serves requests until the drain period ends")
             if leaving
             else Check(True),
             **self._of_store(int(vitals.emergency)),
@@ -231,19 +233,19 @@ class ReadinessResource:
 
 
 def all_hold(checks: Checks) -> bool:
-    """Return whether a server with these checks is ready."""
+    """Return whether every check holds."""
     return all(check.healthy for check in checks.values())
 
 
 def _unless(emergency: int, reason: int) -> Check:
-    """Return the check of the component that an emergency for `reason` has as its cause."""
+    """Return the check that fails while `emergency` (bits) has the bit `reason`."""
     if not emergency & reason:
         return Check(True)
     return Check(False, f"emergency, or its cooldown: {SENTENCES[reason]}; {REMEDIES[reason]}")
 
 
 def _of_memory(vitals: VitalsPointer) -> Check:
-    """Memory below its bound, or above it by an operator's order, and no cooldown going on."""
+    """Return the check of memory: below its bound, or overruled by an operator, and no cooldown in progress."""
     if vitals.emergency_overruled & EMERGENCY_MEMORY:
         return Check(True)
     sampled = _below(vitals.memory_percent, float(MEMORY_PERCENT.value), "% of memory is used")
@@ -251,14 +253,15 @@ def _of_memory(vitals: VitalsPointer) -> Check:
 
 
 def _below(value: float, bound: float, what: str) -> Check:
+    """Return the check that `value` is below `bound`; `what` follows the value in its reason."""
     return Check(True) if value < bound else Check(False, f"{value:.1f}{what}; expected below {bound:g}")
 
 
 class DetailedResource:
-    """Everything at a glance."""
+    """GET /health/detailed."""
 
     operations: ClassVar[Mapping[str, Operation]] = {
-        "GET": Operation("Machine, memory and governor at a glance.", None, DetailedView)
+        "GET": Operation("Show machine, memory and governor at a glance.", None, DetailedView)
     }
 
     def __init__(self, context: Context, readiness: ReadinessResource) -> None:
@@ -266,11 +269,11 @@ class DetailedResource:
         self.readiness = readiness
 
     def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
-        """Answer with the state of machine, memory and governor; 200 also when not ready."""
+        """Answer with the state of machine, memory and governor; 200 even if the server is not ready."""
         response.content_type = JSON
         response.data = encode(self.document())
 
-    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way
+    on_head = on_get  # RFC 9110 §9.1: every GET has a HEAD; the server omits the body
 
     def document(self) -> DetailedView:
         """Return the document."""
@@ -301,7 +304,7 @@ class DetailedResource:
             VERSION,
             context.boot_id,
         )
-        with suppress(StoreError):  # a check says so, and the rest is worth seeing all the more
+        with suppress(StoreError):  # a check reports it, and the rest is still worth seeing
             self._add_state(document)
         return document
 

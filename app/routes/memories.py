@@ -1,7 +1,7 @@
 """GET and DELETE /memories/{id}: one memory by its id.
 
-Ids are never reused. One that was overwritten or deleted answers 410 and one that was never given 404; an id that a
-client kept from another boot means nothing here, so a client that names the `boot_id` it came with is told 410 too.
+Ids are never reused. The id of an overwritten or deleted memory answers 410, an id that was never given 404. An id from
+an earlier start of the server means nothing here, so a client that sends the `boot_id` of its id gets 410 as well.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from shm import errors
 
 
 class MemoryView(msgspec.Struct, omit_defaults=True):
-    """One memory. `vector` is there when asked for with include=vector."""
+    """One memory. `vector` is present only with include=vector."""
 
     memory_id: MemoryId
     moral_value: MoralValue
@@ -34,12 +34,12 @@ class MemoryView(msgspec.Struct, omit_defaults=True):
     position: Position
     boot_id: BootId
     payload: Annotated[msgspec.Raw, Meta(examples=[{"text": "hello"}])] | None = None
-    vector: Annotated[list[float], Meta(description="The vector as stored, float32.")] | None = None
+    vector: Annotated[list[float], Meta(description="The stored vector (float32).")] | None = None
 
 
 @component("Forgotten")
 class DeletionView(msgspec.Struct):
-    """The answer to a deletion: the log position from which on the memory is never recalled again."""
+    """A deletion: from this log position on, the memory is never recalled."""
 
     memory_id: MemoryId
     position: Position
@@ -50,24 +50,24 @@ _MEMORY_ID: Final = Parameter(
     "memory_id",
     "path",
     Annotated[int, Meta(ge=0, le=(1 << 63) - 1, examples=[1])],
-    "The id that the decision gave.",
+    "The `memory_id` of the decision.",
     required=True,
 )
 _REFUSALS: Final = (
     "memory_unknown", "memory_gone", "other_boot", "field_unknown", "field_repeated", "field_invalid", *STORE,
 )  # fmt: skip
-_INCLUDE: Final = Parameter("include", "query", Literal["vector"], "More than the default members.")
+_INCLUDE: Final = Parameter("include", "query", Literal["vector"], "Adds the stored vector to the response.")
 
 
 class MemoryResource:
-    """One memory."""
+    """GET and DELETE /memories/{memory_id}."""
 
     operations: ClassVar[Mapping[str, Operation]] = {
         "GET": Operation(
             "Read one memory.", Role.READ, MemoryView, parameters=(_MEMORY_ID, _INCLUDE, BOOT_ID), refusals=_REFUSALS,
         ),
         "DELETE": Operation(
-            "Forget one memory for good; its bytes are erased.", Role.WRITE, DeletionView,
+            "Delete one memory permanently and erase its bytes.", Role.WRITE, DeletionView,
             parameters=(_MEMORY_ID, BOOT_ID), refusals=_REFUSALS,
         ),
     }  # fmt: skip
@@ -79,7 +79,7 @@ class MemoryResource:
         """Return one memory."""
         context = self.context
         given = parse_parameters_of_boot(request, context.boot_id, "include")
-        number = _number(memory_id)
+        number = _parse_id(memory_id)
         include = given.get("include")
         if include is not None and include != "vector":
             raise invalid("include", "field_invalid", f"is {include[:40]!r}", "vector")
@@ -101,13 +101,13 @@ class MemoryResource:
             )
         )
 
-    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way
+    on_head = on_get  # RFC 9110 §9.1: every GET has a HEAD; the server omits the body
 
     def on_delete(self, request: falcon.Request, response: falcon.Response, memory_id: str) -> None:
-        """Forget one memory for good; its bytes are erased."""
+        """Delete one memory permanently and erase its bytes."""
         context = self.context
         parse_parameters_of_boot(request, context.boot_id)
-        number = _number(memory_id)
+        number = _parse_id(memory_id)
         try:
             entry = context.store.forget(context.clock(), number)
         except errors.StoreError as error:
@@ -116,15 +116,17 @@ class MemoryResource:
         response.data = encode(DeletionView(number, entry.position, context.boot_id))
 
 
-def _number(text: str) -> int:
+def _parse_id(text: str) -> int:
+    """Return the memory id in a path. Raises 422."""
     if not (text.isascii() and text.isdigit() and len(text) <= 19):
-        raise invalid("memory_id", "field_invalid", f"is {text[:40]!r}", "a memory id: digits")
+        raise invalid("memory_id", "field_invalid", f"is {text[:40]!r}", "a memory id, in digits")
     return int(text)
 
 
 def _refuse(number: int, error: errors.StoreError) -> NoReturn:
+    """Raise the problem for an exception of the store about memory `number`."""
     if isinstance(error, errors.Unknown):
-        raise Problem(404, "memory_unknown", f"Memory {number} was never given.", field="memory_id") from error
+        raise Problem(404, "memory_unknown", f"No memory has been given the id {number}.", field="memory_id") from error
     if isinstance(error, errors.Gone):
         raise Problem(410, "memory_gone", f"Memory {number} was overwritten or deleted.", field="memory_id") from error
     raise error

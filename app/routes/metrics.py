@@ -1,11 +1,10 @@
-"""GET /health/metrics and /metrics: one scrape of all workers and of the block.
+"""GET /health/metrics and /metrics: one scrape of all workers and of the shared block.
 
-What workers measure goes through prometheus_client's multiprocess files, keyed by worker row instead of pid: a
-successor continues its predecessor's files, so they neither pile up nor lose counts. What the block knows is exact
-already and is read at scrape time by a collector.
+Series that workers measure (app/telemetry/series.py) are added up from prometheus_client's multiprocess files. Figures
+of the block are exact, and are read from it at scrape time.
 
-The names without the mlsdm_ prefix are those that operators' dashboards already use, exactly; counters among them whose
-names break the naming rules are exposed untyped.
+Invariants: metric names without the prefix mlsdm_ are those of the runbook and of existing dashboards. Counters among
+them whose names break Prometheus's naming rules are exposed untyped.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,11 +33,13 @@ from shm.records import State
 
 
 class WorkersCollector(Collector):
-    """What the workers have measured, all of them together; and `error_count`, which follows from it."""
+    """The series that workers measure, summed over all workers; and `error_count`, which follows from them."""
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every family of the workers' files; none where a cleaner of /tmp has taken them away, or does so now:
-        what the block knows is exposed all the same.
+        """Yield every family of the workers' files.
+
+        Yields none if something removes the files from the temporary directory, also during the scrape; figures of the
+        block are exposed all the same.
         """
         try:
             files = multiprocess.MultiProcessCollector(None)  # type: ignore[no-untyped-call] # theirs
@@ -53,69 +54,69 @@ class WorkersCollector(Collector):
             if family.name == REFUSALS:
                 errors = sum(sample.value for sample in family.samples if _is_ours(sample.labels["code"]))
                 yield UntypedMetricFamily(
-                    "error_count", "Requests that this server could not serve: answers of 500 and 503.", errors
+                    "error_count", "Requests that this server could not serve (status 500 or 503).", errors
                 )
 
 
 def _is_ours(code: str) -> bool:
-    """Return whether a refusal is this server's fault, or its operator's, and not the client's.
+    """Return whether the server or its operator caused a refusal, and not the client.
 
-    501 and 505 are the client's: it asks for a method, a coding or a version that is not spoken here. Limits that close
-    a connection without a word have no status.
+    501 and 505 are the client's: it used an unknown method, coding or version. Limits that close a connection without
+    a response have no status.
     """
     return code in CODES and CODES[code].status in (500, 503)
 
 
 class BlockCollector(Collector):
-    """The block's own figures, read when scraped."""
+    """Figures of the shared block, read at scrape time."""
 
     def __init__(self, context: Context, readiness: ReadinessResource) -> None:
         self.context = context
         self.readiness = readiness
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every family; those of the committed state only while it can be read, because alerts need the rest."""
+        """Yield every family; families of the committed state only while it can be read. Alerts need the others."""
         yield from self._of_block()
         try:
             state, norms = self.context.store.levels()
         except StoreError:
-            yield GaugeMetricFamily("mlsdm_store_sound", "1 while the committed state can be read.", 0)
+            yield GaugeMetricFamily("mlsdm_store_sound", "1 while the committed state can be read, else 0.", 0)
             return
-        yield GaugeMetricFamily("mlsdm_store_sound", "1 while the committed state can be read.", 1)
+        yield GaugeMetricFamily("mlsdm_store_sound", "1 while the committed state can be read, else 0.", 1)
         yield from self._of_state(state, norms)
 
     def _of_state(self, state: State, norms: tuple[float, ...]) -> Iterator[Metric]:
         scalars = state.scalars
         accepted, rejected = scalars.accepted, scalars.rejected
         for name, text, count in (
-            ("total_events_processed", "Events decided.", accepted + rejected),
+            ("total_events_processed", "Events decided (accepted and rejected).", accepted + rejected),
             ("accepted_events_count", "Events accepted.", accepted),
             ("rejected_events_count", "Events rejected by the moral filter.", rejected),
         ):
             yield UntypedMetricFamily(name, text, count)
-        decisions = CounterMetricFamily("mlsdm_decisions", "Events decided.", labels=["outcome"])
+        decisions = CounterMetricFamily("mlsdm_decisions", "Events decided, by outcome.", labels=["outcome"])
         decisions.add_metric(["accepted"], accepted)
         decisions.add_metric(["rejected"], rejected)
         yield decisions
         for name, text, value in (
-            ("moral_filter_threshold", "Moral threshold.", scalars.theta),
-            ("mlsdm_ema", "Exponential mean of accept = 1, reject = 0.", scalars.ema),
-            ("mlsdm_asleep", "1 while the rhythm is asleep.", scalars.phase == SLEEP),
+            ("moral_filter_threshold", "Moral threshold for the next event.", scalars.theta),
+            ("mlsdm_ema", "Moving average of accepted = 1, rejected = 0.", scalars.ema),
+            ("mlsdm_asleep", "1 during the sleep phase, else 0.", scalars.phase == SLEEP),
             ("mlsdm_memories", "Live memories.", scalars.live),
-            ("mlsdm_stopped", "1 while an operator has stopped admissions.", scalars.flags & FLAG_STOPPED),
-            ("mlsdm_threshold_min", "Lower bound of the threshold, in force.", state.settings.min_threshold),
-            ("mlsdm_threshold_max", "Upper bound of the threshold, in force.", state.settings.max_threshold),
+            ("mlsdm_stopped", "1 while an operator has stopped admissions, else 0.", scalars.flags & FLAG_STOPPED),
+            ("mlsdm_threshold_min", "Lower bound of the threshold in force.", state.settings.min_threshold),
+            ("mlsdm_threshold_max", "Upper bound of the threshold in force.", state.settings.max_threshold),
         ):
             yield GaugeMetricFamily(name, text, value)
-        levels = GaugeMetricFamily("mlsdm_level_norm", "Norm of a synaptic level.", labels=["level"])
+        levels = GaugeMetricFamily("mlsdm_level_norm", "Euclidean norm of a synaptic level.", labels=["level"])
         for number, norm in enumerate(norms, 1):
             levels.add_metric([str(number)], norm)
         yield levels
         for name, text, value in (
-            ("mlsdm_log_entries", "Log position: changes of the committed state.", state.position),
-            ("mlsdm_rhythm_steps", "Steps of the rhythm.", scalars.step),
-            ("mlsdm_receipts", "Receipts given to events with an idempotency key.", state.receipts),
-            ("mlsdm_controller_epochs", "Controllers that have taken over.", state.epoch),
+            ("mlsdm_log_entries", "Log entries written (changes of the committed state).", state.position),
+            ("mlsdm_rhythm_steps", "Steps of the wake/sleep rhythm.", scalars.step),
+            ("mlsdm_receipts", "Receipts of events with an idempotency key.", state.receipts),
+            ("mlsdm_controller_epochs", "Controllers that have taken charge, the first included.", state.epoch),
         ):
             yield CounterMetricFamily(name, text, value)
 
@@ -126,56 +127,80 @@ class BlockCollector(Collector):
         now_ns = self.context.clock()
         for name, text, value in (
             ("memory_usage_bytes", "Memory of all processes, shared pages once.", vitals.service_bytes),
-            ("cpu_usage_percent", "CPU used, of the container's allowance.", vitals.cpu_percent),
-            ("mlsdm_memory_percent", "Memory used, of the container's limit.", vitals.memory_percent),
-            ("mlsdm_ready", "1 while readiness is answered with 200.", all_hold(self.readiness.checks())),
-            ("mlsdm_workers", "Workers that serve.", sum(row_is_served(row, now_ns) for row in rows)),
-            ("mlsdm_workers_configured", "Workers that should serve.", self.context.workers),
+            ("cpu_usage_percent", "CPU in use, percent of the container's limit.", vitals.cpu_percent),
+            ("mlsdm_memory_percent", "Memory in use, percent of the container's limit.", vitals.memory_percent),
+            ("mlsdm_ready", "1 while readiness answers 200, else 0.", all_hold(self.readiness.checks())),
+            ("mlsdm_workers", "Workers that are alive.", sum(row_is_served(row, now_ns) for row in rows)),
+            ("mlsdm_workers_configured", "Configured number of workers.", self.context.workers),
             (
                 "mlsdm_controller_silence_seconds",
-                "Time since the controller's last beat.",
+                "Seconds since the controller's last heartbeat.",
                 elapsed_seconds(vitals.heartbeat_ns, now_ns),
             ),
-            ("mlsdm_process_start_time_seconds", "Unix time at which the memory began.", block.created_wall_ns / 1e9),
-            ("mlsdm_memories_max", "Capacity of the store.", self.context.config.capacity),
-            ("mlsdm_block_bytes", "Size of the shared block.", block.layout.block_size),
+            (
+                "mlsdm_process_start_time_seconds",
+                "Unix time at which the store was created.",
+                block.created_wall_ns / 1e9,
+            ),
+            ("mlsdm_memories_max", "Capacity of the store, in memories.", self.context.config.capacity),
+            ("mlsdm_block_bytes", "Size of the shared block, in bytes.", block.layout.block_size),
         ):
             yield GaugeMetricFamily(name, text, value)
         emergency = GaugeMetricFamily(
-            "mlsdm_emergency", "1 while events are refused for this reason, and during its cooldown.", labels=["reason"]
+            "mlsdm_emergency", "1 during an emergency for this reason and its cooldown.", labels=["reason"]
         )
         for reason, called in REASONS.items():
             emergency.add_metric([called], int(bool(vitals.emergency & reason)))
         yield emergency
-        drift = GaugeMetricFamily("mlsdm_drift", "1 while the threshold's drift of this kind lasts.", labels=["kind"])
+        drift = GaugeMetricFamily("mlsdm_drift", "1 while the threshold drifts in this way.", labels=["kind"])
         for kind, bit in BITS.items():
             drift.add_metric([kind], int(bool(vitals.drift & bit)))
         yield drift
         for name, text, value in (
-            ("mlsdm_rhythm_steps_skipped", "Steps of the rhythm skipped because they were late.", vitals.late_steps),
+            ("mlsdm_rhythm_steps_skipped", "Late steps of the rhythm that were skipped.", vitals.late_steps),
             ("mlsdm_lock_acquisitions", "Critical sections entered.", lock.acquisitions),
-            ("mlsdm_lock_deaths", "Holders that died inside the section and were survived.", lock.deaths),
-            ("mlsdm_lock_rollbacks", "Unpublished transitions taken back.", lock.rollbacks),
-            ("mlsdm_lock_kills", "Stuck holders removed.", vitals.lock_kills),
-            ("mlsdm_lock_waits", "Sections that found the lock taken.", sum(row.lock_waits for row in rows)),
-            ("mlsdm_lock_wait_seconds", "Time spent waiting for it.", sum(row.lock_wait_ns for row in rows) / 1e9),
-            ("mlsdm_lock_holds_sampled", "Sections whose length was measured.", sum(row.lock_holds for row in rows)),
-            ("mlsdm_lock_hold_seconds", "Length of those, together.", sum(row.lock_hold_ns for row in rows) / 1e9),
-            ("mlsdm_slots_mended", "Damaged marks, headers and heads of chains that were put right.", vitals.mended),
-            ("mlsdm_slots_torn", "Memories found corrupt and forgotten.", vitals.torn),
-            ("mlsdm_slots_scrubbed", "Slots checked against their checksums.", vitals.scrubbed),
-            ("mlsdm_drift_episodes", "Times the threshold drifted.", vitals.drift_episodes),
-            ("mlsdm_emergency_episodes", "Times a reason for an emergency came into force.", vitals.emergency_episodes),
+            ("mlsdm_lock_deaths", "Processes that died in the critical section.", lock.deaths),
+            ("mlsdm_lock_rollbacks", "Unpublished transitions rolled back.", lock.rollbacks),
+            ("mlsdm_lock_kills", "Stuck lock holders that were killed.", vitals.lock_kills),
+            ("mlsdm_lock_waits", "Critical sections that waited for the lock.", sum(row.lock_waits for row in rows)),
+            (
+                "mlsdm_lock_wait_seconds",
+                "Seconds spent waiting for the lock.",
+                sum(row.lock_wait_ns for row in rows) / 1e9,
+            ),
+            (
+                "mlsdm_lock_holds_sampled",
+                "Critical sections whose duration was measured.",
+                sum(row.lock_holds for row in rows),
+            ),
+            (
+                "mlsdm_lock_hold_seconds",
+                "Duration of the measured sections, in seconds.",
+                sum(row.lock_hold_ns for row in rows) / 1e9,
+            ),
+            ("mlsdm_slots_mended", "Damaged marks, headers and chain heads repaired.", vitals.mended),
+            ("mlsdm_slots_torn", "Memories found corrupt and deleted.", vitals.torn),
+            ("mlsdm_slots_scrubbed", "Slots whose checksums were verified.", vitals.scrubbed),
+            ("mlsdm_drift_episodes", "Number of drifts of the threshold.", vitals.drift_episodes),
+            (
+                "mlsdm_emergency_episodes",
+                "Times that a reason for an emergency came into force.",
+                vitals.emergency_episodes,
+            ),
         ):
             yield CounterMetricFamily(name, text, value)
-        yield InfoMetricFamily("mlsdm_build", "Version and memory.", {"version": VERSION, "boot_id": block.boot_id})
+        yield InfoMetricFamily(
+            "mlsdm_build",
+            "Version of the service, and boot_id of the store.",
+            {"version": VERSION, "boot_id": block.boot_id},
+        )
 
 
 class MetricsResource:
-    """The scrape."""
+    """GET /health/metrics and /metrics."""
 
     operations: ClassVar[Mapping[str, Operation]] = {
-        "GET": Operation("Metrics for Prometheus.", None, exposition.CONTENT_TYPE_LATEST)
+        "GET": Operation("Return metrics for Prometheus.", None, exposition.CONTENT_TYPE_LATEST)
     }
 
     def __init__(self, context: Context, readiness: ReadinessResource) -> None:
@@ -188,4 +213,4 @@ class MetricsResource:
         response.content_type = exposition.CONTENT_TYPE_LATEST
         response.data = exposition.generate_latest(self.registry)
 
-    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way
+    on_head = on_get  # RFC 9110 §9.1: every GET has a HEAD; the server omits the body

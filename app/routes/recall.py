@@ -1,6 +1,6 @@
 """POST /recall: the memories nearest to a vector, exactly.
 
-The body takes the vector in the same forms as an event. A raw body is the vector alone, and the other parameters stand
+The body carries the vector in the same forms as an event. A raw body is the vector alone; the other parameters are then
 in the query string.
 """
 
@@ -28,9 +28,9 @@ from shm import errors
 from shm.store import Match
 
 Include = Literal["payload", "vector"]
-_TopK = Annotated[int, Meta(description="How many at most.", ge=1, le=TOP_K.value, examples=[3])]
-_Phase = Annotated[PhaseWindow, Meta(description="Memories of which phase; `current` is the one that holds now.")]
-_Includes = Annotated[list[Include], Meta(description="What to give back beside the default.", examples=[["payload"]])]
+_TopK = Annotated[int, Meta(description="Maximum number of matches.", ge=1, le=TOP_K.value, examples=[3])]
+_Phase = Annotated[PhaseWindow, Meta(description="Phase filter; `current` is the present phase of the rhythm.")]
+_Includes = Annotated[list[Include], Meta(description="Further members of each match.", examples=[["payload"]])]
 MEMBERS: Final = {
     "vector": "an array of numbers, or base64 of little-endian float32",
     "top_k": f"a whole number from 1 to {TOP_K.value}",
@@ -45,7 +45,7 @@ _members_of_msgpack = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 
 @component("Query")
 class RecallQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """What to recall. `include` asks for more than the default members of each match."""
+    """A recall. `include` adds members to each match."""
 
     vector: Annotated[msgspec.Raw, Meta(extra_json_schema=VECTOR_SCHEMA)]
     top_k: _TopK = 10
@@ -54,7 +54,7 @@ class RecallQuery(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RecallParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """The same for a raw body, from the query string; `include` is separated by commas."""
+    """The parameters of a recall with a raw body, from the query string; `include` is separated by commas."""
 
     top_k: _TopK = 10
     phase: _Phase = "any"
@@ -63,50 +63,53 @@ class RecallParameters(msgspec.Struct, forbid_unknown_fields=True):
 
 @component("Found")
 class MatchView(msgspec.Struct, omit_defaults=True):
-    """One match. `age_seconds` counts from its admission; `payload` is the JSON value that came with the event."""
+    """A memory that matches. `age_seconds` counts from its admission; `payload` is the JSON value of its event."""
 
     memory_id: MemoryId
-    score: Annotated[float, Meta(description="Cosine of the two vectors; 0 when one of them is zero.", examples=[0.97])]
+    score: Annotated[float, Meta(description="Cosine of the two vectors; 0 if one of them is zero.", examples=[0.97])]
     phase: Phase
     moral_value: MoralValue
     age_seconds: AgeSeconds
     payload: Annotated[msgspec.Raw, Meta(examples=[{"text": "hello"}])] | None = None
-    vector: Annotated[list[float], Meta(description="The vector as stored, float32.")] | None = None
+    vector: Annotated[list[float], Meta(description="The stored vector (float32).")] | None = None
 
 
 @component("Recalled")
 class RecallView(msgspec.Struct):
-    """The answer: best first, equal to brute force over all live memories immediately after position `as_of`."""
+    """The matches, best first: equal to brute force over all live memories immediately after position `as_of`."""
 
     matches: list[MatchView]
-    scanned: Annotated[int, Meta(description="Live memories that were compared.", ge=0, examples=[7])]
+    scanned: Annotated[int, Meta(description="Number of live memories that were compared.", ge=0, examples=[7])]
     as_of: Position
-    exact: Annotated[Literal[True], Meta(description="Always true: nothing here approximates.")]
+    exact: Annotated[Literal[True], Meta(description="Always true: a recall never approximates.")]
     boot_id: BootId
 
 
 _PARAMETERS: Final = (
-    Parameter("top_k", "query", _TopK, f"How many at most, 10 unless told; with a body in `{RAW}` only."),
-    Parameter("phase", "query", PhaseWindow, f"Memories of which phase, any unless told; with a body in `{RAW}` only."),
+    Parameter("top_k", "query", _TopK, f"Maximum number of matches (default 10). Only with a body in `{RAW}`."),
+    Parameter("phase", "query", PhaseWindow, f"Phase filter (default `any`). Only with a body in `{RAW}`."),
     Parameter(
         "include",
         "query",
         Annotated[str, Meta(pattern="^(payload|vector)(,(payload|vector))*$", examples=["payload"])],
-        f"payload, vector or both, separated by a comma; with a body in `{RAW}` only.",
+        f"`payload`, `vector` or both, separated by a comma. Only with a body in `{RAW}`.",
     ),
 )
 
 
 class RecallResource:
-    """Exact nearest neighbours."""
+    """POST /recall."""
 
     def __init__(self, context: Context, blocks: bool) -> None:
-        """`blocks` when the store is so large that a recall belongs on the thread pool."""
+        """`blocks`: run on the thread pool, because the store is too large to be scanned on the loop."""
         self.size_max = query_size_max(context.config.dimension)
         self.operations: Mapping[str, Operation] = {
             "POST": Operation(
                 "Find the memories nearest to a vector, exactly.", Role.READ, RecallView,
-                body={JSON: RecallQuery, MSGPACK: RecallQuery, RAW: Octets("The vector, little-endian float32, and nothing else.")},
+                body={
+                    JSON: RecallQuery, MSGPACK: RecallQuery,
+                    RAW: Octets("The vector as little-endian float32, without anything else."),
+                },
                 parameters=_PARAMETERS, refusals=(*BODY, *DECIDED, TOP_K.code), cost=1,
                 body_size_max=self.size_max, blocks=blocks,
             )
@@ -141,6 +144,7 @@ class RecallResource:
         )
 
     def _read(self, request: falcon.Request) -> tuple[FloatBuffer, RecallQuery | RecallParameters]:
+        """Return the vector, float32-LE[dimension], and the parameters of a request. Raises Problem."""
         body = request.env["wsgi.input"].read()
         refuse_above(len(body), self.size_max)
         media = media_type(request.env)
@@ -163,12 +167,12 @@ class RecallResource:
             return self.codec.of_msgpack(query.vector, "vector"), query
         except DECODE_ERRORS as error:
             if isinstance(error, msgspec.ValidationError) and str(error).endswith("`$.top_k`"):
-                raise invalid("top_k", TOP_K.code, "is out of range or no whole number", MEMBERS["top_k"]) from error
+                raise invalid("top_k", TOP_K.code, "is out of range or not a whole number", MEMBERS["top_k"]) from error
             refuse_body(error, media, MEMBERS)
 
 
 def match_view(match: Match, now_ns: int) -> MatchView:
-    """Return a match as a client sees it."""
+    """Return the view of a match; `now_ns` is the CLOCK_BOOTTIME from which its age is counted."""
     return MatchView(
         match.id,
         match.score,

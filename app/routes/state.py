@@ -1,4 +1,4 @@
-"""GET /state: the committed state at one position, in the names that clients of this system already use."""
+"""GET /state: the committed state at one position of the log. Member names are those of the system's runbook."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
@@ -31,7 +31,7 @@ from core.phases import PHASE_NAMES
 
 
 class StateView(msgspec.Struct):
-    """The committed state. `latent_events_count` are the rejected ones; `step` counts the rhythm's steps."""
+    """The committed state. `latent_events_count` counts the rejected events, `step` the steps of the rhythm."""
 
     L1_norm: Norm
     L2_norm: Norm
@@ -44,14 +44,14 @@ class StateView(msgspec.Struct):
     ema: Ema
     memory_used: Live
     capacity: Capacity
-    dimension: Annotated[int, Meta(description="Numbers in a vector.", ge=1, examples=[384])]
+    dimension: Annotated[int, Meta(description="Number of elements in a vector.", ge=1, examples=[384])]
     step: Step
     position: Position
     boot_id: BootId
 
 
 class StateResource:
-    """The committed state."""
+    """GET /state."""
 
     operations: ClassVar[Mapping[str, Operation]] = {
         "GET": Operation("Read threshold, phase, counters and level norms.", Role.READ, StateView, refusals=STORE)
@@ -66,7 +66,7 @@ class StateResource:
         response.content_type = JSON
         response.data = self.show(request.env)
 
-    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way
+    on_head = on_get  # RFC 9110 §9.1: every GET has a HEAD; the server omits the body
 
     def show(self, _environ: WSGIEnvironment) -> bytes:
         """Return the state as JSON."""

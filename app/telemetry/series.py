@@ -45,18 +45,18 @@ def recall_latency_histogram() -> Histogram:
 
 
 def _latency(name: str, what: str) -> Histogram:
-    text = f"Time from the complete request until its answer was written, of {what} that were answered with 200."
+    text = f"Seconds from complete request to written answer; {what} answered 200."
     return Histogram(name, text, buckets=LATENCY_BUCKETS, registry=CollectorRegistry())
 
 
 def worker_counter() -> Counter:
     """Make the counter of workers that have begun in this row."""
-    return Counter("mlsdm_workers_started", "Workers that have begun to serve.", registry=CollectorRegistry())
+    return Counter("mlsdm_workers_started", "Workers that have started serving.", registry=CollectorRegistry())
 
 
 def request_counter() -> Counter:
     """Make this worker's counter of answers, by route and status."""
-    return Counter("mlsdm_requests", "Answers given.", ["route", "status"], registry=CollectorRegistry())
+    return Counter("mlsdm_requests", "Answers, by route and status.", ["route", "status"], registry=CollectorRegistry())
 
 
 def create_row_files(directory: Path, row: int) -> None:
@@ -81,7 +81,7 @@ def refusal_counter() -> Counter:
 
     An error that nobody expected is one of them: its code is `internal_error`.
     """
-    counter = Counter(REFUSALS, "Requests refused.", ["code"], registry=CollectorRegistry())
+    counter = Counter(REFUSALS, "Refused requests, by problem code.", ["code"], registry=CollectorRegistry())
     for code in WATCHED:
         counter.labels(code)
     return counter

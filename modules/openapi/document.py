@@ -84,7 +84,7 @@ class OpenApiResource:
         response.content_type = JSON
         response.data = self.text
 
-    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way
+    on_head = on_get  # RFC 9110 §9.1: every GET has a HEAD; the server omits the body
 
 
 class Contract:

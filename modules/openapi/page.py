@@ -60,7 +60,7 @@ class DocsResource:
         response.set_header("Content-Security-Policy", POLICY)
         response.data = self._page.replace(ORIGIN.encode(), origin.encode())
 
-    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way
+    on_head = on_get  # RFC 9110 §9.1: every GET has a HEAD; the server omits the body
 
 
 def page(document: Mapping[str, Any]) -> Markup:

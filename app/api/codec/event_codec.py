@@ -62,25 +62,25 @@ class EventReader:
         if media not in (RAW, JSON):
             media = media_type(environ)
         if media == RAW:
-            return moral_header(environ.get("HTTP_MORAL_VALUE")), self._codec.of_bytes(body, "body"), b""
+            return parse_moral_value(environ.get("HTTP_MORAL_VALUE")), self._codec.of_bytes(body, "body"), b""
         if media == JSON and (found := self._native.event(body)):
-            moral_value(found[0], "moral_value")
+            check_moral_value(found[0], "moral_value")
             return found
         try:
             event = self._of_json(body) if media == JSON else self._of_msgpack(body)
-            moral = moral_value(event.moral_value, "moral_value")
-            vector = vector_of(self._codec, event, media, "")
-            payload = payload_of(event, media, self._payload_size_max, "")
+            moral = check_moral_value(event.moral_value, "moral_value")
+            vector = decode_vector(self._codec, event, media, "")
+            payload = decode_payload(event, media, self._payload_size_max, "")
         except DECODE_ERRORS as error:
             refuse_body(error, media, MEMBERS)
         if media == JSON:
-            refuse_repeats(body, colons_of([event], [payload]))
+            refuse_repeats(body, count_colons([event], [payload]))
         else:
             refuse_repeats_msgpack(body, 2 + bool(event.payload))
         return moral, vector, payload
 
 
-def moral_value(value: float, field: str) -> float:
+def check_moral_value(value: float, field: str) -> float:
     """Return a moral value that lies within [0, 1]; NaN does not."""
     if not 0.0 <= value <= 1.0:
         raise invalid(field, "moral_value_out_of_range", f"is {value}", _UNIT)
@@ -88,22 +88,22 @@ def moral_value(value: float, field: str) -> float:
 
 
 @lru_cache(maxsize=1024)  # PERF: three digits have a thousand values: 0.1 µs instead of 0.5
-def moral_header(text: str | None) -> float:
+def parse_moral_value(text: str | None) -> float:
     """Return the moral value of a raw event, from its header."""
     if text is None:
         raise invalid("Moral-Value", "field_missing", "the header is missing", _UNIT)
     if not _DECIMAL.fullmatch(text):
         raise invalid("Moral-Value", "field_invalid", f"is {text[:40]!r}", f"{_UNIT} in decimal notation")
-    return moral_value(float(text), "Moral-Value")
+    return check_moral_value(float(text), "Moral-Value")
 
 
-def vector_of(codec: VectorCodec, event: Event, media: str, prefix: str) -> FloatBuffer:
+def decode_vector(codec: VectorCodec, event: Event, media: str, prefix: str) -> FloatBuffer:
     """Return the vector of a decoded event as float32-LE[dimension]."""
     field = prefix + "event_vector"
     return codec.of_json(event.event_vector, field) if media == JSON else codec.of_msgpack(event.event_vector, field)
 
 
-def payload_of(event: Event, media: str, size_max: int, prefix: str) -> bytes:
+def decode_payload(event: Event, media: str, size_max: int, prefix: str) -> bytes:
     """Return the payload of a decoded event as JSON text in UTF-8, b"" when it has none."""
     if not event.payload:
         return b""
@@ -143,7 +143,7 @@ def _too_large(prefix: str, found: str, size_max: int) -> Problem:
                    field=prefix + "payload", expected=expected)  # fmt: skip
 
 
-def colons_of(events: list[Event], payloads: list[bytes]) -> int:
+def count_colons(events: list[Event], payloads: list[bytes]) -> int:
     """Return how many colons a JSON body with these events has."""
     return sum([2 + bool(event.payload) for event in events]) + sum([payload.count(b":") for payload in payloads])
 
