@@ -20,12 +20,16 @@ import queue
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from app.processes import file_limits
 from app.processes.block_startup import adopt_block, create_block
+from app.processes.child import Child
+from app.processes.child_table import ChildState
+from app.processes.controller_child import controller_child
 from app.processes.gunicorn_patches import Arbiter, harden_arbiter
 from app.processes.listen_port import require_free_port
 from app.processes.startup_message import log_configuration, log_startup_message
@@ -54,6 +58,8 @@ class Server:
     def __init__(self) -> None:
         self.loaded: Loaded | None = None
         self.block: Block | None = None
+        # Which children there are beside the controller; asked at the start and at every reload.
+        self.children_of: Callable[[Loaded], Sequence[Child]] = lambda _loaded: ()
         self._metrics_lock = -1
         self._supervisor: Supervisor | None = None
         self._draining = mmap.mmap(-1, 1)  # a byte shared with this arbiter's workers, not with those of the next one
@@ -162,11 +168,14 @@ class Server:
         gc.freeze()  # what exists now is shared by every fork; a collection would copy its pages
         block, loaded = self.require()
         supervisor = self._supervisor = Supervisor(
-            block, lambda: self.require()[1].config, lambda: _close(arbiter.LISTENERS), self._put_settings_into_force
+            block,
+            self._children(),
+            lambda: self.require()[1].config,
+            lambda: _close(arbiter.LISTENERS),
+            self._put_settings_into_force,
         )
         harden_arbiter(arbiter, supervisor, block.layout.rows, lambda: self._announce_stop(arbiter))
-        supervisor.spawn()
-        if not supervisor.wait_until_formed():
+        if not supervisor.spawn():
             sys.exit("mlsdm cannot start: the controller did not form the store in time; its log lines say why")
         self._put_settings_into_force()
         log_configuration(loaded)
@@ -177,9 +186,21 @@ class Server:
         """Bring what was reloaded into force. Reached only with a configuration that is valid as a whole."""
         tracing_setup.import_tracing(self.require()[1].config)
         if self._supervisor is not None:
-            self._supervisor.reload()
+            try:
+                self._supervisor.reload(self._children())
+            except Exception:
+                log.exception("the children are not reloaded, the old ones stay")
         file_limits.raise_limit(self.require()[1].config.server.connections_max)
         self._put_settings_into_force()
+
+    def _children(self) -> list[Child]:
+        """Return every child that the configuration asks for, the controller first."""
+        block, loaded = self.require()
+        return [controller_child(block, loaded.config), *self.children_of(loaded)]
+
+    def child_states(self) -> dict[str, ChildState]:
+        """Return the state of each supervised child by its name. Works in the arbiter and in every worker."""
+        return self._supervisor.states() if self._supervisor is not None else {}
 
     def _put_settings_into_force(self) -> None:
         """Have the controller put the configured governor settings into force, unless they were configured before."""

@@ -9,6 +9,7 @@ Rejected: `multiprocessing.shared_memory` (see layout); a file in /dev/shm (64 M
 when all processes are killed).
 """
 
+import ctypes
 import fcntl
 import mmap
 import os
@@ -262,6 +263,19 @@ class Block:
         The owner is the low 30 bits of a robust futex word (futex(2)).
         """
         return self.region("lock").mutex[0] & 0x3FFF_FFFF
+
+    def restrict(self, readable: bool) -> None:
+        """Give up this process's right to write to the block, and unless `readable` the right to read it.
+
+        From then on such an access is a SIGSEGV. The descriptor is closed, so nothing that this process starts inherits
+        it. Raises OSError.
+        """
+        libc = ctypes.CDLL(None, use_errno=True)
+        start, size = ctypes.c_void_p(int(ffi.cast("uintptr_t", self.map.base))), ctypes.c_size_t(len(self.memory))
+        if libc.mprotect(start, size, mmap.PROT_READ if readable else 0) != 0:
+            raise OSError(ctypes.get_errno(), "mprotect of the block")
+        self.writable = False
+        os.close(self.fd)
 
     def close(self) -> None:
         """Close the descriptor. The mapping stays until the process ends: a page with a held mutex must stay mapped."""

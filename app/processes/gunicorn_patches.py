@@ -2,7 +2,8 @@
 
 Owns: the replaced methods of one arbiter and of its application, and the clock of `gunicorn.arbiter`.
 
-- Children: `reap_workers` and `murder_workers` also serve the supervised children (app/processes/supervisor.py).
+- Children: `reap_workers`, `murder_workers` and `wait_for_signals` also serve the supervised children
+  (app/processes/supervisor.py).
 - Spawn: a worker that has no row in the block is not started; a failed fork is logged; signals stay pending until the
   worker has its own handlers.
 - Stop: the server announces its end for the drain period before Gunicorn closes anything.
@@ -21,9 +22,11 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import gunicorn.arbiter  # type: ignore[import-untyped]  # gunicorn carries no types
+
+LOOK_SECONDS_MIN: Final = 0.05  # between two looks at the children, whatever they ask for
 
 log = logging.getLogger("mlsdm.server")
 
@@ -48,6 +51,7 @@ class Arbiter(Protocol):
     num_workers: int
     reap_workers: Callable[[], None]
     murder_workers: Callable[[], None]
+    wait_for_signals: Callable[..., list[int]]
     manage_workers: Callable[[], None]
     spawn_worker: Callable[[], int | None]
     stop: Callable[[bool], None]
@@ -61,7 +65,10 @@ class Children(Protocol):
         """Notice which children have died; respawn them if `respawn`."""
 
     def watch(self) -> None:
-        """Look after the children that live, about once a second."""
+        """Look after the children, at least once a second."""
+
+    def seconds_to_next_look(self) -> float:
+        """Return in how many seconds `watch` should be called at the latest."""
 
 
 def harden_arbiter(arbiter: Arbiter, children: Children, rows: int, announce_stop: Callable[[], None]) -> None:
@@ -78,7 +85,7 @@ def harden_arbiter(arbiter: Arbiter, children: Children, rows: int, announce_sto
 
 def serve_children(arbiter: Arbiter, children: Children) -> None:
     """Have the arbiter's loop reap and watch the supervised children, before Gunicorn reaps them as unknown ones."""
-    reap, murder = arbiter.reap_workers, arbiter.murder_workers
+    reap, murder, wait = arbiter.reap_workers, arbiter.murder_workers, arbiter.wait_for_signals
 
     def reap_all() -> None:
         children.reap(respawn=bool(arbiter.LISTENERS))  # without listeners the server is stopping
@@ -88,7 +95,10 @@ def serve_children(arbiter: Arbiter, children: Children) -> None:
         children.watch()
         murder()
 
-    arbiter.reap_workers, arbiter.murder_workers = reap_all, watch_all
+    def wait_for_signals(timeout: float = 1.0) -> list[int]:
+        return wait(timeout=min(timeout, max(children.seconds_to_next_look(), LOOK_SECONDS_MIN)))
+
+    arbiter.reap_workers, arbiter.murder_workers, arbiter.wait_for_signals = reap_all, watch_all, wait_for_signals
 
 
 def bound_workers(arbiter: Arbiter, rows: int) -> None:

@@ -1,24 +1,29 @@
-"""The supervisor of the controller, in the arbiter: spawns it, respawns it, ends it, and knows when to leave it be.
+"""The supervisor of the arbiter's children: starts them, starts them again, ends them. The first is the controller.
 
-The controller is a child of the arbiter, but not one that Gunicorn knows: Gunicorn would reap it without a word. So the
-arbiter's own reaping calls `reap` first, and its main loop calls `watch` once a second or oftener. A dead controller is
-respawned on SIGCHLD, within milliseconds; one that is silent for a second by the arbiter's own looks is killed; one
-that left because a newer arbiter's has taken over stays away while that arbiter lives.
+Gunicorn does not know these children and would reap them without notice. So the arbiter's reaping calls `reap` first,
+and its main loop calls `watch` at least once a second (app/processes/gunicorn_patches.py).
 
-Nothing here raises: an exception in the arbiter's loop would end the server and with it every memory. What cannot be
-done now is tried again at the next look.
+- The controller is respawned on SIGCHLD, within milliseconds, and killed after a second of silence. One that left
+  because a newer arbiter's has taken over (SUPERSEDED) stays away while that arbiter lives, and so do all the others.
+- Other children are respawned at once and then with a back-off, killed when they are silent or too large, and replaced
+  at a reload when their settings have changed: the old one is told, the new one starts when the old one is gone.
+
+Invariants: nothing raises into the arbiter's loop, which would end the server and with it every memory; what cannot be
+done now is tried again at the next look. Nothing waits, but for `wait_until_formed` at the start and `end` at the end.
 """
 
 import logging
 import os
 import signal
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from app.telemetry import tracing_setup
-from core.controller.controller import SUPERSEDED, Controller, run
+from app.processes.child import CONTROLLER, SIGNALS, Child, Inheritance, become
+from app.processes.child_table import CHILDREN_MAX, ChildRecord, ChildState, ChildTable, Reason
+from app.processes.respawn import Backoff, BurstLimit
+from app.processes.supervised_child import SupervisedChild
+from core.controller.controller import SUPERSEDED
 from core.settings.config import Config
 from shm import process
 from shm.block import Block
@@ -26,13 +31,8 @@ from shm.errors import StoreError
 from shm.process import NOBODY, Identity
 from shm.store import Store
 
-SILENCE_SECONDS: Final = 1.0
-# What the time between two looks counts for at most; they are a second apart, or less. When everything was frozen, the
-# arbiter was too, and hears of its children's stops and deaths all at once: many looks, in no time, at a controller
-# that has not had its turn yet.
-LOOK_SECONDS_MAX: Final = 0.6
-SPAWNS: Final = 5  # at once, within SPAWNS_SECONDS: one that cannot live must not keep a processor busy with forks
-SPAWNS_SECONDS: Final = 1.0
+END_SECONDS_MAX: Final = 3.0  # for a child to end in order
+CONTROLLER_END_SECONDS_MAX: Final = 1.0
 SIGNING_SECONDS: Final = 5.0  # from taking its epoch until the newer controller's first vitals name its arbiter
 FORM_SECONDS_MAX: Final = 5.0
 
@@ -40,58 +40,68 @@ log = logging.getLogger("mlsdm.server")
 
 
 class Supervisor:
-    """Keeps one controller on a block.
+    """Keeps the children of one arbiter. `children` are all of them, the controller first.
 
-    `release` is called in the child: it closes what only the arbiter may hold. `on_taken_back` is called when this
+    `release` is called in each child and closes what only the arbiter may hold. `on_taken_back` is called when this
     arbiter has taken the controller back from a newer arbiter that has gone.
+    Raises ValueError when two children have the same name, or when there are too many.
     """
 
     def __init__(
-        self, block: Block, config: Callable[[], Config], release: Callable[[], None], on_taken_back: Callable[[], None]
+        self,
+        block: Block,
+        children: Sequence[Child],
+        config: Callable[[], Config],
+        release: Callable[[], None],
+        on_taken_back: Callable[[], None],
     ) -> None:
         self._block = block
         self._config = config
         self._release = release
         self._on_taken_back = on_taken_back
         self._me = process.identify_self()  # now, and not when there may be no descriptor to look it up with
-        self._controller = NOBODY
-        self._observability = config().observability
-        self._spawned_at: deque[float] = deque(maxlen=SPAWNS)
-        self._beat: tuple[int, float] = (0, 0.0)  # the last one seen, and for how many seconds, by looks
-        self._looked_at = 0.0
+        self._table = ChildTable()
+        self._kept = {name: self._keep(child) for name, child in _by_name(children).items()}
         self.superseded = False
         self._superseded_at = 0.0
 
-    def spawn(self) -> None:
-        """Fork a controller; when the machine cannot, the next look tries again."""
-        self._spawned_at.append(time.monotonic())
+    def _keep(self, child: Child) -> SupervisedChild:
+        record = self._table.claim(child.name)
+        if child.name != CONTROLLER:
+            return SupervisedChild(child, record, Backoff(), lambda: record.beats, END_SECONDS_MAX)
+        vitals = self._block.region("vitals")
+        heartbeat = lambda: int(vitals.heartbeat_ns)  # noqa: E731 - reads like the one above
+        return SupervisedChild(child, record, BurstLimit(), heartbeat, CONTROLLER_END_SECONDS_MAX)
+
+    def spawn(self) -> bool:
+        """Start the controller and, once it has formed the first state, all others. Returns False when that was not in
+        time.
+        """
+        self._start(self._controller)
+        if not self.wait_until_formed():
+            return False
+        for kept in self._kept.values():
+            if kept.process == NOBODY:
+                self._start(kept)
+        return True
+
+    @property
+    def _controller(self) -> SupervisedChild:
+        return self._kept[CONTROLLER]
+
+    def _start(self, kept: SupervisedChild) -> None:
+        kept.start(time.monotonic(), self._fork)
+
+    def _fork(self, child: Child, record: ChildRecord) -> int:
+        """Fork a child; returns its pid. Raises OSError when the machine cannot."""
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             pid = os.fork()
-        except OSError as error:
-            log.error("cannot start a controller: %s", error)
-            return
-        if pid == 0:
-            status, spans = 1, None
-            try:
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                self._release()
-                config = self._config()
-                spans = tracing_setup.start_tracing(config, self._block.boot_id, "controller")
-                status = run(self._block, config, self._me, spans.wrap_steps if spans else _as_it_is)
-            except BaseException:
-                log.exception("controller pid=%d leaves", os.getpid())
-            finally:
-                if spans is not None:
-                    spans.close()
-                os._exit(status)
-        self._controller = Identity(pid, process.identify(pid).started)
-        self._observability = self._config().observability
-        self._beat, self._looked_at = (0, 0.0), self._spawned_at[-1]
-        self.superseded = False
-
-    def _may_spawn(self) -> bool:
-        return len(self._spawned_at) < SPAWNS or time.monotonic() - self._spawned_at[0] >= SPAWNS_SECONDS
+            if pid == 0:
+                become(child, record, Inheritance(self._block, self._config(), self._me, self._release))
+            return pid
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def wait_until_formed(self) -> bool:
         """Wait until the first state is formed, so that ready means ready; False when it is not in time."""
@@ -105,80 +115,155 @@ class Supervisor:
                 return True
         return False
 
+    # -- called from the arbiter's loop: nothing may raise -----------------------------------------------------------
+
     def reap(self, respawn: bool) -> None:
-        """Notice that the controller has died, and respawn it unless it was superseded or the server is stopping."""
-        if self._controller == NOBODY:
+        """Notice which children have ended, and start those again that should run, unless the server is stopping."""
+        for kept in list(self._kept.values()):
+            _guarded(lambda kept=kept: self._reap(kept, respawn))  # type: ignore[misc] # mypy infers no default
+
+    def _reap(self, kept: SupervisedChild, respawn: bool) -> None:
+        now = time.monotonic()
+        kept.kill_if_late(now)
+        ended = kept.reap(now)
+        if ended is None:
             return
-        try:
-            pid, status = os.waitpid(self._controller.pid, os.WNOHANG)
-        except ChildProcessError:
-            pid, status = self._controller.pid, 0
-        if pid == 0:
+        pid, reason, status = ended
+        if kept.is_removed:
+            self._forget(kept)
+        elif not respawn:
             return
-        self._controller = NOBODY
-        if not respawn:
-            return
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == SUPERSEDED:
-            self.superseded = True
-            self._superseded_at = time.monotonic()
-            log.info("the controller of a newer arbiter has taken over")
-            return
-        log.warning("controller pid=%d died (status %d) and is respawned", pid, status)
-        if self._may_spawn():
-            self.spawn()
+        elif kept is self._controller and self._was_superseded(status):
+            self._stand_back(now)
+        elif reason is Reason.FINISHED:
+            kept.is_finished = True
+            log.info("%s pid=%d has finished", kept.name, pid)
+        else:
+            if reason in (Reason.REPLACED, Reason.SUPERSEDED):
+                kept.due = now
+            else:
+                log.warning("%s pid=%d died (status %d) and is respawned", kept.name, pid, status or 0)
+            if now >= kept.due and not self.superseded:
+                self._start(kept)
 
     def watch(self) -> None:
-        """Kill a controller that is silent; spawn one where there is none and none is to be expected.
+        """Look after every child: start what is due, kill what is silent, too large, or late to end."""
+        if self.superseded:
+            _guarded(self._take_back)
+        for kept in list(self._kept.values()):
+            _guarded(lambda kept=kept: self._watch(kept))  # type: ignore[misc] # mypy infers no default
 
-        Calls `on_taken_back` when this arbiter takes the controller back from a newer one that has gone.
-        """
-        vitals = self._block.region("vitals")
-        if self._controller == NOBODY:
-            newer = Identity(int(vitals.arbiter_pid), int(vitals.arbiter_started))
-            unsigned = newer == self._me and time.monotonic() - self._superseded_at < SIGNING_SECONDS
-            if self.superseded and (unsigned or (newer.alive and newer != self._me)):
-                return
-            if not self._may_spawn():
-                return
-            taken_back = self.superseded
-            self.spawn()
-            if taken_back:
-                self._on_taken_back()
-            return
-        if not self._controller.started:  # there was no descriptor to look it up with
-            self._controller = Identity(self._controller.pid, process.identify(self._controller.pid).started)
+    def _watch(self, kept: SupervisedChild) -> None:
         now = time.monotonic()
-        beat, silent_seconds = self._beat
-        silent_seconds += min(now - self._looked_at, LOOK_SECONDS_MAX)
-        self._looked_at = now
-        if int(vitals.heartbeat_ns) != beat:
-            self._beat = (int(vitals.heartbeat_ns), 0.0)
-            return
-        self._beat = (beat, silent_seconds)
-        if silent_seconds > SILENCE_SECONDS:
-            log.error("controller pid=%d is silent and is killed", self._controller.pid)
-            process.kill(self._controller)
-            self._beat = (0, 0.0)
+        if kept.process != NOBODY:
+            kept.look(now)
+        elif kept.may_start and now >= kept.due and not self.superseded:
+            self._start(kept)
 
-    def reload(self) -> None:
-        """Replace a controller that logs in another way than is configured now; nothing else of the configuration
-        reaches it otherwise than through the block.
+    def seconds_to_next_look(self) -> float:
+        """Return in how many seconds some child has to be started after its back-off, or killed when late to end."""
+        times = [kept.wake_at for kept in self._kept.values() if kept.process != NOBODY or not self.superseded]
+        return max(0.0, min((at for at in times if at is not None), default=float("inf")) - time.monotonic())
+
+    # -- an upgrade: two arbiters agree on one controller ------------------------------------------------------------
+
+    def _was_superseded(self, status: int | None) -> bool:
+        """Return whether a controller that ended with this wait status left because of a newer one. Where Gunicorn has
+        reaped it, the vitals tell.
         """
-        if self._controller != NOBODY and self._config().observability != self._observability:
-            self.end()
-            self.spawn()
+        if status is None:
+            newer = self._arbiter_in_vitals()
+            return newer not in (NOBODY, self._me) and newer.alive
+        return os.WIFEXITED(status) and os.WEXITSTATUS(status) == SUPERSEDED
+
+    def _stand_back(self, now: float) -> None:
+        """Leave the block to the newer arbiter: end all other children."""
+        self.superseded, self._superseded_at = True, now
+        log.info("the controller of a newer arbiter has taken over")
+        for kept in self._kept.values():
+            kept.end(now, Reason.SUPERSEDED)
+
+    def _take_back(self) -> None:
+        """Start all children again when the newer arbiter has gone."""
+        now, newer = time.monotonic(), self._arbiter_in_vitals()
+        is_unsigned = newer == self._me and now - self._superseded_at < SIGNING_SECONDS
+        if is_unsigned or (newer.alive and newer != self._me) or now < self._controller.due:
+            return
+        self.superseded = False
+        for kept in self._kept.values():
+            kept.due = now
+        self._start(self._controller)
+        self._on_taken_back()
+
+    def _arbiter_in_vitals(self) -> Identity:
+        vitals = self._block.region("vitals")
+        return Identity(int(vitals.arbiter_pid), int(vitals.arbiter_started))
+
+    # -- reload and end ----------------------------------------------------------------------------------------------
+
+    def reload(self, children: Sequence[Child]) -> None:
+        """Keep these children from now on: replace those whose settings or access differ, end those that are gone,
+        start those that are new. Raises ValueError as the constructor does, and changes nothing then.
+        """
+        wanted, now = _by_name(children), time.monotonic()
+        for name, kept in list(self._kept.items()):
+            if name not in wanted:
+                self._remove(kept, now)
+                continue
+            child = wanted.pop(name)
+            differs = (kept.child.settings, kept.child.access) != (child.settings, child.access)
+            kept.child = child
+            if differs or kept.is_removed:
+                kept.is_removed = kept.is_finished = False
+                kept.due = now
+                kept.end(now, Reason.REPLACED)
+        for name, child in wanted.items():
+            self._kept[name] = self._keep(child)
+        self.watch()
+
+    def _remove(self, kept: SupervisedChild, now: float) -> None:
+        kept.is_removed = True
+        kept.end(now, Reason.ENDED)
+        if kept.process == NOBODY:
+            self._forget(kept)
+
+    def _forget(self, kept: SupervisedChild) -> None:
+        kept.record.release()
+        del self._kept[kept.name]
 
     def end(self) -> None:
-        """End the controller, in order if it can."""
-        controller, self._controller = self._controller, NOBODY  # its death is no news to `reap`
-        if not controller.alive:
-            return
-        os.kill(controller.pid, signal.SIGTERM)
-        deadline = time.monotonic() + 1
-        while time.monotonic() < deadline and os.waitpid(controller.pid, os.WNOHANG) == (0, 0):
+        """End all children: told at once, waited for together, killed when they are late. What even that does not end
+        dies with the arbiter.
+        """
+        give_up_at = time.monotonic() + 2 * END_SECONDS_MAX
+        for kept in self._kept.values():
+            kept.end(time.monotonic(), Reason.ENDED)
+        while time.monotonic() < give_up_at:
+            for kept in self._kept.values():
+                kept.kill_if_late(time.monotonic())
+                kept.reap(time.monotonic())
+            if all(kept.process == NOBODY for kept in self._kept.values()):
+                return
             time.sleep(0.005)
-        process.kill(controller)
+
+    def states(self) -> dict[str, ChildState]:
+        """Return the state of each child by its name. Any process that the arbiter has forked may ask."""
+        return self._table.states()
 
 
-def _as_it_is(_controller: Controller) -> None:
-    """Nobody watches this controller."""
+def _by_name(children: Sequence[Child]) -> dict[str, Child]:
+    """Return the children by name. Raises ValueError when a name stands twice, or when there are too many."""
+    by_name = {child.name: child for child in children}
+    if len(by_name) != len(children):
+        raise ValueError(f"children of the same name: {', '.join(sorted(child.name for child in children))}")
+    if len(by_name) > CHILDREN_MAX:
+        raise ValueError(f"{len(by_name)} children, expected at most {CHILDREN_MAX}")
+    return by_name
+
+
+def _guarded(step: Callable[[], None]) -> None:
+    """Do one step for one child; what goes wrong is logged, and tried again at the next look."""
+    try:
+        step()
+    except Exception:
+        log.exception("a child cannot be looked after now")

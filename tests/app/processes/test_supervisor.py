@@ -1,97 +1,450 @@
-"""The supervisor judges a controller by looks of its own. With real servers: tests/app/test_server.py."""
+"""The supervisor and its children: real forks of this process. With real servers: test_children.py, test_server.py."""
 
+import faulthandler
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
+import psutil
 import pytest
 
-from app.processes import supervisor
-from app.processes.supervisor import SPAWNS, SPAWNS_SECONDS, Supervisor
+from app.processes import supervised_child, supervisor
+from app.processes.child import Access, Child, ChildContext
+from app.processes.controller_child import controller_child
+from app.processes.respawn import BURST, BURST_SECONDS
+from app.processes.supervisor import Supervisor
+from core.settings.config import Config
 from shm import process
 from testing.block_fixture import Formed
-from testing.eventually import HANG_SECONDS
+from testing.eventually import eventually
+
+MB = 1_000_000
 
 
-class Watched:
-    """A supervisor with a controller that has just beaten, at a time that the test sets."""
+class Kept:
+    """A supervisor on a formed block, whose arbiter's loop is played by `turn`; a controller that only beats."""
 
-    def __init__(self, child: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch) -> None:
-        self.child = child
-        self.now = 1000.0
-        monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: self.now))
-        vitals = SimpleNamespace(heartbeat_ns=1)
-        block: Any = SimpleNamespace(region=lambda _name: vitals)
-        config: Any = SimpleNamespace(observability=None)
-        self.supervisor = Supervisor(block, lambda: config, lambda: None, lambda: None)
-        self.supervisor._controller = process.identify(child.pid)
-        self.look(0.0)
+    def __init__(self, children: list[Child]) -> None:
+        self.formed = Formed()
+        self.config = Config()
+        self.taken_back = 0
+        self.supervisor = Supervisor(
+            self.formed.block, [_controller(), *children], lambda: self.config, lambda: None, self._on_taken_back
+        )
 
-    def look(self, later: float) -> None:
-        """Look, so many seconds after the last time."""
-        self.now += later
+    def _on_taken_back(self) -> None:
+        self.taken_back += 1
+
+    def turn(self) -> None:
+        """Do what the arbiter's loop does in one turn."""
+        self.supervisor.reap(respawn=True)
         self.supervisor.watch()
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Turn the loop until something holds."""
+
+        def turned() -> object:
+            self.turn()
+            return condition()
+
+        eventually(turned)
+
+    def pid(self, name: str = "child") -> int:
+        """Return the pid of a child, 0 while it does not run."""
+        return self.supervisor.states()[name].pid
+
+    def starts(self, name: str = "child") -> int:
+        """Return how often a child was started."""
+        return self.supervisor.states()[name].starts
+
+    def reason(self, name: str = "child") -> str:
+        """Return why a child ended last."""
+        return self.supervisor.states()[name].reason
+
+    def close(self) -> None:
+        """End the children and close the block."""
+        self.supervisor.end()
+        assert [state.pid for state in self.supervisor.states().values() if state.pid] == []
+        self.formed.close()
 
 
 @pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
-    """Watch a process that does nothing."""
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as child:
-        yield Watched(child, monkeypatch)
-        child.kill()
+def keep() -> Iterator[Callable[..., Kept]]:
+    """Make supervisors whose children are started, and end them afterwards."""
+    made: list[Kept] = []
+
+    def make(*children: Child) -> Kept:
+        kept = Kept(list(children))
+        made.append(kept)
+        assert kept.supervisor.spawn()
+        return kept
+
+    yield make
+    for kept in made:
+        kept.close()
 
 
-def test_a_controller_that_is_silent_for_two_looks_of_a_second_is_killed(watched: Watched) -> None:
-    """The second look without a beat ends it."""
-    watched.look(1.0)
-    assert watched.child.poll() is None
-
-    watched.look(1.0)
-
-    assert watched.child.wait(HANG_SECONDS) == -signal.SIGKILL
+def wait_for_end(context: ChildContext) -> int:
+    """Run until told to end."""
+    while not context.wait(60):
+        pass
+    return 0
 
 
-def test_many_looks_after_a_freeze_are_no_silence(watched: Watched) -> None:
-    """The arbiter, too, stood still, and is woken by each of its children that went on; only then does time count."""
-    watched.look(5.0)
+def _controller(run: Callable[[ChildContext], int] = wait_for_end) -> Child:
+    return Child("controller", run, Access.write("vitals"), silence_seconds=600)
+
+
+def test_a_child_runs_beats_and_ends_when_told(keep: Callable[..., Kept]) -> None:
+    """It is a process of its own; told to end it exits with its own status, and is not started again."""
+    kept = keep(Child("child", wait_for_end, silence_seconds=0.4))
+    pid = kept.pid()
+
+    deadline = time.monotonic() + 1.5
+    while time.monotonic() < deadline:  # several silences long
+        kept.turn()
+        time.sleep(0.01)
+
+    assert kept.pid() == pid != os.getpid()
+    kept.supervisor.end()
+    assert kept.supervisor.states()["child"] == (0, 1, "ended", 0)
+
+
+@pytest.mark.parametrize(
+    ("number", "reason", "status"), [(signal.SIGKILL, "killed", -9), (signal.SIGTERM, "exited", 0)]
+)
+def test_a_child_that_dies_is_respawned_at_once(
+    keep: Callable[..., Kept], number: signal.Signals, reason: str, status: int
+) -> None:
+    """In the very turn of the loop that notices its death. A signal right after the fork is not lost."""
+    kept = keep(Child("child", wait_for_end))
+    first = kept.pid()
+
+    os.kill(first, number)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+    kept.supervisor.reap(respawn=True)
+
+    assert kept.pid() not in (0, first)
+    assert kept.supervisor.states()["child"][1:] == (2, reason, status)
+
+
+def test_a_child_that_raises_is_logged_with_its_name_and_respawned(keep: Callable[..., Kept], tmp_path: Path) -> None:
+    """An exception ends the child with status 1, never the arbiter."""
+    flag = tmp_path / "raised"
+
+    def raise_once(context: ChildContext) -> int:
+        if flag.exists():
+            return wait_for_end(context)
+        flag.touch()
+        raise RuntimeError("broken")
+
+    kept = keep(Child("child", raise_once))
+    kept.until(lambda: kept.starts() == 2)
+
+    assert kept.supervisor.states()["child"][2:] == ("exited", 1)
+
+
+def test_a_child_that_hangs_is_killed_and_respawned(
+    keep: Callable[..., Kept], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Stopped or in an endless loop, it does not beat."""
+
+    def hang(_context: ChildContext) -> int:
+        signal.pause()
+        return 0
+
+    kept = keep(Child("child", hang, silence_seconds=0.2))
+    first = kept.pid()
+    kept.until(lambda: kept.starts() == 2)
+
+    assert kept.reason() == "silent"
+    assert f"child pid={first} is silent and is killed" in caplog.text
+    assert f"child pid={first} died (status 9) and is respawned" in caplog.text
+
+
+def test_a_child_that_outgrows_its_limit_is_killed_and_respawned(
+    keep: Callable[..., Kept], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anonymous memory counts; the page cache and shared memory do not."""
+    monkeypatch.setattr(supervised_child, "MEMORY_LOOK_SECONDS", 0.05)
+    limit = psutil.Process().memory_info().rss + 100 * MB
+
+    def grow(context: ChildContext) -> int:
+        held = bytearray(b"x") * (limit + 100 * MB)
+        wait_for_end(context)
+        return len(held)
+
+    kept = keep(Child("child", grow, memory_size_max=limit), Child("small", wait_for_end, memory_size_max=limit))
+    kept.until(lambda: kept.starts() == 2)
+
+    assert kept.reason() == "memory"
+    assert kept.supervisor.states()["small"][1:] == (1, "none", 0)
+
+
+def test_a_child_that_exits_at_once_is_started_after_growing_delays(
+    keep: Callable[..., Kept], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once after the first death, then after 0.1 s, doubled up to 30 s; anew after it has lived for a minute."""
+    now = 1000.0
+    monkeypatch.setattr(
+        supervisor, "time", SimpleNamespace(monotonic=lambda: now, sleep=time.sleep)
+    )  # the controller's silence is measured by this clock, too
+    kept = keep(Child("child", lambda _context: 0))
+    delays = []
+    for _ in range(12):
+        os.waitid(os.P_PID, kept.pid(), os.WEXITED | os.WNOWAIT)
+        died = now
+        kept.supervisor.reap(respawn=True)
+        while not kept.pid():
+            now += kept.supervisor.seconds_to_next_look()
+            kept.supervisor.watch()
+        delays.append(round(now - died, 3))
+
+    assert delays == [0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30, 30]
+    os.waitid(os.P_PID, kept.pid(), os.WEXITED | os.WNOWAIT)
+    now += 60
+    kept.supervisor.reap(respawn=True)
+    assert kept.pid()
+
+
+def test_a_child_that_runs_once_is_finished_by_status_0_only(keep: Callable[..., Kept], tmp_path: Path) -> None:
+    """A migration that fails is tried again; one that is done is done."""
+    flag = tmp_path / "failed"
+
+    def fail_once(_context: ChildContext) -> int:
+        done = flag.exists()
+        flag.touch()
+        return 0 if done else 3
+
+    kept = keep(Child("child", fail_once, once=True))
+    kept.until(lambda: kept.reason() == "finished")
+    for _ in range(20):
+        kept.turn()
+
+    assert kept.supervisor.states()["child"] == (0, 2, "finished", 0)
+    assert kept.supervisor.seconds_to_next_look() == float("inf")
+
+
+def test_a_reload_replaces_children_whose_settings_differ_only(
+    keep: Callable[..., Kept], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The new one starts when the old one is gone; new names are started, missing ones ended and forgotten."""
+    kept = keep(Child("same", wait_for_end, settings=[1]), Child("child", wait_for_end), Child("gone", wait_for_end))
+    same, changed = kept.pid("same"), kept.pid()
+
+    kept.supervisor.reload(
+        [_controller(), Child("same", wait_for_end, settings=[1]), Child("child", wait_for_end, settings=2),
+         Child("new", wait_for_end)]
+    )  # fmt: skip
+    kept.until(lambda: kept.pid() not in (0, changed) and "gone" not in kept.supervisor.states())
+
+    assert kept.pid("same") == same
+    assert kept.pid("new")
+    assert kept.supervisor.states()["child"][1:] == (2, "replaced", 0)
+    assert "died" not in caplog.text
+
+
+def test_a_reload_does_not_wait_for_a_child_that_does_not_end(
+    keep: Callable[..., Kept], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is killed when it is late; until then there is no second one."""
+
+    def defy(context: ChildContext) -> int:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            context.beat()
+            time.sleep(0.01)
+
+    monkeypatch.setattr(supervisor, "END_SECONDS_MAX", 0.3)
+    kept = keep(Child("child", defy))
+    first = kept.pid()
+    time.sleep(0.2)  # it has said that it ignores the signal
+
+    began = time.monotonic()
+    kept.supervisor.reload([_controller(), Child("child", wait_for_end, settings="other")])
+    assert time.monotonic() - began < 0.2
+    kept.turn()
+    assert kept.pid() == first
+    kept.until(lambda: kept.pid() not in (0, first))
+
+    assert kept.supervisor.states()["child"][1:] == (2, "replaced", -signal.SIGKILL)
+
+
+def test_a_reload_starts_a_child_in_its_back_off(keep: Callable[..., Kept]) -> None:
+    """Other settings are another chance."""
+    kept = keep(Child("child", lambda _context: 1))
+    kept.until(lambda: kept.starts() > 5)
+    kept.until(lambda: not kept.pid())
+
+    kept.supervisor.reload([_controller(), Child("child", wait_for_end, settings="other")])
+
+    assert kept.pid()
+
+
+def test_nothing_is_started_in_a_server_that_stops(keep: Callable[..., Kept]) -> None:
+    """Not a child that dies meanwhile, and not one in its back-off; `end` takes no longer for either."""
+    kept = keep(Child("child", wait_for_end), Child("failing", lambda _context: 1))
+    kept.until(lambda: kept.starts("failing") > 3 and not kept.pid("failing"))
+
+    os.kill(kept.pid(), signal.SIGKILL)
+    os.waitid(os.P_PID, kept.pid(), os.WEXITED | os.WNOWAIT)
+    kept.supervisor.reap(respawn=False)
+    assert kept.pid() == 0
+    began = time.monotonic()
+    kept.supervisor.end()
+
+    assert time.monotonic() - began < 1
+    assert kept.starts() == 1
+
+
+def test_children_without_access_cannot_read_the_block_and_readers_cannot_write_it(
+    keep: Callable[..., Kept],
+) -> None:
+    """The kernel ends whoever tries; a reader's facade works."""
+    kept: Kept
+
+    def read(_context: ChildContext) -> int:
+        faulthandler.disable()  # pytest's would print the stack
+        return kept.formed.block.memory[0] & 0
+
+    def write(_context: ChildContext) -> int:
+        faulthandler.disable()
+        kept.formed.block.memory[0] = 0
+        return 0
+
+    def look(context: ChildContext) -> int:
+        assert context.memory is not None
+        return int(context.memory.state().accepted + 40) if context.memory.position else 1
+
+    kept = Kept([])
+    kept.formed.accept()
+    kept.formed.accept()
+    kept.supervisor.reload(
+        [_controller(), Child("none", read), Child("writer", write, Access.READ), Child("reader", look, Access.READ)]
+    )
+    kept.until(lambda: all(kept.reason(name) != "none" for name in ("none", "writer", "reader")))
+
+    states = kept.supervisor.states()
+    assert [states[name].status for name in ("none", "writer", "reader")] == [-signal.SIGSEGV, -signal.SIGSEGV, 42]
+    kept.close()
+
+
+def test_what_cannot_be_kept_is_refused() -> None:
+    """Names, limits and columns that do not exist, two of one name."""
+    for bad in ({"name": "Two Words"}, {"name": "x", "silence_seconds": 0}, {"name": "x", "memory_size_max": -1}):
+        with pytest.raises(ValueError, match="expected"):
+            Child(run=wait_for_end, **bad)
+    with pytest.raises(ValueError, match="nonsense"):
+        Access.write("vitals", "nonsense")
+    with pytest.raises(ValueError, match="same name"):
+        Kept([Child("twice", wait_for_end), Child("twice", wait_for_end)])
+
+
+# -- the controller --------------------------------------------------------------------------------------------------
+
+
+def test_many_looks_after_a_freeze_are_no_silence(keep: Callable[..., Kept], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arbiter stood still, too, and is woken by each of its children that went on; only then does time count."""
+    now = 1000.0
+    monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: now, sleep=time.sleep))
+
+    def pause(_context: ChildContext) -> int:
+        signal.pause()
+        return 0
+
+    kept = keep(Child("child", pause, silence_seconds=1.0))
+    child = process.identify(kept.pid())
+    kept.supervisor.watch()
+    now += 5
     for _ in range(100):
-        watched.look(0.001)
+        now += 0.001
+        kept.supervisor.watch()
+    assert child.alive
+    now += 1
 
-    assert watched.child.poll() is None
-    watched.look(1.0)
-    assert watched.child.wait(HANG_SECONDS) == -signal.SIGKILL
+    kept.supervisor.watch()
+
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert not child.alive
 
 
 def test_a_controller_that_cannot_live_is_respawned_five_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """At once while there were fewer within a second, and then no sooner than that second is over, at each look."""
-    formed, now, spawned = Formed(), 1000.0, 0
+    now = 1000.0
+    monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: now, sleep=time.sleep))
+    formed, config = Formed(), Config()
+    kept = Supervisor(formed.block, [_controller(lambda _context: 1)], lambda: config, lambda: None, lambda: None)
 
-    def die() -> None:
-        os._exit(1)
+    def starts_until_rest() -> int:
+        before = kept.states()["controller"].starts
+        while pid := kept.states()["controller"].pid:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            kept.reap(respawn=True)
+        return kept.states()["controller"].starts - before
 
-    def until_rest() -> int:
-        """Let every controller die until none is spawned any more; return how many there were."""
-        nonlocal spawned
-        before = spawned
-        while keeper._controller.pid and spawned - before <= SPAWNS:
-            os.waitid(os.P_PID, keeper._controller.pid, os.WEXITED | os.WNOWAIT)
-            spawned += 1
-            keeper.reap(respawn=True)
-        return spawned - before
-
-    monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: now))
-    config: Any = SimpleNamespace(observability=None)
-    keeper = Supervisor(formed.block, lambda: config, die, lambda: None)
-    keeper.spawn()
-    assert until_rest() == SPAWNS
+    kept.spawn()
+    assert 1 + starts_until_rest() == BURST
     for _ in range(100):
-        keeper.watch()
-    assert until_rest() == 0
-    now += SPAWNS_SECONDS
-    keeper.watch()
-    assert until_rest() == SPAWNS
+        kept.watch()
+    assert starts_until_rest() == 0
+    now += BURST_SECONDS
+    kept.watch()
+    assert 1 + starts_until_rest() == BURST
+    formed.close()
+
+
+def test_children_of_a_superseded_arbiter_end_and_come_back_with_its_controller(
+    keep: Callable[..., Kept],
+) -> None:
+    """Two arbiters on one block: the real controllers decide, by their epochs, which one has children."""
+    formed, config = Formed(), Config(dimension=16, capacity=50)
+    taken_back: list[int] = []
+    child = Child("child", wait_for_end)
+    old = Supervisor(
+        formed.block, [controller_child(formed.block, config), child], lambda: config, lambda: None,
+        lambda: taken_back.append(1),
+    )  # fmt: skip
+    assert old.spawn()
+    eventually(lambda: formed.block.region("vitals").arbiter_pid == os.getpid())
+    first = old.states()["child"].pid
+
+    newer = os.fork()
+    if newer == 0:
+        try:
+            supervised = Supervisor(
+                formed.block, [controller_child(formed.block, config), child], lambda: config, lambda: None,
+                lambda: None,
+            )  # fmt: skip
+            supervised.spawn()
+            while True:
+                signal.pause()
+        finally:
+            os._exit(1)
+
+    def turned(condition: Callable[[], object]) -> None:
+        def turn() -> object:
+            old.reap(respawn=True)
+            old.watch()
+            return condition()
+
+        eventually(turn)
+
+    turned(lambda: old.states()["child"].pid == 0)
+    assert old.superseded
+    assert (old.states()["child"].reason, old.states()["controller"].status) == ("superseded", 9)
+    eventually(lambda: formed.block.region("vitals").arbiter_pid == newer)
+    for _ in range(20):
+        old.watch()
+    assert old.states()["child"].pid == 0
+    os.kill(newer, signal.SIGKILL)
+    os.waitpid(newer, 0)
+
+    turned(lambda: old.states()["child"].pid and old.states()["controller"].pid)
+
+    assert old.states()["child"].pid != first
+    assert taken_back == [1]
+    old.end()
     formed.close()

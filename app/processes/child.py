@@ -1,0 +1,186 @@
+"""A supervised child of the arbiter: what it is declared as, what it is handed, and how it begins after the fork.
+
+Owns: the access of children to the block. Together with app/main.py and app/server.py this is the only place that hands
+the block on. A child with `Access.NONE` cannot read it and one with `Access.READ` cannot write it: their mapping is
+protected by the kernel, so a stray pointer in a library ends that child and nothing else. A child with `Access.write`
+keeps the writable mapping; what it may change there is what it declares.
+
+Invariants: a child dies with its arbiter (PR_SET_PDEATHSIG; `wait` also looks who its parent is). It answers SIGTERM
+only, which makes `wait` return True: a terminal sends SIGINT and its like to the whole group, and only the arbiter ends
+a child. It never returns into the arbiter's code.
+"""
+
+import logging
+import os
+import re
+import select
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from types import FrameType
+from typing import ClassVar, Final, NoReturn, Self
+
+from app.processes.child_table import NAME_SIZE_MAX, ChildRecord
+from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
+from core.memory_view import MemoryView
+from core.settings.config import Config
+from shm import process
+from shm.block import Block
+from shm.layout import NO_ROW, REGIONS
+from shm.process import Identity
+
+CONTROLLER: Final = "controller"
+# Blocked from the fork until the child has its own handlers: the arbiter's, which it inherits, only queue a signal.
+SIGNALS: Final = (
+    signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2,
+)  # fmt: skip
+_NAME: Final = re.compile(rf"[a-z][a-z0-9_-]{{0,{NAME_SIZE_MAX - 1}}}")
+_BEATS_PER_SILENCE: Final = 4  # while a child waits, it beats this often within the silence that it is allowed
+
+log = logging.getLogger("mlsdm.server")
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a child may do with the block: nothing, read it, or write the regions `columns` of the layout table too."""
+
+    reads: bool = False
+    columns: tuple[str, ...] = ()
+
+    NONE: ClassVar["Access"]
+    READ: ClassVar["Access"]
+
+    @classmethod
+    def write(cls, *columns: str) -> Self:
+        """Return the access of a child that writes these regions. Raises ValueError for one that does not exist."""
+        unknown = [column for column in columns if column not in REGIONS]
+        if unknown or not columns:
+            raise ValueError(
+                f"write access to {', '.join(unknown) or 'nothing'}: expected some of {', '.join(REGIONS)}"
+            )
+        return cls(reads=True, columns=columns)
+
+
+Access.NONE = Access()
+Access.READ = Access(reads=True)
+
+
+@dataclass(frozen=True)
+class Child:
+    """One supervised process.
+
+    `run` is called in the child, after the fork; it returns the exit status. A child that has not beaten for
+    `silence_seconds` is killed and started again, and so is one with more than `memory_size_max` bytes of anonymous
+    memory, 0 for no limit; what it shares with the arbiter since the fork, some 30 MB, is counted. With `once` the exit
+    status 0 ends it for good. A reload replaces a child whose `settings` or `access` differ.
+    """
+
+    name: str
+    run: Callable[["ChildContext"], int]
+    access: Access = Access.NONE
+    silence_seconds: float = 30.0
+    memory_size_max: int = 0
+    once: bool = False
+    settings: object = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what no supervisor can keep."""
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"the child's name {self.name!r}: expected {_NAME.pattern}")
+        if self.silence_seconds <= 0 or self.memory_size_max < 0:
+            raise ValueError(f"child {self.name}: expected silence_seconds > 0 and memory_size_max ≥ 0")
+
+
+class ChildContext:
+    """What a child is handed. `memory` is None unless its access is to read; `arbiter` is its parent."""
+
+    def __init__(
+        self, child: Child, config: Config, memory: MemoryView | None, record: ChildRecord, arbiter: Identity
+    ) -> None:
+        self.name = child.name
+        self.config = config
+        self.memory = memory
+        self.arbiter = arbiter
+        self._record = record
+        self._beat_seconds = child.silence_seconds / _BEATS_PER_SILENCE
+        self._is_ending = False
+        self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGTERM, self._end)
+
+    def beat(self) -> None:
+        """Tell the supervisor that this child makes progress."""
+        self._record.beat()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait, beating, until the time is over or this child should end; return whether it should end."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self.beat()
+            if self._is_ending or os.getppid() != self.arbiter.pid:
+                return True
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            select.select([self._woken], [], [], min(left, self._beat_seconds))
+
+    def _end(self, _signal: int, _frame: FrameType | None) -> None:
+        self._is_ending = True
+        with suppress(BlockingIOError):  # woken often enough already
+            os.write(self._wake, b"\0")
+
+
+@dataclass(frozen=True)
+class Inheritance:
+    """What a child gets from its arbiter by the fork. `release` closes what only the arbiter may hold."""
+
+    block: Block
+    config: Config
+    arbiter: Identity
+    release: Callable[[], None]
+
+
+def become(child: Child, record: ChildRecord, inherited: Inheritance) -> NoReturn:
+    """Be the child. To be called after the fork, with SIGNALS blocked."""
+    status = 1
+    try:
+        process.die_with_parent(inherited.arbiter.pid)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for ignored in SIGNALS:
+            if ignored != signal.SIGTERM:  # to ignore it, even for a moment, would discard one that is pending
+                signal.signal(ignored, signal.SIG_IGN)
+        inherited.release()
+        memory = _hand_on(inherited.block, child.access)
+        context = ChildContext(child, inherited.config, memory, record, inherited.arbiter)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        if child.name != CONTROLLER:  # its logger is its own
+            _name_log_lines(child.name)
+        status = int(child.run(context)) & 0xFF
+    except BaseException:
+        log.exception("%s pid=%d leaves", child.name, os.getpid())
+    finally:
+        os._exit(status)
+
+
+def _hand_on(block: Block, access: Access) -> MemoryView | None:
+    """Reduce this process's mapping of the block to `access`; return the facade to read it by, if it may be read."""
+    if access.columns:
+        block.bind(os.getpid(), NO_ROW, LOCK_WAIT_MILLISECONDS.value // 4, VECTOR_NORM.value)
+    else:
+        block.restrict(readable=access.reads)
+        block.bind(os.getpid(), NO_ROW, 0, VECTOR_NORM.value)  # it only looks, and never takes the lock
+    return MemoryView(block) if access.reads else None
+
+
+def _name_log_lines(name: str) -> None:
+    """Have every log line of this process carry the member `child`."""
+    make = logging.getLogRecordFactory()
+
+    def make_named(*arguments: object, **named: object) -> logging.LogRecord:
+        record = make(*arguments, **named)
+        record.child = name
+        return record
+
+    logging.setLogRecordFactory(make_named)

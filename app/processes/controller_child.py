@@ -1,0 +1,36 @@
+"""The controller as a supervised child: the first one, with write access to the block."""
+
+from typing import Final
+
+from app.processes.child import CONTROLLER, Access, Child, ChildContext
+from app.telemetry import tracing_setup
+from core.controller.controller import Controller, run
+from core.settings.config import Config
+from shm.block import Block
+
+SILENCE_SECONDS: Final = 1.0
+# Everything but the rows of workers and the token buckets: it is the one that repairs.
+_WRITES: Final = (
+    "header", "lock", "commit", "states", "levels", "vitals", "command", "slots", "codes", "shadow", "vectors",
+    "payloads", "log", "receipts", "chains",
+)  # fmt: skip
+
+
+def controller_child(block: Block, config: Config) -> Child:
+    """Declare the controller of a block. A reload replaces it when it logs or traces in another way than before;
+    nothing else of the configuration reaches it otherwise than through the block.
+    """
+
+    def run_controller(context: ChildContext) -> int:
+        spans = tracing_setup.start_tracing(context.config, block.boot_id, CONTROLLER)
+        try:
+            return run(block, context.config, context.arbiter, spans.wrap_steps if spans else _without_spans)
+        finally:
+            if spans is not None:
+                spans.close()
+
+    return Child(CONTROLLER, run_controller, Access.write(*_WRITES), SILENCE_SECONDS, settings=config.observability)
+
+
+def _without_spans(_controller: Controller) -> None:
+    """Trace nothing."""

@@ -1,0 +1,168 @@
+"""One child as the arbiter keeps it: its process, its silence, its memory, its end.
+
+A child is absent (to be started at `due`), running, or ending (told by SIGTERM, killed at its deadline). Nothing here
+waits for anything: each method looks once and returns, because the arbiter's loop must go on.
+
+Silence is measured by the arbiter's own looks at a heartbeat that changes, not by comparing clocks: whoever was frozen
+together with its children must not take the time that nobody ran for silence.
+"""
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from app.processes.child import Child
+from app.processes.child_table import ChildRecord, Reason
+from app.processes.respawn import Respawn
+from shm import process
+from shm.process import NOBODY, Identity
+
+# How much the time between two looks counts at most; they are a second apart, or less. After a freeze the arbiter hears
+# of its children's stops and deaths all at once: many looks, in no time, at a child that has not run yet.
+LOOK_SECONDS_MAX: Final = 0.6
+MEMORY_LOOK_SECONDS: Final = 1.0
+
+log = logging.getLogger("mlsdm.server")
+
+
+class SupervisedChild:
+    """Keeps one child. `heartbeat` returns a number that changes while the child makes progress; `end_seconds` is how
+    long it may take to end in order.
+    """
+
+    def __init__(
+        self,
+        child: Child,
+        record: ChildRecord,
+        respawn: Respawn,
+        heartbeat: Callable[[], int],
+        end_seconds: float,
+    ) -> None:
+        self.child = child
+        self.record = record
+        self.process = NOBODY
+        self.due = 0.0  # when it may be started, while it is absent
+        self.is_finished = False  # it was to run once, and has
+        self.is_removed = False  # it is wanted no more, and forgotten when it has ended
+        self._respawn = respawn
+        self._heartbeat = heartbeat
+        self._end_seconds = end_seconds
+        self._killed_for = Reason.NONE  # why this arbiter ends the present process
+        self._kill_at: float | None = None  # when a process that was told to end is killed
+        self._beat: tuple[int, float] = (0, 0.0)  # the last one seen, and for how many seconds, by looks
+        self._looked_at = 0.0
+        self._memory_looked_at = 0.0
+
+    @property
+    def name(self) -> str:
+        """The name of the child."""
+        return self.child.name
+
+    @property
+    def may_start(self) -> bool:
+        """Whether it is to be started when it is absent and due."""
+        return not (self.is_finished or self.is_removed)
+
+    @property
+    def wake_at(self) -> float | None:
+        """When it needs a look that no signal announces; None when a look a second is enough."""
+        if self.process == NOBODY:
+            return self.due if self.may_start else None
+        return self._kill_at
+
+    def start(self, now: float, fork: Callable[[Child, ChildRecord], int]) -> None:
+        """Start it; when the machine cannot, it is due again later."""
+        self._respawn.started(now)
+        try:
+            pid = fork(self.child, self.record)
+        except OSError as error:
+            log.error("cannot start a %s: %s", self.name, error)
+            self.record.ended(Reason.NOT_STARTED, 0)
+            self.due = self._respawn.next_start(now)
+            return
+        self.process = Identity(pid, process.identify(pid).started)
+        self.record.started(pid)
+        self._killed_for, self._kill_at = Reason.NONE, None
+        self._beat, self._looked_at, self._memory_looked_at = (0, 0.0), now, now
+
+    def reap(self, now: float) -> tuple[int, Reason, int | None] | None:
+        """Return (pid, reason, wait status) of a process that has ended, None when there is none.
+
+        The wait status is None when Gunicorn's own reaping was faster.
+        """
+        if self.process == NOBODY:
+            return None
+        pid, status = self.process.pid, None
+        try:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended == 0:
+                return None
+        except ChildProcessError:
+            status = None
+        exit_status = 0 if status is None else os.waitstatus_to_exitcode(status)
+        reason = self._killed_for or (Reason.KILLED if exit_status < 0 else Reason.EXITED)
+        if self.child.once and exit_status == 0 and status is not None and reason is Reason.EXITED:
+            reason = Reason.FINISHED
+        self.record.ended(reason, exit_status)
+        self.process, self._kill_at = NOBODY, None
+        self.due = self._respawn.next_start(now)
+        return pid, reason, status
+
+    def look(self, now: float) -> None:
+        """Kill a running child that is silent or too large, and an ending one that is late."""
+        if not self.process.started:  # there was no descriptor to look it up with
+            self.process = Identity(self.process.pid, process.identify(self.process.pid).started)
+        if self._kill_at is not None:
+            self.kill_if_late(now)
+        elif self._silent_seconds(now) > self.child.silence_seconds:
+            log.error("%s pid=%d is silent and is killed", self.name, self.process.pid)
+            self._kill(Reason.SILENT)
+        elif self.child.memory_size_max and now - self._memory_looked_at >= MEMORY_LOOK_SECONDS:
+            self._memory_looked_at = now
+            size = _anonymous_size(self.process.pid)
+            if size > self.child.memory_size_max:
+                log.error(
+                    "%s pid=%d uses %.0f MB of anonymous memory, its limit is %.0f MB, and is killed",
+                    self.name, self.process.pid, size / 1e6, self.child.memory_size_max / 1e6,
+                )  # fmt: skip
+                self._kill(Reason.MEMORY)
+
+    def _silent_seconds(self, now: float) -> float:
+        beat, seconds = self._beat
+        seconds += min(now - self._looked_at, LOOK_SECONDS_MAX)
+        self._looked_at = now
+        newest = self._heartbeat()
+        self._beat = (newest, 0.0 if newest != beat else seconds)
+        return self._beat[1]
+
+    def _kill(self, reason: Reason) -> None:
+        self._killed_for = reason
+        process.kill(self.process)
+        self._beat = (self._beat[0], 0.0)
+
+    def end(self, now: float, reason: Reason) -> None:
+        """Tell it to end. It is killed when it has not after `end_seconds`; `reap` notices either."""
+        if self.process == NOBODY or self._kill_at is not None:
+            return
+        self._killed_for, self._kill_at = reason, now + self._end_seconds
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGTERM)
+
+    def kill_if_late(self, now: float) -> None:
+        """Kill a child that was told to end and has not in time."""
+        if self._kill_at is not None and now >= self._kill_at:
+            log.error("%s pid=%d does not end and is killed", self.name, self.process.pid)
+            process.kill(self.process)
+            self._kill_at = now + self._end_seconds  # it may have failed: there may be no descriptors
+
+
+def _anonymous_size(pid: int) -> int:
+    """Return the bytes of anonymous memory of a process, 0 when they cannot be read."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            return next((int(line.split()[1]) * 1024 for line in file if line.startswith(b"RssAnon:")), 0)
+    except OSError:
+        return 0
