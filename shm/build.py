@@ -1,11 +1,10 @@
-"""Builds the native core as `shm._native` (cffi, API mode).
+"""Build the native core as `shm._native` (cffi, API mode). setuptools runs it through setup.py.
 
-Its structures are generated from `shm.layout`; there is no other copy. One translation unit on purpose: the compiler
-sees the whole critical section, and every function but the API is static. `-ffp-contract=off` because the transition
-must equal the Python reference to the last bit; no `-march`, because one build serves every processor (the wide loops
-carry clones that the loader chooses from). `-fno-strict-aliasing` because a checksum reads as words what was written as
-doubles and halves of words: without it the compiler may, and GCC 12 does, read before it writes. Run by setuptools
-through setup.py.
+Invariants: the structures are generated from `shm.layout`; there is no other copy. All sources are one translation
+unit: the compiler sees the whole critical section, and every function that is not in api.h is static.
+`-ffp-contract=off`: the transition must equal the Python reference to the last bit. No `-march`: one build serves every
+processor, and the loader picks among the clones of the wide loops. `-fno-strict-aliasing`: a checksum reads as words
+what was written as doubles and as halves of words; without the option a compiler may reorder the two, and GCC 12 does.
 """
 
 import importlib.util
@@ -28,7 +27,7 @@ SOURCES = (
     "recall.c",
 )
 
-# By path: while the package is being built, `shm` may not be importable yet.
+# By path: while the package is being built, `shm` cannot be imported yet.
 _spec = importlib.util.spec_from_file_location("_mlsdm_layout", HERE / "layout.py")
 assert _spec is not None
 assert _spec.loader is not None

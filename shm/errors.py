@@ -1,20 +1,22 @@
-"""What the native core answers, as exceptions: one class for each status of `layout.STATUSES` but ok.
+"""Exceptions of native statuses: one class for each status of `layout.STATUSES` but ok.
 
-They say what happened to the block, not what a client should do about it; the HTTP layer gives each its status code. In
-every case but `Corrupt` and `Lost` the block is as it was before the call.
+Invariants: the class of a status is named like it, and its docstring is the message. It tells what happened to the
+block, not what a client should do about it: the HTTP layer gives each its status code. In every case but `Corrupt` and
+`Lost` the block is as it was before the call.
 """
 
+from collections.abc import Mapping
 from typing import Final, NoReturn
 
 from shm import layout
 
 
 class StoreError(Exception):
-    """The block did not do what it was asked to."""
+    """A native call did not do what it was asked to do."""
 
 
 class Busy(StoreError):
-    """The lock was not to be had in time; nothing happened."""
+    """The lock was not acquired in time; nothing happened."""
 
 
 class Stopped(StoreError):
@@ -26,15 +28,15 @@ class Stale(StoreError):
 
 
 class Corrupt(StoreError):
-    """A checksum did not hold; nothing was built on it."""
+    """A checksum does not match; the data was not used."""
 
 
 class Unknown(StoreError):
-    """That id was never given, or that position has not happened yet."""
+    """The id was never given, or the position has not happened yet."""
 
 
 class Gone(StoreError):
-    """That id or position was overwritten or deleted."""
+    """The memory or the log entry was overwritten or deleted."""
 
 
 class Unformed(StoreError):
@@ -42,7 +44,7 @@ class Unformed(StoreError):
 
 
 class Taken(StoreError):
-    """The command slot or the worker row belongs to somebody else."""
+    """The command slot or the worker row belongs to another process."""
 
 
 class NotFinite(StoreError):
@@ -50,15 +52,15 @@ class NotFinite(StoreError):
 
 
 class TooLong(StoreError):
-    """A vector's norm is above the limit."""
+    """The norm of a vector is above the limit."""
 
 
 class Lost(StoreError):
-    """The mutex itself is beyond repair."""
+    """The mutex is irrecoverable; the service has to be restarted."""
 
 
 class Reused(StoreError):
-    """That idempotency key came with another body."""
+    """The idempotency key came with another body before."""
 
 
 class Exhausted(StoreError):
@@ -70,19 +72,15 @@ CORRUPT: Final = layout.STATUSES.index("corrupt")
 TAKEN: Final = layout.STATUSES.index("taken")
 NOT_FINITE: Final = layout.STATUSES.index("not_finite")
 TOO_LONG: Final = layout.STATUSES.index("too_long")
-_ERRORS: Final = (
-    None, Busy, Stopped, Stale, Corrupt, Unknown, Gone, Unformed, Taken, NotFinite, TooLong, Lost, Reused,
-    Exhausted,
-)  # fmt: skip
-assert len(_ERRORS) == len(layout.STATUSES)
-assert all(
-    error is None or error.__name__.lower() == name.replace("_", "")
-    for error, name in zip(_ERRORS, layout.STATUSES, strict=True)
-)
+
+_BY_NAME: Final = {error.__name__: error for error in StoreError.__subclasses__()}
+ERRORS: Final[Mapping[int, type[StoreError]]] = {
+    status: _BY_NAME.pop(name.title().replace("_", "")) for status, name in enumerate(layout.STATUSES) if status != OK
+}
+assert not _BY_NAME, f"no status is named like {list(_BY_NAME)}"
 
 
 def raise_for(status: int) -> NoReturn:
-    """Raise the exception that stands for a native status other than ok."""
-    error = _ERRORS[status]
-    assert error is not None
+    """Raise the exception of a native status other than ok."""
+    error = ERRORS[status]
     raise error(error.__doc__)

@@ -1,31 +1,16 @@
-"""The layout of the shared block: one table of every shared byte, its type, its unit and its only writer.
+"""The layout of the shared block: one table of every shared byte, with its type, unit and only writer.
 
-The block is one memory region that every process of a server maps: arbiter, controller and workers. This file is its
-file-format specification. The C structures of the native core are generated from the records below when the extension
-is built, the documentation is printed from them, and a fingerprint of them stands in the header of each block, so that
-code and memory of different layouts can never meet. There is no second description to keep in step.
-
-Four rules hold everywhere:
-
-- Every field has one writer. `lock` is whoever holds the robust mutex; `row` is the worker that owns that row;
-  `creator` is the arbiter that made the block, before anybody else could see it. The one exception are the words of a
-  token bucket, which `anyone` may change, each by one compare-and-swap (shm/native/bucket.c). Where nobody can hold
-  the lock or trust what names the controller, the controller signs its vitals without it (mlsdm_vitals_write_unlocked).
-- Nothing is visible before the commit word says so. A transition from position p to p + 1 writes only what no reader
-  looks at while the word says p: the other state buffer, the other level buffer, the spare slot, the next log entry.
-  One 8-byte store then publishes all of it. The three fields that must change in place (a deletion mark, a worker's
-  tally and the head of a chain of receipts) are covered by the intent record.
-- What a reader builds on is guarded: records by a checksum, and the three words that must change by one store, the
-  commit word, a deletion mark and the head of a chain of receipts, by a check inside the word (`seal`).
-- Little-endian, naturally aligned, every record a multiple of 8 bytes and every region a multiple of 64 (one cache
-  line).
-
-A new slot field is one line here. Any change changes the fingerprint; a change of meaning without a change of shape
-must bump LAYOUT_VERSION.
-
-Rejected: NumPy structured arrays (about 1 µs for each field update), `multiprocessing.shared_memory` (its resource
-tracker unlinks a live segment when any attached process exits), a C header as the source (Python would have to parse
-it).
+Owns: the format. The C structures, the typed stubs and docs/layout.md are generated from the records below; their
+fingerprint in the header of each block keeps code and memory of different layouts apart.
+Invariants: (1) each field has one writer: `lock` is the process that holds the mutex, `row` the worker that owns the
+row, `creator` the arbiter that made the block, `anyone` a process that changes a token bucket by one compare-and-swap.
+(2) A transition from position p to p + 1 writes only what no reader reads while the commit word is p; one 8-byte store
+then publishes all of it. (3) Records carry a checksum, words that change by one store carry a check inside (`seal`).
+(4) Little-endian, naturally aligned; records are multiples of 8 bytes, regions begin on a cache line of 64.
+A new field is one line here. A change of meaning without a change of shape must bump LAYOUT_VERSION.
+Rejected: NumPy structured arrays (1 µs for each field update), `multiprocessing.shared_memory` (its resource tracker
+unlinks a live segment when an attached process exits), a C header as the source (Python would have to parse it).
+docs/design/crash-safety.md says which fields change in place and how.
 """
 
 import hashlib
@@ -68,9 +53,7 @@ class Field:
 
 
 class Record(NamedTuple):
-    """A C structure: `size` in bytes, asserted against the sum of its fields; `writer` is the only one who may change
-    it.
-    """
+    """A C structure. `size` is in bytes and asserted against the sum of its fields; `writer` is its only writer."""
 
     name: str
     size: int
@@ -385,28 +368,16 @@ RECORDS: Final = (
     ),
 )
 
-# What a log entry can be; `detail` is `decided` for decision and delete, `settings` (those replaced) for configure.
+# The kinds of log entries. `detail` is `decided` for decision and delete, the replaced `settings` for configure.
 KINDS: Final = ("none", "decision", "tick", "configure", "reset", "delete", "stop", "resume", "epoch")
-# What a native call can answer.
+# The statuses of native calls. shm/errors.py has a class for each but ok, whose docstring is its meaning.
 STATUSES: Final = (
-    "ok",
-    "busy",  # the lock was not to be had in time; nothing happened
-    "stopped",  # an operator stopped admissions
-    "stale",  # a newer controller has taken over
-    "corrupt",  # a checksum did not hold; nothing was built on it
-    "unknown",  # that id was never given, or that position has not happened
-    "gone",  # that id or position was overwritten or deleted
-    "unformed",  # no controller has formed the first state yet
-    "taken",  # the command slot or the row belongs to somebody else
-    "not_finite",  # a vector holds NaN or an infinity
-    "too_long",  # a vector's norm is above the limit
-    "lost",  # the mutex itself is beyond repair
-    "reused",  # that idempotency key came with another body
-    "exhausted",  # the container's memory is nearly full
-)
+    "ok", "busy", "stopped", "stale", "corrupt", "unknown", "gone", "unformed", "taken", "not_finite", "too_long",
+    "lost", "reused", "exhausted",
+)  # fmt: skip
 NO_ROW: Final = 0xFFFF_FFFF
-BUCKET_WAYS: Final = 8  # buckets in which one client may be: two cache lines
-KEY_BUCKETS: Final = 8_192  # eight for each of the keys that a file may list
+BUCKET_WAYS: Final = 8  # buckets that one client may have: two cache lines
+KEY_BUCKETS: Final = 8_192  # eight for each key that a key file may list
 PEER_BUCKETS: Final = 65_536
 LOST: Final = int.from_bytes(b"LOCKLOST", "little")
 FLAG_STOPPED: Final = 1
@@ -419,9 +390,9 @@ EMERGENCY_MEMORY: Final = 4
 
 
 def seal(position: int) -> int:
-    """Return a position below 2^48 as the word in which it is stored where no checksum can stand beside it.
+    """Return the sealed word of a position or ordinal below 2^48: itself, and in the top 16 bits a check of it.
 
-    What shm/native/block.h says about sealed words.
+    shm/native/block.h has the reasons.
     """
     assert 0 <= position < 2**48
     return position | (position * 0x9E3779B97F4A7C15 % 2**64) >> 48 << 48
@@ -436,7 +407,7 @@ def size_of(dtype: str) -> int:
 
 
 def offsets(record: Record) -> Iterator[tuple[Field, int]]:
-    """Yield each field with its offset in bytes; asserts natural alignment."""
+    """Yield each field with its offset in bytes. Asserts natural alignment."""
     offset = 0
     for field in record.fields:
         size = size_of(field.dtype)
@@ -480,7 +451,7 @@ def _round_up(size: int, multiple: int) -> int:
 
 
 class Layout(NamedTuple):
-    """The sizes of one block. Everything else about it follows from these six numbers and the table."""
+    """The six sizes of a block. With the table they determine everything else about it."""
 
     dimension: int
     capacity: int
@@ -496,12 +467,12 @@ class Layout(NamedTuple):
 
     @property
     def shadow_stride(self) -> int:
-        """Bytes of one int8 vector, padded with zeros to 16: what the scan reads of a memory, with its 16-byte code."""
+        """Bytes of one int8 shadow, padded with zeros to 16. The scan reads it and the 16-byte code of each memory."""
         return _round_up(self.dimension, 16)
 
     def regions(self) -> tuple[Region, ...]:
-        """Return every region in memory order; lock, commit and data never share a page with the header."""
-        slots = self.capacity + 1  # a half-written slot is never a visible one
+        """Return the regions in memory order. Lock and commit word have their own pages; slots begin on one."""
+        slots = self.capacity + 1  # one spare: a half-written slot is never a visible one
         shapes = {
             "header": (_RECORD["header"].size, 1, "creator"),
             "lock": (_RECORD["lock"].size, 1, "lock"),
@@ -517,7 +488,7 @@ class Layout(NamedTuple):
             "vectors": (self.vector_stride, slots, "lock"),
             "payloads": (_round_up(self.payload_size_max, 8), slots, "lock"),
             "log": (_RECORD["entry"].size, self.log_capacity, "lock"),
-            "receipts": (_RECORD["receipt"].size, self.receipt_capacity + 1, "lock"),  # one is never a visible one
+            "receipts": (_RECORD["receipt"].size, self.receipt_capacity + 1, "lock"),  # one spare
             "chains": (8, self.receipt_capacity, "lock"),
             "keys": (_RECORD["bucket"].size, KEY_BUCKETS, "anyone"),
             "peers": (_RECORD["bucket"].size, PEER_BUCKETS, "anyone"),
@@ -538,14 +509,12 @@ class Layout(NamedTuple):
         return _round_up(last.offset + last.size, PAGE)
 
     def fingerprint(self) -> bytes:
-        """Return the SHA-256 of the table and of these sizes: equal fingerprints mean equal bytes."""
+        """Return the SHA-256 of the table, its descriptions included, and of these sizes."""
         return hashlib.sha256(repr((LAYOUT_VERSION, RECORDS, KINDS, tuple(self), self.regions())).encode()).digest()
 
 
 def declarations() -> str:
-    """Return the C declarations of the table: the only source of the native core's structures, in a form that cffi
-    reads too.
-    """
+    """Return the C declarations of the table, in a form that cffi reads, too. The native core has no others."""
     lines = []
     for record in RECORDS:
         lines.append(f"struct mlsdm_{record.name} {{")
@@ -566,7 +535,7 @@ def declarations() -> str:
 
 
 def assertions() -> str:
-    """Return C assertions that the compiler lays out every structure as the table says."""
+    """Return C assertions that the compiler gives every structure the size and the offsets of the table."""
     lines = []
     for record in RECORDS:
         lines.append(f'_Static_assert(sizeof(struct mlsdm_{record.name}) == {record.size}, "{record.name}");')

@@ -1,15 +1,15 @@
-"""The watch over the lock: tells a stuck holder from a busy lock, and removes it.
+"""Lock watch: tells a stuck lock holder from a busy lock, and kills the stuck one.
 
-A holder can be stopped inside the section (SIGSTOP, a debugger) and then nobody else gets in. It is stuck when five
-samples in a row, 20 ms apart by the observer's own count, show the same owner and the same acquisition number while the
-owner's CPU time stands still and it is not waiting for a processor. A throttled or frozen container stops the observer
-as well, so its samples do not advance and nobody is killed for it.
+A process that is stopped inside the section (SIGSTOP, a debugger) locks out all others. It counts as stuck if five
+samples in a row, 20 ms apart, show the same owner and the same number of acquisitions, the owner's CPU time does not
+grow, and it does not wait for a processor. A throttled or frozen container also stops the observer, so a holder in it
+is not killed.
 
-The owner is read from the futex word of the mutex itself, not from the `holder` field: a process may be stopped between
-taking the mutex and signing. After the kill nothing needs to be repaired here: the kernel marks the mutex, and the next
-one to enter takes back what was half done.
-
-The controller watches all the time; a worker starts to when it has waited in vain; so no process is above the rule.
+Invariants: the owner is read from the futex word of the mutex, not from the field `holder`, because a process may be
+stopped between locking the mutex and storing its pid. Nothing is repaired here after a kill: the kernel marks the
+mutex, and the next process that takes the lock undoes what was half done.
+Threading: the controller watches always, a worker from the time at which it has waited in vain. So the controller is
+watched, too.
 """
 
 from dataclasses import dataclass, field
@@ -25,16 +25,16 @@ INTERVAL_SECONDS: Final = 0.02
 
 @dataclass
 class LockWatch:
-    """Watches one block. Call `sample` every INTERVAL_SECONDS."""
+    """The watch over the lock of one block. Call `sample` every INTERVAL_SECONDS."""
 
     block: Block
     _same: int = field(default=0, init=False)
     _seen: tuple[int, int, int] = field(default=(0, 0, 0), init=False)
 
     def sample(self) -> process.Identity | None:
-        """Look once. Returns the holder that was found stuck and has been killed, else None."""
+        """Take one sample. Returns the holder if it was stuck and has been killed, else None."""
         owner = self.block.mutex_owner()
-        if owner == 0 or self.block.region("lock").lost == LOST:  # a lost mutex names one who merely asked
+        if owner == 0 or self.block.region("lock").lost == LOST:  # a lost mutex names its last caller
             self._same = 0
             return None
         pid = process.process_of_thread(owner)

@@ -1,10 +1,9 @@
-"""Processes: who is who, who is alive, and how one is ended without hitting another.
+"""Processes: identifies them beyond the reuse of pids, tells whether they are alive, and kills exactly one.
 
-A pid alone names nobody: it is reused. An `Identity` is a pid with its start time in clock ticks since boot, which the
-kernel never gives twice. Everything that waits for, judges or kills a process goes through one.
-
-Who has no descriptor left cannot look into /proc. Then nobody is called dead who may live: a place would be taken from
-its owner.
+Invariants: a pid alone does not identify a process, because it is reused. An `Identity` adds the start time in clock
+ticks since boot; the kernel never gives the same pair twice. Whatever waits for, judges or kills a process uses one. A
+caller that has no free descriptor cannot read /proc: then a process that may be alive counts as alive, because its row
+would be taken from it otherwise.
 """
 
 import ctypes
@@ -18,24 +17,25 @@ _CPUCLOCK_SCHED: Final = 2
 
 
 class Identity(NamedTuple):
-    """A process that cannot be mistaken for another. `started` is in clock ticks since boot; (0, 0) is nobody."""
+    """A process beyond the reuse of its pid. `started` is in clock ticks since boot; (0, 0) is NOBODY."""
 
     pid: int
     started: int
 
     @property
     def alive(self) -> bool:
-        """True while exactly this process exists and is not a zombie, and while there is one with its pid of which
-        nobody can tell.
+        """Whether exactly this process exists and is not a zombie.
+
+        Without a free descriptor: whether any process has its pid.
         """
         stat = _stat(self.pid)
         if stat is None:
-            return self.pid != 0 and _exists(self.pid)  # kill(2) takes 0 for the group of who asks
+            return self.pid != 0 and _exists(self.pid)  # kill(2) reads 0 as the caller's process group
         return int(stat[19]) == self.started and stat[0] not in ("Z", "X")
 
     @property
     def runnable(self) -> bool:
-        """True while it is running or waiting for nothing but a processor."""
+        """Whether it is running or waits for a processor only."""
         stat = _stat(self.pid)
         return stat is not None and stat[0] == "R"
 
@@ -44,9 +44,9 @@ NOBODY: Final = Identity(0, 0)
 
 
 def _stat(pid: int) -> list[str] | None:
-    """Return the fields of /proc/PID/stat from `state` on, or None.
+    """Return the fields of /proc/PID/stat from `state` on (proc_pid_stat(5), field 3), or None if it cannot be read.
 
-    The command may hold spaces and parentheses: split behind its last one.
+    The command before them may hold spaces and parentheses, so the fields begin behind the last parenthesis.
     """
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
@@ -56,7 +56,7 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def _exists(pid: int) -> bool:
-    """Return whether there is a process with this pid, a zombie included; needs no descriptor."""
+    """Return whether a process has this pid, a zombie included. Needs no descriptor."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -67,13 +67,13 @@ def _exists(pid: int) -> bool:
 
 
 def identify(pid: int) -> Identity:
-    """Return the identity of a live pid, or NOBODY."""
+    """Return the identity of the process that has this pid now, NOBODY if there is none or /proc cannot be read."""
     stat = _stat(pid)
     return Identity(pid, int(stat[19])) if stat else NOBODY
 
 
 def identify_self() -> Identity:
-    """Return the identity of this process. Raises OSError when it cannot look: there may be no descriptors."""
+    """Return the identity of this process. Raises OSError if /proc cannot be read, for example without descriptors."""
     me = identify(os.getpid())
     if me == NOBODY:
         raise OSError("this process cannot be identified: /proc/self/stat cannot be read")
@@ -81,7 +81,7 @@ def identify_self() -> Identity:
 
 
 def process_of_thread(tid: int) -> int:
-    """Return the pid of the process that a thread belongs to, 0 when there is none."""
+    """Return the pid of the process that a thread belongs to, 0 if there is none."""
     try:
         with open(f"/proc/{tid}/status", encoding="utf-8", errors="replace") as file:
             return next((int(line.split()[1]) for line in file if line.startswith("Tgid:")), 0)
@@ -90,9 +90,9 @@ def process_of_thread(tid: int) -> int:
 
 
 def cpu_time_ns(pid: int) -> int:
-    """Return the CPU time that a process has used, in ns, or 0 when it is gone.
+    """Return the CPU time that a process has used, in ns; 0 if it has ended.
 
-    Its clock id is made as clock_getcpuclockid(3) does.
+    The clock id is computed as clock_getcpuclockid(3) does.
     """
     try:
         return time.clock_gettime_ns((~pid << 3) | _CPUCLOCK_SCHED)
@@ -101,9 +101,9 @@ def cpu_time_ns(pid: int) -> int:
 
 
 def kill(target: Identity) -> bool:
-    """SIGKILL exactly this process; False when it was already gone.
+    """SIGKILL exactly this process. Returns False if it had already ended.
 
-    The pidfd is opened first and the identity checked after.
+    The pidfd is opened first and the identity checked after, so that a reused pid is not hit.
     """
     try:
         pidfd = os.pidfd_open(target.pid)
@@ -121,9 +121,12 @@ def kill(target: Identity) -> bool:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel SIGKILL this process when its parent ends; raises ProcessLookupError when it already has."""
+    """Have the kernel SIGKILL this process when its parent ends. `parent` is the parent's pid.
+
+    Raises ProcessLookupError if it has already ended, OSError if prctl(2) fails.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:  # it ended between fork and prctl: the signal will never come
+    if os.getppid() != parent:  # it ended between fork and prctl: no signal will come
         raise ProcessLookupError(f"parent {parent} has ended")

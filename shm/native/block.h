@@ -1,18 +1,12 @@
-/* The block as the native core sees it: where its regions are, how its words are read and written.
+/* The block in the native core: where its regions are, and how shared words are read, written and sealed.
  *
- * The structures come from shm/layout.py; they stand in front of this file when the extension is compiled. `struct
- * mlsdm_map` is private to a process: each maps the block at its own address.
+ * The structures come from shm/layout.py; build.py puts them in front of this file. `struct mlsdm_map` (api.h) is
+ * private to a process: each process maps the block at its own address.
  *
- * Memory model. Writers are serialised by the robust mutex. Readers that do not take it validate: load the commit
- * word (acquire), copy, fence (acquire), load the word again. The writer's side of that contract is one release
- * fence between reading the commit word and the first store of a transition (transition_begin): a reader that saw any
- * byte of the transition p → p + 1 ... also sees every earlier commit, notices that its copy may be mixed, and tries
- * again. The plain loads and stores in between race by the letter of C11, as in every sequence lock; they are never
- * used unless the validation that follows them holds.
- *
- * Crash model. SIGKILL stops a process between two instructions, and what it stored is then visible in program
- * order. So the compiler must keep the order of the stores that a successor will judge by: those are atomic and
- * release. */
+ * Invariants: the mutex serialises writers. A reader without it loads the commit word (acquire), copies, and checks
+ * with `still_at` that the word has not moved. A store that the next lock holder decides by is an atomic release store,
+ * so that the compiler keeps its order: SIGKILL stops a process between two instructions.
+ * docs/design/linearizability.md and docs/design/crash-safety.md have the arguments. */
 
 #ifndef MLSDM_BLOCK_H
 #define MLSDM_BLOCK_H
@@ -27,19 +21,19 @@
 #include <time.h>
 
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
-/* One binary for every x86-64: the loader picks the clone that the processor can run. FMA stays off
- * (-ffp-contract=off), so that each computes the same. */
+/* One binary serves every x86-64: the loader picks the clone for the processor. FMA stays off (-ffp-contract=off), so
+ * all clones compute the same numbers. */
 #define MLSDM_WIDE __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
 #define MLSDM_WIDEST __attribute__((target_clones("arch=x86-64-v4", "default")))
 #elif defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
 #define MLSDM_WIDE __attribute__((target_clones("avx2", "default")))
 #define MLSDM_WIDEST
 #else
-#define MLSDM_WIDE /* AArch64 has NEON in its baseline */
+#define MLSDM_WIDE /* the baseline of AArch64 has NEON */
 #define MLSDM_WIDEST
 #endif
 
-/* -- where things are -- */
+/* -- addresses of elements -- */
 
 static inline void *region(const struct mlsdm_map *map, enum mlsdm_region which) {
     return map->base + map->offset[which];
@@ -81,12 +75,12 @@ static inline uint8_t *payload_at(const struct mlsdm_map *map, uint64_t slot) {
 static inline struct mlsdm_receipt *receipt_at(const struct mlsdm_map *map, uint64_t ordinal) {
     return (struct mlsdm_receipt *)region(map, MLSDM_REGION_RECEIPTS) + ordinal % ((uint64_t)map->receipt_capacity + 1);
 }
-/* The newest receipt of a chain: its sealed ordinal, 0 for none. */
+/* The head of a chain: the sealed ordinal of its newest receipt, 0 for none. */
 static inline uint64_t *head_at(const struct mlsdm_map *map, uint64_t chain) {
     return (uint64_t *)region(map, MLSDM_REGION_CHAINS) + chain;
 }
 
-/* -- words that other processes watch -- */
+/* -- words that other processes read without the lock -- */
 
 static inline uint64_t load_acquire(const uint64_t *word) {
     return atomic_load_explicit((const _Atomic uint64_t *)word, memory_order_acquire);
@@ -97,15 +91,15 @@ static inline void store_release(uint64_t *word, uint64_t value) {
 
 /* -- sealed words --
  *
- * What changes by one store has no checksum beside it. So the three such words that everything hangs on, the commit
- * word, the mark of a deletion and the head of a chain of receipts, carry their check in themselves: a position (or an
- * ordinal) in the low 48 bits, above them the top 16 bits of position · ODD. ODD has no sixteen equal bits in a row, so
- * a change of one bit of the position always changes the check; wider damage passes with probability 2^-16. Zero is
- * sealed as zero. 2^48 positions are nine years of a million a second. */
-#define ODD UINT64_C(0x9E3779B97F4A7C15)
-#define DAMAGED UINT64_MAX /* what a word whose check does not hold is read as: no position, and above all of them */
+ * A word that changes by one store cannot have a checksum beside it. The three words of that kind (the commit word, the
+ * deletion mark, the head of a chain of receipts) therefore carry a check inside: the low 48 bits are a position or an
+ * ordinal, the high 16 bits are the top 16 bits of position · SEAL_FACTOR. SEAL_FACTOR has no sixteen equal bits in a
+ * row, so a flip of one bit of the position always changes the check; wider damage passes with probability 2^-16. Zero
+ * is sealed as zero. 2^48 positions last nine years at a million a second. */
+#define SEAL_FACTOR UINT64_C(0x9E3779B97F4A7C15)
+#define DAMAGED UINT64_MAX /* the value of a word whose check is wrong: above every position */
 
-static inline uint64_t seal(uint64_t position) { return position | (position * ODD) >> 48 << 48; }
+static inline uint64_t seal(uint64_t position) { return position | (position * SEAL_FACTOR) >> 48 << 48; }
 static inline uint64_t unseal(uint64_t word) {
     uint64_t position = word & UINT64_C(0xFFFFFFFFFFFF);
     return seal(position) == word ? position : DAMAGED;
@@ -114,10 +108,10 @@ static inline uint64_t unseal(uint64_t word) {
 static inline uint64_t *commit_word(const struct mlsdm_map *map) {
     return &((struct mlsdm_commit *)region(map, MLSDM_REGION_COMMIT))->sealed;
 }
-/* The committed position, or DAMAGED: then no state buffer holds its state. */
+/* The committed position, or DAMAGED; no state buffer matches the latter. */
 static inline uint64_t commit_of(const struct mlsdm_map *map) { return unseal(load_acquire(commit_word(map))); }
 
-/* True while nothing that was visible at `position` can have been overwritten since. */
+/* 1 while nothing that was visible at `position` can have been overwritten. */
 static inline int still_at(const struct mlsdm_map *map, uint64_t position) {
     atomic_thread_fence(memory_order_acquire);
     return unseal(atomic_load_explicit((_Atomic uint64_t *)commit_word(map), memory_order_relaxed)) == position;

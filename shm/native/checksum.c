@@ -1,35 +1,34 @@
-/* The checksum that guards what lies in the block against bit flips and torn writes; it is no guard against an
- * adversary.
+/* Checksums: guard the records of the block against bit flips and torn writes. They are no guard against an adversary.
  *
  * Sixteen lanes of xor, rotate and multiply over 8-byte words, folded in a tree. Each step is a bijection of its lane
- * (odd multiplier), and of the word that goes in: any change confined to one word always changes the sum. Of changes in
- * several words some cancel: of all pairs of flipped bits about one in a million, in the levels; random ones with
- * probability 2^-64. The seed goes in last, so that sums can be chained. Lanes are as many as two
- * vectors of 512 bits hold, because one multiplication waits three cycles for the one before.
+ * (the multiplier is odd) and of the word, so a change that is confined to one word always changes the sum. Changes of
+ * several words can cancel: of all pairs of flipped bits in the levels about one in a million do, of random changes
+ * 2^-64. The seed goes in last, so that sums can be chained. Two vectors of 512 bits hold the sixteen lanes: one
+ * multiplication waits three cycles for the one before.
  *
- * PERF: 4,608 bytes, the levels of 384 dimensions, in 60 ns where the processor multiplies eight words at once
- * (AVX-512), in 290 ns elsewhere, on every processor the same sum. There is no clone for AVX2, which has no such
- * multiplication: what it takes in place of one makes 530 ns. */
+ * PERF: 4,608 bytes (the levels of 384 dimensions) take 60 ns on a processor that multiplies eight words at once
+ * (AVX-512), 290 ns elsewhere; the sum is the same. There is no clone for AVX2, which lacks that multiplication: its
+ * replacement takes 530 ns. */
 
 #include "block.h"
 
-#define MIX(lane, word) lane ^= (word), lane = (lane << 29 | lane >> 35) * ODD
-#define TURNED(lane) (lane << 13 | lane >> 51) /* so that equal flips of two lanes do not cancel where they meet */
+#define MIX(lane, word) lane ^= (word), lane = (lane << 29 | lane >> 35) * SEAL_FACTOR
+#define ROTATED(lane) (lane << 13 | lane >> 51) /* so that equal flips of two lanes do not cancel each other */
 
 /* `size` is a multiple of 8, `bytes` 8-byte aligned. */
 MLSDM_WIDEST static uint64_t checksum_of(const void *bytes, size_t size, uint64_t seed) {
     typedef uint64_t eight __attribute__((vector_size(64), aligned(8)));
-    /* No two lanes begin alike, and none with the seed: else equal words in two of them would cancel each other, and
-     * the seed with them. */
+    /* The lanes begin with different values, none with the seed: otherwise equal words in two lanes would cancel each
+     * other, and the seed with them. */
     eight low = {1, 2, 3, 4, 5, 6, 7, 8}, high = low + 8;
-    low *= ODD, high *= ODD;
+    low *= SEAL_FACTOR, high *= SEAL_FACTOR;
     const uint64_t *word = bytes;
     size_t left = size / 8;
     for (; left >= 16; left -= 16, word += 16) {
         MIX(low, *(const eight *)word);
         MIX(high, *(const eight *)(word + 8));
     }
-    MIX(low, TURNED(high));
+    MIX(low, ROTATED(high));
     if (left >= 8) {
         MIX(low, *(const eight *)word);
         left -= 8, word += 8;
@@ -38,21 +37,21 @@ MLSDM_WIDEST static uint64_t checksum_of(const void *bytes, size_t size, uint64_
     memcpy(lane, &low, sizeof lane);
     for (size_t i = 0; i < left; i++) MIX(lane[i], word[i]);
     for (int half = 4; half; half /= 2)
-        for (int i = 0; i < half; i++) MIX(lane[i], TURNED(lane[i + half]));
+        for (int i = 0; i < half; i++) MIX(lane[i], ROTATED(lane[i + half]));
     MIX(lane[0], seed ^ size);
     return lane[0] ^ lane[0] >> 32;
 }
 #undef MIX
-#undef TURNED
+#undef ROTATED
 
 static size_t levels_size(const struct mlsdm_map *map) { return (size_t)3 * map->padded * sizeof(float); }
 
-/* The position and the size stand in the sum: a stale buffer or a shorter record never passes for a fresh one. */
+/* The sum covers position and size: a stale buffer or a shorter record does not match. */
 static uint64_t state_checksum(const struct mlsdm_state *state) {
     return checksum_of(state, offsetof(struct mlsdm_state, checksum), 1);
 }
-/* The committed state, or NULL where its buffer does not hold it. Under the lock. */
-static const struct mlsdm_state *state_found(const struct mlsdm_map *map, uint64_t commit) {
+/* The committed state, or NULL if its buffer does not hold it. Under the lock. */
+static const struct mlsdm_state *committed_state(const struct mlsdm_map *map, uint64_t commit) {
     const struct mlsdm_state *state = state_at(map, commit);
     return commit != DAMAGED && state->position == commit && state->checksum == state_checksum(state) ? state : NULL;
 }

@@ -1,33 +1,32 @@
 /* The transition: governor, rhythm and synaptic cascade, and how their next state becomes the committed one.
  *
- * This is the arithmetic of core/reference/governor.py, core/reference/rhythm.py and core/reference/synapse.py, which
- * read like the specification; a property test holds both equal to the last bit. Built with -ffp-contract=off: a fused
- * multiply-add would differ.
+ * core/reference/governor.py, rhythm.py and synapse.py are the same arithmetic, written as the specification. A
+ * property test holds both equal to the last bit; -ffp-contract=off, because a fused multiply-add would differ.
  *
- * Each transition has the same shape: section_enter, transition_begin (verify the committed state, copy it to the
- * other buffer), change the copy, and transition_publish (log entry, checksums, one store). Whoever dies in between
- * has changed nothing that counts. */
+ * Invariants: each transition has the same shape. section_enter; transition_begin checks the committed state and copies
+ * it to the other buffer; the copy is changed; transition_publish writes the checksums of entry and state and then the
+ * commit word, by one store. A process that dies before that store has changed nothing that counts. */
 
 #include "block.h"
 
 struct transition {
-    const struct mlsdm_state *found;
+    const struct mlsdm_state *before; /* the committed one */
     struct mlsdm_state *next;
     struct mlsdm_entry *entry;
-    uint64_t position; /* that it will publish */
+    uint64_t position; /* the one that it will publish */
 };
 
 /* -- the governor -- */
 
 static double clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
 
-/* Judge one moral value and adapt. Returns 1 when it is accepted. */
+/* Decide one moral value and adapt the threshold. Returns 1 if it is accepted. */
 static int governor_decide(struct mlsdm_scalars *now, const struct mlsdm_settings *set, double moral) {
     int accepted = moral >= set->max_threshold || (moral >= set->min_threshold && moral >= now->theta);
     now->ema = set->ema_alpha * accepted + (1.0 - set->ema_alpha) * now->ema;
     double drift = now->ema - 0.5;
     double step = drift > set->dead_band ? set->adaptation_rate : drift < -set->dead_band ? -set->adaptation_rate : 0.0;
-    if (step != 0.0) /* rint: θ must not accumulate the noise of repeated addition */
+    if (step != 0.0) /* rint: rounding errors of repeated additions must not accumulate in θ */
         now->theta = rint(clamp(now->theta + step, set->min_threshold, set->max_threshold) * 1e12) / 1e12;
     return accepted;
 }
@@ -37,11 +36,11 @@ static int governor_decide(struct mlsdm_scalars *now, const struct mlsdm_setting
 MLSDM_WIDE static void decay(float *to, const float *from, float factor, uint32_t padded) {
     for (uint32_t i = 0; i < padded; i++) to[i] = factor * from[i];
 }
-MLSDM_WIDE static void add(float *to, const float *what, uint32_t padded) {
-    for (uint32_t i = 0; i < padded; i++) to[i] += what[i];
+MLSDM_WIDE static void add(float *to, const float *event, uint32_t padded) {
+    for (uint32_t i = 0; i < padded; i++) to[i] += event[i];
 }
-/* Move `gain` of the lower level up: all of it, or only the elements above theta. */
-MLSDM_WIDE static void transfer(float *lower, float *upper, float gain, uint32_t padded) {
+/* Move the share `gain` of the lower level to the upper one: of all elements, or of those above theta. */
+MLSDM_WIDE static void transfer_all(float *lower, float *upper, float gain, uint32_t padded) {
     for (uint32_t i = 0; i < padded; i++) {
         float moved = lower[i] * gain;
         lower[i] -= moved;
@@ -55,26 +54,26 @@ static void transfer_elements(float *lower, float *upper, float gain, double the
         upper[i] += moved;
     }
 }
-static void gate(float *lower, float *upper, float gain, double theta, uint32_t flags, uint32_t padded) {
+static void transfer_gated(float *lower, float *upper, float gain, double theta, uint32_t flags, uint32_t padded) {
     if (flags & MLSDM_FLAG_ELEMENT_GATE)
         transfer_elements(lower, upper, gain, theta, padded);
     else if (sqrt(dot(lower, lower, padded)) > theta)
-        transfer(lower, upper, gain, padded);
+        transfer_all(lower, upper, gain, padded);
 }
 
-/* Run the cascade once, from the levels of the found state into the other buffer; NULL for `event` is consolidation. */
+/* Run the cascade once, from the levels of the committed state into the other buffer. `event` NULL: consolidation. */
 static void cascade(const struct mlsdm_map *map, struct transition *t, const float *event) {
     const struct mlsdm_settings *set = &t->next->settings;
     uint32_t n = map->padded;
-    const float *from = levels_at(map, t->next->levels); /* its own output, when one transition runs it twice */
-    t->next->levels = t->found->levels ^ 1;              /* never the committed buffer */
+    const float *from = levels_at(map, t->next->levels); /* its own output if one transition runs it twice */
+    t->next->levels = t->before->levels ^ 1;             /* never the committed buffer */
     float *l1 = levels_at(map, t->next->levels), *l2 = l1 + n, *l3 = l2 + n;
     decay(l1, from, set->decay[0], n);
     decay(l2, from + n, set->decay[1], n);
     decay(l3, from + 2 * n, set->decay[2], n);
     if (event) add(l1, event, n);
-    gate(l1, l2, set->gain12, set->theta_l1, set->flags, n);
-    gate(l2, l3, set->gain23, set->theta_l2, set->flags, n);
+    transfer_gated(l1, l2, set->gain12, set->theta_l1, set->flags, n);
+    transfer_gated(l2, l3, set->gain23, set->theta_l2, set->flags, n);
     t->next->levels_checksum = levels_checksum(map, l1);
 }
 
@@ -96,14 +95,14 @@ static void rhythm_step(struct mlsdm_scalars *now, const struct mlsdm_settings *
 
 static int transition_begin(const struct mlsdm_map *map, struct transition *t, uint32_t kind, int64_t now_ns) {
     uint64_t commit = commit_of(map);
-    t->found = state_found(map, commit);
+    t->before = committed_state(map, commit);
     t->next = state_at(map, commit + 1);
     t->entry = entry_at(map, commit + 1);
     t->position = commit + 1;
     if (commit == 0) return MLSDM_STATUS_UNFORMED;
-    if (!t->found) return MLSDM_STATUS_CORRUPT;
+    if (!t->before) return MLSDM_STATUS_CORRUPT;
     atomic_thread_fence(memory_order_release); /* readers: see block.h */
-    *t->next = *t->found;
+    *t->next = *t->before;
     t->next->position = t->position;
     if (now_ns > t->next->time_ns) t->next->time_ns = now_ns;
     *t->entry = (struct mlsdm_entry){
@@ -112,7 +111,7 @@ static int transition_begin(const struct mlsdm_map *map, struct transition *t, u
         .row = map->row,
         .time_ns = t->next->time_ns,
         .epoch = t->next->epoch,
-        .before = t->found->scalars,
+        .before = t->before->scalars,
     };
     return MLSDM_STATUS_OK;
 }
@@ -128,22 +127,23 @@ static int levels_sound(const struct mlsdm_map *map, const struct mlsdm_state *s
     return levels_checksum(map, levels_at(map, state->levels)) == state->levels_checksum;
 }
 
-/* Announce what is about to change in place: void unless the commit word reaches this position. The chain and its head
- * come before the position, because with it they become an order to put that head back. The id comes after: without
- * its position it would read as a published deletion with bytes left to erase. */
-static void intend(const struct mlsdm_map *map, const struct transition *t, uint64_t deletes, const uint64_t *head) {
+/* Record what is about to change in place; it is undone unless the commit word reaches this position. Chain and head
+ * are stored before the position, because with it they become an order to restore that head. The id is stored after it:
+ * without its position it would mean a published deletion with bytes left to erase. */
+static void intent_write(const struct mlsdm_map *map, const struct transition *t, uint64_t deleted_id,
+                         const uint64_t *head) {
     struct mlsdm_lock *lock = lock_of(map);
     store_release(&lock->intent_row, map->row);
     store_release(&lock->intent_chain, head ? (uint64_t)(head - head_at(map, 0)) + 1 : 0);
     store_release(&lock->intent_head, head ? *head : 0);
     store_release(&lock->intent_position, t->position);
-    store_release(&lock->intent_id, deletes);
+    store_release(&lock->intent_id, deleted_id);
     atomic_signal_fence(memory_order_seq_cst);
 }
 
-/* Count a decision for the row of this process, in the older of its two cells, under the intent. The position goes
- * first: from then on the cell is void until the commit word reaches it. */
-static void tally(const struct mlsdm_map *map, const struct transition *t, int accepted) {
+/* Count a decision for the row of this process, in the older of its two cells, under the intent. The position is stored
+ * first: from then on the cell does not count until the commit word reaches it. */
+static void tally_add(const struct mlsdm_map *map, const struct transition *t, int accepted) {
     if (map->row >= map->rows) return;
     struct mlsdm_tally *cells = row_at(map, map->row)->tally;
     const struct mlsdm_tally *newer = &cells[cells[1].position > cells[0].position];
@@ -156,7 +156,7 @@ static void tally(const struct mlsdm_map *map, const struct transition *t, int a
 
 static struct mlsdm_vitals *vitals_of(const struct mlsdm_map *map) { return region(map, MLSDM_REGION_VITALS); }
 
-/* Why the controller has events refused; OK when there is no emergency. */
+/* The status of the emergency that the controller has declared, OK if there is none. */
 static int emergency_of(const struct mlsdm_map *map) {
     uint64_t reasons = vitals_of(map)->emergency;
     if (!reasons) return MLSDM_STATUS_OK;
@@ -167,22 +167,19 @@ static int emergency_of(const struct mlsdm_map *map) {
 
 /* -- admission: the hot path -- */
 
-/* Decide one event and, when it is accepted, remember it. `vector` are the bytes of float32[dimension]; `key` NULL or
- * what the event is known by: one that was decided before gets its first answer again, and nothing changes. REUSED when
- * that key came with another body. */
 int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8_t *vector, const uint8_t *payload,
-                uint32_t payload_size, const struct mlsdm_idempotency_hash *key, struct mlsdm_decision *out) {
+                uint32_t payload_size, const struct mlsdm_idempotency_hash *hash, struct mlsdm_decision *decision) {
     struct memory memory;
     memory_prefetch(map);
     int status = memory_prepare(map, &memory, vector, payload, payload_size);
     if (status || (status = section_enter(map))) return status;
     struct transition t;
     if ((status = transition_begin(map, &t, MLSDM_KIND_DECISION, now_ns))) return section_leave(map, status);
-    if (key && receipt_find(map, t.found->receipts, key, out, &status)) return section_leave(map, status);
+    if (hash && receipt_find(map, t.before->receipts, hash, decision, &status)) return section_leave(map, status);
     struct mlsdm_scalars *now = &t.next->scalars;
     if (now->flags & MLSDM_FLAG_STOPPED) return section_leave(map, MLSDM_STATUS_STOPPED);
     if ((status = emergency_of(map))) return section_leave(map, status);
-    *out = (struct mlsdm_decision){
+    *decision = (struct mlsdm_decision){
         .position = t.position, .moral = moral, .theta_before = now->theta, .phase = now->phase};
     int steps = (t.next->settings.flags & MLSDM_FLAG_EVENTS_CLOCK) != 0;
     int accepted = governor_decide(now, &t.next->settings, moral);
@@ -190,78 +187,73 @@ int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8
         return section_leave(map, MLSDM_STATUS_CORRUPT);
     if (accepted) {
         now->accepted += 1;
-        out->memory_id = now->accepted;
+        decision->memory_id = now->accepted;
         cascade(map, &t, memory.vector);
-        int evicts = now->accepted > map->capacity && lives_at(map, slot_of(map, now->accepted - map->capacity));
+        int evicts = now->accepted > map->capacity && slot_is_live(map, slot_of(map, now->accepted - map->capacity));
         now->live += 1 - (uint64_t)evicts;
-        memory_write(map, &memory, now->accepted, t.position, t.next->time_ns, moral, out->phase);
+        memory_write(map, &memory, now->accepted, t.position, t.next->time_ns, moral, decision->phase);
     } else {
         now->rejected += 1;
     }
-    out->sequence = now->accepted + now->rejected, out->theta_after = now->theta, out->ema = now->ema;
+    decision->sequence = now->accepted + now->rejected, decision->theta_after = now->theta, decision->ema = now->ema;
     if (steps) {
         if (consolidates(t.next)) cascade(map, &t, NULL);
         rhythm_step(now, &t.next->settings);
     }
-    uint64_t *head = key ? head_of(map, key->words) : NULL;
-    intend(map, &t, 0, head);
-    tally(map, &t, accepted);
-    if (head) t.next->receipts = receipt_write(map, head, t.next->receipts + 1, key, out);
+    uint64_t *head = hash ? head_of(map, hash->words) : NULL;
+    intent_write(map, &t, 0, head);
+    tally_add(map, &t, accepted);
+    if (head) t.next->receipts = receipt_write(map, head, t.next->receipts + 1, hash, decision);
     *(struct mlsdm_decided *)t.entry->detail = (struct mlsdm_decided){.moral = moral,
-                                                                      .memory_id = out->memory_id,
+                                                                      .memory_id = decision->memory_id,
                                                                       .vector_checksum = memory.vector_checksum,
                                                                       .receipt = head ? t.next->receipts : 0};
     transition_publish(map, &t);
     return section_leave(map, MLSDM_STATUS_OK);
 }
 
-/* Admit `count` events in order, one section each, so that others may interleave. Stops at the first that is not
- * decided and returns its status; `done` says how many were. payload_ends[i] is where payload i ends in `payloads`;
- * NULL means that there are none. */
-int mlsdm_admit_batch(struct mlsdm_map *map, int64_t now_ns, uint32_t count, const double *morals, const float *vectors,
-                      const uint8_t *payloads, const uint64_t *payload_ends, const struct mlsdm_idempotency_hash *key,
-                      struct mlsdm_decision *out, uint32_t *done) {
+int mlsdm_admit_batch(struct mlsdm_map *map, int64_t now_ns, uint32_t count, const double morals[],
+                      const float vectors[], const uint8_t payloads[], const uint64_t payload_ends[],
+                      const struct mlsdm_idempotency_hash *hash, struct mlsdm_decision decisions[], uint32_t *done) {
     struct mlsdm_idempotency_hash item = {{0, 0}, 0};
-    if (key) item = *key;
+    if (hash) item = *hash;
     for (*done = 0; *done < count; *done += 1, item.words[1] += 1) {
         uint32_t i = *done;
         uint64_t start = payload_ends && i ? payload_ends[i - 1] : 0, end = payload_ends ? payload_ends[i] : 0;
-        int status =
-            mlsdm_admit(map, now_ns, morals[i], (const uint8_t *)(vectors + (size_t)i * map->dimension),
-                        payloads ? payloads + start : NULL, (uint32_t)(end - start), key ? &item : NULL, out + i);
+        int status = mlsdm_admit(map, now_ns, morals[i], (const uint8_t *)(vectors + (size_t)i * map->dimension),
+                                 payloads ? payloads + start : NULL, (uint32_t)(end - start), hash ? &item : NULL,
+                                 decisions + i);
         if (status) return status;
     }
     return MLSDM_STATUS_OK;
 }
 
-/* Forget one memory. The mark is set in place under the intent; what it covered is erased once the deletion is
- * published. */
-int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t id, struct mlsdm_entry *out) {
+/* The mark is set in place under the intent; the bytes are erased once the deletion is published. */
+int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t memory_id, struct mlsdm_entry *entry) {
     int status = section_enter(map);
     if (status) return status;
     struct transition t;
     if ((status = transition_begin(map, &t, MLSDM_KIND_DELETE, now_ns))) return section_leave(map, status);
-    uint64_t newest = t.found->scalars.accepted;
-    struct mlsdm_slot *slot = slot_at(map, slot_of(map, id));
-    if (id == 0 || id > newest) return section_leave(map, MLSDM_STATUS_UNKNOWN);
-    if (id + map->capacity <= newest || !lives_at(map, slot_of(map, id))) return section_leave(map, MLSDM_STATUS_GONE);
-    intend(map, &t, id, NULL);
+    uint64_t newest = t.before->scalars.accepted;
+    struct mlsdm_slot *slot = slot_at(map, slot_of(map, memory_id));
+    if (memory_id == 0 || memory_id > newest) return section_leave(map, MLSDM_STATUS_UNKNOWN);
+    if (memory_id + map->capacity <= newest || !slot_is_live(map, slot_of(map, memory_id)))
+        return section_leave(map, MLSDM_STATUS_GONE);
+    intent_write(map, &t, memory_id, NULL);
     store_release(&slot->deleted_at, seal(t.position));
-    ((struct mlsdm_decided *)t.entry->detail)->memory_id = id;
+    ((struct mlsdm_decided *)t.entry->detail)->memory_id = memory_id;
     ((struct mlsdm_decided *)t.entry->detail)->moral = slot->moral;
     t.next->scalars.live -= 1;
     transition_publish(map, &t);
-    *out = *t.entry;
-    erase(map, id);
+    *entry = *t.entry;
+    memory_erase(map, memory_id);
     return section_leave(map, MLSDM_STATUS_OK);
 }
 
 /* -- what the controller does -- */
 
-/* Take over as the controller: every older epoch is void from here on. The first one forms the initial state from
- * `settings`. */
 int mlsdm_epoch_begin(struct mlsdm_map *map, int64_t now_ns, const struct mlsdm_settings *settings,
-                      struct mlsdm_entry *out) {
+                      struct mlsdm_entry *entry) {
     int status = section_enter(map);
     if (status) return status;
     struct transition t;
@@ -284,12 +276,11 @@ int mlsdm_epoch_begin(struct mlsdm_map *map, int64_t now_ns, const struct mlsdm_
     t.next->epoch += 1;
     t.entry->epoch = t.next->epoch;
     transition_publish(map, &t);
-    *out = *t.entry;
+    *entry = *t.entry;
     return section_leave(map, MLSDM_STATUS_OK);
 }
 
-/* One step of the rhythm, and one consolidation when it is asleep. */
-int mlsdm_tick(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mlsdm_entry *out) {
+int mlsdm_tick(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mlsdm_entry *entry) {
     int status = section_enter(map);
     if (status) return status;
     struct transition t;
@@ -301,12 +292,12 @@ int mlsdm_tick(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mls
     }
     rhythm_step(&t.next->scalars, &t.next->settings);
     transition_publish(map, &t);
-    *out = *t.entry;
+    *entry = *t.entry;
     return section_leave(map, MLSDM_STATUS_OK);
 }
 
-/* 1 while a command waits for the controller. Its slot keeps the last one for as long as it likes: a damaged word must
- * not make a pending command of what was carried out or taken back. */
+/* The slot keeps the last command. Its checksum is compared, so that a damaged word cannot make a command pending that
+ * was carried out or withdrawn. */
 int mlsdm_command_pending(struct mlsdm_map *map) {
     const struct mlsdm_command *command = command_of(map);
     uint64_t ticket = load_acquire(&command->ticket);
@@ -314,9 +305,8 @@ int mlsdm_command_pending(struct mlsdm_map *map) {
            command->checksum == command_checksum(command);
 }
 
-/* Carry out the pending command, if there is one: out->position is 0 when there was none. */
-int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mlsdm_entry *out) {
-    out->position = 0;
+int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mlsdm_entry *entry) {
+    entry->position = 0;
     if (!mlsdm_command_pending(map)) return MLSDM_STATUS_OK;
     int status = section_enter(map);
     if (status) return status;
@@ -330,8 +320,8 @@ int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, s
     t.next->ticket = command->ticket;
     t.next->ticket_position = t.position;
     if (command->kind == MLSDM_KIND_CONFIGURE) {
-        memcpy(t.entry->detail, set,
-               sizeof *set); /* those replaced; what held when follows from these and the live ones */
+        /* The replaced ones: with these and the live ones, a reader of the log knows the settings at each position. */
+        memcpy(t.entry->detail, set, sizeof *set);
         *set = command->settings;
         if (command->configured) t.next->configured = command->configured;
         now->theta = clamp(now->theta, set->min_threshold, set->max_threshold);
@@ -346,32 +336,28 @@ int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, s
         now->flags |= MLSDM_FLAG_STOPPED;
     } else if (command->kind == MLSDM_KIND_RESUME) {
         now->flags &= (uint16_t)~MLSDM_FLAG_STOPPED;
-        /* So that the order holds also when the controller dies before its next vitals. What cannot be overruled comes
-         * back with them. */
+        /* Here too, so that the command takes effect even if the controller dies before it writes its next vitals. They
+         * bring back what cannot be overruled. */
         struct mlsdm_vitals *vitals = vitals_of(map);
         uint64_t overruled = vitals->emergency_overruled | (vitals->emergency & MLSDM_EMERGENCY_MEMORY);
         store_release(&vitals->emergency_overruled, overruled);
         store_release(&vitals->emergency, 0);
     }
     transition_publish(map, &t);
-    *out = *t.entry;
+    *entry = *t.entry;
     return section_leave(map, MLSDM_STATUS_OK);
 }
 
-/* Write the controller's vitals, unless a newer controller has taken over. */
 int mlsdm_vitals_write(struct mlsdm_map *map, uint64_t epoch, const struct mlsdm_vitals *vitals) {
     int status = section_enter(map);
     if (status) return status;
-    const struct mlsdm_state *state = state_found(map, commit_of(map));
+    const struct mlsdm_state *state = committed_state(map, commit_of(map));
     if (!state) return section_leave(map, MLSDM_STATUS_CORRUPT);
     if (state->epoch != epoch) return section_leave(map, MLSDM_STATUS_STALE);
     memcpy(vitals_of(map), vitals, sizeof *vitals);
     return section_leave(map, MLSDM_STATUS_OK);
 }
 
-/* Write the vitals without the lock: for a controller that cannot have it, or finds the state corrupt that names its
- * epoch. Only who signed them last may, or who takes the place of `predecessor`, who did; anybody else is STALE. They
- * are written word by word: readers take each for itself. */
 int mlsdm_vitals_write_unlocked(struct mlsdm_map *map, uint64_t predecessor, const struct mlsdm_vitals *vitals) {
     uint64_t words[sizeof *vitals / 8], *shared = region(map, MLSDM_REGION_VITALS);
     _Atomic uint64_t *signer = (_Atomic uint64_t *)&vitals_of(map)->controller_pid;
@@ -385,16 +371,12 @@ int mlsdm_vitals_write_unlocked(struct mlsdm_map *map, uint64_t predecessor, con
 
 /* -- the command slot -- */
 
-/* Leave a command for the controller. `configured` is the checksum of the settings when the configuration asks for
- * them, else 0. TAKEN while another command is pending, and when one was carried out since ticket `after`, whose state
- * the caller has read (UINT64_MAX: never mind). The ticket goes last: a poster that dies before it has posted nothing.
- */
 int mlsdm_command_post(struct mlsdm_map *map, uint32_t kind, const struct mlsdm_settings *settings, uint64_t configured,
                        uint64_t after, uint64_t *ticket) {
     int status = section_enter(map);
     if (status) return status;
     struct mlsdm_command *command = command_of(map);
-    const struct mlsdm_state *state = state_found(map, commit_of(map));
+    const struct mlsdm_state *state = committed_state(map, commit_of(map));
     if (!state) return section_leave(map, MLSDM_STATUS_CORRUPT);
     if (mlsdm_command_pending(map) || (after != UINT64_MAX && after != state->ticket))
         return section_leave(map, MLSDM_STATUS_TAKEN);
@@ -402,9 +384,9 @@ int mlsdm_command_post(struct mlsdm_map *map, uint32_t kind, const struct mlsdm_
     next.kind = kind;
     next.configured = configured;
     if (settings) next.settings = *settings;
-    next.ticket =
-        (command->ticket > state->ticket ? command->ticket : state->ticket) + 1; /* one is never given twice */
-    if (next.withdrawn >= next.ticket) next.withdrawn = 0; /* damaged: this one has not been taken back */
+    /* No ticket is given twice. */
+    next.ticket = (command->ticket > state->ticket ? command->ticket : state->ticket) + 1;
+    if (next.withdrawn >= next.ticket) next.withdrawn = 0; /* it is damaged: the new command is not withdrawn */
     next.checksum = command_checksum(&next);
     memcpy((uint8_t *)command + sizeof next.ticket, (uint8_t *)&next + sizeof next.ticket,
            sizeof next - sizeof next.ticket);
@@ -414,18 +396,16 @@ int mlsdm_command_post(struct mlsdm_map *map, uint32_t kind, const struct mlsdm_
 
 uint64_t mlsdm_settings_checksum(const struct mlsdm_settings *settings) { return settings_checksum(settings); }
 
-/* Take back a command that was not carried out in time. OK: it never will be, which is also so when its slot is
- * damaged; then the slot is made whole. TAKEN: it was carried out, or it is not ours any more. */
 int mlsdm_command_withdraw(struct mlsdm_map *map, uint64_t ticket) {
     int status = section_enter(map);
     if (status) return status;
     struct mlsdm_command *command = command_of(map);
-    const struct mlsdm_state *state = state_found(map, commit_of(map));
+    const struct mlsdm_state *state = committed_state(map, commit_of(map));
     if (!state) return section_leave(map, MLSDM_STATUS_CORRUPT);
     int sound = command->checksum == command_checksum(command);
     int ours = sound ? command->ticket == ticket && mlsdm_command_pending(map) : ticket > state->ticket;
     if (!ours) return section_leave(map, MLSDM_STATUS_TAKEN);
-    store_release(&command->withdrawn, ticket); /* from here on the checksum does not hold, or says so */
+    store_release(&command->withdrawn, ticket); /* from here on the checksum is wrong, or the command is withdrawn */
     command->ticket = ticket;
     command->checksum = command_checksum(command);
     return section_leave(map, MLSDM_STATUS_OK);

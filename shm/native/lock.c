@@ -1,19 +1,19 @@
-/* The lock and the section: who may write, and what a writer leaves behind when it dies.
+/* The lock and the section: who may write, and what a new lock holder does about the one that died before it.
  *
  * The mutex is robust (the kernel hands it on when its holder dies), process-shared and error-checking. `holder` and
- * `acquisitions` let an observer tell a stuck holder from a busy lock; see shm/lock_watch.py.
+ * `acquisitions` let shm/lock_watch.py tell a stuck holder from a busy lock.
  *
- * Recovery is not a mode. Every entry into the section compares the intent record with the commit word, whether or
- * not the kernel reported a death: an intent for commit + 1 belongs to a transition that never happened, so its
- * in-place marks are taken back; an id still named there after its deletion was published has bytes left to erase.
- * Everything else that a dead writer touched lies where no reader looks and is simply written again. */
+ * Invariants: there is no recovery mode. Every entry into the section compares the intent record with the commit word,
+ * whether or not the kernel has reported a death. An intent for commit + 1 belongs to a transition that never happened,
+ * so its changes in place are undone. A memory id that is still named there after its deletion was published has bytes
+ * left to erase. Everything else that a dead writer touched is where no reader looks, and is written again.
+ * docs/design/crash-safety.md has the argument. */
 
 #include "block.h"
 
 static pthread_mutex_t *mutex_of(const struct mlsdm_map *map) { return (pthread_mutex_t *)lock_of(map)->mutex; }
 _Static_assert(sizeof(pthread_mutex_t) <= sizeof(((struct mlsdm_lock *)0)->mutex), "pthread_mutex_t fits its field");
 
-/* Make the mutex of a block that nobody else sees yet. Returns 0 or an errno value. */
 int mlsdm_lock_create(struct mlsdm_map *map) {
     pthread_mutexattr_t attributes;
     int error = pthread_mutexattr_init(&attributes);
@@ -30,7 +30,7 @@ static int64_t monotonic_ns(void) {
     return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
-/* Wait for a taken lock: a short spin, because a section lasts a microsecond or two, then the kernel. */
+/* Wait for the lock: spin shortly, because a section takes a microsecond or two, then wait in the kernel. */
 static int mutex_wait(const struct mlsdm_map *map) {
     int64_t started = monotonic_ns();
     int rc = EBUSY;
@@ -55,19 +55,22 @@ static int mutex_wait(const struct mlsdm_map *map) {
     return rc;
 }
 
-/* Delete what a published deletion promised to forget, then say so. Idempotent: a successor may run it again. */
-static void erase(const struct mlsdm_map *map, uint64_t id) {
-    atomic_thread_fence(memory_order_release); /* a reader that sees an erased byte also sees that it was deleted */
+/* Erase the bytes of a memory whose deletion is published, then clear the intent. Idempotent: the next lock holder may
+ * run it again. */
+static void memory_erase(const struct mlsdm_map *map, uint64_t id) {
+    atomic_thread_fence(memory_order_release); /* a reader that sees an erased byte also sees the deletion */
     uint64_t slot = slot_of(map, id);
     code_at(map, slot)->live = 0;
     memset(vector_at(map, slot), 0, (size_t)map->padded * sizeof(float));
     memset(shadow_at(map, slot), 0, map->shadow_stride);
     memset(payload_at(map, slot), 0, map->payload_stride);
-    slot_at(map, slot)->checksum = 0; /* nothing that was erased ever looks whole again: see lives_at */
+    slot_at(map, slot)->checksum = 0; /* erased bytes must not match it: see slot_is_live */
     store_release(&lock_of(map)->intent_id, 0);
 }
 
-static void repair(const struct mlsdm_map *map, uint64_t commit) {
+/* Undo the transition that a dead holder prepared but did not publish, or complete the erasure after one that it did.
+ */
+static void intent_resolve(const struct mlsdm_map *map, uint64_t commit) {
     struct mlsdm_lock *lock = lock_of(map);
     if (lock->intent_position == commit + 1) {
         if (lock->intent_row < map->rows)
@@ -82,12 +85,13 @@ static void repair(const struct mlsdm_map *map, uint64_t commit) {
         store_release(&lock->intent_position, 0);
         lock->rollbacks += 1;
     } else if (lock->intent_id) {
-        erase(map, lock->intent_id);
+        memory_erase(map, lock->intent_id);
     }
 }
 
-/* Of an irrecoverable mutex glibc's trylock says so once, and leaves the caller's thread in its word: from then on it
- * looks taken. `lost` tells the others that nobody is inside, and the watch that nobody is stuck there. */
+/* glibc's trylock reports an irrecoverable mutex once and leaves the caller's thread id in its word, so that the mutex
+ * looks held from then on. `lost` tells the other processes that nobody is inside, and the lock watch that nobody is
+ * stuck there. */
 static int section_enter(const struct mlsdm_map *map) {
     struct mlsdm_lock *lock = lock_of(map);
     int rc = pthread_mutex_trylock(mutex_of(map));
@@ -101,9 +105,9 @@ static int section_enter(const struct mlsdm_map *map) {
     if (rc) return MLSDM_STATUS_LOST;
     store_release(&lock->holder, map->pid);
     store_release(&lock->acquisitions, lock->acquisitions + 1);
-    lock->sampled_ns = lock->acquisitions % 64 ? 0 : monotonic_ns(); /* PERF: two looks at the clock are 50 ns */
+    lock->sampled_ns = lock->acquisitions % 64 ? 0 : monotonic_ns(); /* PERF: reading the clock twice takes 50 ns */
     uint64_t commit = commit_of(map);
-    if ((lock->intent_position > commit || lock->intent_id) && commit != DAMAGED) repair(map, commit);
+    if ((lock->intent_position > commit || lock->intent_id) && commit != DAMAGED) intent_resolve(map, commit);
     return MLSDM_STATUS_OK;
 }
 
@@ -119,7 +123,6 @@ static int section_leave(const struct mlsdm_map *map, int status) {
     return status;
 }
 
-/* Claim or release a worker row: it must still belong to (`pid`, `started`), who was free or found dead. */
 int mlsdm_row_claim(struct mlsdm_map *map, uint32_t row, uint64_t pid, uint64_t started, uint64_t new_pid,
                     uint64_t new_started) {
     int status = section_enter(map);

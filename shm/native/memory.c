@@ -1,9 +1,8 @@
-/* One memory: vector, shadow, payload and the line that describes them. How it is made, written to its slot, and
- * read back.
+/* One memory: its vector, shadow, payload and slot; how they are computed, written and read back.
  *
- * The shadow is the vector divided by its norm, in int8 codes with one scale; `error` is no less than the norm of what
- * that approximation leaves out, so that the bound of the recall scan is a theorem and not an estimate. Everything that
- * needs only the event itself (validation, shadow, checksums) is done before the lock is taken. */
+ * The shadow is the vector divided by its norm, as int8 codes with one scale; `error` is no less than the norm of what
+ * this approximation leaves out, so that the bound of the recall scan is a theorem and not an estimate. Everything that
+ * needs only the event itself (validation, shadow, checksums) is computed before the lock is taken. */
 
 #include "block.h"
 
@@ -17,28 +16,27 @@ struct memory {
     uint64_t vector_checksum;
 };
 
-/* Norm of `vector`, or a negative status: float32[dimension], any alignment, copied to `padded` with zeros behind it.
- */
+/* Copy `vector` (the bytes of float32[dimension], any alignment) to `padded` with zeros behind it, and compute its
+ * norm. Returns OK, NOT_FINITE or TOO_LONG. */
 static int vector_accept(const struct mlsdm_map *map, float *padded, const void *vector, double *norm) {
     memset(padded + map->dimension, 0, (map->padded - map->dimension) * sizeof(float));
     memcpy(padded, vector, map->dimension * sizeof(float));
     double square = dot(padded, padded, map->padded);
     if (!isfinite(square))
-        return MLSDM_STATUS_NOT_FINITE; /* float32 squares cannot overflow a double: an element is NaN or infinite */
+        return MLSDM_STATUS_NOT_FINITE; /* squares of float32 do not overflow a double, so an element is NaN or infinite
+                                         */
     *norm = sqrt(square);
     return *norm > map->norm_max ? MLSDM_STATUS_TOO_LONG : MLSDM_STATUS_OK;
 }
 
-/* Shadow, scale and error of a vector with a norm.
+/* Compute shadow, scale and error of a vector. docs/design/recall.md proves that `error` is no less than the norm of
+ * what the shadow leaves out.
  *
- * Why `error` is no less than |r|, r = v/|v| − scale · codes: the float32 operations of `encode` are off by at most
- * 2^-23 |v_i|/|v| + 2^-24 scale |code_i| + 2^-24 |left_i| in element i, so |r| ≤ (1 + 2^-24) |left| + 2^-23 + 2^-24
- * · 1.1 (no vector's shadow is longer than 1.1); `square` is off by padded · 2^-24 of itself, its root by half of that.
- * 2^-21 covers the constants twice over. Vectors so short that 127 / most or 1 / norm would overflow are lengthened by
- * 2^100, which is exact and changes neither direction nor codes. */
+ * A vector so short that 127 / most or 1 / norm would overflow is multiplied by 2^100 first, which is exact and changes
+ * neither its direction nor its codes. */
 static void shadow_make(const struct mlsdm_map *map, struct memory *memory) {
     float left[DIMENSION_MAX], lifted[DIMENSION_MAX], *vector = memory->vector;
-    double most = largest(vector, map->padded), norm = memory->norm;
+    double most = magnitude_max(vector, map->padded), norm = memory->norm;
     memory->code = (struct mlsdm_code){.live = 1};
     memset(memory->shadow, 0, map->shadow_stride);
     if (most == 0) return;
@@ -48,7 +46,7 @@ static void shadow_make(const struct mlsdm_map *map, struct memory *memory) {
     }
     float scale = memory->code.scale = (float)(most / (127.0 * norm));
     encode(memory->shadow, left, vector, (float)(127.0 / most), (float)(1.0 / norm), scale, map->padded);
-    double error = sqrt(square(left, map->padded)) * (1.0 + map->padded * 0x1p-24) + 0x1p-21;
+    double error = sqrt(sum_of_squares(left, map->padded)) * (1.0 + map->padded * 0x1p-24) + 0x1p-21;
     memory->code.error = nextafterf((float)error, INFINITY);
 }
 
@@ -63,8 +61,8 @@ static int memory_prepare(const struct mlsdm_map *map, struct memory *memory, co
     return MLSDM_STATUS_OK;
 }
 
-/* Have the lines fetched that the next memory will probably be written to: nobody has touched them for a whole round of
- * the store. A wrong guess costs nothing but the time. */
+/* Prefetch the cache lines of the slot that the next memory will probably be written to: it was last used one round of
+ * the ring ago. A wrong guess costs only time. */
 static void memory_prefetch(const struct mlsdm_map *map) {
     uint64_t at = slot_of(map, state_at(map, commit_of(map))->scalars.accepted + 1);
     const char *vector = (const char *)vector_at(map, at), *shadow = (const char *)shadow_at(map, at);
@@ -74,7 +72,7 @@ static void memory_prefetch(const struct mlsdm_map *map) {
     __builtin_prefetch(code_at(map, at), 1);
 }
 
-/* Of everything in a slot but the deletion mark and the live hint. */
+/* The checksum of everything in a slot but the deletion mark and the live hint. */
 static uint64_t slot_checksum(const struct mlsdm_map *map, const struct mlsdm_slot *slot, const struct mlsdm_code *code,
                               const int8_t *shadow, const uint8_t *payload, uint64_t vector_checksum) {
     uint64_t sum = checksum_of(slot, offsetof(struct mlsdm_slot, deleted_at), vector_checksum);
@@ -84,7 +82,7 @@ static uint64_t slot_checksum(const struct mlsdm_map *map, const struct mlsdm_sl
     return size ? checksum_of(payload, (size + 7) & ~7u, sum) : sum;
 }
 
-/* Write a prepared memory to the spare slot. Nobody sees it before its position is published. */
+/* Write a prepared memory to the spare slot. No reader looks at it before its position is published. */
 static void memory_write(const struct mlsdm_map *map, const struct memory *memory, uint64_t id, uint64_t position,
                          int64_t time_ns, double moral, uint32_t phase) {
     uint64_t at = slot_of(map, id);
@@ -109,7 +107,7 @@ static void memory_write(const struct mlsdm_map *map, const struct memory *memor
     slot->checksum = slot_checksum(map, slot, code_at(map, at), memory->shadow, payload, memory->vector_checksum);
 }
 
-/* 1 when a slot fits its checksum. Its own sizes are not believed before that. */
+/* 1 if a slot matches its checksum. The sizes in the slot are not trusted before that. */
 static int slot_sound(const struct mlsdm_map *map, uint64_t at) {
     const struct mlsdm_slot *slot = slot_at(map, at);
     uint64_t vector_checksum = checksum_of(vector_at(map, at), map->padded * sizeof(float), 4);
@@ -125,20 +123,19 @@ static int is_zero(const void *bytes, size_t size) {
     return 1;
 }
 
-/* Under the lock: 1 when the memory that was admitted to a slot has not been deleted. A mark whose seal is broken says
- * nothing; then the bytes tell, because what was deleted has been erased before anybody else enters the section. Those
- * outside of the line, which may be damaged as a whole: a memory that is neither whole nor erased has not been deleted.
- */
-static int lives_at(const struct mlsdm_map *map, uint64_t at) {
+/* 1 if the memory in a slot has not been deleted. Under the lock.
+ *
+ * If the mark's seal is broken, the bytes decide: a deleted memory is erased before another process enters the section.
+ * The slot record itself may be damaged as a whole, so vector, shadow, payload and hint are looked at. A memory that is
+ * neither sound nor erased has not been deleted. */
+static int slot_is_live(const struct mlsdm_map *map, uint64_t at) {
     uint64_t mark = slot_at(map, at)->deleted_at;
     if (mark == 0 || unseal(mark) != DAMAGED) return mark == 0;
     return slot_sound(map, at) || code_at(map, at)->live || !is_zero(vector_at(map, at), map->padded * sizeof(float)) ||
            !is_zero(shadow_at(map, at), map->shadow_stride) || !is_zero(payload_at(map, at), map->payload_stride);
 }
 
-/* Validate `count` vectors without touching the block: `bad` is the first that is not admissible, and the status
- * says why. */
-int mlsdm_vectors_check(struct mlsdm_map *map, const float *vectors, uint32_t count, uint32_t *bad) {
+int mlsdm_vectors_check(struct mlsdm_map *map, const float vectors[], uint32_t count, uint32_t *bad) {
     float padded[DIMENSION_MAX];
     double norm;
     for (*bad = 0; *bad < count; *bad += 1) {

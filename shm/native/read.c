@@ -1,14 +1,14 @@
-/* Validated reads: copy, then prove that nothing of the copy can have changed meanwhile.
+/* Validated reads: copy, then check that nothing of the copy can have changed meanwhile.
  *
- * Three tries without the lock, then one with it: readers of a sequence lock starve under a hot writer, and a lock
- * that is never taken first is never contended by monitoring. A process that maps the block read-only (`attached`)
- * never takes it and answers BUSY instead. */
+ * Three tries without the lock, then one with it: the readers of a sequence lock starve under a busy writer, but reads
+ * that never take the lock do not slow the writers down. A process that maps the block read-only has wait_ms = 0: it
+ * never takes the lock and returns BUSY instead. docs/design/linearizability.md has the argument. */
 
 #include "block.h"
 
 #define TRIES 3
 
-/* Run `copy` until the position it read at still holds. */
+/* Run `copy` until the commit word has not moved during it. */
 #define VALIDATED(map, commit, copy)                        \
     int status = MLSDM_STATUS_BUSY;                         \
     for (int try = 0; try <= TRIES; try++) {                \
@@ -37,13 +37,11 @@ static int state_copy(const struct mlsdm_map *map, uint64_t commit, struct mlsdm
     return MLSDM_STATUS_OK;
 }
 
-/* The committed state, and its levels (float32[3][padded]) unless NULL. */
-int mlsdm_state_read(struct mlsdm_map *map, struct mlsdm_state *state, float *levels) {
+int mlsdm_state_read(struct mlsdm_map *map, struct mlsdm_state *state, float levels[]) {
     VALIDATED(map, commit, status = state_copy(map, commit, state, levels));
 }
 
-/* Norms of levels 1 to 3, as the cascade computes them. */
-void mlsdm_levels_norms(struct mlsdm_map *map, const float *levels, double *norms) {
+void mlsdm_levels_norms(struct mlsdm_map *map, const float levels[], double norms[]) {
     for (int level = 0; level < 3; level++) {
         const float *x = levels + (size_t)level * map->padded;
         norms[level] = sqrt(dot(x, x, map->padded));
@@ -57,44 +55,41 @@ static void tallies_sum(const struct mlsdm_map *map, uint64_t commit, uint64_t *
         for (int cell = 0; cell < 2; cell++)
             if (cells[cell].position <= commit && (!newest || cells[cell].position > newest->position))
                 newest = &cells[cell];
-        if (!newest) return; /* overtaken twice: `commit` is stale, and the validation will say so */
+        if (!newest) return; /* both cells are newer: `commit` is stale, and the validation will find that */
         *accepted += newest->accepted;
         *rejected += newest->rejected;
     }
 }
 
-/* The committed position; UINT64_MAX where the commit word is damaged. */
 uint64_t mlsdm_position(const struct mlsdm_map *map) { return commit_of(map); }
 
-/* What the workers' own tallies sum up to, at one position. */
 int mlsdm_tallies_read(struct mlsdm_map *map, uint64_t *accepted, uint64_t *rejected, uint64_t *position) {
     VALIDATED(map, commit, tallies_sum(map, commit, accepted, rejected); *position = commit);
 }
 
-/* Up to `count` log entries from `first` on. `copied` is how many there were. GONE when `first` was overwritten,
- * UNKNOWN when it has not happened. Entries are overwritten from the oldest on, so what was in reach after the copy
- * was in reach all the time. */
-int mlsdm_entries_read(struct mlsdm_map *map, uint64_t first, uint32_t count, struct mlsdm_entry *out, uint32_t *copied,
-                       uint64_t *oldest) {
+/* Entries are overwritten from the oldest on, so an entry that is within reach after the copy was so all the time. */
+int mlsdm_entries_read(struct mlsdm_map *map, uint64_t first, uint32_t count, struct mlsdm_entry entries[],
+                       uint32_t *copied, uint64_t *oldest) {
     uint64_t newest = commit_of(map);
     *copied = 0;
     if (newest == DAMAGED) return MLSDM_STATUS_CORRUPT;
     if (first > newest + 1) return MLSDM_STATUS_UNKNOWN;
-    for (uint64_t at = first; at <= newest && *copied < count; at++) out[(*copied)++] = *entry_at(map, at);
+    for (uint64_t at = first; at <= newest && *copied < count; at++) entries[(*copied)++] = *entry_at(map, at);
     atomic_thread_fence(memory_order_acquire);
     if ((newest = commit_of(map)) == DAMAGED) return MLSDM_STATUS_CORRUPT;
-    /* While `newest` + 1 is being written, its place is that of newest + 1 − log_capacity. */
+    /* The place of entry newest + 1 − log_capacity may already hold entry newest + 1, half-written. */
     *oldest = newest + 1 > map->log_capacity ? newest + 2 - map->log_capacity : 1;
     if (first < *oldest) return MLSDM_STATUS_GONE;
     for (uint32_t i = 0; i < *copied; i++)
-        if (out[i].position != first + i || out[i].checksum != entry_checksum(&out[i])) return MLSDM_STATUS_CORRUPT;
+        if (entries[i].position != first + i || entries[i].checksum != entry_checksum(&entries[i]))
+            return MLSDM_STATUS_CORRUPT;
     return MLSDM_STATUS_OK;
 }
 
 static int memory_copy(const struct mlsdm_map *map, uint64_t commit, uint64_t id, struct mlsdm_slot *slot,
                        float *vector, uint8_t *payload) {
     if (commit == 0) return MLSDM_STATUS_UNFORMED;
-    const struct mlsdm_state *state = state_found(map, commit);
+    const struct mlsdm_state *state = committed_state(map, commit);
     if (!state) return MLSDM_STATUS_CORRUPT;
     uint64_t newest = state->scalars.accepted, at = slot_of(map, id);
     if (id == 0 || id > newest) return MLSDM_STATUS_UNKNOWN;
@@ -109,27 +104,22 @@ static int memory_copy(const struct mlsdm_map *map, uint64_t commit, uint64_t id
     return MLSDM_STATUS_OK;
 }
 
-/* One memory by id: its line, float32[dimension] and payload. UNKNOWN when never given, GONE when overwritten or
- * deleted. */
-int mlsdm_memory_read(struct mlsdm_map *map, uint64_t id, struct mlsdm_slot *slot, float *vector, uint8_t *payload) {
-    VALIDATED(map, commit, status = memory_copy(map, commit, id, slot, vector, payload));
+int mlsdm_memory_read(struct mlsdm_map *map, uint64_t memory_id, struct mlsdm_slot *slot, float vector[],
+                      uint8_t payload[]) {
+    VALIDATED(map, commit, status = memory_copy(map, commit, memory_id, slot, vector, payload));
 }
 
-/* The id of the visible memory in a slot, 0 when it holds none: the newest that belongs there, unless it has left the
- * window. */
-static uint64_t resident(const struct mlsdm_map *map, uint64_t at, uint64_t newest) {
+/* The id of the visible memory in a slot, 0 for none: the newest id of that slot, unless it has left the window. */
+static uint64_t resident_id(const struct mlsdm_map *map, uint64_t at, uint64_t newest) {
     uint64_t id = newest - (newest + map->capacity + 1 - at) % ((uint64_t)map->capacity + 1);
     return id > newest || id + map->capacity <= newest ? 0 : id;
 }
 
-/* 1 when the visible memory in a slot fits its checksum, mark and hint, and when the slot holds none; 0 when it does
- * not, with its id. */
 int mlsdm_slot_check(struct mlsdm_map *map, uint64_t at, uint64_t *id) {
-    for (int try = 0; try < 2;
-         try++) { /* a slot that changes under the check is a slot in use: seen again at the next round */
+    for (int try = 0; try < 2; try++) { /* a slot that changes during the check is checked again in the next round */
         uint64_t commit = commit_of(map);
         if (commit == 0 || commit == DAMAGED) return 1;
-        *id = resident(map, at, state_at(map, commit)->scalars.accepted);
+        *id = resident_id(map, at, state_at(map, commit)->scalars.accepted);
         uint64_t deleted_at = unseal(slot_at(map, at)->deleted_at);
         if (*id == 0 || (deleted_at && deleted_at != DAMAGED)) return 1;
         if (!deleted_at && slot_at(map, at)->id == *id && code_at(map, at)->live == 1 && slot_sound(map, at)) return 1;
@@ -138,9 +128,7 @@ int mlsdm_slot_check(struct mlsdm_map *map, uint64_t at, uint64_t *id) {
     return 1;
 }
 
-/* What slot_check has found, judged again under the lock, and mended where its bytes tell what it was: mark and hint of
- * a memory that is whole, the mark of one that was erased. OK: it is right now. CORRUPT: its bytes are not what was
- * remembered, and nothing but forgetting helps. */
+/* If the memory is sound, its mark and hint are set; if it was erased, its mark is set to the committed position. */
 int mlsdm_slot_repair(struct mlsdm_map *map, uint64_t at) {
     struct mlsdm_state state;
     int status = section_enter(map);
@@ -148,8 +136,8 @@ int mlsdm_slot_repair(struct mlsdm_map *map, uint64_t at) {
     uint64_t commit = commit_of(map);
     if ((status = state_copy(map, commit, &state, NULL))) return section_leave(map, status);
     struct mlsdm_slot *slot = slot_at(map, at);
-    uint64_t id = resident(map, at, state.scalars.accepted);
-    if (id && lives_at(map, at)) {
+    uint64_t id = resident_id(map, at, state.scalars.accepted);
+    if (id && slot_is_live(map, at)) {
         if (slot->id != id || !slot_sound(map, at)) return section_leave(map, MLSDM_STATUS_CORRUPT);
         store_release(&slot->deleted_at, 0);
         code_at(map, at)->live = 1;

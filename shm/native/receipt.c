@@ -1,39 +1,41 @@
-/* The receipts: the first answers to events that came with an idempotency key, so that a retry gets the same one.
+/* Receipts: the first decisions of events that came with an idempotency key, so that a retry gets the same one.
  *
- * A ring of receipt_capacity + 1 places holds them in the order in which they were given, so the newest
- * receipt_capacity of them are there: exactly that is promised. `receipts` of the committed state counts them; ordinal
- * n lies in place n mod (capacity + 1), and the place that the next one goes to is never one that counts.
+ * A ring of receipt_capacity + 1 places holds them in the order in which they were given. `receipts` of the committed
+ * state counts them; ordinal n is in place n mod (capacity + 1), so the newest receipt_capacity of them are kept, and
+ * the place of the next one is never one that counts.
  *
- * They are found through chains: `head` is the newest ordinal of a chain, and each receipt names the next older one of
- * its chain. Ordinals descend along a chain, so everything behind the first one that has left the ring has left it
- * too: nothing ever needs to be unlinked, and a walk ends. All of it happens under the lock; the head is the only word
- * that changes in place, under the intent record. It is sealed: one that led past a receipt would have its event
- * decided twice. The controller looks at all heads in turn and finds one that is damaged again in the ring. */
+ * They are found through chains: the head of a chain is the ordinal of its newest receipt, and each receipt names the
+ * next older one of its chain. Ordinals descend along a chain, so everything behind the first one that has left the
+ * ring has left it too: nothing needs to be unlinked, and a walk ends.
+ *
+ * Invariants: all of it happens under the lock. The head is the only word that changes in place, under the intent
+ * record. It is sealed: a head that skipped a receipt would let its event be decided twice. The controller checks all
+ * heads in turn and finds the right value of a damaged one in the ring. */
 
 #include "block.h"
 
-/* The items of a batch, whose second words are consecutive, go to consecutive chains: in one, the last of a thousand
- * would walk past all the others, and all of them together would take three times as long. */
+/* The items of a batch, whose second words are consecutive, are on consecutive chains: on one chain, the last of a
+ * thousand would walk past all others, and the batch would take three times as long. */
 static uint64_t *head_of(const struct mlsdm_map *map, const uint64_t *key) {
     return head_at(map, (key[0] + key[1]) % map->receipt_capacity);
 }
 
-/* 1 when the search ends the admission: the first answer is in `out` and `status` is OK, or `status` says why not.
- * `newest` is the newest ordinal that counts. */
-static int receipt_find(const struct mlsdm_map *map, uint64_t newest, const struct mlsdm_idempotency_hash *key,
-                        struct mlsdm_decision *out, int *status) {
-    const uint64_t *head = head_of(map, key->words);
-    uint64_t limit = newest + 1; /* above every ordinal that may come next */
+/* Search the receipt of a hash. Returns 1 if that ends the admission: `decision` is the first one and `status` is OK,
+ * or `status` is REUSED or CORRUPT. `newest` is the newest ordinal that counts. */
+static int receipt_find(const struct mlsdm_map *map, uint64_t newest, const struct mlsdm_idempotency_hash *hash,
+                        struct mlsdm_decision *decision, int *status) {
+    const uint64_t *head = head_of(map, hash->words);
+    uint64_t limit = newest + 1; /* ordinals on the rest of the chain are below it */
     for (uint64_t ordinal = unseal(*head); ordinal && (ordinal >= limit || newest - ordinal < map->receipt_capacity);) {
         const struct mlsdm_receipt *receipt = receipt_at(map, ordinal);
         *status = MLSDM_STATUS_CORRUPT;
         if (ordinal >= limit || receipt->ordinal != ordinal || receipt->checksum != receipt_checksum(receipt) ||
             head_of(map, receipt->key) != head)
             return 1;
-        if (receipt->key[0] == key->words[0] && receipt->key[1] == key->words[1]) {
-            *status = receipt->body == key->body ? MLSDM_STATUS_OK : MLSDM_STATUS_REUSED;
-            *out = receipt->decision;
-            out->repeated = 1;
+        if (receipt->key[0] == hash->words[0] && receipt->key[1] == hash->words[1]) {
+            *status = receipt->body == hash->body ? MLSDM_STATUS_OK : MLSDM_STATUS_REUSED;
+            *decision = receipt->decision;
+            decision->repeated = 1;
             return 1;
         }
         limit = ordinal;
@@ -42,35 +44,34 @@ static int receipt_find(const struct mlsdm_map *map, uint64_t newest, const stru
     return 0;
 }
 
-/* Write receipt `ordinal` to its place and put it before the others of its chain. Returns `ordinal`. */
+/* Write receipt `ordinal` to its place and make it the head of its chain. Returns `ordinal`. */
 static uint64_t receipt_write(const struct mlsdm_map *map, uint64_t *head, uint64_t ordinal,
-                              const struct mlsdm_idempotency_hash *key, const struct mlsdm_decision *decision) {
+                              const struct mlsdm_idempotency_hash *hash, const struct mlsdm_decision *decision) {
     struct mlsdm_receipt *receipt = receipt_at(map, ordinal);
     *receipt = (struct mlsdm_receipt){.ordinal = ordinal,
-                                      .key = {key->words[0], key->words[1]},
-                                      .body = key->body,
-                                      .previous = unseal(*head), /* which receipt_find has found sound */
+                                      .key = {hash->words[0], hash->words[1]},
+                                      .body = hash->body,
+                                      .previous = unseal(*head), /* receipt_find has checked it */
                                       .decision = *decision};
     receipt->checksum = receipt_checksum(receipt);
     store_release(head, seal(ordinal));
     return ordinal;
 }
 
-/* The first of `count` chains, from `chain` on, whose head is damaged; chain + count when there is none. */
 uint32_t mlsdm_chains_check(struct mlsdm_map *map, uint32_t chain, uint32_t count) {
     uint32_t end = chain + count;
     while (chain < end && unseal(load_acquire(head_at(map, chain))) != DAMAGED) chain++;
     return chain;
 }
 
-/* Put a damaged head right: the newest receipt of its chain that counts. CORRUPT when a newer one than that, or one of
- * all where there is none, is damaged itself: it may be what the head has named. It leaves the ring in time.
+/* The head becomes the newest sound receipt of its chain. A damaged receipt on the way ends the search: the head may
+ * have named it. It leaves the ring in time.
  *
- * PERF: a ring of 32,768 that holds none of the chain is read as a whole under the lock, 2 ms. */
+ * PERF: 2 ms under the lock for a ring of 32,768 that holds no receipt of the chain. */
 int mlsdm_chain_repair(struct mlsdm_map *map, uint32_t chain) {
     int status = section_enter(map);
     if (status) return status;
-    const struct mlsdm_state *state = state_found(map, commit_of(map));
+    const struct mlsdm_state *state = committed_state(map, commit_of(map));
     if (!state) return section_leave(map, MLSDM_STATUS_CORRUPT);
     uint64_t *head = head_at(map, chain), newest = state->receipts, ordinal = newest;
     if (unseal(*head) != DAMAGED) return section_leave(map, MLSDM_STATUS_OK);

@@ -1,15 +1,15 @@
-/* Arithmetic on vectors: the loops that the compiler turns into vector instructions, each the same on every processor.
+/* Vector arithmetic: the loops that the compiler vectorises. Every processor computes the same numbers.
  *
- * Sums run in float64 over eight lanes and are folded in one fixed order; products of float32 are exact in float64.
+ * Sums run in float64 over eight lanes that are added in one fixed order; products of float32 are exact in float64.
  * core/reference/vector.py does the same in NumPy, and tests hold both equal to the last bit. `padded` is a multiple of
- * 16 and the padding is zero. */
+ * 16, and the padding is zero. */
 
 #include "block.h"
 
 #define DIMENSION_MAX 4096
 
-/* Not inlined: seen together with the loops below, GCC gives up on vectors and adds the lanes one by one. */
-static __attribute__((noinline)) double fold(const double *lane) {
+/* Not inlined: otherwise GCC does not vectorise the loops below and adds the lanes one by one. */
+static __attribute__((noinline)) double sum_lanes(const double *lane) {
     return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
 }
 
@@ -17,12 +17,12 @@ MLSDM_WIDE static double dot(const float *x, const float *y, uint32_t padded) {
     double lane[8] = {0};
     for (uint32_t i = 0; i < padded; i += 8)
         for (int j = 0; j < 8; j++) lane[j] += (double)x[i + j] * (double)y[i + j];
-    return fold(lane);
+    return sum_lanes(lane);
 }
 
-/* The largest magnitude. The bits of floats without their sign are ordered as the floats are, and the largest of many
- * integers needs no order to be found in. */
-MLSDM_WIDE static float largest(const float *x, uint32_t padded) {
+/* The largest magnitude. Floats without their sign are ordered like their bits, and an integer maximum does not depend
+ * on the order of evaluation. */
+MLSDM_WIDE static float magnitude_max(const float *x, uint32_t padded) {
     uint32_t most = 0;
     for (uint32_t i = 0; i < padded; i++) {
         uint32_t bits;
@@ -35,8 +35,8 @@ MLSDM_WIDE static float largest(const float *x, uint32_t padded) {
     return found;
 }
 
-/* codes = round(x × factor), of magnitude at most 127, and left = x × inverse_norm − scale × codes, all in float32.
- * Adding and taking away 1.5 × 2^23 rounds to an integer in the default mode, on every processor alike. */
+/* Compute codes = round(x × factor), of magnitude at most 127, and left = x × inverse_norm − scale × codes, in float32.
+ * Adding and subtracting 1.5 × 2^23 rounds to an integer in the default rounding mode, on every processor. */
 MLSDM_WIDE static void encode(int8_t *codes, float *left, const float *x, float factor, float inverse_norm, float scale,
                               uint32_t padded) {
     const float round = 12582912.0f;
@@ -47,9 +47,9 @@ MLSDM_WIDE static void encode(int8_t *codes, float *left, const float *x, float 
     }
 }
 
-/* The sum of squares in float32: sixteen lanes of padded / 16 terms, none negative, so that it is off by less than
- * padded × 2^-24 of itself. */
-MLSDM_WIDE static float square(const float *x, uint32_t padded) {
+/* The sum of squares in float32. Its sixteen lanes have padded / 16 terms each and no term is negative, so its relative
+ * error is less than padded × 2^-24. */
+MLSDM_WIDE static float sum_of_squares(const float *x, uint32_t padded) {
     typedef float eight __attribute__((vector_size(32), aligned(4)));
     eight a = {0}, b = {0};
     for (uint32_t i = 0; i < padded; i += 16) {

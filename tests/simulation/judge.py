@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from shm.errors import _ERRORS
+from shm.errors import ERRORS, OK
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY
 from shm.store import ANY_TICKET, Decision
 from tests.simulation.actor import Actor
@@ -117,9 +117,9 @@ class Judge:
             self._decision(what, decision, item[2], made, moments)
         same(f"{what}, having entered besides", [], list(made))
         same(f"{what}: whether all are decided", status == 0, len(decisions) == len(items))
-        error = _ERRORS[status]
-        if error is None:
+        if status == OK:
             return
+        error = ERRORS[status]
         if error.__name__ == "Busy":
             holds(f"{what}: somebody else stood with the lock", any(course.contended))
         elif error.__name__ in ("Corrupt", "Lost", "Exhausted"):

@@ -1,7 +1,6 @@
-"""Builds the reader as `app.api.codec._json_reader` (cffi, API mode): JSON text to float32 in one pass. Run by
-setuptools through setup.py.
+"""Build the JSON reader as `app.api.codec._json_reader` (cffi, API mode). setuptools runs it through setup.py.
 
-`-ffp-contract=off` for the same numbers on every processor.
+`-ffp-contract=off`: every processor computes the same numbers.
 """
 
 from pathlib import Path

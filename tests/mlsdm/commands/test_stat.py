@@ -343,7 +343,7 @@ def test_an_unreadable_state_comes_first(block: Block) -> None:
     for number in range(2):
         block.region("states", number).checksum ^= 1
 
-    assert problem_lines_of(block) == ["UNREADABLE: corrupt: A checksum did not hold; nothing was built on it."]
+    assert problem_lines_of(block) == ["UNREADABLE: corrupt: A checksum does not match; the data was not used."]
 
 
 def test_the_mutex_names_the_lock_holder(block: Block) -> None:
