@@ -238,7 +238,7 @@ def test_a_corrupt_state_is_reported(block: Block, capsys: pytest.CaptureFixture
         assert stat("--pid", held.pid) == 1
         held.communicate()
 
-    assert "\nstate       cannot be read, corrupt: A checksum did not hold" in capsys.readouterr().out
+    assert "\nstate       cannot be read, corrupt: A checksum does not match" in capsys.readouterr().out
 
 
 def test_a_damaged_header_is_one_sentence(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
