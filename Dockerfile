@@ -8,14 +8,13 @@
 # BASE_IMAGE=python:3.12-slim in general, one made of Debian's own packages where no registry is reachable
 # (deploy/image/build). Alpine is not: musl has no robust mutex with a monotonic clock.
 #
-# What runs: arbiter as process 1, controller and workers below it, all of one numeric user that owns no file. It
-# writes to /tmp (metrics: two files of 128 kB for each row of workers, made at their full size; a worker has up to
-# four rows over reloads) and to /dev/shm (heartbeats), both in memory, so the root file system may be read-only. Its
-# memory is a memfd, which counts as the container's: some 150 MB with two workers, and what clients can have them hold on
-# top, see docs/capacity.md.
+# Processes: the arbiter as process 1, controller and workers below it, all under one numeric user that owns no file. They
+# write to /tmp (metrics: two files of 128 kB for each worker row, created at full size; a worker has up to four rows over
+# reloads) and to /dev/shm (heartbeats), both in memory, so the root file system may be read-only. The block is a memfd,
+# which counts towards the container's memory: some 150 MB with two workers, plus the clients' buffers (docs/capacity.md).
 #
-# Configuration: CONFIG_PATH, else /etc/mlsdm/config.yaml, else the one below; HOST and PORT are said here, because in a
-# container they belong to the container, whatever a file says.
+# Configuration: CONFIG_PATH, else /etc/mlsdm/config.yaml, else the file below. HOST and PORT are set here, because they
+# belong to the container, whatever a file says.
 
 ARG BASE_IMAGE=python:3.12-slim
 
@@ -39,7 +38,7 @@ COPY core core
 COPY app app
 COPY modules modules
 COPY mlsdm mlsdm
-# What builds is not wanted any more once it has built.
+# Build tools are not needed after the build.
 RUN /opt/mlsdm/bin/python -m pip install -q --no-cache-dir --disable-pip-version-check \
     --no-deps --no-build-isolation --no-index . \
     && /opt/mlsdm/bin/python -m pip uninstall -q -y setuptools pip
@@ -61,12 +60,12 @@ ENV PATH=/opt/mlsdm/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
     MLSDM_ENV=production \
     HOST=0.0.0.0 \
     PORT=8000
-# A relative security.keys_path begins here.
+# A relative security.keys_path is resolved from here.
 WORKDIR /etc/mlsdm
 USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-# Liveness and not readiness: who restarts what is unhealthy must not do so for a busy minute, which costs every memory.
+# Liveness, not readiness: a restart for a busy minute would lose every memory.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
     CMD ["python3", "-ISc", "from http.client import HTTPConnection as C; from os import environ as e; c = C('127.0.0.1', int(e['PORT']), timeout=2); c.request('GET', '/health/liveness'); raise SystemExit(c.getresponse().status != 200)"]
 CMD ["mlsdm", "serve"]

@@ -1,15 +1,14 @@
-"""Runs the image as a container engine would, without one, and looks whether it keeps what it says: `make image`.
+"""Runs the image without a container engine and checks its promises: `make image`.
 
     sudo .venv/bin/python deploy/image/check.py [IMAGE]
 
-What a container engine does for `docker run --read-only --tmpfs /tmp --cap-drop ALL -e … -v …` is done here with the
-kernel's own means, and everything that the image decides is taken from its configuration: namespaces for mounts,
-processes and network (so that port 8000 is free whatever this machine serves), the root file system mounted read-only,
-a tmpfs on /tmp and /dev/shm, a /dev with five devices, the image's user without any capability, its variables and
-nothing else of ours, its command as process 1. Only a limit of memory is not set.
+It reproduces `docker run --read-only --tmpfs /tmp --cap-drop ALL -e … -v …` with the kernel's means: namespaces for
+mounts, processes and network (port 8000 is free whatever this machine serves), a read-only root file system, a tmpfs
+on /tmp and /dev/shm, a /dev with five devices, the image's user without capabilities, only the image's variables, and
+its command as process 1. Everything that the image decides comes from its configuration. No memory limit is set.
 
-Each line that is printed has been seen. The first thing that is not as it should be ends the run with status 1 and the
-container's log. Rejected: `buildah run`, which has neither a read-only root nor a process 1 to send a signal to.
+Each printed line was verified. The first failure ends the run with status 1 and the container's log.
+Rejected: `buildah run`, which has neither a read-only root nor a process 1 to signal.
 """
 
 import ctypes

@@ -1,5 +1,5 @@
-"""A service under watch, for the tests of rules and of the dashboard: a real server that has been through everything
-that has a metric of its own, and a real Prometheus that has scraped it often enough for rates.
+"""The monitored service for the tests of rules and dashboard: a real server after traffic of every kind, and a real
+Prometheus that has scraped it often enough for rates.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     try:
         with scraped(server, directory) as prometheus:
             service = Watched(server, prometheus)
-            service.live_through_everything()
+            service.generate_traffic_of_every_kind()
             eventually(service.has_rates)
             yield service
     finally:

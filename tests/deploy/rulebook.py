@@ -1,8 +1,7 @@
-"""The rules of deploy/ as data: alerts, recordings, and which metrics an expression needs.
+"""The rules of deploy/ as data: alerts, recordings, and the metrics that an expression needs.
 
-Expressions are taken apart by a parser of PromQL, not by patterns: a name inside of a string, a label of `by` and a
-function are no metrics. What a selector asks of labels comes along, because a metric that exists without the label that
-is asked for gives as little as none.
+A parser of PromQL finds the selectors, so that names in strings, labels of `by` and functions do not count as metrics.
+A selector's label matchers are kept, because a metric without the label is as useless as none.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
-"""Alertmanager's configuration: who hears of what, and what is silent while a worse alert says it all.
+"""Alertmanager's configuration: routing, and inhibition by worse alerts.
 
-Routes are asked of amtool. Inhibitions are only names until something compares them with the alerts that exist: here
-every name that a rule of inhibition knows is that of an alert.
+amtool tests the routes. An inhibition rule is only a list of names, so every name is compared with the existing
+alerts.
 """
 
 import re
@@ -18,8 +18,8 @@ CONFIGURATION = ROOT / "deploy/alertmanager/alertmanager.yml"
 
 
 @needs("amtool")
-def test_amtool_accepts_it() -> None:
-    """Syntax, receivers and matchers."""
+def test_amtool_accepts_the_configuration() -> None:
+    """Syntax, receivers and matchers are valid."""
     checked = subprocess.run(["amtool", "check-config", CONFIGURATION], capture_output=True, text=True, check=False)
 
     assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -27,8 +27,8 @@ def test_amtool_accepts_it() -> None:
 
 @needs("amtool")
 @pytest.mark.parametrize(("severity", "receiver"), [("critical", "page"), ("warning", "ticket")])
-def test_who_hears_of_an_alert_follows_from_its_severity(severity: str, receiver: str) -> None:
-    """Critical ones wake somebody, the rest waits for the morning."""
+def test_the_severity_selects_the_receiver(severity: str, receiver: str) -> None:
+    """Critical alerts page somebody; the others wait for the morning."""
     words = ["amtool", "config", "routes", "test", f"--config.file={CONFIGURATION}", f"severity={severity}"]
 
     routed = subprocess.run(words, capture_output=True, text=True, check=True)
@@ -37,7 +37,7 @@ def test_who_hears_of_an_alert_follows_from_its_severity(severity: str, receiver
 
 
 def test_inhibitions_name_alerts_that_exist() -> None:
-    """One that has been renamed would no longer be held back, nor hold back."""
+    """An alert that was renamed would neither inhibit nor be inhibited."""
     rules = yaml.safe_load(CONFIGURATION.read_text(encoding="utf-8"))["inhibit_rules"]
     matchers = [matcher for rule in rules for side in ("source_matchers", "target_matchers") for matcher in rule[side]]
     values = [re.sub(r'^alertname (=~|!=|=) "?|"$', "", one) for one in matchers if one.startswith("alertname")]

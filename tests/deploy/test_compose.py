@@ -1,7 +1,7 @@
-"""docker-compose.yml: what Compose says of it where it is installed, and whether its parts fit each other.
+"""docker-compose.yml: Compose's own reading of it, where Compose is installed, and whether its parts fit each other.
 
-The parts are nginx's configuration, the service's own settings and what its image is; none of them is written here a
-second time. Containers are not started: that needs a daemon.
+The expected values come from nginx's configuration, the service's settings and the image. No container is started:
+that needs a daemon.
 """
 
 import os
@@ -88,13 +88,13 @@ class TestCompose:
         assert "write it into .env, as .env.example shows" in done.stderr
 
 
-def test_its_services_are_five() -> None:
-    """The names by which they find each other."""
+def test_compose_has_five_services() -> None:
+    """The services find each other by these names."""
     assert set(services()) == {"mlsdm-api", "nginx", "prometheus", "alertmanager", "grafana"}
 
 
 def test_secrets_are_in_no_file_of_the_tree() -> None:
-    """The example has none, and the file that has them is ignored by git; so is the key of the certificate."""
+    """The example has none; git ignores the file that has them, and the certificate's key."""
     assert set(re.findall(r"^\w+='(.*)'$", (ROOT / ".env.example").read_text(), re.MULTILINE)) == {""}
     ignored = ["git", "check-ignore", ".env", "deploy/nginx/tls/key.pem", "deploy/nginx/tls/certificate.pem"]
     done = subprocess.run(ignored, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -169,8 +169,8 @@ class TestNginx:
         assert (True, "101:101") == (nginx["read_only"], nginx["user"])
 
 
-def test_what_is_mounted_from_the_tree_is_there() -> None:
-    """An engine would make an empty directory of what is not, and a service would start with nothing."""
+def test_mounted_files_of_the_tree_exist() -> None:
+    """An engine would create an empty directory for a missing file, and a service would start without it."""
     sources = {source for service in services().values() for source in mounts(service).values()}
 
     assert sources - MONITORING == {"./config", "./deploy/nginx/nginx.conf", "./deploy/nginx/tls"}
@@ -178,14 +178,14 @@ def test_what_is_mounted_from_the_tree_is_there() -> None:
     assert [source for source in sources - MONITORING if not (ROOT / source).exists()] == []
 
 
-def test_what_monitoring_mounts_is_there() -> None:
-    """Files as files, directories as directories."""
+def test_mounted_files_of_the_monitoring_exist() -> None:
+    """Files are files, and directories are directories."""
     assert [source for source in MONITORING if not (ROOT / source).exists()] == []
     assert {Path(s).name for s in MONITORING if (ROOT / s).is_file()} == {"prometheus.yml", "alertmanager.yml"}
 
 
-def test_what_watches_is_seen_from_this_machine_alone() -> None:
-    """Prometheus, Alertmanager and Grafana are published on the loopback interface."""
+def test_monitoring_is_published_on_loopback_only() -> None:
+    """Prometheus, Alertmanager and Grafana listen on the loopback interface."""
     published = {name: service["ports"] for name, service in services().items() if name not in ("mlsdm-api", "nginx")}
 
     assert published == {
@@ -196,12 +196,12 @@ def test_what_watches_is_seen_from_this_machine_alone() -> None:
 
 
 def test_every_image_has_a_version() -> None:
-    """None of them changes by itself."""
+    """No image changes by itself."""
     images = {name: service["image"].rpartition(":")[2] for name, service in services().items() if name != "mlsdm-api"}
 
     assert {name: tag for name, tag in images.items() if not re.match(r"v?\d+\.\d+", tag)} == {}
 
 
 def test_logs_are_bounded() -> None:
-    """Nothing grows with time."""
+    """No log grows with time."""
     assert all({"max-size", "max-file"} <= set(service["logging"]["options"]) for service in services().values())

@@ -1,8 +1,8 @@
-"""The Grafana dashboard: every panel asks for something that is there, and says what to do about what it shows.
+"""The Grafana dashboard: every query returns data, and every panel describes its remedy.
 
-Grafana is not run here. What it would refuse or show as nothing is looked for in the file: its structure (identifiers,
-places, data sources, variables, references between provisioning and folders), and each query in a real Prometheus that
-scrapes a real server, with the variables filled in as Grafana fills them.
+Grafana is not run. Its structure (identifiers, positions, data sources, variables, references of provisioning) is
+checked in the file. Each query runs in a real Prometheus that scrapes a real server, with the variables filled in as
+by Grafana.
 """
 
 import json
@@ -53,8 +53,8 @@ def provisioned(folder: str) -> Any:
 
 @needs("prometheus")
 @pytest.mark.parametrize(("title", "expression"), list(queries()), ids=lambda part: re.sub(r"\W+", "-", part)[:60])
-def test_every_query_finds_something(watched: Watched, title: str, expression: str) -> None:
-    """Each name is that of a metric in the scrape, or of a recording; and together they give data."""
+def test_every_query_returns_data(watched: Watched, title: str, expression: str) -> None:
+    """Each name is a metric of the scrape or a recording, and the expression has a result."""
     asked = filled(expression)
     known = OF_PROMETHEUS | recordings().keys()
     missing = {
@@ -70,7 +70,7 @@ def test_every_query_finds_something(watched: Watched, title: str, expression: s
 
 @needs("prometheus")
 def test_the_variable_offers_every_instance(watched: Watched) -> None:
-    """Grafana asks for the values of a label; here is one instance."""
+    """Grafana asks for the values of a label; here it is one instance."""
     [variable] = [one for one in DASHBOARD["templating"]["list"] if one["name"] == "instance"]
     [(metric, label)] = re.findall(r"^label_values\((\w+), (\w+)\)$", variable["definition"])
 
@@ -79,15 +79,15 @@ def test_the_variable_offers_every_instance(watched: Watched) -> None:
     assert variable["definition"] == variable["query"]["query"]
 
 
-def test_every_panel_says_what_to_do() -> None:
-    """A description of more than one sentence: what it shows, and what to do when that is wrong."""
+def test_every_panel_describes_its_remedy() -> None:
+    """A description has more than one sentence: what the panel shows, and what to do."""
     for panel in PANELS:
         assert panel["description"].count(". ") + panel["description"].count(": ") >= 1, panel["title"]
         assert panel["description"].endswith("."), panel["title"]
 
 
-def test_panels_are_what_grafana_can_show() -> None:
-    """Of two kinds; numbers and titles are given once; each target has its letter, a legend and the data source."""
+def test_panels_are_valid_for_grafana() -> None:
+    """Panels have one of two types, unique ids and titles; each target has a letter, a legend and the data source."""
     assert {panel["type"] for panel in PANELS} == {"stat", "timeseries"}
     for of_one in ("id", "title"):
         values = [panel[of_one] for panel in DASHBOARD["panels"]]
@@ -105,7 +105,7 @@ def test_panels_are_what_grafana_can_show() -> None:
 
 
 def test_panels_fill_the_grid_and_do_not_overlap() -> None:
-    """A panel over another would be pushed away by Grafana, to where nobody looks."""
+    """Grafana would push an overlapping panel out of sight."""
     places = [(one["title"], one["gridPos"]) for one in DASHBOARD["panels"]]
 
     assert all(0 <= place["x"] and place["x"] + place["w"] <= WIDTH for _, place in places)
@@ -115,8 +115,8 @@ def test_panels_fill_the_grid_and_do_not_overlap() -> None:
         assert beside or above, (one, other)
 
 
-def test_queries_of_one_instance_heed_the_variable() -> None:
-    """A panel that ignored it would show all instances beside one, and look as if that one were wrong."""
+def test_queries_per_instance_use_the_variable() -> None:
+    """A panel without it would show all instances beside the selected one."""
     for title, expression in queries():
         for selector in selectors(filled(expression)):
             of_service = selector.name.startswith("job:") or selector.name in OF_PROMETHEUS
@@ -125,15 +125,15 @@ def test_queries_of_one_instance_heed_the_variable() -> None:
 
 
 def test_variables_are_the_data_source_and_the_instance() -> None:
-    """And every variable that a query uses is one of them, or Grafana's own."""
+    """Every variable that a query uses is one of them, or Grafana's own."""
     used = set(re.findall(r"\$\{?(\w+)", json.dumps(DASHBOARD)))
 
     assert {one["name"] for one in DASHBOARD["templating"]["list"]} == {"datasource", "instance"}
     assert used == {"datasource", "instance", "__rate_interval", "__all"}
 
 
-def test_provisioning_names_what_is_there() -> None:
-    """A default data source of the type that the dashboard asks for, and a folder for the files."""
+def test_provisioning_names_existing_files() -> None:
+    """It has a default data source of the dashboard's type, and a folder for the files."""
     [source] = provisioned("datasources")["datasources"]
     [provider] = provisioned("dashboards")["providers"]
 
@@ -143,8 +143,8 @@ def test_provisioning_names_what_is_there() -> None:
     assert [Path(path.name) for path in (GRAFANA / "dashboards").iterdir()] == [Path("mlsdm.json")]
 
 
-def test_grafana_counts_on_the_interval_of_scrapes() -> None:
-    """A rate over less than two of them would be empty."""
+def test_grafana_knows_the_scrape_interval() -> None:
+    """A rate over less than two intervals would be empty."""
     [source] = provisioned("datasources")["datasources"]
     configuration = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text(encoding="utf-8"))
 

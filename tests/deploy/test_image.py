@@ -1,6 +1,6 @@
-"""The recipe of the image, read: what can be held against the tree without building it.
+"""The Dockerfile, checked against the tree without building it.
 
-Building and running it is `make image`, which needs root and minutes (deploy/image/check.py).
+`make image` builds and runs the image; it needs root and minutes (deploy/image/check.py).
 """
 
 import fnmatch
@@ -52,21 +52,21 @@ BEFORE, BUILD, FINAL = stages()
 ENVIRON = dict(word.split("=", 1) for text in texts(FINAL, "ENV") for word in shlex.split(text))
 
 
-def test_both_names_are_one_recipe() -> None:
-    """A link, relative and beside it, so that it leads there in whatever place the tree is."""
+def test_both_dockerfile_names_are_one_file() -> None:
+    """The link is relative and in the same folder, so that it works wherever the tree is."""
     link = ROOT / "Dockerfile.neuro-engine-service"
 
     assert os.readlink(link) == "Dockerfile"
 
 
-def test_both_stages_stand_on_the_base_that_is_asked_for() -> None:
-    """A virtual environment is bound to the interpreter that made it."""
+def test_both_stages_use_the_base_image_argument() -> None:
+    """A virtual environment is bound to the interpreter that created it."""
     assert texts(BEFORE, "ARG") == ["BASE_IMAGE=python:3.12-slim"]
     assert texts(BUILD, "FROM") + texts(FINAL, "FROM") == ["${BASE_IMAGE} AS build", "${BASE_IMAGE}"]
 
 
-def test_the_last_stage_runs_nothing_and_takes_two_things() -> None:
-    """So it has no compiler but its base's, and no file that the build left behind."""
+def test_the_last_stage_only_copies_two_things() -> None:
+    """It has no compiler beyond its base's, and no file that the build left behind."""
     assert texts(FINAL, "RUN") == []
     assert texts(FINAL, "COPY") == [
         "--from=build /opt/mlsdm /opt/mlsdm",
@@ -75,7 +75,7 @@ def test_the_last_stage_runs_nothing_and_takes_two_things() -> None:
 
 
 def test_packages_are_those_of_the_lock() -> None:
-    """The service's own, with their hashes, as wheels; the service itself resolves nothing."""
+    """The packages have hashes and are wheels; installing the service resolves no dependency."""
     installs = [text for text in texts(BUILD, "RUN") if " pip install" in text]
 
     assert len(installs) == 2
@@ -84,12 +84,12 @@ def test_packages_are_those_of_the_lock() -> None:
 
 
 def test_the_user_is_a_number_and_not_root() -> None:
-    """Kubernetes can tell that it is not root only from a number."""
+    """Kubernetes can verify a non-root user only by its number."""
     assert [re.fullmatch(r"[1-9]\d*:[1-9]\d*", user) is not None for user in texts(FINAL, "USER")] == [True]
 
 
-def test_it_serves_where_it_says() -> None:
-    """Address, port, exposed port and environment agree; production, so that without a key it refuses to start."""
+def test_the_image_serves_on_its_exposed_port() -> None:
+    """Address, port, exposed port and environment agree; in production it refuses to start without a key."""
     assert tuple(ENVIRON[name] for name in ("HOST", "PORT", "MLSDM_ENV")) == ("0.0.0.0", "8000", "production")
     assert texts(FINAL, "EXPOSE") == [ENVIRON["PORT"]]
     loaded = load(str(ROOT / "config/production-ready.yaml"), {**PRODUCTION, "HOST": "0.0.0.0", "PORT": "8000"})
@@ -97,26 +97,26 @@ def test_it_serves_where_it_says() -> None:
 
 
 def test_the_command_is_one_that_the_project_installs() -> None:
-    """As a list, so that it and not a shell gets the signals."""
+    """It is a list, so that the process and not a shell gets the signals."""
     assert texts(FINAL, "CMD") == ['["mlsdm", "serve"]']
     assert "mlsdm" in PROJECT["project"]["scripts"]
     assert texts(FINAL, "STOPSIGNAL") == ["SIGTERM"]
 
 
-def test_the_version_is_the_projects() -> None:
-    """The label of an image that nobody gave a version."""
+def test_the_default_version_label_is_the_projects() -> None:
+    """It labels an image that was built without a version."""
     assert f"VERSION={PROJECT['project']['version']}" in texts(FINAL, "ARG")
 
 
 def test_every_package_is_copied() -> None:
-    """A package that setuptools lists and the recipe forgets would be missing at the first import."""
+    """A package that setuptools lists and the Dockerfile forgets would fail at the first import."""
     copied = {text.split()[0] for text in texts(BUILD, "COPY")}
 
     assert {pattern.rstrip("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]} <= copied
 
 
-def test_nothing_but_what_is_copied_reaches_a_build() -> None:
-    """The list of what is ignored begins with everything, and lets in what the recipe copies."""
+def test_the_build_context_has_only_copied_files() -> None:
+    """.dockerignore excludes everything and then admits what the Dockerfile copies."""
     first, *rest = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     admitted = {line[1:] for line in rest if line.startswith("!")}
     copied = {
@@ -142,8 +142,8 @@ def test_the_directory_of_configurations_can_be_mounted() -> None:
     assert load(str(link), PRODUCTION).config == load(str(ROOT / "config/production-ready.yaml"), PRODUCTION).config
 
 
-def test_a_server_takes_the_file_that_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nobody has named one; what it says that it has loaded is that path."""
+def test_a_server_loads_the_file_at_the_default_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without CONFIG_PATH it loads that file, and logs the path."""
     places = [tmp_path / "config.yaml", tmp_path / "production-ready.yaml"]
     monkeypatch.setattr(startup, "PLACES", tuple(map(str, places)))
     monkeypatch.delenv("CONFIG_PATH", raising=False)
@@ -156,7 +156,7 @@ def test_a_server_takes_the_file_that_it_finds(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("script", ["deploy/image/build"])
-def test_the_script_is_one_that_a_shell_understands(script: str) -> None:
-    """And may be executed."""
+def test_the_script_is_valid_shell(script: str) -> None:
+    """It is executable."""
     assert os.access(ROOT / script, os.X_OK)
     assert subprocess.run(["bash", "-n", script], cwd=ROOT, check=False).returncode == 0

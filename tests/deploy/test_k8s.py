@@ -1,8 +1,7 @@
-"""The manifests: what Kubernetes would refuse, and what it would take and not do.
+"""The Kubernetes manifests: what Kubernetes would refuse, and what it would accept but not carry out.
 
-Nothing here speaks to a cluster. Every object is held against the API's own schemas; that names find each other, that
-periods add up and that sizes fit the service is computed from the service itself. kubectl, where it is there, renders
-and edits the files as an operator does.
+No cluster is used. Every object is validated against the API's schemas. References, periods and sizes are computed
+from the service itself. kubectl, where it is installed, renders and edits the files as an operator does.
 """
 
 import json
@@ -86,11 +85,11 @@ class TestSchema:
     @pytest.mark.parametrize("version", API_VERSIONS)
     @pytest.mark.parametrize("kind", objects())
     def test_the_api_knows_every_field(self, kind: str, version: str) -> None:
-        """Strictly: a misspelt field would be dropped without a word."""
+        """Validation is strict: a misspelt field would be dropped silently."""
         assert kubernetes_validate.validate(objects()[kind], version, strict=True)
 
-    def test_a_misspelt_field_would_be_noticed(self) -> None:
-        """The schemas are what refuses it."""
+    def test_a_misspelt_field_is_refused(self) -> None:
+        """The schemas refuse it."""
         wrong = {**objects()["Service"], "spec": {"selectr": LABELS}}
 
         with pytest.raises(kubernetes_validate.ValidationError):
@@ -113,8 +112,8 @@ class TestSchema:
 
 
 class TestNames:
-    def test_they_are_the_ones_in_operators_fingers(self) -> None:
-        """Namespace, object, container, image and port."""
+    def test_names_are_those_of_the_runbook(self) -> None:
+        """Namespace, object, container, image and port have the documented names."""
         assert objects()["Namespace"]["metadata"]["name"] == NAMESPACE
         for kind, thing in objects().items():
             if kind != "Namespace":
@@ -137,8 +136,8 @@ class TestNames:
         assert selectors == [LABELS] * 6
         assert LABELS.items() <= spec["Deployment"]["template"]["metadata"]["labels"].items()
 
-    def test_what_refers_to_another_object_finds_it(self) -> None:
-        """The autoscaler its deployment, the ingress its service and port, the pod its account."""
+    def test_references_between_objects_resolve(self) -> None:
+        """The autoscaler finds its deployment, the ingress its service and port, the pod its account."""
         target = objects()["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
         deployment = objects()["Deployment"]
 
@@ -150,8 +149,8 @@ class TestNames:
         } == {(APP, "http")}
         assert objects()["ServiceAccount"]["metadata"]["name"] == pod()["serviceAccountName"]
 
-    def test_the_policy_opens_the_port_that_the_container_has(self) -> None:
-        """To the ingress controller, to Prometheus and to labelled clients; out goes DNS, and traces."""
+    def test_the_policy_opens_the_container_port(self) -> None:
+        """It admits the ingress controller, Prometheus and labelled clients; DNS and traces may leave."""
         policy = objects()["NetworkPolicy"]["spec"]
         [rule] = policy["ingress"]
 
@@ -172,8 +171,8 @@ class TestPod:
         assert tuple(volumes["keys"]["secret"][name] for name in ("secretName", "optional")) == ("mlsdm-secrets", True)
         assert key == {"name": "mlsdm-secrets", "key": "API_KEY", "optional": True}
 
-    def test_the_configuration_appears_where_the_service_looks(self) -> None:
-        """The key config.yaml, mounted as the first of the places."""
+    def test_the_configuration_is_mounted_at_the_default_place(self) -> None:
+        """The key config.yaml is mounted as the first of the places."""
         mounts = {mount["name"]: mount["mountPath"] for mount in container()["volumeMounts"]}
         [item] = next(volume for volume in pod()["volumes"] if volume["name"] == "config")["configMap"]["items"]
 
@@ -182,12 +181,12 @@ class TestPod:
             volume["name"] for volume in pod()["volumes"]
         }
 
-    def test_its_variables_are_ones_that_the_service_takes(self) -> None:
-        """None is unknown, and with the production file they contradict nothing."""
+    def test_its_variables_are_settings_of_the_service(self) -> None:
+        """None is unknown, and none conflicts with the production file."""
         assert production().resources.shutdown_timeout == 24
 
-    def test_it_ends_within_its_grace(self) -> None:
-        """The sleep before SIGTERM and the service's own time to stop fit the 30 s that `kubectl delete` is told."""
+    def test_it_stops_within_its_grace_period(self) -> None:
+        """The sleep before SIGTERM and the service's own time to stop fit the 30 s."""
         verb, seconds = container()["lifecycle"]["preStop"]["exec"]["command"]
         resources = production().resources
 
@@ -195,8 +194,8 @@ class TestPod:
         assert int(seconds) + resources.shutdown_timeout < pod()["terminationGracePeriodSeconds"] <= 30
         assert 5 + 10 < resources.shutdown_timeout - resources.drain_period  # deadlines of a head and of a body
 
-    def test_probes_ask_what_exists(self, small_server: LiveServer) -> None:
-        """Liveness for the start and for life, readiness for traffic; each answers 200 now."""
+    def test_probes_use_existing_routes(self, small_server: LiveServer) -> None:
+        """Liveness serves start-up and life, readiness serves traffic; each answers 200."""
         probes = {name: container()[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness", "readiness")}
 
         assert [probe["path"] for probe in probes.values()] == [
@@ -207,8 +206,8 @@ class TestPod:
         assert {probe["port"] for probe in probes.values()} == {"http"}
         assert {small_server.get(probe["path"]).status for probe in probes.values()} == {200}
 
-    def test_it_meets_the_restricted_standard(self) -> None:
-        """That which its namespace enforces (Pod Security Standards), and a root file system that is read-only."""
+    def test_it_meets_the_restricted_pod_security_standard(self) -> None:
+        """Its namespace enforces the standard, and its root file system is read-only."""
         spec, own = pod()["securityContext"], container()["securityContext"]
 
         assert objects()["Namespace"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
@@ -222,13 +221,13 @@ class TestPod:
         assert {"configMap", "secret", "emptyDir"} >= {key for volume in pod()["volumes"] for key in volume} - {"name"}
 
     def test_its_user_is_the_images(self) -> None:
-        """A numeric user in both."""
+        """Both have the same numeric user."""
         user = f"USER {pod()['securityContext']['runAsUser']}:{pod()['securityContext']['runAsGroup']}"
 
         assert user in (ROOT / "Dockerfile").read_text().splitlines()
 
     def test_the_cluster_injects_nothing(self) -> None:
-        """No variables of services, no token."""
+        """There are no service variables and no token."""
         assert (False, False) == (pod()["enableServiceLinks"], pod()["automountServiceAccountToken"])
 
     def test_its_memory_fits_what_the_service_can_use(self) -> None:
@@ -260,13 +259,13 @@ def mebibytes(text: str) -> int:
 
 
 class TestReplicas:
-    def test_three_are_the_least(self) -> None:
-        """The autoscaler says so; the deployment says nothing, or each application would undo what the load asked."""
+    def test_the_autoscaler_keeps_at_least_three_pods(self) -> None:
+        """The deployment names no number, because each apply would reset the autoscaler's."""
         assert "replicas" not in objects()["Deployment"]["spec"]
         assert objects()["HorizontalPodAutoscaler"]["spec"]["minReplicas"] == 3
 
-    def test_few_go_at_a_time(self) -> None:
-        """An update makes the new pod ready before the old one goes; nodes are drained, and load leaves, one by one."""
+    def test_pods_are_removed_one_by_one(self) -> None:
+        """An update makes the new pod ready first; drains and scaling remove one pod at a time."""
         scale_down = objects()["HorizontalPodAutoscaler"]["spec"]["behavior"]["scaleDown"]
 
         assert objects()["Deployment"]["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
@@ -276,8 +275,8 @@ class TestReplicas:
             [policy["value"] for policy in scale_down["policies"]],
         )
 
-    def test_a_client_keeps_to_a_pod(self) -> None:
-        """Through the service and through the ingress: memory is per pod."""
+    def test_a_client_stays_with_one_pod(self) -> None:
+        """Service and ingress have affinity, because memory is per pod."""
         annotations = objects()["Ingress"]["metadata"]["annotations"]
 
         assert objects()["Service"]["spec"]["sessionAffinity"] == "ClientIP"
@@ -291,8 +290,8 @@ def ingress_paths() -> list[Object]:
 
 
 class TestIngress:
-    def test_it_leads_to_every_route_but_those_that_tell_more(self, small_server: LiveServer) -> None:
-        """Each route that the service documents is reached; the metrics and the details of health are not."""
+    def test_the_ingress_reaches_every_route_except_metrics_and_details(self, small_server: LiveServer) -> None:
+        """Each documented route is reachable."""
         documented = set(small_server.get("/openapi.json").json["paths"])
         held_back = {"/metrics", "/health/metrics", "/health/detailed"}
 
@@ -301,15 +300,15 @@ class TestIngress:
             path for path in documented if any(covers(rule, path) for rule in ingress_paths())
         }
 
-    def test_it_leads_nowhere_else(self, small_server: LiveServer) -> None:
-        """Every path that it lists is one of the service's."""
+    def test_the_ingress_lists_only_paths_of_the_service(self, small_server: LiveServer) -> None:
+        """Every listed path is a route."""
         statuses = {path["path"]: small_server.get(path["path"]).status for path in ingress_paths()}
         only_below = {"/memories"}  # and /memories/1 is 404 because nothing is remembered yet
 
         assert {path: status for path, status in statuses.items() if status == 404 and path not in only_below} == {}
 
-    def test_it_takes_what_the_service_takes(self) -> None:
-        """The largest body."""
+    def test_the_ingress_admits_the_largest_body(self) -> None:
+        """Its limit equals the service's."""
         annotations = objects()["Ingress"]["metadata"]["annotations"]
 
         assert annotations["nginx.ingress.kubernetes.io/proxy-body-size"] == f"{BODY_SIZE.value // 2**20}m"
@@ -333,7 +332,7 @@ class TestServiceMonitor:
         return endpoint
 
     def test_it_has_the_members_of_its_kind_and_no_others(self) -> None:
-        """Of monitoring.coreos.com/v1; a misspelt one would be dropped."""
+        """Its kind is of monitoring.coreos.com/v1; a misspelt member would be dropped."""
         monitor = yaml.safe_load(MONITOR.read_text())
 
         assert ("monitoring.coreos.com/v1", "ServiceMonitor") == (monitor["apiVersion"], monitor["kind"])
@@ -342,22 +341,22 @@ class TestServiceMonitor:
         for rule in self.endpoint()["relabelings"] + self.endpoint()["metricRelabelings"]:
             assert {"action", "sourceLabels", "targetLabel", "replacement", "regex"} >= set(rule)
 
-    def test_it_finds_the_service(self) -> None:
-        """By its label, in its namespace, at the port of that name."""
+    def test_the_monitor_selects_the_service(self) -> None:
+        """It selects by label and namespace, and names the port."""
         monitor, service = yaml.safe_load(MONITOR.read_text()), objects()["Service"]
 
         assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
         assert monitor["spec"]["namespaceSelector"]["matchNames"] == [service["metadata"]["namespace"]]
         assert self.endpoint()["port"] in [port["name"] for port in service["spec"]["ports"]]
 
-    def test_its_job_is_the_one_of_the_alerts(self) -> None:
-        """`up{job="mlsdm-api"}`, whatever the service is called."""
+    def test_the_monitors_job_is_that_of_the_alerts(self) -> None:
+        """The job is `mlsdm-api`, whatever the service is called."""
         jobs = [rule["replacement"] for rule in self.endpoint()["relabelings"] if rule["targetLabel"] == "job"]
 
         assert jobs == [APP]
 
-    def test_it_keeps_everything_that_the_service_exposes(self, small_server: LiveServer) -> None:
-        """Both families of names: every sample of a real scrape matches, and one of another library does not."""
+    def test_the_monitor_keeps_every_metric_of_the_service(self, small_server: LiveServer) -> None:
+        """Every sample of a real scrape matches both families of names; one of another library does not."""
         [keep] = self.endpoint()["metricRelabelings"]
         exposed = small_server.get(self.endpoint()["path"]).body.decode()
         names = {re.split(r"[ {]", line)[0] for line in exposed.splitlines() if line and not line.startswith("#")}
@@ -376,7 +375,7 @@ class TestPrometheusRule:
         groups: list[Object] = yaml.safe_load(RULE.read_text())["spec"]["groups"]
         return groups
 
-    def test_it_is_made_from_the_rules(self) -> None:
+    def test_the_rule_object_is_generated_from_the_rule_files(self) -> None:
         """Run `make manual` when this fails."""
         assert prometheus_rule.manifest() == RULE.read_text(encoding="utf-8")
 

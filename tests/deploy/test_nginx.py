@@ -1,7 +1,7 @@
-"""The configuration of nginx, by nginx itself, in front of a real server.
+"""nginx's configuration, in nginx itself, in front of a real server.
 
-It runs as it stands, but for what belongs to a machine: the server's address, its own port, and in one test a smaller
-rate. Clients come from several addresses of the loopback network.
+It runs unchanged except for what belongs to a machine: the server's address, its own port, and in one test a lower
+rate. Clients use several addresses of the loopback network.
 """
 
 import http.client
@@ -148,8 +148,8 @@ def problem(answer: Answer) -> tuple[int, str]:
     return answer.status, str(document["code"])
 
 
-def test_nginx_finds_nothing_to_say(tmp_path: Path) -> None:
-    """`nginx -t`: no error, and no warning either."""
+def test_nginx_accepts_its_configuration(tmp_path: Path) -> None:
+    """`nginx -t` prints no error and no warning."""
     front = Front(tmp_path, 1)
     done = subprocess.run([*front.command, "-t"], capture_output=True, text=True, check=False)
     lines = [line for line in done.stderr.splitlines() if not line.endswith(("syntax is ok", "test is successful"))]
@@ -157,8 +157,8 @@ def test_nginx_finds_nothing_to_say(tmp_path: Path) -> None:
     assert (0, []) == (done.returncode, lines)
 
 
-def test_an_event_comes_through(server: LiveServer, front: Front) -> None:
-    """Over TLS, with its key, and is remembered; the answer is the server's."""
+def test_an_event_passes_through_nginx(server: LiveServer, front: Front) -> None:
+    """It passes over TLS with its key and is remembered; the answer is the server's."""
     before = server.request("GET", "/state", headers=keys.bearer("reader")).json["total_events_processed"]
     answer = front.request("POST", "/event", VECTOR, RAW | keys.bearer("writer"))
 
@@ -167,8 +167,8 @@ def test_an_event_comes_through(server: LiveServer, front: Front) -> None:
     assert answer.headers["strict-transport-security"]
 
 
-def test_what_the_server_refuses_is_passed_on(front: Front) -> None:
-    """Its problem documents pass as they are, with the fields that only it can fill."""
+def test_refusals_of_the_server_pass_unchanged(front: Front) -> None:
+    """Its problem documents keep the fields that only the server can fill."""
     answer = front.request("POST", "/event", VECTOR, RAW | {"Moral-Value": "7"} | keys.bearer("writer"))
 
     assert problem(answer) == (422, "moral_value_out_of_range")
@@ -178,8 +178,8 @@ def test_what_the_server_refuses_is_passed_on(front: Front) -> None:
 
 
 @pytest.mark.parametrize("path", ["/health/liveness", "/health/readiness", "/livez", "/readyz"])
-def test_health_is_seen_from_outside(front: Front, path: str) -> None:
-    """By balancers and monitors: whether, and no more."""
+def test_liveness_and_readiness_pass(front: Front, path: str) -> None:
+    """External balancers and monitors can ask for them, and learn nothing else."""
     assert front.request("GET", path).status == 200
 
 
@@ -191,8 +191,8 @@ def test_health_is_seen_from_outside(front: Front, path: str) -> None:
         "/health%2fmetrics", "/metrics%00", "/metrics%20", "/metrics;a", "/metrics.",
     ],
 )  # fmt: skip
-def test_metrics_stay_inside(server: LiveServer, front: Front, path: str) -> None:
-    """By no spelling of their path are they had from outside; the server itself has them."""
+def test_metrics_are_blocked(server: LiveServer, front: Front, path: str) -> None:
+    """No spelling of their path reaches them from outside; the server itself serves them."""
     answer = front.request("GET", path, headers=keys.bearer("admin"))
 
     assert answer.status in (400, 404)
@@ -208,8 +208,8 @@ def test_metrics_stay_inside(server: LiveServer, front: Front, path: str) -> Non
         "/health%2fdetailed", "/health/detailed%00", "/health/detailed%20", "/health/detailed;a", "/health/detailed.",
     ],
 )  # fmt: skip
-def test_details_of_health_stay_inside(server: LiveServer, front: Front, path: str) -> None:
-    """Neither load nor version is told outside, by whatever spelling; the server itself tells them."""
+def test_detailed_health_is_blocked(server: LiveServer, front: Front, path: str) -> None:
+    """No spelling of its path reveals load or version outside; the server itself serves it."""
     answer = front.request("GET", path, headers=keys.bearer("admin"))
 
     assert answer.status in (400, 404)
@@ -239,8 +239,8 @@ class TestAddress:
         eventually(lambda: names <= {line["request_id"] for line in lines_of(front.log)})
 
 
-def test_connections_to_the_server_are_kept(server: LiveServer, front: Front) -> None:
-    """Many clients, one after the other, share what nginx holds open."""
+def test_connections_to_the_server_are_reused(server: LiveServer, front: Front) -> None:
+    """Many clients, one after the other, share nginx's open connections."""
     front.request("GET", "/livez")
     ports: set[int] = set()
     for _ in range(20):
@@ -385,8 +385,8 @@ class TestFailures:
             assert problem(Answer(response.status, found, response.read())) == (400, "malformed_request")
 
 
-def test_codes_are_the_servers_or_its_own() -> None:
-    """A status means the same whether nginx or the server says it; two codes are of the proxy alone."""
+def test_nginx_uses_the_servers_codes_where_they_exist() -> None:
+    """A status means the same from nginx and from the server; two codes belong to the proxy."""
     text = (ROOT / "deploy/nginx/nginx.conf").read_text()
     codes = {
         code: status for status, code in re.findall(r"^ +(\w+) '\"title\".*\"code\":\"(\w+)\"", text, re.MULTILINE)

@@ -1,8 +1,7 @@
-"""The rules in a real Prometheus that scrapes a real server: every name that they ask for is there.
+"""The rules in a real Prometheus that scrapes a real server: every name that they use exists.
 
-promtool knows whether an expression is PromQL; it does not know that a metric has been renamed, and an alert on a name
-that is gone is silent for ever. So every selector of every rule is held against what the server exposes: the name, the
-labels it is asked for, and the values of labels that are known beforehand.
+promtool checks the syntax; it does not know that a metric was renamed, and an alert on a missing name stays silent. So
+every selector of every rule is compared with the server's metrics: the name, its labels, and known label values.
 """
 
 import re
@@ -32,7 +31,7 @@ def selected() -> Iterator[tuple[str, Selector]]:
 
 
 def test_every_rule_is_evaluated_without_an_error(watched: Watched) -> None:
-    """All are in force, and Prometheus has nothing against any of them."""
+    """All rules are loaded, and Prometheus reports no error."""
     groups = watched.prometheus.asked("rules")["groups"]
 
     health = {rule["name"]: (rule["health"], rule.get("lastError", "")) for group in groups for rule in group["rules"]}
@@ -41,14 +40,14 @@ def test_every_rule_is_evaluated_without_an_error(watched: Watched) -> None:
 
 @pytest.mark.parametrize("name", EXPRESSIONS)
 def test_every_metric_that_a_rule_reads_is_in_the_scrape(watched: Watched, name: str) -> None:
-    """By its name, from this server."""
+    """The server exports it under this name."""
     missing = [one.name for rule, one in selected() if rule == name and not watched.prometheus.series(one.name)]
 
     assert missing == []
 
 
-def test_every_label_that_a_rule_asks_for_is_there(watched: Watched) -> None:
-    """A matcher on a label that a metric does not have never matches, or always."""
+def test_every_label_of_a_rule_exists(watched: Watched) -> None:
+    """A matcher on a missing label never matches, or always."""
     for name, selector in selected():
         series = [one["metric"] for one in watched.prometheus.series(selector.name)]
         for matcher in selector.matchers:
@@ -56,8 +55,8 @@ def test_every_label_that_a_rule_asks_for_is_there(watched: Watched) -> None:
                 assert all(matcher.label in labels for labels in series), (name, matcher)
 
 
-def test_every_value_that_a_rule_asks_for_is_one(watched: Watched) -> None:
-    """Buckets, reasons and kinds are all exposed from the start, and so is each code that a rule names."""
+def test_every_label_value_of_a_rule_exists(watched: Watched) -> None:
+    """Buckets, reasons, kinds and the codes of rules are exported from the start."""
     codes: set[str] = set()
     for name, selector in selected():
         series = [one["metric"] for one in watched.prometheus.series(selector.name)]
@@ -70,8 +69,8 @@ def test_every_value_that_a_rule_asks_for_is_one(watched: Watched) -> None:
     assert set(WATCHED) == codes
 
 
-def test_the_budget_leaves_out_probes_and_nothing_else(watched: Watched) -> None:
-    """What the availability of the service is measured by: requests of callers."""
+def test_the_error_budget_excludes_only_probes_and_scrapes(watched: Watched) -> None:
+    """Availability is measured by the requests of callers."""
     patterns = {
         matcher.value
         for _, selector in selected()
@@ -88,22 +87,22 @@ def test_the_budget_leaves_out_probes_and_nothing_else(watched: Watched) -> None
 
 @pytest.mark.parametrize("name", recordings())
 def test_every_recording_records_something(watched: Watched, name: str) -> None:
-    """After every kind of request, none is empty; the hour before is looked at as it will be in five minutes."""
+    """After every kind of request no recording is empty; the hour before is evaluated as in five minutes."""
     ahead_seconds = 300 if "offset" in recordings()[name] else 0
 
     assert eventually(lambda: watched.prometheus.series(recordings()[name], ahead_seconds))
 
 
-def test_nobody_is_woken_for_a_service_that_is_well(watched: Watched) -> None:
-    """No critical alert is even about to fire, but the one for failed requests: one of a hundred was refused."""
+def test_a_healthy_service_has_no_critical_alert(watched: Watched) -> None:
+    """None is pending, except the one for failed requests: one of a hundred was refused."""
     active = watched.prometheus.asked("alerts")["alerts"]
 
     critical = {alert["labels"]["alertname"] for alert in active if alert["labels"]["severity"] == "critical"}
     assert critical - {"AvailabilityBurnsFast", "LatencyBurnsFast"} == set()
 
 
-def test_an_operators_stop_is_noticed(watched: Watched) -> None:
-    """From the order to the alert that waits to fire: nothing of it is simulated."""
+def test_an_operators_stop_makes_its_alert_pending(watched: Watched) -> None:
+    """Nothing between the order and the pending alert is simulated."""
     eventually(lambda: watched.order("stop") == 200)
     try:
         pending = 'ALERTS{alertname="AdmissionsStopped", alertstate="pending"}'

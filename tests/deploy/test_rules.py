@@ -1,8 +1,7 @@
-"""Rules for Prometheus: what an operator is woken for, held against promtool and against themselves.
+"""The Prometheus rules, tested by promtool and for completeness.
 
-That each alert fires when it should, and stays silent when it should, is said in deploy/prometheus/tests, in promtool's
-own language; here it is run, and it is made sure that no alert is without both. That the metrics exist is another
-test's concern (test_prometheus.py).
+deploy/prometheus/tests has promtool's tests of when each alert fires and when it stays silent. This file runs them,
+and ensures that every alert has both. test_prometheus.py ensures that the metrics exist.
 """
 
 import shutil
@@ -55,14 +54,14 @@ def names_of(test: dict[str, Any]) -> set[str]:
 
 @pytest.mark.parametrize("path", RULE_FILES, ids=lambda path: path.stem)
 def test_promtool_accepts_the_rules(path: Path) -> None:
-    """Syntax, and no rule twice."""
+    """The syntax is valid, and no rule is duplicated."""
     checked = promtool("check", "rules", "--lint=all", "--lint-fatal", path)
 
     assert (0, "") == (checked.returncode, checked.stderr)
 
 
 def test_promtool_accepts_the_configuration() -> None:
-    """With all rule files, which it finds beside itself."""
+    """It loads all rule files by relative paths."""
     checked = promtool("check", "config", PROMETHEUS / "prometheus.yml")
 
     assert checked.returncode == 0, checked.stderr
@@ -70,15 +69,15 @@ def test_promtool_accepts_the_configuration() -> None:
 
 
 @pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: path.stem)
-def test_alerts_fire_and_stay_silent_as_their_tests_say(path: Path) -> None:
-    """`promtool test rules`, with every label and annotation."""
+def test_promtools_rule_tests_pass(path: Path) -> None:
+    """`promtool test rules` compares every label and annotation."""
     tested = promtool("test", "rules", path)
 
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
 def test_every_alert_has_a_test_that_fires_it_and_one_that_does_not() -> None:
-    """A silent test counts when it holds all series that the alert reads: without them it would be silent anyway."""
+    """A silent test counts when it has all series of the alert: without them it would be silent anyway."""
     fired, silent = set(), set()
     of_alerts = {name: measured(rule["expr"]) for name, rule in alerts().items()}
     for test, case in cases():
@@ -130,7 +129,7 @@ WEAKENED = [
 
 @pytest.mark.parametrize(("alert", "there", "instead"), WEAKENED)
 def test_the_tests_notice_when_an_alert_is_weakened(alert: str, there: str, instead: str, tmp_path: Path) -> None:
-    """What guards an alert against false alarms is guarded itself."""
+    """The guards against false alarms are tested as well."""
     for folder in ("rules", "tests"):
         shutil.copytree(PROMETHEUS / folder, tmp_path / folder)
     [path] = [path for path in (tmp_path / "rules").iterdir() if f"alert: {alert}\n" in path.read_text()]
@@ -149,8 +148,8 @@ def test_the_tests_notice_when_an_alert_is_weakened(alert: str, there: str, inst
 @pytest.mark.parametrize(
     ("there", "instead"), [("/health.*|/livez|/readyz|/metrics", "/metrics"), ('status!~"4..", ', "")]
 )
-def test_what_is_no_failure_and_no_success_is_left_out_of_the_budget(there: str, instead: str, tmp_path: Path) -> None:
-    """Probes, for an instance that is not ready is no failure; and 4xx, which would dilute what fails."""
+def test_probes_and_4xx_are_excluded_from_the_budget(there: str, instead: str, tmp_path: Path) -> None:
+    """An unready instance is no failure, and 4xx would dilute the failures."""
     for folder in ("rules", "tests"):
         shutil.copytree(PROMETHEUS / folder, tmp_path / folder)
     path = tmp_path / "rules/slo.yml"
@@ -160,8 +159,8 @@ def test_what_is_no_failure_and_no_success_is_left_out_of_the_budget(there: str,
     assert promtool("test", "rules", tmp_path / "tests/slo.yml").returncode != 0
 
 
-def test_the_alerts_of_the_runbook_have_its_names_severities_and_patience() -> None:
-    """An operator who has set up silences and routes for them finds them again."""
+def test_the_runbooks_alerts_have_its_names_severities_and_durations() -> None:
+    """An operator's silences and routes depend on them."""
     there = {name: (rule["labels"]["severity"], rule["for"]) for name, rule in alerts().items() if "for" in rule}
 
     expected = {
@@ -174,7 +173,7 @@ def test_the_alerts_of_the_runbook_have_its_names_severities_and_patience() -> N
 
 
 def test_the_runbooks_expressions_are_in_force_as_written() -> None:
-    """Three as alerts; the fourth, which a governor at its set point would fire for ever, as a recording."""
+    """Three are alerts; the fourth, which would always fire at the governor's set point, is a recording."""
     expressions = {name: rule["expr"] for name, rule in alerts().items()}
 
     assert (
@@ -187,8 +186,8 @@ def test_the_runbooks_expressions_are_in_force_as_written() -> None:
     assert recordings()["instance:moral_filter_threshold:delta1h"] == "delta(moral_filter_threshold[1h])"
 
 
-def test_every_alert_says_what_it_is_what_to_do_and_where_to_read_on() -> None:
-    """Three annotations, in sentences, and a severity that Alertmanager knows where to send."""
+def test_every_alert_has_summary_remedy_and_link() -> None:
+    """It has three annotations in sentences, and a severity that Alertmanager routes."""
     for name, rule in alerts().items():
         notes = rule["annotations"]
         assert set(notes) == {"summary", "description", "runbook_url"}, name
@@ -199,15 +198,15 @@ def test_every_alert_says_what_it_is_what_to_do_and_where_to_read_on() -> None:
 
 
 def test_the_runbook_has_a_section_for_every_alert() -> None:
-    """The anchor of the link is the heading's own."""
+    """The link's anchor is the heading's."""
     lines = (ROOT / "docs/runbook.md").read_text(encoding="utf-8").splitlines()
     headings = {line.lstrip("#").strip() for line in lines if line.startswith("#")}
 
     assert set(alerts()) - headings == set()
 
 
-def test_no_name_is_given_twice() -> None:
-    """Neither to alerts nor to recordings: the second would hide the first."""
+def test_names_of_alerts_and_recordings_are_unique() -> None:
+    """A second one would hide the first."""
     count: dict[str, int] = defaultdict(int)
     for rule in rules():
         count[rule.get("alert") or rule["record"]] += 1
@@ -215,8 +214,8 @@ def test_no_name_is_given_twice() -> None:
     assert dict.fromkeys(count, 1) == count
 
 
-def test_expressions_are_taken_apart_by_what_they_mean() -> None:
-    """Names in strings, labels of `by` and functions are no metrics; recordings come down to what they are made of."""
+def test_selectors_are_found_by_parsing() -> None:
+    """Names in strings, labels of `by` and functions are no metrics; recordings resolve to their metrics."""
     expression = 'sum by (job) (rate(a_total{code="b", route!~"c|d"}[5m] offset 1m)) > on (job) max(e) or absent(f)'
 
     found = selectors(expression)

@@ -1,7 +1,7 @@
-"""A service under watch: a server, the Prometheus that scrapes it, and the traffic that gives every metric a value.
+"""A monitored service: a server, the Prometheus that scrapes it, and traffic that gives every metric a value.
 
-Most series with labels begin with the first thing that they count, so they exist only once it has happened. What is
-done here is done over HTTP, by a client with a key; nothing is put into the metrics from behind.
+Most labelled series begin with the first thing that they count. All traffic goes over HTTP; nothing is written into
+the metrics directly.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Watched:
         """Ask for the nearest memories; returns the status."""
         return self.post("/recall", {"vector": EXAMPLE})
 
-    def live_through_everything(self) -> None:
+    def generate_traffic_of_every_kind(self) -> None:
         """Everything that is counted by what it was, twice: a rate needs something that came after a scrape."""
         eventually(lambda: self.prometheus.series("total_events_processed"))  # a rate counts from the first scrape on
         assert [self.event(number % 2) for number in range(EVENTS)] == [200] * EVENTS

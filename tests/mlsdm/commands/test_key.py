@@ -96,7 +96,7 @@ def test_a_terminal_gets_the_token_in_a_sentence() -> None:
     text = shown.decode().replace("\r\n", "\n")
 
     assert ended.returncode == 0
-    assert text.startswith("\nThe token of web, which is shown only this once:\n\n  web.")
+    assert text.startswith("\nThe token of web, shown only this once:\n\n  web.")
     assert ended.stdout.startswith("  - id: web\n    digest: ")
 
 
