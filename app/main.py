@@ -23,9 +23,9 @@ from app.api.context import Context
 from app.api.fast_path import FastPath, ReraiseMiddleware
 from app.api.operation import Operation, Resource, check_operations
 from app.api.problem import on_store_error, write_problem
+from app.httpd.application import IN_PIECES, INLINE, POOL
 from app.httpd.problem_document import problem_document
 from app.httpd.request import ADDRESS, RAISED
-from app.httpd.worker_state import IN_PIECES, INLINE, POOL
 from app.processes.connection_counts import ConnectionCounts
 from app.processes.lock_backoff import LockBackoff
 from app.routes.table import routes
@@ -129,7 +129,7 @@ class Application:
         """Route a path to a resource, and note for each operation how it is answered."""
         check_operations(path, resource)
         api.add_route(path, resource)
-        ways = {(method, path): way_of(operation) for method, operation in resource.operations.items()}
+        ways = {(method, path): _way_of(operation) for method, operation in resource.operations.items()}
         self._ways |= {key: way for key, way in ways.items() if way != INLINE}
         if not ways.keys() & self._ways.keys():
             self.inline |= {path}
@@ -172,7 +172,7 @@ class Application:
         refund(environ)  # it is taken when the body is there
         return True
 
-    def may_block(self, method: str, path: str) -> int:
+    def way_of(self, method: str, path: str) -> int:
         """Return how a request is answered: on the loop, on the thread pool, or in pieces. HEAD does what GET does."""
         return self._ways.get(("GET" if method == "HEAD" else method, _bare(path)), INLINE)
 
@@ -199,7 +199,7 @@ class Application:
             self._spans.close()
 
 
-def way_of(operation: Operation) -> int:
+def _way_of(operation: Operation) -> int:
     """Return how an operation is answered: on the loop, on the thread pool, or in pieces."""
     if operation.blocks:
         return POOL

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from app.httpd.connection import Connection
-from app.httpd.framing import Refusal
+from app.httpd.refusal import Refusal
 from app.httpd.request_names import peer_only_environ
 from app.httpd.tls import open_tls
 from app.httpd.worker_state import WorkerState
@@ -98,7 +98,7 @@ class Acceptor:
         self._is_stopped = False
         self._pause: asyncio.TimerHandle | None = None
         self._openings: set[asyncio.Task[Any]] = set()  # the loop itself keeps only weak references to its tasks
-        service.lost = self._on_lost
+        service.on_connection_lost = self._on_lost
 
     def start(self) -> None:
         """Start or resume accepting."""
@@ -180,7 +180,7 @@ class Acceptor:
             detail = f"This worker has its maximum of {self._connections_max} connections; try again in a second."
             if self.open_count >= self._connections_max + REFUSED_COUNT_MAX:
                 accepted.close()
-                self._service.refused(_TOO_MANY, peer_only_environ(client), detail)
+                self._service.report_refusal(_TOO_MANY, peer_only_environ(client), detail)
                 return
             refusal = Refusal(503, _TOO_MANY, detail, retry_after=1)
         self.open_count += 1

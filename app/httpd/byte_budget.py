@@ -6,7 +6,7 @@ a container. What is reserved, and when it is released: docs/design/flow-control
 Threading: the loop's thread only, so nothing is locked.
 """
 
-from app.httpd.framing import Refusal
+from app.httpd.refusal import Refusal
 from core.limits import Limit
 
 

@@ -11,28 +11,40 @@ delay every request by 2.5 ms or more, four times a second.
 """
 
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-
-    from app.httpd.connection import Connection
 
 CHECKS_PER_TURN: Final = 64  # connections checked in one turn of the loop
 CLOSES_PER_TURN: Final = 4  # connections closed in one turn: closing one counts as CHECKS_PER_TURN / CLOSES_PER_TURN
 _idle_until: Final = attrgetter("idle_until")
 
 
+class SweptConnection(Protocol):
+    """What the sweep needs of a connection (`app.httpd.connection.Connection`)."""
+
+    @property
+    def idle_until(self) -> float:
+        """When the connection would be closed if it stays idle."""
+
+    def check_deadlines(self) -> bool:
+        """End the connection when a deadline is over; returns whether that was the case."""
+
+    def make_room(self) -> bool:
+        """Close the connection if it is still idle; returns whether it was closed."""
+
+
 class DeadlineSweep:
     """The sweeps of one worker over its connections."""
 
-    def __init__(self, loop: "AbstractEventLoop", connections: set["Connection"]) -> None:
+    def __init__(self, loop: "AbstractEventLoop", connections: set[SweptConnection]) -> None:
         """`connections` is the worker's set of open connections; each sweep takes a copy of it."""
         self._loop = loop
         self._connections = connections
-        self._unchecked: list[Connection] = []  # in the current sweep
-        self._idle_found: list[Connection] = []  # in the current sweep
-        self._idle: list[Connection] = []  # in the last complete sweep
+        self._unchecked: list[SweptConnection] = []  # in the current sweep
+        self._idle_found: list[SweptConnection] = []  # in the current sweep
+        self._idle: list[SweptConnection] = []  # in the last complete sweep
         self._is_idle_sorted = True  # with the connection that has been idle longest at the end
 
     def start_sweep(self) -> None:
@@ -42,8 +54,8 @@ class DeadlineSweep:
             self._idle_found = []
             self._check_batch()
 
-    def add_idle(self, connection: "Connection") -> None:
-        """Remember an idle connection. Called from `Connection.sweep`."""
+    def add_idle(self, connection: SweptConnection) -> None:
+        """Remember an idle connection. Called from `check_deadlines` of the connection."""
         self._idle_found.append(connection)
 
     def close_longest_idle(self) -> bool:
@@ -66,7 +78,7 @@ class DeadlineSweep:
             while self._unchecked and checks_left > 0:
                 connection = self._unchecked.pop()
                 if connection in self._connections:
-                    checks_left -= CHECKS_PER_TURN // CLOSES_PER_TURN if connection.sweep() else 1
+                    checks_left -= CHECKS_PER_TURN // CLOSES_PER_TURN if connection.check_deadlines() else 1
         finally:  # a connection whose check raises must not keep the others from being closed
             if self._unchecked:
                 self._loop.call_soon(self._check_batch)

@@ -10,16 +10,21 @@ How this works together with the other limits: docs/design/flow-control.md.
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
-    from app.httpd.connection import Connection
-
 # In one turn of the loop, whichever is reached first. A step is never interrupted, so the last one may take longer.
 TURN_SECONDS: Final = 0.001
 TURN_COUNT: Final = 16
+
+
+class QueuedConnection(Protocol):
+    """What the queue needs of a connection (`app.httpd.connection.Connection`)."""
+
+    def run_step(self) -> bool:
+        """Give one answer or parse one slice. Returns False when nothing is left to do."""
 
 
 class FairQueue:
@@ -33,10 +38,10 @@ class FairQueue:
         self._loop = loop
         self._clock = clock
         # The first key runs next. An OrderedDict, because removing the first key of a dict is not O(1).
-        self._queue: OrderedDict[Connection, None] = OrderedDict()
+        self._queue: OrderedDict[QueuedConnection, None] = OrderedDict()
 
-    def add(self, connection: "Connection") -> None:
-        """Call `Connection.turn` in the turns to come, until it returns False."""
+    def add(self, connection: QueuedConnection) -> None:
+        """Call `run_step` of `connection` in the turns to come, until it returns False."""
         self._queue[connection] = None
         if not self.is_busy:
             self.is_busy = True
@@ -47,7 +52,7 @@ class FairQueue:
         try:
             while queue and steps_left:
                 connection, _ = queue.popitem(last=False)
-                if connection.turn():
+                if connection.run_step():
                     queue[connection] = None
                 steps_left = steps_left - 1 if self._clock() < end else 0
         finally:  # a step that raises must not stop the queue

@@ -17,31 +17,12 @@ from functools import lru_cache
 from typing import Final
 from wsgiref.types import WSGIEnvironment
 
-from core.limits import BODY_SIZE, CONTENT_LENGTH_DIGITS, Limit
+from app.httpd.refusal import Refusal
+from core.limits import BODY_SIZE, CONTENT_LENGTH_DIGITS
 
 _DIGITS_MAX: Final = CONTENT_LENGTH_DIGITS.value
 _BODY_SIZE_MAX: Final = BODY_SIZE.value
 CHUNKED: Final = -1  # the length of a body that ends with its last chunk
-
-
-class Refusal(Exception):
-    """The request is refused: one problem document, then the connection closes.
-
-    `status` is the HTTP status, `code` the stable name under which it is counted, `detail` a sentence for the
-    client's author; `retry_after` in seconds when the client did nothing wrong and may come back, else 0.
-    """
-
-    def __init__(self, status: int, code: str, detail: str, *, retry_after: int = 0) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.code = code
-        self.detail = detail
-        self.retry_after = retry_after
-
-    @classmethod
-    def over(cls, limit: Limit, what: str) -> "Refusal":
-        """Refuse because `what` passed `limit`."""
-        return cls(limit.status, limit.code, f"{what} is more than the {limit.value} {limit.unit} this server takes.")
 
 
 def body_length(environ: WSGIEnvironment, version: str) -> int:

@@ -14,12 +14,10 @@ How this works together with the other limits: docs/design/flow-control.md.
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-
-    from app.httpd.connection import Connection
 
 # Pause between two turns while several answers wait: with pieces of 0.25 ms, they get a fifth of the loop's time.
 PIECE_INTERVAL_SECONDS: Final = 0.001
@@ -30,6 +28,16 @@ PIECES_PER_SECOND: Final = 800
 PIECES_PER_TURN_MAX: Final = 4
 
 
+class AnsweringConnection(Protocol):
+    """What the queue needs of a connection (`app.httpd.connection.Connection`)."""
+
+    def make_piece(self) -> bytes | None:
+        """Generate the next piece. Returns the answer when that was the last."""
+
+    def finish_request(self, answer: bytes) -> None:
+        """Send the complete answer."""
+
+
 class LongAnswerQueue:
     """The queue of one worker."""
 
@@ -37,19 +45,20 @@ class LongAnswerQueue:
         """`cpu_seconds` returns the CPU time that the loop's thread has used; time spent waiting does not count."""
         self._loop = loop
         self._cpu_seconds = cpu_seconds
-        self._queue: OrderedDict[Connection, None] = OrderedDict()  # the first one's answer is being generated
+        # The answer of the first key is being generated.
+        self._queue: OrderedDict[AnsweringConnection, None] = OrderedDict()
         self._is_scheduled = False
         self._cpu_seconds_before = 0.0  # when the next turn was scheduled
 
     def __len__(self) -> int:
         return len(self._queue)
 
-    def add(self, connection: "Connection") -> None:
-        """Call `Connection.make_piece` in the turns to come until the answer of `connection` is complete."""
+    def add(self, connection: AnsweringConnection) -> None:
+        """Call `make_piece` in the turns to come until the answer of `connection` is complete."""
         self._queue[connection] = None
         self._schedule()
 
-    def remove(self, connection: "Connection") -> bool:
+    def remove(self, connection: AnsweringConnection) -> bool:
         """Generate nothing more for a connection that has ended. Returns whether it was queued."""
         was_queued = connection in self._queue
         if was_queued:
@@ -77,6 +86,6 @@ class LongAnswerQueue:
                 answer = connection.make_piece()
                 if answer is not None:
                     del self._queue[connection]
-                    connection.answered(answer)
+                    connection.finish_request(answer)
         finally:  # a piece that raises must not stop the queue
             self._schedule()

@@ -1,27 +1,27 @@
-"""The backlog: what one peer has sent ahead of its answers.
+"""What one client has sent ahead of its answers: parsed requests, and behind them bytes that are not parsed yet.
 
-Requests in their order, and behind them bytes that are not parsed yet. Both are accounted for in the budget of the
-worker, because a client that pipelines decides how much it is. llhttp cannot be stopped inside a buffer, so a large
-read is parsed in slices: at most SLICE_SIZE / 26 = 78 of the smallest requests join a backlog that is full.
+A client decides how much it pipelines, so both count in one budget of the worker (`app.httpd.byte_budget`). llhttp
+cannot be stopped inside a buffer: a large read is parsed in slices, so that at most SLICE_SIZE / 26 = 78 of the
+smallest requests are added to a full pipeline.
 
-A list and not a deque: an empty deque is 760 bytes for each idle connection; taking the first of a few hundred out of a
-list is 0.1 µs.
+Rejected: a deque. An empty one takes 760 bytes per idle connection; to remove the first of a few hundred from a list
+takes 0.1 µs.
 """
 
 from typing import Final, NamedTuple
 from wsgiref.types import WSGIEnvironment
 
 from app.httpd.byte_budget import ByteBudget
-from app.httpd.framing import Refusal
+from app.httpd.refusal import Refusal
 from core.limits import PIPELINE_DEPTH
 
 SLICE_SIZE: Final = 2_048  # bytes in one feed of the parser, where requests may begin
-_ENVIRON_SIZE: Final = 2_048  # bytes of a request that waits, without its body: a dictionary of 25 and its strings
+_ENVIRON_SIZE: Final = 2_048  # bytes of a waiting request without its body: a dictionary of 25 entries and its strings
 _NOTHING: Final = memoryview(b"")
 
 
 class Waiting(NamedTuple):
-    """A request that waits for its turn, and what it is accounted for with, in bytes."""
+    """A request that waits for its turn; `size` is what it takes of the budget, in bytes."""
 
     environ: WSGIEnvironment
     persistence: str
@@ -29,21 +29,21 @@ class Waiting(NamedTuple):
 
 
 class Pipeline:
-    """What waits on one connection."""
+    """The pipeline of one connection. True while it holds anything."""
 
-    __slots__ = ("_budget", "_items", "_kept", "unparsed")
+    __slots__ = ("_budget", "_items", "_reserved_size", "unparsed")
 
     def __init__(self, budget: ByteBudget) -> None:
         self.unparsed = _NOTHING
         self._budget = budget
-        self._items: list[Waiting | bytes] = []  # bytes are the answer that ends the connection
-        self._kept = 0  # bytes of the unparsed that are accounted for, until all are parsed
+        self._items: list[Waiting | bytes] = []  # bytes: the answer that ends the connection
+        self._reserved_size = 0  # bytes reserved for `unparsed`, until all of it is parsed
 
     def __bool__(self) -> bool:
         return bool(self._items or self.unparsed)
 
     def __len__(self) -> int:
-        """Requests that wait, parsed."""
+        """Return the number of parsed requests."""
         return len(self._items)
 
     @property
@@ -51,50 +51,50 @@ class Pipeline:
         return len(self._items) >= PIPELINE_DEPTH.value
 
     def append(self, environ: WSGIEnvironment, persistence: str) -> None:
-        """Let a request wait. Raises Refusal when the budget is used up."""
+        """Add a request. Raises Refusal when the budget is used up."""
         size = _ENVIRON_SIZE + int(environ.get("CONTENT_LENGTH") or 0)
         self._budget.reserve(size)
         self._items.append(Waiting(environ, persistence, size))
 
     def end_with(self, last: tuple[WSGIEnvironment, str] | bytes) -> None:
-        """Let the last answer wait, or the request that it is for; not accounted for, because there is but one."""
+        """Add the last answer, or the last request. It takes nothing of the budget, because there is only one."""
         self._items.append(last if isinstance(last, bytes) else Waiting(*last, 0))
 
     def pop(self) -> Waiting | bytes:
-        """Take what has waited longest."""
+        """Remove and return what has waited longest: a request, or the answer that ends the connection."""
         item = self._items.pop(0)
         if isinstance(item, Waiting):
             self._budget.release(item.size)
         return item
 
-    def read(self, data: bytes) -> None:
-        """Add bytes to those that are not parsed. `account` has to follow."""
+    def add_bytes(self, data: bytes) -> None:
+        """Add bytes to those that are not parsed. The caller parses some, then calls `reserve_unparsed`."""
         self.unparsed = memoryview(bytes(self.unparsed) + data if self.unparsed else data)
 
-    def account(self) -> None:
-        """Account for what is not parsed. Raises Refusal, and forgets it, when the budget is used up."""
-        size = max(self._kept, len(self.unparsed))
+    def reserve_unparsed(self) -> None:
+        """Count what is not parsed. Raises Refusal, and drops the bytes, when the budget is used up."""
+        size = max(self._reserved_size, len(self.unparsed))
         try:
-            self._budget.reserve(size - self._kept)
+            self._budget.reserve(size - self._reserved_size)
         except Refusal:
             self.forget_unparsed()
             raise
-        self._kept = size
+        self._reserved_size = size
 
-    def take_slice(self, body_left: int) -> memoryview:
-        """Take what the parser is to be fed next, of a message of whose body at least `body_left` bytes are to come."""
-        size = max(SLICE_SIZE, body_left)
+    def next_slice(self, body_size_left: int) -> memoryview:
+        """Remove and return what the parser is fed next; `body_size_left` bytes of its current body are to come."""
+        size = max(SLICE_SIZE, body_size_left)
         data, self.unparsed = self.unparsed[:size], self.unparsed[size:]
         return data
 
     def forget_unparsed(self) -> None:
-        """All is parsed, or nothing more will be."""
+        """Drop the unparsed bytes: all are parsed, or none will be."""
         self.unparsed = _NOTHING
-        self._budget.release(self._kept)
-        self._kept = 0
+        self._budget.release(self._reserved_size)
+        self._reserved_size = 0
 
     def clear(self) -> list[WSGIEnvironment]:
-        """Let go of everything; returns the environs of the requests that waited."""
+        """Drop everything. Returns the environs of the requests that waited."""
         waiting = [item for item in self._items if isinstance(item, Waiting)]
         self._budget.release(sum(item.size for item in waiting))
         self._items.clear()

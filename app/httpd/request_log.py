@@ -11,7 +11,7 @@ are never sampled.
 
 Rejected: sampling every n-th request. Of a client that alternates between two routes it would log only one of them.
 
-Perf: at other levels nothing here is called. The caller tests `WorkerState.verbose`, which is computed once.
+Perf: at other levels nothing here is called. The caller tests `WorkerState.logs_requests`, which is computed once.
 """
 
 import random

@@ -1,22 +1,15 @@
-"""The message: the request that is being read on one connection, then the next one.
+"""Parses the bytes of one connection into requests, with llhttp (through httptools).
 
-Owns the parser (llhttp through httptools) and what it has said so far: target, fields, body. `feed` takes bytes; each
-complete request is handed to `deliver` as a WSGI environ from inside `feed`, so that the application runs in the same
-turn. A request has its names (`app.httpd.request_names`) from the end of its head on, so that whatever happens to it
-later is told under them. `feed` raises Refusal when the bytes cannot be, or may not become, a request; after that
-nothing more is fed. It knows no socket, no time and no order of answers: that is `app.httpd.connection`. The rules it
-applies are in
-`app.httpd.framing` and `app.httpd.wsgi_environ`.
+`feed` takes bytes. Each complete request is handed to `deliver` as a WSGI environ from inside `feed`, so that the
+application runs in the same turn of the loop. `feed` raises Refusal when the bytes are no request or may not become
+one; nothing is fed afterwards. A whole request behind a cached head bypasses the parser (`app.httpd.head_cache`).
 
-Invariants. What hides inside the parser is bounded although llhttp bounds nothing: the bytes of an incomplete head,
-chunk extensions, trailers. Trailers are dropped: nothing reads them, and merging them into the head would be a way
-around every check of it (RFC 9112 §7.1.2).
+Owns: the parser, and the target, fields and body that it has delivered so far. Knows no socket, no time and no order of
+answers. The rules that it applies are in `app.httpd.framing` and `app.httpd.wsgi_environ`.
 
-A whole request behind a head that was read before does not go through the parser at all (`app.httpd.head_cache`).
-
-Upgrade is never honoured (RFC 9110 §7.8 allows it). llhttp stops at such a head and would lose the body (Java's client
-offers h2c with every first POST), so a second parser takes over behind a synthetic head that carries the framing
-alone.
+Invariants: llhttp bounds nothing, so the bytes that it holds are bounded here: an incomplete head, chunk extensions,
+trailers. Trailers are dropped: nothing reads them, and merged into the head they would bypass every check of it (RFC
+9112 §7.1.2). A request has its names from the end of its head on, so that every later refusal is logged under them.
 """
 
 from collections.abc import Callable
@@ -27,91 +20,92 @@ from wsgiref.types import WSGIEnvironment
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 
-from app.httpd.framing import CHUNKED, Refusal, body_length
+from app.httpd.framing import CHUNKED, body_length
 from app.httpd.head_cache import HeadCache
+from app.httpd.refusal import Refusal
 from app.httpd.request import RECEIVED_NS, REQUEST_ID
 from app.httpd.request_names import RequestNames
-from app.httpd.wsgi_call import CLOSE, KEEP_ALIVE, PERSIST
+from app.httpd.response import CLOSE, KEEP_ALIVE, PERSIST
 from app.httpd.wsgi_environ import add_fields, add_target
 from core.limits import BODY_SIZE, HEADER_COUNT, HEADERS_SIZE, REQUEST_LINE_SIZE
 
-# Where the parser stands.
+# The phases of a request.
 IDLE: Final = 0  # between messages
 HEAD: Final = 1
 BODY: Final = 2
 
-LARGE_BODY_SIZE: Final = 65_536  # of a body, or of its end, so much is bounded by the number of connections alone
-# Pieces of a body become one when they are so many: a client may send it in chunks of two bytes, each of which is an
-# object of 43.
+# Bytes of a body that are not reserved: they are bounded by the number of connections.
+LARGE_BODY_SIZE: Final = 65_536
+# This many pieces of a body are joined into one: a client may send it in chunks of two bytes, each an object of 43.
 _FOLD_COUNT: Final = 1_024
 _REQUEST_LINE_SIZE_MAX: Final = REQUEST_LINE_SIZE.value
-# While a head is incomplete its bytes hide in the parser. One of more bytes than this would not be accepted anyway.
+# The parser holds the bytes of an incomplete head. A longer one would be refused anyway.
 _HEAD_SIZE_MAX: Final = REQUEST_LINE_SIZE.value + HEADERS_SIZE.value + 4
-# RFC 9112 §7.1.1 and §7.1.2 bound neither chunk extensions nor trailers. A byte of content costs at most six with the
-# frame of its chunk ("1\r\nx\r\n"); all else together gets the size of a head.
+# RFC 9112 §7.1.1 and §7.1.2 bound neither chunk extensions nor trailers. A byte of content takes at most six bytes with
+# the frame of its chunk ("1\r\nx\r\n"); everything else together may have the size of a head.
 _CHUNK_SIZE_MIN: Final = 6
 
 
 class RequestParser:
-    """Reads one request after another."""
+    """Parses one request after another."""
 
     __slots__ = (
-        "_awaited",
         "_base",
         "_body",
         "_deliver",
         "_environ",
         "_expects",
-        "_fed",
         "_fields",
-        "_folded",
-        "_heads",
-        "_learning",
+        "_head_cache",
+        "_head_to_cache",
+        "_joined_count",
+        "_last_phase",
         "_length",
+        "_names",
         "_parser",
         "_persistence",
-        "_received",
+        "_phase_size",
         "_reserve",
-        "_reserved",
+        "_reserved_size",
         "_target",
-        "_tracer",
-        "_unfamiliar",
+        "_uncached_hash",
         "_upgrade",
+        "body_size",
         "phase",
     )  # fmt: skip
 
     def __init__(
         self,
         base: WSGIEnvironment,
-        tracer: RequestNames,
-        heads: HeadCache,
+        names: RequestNames,
+        head_cache: HeadCache,
         deliver: Callable[[WSGIEnvironment, str], bool],
         reserve: Callable[[int, WSGIEnvironment], None],
     ) -> None:
-        """`base` is what all environs share; `tracer` gives requests their names; `heads` are those that are known.
+        """`base` is what all environs of the connection share; `names` gives requests their names.
 
-        `deliver(environ, persistence)` gets each request, with PERSIST, KEEP_ALIVE or CLOSE as it asked for, and says
-        whether more are wanted. `reserve(size, environ)` is asked before `size` more bytes of a large body are kept
-        for the request that `environ` describes, 0 when one is announced, and may raise Refusal.
+        `deliver(environ, persistence)` takes each request, with PERSIST, KEEP_ALIVE or CLOSE as it asked for, and
+        returns whether more are wanted. `reserve(size, environ)` is called before `size` more bytes of a large body are
+        kept, with 0 when one is announced, and may raise any exception, which `feed` then raises.
         """
         self.phase = IDLE
         self._base = self._environ = base
-        self._tracer = tracer
-        self._heads = heads
-        self._unfamiliar = 0  # the hash of the last head that was not
-        self._learning = b""  # the head that is being fed, when it is to be learned
+        self._names = names
+        self._head_cache = head_cache
+        self._uncached_hash = 0  # of the last head that was not in the cache
+        self._head_to_cache = b""  # the head that is being fed, if it came twice in a row
         self._deliver = deliver
         self._reserve = reserve
         self._parser = HttpRequestParser(self)
-        self._awaited = IDLE  # the phase in which the last feed ended
-        self._fed = 0  # bytes fed since that phase was first waited in
+        self._last_phase = IDLE  # in which the last feed ended
+        self._phase_size = 0  # bytes fed since then in the same phase
         self._target = b""
         self._fields: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
-        self._folded = 0  # of these, the first so many are made of many
+        self._joined_count = 0  # the number of pieces, from the first on, that are themselves joined
         self._length = 0
-        self._received = 0  # bytes of the body
-        self._reserved = 0  # bytes of it that were reserved
+        self.body_size = 0  # bytes of the body that have come
+        self._reserved_size = 0  # bytes of it that were reserved
         self._expects = False
         self._upgrade = b""  # the framing of a request whose Upgrade is ignored
         self._persistence = PERSIST
@@ -119,10 +113,10 @@ class RequestParser:
     def feed(self, data: bytes | memoryview) -> bool:
         """Parse `data`, delivering each request that it completes.
 
-        Returns True when the input ended inside a head or body in which it had not ended before: a deadline begins.
+        Returns True when `data` ends inside a head or body and the last feed did not: then a deadline begins.
         Raises Refusal.
         """
-        if self.phase == IDLE and type(data) is bytes and self._deliver_familiar(data):
+        if self.phase == IDLE and type(data) is bytes and self._deliver_cached(data):
             return False
         try:
             while True:
@@ -141,39 +135,40 @@ class RequestParser:
         except HttpParserError as error:
             # A parser that resynchronises can be talked into starting anywhere (RFC 9112 §11.2).
             raise Refusal(400, "malformed_request", f"The request is not HTTP/1.1: {error} (RFC 9112).") from None
-        return self.phase != IDLE and self._incomplete(len(data))
+        return self.phase != IDLE and self._check_incomplete(len(data))
 
-    def _deliver_familiar(self, data: bytes) -> bool:
-        """Deliver the request that `data` is, if that is one whole request behind a familiar head."""
+    def _deliver_cached(self, data: bytes) -> bool:
+        """Deliver the request that `data` is, if that is one whole request behind a cached head."""
         end = data.find(b"\r\n\r\n") + 4
         head = data[:end]
-        found = self._heads.get(head)
+        found = self._head_cache.get(head)
         if found is None:
-            self._learning = head if self._unfamiliar == hash(head) else b""
-            self._unfamiliar = hash(head)
+            self._head_to_cache = head if self._uncached_hash == hash(head) else b""
+            self._uncached_hash = hash(head)
             return False
         if len(data) - end != found.body_size:
             return False
         environ = self._base.copy()
         environ.update(found.members)
-        self._tracer.assign(environ)
+        self._names.assign(environ)
         environ["wsgi.input"] = BytesIO(data[end:])
         environ[RECEIVED_NS] = monotonic_ns()
         self._deliver(environ, PERSIST)
         return True
 
     def close(self) -> None:
-        """Let go of parser and connection, cycles with this message, and of what was read of a request.
+        """Drop the llhttp parser, the callbacks and what was read of a request. Nothing is fed afterwards.
 
-        Such a cycle waits for the collector, which counts objects and not bytes: a thousand closed connections that
-        each hold a megabyte would not yet move it. Nothing is fed afterwards.
+        They refer to this object, and such a cycle waits for the garbage collector. It counts objects and not bytes: a
+        thousand closed connections with a megabyte each would not start it.
         """
         del self._parser, self._deliver, self._reserve
         self.forget()
 
     def forget(self) -> WSGIEnvironment:
-        """Let go of what was read of a request that is refused; returns its environ as far as there is one. Nothing is
-        fed afterwards.
+        """Drop what was read of a request that is refused. Returns its environ, as far as there is one.
+
+        Nothing is fed afterwards.
         """
         environ, self._environ = self._environ, self._base
         self._fields.clear()
@@ -183,41 +178,50 @@ class RequestParser:
     @property
     def is_head(self) -> bool:
         """Whether the request being read is a HEAD, whose answer has no content (RFC 9110 §9.3.2)."""
-        if self.phase == BODY:  # the parser may be the second one by now, which was told POST
+        if self.phase == BODY:  # the parser may be the second one (see `feed`), which has read POST
             return bool(self._environ.get("REQUEST_METHOD") == "HEAD")
-        # Before the target the parser says the method of an earlier request.
+        # Before the target is complete, the parser has the method of an earlier request.
         return self.phase == HEAD and self._target != b"" and self._parser.get_method() == b"HEAD"
 
     @property
-    def body_left(self) -> int:
-        """Bytes of the body being read that are still to come, as far as its head tells: no request begins in them."""
-        return self._length - self._received if self.phase == BODY and self._length > 0 else 0
+    def body_size_left(self) -> int:
+        """Bytes of the body being read that are still to come, 0 if its head does not tell: no request begins there."""
+        return self._length - self.body_size if self.phase == BODY and self._length > 0 else 0
 
     @property
-    def named(self) -> WSGIEnvironment:
-        """An environ that names the request being read, for whoever refuses it. The names are the client's if the head
-        was read and they are sane; otherwise an id is made, a new one each time. So is what proxies say of whom they
-        speak for: in a head that ends early their line may be missing, and what is there the client's invention.
+    def body_pieces_count(self) -> int:
+        """The number of pieces in which the body is kept."""
+        return len(self._body)
+
+    @property
+    def refused_environ(self) -> WSGIEnvironment:
+        """An environ that names the request being read, for its refusal.
+
+        Once the head was read, it has the client's names if they are valid, and the last hop of X-Forwarded-For.
+        Otherwise an id is made, a new one each time: in an incomplete head the line of a proxy may be missing, and a
+        line that is there may be the client's invention.
         """
         if self.phase == BODY and REQUEST_ID in self._environ:
             return self._environ
         fields = self._fields if self.phase == BODY else []
-        named = {**self._base, REQUEST_ID: self._tracer.id_from_fields(fields)}
+        named = {**self._base, REQUEST_ID: self._names.id_from_fields(fields)}
         hops = b",".join(value for name, value in fields if name.lower() == b"x-forwarded-for")
-        if hops:  # in a head that may be refused for its size; the nearest hop is the last
+        if hops:  # the nearest hop is the last; the whole line may be too large
             named["HTTP_X_FORWARDED_FOR"] = hops[-HEADERS_SIZE.value :].decode("latin-1")
         return named
 
-    def take_expectation(self) -> WSGIEnvironment | None:
-        """Return, once, the environ of a request whose client waits for 100 Continue: it asked, and no byte of the body
-        has come.
+    def pop_expectation(self) -> WSGIEnvironment | None:
+        """Return, once, the environ of a request whose client waits for 100 Continue.
+
+        It waits if it asked for it and no byte of the body has come; otherwise returns None.
         """
         expects, self._expects = self._expects and self.phase == BODY and not self._body, False
         return self._environ if expects else None
 
-    def without_body(self) -> WSGIEnvironment:
-        """Return the environ of the request being read as if it were complete and empty. Nothing is fed afterwards:
-        where its body would have ended, nobody knows.
+    def end_body(self) -> WSGIEnvironment:
+        """Return the environ of the request being read as if its body were complete and empty.
+
+        Nothing is fed afterwards, because it is unknown where the body would have ended.
         """
         environ = self._environ
         environ["CONTENT_LENGTH"] = "0"
@@ -255,38 +259,38 @@ class RequestParser:
             raise Refusal.over(REQUEST_LINE_SIZE, "A request line")
         environ = self._environ = self._base.copy()
         environ["SERVER_PROTOCOL"] = "HTTP/" + version
-        environ["REQUEST_METHOD"] = method  # before any check, whose refusal has no content if this is HEAD
+        environ["REQUEST_METHOD"] = method  # before the checks: the refusal of a HEAD has no content
         add_fields(environ, self._fields)
-        self._tracer.assign(environ)
+        self._names.assign(environ)
         length = self._length = body_length(environ, version)
         add_target(environ, method, self._target)
         if not parser.should_keep_alive():  # RFC 9112 §9.3
             self._persistence = CLOSE
         else:
             self._persistence = PERSIST if version == "1.1" else KEEP_ALIVE
-        learning, self._learning = self._learning, b""
-        if learning and self._persistence == PERSIST and 0 <= length <= LARGE_BODY_SIZE:
-            self._learn(learning, method)
+        head, self._head_to_cache = self._head_to_cache, b""
+        if head and self._persistence == PERSIST and 0 <= length <= LARGE_BODY_SIZE:
+            self._cache_head(head, method)
         if length:
             self._body = []
-            self._folded = self._received = self._reserved = 0
+            self._joined_count = self.body_size = self._reserved_size = 0
             self._expects = "HTTP_EXPECT" in environ
             if length > LARGE_BODY_SIZE:
-                self._reserve(0, environ)  # whoever may not send it is told so now
+                self._reserve(0, environ)  # refuses at once a client that may not send it
         if parser.should_upgrade():
             self._upgrade = b"Transfer-Encoding: chunked" if length == CHUNKED else b"Content-Length: %d" % length
 
     def on_body(self, piece: bytes) -> None:
         self._body.append(piece)
-        self._received += len(piece)
-        if self._received > BODY_SIZE.value:
+        self.body_size += len(piece)
+        if self.body_size > BODY_SIZE.value:
             raise Refusal.over(BODY_SIZE, "A chunked body")
-        if self._received > self._reserved + LARGE_BODY_SIZE:
-            self._reserve(self._received - self._reserved, self._environ)
-            self._reserved = self._received
-        if len(self._body) > self._folded + _FOLD_COUNT:
-            self._body[self._folded :] = [b"".join(self._body[self._folded :])]
-            self._folded += 1
+        if self.body_size > self._reserved_size + LARGE_BODY_SIZE:
+            self._reserve(self.body_size - self._reserved_size, self._environ)
+            self._reserved_size = self.body_size
+        if len(self._body) > self._joined_count + _FOLD_COUNT:
+            self._body[self._joined_count :] = [b"".join(self._body[self._joined_count :])]
+            self._joined_count += 1
 
     def on_message_complete(self) -> None:
         if self._upgrade:  # llhttp ends the message where it gives up on HTTP
@@ -304,38 +308,41 @@ class RequestParser:
         else:
             environ["wsgi.input"] = BytesIO()
         environ[RECEIVED_NS] = monotonic_ns()
-        # An idle connection holds nothing of its last request: sixteen megabytes of a body would be nobody's account.
+        # An idle connection keeps nothing of its last request: no budget would count the sixteen megabytes of its body.
         self._environ, self._fields = self._base, []
-        self.phase = self._awaited = IDLE
+        self.phase = self._last_phase = IDLE
         if not self._deliver(environ, self._persistence):
             raise _Enough
 
-    def _learn(self, head: bytes, method: str) -> None:
-        """Let a head be familiar from now on, unless it asks for more than an answer."""
-        if self._parser.should_upgrade() or "HTTP_EXPECT" in self._environ or not self._heads.admits_new():
+    def _cache_head(self, head: bytes, method: str) -> None:
+        """Add a head to the cache, unless it asks for an upgrade or for 100 Continue."""
+        if self._parser.should_upgrade() or "HTTP_EXPECT" in self._environ or not self._head_cache.admits_new():
             return
         lines = b"".join(b"%s: %s\r\n" % field for field in self._fields)
         request = method.encode(), self._target, lines
-        self._heads.add(head, self._environ, self._base, request, self._length)
+        self._head_cache.add(head, self._environ, self._base, request, self._length)
 
-    # -- what llhttp leaves to its user ------------------------------------------------------------------------------
+    # -- what llhttp does not bound ------------------------------------------------------------------------------
 
-    def _incomplete(self, size: int) -> bool:
-        """Bound what the parser holds, `size` bytes of which are new; True when the input first ends in this phase."""
+    def _check_incomplete(self, size: int) -> bool:
+        """Bound what the parser holds, `size` bytes of which are new.
+
+        Returns True when the last feed ended in another phase. Raises Refusal.
+        """
         if len(self._fields) > HEADER_COUNT.value:
             raise Refusal.over(HEADER_COUNT, "The head of this request")
-        if self.phase != self._awaited:
-            self._awaited = self.phase
-            self._fed = 0
+        if self.phase != self._last_phase:
+            self._last_phase = self.phase
+            self._phase_size = 0
             return True
-        self._fed += size
+        self._phase_size += size
         if self.phase == HEAD:
-            if self._fed > _HEAD_SIZE_MAX:
+            if self._phase_size > _HEAD_SIZE_MAX:
                 raise Refusal.over(HEADERS_SIZE, "The head of this request")
-        elif self._length == CHUNKED and self._fed > _CHUNK_SIZE_MIN * self._received + _HEAD_SIZE_MAX:
+        elif self._length == CHUNKED and self._phase_size > _CHUNK_SIZE_MIN * self.body_size + _HEAD_SIZE_MAX:
             raise Refusal.over(HEADERS_SIZE, "What surrounds the chunks of this request")
         return False
 
 
 class _Enough(Exception):
-    """Raised in a callback when no further request is wanted: the only way to stop llhttp inside a buffer."""
+    """Raised in a callback when no further request is wanted. There is no other way to stop llhttp inside a buffer."""

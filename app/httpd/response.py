@@ -1,50 +1,136 @@
-"""The standing headers: what every answer says, whoever wrote it: routes, refusals of a connection, 500s.
+"""The bytes of an answer: status line, header lines, default headers, problem documents (RFC 9457).
 
-They tell a browser that an answer of this service is data and nothing else: it is not sniffed for another type, not
-kept, not framed, loads nothing, and gives no address away. Over TLS they also ask for TLS next time (RFC 6797 §7.2:
-never over plain HTTP). No Server field is among them: the version of a server helps nobody but an attacker.
+Invariants: a header value or status with a line break raises ValueError, because the break would begin a header, or a
+second answer, of somebody else's choice (RFC 9110 §5.5). The fields in `_SERVER_FIELDS` come from this package alone.
 
-Owns the lines, made once when the worker starts; an answer appends one finished string, beside the Date line that is
-made once a second. An application may replace a default, or add a field, for all of its answers
-(`standing_headers`); what it sets for one answer replaces the standing line of that name there (a documentation page
-needs another policy), because two Content-Security-Policy fields would both hold, and of two X-Frame-Options neither.
+The default headers tell a browser that an answer is data: do not guess another type, store, frame or load anything, and
+send no referrer. On TLS they also ask for TLS next time. Server is not among them: a version helps only an attacker.
+
+Perf: status lines and header lines are cached, because a service uses few different ones; a cached line has been
+checked. The default headers are one finished string, made when the worker starts.
 """
 
+import re
 from collections.abc import Iterable
-from typing import Final
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Final, Protocol
 
-from app.httpd.wsgi_call import header_line
+from app.httpd.problem_document import problem_document
+from app.httpd.refusal import Refusal
 
-DEFAULT: Final = (
+# What an answer says about the connection (RFC 9112 §9.3), as its header line.
+PERSIST: Final = ""  # HTTP/1.1 stays open by default
+KEEP_ALIVE: Final = "Connection: keep-alive\r\n"  # an HTTP/1.0 client asked for it
+CLOSE: Final = "Connection: close\r\n"
+
+# RFC 9110 §8.6 and §6.4.1: answers with these statuses have neither a length nor content.
+BODILESS: Final = ("204", "304")
+
+UNEXPECTED: Final = Refusal(500, "internal_error", "The server met an error it did not expect; its log says more.")
+# Memory may run out after an event was decided, while its answer is made. So the outcome is unknown.
+OUT_OF_MEMORY: Final = Refusal(
+    503, "out_of_memory",
+    "The worker had no memory left for this request. Whether it was carried out is not known: only with an "
+    "Idempotency-Key is an event safe to send again.",
+    retry_after=1,
+)  # fmt: skip
+
+DEFAULT_HEADERS: Final = (
     ("X-Content-Type-Options", "nosniff"),
-    ("Cache-Control", "no-store"),  # RFC 9111 §5.2.2.5; memories and decisions are nobody's to keep
-    ("X-Frame-Options", "DENY"),  # for what is older than frame-ancestors
+    ("Cache-Control", "no-store"),  # RFC 9111 §5.2.2.5: no cache may keep memories and decisions
+    ("X-Frame-Options", "DENY"),  # for browsers older than frame-ancestors
     ("Referrer-Policy", "no-referrer"),
     ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
 )
-# A year. Without includeSubDomains: what else lives under the operator's name is not ours to decide.
-SECURE: Final = (("Strict-Transport-Security", "max-age=31536000"),)
+# A year. RFC 6797 §7.2: never over plain HTTP. Without includeSubDomains, which is the operator's decision.
+TLS_HEADERS: Final = (("Strict-Transport-Security", "max-age=31536000"),)
+
+# Fields that an application cannot set: framing, persistence, and what names the request.
+_SERVER_FIELDS: Final = frozenset(
+    {
+        "connection", "content-length", "date", "keep-alive", "server", "traceparent", "transfer-encoding", "upgrade",
+        "x-request-id",
+    }
+)  # fmt: skip
+_BREAK = re.compile(r"[\r\n\0]")
 
 
 class DefaultHeaders:
-    """The standing lines of one service."""
+    """The header lines that every answer of one worker carries."""
 
     __slots__ = ("lines", "text")
 
     def __init__(self, own: Iterable[tuple[str, str]] = (), *, secure: bool) -> None:
-        """`own` are the application's, which win; `secure` says that this service speaks TLS.
+        """`own` are the application's, which replace defaults of the same name; `secure` means TLS.
 
-        Raises ValueError when a field of `own` would be more than one line.
+        Raises ValueError when a field of `own` holds a line break.
         """
-        #: each field's line by its name in lower case
+        #: line by name in lower case
         self.lines: dict[str, str] = {}
-        for name, value in (*DEFAULT, *(SECURE if secure else ()), *own):
+        for name, value in (*DEFAULT_HEADERS, *(TLS_HEADERS if secure else ()), *own):
             line, key = header_line(name, value)
             self.lines[key] = line
-        #: all lines together
+        #: all lines
         self.text = "".join(self.lines.values())
 
     def without(self, keys: Iterable[str]) -> str:
-        """Return all lines but those of the names `keys`, which are in lower case."""
+        """Return all lines but those with the names `keys`, which are in lower case.
+
+        An answer that sets such a field itself must not carry the default too: of two Content-Security-Policy fields
+        both hold, of two X-Frame-Options neither.
+        """
         left_out = frozenset(keys)
         return "".join(line for key, line in self.lines.items() if key not in left_out)
+
+
+class CommonLines(Protocol):
+    """The lines that all answers of a worker share (`app.httpd.worker_state.WorkerState`)."""
+
+    date: str
+    default_headers: DefaultHeaders
+
+
+@lru_cache(maxsize=64)
+def status_line(status: str) -> str:
+    """Return the first line of an answer. Raises ValueError when `status` is not final or holds a line break."""
+    if not (status[:3].isdigit() and status[:3] >= "200" and status[3:4] in {" ", ""}) or _BREAK.search(status):
+        raise ValueError(f"the application answered with the status {status!r}")
+    return f"HTTP/1.1 {status}\r\n"
+
+
+@lru_cache(maxsize=512)
+def header_line(name: str, value: str) -> tuple[str, str]:
+    """Return a header line and its name in lower case; the line is empty for a field that only the server sets.
+
+    Raises ValueError when `name` or `value` holds a line break or NUL.
+    """
+    if _BREAK.search(name) or _BREAK.search(value):
+        raise ValueError(f"the header {name!r} of the answer holds a line break or NUL")
+    key = name.lower()
+    return "" if key in _SERVER_FIELDS else f"{name}: {value}\r\n", key
+
+
+def problem_answer(refusal: Refusal, common: CommonLines, persistence: str, names: str, *, head: bool = False) -> bytes:
+    """Return a whole answer that carries the problem document of `refusal`.
+
+    `names` are the lines that name the request; `head` leaves the body out, as HEAD asks.
+    """
+    status = status_of(refusal)
+    body = problem_document(status, refusal.code, refusal.detail)
+    retry = f"Retry-After: {refusal.retry_after}\r\n" if refusal.retry_after else ""
+    lines = (
+        f"HTTP/1.1 {status}\r\n{common.date}{persistence}{names}{retry}"
+        f"Content-Type: application/problem+json\r\n{common.default_headers.text}Content-Length: {len(body)}\r\n\r\n"
+    )
+    return lines.encode("latin-1") + (b"" if head else body)
+
+
+def status_of(refusal: Refusal) -> str:
+    """Return the status of a refusal with its phrase."""
+    return f"{refusal.status} {HTTPStatus(refusal.status).phrase}"
+
+
+def refusal_of(error: BaseException) -> Refusal:
+    """Return the refusal by which a client learns of an error that nobody expected."""
+    return OUT_OF_MEMORY if isinstance(error, MemoryError) else UNEXPECTED

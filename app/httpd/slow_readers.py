@@ -15,19 +15,28 @@ Each starts above WRITE_BUFFER_SIZE, so about a thousand are measured, in 0.3 ms
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from core.limits import ANSWERS_SIZE, WRITE_BUFFER_SIZE
+from core.limits import ANSWERS_SIZE, WRITE_BUFFER_SIZE, Limit
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-
-    from app.httpd.connection import Connection
 
 # Answers are written faster than the fastest peer can read, a hundred in one turn of the loop. So readers get this long
 # to read before it is decided who is slow.
 CHECK_DELAY_SECONDS: Final = 0.05
 _FULL_SIZE: Final = 2 * ANSWERS_SIZE.value
+
+
+class ReadingConnection(Protocol):
+    """What the cap needs of a connection (`app.httpd.connection.Connection`)."""
+
+    @property
+    def pending(self) -> int:
+        """Bytes that were written and that the kernel has not accepted yet."""
+
+    def cut_off(self, limit: Limit, what: str) -> object:
+        """End the connection at once."""
 
 
 class SlowReader:
@@ -59,10 +68,10 @@ class SlowReaders:
         self.is_full = False
         self._loop = loop
         self._now = now
-        self._readers: dict[Connection, SlowReader] = {}
+        self._readers: dict[ReadingConnection, SlowReader] = {}
         self._is_check_scheduled = False
 
-    def add(self, connection: "Connection") -> None:
+    def add(self, connection: ReadingConnection) -> None:
         """Count the pending bytes of `connection` from now on: its write buffer is over the limit."""
         self.remove(connection)
         self._readers[connection] = SlowReader(connection.pending, self._now())
@@ -71,7 +80,7 @@ class SlowReaders:
             self._is_check_scheduled = True
             self._loop.call_later(CHECK_DELAY_SECONDS, self._disconnect_slowest)
 
-    def remove(self, connection: "Connection") -> None:
+    def remove(self, connection: ReadingConnection) -> None:
         """Stop counting `connection`: its write buffer is below the limit again, or it has ended."""
         reader = self._readers.pop(connection, None)
         if reader is not None:

@@ -21,7 +21,8 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 from wsgiref.types import WSGIEnvironment
 
-from app.httpd.framing import Refusal, is_valid_host
+from app.httpd.framing import is_valid_host
+from app.httpd.refusal import Refusal
 from core.limits import HEADER_COUNT, HEADERS_SIZE
 
 # RFC 9110 §5.3: fields that admit only one value. With two values, two recipients may act on different ones.

@@ -40,21 +40,21 @@ except ImportError:
 if atheris is not None and __name__ == "__main__":
     with atheris.instrument_imports(include=["app", "core"]):
         from app.httpd.connection import Connection
-        from app.httpd.framing import Refusal
         from app.httpd.head_cache import CachedHead, HeadCache
+        from app.httpd.refusal import Refusal
         from app.httpd.request_names import RequestNames
         from app.httpd.request_parser import RequestParser
+        from app.httpd.response import CLOSE
         from app.httpd.worker_state import WorkerState
-        from app.httpd.wsgi_call import CLOSE
         from app.httpd.wsgi_environ import base_environ
 else:
     from app.httpd.connection import Connection
-    from app.httpd.framing import Refusal
     from app.httpd.head_cache import CachedHead, HeadCache
+    from app.httpd.refusal import Refusal
     from app.httpd.request_names import RequestNames
     from app.httpd.request_parser import RequestParser
+    from app.httpd.response import CLOSE
     from app.httpd.worker_state import WorkerState
-    from app.httpd.wsgi_call import CLOSE
     from app.httpd.wsgi_environ import base_environ
 
 from core.limits import HEADER_COUNT, HEADERS_SIZE, REQUEST_LINE_SIZE

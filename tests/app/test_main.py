@@ -3,7 +3,7 @@
 import falcon
 import pytest
 
-from app.httpd.worker_state import IN_PIECES, INLINE, POOL
+from app.httpd.application import IN_PIECES, INLINE, POOL
 from app.main import Application, _bare
 
 
@@ -32,7 +32,7 @@ def test_head_is_answered_in_the_way_of_get(path: str) -> None:
         ("HEAD", "/quick"), ("HEAD", "/long/"),
     ]  # fmt: skip
 
-    assert [application.may_block(method, path.format(plain)) for method, plain in asked] == [
+    assert [application.way_of(method, path.format(plain)) for method, plain in asked] == [
         POOL,
         POOL,
         POOL,

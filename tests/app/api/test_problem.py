@@ -19,10 +19,9 @@ from app.api.problem import (
     problem_of_store_error,
     write_problem,
 )
-from app.httpd.framing import Refusal
 from app.httpd.problem_document import problem_document
-from app.httpd.response import DefaultHeaders
-from app.httpd.wsgi_call import problem as connection_problem
+from app.httpd.refusal import Refusal
+from app.httpd.response import DefaultHeaders, problem_answer
 from core.limits import BATCH_COUNT, BODY_SIZE
 from shm import errors
 from testing.bodies import JSON, Body, of_json, post, problem
@@ -246,8 +245,8 @@ def test_a_problem_document_is_the_json_of_its_members(detail: str, members: dic
 def test_the_connection_and_the_routes_answer_the_same_document() -> None:
     """One renderer: the same code and detail are the same bytes, whoever refuses the request."""
     code, detail = "store_busy", 'a"\n\u2028'
-    service: Any = SimpleNamespace(date="", standing=DefaultHeaders(secure=False))
-    of_connection = connection_problem(Refusal(503, code, detail), service, "", "").partition(b"\r\n\r\n")[2]
+    service: Any = SimpleNamespace(date="", default_headers=DefaultHeaders(secure=False))
+    of_connection = problem_answer(Refusal(503, code, detail), service, "", "").partition(b"\r\n\r\n")[2]
 
     response = falcon.Response()
     write_problem(response, Problem(503, code, detail), problem_document)

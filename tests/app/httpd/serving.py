@@ -18,7 +18,7 @@ from typing import Any
 import uvloop
 
 from app.httpd.connection import Connection
-from app.httpd.framing import Refusal
+from app.httpd.refusal import Refusal
 from app.httpd.tls import TlsLayer
 from app.httpd.worker_state import WorkerState
 from testing.eventually import HANG_SECONDS, eventually
@@ -40,7 +40,7 @@ class Echo:
         self.calls: list[str] = []
         self.threads: set[str] = set()
 
-    def may_block(self, method: str, path: str) -> int:
+    def way_of(self, method: str, path: str) -> int:
         return path.startswith("/slow")
 
     def on_refusal(self, code: str, environ: dict[str, Any], status: int) -> None:
@@ -160,7 +160,7 @@ def serving(
 
         beat()
         holder.append(Server(listener.getsockname(), service, loop, app, trust))
-        service.lost = lambda: holder[0].lost.append(loop.time())
+        service.on_connection_lost = lambda: holder[0].lost.append(loop.time())
         started.set()
 
     def run() -> None:
@@ -274,8 +274,13 @@ def get(target: bytes, fields: bytes = b"", version: bytes = b"1.1") -> bytes:
     return b"GET " + target + b" HTTP/" + version + b"\r\n" + HOST + fields + b"\r\n"
 
 
+def open_connections(server: Server) -> list[Connection]:
+    """Return the open connections of a server; to be called on its loop."""
+    return [connection for connection in server.service.connections if isinstance(connection, Connection)]
+
+
 def connections(server: Server, *clients: socket.socket) -> list[Connection]:
     """Return the server's side of each client."""
     until(lambda: server.call(lambda: len(server.service.connections)) == len(clients))
-    made = {c._transport.get_extra_info("peername"): c for c in server.call(lambda: list(server.service.connections))}
+    made = {c._transport.get_extra_info("peername"): c for c in server.call(lambda: open_connections(server))}
     return [made[client.getsockname()] for client in clients]

@@ -7,8 +7,9 @@ import socket
 import time
 
 from app.httpd.acceptor import BATCH_COUNT, Acceptor, SingleWorker
+from app.httpd.connection import Connection
 from app.httpd.worker_state import WorkerState
-from core.limits import KERNEL_BUFFER_SIZE
+from core.limits import KEEPALIVE_SECONDS, KERNEL_BUFFER_SIZE
 
 
 def test_the_kernel_holds_little_of_what_is_not_read() -> None:
@@ -48,7 +49,8 @@ def test_more_are_accepted_where_turns_are_long() -> None:
         loop.run_forever()
         acceptor.stop()
         for connection in tuple(service.connections):
-            connection._transport.abort()
+            assert isinstance(connection, Connection)
+            connection.cut_off(KEEPALIVE_SECONDS, "The test is over")
         loop.run_until_complete(asyncio.sleep(0.01))
     loop.close()
 

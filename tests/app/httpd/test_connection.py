@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from app.httpd.application import IN_PIECES
 from app.httpd.connection import Connection
 from app.httpd.request import RECEIVED_NS, REQUEST_ID
-from app.httpd.worker_state import IN_PIECES
 from tests.app.httpd.serving import (
     CHUNKED,
     GOOD,
@@ -21,6 +21,7 @@ from tests.app.httpd.serving import (
     Reader,
     Server,
     ask,
+    connections,
     dial,
     get,
     post,
@@ -328,8 +329,8 @@ class Long(Echo):
         super().__init__()
         self.pieces: list[str] = []
 
-    def may_block(self, method: str, path: str) -> int:
-        return IN_PIECES if path.startswith("/long") else super().may_block(method, path)
+    def way_of(self, method: str, path: str) -> int:
+        return IN_PIECES if path.startswith("/long") else super().way_of(method, path)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any], /) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
@@ -443,11 +444,11 @@ def test_idle_connections_hold_nothing_of_their_last_request() -> None:
     with serving() as server, dial(server) as client:
         client.sendall(post(b"Content-Length: 60000\r\n", b"x" * 60_000))
         Reader(client).answer()
-        (connection,) = server.service.connections
-        message = connection._message
+        (connection,) = connections(server, client)
+        parser = connection.parser
 
-        assert "wsgi.input" not in server.call(lambda: message._environ)
-        assert ([], []) == (message._fields, message._body)
+        assert "wsgi.input" not in server.call(lambda: parser._environ)
+        assert (parser._fields, parser._body) == ([], [])
 
 
 def test_continue_waits_for_its_turn() -> None:

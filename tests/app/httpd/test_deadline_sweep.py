@@ -40,7 +40,7 @@ class Swept:
         self.fails = fails
         self.ends = ends
 
-    def sweep(self) -> bool:
+    def check_deadlines(self) -> bool:
         self.count += 1
         if self.fails:
             raise ValueError("a mistake of ours")

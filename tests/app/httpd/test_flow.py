@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from app.httpd.fair_queue import TURN_COUNT
-from app.httpd.framing import Refusal
+from app.httpd.refusal import Refusal
 from app.httpd.request_parser import LARGE_BODY_SIZE
 from core.limits import (
     ANSWERS_SIZE,
@@ -31,6 +31,7 @@ from tests.app.httpd.serving import (
     connections,
     dial,
     get,
+    open_connections,
     post,
     serving,
     until,
@@ -45,8 +46,8 @@ def test_pipeline_behind_a_blocking_route_is_bounded() -> None:
         sender.start()
         until(lambda: "/slow" in server.app.calls)
         time.sleep(0.2)
-        (connection,) = server.service.connections
-        waiting = server.call(lambda: len(connection._backlog))
+        (connection,) = connections(server, client)
+        waiting = server.call(lambda: connection.snapshot().waiting_count)
         assert PIPELINE_DEPTH.value <= waiting <= PIPELINE_DEPTH.value + 2_048 // len(GOOD) + 1
         server.app.gate.set()
         reader = Reader(client)
@@ -264,7 +265,8 @@ def test_announced_bodies_take_no_memory() -> None:
             client.sendall(post(b"Content-Length: %d\r\n" % BODY_SIZE.value, b"x"))
         until(
             lambda: (
-                server.call(lambda: {c._message.body_left for c in server.service.connections}) == {BODY_SIZE.value - 1}
+                server.call(lambda: {c.snapshot().body_size_left for c in open_connections(server)})
+                == {BODY_SIZE.value - 1}
             )
         )
         (answer,) = ask(server, post(b"Content-Length: %d\r\n" % BODY_SIZE.value, b"x" * BODY_SIZE.value))
@@ -318,8 +320,8 @@ def test_a_body_in_tiny_pieces_takes_no_more_memory() -> None:
     with serving() as server, dial(server) as client:
         (connection,) = connections(server, client)
         client.sendall(post(CHUNKED, pieces))
-        until(lambda: server.call(lambda: connection._message._received) == 40_000)
-        kept = server.call(lambda: len(connection._message._body))
+        until(lambda: server.call(lambda: connection.snapshot().body_size) == 40_000)
+        kept = server.call(lambda: connection.snapshot().body_pieces_count)
         client.sendall(b"0\r\n\r\n")
 
         assert kept < 1_100

@@ -47,7 +47,7 @@ class App:
     beats = 0
     worker = None
 
-    def may_block(self, method, path):
+    def way_of(self, method, path):
         return path == "/slow"
 
     def open(self, worker):

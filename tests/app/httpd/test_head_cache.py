@@ -113,7 +113,7 @@ def test_what_is_not_plain_is_the_parser_s(request_: bytes) -> None:
     known = HeadCache()
     for _ in range(3):
         reader = Reader(known)
-        reader.message._unfamiliar = hash(request_[: request_.find(b"\r\n\r\n") + 4])  # as if it had come before
+        reader.message._uncached_hash = hash(request_[: request_.find(b"\r\n\r\n") + 4])  # as if it had come before
         reader.message.feed(request_)
 
     assert len(known) == 0

@@ -11,8 +11,9 @@ import pytest
 
 from app.httpd.request import RECEIVED_NS, REQUEST_ID, TRACE
 from app.httpd.request_names import TraceContext
+from app.httpd.response import CLOSE, KEEP_ALIVE, PERSIST
 from app.httpd.worker_state import WorkerState
-from app.httpd.wsgi_call import CLOSE, KEEP_ALIVE, PERSIST, WsgiCall
+from app.httpd.wsgi_call import WsgiCall
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -40,7 +41,7 @@ def answer(
     service = service_of(application)
     service.draining = draining
     got = whole(service, persistence, REQUEST_METHOD=method)
-    for line in (service.date, service.standing.text, "X-Request-ID: r-1\r\n"):
+    for line in (service.date, service.default_headers.text, "X-Request-ID: r-1\r\n"):
         assert got.count(line.encode()) == 1
         got = got.replace(line.encode(), b"")
     return got
@@ -232,7 +233,7 @@ def test_an_application_has_standing_headers_of_its_own() -> None:
     """They replace a default of the same name and join the others."""
 
     class Page:
-        standing_headers = (("Content-security-policy", "default-src 'self'"), ("X-Own", "1"))
+        default_headers = (("Content-security-policy", "default-src 'self'"), ("X-Own", "1"))
         __call__ = staticmethod(fixed("200 OK", [], []))
 
     got = fields(whole(service_of(Page())))
@@ -246,7 +247,7 @@ def test_a_standing_header_is_one_line() -> None:
     """An application whose standing headers would break an answer is not served at all."""
 
     class Broken:
-        standing_headers = (("X", "a\r\nY: b"),)
+        default_headers = (("X", "a\r\nY: b"),)
 
     with pytest.raises(ValueError, match="line break"):
         service_of(Broken())

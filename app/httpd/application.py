@@ -1,0 +1,93 @@
+"""The contract between the server and the WSGI application that it serves.
+
+The application must be callable as PEP 3333 describes it. The hooks are optional: `hooks_of` looks them up by name
+after `open` has run, and uses the defaults of `Hooks` for those that the application does not have.
+"""
+
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass, field, fields
+from typing import Final, Protocol, TypeAlias
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+# How a request is answered.
+INLINE: Final = 0  # on the loop, at once
+POOL: Final = 1  # on the thread pool: the route may block
+# On the loop, in pieces. The application refuses what it has to refuse, then returns a generator. The server takes one
+# piece from it in each turn of the loop; a piece should take no more than a quarter of a millisecond.
+IN_PIECES: Final = 2
+
+OnWritten: TypeAlias = Callable[[WSGIEnvironment], object]
+
+
+class WsgiApplication(Protocol):
+    """A WSGI application (PEP 3333)."""
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse, /) -> Iterable[bytes]: ...
+
+
+class LifecycleHooks(Protocol):
+    """The hooks by which an application follows the life of its worker. Each is optional."""
+
+    def open(self, worker: object) -> None:
+        """Called after the fork, before any other hook is looked up. May set `worker.occupancy`."""
+
+    def on_beat(self) -> None:
+        """Called four times a second."""
+
+    def close(self) -> None:
+        """Called after the last request."""
+
+
+def _inline(_method: str, _path: str) -> int:
+    return INLINE
+
+
+def _wanted(_environ: WSGIEnvironment) -> bool:
+    return True
+
+
+def _unreported(_code: str, _environ: WSGIEnvironment, _status: int) -> None:
+    """Ignore a refusal."""
+
+
+def _uncounted(_environ: WSGIEnvironment, _status: str) -> None:
+    """Ignore an answer."""
+
+
+def _routeless(_path: str) -> None:
+    """Return None: the application has no route templates."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """The hooks of one application that a worker calls while it serves requests."""
+
+    #: Called in place of the application itself, to save one call per request.
+    serve: WsgiApplication
+    #: Paths that are answered INLINE whatever the method. `way_of` is asked about all others.
+    inline: Container[str] = frozenset()
+    #: `(method, path)` → INLINE, POOL or IN_PIECES.
+    way_of: Callable[[str, str], int] = _inline
+    #: `(environ)` → whether the server should read a body that is large, or that the client holds back (Expect:
+    #: 100-continue). Called before the body arrives. After False the application is called with an empty body, and
+    #: answers why it does not want the real one.
+    wants_body: Callable[[WSGIEnvironment], bool] = _wanted
+    #: `(code, environ, status)`, called when a connection has exceeded a limit or broken a rule, and when a request met
+    #: an unexpected error. From any thread. See `WorkerState.report_refusal`.
+    on_refusal: Callable[[str, WSGIEnvironment, int], object] = _unreported
+    #: `(environ, status)`, called when an answer is about to be written, also one that no route has made. The result,
+    #: unless it is None, is called with the same environ after the write.
+    on_answer: Callable[[WSGIEnvironment, str], OnWritten | None] = _uncounted
+    #: `(path)` → the template of its route, or None. Used for log lines.
+    route_of: Callable[[str], str | None] = _routeless
+    #: The share of the successful requests that get a log line at level DEBUG.
+    request_sample_ratio: float = 1.0
+    #: (name, value) of the fields that every answer carries in addition to, or in place of, the server's own defaults.
+    default_headers: Iterable[tuple[str, str]] = field(default=())
+
+
+def hooks_of(application: WsgiApplication) -> Hooks:
+    """Return the hooks that `application` has, with the defaults for those that it does not have."""
+    names = [hook.name for hook in fields(Hooks)]
+    found = {name: getattr(application, name) for name in names if hasattr(application, name)}
+    return Hooks(**{"serve": application, **found})

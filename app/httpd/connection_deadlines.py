@@ -1,0 +1,119 @@
+"""The deadlines of one connection, checked four times a second by `app.httpd.deadline_sweep`.
+
+Deadlines are absolute, so a client that sends one byte a second is cut off like one that sends none. A deadline runs
+for the silence between requests, for a head from its first byte, for a body from the end of its head, for answers from
+their writing until the kernel has accepted them (`app.httpd.write_buffer`), and for lingering. While a request waits
+for the server, only the writes are timed.
+
+Which state has which deadline: the table in `app.httpd.connection_state`. Times are in seconds on the worker's clock.
+"""
+
+from typing import Final, Protocol
+
+from app.httpd.connection_state import LINGERING, READY
+from app.httpd.deadline_sweep import SweptConnection
+from app.httpd.refusal import Refusal
+from app.httpd.request_parser import BODY, HEAD, IDLE, RequestParser
+from app.httpd.worker_state import WorkerState
+from app.httpd.write_buffer import WriteBuffer
+from core.limits import (
+    BODY_SECONDS,
+    HEADERS_SECONDS,
+    IDLE_SECONDS,
+    KEEPALIVE_SECONDS,
+    LINGER_SECONDS,
+    WRITE_SECONDS,
+    Limit,
+)
+
+#: Seconds that a client has, by the phase of the request that is being read.
+PHASE_SECONDS: Final = {IDLE: KEEPALIVE_SECONDS.value, HEAD: HEADERS_SECONDS.value, BODY: BODY_SECONDS.value}
+_IDLE_LEFT_SECONDS: Final = KEEPALIVE_SECONDS.value - IDLE_SECONDS.value
+
+
+class TimedConnection(SweptConnection, Protocol):
+    """What the deadlines need of a connection (`app.httpd.connection.Connection`)."""
+
+    deadline: float
+    parser: RequestParser
+    state: int
+    worker: WorkerState
+    writer: WriteBuffer
+
+    def report_limit(self, limit: Limit, what: str) -> None:
+        """Count a limit of which the client learns nothing."""
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer with a problem document, and end."""
+
+    def close(self) -> None:
+        """Close a connection on which nothing is under way."""
+
+    def cut_off(self, limit: Limit, what: str) -> None:
+        """End at once."""
+
+
+def check_deadlines(connection: TimedConnection) -> bool:
+    """End `connection` when one of its deadlines is over, and report it when it is idle.
+
+    Returns True when it was ended, which takes a hundred times as long as to find that no deadline is over.
+    """
+    worker = connection.worker
+    now, state = worker.now, connection.state
+    exceeded = connection.writer.check_deadline(now)
+    if exceeded is WRITE_SECONDS:
+        connection.cut_off(exceeded, "The peer did not take its answer in time and is cut off")
+        return True
+    if exceeded is not None:
+        connection.report_limit(exceeded, "The peer does not take its answers and gets no more until it does")
+    if state == LINGERING:
+        if connection.writer.pending:
+            connection.deadline = now + LINGER_SECONDS.value
+        elif now > connection.deadline:
+            connection.cut_off(LINGER_SECONDS, "The peer did not close after its last answer and is cut off")
+            return True
+    elif state != READY:
+        connection.deadline = now + PHASE_SECONDS[connection.parser.phase]
+    elif now > connection.deadline:
+        _expire(connection)
+        return True
+    elif is_idle(connection):
+        if worker.draining:
+            connection.close()
+        else:
+            worker.deadline_sweep.add_idle(connection)
+    return False
+
+
+def is_idle(connection: TimedConnection) -> bool:
+    """Return whether nothing has been under way for IDLE_SECONDS.
+
+    Not sooner, because the next request of a busy client may be on its way.
+    """
+    if connection.state != READY or connection.parser.phase != IDLE:
+        return False
+    return connection.deadline - connection.worker.now <= _IDLE_LEFT_SECONDS and not connection.writer.pending
+
+
+def close_if_idle(connection: TimedConnection) -> bool:
+    """Close `connection` to make room for a new one, if it is idle; returns whether it was closed.
+
+    RFC 9112 §9.5: either side may end an idle connection at any time.
+    """
+    if not is_idle(connection):
+        return False
+    connection.report_limit(IDLE_SECONDS, "The connection was idle and made room for a new one")
+    connection.close()
+    return True
+
+
+def _expire(connection: TimedConnection) -> None:
+    phase = connection.parser.phase
+    if phase == IDLE:
+        connection.report_limit(KEEPALIVE_SECONDS, "The connection was silent and is closed")
+        connection.close()
+        return
+    limit = HEADERS_SECONDS if phase == HEAD else BODY_SECONDS
+    part = "head" if phase == HEAD else "body"
+    detail = f"The {part} of the request took more than {limit.value} {limit.unit} (RFC 9110 §15.5.9)."
+    connection.refuse(Refusal(limit.status, limit.code, detail))

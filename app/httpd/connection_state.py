@@ -1,0 +1,31 @@
+"""The four states of a connection, and what each event does in them.
+
+`app.httpd.connection` is this table. Not in a row: losing the connection ends everything in every state.
+
+| event | READY | QUEUEING | CLOSING | LINGERING |
+|---|---|---|---|---|
+| bytes arrive | parse them | keep them; parse them in turn | discard | discard |
+| a request is complete | answer it; if that takes longer → QUEUEING | queue it; if it is the last → CLOSING | | |
+| a request is refused | send the problem → LINGERING | queue the problem → CLOSING | | |
+| an answer with `Connection: close` is sent | → LINGERING | → LINGERING | → LINGERING | |
+| the client reads too slowly | → QUEUEING | | | |
+| nothing waits any more | | → READY | | |
+| the client has shut its side | close | finish the answers, then close | the same | close |
+| the deadline is over (phase IDLE) | close | none: the client waits for us | the same | abort |
+| the deadline is over (phase HEAD or BODY) | refuse with 408 | none | none | abort |
+| the write deadline is over | abort | abort | abort | abort |
+
+Beside the state there are four conditions. `_request` is the request whose answer is being made on the pool or in
+pieces, and `writer.is_paused` says that the client reads too slowly: while either holds nothing is answered, so neither
+occurs in READY. `_peer_ended` says that the client has shut its side. `_has_served` belongs to one feed of the parser:
+a request of it was answered, and those that follow in the same feed are queued.
+
+On TLS there is no half-closed connection: when the client shuts its side, the connection ends.
+"""
+
+from typing import Final
+
+READY: Final = 0  # the next request is answered at once
+QUEUEING: Final = 1  # something waits or is under way: the next request is queued
+CLOSING: Final = 2  # no further input is parsed; queued answers are still to be sent, the last of which says close
+LINGERING: Final = 3  # the last answer is written, or none will be; input is discarded until the client closes
