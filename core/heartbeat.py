@@ -4,9 +4,10 @@ Workers beat four times a second, the controller fifty times. A dead controller 
 stuck one is replaced within two seconds, so whoever is silent for longer is not merely being replaced.
 """
 
-from typing import Any, Final
+from typing import Final
 
 from core.clock import elapsed_seconds
+from shm.records import RowPointer
 
 SILENCE_SECONDS: Final = 2.0
 
@@ -16,6 +17,6 @@ def is_silent(heartbeat_ns: int, now_ns: int) -> bool:
     return elapsed_seconds(heartbeat_ns, now_ns) >= SILENCE_SECONDS
 
 
-def row_is_served(row: Any, now_ns: int) -> bool:
+def row_is_served(row: RowPointer, now_ns: int) -> bool:
     """Return whether a live worker owns this `row` of the block. A worker that left or died leaves its beat behind."""
     return bool(row.pid) and not is_silent(int(row.heartbeat_ns), now_ns)

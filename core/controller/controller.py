@@ -1,23 +1,16 @@
-"""The controller process: owner of the threshold and the rhythm, keeper of the lock, and never in the way of an event.
+"""The controller process: it owns threshold and rhythm and watches the store, and is never on the path of an event.
 
-It creates the initial state, ticks the rhythm, carries out commands (configure, reset, stop, resume), watches the lock
-for a stuck holder, samples the machine, watches the threshold for drift, scrubs memories and heads of chains for damage
-and declares emergencies (core/controller/emergency.py). Each is a method of `Controller` that does one bounded piece of
-work;
-`run` calls them fifty times a second.
+Owns: the initial state, the ticks of the rhythm, pending commands, the vitals, the scrub, the watch over the lock.
+`run` calls `Controller.run_round` fifty times a second; each of its steps does one bounded piece of work.
 
-While it is dead, admissions go on: workers decide events themselves, under the lock. The arbiter respawns it within
-milliseconds, and the new one finds everything it needs in the block. Each controller takes an epoch when it begins, and
-every write that is the controller's alone names that epoch: one that was stopped and wakes up later finds a newer epoch
-and leaves with SUPERSEDED, so that two arbiters during an upgrade agree on one controller without talking to each
-other. What it may still do on the way is right whoever does it: put a mark or the header right, forget a memory that is
-corrupt, remove a stuck holder of the lock.
+Invariants: while it is dead, admissions go on: workers decide events under the lock. A successor finds everything that
+it needs in the block. Each controller takes an epoch and names it in every write that only the controller may do, so
+one that was stopped and continues later finds a newer epoch and exits with SUPERSEDED. What it may do before that is
+right whoever does it: repair a mark or the header, forget a corrupt memory, kill a stuck lock holder. Where the
+committed state is corrupt or the lock is lost, no epoch can be taken or checked: it then does what needs neither, and
+writes its vitals without the lock.
 
-Where the committed state is corrupt or the lock is lost, no epoch can be taken or checked: then the controller does
-what needs neither, signs its vitals without the lock, and takes its epoch as soon as it can.
-
-Late ticks are skipped and counted, not caught up: a burst of consolidation after a pause would be work that nobody
-asked for.
+Rejected: catching up on late ticks. A burst of consolidation after a pause is work that nobody asked for.
 """
 
 import logging
@@ -29,7 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 from core.clock import boot_clock
 from core.controller.emergency import Change, Emergency
@@ -44,36 +37,36 @@ from shm.block import Block
 from shm.errors import Busy, Corrupt, Gone, Lost, Stale, StoreError, Unknown
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY, FLAG_EVENTS_CLOCK, KINDS, NO_ROW
 from shm.lock_watch import INTERVAL_SECONDS, LockWatch
-from shm.records import VitalsPointer, new_vitals
+from shm.records import EntryPointer, VitalsPointer, new_vitals
 from shm.store import Store
 
 ROOT: Final = Path("/")
-SUPERSEDED: Final = 9  # exit status: a newer controller has taken over, do not respawn me
-SCRUB_SECONDS: Final = 50  # for one round over all slots, and over all chains; the promise is 60
+SUPERSEDED: Final = 9  # exit status: a newer controller has taken over; the arbiter must not respawn this one
+SCRUB_SECONDS: Final = 50  # for one pass over all slots and all chains; 60 are promised
 VITALS_SECONDS: Final = 1.0
 FOOTPRINT_SECONDS: Final = 5.0
-LATE_LOG_SECONDS: Final = 60.0  # between two lines about late steps: a starved machine is late each time
+LATE_LOG_SECONDS: Final = 60.0  # between two lines about late steps: an overloaded machine is late every time
 
 log = logging.getLogger("mlsdm.controller")
 
 
 class Controller:
-    """One controller on one block. `clock` returns CLOCK_BOOTTIME in ns; nothing here reads time in any other way."""
+    """One controller on one block. `clock` returns CLOCK_BOOTTIME in ns and is the only source of time here."""
 
     def __init__(self, block: Block, config: Config, arbiter: process.Identity, clock: Callable[[], int]) -> None:
         self.block = block
         self.store = Store(block)
-        self.step: Callable[[int, int], Any] = self.store.tick  # who traces the steps stands in between (`run`)
+        self.step: Callable[[int, int], EntryPointer] = self.store.tick  # tracing replaces it by a wrapper
         self.lock_watch = LockWatch(block)
         self.clock = clock
-        left = block.region("vitals")
-        self.drift = DriftWatch(kind for kind, bit in BITS.items() if left.drift & bit)
-        self._predecessor = int(left.controller_pid)
+        inherited = block.region("vitals")
+        self.drift = DriftWatch(kind for kind, bit in BITS.items() if inherited.drift & bit)
+        self._predecessor = int(inherited.controller_pid)
         self.emergency = Emergency(
             EMERGENCY_COOLDOWN_SECONDS.value * 1_000_000_000,
-            int(left.emergency),
-            int(left.emergency_overruled),
-            int(left.emergency_since_ns),
+            int(inherited.emergency),
+            int(inherited.emergency_overruled),
+            int(inherited.emergency_since_ns),
         )
         self._causes = 0
         self.vitals = self._inherit_vitals(arbiter)
@@ -84,18 +77,18 @@ class Controller:
         self._sampling_failed = False
         self._late_unlogged = 0
         self._late_logged_ns = -int(LATE_LOG_SECONDS * 1e9)
-        self._settings = Regime.of(config).to_record()  # of the first state, should this be the first controller
+        self._settings = Regime.of(config).to_record()  # of the first state, if this is the first controller
         self.epoch = 0
         self._tick_due_ns = 0
-        with suppress(Busy, Corrupt, Lost):  # tried again at each round
+        with suppress(Busy, Corrupt, Lost):  # each round tries again
             self._begin_epoch()
         self.sampler: Sampler | None = None
-        with suppress(OSError):  # no descriptors: tried again at each sample
-            self.sampler = Sampler(ROOT, clock)  # after the succession: it reads some forty files of the kernel
+        with suppress(OSError):  # no descriptors: each sample tries again
+            self.sampler = Sampler(ROOT, clock)  # after the epoch was taken: it reads some forty files of the kernel
 
     def _inherit_vitals(self, arbiter: process.Identity) -> VitalsPointer:
-        """Return the vitals to publish: the predecessor's under this controller's name. Its counts go on, and what it
-        has sampled stays until there is something newer.
+        """Return the predecessor's vitals under this controller's name. Counts continue, and samples stay until there
+        are newer ones.
         """
         vitals = new_vitals()
         vitals[0] = self.block.region("vitals")[0]
@@ -104,7 +97,7 @@ class Controller:
         return vitals
 
     def run_round(self) -> None:
-        """Do everything that is due now, each piece bounded. Raises Stale when a newer controller has taken over."""
+        """Do everything that is due, each step bounded. Raises Stale when a newer controller has taken over."""
         now_ns = self.clock()
         self.watch_lock()
         self.repair_header()
@@ -112,14 +105,14 @@ class Controller:
             if not self.epoch:
                 self._begin_epoch()
             self.apply_pending_command(now_ns)
-            self.store.state()  # what is corrupt says which slots are in use, too
+            self.store.state()  # raises Corrupt: a corrupt state does not tell which slots are in use
             self.scrub(now_ns)
             self.scrub_chains()
             self.tick(now_ns)
-            self.store.levels()  # a waking rhythm does not touch them
+            self.store.levels()  # a tick in the wake phase does not check them
             self._causes = 0
         except Busy:
-            pass  # the lock is taken or stuck; watch_lock judges which, and the work waits for the next round
+            pass  # the lock is taken or stuck: watch_lock decides which; the work waits for the next round
         except Corrupt:
             self._causes = EMERGENCY_CORRUPT
         except Lost:
@@ -127,35 +120,35 @@ class Controller:
         self.publish_vitals(now_ns)
 
     def _begin_epoch(self) -> None:
-        """Take over: every older epoch is void from here on."""
+        """Take a new epoch, which makes every older one void."""
         self.epoch = int(self.store.begin_epoch(self.clock(), self._settings).epoch)
         self._tick_due_ns = self.clock() + self._cycle_ns()
         log.info("controller pid=%d begins epoch %d", os.getpid(), self.epoch)
 
     def watch_lock(self) -> None:
-        """Look at the lock once; a holder that has stood still for five looks is removed."""
+        """Sample the lock once; kill a holder that has not moved for five samples."""
         killed = self.lock_watch.sample()
         if killed:
             self.vitals.lock_kills += 1
             log.error("removed stuck lock holder pid=%d", killed.pid)
 
     def repair_header(self) -> None:
-        """Write the header again when it has changed: the next to open the block would refuse it."""
+        """Restore the header when it has changed: the next process that opens the block would refuse it."""
         if self.block.repair_header():
             self.vitals.mended += 1
-            log.error("the header of the block was damaged and is put right")
+            log.error("the header of the block was damaged and has been repaired")
 
     def apply_pending_command(self, now_ns: int) -> None:
         """Carry out the pending command, if there is one."""
         entry = self.store.apply_command(now_ns, self.epoch)
         if entry:
             log.info("carried out %s at position %d", KINDS[entry.kind], entry.position)
-            if KINDS[entry.kind] == "resume":  # before the state is read again, which may have become corrupt
+            if KINDS[entry.kind] == "resume":  # before the state is read again: it may be corrupt by then
                 self._log_changes(self.emergency.overrule())
             self._tick_due_ns = min(self._tick_due_ns, now_ns + self._cycle_ns())
 
     def tick(self, now_ns: int) -> None:
-        """Step the rhythm when a cycle is over, unless events step it. What is late by whole cycles is skipped."""
+        """Step the rhythm when a cycle is over, unless events step it. Cycles that have passed entirely are skipped."""
         if self.store.state().settings.flags & FLAG_EVENTS_CLOCK:
             self._tick_due_ns = now_ns + self._cycle_ns()
         if now_ns < self._tick_due_ns:
@@ -174,8 +167,9 @@ class Controller:
         return int(self.store.state().settings.cycle_ns)
 
     def scrub(self, now_ns: int) -> None:
-        """Check the next few slots against their checksums. A damaged mark is put right; a memory that is corrupt is
-        forgotten, so that nobody recalls it.
+        """Check the next few slots against their checksums.
+
+        A damaged mark is repaired. A corrupt memory is forgotten, so that no recall returns it.
         """
         for _ in range(_per_round(self.block.layout.capacity + 1)):
             sound, memory_id = self.store.check_slot(self._scrub_at)
@@ -187,16 +181,17 @@ class Controller:
     def _repair_slot(self, now_ns: int, slot: int, memory_id: int) -> None:
         if self.store.repair_slot(slot):
             self.vitals.mended += 1
-            log.error("memory %d had a damaged mark, which is put right", memory_id)
+            log.error("memory %d had a damaged mark, which has been repaired", memory_id)
             return
         self.vitals.torn += 1
         log.error("memory %d is corrupt and is forgotten", memory_id)
-        with suppress(Unknown, Gone):  # evicted or deleted meanwhile: nobody recalls it any more
+        with suppress(Unknown, Gone):  # evicted or deleted meanwhile: no recall returns it
             self.store.forget(now_ns, memory_id)
 
     def scrub_chains(self) -> None:
-        """Look at the heads of the next few chains of receipts. While one is damaged, the keyed events of its chain are
-        refused, for the first answer to them cannot be found.
+        """Check the heads of the next few chains of receipts.
+
+        While one is damaged, keyed events of its chain are refused, because their first answer cannot be found.
         """
         capacity = self.block.layout.receipt_capacity
         count = min(_per_round(capacity), capacity - self._chain_at)
@@ -204,19 +199,19 @@ class Controller:
         after = self._chain_at + count if chain is None else chain + 1
         if chain is not None and self.store.repair_chain(chain):
             self.vitals.mended += 1
-            log.error("the head of a chain of receipts was damaged and is put right")
+            log.error("the head of a chain of receipts was damaged and has been repaired")
         elif chain is not None:
             log.error("the head of a chain of receipts is damaged, and so is a receipt that it may have named")
         self._chain_at = after % capacity
 
     def publish_vitals(self, now_ns: int) -> None:
-        """Beat, once a second sample the machine and look at the threshold, and declare what emergency there is."""
+        """Write heartbeat and emergency; once a second also sample the machine and check the threshold for drift."""
         vitals = self.vitals
         vitals.heartbeat_ns = now_ns
         if now_ns >= self._sample_due_ns:
             self._sample_due_ns = now_ns + int(VITALS_SECONDS * 1e9)
             self._sample()
-            with suppress(Busy, Corrupt):  # there is no threshold to look at
+            with suppress(Busy, Corrupt):  # the threshold cannot be read
                 self._watch_threshold(now_ns)
         try:
             self._declare_emergency(now_ns)
@@ -224,7 +219,7 @@ class Controller:
                 self.store.write_vitals(self.epoch, vitals)
                 return
         except Busy:
-            return  # the beat waits for the lock
+            return  # the heartbeat waits for the lock
         except Corrupt:
             self._causes |= EMERGENCY_CORRUPT
         except Lost:
@@ -233,7 +228,7 @@ class Controller:
         self.store.write_vitals_unlocked(self._predecessor, vitals)
 
     def _sample(self) -> None:
-        """Sample the machine; what was found last stays when it cannot be looked at: there may be no descriptors."""
+        """Sample the machine. When that fails, for want of descriptors, the previous figures stay."""
         try:
             if self.sampler is None:
                 self.sampler = Sampler(ROOT, self.clock)
@@ -263,7 +258,7 @@ class Controller:
         self.vitals.drift = sum(BITS[kind] for kind in self.drift.active)
 
     def _declare_emergency(self, now_ns: int) -> None:
-        """Put the emergency that follows from the causes into the vitals, and say what changes."""
+        """Put the emergency that follows from the causes into the vitals, and log what changes."""
         full = EMERGENCY_MEMORY if self.vitals.memory_percent >= MEMORY_PERCENT.value else 0
         self._log_changes(self.emergency.observe(now_ns, self._causes | full))
         self.vitals.emergency = self.emergency.in_force
@@ -280,7 +275,7 @@ class Controller:
 
 
 def _per_round(count: int) -> int:
-    """Return how many of `count` to look at in a round, so that all have had their turn in SCRUB_SECONDS."""
+    """Return how many of `count` elements to check in a round, so that SCRUB_SECONDS suffice for all."""
     return math.ceil(count * INTERVAL_SECONDS / SCRUB_SECONDS)
 
 
@@ -290,10 +285,8 @@ def run(
     arbiter: process.Identity,
     prepare: Callable[[Controller], None] = lambda _controller: None,
 ) -> int:
-    """Be the controller of a block until told to stop; returns the exit status. `prepare` is called once, before the
-    first round.
-
-    To be called in a fresh child of the arbiter.
+    """Run the controller of a block until SIGTERM; return the exit status. `prepare` is called once, before the first
+    round. Call it in a fresh child of the arbiter.
     """
     process.die_with_parent(arbiter.pid)
     stopping = False
@@ -304,7 +297,7 @@ def run(
 
     signal.signal(signal.SIGTERM, stop)
     for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(ignored, signal.SIG_IGN)  # a terminal sends them to the whole group; only the arbiter stops us
+        signal.signal(ignored, signal.SIG_IGN)  # a terminal sends them to the whole group; only the arbiter ends it
     block.bind(os.getpid(), NO_ROW, LOCK_WAIT_MILLISECONDS.value // 4, VECTOR_NORM.value)
     try:
         controller = Controller(block, config, arbiter, boot_clock)

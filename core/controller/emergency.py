@@ -1,27 +1,16 @@
-"""The emergency state: why no event is decided although no operator has said so, and when that is over.
+"""The emergency state: why the service refuses every event although no operator stopped it, and when that ends.
 
-Three things put the service into it. A checksum of the committed state or of the levels does not hold; the lock is lost
-(the kernel says that nobody may ever hold it again); or the memory of the container is nearly full, where the next
-thing that the kernel does is to kill one of its processes. A reason comes into force as soon as its cause is seen, and
-goes when the cause has been absent for the whole cooldown, so that memory which wavers around its bound does not open
-and close the service every second. It may come back as often as it likes; each time is an episode, said twice in the
-log: when it begins and when it is over. An operator's order (POST /governor/resume) ends every reason at once, with one
-exception: what is corrupt or lost is not made sound by an order, and is back as long as its cause lasts. Memory that is
-still full is overruled until it has not been, because its owner may know better: the block was allocated long ago, and
-an event takes no more.
+Three causes: a checksum of the committed state or of the levels does not hold; the lock is lost (the kernel never hands
+it out again); the memory of the container is nearly full, where the kernel's next step is to kill a process. A reason
+comes into force when its cause is seen, and ends when the cause has been absent for the whole cooldown, so memory that
+hovers around its bound does not open and close the service every second. POST /governor/resume ends every reason at
+once, except for a store that is still corrupt or lost. Memory that is still full is then overruled until it no longer
+is: the block was allocated long ago, and an event takes no more.
 
-The controller is the only one to observe; it publishes `in_force` with its vitals, and the native admission looks at
-that word (shm/native/governor.c). It answers for the three ways in which a controller can be absent:
-
-- It dies: the word stays as it is, so events stay refused; its successor is there in milliseconds and begins with the
-  word that it finds, neither saying the episode again nor forgetting what was overruled. A cooldown begins anew.
-- It is stopped: the arbiter kills it within two seconds, and it has died.
-- It comes back, stale: it may not write, and leaves (shm/store.py).
-
-And none of it is needed for safety: the native core refuses by itself to build on what is corrupt, and to enter a
-section without a lock. What is here makes it visible, and keeps the service closed until the cause has surely gone.
-
-Deterministic: time is an argument, CLOCK_BOOTTIME in ns, and causes come in as bits. Nothing is shared between threads.
+Invariants: deterministic; time (CLOCK_BOOTTIME in ns) and causes are arguments. The controller is the only observer. It
+publishes `in_force` in its vitals, where the native admission reads it (shm/native/governor.c). A successor continues
+with the word that it finds, logs no episode twice, and begins a cooldown anew. Safety does not depend on any of it: the
+native core refuses by itself to build on corrupt data or to enter a section without a lock.
 """
 
 from collections.abc import Iterator, Mapping
@@ -49,7 +38,7 @@ _OVERRULABLE: Final = EMERGENCY_MEMORY
 
 
 class Change(NamedTuple):
-    """A reason that came into force, or went. The log gets `sentence`."""
+    """A reason that came into force or ended. `sentence` is logged."""
 
     reason: int
     began: bool
@@ -57,21 +46,21 @@ class Change(NamedTuple):
 
 
 class Emergency:
-    """One service's. `cooldown_ns` is how long a cause must be absent before its reason goes."""
+    """The emergency of one service. `cooldown_ns` is how long a cause must be absent before its reason ends."""
 
     def __init__(self, cooldown_ns: int, in_force: int = 0, overruled: int = 0, since_ns: int = 0) -> None:
-        """Begin with what a predecessor has left: reasons in force, those overruled, and since when."""
+        """Continue a predecessor's emergency: reasons in force, reasons overruled, and since when."""
         self.in_force = in_force
         self.overruled = overruled
-        # Of the oldest reason in force, 0 when there is none: who carried out an order and died may have left a time
-        # without a reason.
+        # Of the oldest reason in force, 0 when there is none: a predecessor that died while it carried out a resume may
+        # have left a time without a reason.
         self.since_ns = since_ns if in_force else 0
         self._cooldown_ns = cooldown_ns
-        self._causes = in_force & _OVERRULABLE  # until they are observed: an order may come first
+        self._causes = in_force & _OVERRULABLE  # until causes are observed: a resume may come first
         self._absent_since_ns: dict[int, int] = {}
 
     def observe(self, now_ns: int, causes: int) -> list[Change]:
-        """Return what changes now that these causes, and no others, are seen. `now_ns` never decreases."""
+        """Return what changes when exactly these causes are present. `now_ns` never decreases."""
         self._causes = causes
         self.overruled &= causes
         changes = []
@@ -91,7 +80,7 @@ class Emergency:
         return changes
 
     def overrule(self) -> list[Change]:
-        """Return what changes by an operator's order."""
+        """Return what changes when an operator resumes the service."""
         lasting = self._causes & ~_OVERRULABLE
         ended = [reason for reason in REASONS if self.in_force & reason & ~lasting]
         self.overruled |= self._causes & self.in_force & _OVERRULABLE

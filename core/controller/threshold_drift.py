@@ -1,15 +1,14 @@
-"""Drift of the moral threshold: noticed while it lasts, said once.
+"""Drift of the moral threshold: reported once for each episode.
 
-Adaptation is the threshold's work, so that it moves is no news. Two things are: it has sat at the same bound for a
-minute, where it can no longer adapt in that direction; and its mean over ten minutes is at least 0.15 away from the
-mean over the ten minutes before, so that what is accepted now is not what was accepted then. Each is an episode. It
-is returned once, when it begins; it is over when its cause is gone, and may then begin anew.
+A threshold that moves is normal. Two things are not: it has been at the same bound for a minute, where it can no longer
+adapt in that direction; or its mean over ten minutes differs by at least 0.15 from the mean over the ten minutes
+before, so what is accepted now is not what was accepted then. Each is an episode: returned once, when it begins; over
+when its cause is gone; then it may begin again.
 
-A `DriftWatch` is deterministic: time is an argument, in monotonic nanoseconds, and nothing else comes in. Its memory
-is bounded: 120 means of ten seconds each, whatever the rate of observation. Between observations the threshold is
-taken to stand where it was last seen, so a gap neither ends an episode nor starves the means. The controller feeds
-it; a new controller starts without means, and says nothing about them until it has watched for twenty minutes. But it
-is told which episodes its predecessor has said, so that one that outlives a controller is not said again.
+Invariants: deterministic; time (monotonic ns) is an argument. Memory is bounded: 120 means of ten seconds each, at any
+rate of observation. Between two observations the threshold counts as unchanged, so a gap neither ends an episode
+nor leaves a mean without values. A new controller starts without means and reports none for twenty minutes; it is told
+which episodes its predecessor reported, so that none is reported twice.
 """
 
 from collections import deque
@@ -24,7 +23,7 @@ MEAN_SHIFT_MIN = 0.15
 MEAN_NS = 600 * _SECOND_NS
 _BUCKET_NS = 10 * _SECOND_NS
 _BUCKETS_PER_MEAN = MEAN_NS // _BUCKET_NS
-# 0.65 - 0.50 and its like are a hair off 0.15 in binary; the threshold itself is rounded to 1e-12.
+# 0.65 - 0.50 is not exactly 0.15 in binary; the threshold itself is rounded to 1e-12.
 _ROUNDING = 1e-9
 
 Kind = Literal["at_minimum", "at_maximum", "mean_moved"]
@@ -33,7 +32,7 @@ _AT_BOUND: Final[frozenset[Kind]] = frozenset({"at_minimum", "at_maximum"})
 
 
 class Episode(msgspec.Struct, frozen=True):
-    """Drift that has begun. `began_ns` is when it was noticed, by the observations' clock; the log gets `sentence`."""
+    """A drift that has begun, noticed at `began_ns` by the clock of the observations. `sentence` is logged."""
 
     kind: Kind
     began_ns: int
@@ -44,7 +43,7 @@ class DriftWatch:
     """Watches one threshold. Not shared between threads."""
 
     def __init__(self, active: Iterable[Kind] = ()) -> None:
-        """`active` are the episodes that have been said already."""
+        """`active` are the episodes that have been reported already."""
         self.active: set[Kind] = set(active)
         self._bound: tuple[Kind, float] | None = None  # the bound at which the threshold sits, and its value
         self._bound_since_ns = 0
@@ -62,7 +61,7 @@ class DriftWatch:
 
     def _watch_bound(self, now_ns: int, threshold: float, minimum: float, maximum: float) -> list[Episode]:
         bound = _bound(threshold, minimum, maximum)
-        first = self._bucket is None  # of this watch: what was said before may last
+        first = self._bucket is None  # of this watch: a reported episode may last
         if first or bound != self._bound:
             self.active -= _AT_BOUND - {bound[0]} if first and bound else _AT_BOUND
             self._bound, self._bound_since_ns = bound, now_ns
@@ -98,7 +97,7 @@ class DriftWatch:
             return False
         assert bucket > self._bucket, "monotonic time does not run backwards"
         self._means.append(self._sum / self._count)
-        # Nothing was seen in the buckets skipped; more of them than are kept need not be written.
+        # No observation fell into the skipped buckets; more of them than are kept need not be written.
         skipped = min(bucket - self._bucket - 1, 2 * _BUCKETS_PER_MEAN)
         self._means.extend([self._last] * skipped)
         self._bucket, self._sum, self._count = bucket, 0.0, 0
@@ -106,7 +105,7 @@ class DriftWatch:
 
 
 def _bound(threshold: float, minimum: float, maximum: float) -> tuple[Kind, float] | None:
-    """Return the bound at which `threshold` sits, if any. A range of one point holds it still on purpose: no drift."""
+    """Return the bound that `threshold` is at, if any. A range of one point is intended and no drift."""
     if minimum >= maximum:
         return None
     if threshold <= minimum:

@@ -21,8 +21,8 @@ ROUND_NS = 20_000_000
 CONFIG = Config(dimension=SMALL.dimension, capacity=100)
 
 
-class Held:
-    """A controller whose clock moves when it is told to."""
+class SteppedController:
+    """A controller on a block of its own, run round by round under a clock that the test moves."""
 
     def __init__(self, config: Config = CONFIG, layout: Layout = SMALL, wait_ms: int = WAIT_MS) -> None:
         self.now_ns = random.randrange(10**18)
@@ -52,197 +52,200 @@ class Held:
 
 
 class TestTick:
-    def test_once_a_cycle(self) -> None:
+    def test_one_step_each_cycle(self) -> None:
         """Not before a cycle is over, and then once for each."""
-        held = Held()
-        held.run(0.98)
-        assert held.steps == 0
-        held.run(0.04)
-        assert held.steps == 1
-        held.run(21)
-        assert held.steps == 22
-        assert held.controller.vitals.late_steps == 0
-        held.close()
+        stepped = SteppedController()
+        stepped.run(0.98)
+        assert stepped.steps == 0
+        stepped.run(0.04)
+        assert stepped.steps == 1
+        stepped.run(21)
+        assert stepped.steps == 22
+        assert stepped.controller.vitals.late_steps == 0
+        stepped.close()
 
-    def test_late_ones_are_skipped_and_counted(self, caplog: pytest.LogCaptureFixture) -> None:
-        """After a pause of seven cycles one step is taken, six are counted as late, and the beat is where it was."""
-        held = Held()
-        held.run(1.5)
-        held.now_ns += 7 * SECOND
-        held.run(0.02)
+    def test_late_steps_are_skipped_and_counted(self, caplog: pytest.LogCaptureFixture) -> None:
+        """After a pause of seven cycles one step is taken, six count as late, and the phase of the clock is kept."""
+        stepped = SteppedController()
+        stepped.run(1.5)
+        stepped.now_ns += 7 * SECOND
+        stepped.run(0.02)
 
-        assert (2, 6) == (held.steps, held.controller.vitals.late_steps)
+        assert (stepped.steps, stepped.controller.vitals.late_steps) == (2, 6)
         assert "skipped 6 late steps" in caplog.text
-        held.run(0.46)
-        assert held.steps == 2
-        held.run(0.04)
-        assert held.steps == 3
-        held.close()
+        stepped.run(0.46)
+        assert stepped.steps == 2
+        stepped.run(0.04)
+        assert stepped.steps == 3
+        stepped.close()
 
-    def test_a_machine_that_is_always_late_is_said_to_be_so_once_a_minute(
-        self, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """Each line counts what was skipped since the one before."""
-        held = Held()
+    def test_late_steps_are_logged_once_a_minute(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Each line counts the steps skipped since the line before."""
+        stepped = SteppedController()
         for _ in range(30):
-            held.now_ns += 4 * SECOND
-            held.run(0.02)
+            stepped.now_ns += 4 * SECOND
+            stepped.run(0.02)
 
         lines = [record.getMessage() for record in caplog.records if "late steps" in record.getMessage()]
         assert len(lines) == 2
-        assert sum(int(line.split()[1]) for line in lines) <= held.controller.vitals.late_steps
-        held.close()
+        assert sum(int(line.split()[1]) for line in lines) <= stepped.controller.vitals.late_steps
+        stepped.close()
 
-    def test_not_when_events_step(self) -> None:
+    def test_no_tick_when_events_step(self) -> None:
         """With the events' clock, time takes no step; decisions do."""
-        held = Held(Config(dimension=16, capacity=100, cognitive_rhythm=CognitiveRhythm(clock="events")))
-        held.run(5)
-        assert held.steps == 0
-        held.formed.accept()
-        assert held.steps == 1
-        held.close()
+        stepped = SteppedController(
+            Config(dimension=16, capacity=100, cognitive_rhythm=CognitiveRhythm(clock="events"))
+        )
+        stepped.run(5)
+        assert stepped.steps == 0
+        stepped.formed.accept()
+        assert stepped.steps == 1
+        stepped.close()
 
-    def test_no_step_is_lost_to_a_taken_lock(self) -> None:
-        """When the lock is not to be had as a cycle ends, the step is taken afterwards, or counted as late."""
-        held = Held(wait_ms=1)
-        held.run(0.98)
+    def test_no_step_is_lost_while_the_lock_is_taken(self) -> None:
+        """A cycle that ends while the lock is taken gets its step afterwards, or counts as late."""
+        stepped = SteppedController(wait_ms=1)
+        stepped.run(0.98)
         read, write = os.pipe()
 
         def hold() -> None:
-            take_mutex(held.formed.block)
+            take_mutex(stepped.formed.block)
             os.write(write, b".")
             while True:  # busy, so that nobody removes it
                 pass
 
         child = begin(hold)
         os.read(read, 1)
-        held.run(0.1)
+        stepped.run(0.1)
         end(child)
         os.close(read)
         os.close(write)
-        held.run(0.2)
+        stepped.run(0.2)
 
-        assert held.steps + held.controller.vitals.late_steps == 1
-        held.close()
+        assert stepped.steps + stepped.controller.vitals.late_steps == 1
+        stepped.close()
 
     def test_a_shorter_cycle_takes_effect_at_once(self) -> None:
-        """Who changes the cycle from an hour to a second does not wait an hour for it."""
-        held = Held(Config(dimension=16, capacity=100, cognitive_rhythm=CognitiveRhythm(cycle_seconds=3600)))
-        held.run(1)
-        held.formed.store.post_command("configure", Regime.of(CONFIG).to_record())
-        held.run(3)
+        """A change of the cycle from an hour to a second does not wait for the hour to end."""
+        stepped = SteppedController(
+            Config(dimension=16, capacity=100, cognitive_rhythm=CognitiveRhythm(cycle_seconds=3600))
+        )
+        stepped.run(1)
+        stepped.formed.store.post_command("configure", Regime.of(CONFIG).to_record())
+        stepped.run(3)
 
-        assert 2 <= held.steps <= 3
-        held.close()
+        assert 2 <= stepped.steps <= 3
+        stepped.close()
 
 
-class TestObey:
-    def test_carries_out_once(self, caplog: pytest.LogCaptureFixture) -> None:
+class TestApplyPendingCommand:
+    def test_a_command_is_carried_out_once(self, caplog: pytest.LogCaptureFixture) -> None:
         """A command is carried out at the next round and never again; its ticket says so."""
         caplog.set_level(logging.INFO)
-        held = Held()
-        ticket = held.formed.store.post_command("stop")
-        held.run(0.1)
-        entries, _ = held.formed.store.entries(1, 100)
+        stepped = SteppedController()
+        ticket = stepped.formed.store.post_command("stop")
+        stepped.run(0.1)
+        entries, _ = stepped.formed.store.entries(1, 100)
 
-        assert ticket == held.formed.store.state().ticket
+        assert ticket == stepped.formed.store.state().ticket
         assert [KINDS[entry.kind] for entry in entries] == ["epoch", "epoch", "stop"]
         assert "carried out stop at position 3" in caplog.text
-        held.close()
+        stepped.close()
 
-    def test_configure_reset_stop_resume(self) -> None:
-        """Each kind does what it says."""
-        held = Held()
-        store = held.formed.store
-        held.formed.accept()
+    def test_each_kind_of_command_takes_effect(self) -> None:
+        """Configure, reset, stop and resume change the state as their names say."""
+        stepped = SteppedController()
+        store = stepped.formed.store
+        stepped.formed.accept()
         store.post_command(
             "configure",
             Regime.of(Config(moral_filter=MoralFilter(min_threshold=0.6, initial_threshold=0.7))).to_record(),
         )
-        held.run(0.02)
-        assert 0.6 <= store.state().scalars.theta
+        stepped.run(0.02)
+        assert store.state().scalars.theta >= 0.6
         store.post_command("reset")
-        held.run(0.02)
-        assert (0.7, 0.5) == (store.state().scalars.theta, store.state().scalars.ema)
+        stepped.run(0.02)
+        assert (store.state().scalars.theta, store.state().scalars.ema) == (0.7, 0.5)
         store.post_command("stop")
-        held.run(0.02)
+        stepped.run(0.02)
         assert store.state().scalars.flags == 1
         store.post_command("resume")
-        held.run(0.02)
+        stepped.run(0.02)
         assert store.state().scalars.flags == 0
-        assert held.formed.accept() == 2
-        held.close()
+        assert stepped.formed.accept() == 2
+        stepped.close()
 
 
 class TestSuperseded:
-    def test_the_old_one_writes_nothing_more(self) -> None:
+    def test_a_superseded_controller_writes_nothing(self) -> None:
         """Once a second controller has begun, the first raises Stale at its next round and changes nothing."""
-        held = Held()
-        held.run(0.5)
-        first = held.controller
-        held.controller = held.another()
-        position = int(held.formed.store.state().position)
-        held.now_ns += 2 * SECOND
+        stepped = SteppedController()
+        stepped.run(0.5)
+        first = stepped.controller
+        stepped.controller = stepped.another()
+        position = int(stepped.formed.store.state().position)
+        stepped.now_ns += 2 * SECOND
         with pytest.raises(Stale):
             first.run_round()
 
-        assert position == held.formed.store.state().position
-        held.run(1)
-        assert held.steps > 0
+        assert position == stepped.formed.store.state().position
+        stepped.run(1)
+        assert stepped.steps > 0
         del first
-        held.close()
+        stepped.close()
 
-    def test_inherits(self) -> None:
+    def test_a_successor_continues_the_counts(self) -> None:
         """The counts of the predecessor go on under the new name."""
-        held = Held()
-        held.run(3.5)
-        before = held.controller.vitals
-        held.controller = held.another()
-        held.run(0.02)
-        vitals = held.formed.block.region("vitals")
+        stepped = SteppedController()
+        stepped.run(3.5)
+        before = stepped.controller.vitals
+        stepped.controller = stepped.another()
+        stepped.run(0.02)
+        vitals = stepped.formed.block.region("vitals")
 
         assert before.scrubbed + 1 == vitals.scrubbed
         assert process.identify_self() == (vitals.controller_pid, vitals.controller_started)
         assert process.identify(os.getppid()) == (vitals.arbiter_pid, vitals.arbiter_started)
-        held.close()
+        stepped.close()
 
 
 class TestScrub:
-    def test_every_slot_within_a_minute(self) -> None:
+    def test_every_slot_is_checked_within_a_minute(self) -> None:
         """A store of any size is checked as a whole in 60 s of rounds."""
-        held = Held(layout=Layout(2, 20_000, 0, 1024, 2, 16))
-        held.run(60)
+        stepped = SteppedController(layout=Layout(2, 20_000, 0, 1024, 2, 16))
+        stepped.run(60)
 
-        assert held.controller.vitals.scrubbed >= 20_001
-        held.close()
+        assert stepped.controller.vitals.scrubbed >= 20_001
+        stepped.close()
 
-    def test_what_is_corrupt_is_forgotten(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_corrupt_memory_is_forgotten(self, caplog: pytest.LogCaptureFixture) -> None:
         """A memory whose bytes changed is found, named, counted and deleted; the others live."""
-        held = Held()
-        ids = [held.formed.accept(number) for number in range(20)]
-        held.formed.block.memory[held.formed.region_bytes("vectors")[0] + 7 * 64] ^= 1
-        held.run(60)
+        stepped = SteppedController()
+        ids = [stepped.formed.accept(number) for number in range(20)]
+        stepped.formed.block.memory[stepped.formed.region_bytes("vectors")[0] + 7 * 64] ^= 1
+        stepped.run(60)
 
-        assert [one for one in ids if one != 7] == held.formed.live_ids()
-        assert held.formed.block.region("vitals").torn == 1
+        assert stepped.formed.live_ids() == [one for one in ids if one != 7]
+        assert stepped.formed.block.region("vitals").torn == 1
         assert "memory 7 is corrupt and is forgotten" in caplog.text
-        held.close()
+        stepped.close()
 
-    def test_what_can_be_put_right_is_not_forgotten(self, caplog: pytest.LogCaptureFixture) -> None:
-        """A damaged mark (of one that lives, of one deleted), header and head of a chain: counted, said, whole."""
-        held = Held()
-        ids = [held.formed.accept(number) for number in range(20)]
-        held.formed.store.forget(held.formed.now(), 9)
+    def test_what_can_be_repaired_is_not_forgotten(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A damaged mark (of a live or deleted memory), header and chain head are repaired, counted and logged."""
+        stepped = SteppedController()
+        ids = [stepped.formed.accept(number) for number in range(20)]
+        stepped.formed.store.forget(stepped.formed.now(), 9)
         for memory_id in (7, 9):
-            held.formed.block.region("slots", memory_id).deleted_at ^= 1 << random.randrange(64)
-        held.formed.block.memory[random.randrange(192)] ^= 1
-        chains, size = held.formed.region_bytes("chains")
-        held.formed.block.memory[chains + random.randrange(size)] ^= 1
-        held.run(60)
+            stepped.formed.block.region("slots", memory_id).deleted_at ^= 1 << random.randrange(64)
+        stepped.formed.block.memory[random.randrange(192)] ^= 1
+        chains, size = stepped.formed.region_bytes("chains")
+        stepped.formed.block.memory[chains + random.randrange(size)] ^= 1
+        stepped.run(60)
 
-        assert [one for one in ids if one != 9] == held.formed.live_ids()
-        assert bytes(size) == held.formed.block.memory[chains : chains + size]
-        assert (0, 4) == (held.formed.block.region("vitals").torn, held.formed.block.region("vitals").mended)
+        assert stepped.formed.live_ids() == [one for one in ids if one != 9]
+        assert bytes(size) == stepped.formed.block.memory[chains : chains + size]
+        vitals = stepped.formed.block.region("vitals")
+        assert (vitals.torn, vitals.mended) == (0, 4)
         for what in (
             "memory 7 had a damaged mark",
             "memory 9 had a damaged mark",
@@ -250,23 +253,23 @@ class TestScrub:
             "the head of a chain of receipts was damaged",
         ):
             assert what in caplog.text
-        held.close()
+        stepped.close()
 
 
-class TestFeel:
-    def test_beats_every_round(self) -> None:
+class TestPublishVitals:
+    def test_each_round_writes_the_heartbeat(self) -> None:
         """The heartbeat is the clock of the last round."""
-        held = Held()
+        stepped = SteppedController()
         for _ in range(5):
-            held.run(0.02)
-            assert held.now_ns == held.formed.block.region("vitals").heartbeat_ns
-        held.close()
+            stepped.run(0.02)
+            assert stepped.now_ns == stepped.formed.block.region("vitals").heartbeat_ns
+        stepped.close()
 
     def test_samples_the_machine(self) -> None:
         """Memory, CPU and disk are figures of a machine that exists."""
-        held = Held()
-        held.run(2 * VITALS_SECONDS)
-        vitals = held.formed.block.region("vitals")
+        stepped = SteppedController()
+        stepped.run(2 * VITALS_SECONDS)
+        vitals = stepped.formed.block.region("vitals")
 
         assert 0 < vitals.memory_percent <= 100
         assert 0 < vitals.memory_available_mb < vitals.memory_total_mb
@@ -274,67 +277,67 @@ class TestFeel:
         assert 0 <= vitals.cpu_percent_30s <= 100
         assert vitals.cpu_count > 0
         assert 0 <= vitals.disk_percent <= 100
-        held.close()
+        stepped.close()
 
-    def test_watches_for_drift(self, caplog: pytest.LogCaptureFixture) -> None:
-        """A threshold that sits at its bound for a minute is an episode, said once."""
-        held = Held()
-        while held.formed.store.state().scalars.theta < 0.9:
-            held.formed.admit(1_000_000)
-        held.run(65)
+    def test_drift_is_logged_once_over_controllers(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A threshold that is at its bound for a minute is one episode, logged once."""
+        stepped = SteppedController()
+        while stepped.formed.store.state().scalars.theta < 0.9:
+            stepped.formed.admit(1_000_000)
+        stepped.run(65)
 
-        assert held.formed.block.region("vitals").drift_episodes == 1
+        assert stepped.formed.block.region("vitals").drift_episodes == 1
         assert caplog.text.count("threshold drift") == 1
-        held.controller = held.another()  # the episode outlives its controller, and is not said again
-        held.run(65)
-        vitals = held.formed.block.region("vitals")
-        assert (1, BITS["at_maximum"]) == (vitals.drift_episodes, vitals.drift)
+        stepped.controller = stepped.another()  # the episode outlives its controller, and is not logged again
+        stepped.run(65)
+        vitals = stepped.formed.block.region("vitals")
+        assert (vitals.drift_episodes, vitals.drift) == (1, BITS["at_maximum"])
         assert caplog.text.count("threshold drift") == 1
-        held.close()
+        stepped.close()
 
 
 class TestCorrupt:
-    def test_stays_and_says_it_once(self, caplog: pytest.LogCaptureFixture) -> None:
-        """A corrupt state ends no controller: a new one could do nothing about it either. It is said once."""
-        held = Held()
-        held.run(0.1)
-        held.formed.block.region("states", int(held.formed.store.state().position) & 1).scalars.theta = 0.123
-        held.run(3)
+    def test_a_corrupt_state_is_logged_once_and_ends_no_controller(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A successor could not repair it either."""
+        stepped = SteppedController()
+        stepped.run(0.1)
+        stepped.formed.block.region("states", int(stepped.formed.store.state().position) & 1).scalars.theta = 0.123
+        stepped.run(3)
 
         assert caplog.text.count("committed state is corrupt") == 1
         caplog.clear()  # the record holds the exception, and that the frames it passed
-        held.close()
+        stepped.close()
 
-    def test_a_changed_epoch_is_no_successor(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_corrupt_epoch_is_not_taken_for_a_successor(self, caplog: pytest.LogCaptureFixture) -> None:
         """Also when the flipped bits are those of the epoch: SUPERSEDED would mean that nobody respawns it."""
-        held = Held()
-        held.run(0.1)
-        held.formed.block.region("states", int(held.formed.store.state().position) & 1).epoch ^= 4
-        held.run(3)
+        stepped = SteppedController()
+        stepped.run(0.1)
+        stepped.formed.block.region("states", int(stepped.formed.store.state().position) & 1).epoch ^= 4
+        stepped.run(3)
         caplog.clear()
-        held.close()
+        stepped.close()
 
 
 class TestStuck:
-    def test_removes_a_stuck_holder(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_stuck_holder_is_killed(self, caplog: pytest.LogCaptureFixture) -> None:
         """A stopped holder is removed within its rounds; meanwhile the controller goes on, and afterwards it ticks."""
-        held = Held(wait_ms=1)
+        stepped = SteppedController(wait_ms=1)
 
         def hold() -> None:
-            take_mutex(held.formed.block)
+            take_mutex(stepped.formed.block)
             os.kill(os.getpid(), signal.SIGSTOP)
 
         child = begin(hold)
         os.waitpid(child, os.WUNTRACED)
-        held.run(0.2)
+        stepped.run(0.2)
 
         assert exit_of(child) == -signal.SIGKILL
         assert f"removed stuck lock holder pid={child}" in caplog.text
-        assert held.formed.block.region("vitals").lock_kills == 1
-        held.run(2)
-        assert held.steps > 0
-        Witness(held.formed).check()
-        held.close()
+        assert stepped.formed.block.region("vitals").lock_kills == 1
+        stepped.run(2)
+        assert stepped.steps > 0
+        Witness(stepped.formed).check()
+        stepped.close()
 
 
 class TestRun:
@@ -351,7 +354,7 @@ class TestRun:
 
         return begin(work)
 
-    def test_killed_and_replaced(self) -> None:
+    def test_a_killed_controller_is_continued_by_the_next(self) -> None:
         """The next one takes up the rhythm where it was; nothing that was remembered is lost, and the log replays."""
         formed = Formed(regime=Regime.of(self.FAST))
         formed.be(0)
@@ -359,7 +362,7 @@ class TestRun:
             child = self.child(formed)
             steps = int(formed.store.state().scalars.step)
             wait_until(lambda steps=steps: formed.store.state().scalars.step >= steps + 4)  # type: ignore[misc]
-            assert 2 + life == formed.store.state().epoch
+            assert formed.store.state().epoch == 2 + life
             formed.accept(life)
             end(child)
             formed.accept(life + 10)  # while there is none
@@ -368,7 +371,7 @@ class TestRun:
         Witness(formed).check()
         formed.close()
 
-    def test_told_to_stop(self) -> None:
+    def test_sigterm_ends_it_and_signals_of_a_terminal_do_not(self) -> None:
         """SIGTERM ends it with 0; what a terminal sends does not end it."""
         formed = Formed(regime=Regime.of(self.FAST))
         child = self.child(formed)
@@ -382,8 +385,8 @@ class TestRun:
         assert exit_of(child) == 0
         formed.close()
 
-    def test_superseded(self) -> None:
-        """An older one leaves with SUPERSEDED as soon as a newer has begun."""
+    def test_an_older_controller_exits_with_superseded(self) -> None:
+        """It does so as soon as a newer one has taken its epoch."""
         formed = Formed(regime=Regime.of(self.FAST))
         older = self.child(formed)
         wait_until(lambda: formed.store.state().epoch == 2)

@@ -1,4 +1,4 @@
-"""Emergencies: what puts the service into one, what ends it, and what of it outlives the controller."""
+"""Emergencies: when one begins, when it ends, and what a successor of the controller continues."""
 
 import ctypes
 import os
@@ -19,22 +19,22 @@ from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY
 from shm.records import new_idempotency_hash
 from shm.store import Match, Recall
 from testing.block_fixture import begin, exit_of, take_mutex
-from tests.core.controller.test_controller import Held
+from tests.core.controller.test_controller import SteppedController
 
 SECOND_NS = 1_000_000_000
 START_NS = random.randrange(10**18)
 COOLDOWN = EMERGENCY_COOLDOWN_SECONDS.value
 
 
-class Watched:
-    """An emergency of its own, with a cooldown of 30 s, observed ten times a second."""
+class SteppedEmergency:
+    """An emergency with a cooldown of 30 s, observed ten times a second under a clock that the test moves."""
 
     def __init__(self, **left: int) -> None:
         self.emergency = Emergency(30 * SECOND_NS, **left)
         self.now_ns = START_NS
 
     def hold(self, causes: int, seconds: float) -> list[tuple[int, bool]]:
-        """Let causes last for so long; return (reason, whether it began) of what changes meanwhile."""
+        """Have these causes present for so long; return (reason, whether it began) of each change."""
         changes = []
         for _ in range(round(seconds * 10)):
             changes += [(change.reason, change.began) for change in self.emergency.observe(self.now_ns, causes)]
@@ -42,9 +42,9 @@ class Watched:
         return changes
 
 
-def test_a_reason_comes_into_force_when_its_cause_is_seen_and_is_said_once() -> None:
+def test_a_reason_begins_with_its_cause_and_is_reported_once() -> None:
     """However long it lasts."""
-    watched = Watched()
+    watched = SteppedEmergency()
 
     assert watched.hold(0, 1) == []
     assert watched.hold(EMERGENCY_MEMORY, 500) == [(EMERGENCY_MEMORY, True)]
@@ -52,9 +52,9 @@ def test_a_reason_comes_into_force_when_its_cause_is_seen_and_is_said_once() -> 
     assert watched.emergency.since_ns == START_NS + SECOND_NS
 
 
-def test_a_reason_goes_when_its_cause_was_absent_for_the_cooldown() -> None:
-    """Not a moment before; a visit of the cause begins the cooldown anew and is no new episode."""
-    watched = Watched()
+def test_a_reason_ends_when_its_cause_was_absent_for_the_cooldown() -> None:
+    """Not a moment before; a cause that returns in the cooldown restarts it and is no new episode."""
+    watched = SteppedEmergency()
     watched.hold(EMERGENCY_MEMORY, 1)
 
     assert watched.hold(0, 29) + watched.hold(EMERGENCY_MEMORY, 0.1) + watched.hold(0, 30) == []
@@ -62,9 +62,9 @@ def test_a_reason_goes_when_its_cause_was_absent_for_the_cooldown() -> None:
     assert (watched.emergency.in_force, watched.emergency.since_ns) == (0, 0)
 
 
-def test_it_comes_back_as_often_as_its_cause_does() -> None:
-    """Each time is an episode, begun and ended."""
-    watched = Watched()
+def test_each_return_of_a_cause_is_an_episode() -> None:
+    """Each begins and ends."""
+    watched = SteppedEmergency()
 
     assert [change for _ in range(5) for change in watched.hold(EMERGENCY_CORRUPT, 1) + watched.hold(0, 31)] == [
         (EMERGENCY_CORRUPT, True),
@@ -74,7 +74,7 @@ def test_it_comes_back_as_often_as_its_cause_does() -> None:
 
 def test_reasons_are_independent() -> None:
     """Each has its own cooldown, and the emergency lasts from the first to the last of them."""
-    watched = Watched()
+    watched = SteppedEmergency()
     watched.hold(EMERGENCY_MEMORY, 1)
     watched.hold(EMERGENCY_MEMORY | EMERGENCY_CORRUPT, 1)
 
@@ -83,9 +83,9 @@ def test_reasons_are_independent() -> None:
     assert list(reason_names(watched.emergency.in_force)) == ["corrupt"]
 
 
-def test_an_order_ends_a_cooldown() -> None:
-    """The cause is gone, and an operator need not wait."""
-    watched = Watched()
+def test_resume_ends_a_cooldown() -> None:
+    """An operator need not wait when the cause is gone."""
+    watched = SteppedEmergency()
     watched.hold(EMERGENCY_CORRUPT | EMERGENCY_LOST | EMERGENCY_MEMORY, 1)
     watched.hold(0, 1)
 
@@ -94,9 +94,9 @@ def test_an_order_ends_a_cooldown() -> None:
     assert watched.hold(EMERGENCY_MEMORY, 1) == [(EMERGENCY_MEMORY, True)]
 
 
-def test_an_order_overrules_full_memory_until_it_is_no_longer_full() -> None:
-    """What is corrupt or lost is not made sound by an order."""
-    watched = Watched()
+def test_resume_overrules_full_memory_until_it_is_no_longer_full() -> None:
+    """It does not end the emergency of a corrupt store or a lost lock."""
+    watched = SteppedEmergency()
     everything = EMERGENCY_CORRUPT | EMERGENCY_LOST | EMERGENCY_MEMORY
     watched.hold(everything, 1)
 
@@ -107,9 +107,9 @@ def test_an_order_overrules_full_memory_until_it_is_no_longer_full() -> None:
     assert watched.hold(everything, 1) == [(EMERGENCY_MEMORY, True)]
 
 
-def test_a_gap_between_observations_is_no_proof_of_absence() -> None:
-    """Of a controller that was frozen for an hour: the cooldown begins when the cause is first seen to be gone."""
-    watched = Watched()
+def test_a_gap_between_observations_does_not_count_as_absence() -> None:
+    """The controller was frozen for an hour: the cooldown begins when the cause is first observed to be absent."""
+    watched = SteppedEmergency()
     watched.hold(EMERGENCY_MEMORY, 1)
     watched.now_ns += 3600 * SECOND_NS
 
@@ -117,9 +117,9 @@ def test_a_gap_between_observations_is_no_proof_of_absence() -> None:
     assert watched.hold(0, 2) == [(EMERGENCY_MEMORY, False)]
 
 
-def test_a_successor_goes_on_with_what_it_finds() -> None:
-    """It says nothing twice, overrules what was overruled, and begins the cooldown anew."""
-    watched = Watched(in_force=EMERGENCY_CORRUPT, overruled=EMERGENCY_MEMORY, since_ns=START_NS - 1)
+def test_a_successor_continues_the_emergency() -> None:
+    """It reports nothing twice, overrules what was overruled, and restarts the cooldown."""
+    watched = SteppedEmergency(in_force=EMERGENCY_CORRUPT, overruled=EMERGENCY_MEMORY, since_ns=START_NS - 1)
 
     assert watched.hold(EMERGENCY_CORRUPT | EMERGENCY_MEMORY, 10) == []
     assert watched.emergency.since_ns == START_NS - 1
@@ -130,8 +130,8 @@ def test_a_successor_goes_on_with_what_it_finds() -> None:
 # -- by the controller, on a real block --------------------------------------------------------------------------------
 
 
-class Felt:
-    """A sampler that says of memory what it is told."""
+class FakeSampler:
+    """A sampler of the real machine whose memory figure a test sets."""
 
     memory_percent = 50.0
 
@@ -143,217 +143,223 @@ class Felt:
 
 
 @pytest.fixture
-def held(caplog: pytest.LogCaptureFixture) -> Iterator[Held]:
-    """A controller with a sampler that can be told."""
-    held = Held()
-    felt(held.controller)
-    held.run(1.5)
-    yield held
+def stepped(caplog: pytest.LogCaptureFixture) -> Iterator[SteppedController]:
+    """A controller with a fake sampler."""
+    stepped = SteppedController()
+    fake_sampler(stepped.controller)
+    stepped.run(1.5)
+    yield stepped
     caplog.clear()  # a record may hold an exception, and that the frames it passed
-    held.close()
+    stepped.close()
 
 
-def felt(controller: Controller, memory_percent: float = 50.0) -> Felt:
-    """Replace the senses of a controller."""
+def fake_sampler(controller: Controller, memory_percent: float = 50.0) -> FakeSampler:
+    """Replace the sampler of a controller."""
     assert controller.sampler is not None
-    sampler = Felt(controller.sampler)
+    sampler = FakeSampler(controller.sampler)
     sampler.memory_percent = memory_percent
     controller.sampler = sampler  # type: ignore[assignment] # it takes samples as well
     return sampler
 
 
-def test_full_memory_refuses_events_and_nothing_else(held: Held, caplog: pytest.LogCaptureFixture) -> None:
+def test_full_memory_refuses_events_and_nothing_else(
+    stepped: SteppedController, caplog: pytest.LogCaptureFixture
+) -> None:
     """Nothing is decided; memories can be read and deleted; after the cooldown all is as before."""
-    held.formed.accept(1)
-    sampler = felt(held.controller, 95.0)
-    held.run(1.5)
+    stepped.formed.accept(1)
+    sampler = fake_sampler(stepped.controller, 95.0)
+    stepped.run(1.5)
 
     for number in (0, 999_999):
         with pytest.raises(Exhausted):
-            held.formed.decide(number)
-    assert held.formed.store.memory(1).id == 1
-    held.formed.store.forget(held.now_ns, 1)
+            stepped.formed.decide(number)
+    assert stepped.formed.store.memory(1).id == 1
+    stepped.formed.store.forget(stepped.now_ns, 1)
     sampler.memory_percent = 94.9
-    held.run(COOLDOWN)
+    stepped.run(COOLDOWN)
     with pytest.raises(Exhausted):
-        held.formed.accept(2)
-    held.run(1.5)
-    assert held.formed.accept(2) == 2
-    assert held.formed.block.region("vitals").emergency_episodes == 1
+        stepped.formed.accept(2)
+    stepped.run(1.5)
+    assert stepped.formed.accept(2) == 2
+    assert stepped.formed.block.region("vitals").emergency_episodes == 1
     assert caplog.text.count("emergency: memory is nearly full") == 1
     assert caplog.text.count("emergency over: ") == 1
 
 
-def test_a_repeated_key_is_answered_in_an_emergency(held: Held) -> None:
-    """What was decided before costs nothing to say again."""
+def test_a_repeated_key_is_answered_in_an_emergency(stepped: SteppedController) -> None:
+    """Its decision was made before."""
     key = new_idempotency_hash((1, 2), 3)
-    first = held.formed.decide(999_999, key=key)
-    felt(held.controller, 99.0)
-    held.run(1.5)
+    first = stepped.formed.decide(999_999, key=key)
+    fake_sampler(stepped.controller, 99.0)
+    stepped.run(1.5)
 
-    assert held.formed.decide(999_999, key=key) == first._replace(repeated=1)
+    assert stepped.formed.decide(999_999, key=key) == first._replace(repeated=1)
 
 
-def test_resume_overrules_full_memory_at_once_and_across_a_death(held: Held) -> None:
-    """From the position that the command is answered with, events are decided; a successor keeps to it."""
-    felt(held.controller, 99.0)
-    held.run(1.5)
-    held.formed.store.post_command("resume")
-    held.controller.apply_pending_command(held.now_ns)
+def test_resume_overrules_full_memory_at_once_and_for_a_successor(stepped: SteppedController) -> None:
+    """Events are decided from the position of the command on, under the next controller too."""
+    fake_sampler(stepped.controller, 99.0)
+    stepped.run(1.5)
+    stepped.formed.store.post_command("resume")
+    stepped.controller.apply_pending_command(stepped.now_ns)
 
-    assert held.formed.accept(1) == 1
-    held.run(3)
-    held.controller = held.another()
-    felt(held.controller, 99.0)
-    held.run(3)
-    assert held.formed.accept(2) == 2
+    assert stepped.formed.accept(1) == 1
+    stepped.run(3)
+    stepped.controller = stepped.another()
+    fake_sampler(stepped.controller, 99.0)
+    stepped.run(3)
+    assert stepped.formed.accept(2) == 2
 
 
 @pytest.mark.parametrize("carried_out", [False, True])
-def test_resume_holds_when_the_controller_dies_around_it(held: Held, carried_out: bool) -> None:
-    """Whether it died before it carried the order out, or before it could publish that it had."""
-    felt(held.controller, 99.0)
-    held.run(1.5)
-    held.formed.store.post_command("resume")
+def test_resume_holds_when_the_controller_dies_around_it(stepped: SteppedController, carried_out: bool) -> None:
+    """It dies before it carries the command out, or before it can publish that it has."""
+    fake_sampler(stepped.controller, 99.0)
+    stepped.run(1.5)
+    stepped.formed.store.post_command("resume")
     if carried_out:
-        held.formed.store.apply_command(held.now_ns, held.controller.epoch)
-    held.controller = held.another()
-    felt(held.controller, 99.0)
-    held.run(3)
+        stepped.formed.store.apply_command(stepped.now_ns, stepped.controller.epoch)
+    stepped.controller = stepped.another()
+    fake_sampler(stepped.controller, 99.0)
+    stepped.run(3)
 
-    assert held.formed.accept(1) == 1
-    vitals = held.formed.block.region("vitals")
+    assert stepped.formed.accept(1) == 1
+    vitals = stepped.formed.block.region("vitals")
     assert (vitals.emergency, vitals.emergency_overruled) == (0, EMERGENCY_MEMORY)
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_events_stay_refused_while_the_controller_is_dead_and_its_successor_looks_anew(held: Held, full: bool) -> None:
-    """The successor says nothing again, and ends the emergency after a cooldown of its own if the cause is gone."""
-    felt(held.controller, 99.0)
-    held.run(1.5)
-    held.controller = held.another()
+def test_a_successor_keeps_events_refused_until_its_own_cooldown_is_over(
+    stepped: SteppedController, full: bool
+) -> None:
+    """It reports nothing twice; while the cause lasts, the emergency does."""
+    fake_sampler(stepped.controller, 99.0)
+    stepped.run(1.5)
+    stepped.controller = stepped.another()
     with pytest.raises(Exhausted):
-        held.formed.accept(1)
+        stepped.formed.accept(1)
 
-    felt(held.controller, 99.0 if full else 50.0)
-    held.run(COOLDOWN + 1)
+    fake_sampler(stepped.controller, 99.0 if full else 50.0)
+    stepped.run(COOLDOWN + 1)
 
-    vitals = held.formed.block.region("vitals")
+    vitals = stepped.formed.block.region("vitals")
     assert (vitals.emergency, vitals.emergency_episodes) == (EMERGENCY_MEMORY if full else 0, 1)
 
 
-def test_a_controller_that_begins_without_descriptors_keeps_what_was_sampled(held: Held) -> None:
-    """It takes its epoch, beats, steps the rhythm, and does not take memory that it cannot look at for empty."""
-    felt(held.controller, 99.0)
-    held.run(1.5)
+def test_a_controller_that_begins_without_descriptors_keeps_what_was_sampled(stepped: SteppedController) -> None:
+    """It takes its epoch, beats, steps the rhythm, and keeps the memory figure that it cannot sample."""
+    fake_sampler(stepped.controller, 99.0)
+    stepped.run(1.5)
 
-    def begin_blind() -> None:
+    def begin_without_descriptors() -> None:
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
-        held.controller = held.another()
-        steps = held.steps
-        held.run(COOLDOWN + 1)
-        vitals = held.formed.block.region("vitals")
-        assert (os.getpid(), held.now_ns) == (vitals.controller_pid, vitals.heartbeat_ns)
-        assert (99.0, EMERGENCY_MEMORY) == (vitals.memory_percent, vitals.emergency)
-        assert steps < held.steps
+        stepped.controller = stepped.another()
+        steps = stepped.steps
+        stepped.run(COOLDOWN + 1)
+        vitals = stepped.formed.block.region("vitals")
+        assert (vitals.controller_pid, vitals.heartbeat_ns) == (os.getpid(), stepped.now_ns)
+        assert (vitals.memory_percent, vitals.emergency) == (99.0, EMERGENCY_MEMORY)
+        assert stepped.steps > steps
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        held.run(1.5)
+        stepped.run(1.5)
         assert vitals.memory_percent != 99.0
 
-    assert exit_of(begin(begin_blind)) == 0
+    assert exit_of(begin(begin_without_descriptors)) == 0
 
 
-def test_corruption_is_an_emergency_with_a_beating_controller(held: Held, caplog: pytest.LogCaptureFixture) -> None:
-    """It beats on, samples on, and says it once; when the bytes are right again, events are decided after a cooldown
-    and the rhythm goes on.
+def test_corruption_is_an_emergency_with_a_beating_controller(
+    stepped: SteppedController, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It beats, samples, and logs it once; when the bytes are restored, events are decided after a cooldown and the
+    rhythm continues.
     """
-    state = held.formed.block.region("states", int(held.formed.store.state().position) & 1)
+    state = stepped.formed.block.region("states", int(stepped.formed.store.state().position) & 1)
     state.scalars.theta, before = 0.123, state.scalars.theta
-    held.run(3)
-    vitals = held.formed.block.region("vitals")
+    stepped.run(3)
+    vitals = stepped.formed.block.region("vitals")
 
-    assert vitals.heartbeat_ns == held.now_ns
+    assert vitals.heartbeat_ns == stepped.now_ns
     assert vitals.emergency == EMERGENCY_CORRUPT
     with pytest.raises(Corrupt):
-        held.formed.decide(999_999)
+        stepped.formed.decide(999_999)
     state.scalars.theta = before
-    held.run(1)
+    stepped.run(1)
     with pytest.raises(Corrupt):
-        held.formed.decide(999_999)  # the state is sound, and the cooldown is not over
-    held.run(COOLDOWN)
-    assert held.formed.accept(1) == 1
-    steps = held.steps
-    held.run(2.5)
-    assert held.steps > steps
+        stepped.formed.decide(999_999)  # the state is sound again, but the cooldown is not over
+    stepped.run(COOLDOWN)
+    assert stepped.formed.accept(1) == 1
+    steps = stepped.steps
+    stepped.run(2.5)
+    assert stepped.steps > steps
     assert caplog.text.count("the committed state is corrupt") == 2  # when it began, and when it was over
 
 
-def test_damaged_levels_are_found_while_nothing_uses_them_and_a_reset_makes_new_ones(held: Held) -> None:
-    """Awake, without events, nobody else would look at them. An order is not enough; new levels are."""
-    offset = held.formed.region_bytes("levels")[0] + int(held.formed.store.state().levels) * 3 * 64
-    held.formed.block.memory[offset] ^= 1
-    held.run(0.1)
-    assert held.formed.block.region("vitals").emergency == EMERGENCY_CORRUPT
+def test_damaged_levels_are_found_while_unused_and_a_reset_replaces_them(stepped: SteppedController) -> None:
+    """In the wake phase, without events, nothing else reads them. Resume alone does not help."""
+    offset = stepped.formed.region_bytes("levels")[0] + int(stepped.formed.store.state().levels) * 3 * 64
+    stepped.formed.block.memory[offset] ^= 1
+    stepped.run(0.1)
+    assert stepped.formed.block.region("vitals").emergency == EMERGENCY_CORRUPT
 
-    held.formed.store.post_command("resume")
-    held.run(0.1)
+    stepped.formed.store.post_command("resume")
+    stepped.run(0.1)
     with pytest.raises(Corrupt):
-        held.formed.decide(0)
-    held.formed.store.post_command("reset")
-    held.run(0.1)
-    held.formed.store.post_command("resume")
-    held.run(0.02)
+        stepped.formed.decide(0)
+    stepped.formed.store.post_command("reset")
+    stepped.run(0.1)
+    stepped.formed.store.post_command("resume")
+    stepped.run(0.02)
 
-    assert held.formed.accept(1) == 1
+    assert stepped.formed.accept(1) == 1
 
 
-def test_a_controller_that_begins_in_corruption_beats_and_takes_its_epoch_later(held: Held) -> None:
-    """Its predecessor, which is still there, leaves."""
-    state = held.formed.block.region("states", int(held.formed.store.state().position) & 1)
+def test_a_controller_that_begins_in_corruption_beats_and_takes_its_epoch_later(stepped: SteppedController) -> None:
+    """Its predecessor, which still runs, exits."""
+    state = stepped.formed.block.region("states", int(stepped.formed.store.state().position) & 1)
     state.scalars.theta, before = 0.123, state.scalars.theta
-    held.run(1)
-    first, held.controller = held.controller, held.another()
-    held.controller.vitals.controller_pid += 1  # another process; this test has only one
-    felt(held.controller)
-    held.run(1)
-    vitals = held.formed.block.region("vitals")
+    stepped.run(1)
+    first, stepped.controller = stepped.controller, stepped.another()
+    stepped.controller.vitals.controller_pid += 1  # another process; this test has only one
+    fake_sampler(stepped.controller)
+    stepped.run(1)
+    vitals = stepped.formed.block.region("vitals")
 
-    assert (held.controller.epoch, vitals.heartbeat_ns) == (0, held.now_ns)
+    assert (stepped.controller.epoch, vitals.heartbeat_ns) == (0, stepped.now_ns)
     with pytest.raises(Stale):
         first.run_round()
     state.scalars.theta = before
-    held.run(COOLDOWN + 1)
-    assert held.controller.epoch == 3
-    assert held.formed.accept(1) == 1
+    stepped.run(COOLDOWN + 1)
+    assert stepped.controller.epoch == 3
+    assert stepped.formed.accept(1) == 1
     del first
 
 
-def test_a_lost_lock_is_an_emergency_in_which_memories_can_be_read(held: Held) -> None:
-    """Nobody may ever hold it again: nothing is decided, the controller beats on, and what is remembered stays."""
-    held.formed.accept(1)
-    lose(held)
-    held.run(3)
-    vitals = held.formed.block.region("vitals")
+def test_a_lost_lock_is_an_emergency_in_which_memories_can_be_read(stepped: SteppedController) -> None:
+    """Nothing is decided, the controller beats, and memories stay."""
+    stepped.formed.accept(1)
+    make_lock_irrecoverable(stepped)
+    stepped.run(3)
+    vitals = stepped.formed.block.region("vitals")
 
     assert vitals.emergency == EMERGENCY_LOST
-    assert vitals.heartbeat_ns == held.now_ns
+    assert vitals.heartbeat_ns == stepped.now_ns
     with pytest.raises(Lost):
-        held.formed.decide(999_999)
-    assert held.formed.store.memory(1).id == 1
-    assert [match.id for match in recall(held)] == [1]
-    assert held.formed.store.state().scalars.accepted == 1
+        stepped.formed.decide(999_999)
+    assert stepped.formed.store.memory(1).id == 1
+    assert [match.id for match in recall(stepped)] == [1]
+    assert stepped.formed.store.state().scalars.accepted == 1
 
 
-def recall(held: Held) -> list[Match]:
+def recall(stepped: SteppedController) -> list[Match]:
     """Return what the first vector of the pool finds."""
-    _, vector = held.formed.pool.event(0)
-    return Recall(held.formed.block).nearest(vector, 5, (3, 3), False, False).matches
+    _, vector = stepped.formed.pool.event(0)
+    return Recall(stepped.formed.block).nearest(vector, 5, (3, 3), False, False).matches
 
 
-def lose(held: Held) -> None:
-    """Make the mutex irrecoverable: its owner dies, and who is told so gives it back without having repaired it."""
-    block = held.formed.block
+def make_lock_irrecoverable(stepped: SteppedController) -> None:
+    """Make the mutex irrecoverable: its owner dies, and the next one unlocks it without making it consistent."""
+    block = stepped.formed.block
 
     def die() -> None:
         take_mutex(block)
