@@ -1,23 +1,18 @@
-"""The load of a day, for Locust: applications that post events and recall them, probes, scrapes, and people who look.
+"""A day's load for Locust: applications that post and recall events, probes, scrapes, and an operator.
 
     locust -f loadtests/locustfile.py --headless -u 103 -r 50 -t 30s --host http://127.0.0.1:8000
     locust -f loadtests/locustfile.py --headless -u 103 -r 50 -t 5m --host … --api-key … --events a.npz --processes 2
 
-Started from the top of the repository, against one server. Of the users, one is a kubelet, one Prometheus and one a
-person with a console; all others are applications of --pace requests per second each, so that 103 users make about
-1,000. An application's requests are due at random moments, and one that is late is sent at once: a slow server is
-asked no less.
+Run it from the top of the repository against one server. One user is a kubelet, one is Prometheus, one is an operator;
+all others are applications that send --pace requests per second each, so 103 users make about 1,000. The requests of
+an application follow a Poisson process; a late request is sent at once, so a slow server gets the same load. `--tags
+event watch` limits applications to single events.
 
-Three of four requests are an event alone, in the ways that clients write one; one in twenty is a batch of ten; one in
-ten is a recall; the rest reads a memory back, deletes one, or looks at the state. Vectors and moral values
-come from loadtests/load/population.py. With `--tags event watch` applications send nothing but single events.
+At the end the objectives of loadtests/load/slo.py are judged. Exit status: 0 all hold; 1 violations, each with a
+sentence; 2 nothing could be measured. Requests under way at the end are awaited, so that counts of events can be
+compared.
 
-At the end the objectives of loadtests/load/slo.py are judged. Exit status: 0 all hold; 1 some do not, each with a
-sentence; 2 nothing could be measured. A request under way when the time is over is waited for, because only so the
-server's count of events can be held against that of its acknowledged answers.
-
-Latencies are those of Locust itself, which is one thread of Python: near a full core of it they are its own queue. What
-the server can do at most is measured by others (docs/capacity.md).
+Locust measures the latencies in one Python thread: near a full core they are its own queue (docs/capacity.md).
 """
 
 import logging

@@ -1,14 +1,16 @@
-"""Clients that do harm, many and cheap: a process of its own that holds connections.
+"""Hostile clients: one process that holds many connections cheaply.
 
     python -m loadtests.attack.attackers PORT COUNT KINDS
 
-KINDS, separated by commas, share the connections: `head` sends a head one byte a second, `body` a body, `read` asks for
-the largest pages of the log, one behind the other, and never reads; `greedy` sends requests by the hundred and reads
-what comes, as fast as it comes. Whatever the server does to end a connection, a new one of the same kind takes its
-place, half a second later. The program ends when its standard input does, and prints one line of JSON: what became of
-the connections, and how much processor time it took itself.
+KINDS, separated by commas, share the connections: `head` sends a head one byte a second; `body` sends a body likewise;
+`read` pipelines requests for the largest pages of the log and never reads; `greedy` sends requests by the hundred and
+reads the answers at full speed. A connection that the server ends is replaced by one of its kind after half a second.
 
-One event loop and no task per connection, so that what is measured beside it is the server and not this.
+The program ends when its standard input does. It prints one line of JSON: how the connections ended, and its own CPU
+use.
+
+Perf: one event loop and no task per connection, so that the measurement beside it shows the server and not this
+program.
 """
 
 import asyncio

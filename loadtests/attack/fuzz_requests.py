@@ -1,25 +1,17 @@
-"""A coverage-guided fuzzer for the path from bytes to request and back: message, connection, exchange.
+"""A coverage-guided fuzzer for the path from bytes to request and back: request parser, connection, WSGI call.
 
     pip install atheris
     python -m loadtests.attack.fuzz_requests --minutes 20
     python -m loadtests.attack.fuzz_requests --replay crash-…
 
-An input is a program: a byte under 128 stands for itself, one above for a fragment of HTTP (a field, a chunk, a whole
-request), so that a mutation of one byte is a mutation of syntax. Its last four bytes say where the bytes are split and
-whether the peer is slow to read. What the program says is fed to the real `RequestParser` and the real `Connection`
-(its transport records), whole and split, and six things must hold; `check` is all of them, needs no fuzzer, and is what
-the tests run:
+An input is a program: a byte below 128 is itself, one above stands for a fragment of HTTP, so that mutations change
+syntax. Its last four bytes set the splits and whether the peer reads slowly. `check` holds for every program (the
+tests run it, too): only Refusal leaves `RequestParser.feed`; splits do not change requests or refusals; a request
+begins where a strict reading of RFC 9112 (`testing.strict_http`) ends the one before, with the same method, version
+and body; every written byte is part of one well-formed answer per request; a slow reader gets the same answers; a
+repeated head is read the same way.
 
-1. Nothing but Refusal escapes `RequestParser.feed`.
-2. Split or whole, the same requests are delivered and the same refusal ends them.
-3. What we take for request N begins where a strict reading of RFC 9112 says that request N−1 ends, and has the method,
-   version and body of that reading (`testing.strict_http`).
-4. Every byte written re-parses as HTTP/1.1 answers, in order, one for each request and one for the refusal, each with
-   one Content-Length and no field that the client made up.
-5. A peer that is slow to read gets the same answers as one that is not.
-6. What is sent again and again is read as it was read the first time, whether its head is familiar by then or not.
-
-Exit status: 0 when the time is over, 1 at the first input that breaks one (libFuzzer keeps it in a file).
+Exit status: 0 when the time is over, 1 at the first failing input, which libFuzzer saves.
 """
 
 import argparse

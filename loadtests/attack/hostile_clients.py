@@ -1,18 +1,16 @@
-"""What thousands of hostile clients do to the honest ones: latency and memory, quiet and under attack, in turn.
+"""Latency of honest clients and memory of the server, alternately quiet and under attack.
 
     python -m loadtests.attack.hostile_clients
     python -m loadtests.attack.hostile_clients --attack greedy
     python -m loadtests.attack.hostile_clients --check
 
-Starts a server of this checkout with two workers, and 8 honest clients that post events at a steady pace
-(`loadtests.attack.steady_client`). In every other phase the others (`loadtests.attack.attackers`) hold connections:
-5,000 slow ones, heads and bodies that trickle in and readers that never read, or 600 greedy ones, that send requests
-ahead as fast as they are answered. Whoever is cut comes back. Honest clients, attackers and server are processes of
-their own on the same machine, so the attackers' share of a processor is printed too: what they take, nobody else has.
+A server with two workers serves 8 honest clients at a steady pace (`loadtests.attack.steady_client`). In every other
+phase hostile clients (`loadtests.attack.attackers`) hold connections: 5,000 slow ones, or 600 greedy ones.
+Disconnected attackers come back. All programs share the machine, so the attackers' CPU use is printed too.
 
-With --check the exit status is 1 when the median p99 under attack is more than twice the quiet one (of the slow; the
-greedy keep both workers busy, and an honest request behind theirs waits for one turn: RATIOS_MAX), when an honest
-request failed, or when the service took more memory for the attack than MEMORY_MB_MAX.
+With --check the exit status is 1 when the median p99 under attack exceeds RATIOS_MAX times the quiet one (2 for slow
+clients; 10 for greedy ones, which keep both workers busy), when an honest request failed, or when memory grew by more
+than MEMORY_MB_MAX.
 """
 
 import argparse

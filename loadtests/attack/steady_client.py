@@ -1,10 +1,9 @@
-"""Honest clients at a steady pace, and how long each of their requests took: a process of its own.
+"""Honest clients at a steady pace, in a process of their own that measures their latencies.
 
     python -m loadtests.attack.steady_client PORT CLIENTS SECONDS DIMENSION
 
-Each client has one keep-alive connection, posts a raw event, waits for the answer, thinks for 10 ms, and so on: a
-closed loop that asks the same of a fast server and of a slow one. Prints one line of JSON: the latencies in seconds,
-and whatever was not a 200.
+Each client has one keep-alive connection: it posts a raw event, waits for the answer, pauses for 10 ms, and repeats.
+Prints one line of JSON: the latencies in seconds, and every answer that was not 200.
 """
 
 import array

@@ -1,23 +1,14 @@
-"""The yardstick: what a request costs this server, and what it would cost to do nothing with it.
+"""The benchmark: processor time per request of this server, beside a floor that does nothing with it, and beside peers.
 
     make bench
     python -m loadtests.bench --check --data vectors.npz
 
-A row is a side that is measured and a side that it is held against, measured in turn (A B A B …), so that a machine
-that slows down slows both. What is compared is the processor time of all processes of a server per request, the
-steadiest figure that there is; requests per second and latencies stand beside it. docs/benchmarks.md explains every
-row.
+A row compares two sides, measured alternately, so that a slower machine slows both. The compared figure is the
+processor time of all server processes per request, the steadiest there is. docs/benchmarks.md explains every row.
 
-    rows.py        which side is held against which: the table that this program exists for
-    goals.py       what each row has to reach
-    servers.py     servers under measurement: the product in its variants, the floor, brute force, peers
-    peers.py       servers of other people, each in an environment of its own
-    floor.py brute.py unmetered.py    applications that run in the worker class of the product
-    vectors.py     the vectors: given ones, or a synthetic set
-    traffic.py     requests as bytes, made before anything is measured
-    wrk.py         the client
-    processor.py   which core, and how much of it was used
-    rounds.py      one row: rounds, medians, spread; whether every answer was a good one
-    contention.py  how long sections wait for the lock, at most
-    report.py      the table and the JSON document
+    rows.py goals.py comparison.py report.py    what is compared, what it must reach, one row's rounds, the output
+    servers.py peers.py                         servers under measurement: the product's variants, the floor, peers
+    floor.py brute.py unmetered.py              applications in the product's worker class
+    vectors.py traffic.py wrk.py processor.py   vectors, requests as bytes, the client, cores and CPU clocks
+    contention.py                               an upper bound of the wait for the lock
 """

@@ -1,10 +1,10 @@
-"""`python -m loadtests.bench`: measure the rows, print the table, write the JSON document, judge.
+"""`python -m loadtests.bench`: measures the rows, prints the table, writes the JSON document, judges the goals.
 
     python -m loadtests.bench                                     every row, synthetic vectors, within five minutes
-    python -m loadtests.bench --rows '/event raw' --seconds 3     rows by name; * stands for anything
+    python -m loadtests.bench --rows '/event raw' --seconds 3     rows by name; * matches anything
     python -m loadtests.bench --data vectors.npz --check          given vectors; fail when a goal is not reached
 
-Exit status: 0 measured; 1 a row could not be measured, or with --check a goal falls short; 2 nothing was measured.
+Exit status: 0 measured; 1 a row could not be measured, or with --check a goal is missed; 2 nothing was measured.
 """
 
 import argparse

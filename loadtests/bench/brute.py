@@ -1,10 +1,10 @@
-"""Recall by brute force in the product's worker class: what NumPy makes of the same question.
+"""Recall by brute force with NumPy, in the product's worker class.
 
     BENCH_VECTORS=memories.npy gunicorn -k app.httpd.gunicorn_worker.EventedWorker loadtests.bench.brute:app
 
-One matrix-vector product in float32, `argpartition` for the best, a sort of those, and an answer with the members of
-the product's. It knows no lock, no deletions and no phases, and its scores are good to seven digits where the product's
-are float64 sums: it is given every advantage that the simple way has.
+One matrix-vector product in float32, `argpartition` for the best, a sort of those, and an answer with the product's
+members. It has no lock, deletions or phases, and its scores are good to seven digits where the product sums in
+float64: the comparison favours it.
 """
 
 import os

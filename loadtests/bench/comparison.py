@@ -1,10 +1,9 @@
-"""One row: rounds of the measured side and the one it is held against, in turn, and what they amount to.
+"""One row of the benchmark: alternating rounds of its two sides, and their medians.
 
-Whether the answers were good is part of the measurement: an error that the client saw, or events that the server does
-not say it has accepted, make the row an error and not a figure. A server accepts what was sent whole, so its count
-moves by no less than what was answered and no more than what was sent (the client stops in the middle).
+Only good answers count. A client error, or a count of accepted events that differs from the requests, makes the row an
+error instead of a figure. wrk stops in the middle, so the count may lie between answered and sent.
 
-Ratios are taken in each round and the median is kept, because the two sides of one round saw the same machine.
+Ratios are computed per round, and the median is kept, because the two sides of a round saw the same machine.
 """
 
 import statistics

@@ -1,18 +1,14 @@
-"""How long a section waits for the lock under full load: an upper bound of its 99th percentile.
+"""An upper bound of the 99th percentile of the wait for the lock under full load.
 
-Two workers on every core there is, single events on one side and batches of 100 on the other, as fast as they come.
-Each event is one section. The block tells how many sections of a worker found the lock taken and how long those waited
-in all, not how the waits are distributed. Two things are known all the same. When no more than a hundredth of the
-sections waited, the percentile is 0. And of n waits that took w together, no more than w ÷ t can have taken longer than
-t, and no more than n. This is counted in windows of 5 ms, worker by worker, so that a wait of some milliseconds (the
-scheduler had put the holder aside) is not spread over all the others. The smallest t that leaves a hundredth of the
-sections is the bound: the true percentile may be lower, and is never higher.
+Two workers on all cores get single events and batches of 100 at full speed; each event is one critical section. The
+block has, per worker, the number of sections that waited and their total wait, not the distribution. Two facts bound
+it. If at most a hundredth of the sections waited, the percentile is 0. Of n waits with total w, at most min(n, w ÷ t)
+lasted longer than t. The bound is the smallest t that leaves a hundredth of the sections, summed over windows of 5 ms
+and workers, so that one long wait (a holder that was preempted) is not spread over the others.
 
-A worker counts a wait in two steps, and a look may fall between them: the wait's time is then found in the window after
-that of its number. Therefore each window with time in it is allowed one wait more than were counted.
-
-The controller has no row, so its own waits are not counted; nor are its sections. A wait lasts until the waiter runs
-again: with a client on the same core, or other people's programs, that is the scheduler's time more than the lock's.
+A worker counts a wait in two steps, and a read may fall between them, so each window with time in it is allowed one
+wait more. The controller's sections are not counted. A wait lasts until the waiter runs again: on a shared core it is
+mostly scheduling.
 """
 
 import time

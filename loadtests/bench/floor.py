@@ -2,8 +2,8 @@
 
     gunicorn -k app.httpd.gunicorn_worker.EventedWorker loadtests.bench.floor:app
 
-No middleware, no gate, no store, no metrics: what no Falcon application on this worker can get below. It has the
-paths of the product, so that the very same bytes can be sent to it.
+It has no middleware, gate, store or metrics: a lower limit for any Falcon application on this worker. It has the
+product's paths, so that it gets the same bytes.
 """
 
 from typing import Final

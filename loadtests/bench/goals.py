@@ -1,6 +1,6 @@
-"""The goals: what each row has to reach, and which of them fall short.
+"""The goals of the benchmark: what each row must reach, and which rows miss it.
 
-A goal whose row was not measured (a peer that is not installed, `--rows`) is not met and not missed either: it is said.
+A goal whose row was not measured (a peer is not installed, or `--rows` excludes it) is reported as not measured.
 """
 
 from collections.abc import Mapping

@@ -1,12 +1,10 @@
-"""Peers: other people's servers that do the same job, or what comes closest, each in an environment of its own.
+"""Peers: comparable servers of other projects, each in its own environment.
 
-`make peers` makes the environments under loadtests/peers/; none of them is a dependency of ours, and a row whose peer
-is not there is left out. Each gets the same vectors, the same core and the same client, one worker and no more threads
-than it insists on.
+`make peers` creates the environments under loadtests/peers/; none is a dependency, and a row without its peer is left
+out. Each peer gets the same vectors, core and client, with one worker and as few threads as it allows.
 
-Chroma is asked over HTTP as its own client asks it: JSON, its default index (HNSW, approximate). Its directory lies in
-the run's temporary folder, so what it writes costs what writing there costs. How much of the exact answer it finds is
-measured before it is asked for speed, and said.
+Chroma is called over HTTP as its own client does: JSON, its default index (HNSW, approximate). Its directory is in the
+run's temporary folder. The share of the exact answer that it finds is measured first and printed.
 """
 
 import http.client

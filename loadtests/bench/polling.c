@@ -1,8 +1,8 @@
-/* A client that waits for its sockets by asking again and again. Preloaded into wrk.
+/* Makes a client poll its sockets instead of sleeping. Preloaded into wrk.
  *
- * A client that sleeps has to be woken, by whoever sends to it: in a virtual machine that is an interrupt to another
- * core, 4 to 5 µs, which the kernel charges to the server. A fast server keeps its client awake and pays nothing, a
- * slow one pays for each answer; so the client's idleness would be part of the server's price. */
+ * A sleeping client must be woken by the sender: in a virtual machine that is an interrupt to another core, 4 to 5 µs,
+ * which the kernel charges to the server. A fast server keeps its client awake and does not pay; a slow one pays for
+ * each answer. So the client's idle time would be part of the server's price. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>

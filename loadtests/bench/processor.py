@@ -1,7 +1,7 @@
-"""The processor: which core a process may use, and how much of it a server has used.
+"""Cores to run on, and the processor time of processes.
 
-The time comes from the processes' CPU clocks (clock_getcpuclockid(3)): user and system time of all threads, ended ones
-included, in nanoseconds. /proc/PID/stat tells the same in ticks of 10 ms, which is 1 % of a measurement of a second.
+The time comes from the processes' CPU clocks (clock_getcpuclockid(3)): user and system time of all threads in
+nanoseconds, ended threads included. /proc/PID/stat counts in ticks of 10 ms, 1 % of a measurement of a second.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""What a run says: one table for people, one JSON document for programs, from the same results."""
+"""The output of a run: a table for people and a JSON document for programs, from the same results."""
 
 import json
 import platform

@@ -1,10 +1,9 @@
-"""The rows: which side is held against which. A side is a server and the traffic that it is sent.
+"""The rows of the benchmark: which side is compared with which. A side is a server and its traffic.
 
-Two figures. A *share* is the reference's processor time per request divided by the subject's: 1 when the subject costs
-as much as the reference, 0.5 when it costs twice as much. A *gain* is the subject's vectors per second divided by the
-reference's: 3 when it does three times the work on the same core.
+There are two figures. A *share* is the reference's processor time per request divided by the subject's: 1 means equal
+cost, 0.5 twice the cost. A *gain* is the subject's vectors per second divided by the reference's on the same core.
 
-Rows that need the same servers stand together, because a server lives from the first row that names it to the last.
+Rows that need the same servers are adjacent, because a server runs from the first row that names it to the last.
 """
 
 from collections.abc import Iterable

@@ -1,9 +1,9 @@
-"""Servers under measurement: how each is started on its core, filled, asked whether it did the work, and ended.
+"""Servers under measurement: how each is started on its core, filled, queried and stopped.
 
-`Product` is the server as it is run in production: its own gunicorn.conf.py, MLSDM_ENV=production, a keys file, rate
-limits on (the key's tier allows a million requests per second, so that the buckets are used and nobody is refused),
-metrics on, a store of 20,000. A variant says which variables differ. `Program` is anything else that listens on a port.
-Libraries that would start a thread per core are told to use one, because the server has one core.
+`Product` is the production server: its gunicorn.conf.py, MLSDM_ENV=production, a keys file, metrics, a store of
+20,000, and rate limits of a million requests per second, so that buckets are used but nothing is refused. A variant
+overrides variables. `Program` is any other command that listens on a port. Libraries that would start a thread per
+core are limited to one.
 """
 
 import http.client

@@ -1,9 +1,8 @@
-"""Traffic: whole requests as bytes, made before anything is measured, which the client sends in turn for ever.
+"""Traffic: whole requests as bytes, built before the measurement and sent in a cycle.
 
-Every event carries the moral value 1.0, which is always accepted: a rejected event is not written and would be
-cheaper. A client writes JSON numbers with seven decimals (4 kB for 384 of them, as the components of an embedding are
-written by most), base64 and raw bytes hold float32. The key travels with every request, also to servers that do not
-look at it, so that a path and its floor are sent the very same bytes.
+Every event has the moral value 1.0 and is accepted, because a rejected event is cheaper. JSON numbers have seven
+decimals (4 kB for 384 of them); base64 and raw bytes are float32. The key is part of every request, also for servers
+that ignore it, so that a route and its floor get the same bytes.
 """
 
 import base64

@@ -1,8 +1,8 @@
-"""The product without the histogram of its events: to see what that costs. For measurements only.
+"""The product without its latency histograms, to measure their cost. For measurements only.
 
     gunicorn -c gunicorn.conf.py loadtests.bench.unmetered:app
 
-The product has no switch for its metrics, and a benchmark is no reason to give it one.
+The product has no switch for its metrics, and a benchmark does not justify one.
 """
 
 from typing import Final

@@ -1,9 +1,9 @@
-"""The vectors of a run: memories to fill stores and events with, and queries that are none of them.
+"""The vectors of a run: memories that fill stores and events, and distinct queries.
 
-Given ones come from an .npz whose `vec` is a matrix of embeddings; the last QUERIES of them are the queries, the others
-the memories, repeated from the first when they are too few. Without a file a synthetic set is made from a seed:
-clusters on the unit sphere, because vectors without neighbours (independent Gaussian ones) would flatter approximate
-search and strain the bounds of exact search, and neither happens with embeddings. The table says which of them it was.
+Given vectors come from an .npz with `vec`, a matrix of embeddings: the last QUERIES are the queries, the others the
+memories, repeated if there are too few. Otherwise a seed generates clusters on the unit sphere. Vectors without
+neighbours (independent Gaussian ones) would favour approximate search and burden the bounds of exact search;
+embeddings do neither.
 """
 
 from pathlib import Path

@@ -1,9 +1,10 @@
-"""The client: wrk, an event loop in C, so cheap that on a core of its own it is never what is measured.
+"""The client of the benchmark: wrk, an event loop in C that is cheap enough not to be measured itself.
 
-It runs a Lua script that is written here: `init` reads the requests from a file, `request` hands them out in turn, and
-`done` prints one line of JSON, because wrk's own report is made for people and rounds. `sent` counts what was handed
-out. It does not sleep while it waits (polling.c). wrk stops in the middle: what was sent and not answered by then is no
-completed request, but the server has done it, so that its time is divided by `sent` (`completed` ≤ served ≤ `sent`).
+It runs a generated Lua script: `init` reads the requests from a file, `request` returns them in turn, `done` prints
+one line of JSON (wrk's own report is rounded). The client polls instead of sleeping (polling.c).
+
+wrk stops in the middle of requests: `completed` ≤ served ≤ `sent`. The server's time is divided by `sent`, which
+counts the requests handed out.
 """
 
 import json

@@ -1,14 +1,13 @@
-"""Whether a blocked route moves the others: latency of events while governor commands wait for a stopped controller.
+"""Latency of events while governor commands wait for a stopped controller.
 
     python -m loadtests.cost.blocked_route
     python -m loadtests.cost.blocked_route --check
 
-Starts a server of this checkout with one worker, so that the slow and the fast routes share one process. In the blocked
-phases the controller is stopped (SIGSTOP) for most of the time, and more clients than the pool has threads ask for a
-change of the governor, each of which waits there for up to a second. Meanwhile one client sends events, one after the
-other. Quiet and blocked phases alternate, so that a machine that slows down slows both.
+One worker serves both kinds of requests. In the blocked phases the controller is stopped (SIGSTOP) most of the time,
+and more clients than the pool has threads send governor commands, each of which waits up to a second there. One client
+sends events meanwhile. Quiet and blocked phases alternate, so that a slower machine slows both.
 
-Exit status with --check: 1 when the median of the blocked phases' p99 is more than twice that of the quiet ones.
+With --check the exit status is 1 when the median p99 of the blocked phases is more than twice that of the quiet ones.
 """
 
 import argparse

@@ -1,13 +1,12 @@
-"""The footprint of the whole service while events pass: each page that its processes have counted once.
+"""Memory of the whole service while a million events pass: each page counted once.
 
     python -m loadtests.cost.bounded_memory
     python -m loadtests.cost.bounded_memory --events 10000000 --batch 1000
 
-Starts a server of this checkout with two workers at 20,000 × 384 and sends events that are all accepted, 96 of 100 in
-batches and the rest alone, over eight connections. `loadtests.cost.process_memory` says what is counted, and why not
-PSS, which would be smaller while others run.
+A server with two workers at 20,000 × 384 gets events that are all accepted, 96 % of them in batches, over eight
+connections. `loadtests.cost.process_memory` explains what is counted, and why it is not PSS.
 
-Exit status: 0 when the service stays under the bound and does not grow between the middle and the end, else 1.
+Exit status: 0 when the service stays below the bound and does not grow in the second half, else 1.
 """
 
 import argparse

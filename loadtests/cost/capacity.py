@@ -1,9 +1,8 @@
 """The byte tables of docs/capacity.md, computed from the layout: `python -m loadtests.cost.capacity`.
 
-A test keeps the page equal to what is printed here, so that no sum of bytes is ever copied by hand. Every size is taken
-from shm/layout.py, as the server takes it: there is no second formula that could be wrong. What the processes take
-beside the block is measured (loadtests/cost/footprint.py) and stands here as a reserve, declared once, that is rounded
-up generously.
+A test keeps the page equal to this output. Every size comes from shm/layout.py, as in the server: there is no second
+formula. The memory of the processes is measured (loadtests/cost/footprint.py) and declared here once as a generous
+reserve.
 """
 
 import math

@@ -1,13 +1,12 @@
-"""Memory beside the block, by the number of workers: `python -m loadtests.cost.footprint`.
+"""Memory besides the block, by number of workers.
 
     python -m loadtests.cost.footprint --workers 1 2 4
 
-Starts a server of this checkout with default settings for each number of workers and counts the memory that all its
-processes occupy beside the block (`loadtests.cost.process_memory`): after the start, after events and recalls on many
-connections through every worker, and with a thousand idle connections. The differences are what a worker and a
-connection cost; docs/capacity.md reckons with them, and loadtests/cost/capacity.py holds a reserve for them.
+For each number of workers it runs a server with default settings and measures the memory of all its processes besides
+the block (`loadtests.cost.process_memory`): after the start, after events and recalls on many connections, and with a
+thousand idle connections. docs/capacity.md and the reserve in loadtests/cost/capacity.py use the differences.
 
-Exit status: 0, or 1 when a figure exceeds the reserve that capacity planning counts with.
+Exit status: 0, or 1 when a figure exceeds the reserve.
 """
 
 import argparse

@@ -1,13 +1,12 @@
-"""The footprint: what a whole service occupies, each page counted once, whoever else maps it.
+"""The memory of a whole service, each page counted once, whatever else maps it.
 
-PSS divides a page by the number of processes that map it, of this service or not: the same server looks smaller while
-another runs beside it, which shares its libraries, and while a test looks into its block. So it is used here only for
-what no stranger can share: the memory that processes got from the kernel empty, or copied when they wrote to it, and
-passed on by fork. Of files, the pages are counted that any process of the service has in its page table (pagemap of
-proc(5), whose bit 63 says so to the owner of the process, too), and of the block, those that exist.
+PSS divides a page by the number of processes that map it, other programs included: a server looks smaller while
+another one runs. So PSS is used only for pages that no other program can share: anonymous memory, shared by fork. Of
+files, the pages in the page table of any process of the service are counted (pagemap of proc(5); bit 63 is readable by
+the owner), and of the block, the existing pages.
 
-It is an upper bound: what a stranger keeps in memory anyway is counted in full. Kernel memory, page tables and socket
-buffers among it, is not in it, as it is not in PSS.
+It is an upper bound: pages that another program keeps in memory anyway are counted in full. Kernel memory, such as
+page tables and socket buffers, is not included, as in PSS.
 """
 
 import os

@@ -1,17 +1,15 @@
-"""What a request of each route costs, and so how many of them a core serves: `python -m loadtests.cost.routes`.
+"""Processor time per request of each route: `python -m loadtests.cost.routes`.
 
     python -m loadtests.cost.routes --rounds 5
     python -m loadtests.cost.routes --data vectors.npz
 
-The server is production's (loadtests/bench/servers.py) with one worker on one core and 20,000 memories; the client asks
-from another core, first on many connections, so that the server is never idle and shares each turn of its loop among
-several requests, then on one, so that each request has a turn for itself; and at last on one with a pause before each
-request, so that the processor sleeps in between, and comes back slow and with empty caches. The price is processor time
-of all the server's processes for a request; in the last case, where most of the time is nobody's, less what they take
-when they are asked nothing. Requests for each core are a million over the price. Readiness is left out: it says 503
-when the processor is full, as it is here.
+One worker with production settings runs on one core with 20,000 memories; the client runs on another. Three prices are
+measured: *full*, on many connections, so that a turn of the loop serves several requests; *alone*, on one connection;
+and *rare*, with a pause before each request, so that the processor sleeps and its caches are cold. A price is the
+processor time of all server processes per request; *rare* excludes what an idle server uses. A million over the price
+is the number of requests per second and core. Readiness is left out: it answers 503 under full CPU load.
 
-The three take turns, and medians of the rounds are printed. Exit status: 0, or 2 when nothing was measured.
+The three alternate, and medians are printed. Exit status: 0, or 2 when nothing was measured.
 """
 
 import argparse

@@ -1,15 +1,14 @@
-"""What a scrape of /metrics takes, and whether it grows with workers that come and go.
+"""Time and size of a scrape of /metrics, before and after workers are replaced.
 
     python -m loadtests.cost.scrape
     python -m loadtests.cost.scrape --recycles 10 --check
 
-Starts the server as in production (loadtests/bench/servers.py) with two workers, sends events through both, and times
-scrapes on one connection, one after the other. Then workers are ended, one at a time, every other one with SIGKILL and
-the rest with SIGTERM, and replaced by the arbiter, and the scrapes are timed again. Files of the multiprocess
-directory are counted before and after: values are kept by worker row, so there are never more than rows.
+A production server with two workers gets events; scrapes on one connection are timed. Then workers are ended one at a
+time, alternately by SIGKILL and SIGTERM, and the scrapes are timed again. Metric files belong to worker rows, so their
+number must not exceed the rows.
 
-Exit status with --check: 1 when the median of a scrape is 5 ms or more, before or after, when it has grown by half, or
-when there are more files than rows allow.
+With --check the exit status is 1 when the median is 5 ms or more, when it has grown by half, or when there are too
+many files.
 """
 
 import argparse

@@ -1,14 +1,13 @@
-"""How long a start takes: from the command to the first 200 of /readyz, at default size.
+"""Start-up time: from the command to the first 200 of /readyz, at default size.
 
     python -m loadtests.cost.startup
     python -m loadtests.cost.startup --starts 3 --check
 
-Starts the server as in production (loadtests/bench/servers.py) with two workers, again and again, each time from
-nothing: new processes, a new block. A thread asks for /readyz every other millisecond, on a connection of its own each
-time, as a probe would. The files of Python and its packages are in the page cache from the second start on; the first
-one is a line of its own.
+A production server with two workers is started repeatedly, each time with new processes and a new block. A thread
+polls /readyz every 2 ms on new connections. From the second start on, Python's files are in the page cache; the first
+start has a line of its own.
 
-Exit status with --check: 1 when the median is two seconds or more.
+With --check the exit status is 1 when the median is two seconds or more.
 """
 
 import argparse

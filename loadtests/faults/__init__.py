@@ -1,6 +1,5 @@
-"""Faults: what may happen to a running server, done to it on purpose, and whether its promises held.
+"""Faults: disturbances of a running server, done on purpose, and checks of its promises.
 
-One module for each fault. Each starts the real server, does its worst many times, and tells in figures what came of it
-(`fault.Outcome`). `python -m loadtests.faults` runs them and fails when a promise was broken; the tests run each of
-them a few times.
+One module per fault. Each runs the real server, repeats the disturbance, and returns figures (`fault.Outcome`).
+`python -m loadtests.faults` runs them and fails when a promise is broken; the tests run small versions.
 """

@@ -1,11 +1,11 @@
-"""Does to a running server what may happen to it, and says what came of it.
+"""Disturbs a running server in every known way and reports the outcome.
 
-    python -m loadtests.faults                            every fault, in full: hours
+    python -m loadtests.faults                            every fault at full scale: hours
     python -m loadtests.faults 'worker killed' --scale 0.1
     python -m loadtests.faults --seed 7 --json build/faults.json
 
-Prints one line for each fault as it ends. Exit status 1 when a promise was broken or a fault could not be done; each is
-said below the table, with the command that does it again.
+Prints one line per fault as it ends. Exit status 1 when a promise was broken or a fault could not be done; each is
+reported below the table with the command that repeats it.
 """
 
 import argparse

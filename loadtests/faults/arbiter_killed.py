@@ -1,11 +1,9 @@
-"""The arbiter is killed under load: everything ends with it, nothing is left behind, and a new start serves.
+"""The arbiter is killed under load: all its processes end, nothing is left behind, and a new start serves.
 
-The memory of a server lives as long as its processes; a client that was told something by the dead one is told by
-another `boot_id` that it begins anew. So what is proven here is the end and the beginning: no process of the old server
-is alive after two seconds, no process holds its memory, its port can be bound again at once, and the same clients,
-which have never stopped asking, are answered by the next one.
-
-Each server has the same directory for temporary files, in which nothing is left when the last one has ended in order.
+The memory of a server lives as long as its processes; clients recognise a new one by its `boot_id`. Checked: after two
+seconds no process of the old server is alive and none maps its memory; its port can be bound again at once; and the
+same clients, which never stop asking, are answered by the new server. All servers share a directory for temporary
+files, which is empty after the last orderly stop.
 """
 
 import os

@@ -1,21 +1,16 @@
-"""Bit flips: bytes of a running server's block change behind its back, and whatever looks at them must notice.
+"""Bits of a running server's block are flipped from outside, one at a time; every reader must notice.
 
-The block is opened for writing from outside, and one bit is flipped at a time:
+- Header, every bit: opening the block fails, and the controller restores the header.
+- Committed state, commit word, bytes of the levels: no state is returned, no event is decided, and the server is
+  unready but live, until the bit is restored.
+- Sampled log entries, receipts and chain heads: no page and no answer is built on them, and no event is decided again.
+- Sampled memories (line, code, shadow, vector, payload): a read reports it, no recall finds it, and within a minute the
+  scrub forgets, counts and logs it.
+- Sampled deletion marks: what lives is not reported gone, what was deleted does not return, and within a minute the
+  scrub repairs and counts the mark.
 
-- every bit of the header: whoever opens the block refuses it, and the controller writes it again as it was;
-- every bit of the committed state and of the commit word, and one of every byte of the levels: while it is flipped, no
-  state is given out, no event is decided, and the server is not ready; liveness does not mind; put back, it goes on;
-- sampled entries of the log, receipts and heads of their chains: no page with such an entry, and no answer from such a
-  receipt, is given out; an event is not decided anew because of it;
-- sampled memories, one byte in line, code, shadow, vector or payload: whoever asks for it is told, no recall finds it,
-  and within a minute the scrub has found and forgotten it, counted it and said so;
-- the marks of sampled deletions, and of memories that live: what lives is not called gone, what was deleted does not
-  come back, and within a minute the scrub has put the mark right, counted it and said so.
-
-Not among them are the words of the lock and of the workers' tallies, which change in place and carry no check. The
-mutex is the C library's.
-
-The rhythm is stepped by events, so that nothing moves the state but what is done here.
+Not covered: the words of the lock and of the tallies, which change in place without a check.
+The rhythm is stepped by events, so that nothing else changes the state.
 """
 
 import json

@@ -1,19 +1,14 @@
-"""Clocks that jump, under a running server: the wall clock in both directions, the boot clock forwards.
+"""Clocks jump under a running server: the wall clock in both directions, the boot clock forwards.
 
-The machine's clocks are left alone. A preloaded library stands between the server and what it asks for the time, and
-adds to each clock what this program has written into a file that all of them map; so a jump meets every process of the
-server between two instructions, as a real one does.
+A preloaded library adds to each clock of the server what this program writes into a mapped file, so a jump reaches
+every process between two instructions; the machine's clocks stay. The wall clock jumps by an hour or a month: nothing
+that waits, limits or ticks may change. The boot clock jumps ahead, as after a suspend: buckets refill, memories age,
+and missed steps of the rhythm are skipped.
 
-- The wall clock is set by people and by NTP, an hour or a month, forwards and backwards. Nothing that waits, limits or
-  ticks may notice.
-- The boot clock leaps ahead of the monotonic one while a machine sleeps, and only then: the kernel never sets it back.
-  Time has passed: buckets fill up, memories age. What the rhythm has missed is skipped, not caught up.
-
-After each jump: the rhythm goes on at its pace, a client that has spent its tokens is still refused (and after a sleep
-is not), a request whose head came in two parts around the jump is answered, the controller is well and no process was
-replaced. Half requests that are never finished end at their deadline, neither before nor long after. Through all this
-the load goes on and is judged. Tokens are spent on a second server with the same clocks, because the load itself must
-not be limited.
+After each jump: the rhythm keeps its pace; a client without tokens is still refused (after a boot-clock jump it is
+not); a request whose head arrived in two parts around the jump is answered; the controller is healthy and no process
+was replaced; unfinished requests end at their deadline. The load is judged throughout. Tokens are spent on a second
+server, because the load itself must not be limited.
 """
 
 import math

@@ -1,13 +1,11 @@
-"""The controller dies, falls silent, or comes back from the dead, while clients send events.
+"""The controller dies, stalls, or resumes after it was replaced, while clients send events.
 
-Three faults. `controller_killed`: SIGKILL; the arbiter respawns it at once, and how long that took is read from the
-log: from the signal to the time of the entry with which the successor begins its epoch. `controller_stopped`: SIGSTOP;
-the arbiter notices the silence, kills it and respawns it. `controller_stale`: it is stopped, a newer arbiter's
-controller takes over, and then it is continued: it has to write nothing, whatever it was about to do, and to leave.
-That newer arbiter is a process of our own that runs the real controller; when it is killed, the server takes its
-controller back.
+`controller_killed`: SIGKILL; the arbiter respawns it. The time is read from the log: from the signal to the entry that
+begins the successor's epoch. `controller_stopped`: SIGSTOP; the arbiter notices the silence, kills and respawns it.
+`controller_stale`: it is stopped, the controller of a newer arbiter (a process of ours) takes over, and it is
+continued: it must write nothing and exit. Then that arbiter is killed, and the server starts a controller again.
 
-The controller is never on the path of an event, so in each of these gaps clients are answered.
+The controller is never on the path of an event, so clients must be answered in each of these gaps.
 """
 
 import logging

@@ -1,8 +1,7 @@
-"""A fault: one way to harm a server, as a program with a figure.
+"""A fault: a function that disturbs a server and returns figures.
 
-A fault is a function of how much (`scale`, 1 for the full count) and a seed. It returns an `Outcome`: how often the
-harm was done, what was measured, and each promise that was broken, as a sentence with its numbers. It raises only when
-it could not be done at all.
+It gets a scale (1 for the full count), a seed and a directory, and returns an `Outcome`: how often it was done, what
+was measured, and a sentence for each broken promise. It raises only when it could not be done at all.
 """
 
 import random

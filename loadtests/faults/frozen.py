@@ -1,14 +1,13 @@
-"""A whole service that stands still, or nearly: frozen for five seconds, or held to a fifth of a processor.
+"""The whole service stands still: frozen for five seconds, or limited to a fifth of a processor.
 
-The lock is watched by samples, not by the clock: a holder is stuck when five looks of a running observer show no
-progress. So where everybody stands still nobody may be judged. To make it matter, a process of our own takes the lock
-again and again, works inside for some milliseconds, and belongs to what is frozen or throttled: each freeze is one
-with a holder in the section, and under the quota that holder is off the processor with the lock in its hand.
+The lock watch counts samples, not time: a holder is stuck when five samples of a running observer show no progress.
+When everything stands still, no holder may be killed. A process of ours takes the lock repeatedly and works for some
+milliseconds inside, and it is frozen or throttled with the rest, so that each freeze happens with a holder in the
+section.
 
-The freeze is SIGSTOP to every process, the holder last and first to continue, because no observer may run while it
-stands: that would be a holder that is stopped, which has to be removed. The quota is a CPU cgroup where this process
-may make one (`loadtests.faults.quota`); elsewhere everything is stopped for 80 ms and continued for 20 (`how` in the
-figures says which). Nobody may be killed or replaced for either, and what was acknowledged stands.
+The freeze is SIGSTOP to every process; the holder is stopped last and continued first, because a running observer
+would rightly remove it. The quota is a CPU cgroup where one can be created (`loadtests.faults.quota`); otherwise
+everything is stopped for 80 ms and continued for 20 (`how` in the figures).
 """
 
 import os

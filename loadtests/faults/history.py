@@ -1,14 +1,12 @@
-"""A history: what concurrent clients were told, when they asked and when they knew, and whether one order explains it.
+"""A history of concurrent clients, checked for linearizability: one sequential order must explain every answer.
 
-Linearizable means that everything might have happened one after the other, each at one moment between question and
-answer. The server says which moment that was: every answer carries a log position. So nothing has to be searched:
-`violations` takes the decisions in the order of their sequence numbers, runs the reference model along them (governor,
-rhythm and cascade, one event after the other), and holds every answer against it. What was read must be the state of
-the model at the position that it names. And the order must agree with the clock on the wall: a decision stands after
-everything that was acknowledged before it was asked for, and nobody reads a state older than that.
+Every answer carries a log position, so no search is needed. `violations` runs the reference model (governor, rhythm,
+cascade) along the decisions by sequence number and compares every answer. A read must equal the model's state at its
+position. The order must agree with real time: a decision comes after everything acknowledged before it was sent, and
+no read is older.
 
-For servers whose rhythm steps with decisions (`cognitive_rhythm.clock: events`) and to which nobody else writes, in
-their default regime: then the answers alone tell everything, and nothing has to be read from the block.
+For servers whose rhythm steps with decisions (`cognitive_rhythm.clock: events`), without other writers, in the default
+regime: then the answers alone determine everything.
 """
 
 from bisect import bisect_right

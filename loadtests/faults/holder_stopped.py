@@ -1,12 +1,12 @@
-"""A worker is stopped while it holds the lock: nobody else gets in until it has been removed.
+"""A worker is stopped while it holds the lock; it must be removed, and clients must be told meanwhile.
 
-SIGSTOP hits a worker wherever it is, so it is sent again and again, and each time it is looked whether the mutex
-belongs to the worker that now stands still; if not, it may go on at once. A worker under load spends some hundredths of
-its time inside, so this takes some tens of attempts for each hit.
+SIGSTOP reaches a worker anywhere, so it is repeated until the mutex belongs to the stopped worker; otherwise the
+worker is continued at once. A worker under load spends some hundredths of its time inside, so a hit takes some tens of
+attempts.
 
-When it is hit, the other worker must say so (503, `store_busy`) instead of waiting, and the holder must be removed by
-whoever watches: the controller or the other worker. Whatever it had half done is taken back or finished; the judge
-says whether it was. How soon it was removed is counted from the moment at which it was seen to stand still.
+After a hit the other worker must answer 503 `store_busy` instead of waiting, and the controller or the other worker
+must remove the holder. Its unfinished change is rolled back or completed; the judge checks which. The time to removal
+counts from the moment at which the worker was seen stopped.
 """
 
 import os

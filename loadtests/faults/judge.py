@@ -1,13 +1,12 @@
-"""The judge: follows a server's log while faults happen, and holds everything that was said against it.
+"""The judge: follows a server's log during a fault and compares everything with it.
 
-A process of its own reads the log from its first entry on, with the reference model beside it
-(`core.reference.log_replay`): every entry must follow from the one before, to the last bit, levels included, because
-the moral value of a decision names its event and so its vector (`load.Events`). It must keep up with the load, or the
-ring overtakes it; then it says so, and nothing is proven.
+A separate process reads the log from its first entry and follows it with the reference model
+(`core.reference.log_replay`): every entry must follow from the one before to the last bit, levels included. The moral
+value of a decision identifies its event and so its vector (`load.Events`). If the ring overtakes the judge, it says
+so, and nothing is proven.
 
-When all clients have stopped, `verdict` compares: what clients were told with what the log says (none lost, none
-otherwise, none twice, none that nobody asked for), the live state, its levels and the workers' tallies with the model,
-and each memory in the store with the event that it came from.
+When all clients have stopped, `verdict` compares the clients' answers with the log (none lost, changed, duplicated or
+invented), the live state, levels and tallies with the model, and each stored memory with its event.
 """
 
 import multiprocessing

@@ -1,12 +1,11 @@
-"""Linearizability: concurrent clients of several workers, and one order that explains all that they were told.
+"""Linearizability: concurrent clients of two workers, and one order that explains all their answers.
 
-Every client has a connection to each of two workers and uses them by chance: events and batches; events and batches
-with an idempotency key, sent again to the other worker afterwards, or sent to both at once; the state; and after an
-accepted event a recall, on the other worker, of what was just remembered. A repeated key must be answered alike, byte
-for byte, and decided once. Everything else is judged when all have ended (`history.violations`): the decisions in their
-order by the reference model, what was read by the model at that position, and both by the clock.
+Every client has a connection to each of two workers and uses them at random: events and batches; keyed events and
+batches that are repeated to the other worker or sent to both at once; the state; and after an accepted event a recall
+of it on the other worker. A repeated key must get the same bytes and one decision. At the end `history.violations`
+judges the rest.
 
-Clients are threads: their clock is one, and what they wait for is the server.
+Threading: clients are threads, because they share one clock and mostly wait.
 """
 
 import http.client

@@ -1,9 +1,8 @@
-"""A quota of processor time for some processes: by a cgroup of version 1 or 2, whichever this machine lets us make.
+"""A CPU quota for some processes, by a cgroup of version 1 or 2, whichever can be created here.
 
-A group of its own is made below the mount, the processes are moved into it, and back where they were. In version 2 a
-group gets the processor's controls only if those above it pass them on (cgroup.subtree_control), which is tried; it is
-refused where processes live in the group above, as in most containers. Then, and where cgroups cannot be written at
-all, `find` returns None.
+The processes are moved into a new group below the mount, and back afterwards. In version 2 the groups above must
+delegate the CPU controller (cgroup.subtree_control), which is tried; it fails where processes live in the group above,
+as in most containers. Then, and where cgroups are not writable, `find` returns None.
 """
 
 import os

@@ -1,11 +1,11 @@
-"""Reload and upgrade under load: HUP and USR2, time and again, while clients send events.
+"""Reload and upgrade under load: HUP and USR2, repeatedly, while clients send events.
 
-A reload changes a setting of the governor each time, so that the log shows that it came into force; an upgrade is the
-whole of it: a new arbiter on the same block, its workers beside the old ones, and the old arbiter told to stop.
+Each reload changes a governor setting, so that the log shows when it took effect. An upgrade is complete: a new
+arbiter on the same block, its workers beside the old ones, and the old arbiter stopped.
 
-No request may fail. A worker that drains tells its clients so with their last answer; an idle connection may be closed
-without a word, which a client that begins to write at that moment sees as a connection that ended (`lost`), and sends
-again. Every memory stays, there is one controller afterwards, and the log, over all generations of processes, is one.
+No request may fail. A draining worker announces the close with its last answer. It may close an idle connection
+without notice; a client that writes at that moment sees a lost connection and sends again. Every memory stays, there
+is one controller afterwards, and the log over all generations is one.
 """
 
 import os

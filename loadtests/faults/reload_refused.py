@@ -1,11 +1,11 @@
-"""Reloads that cannot succeed, under load: the server keeps what it has, says what is wrong, and goes on.
+"""Reloads that cannot succeed, under load: the server keeps its settings, reports the problem, and goes on.
 
-Three ways: a configuration with problems, chosen by chance, all of which must be named in the log; workers that cannot
-boot, old ones having been replaced by then; and an arbiter that has no descriptor left to read anything with. After
-each of them the settings in force are the old ones; at the end a reload with everything in order works.
+Three ways: a configuration with random problems, all of which the log must name; workers that cannot boot after the
+old ones were replaced; and an arbiter without a free descriptor. After each the old settings are in force; at the end
+a valid reload works.
 
-While no worker can boot nobody answers: clients wait in the backlog of the listening socket, which is the arbiter's.
-What they were told before and after must stand.
+While no worker can boot, clients wait in the listen backlog, which the arbiter keeps. Their answers before and after
+must hold.
 """
 
 import itertools

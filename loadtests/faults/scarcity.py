@@ -1,12 +1,10 @@
-"""Scarcity under load: no descriptors, no memory, no room for the log. Each comes and goes.
+"""Scarcity under load: no descriptors, no memory, no room for the log, each for a while.
 
-The limits are those of the processes themselves (prlimit), lowered to what they have in use and raised again, so
-nothing else on the machine notices. In half of the episodes a worker is killed as well, because it is the replacement
-that needs what there is none of.
+The processes' own limits (prlimit) are lowered to what they use and raised again, so the rest of the machine is not
+affected. In half of the episodes a worker is killed as well, because its replacement needs the scarce resource.
 
-While it lasts, the connections there are go on being served, or are told so; what is missing is said in the log, where
-there is room for it; afterwards, as many workers as before serve, new clients are answered, and of what was
-acknowledged nothing is missing.
+Meanwhile existing connections are served or refused properly, and the log names what is missing where it has room.
+Afterwards all workers serve, new clients are answered, and no acknowledged event is missing.
 """
 
 import http.client

@@ -1,9 +1,9 @@
-"""Storms of signals on workers: SIGABRT, SIGQUIT and SIGTERM, by chance, some of them several times in one breath.
+"""Storms of SIGABRT, SIGQUIT and SIGTERM on workers, at random, some several at once.
 
-These three end a worker by its own hand: SIGABRT is what the arbiter sends to one that stands still, SIGQUIT means now,
-SIGTERM means when all is answered. A handler that runs, or raises, in the middle of the critical section would leave a
-half-written state behind a lock that was released in order, and nobody would repair it. So none may: the judge finds
-every half state, because a replay of the log gives another.
+All three end a worker through its own handlers: SIGABRT is the arbiter's signal for a stalled worker, SIGQUIT means
+now, SIGTERM means after all answers. A handler that ran or raised inside the critical section would leave a
+half-written state behind a properly released lock, which nothing would repair. The judge finds every such state,
+because a replay of the log would differ.
 """
 
 import signal

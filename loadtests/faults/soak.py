@@ -1,16 +1,14 @@
-"""The soak: an hour of load with a process killed every ten seconds, and a look at what might grow.
+"""The soak: an hour of load with a process killed every ten seconds, and samples of everything that might grow.
 
-The server has its real size, 20,000 memories of 384 floats. Mostly it is a worker that dies, every fifth time the
-controller. Before each death the footprint of all processes (`loadtests.cost.process_memory`), their open descriptors
-and the median time of a scrape of /metrics are taken, and told as they come, on stderr.
+The server has its real size, 20,000 memories of 384 floats. Four of five kills hit a worker, one hits the controller.
+Before each kill, the memory of all processes, their open descriptors and the median time of a scrape are sampled and
+printed to stderr.
 
-What is flat: the last third of the run is compared with the first, by medians, because one look may meet a successor
-that has just been born. A scrape is measured against a page of the log, asked for in turn with it over the same
-connection: that is as much Python in the same worker, and waits behind the same events. So a machine on which somebody
-else begins to work makes both longer, and their ratio, which is what has to be flat, stays.
+The last third of the run is compared with the first by medians. A scrape is measured in units of a page of the log,
+requested alternately on the same connection, so that a busier machine slows both and the ratio stays.
 
-The load is begun anew every few minutes, with new events: clients remember everything that they were told, and an hour
-of that is gigabytes. So it is not judged here, but no client may go long without an answer.
+The load restarts every few minutes with new events, because the clients' records of an hour would be gigabytes. So it
+is not judged here, but no client may wait long for an answer.
 """
 
 import os

@@ -1,9 +1,8 @@
-"""Torn reads: one process writes as fast as it can, others read what it is about to write over, ten million times.
+"""Torn reads: one process writes at full speed, others read what is about to be overwritten, ten million times.
 
-The block is one of its own, with so few slots that a memory is overwritten some microseconds after it was read. Event n
-carries n in everything that belongs to it: moral value, every float of its vector, every byte of its payload. So a read
-that mixes two memories, or a memory and its successor in the slot, cannot look whole. The readers ask for the oldest
-ids, where the writer is. What was evicted before it could be copied is Gone, which is the right answer.
+The block has so few slots that a memory is overwritten microseconds after it was read. Event n has n in its moral
+value, every float of its vector and every byte of its payload, so a read that mixes two memories is recognised.
+Readers ask for the oldest ids. A memory that was evicted before it was copied is Gone, which is correct.
 """
 
 import mmap

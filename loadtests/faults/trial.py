@@ -1,8 +1,8 @@
-"""A trial: one server under load while something happens to it, with a judge at its side.
+"""A trial: one server under load with a judge, while a fault happens to it.
 
-What the faults have in common that leave the server alive: the server with sizes that make a run short, clients that
-never give up (`load`), and the judge of everything that they were told (`judge`). A fault is done between entering and
-`end`; what is left when it raises is ended by leaving.
+Shared by the faults that keep the server alive: a server with small sizes, clients that never give up (load.py), and
+the judge of their answers (judge.py). A fault happens between entering the trial and `end`; leaving cleans up after an
+exception.
 """
 
 from collections import Counter

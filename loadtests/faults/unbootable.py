@@ -1,7 +1,6 @@
-"""The application of the server, with workers that cannot boot as long as a file says so.
+"""The server's application with workers that fail to boot while a file exists, for `reload_refused`.
 
-For `reload_refused`: what fails in a real worker (a file that is gone, a package that was replaced) fails in `open`,
-after the fork and before it serves.
+A real worker fails in `open`, after the fork and before it serves, for example when a file or package is missing.
 """
 
 import os

@@ -1,11 +1,11 @@
 """Workers are killed at random while a million events pass.
 
-SIGKILL, one worker at a time and sometimes the other one before the first has a successor, without a look at what it is
-doing. Most die between two requests, many with a request half read or an answer half written, a few inside the critical
-section: how many of these, the block itself counts (`holders died`).
+One worker at a time gets SIGKILL, sometimes before the last victim has a successor. Most die between requests, many
+with a half-read request or half-written answer, a few inside the critical section (`holders died`, counted by the
+block).
 
-Clients send again with the same key. So in the end every event was decided once, everybody was told what the log
-says, and a replay of the log gives the live state.
+Clients resend with the same key. In the end every event was decided once, every client was told what the log has, and
+a replay of the log gives the live state.
 """
 
 import os

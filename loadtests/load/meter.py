@@ -1,9 +1,9 @@
-"""What a server, and the generator of its load, take of the machine: read twice, held against each other.
+"""Resource use of a server and its load generator between two readings.
 
-Processor time is that of *all* processes of the server, arbiter, controller and workers, from their CPU clocks; the
-generator's is read apart and is never part of it. Requests are those that the workers say they have answered, in the
-shared block, which they write twice a second: over ten seconds that is exact to some percent, over a minute to one.
-`others` is the time of neither, theft by other virtual machines included: where it is high, latencies are theirs.
+Processor time is the sum over all processes of the server (arbiter, controller, workers), from their CPU clocks; the
+generator's is separate. Requests are the workers' counters in the shared block, which they write four times a second:
+over ten seconds the rate is exact to some percent, over a minute to one. `others` is the time of all other programs,
+stolen time of the virtual machine included; where it is high, latencies are theirs.
 """
 
 import os

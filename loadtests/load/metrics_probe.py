@@ -1,9 +1,9 @@
-"""A server as its metrics describe it at one moment: what a load test holds its own counts against.
+"""One scrape of a server's metrics: boot id, event count and memory, to compare with a load test's own counts.
 
-It is one server that is asked, since each has memories and counts of its own: behind a load balancer two answers may be
-of two servers, which their boot ids tell. The scrape needs no key. Memory is what the server says (memory_usage_bytes)
-unless the process id of its arbiter is known: then it is what its processes hold for themselves alone, by /proc, which
-no other program on the machine can change; proportional memory moves when others that share libraries come and go.
+Probe one server, because each has its own memories and counters: behind a load balancer two scrapes may be of two
+servers; their boot ids differ. The scrape needs no key. Memory is memory_usage_bytes, unless the arbiter's pid is
+known: then it is the private memory of its processes from /proc. No other program changes that, while proportional
+memory depends on other users of the same libraries.
 """
 
 import urllib.error

@@ -1,18 +1,14 @@
-"""The population of events that a load is drawn from: embeddings, and the moral values that came with them.
+"""A population of events to draw a load from: embeddings and their moral values.
 
-Read from an .npz that holds `vec`, float16 or float32[N, D], and `moral`, float32[N] in [0, 1], in the order in which
-the events happened; or made from a seed, when there is none. What is made has the shape that embeddings of short
-messages have: unit norm, 384 floats, a direction that all share (so that two messages that have nothing to do with each
-other have a cosine about 0.23, not 0), topics of which few are frequent, and messages that are nearer to their topic or
-farther from it. Held against 6,000 embeddings of real short messages: mean cosine 0.23 (real 0.22), cosine of the
-nearest among 5,000 from 0.45 to 0.65 in nine of ten (real 0.42 to 0.68). Independent Gaussian vectors, the usual filler
-of a load test, have none of that, and strain an exact search as no real question does.
+It is read from an .npz (`vec`, float16 or float32[N, D]; `moral`, float32[N] in [0, 1]) in the order of the events, or
+generated from a seed. Generated vectors resemble embeddings of short messages: unit norm, 384 floats, a shared
+direction, a few frequent topics, and messages nearer to or farther from their topic. Against 6,000 embeddings of real
+messages: mean cosine 0.23 (real 0.22); nearest among 5,000 from 0.45 to 0.65 in nine of ten (real 0.42 to 0.68). Moral
+values resemble a classifier's: mostly near 1, some near 0, some between, so that the governor moves as it does in
+production.
 
-Moral values come as a classifier gives them, near its ends more often than between: most messages are harmless, some
-are surely not, and about some it cannot tell. With all of them 1 the governor would never move; drawn evenly it would
-rest where no real stream lets it.
-
-Kept apart from the locustfile, because importing Locust patches the whole process for gevent, which no test wants.
+Rejected: independent Gaussian vectors, which burden an exact search as no real query does; putting this into the
+locustfile, because importing Locust patches the whole process for gevent.
 """
 
 from pathlib import Path

@@ -1,9 +1,8 @@
-"""Bodies of a load's requests: written once, handed out in turn for ever.
+"""Request bodies of a load, serialised once and then cycled.
 
-Writing 384 numbers as JSON takes a Python client longer than the server takes to decide the event, so a load that wrote
-them again for each request would be about its own generator. A server keeps nothing between requests that could make a
-body that came before cheaper (heads it does, and they are alike anyway), so two thousand different ones are as good as
-new ones.
+Serialising 384 numbers as JSON takes a Python client longer than the server's decision, so a load that serialised each
+request would measure its own generator. The server caches nothing by body, so two thousand different bodies are as
+good as new ones.
 """
 
 import base64

@@ -1,13 +1,11 @@
-"""Service level objectives of a load: what was seen, what is bound, and a sentence for each bound that is broken.
+"""Service level objectives of a load test: figures, bounds, and a sentence for each violation.
 
-Figures are what Locust counted and what the server said of itself before and after; this file knows neither Locust nor
-HTTP. Latency is judged route by route: a mean over all of them would hide a slow recall behind quick probes. Refusals
-for want of tokens (429) have a budget of their own and are no errors, because a limit that holds is the server doing
-its work; whoever expects none sets the budget to 0. So have answers of 503, with which nothing was applied: a server on
-a machine whose processor is full is not ready, and may wait too long for its lock, whoever fills it.
+The figures come from Locust and from the server's metrics before and after; this file knows neither Locust nor HTTP.
+Latency is judged per route: a mean would hide a slow recall behind quick probes. 429 and 503 are not errors and have
+budgets of their own: a rate limit that holds is correct, and a 503 applied nothing.
 
-Events are counted on both sides. What was acknowledged must have been counted, and when nobody else sends events, no
-more than that: one more would be an event that was decided and whose answer was lost.
+Events are counted on both sides. Acknowledged events must have been counted by the server, and when nobody else sends
+events, exactly those: one more would be an event whose answer was lost.
 """
 
 import math

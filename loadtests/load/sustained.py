@@ -1,21 +1,17 @@
-"""A thousand requests a second, two minutes of it, as in production: latency, processor, memory, counts (`make load`).
+"""A thousand requests a second for two minutes against a production server: latency, CPU, memory, counts (`make load`).
 
     python -m loadtests.load.sustained
     python -m loadtests.load.sustained --rate 1000 --windows 6 --seconds 10 --events events.npz
 
-Starts this checkout with config/production-ready.yaml, two workers and a key of its own in a keys file, fills its
-store, and sends the load of loadtests/locustfile.py from Locust, a process beside it: first nothing but single events,
-then the mix of a day; probes, scrapes and a person are there both times. The key's tier is `bulk` as that file has it
-(10,000 requests a second): limits are on, every other key keeps the standard five a second, and that is how production
-lets a busy client in. Then it measures window after window, and prints each with the load average and what others took.
+It runs this checkout with config/production-ready.yaml, two workers and a key of the tier `bulk` (10,000 requests a
+second), fills the store, and sends the load of loadtests/locustfile.py: first single events, then the day's mix, each
+with probes, scrapes and an operator. It measures window after window.
 
-Exit status: 0 when all of it holds; 1 with a sentence for each promise that does not: in the median window at least
-98 % of the rate asked for, and at most 0.16 core of the server, all its processes together, for a thousand events a
-second, 0.32 for a thousand requests of the mix, and in proportion for more; no route's 95th percentile above 100 ms;
-and the rest of Locust's objectives, whose sentences are passed on; 2 when nothing was measured.
+Exit status: 0 all promises hold; 1 with a sentence for each violation; 2 nothing was measured. Promises, in the median
+window: 98 % of the rate; at most 0.16 core for a thousand events a second and 0.32 for the mix, all processes together
+and in proportion for higher rates; a p95 below 100 ms for every route; and Locust's other objectives.
 
-What it cannot say: how much more would fit. The generator takes as much of the machine as the server does;
-loadtests/load/throughput_max.py asks for the most.
+Generator and server share the machine, so this is not the maximum; loadtests/load/throughput_max.py measures that.
 """
 
 import argparse

@@ -1,17 +1,14 @@
-"""The most that this machine gives: the same load as fast as it is answered, from Locust and from a client in C.
+"""The maximum throughput of this machine: the day's mix in a closed loop, from Locust and from wrk.
 
     python -m loadtests.load.throughput_max
     python -m loadtests.load.throughput_max --rounds 5 --seconds 5 --events events.npz
 
-Production's configuration and two workers, as in loadtests/load/sustained.py, but for the key's tier, which allows a
-million requests a second. Server and generator share the machine, as nobody would have them in production: what one
-takes the other lacks, so what is said is what both together reach, and beside it what each took. Requests for each core
-of the server (requests/s ÷ server, cores) are what can be carried to another machine.
+The server is that of loadtests/load/sustained.py, with a rate limit of a million requests a second. Server and
+generator share the machine, so the table shows what both use. Requests per core of the server carry over to other
+machines.
 
-Locust is one thread of Python for each of its processes and spends no less on a request than the server does, so that
-its rounds say as much about Locust. wrk sends the same mix without looking at more than the status: events
-in three forms, batches, recalls, the state; memories are not read back, since it keeps no ids. Rounds take turns and
-the medians are printed.
+Locust spends as much CPU per request as the server, so its rows describe Locust too. wrk sends the same mix and checks
+only the status; it cannot read memories back, because it keeps no ids. Rounds alternate; medians are printed.
 
 Exit status: 0, or 2 when nothing was measured.
 """

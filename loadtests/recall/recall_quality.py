@@ -1,21 +1,17 @@
-"""Recall on labelled data: is every answer what brute force gives, and how good are the answers?
+"""Recall on labelled data: exactness against brute force, and the quality of the answers.
 
     python -m loadtests.recall.recall_quality banking.npz
     python -m loadtests.recall.recall_quality banking.npz --url http://127.0.0.1:8000
 
-The .npz holds `train` [N, D] and `query` [Q, D] (any float type, made float32 and of unit norm here) with their labels
-`train_y` [N] and `query_y` [Q]. All of `train` goes in through POST /events with moral value 1.0, each query through
-POST /recall. Without --url the program starts a server of its own from this checkout and ends it afterwards; a server
-at --url must be empty, because the comparison is with all that it holds.
+The .npz has `train` [N, D] and `query` [Q, D] with labels `train_y` [N] and `query_y` [Q]. All of `train` is posted
+with moral value 1.0; each query is recalled. Without --url the program runs a server of its own; a server at --url
+must be empty.
 
-What the ids are compared with, both times best first and ties newer first:
-  - float64 sums: the definition of recall. The cosine of the stored float32 values, products and sums in float64.
-    Two orders of summation differ by at most 1e-15 or so, so that only exact ties could fall differently.
-  - float32 sums: NumPy's `train @ query`, as one would write it. Its sums are good to about 1e-7, so memories that are
-    closer together than that may change places. Such a query counts as a near-tie when every place that differs holds
-    a score within NEAR of the right one, and as wrong otherwise.
+Ids are compared with two orders, ties newer first. float64 sums are the definition of recall; other summation orders
+differ by about 1e-15, so only exact ties could differ. float32 sums are NumPy's `train @ query`, good to about 1e-7: a
+query whose differing places score within NEAR of the right ones counts as a near-tie, otherwise as wrong.
 
-Exit status: 0 when the ids are those of brute force for every query, 1 when they are not, 2 when nothing was measured.
+Exit status: 0 all ids equal brute force; 1 some do not; 2 nothing was measured.
 """
 
 import argparse

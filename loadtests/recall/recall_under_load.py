@@ -1,22 +1,18 @@
-"""Recall while events pour in: still exact, and how much slower.
+"""Recall while events are written: exactness and latency, each answer checked.
 
     python -m loadtests.recall.recall_under_load
     python -m loadtests.recall.recall_under_load --rounds 1 --seconds 2 --check
 
-Starts the server as in production (loadtests/bench/servers.py) with two workers and 20,000 memories, each worker on a
-core of its own with its client: one client asks for recalls, one after the other, the other sends events, sixteen at a
-time in one pipeline, as fast as they are decided. So the two meet in the block alone, not on a processor. Quiet and
-loaded phases take turns. In the quiet ones a bare loop keeps the core of the writers busy: otherwise all that runs on
-the machine beside would be there when it is quiet and among the recalls when it is not, and be taken for the writers'
-work.
+Two workers of a production server with 20,000 memories each share a core with one client: one client recalls, the
+other sends events in pipelines of sixteen. The two meet only in the block. Quiet and loaded phases alternate; in quiet
+phases a bare loop keeps the writers' core busy, so that the rest of the machine disturbs both phases equally.
 
-Exactness is proven for every answer of every phase. Its `as_of` is a log position; every decision tells its position
-and its memory id, and there is one writer, on one connection, whose events are decided in the order in which it sends
-them. So it is known which memories lived at `as_of` (the newest 20,000 of those that were accepted up to it) and which
-vector each of them has (VECTORS different ones, in turn). What the answer must be follows by brute force in float64.
+Every answer names a log position (`as_of`), every decision its position and memory id, and there is one writer on one
+connection. So the live memories at `as_of` are known (the newest 20,000 accepted ones), and brute force in float64
+gives the right answer.
 
-Exit status: 1 when an answer was not exact, or with --check when a median of the loaded phases is more than twice that
-of the quiet ones, p50 or p99; 2 when nothing was measured.
+Exit status: 1 for an inexact answer, or with --check when a loaded p50 or p99 is more than twice the quiet one; 2
+nothing was measured.
 """
 
 import argparse
