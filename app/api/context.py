@@ -1,6 +1,6 @@
-"""What the routes of one worker share: the store, the settings they need, and the clock. Made once, after the fork.
+"""Context: what the routes of one worker share. Made once, after the fork, and handed to every resource.
 
-Handed to every resource by app/main.py; no resource opens anything by itself, so each can be read, and tested, alone.
+Invariants: a resource opens nothing by itself, so each can be read and tested alone.
 """
 
 from collections.abc import Callable
@@ -16,19 +16,16 @@ from shm.store import Recall, Store
 
 @dataclass
 class Context:
-    """One worker's view.
-
-    `clock` returns CLOCK_BOOTTIME in ns; `leaving` says whether the server has been told to stop; `workers` is how many
-    the arbiter was configured with when this one was forked; `charge` takes tokens from whoever asks, and may raise.
-    """
+    """What the routes of one worker share."""
 
     config: Config
-    store: Store
-    recall: Recall
+    store: Store  # for the loop's thread; a route on the pool makes a Store of its own
+    recall: Recall  # for any thread
     latency: LatencyHistogram  # of events
-    clock: Callable[[], int]
-    leaving: Callable[[], bool]
-    workers: int
+    clock: Callable[[], int]  # CLOCK_BOOTTIME in ns
+    is_stopping: Callable[[], bool]  # whether the server has been told to stop
+    workers: int  # the configured number when this worker was forked
+    # Charges the client of an environ for so many tokens; raises Problem.
     charge: Callable[[WSGIEnvironment, int], None] = lambda _environ, _tokens: None
     idempotency: IdempotencyKeys = field(init=False)
     codec: VectorCodec = field(init=False)

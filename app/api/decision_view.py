@@ -1,6 +1,4 @@
-"""A decision, as a client sees it: the answer to an event, made from what the native core has just decided, or from the
-receipt of an earlier time when the event came with an idempotency key.
-"""
+"""Decision view: the response to an event, made from what the native core decided, now or (by a receipt) earlier."""
 
 from typing import Annotated, Literal
 
@@ -14,19 +12,19 @@ from shm import store
 
 @component("Decision")
 class DecisionView(msgspec.Struct, omit_defaults=True, gc=False):
-    """What was decided about one event.
+    """The decision about one event.
 
-    `sequence` counts decisions, `memory_id` memories, `position` everything in the log.
+    `sequence` numbers decisions, `memory_id` numbers memories, `position` numbers all entries of the log.
     """
 
     accepted: bool
     reason: Annotated[
         Literal["accepted", "moral"],
-        Meta(description="Why: `moral` when the moral value was too low.", examples=["accepted"]),
+        Meta(description="`accepted`, or `moral` if the moral value was too low.", examples=["accepted"]),
     ]
     sequence: Ordinal
     moral_value: MoralValue
-    threshold_before: Annotated[Threshold, Meta(description="The threshold that this event was held against.")]
+    threshold_before: Annotated[Threshold, Meta(description="The threshold that this event was compared with.")]
     moral_filter_threshold: Annotated[Threshold, Meta(description="The threshold for the next event.")]
     ema: Ema
     current_phase: Phase
@@ -36,10 +34,7 @@ class DecisionView(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 def to_decision_view(decided: store.DecisionFields, boot_id: str) -> DecisionView:
-    """Return a decision of the native core in the client's words.
-
-    `current_phase` is the one the event was tagged with.
-    """
+    """Return the view of a decision. `current_phase` is the phase that the event was tagged with."""
     position, sequence, memory_id, moral, theta_before, theta_after, ema, phase, _repeated = decided
     return DecisionView(
         memory_id != 0,

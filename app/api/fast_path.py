@@ -1,13 +1,15 @@
-"""The lane: the short way of the routes that are asked for most.
+"""Fast path: serves the hottest routes without the framework.
 
-Falcon finds the route, makes a request and a response, and calls middleware and responder: 5 µs, as much as the event
-itself. A route of the lane is found in a dictionary, the gate is asked, and its `answers` member of that method is
-called with the environ and returns JSON: the very function that the responder of its resource calls, too.
+A resource takes part by the member `fast_responders`: functions by method that take the environ and return JSON. Its
+ordinary responder calls the same function, so both paths give the same response. The path of the request is looked up
+in a dictionary, the gate admits the request, and the function is called.
 
-The lane knows success only. Whatever is raised goes the long way: it is raised again inside Falcon, whose error
-handlers answer, count and audit it like any other (`ReraiseMiddleware`). So there is one place that knows what a
-refusal looks like, and everything else about a request (other methods, HEAD, paths with slashes too many) is Falcon's
-as well.
+Invariants: the fast path answers successes only. Whatever is raised is raised again inside Falcon, whose error handlers
+answer, count and audit it (`ReraiseMiddleware`), so refusals have one implementation. Falcon also serves everything
+else: other methods, HEAD, paths with additional slashes.
+
+Perf: Falcon takes 5 µs to find the route, make request and response and call middleware and responder, which is as
+much as the event itself.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,53 +23,53 @@ from app.api.codec.media_types import JSON
 from app.api.operation import Operation, Resource
 from app.httpd.request import RAISED
 
-Answer = Callable[[WSGIEnvironment], bytes]
+FastResponder = Callable[[WSGIEnvironment], bytes]
 
 _OK: Final = "200 OK"
 _HEADERS: Final = [("Content-Type", JSON)]
 
 
 class FastPath:
-    """A WSGI application in front of another, `framework`, which gets everything that is not on the lane."""
+    """A WSGI application in front of another, `framework`, which serves everything else."""
 
     def __init__(self, routes: Mapping[str, Resource], gate: Gate, framework: Any) -> None:
-        """Resources with `answers` (the answer to a method) take the lane; one method each."""
+        """`routes` by path; those with `fast_responders`, at most one each, are served here."""
         self._admit = gate.admit
         self._framework = framework
-        self._short: dict[str, tuple[str, Operation, Answer]] = {
-            path: (method, resource.operations[method], answer)
+        self._fast_routes: dict[str, tuple[str, Operation, FastResponder]] = {
+            path: (method, resource.operations[method], responder)
             for path, resource in routes.items()
-            for method, answer in getattr(resource, "fast_responders", {}).items()
+            for method, responder in getattr(resource, "fast_responders", {}).items()
         }
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
-        short = self._short.get(environ["PATH_INFO"])
-        if short is not None:
-            method, operation, answer = short
+        fast_route = self._fast_routes.get(environ["PATH_INFO"])
+        if fast_route is not None:
+            method, operation, responder = fast_route
             if method == environ["REQUEST_METHOD"] and RAISED not in environ:
                 try:
                     self._admit(environ, operation)
-                    body = answer(environ)
-                except Exception as error:  # noqa: BLE001 - it is raised again, below
+                    body = responder(environ)
+                except Exception as error:  # noqa: BLE001 - raised again inside the framework
                     environ[RAISED] = error
                 else:
                     start_response(_OK, _HEADERS)
                     return [body]
-        answered: Iterable[bytes] = self._framework(environ, start_response)
-        return answered
+        chunks: Iterable[bytes] = self._framework(environ, start_response)
+        return chunks
 
 
 class ReraiseMiddleware:
-    """Falcon middleware, the first: raises again what was raised on the lane."""
+    """Falcon middleware, the first one: raises again what the fast path or `wants_body` of app.main has caught."""
 
     def process_request(self, request: falcon.Request, _response: falcon.Response) -> None:
-        """Called before Falcon looks for a route."""
+        """Raise the error of a request, if it has one. Falcon calls this before it looks for a route."""
         error = request.env.pop(RAISED, None)
         if error is not None:
             try:
                 raise error
             finally:
-                # Its traceback leads to this frame: a name for it here would be a circle, which keeps the request with
-                # its body, up to 16 MB, until the collector comes by.
+                # The error's traceback refers to this frame. A name for the error in it would close a cycle, which
+                # keeps the request with its body (up to 16 MB) alive until the next garbage collection.
                 del error

@@ -208,10 +208,10 @@ class ReadinessResource:
         """Return every check by name."""
         vitals = self.context.store.block.region("vitals")
         silence = elapsed_seconds(vitals.heartbeat_ns, self.context.clock())
-        leaving = self.context.leaving()
+        is_stopping = self.context.is_stopping()
         return {
             "server": Check(False, "the server is stopping; it serves requests until the drain period ends")
-            if leaving
+            if is_stopping
             else Check(True),
             **self._of_store(int(vitals.emergency)),
             "system_memory": _of_memory(vitals),

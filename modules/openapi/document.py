@@ -36,20 +36,23 @@ _TEXT: Final = {"type": "string"}
 _SECONDS: Final = {"type": "integer", "minimum": 0}
 _HEADERS: Final[Mapping[str, tuple[str, Schema]]] = {
     "X-Request-ID": (
-        "The name of the request: the client's own when it is sane.",
+        "Id of the request: the client's own if it is valid, otherwise one that the server made.",
         _TEXT | {"minLength": 1, "maxLength": REQUEST_ID_LENGTH_MAX},
     ),
-    "Idempotency-Replayed": ("This is the answer to an earlier request with the same key.", {"const": "true"}),
+    "Idempotency-Replayed": (
+        "The response repeats the decision of an earlier request with the same key.",
+        {"const": "true"},
+    ),
     "RateLimit": (
-        "What is left: r tokens; the bucket is full again in t seconds. Only where limits are switched on.",
+        "r tokens remain; the bucket is full again in t seconds. Only with rate limits.",
         _TEXT | {"pattern": '^"[a-z]+";r=[0-9]+;t=[0-9]+$', "examples": ['"standard";r=9;t=1']},
     ),
     "RateLimit-Policy": (
-        "The tier: q tokens within w seconds. Only where limits are switched on.",
+        "The tier of the client: q tokens within w seconds. Only with rate limits.",
         _TEXT | {"pattern": '^"[a-z]+";q=[0-9]+;w=[0-9]+$', "examples": ['"standard";q=10;w=2']},
     ),
-    "Retry-After": ("Seconds until it makes sense to come back.", _SECONDS | {"examples": [1]}),
-    "WWW-Authenticate": ("How to show a key, and what was wrong with the one shown.", _TEXT),
+    "Retry-After": ("Seconds to wait before the next attempt.", _SECONDS | {"examples": [1]}),
+    "WWW-Authenticate": ("How to send a key, and what is wrong with the key that was sent.", _TEXT),
 }
 _ALWAYS: Final = "X-Request-ID"
 # What comes with a status, beside X-Request-ID: the field, and whether it always does.
@@ -65,7 +68,7 @@ class OpenApiResource:
     """The document."""
 
     operations: ClassVar[Mapping[str, Operation]] = {
-        "GET": Operation("This API as an OpenAPI 3.1 document.", Role.READ, dict[str, Any], blocks=True)
+        "GET": Operation("Return this API as an OpenAPI 3.1 document.", Role.READ, dict[str, Any], blocks=True)
     }
 
     def __init__(self, routes: Mapping[str, Resource], context: Context) -> None:
@@ -121,10 +124,10 @@ class Contract:
             "paths": paths,
             "components": {
                 "securitySchemes": {
-                    "bearer": {"type": "http", "scheme": "bearer", "description": "A key, as RFC 6750 has it."},
+                    "bearer": {"type": "http", "scheme": "bearer", "description": "The key as a token (RFC 6750)."},
                     "key": {
                         "type": "apiKey", "in": "header", "name": "X-API-Key",
-                        "description": "The same key where a proxy needs Authorization for itself.",
+                        "description": "The same key; leaves Authorization to a proxy.",
                     },
                 },
                 "headers": {name: _header(name, always=name == _ALWAYS) for name in _HEADERS},
@@ -179,7 +182,7 @@ class Contract:
         answers = {200: operation.response, **operation.other_responses}
         responses: dict[int, Any] = {
             status: {
-                "description": "Done." if status == 200 else "Not now; the document says why.",
+                "description": "Success." if status == 200 else "Not ready; the document lists the reasons.",
                 "headers": _headers(headers),
                 "content": self._content(answer),
             }
@@ -214,7 +217,7 @@ def _code() -> Schema:
     meanings = [
         {"const": code, "description": about.meaning, "x-status": about.status} for code, about in CODES.items()
     ]
-    return {"description": "What is wrong, for programs: stable.", "type": "string", "oneOf": meanings,
+    return {"description": "Stable name of the problem, for programs.", "type": "string", "oneOf": meanings,
             "examples": ["moral_value_out_of_range"]}  # fmt: skip
 
 
@@ -264,4 +267,4 @@ def _gate(role: Role | None) -> tuple[str, ...]:
 
 
 def _access(role: Role | None) -> str:
-    return f"Needs a key with the role `{role.name.lower()}`." if role else "Open: needs no key and reads none."
+    return f"Requires the role `{role.name.lower()}`." if role else "Open: requires no key, and reads none."

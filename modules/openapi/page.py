@@ -43,7 +43,7 @@ class DocsResource:
     """The page."""
 
     operations: ClassVar[Mapping[str, Operation]] = {
-        "GET": Operation("This API as a page for people.", Role.READ, HTML, blocks=True)
+        "GET": Operation("Return this API as a page for people.", Role.READ, HTML, blocks=True)
     }
 
     def __init__(self, contract: OpenApiResource) -> None:
@@ -164,7 +164,7 @@ def _codes(document: Mapping[str, Any], articles: Articles) -> Markup:
     return element(
         "section",
         _heading("h2", "Codes", "type-Code"),
-        element("p", "What stands as ", element("code", "code"), " in a problem document, by status."),
+        element("p", "Values of ", element("code", "code"), " in a problem document, by status."),
         table(("code", "status", "meaning"), rows),
         id="type-Code",
     )
@@ -186,7 +186,7 @@ def _limits() -> Markup:
     return element(
         "section",
         _heading("h2", "Limits"),
-        element("p", "Bounds of every server of this version, whatever its configuration."),
+        element("p", "Limits of every server of this version, whatever its configuration."),
         table(("limit", "value", "when it is passed", "reason"), rows),
         id="limits",
     )

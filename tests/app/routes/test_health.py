@@ -259,13 +259,14 @@ def formed() -> Iterator[Formed]:
     block.close()
 
 
-def context_of(block: Block, now_ns: int, leaving: bool = False) -> Context:
+def context_of(block: Block, now_ns: int, is_stopping: bool = False) -> Context:
     """Return a worker's view of a block at one moment."""
     config = Config(
         dimension=SMALL_LAYOUT.dimension, capacity=SMALL_LAYOUT.capacity, log_capacity=SMALL_LAYOUT.log_capacity
     )
     latency: Any = SimpleNamespace(mean_seconds=lambda: 0.0)  # nothing is counted
-    return Context(config, Store(block), Recall(block), latency, lambda: now_ns, leaving=lambda: leaving, workers=1)
+    store, recall = Store(block), Recall(block)
+    return Context(config, store, recall, latency, lambda: now_ns, is_stopping=lambda: is_stopping, workers=1)
 
 
 def beat(formed: Formed, **figures: float) -> int:
@@ -321,7 +322,7 @@ def test_a_server_that_was_told_to_stop_is_not_ready(formed: Formed) -> None:
     """Load balancers take it out while it still serves."""
     now_ns = beat(formed)
 
-    assert set(failing(context_of(formed.block, now_ns, leaving=True))) == {"server"}
+    assert set(failing(context_of(formed.block, now_ns, is_stopping=True))) == {"server"}
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Route]]:
     config = Config(dimension=SMALL.dimension, capacity=SMALL.capacity)
     store = Store(formed.block)
     latency: Any = None  # nothing is counted
-    context = Context(config, store, Recall(formed.block), latency, formed.now, leaving=lambda: False, workers=1)
+    context = Context(config, store, Recall(formed.block), latency, formed.now, is_stopping=lambda: False, workers=1)
     application = Application()
     application._gate = Gate(())
     with pytest.MonkeyPatch.context() as patch:
