@@ -283,3 +283,16 @@ def take_mutex(block: Block) -> None:
     """Take the mutex from outside the native core; it may be a dead owner's, and is not made consistent."""
     mutex = ctypes.c_void_p(int(ffi.cast("uintptr_t", block.region("lock"))))
     assert _libc.pthread_mutex_lock(mutex) in (0, errno.EOWNERDEAD)
+
+
+def lose_mutex(block: Block) -> None:
+    """Make the mutex irrecoverable: its owner dies, and the next one unlocks it without having made it consistent."""
+
+    def die() -> None:
+        take_mutex(block)
+        os._exit(0)
+
+    assert exit_of(begin(die)) == 0
+    take_mutex(block)
+    mutex = ctypes.c_void_p(int(ffi.cast("uintptr_t", block.region("lock"))))
+    assert _libc.pthread_mutex_unlock(mutex) == 0
