@@ -1,7 +1,8 @@
-"""The regime: the settings in force, as the native core computes with them and as the reference model reads them.
+"""The regime: the settings that govern a transition, as the native core and the reference model use them.
 
-Configuration is what an operator wrote; the regime is what the committed state holds. The log records each change of
-it, so that a replay knows which one held at every position. Decays and gains are float32, because the cascade is.
+A configuration is what an operator wrote; the regime is what the committed state holds. The log records every change of
+the regime, so that a replay knows which one was in force at each position. Decays and gains are float32, because the
+cascade computes in float32. The defaults are those of `core.settings.config`.
 """
 
 from typing import NamedTuple, Self
@@ -12,40 +13,40 @@ from shm.records import Settings, SettingsPointer, new_settings
 
 
 class GovernorSettings(NamedTuple):
-    """The constants of the governor. Thresholds, step and band are in units of moral value, 0 to 1."""
+    """The constants of the governor, in units of the moral value, 0 to 1; `ema_alpha` is a weight."""
 
-    initial_threshold: float = 0.50
-    min_threshold: float = 0.30
-    max_threshold: float = 0.90
-    dead_band: float = 0.05
-    ema_alpha: float = 0.1
-    adaptation_rate: float = 0.05
+    initial_threshold: float
+    min_threshold: float
+    max_threshold: float
+    dead_band: float
+    ema_alpha: float
+    adaptation_rate: float
 
 
 class RhythmSettings(NamedTuple):
-    """Durations in steps. `consolidation`: a cascade at each step asleep. `by_events`: a step per decision."""
+    """Durations in steps. `consolidation`: run the cascade at each step asleep. `by_events`: one step per decision."""
 
-    wake_duration: int = 8
-    sleep_duration: int = 3
-    consolidation: bool = True
-    by_events: bool = False
+    wake_duration: int
+    sleep_duration: int
+    consolidation: bool
+    by_events: bool
 
 
 class SynapseSettings(NamedTuple):
-    """λ is the share that a level loses per run, θ the gate to the next level, g the share that passes it."""
+    """Per level: λ is the share lost per run, θ the gate to the next level, gating the share that passes the gate."""
 
-    lambda_l1: float = 0.50
-    lambda_l2: float = 0.10
-    lambda_l3: float = 0.01
-    theta_l1: float = 1.2
-    theta_l2: float = 2.5
-    gating12: float = 0.45
-    gating23: float = 0.30
-    by_element: bool = False
+    lambda_l1: float
+    lambda_l2: float
+    lambda_l3: float
+    theta_l1: float
+    theta_l2: float
+    gating12: float
+    gating23: float
+    by_element: bool
 
 
 class Regime(NamedTuple):
-    """What governs a transition. `cycle_ns` is the length of a rhythm step when the clock is time."""
+    """The settings in force. `cycle_ns` is the length of a rhythm step when the clock is time."""
 
     governor: GovernorSettings
     rhythm: RhythmSettings
@@ -54,7 +55,7 @@ class Regime(NamedTuple):
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """Return the settings that a configuration asks for."""
+        """Return the regime of a configuration."""
         moral, rhythm, levels = config.moral_filter, config.cognitive_rhythm, config.multi_level_memory
         return cls(
             GovernorSettings(
@@ -82,7 +83,7 @@ class Regime(NamedTuple):
         )
 
     def to_record(self) -> SettingsPointer:
-        """Return them as the native core's record."""
+        """Return the record of the native core."""
         governor, rhythm, synapse = self.governor, self.rhythm, self.synapse
         return new_settings(
             **governor._asdict(),
@@ -101,7 +102,7 @@ class Regime(NamedTuple):
 
     @classmethod
     def of_record(cls, record: Settings) -> Self:
-        """Return the settings that a record holds; λ and g come back as the float32 values that are computed with."""
+        """Return the regime in a record. λ and gating are the float32 values that the native core computes with."""
         return cls(
             GovernorSettings(*(getattr(record, name) for name in GovernorSettings._fields)),
             RhythmSettings(

@@ -23,6 +23,7 @@ LAYOUT_VERSION: Final = 6
 MAGIC: Final = int.from_bytes(b"MLSDMBLK", "little")
 CACHE_LINE: Final = 64
 PAGE: Final = 4096
+TOP_K_MAX: Final = 100  # matches of one recall; sizes its buffers, and is the limit of `top_k` (core/limits.py)
 
 assert sys.byteorder == "little", "the block is little-endian; this machine is not"
 
@@ -528,7 +529,7 @@ def declarations() -> str:
     lines.append(f"#define MLSDM_REGIONS {len(REGIONS)}")
     constants = (
         "FLAG_STOPPED", "FLAG_CONSOLIDATION", "FLAG_EVENTS_CLOCK", "FLAG_ELEMENT_GATE", "EMERGENCY_CORRUPT",
-        "EMERGENCY_LOST", "EMERGENCY_MEMORY", "BUCKET_WAYS", "LOST",
+        "EMERGENCY_LOST", "EMERGENCY_MEMORY", "BUCKET_WAYS", "LOST", "TOP_K_MAX",
     )  # fmt: skip
     lines += [f"#define MLSDM_{name} {globals()[name]}" for name in constants]
     return "\n".join(lines) + "\n"

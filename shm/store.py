@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from shm._native import ffi, lib
 from shm.block import Block
 from shm.errors import CORRUPT, OK, TAKEN, Taken, raise_for
-from shm.layout import KINDS
+from shm.layout import KINDS, TOP_K_MAX
 from shm.process import NOBODY, Identity
 from shm.records import (
     NO_IDEMPOTENCY_HASH,
@@ -31,7 +31,6 @@ from shm.records import (
     VitalsPointer,
 )  # fmt: skip
 
-TOP_K_MAX: Final = 100
 KEYS: Final = 0  # bucket tables
 PEERS: Final = 1
 ANY_TICKET: Final = 2**64 - 1

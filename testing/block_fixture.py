@@ -25,7 +25,8 @@ import numpy as np
 from core.reference.log_replay import Model, Scalars
 from core.reference.synapse import Synapse
 from core.reference.vector import Vector
-from core.regime import GovernorSettings, Regime, RhythmSettings, SynapseSettings
+from core.regime import Regime
+from core.settings.config import Config
 from shm import process
 from shm._native import ffi
 from shm.block import Block
@@ -36,7 +37,7 @@ from shm.store import Decision, Store
 from testing.eventually import eventually
 
 SMALL: Final = Layout(dimension=16, capacity=50, payload_size_max=64, log_capacity=4096, rows=4, receipt_capacity=16)
-REGIME: Final = Regime(GovernorSettings(), RhythmSettings(), SynapseSettings(), 1_000_000_000)
+REGIME: Final = Regime.of(Config())
 NORM_MAX: Final = 1e6
 _libc = ctypes.CDLL(None)
 WAIT_MS: Final = 2000  # far above anything a loaded machine does to a section of a microsecond

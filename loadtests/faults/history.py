@@ -20,7 +20,8 @@ from core.reference.governor import Governor
 from core.reference.rhythm import Rhythm
 from core.reference.synapse import Synapse
 from core.reference.vector import norm
-from core.regime import GovernorSettings, RhythmSettings, SynapseSettings
+from core.regime import Regime
+from core.settings.config import Config
 
 SENTENCES_MAX: Final = 5  # of one kind: the rest is a number
 
@@ -130,7 +131,8 @@ def _sequence_violations(history: History) -> list[str]:
 def _reference_violations(history: History, dimension: int, capacity: int) -> list[str]:
     """Run the reference along the decisions; hold each of them, and what was read at any position, against it."""
     wrong: list[str] = []
-    settings, cascade, steps = GovernorSettings(), SynapseSettings(), RhythmSettings(by_events=True)
+    regime = Regime.of(Config())
+    settings, cascade, steps = regime.governor, regime.synapse, regime.rhythm._replace(by_events=True)
     governor, rhythm, levels, accepted = (
         Governor.initial(settings),
         Rhythm.initial(steps),

@@ -11,8 +11,7 @@
 
 #include "block.h"
 
-#define TOP_K_MAX 100
-#define SHORTLIST (TOP_K_MAX + 32)
+#define SHORTLIST (MLSDM_TOP_K_MAX + 32)
 #define SLACK 1e-6f /* covers three float32 roundings of numbers below 1.01 and a float64 score: under 3e-7 */
 #define BATCH 64    /* candidates that are scored together */
 #define ATTEMPTS_UNLOCKED 3
@@ -33,7 +32,7 @@ struct search {
     double norm;
     float scale, stretch, offset; /* of the query's codes; error = stretch · e + offset */
     uint32_t mask;
-    float lower[TOP_K_MAX]; /* min-heap of the k largest lower ends */
+    float lower[MLSDM_TOP_K_MAX]; /* min-heap of the k largest lower ends */
     uint32_t lowers;
     struct scored shortlist[SHORTLIST]; /* min-heap of the best, sorted at the end */
     uint32_t shortlisted;

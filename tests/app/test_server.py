@@ -20,7 +20,8 @@ from app.telemetry.metric_files import lock_directory
 from core.reference.governor import Governor
 from core.reference.log_replay import replay
 from core.reference.synapse import Synapse
-from core.regime import GovernorSettings, Regime
+from core.regime import Regime
+from core.settings.config import Config
 from loadtests.cost.bounded_memory import BOUND_MB, GROWTH_MB_MAX
 from loadtests.cost.process_memory import footprint
 from shm.block import find_blocks
@@ -67,7 +68,7 @@ def test_serial_decisions_equal_the_reference_event_by_event(serve: Serve) -> No
 
     _send(server, vectors, morals, decisions)
 
-    settings = GovernorSettings()
+    settings = Regime.of(Config()).governor
     model = Governor.initial(settings)
     for number, (moral, decision) in enumerate(zip(morals, decisions, strict=True), 1):
         before = model.theta

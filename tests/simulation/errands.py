@@ -12,7 +12,8 @@ import random
 from collections.abc import Callable
 from typing import Any, Final
 
-from core.regime import GovernorSettings, Regime, RhythmSettings, SynapseSettings
+from core.regime import GovernorSettings, Regime, RhythmSettings
+from core.settings.config import Config
 from shm.layout import Layout
 from shm.store import ANY_TICKET
 from tests.simulation.accounts import ACCOUNTS
@@ -28,13 +29,21 @@ LAYOUT: Final = Layout(  # so small that every ring goes round every few steps
 YEAR_NS: Final = 365 * 86_400 * 10**9
 KEYS: Final = 16  # so few that most are known, or were
 
+_DEFAULT: Final = Regime.of(Config())
 REGIMES: Final = tuple(
     Regime.of_record(regime.to_record())  # λ and gains as float32 has them
     for regime in (
-        Regime(GovernorSettings(), RhythmSettings(), SynapseSettings(), 10**9),
-        Regime(GovernorSettings(), RhythmSettings(2, 2, True, True), SynapseSettings(theta_l1=0.3), 10**9),
-        Regime(GovernorSettings(0.4, 0.2, 0.8, 0.01, 0.3, 0.1), RhythmSettings(1, 5), SynapseSettings(), 10**8),
-        Regime(GovernorSettings(), RhythmSettings(3, 1), SynapseSettings(theta_l1=0.1, by_element=True), 10**9),
+        _DEFAULT,
+        _DEFAULT._replace(rhythm=RhythmSettings(2, 2, True, True), synapse=_DEFAULT.synapse._replace(theta_l1=0.3)),
+        _DEFAULT._replace(
+            governor=GovernorSettings(0.4, 0.2, 0.8, 0.01, 0.3, 0.1),
+            rhythm=RhythmSettings(1, 5, True, False),
+            cycle_ns=10**8,
+        ),
+        _DEFAULT._replace(
+            rhythm=RhythmSettings(3, 1, True, False),
+            synapse=_DEFAULT.synapse._replace(theta_l1=0.1, by_element=True),
+        ),
     )
 )
 

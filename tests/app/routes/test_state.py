@@ -8,7 +8,8 @@ import numpy as np
 from core.reference.rhythm import Rhythm
 from core.reference.synapse import Synapse
 from core.reference.vector import norm
-from core.regime import RhythmSettings, SynapseSettings
+from core.regime import Regime
+from core.settings.config import Config
 from testing.bodies import accepted, of_json, of_raw, sent
 from testing.live_server import LiveServer
 
@@ -57,7 +58,8 @@ def test_levels_are_those_of_the_reference(serve: Any) -> None:
 
 def reference(vectors: Any) -> list[tuple[float, ...]]:
     """Return the norms of the levels after each of the accepted vectors, when each is also a step of the rhythm."""
-    settings, rhythm_settings = SynapseSettings(), RhythmSettings(by_events=True)
+    regime = Regime.of(Config())
+    settings, rhythm_settings = regime.synapse, regime.rhythm._replace(by_events=True)
     levels, rhythm, norms = Synapse.initial(vectors.shape[1]), Rhythm.initial(rhythm_settings), []
     for vector in vectors:
         levels = levels.cascaded(vector, settings)

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.reference.governor import Governor
-from core.regime import GovernorSettings
+from core.regime import GovernorSettings, Regime
+from core.settings.config import Config
 
-DEFAULT = GovernorSettings()
+DEFAULT = Regime.of(Config()).governor
 
 
 def after(morals: list[float], settings: GovernorSettings = DEFAULT) -> Governor:
@@ -86,7 +87,10 @@ class TestDecide:
     def test_stays_within_its_bounds(self, morals: list[float], bounds: list[float], step: float) -> None:
         """Whatever comes, θ is within its bounds (to the twelfth decimal it is rounded to), the mean within [0, 1]."""
         low, start, high = bounds
-        governor = after(morals, GovernorSettings(start, low, high, adaptation_rate=step))
+        settings = DEFAULT._replace(
+            initial_threshold=start, min_threshold=low, max_threshold=high, adaptation_rate=step
+        )
+        governor = after(morals, settings)
 
         assert low - 1e-12 <= governor.theta <= high + 1e-12
         assert 0 <= governor.ema <= 1

@@ -5,9 +5,10 @@ from hypothesis import strategies as st
 
 from core.phases import SLEEP, WAKE
 from core.reference.rhythm import Rhythm
-from core.regime import RhythmSettings
+from core.regime import Regime, RhythmSettings
+from core.settings.config import Config
 
-DEFAULT = RhythmSettings()
+DEFAULT = Regime.of(Config()).rhythm
 
 
 def phases(settings: RhythmSettings, steps: int) -> list[int]:
@@ -27,7 +28,9 @@ class TestStepped:
     @given(st.integers(1, 20), st.integers(1, 20))
     def test_any_durations(self, wake: int, sleep: int) -> None:
         """Each phase lasts as long as it was told, for ever."""
-        assert ([WAKE] * wake + [SLEEP] * sleep) * 3 == phases(RhythmSettings(wake, sleep), 3 * (wake + sleep))
+        assert ([WAKE] * wake + [SLEEP] * sleep) * 3 == phases(
+            DEFAULT._replace(wake_duration=wake, sleep_duration=sleep), 3 * (wake + sleep)
+        )
 
     def test_counts_every_step(self) -> None:
         """Steps are counted in all, and a reset does not set them back."""
@@ -40,8 +43,8 @@ class TestStepped:
 
     def test_a_shorter_phase_takes_effect_at_once(self) -> None:
         """No longer in this phase than the new duration allows; never longer than was left."""
-        assert Rhythm.initial(DEFAULT).reconfigured(RhythmSettings(3, 3)) == (WAKE, 3, 0)
-        assert Rhythm.initial(DEFAULT).reconfigured(RhythmSettings(80, 3)) == (WAKE, 8, 0)
+        assert Rhythm.initial(DEFAULT).reconfigured(DEFAULT._replace(wake_duration=3)) == (WAKE, 3, 0)
+        assert Rhythm.initial(DEFAULT).reconfigured(DEFAULT._replace(wake_duration=80)) == (WAKE, 8, 0)
 
     def test_consolidates_asleep_only(self) -> None:
         """And only when it is configured to."""

@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 
 from core.reference.synapse import Synapse
 from core.reference.vector import norm
-from core.regime import SynapseSettings
+from core.regime import Regime
+from core.settings.config import Config
 
-DEFAULT = SynapseSettings()
-OPEN = SynapseSettings(theta_l1=0.0, theta_l2=0.0)
-CLOSED = SynapseSettings(theta_l1=1e6, theta_l2=1e6)
+DEFAULT = Regime.of(Config()).synapse
+OPEN = DEFAULT._replace(theta_l1=0.0, theta_l2=0.0)
+CLOSED = DEFAULT._replace(theta_l1=1e6, theta_l2=1e6)
 
 
 def levels(*values: list[float]) -> Synapse:

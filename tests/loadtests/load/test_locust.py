@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from core.reference.governor import Governor
-from core.regime import GovernorSettings
+from core.regime import Regime
+from core.settings.config import Config
 from loadtests.load import metrics_probe, population, slo
 from loadtests.load.metrics_probe import ProbeError, ServerMetrics
 from loadtests.load.population import PopulationError
@@ -203,7 +204,7 @@ def test_made_vectors_are_shaped_as_embeddings_are() -> None:
 def test_made_moral_values_keep_the_governor_at_work() -> None:
     """From 0 to 1; it accepts and rejects, and its threshold moves."""
     morals = population.generate(7).morals
-    settings = GovernorSettings()
+    settings = Regime.of(Config()).governor
     governor, verdicts, thresholds = Governor.initial(settings), [], set()
     for moral in morals.tolist():
         accepted, governor = governor.decide(moral, settings)

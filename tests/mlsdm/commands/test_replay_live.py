@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from core.reference.governor import Governor
-from core.regime import GovernorSettings
+from core.regime import Regime
+from core.settings.config import Config
 from mlsdm.commands.replay import add_arguments, run
 from shm.layout import KINDS
 from testing.eventually import eventually
@@ -70,7 +71,7 @@ def test_one_client_on_a_fresh_server_gets_the_decisions_of_the_reference(
 
     assert replay(recording, "--url", f"http://127.0.0.1:{server.port}", "--clients", 1, "--save", saved) == 0
 
-    settings = GovernorSettings()
+    settings = Regime.of(Config()).governor
     governor, expected = Governor.initial(settings), []
     for moral in np.load(recording)["moral"]:
         before = governor.theta
