@@ -59,21 +59,31 @@ def add_options(parser: LocustArgumentParser) -> None:
     bounds = slo.Bounds()
     add = parser.add_argument
     add("--api-key", env_var="API_KEY", default="", help="token of the server (also: API_KEY)", is_secret=True)
-    add("--events", metavar="NPZ", help="events to send, `vec` [N, D] and `moral` [N]; made ones without it")
-    add("--seed", type=int, default=1, help="of the made events (default 1)")
+    add("--events", metavar="NPZ", help="events to send: `vec` [N, D], `moral` [N] (default: generated)")
+    add("--seed", type=int, default=1, help="seed of generated events (default 1)")
     add("--pace", type=_positive, default=10.0, help="requests per second of an application (default 10)")
-    add("--p95-ms-max", type=_bound, default=bounds.p95_ms_max, help="of any route; inf for none (default 100)")
-    add("--error-share-max", type=_bound, default=bounds.error_share_max, help="of all requests (default 0.001)")
-    add("--refused-share-max", type=_bound, default=bounds.refused_share_max, help="429s, of all requests (default 0)")
-    add("--unserved-share-max", type=_bound, default=bounds.unserved_share_max, help="503s, of all (default 0.001)")
-    add("--growth-mb-max", type=_bound, default=bounds.growth_mb_max, help="server's memory; inf for none (default 16)")
-    add("--rate-min", type=_bound, default=bounds.rate_min, help="requests per second, ramp and all (default 0)")
+    add("--p95-ms-max", type=_bound, default=bounds.p95_ms_max, help="p95 of any route; inf for none (default 100)")
+    add(
+        "--error-share-max",
+        type=_bound,
+        default=bounds.error_share_max,
+        help="share of failed requests (default 0.001)",
+    )
+    add("--refused-share-max", type=_bound, default=bounds.refused_share_max, help="share of 429s (default 0)")
+    add("--unserved-share-max", type=_bound, default=bounds.unserved_share_max, help="share of 503s (default 0.001)")
+    add(
+        "--growth-mb-max",
+        type=_bound,
+        default=bounds.growth_mb_max,
+        help="growth of server memory; inf for none (default 16)",
+    )
+    add("--rate-min", type=_bound, default=bounds.rate_min, help="requests per second, ramp included (default 0)")
     add(
         "--alone",
         action="store_true",
-        help="nobody else sends events: the server must count no more than were answered",
+        help="no other client sends events: the server's count must equal the answers",
     )
-    add("--server-pid", type=int, help="arbiter of a server on this machine: its memory by /proc, not by its metrics")
+    add("--server-pid", type=int, help="pid of the arbiter on this machine: read memory from /proc")
 
 
 def _positive(text: str) -> float:
@@ -96,20 +106,20 @@ def _options(environment: Environment) -> Any:
 
 # -- users -------------------------------------------------------------------------------------------------------------
 class ApiUser(FastHttpUser):
-    """What all users have in common: the key, and answers that are looked at."""
+    """The base of all users: the key, and the check of answers."""
 
     abstract = True
     network_timeout = connection_timeout = float(TIMEOUT_SECONDS)
 
     def on_start(self) -> None:
-        """Take the key along."""
+        """Prepare the headers with the key."""
         token = _options(self.environment).api_key
         self.key = {"Authorization": f"Bearer {token}"} if token else {}
 
     def send(
         self, method: str, path: str, name: str, body: Any = None, headers: Mapping[str, str] | None = None
     ) -> Any:
-        """Send a request, with a `body` of bytes; returns what its 200 says, None otherwise, which is counted."""
+        """Send a request; return the document of a 200, otherwise count the failure and return None."""
         with self.client.request(
             method, path, name, data=body, headers={**self.key, **(headers or {})}, catch_response=True
         ) as answer:
@@ -146,7 +156,7 @@ class Application(ApiUser):
     newest: int | None = None  # memory of its own
 
     def on_start(self) -> None:
-        """Begin to reckon from now."""
+        """Start the schedule of requests."""
         super().on_start()
         self.due = time.monotonic()
 
@@ -156,7 +166,7 @@ class Application(ApiUser):
         return max(0.0, self.due - time.monotonic())
 
     def event(self, name: str, body: bytes, headers: Mapping[str, str]) -> None:
-        """Have an event decided, and keep the id when it is remembered."""
+        """Post an event, and keep its memory id when it is accepted."""
         decision = self.send("POST", "/event", name, body, headers)
         if decision and decision["accepted"]:
             self.newest = decision["memory_id"]
@@ -164,36 +174,36 @@ class Application(ApiUser):
     @tag("event")
     @task(40)
     def event_json(self) -> None:
-        """An event as most write it: 384 numbers of JSON."""
+        """Post an event as 384 JSON numbers."""
         self.event("/event, JSON", next(self.bodies.json), JSON)
 
     @tag("event")
     @task(20)
     def event_base64(self) -> None:
-        """An event with something to give back, which may be sent again."""
+        """Post an event in base64 with a payload and an idempotency key."""
         headers = {**JSON, "Idempotency-Key": uuid.uuid4().hex}
         self.event("/event, base64, payload, key", next(self.bodies.base64), headers)
 
     @tag("event")
     @task(15)
     def event_raw(self) -> None:
-        """An event as the fastest write it."""
+        """Post an event as raw bytes."""
         moral, body = next(self.bodies.raw)
         self.event("/event, raw", body, {**RAW, "Moral-Value": moral})
 
     @task(5)
     def batch(self) -> None:
-        """Ten events at once."""
+        """Post a batch of ten events."""
         self.send("POST", "/events", "/events, raw × 10", next(self.bodies.batch), RAW)
 
     @task(10)
     def recall(self) -> None:
-        """What is near to something."""
+        """Recall the nearest memories."""
         self.send("POST", "/recall", "/recall, JSON", next(self.bodies.query), JSON)
 
     @task(5)
     def memory(self) -> None:
-        """The newest memory of its own; until there is one, the state."""
+        """Read the newest own memory; without one, the state."""
         if self.newest is None:
             self.state()
         else:
@@ -201,7 +211,7 @@ class Application(ApiUser):
 
     @task(1)
     def forget(self) -> None:
-        """Delete it."""
+        """Delete the newest own memory; without one, read the state."""
         if self.newest is None:
             self.state()
         else:
@@ -210,12 +220,12 @@ class Application(ApiUser):
 
     @task(4)
     def state(self) -> None:
-        """Where the threshold is."""
+        """Read the state."""
         self.send("GET", "/state", "/state")
 
 
 class Kubelet(ApiUser):
-    """The probes of a pod, at the frequency of a nervous deployment."""
+    """The probes of a pod, once a second."""
 
     fixed_count = 1
     wait_time = constant_pacing(1)
@@ -223,7 +233,7 @@ class Kubelet(ApiUser):
     @tag("watch")
     @task
     def probe(self) -> None:
-        """Both."""
+        """Probe liveness and readiness."""
         self.send("GET", "/health/liveness", "/health/liveness")
         self.send("GET", "/health/readiness", "/health/readiness")
 
@@ -237,14 +247,14 @@ class Prometheus(ApiUser):
     @tag("watch")
     @task
     def scrape(self) -> None:
-        """Take everything, and read it as Prometheus would."""
+        """Scrape the metrics, and parse them as Prometheus would."""
         text = self.send("GET", "/health/metrics", "/health/metrics")
         if text is not None:
             list(text_string_to_metric_families(text))
 
 
 class Operator(ApiUser):
-    """Somebody with a console."""
+    """An operator who watches a console."""
 
     fixed_count = 1
     wait_time = constant_pacing(2)
@@ -252,20 +262,20 @@ class Operator(ApiUser):
     @tag("watch")
     @task
     def look(self) -> None:
-        """At what there is to see."""
+        """Read detailed health and the newest decisions."""
         self.send("GET", "/health/detailed", "/health/detailed")
         self.send("GET", "/decisions?limit=10", "/decisions")
 
 
 # -- the run -----------------------------------------------------------------------------------------------------------
 class Run:
-    """One run of this process: the server before it, and what is made of the figures after it."""
+    """The run of this process: the server's metrics before it."""
 
     before: ServerMetrics | None = None
 
 
 def prepare(environment: Environment, **_more: object) -> None:
-    """Read the events, and see that there is a server; ends Locust with status 2 and a sentence otherwise."""
+    """Load the events and probe the server; on failure end Locust with status 2 and a sentence."""
     options = _options(environment)
     environment.stop_timeout = max(environment.stop_timeout or 0, TIMEOUT_SECONDS)
     try:
@@ -280,13 +290,13 @@ def prepare(environment: Environment, **_more: object) -> None:
 
 
 def begin(environment: Environment, **_more: object) -> None:
-    """Ask the server how things are."""
+    """Probe the server before the load."""
     if not isinstance(environment.runner, WorkerRunner):
         Run.before = _probe(environment)
 
 
 def judge(environment: Environment, **_more: object) -> None:
-    """Ask it again, and say what does not hold. A worker of a distributed run leaves that to its master."""
+    """Probe the server again and log the violations. In a distributed run, the master does this."""
     runner, options = environment.runner, _options(environment)
     if runner is None or isinstance(runner, WorkerRunner):
         return
@@ -313,7 +323,7 @@ def _probe(environment: Environment) -> ServerMetrics | None:
 
 
 def figures(environment: Environment, before: ServerMetrics, after: ServerMetrics) -> slo.Figures:
-    """Return what was seen between two looks at the server."""
+    """Return the figures between two probes of the server."""
     stats = environment.stats
     failed = {True: 0, False: 0}
     for error in stats.errors.values():
@@ -336,7 +346,7 @@ def figures(environment: Environment, before: ServerMetrics, after: ServerMetric
     )
 
 
-_hooks: Final[Any] = events  # Locust says no types of these
+_hooks: Final[Any] = events  # Locust does not type these
 _hooks.init_command_line_parser.add_listener(add_options)
 _hooks.init.add_listener(prepare)
 _hooks.test_start.add_listener(begin)

@@ -45,7 +45,7 @@ class SlowClient(asyncio.Protocol):
         self.transport: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to be slow."""
+        """Register the connection; a body starts with its head."""
         self.transport = transport
         self.pool.add(self)
         if self.kind == "body":
@@ -57,16 +57,16 @@ class SlowClient(asyncio.Protocol):
         self.sent += 1
 
     def data_received(self, data: bytes) -> None:
-        """Remember how the answer begins."""
+        """Keep the beginning of the answer."""
         self.answer = self.answer or data[:12]
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Note what the server said, if anything."""
+        """Record the server's answer, if any."""
         self.pool.remove(self, "reset" if error else self.answer[9:].decode("latin-1") or "closed")
 
 
 class GreedyClient(asyncio.Protocol):
-    """A connection that has always sent more than was answered."""
+    """A connection that always sends ahead of its answers."""
 
     kind = "greedy"
 
@@ -77,21 +77,21 @@ class GreedyClient(asyncio.Protocol):
         self.refusal = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to be greedy."""
+        """Register the connection and send the first requests."""
         self.transport = transport
         self.pool.add(self)
         self.transport.write(GREEDY_REQUESTS)
 
     def pause_writing(self) -> None:
-        """The server reads no more."""
+        """Stop sending: the server does not read."""
         self.paused = True
 
     def resume_writing(self) -> None:
-        """The server reads again."""
+        """Resume sending."""
         self.paused = False
 
     def data_received(self, data: bytes) -> None:
-        """Send more, if the server takes it."""
+        """Count answers, and send more unless paused."""
         self.pool.answered += data.count(b"HTTP/1.1 200")
         if (at := data.find(b"HTTP/1.1 5")) >= 0:
             self.refusal = data[at + 9 : at + 12].decode()
@@ -99,15 +99,15 @@ class GreedyClient(asyncio.Protocol):
             self.transport.write(GREEDY_REQUESTS)
 
     def trickle(self) -> None:
-        """Nothing here is slow."""
+        """Do nothing: a greedy client sends on every answer."""
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Note the end."""
+        """Record how the connection ended."""
         self.pool.remove(self, self.refusal or ("reset" if error else "closed"))
 
 
 class NonReadingClient:
-    """A connection that asks and never reads: a bare socket, because an event loop would read."""
+    """A connection that sends requests and never reads: a bare socket, because an event loop would read."""
 
     kind = "read"
 
@@ -117,7 +117,7 @@ class NonReadingClient:
         pool.add(self)
 
     def trickle(self) -> None:
-        """Send an empty line, which is ignored between requests; this is how we learn that we were cut."""
+        """Send an empty line, which is ignored between requests; an error shows that the server disconnected."""
         try:
             self.endpoint.send(b"\r\n")
         except BlockingIOError:
@@ -127,7 +127,7 @@ class NonReadingClient:
             self.pool.remove(self, "cut")
 
     def abort(self) -> None:
-        """Leave."""
+        """Close the socket."""
         self.endpoint.close()
 
     @property
@@ -139,7 +139,7 @@ Attacker = SlowClient | GreedyClient | NonReadingClient
 
 
 class AttackerPool:
-    """All of them."""
+    """All hostile connections of this process."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, port: int, count: int, kinds: list[str]) -> None:
         self.loop, self.port = loop, port
@@ -169,7 +169,7 @@ class AttackerPool:
             self.loop.call_later(0.5, self.wanted.append, client.kind)
 
     def run_slice(self) -> None:
-        """Two hundred times a second: as many parts of them send their byte, and who is missing is opened."""
+        """Run 200 times a second: one of 200 slices sends its bytes, and missing connections are opened."""
         if self.stopping:
             return
         self.loop.call_later(1 / SLICES, self.run_slice)
@@ -183,10 +183,10 @@ class AttackerPool:
         self.open_max = max(self.open_max, self.open_count)
 
     async def open(self, kind: str) -> None:
-        """Open one; a reader with a window so small that the kernel takes next to nothing for it."""
+        """Open a connection; one that never reads has a tiny receive buffer."""
         endpoint = socket.socket()
         endpoint.setblocking(False)
-        # To leave is to be gone: otherwise the server, rightly, goes on answering those that shut only their own side.
+        # Close with RST: otherwise the server, rightly, goes on answering clients that shut only their own side.
         endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         if kind == "read":
             endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
@@ -203,7 +203,7 @@ class AttackerPool:
             self.wanted.append(kind)
 
     def stop(self) -> None:
-        """Leave, all at once."""
+        """Disconnect all at once."""
         self.stopping = True
         for members in self.slices:
             for client in tuple(members):

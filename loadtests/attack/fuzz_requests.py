@@ -101,7 +101,7 @@ def wire_of(program: bytes) -> bytes:
 
 
 def split(wire: bytes, program: bytes) -> list[bytes]:
-    """Return the wire in the pieces that the program's last four bytes ask for; three of them name cuts."""
+    """Return the wire in pieces: the program's last four bytes choose the cuts."""
     tail = program[-4:]
     if tail[:1] == b"\xff" and len(wire) <= LIMIT_SIZE:
         return [wire[i : i + 1] for i in range(len(wire))]
@@ -123,7 +123,7 @@ class ReceivedRequest(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a wire: the requests, and the code of the refusal that ended them, if one did."""
+    """The result of a wire: the requests, and the code of the refusal that ended them, if any."""
 
     calls: list[ReceivedRequest]
     refusal: str
@@ -131,7 +131,7 @@ class Outcome(NamedTuple):
 
 
 def call_of(environ: WSGIEnvironment) -> ReceivedRequest:
-    """Return what of an environ must not depend on how the bytes arrived."""
+    """Return the part of an environ that must not depend on how the bytes were split."""
     body = environ["wsgi.input"].read()
     assert int(environ.get("CONTENT_LENGTH", "0")) == len(body)
     return ReceivedRequest(
@@ -140,7 +140,7 @@ def call_of(environ: WSGIEnvironment) -> ReceivedRequest:
 
 
 class UncachedHeads(HeadCache):
-    """Heads of which none is ever familiar."""
+    """A head cache that never hits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class UncachedHeads(HeadCache):
 
 
 def parse_alone(pieces: Iterable[bytes], heads: HeadCache | None = None) -> Outcome:
-    """Feed the message alone. Anything but Refusal that escapes it, escapes this."""
+    """Feed the parser alone. Exceptions other than Refusal propagate."""
     calls: list[ReceivedRequest] = []
     open_ = [True]
 
@@ -176,7 +176,7 @@ def parse_alone(pieces: Iterable[bytes], heads: HeadCache | None = None) -> Outc
 
 
 class EchoApplication:
-    """Answers with the body; names the path in a field, which must not become two. /no… wants no body."""
+    """Answers with the body and the path in one header, which must not become two. /no… declines a body."""
 
     def __init__(self) -> None:
         self.calls: list[ReceivedRequest] = []
@@ -201,7 +201,7 @@ class EchoApplication:
 
 
 class ManualLoop:
-    """The part of a loop that a connection needs: what is called soon is called when the fuzzer says so."""
+    """A loop with `call_soon` only; the fuzzer runs the callbacks."""
 
     def __init__(self) -> None:
         self._due: list[Callable[[], None]] = []
@@ -216,12 +216,12 @@ class ManualLoop:
 
 
 class RecordingTransport(asyncio.Transport):
-    """A transport that keeps what is written. A slow one takes nothing more after each write until it is told to."""
+    """A transport that records writes. A slow one pauses the connection after each write."""
 
     def __init__(self, *, slow: bool) -> None:
         super().__init__({"sockname": ("127.0.0.1", 80)})
         self.written = b""
-        self.connection: Connection | None = None  # set while it may be told to pause
+        self.connection: Connection | None = None  # set while it may be paused
         self.paused = self.closing = self.shut = False
         self.reading = True
         self._slow = slow
@@ -264,7 +264,7 @@ class RecordingTransport(asyncio.Transport):
 
 
 def parse_on_connection(pieces: Iterable[bytes], *, slow: bool = False) -> tuple[Outcome, int | None]:
-    """Feed a connection; returns the outcome, and which call's body was not wanted."""
+    """Feed a connection; return the outcome, and the index of the call whose body was declined."""
     app = EchoApplication()
     loop = ManualLoop()
     state = WorkerState(app, cast(asyncio.AbstractEventLoop, loop), LOG)
@@ -304,7 +304,7 @@ def parse_on_connection(pieces: Iterable[bytes], *, slow: bool = False) -> tuple
 
 
 def check(program: bytes) -> None:
-    """Run one program; AssertionError, or whatever escaped, when one of the six does not hold."""
+    """Run one program; raise AssertionError, or the escaped exception, when a property does not hold."""
     wire = wire_of(program)
     pieces = split(wire, program)
     alone = parse_alone([wire])
@@ -325,7 +325,7 @@ def check(program: bytes) -> None:
         if declined is None:
             _compare(whole, outcome, len(wire))
         else:
-            # Whole, the body was there and nobody had to ask for it; up to there nothing may differ.
+            # When sent whole, the body was there without a 100 Continue; up to that call nothing may differ.
             assert outcome.calls[:declined] == whole.calls[:declined]
             assert outcome.answers[:declined] == whole.answers[:declined]
             assert len(outcome.calls) == declined + 1
@@ -361,9 +361,9 @@ FIELDS: Final = frozenset(
 def main() -> int:
     """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(description="Fuzz the path from bytes to request and back.")
-    parser.add_argument("--minutes", type=float, default=20.0, help="how long (default 20)")
-    parser.add_argument("--corpus", type=Path, help="a directory that keeps what was found worth keeping")
-    parser.add_argument("--replay", type=Path, help="run one input, say what it sends, and end")
+    parser.add_argument("--minutes", type=float, default=20.0, help="duration (default 20)")
+    parser.add_argument("--corpus", type=Path, help="a directory that keeps interesting inputs")
+    parser.add_argument("--replay", type=Path, help="run one input, print what it sends, and exit")
     options = parser.parse_args()
     if options.replay is not None:
         program = options.replay.read_bytes()

@@ -53,10 +53,12 @@ class Phase(NamedTuple):
 def main() -> int:
     """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(description="Measure honest clients beside hostile ones.")
-    parser.add_argument("--attack", choices=tuple(KINDS), default="slow", help="what they do (default slow)")
-    parser.add_argument("--clients", type=int, help="how many (default 5,000 slow or 600 greedy ones)")
+    parser.add_argument(
+        "--attack", choices=tuple(KINDS), default="slow", help="behaviour of the attackers (default slow)"
+    )
+    parser.add_argument("--clients", type=int, help="number of attackers (default 5,000 slow or 600 greedy)")
     parser.add_argument("--seconds", type=int, default=12, help="length of each phase (default 12)")
-    parser.add_argument("--check", action="store_true", help="fail when a bound is passed")
+    parser.add_argument("--check", action="store_true", help="fail when a bound is exceeded")
     options = parser.parse_args()
     count = options.clients or COUNTS[options.attack]
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -110,13 +112,13 @@ class Attack:
         assert self.process.poll() is None
 
     def end(self) -> Any:
-        """Tell them to leave; returns what they say of themselves."""
+        """Stop the attackers; return their own report."""
         said, _ = self.process.communicate("", timeout=60)
         return json.loads(said)
 
 
 def measure_steady_clients(server: LiveServer, seconds: int) -> Any:
-    """Return what the honest clients measured."""
+    """Return the measurements of the honest clients."""
     words = [str(number) for number in (server.port, STEADY_CLIENTS, seconds, DIMENSION)]
     ended = subprocess.run(
         [sys.executable, "-m", "loadtests.attack.steady_client", *words],
@@ -126,7 +128,7 @@ def measure_steady_clients(server: LiveServer, seconds: int) -> Any:
 
 
 def measure_phase(server: LiveServer, seconds: int, *, attacked: bool) -> Phase:
-    """Measure for so long."""
+    """Measure one phase of `seconds`."""
     before = footprint(server.pid).total
     measured = measure_steady_clients(server, seconds)
     memory = max(before, footprint(server.pid).total)

@@ -41,7 +41,7 @@ class Client(asyncio.Protocol):
             self.transport.write(self.request)
 
     def data_received(self, data: bytes) -> None:
-        """Take an answer; when it is whole, think."""
+        """Collect an answer; when it is complete, pause and send again."""
         self.received += data
         head, found, body = self.received.partition(b"\r\n\r\n")
         if not found or len(body) < int(head.lower().partition(b"content-length: ")[2].split(b"\r")[0]):
@@ -58,7 +58,7 @@ class Client(asyncio.Protocol):
 
 
 async def measure(port: int, clients: int, seconds: float, dimension: int) -> dict[str, Any]:
-    """Let them ask for so long."""
+    """Let the clients send requests for `seconds`."""
     body = array.array("f", [0.1] * dimension).tobytes()
     head = "POST /event HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\nMoral-Value: 0.8\r\n"
     request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body

@@ -35,16 +35,22 @@ _UNMETERED: Final = "loadtests.bench.unmetered:app"
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.bench", description="Measure the server.")
-    parser.add_argument("--check", action="store_true", help="fail when a goal falls short")
-    parser.add_argument("--rows", nargs="+", default=[], metavar="NAME", help="only rows whose name holds one of these")
+    parser.add_argument("--check", action="store_true", help="fail when a goal is missed")
+    parser.add_argument(
+        "--rows", nargs="+", default=[], metavar="NAME", help="only rows whose name contains one of these"
+    )
     parser.add_argument(
         "--rounds",
         type=_positive,
         default=ROUNDS,
         help=f"rounds per row, twice as many where there is a goal (default {ROUNDS})",
     )
-    parser.add_argument("--seconds", type=_positive, default=SECONDS, help=f"of a side in a round (default {SECONDS})")
-    parser.add_argument("--json", type=Path, default=ROOT / "build" / "bench.json", help="default: build/bench.json")
+    parser.add_argument(
+        "--seconds", type=_positive, default=SECONDS, help=f"seconds per side and round (default {SECONDS})"
+    )
+    parser.add_argument(
+        "--json", type=Path, default=ROOT / "build" / "bench.json", help="output document (default: build/bench.json)"
+    )
     parser.add_argument("--data", type=Path, help="an .npz with `vec`, embeddings [N, 384]; default: synthetic ones")
     args = parser.parse_args(arguments)
     try:
@@ -64,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(directory: Path, given: Vectors, rows: list[Row], contended: bool, args: argparse.Namespace) -> int:
-    """Measure the rows and tell; returns the exit status."""
+    """Measure and print the rows; return the exit status."""
     began = time.monotonic()
     place = cores()
     about = {"machine": report.machine(), "vectors": given.source, "rounds": args.rounds, "seconds": args.seconds}
@@ -110,7 +116,7 @@ def _measured(
     rows: list[Row],
     args: argparse.Namespace,
 ) -> tuple[list[Result], list[str], list[str]]:
-    """Measure and print row by row; returns the results, what could not be measured, and what is to be said."""
+    """Measure and print row by row; return results, failures and notes."""
     results: list[Result] = []
     failures: list[str] = []
     absent = sorted({name for row in rows for name in row.servers - set(made)})
@@ -139,7 +145,7 @@ def _measured(
 
 
 def makers(directory: Path, given: Vectors) -> dict[str, Callable[[], Server]]:
-    """Return what makes the servers of this run, by name."""
+    """Return the factories of this run's servers, by name."""
     identical = np.repeat(given.memories[:1], len(given.memories), axis=0)
     memories, same = directory / "memories.npy", directory / "identical.npy"
     np.save(memories, given.memories)

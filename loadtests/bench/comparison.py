@@ -104,7 +104,7 @@ class ServerPool:
                 self.failures.append(f"{name}: {error}")
 
     def slice(self, side: Side, seconds: int) -> Slice:
-        """Measure one side for so long. Raises Unmeasured when an answer was not a good one."""
+        """Measure one side for `seconds`. Raises MeasurementError when an answer was not a good one."""
         server = self.server(side.server)
         traffic = {**self._traffic, **server.traffic}[side.traffic]
         path = Path(self._files.name, f"{side.server} {side.traffic}.requests".replace(" ", "-"))
@@ -138,7 +138,7 @@ class ServerPool:
 def _steady(server: Server, side: Side) -> Iterator[list[int]]:
     """Yield a list that holds, afterwards, the processor time in ns that a server has used inside.
 
-    Raises Unmeasured when its processes afterwards are not those before: their time would be missing or not be theirs.
+    Raises MeasurementError when its processes changed: their time would be incomplete.
     """
     spent: list[int] = []
     try:
@@ -154,7 +154,7 @@ def _steady(server: Server, side: Side) -> Iterator[list[int]]:
 
 
 def check_moved(moved: int, sample: wrk.Sample, items: int, side: Side) -> None:
-    """Raise Unmeasured unless `moved` events are what the requests of a sample held."""
+    """Raise MeasurementError unless `moved` matches the events in a sample's requests."""
     if not sample.completed * items <= moved <= sample.sent * items:
         raise MeasurementError(
             f"{side.traffic} on {side.server}: {moved} events were accepted; expected from "

@@ -66,7 +66,7 @@ class Waits(NamedTuple):
 
 
 def measure(directory: Path, traffic: list[Traffic], cores: Cores, seconds: int) -> Waits:
-    """Send all traffic at once for so long. Raises MeasurementError."""
+    """Send all traffic concurrently for `seconds`. Raises MeasurementError."""
     server = Product(directory, {"WORKERS": "2"})
     server.start(cores.everywhere)
     try:

@@ -34,7 +34,7 @@ def installed(peer: str) -> bool:
 
 
 def makers(directory: Path, memories: Path, vectors: Vectors) -> dict[str, Callable[[], Server]]:
-    """Return what makes the servers of the peers that are installed. `memories` is a .npy of the vectors' memories."""
+    """Return the factories of the installed peers' servers. `memories` is a .npy of the vectors' memories."""
 
     def asgi() -> Server:
         words = ("-k", "uvicorn_worker.UvicornWorker", "-w", "1", "-b", "127.0.0.1:{port}", "--no-control-socket")

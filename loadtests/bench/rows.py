@@ -12,14 +12,14 @@ from typing import Final, Literal, NamedTuple
 
 
 class Side(NamedTuple):
-    """A server and what it is sent, both by name."""
+    """A server and its traffic, both by name."""
 
     server: str
     traffic: str
 
 
 class Row(NamedTuple):
-    """What is measured, what it is held against in words, the two sides, and the figure."""
+    """One comparison: its name, the reference in words, the two sides, and the figure."""
 
     name: str
     against: str
@@ -74,7 +74,7 @@ ROWS: Final = (
 
 
 def chosen(patterns: Iterable[str]) -> list[Row]:
-    """Return the rows that patterns name; all of them without a pattern.
+    """Return the rows that match any pattern; all rows without a pattern.
 
     A pattern is a row's name, or a part of the names of several, in which * stands for anything.
     """

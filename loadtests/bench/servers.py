@@ -68,7 +68,7 @@ class Server(Protocol):
         """Return its processes."""
 
     def accepted(self) -> int | None:
-        """Return how many events it has accepted so far; None when it does not tell."""
+        """Return the number of accepted events, or None when unknown."""
 
 
 @dataclass
@@ -175,7 +175,7 @@ class Program:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """End it: SIGTERM, and SIGKILL for what of its session is left."""
+        """Stop it: SIGTERM, then SIGKILL for the rest of its session."""
         if self.process is None:
             return
         self.process.terminate()
@@ -197,7 +197,7 @@ class Program:
 
 
 def listens(port: int) -> bool:
-    """Return whether somebody answers on a port of 127.0.0.1, with whatever status."""
+    """Return whether a port of 127.0.0.1 answers HTTP, with any status."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/livez")

@@ -29,7 +29,7 @@ RAW: Final = {"Content-Type": "application/octet-stream"}
 
 
 class Traffic(NamedTuple):
-    """Requests to cycle through. `items` are the vectors of one request; `events` whether it has them decided.
+    """Requests to cycle through. `items`: vectors per request; `events`: whether they are decided.
 
     Where a request holds NUMBER, the client writes the request's number instead, for servers that want new names.
     """
@@ -75,7 +75,7 @@ def request(method: str, path: str, headers: Mapping[str, str], body: bytes = b"
 
 
 def encode_requests(traffic: Traffic) -> bytes:
-    """Return the requests as the client's script reads them: each behind its length, 32 bits, little-endian."""
+    """Encode the requests for the client's script: each after its length, 32 bits, little-endian."""
     return b"".join(struct.pack("<I", len(whole)) + whole for whole in traffic.requests)
 
 

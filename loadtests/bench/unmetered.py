@@ -11,18 +11,18 @@ from app import main
 
 
 class NullLatency:
-    """A histogram that hears nothing."""
+    """A latency histogram that records nothing."""
 
     def __init__(self, _histogram: object) -> None:
-        """Keep it not."""
+        """Ignore the histogram."""
         self.told = [0.0], 0
 
     def count(self, _environ: object) -> None:
-        """Forget it."""
+        """Do nothing."""
 
     @staticmethod
     def mean_seconds() -> float:
-        """Return that of nothing."""
+        """Return 0."""
         return 0.0
 
 

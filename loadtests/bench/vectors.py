@@ -25,7 +25,7 @@ Floats = NDArray[np.float32]
 
 
 class Vectors(NamedTuple):
-    """float32[MEMORIES, D] and float32[QUERIES, D], of unit norm, and a phrase that says what they are."""
+    """float32[MEMORIES, D] and float32[QUERIES, D], of unit norm, and a phrase that names the source."""
 
     memories: Floats
     queries: Floats
@@ -33,7 +33,7 @@ class Vectors(NamedTuple):
 
 
 def load(path: Path) -> Vectors:
-    """Return the vectors of an .npz. Raises Unmeasured when it holds none, or too few."""
+    """Return the vectors of an .npz. Raises MeasurementError when it holds none, or too few."""
     try:
         with np.load(path) as arrays:
             given = arrays["vec"]

@@ -74,14 +74,14 @@ class Sample(NamedTuple):
 
 
 def require() -> None:
-    """Raise Unmeasured when wrk is not installed."""
+    """Raise MeasurementError when wrk is not installed."""
     if shutil.which("wrk") is None:
         raise MeasurementError("wrk is not installed, which sends the requests: apt install wrk")
 
 
 @lru_cache
 def _polling(directory: Path) -> Path:
-    """Compile what makes the client poll. Raises Unmeasured when that fails."""
+    """Compile the preloaded library that makes the client poll. Raises MeasurementError when that fails."""
     library = directory / "polling.so"
     command = [os.environ.get("CC", "cc"), "-O2", "-shared", "-fPIC", "-o", str(library), str(_POLLING), "-ldl"]
     try:
@@ -118,7 +118,7 @@ def run(
     numbered: bool = False,
     polling: bool = True,
 ) -> Sample:
-    """Send requests on so many connections for so long. Raises Unmeasured when wrk fails.
+    """Send requests on `connections` connections for `seconds`. Raises MeasurementError when wrk fails.
 
     A `polling` client never sleeps (polling.c), so that it needs a core of its own.
     """
@@ -140,7 +140,7 @@ def run(
 
 
 def parse(said: str) -> Sample:
-    """Return what wrk's output holds. Raises Unmeasured when it holds no measurement."""
+    """Parse wrk's output. Raises MeasurementError when it holds no measurement."""
     line = next((line for line in said.splitlines() if line.startswith(_MARK)), None)
     if line is None:
         raise MeasurementError(f"wrk measured nothing; it said: {said.strip()[-500:] or 'nothing'}")

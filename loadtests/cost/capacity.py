@@ -19,7 +19,7 @@ CAPACITY_MAX: Final = 1_000_000  # memories that the configuration allows
 # Bytes of arbiter and controller together, and of each worker.
 RESERVE_BASE: Final = 50_000_000
 RESERVE_WORKER: Final = 20_000_000
-# What a worker may hold for its clients at most: large bodies, requests sent ahead, answers that nobody takes.
+# The most that a worker holds for its clients: large bodies, pipelined requests, unread answers.
 BUFFERS_WORKER: Final = BODIES_SIZE.value + PIPELINES_SIZE.value + ANSWERS_SIZE.value
 DIMENSIONS: Final = (384, 768, 1_024, 1_536, 3_072)
 PAYLOADS: Final = (0, 1_024, 4_096, 16_384)
@@ -36,7 +36,7 @@ def layout(workers: int = 2, **sizes: int) -> Layout:
 
 
 def slot_bytes(dimension: int, payload_size_max: int) -> int:
-    """Return what one memory takes."""
+    """Return the bytes of one memory."""
     per_slot = ("slots", "codes", "shadow", "vectors", "payloads")
     regions = layout(dimension=dimension, payload_size_max=payload_size_max).regions()
     return sum(region.stride for region in regions if region.name in per_slot)

@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.cost.footprint", description="Measure memory by workers."
     )
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="numbers to try (default 1 2 4)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="numbers of workers (default 1 2 4)")
     args = parser.parse_args(arguments)
     columns = ("workers", "started, MB", "after work, MB", f"{CONNECTIONS:,} connections, MB", "reserve, MB")
     print(f"{report.machine()}\n\n| " + " | ".join(columns) + " |")
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def footprint(workers: int) -> WorkerMemory:
-    """Measure a server with so many workers."""
+    """Measure a server with `workers` workers."""
     with tempfile.TemporaryDirectory(prefix="mlsdm-footprint-") as name:
         server = LiveServer(Path(name), {"WORKERS": str(workers), "MLSDM_RESOURCES__DRAIN_PERIOD": "0"}).start()
         try:
@@ -81,7 +81,7 @@ def footprint(workers: int) -> WorkerMemory:
 
 
 def beside_block_mb(server: LiveServer) -> float:
-    """Return what a service occupies beside the block, in MB: an upper bound, see loadtests/cost/process_memory.py."""
+    """Return a service's memory besides the block in MB, an upper bound (loadtests/cost/process_memory.py)."""
     found = process_memory.footprint(server.pid)
     return found.own + found.files
 

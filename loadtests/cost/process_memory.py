@@ -51,7 +51,7 @@ def footprint(arbiter: int) -> Footprint:
 
 
 def written_mb(arbiter: int) -> float:
-    """Return what the processes of a service have written and share with nobody, in MB."""
+    """Return the private dirty memory of a service's processes in MB."""
     members = [psutil.Process(arbiter), *psutil.Process(arbiter).children(recursive=True)]
     return sum(_rollup(member.pid)["Private_Dirty"] for member in members) * 1024 / 1e6
 

@@ -55,9 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.cost.routes", description="Measure the price of each route."
     )
-    parser.add_argument("--rounds", type=int, default=5, help="of a second for each price (default 5)")
-    parser.add_argument("--data", type=Path, metavar="NPZ", help="`vec`, a matrix of embeddings; made ones without it")
-    parser.add_argument("--only", default="", help="routes whose name holds this")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of a second per price (default 5)")
+    parser.add_argument("--data", type=Path, metavar="NPZ", help="`vec`, a matrix of embeddings (default: synthetic)")
+    parser.add_argument("--only", default="", help="only routes whose name contains this")
     args = parser.parse_args(arguments)
     if args.rounds < 1:
         parser.error("expected --rounds of 1 or more")

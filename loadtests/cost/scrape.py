@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.cost.scrape", description="Measure scrapes.")
     parser.add_argument("--recycles", type=int, default=RECYCLES, help=f"workers to replace (default {RECYCLES})")
-    parser.add_argument("--check", action="store_true", help="fail when a scrape is slow, or grows")
+    parser.add_argument("--check", action="store_true", help="fail when a scrape is slow or has grown")
     args = parser.parse_args(arguments)
     print(
         f"{report.machine()}; {WORKERS} workers\n\n| workers replaced | p50 ms | p99 ms | bytes | files |\n"
@@ -101,7 +101,7 @@ def measure_scrapes(server: Product, metrics: Path, replaced: int) -> ScrapeFigu
 
 
 def replace_workers(server: Product, count: int) -> None:
-    """End so many workers, one after the other, and wait for the successor of each."""
+    """End `count` workers one after the other, and wait for the successor of each."""
     block = server.live.block()
     for number in range(count):
         workers = server.live.workers(block)

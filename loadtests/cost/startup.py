@@ -34,7 +34,7 @@ _PROBE_SECONDS: Final = 0.002
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.cost.startup", description="Measure starts.")
-    parser.add_argument("--starts", type=int, default=STARTS, help=f"how many (default {STARTS})")
+    parser.add_argument("--starts", type=int, default=STARTS, help=f"number of starts (default {STARTS})")
     parser.add_argument("--check", action="store_true", help="fail when the median takes two seconds or more")
     args = parser.parse_args(arguments)
     if args.starts < 1:
@@ -85,7 +85,7 @@ def _probe(port: int, ready: list[float]) -> None:
                 ready.append(time.perf_counter())
                 return
         except (OSError, http.client.HTTPException):
-            pass  # nobody listens yet
+            pass  # the server does not listen yet
         finally:
             connection.close()
         time.sleep(_PROBE_SECONDS)

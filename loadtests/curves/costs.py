@@ -42,7 +42,7 @@ _ADMISSIONS: Final = 2_000
 
 
 class Search(NamedTuple):
-    """One size of store: medians in µs, of the native recall and of NumPy's brute force; and what reading the bytes
+    """One size of store: medians in µs of native recall and NumPy's brute force, and the time to read the bytes
     costs that each of them must look at.
     """
 

@@ -57,14 +57,16 @@ class Measurements:
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.curves.growth", description="Measure how cost grows.")
-    parser.add_argument("--check", action="store_true", help="fail when a cost grows faster than it should")
+    parser.add_argument("--check", action="store_true", help="fail when a cost grows beyond its bound")
     parser.add_argument("--only", choices=("recall", "event"), help="measure one of the two")
     parser.add_argument("--capacity-max", type=int, default=CAPACITIES[-1], help="largest store (default 1,000,000)")
     parser.add_argument("--dimension-max", type=int, default=DIMENSIONS[-1], help="longest vectors (default 4,096)")
     parser.add_argument("--payload-max", type=int, default=PAYLOADS[-1], help="largest payload (default 65,536)")
-    parser.add_argument("--json", type=Path, default=ROOT / "build" / "growth.json", help="default: build/growth.json")
-    parser.add_argument("--pictures", type=Path, default=PICTURES, help="directory; default: docs/pictures")
-    parser.add_argument("--drawn", type=Path, metavar="DOCUMENT", help="measure nothing: draw an earlier run")
+    parser.add_argument(
+        "--json", type=Path, default=ROOT / "build" / "growth.json", help="output document (default: build/growth.json)"
+    )
+    parser.add_argument("--pictures", type=Path, default=PICTURES, help="output directory (default: docs/pictures)")
+    parser.add_argument("--drawn", type=Path, metavar="DOCUMENT", help="draw an earlier run instead of measuring")
     args = parser.parse_args(arguments)
     try:
         picture.require()
@@ -86,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measured(args: argparse.Namespace) -> Measurements:
-    """Measure what was asked for, printing as it comes. Raises MeasurementError."""
+    """Measure the selected costs, printing each row. Raises MeasurementError."""
     place = cores()
     with tempfile.TemporaryDirectory(prefix="mlsdm-growth-") as name:
         directory = Path(name)

@@ -53,16 +53,21 @@ _CURVE: Final = 100 * (1 - np.logspace(0, -4.3, 60))  # percentiles of the pictu
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.curves.latency", description="Measure latencies.")
-    parser.add_argument("--check", action="store_true", help="fail when an answer takes far longer than it should")
+    parser.add_argument("--check", action="store_true", help="fail when a median latency exceeds its bound")
     parser.add_argument(
-        "--seconds", type=float, default=SECONDS, help=f"of a round; each load has {ROUNDS} (default {SECONDS})"
+        "--seconds", type=float, default=SECONDS, help=f"seconds per round; each load has {ROUNDS} (default {SECONDS})"
     )
     parser.add_argument("--data", type=Path, help="an .npz with `vec`, embeddings [N, 384]; default: synthetic ones")
     parser.add_argument(
-        "--json", type=Path, default=ROOT / "build" / "latency.json", help="default: build/latency.json"
+        "--json",
+        type=Path,
+        default=ROOT / "build" / "latency.json",
+        help="output document (default: build/latency.json)",
     )
-    parser.add_argument("--picture", type=Path, default=PICTURE, help="default: docs/pictures/latency.svg")
-    parser.add_argument("--drawn", type=Path, metavar="DOCUMENT", help="measure nothing: draw an earlier run")
+    parser.add_argument(
+        "--picture", type=Path, default=PICTURE, help="output picture (default: docs/pictures/latency.svg)"
+    )
+    parser.add_argument("--drawn", type=Path, metavar="DOCUMENT", help="draw an earlier run instead of measuring")
     args = parser.parse_args(arguments)
     try:
         picture.require()
@@ -153,7 +158,7 @@ def _ours_seconds(pids: list[int]) -> float:
 
 
 class PathUnderLoad(NamedTuple):
-    """One path of a server, and what it is asked."""
+    """One route under load: the server, the route's name and its traffic."""
 
     directory: Path
     server: Product

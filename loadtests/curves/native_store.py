@@ -47,7 +47,7 @@ class NativeStore:
         return [match.id for match in self._recall.nearest(query, k, ANY, payloads=False, vectors=False).matches]
 
     def close(self) -> None:
-        """Let go of the block's descriptor."""
+        """Close the block's descriptor."""
         self.block.close()
 
 

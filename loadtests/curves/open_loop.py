@@ -69,7 +69,7 @@ def percentiles(values: Floats) -> list[float]:
 def run(
     directory: Path, port: int, traffic: Traffic, moments: Moments, *, core: int, connections: int = CONNECTIONS
 ) -> Run:
-    """Send the traffic's requests in turn at these moments. Raises Unmeasured unless every answer is a 200."""
+    """Send the traffic's requests in turn at these moments. Raises MeasurementError unless every answer is a 200."""
     program = build_c_program(directory, "open_loop")
     requests, schedule, results = (directory / f"open_loop.{part}" for part in ("requests", "schedule", "results"))
     requests.write_bytes(encode_requests(traffic))

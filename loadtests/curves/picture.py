@@ -34,16 +34,16 @@ _LONG: Final = re.compile(r"(?<![#\w])(-?\d+\.\d{2})\d+")
 
 
 def require() -> None:
-    """Raise Unmeasured when matplotlib is not installed."""
+    """Raise MeasurementError when matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise MeasurementError("pictures need matplotlib, which is not installed: pip install 'mlsdm[plot]'")
 
 
 @contextmanager
 def drawn(path: Path, count: int = 1, width: float = 6.4, height: float = 4.0) -> Iterator[list[Any]]:
-    """Yield `count` axes side by side, each of so many inches, and write what was drawn on them to `path` as SVG.
+    """Yield `count` axes side by side, each `width` × `height` inches, and write the figure to `path` as SVG.
 
-    Raises Unmeasured when it cannot be written.
+    Raises MeasurementError when it cannot be written.
     """
     import matplotlib as mpl  # noqa: PLC0415 - an optional extra
     from matplotlib.figure import Figure  # noqa: PLC0415

@@ -67,11 +67,13 @@ HEAD: Final = "| fault | times | what was measured | seconds | held |\n|---|---:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m loadtests.faults", description="Harm a server, and look.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="faults by name; * stands for anything (default: all)")
-    parser.add_argument("--scale", type=float, default=1.0, help="how much of the full count (default 1)")
-    parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="of what is left to chance")
-    parser.add_argument("--json", type=Path, help="write the outcomes to this file, too")
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.faults", description="Disturb a server and check its promises."
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="faults by name; * matches anything (default: all)")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the full count (default 1)")
+    parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="seed of all random choices")
+    parser.add_argument("--json", type=Path, help="also write the outcomes to this file")
     args = parser.parse_args(arguments)
     chosen = [fault for fault in FAULTS if not args.names or any(fnmatch(fault.name, name) for name in args.names)]
     if not chosen:

@@ -72,7 +72,7 @@ def arbiter_killed(options: FaultOptions) -> Outcome:
 
 
 def _kill_arbiter(server: LiveServer) -> tuple[float, list[str]]:
-    """Kill the arbiter; returns after how many seconds all its children had ended, and what was left of it."""
+    """Kill the arbiter; return the seconds until all its children ended, and a sentence for each remnant."""
     assert server.process is not None
     members = [process.identify(child.pid) for child in psutil.Process(server.pid).children(recursive=True)]
     _, link = next(iter(find_blocks(server.pid)))

@@ -72,7 +72,7 @@ def bit_flips(options: FaultOptions) -> Outcome:
 
 
 class BitFlips:
-    """The flips of one server. `counts` says how many there were of each kind, `broken` which went unnoticed."""
+    """The flips of one server. `counts` has the flips by kind, `broken` those that went unnoticed."""
 
     def __init__(self, server: LiveServer, options: FaultOptions) -> None:
         self.server = server
@@ -108,12 +108,12 @@ class BitFlips:
         return Outcome(count, {**self.counts, "unnoticed": len(self.broken), **figures}, self.broken[:20])
 
     def close(self) -> None:
-        """Let go of the server."""
+        """Close the connection and the block."""
         self.connection.close()
         self.block.close()
 
     def fill(self, memories: int) -> None:
-        """Have the server remember so many events, each with a key."""
+        """Post `memories` accepted events, each with an idempotency key."""
         self.filled = memories
         for number in range(memories):
             status = self._event(number, **{"Idempotency-Key": f"key-{number}"})
@@ -297,7 +297,7 @@ class BitFlips:
         return next(region for region in self.block.layout.regions() if region.name == name)
 
     def _sample(self, full: int) -> Iterator[int]:
-        """Return what to take of 0 … full: all in full, else so many at random."""
+        """Return a random sample of 0 … full − 1, scaled; all of them at full scale."""
         return iter(self.random.sample(range(full), min(full, self.options.scaled(full))))
 
     def _flip(self, name: str, base: int, bit: int) -> None:

@@ -186,7 +186,7 @@ def _jumps(options: FaultOptions, trial: Trial, clocks: Clocks, limited: LiveSer
 
 
 def _jump_while_stopping(trial: Trial, clocks: Clocks) -> list[str]:
-    """Stop the server and move the wall clock while it waits for a request; returns what is wrong."""
+    """Stop the server and move the wall clock while it waits for a request; return the problems."""
     server = trial.server
     assert server.process is not None
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as sock:
@@ -212,7 +212,7 @@ def _jump_while_stopping(trial: Trial, clocks: Clocks) -> list[str]:
 
 
 def _move_clock(trial: Trial, clocks: Clocks, clock: int, seconds: float) -> list[str]:
-    """Move a clock and look at rhythm and controller; returns what is wrong."""
+    """Move a clock and check rhythm and controller; return the problems."""
     began, step = time.monotonic(), int(trial.store.state().scalars.step)
     clocks.jump(clock, seconds)
     eventually(lambda: trial.store.state().scalars.step >= step + STEPS)

@@ -54,7 +54,7 @@ class Run(NamedTuple):
     verdict: Verdict
 
     def outcome(self, figures: Mapping[str, float], broken: list[str]) -> Outcome:
-        """Return the outcome, with what all three have in common."""
+        """Return the outcome with the figures that all three faults share."""
         answers = [self.records.answers_between(gap.began, gap.ended) for gap in self.gaps]
         if not sum(answers):
             broken.append("no client was answered while there was no controller")
@@ -68,7 +68,7 @@ class Run(NamedTuple):
         return Outcome(len(self.gaps), {**figures, **common}, self.verdict.broken + broken)
 
     def successions(self) -> list[str]:
-        """Return what is wrong when not each gap was ended by one new controller."""
+        """Return a sentence unless each gap was ended by exactly one new controller."""
         taken = len(self.verdict.epochs) - 1
         expected = len(self.gaps)
         return [] if taken == expected else [f"{expected} controllers were lost, and {taken} took over"]
@@ -103,7 +103,7 @@ def controller_stale(options: FaultOptions) -> Outcome:
         os.kill(stale.pid, signal.SIGSTOP)
         rival = _start_rival(trial)
         eventually(lambda: trial.store.state().epoch > epoch and trial.controller() != stale.pid)
-        with _paused(trial.controller()):  # whatever a controller writes now, is written by the stale one
+        with _paused(trial.controller()):  # anything that a controller writes now is from the stale one
             position, records = int(trial.store.state().position), _vitals(trial)
             removed += not stale.alive
             with suppress(ProcessLookupError):  # it was stopped inside the section, and is removed

@@ -18,7 +18,7 @@ class FaultOptions(NamedTuple):
     directory: Path
 
     def scaled(self, full: int) -> int:
-        """Return how often to do what a full run does `full` times: once at least."""
+        """Return `full` times the scale, at least 1."""
         return max(1, round(full * self.scale))
 
     def random(self) -> random.Random:

@@ -27,7 +27,7 @@ SENTENCES_MAX: Final = 5  # of one kind: the rest is a number
 
 
 class DecisionAnswer(msgspec.Struct):
-    """What is needed of a decision, as a client was told it."""
+    """The compared members of a decision."""
 
     accepted: bool
     sequence: int
@@ -41,7 +41,7 @@ class DecisionAnswer(msgspec.Struct):
 
 
 class StateAnswer(msgspec.Struct):
-    """What is needed of the state, as a client was shown it."""
+    """The compared members of the state."""
 
     L1_norm: float
     L2_norm: float
@@ -85,7 +85,7 @@ class RecallRead(NamedTuple):
 
 
 class History(NamedTuple):
-    """Everything that clients were told."""
+    """All answers to all clients."""
 
     written: list[Write]
     state_reads: list[StateRead]
@@ -113,7 +113,7 @@ def _in_order(history: History) -> list[tuple[DecisionAnswer, bytes]]:
 
 
 def _sequence_violations(history: History) -> list[str]:
-    """Sequence numbers have neither gap nor twin, and positions rise with them."""
+    """Return violations of the order: sequence numbers have no gap and no duplicate, and positions rise with them."""
     wrong: list[str] = []
     last = 0
     for number, (decision, _) in enumerate(_in_order(history), 1):
@@ -129,7 +129,7 @@ def _sequence_violations(history: History) -> list[str]:
 
 
 def _reference_violations(history: History, dimension: int, capacity: int) -> list[str]:
-    """Run the reference along the decisions; hold each of them, and what was read at any position, against it."""
+    """Run the reference along the decisions; compare each decision, and each read at its position."""
     wrong: list[str] = []
     regime = Regime.of(Config())
     settings, cascade, steps = regime.governor, regime.synapse, regime.rhythm._replace(by_events=True)
@@ -192,7 +192,7 @@ def _reference_violations(history: History, dimension: int, capacity: int) -> li
 
 
 def _real_time_violations(history: History) -> list[str]:
-    """Nothing stands before what was acknowledged before it was asked for."""
+    """Return violations of real time: a result must not precede one that was acknowledged before it was requested."""
     # (asked, known, its first position, its last position, what it is called); 1 when it must stand strictly after
     answers = [
         (one.sent_ns, one.answered_ns, one.decisions[0].position, one.decisions[-1].position, "a decision", 1)

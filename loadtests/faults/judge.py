@@ -36,7 +36,7 @@ _FORK: Final = multiprocessing.get_context("fork")
 
 
 class Verdict(NamedTuple):
-    """What the log says of a run."""
+    """The log of a run."""
 
     decisions: int  # in the log
     kinds: dict[str, int]  # how many entries of each kind
@@ -57,7 +57,7 @@ class Judge:
         theirs.close()
 
     def verdict(self, *told: ClientRecords) -> Verdict:
-        """Compare with what the clients of all loads were told. Nobody may be writing any more.
+        """Compare with the answers to the clients of all loads. All writers must have stopped.
 
         Raises RuntimeError when the follower died.
         """
@@ -89,7 +89,7 @@ class Judge:
 
 
 def disagreements(logged: Table, told: tuple[ClientRecords, ...]) -> list[str]:
-    """Return what is wrong between the decisions of the log and those that clients were told."""
+    """Return a sentence for each difference between the decisions of the log and the clients' answers."""
     said = np.concatenate([one.decided for one in told])
     open_numbers = {number for one in told for number in one.unanswered}
     broken = []
@@ -153,7 +153,7 @@ class _Follower:
         self.logged = bytearray()
 
     def caught_up(self) -> bool:
-        """Follow what is new; returns whether there was anything. Raises DivergenceError, Gone, Corrupt."""
+        """Follow new entries; return whether there were any. Raises DivergenceError, Gone, Corrupt."""
         state = self.store.state()
         newest, live = int(state.position), Regime.of_record(state.settings)
         first = self.model.position + 1 if self.model else 1
@@ -206,7 +206,7 @@ class _Follower:
         return self.events.vector(self.numbers[memory_id])
 
     def disagreements(self) -> list[str]:
-        """Return what is wrong between the model and the live block."""
+        """Return a sentence for each difference between the model and the live block."""
         store = self.store
         state, _ = store.levels()
         while self.model is None or state.position > self.model.position:  # the rhythm goes on

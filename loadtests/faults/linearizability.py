@@ -107,7 +107,7 @@ def overlapping(history: History) -> float:
 
 
 class Client:
-    """One client: a thread's. It remembers everything that it was told, and what contradicts itself."""
+    """One client, used by one thread. It records every answer, and every contradiction among them."""
 
     def __init__(self, server: LiveServer, seed: int) -> None:
         self.server = server
@@ -121,7 +121,7 @@ class Client:
         self._keys = 0
 
     def run(self, times: int) -> None:
-        """Take so many turns."""
+        """Perform `times` random actions."""
         kinds, weights = list(_ACTIONS), list(_ACTIONS.values())
         actions: dict[str, Any] = {
             "event": self.event, "batch": self.batch, "recall": self.recall, "state": self.state,
@@ -135,7 +135,7 @@ class Client:
     # -- turns ---------------------------------------------------------------------------------------------------------
 
     def event(self, moral: float | None = None) -> Write:
-        """Send an event; returns what was written."""
+        """Send an event and return its record."""
         path, body, fields, vectors = self._new_request(1, moral)
         return self._send(path, body, fields, vectors)[0]
 
@@ -146,7 +146,7 @@ class Client:
 
     def recall(self) -> None:
         """Remember something, and recall it on the other worker."""
-        written = self.event(0.9 + self._chance.random() / 10)  # from 0.9 on it is accepted, whatever the threshold
+        written = self.event(0.9 + self._chance.random() / 10)  # from 0.9 an event is accepted at any threshold
         sent_ns = time.monotonic_ns()
         answer = self._checked(self._workers[1], "POST", "/recall?top_k=1", written.vectors[0], {"Content-Type": _RAW})
         answered_ns, found = time.monotonic_ns(), _found(answer.body)

@@ -36,8 +36,8 @@ CLIENTS: Final = 4
 CLIENTS_NICE: Final = 10  # they stand for other machines, and must not keep the server's processes from their cores
 BATCH_MAX: Final = 32  # events
 BATCH_SHARE: Final = 1 / 16  # of the requests
-PAUSE_SECONDS: Final = 0.005  # before a refused request, or one that nobody listened to, is sent again
-SILENCE_SECONDS: Final = 10.0  # an answer that takes so long is given up, and asked for again
+PAUSE_SECONDS: Final = 0.005  # before a request is sent again after a refusal or a refused connection
+SILENCE_SECONDS: Final = 10.0  # timeout of an answer; the request is then sent again
 CONNECTION_REQUESTS: Final = 250  # then a client opens another, so that successors of the dead get their share
 FINISH_SECONDS: Final = 20.0  # for the request that is open when the load stops
 _MORAL_BITS: Final = 26  # 6.7 × 10⁷ events of a run have moral values of their own
@@ -86,7 +86,7 @@ class Events:
 
 
 class FailedAttempt(NamedTuple):
-    """A try that brought no answer: from when to when (monotonic seconds), and what came instead.
+    """An attempt without a usable answer: begin and end (monotonic seconds), and the reason.
 
     `what` is `unreachable`, `lost` (the connection ended first), `silent`, or a status and the code of its problem.
     """
@@ -97,7 +97,7 @@ class FailedAttempt(NamedTuple):
 
 
 class ClientRecords(NamedTuple):
-    """What the clients of a load were told, and what not."""
+    """The records of the clients of a load."""
 
     decided: Table  # DECISION_ROW, by number
     requests: list[Table]  # ASKED of each client, in order
@@ -145,7 +145,7 @@ _problem = msgspec.json.Decoder(_Problem).decode
 
 
 class Load:
-    """Clients of the server on `port`. Events have the numbers from `first` on; `seed` chooses what is a batch."""
+    """Clients of the server on `port`. Events are numbered from `first`; `seed` decides which are batched."""
 
     def __init__(self, port: int, events: Events, seed: int, clients: int = CLIENTS, first: int = 0) -> None:
         self._port = port
@@ -193,7 +193,7 @@ class Load:
         eventually(served)
 
     def stop(self) -> ClientRecords:
-        """Let every client finish its request; returns what they were told.
+        """Let every client finish its request; return their records.
 
         Raises RuntimeError when one of them ended otherwise than by being told to.
         """
@@ -240,7 +240,7 @@ class Load:
         chance = random.Random((self._seed << 8) + number)
         try:
             client.run(range(self._first + number, 1 << _MORAL_BITS, self._count), chance)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the parent reports it
+        except Exception as error:  # noqa: BLE001 - the parent reports any error
             told.send(f"client {number} ended: {error!r}")
         else:
             told.send((bytes(client.decided), bytes(client.requests), client.failed_attempts, client.unanswered))
@@ -262,7 +262,7 @@ class _Client:
         self._left = 0  # requests of this connection
 
     def run(self, numbers: range, chance: random.Random) -> None:
-        """Send events with these numbers, in order, until told to stop."""
+        """Send events with these numbers, in order, until stopped."""
         at = 0
         while not self._cells[0]:
             count = chance.randint(2, BATCH_MAX) if chance.random() < BATCH_SHARE else 1

@@ -57,7 +57,7 @@ class Quota(NamedTuple):
 
 
 def find(root: Path = ROOT) -> Quota | None:
-    """Return where a quota can be had, None where it cannot."""
+    """Return where a quota can be set, or None."""
     for mount in (root / "cpu", root / "cpu,cpuacct"):
         if os.access(mount, os.W_OK) and (mount / "cpu.cfs_quota_us").exists():
             return Quota(1, mount)
@@ -68,7 +68,7 @@ def find(root: Path = ROOT) -> Quota | None:
 
 
 def _passes_on(mount: Path) -> bool:
-    """Whether groups below a mount of version 2 have the processor's controls, or can be given them."""
+    """Return whether groups below a mount of version 2 have the CPU controller, or can be given it."""
     try:
         if "cpu" not in (mount / "cgroup.controllers").read_text(encoding="ascii").split():
             return False

@@ -122,7 +122,7 @@ def _was_idle(told: ClientRecords, miss: FailedAttempt) -> bool:
 
 
 def _other_controllers(trial: Trial, arbiter: int, number: int) -> list[str]:
-    """Return what is wrong with the controllers: there is one, and the arbiter that serves is its parent."""
+    """Return a sentence unless there is one controller, whose parent is the serving arbiter."""
     deadline = time.monotonic() + 5.0
     while True:  # a superseded one leaves at its next round
         rows = set(trial.workers())

@@ -62,7 +62,7 @@ def no_descriptors(options: FaultOptions) -> Outcome:
 
 
 def no_memory(options: FaultOptions) -> Outcome:
-    """Let no process of the server have more than a little address space beyond what it has, and ask for much more."""
+    """Limit the address space of every process to slightly above its use, and send large requests."""
     chance = options.random()
     answered: Counter[int] = Counter()
 
@@ -76,7 +76,7 @@ def no_memory(options: FaultOptions) -> Outcome:
         afterwards = _send_large_request(trial)
         if afterwards != NOT_AN_EVENT:
             problems.append(f"a large request was answered {afterwards} when there was memory again")
-        # Those that are cut off are told, not judged: what the others take of the room may leave nothing for a refusal.
+        # Lost connections are reported, not judged: other processes may use up the memory that a refusal needs.
         if 200 in meanwhile:
             problems.append(f"large requests were answered {meanwhile} with {room:,} bytes")
         return problems
@@ -98,7 +98,7 @@ def _send_large_request(trial: Trial) -> int:
 
 
 def full_log(options: FaultOptions) -> Outcome:
-    """Let no file grow beyond what the log is now: nothing more can be logged, as on a disk that is full."""
+    """Limit file sizes to the log's current size: nothing more can be logged, as on a full disk."""
 
     def once(trial: Trial, kill: bool) -> list[str]:
         size = trial.log_size()
@@ -127,7 +127,7 @@ def _answer(newcomer: socket.socket) -> bytes:
 
 
 def _wait_and_check_load(trial: Trial, kill: bool) -> list[str]:
-    """Wait while it is scarce; returns what is wrong with how the load was served."""
+    """Wait during the scarcity; return the problems of the load."""
     if kill:
         os.kill(trial.workers()[0], signal.SIGKILL)
     trial.mark()

@@ -131,7 +131,7 @@ def _kill(server: LiveServer, store: Store, number: int) -> None:
 
 
 def outcome_of(samples: list[Sample], stalls: list[float], failed_attempts: Counter[str]) -> Outcome:
-    """Return what came of a soak, from its looks, the longest stall of each load, and the tries without an answer."""
+    """Return the outcome of a soak, from its samples, the longest stall of each load, and the failed attempts."""
     third = len(samples) // 3
     first, last = samples[:third], samples[-third:]
 

@@ -37,7 +37,7 @@ Event = tuple[float, bytes, bytes]
 
 
 def torn_reads(options: FaultOptions) -> Outcome:
-    """Read what is being overwritten; none may be torn."""
+    """Read memories that are being overwritten; no read may be torn."""
     block = Block.create(LAYOUT, os.urandom(16), os.urandom(16), time.time_ns(), time.monotonic_ns())
     _bind(block, NO_ROW)
     Store(block).begin_epoch(time.monotonic_ns(), Regime.of(Config()).to_record())

@@ -70,7 +70,7 @@ class Trial:
         return self.load.answered > self._marked
 
     def log_since(self, size: int) -> str:
-        """Return what the server has logged since its log was `size` bytes long."""
+        """Return the server's log from byte `size` on."""
         with self.server.log_path.open("rb") as log:
             log.seek(size)
             return log.read().decode(errors="replace")
@@ -94,5 +94,5 @@ class Trial:
 
 
 def failures_by_kind(told: ClientRecords) -> Counter[str]:
-    """Return how many tries brought no answer, by what came instead."""
+    """Return the number of failed attempts by reason."""
     return Counter(miss.what for miss in told.failed_attempts)

@@ -25,7 +25,7 @@ STALL_SECONDS_MAX: Final = 1.0
 
 
 def worker_killed(options: FaultOptions) -> Outcome:
-    """Kill workers; returns what came of it."""
+    """Kill workers at random."""
     kills, events = options.scaled(KILLS), options.scaled(EVENTS)
     chance = options.random()
     with Trial(options, "app.main:app", CLIENTS) as trial:

@@ -58,7 +58,7 @@ class Meter:
     """Reads one server and one generator. Raises ProcessLookupError when a process of theirs has ended meanwhile."""
 
     def __init__(self, server: LiveServer, generator_pids: Callable[[], list[int]]) -> None:
-        """`generator_pids` tells the processes of the generator, none before it has started."""
+        """`generator_pids` returns the pids of the generator; none before it has started."""
         self._block = server.block()  # kept: the rows point into its mapping
         self._rows = [self._block.region("rows", number) for number in range(self._block.layout.rows)]
         self._pids = family(server.pid)
@@ -74,7 +74,7 @@ class Meter:
 
 
 def between(before: Reading, after: Reading) -> Window:
-    """Return what was used meanwhile."""
+    """Return the use between two readings."""
     seconds, server, generator, busy, requests = (y - x for x, y in zip(before, after, strict=True))
     others = max(0.0, busy - server - generator)
     nanoseconds = 1e9 * seconds

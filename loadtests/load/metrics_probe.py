@@ -21,7 +21,7 @@ class ProbeError(Exception):
 
 
 class ServerMetrics(NamedTuple):
-    """What was there: whose memory it is, events decided since its beginning, and bytes, None when it does not tell."""
+    """The server's boot id, its count of decided events, and its memory in bytes (None when unknown)."""
 
     boot_id: str
     events: int
@@ -41,7 +41,7 @@ def probe(host: str, pid: int | None = None) -> ServerMetrics:
 
 
 def read(text: str, memory: int | None = None) -> ServerMetrics:
-    """Return what an exposition says; `memory` stands for what it says of that. Raises ProbeError."""
+    """Parse an exposition; `memory` overrides its memory_usage_bytes. Raises ProbeError."""
     values: dict[str, float] = {}
     boot_id = None
     try:
@@ -61,6 +61,6 @@ def read(text: str, memory: int | None = None) -> ServerMetrics:
 
 
 def private_bytes(pid: int) -> int:
-    """Return what a process and its descendants hold for themselves alone. Raises psutil.Error."""
+    """Return the private memory of a process and its descendants in bytes. Raises psutil.Error."""
     arbiter = psutil.Process(pid)
     return sum(member.memory_full_info().uss for member in [arbiter, *arbiter.children(recursive=True)])

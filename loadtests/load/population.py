@@ -33,7 +33,7 @@ class PopulationError(Exception):
 
 
 class Population(NamedTuple):
-    """float32[N, D] of unit norm, float64[N] in [0, 1], and a phrase that says where they come from."""
+    """float32[N, D] of unit norm, float64[N] in [0, 1], and a phrase that names the source."""
 
     vectors: Floats
     morals: NDArray[np.float64]

@@ -24,7 +24,7 @@ class RequestBodies:
     """Endless iterators: `json`, `base64` (with a payload), `query`, `batch` of bodies; `raw` of (moral, body)."""
 
     def __init__(self, population: Population) -> None:
-        """The first COUNT events, or all of them again and again when they are fewer."""
+        """Use the first COUNT events, repeated when there are fewer."""
         chosen = np.arange(COUNT) % len(population.vectors)
         vectors = population.vectors[chosen]
         morals = [round(float(moral), 6) for moral in population.morals[chosen]]

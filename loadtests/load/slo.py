@@ -16,7 +16,7 @@ JUDGED_MIN: Final = 20  # requests of a route, for a 95th percentile that is mor
 
 
 class Bounds(NamedTuple):
-    """What must hold. An infinite bound is not judged; `alone` says that nobody else sends events."""
+    """The bounds. An infinite bound is not judged; `alone`: no other client sends events."""
 
     p95_ms_max: float = 100.0
     error_share_max: float = 0.001
@@ -58,7 +58,7 @@ class Figures(NamedTuple):
 
 
 def summary(figures: Figures) -> str:
-    """Return what was seen in a line."""
+    """Return the figures in one line."""
     moved = "?" if figures.moved is None else f"{figures.moved:,}"
     growth = "?" if figures.growth_mb is None else f"{figures.growth_mb:+.1f} MB"
     return (

@@ -61,9 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.load.sustained", description="Load a production server.")
     parser.add_argument("--rate", type=float, default=RATE, help=f"requests per second (default {RATE:,.0f})")
-    parser.add_argument("--windows", type=int, default=6, help="measured, one after the other (default 6)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of a window (default 10)")
-    parser.add_argument("--events", metavar="NPZ", help="events to send; made ones without it")
+    parser.add_argument("--windows", type=int, default=6, help="measured windows (default 6)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="seconds per window (default 10)")
+    parser.add_argument("--events", metavar="NPZ", help="events to send (default: generated ones)")
     args = parser.parse_args(arguments)
     if args.windows < 1 or args.seconds < 1 or args.rate < PACE:
         parser.error(f"expected windows and seconds of 1 or more, and a rate of {PACE} or more")
@@ -98,7 +98,7 @@ def production_server(directory: Path, **environ: str) -> LiveServer:
         "CONFIG_PATH": str(ROOT / "config" / "production-ready.yaml"),
         "MLSDM_SECURITY__KEYS_PATH": str(keys),
         "MLSDM_SERVER__HOST": "127.0.0.1",
-        "MLSDM_RESOURCES__DRAIN_PERIOD": "0",  # nobody balances between servers here
+        "MLSDM_RESOURCES__DRAIN_PERIOD": "0",  # there is no load balancer here
         "WORKERS": "2",
     }
     return LiveServer(directory, {**settings, **environ})
@@ -126,7 +126,7 @@ def locust_command(server: LiveServer, seconds: float, users: int, spawn: float,
 
 
 def run_load(server: LiveServer, args: argparse.Namespace, name: str) -> list[str]:
-    """Load a server, print the tables, return what does not hold. Raises MeasurementError."""
+    """Load a server, print the tables, return the violations. Raises MeasurementError."""
     tags, core_max = LOADS[name]
     print(f"\n{name}, {args.rate:,.0f} requests a second\n")
     users = round(args.rate / PACE) + FIXED_USERS
@@ -164,7 +164,7 @@ def run_load(server: LiveServer, args: argparse.Namespace, name: str) -> list[st
 
 
 def measure_windows(server: LiveServer, generator: subprocess.Popen[str], count: int, seconds: float) -> list[Window]:
-    """Wait until the load is there, then measure windows and print them. Raises MeasurementError."""
+    """Wait until the load arrives, then measure and print the windows. Raises MeasurementError."""
     gauge = Meter(server, lambda: [generator.pid])
     print(meter.HEAD.format("window") + "\n" + meter.RULE)
     idle = gauge.read().requests
@@ -194,7 +194,7 @@ def median_window(windows: list[Window]) -> Window:
 
 
 def latencies(entries: list[dict[str, Any]]) -> str:
-    """Return the table of what Locust counted."""
+    """Return the table of Locust's counts."""
     lines = ["| route | requests | failed | p50 ms | p95 ms | max ms |", "|---|" + "---:|" * 5]
     for found in sorted(entries, key=lambda found: found["name"]):
         p50, p95 = (percentile(found["response_times"], share) for share in (0.5, 0.95))
@@ -204,7 +204,7 @@ def latencies(entries: list[dict[str, Any]]) -> str:
 
 
 def percentile(counts: dict[str, int], share: float) -> float:
-    """Return a percentile of response times in ms, counted by time as Locust rounds them."""
+    """Return a percentile of response times in ms, from Locust's counts per rounded time."""
     left = math.ceil(share * sum(counts.values()))
     for taken in sorted(counts, key=float):
         left -= counts[taken]

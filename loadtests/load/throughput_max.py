@@ -62,9 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.load.throughput_max", description="Measure the most requests."
     )
-    parser.add_argument("--rounds", type=int, default=5, help="of each generator, in turn (default 5)")
-    parser.add_argument("--seconds", type=int, default=5, help="of a round (default 5)")
-    parser.add_argument("--events", metavar="NPZ", help="events to send; made ones without it")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds per generator (default 5)")
+    parser.add_argument("--seconds", type=int, default=5, help="seconds per round (default 5)")
+    parser.add_argument("--events", metavar="NPZ", help="events to send (default: generated ones)")
     args = parser.parse_args(arguments)
     if args.rounds < 1 or args.seconds < 1:
         parser.error("expected rounds and seconds of 1 or more")

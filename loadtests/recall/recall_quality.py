@@ -65,8 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(description="Compare recall with brute force on labelled data.")
     parser.add_argument("path", type=Path, help="an .npz with train, train_y, query and query_y")
-    parser.add_argument("--url", help="an empty server that is running; without it, one is started")
-    parser.add_argument("--api-key", default=os.environ.get("API_KEY"), help="default: the variable API_KEY")
+    parser.add_argument("--url", help="URL of an empty running server (default: start one)")
+    parser.add_argument("--api-key", default=os.environ.get("API_KEY"), help="token (default: the variable API_KEY)")
     parser.add_argument("--top-k", type=int, default=10, help="matches per query, 1 to 100 (default 10)")
     args = parser.parse_args(arguments)
     try:

@@ -52,7 +52,7 @@ SECONDS: Final = 2.0
 RATIO_MAX: Final = 2.0
 VECTORS: Final = 30_000  # more than there is room for, so that no two memories that live at a time are the same
 PIPELINE: Final = 16  # what the worker reads ahead of its answers
-NEAR: Final = 1e-9  # of a cosine: far above the rounding of float64 sums, whatever their order
+NEAR: Final = 1e-9  # of a cosine: far above the rounding of float64 sums in any order
 _DECIDED: Final = re.compile(rb'"position":(\d+),[^}]*"memory_id":(\d+)')
 _KEY: Final = {"Authorization": f"Bearer {TOKEN}", **RAW}
 _TRIES: Final = 64
@@ -70,14 +70,14 @@ class TimedRecall(NamedTuple):
 
 
 class Match(msgspec.Struct):
-    """What is needed of a match."""
+    """The used members of a match."""
 
     memory_id: int
     score: float
 
 
 class RecallAnswer(msgspec.Struct):
-    """What is needed of an answer."""
+    """The used members of an answer."""
 
     matches: list[Match]
     as_of: int
@@ -88,9 +88,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.recall.recall_under_load", description="Recall under writes."
     )
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of a quiet and a loaded phase (default {ROUNDS})")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of a phase (default {SECONDS:g})")
-    parser.add_argument("--check", action="store_true", help="fail when it is more than twice as slow")
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help=f"rounds of a quiet and a loaded phase (default {ROUNDS})"
+    )
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"seconds per phase (default {SECONDS:g})")
+    parser.add_argument("--check", action="store_true", help="fail when recall is more than twice as slow")
     args = parser.parse_args(arguments)
     memories, queries = clustered(VECTORS, DIMENSION, QUERIES)
     with tempfile.TemporaryDirectory(prefix="mlsdm-recall-") as name:
@@ -150,7 +152,7 @@ def measure(server: Product, memories: Floats, queries: Floats, args: argparse.N
 
 
 def send_recalls(reader: socket.socket, questions: list[bytes], seconds: float, first: int) -> list[TimedRecall]:
-    """Ask one question after the other for so long, from number `first` on. Raises MeasurementError."""
+    """Send recalls one after the other for `seconds`, from query number `first` on. Raises MeasurementError."""
     got: list[TimedRecall] = []
     end = time.perf_counter() + seconds
     while (began := time.perf_counter()) < end:
@@ -162,7 +164,7 @@ def send_recalls(reader: socket.socket, questions: list[bytes], seconds: float, 
 
 
 def _body(reader: socket.socket) -> bytes:
-    """Return the body of one answer. Raises Unmeasured when it is not a 200."""
+    """Return the body of one answer. Raises MeasurementError when it is not a 200."""
     octets = b""
     while True:
         head, end, body = octets.partition(b"\r\n\r\n")
@@ -241,7 +243,7 @@ def writer_running(writer: socket.socket, memories: Floats, first: int, place: C
 
 
 def _write(writer: socket.socket, memories: Floats, first: int, core: int, told: Connection) -> None:
-    """Send events, a pipeline at a time, until `told` says something; then tell the positions of all of them."""
+    """Send events in pipelines until `told` receives a message; then send all their positions."""
     os.sched_setaffinity(0, {core})
     headers = {**_KEY, "Moral-Value": "1.0"}
     events = [request("POST", "/event", headers, vector.tobytes()) for vector in memories]
@@ -267,7 +269,7 @@ def _write(writer: socket.socket, memories: Floats, first: int, core: int, told:
 
 
 def inexact(answers: list[TimedRecall], positions: Positions, memories: Floats, queries: Floats) -> list[str]:
-    """Return a sentence for each answer that is not what brute force gives at its position.
+    """Return a sentence for each answer that differs from brute force at its position.
 
     `positions` are those of the events after the first MEMORIES, in order; memory n has vector n − 1, modulo VECTORS.
     """
@@ -286,7 +288,7 @@ def inexact(answers: list[TimedRecall], positions: Positions, memories: Floats, 
             ids = np.arange(newest - MEMORIES + 1, newest + 1)
             lived = scores[(ids - 1) % VECTORS]
             tenth = np.partition(lived, -TOP_K)[-TOP_K]
-            near = ids[lived >= tenth - NEAR]  # whatever the order of sums, the right ones are among them
+            near = ids[lived >= tenth - NEAR]  # contains the right ones for any order of sums
             ranked = sorted((-defined((i - 1) % VECTORS), -i) for i in near.tolist())[:TOP_K]
             if [(-match.score, -match.memory_id) for match in answer.matches] != ranked:
                 ours = [match.memory_id for match in answer.matches]
