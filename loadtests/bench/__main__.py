@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows = chosen(args.rows)
         contended = not args.rows or any(word in goals.LOCK for word in args.rows)
         if not rows and not contended:
-            raise MeasurementError(f"no row is called {' or '.join(args.rows)}")
+            raise MeasurementError(f"no row matches {' or '.join(args.rows)}")
         given = vectors.load(args.data) if args.data else vectors.synthetic()
         if given.memories.shape[1] != vectors.DIMENSION:
             raise MeasurementError(f"`vec` has {given.memories.shape[1]} columns; expected {vectors.DIMENSION}")
@@ -75,10 +75,10 @@ def run(directory: Path, given: Vectors, rows: list[Row], contended: bool, args:
     place = cores()
     about = {"machine": report.machine(), "vectors": given.source, "rounds": args.rounds, "seconds": args.seconds}
     print(f"{about['machine']}; {about['vectors']}")
-    print(f"{args.rounds} rounds of {args.seconds} s a side, twice as many where there is a goal")
+    print(f"{args.rounds} rounds of {args.seconds} s per side, twice as many rounds for rows with a goal")
     print(f"server on core {place.server}, client on core {place.client}")
     if place.shared:
-        print("there is only one core: the client takes time from the server, and requests per second mean little")
+        print("there is only one core: the client takes time from the server, so requests per second mean little")
     sent = traffic.product_traffic(given.memories, given.queries, TOKEN)
     results, failures, notes = _measured(makers(directory, given), sent, place, rows, args)
     others: dict[str, Any] = {}

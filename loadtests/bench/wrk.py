@@ -76,7 +76,7 @@ class Sample(NamedTuple):
 def require() -> None:
     """Raise MeasurementError when wrk is not installed."""
     if shutil.which("wrk") is None:
-        raise MeasurementError("wrk is not installed, which sends the requests: apt install wrk")
+        raise MeasurementError("wrk, which sends the requests, is not installed: apt install wrk")
 
 
 @lru_cache

@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         held &= max(found) <= reserve
         cells = " | ".join(f"{size:.1f}" for size in found)
         print(f"| {workers} | {cells} | {reserve:.0f} |", flush=True)
-    print("\nwithin the reserve" if held else "\nNOT within the reserve that capacity planning counts with")
+    print("\nwithin the reserve" if held else "\nNOT within the reserve of capacity planning")
     return 0 if held else 1
 
 

@@ -148,7 +148,7 @@ def read(path: Path) -> Measurements:
             [Admission(**one) for one in members["by_payload"]],
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MeasurementError(f"{path} holds no run of this program: {error}") from None
+        raise MeasurementError(f"{path} is not a document of this program: {error}") from None
 
 
 def verdict(results: Measurements) -> list[str]:

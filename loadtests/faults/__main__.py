@@ -38,14 +38,14 @@ from loadtests.faults import (
 from loadtests.faults.fault import Fault, FaultOptions
 
 FAULTS: Final[tuple[Fault, ...]] = (
-    Fault("linearizability", "one order explains all that clients were told", linearizability.linearizability),
-    Fault("worker killed", "nothing lost, nothing twice, no stall over a second", worker_killed.worker_killed),
-    Fault("controller killed", "events go on, it is back in 100 ms", controller_killed.controller_killed),
-    Fault("controller stopped", "events go on, it is replaced", controller_killed.controller_stopped),
+    Fault("linearizability", "one order explains all answers", linearizability.linearizability),
+    Fault("worker killed", "no event lost or duplicated, no stall over a second", worker_killed.worker_killed),
+    Fault("controller killed", "events continue, it is back in 100 ms", controller_killed.controller_killed),
+    Fault("controller stopped", "events continue, it is replaced", controller_killed.controller_stopped),
     Fault("controller stale", "it writes nothing", controller_killed.controller_stale),
     Fault("holder stopped", "503 in 100 ms, removed in 500 ms, no corruption", holder_stopped.holder_stopped),
-    Fault("signal storms", "no half state", signal_storms.signal_storms),
-    Fault("arbiter killed", "no orphan, no memory left, a new start serves", arbiter_killed.arbiter_killed),
+    Fault("signal storms", "no half-written state", signal_storms.signal_storms),
+    Fault("arbiter killed", "no orphan process or memory, a new start serves", arbiter_killed.arbiter_killed),
     Fault("reload", "no request fails, every memory is kept, one controller", reload.reload),
     Fault("upgrade", "no request fails, every memory is kept, one controller", reload.upgrade),
     Fault("reload refused", "old settings and memories stay, every problem is logged", reload_refused.refused),
@@ -53,13 +53,13 @@ FAULTS: Final[tuple[Fault, ...]] = (
     Fault("reload without descriptors", "old settings and memories stay, it is logged", reload_refused.no_descriptors),
     Fault("frozen", "no healthy holder is killed", frozen.frozen),
     Fault("throttled", "no healthy holder is killed", frozen.throttled),
-    Fault("no descriptors", "a clear error, and nothing lost afterwards", scarcity.no_descriptors),
-    Fault("no memory", "a clear error, and nothing lost afterwards", scarcity.no_memory),
-    Fault("full log", "nobody notices but who reads it", scarcity.full_log),
-    Fault("clock jumps", "rhythm, limits and deadlines go on", clocks.jumps),
+    Fault("no descriptors", "a clear error, and nothing is lost", scarcity.no_descriptors),
+    Fault("no memory", "a clear error, and nothing is lost", scarcity.no_memory),
+    Fault("full log", "only readers of the log notice", scarcity.full_log),
+    Fault("clock jumps", "rhythm, limits and deadlines are unaffected", clocks.jumps),
     Fault("torn reads", "every read is whole", torn_reads.torn_reads),
-    Fault("bit flips", "every one is noticed, a corrupt memory is forgotten in 60 s", bit_flips.bit_flips),
-    Fault("soak", "flat memory, descriptors and scrapes", soak.soak),
+    Fault("bit flips", "every flip is noticed, a corrupt memory is forgotten in 60 s", bit_flips.bit_flips),
+    Fault("soak", "memory, descriptors and scrapes do not grow", soak.soak),
 )
 
 HEAD: Final = "| fault | times | what was measured | seconds | held |\n|---|---:|---|---:|---|"

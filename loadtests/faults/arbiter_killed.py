@@ -49,7 +49,7 @@ def arbiter_killed(options: FaultOptions) -> Outcome:
                 load.await_all()
                 served.append(time.monotonic() - began)
             boots.add(server.state()["boot_id"])
-            told = load.stop()
+            records = load.stop()
         server.stop()
     finally:
         server.kill()
@@ -63,9 +63,9 @@ def arbiter_killed(options: FaultOptions) -> Outcome:
         {
             "all ended after ms, max": 1e3 * max(ended),
             "serves again after s, max": max(served),
-            "answers lost": failures_by_kind(told)["lost"],
-            "nobody listened": failures_by_kind(told)["unreachable"],
-            "events": len(told.decided),
+            "answers lost": failures_by_kind(records)["lost"],
+            "nobody listened": failures_by_kind(records)["unreachable"],
+            "events": len(records.decided),
         },
         broken,
     )

@@ -156,7 +156,7 @@ class BitFlips:
             if ready["checks"]["memory_manager"]["healthy"]:
                 self.broken.append("readiness does not name the memory")
             if self._get("/health/liveness")[0] != 200:
-                self.broken.append("liveness is gone")
+                self.broken.append("liveness failed")
 
     def levels(self) -> None:
         """Flip a bit of bytes of the committed levels."""
@@ -198,7 +198,7 @@ class BitFlips:
                 if status != 503:
                     self._unnoticed(f"receipts: event {number} was answered {status},", bit)
         if position != self.block.position:
-            self.broken.append(f"{self.block.position - position} events were decided anew")
+            self.broken.append(f"{self.block.position - position} events were decided again")
 
     def heads(self) -> None:
         """Flip bits of the heads under which receipts are found."""
@@ -213,7 +213,7 @@ class BitFlips:
                 if status != 503:
                     self._unnoticed(f"chains: event {number} was answered {status},", bit)
         if position != self.block.position:
-            self.broken.append(f"{self.block.position - position} events were decided anew")
+            self.broken.append(f"{self.block.position - position} events were decided again")
 
     def memories(self, count: int) -> list[int]:
         """Flip a bit in many memories, and leave it so; returns their ids."""
@@ -284,7 +284,7 @@ class BitFlips:
             eventually(lambda: self.block.region("vitals").mended == before + len(right), SCRUB_SECONDS_MAX)
         except AssertionError:
             mended = int(self.block.region("vitals").mended) - before
-            self.broken.append(f"of {len(right)} marks the scrub has put {mended} right")
+            self.broken.append(f"of {len(right)} marks the scrub repaired {mended}")
         seconds = time.monotonic() - began
         for memory_id, expected in right.items():
             if (status := self._get(f"/memories/{memory_id}")[0]) != expected:

@@ -172,15 +172,15 @@ def _jumps(options: FaultOptions, trial: Trial, clocks: Clocks, limited: LiveSer
     now = {member.pid for member in trial.members()}
     if now != before:
         broken.append(f"the processes {sorted(before)} have become {sorted(now)}: {trial.server.log[-2000:]}")
-    told, verdict = trial.end()
-    if failures_by_kind(told):
-        broken.append(f"requests failed: {dict(failures_by_kind(told))}")
+    records, verdict = trial.end()
+    if failures_by_kind(records):
+        broken.append(f"requests failed: {dict(failures_by_kind(records))}")
     figures = {
-        "events": len(told.decided),
-        "failed requests": len(told.failed_attempts),
+        "events": len(records.decided),
+        "failed requests": len(records.failed_attempts),
         "unfinished heads ended after at least, s": min(ends),
         "at most, s": max(ends),
-        "longest stall, s": max(stall for stall, _ in told.stalls()),
+        "longest stall, s": max(stall for stall, _ in records.stalls()),
     }
     return Outcome(2 * times, figures, broken + verdict.broken)
 

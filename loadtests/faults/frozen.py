@@ -112,13 +112,13 @@ def _repeat(
     broken += [f"the log says {what!r}" for what in ("stuck lock", "is silent", "WORKER TIMEOUT") if what in logged]
     holder.kill()
     holder.wait()
-    told, verdict = trial.end()
+    records, verdict = trial.end()
     trial.server.stop()
     figures: dict[str, float | int | str] = {
-        "events": len(told.decided),
+        "events": len(records.decided),
         "killed": kills,
         figure: max(measured),
-        **{f"answers {what}": count for what, count in failures_by_kind(told).items()},
+        **{f"answers {what}": count for what, count in failures_by_kind(records).items()},
     }
     return Outcome(times, figures, broken + verdict.broken)
 

@@ -48,35 +48,39 @@ def holder_stopped(options: FaultOptions) -> Outcome:
             stopped.append((began, time.monotonic()))
             while holder.pid in trial.workers() or len(trial.workers()) < WORKERS:
                 time.sleep(0.001)
-        told, verdict = trial.end()
+        records, verdict = trial.end()
         lock = trial.store.block.region("lock")
         deaths, rollbacks = int(lock.deaths), int(lock.rollbacks)
-        said = trial.server.log.count("removed stuck lock holder")
+        logged = trial.server.log.count("removed stuck lock holder")
         trial.server.stop()
-    refused = [miss for miss in told.failed_attempts if miss.what == "503 store_busy"]
+    refused = [miss for miss in records.failed_attempts if miss.what == "503 store_busy"]
     refused_ms = [1e3 * (miss.ended - miss.began) for miss in refused] or [0.0]
     removed_ms = [1e3 * (ended - began) for began, ended in stopped]
-    told_so = sum(any(began < miss.ended and miss.began < ended for miss in refused) for began, ended in stopped)
+    refused_meanwhile = sum(
+        any(began < miss.ended and miss.began < ended for miss in refused) for began, ended in stopped
+    )
     broken = list(verdict.broken)
-    if not told_so:
-        broken.append(f"while {len(stopped)} holders stood still, nobody was told so with 503")
+    if not refused_meanwhile:
+        broken.append(f"while {len(stopped)} holders were stopped, no client got a 503")
     if max(refused_ms) > REFUSED_MS_MAX:
         broken.append(f"a 503 took {max(refused_ms):.0f} ms, less than {REFUSED_MS_MAX:g} ms are promised")
     if max(removed_ms) > REMOVED_MS_MAX:
-        broken.append(f"a holder stood for {max(removed_ms):.0f} ms, less than {REMOVED_MS_MAX:g} ms are promised")
+        broken.append(
+            f"a stopped holder stayed for {max(removed_ms):.0f} ms, less than {REMOVED_MS_MAX:g} ms are promised"
+        )
     return Outcome(
         len(stopped),
         {
             "attempts": attempts,
             "removed p50 ms": float(np.median(removed_ms)),
             "max ms": max(removed_ms),
-            "answered 503 meanwhile": f"{told_so} of {len(stopped)} times",
+            "answered 503 meanwhile": f"{refused_meanwhile} of {len(stopped)} times",
             "503 p50 ms": float(np.median(refused_ms)),
             "503 max ms": max(refused_ms),
             "holders died": deaths,
             "rolled back": rollbacks,
-            "said in the log": said,
-            "longest stall ms": 1e3 * max(seconds for seconds, _ in told.stalls()),
+            "said in the log": logged,
+            "longest stall ms": 1e3 * max(seconds for seconds, _ in records.stalls()),
             "events": verdict.decisions,
         },
         broken,

@@ -56,7 +56,7 @@ class Judge:
         self._follower.start()
         theirs.close()
 
-    def verdict(self, *told: ClientRecords) -> Verdict:
+    def verdict(self, *records: ClientRecords) -> Verdict:
         """Compare with the answers to the clients of all loads. All writers must have stopped.
 
         Raises RuntimeError when the follower died.
@@ -72,7 +72,7 @@ class Judge:
             self.end()
         verdict = Verdict(*found)
         if not verdict.broken:  # a log that could not be followed is no measure
-            verdict.broken.extend(disagreements(np.frombuffer(logged, DECISION_ROW), told))
+            verdict.broken.extend(disagreements(np.frombuffer(logged, DECISION_ROW), records))
         return verdict
 
     def end(self) -> None:
@@ -88,45 +88,45 @@ class Judge:
         self.end()
 
 
-def disagreements(logged: Table, told: tuple[ClientRecords, ...]) -> list[str]:
+def disagreements(logged: Table, records: tuple[ClientRecords, ...]) -> list[str]:
     """Return a sentence for each difference between the decisions of the log and the clients' answers."""
-    said = np.concatenate([one.decided for one in told])
-    open_numbers = {number for one in told for number in one.unanswered}
+    logged = np.concatenate([one.decided for one in records])
+    open_numbers = {number for one in records for number in one.unanswered}
     broken = []
     numbers, times = np.unique(logged["number"], return_counts=True)
     twice = numbers[times > 1]
     if len(twice):
         broken.append(f"{len(twice)} events were decided more than once: {twice[:SENTENCES_MAX].tolist()}")
-    repeated = len(said) - len(np.unique(said["number"]))
+    repeated = len(logged) - len(np.unique(logged["number"]))
     assert repeated == 0, "a client was told of the same event twice: the load is wrong"
-    lost = np.setdiff1d(said["number"], numbers)
+    lost = np.setdiff1d(logged["number"], numbers)
     if len(lost):
         broken.append(f"{len(lost)} acknowledged events are not in the log: {lost[:SENTENCES_MAX].tolist()}")
-    invented = [n for n in np.setdiff1d(numbers, said["number"]).tolist() if n not in open_numbers]
+    invented = [n for n in np.setdiff1d(numbers, logged["number"]).tolist() if n not in open_numbers]
     if invented:
         broken.append(f"{len(invented)} events of the log were acknowledged to nobody: {invented[:SENTENCES_MAX]}")
     if not broken:
         by_number = logged[np.argsort(logged["number"], kind="stable")]
-        mine = by_number[np.searchsorted(by_number["number"], said["number"])] if len(said) else said
-        order = np.argsort(said["number"], kind="stable")
+        mine = by_number[np.searchsorted(by_number["number"], logged["number"])] if len(logged) else logged
+        order = np.argsort(logged["number"], kind="stable")
         other = [
             f"event {a['number']} was told {a}, the log says {b}"
-            for a, b in zip(said[order], mine[order], strict=True)
+            for a, b in zip(logged[order], mine[order], strict=True)
             if a != b
         ]
         broken += other[:SENTENCES_MAX]
         if len(other) > SENTENCES_MAX:
-            broken.append(f"and {len(other) - SENTENCES_MAX} more were told otherwise than the log says")
+            broken.append(f"and {len(other) - SENTENCES_MAX} more answers differ from the log")
     return broken
 
 
-def _follow(store: Store, events: Events, parent: int, told: Connection) -> None:
-    """Follow the log until `told` receives a message; then send the findings and the decisions as DECISION_ROW."""
+def _follow(store: Store, events: Events, parent: int, channel: Connection) -> None:
+    """Follow the log until `channel` receives a message; then send the findings and the decisions as DECISION_ROW."""
     process.die_with_parent(parent)
     follower = _Follower(store, events)
     broken: list[str] = []
     try:
-        while not told.poll(0 if follower.caught_up() else LOOK_SECONDS):
+        while not channel.poll(0 if follower.caught_up() else LOOK_SECONDS):
             continue
         follower.caught_up()
         broken = follower.disagreements()
@@ -136,7 +136,7 @@ def _follow(store: Store, events: Events, parent: int, told: Connection) -> None
         broken = ["the log was overwritten before it was read: nothing is proven (enlarge log_capacity)"]
     except StoreError as error:
         broken = [f"the store cannot be read: {error}"]
-    told.send(((follower.decisions, follower.kinds, follower.epochs, broken), bytes(follower.logged)))
+    channel.send(((follower.decisions, follower.kinds, follower.epochs, broken), bytes(follower.logged)))
 
 
 class _Follower:

@@ -190,7 +190,7 @@ class Client:
         if {answer.status for answer in answers} != {200} or len({answer.body for answer in answers}) != 1:
             self.broken.append(f"sent to both workers at once, it was answered {answers}")
         if sorted(answer.headers.get(REPLAYED, "") for answer in answers) != ["", "true"]:
-            self.broken.append(f"sent to both workers at once, it was decided not once: {answers}")
+            self.broken.append(f"sent to both workers at once, it was not decided exactly once: {answers}")
         self.history.written.append(Write(sent_ns, answered_ns, vectors, [_decided(answers[0].body)]))
 
     # -- the wire ------------------------------------------------------------------------------------------------------

@@ -198,25 +198,25 @@ class Load:
         Raises RuntimeError when one of them ended otherwise than by being told to.
         """
         self._cells[0] = 1
-        told = []
+        records = []
         for member, ours in self._members:
             if not ours.poll(FINISH_SECONDS + SILENCE_SECONDS + _JOIN_SECONDS):
                 raise RuntimeError(f"client {member.pid} does not stop")
             try:
-                told.append(ours.recv())
+                records.append(ours.recv())
             except EOFError:
                 raise RuntimeError(f"client {member.pid} died") from None
             member.join(_JOIN_SECONDS)
         self.end()
-        for error in told:
+        for error in records:
             if isinstance(error, str):
                 raise RuntimeError(error)
-        decided = np.concatenate([np.frombuffer(one[0], DECISION_ROW) for one in told])
+        decided = np.concatenate([np.frombuffer(one[0], DECISION_ROW) for one in records])
         return ClientRecords(
             decided[np.argsort(decided["number"], kind="stable")],
-            [np.frombuffer(one[1], REQUEST_ROW) for one in told],
-            sorted(miss for one in told for miss in one[2]),
-            sorted(number for one in told for number in one[3]),
+            [np.frombuffer(one[1], REQUEST_ROW) for one in records],
+            sorted(miss for one in records for miss in one[2]),
+            sorted(number for one in records for number in one[3]),
         )
 
     def end(self) -> None:
@@ -233,7 +233,7 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    def _run_client(self, number: int, parent: int, told: Connection) -> None:
+    def _run_client(self, number: int, parent: int, channel: Connection) -> None:
         process.die_with_parent(parent)
         os.nice(CLIENTS_NICE)
         client = _Client(self._port, self._events, self._cells, number)
@@ -241,9 +241,9 @@ class Load:
         try:
             client.run(range(self._first + number, 1 << _MORAL_BITS, self._count), chance)
         except Exception as error:  # noqa: BLE001 - the parent reports any error
-            told.send(f"client {number} ended: {error!r}")
+            channel.send(f"client {number} ended: {error!r}")
         else:
-            told.send((bytes(client.decided), bytes(client.requests), client.failed_attempts, client.unanswered))
+            channel.send((bytes(client.decided), bytes(client.requests), client.failed_attempts, client.unanswered))
 
 
 class _Client:

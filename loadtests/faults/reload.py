@@ -96,25 +96,25 @@ def _repeat(trial: Trial, times: int, once: Callable[[int], None], arbiter: Call
         broken += _other_controllers(trial, arbiter(), number)
         time.sleep(SETTLE_SECONDS)
     if trial.server.state()["boot_id"] != boot_id:
-        broken.append("the memory is another one than at the start")
-    told, verdict = trial.end()
-    failed = [miss for miss in told.failed_attempts if not (miss.what == "lost" and _was_idle(told, miss))]
+        broken.append("the boot id changed: the memory was lost")
+    records, verdict = trial.end()
+    failed = [miss for miss in records.failed_attempts if not (miss.what == "lost" and _was_idle(records, miss))]
     if failed:
         broken.append(f"requests failed: {dict(Counter(miss.what for miss in failed))}")
     figures: dict[str, float | int | str] = {
-        "events": len(told.decided),
+        "events": len(records.decided),
         "failed requests": len(failed),
-        "closed idle connections": len(told.failed_attempts) - len(failed),
-        "longest stall, s": max(stall for stall, _ in told.stalls()),
+        "closed idle connections": len(records.failed_attempts) - len(failed),
+        "longest stall, s": max(stall for stall, _ in records.stalls()),
         "configure entries": verdict.kinds.get("configure", 0),
         "longest, s": max(seconds),
     }
     return Outcome(times, figures, broken + verdict.broken)
 
 
-def _was_idle(told: ClientRecords, miss: FailedAttempt) -> bool:
+def _was_idle(records: ClientRecords, miss: FailedAttempt) -> bool:
     """Return whether the connection of a lost request may have been silent for long enough to be closed."""
-    for requests in told.requests:
+    for requests in records.requests:
         at = int(np.searchsorted(requests["began"], miss.began, side="right")) - 1  # the request that it was a try of
         if at > 0 and requests["began"][at] - requests["ended"][at - 1] >= IDLE_SECONDS:
             return True

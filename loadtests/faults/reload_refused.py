@@ -59,10 +59,10 @@ def refused(options: FaultOptions) -> Outcome:
         before = trial.workers()
         os.kill(trial.server.pid, signal.SIGHUP)
         eventually(lambda: "the old one stays" in trial.log_since(size))
-        said = trial.log_since(size)
+        logged = trial.log_since(size)
         path.write_text("{}\n")  # a worker that dies is to find a whole file
         eventually(lambda: len(trial.workers()) == 2 and not set(before) & set(trial.workers()))
-        return [f"the log does not name {name}" for _, name in chosen if name not in said]
+        return [f"the log does not name {name}" for _, name in chosen if name not in logged]
 
     with Trial(options, CONFIG_PATH=str(path)) as trial:
         return _repeat(trial, options.scaled(TIMES), once, lambda: path.write_text(GOOD))
@@ -83,8 +83,8 @@ def unbootable(options: FaultOptions) -> Outcome:
         finally:
             prevented.unlink()
         eventually(lambda: len(trial.workers()) == 2 and not set(before) & set(trial.workers()))
-        said = trial.log_since(size)
-        return [] if "Worker failed; it will be replaced" in said else ["no worker said that it failed"]
+        logged = trial.log_since(size)
+        return [] if "Worker failed; it will be replaced" in logged else ["no worker logged that it failed"]
 
     with Trial(
         options, "loadtests.faults.unbootable:app", CONFIG_PATH=str(path), **{PREVENTED: str(prevented)}
@@ -135,16 +135,16 @@ def _repeat(trial: Trial, times: int, once: Callable[[Trial], list[str]], restor
     restore()
     os.kill(trial.server.pid, signal.SIGHUP)
     eventually(lambda: trial.store.state().settings.ema_alpha == 0.25)
-    told, verdict = trial.end()
+    records, verdict = trial.end()
     trial.server.stop()
-    what = failures_by_kind(told)
+    what = failures_by_kind(records)
     lost = what.pop("lost", 0)
     if what:
         broken.append(f"requests failed: {dict(what)}")
     figures: dict[str, float | int | str] = {
-        "events": len(told.decided),
+        "events": len(records.decided),
         "failed requests": sum(what.values()),
         "closed idle connections": lost,
-        "longest stall, s": max(stall for stall, _ in told.stalls()),
+        "longest stall, s": max(stall for stall, _ in records.stalls()),
     }
     return Outcome(times, figures, broken + verdict.broken)

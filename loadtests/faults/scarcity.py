@@ -57,7 +57,7 @@ def no_descriptors(options: FaultOptions) -> Outcome:
     with Trial(options) as trial:
         outcome = _repeat(trial, options.scaled(TIMES), once)
     if outcome.figures["controllers"] != 1:
-        outcome.broken.append(f"{outcome.figures['controllers']} controllers, one after the other, instead of one")
+        outcome.broken.append(f"{outcome.figures['controllers']} controllers in succession; expected one")
     return outcome
 
 
@@ -107,7 +107,7 @@ def full_log(options: FaultOptions) -> Outcome:
             os.kill(trial.server.pid, signal.SIGUSR1)  # which is logged
             problems = _wait_and_check_load(trial, kill)
             if trial.log_size() > size:
-                problems.append("there was room for the log after all")
+                problems.append("the log could still be written")
             if kill:
                 eventually(lambda: len(trial.workers()) == 2 and all(psutil.pid_exists(pid) for pid in trial.workers()))
         os.kill(trial.server.pid, signal.SIGUSR1)
@@ -132,7 +132,7 @@ def _wait_and_check_load(trial: Trial, kill: bool) -> list[str]:
         os.kill(trial.workers()[0], signal.SIGKILL)
     trial.mark()
     time.sleep(SCARCE_SECONDS)
-    return [] if trial.served_since_mark() or kill else ["nobody was served meanwhile"]
+    return [] if trial.served_since_mark() or kill else ["no client was served meanwhile"]
 
 
 @contextmanager
@@ -161,12 +161,12 @@ def _repeat(trial: Trial, times: int, once: Callable[[Trial, bool], list[str]]) 
         time.sleep(SETTLE_SECONDS)
         trial.mark()
         eventually(trial.served_since_mark)
-    told, verdict = trial.end()
+    records, verdict = trial.end()
     trial.server.stop()
     figures: dict[str, float | int | str] = {
-        "events": len(told.decided),
-        "longest stall, s": max(stall for stall, _ in told.stalls()),
+        "events": len(records.decided),
+        "longest stall, s": max(stall for stall, _ in records.stalls()),
         "controllers": len(verdict.epochs),
-        **{f"answers {what}": count for what, count in failures_by_kind(told).items()},
+        **{f"answers {what}": count for what, count in failures_by_kind(records).items()},
     }
     return Outcome(times, figures, broken + verdict.broken)

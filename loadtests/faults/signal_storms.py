@@ -34,7 +34,7 @@ def signal_storms(options: FaultOptions) -> Outcome:
                 kill_one(trial, chance.random(), number)
                 sent[number.name] += 1
         trial.load.await_all()
-        told, verdict = trial.end()
+        records, verdict = trial.end()
         lock = trial.store.block.region("lock")
         deaths, rollbacks = int(lock.deaths), int(lock.rollbacks)
         traced = trial.server.log.count("Traceback")
@@ -48,11 +48,11 @@ def signal_storms(options: FaultOptions) -> Outcome:
             **sent,
             "half states": len(verdict.broken),
             "events": verdict.decisions,
-            "answers lost": failures_by_kind(told)["lost"],
-            "other misses": len(told.failed_attempts) - failures_by_kind(told)["lost"],
+            "answers lost": failures_by_kind(records)["lost"],
+            "other misses": len(records.failed_attempts) - failures_by_kind(records)["lost"],
             "holders died": deaths,
             "rolled back": rollbacks,
-            "longest stall ms": 1e3 * max(seconds for seconds, _ in told.stalls()),
+            "longest stall ms": 1e3 * max(seconds for seconds, _ in records.stalls()),
         },
         broken,
     )

@@ -76,19 +76,19 @@ def soak(options: FaultOptions) -> Outcome:
                     samples.append(_sample(server, time.monotonic() - began, first + load.answered))
                     print(LINE.format(*samples[-1]), file=sys.stderr, flush=True)
                     _kill(server, store, len(samples))
-                told = load.stop()
-            stalls.append(max(stall for stall, _ in told.stalls()))
-            failed_attempts += failures_by_kind(told)
-            first = _next_number(told)
+                records = load.stop()
+            stalls.append(max(stall for stall, _ in records.stalls()))
+            failed_attempts += failures_by_kind(records)
+            first = _next_number(records)
         server.stop()
     finally:
         server.kill()
     return outcome_of(samples, stalls, failed_attempts)
 
 
-def _next_number(told: ClientRecords) -> int:
+def _next_number(records: ClientRecords) -> int:
     """Return a number above those of all events that were sent."""
-    return 1 + max([int(told.decided["number"].max()), *told.unanswered])
+    return 1 + max([int(records.decided["number"].max()), *records.unanswered])
 
 
 def _sample(server: LiveServer, seconds: float, events: int) -> Sample:

@@ -58,8 +58,8 @@ class Trial:
 
     def end(self) -> tuple[ClientRecords, Verdict]:
         """Stop the load, and have it judged. The server goes on."""
-        told = self.load.stop()
-        return told, self._judge.verdict(told)
+        records = self.load.stop()
+        return records, self._judge.verdict(records)
 
     def mark(self) -> None:
         """Note how many events were acknowledged until now."""
@@ -93,6 +93,6 @@ class Trial:
         return self.server.workers(self.store.block)
 
 
-def failures_by_kind(told: ClientRecords) -> Counter[str]:
+def failures_by_kind(records: ClientRecords) -> Counter[str]:
     """Return the number of failed attempts by reason."""
-    return Counter(miss.what for miss in told.failed_attempts)
+    return Counter(miss.what for miss in records.failed_attempts)

@@ -34,12 +34,12 @@ def worker_killed(options: FaultOptions) -> Outcome:
             kill_one(trial, chance.random())
         while trial.load.answered < events:
             time.sleep(0.05)
-        told, verdict = trial.end()
+        records, verdict = trial.end()
         lock = trial.store.block.region("lock")
         deaths, rollbacks = int(lock.deaths), int(lock.rollbacks)
         trial.server.stop()
-    stalls = sorted((seconds for seconds, _ in told.stalls()), reverse=True)
-    failed_attempts = failures_by_kind(told)
+    stalls = sorted((seconds for seconds, _ in records.stalls()), reverse=True)
+    failed_attempts = failures_by_kind(records)
     broken = list(verdict.broken)
     if stalls[0] > STALL_SECONDS_MAX:
         broken.append(f"a client had no answer for {stalls[0]:.2f} s, at most {STALL_SECONDS_MAX:g} s are promised")
@@ -47,7 +47,7 @@ def worker_killed(options: FaultOptions) -> Outcome:
         kills,
         {
             "events": verdict.decisions,
-            "acknowledged": len(told.decided),
+            "acknowledged": len(records.decided),
             "answers lost": failed_attempts["lost"],
             "nobody listened": failed_attempts["unreachable"],
             "other misses": failed_attempts.total() - failed_attempts["lost"] - failed_attempts["unreachable"],

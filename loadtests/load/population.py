@@ -59,7 +59,7 @@ def read(path: Path) -> Population:
         with np.load(path) as arrays:
             given, morals = arrays["vec"], arrays["moral"]
     except (OSError, ValueError, KeyError) as error:
-        raise PopulationError(f"{path} is no .npz with `vec` and `moral`: {error}") from None
+        raise PopulationError(f"{path} is not an .npz with `vec` and `moral`: {error}") from None
     if given.ndim != 2 or morals.shape != given.shape[:1] or not len(given):
         raise PopulationError(
             f"`vec` and `moral` of {path} have the shapes {given.shape} and {morals.shape}: expected [N, D], [N]"
@@ -69,5 +69,5 @@ def read(path: Path) -> Population:
     with np.errstate(all="ignore"):
         vectors = unit(given)
     if not np.isfinite(vectors).all():
-        raise PopulationError(f"`vec` of {path} holds vectors that have no direction: expected finite ones above zero")
+        raise PopulationError(f"`vec` of {path} has vectors without a direction: expected finite, non-zero ones")
     return Population(vectors, morals.astype(np.float64), f"{len(vectors):,} events of {path.name}")

@@ -71,7 +71,7 @@ def summary(figures: Figures) -> str:
 def violations(figures: Figures, bounds: Bounds) -> list[str]:
     """Return a sentence for each bound that does not hold."""
     if not figures.requests:
-        return ["no request was made: nothing holds of which nothing is known"]
+        return ["no request was made, so nothing can be judged"]
     return [*_latency(figures, bounds), *_shares(figures, bounds), *_events(figures, bounds), *_memory(figures, bounds)]
 
 
@@ -102,14 +102,14 @@ def _shares(figures: Figures, bounds: Bounds) -> list[str]:
 
 def _events(figures: Figures, bounds: Bounds) -> list[str]:
     if figures.moved is None:
-        return ["the server is not the one that it was: it began anew, or another answers in its name"]
+        return ["the server is another one than before: it was restarted, or another server answers at its address"]
     if figures.moved < figures.acknowledged:
         return [
             f"{figures.acknowledged:,} events were acknowledged, but the server's count moved by {figures.moved:,} only"
         ]
     if bounds.alone and figures.moved > figures.acknowledged:
         counts = f"the server's count moved by {figures.moved:,}, but {figures.acknowledged:,} events were acknowledged"
-        return [f"{counts}: others send events, or answers were lost"]
+        return [f"{counts}: another client sends events, or answers were lost"]
     return []
 
 
@@ -117,7 +117,7 @@ def _memory(figures: Figures, bounds: Bounds) -> list[str]:
     if math.isinf(bounds.growth_mb_max):
         return []
     if figures.growth_mb is None:
-        return ["the server's memory could not be measured: its metrics have no memory_usage_bytes, name --server-pid"]
+        return ["the server's memory could not be measured: its metrics lack memory_usage_bytes; use --server-pid"]
     if figures.growth_mb > bounds.growth_mb_max:
         return [
             f"the server's memory grew by {figures.growth_mb:,.1f} MB; at most {bounds.growth_mb_max:g} MB is promised"

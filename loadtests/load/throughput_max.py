@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
             fill(server.start(), drawn)
             compare(server, drawn, args)
         except (MeasurementError, wrk.MeasurementError, PopulationError, ProcessLookupError, AssertionError) as error:
-            print(f"most: {error}", file=sys.stderr)
+            print(f"throughput_max: {error}", file=sys.stderr)
             return 2
         finally:
             server.stop()

@@ -91,7 +91,7 @@ def measure(data: Labelled, client: "Client", k: int) -> int:
     found = np.array([client.recall(query, k) for query in data.query])
     queried = time.perf_counter() - began
     if not np.isin(found, ids).all():
-        print("an answer holds an id that no event was given")
+        print("an answer has an id that no event was given")
         return 1
     places = np.searchsorted(ids, found)  # ids ascend
     doubles, singles = compare(data, places, np.float64), compare(data, places, np.float32)
@@ -158,7 +158,7 @@ class Client:
     def __init__(self, url: str, api_key: str | None) -> None:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise MeasurementError(f"{url!r} is no URL of a server: expected http://HOST:PORT")
+            raise MeasurementError(f"{url!r} is not the URL of a server: expected http://HOST:PORT")
         connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._http = connection(parts.hostname, parts.port, timeout=60)
         self._prefix = parts.path.rstrip("/")

@@ -179,7 +179,7 @@ def _receive(connection: socket.socket) -> bytes:
     try:
         piece = connection.recv(65_536)
     except OSError as error:
-        raise MeasurementError(f"the server answers no more: {error}") from None
+        raise MeasurementError(f"the server stopped answering: {error}") from None
     if not piece:
         raise MeasurementError("the server ended a connection")
     return piece
@@ -259,7 +259,7 @@ def _write(writer: socket.socket, memories: Floats, first: int, core: int, told:
                 found = _DECIDED.findall(octets)
             if [int(memory_id) for _, memory_id in found] != list(range(number + 1, number + PIPELINE + 1)):
                 raise MeasurementError(
-                    f"the memories after {number} are {found}: somebody else writes, or an event was lost"
+                    f"the memories after {number} are {found}: another client writes, or an event was lost"
                 )
             positions += [int(position) for position, _ in found]
     except (MeasurementError, OSError) as error:

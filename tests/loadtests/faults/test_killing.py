@@ -59,7 +59,7 @@ def test_an_event_is_known_by_its_moral_value() -> None:
     assert max(morals) < 1
 
 
-def told(decided: Table, unanswered: list[int]) -> ClientRecords:
+def records(decided: Table, unanswered: list[int]) -> ClientRecords:
     """Return what a load of one client was told."""
     return ClientRecords(decided, [np.zeros(0, REQUEST_ROW)], [], unanswered)
 
@@ -78,15 +78,15 @@ def test_what_was_told_and_what_is_in_the_log_must_be_the_same() -> None:
     other = log.copy()
     other["ema"][4] = np.nextafter(0, 1)
 
-    assert disagreements(log[::-1], (told(log[:4], []), told(log[4:], []))) == []
-    assert disagreements(log, (told(log[:9], [9]),)) == []
-    for logged, said, wrong in (
+    assert disagreements(log[::-1], (records(log[:4], []), records(log[4:], []))) == []
+    assert disagreements(log, (records(log[:9], [9]),)) == []
+    for logged, logged, wrong in (
         (log[:9], log, "1 acknowledged events are not in the log: [9]"),
         (np.concatenate((log, log[3:4])), log, "1 events were decided more than once: [3]"),
         (log, log[:9], "1 events of the log were acknowledged to nobody: [9]"),
         (log, other, "event 4 was told"),
     ):
-        [sentence] = disagreements(logged, (told(said, []),))
+        [sentence] = disagreements(logged, (records(logged, []),))
         assert sentence.startswith(wrong)
 
 
@@ -97,8 +97,8 @@ def test_an_event_of_somebody_else_is_noticed(serve: Serve) -> None:
         load.await_all()
         server.event(EVENTS.vector(2**20), EVENTS.moral(2**20))
         load.await_all()
-        told = load.stop()
-        verdict = judge.verdict(told)
+        records = load.stop()
+        verdict = judge.verdict(records)
 
     assert verdict.broken == [f"1 events of the log were acknowledged to nobody: [{2**20}]"]
 
@@ -111,12 +111,12 @@ def test_what_is_not_answered_until_the_end_is_told(serve: Serve, monkeypatch: p
         load.await_all()
         assert server.request("POST", "/governor/stop").status == 200
         eventually(lambda: b'mlsdm_refusals_total{code="stopped"}' in server.get("/metrics").body)
-        told = load.stop()  # in the middle of a request, and not between two
-        verdict = judge.verdict(told)
+        records = load.stop()  # in the middle of a request, and not between two
+        verdict = judge.verdict(records)
 
     assert verdict.broken == []
-    assert {miss.what for miss in told.failed_attempts} == {"503 stopped"}
-    assert told.unanswered
+    assert {miss.what for miss in records.failed_attempts} == {"503 stopped"}
+    assert records.unanswered
     assert {kind: verdict.kinds[kind] for kind in ("epoch", "stop")} == {"epoch": 1, "stop": 1}
 
 

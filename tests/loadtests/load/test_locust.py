@@ -148,10 +148,10 @@ def test_what_is_not_known_does_not_hold() -> None:
     """A server that was restarted, memory that nobody told, and no request at all."""
 
     assert slo.violations(GOOD._replace(moved=None), Bounds()) == [
-        "the server is not the one that it was: it began anew, or another answers in its name"
+        "the server is another one than before: it was restarted, or another server answers at its address"
     ]
     assert slo.violations(GOOD._replace(growth_mb=None), Bounds()) == [
-        "the server's memory could not be measured: its metrics have no memory_usage_bytes, name --server-pid"
+        "the server's memory could not be measured: its metrics lack memory_usage_bytes; use --server-pid"
     ]
     assert slo.violations(GOOD._replace(growth_mb=None), Bounds(growth_mb_max=math.inf)) == []
     assert len(slo.violations(GOOD._replace(routes={}), Bounds())) == 1
