@@ -139,7 +139,7 @@ def _measured(
     if starved:
         notes.append(
             f"in {starved} of {len(results)} rows the server had less than {report.BUSY_MIN:.0%} of its core: others "
-            "use it too, so that shares hold and requests per second do not"
+            "use it too, so only the shares are reliable"
         )
     return results, failures, notes
 

@@ -90,33 +90,33 @@ class Judge:
 
 def disagreements(logged: Table, records: tuple[ClientRecords, ...]) -> list[str]:
     """Return a sentence for each difference between the decisions of the log and the clients' answers."""
-    logged = np.concatenate([one.decided for one in records])
+    answered = np.concatenate([one.decided for one in records])
     open_numbers = {number for one in records for number in one.unanswered}
     broken = []
     numbers, times = np.unique(logged["number"], return_counts=True)
     twice = numbers[times > 1]
     if len(twice):
         broken.append(f"{len(twice)} events were decided more than once: {twice[:SENTENCES_MAX].tolist()}")
-    repeated = len(logged) - len(np.unique(logged["number"]))
-    assert repeated == 0, "a client was told of the same event twice: the load is wrong"
-    lost = np.setdiff1d(logged["number"], numbers)
+    repeated = len(answered) - len(np.unique(answered["number"]))
+    assert repeated == 0, "a client has two answers for the same event: the load is wrong"
+    lost = np.setdiff1d(answered["number"], numbers)
     if len(lost):
         broken.append(f"{len(lost)} acknowledged events are not in the log: {lost[:SENTENCES_MAX].tolist()}")
-    invented = [n for n in np.setdiff1d(numbers, logged["number"]).tolist() if n not in open_numbers]
+    invented = [n for n in np.setdiff1d(numbers, answered["number"]).tolist() if n not in open_numbers]
     if invented:
         broken.append(f"{len(invented)} events of the log were acknowledged to nobody: {invented[:SENTENCES_MAX]}")
     if not broken:
         by_number = logged[np.argsort(logged["number"], kind="stable")]
-        mine = by_number[np.searchsorted(by_number["number"], logged["number"])] if len(logged) else logged
-        order = np.argsort(logged["number"], kind="stable")
-        other = [
+        entries = by_number[np.searchsorted(by_number["number"], answered["number"])] if len(answered) else answered
+        order = np.argsort(answered["number"], kind="stable")
+        differing = [
             f"event {a['number']} was told {a}, the log says {b}"
-            for a, b in zip(logged[order], mine[order], strict=True)
+            for a, b in zip(answered[order], entries[order], strict=True)
             if a != b
         ]
-        broken += other[:SENTENCES_MAX]
-        if len(other) > SENTENCES_MAX:
-            broken.append(f"and {len(other) - SENTENCES_MAX} more answers differ from the log")
+        broken += differing[:SENTENCES_MAX]
+        if len(differing) > SENTENCES_MAX:
+            broken.append(f"and {len(differing) - SENTENCES_MAX} more answers differ from the log")
     return broken
 
 
