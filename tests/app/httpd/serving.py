@@ -1,4 +1,8 @@
-"""A service with real sockets and a real loop, in a thread of the test, and a strict client of it."""
+"""A worker's connections with real sockets and a real loop, in a thread of the test, and a strict client for them.
+
+The clock of the deadlines stands still unless a test moves it (`RunningServer.advance`) or lets it run (`clock_step`),
+so no deadline ends a connection because the machine is busy.
+"""
 
 import asyncio
 import contextlib
@@ -24,11 +28,29 @@ from app.httpd.worker_state import WorkerState
 from testing.eventually import HANG_SECONDS, eventually
 from tests.app.httpd.certificate import CERTIFICATE, write_certificate
 
-PATIENCE = HANG_SECONDS
+BEAT_SECONDS = 0.01  # between two sweeps of the deadlines
+
+HOST = b"Host: a\r\n"
+GOOD = b"GET /good HTTP/1.1\r\nHost: a\r\n\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
 
 
-class Echo:
-    """Answers with what the environ said, as JSON; /slow… waits on the pool until `gate` opens, /big answers `size`
+def get(target: bytes, fields: bytes = b"", version: bytes = b"1.1") -> bytes:
+    """Return the bytes of a GET request."""
+    return b"GET " + target + b" HTTP/" + version + b"\r\n" + HOST + fields + b"\r\n"
+
+
+def post(fields: bytes, body: bytes = b"", version: bytes = b"1.1") -> bytes:
+    """Return the bytes of a POST request to /."""
+    return b"POST / HTTP/" + version + b"\r\n" + HOST + fields + b"\r\n" + body
+
+
+# -- applications ------------------------------------------------------------------------------------------------------
+
+
+class EchoApplication:
+    """Answers with the environ and the body as JSON. /slow… waits on the pool until `gate` opens; /big answers `size`
     bytes.
     """
 
@@ -37,7 +59,7 @@ class Echo:
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.refusals: Counter[str] = Counter()
-        self.calls: list[str] = []
+        self.calls: list[str] = []  # the paths, in order
         self.threads: set[str] = set()
 
     def way_of(self, method: str, path: str) -> int:
@@ -51,22 +73,22 @@ class Echo:
         self.calls.append(path)
         self.threads.add(threading.current_thread().name)
         if path.startswith("/slow"):
-            assert self.gate.wait(PATIENCE)
+            assert self.gate.wait(HANG_SECONDS)
         if path == "/big":
             start_response("200 OK", [])
             return [b"x" * self.size]
         body = environ["wsgi.input"].read()
-        seen = {k: v for k, v in environ.items() if isinstance(v, str | int)}
+        members = {k: v for k, v in environ.items() if isinstance(v, str | int)}
         start_response("200 OK", [("Content-Type", "application/json")])
-        return [json.dumps({"environ": seen, "body": body.decode("latin-1")}).encode()]
+        return [json.dumps({"environ": members, "body": body.decode("latin-1")}).encode()]
 
 
-class Choosy(Echo):
-    """Wants no body for /no, fails to say for /maybe, and answers 401 to whoever sends none."""
+class SelectiveApplication(EchoApplication):
+    """An echo that wants no body for paths ending in /no, and raises when it is asked about /maybe."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked: list[tuple[str, bool]] = []
+        self.asked: list[tuple[str, bool]] = []  # path, and whether there was a body already
 
     def wants_body(self, environ: dict[str, Any]) -> bool:
         self.asked.append((environ["PATH_INFO"], "wsgi.input" in environ))
@@ -75,8 +97,11 @@ class Choosy(Echo):
         return not environ["PATH_INFO"].endswith("/no")
 
 
-class Dribble(Connection):
-    """A connection that sees each byte alone."""
+# -- the server --------------------------------------------------------------------------------------------------------
+
+
+class ByteByByteConnection(Connection):
+    """A connection that receives each byte in a read of its own."""
 
     def data_received(self, data: bytes) -> None:
         for i in range(len(data)):
@@ -84,37 +109,38 @@ class Dribble(Connection):
 
 
 @dataclass
-class Server:
-    """A running service: its address, and the parts a test may look at."""
+class RunningServer:
+    """A worker's connections that are being served, and the parts of them that a test may examine."""
 
     address: tuple[str, int]
     service: WorkerState
     loop: asyncio.AbstractEventLoop
     app: Any
     trust: ssl.SSLContext | None = None  # what its clients need on TLS
-    lost: list[float] = field(default_factory=list)
+    lost: list[float] = field(default_factory=list)  # the times at which connections ended, on the loop's clock
+    by_client: dict[tuple[str, int], Connection] = field(default_factory=dict)  # keys: addresses of the clients
 
-    def call(self, function: Callable[[], Any]) -> Any:
+    def run_on_loop(self, function: Callable[[], Any]) -> Any:
         """Run `function` on the loop's thread and return its result."""
 
         async def run() -> Any:
             return function()
 
-        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(PATIENCE)
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(HANG_SECONDS)
 
-    def wait(self, seconds: float) -> None:
-        """Have the service's clock go on by `seconds`, and every connection look at its deadlines, more than once."""
-        looks = [0]
+    def advance(self, seconds: float) -> None:
+        """Advance the clock of the deadlines in steps of 0.25 s, with a sweep after each step, and two more sweeps."""
+        steps = [0]
 
         def step() -> None:
             self.service.now += 0.25
             self.service.deadline_sweep.start_sweep()
-            looks[0] += 1
-            if looks[0] < 4 * seconds + 2:
+            steps[0] += 1
+            if steps[0] < 4 * seconds + 2:
                 self.loop.call_soon(self.loop.call_soon, step)
 
         self.loop.call_soon_threadsafe(step)
-        until(lambda: looks[0] >= 4 * seconds + 2)
+        eventually(lambda: steps[0] >= 4 * seconds + 2)
 
 
 @contextlib.contextmanager
@@ -122,45 +148,54 @@ def serving(
     app: Any = None,
     *,
     protocol: type[Connection] = Connection,
-    pace: float = 0.0,
+    clock_step: float = 0.0,
     sndbuf: int = 0,
     refusal: Refusal | None = None,
     tls: bool = False,
-) -> Iterator[Server]:
-    """Serve `app` (Echo by default). With a `pace`, the service's clock runs that many seconds per 10 ms instead of
-    real time.
+) -> Iterator[RunningServer]:
+    """Serve `app`, an EchoApplication by default.
+
+    `clock_step` is by how many seconds the clock of the deadlines advances in each beat; 0 means that it stands still.
     """
-    context, trust = contexts() if tls else (None, None)
-    app = app or Echo()
+    context, trust = tls_contexts() if tls else (None, None)
+    app = app or EchoApplication()
     loop = uvloop.new_event_loop()
     listener = socket.socket()
     if sndbuf:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sndbuf)
     listener.bind(("127.0.0.1", 0))
     started = threading.Event()
-    holder: list[Server] = []
+    holder: list[RunningServer] = []
+
+    class RegisteredConnection(protocol):  # type: ignore[valid-type,misc]  # its base is a parameter
+        """A connection that a test finds by the address of its client."""
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            holder[0].by_client[transport.get_extra_info("peername")] = self
+            super().connection_made(transport)
 
     async def main() -> None:
         moment = [1e6]
-        clock = (lambda: moment[0]) if pace else time.monotonic
+        clock = (lambda: moment[0]) if clock_step else time.monotonic
         scheme = "http" if context is None else "https"
         service = WorkerState(app, loop, logging.getLogger("test"), scheme=scheme, clock=clock)
 
         def make() -> Any:
-            connection = protocol(service, ("127.0.0.1", 4242), refusal)
+            connection = RegisteredConnection(service, ("127.0.0.1", 4242), refusal)
             return connection if context is None else TlsLayer(loop, connection, context)
 
+        holder.append(RunningServer(listener.getsockname(), service, loop, app, trust))
+        service.on_connection_lost = lambda: holder[0].lost.append(loop.time())
         await loop.create_server(make, sock=listener)
 
         def beat() -> None:
-            moment[0] += pace
-            service.tick()
+            moment[0] += clock_step
+            if clock_step:
+                service.tick()
             service.deadline_sweep.start_sweep()
-            loop.call_later(0.01, beat)
+            loop.call_later(BEAT_SECONDS, beat)
 
         beat()
-        holder.append(Server(listener.getsockname(), service, loop, app, trust))
-        service.on_connection_lost = lambda: holder[0].lost.append(loop.time())
         started.set()
 
     def run() -> None:
@@ -170,33 +205,50 @@ def serving(
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert started.wait(PATIENCE)
+    assert started.wait(HANG_SECONDS)
     try:
         yield holder[0]
     finally:
-        if isinstance(app, Echo):
+        if isinstance(app, EchoApplication):
             app.gate.set()
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(PATIENCE)
+        thread.join(HANG_SECONDS)
         holder[0].service.close()
         loop.close()
 
 
-def dial(server: Server, *, rcvbuf: int = 0) -> socket.socket:
-    client = socket.socket()
-    if rcvbuf:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
-    client.settimeout(PATIENCE)
-    client.connect(server.address)
-    return client if server.trust is None else server.trust.wrap_socket(client, server_hostname="127.0.0.1")
-
-
-def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Return what a server and its clients need for TLS."""
+def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return the contexts of a TLS server and of its clients."""
     with tempfile.TemporaryDirectory() as directory:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(*write_certificate(Path(directory)))
     return context, ssl.create_default_context(cadata=CERTIFICATE)
+
+
+def server_sides(server: RunningServer, *clients: socket.socket) -> list[Connection]:
+    """Return the server's connection of each client, once it has been made."""
+    addresses = [client.getsockname() for client in clients]
+    eventually(lambda: server.by_client.keys() >= set(addresses))
+    return [server.by_client[address] for address in addresses]
+
+
+# -- its clients -------------------------------------------------------------------------------------------------------
+
+
+def connect(server: RunningServer, *, rcvbuf: int = 0) -> socket.socket:
+    """Return a connected socket, on TLS where the server has it."""
+    client = socket.socket()
+    if rcvbuf:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
+    client.settimeout(HANG_SECONDS)
+    client.connect(server.address)
+    return client if server.trust is None else server.trust.wrap_socket(client, server_hostname="127.0.0.1")
+
+
+def reset(client: socket.socket) -> None:
+    """Close a socket so that the server sees a reset, as when a client is killed."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    client.close()
 
 
 @dataclass
@@ -218,69 +270,40 @@ class Answer:
         return environ
 
 
-class Reader:
-    """Reads answers off a socket, strictly: anything left over or missing fails the test."""
+class AnswerReader:
+    """Reads answers from a socket strictly: bytes that are left over or missing fail the test."""
 
     def __init__(self, client: socket.socket) -> None:
         self.client = client
         self.buffer = b""
 
-    def answer(self, *, head: bool = False) -> Answer:
+    def read_answer(self, *, head: bool = False) -> Answer:
+        """Read one answer; `head` says that it is one to HEAD and has no content."""
         while b"\r\n\r\n" not in self.buffer:
-            self._more()
+            self._receive()
         raw, self.buffer = self.buffer.split(b"\r\n\r\n", 1)
         status_line, *lines = raw.decode("latin-1").split("\r\n")
         headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
         size = 0 if head else int(headers.get("content-length", "0"))
         while len(self.buffer) < size:
-            self._more()
+            self._receive()
         body, self.buffer = self.buffer[:size], self.buffer[size:]
         return Answer(int(status_line.split(" ")[1]), headers, body)
 
-    def end(self) -> None:
+    def expect_end(self) -> None:
         """Assert that the server closes and sends nothing more."""
         assert self.buffer == b""
         assert self.client.recv(65_536) == b""
 
-    def _more(self) -> None:
+    def _receive(self) -> None:
         piece = self.client.recv(65_536)
         assert piece, f"the connection ended after {self.buffer!r}"
         self.buffer += piece
 
 
-def ask(server: Server, request: bytes, count: int = 1) -> list[Answer]:
-    """Send `request` on a connection of its own and return `count` answers."""
-    with dial(server) as client:
+def fetch(server: RunningServer, request: bytes, count: int = 1) -> list[Answer]:
+    """Send `request` on a new connection and return `count` answers."""
+    with connect(server) as client:
         client.sendall(request)
-        reader = Reader(client)
-        return [reader.answer() for _ in range(count)]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    eventually(condition)
-
-
-HOST = b"Host: a\r\n"
-GOOD = b"GET /good HTTP/1.1\r\nHost: a\r\n\r\n"
-CHUNKED = b"Transfer-Encoding: chunked\r\n"
-LAST = b"0\r\n\r\n"
-
-
-def post(fields: bytes, body: bytes = b"", version: bytes = b"1.1") -> bytes:
-    return b"POST / HTTP/" + version + b"\r\n" + HOST + fields + b"\r\n" + body
-
-
-def get(target: bytes, fields: bytes = b"", version: bytes = b"1.1") -> bytes:
-    return b"GET " + target + b" HTTP/" + version + b"\r\n" + HOST + fields + b"\r\n"
-
-
-def open_connections(server: Server) -> list[Connection]:
-    """Return the open connections of a server; to be called on its loop."""
-    return [connection for connection in server.service.connections if isinstance(connection, Connection)]
-
-
-def connections(server: Server, *clients: socket.socket) -> list[Connection]:
-    """Return the server's side of each client."""
-    until(lambda: server.call(lambda: len(server.service.connections)) == len(clients))
-    made = {c._transport.get_extra_info("peername"): c for c in server.call(lambda: open_connections(server))}
-    return [made[client.getsockname()] for client in clients]
+        reader = AnswerReader(client)
+        return [reader.read_answer() for _ in range(count)]

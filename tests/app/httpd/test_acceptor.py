@@ -1,4 +1,4 @@
-"""What the acceptor does to its sockets; sharing, fullness and starvation are tested on real workers."""
+"""The acceptor on a loop of its own. Sharing, full workers and lack of descriptors: test_gunicorn_worker.py."""
 
 import asyncio
 import contextlib
@@ -7,24 +7,24 @@ import socket
 import time
 
 from app.httpd.acceptor import BATCH_COUNT, Acceptor, SingleWorker
-from app.httpd.connection import Connection
 from app.httpd.worker_state import WorkerState
-from core.limits import KEEPALIVE_SECONDS, KERNEL_BUFFER_SIZE
+from core.limits import KERNEL_BUFFER_SIZE
+from testing.eventually import HANG_SECONDS
 
 
-def test_the_kernel_holds_little_of_what_is_not_read() -> None:
-    """What is accepted inherits the bound on bytes that are not sent yet."""
+def test_accepted_sockets_inherit_the_bound_on_unsent_bytes() -> None:
+    """The kernel holds at most KERNEL_BUFFER_SIZE unsent bytes of each accepted connection."""
     loop = asyncio.new_event_loop()
     service = WorkerState(lambda _environ, _start_response: [], loop, logging.getLogger("test"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         Acceptor(service, [listener], SingleWorker(), 1, None)
         with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
-            assert KERNEL_BUFFER_SIZE.value == accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == KERNEL_BUFFER_SIZE.value
     loop.close()
 
 
-def test_more_are_accepted_where_turns_are_long() -> None:
-    """New connections do not wait for four at a time to have their turn behind a thousand busy ones."""
+def test_long_turns_accept_more_connections() -> None:
+    """When the turns of the loop are long, more than BATCH_COUNT connections are accepted in each."""
     count = 100
     turns = [0]
     loop = asyncio.new_event_loop()
@@ -32,8 +32,7 @@ def test_more_are_accepted_where_turns_are_long() -> None:
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2 * count))
         listener.setblocking(False)
-        for _ in range(count):
-            stack.enter_context(socket.create_connection(listener.getsockname()))
+        clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(count)]
         acceptor = Acceptor(service, [listener], SingleWorker(), 2 * count, None)
 
         def busy() -> None:
@@ -48,10 +47,12 @@ def test_more_are_accepted_where_turns_are_long() -> None:
         loop.call_soon(busy)
         loop.run_forever()
         acceptor.stop()
-        for connection in tuple(service.connections):
-            assert isinstance(connection, Connection)
-            connection.cut_off(KEEPALIVE_SECONDS, "The test is over")
-        loop.run_until_complete(asyncio.sleep(0.01))
+        for client in clients:
+            client.close()
+        deadline = time.monotonic() + HANG_SECONDS
+        while acceptor.open_count and time.monotonic() < deadline:
+            loop.run_until_complete(asyncio.sleep(0.01))
     loop.close()
 
+    assert acceptor.open_count == 0
     assert turns[0] < count // BATCH_COUNT // 2

@@ -10,38 +10,39 @@ import pytest
 from app.httpd.application import IN_PIECES
 from app.httpd.connection import Connection
 from app.httpd.request import RECEIVED_NS, REQUEST_ID
+from testing.eventually import eventually
 from tests.app.httpd.serving import (
     CHUNKED,
     GOOD,
     HOST,
-    LAST,
-    Choosy,
-    Dribble,
-    Echo,
-    Reader,
-    Server,
-    ask,
-    connections,
-    dial,
+    LAST_CHUNK,
+    AnswerReader,
+    ByteByByteConnection,
+    EchoApplication,
+    RunningServer,
+    SelectiveApplication,
+    connect,
+    fetch,
     get,
     post,
+    reset,
+    server_sides,
     serving,
-    until,
 )
 
 
 @pytest.fixture(scope="module", params=["whole", "byte by byte"])
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    with serving(protocol=Dribble if request.param == "byte by byte" else Connection) as server:
+def server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
+    with serving(protocol=ByteByByteConnection if request.param == "byte by byte" else Connection) as server:
         yield server
 
 
-def test_environ(server: Server) -> None:
+def test_environ(server: RunningServer) -> None:
     """The environ is what PEP 3333 asks for, plus the moment at which the request was complete."""
     before = time.monotonic_ns()
     line = b"POST /a%2Fb%C3%A9?x=%20&y HTTP/1.1\r\n"
     fields = b"Host: h:8\r\nX-Thing:  a \t\r\nX-Thing: b\r\nX_Thing: no\r\nContent-Type: t/u\r\nContent-Length: 2\r\n"
-    (answer,) = ask(server, line + fields + b"\r\nhi")
+    (answer,) = fetch(server, line + fields + b"\r\nhi")
     environ = answer.environ
 
     assert before <= environ.pop(RECEIVED_NS) <= time.monotonic_ns()
@@ -56,11 +57,11 @@ def test_environ(server: Server) -> None:
     assert answer.json["body"] == "hi"
 
 
-def test_answer_headers(server: Server) -> None:
+def test_answer_headers(server: RunningServer) -> None:
     """An answer carries Date, Content-Length, the standing headers and its name, no Server, and says nothing about a
     connection that stays open.
     """
-    (answer,) = ask(server, GOOD)
+    (answer,) = fetch(server, GOOD)
 
     assert set(answer.headers) == {
         "date", "content-type", "content-length", "x-request-id", "x-content-type-options", "cache-control",
@@ -69,49 +70,49 @@ def test_answer_headers(server: Server) -> None:
     assert answer.headers["date"].endswith(" GMT")
 
 
-def test_keep_alive_and_close(server: Server) -> None:
+def test_keep_alive_and_close(server: RunningServer) -> None:
     """HTTP/1.1 persists until one side says close (RFC 9112 §9.3)."""
-    with dial(server) as client:
-        reader = Reader(client)
+    with connect(server) as client:
+        reader = AnswerReader(client)
         for _ in range(3):
             client.sendall(GOOD)
-            assert "connection" not in reader.answer().headers
+            assert "connection" not in reader.read_answer().headers
         client.sendall(get(b"/", b"Connection: close\r\n") + GOOD)
 
-        assert reader.answer().headers["connection"] == "close"
-        reader.end()
+        assert reader.read_answer().headers["connection"] == "close"
+        reader.expect_end()
 
 
-def test_http_1_0(server: Server) -> None:
+def test_http_1_0(server: RunningServer) -> None:
     """HTTP/1.0 closes unless it asks to stay, needs no Host, and an expectation in it is ignored (RFC 9110 §10.1.1)."""
-    with dial(server) as client:
-        reader = Reader(client)
+    with connect(server) as client:
+        reader = AnswerReader(client)
         client.sendall(
             b"POST / HTTP/1.0\r\nConnection: keep-alive\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\nx"
         )
-        answer = reader.answer()
+        answer = reader.read_answer()
         assert ("HTTP/1.0", 200) == (answer.environ["SERVER_PROTOCOL"], answer.status)
         assert answer.headers["connection"] == "keep-alive"
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
 
-        assert reader.answer().headers["connection"] == "close"
-        reader.end()
+        assert reader.read_answer().headers["connection"] == "close"
+        reader.expect_end()
 
 
-def test_head(server: Server) -> None:
+def test_head(server: RunningServer) -> None:
     """HEAD gets the header fields that GET would get, and no body (RFC 9110 §9.3.2)."""
-    with dial(server) as client:
+    with connect(server) as client:
         client.sendall(b"HEAD / HTTP/1.1\r\n" + HOST + b"\r\n" + GOOD)
-        reader = Reader(client)
+        reader = AnswerReader(client)
 
-        assert int(reader.answer(head=True).headers["content-length"]) > 0
-        assert reader.answer().environ["PATH_INFO"] == "/good"
+        assert int(reader.read_answer(head=True).headers["content-length"]) > 0
+        assert reader.read_answer().environ["PATH_INFO"] == "/good"
 
 
-def test_chunked_body(server: Server) -> None:
+def test_chunked_body(server: RunningServer) -> None:
     """A chunked body reaches the application whole, with its length; extensions and trailers are dropped."""
     body = b"5;a=b\r\nhello\r\n6\r\n world\r\n0\r\nHost: evil\r\nX-Trailer: t\r\n\r\n"
-    answer, after = ask(server, post(b"Transfer-Encoding: Chunked\r\n", body) + GOOD, 2)
+    answer, after = fetch(server, post(b"Transfer-Encoding: Chunked\r\n", body) + GOOD, 2)
 
     assert answer.json["body"] == "hello world"
     assert ("11", "a") == (answer.environ["CONTENT_LENGTH"], answer.environ["HTTP_HOST"])
@@ -119,12 +120,12 @@ def test_chunked_body(server: Server) -> None:
     assert after.environ["PATH_INFO"] == "/good"
 
 
-def test_pipelining_keeps_order(server: Server) -> None:
+def test_pipelining_keeps_order(server: RunningServer) -> None:
     """Requests sent together are answered one by one, in their order (RFC 9112 §9.3.2), empty lines between them
     ignored.
     """
     requests = [get(b"/%d" % i) if i % 3 else post(b"Content-Length: 3\r\n", b"%03d" % i) + b"\r\n" for i in range(60)]
-    answers = ask(server, b"".join(requests), 60)
+    answers = fetch(server, b"".join(requests), 60)
 
     assert [f"/{i}" if i % 3 else "/" for i in range(60)] == [answer.environ["PATH_INFO"] for answer in answers]
     assert [f"{i:03d}" for i in range(0, 60, 3)] == [answer.json["body"] for answer in answers[::3]]
@@ -142,48 +143,48 @@ def test_pipelining_keeps_order(server: Server) -> None:
         (get(b"//c/d"), "//c/d", "a"),
     ],
 )
-def test_forms_of_target(server: Server, request_: bytes, path: str, host: str) -> None:
+def test_forms_of_target(server: RunningServer, request_: bytes, path: str, host: str) -> None:
     """Absolute and asterisk forms are understood; the authority of the target replaces Host (RFC 9112 §3.2)."""
-    (answer,) = ask(server, request_)
+    (answer,) = fetch(server, request_)
 
     assert (path, host) == (answer.environ["PATH_INFO"], answer.environ["HTTP_HOST"])
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 5\r\n", CHUNKED, b""])
-def test_upgrade_is_ignored(server: Server, framing: bytes) -> None:
+def test_upgrade_is_ignored(server: RunningServer, framing: bytes) -> None:
     """A request that offers h2c is served as HTTP/1.1, body and successor included (RFC 9110 §7.8)."""
-    body = {b"Content-Length: 5\r\n": b"hello", CHUNKED: b"5\r\nhello\r\n" + LAST, b"": b""}[framing]
+    body = {b"Content-Length: 5\r\n": b"hello", CHUNKED: b"5\r\nhello\r\n" + LAST_CHUNK, b"": b""}[framing]
     offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
-    answer, after = ask(server, post(offer + framing, body) + GOOD, 2)
+    answer, after = fetch(server, post(offer + framing, body) + GOOD, 2)
 
     assert (200, "hello" if body else "") == (answer.status, answer.json["body"])
     assert after.environ["PATH_INFO"] == "/good"
 
 
-def test_many_upgrades_in_one_read(server: Server) -> None:
+def test_many_upgrades_in_one_read(server: RunningServer) -> None:
     """Ignoring an upgrade does not recurse: hundreds of them fit into one read."""
     offer = get(b"/", b"Connection: upgrade\r\nUpgrade: x\r\n")
-    answers = ask(server, offer * 600 + GOOD, 601)
+    answers = fetch(server, offer * 600 + GOOD, 601)
 
     assert {answer.status for answer in answers} == {200}
 
 
-def test_continue(server: Server) -> None:
+def test_continue(server: RunningServer) -> None:
     """100 Continue comes when the head has passed the checks and no byte of the body has arrived (RFC 9110 §10.1.1)."""
-    with dial(server) as client:
-        reader = Reader(client)
+    with connect(server) as client:
+        reader = AnswerReader(client)
         for _ in range(2):
             client.sendall(post(b"Expect: 100-Continue\r\nContent-Length: 5\r\n"))
-            assert reader.answer().status == 100
+            assert reader.read_answer().status == 100
             client.sendall(b"hello")
 
-            assert reader.answer().json["body"] == "hello"
+            assert reader.read_answer().json["body"] == "hello"
 
 
 def test_no_continue_when_the_body_is_there() -> None:
     """A client that did not wait is not told to go on."""
     with serving() as server:
-        (answer,) = ask(server, post(b"Expect: 100-continue\r\nContent-Length: 5\r\n", b"hello"))
+        (answer,) = fetch(server, post(b"Expect: 100-continue\r\nContent-Length: 5\r\n", b"hello"))
 
         assert (200, "hello") == (answer.status, answer.json["body"])
 
@@ -192,85 +193,85 @@ def expecting(path: bytes, framing: bytes = b"Content-Length: 5\r\n") -> bytes:
     return b"POST " + path + b" HTTP/1.1\r\n" + HOST + b"Expect: 100-continue\r\n" + framing + b"\r\n"
 
 
-@pytest.mark.parametrize("protocol", [Connection, Dribble])
+@pytest.mark.parametrize("protocol", [Connection, ByteByByteConnection])
 @pytest.mark.parametrize("framing", [b"Content-Length: 5\r\n", CHUNKED])
 @pytest.mark.parametrize("path", [b"/no", b"/slow/no"], ids=["inline", "pool"])
 def test_unwanted_body_is_not_asked_for(path: bytes, framing: bytes, protocol: type[Connection]) -> None:
     """When the application does not want the body it answers at once, to an empty one; no 100 is sent, and what the
     client sends all the same is never read as a request.
     """
-    with serving(Choosy(), protocol=protocol) as server, dial(server) as client:
+    with serving(SelectiveApplication(), protocol=protocol) as server, connect(server) as client:
         server.app.gate.set()
         client.sendall(GOOD + expecting(path, framing))
-        reader = Reader(client)
-        assert reader.answer().environ["PATH_INFO"] == "/good"
-        answer = reader.answer()
+        reader = AnswerReader(client)
+        assert reader.read_answer().environ["PATH_INFO"] == "/good"
+        answer = reader.read_answer()
 
         assert (200, "close", "") == (answer.status, answer.headers["connection"], answer.json["body"])
         assert answer.environ["CONTENT_LENGTH"] == "0"
         assert "HTTP_TRANSFER_ENCODING" not in answer.environ
         client.sendall(GOOD)
-        reader.end()
+        reader.expect_end()
         assert server.app.calls == ["/good", path.decode()]
         assert server.app.asked == [(path.decode(), False)]
 
 
 def test_wanted_body_is_asked_for_once() -> None:
     """The application is asked only about bodies that are held back, after the checks of size, and then 100 is sent."""
-    with serving(Choosy()) as server, dial(server) as client:
-        reader = Reader(client)
+    with serving(SelectiveApplication()) as server, connect(server) as client:
+        reader = AnswerReader(client)
         client.sendall(post(b"Content-Length: 5\r\n", b"hello"))
-        assert reader.answer().status == 200
+        assert reader.read_answer().status == 200
         client.sendall(expecting(b"/no") + b"hello")
-        assert reader.answer().status == 200
+        assert reader.read_answer().status == 200
         client.sendall(expecting(b"/yes"))
-        assert reader.answer().status == 100
+        assert reader.read_answer().status == 100
         client.sendall(b"hello")
-        assert reader.answer().json["body"] == "hello"
+        assert reader.read_answer().json["body"] == "hello"
         client.sendall(expecting(b"/yes", b"Content-Length: 99999999\r\n"))
 
-        assert reader.answer().status == 413
+        assert reader.read_answer().status == 413
         assert server.app.asked == [("/yes", False)]
 
 
 @pytest.mark.parametrize("before", [b"", get(b"/slow")], ids=["first", "behind"])
 def test_failure_to_say_whether_a_body_is_wanted(before: bytes, caplog: pytest.LogCaptureFixture) -> None:
     """It is a 500 and the end of the connection, also when the request had to wait for its turn."""
-    with serving(Choosy()) as server, dial(server) as client:
+    with serving(SelectiveApplication()) as server, connect(server) as client:
         client.sendall(before + expecting(b"/maybe"))
         if before:
-            until(lambda: "/slow" in server.app.calls)
+            eventually(lambda: "/slow" in server.app.calls)
         server.app.gate.set()
-        reader = Reader(client)
+        reader = AnswerReader(client)
         if before:
-            assert reader.answer().status == 200
+            assert reader.read_answer().status == 200
 
-        assert reader.answer().status == 500
-        reader.end()
+        assert reader.read_answer().status == 500
+        reader.expect_end()
         assert "cannot say" in caplog.text
 
 
 def test_unwanted_body_behind_a_request_that_runs() -> None:
     """Its answer keeps its turn."""
-    with serving(Choosy()) as server, dial(server) as client:
+    with serving(SelectiveApplication()) as server, connect(server) as client:
         client.sendall(get(b"/slow") + expecting(b"/no"))
-        until(lambda: "/slow" in server.app.calls)
+        eventually(lambda: "/slow" in server.app.calls)
         time.sleep(0.05)
         assert server.app.asked == []
         server.app.gate.set()
-        reader = Reader(client)
+        reader = AnswerReader(client)
 
-        assert [reader.answer().environ["PATH_INFO"] for _ in range(2)] == ["/slow", "/no"]
-        reader.end()
+        assert [reader.read_answer().environ["PATH_INFO"] for _ in range(2)] == ["/slow", "/no"]
+        reader.expect_end()
 
 
-def test_large_body(server: Server) -> None:
+def test_large_body(server: RunningServer) -> None:
     """A body of many reads arrives whole, and its reservation is returned."""
     body = b"0123456789abcdef" * 20_000
-    (answer,) = ask(server, post(b"Content-Length: %d\r\n" % len(body), body))
+    (answer,) = fetch(server, post(b"Content-Length: %d\r\n" % len(body), body))
 
     assert body.decode() == answer.json["body"]
-    assert server.call(lambda: server.service.bodies.size) == 0
+    assert server.run_on_loop(lambda: server.service.bodies.size) == 0
 
 
 # -- the application ---------------------------------------------------------------------------------------------------
@@ -290,7 +291,7 @@ def test_application_error(caplog: pytest.LogCaptureFixture) -> None:
         return []
 
     with serving(app) as server:
-        bad, leave, good = ask(server, get(b"/bad") + get(b"/exit") + GOOD, 3)
+        bad, leave, good = fetch(server, get(b"/bad") + get(b"/exit") + GOOD, 3)
 
     assert (500, "internal_error", 500, 204) == (bad.status, bad.json["code"], leave.status, good.status)
     assert b"secret" not in bad.body
@@ -302,21 +303,21 @@ def test_blocking_routes_run_on_the_pool_in_order() -> None:
     """A route that may block leaves the loop free for other connections, and the requests behind it wait for their
     turn.
     """
-    with serving() as server, dial(server) as client:
+    with serving() as server, connect(server) as client:
         client.sendall(get(b"/slow/1") + GOOD + get(b"/slow/2") + b"GET / HTTP/1.1\r\n\r\n" + GOOD)
-        until(lambda: "/slow/1" in server.app.calls)
+        eventually(lambda: "/slow/1" in server.app.calls)
 
-        assert ask(server, get(b"/other"))[0].status == 200
+        assert fetch(server, get(b"/other"))[0].status == 200
         assert server.app.calls == ["/slow/1", "/other"]
         server.app.gate.set()
-        reader = Reader(client)
-        assert [reader.answer().environ["PATH_INFO"] for _ in range(3)] == ["/slow/1", "/good", "/slow/2"]
-        assert reader.answer().json["code"] == "host_missing"
-        reader.end()
+        reader = AnswerReader(client)
+        assert [reader.read_answer().environ["PATH_INFO"] for _ in range(3)] == ["/slow/1", "/good", "/slow/2"]
+        assert reader.read_answer().json["code"] == "host_missing"
+        reader.expect_end()
         assert any(name.startswith("route") for name in server.app.threads)
 
 
-class Long(Echo):
+class LongAnswerApplication(EchoApplication):
     """Answers /long… in a hundred pieces; `size` and `seconds` say how large and how slow. One of /long/bad fails, of
     /long/endless there are more until `enough`, and /long/no is refused.
     """
@@ -341,9 +342,9 @@ class Long(Echo):
             start_response("401 Unauthorized", [])
             return [b"no"]
         start_response("200 OK", [])
-        return self.made(path)
+        return self.pieces_of(path)
 
-    def made(self, path: str) -> Iterator[bytes]:
+    def pieces_of(self, path: str) -> Iterator[bytes]:
         number = 0
         while number < 100 or (path == "/long/endless" and not self.enough):
             self.pieces.append(path)
@@ -358,24 +359,24 @@ def test_long_answers_are_made_in_pieces() -> None:
     """Between the pieces of a long answer others are served; it arrives whole and in its turn, and so does what is
     behind it. Of several, the first is finished first.
     """
-    with serving(Long()) as server, dial(server) as first, dial(server) as second:
+    with serving(LongAnswerApplication()) as server, connect(server) as first, connect(server) as second:
         server.app.seconds = 0.002
         first.sendall(get(b"/long/1") + GOOD + get(b"/long/2") + GOOD)
-        until(lambda: "/long/1" in server.app.calls)
+        eventually(lambda: "/long/1" in server.app.calls)
         second.sendall(get(b"/long/3") + GOOD)
         others = 0
         while len(server.app.pieces) < 300:
-            assert ask(server, get(b"/other"))[0].status == 200
+            assert fetch(server, get(b"/other"))[0].status == 200
             others += 1
-        reader, other_reader = Reader(first), Reader(second)
+        reader, other_reader = AnswerReader(first), AnswerReader(second)
 
         assert [
-            None if answer.body.startswith(b"{") else answer.body for answer in (reader.answer() for _ in range(4))
+            None if answer.body.startswith(b"{") else answer.body for answer in (reader.read_answer() for _ in range(4))
         ] == [b"x" * 100, None, b"x" * 100, None]
-        assert other_reader.answer().body == b"x" * 100
-        assert other_reader.answer().environ["PATH_INFO"] == "/good"
+        assert other_reader.read_answer().body == b"x" * 100
+        assert other_reader.read_answer().environ["PATH_INFO"] == "/good"
         assert others > 1
-        assert server.call(lambda: len(server.service.long_answers)) == 0
+        assert server.run_on_loop(lambda: len(server.service.long_answers)) == 0
         assert server.app.pieces[:100] == ["/long/1"] * 100
         assert {server.app.pieces.count(path) for path in ("/long/1", "/long/2", "/long/3")} == {100}
 
@@ -383,7 +384,7 @@ def test_long_answers_are_made_in_pieces() -> None:
 def test_long_answers_have_a_share_of_long_turns() -> None:
     """Where others have much to do in each turn of the loop, more than one piece is made in it."""
     turns = [0]
-    with serving(Long()) as server:
+    with serving(LongAnswerApplication()) as server:
 
         def busy() -> None:
             turns[0] += 1
@@ -393,16 +394,16 @@ def test_long_answers_have_a_share_of_long_turns() -> None:
             if "/long/1" not in server.app.calls or len(server.app.pieces) < 100:
                 server.loop.call_soon(busy)
 
-        server.call(lambda: server.loop.call_soon(busy))
+        server.run_on_loop(lambda: server.loop.call_soon(busy))
 
-        assert ask(server, get(b"/long/1"))[0].body == b"x" * 100
+        assert fetch(server, get(b"/long/1"))[0].body == b"x" * 100
         assert turns[0] < 50
 
 
 def test_long_answer_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     """Nothing of it was sent, so its client gets a plain 500, and the next request is served."""
-    with serving(Long()) as server:
-        bad, good = ask(server, get(b"/long/bad") + GOOD, 2)
+    with serving(LongAnswerApplication()) as server:
+        bad, good = fetch(server, get(b"/long/bad") + GOOD, 2)
 
     assert (500, "internal_error", 200) == (bad.status, bad.json["code"], good.status)
     assert "no more of this" in caplog.text
@@ -410,82 +411,82 @@ def test_long_answer_that_fails(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_long_answer_that_nobody_waits_for() -> None:
     """When its peer has gone, no more of it is made, and the next one has its turn."""
-    with serving(Long()) as server:
-        with dial(server) as client:
+    with serving(LongAnswerApplication()) as server:
+        with connect(server) as client:
             client.sendall(get(b"/long/endless"))
-            until(lambda: bool(server.app.pieces))
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        until(lambda: bool(server.lost))
-        made = server.call(lambda: server.app.pieces.count("/long/endless"))
+            eventually(lambda: bool(server.app.pieces))
+            reset(client)
+        eventually(lambda: bool(server.lost))
+        made = server.run_on_loop(lambda: server.app.pieces.count("/long/endless"))
 
-        assert len(ask(server, get(b"/long/2"))[0].body) == 100
+        assert len(fetch(server, get(b"/long/2"))[0].body) == 100
         assert made == server.app.pieces.count("/long/endless")
-        assert server.call(lambda: len(server.service.long_answers)) == 0
+        assert server.run_on_loop(lambda: len(server.service.long_answers)) == 0
 
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_who_is_refused_does_not_stand_in_line(count: int) -> None:
     """However many ask for what they may not have, they are told at once, and nobody who may waits for them."""
-    with serving(Long()) as server, dial(server) as client:
+    with serving(LongAnswerApplication()) as server, connect(server) as client:
         client.sendall(get(b"/long/endless") + GOOD)
-        until(lambda: bool(server.app.pieces))
-        refused = ask(server, get(b"/long/no") * count, count)
+        eventually(lambda: bool(server.app.pieces))
+        refused = fetch(server, get(b"/long/no") * count, count)
 
         assert {(answer.status, answer.body) for answer in refused} == {(401, b"no")}
-        assert server.call(lambda: len(server.service.long_answers)) == 1
+        assert server.run_on_loop(lambda: len(server.service.long_answers)) == 1
         server.app.enough = True
-        reader = Reader(client)
-        assert len(reader.answer().body) >= 100
-        assert reader.answer().environ["PATH_INFO"] == "/good"
+        reader = AnswerReader(client)
+        assert len(reader.read_answer().body) >= 100
+        assert reader.read_answer().environ["PATH_INFO"] == "/good"
 
 
 def test_idle_connections_hold_nothing_of_their_last_request() -> None:
     """A body, however large, is let go of with its answer."""
-    with serving() as server, dial(server) as client:
+    with serving() as server, connect(server) as client:
         client.sendall(post(b"Content-Length: 60000\r\n", b"x" * 60_000))
-        Reader(client).answer()
-        (connection,) = connections(server, client)
+        AnswerReader(client).read_answer()
+        (connection,) = server_sides(server, client)
         parser = connection.parser
 
-        assert "wsgi.input" not in server.call(lambda: parser._environ)
+        assert "wsgi.input" not in server.run_on_loop(lambda: parser._environ)
         assert (parser._fields, parser._body) == ([], [])
 
 
 def test_continue_waits_for_its_turn() -> None:
     """An interim answer never overtakes the answer of an earlier request."""
-    with serving() as server, dial(server) as client:
+    with serving() as server, connect(server) as client:
         client.sendall(get(b"/slow") + post(b"Expect: 100-continue\r\nContent-Length: 5\r\n"))
-        until(lambda: "/slow" in server.app.calls)
+        eventually(lambda: "/slow" in server.app.calls)
         time.sleep(0.05)
         server.app.gate.set()
-        reader = Reader(client)
+        reader = AnswerReader(client)
 
-        assert [200, 100] == [reader.answer().status, reader.answer().status]
+        assert [200, 100] == [reader.read_answer().status, reader.read_answer().status]
         client.sendall(b"hello")
-        assert reader.answer().json["body"] == "hello"
+        assert reader.read_answer().json["body"] == "hello"
 
 
 def test_peer_that_half_closes_gets_its_answers() -> None:
     """A client that shuts its side after the request still gets what is being computed."""
-    with serving() as server, dial(server) as client:
+    with serving() as server, connect(server) as client:
         client.sendall(get(b"/slow") + GOOD)
         client.shutdown(socket.SHUT_WR)
-        until(lambda: "/slow" in server.app.calls)
+        eventually(lambda: "/slow" in server.app.calls)
         server.app.gate.set()
-        reader = Reader(client)
+        reader = AnswerReader(client)
 
-        assert [reader.answer().environ["PATH_INFO"] for _ in range(2)] == ["/slow", "/good"]
-        reader.end()
+        assert [reader.read_answer().environ["PATH_INFO"] for _ in range(2)] == ["/slow", "/good"]
+        reader.expect_end()
 
 
 def test_peer_that_vanishes_while_its_request_runs() -> None:
     """The answer of a request whose client is gone is dropped, and the server serves on."""
     with serving() as server:
-        with dial(server) as client:
+        with connect(server) as client:
             client.sendall(get(b"/slow"))
-            until(lambda: "/slow" in server.app.calls)
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        until(lambda: bool(server.lost))
+            eventually(lambda: "/slow" in server.app.calls)
+            reset(client)
+        eventually(lambda: bool(server.lost))
         server.app.gate.set()
 
-        assert ask(server, GOOD)[0].status == 200
+        assert fetch(server, GOOD)[0].status == 200

@@ -1,4 +1,4 @@
-"""The rounds in which connections look at their deadlines."""
+"""The sweep in which connections check their deadlines."""
 
 import asyncio
 import contextlib
@@ -10,86 +10,86 @@ import pytest
 from app.httpd.deadline_sweep import CHECKS_PER_TURN, CLOSES_PER_TURN, DeadlineSweep
 
 
-class Circle:
-    """A sweep over `members`, on a loop that turns when the test says so."""
+class ManualLoop:
+    """A sweep over `connections`, on a loop that runs one turn when the test asks for it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.members: set[Any] = set()
-        self.rounds = DeadlineSweep(loop, self.members)
+        self.connections: set[Any] = set()
+        self.deadline_sweep = DeadlineSweep(loop, self.connections)
 
-    def turn(self) -> None:
-        """Let the loop turn once."""
+    def run_turn(self) -> None:
+        """Run one turn of the loop."""
         self.loop.call_soon(self.loop.stop)
         self.loop.run_forever()
 
 
 @pytest.fixture
-def circle() -> Iterator[Circle]:
+def manual() -> Iterator[ManualLoop]:
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(lambda _loop, _context: None)
-    yield Circle(loop)
+    yield ManualLoop(loop)
     loop.close()
 
 
-class Swept:
-    """A connection that counts how often it looked at its deadlines."""
+class FakeConnection:
+    """A connection that counts its checks, and whose check raises or closes it."""
 
-    def __init__(self, *, fails: bool = False, ends: bool = False) -> None:
+    def __init__(self, *, raises: bool = False, closes: bool = False) -> None:
         self.count = 0
-        self.fails = fails
-        self.ends = ends
+        self.raises = raises
+        self.closes = closes
 
     def check_deadlines(self) -> bool:
         self.count += 1
-        if self.fails:
-            raise ValueError("a mistake of ours")
-        return self.ends
+        if self.raises:
+            raise ValueError("a failing check")
+        return self.closes
 
 
-def test_a_round_is_spread_over_turns(circle: Circle) -> None:
-    """Each turn of the loop looks at a few; after the round each has been looked at once, then the next may begin."""
-    connections = [Swept() for _ in range(3 * CHECKS_PER_TURN + 1)]
-    circle.members.update(connections)
-    circle.rounds.start_sweep()
+def test_sweep_is_spread_over_turns(manual: ManualLoop) -> None:
+    """Each turn checks CHECKS_PER_TURN connections; the next sweep starts only when each has been checked once."""
+    connections = [FakeConnection() for _ in range(3 * CHECKS_PER_TURN + 1)]
+    manual.connections.update(connections)
+    manual.deadline_sweep.start_sweep()
     seen = [sum(connection.count for connection in connections)]
     for _ in range(5):
-        circle.rounds.start_sweep()  # one round at a time
-        circle.turn()
+        manual.deadline_sweep.start_sweep()  # without effect while a sweep is running
+        manual.run_turn()
         seen.append(sum(connection.count for connection in connections))
 
     assert seen[:4] == [CHECKS_PER_TURN, 2 * CHECKS_PER_TURN, 3 * CHECKS_PER_TURN, 3 * CHECKS_PER_TURN + 1]
     assert seen[4] > seen[3]
 
 
-def test_few_are_ended_in_one_turn(circle: Circle) -> None:
-    """To end a connection takes long, so a turn in which many would end is cut short."""
-    connections = [Swept(ends=True) for _ in range(2 * CLOSES_PER_TURN)]
-    circle.members.update(connections)
-    circle.rounds.start_sweep()
+def test_one_turn_closes_few_connections(manual: ManualLoop) -> None:
+    """A turn ends after CLOSES_PER_TURN connections were closed, because closing one takes long."""
+    connections = [FakeConnection(closes=True) for _ in range(2 * CLOSES_PER_TURN)]
+    manual.connections.update(connections)
+    manual.deadline_sweep.start_sweep()
 
     assert sum(connection.count for connection in connections) == CLOSES_PER_TURN
 
 
-def test_a_connection_that_ended_is_left_out(circle: Circle) -> None:
-    """What was lost since the round began has no deadlines any more."""
-    connections = [Swept() for _ in range(CHECKS_PER_TURN + 1)]
-    circle.members.update(connections)
-    circle.rounds.start_sweep()
-    circle.members.clear()
-    circle.turn()
+def test_ended_connection_is_not_checked(manual: ManualLoop) -> None:
+    """A connection that ended since the sweep started has no deadlines any more."""
+    connections = [FakeConnection() for _ in range(CHECKS_PER_TURN + 1)]
+    manual.connections.update(connections)
+    manual.deadline_sweep.start_sweep()
+    manual.connections.clear()
+    manual.run_turn()
 
     assert sum(connection.count for connection in connections) == CHECKS_PER_TURN
 
 
-def test_one_that_fails_does_not_end_the_round(circle: Circle) -> None:
-    """A mistake costs its connection one look, and nobody else any."""
-    connections = [Swept(fails=number == 5) for number in range(3 * CHECKS_PER_TURN)]
-    circle.members.update(connections)
+def test_failing_check_does_not_end_the_sweep(manual: ManualLoop) -> None:
+    """When the check of one connection raises, all others are still checked."""
+    connections = [FakeConnection(raises=number == 5) for number in range(3 * CHECKS_PER_TURN)]
+    manual.connections.update(connections)
     for _ in range(2):
         with contextlib.suppress(ValueError):
-            circle.rounds.start_sweep()
+            manual.deadline_sweep.start_sweep()
         for _ in range(4):
-            circle.turn()
+            manual.run_turn()
 
     assert {connection.count for connection in connections} == {2}

@@ -1,7 +1,6 @@
 """What clients send ahead, leave unread or make large: turns, pieces, backlogs and budgets, over real sockets."""
 
 import contextlib
-import socket
 import threading
 import time
 from collections import Counter
@@ -19,42 +18,41 @@ from core.limits import (
     PIPELINES_SIZE,
     WRITE_BUFFER_SIZE,
 )
+from testing.eventually import HANG_SECONDS, eventually
 from tests.app.httpd.serving import (
     CHUNKED,
     GOOD,
     HOST,
-    PATIENCE,
-    Choosy,
-    Reader,
-    Server,
-    ask,
-    connections,
-    dial,
+    AnswerReader,
+    RunningServer,
+    SelectiveApplication,
+    connect,
+    fetch,
     get,
-    open_connections,
     post,
+    reset,
+    server_sides,
     serving,
-    until,
 )
 
 
 def test_pipeline_behind_a_blocking_route_is_bounded() -> None:
     """Reading pauses while the queue is full, so that what one connection can queue does not grow; nothing is lost."""
     count = 20_000
-    with serving() as server, dial(server) as client:
+    with serving() as server, connect(server) as client:
         sender = threading.Thread(target=lambda: client.sendall(get(b"/slow") + GOOD * count))
         sender.start()
-        until(lambda: "/slow" in server.app.calls)
+        eventually(lambda: "/slow" in server.app.calls)
         time.sleep(0.2)
-        (connection,) = connections(server, client)
-        waiting = server.call(lambda: connection.snapshot().waiting_count)
+        (connection,) = server_sides(server, client)
+        waiting = server.run_on_loop(lambda: connection.snapshot().waiting_count)
         assert PIPELINE_DEPTH.value <= waiting <= PIPELINE_DEPTH.value + 2_048 // len(GOOD) + 1
         server.app.gate.set()
-        reader = Reader(client)
+        reader = AnswerReader(client)
 
-        assert reader.answer().environ["PATH_INFO"] == "/slow"
-        assert {reader.answer().environ["PATH_INFO"] for _ in range(count)} == {"/good"}
-        sender.join(PATIENCE)
+        assert reader.read_answer().environ["PATH_INFO"] == "/slow"
+        assert {reader.read_answer().environ["PATH_INFO"] for _ in range(count)} == {"/good"}
+        sender.join(HANG_SECONDS)
 
 
 def test_a_pipeline_holds_nobody_up() -> None:
@@ -63,8 +61,8 @@ def test_a_pipeline_holds_nobody_up() -> None:
     """
     count = 2_000
     before: list[list[str]] = []
-    with serving() as server, dial(server) as greedy, dial(server) as honest:
-        first, second = connections(server, greedy, honest)
+    with serving() as server, connect(server) as greedy, connect(server) as honest:
+        first, second = server_sides(server, greedy, honest)
 
         def read() -> None:
             first.data_received(GOOD * count)
@@ -76,31 +74,31 @@ def test_a_pipeline_holds_nobody_up() -> None:
             second.data_received(get(b"/honest/2"))
             before.append(server.app.calls.copy())
 
-        server.call(read)
-        until(lambda: len(before) == 2)
-        reader, honest_reader = Reader(greedy), Reader(honest)
+        server.run_on_loop(read)
+        eventually(lambda: len(before) == 2)
+        reader, honest_reader = AnswerReader(greedy), AnswerReader(honest)
 
         assert before[0] == ["/good", "/honest/1"]
         assert len(before[1]) <= 2 + TURN_COUNT + 1
-        assert [honest_reader.answer().environ["PATH_INFO"] for _ in range(2)] == ["/honest/1", "/honest/2"]
-        assert {reader.answer().environ["PATH_INFO"] for _ in range(count)} == {"/good"}
-        assert server.call(lambda: server.service.pipelines.size) == 0
+        assert [honest_reader.read_answer().environ["PATH_INFO"] for _ in range(2)] == ["/honest/1", "/honest/2"]
+        assert {reader.read_answer().environ["PATH_INFO"] for _ in range(count)} == {"/good"}
+        assert server.run_on_loop(lambda: server.service.pipelines.size) == 0
 
 
 def test_pipelines_take_turns() -> None:
     """Of two connections that both send ahead, each gets one answer after the other."""
     count = 40
-    with serving() as server, dial(server) as one, dial(server) as two:
-        first, second = connections(server, one, two)
+    with serving() as server, connect(server) as one, connect(server) as two:
+        first, second = server_sides(server, one, two)
 
         def read() -> None:
             first.data_received(get(b"/1") * count)
             second.data_received(get(b"/2") * count)
 
-        server.call(read)
-        readers = Reader(one), Reader(two)
+        server.run_on_loop(read)
+        readers = AnswerReader(one), AnswerReader(two)
         for reader in readers:
-            assert {reader.answer().status for _ in range(count)} == {200}
+            assert {reader.read_answer().status for _ in range(count)} == {200}
 
         leads = [Counter(server.app.calls[:done]) for done in range(2 * count)]
         assert 2 >= max(abs(lead["/1"] - lead["/2"]) for lead in leads)
@@ -112,8 +110,8 @@ def test_many_pipelines_hold_nobody_up() -> None:
     """
     count = 30
     with serving() as server, contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(dial(server)) for _ in range(count + 1)]
-        *greedy, honest = connections(server, *clients)
+        clients = [stack.enter_context(connect(server)) for _ in range(count + 1)]
+        *greedy, honest = server_sides(server, *clients)
 
         def read() -> list[str]:
             for connection in greedy:
@@ -121,17 +119,17 @@ def test_many_pipelines_hold_nobody_up() -> None:
             honest.data_received(get(b"/honest"))
             return list(server.app.calls)
 
-        assert server.call(read) == ["/good", "/honest"]
-        assert Reader(clients[-1]).answer().environ["PATH_INFO"] == "/honest"
+        assert server.run_on_loop(read) == ["/good", "/honest"]
+        assert AnswerReader(clients[-1]).read_answer().environ["PATH_INFO"] == "/honest"
         for client in clients[:-1]:
-            reader = Reader(client)
-            assert {reader.answer().status for _ in range(count)} == {200}
+            reader = AnswerReader(client)
+            assert {reader.read_answer().status for _ in range(count)} == {200}
 
 
 def test_a_body_does_not_hide_a_pipeline() -> None:
     """Requests that come in one read with the end of a body take their turns too."""
-    with serving() as server, dial(server) as client:
-        (connection,) = connections(server, client)
+    with serving() as server, connect(server) as client:
+        (connection,) = server_sides(server, client)
         calls: list[str] = []
 
         def read() -> None:
@@ -139,10 +137,10 @@ def test_a_body_does_not_hide_a_pipeline() -> None:
             connection.data_received(b"x" * 30_000 + GOOD * 300)
             calls.extend(server.app.calls)
 
-        server.call(read)
-        reader = Reader(client)
+        server.run_on_loop(read)
+        reader = AnswerReader(client)
 
-        assert {reader.answer().status for _ in range(301)} == {200}
+        assert {reader.read_answer().status for _ in range(301)} == {200}
         assert calls == ["/"]
 
 
@@ -151,81 +149,80 @@ def test_pipelines_share_a_budget(busy: bool) -> None:
     """What is sent ahead beyond what the worker may hold is refused with 503 in its turn; single requests are
     answered, and what was held is given back.
     """
-    with serving() as server, dial(server) as client, dial(server) as honest:
-        connections(server, client, honest)
-        server.call(lambda: server.service.pipelines.reserve(PIPELINES_SIZE.value - 5_000))
+    with serving() as server, connect(server) as client, connect(server) as honest:
+        server_sides(server, client, honest)
+        server.run_on_loop(lambda: server.service.pipelines.reserve(PIPELINES_SIZE.value - 5_000))
         client.sendall((get(b"/slow") if busy else b"") + GOOD * 50)
         if busy:
-            until(lambda: server.call(lambda: server.app.refusals["pipelines_full"]) == 1)
+            eventually(lambda: server.run_on_loop(lambda: server.app.refusals["pipelines_full"]) == 1)
         honest.sendall(GOOD)
-        assert Reader(honest).answer().status == 200
+        assert AnswerReader(honest).read_answer().status == 200
         server.app.gate.set()
-        reader = Reader(client)
-        answers = [reader.answer()]
+        reader = AnswerReader(client)
+        answers = [reader.read_answer()]
         while answers[-1].status == 200:
-            answers.append(reader.answer())
-        reader.end()
+            answers.append(reader.read_answer())
+        reader.expect_end()
 
         assert (503, "pipelines_full", "1") == (
             answers[-1].status, answers[-1].json["code"], answers[-1].headers["retry-after"],
         )  # fmt: skip
         assert len(answers) == 4
-        assert PIPELINES_SIZE.value - 5_000 == server.call(lambda: server.service.pipelines.size)
+        assert PIPELINES_SIZE.value - 5_000 == server.run_on_loop(lambda: server.service.pipelines.size)
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD"])
 def test_a_refusal_for_the_budget_carries_the_names_of_its_request(method: bytes) -> None:
     """And has no content if that is a HEAD."""
-    with serving() as server, dial(server) as client:
-        connections(server, client)
-        server.call(lambda: server.service.pipelines.reserve(PIPELINES_SIZE.value - 100))
+    with serving() as server, connect(server) as client:
+        server_sides(server, client)
+        server.run_on_loop(lambda: server.service.pipelines.reserve(PIPELINES_SIZE.value - 100))
         client.sendall(get(b"/slow"))
-        until(lambda: "/slow" in server.app.calls)
+        eventually(lambda: "/slow" in server.app.calls)
         client.sendall(method + b" /ahead HTTP/1.1\r\nX-Request-ID: r-2\r\n" + HOST + b"\r\n")
-        until(lambda: server.call(lambda: server.app.refusals["pipelines_full"]) == 1)
+        eventually(lambda: server.run_on_loop(lambda: server.app.refusals["pipelines_full"]) == 1)
         server.app.gate.set()
-        reader = Reader(client)
-        assert reader.answer().environ["PATH_INFO"] == "/slow"
-        answer = reader.answer(head=method == b"HEAD")
+        reader = AnswerReader(client)
+        assert reader.read_answer().environ["PATH_INFO"] == "/slow"
+        answer = reader.read_answer(head=method == b"HEAD")
 
         assert (503, "r-2", "close") == (
             answer.status, answer.headers["x-request-id"], answer.headers["connection"],
         )  # fmt: skip
-        reader.end()
+        reader.expect_end()
 
 
 def test_what_is_not_parsed_is_in_the_budget() -> None:
     """So are bytes that wait to be parsed, until they are, or their connection ends."""
-    with serving() as server, dial(server) as client:
-        (connection,) = connections(server, client)
+    with serving() as server, connect(server) as client:
+        (connection,) = server_sides(server, client)
         data = get(b"/slow") + GOOD * 20_000  # what is parsed of it is less, whatever a request is counted for
-        server.call(lambda: connection.data_received(data))
-        kept = server.call(lambda: server.service.pipelines.size)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        client.close()
+        server.run_on_loop(lambda: connection.data_received(data))
+        kept = server.run_on_loop(lambda: server.service.pipelines.size)
+        reset(client)
         server.app.gate.set()
-        until(lambda: bool(server.lost))
+        eventually(lambda: bool(server.lost))
 
         assert len(data) - 4_096 <= kept
-        assert server.call(lambda: server.service.pipelines.size) == 0
+        assert server.run_on_loop(lambda: server.service.pipelines.size) == 0
 
 
 def test_reader_too_slow_is_not_buffered_for() -> None:
     """While a peer does not take its answers the application is called no more; when it reads, all of them come."""
     count = 200
-    with serving(sndbuf=8_192) as server, dial(server, rcvbuf=8_192) as client:
+    with serving(sndbuf=8_192) as server, connect(server, rcvbuf=8_192) as client:
         client.sendall(get(b"/big") * count)
-        until(lambda: server.call(lambda: len(server.app.calls)) > 0)
+        eventually(lambda: server.run_on_loop(lambda: len(server.app.calls)) > 0)
         time.sleep(0.2)
         assert len(server.app.calls) <= WRITE_BUFFER_SIZE.value // 262_144 + 2
-        reader = Reader(client)
+        reader = AnswerReader(client)
 
-        assert {len(reader.answer().body) for _ in range(count)} == {262_144}
+        assert {len(reader.read_answer().body) for _ in range(count)} == {262_144}
 
 
-def held(server: Server) -> int:
+def held(server: RunningServer) -> int:
     """Return how many bytes of large bodies the server accounts for."""
-    size = server.call(lambda: server.service.bodies.size)
+    size = server.run_on_loop(lambda: server.service.bodies.size)
     assert isinstance(size, int)
     return size
 
@@ -239,37 +236,37 @@ def test_large_bodies_share_a_budget(chunked: bool) -> None:
     least = size - 2 * LARGE_BODY_SIZE
     framing, frame = (CHUNKED, b"%x\r\n" % size) if chunked else (b"Content-Length: %d\r\n" % size, b"")
     begun = post(framing, frame + b"x" * (size - 1))
-    with serving() as server, dial(server) as first, dial(server) as second, dial(server) as third:
+    with serving() as server, connect(server) as first, connect(server) as second, connect(server) as third:
         for client in (first, second):
             client.sendall(begun)
-        until(lambda: held(server) >= 2 * least)
+        eventually(lambda: held(server) >= 2 * least)
         third.sendall(post(b"Content-Length: 500000\r\n", b"x" * 400_000))
-        refused = Reader(third).answer()
-        (small,) = ask(server, post(b"Content-Length: 1\r\n", b"x"))
+        refused = AnswerReader(third).read_answer()
+        (small,) = fetch(server, post(b"Content-Length: 1\r\n", b"x"))
 
         assert (503, "bodies_full", "1") == (refused.status, refused.json["code"], refused.headers["retry-after"])
         assert small.status == 200
         assert held(server) <= 2 * size
         first.close()
-        until(lambda: least <= held(server) <= size)
+        eventually(lambda: least <= held(server) <= size)
         second.sendall(b"\0\0\0" if chunked else b"x")  # a chunk does not end so
-        assert (400 if chunked else 200) == Reader(second).answer().status
-        until(lambda: held(server) == 0)
+        assert (400 if chunked else 200) == AnswerReader(second).read_answer().status
+        eventually(lambda: held(server) == 0)
 
 
 def test_announced_bodies_take_no_memory() -> None:
     """Who says that megabytes come, and sends none, keeps nobody else's away."""
     with serving() as server, contextlib.ExitStack() as stack:
-        silent = [stack.enter_context(dial(server)) for _ in range(3)]
+        silent = [stack.enter_context(connect(server)) for _ in range(3)]
         for client in silent:
             client.sendall(post(b"Content-Length: %d\r\n" % BODY_SIZE.value, b"x"))
-        until(
+        announced = server_sides(server, *silent)
+        eventually(
             lambda: (
-                server.call(lambda: {c.snapshot().body_size_left for c in open_connections(server)})
-                == {BODY_SIZE.value - 1}
+                server.run_on_loop(lambda: {c.snapshot().body_size_left for c in announced}) == {BODY_SIZE.value - 1}
             )
         )
-        (answer,) = ask(server, post(b"Content-Length: %d\r\n" % BODY_SIZE.value, b"x" * BODY_SIZE.value))
+        (answer,) = fetch(server, post(b"Content-Length: %d\r\n" % BODY_SIZE.value, b"x" * BODY_SIZE.value))
 
         assert answer.status == 200
         assert held(server) == 0
@@ -279,14 +276,14 @@ def test_bodies_are_given_back_with_their_answers() -> None:
     """A client whose next request has always begun before it reads the last answer holds no more than what waits."""
     size = 200_000
     head, body = post(b"Content-Length: %d\r\n" % size), b"x" * size
-    with serving() as server, dial(server) as client:
-        reader = Reader(client)
+    with serving() as server, connect(server) as client:
+        reader = AnswerReader(client)
         client.sendall(head + body[:150_000])
         for _ in range(5):
-            until(lambda: held(server) > 0)
+            eventually(lambda: held(server) > 0)
             client.sendall(body[150_000:] + head + body[:150_000])
 
-            assert size == len(reader.answer().json["body"])
+            assert size == len(reader.read_answer().json["body"])
             assert held(server) <= size
 
 
@@ -295,37 +292,40 @@ def test_bodies_are_given_back_when_their_client_goes(path: bytes) -> None:
     """Of a request on the pool when that is done with it, of those that wait at once."""
     request = b"POST " + path + b" HTTP/1.1\r\n" + HOST + b"Content-Length: 200000\r\n\r\n" + b"x" * 200_000
     with serving() as server:
-        with dial(server) as client:
+        with connect(server) as client:
             client.sendall(get(b"/slow"))
-            until(lambda: "/slow" in server.app.calls)
+            eventually(lambda: "/slow" in server.app.calls)
             client.sendall(request * 2)
-            until(lambda: held(server) >= 2 * (200_000 - LARGE_BODY_SIZE))
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        until(lambda: bool(server.lost))
+            eventually(lambda: held(server) >= 2 * (200_000 - LARGE_BODY_SIZE))
+            reset(client)
+        eventually(lambda: bool(server.lost))
 
         assert held(server) == 0
-        with dial(server) as client:
+        with connect(server) as client:
             client.sendall(b"POST /slow HTTP/1.1\r\n" + HOST + b"Content-Length: 200000\r\n\r\n" + b"x" * 200_000)
-            until(lambda: len(server.app.calls) == 2)
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        until(lambda: len(server.lost) == 2)
+            eventually(lambda: len(server.app.calls) == 2)
+            reset(client)
+        eventually(lambda: len(server.lost) == 2)
         assert held(server) > 0
         server.app.gate.set()
-        until(lambda: held(server) == 0)
+        eventually(lambda: held(server) == 0)
 
 
 def test_a_body_in_tiny_pieces_takes_no_more_memory() -> None:
     """Chunks of two bytes become few objects, and the body arrives whole."""
     pieces = b"".join(b"2\r\n%02d\r\n" % (number % 100) for number in range(20_000))
-    with serving() as server, dial(server) as client:
-        (connection,) = connections(server, client)
+    with serving() as server, connect(server) as client:
+        (connection,) = server_sides(server, client)
         client.sendall(post(CHUNKED, pieces))
-        until(lambda: server.call(lambda: connection.snapshot().body_size) == 40_000)
-        kept = server.call(lambda: connection.snapshot().body_pieces_count)
+        eventually(lambda: server.run_on_loop(lambda: connection.snapshot().body_size) == 40_000)
+        kept = server.run_on_loop(lambda: connection.snapshot().body_pieces_count)
         client.sendall(b"0\r\n\r\n")
 
         assert kept < 1_100
-        assert "".join(f"{number % 100:02d}" for number in range(20_000)) == Reader(client).answer().json["body"]
+        assert (
+            "".join(f"{number % 100:02d}" for number in range(20_000))
+            == AnswerReader(client).read_answer().json["body"]
+        )
 
 
 # -- what is untaken ---------------------------------------------------------------------------------------------------
@@ -338,22 +338,22 @@ def test_answers_of_one_turn_are_bounded() -> None:
     count = 40
     with serving(sndbuf=8_192) as server, contextlib.ExitStack() as stack:
         server.app.size = 4_000_000
-        clients = [stack.enter_context(dial(server, rcvbuf=8_192)) for _ in range(count)]
-        made = connections(server, *clients)
+        clients = [stack.enter_context(connect(server, rcvbuf=8_192)) for _ in range(count)]
+        made = server_sides(server, *clients)
 
         def read() -> int:
             for connection in made:
                 connection.data_received(get(b"/big"))
             return len(server.app.calls)
 
-        assert server.call(read) <= 2 * ANSWERS_SIZE.value // server.app.size + 1
-        until(lambda: len(server.app.calls) == count)
-        until(lambda: 0 < server.call(lambda: server.service.slow_readers.size) <= ANSWERS_SIZE.value)
-        assert ask(server, GOOD)[0].status == 200
-        honest = stack.enter_context(dial(server))
+        assert server.run_on_loop(read) <= 2 * ANSWERS_SIZE.value // server.app.size + 1
+        eventually(lambda: len(server.app.calls) == count)
+        eventually(lambda: 0 < server.run_on_loop(lambda: server.service.slow_readers.size) <= ANSWERS_SIZE.value)
+        assert fetch(server, GOOD)[0].status == 200
+        honest = stack.enter_context(connect(server))
         honest.sendall(get(b"/big"))
 
-        assert len(Reader(honest).answer().body) == 4_000_000
+        assert len(AnswerReader(honest).read_answer().body) == 4_000_000
         assert server.app.refusals["answers_full"] >= count - ANSWERS_SIZE.value // server.app.size
 
 
@@ -365,28 +365,28 @@ def test_the_slowest_reader_is_cut_off(tls: bool) -> None:
     with serving(sndbuf=8_192, tls=tls) as server, contextlib.ExitStack() as stack:
         server.app.size = 4_000_000
         count = ANSWERS_SIZE.value // server.app.size
-        lazy = [stack.enter_context(dial(server, rcvbuf=8_192)) for _ in range(count)]
+        lazy = [stack.enter_context(connect(server, rcvbuf=8_192)) for _ in range(count)]
         for client in lazy:
             client.sendall(get(b"/big"))
-        until(lambda: server.call(lambda: server.service.slow_readers.size) > 0.9 * count * server.app.size)
-        readers = [Reader(client) for client in lazy]
+        eventually(lambda: server.run_on_loop(lambda: server.service.slow_readers.size) > 0.9 * count * server.app.size)
+        readers = [AnswerReader(client) for client in lazy]
         slow = readers[0]
         for reader in readers:
             while len(reader.buffer) < (2_000_000 if reader is slow else 100_000):
                 reader.buffer += reader.client.recv(65_536)
-        server.wait(1.0)
-        honest = [stack.enter_context(dial(server, rcvbuf=8_192)) for _ in range(2)]
+        server.advance(1.0)
+        honest = [stack.enter_context(connect(server, rcvbuf=8_192)) for _ in range(2)]
         for client in honest:
             client.sendall(get(b"/big"))
-        until(lambda: bool(server.lost))
-        until(lambda: server.call(lambda: server.service.slow_readers.size) <= ANSWERS_SIZE.value)
+        eventually(lambda: bool(server.lost))
+        eventually(lambda: server.run_on_loop(lambda: server.service.slow_readers.size) <= ANSWERS_SIZE.value)
 
-        assert [len(Reader(client).answer().body) for client in honest] == [4_000_000] * 2
-        assert len(slow.answer().body) == 4_000_000
+        assert [len(AnswerReader(client).read_answer().body) for client in honest] == [4_000_000] * 2
+        assert len(slow.read_answer().body) == 4_000_000
         assert 1 <= server.app.refusals["answers_full"] <= 2
-        assert server.call(lambda: server.service.slow_readers.size) <= ANSWERS_SIZE.value
+        assert server.run_on_loop(lambda: server.service.slow_readers.size) <= ANSWERS_SIZE.value
         stack.close()
-        until(lambda: server.call(lambda: server.service.slow_readers.size) == 0)
+        eventually(lambda: server.run_on_loop(lambda: server.service.slow_readers.size) == 0)
 
 
 @pytest.mark.parametrize("before", [b"", get(b"/slow")], ids=["first", "behind"])
@@ -400,18 +400,18 @@ def test_the_slowest_reader_is_cut_off(tls: bool) -> None:
 )
 def test_unwanted_large_body_takes_no_memory(before: bytes, framing: bytes, sent: bytes) -> None:
     """A stranger who announces megabytes is answered at once and has reserved nothing of what others need."""
-    with serving(Choosy()) as server, dial(server) as client:
+    with serving(SelectiveApplication()) as server, connect(server) as client:
         server.app.gate.set()
         client.sendall(before + b"POST /no HTTP/1.1\r\n" + HOST + framing + b"\r\n" + sent)
-        reader = Reader(client)
+        reader = AnswerReader(client)
         if before:
-            assert reader.answer().environ["PATH_INFO"] == "/slow"
-        answer = reader.answer()
+            assert reader.read_answer().environ["PATH_INFO"] == "/slow"
+        answer = reader.read_answer()
 
         assert ("close", "0") == (answer.headers["connection"], answer.environ["CONTENT_LENGTH"])
-        assert server.call(lambda: server.service.bodies.size) == 0
+        assert server.run_on_loop(lambda: server.service.bodies.size) == 0
         client.sendall(GOOD)
-        reader.end()
+        reader.expect_end()
         assert "/good" not in server.app.calls
 
 
@@ -419,10 +419,10 @@ def test_turned_away() -> None:
     """A connection that was made to be refused says so at once and closes."""
     with (
         serving(refusal=Refusal(503, "too_many_connections", "Full.", retry_after=1)) as server,
-        dial(server) as client,
+        connect(server) as client,
     ):
-        reader = Reader(client)
-        answer = reader.answer()
+        reader = AnswerReader(client)
+        answer = reader.read_answer()
 
         assert (503, "1", "close") == (answer.status, answer.headers["retry-after"], answer.headers["connection"])
-        reader.end()
+        reader.expect_end()

@@ -18,21 +18,21 @@ from core.limits import (
     HEADERS_SIZE,
     REQUEST_LINE_SIZE,
 )
+from testing.eventually import eventually
 from tests.app.httpd.serving import (
     CHUNKED,
     GOOD,
     HOST,
-    LAST,
-    Dribble,
-    Echo,
-    Reader,
-    Server,
-    ask,
-    dial,
+    LAST_CHUNK,
+    AnswerReader,
+    ByteByByteConnection,
+    EchoApplication,
+    RunningServer,
+    connect,
+    fetch,
     get,
     post,
     serving,
-    until,
 )
 
 GUARDS: dict[str, tuple[bytes, int, str]] = {
@@ -54,15 +54,15 @@ GUARDS: dict[str, tuple[bytes, int, str]] = {
     "version 1.10": (get(b"/", version=b"1.10"), 400, "malformed_request"),
     "http/2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "malformed_request"),
     # RFC 9112 §6.1 and §6.3: Transfer-Encoding
-    "transfer encoding on 1.0": (post(CHUNKED, LAST, b"1.0"), 400, "transfer_encoding_on_http_1_0"),
-    "length, then coding": (post(b"Content-Length: 5\r\n" + CHUNKED, LAST), 400, "malformed_request"),
-    "coding, then length": (post(CHUNKED + b"Content-Length: 5\r\n", LAST), 400, "malformed_request"),
-    "coding twice": (post(CHUNKED + CHUNKED, LAST), 400, "malformed_request"),
-    "chunked not last": (post(b"Transfer-Encoding: chunked, gzip\r\n", LAST), 400, "malformed_request"),
+    "transfer encoding on 1.0": (post(CHUNKED, LAST_CHUNK, b"1.0"), 400, "transfer_encoding_on_http_1_0"),
+    "length, then coding": (post(b"Content-Length: 5\r\n" + CHUNKED, LAST_CHUNK), 400, "malformed_request"),
+    "coding, then length": (post(CHUNKED + b"Content-Length: 5\r\n", LAST_CHUNK), 400, "malformed_request"),
+    "coding twice": (post(CHUNKED + CHUNKED, LAST_CHUNK), 400, "malformed_request"),
+    "chunked not last": (post(b"Transfer-Encoding: chunked, gzip\r\n", LAST_CHUNK), 400, "malformed_request"),
     "identity": (post(b"Transfer-Encoding: identity\r\n", b"x"), 400, "transfer_encoding_invalid"),
-    "almost chunked": (post(b"Transfer-Encoding: xchunked\r\n", LAST), 400, "transfer_encoding_invalid"),
-    "gzip, chunked": (post(b"Transfer-Encoding: gzip, chunked\r\n", LAST), 501, "transfer_coding_unknown"),
-    "chunked in disguise": (post(b"Transfer-Encoding: \x0bchunked\r\n", LAST), 400, "malformed_request"),
+    "almost chunked": (post(b"Transfer-Encoding: xchunked\r\n", LAST_CHUNK), 400, "transfer_encoding_invalid"),
+    "gzip, chunked": (post(b"Transfer-Encoding: gzip, chunked\r\n", LAST_CHUNK), 501, "transfer_coding_unknown"),
+    "chunked in disguise": (post(b"Transfer-Encoding: \x0bchunked\r\n", LAST_CHUNK), 400, "malformed_request"),
     # RFC 9110 §8.6: Content-Length
     "length twice": (post(b"Content-Length: 5\r\nContent-Length: 5\r\n", b"hello"), 400, "malformed_request"),
     "length list": (post(b"Content-Length: 5, 5\r\n", b"hello"), 400, "malformed_request"),
@@ -72,12 +72,12 @@ GUARDS: dict[str, tuple[bytes, int, str]] = {
     "length of 11 digits": (post(b"Content-Length: 00000000005\r\n", b"hello"), 400, "content_length_invalid"),
     "length over the limit": (post(b"Content-Length: %d\r\n" % (BODY_SIZE.value + 1)), 413, "body_too_large"),
     # RFC 9112 §7.1: chunks
-    "chunk size 0x": (post(CHUNKED, b"0x5\r\nhello\r\n" + LAST), 400, "malformed_request"),
-    "negative chunk": (post(CHUNKED, b"-5\r\nhello\r\n" + LAST), 400, "malformed_request"),
+    "chunk size 0x": (post(CHUNKED, b"0x5\r\nhello\r\n" + LAST_CHUNK), 400, "malformed_request"),
+    "negative chunk": (post(CHUNKED, b"-5\r\nhello\r\n" + LAST_CHUNK), 400, "malformed_request"),
     "chunk overflow": (post(CHUNKED, b"FFFFFFFFFFFFFFFFF\r\nhello"), 400, "malformed_request"),
-    "chunk without its end": (post(CHUNKED, b"5\r\nhelloXX" + LAST), 400, "malformed_request"),
-    "bare LF after chunk size": (post(CHUNKED, b"5\nhello\r\n" + LAST), 400, "malformed_request"),
-    "bare LF in chunk extension": (post(CHUNKED, b"5;a\nb\r\nhello\r\n" + LAST), 400, "malformed_request"),
+    "chunk without its end": (post(CHUNKED, b"5\r\nhelloXX" + LAST_CHUNK), 400, "malformed_request"),
+    "bare LF after chunk size": (post(CHUNKED, b"5\nhello\r\n" + LAST_CHUNK), 400, "malformed_request"),
+    "bare LF in chunk extension": (post(CHUNKED, b"5;a\nb\r\nhello\r\n" + LAST_CHUNK), 400, "malformed_request"),
     # RFC 9112 §2.2 and §5: lines and fields
     "bare LF": (b"GET / HTTP/1.1\nHost: a\n\n", 400, "malformed_request"),
     "bare LF after a field": (b"GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n", 400, "malformed_request"),
@@ -135,25 +135,25 @@ STANDING = {
 
 
 @pytest.fixture(scope="module", params=["whole", "byte by byte"])
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    with serving(protocol=Dribble if request.param == "byte by byte" else Connection) as server:
+def server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
+    with serving(protocol=ByteByByteConnection if request.param == "byte by byte" else Connection) as server:
         yield server
 
 
 @pytest.mark.parametrize("behind", [False, True], ids=["alone", "pipelined"])
 @pytest.mark.parametrize("name", GUARDS)
-def test_guard(server: Server, name: str, behind: bool) -> None:
+def test_guard(server: RunningServer, name: str, behind: bool) -> None:
     """A request that breaks a rule gets one problem document, the connection closes, and nothing after it is
     believed.
     """
     request, status, code = GUARDS[name]
     calls = len(server.app.calls)
-    with dial(server) as client:
+    with connect(server) as client:
         client.sendall((GOOD if behind else b"") + request + GOOD)
-        reader = Reader(client)
+        reader = AnswerReader(client)
         if behind:
-            assert reader.answer().status == 200
-        answer = reader.answer()
+            assert reader.read_answer().status == 200
+        answer = reader.read_answer()
         assert status == answer.status
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.headers["connection"] == "close"
@@ -161,30 +161,30 @@ def test_guard(server: Server, name: str, behind: bool) -> None:
         assert answer.headers["x-request-id"]
         assert set(answer.json) == {"type", "title", "status", "code", "detail"}
         assert tuple(answer.json[key] for key in ("type", "status", "code")) == ("about:blank", status, code)
-        reader.end()
+        reader.expect_end()
     assert calls + behind == len(server.app.calls)
 
 
-class Hoard(Connection):
+class SingleReadConnection(Connection):
     """A connection that sees everything in one read, however the kernel cut it."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.hoard = b""
+        self.received = b""
 
     def data_received(self, data: bytes) -> None:
-        self.hoard += data
-        if self.hoard.endswith(GOOD):
-            super().data_received(self.hoard)
+        self.received += data
+        if self.received.endswith(GOOD):
+            super().data_received(self.received)
 
 
 @pytest.mark.parametrize("name", [name for name in GUARDS if name.startswith("endless")])
 def test_what_hides_in_the_parser_is_bounded_in_one_read_too(name: str) -> None:
     """A read may be larger than all limits together; it is refused as if it came in pieces."""
     request, status, code = GUARDS[name]
-    with serving(protocol=Hoard) as server, dial(server) as client:
+    with serving(protocol=SingleReadConnection) as server, connect(server) as client:
         client.sendall(request + GOOD)
-        answer = Reader(client).answer()
+        answer = AnswerReader(client).read_answer()
 
         assert (status, code) == (answer.status, answer.json["code"])
         assert server.app.calls == []
@@ -194,34 +194,34 @@ def test_refusals_are_counted() -> None:
     """Each refusal is counted under its code."""
     with serving() as server:
         for _ in range(3):
-            ask(server, b"GET / HTTP/1.1\r\n\r\n")
+            fetch(server, b"GET / HTTP/1.1\r\n\r\n")
 
         assert dict(server.app.refusals) == {"host_missing": 3}
 
 
-class Told(Echo):
+class RefusalRecorder(EchoApplication):
     """An echo that remembers what it is told of refusals."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[tuple[str, dict[str, Any], int]] = []
+        self.reports: list[tuple[str, dict[str, Any], int]] = []
 
     def on_refusal(self, code: str, environ: dict[str, Any], status: int) -> None:
-        self.told.append((code, environ, status))
+        self.reports.append((code, environ, status))
 
 
 def test_application_is_told_of_refusals() -> None:
     """Code, environ and status: of the request as far as it was read; with no id, and status 0, where a connection ends
     without a word.
     """
-    with serving(Told(), pace=0.5) as server:
-        ask(server, b"GET / HTTP/1.1\r\nX-Request-ID: r-1\r\n\r\n")
-        ask(server, b"GET /%zz HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 10.0.0.9\r\nExpect: much\r\n\r\n")
-        with dial(server) as silent:
-            Reader(silent).end()
-        until(lambda: len(server.app.told) == 3)
-        told = [(code, status) for code, _, status in server.app.told]
-        environs = [environ for _, environ, _ in server.app.told]
+    with serving(RefusalRecorder(), clock_step=0.5) as server:
+        fetch(server, b"GET / HTTP/1.1\r\nX-Request-ID: r-1\r\n\r\n")
+        fetch(server, b"GET /%zz HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 10.0.0.9\r\nExpect: much\r\n\r\n")
+        with connect(server) as silent:
+            AnswerReader(silent).expect_end()
+        eventually(lambda: len(server.app.reports) == 3)
+        told = [(code, status) for code, _, status in server.app.reports]
+        environs = [environ for _, environ, _ in server.app.reports]
 
     assert told == [("host_missing", 400), ("expectation_failed", 417), ("keepalive_timeout", 0)]
     assert [(environ["REMOTE_ADDR"], environ["REMOTE_PORT"]) for environ in environs] == [("127.0.0.1", "4242")] * 3
@@ -232,7 +232,7 @@ def test_application_is_told_of_refusals() -> None:
 FORWARDED = b"X-Forwarded-For: 10.0.0.9\r\nx-forwarded-for: 10.0.0.8 \r\n"
 
 
-@pytest.mark.parametrize("protocol", [Connection, Dribble])
+@pytest.mark.parametrize("protocol", [Connection, ByteByByteConnection])
 @pytest.mark.parametrize(
     ("fields", "code"),
     [
@@ -243,18 +243,18 @@ FORWARDED = b"X-Forwarded-For: 10.0.0.9\r\nx-forwarded-for: 10.0.0.8 \r\n"
 )
 def test_refusals_of_fields_say_for_whom_a_proxy_asked(fields: bytes, code: str, protocol: type[Connection]) -> None:
     """The application is told of all hops, also when the refusal was clear before they were reached."""
-    with serving(Told(), protocol=protocol) as server:
-        ask(server, get(b"/", fields))
-        (told,) = server.app.told
+    with serving(RefusalRecorder(), protocol=protocol) as server:
+        fetch(server, get(b"/", fields))
+        (told,) = server.app.reports
 
     assert (code, "10.0.0.9,10.0.0.8") == (told[0], told[1]["HTTP_X_FORWARDED_FOR"].replace(" ", ""))
 
 
 def test_a_head_that_is_not_complete_says_nothing_of_proxies() -> None:
     """What a client invents comes first, what its proxy adds may come last."""
-    with serving(Told()) as server:
-        ask(server, get(b"/", FORWARDED + b"a:b\r\n" * 1_000)[:-2])
-        (told,) = server.app.told
+    with serving(RefusalRecorder()) as server:
+        fetch(server, get(b"/", FORWARDED + b"a:b\r\n" * 1_000)[:-2])
+        (told,) = server.app.reports
 
     assert told[0] == "too_many_headers"
     assert "HTTP_X_FORWARDED_FOR" not in told[1]
@@ -263,13 +263,13 @@ def test_a_head_that_is_not_complete_says_nothing_of_proxies() -> None:
 def test_application_is_told_of_its_errors() -> None:
     """A 500 is told as a refusal is, from the thread that met it, with the request it was."""
 
-    class Failing(Told):
+    class Failing(RefusalRecorder):
         def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any], /) -> Iterable[bytes]:
             raise ValueError("a mistake of ours")
 
     with serving(Failing()) as server:
-        ask(server, get(b"/here") + get(b"/slow"), 2)
-        told = [(code, environ["PATH_INFO"], status) for code, environ, status in server.app.told]
+        fetch(server, get(b"/here") + get(b"/slow"), 2)
+        told = [(code, environ["PATH_INFO"], status) for code, environ, status in server.app.reports]
 
     assert told == [("internal_error", "/here", 500), ("internal_error", "/slow", 500)]
 
@@ -277,12 +277,12 @@ def test_application_is_told_of_its_errors() -> None:
 def test_application_that_fails_to_listen_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
     """An on_refusal that raises is logged, and the client gets its refusal."""
 
-    class Deaf(Echo):
+    class Deaf(EchoApplication):
         def on_refusal(self, *_said: Any) -> None:
             raise ValueError("not listening")
 
     with serving(Deaf()) as server:
-        assert [answer.status for answer in ask(server, b"GET / HTTP/1.1\r\n\r\n")] == [400]
+        assert [answer.status for answer in fetch(server, b"GET / HTTP/1.1\r\n\r\n")] == [400]
 
     assert "not listening" in caplog.text
 
@@ -293,7 +293,7 @@ def test_refusal_is_logged_at_debug(caplog: pytest.LogCaptureFixture) -> None:
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     parent = b"traceparent: 00-%s-00f067aa0ba902b7-01\r\n" % trace.encode()
     with serving() as server:
-        ask(server, post(b"X-Request-ID: r-1\r\n" + parent + b"Expect: a secret\r\nContent-Length: 5\r\n"))
+        fetch(server, post(b"X-Request-ID: r-1\r\n" + parent + b"Expect: a secret\r\nContent-Length: 5\r\n"))
     (record,) = (record for record in caplog.records if record.getMessage().startswith("Refused"))
 
     assert {
@@ -322,9 +322,9 @@ ID = b"X-Request-ID: r-1\r\n"
         post(ID + CHUNKED + b"Connection: upgrade\r\nUpgrade: x\r\n", b"x"),
     ],
 )
-def test_request_id_is_echoed(server: Server, request_: bytes) -> None:
+def test_request_id_is_echoed(server: RunningServer, request_: bytes) -> None:
     """Whatever becomes of a request whose head was read, its answer carries the id that it came with."""
-    (answer,) = ask(server, request_)
+    (answer,) = fetch(server, request_)
 
     assert answer.headers["x-request-id"] == "r-1"
 
@@ -333,18 +333,18 @@ def test_request_id_is_echoed(server: Server, request_: bytes) -> None:
     "request_",
     [b"\x16\x03\x01", b"GET /\x01", ID + get(b"/"), get(b"/", ID + b"X : a\r\n"), get(b"/", b"X-Request-ID: a b\r\n")],
 )
-def test_request_id_is_made(server: Server, request_: bytes) -> None:
+def test_request_id_is_made(server: RunningServer, request_: bytes) -> None:
     """Without a sane one in a head that was read, each answer has one of its own."""
-    made = [ask(server, request_)[0].headers["x-request-id"] for _ in range(2)]
+    made = [fetch(server, request_)[0].headers["x-request-id"] for _ in range(2)]
 
     assert len(set(made)) == 2
     assert {len(name) for name in made} == {24}
 
 
-def test_requests_do_not_share_names(server: Server) -> None:
+def test_requests_do_not_share_names(server: RunningServer) -> None:
     """A request without names does not inherit those of the one before it, nor does a refusal behind it."""
     parent = b"traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n"
-    first, second, third = ask(server, get(b"/", ID + parent) + GOOD + b"nonsense", 3)
+    first, second, third = fetch(server, get(b"/", ID + parent) + GOOD + b"nonsense", 3)
 
     assert first.headers["x-request-id"] == "r-1"
     assert "traceparent" in first.headers
@@ -354,31 +354,31 @@ def test_requests_do_not_share_names(server: Server) -> None:
 
 def test_late_refusals_carry_the_names_of_their_request() -> None:
     """A body that does not come in time is refused under the id that its head brought."""
-    with serving(pace=0.2) as server:
-        (answer,) = ask(server, post(ID + b"Content-Length: 5\r\n", b"hel"))
+    with serving(clock_step=0.2) as server:
+        (answer,) = fetch(server, post(ID + b"Content-Length: 5\r\n", b"hel"))
 
         assert (408, "r-1") == (answer.status, answer.headers["x-request-id"])
 
 
 def test_refusal_of_head_has_no_body() -> None:
     """A refused HEAD gets the header fields of the problem document alone (RFC 9110 §9.3.2)."""
-    with serving() as server, dial(server) as client:
+    with serving() as server, connect(server) as client:
         client.sendall(b"HEAD / HTTP/1.1\r\n\r\n")
-        reader = Reader(client)
+        reader = AnswerReader(client)
 
-        assert reader.answer(head=True).status == 400
-        reader.end()
+        assert reader.read_answer(head=True).status == 400
+        reader.expect_end()
 
 
 def test_refusal_of_head_that_offers_an_upgrade_has_no_body() -> None:
     """Nor when it is refused for its body, which another parser reads."""
     offer = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
-    with serving() as server, dial(server) as client:
+    with serving() as server, connect(server) as client:
         client.sendall(b"HEAD / HTTP/1.1\r\n" + HOST + offer + CHUNKED + b"\r\nx")
-        reader = Reader(client)
+        reader = AnswerReader(client)
 
-        assert reader.answer(head=True).status == 400
-        reader.end()
+        assert reader.read_answer(head=True).status == 400
+        reader.expect_end()
 
 
 def test_chunked_body_over_the_limit() -> None:
@@ -386,29 +386,29 @@ def test_chunked_body_over_the_limit() -> None:
     upload.
     """
     chunk = b"100000\r\n" + b"x" * 1_048_576 + b"\r\n"
-    with serving() as server, dial(server) as client:
+    with serving() as server, connect(server) as client:
         client.sendall(post(CHUNKED))
         for _ in range(17):
             client.sendall(chunk)
 
-        assert Reader(client).answer().json["code"] == "body_too_large"
+        assert AnswerReader(client).read_answer().json["code"] == "body_too_large"
 
 
 def test_too_many_fields_are_refused_before_the_head_is_complete() -> None:
     """What is too much already need not be waited for, nor kept."""
     with serving() as server:
-        (answer,) = ask(server, get(b"/", b"a:b\r\n" * 1_000)[:-2])
+        (answer,) = fetch(server, get(b"/", b"a:b\r\n" * 1_000)[:-2])
 
         assert (431, "too_many_headers") == (answer.status, answer.json["code"])
 
 
-@pytest.mark.parametrize("protocol", [Connection, Dribble])
+@pytest.mark.parametrize("protocol", [Connection, ByteByByteConnection])
 def test_limits_are_inclusive(protocol: type[Connection]) -> None:
     """Exactly at its limit a request passes."""
     line = get(b"/" + b"a" * (REQUEST_LINE_SIZE.value - 14))
     count = get(b"/", b"a: b\r\n" * (HEADER_COUNT.value - 1))
     size = get(b"/", b"a: " + b"b" * (HEADERS_SIZE.value - 14) + b"\r\n")
     with serving(protocol=protocol) as server:
-        assert [answer.status for answer in ask(server, line + count + size, 3)] == [200] * 3
+        assert [answer.status for answer in fetch(server, line + count + size, 3)] == [200] * 3
         assert REQUEST_LINE_SIZE.value == len(line.split(b"\r\n")[0])
         assert HEADERS_SIZE.value == len(size) - len(b"GET / HTTP/1.1\r\n\r\n")
