@@ -186,7 +186,7 @@ def test_who_is_to_come_back_much_later_is_told_so_by_the_guide() -> None:
     told = {code: doing for doing, statuses in rows("Errors") for code in re.findall(r"`(\w+)`", statuses)}
     pauses = {code: CODES[code].retry_after for code in STORE_CODES.values()}
     kinds = {
-        code: "Retry-After` is 30 or 60" if pause and pause >= 30 else "Retry-After` seconds" if pause else "Mend"
+        code: "Retry-After` is 30 or 60" if pause and pause >= 30 else "Retry-After` seconds" if pause else "Correct"
         for code, pause in pauses.items()
     }
 
