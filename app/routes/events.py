@@ -101,7 +101,7 @@ class EventResource:
         body = environ["wsgi.input"].read()
         refuse_above(len(body), self.size_max)
         moral, vector, payload = self.read(environ, body)
-        key = context.idempotency.key_of(environ, body)
+        key = context.idempotency.hash_of(environ, body)
         try:
             decided = context.store.admit(context.clock(), moral, vector, payload, key)
         except errors.NotFinite:
@@ -151,7 +151,7 @@ class BatchResource:
         context = self.context
         body = environ["wsgi.input"].read()
         morals, vectors, payloads = self._read(environ, body)
-        key = context.idempotency.key_of(environ, body)
+        key = context.idempotency.hash_of(environ, body)
         code, bad = context.store.check_vectors(vectors, len(morals))
         if code != errors.OK:
             size = self.codec.size

@@ -1,16 +1,14 @@
-"""The audit log: who tried what, from where, and was refused; and who changed what governs this server.
+"""Audit log: refused requests, and commands that changed what governs the server. One JSON object per line.
 
-One JSON object a line, whatever the format and level of the other log: `event` names what happened, `client_id` who (a
-key's id, or an address), `address` from where, `request_id` which request, `code` why. Never a credential, a body or a
-vector; text of a client is bounded, and control characters are escaped by JSON.
+`event` names what happened, `client_id` and `address` who asked and from where, `request_id` the request, `code` the
+reason. The format and the level of the other log do not apply.
 
-Nothing is sampled, and a flood of refusals does not become a flood of lines all the same: of each kind at most
-LINES_PER_SECOND have a line of their own a second, in each worker. Of each client that was refused more often, one line
-more says how often: its `client_id`, its `address`, and how many lines were `suppressed`; the second is over then, or
-the worker ends. So who asks too often is always named, and the lines of a client add up to its refusals exactly. Beyond
-CLIENTS_COUNT such clients in a second the rest share a line without a name: strangers with many addresses must not fill
-memory or disk. Every refusal is counted as well (`mlsdm_refusals_total`). What changed the server, or may have, is
-always written: only an administrator can do that.
+Invariants: no line contains a credential, a body or a vector. Text of a client is bounded, and JSON escapes control
+characters. Changes of the server are always written. In one worker, each kind of refusal gets at most LINES_PER_SECOND
+lines a second. Further refusals are summed per client: one more line, at the end of the second, has the client's
+`client_id` and `address` and the number of lines that were `suppressed`. So the lines of a client add up exactly to its
+refusals. Beyond CLIENTS_COUNT such clients in a second, the rest share a line without a name, so that strangers with
+many addresses cannot fill memory or disk. Every refusal is also counted (`mlsdm_refusals_total`).
 """
 
 import logging
@@ -23,10 +21,10 @@ from wsgiref.types import WSGIEnvironment
 from app.httpd.request_names import log_fields
 
 LINES_PER_SECOND: Final = 20
-CLIENTS_COUNT: Final = 256  # that are told of by name in a second, of each kind
+CLIENTS_COUNT: Final = 256  # named clients with suppressed lines in a second, for each kind
 TEXT_LENGTH_MAX: Final = 200  # characters
 
-# What a refusal is called; statuses that are nobody's fault, or no danger, are not audited.
+# The event of a refusal, by status; any other status of the 400s is `invalid_input`. Harmless ones are not audited.
 _EVENTS: Final = {401: "auth_failure", 403: "access_denied", 429: "rate_limit_exceeded"}
 _HARMLESS: Final = frozenset({404, 405, 410})
 
@@ -34,7 +32,7 @@ log = logging.getLogger("mlsdm.audit")
 
 
 class _Client(NamedTuple):
-    """Who was refused."""
+    """A client that was refused."""
 
     client_id: str
     address: str
@@ -48,27 +46,28 @@ class AuditLog:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lock = threading.Lock()  # routes on the pool write, too
+        self._lock = threading.Lock()  # routes on the pool write as well
         self._second = 0
         self._written: dict[str, int] = {}
         self._suppressed: dict[str, dict[_Client, int]] = {}  # by event
 
     def record_refusal(self, environ: WSGIEnvironment, status: int, code: str, field: str | None = None) -> None:
-        """Note that a request was refused with `status` and `code`, `field` being to blame. Of a request that was not
-        read to its end `environ` holds what was.
+        """Write a refusal with `status`, `code` and the `field` at fault.
+
+        `environ` holds what is known of the request, which may not have been read to its end.
         """
         if event := _event_of(status):
-            ours = field and code != "field_unknown"  # the name of an unknown one is a piece of the body
-            self._refuse(event, **_about(environ), status=status, code=code, **({"field": field} if ours else {}))
+            is_known = field and code != "field_unknown"  # the name of an unknown field is a piece of the body
+            self._refuse(event, **_fields(environ), status=status, code=code, **({"field": field} if is_known else {}))
 
     def record_change(self, event: str, environ: WSGIEnvironment, **members: Any) -> None:
-        """Note what a request has changed, or may have."""
-        log.warning(event, extra={**_about(environ), **members})
+        """Write what a request has changed, or may have changed."""
+        log.warning(event, extra={**_fields(environ), **members})
 
     def _refuse(self, event: str, **members: Any) -> None:
-        """Write one line, unless this second has had its lines of this event."""
+        """Write one line, or count it as suppressed if this second has had all its lines of the event."""
         with self._lock:
-            self._turn()
+            self._begin_second()
             written = self._written.get(event, 0)
             if written >= LINES_PER_SECOND:
                 clients = self._suppressed.setdefault(event, {})
@@ -81,26 +80,27 @@ class AuditLog:
         log.warning(event, extra=members)
 
     def flush(self) -> None:
-        """Say how many lines the last second has cost, once it is over. To be called a few times a second."""
+        """Write how many lines were suppressed in the last second, once it is over. Call it a few times a second."""
         if self._suppressed:
             with self._lock:
-                self._turn()
+                self._begin_second()
 
     def close(self) -> None:
-        """Say how many lines this second has cost so far: after the last request, because nobody would say it later."""
+        """Write how many lines were suppressed so far: after the last request."""
         with self._lock:
-            self._tell()
+            self._write_suppressed()
 
-    def _turn(self) -> None:
-        """Begin a new second when it is time."""
+    def _begin_second(self) -> None:
+        """Begin a new second if the clock has reached it."""
         second = int(self._clock())
         if second == self._second:
             return
         self._second = second
         self._written.clear()
-        self._tell()
+        self._write_suppressed()
 
-    def _tell(self) -> None:
+    def _write_suppressed(self) -> None:
+        """Write how many lines were suppressed, by event and client."""
         for event, clients in self._suppressed.items():
             for client, suppressed in clients.items():
                 who = client._asdict() if client is not _OTHERS else {}
@@ -108,8 +108,8 @@ class AuditLog:
         self._suppressed.clear()
 
 
-def _about(environ: WSGIEnvironment) -> dict[str, Any]:
-    """Return who asked for what, from where."""
+def _fields(environ: WSGIEnvironment) -> dict[str, Any]:
+    """Return the members of a line that identify client and request."""
     return {
         **log_fields(environ),
         **({"method": environ["REQUEST_METHOD"]} if "REQUEST_METHOD" in environ else {}),
@@ -118,7 +118,7 @@ def _about(environ: WSGIEnvironment) -> dict[str, Any]:
 
 
 def _event_of(status: int) -> str | None:
-    """Return what a refusal with `status` is called in the audit log; None when it has no place there."""
+    """Return the event of a refusal with `status`; None if it is not audited."""
     if status in _HARMLESS or not 400 <= status < 500:
         return None
     return _EVENTS.get(status, "invalid_input")

@@ -1,12 +1,12 @@
-"""Idempotency keys: what makes an event safe to send again.
+"""Idempotency keys: make an event safe to send again.
 
-A client that got no answer cannot know whether its event was decided. With an `Idempotency-Key` it may send the
-same request again, to any worker: the receipt of the first decision is published with it, by the same store, so the
-retry gets the first answer, also when whoever decided died before answering. In a batch each event has its own receipt.
+A client without a response cannot know whether its event was decided. With an `Idempotency-Key` it may send the same
+request again, to any worker, and gets the first decision. In a batch each event has a receipt of its own.
 
-A key belongs to the client (its API key) that sent it, and to one request: the same key with anything else is refused,
-whatever differs, body, media type, moral value or route. Only keyed hashes are stored. The block keeps the newest
-`idempotency_capacity` receipts; a request that was refused leaves none.
+Invariants: the receipt of a decision is published by the same 8-byte store as the decision, so it exists even if the
+worker died before it answered. A key belongs to one client and one request: with another body, media type, moral value
+or route it is refused. Only keyed hashes are stored. The block keeps the newest `idempotency_capacity` receipts; a
+refused request leaves none.
 """
 
 import re
@@ -32,27 +32,25 @@ IDEMPOTENCY_KEY: Final = Parameter(
     "Idempotency-Key",
     "header",
     Annotated[str, Meta(pattern=f"^{_PATTERN}$")],
-    "Makes the request safe to send again: a retry gets the first answer.",
+    "Makes the request safe to send again: a retry gets the first decision again.",
 )
 
 
 class IdempotencyKeys:
-    """Makes the block's keys of a client's. `secret` is 16 bytes, the same in every worker."""
+    """Hashes the keys of clients for the block. `secret`: 16 bytes, the same in all workers."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
-    def key_of(self, environ: WSGIEnvironment, body: bytes) -> IdempotencyHash:
-        """Return the key that a request comes with, NO_IDEMPOTENCY_HASH when it has none.
-
-        Raises the Problem with it."""
+    def hash_of(self, environ: WSGIEnvironment, body: bytes) -> IdempotencyHash:
+        """Return the hash of a request's key, NO_IDEMPOTENCY_HASH if it has none. Raises Problem 400."""
         given = environ.get("HTTP_IDEMPOTENCY_KEY")
         if given is None:
             return NO_IDEMPOTENCY_HASH
         if not _KEY.fullmatch(given):
             limit = IDEMPOTENCY_KEY_LENGTH
-            expected = f"1 to {limit.value} visible ASCII characters without blanks and quotes"
-            wrong = f"has {len(given)} characters" if len(given) > limit.value or not given else "is no word"
+            expected = f"1 to {limit.value} visible ASCII characters without spaces and quotes"
+            wrong = f"has {len(given)} characters" if len(given) > limit.value or not given else "is not one word"
             raise Problem(
                 limit.status, limit.code, f"Idempotency-Key: {wrong}; expected {expected}",
                 field="Idempotency-Key", expected=expected,
@@ -60,13 +58,13 @@ class IdempotencyKeys:
         word = given.strip('"')
         client: Client = environ[CLIENT]
         owner = "" if client.is_address else client.id
-        named = blake2b(f"{owner}\0{word}".encode(), digest_size=16, key=self._secret).digest()
-        sent = blake2b(body, digest_size=8, key=self._secret)
+        key_hash = blake2b(f"{owner}\0{word}".encode(), digest_size=16, key=self._secret).digest()
+        request_hash = blake2b(body, digest_size=8, key=self._secret)
         media = environ.get("CONTENT_TYPE", "")
-        moral = environ.get("HTTP_MORAL_VALUE", "") if media.lower().startswith(RAW) else ""  # elsewhere it is ignored
+        moral = environ.get("HTTP_MORAL_VALUE", "") if media.lower().startswith(RAW) else ""  # else ignored
         for part in (environ["PATH_INFO"], media, moral):
-            sent.update(b"\0" + part.encode("latin-1"))
+            request_hash.update(b"\0" + part.encode("latin-1"))
         return new_idempotency_hash(
-            (int.from_bytes(named[:8], "little"), int.from_bytes(named[8:], "little")),
-            int.from_bytes(sent.digest(), "little"),
+            (int.from_bytes(key_hash[:8], "little"), int.from_bytes(key_hash[8:], "little")),
+            int.from_bytes(request_hash.digest(), "little"),
         )

@@ -1,24 +1,16 @@
-"""Quotas: how fast a client may go, in all workers together.
+"""Quotas: rate limits of clients, over all workers together.
 
-A client is its key, or without keys its address; its tier gives rate and burst; its bucket lies in the block
-(shm/native/bucket.c). One event or one recall costs one token, a batch of n events n, anything else nothing. Tokens
-are taken before anything is admitted and given back when the request is refused after all, so a refused request costs
-nothing, and a request that was told 429 has changed nothing. One that met an error of ours (500) keeps them: nobody
-knows what it has done.
+A client is its key, or on an open service its address. Its tier has a rate and a burst; its token bucket is in the
+shared block (shm/native/bucket.c). One event or one recall costs one token, a batch of n events costs n.
 
-What a request costs is charged by the gate, before its body is decoded, so that who has nothing left is refused for the
-price of a look. How many events a batch has is known once it is decoded; until then it is charged for as many as its
-bytes must hold (app/api/codec/body_sizes.py), and the responder charges for the rest as soon as it can count them,
-before it reads their vectors. So the work that can be had for nothing, by what is refused in the end, is bounded by the
-client's burst.
+Invariants: tokens are taken before anything is admitted, and refunded if the request is refused after all; so a refused
+request costs nothing, and a request that got a 429 has changed nothing. A request that failed with 500 keeps its price,
+because its effect is unknown. A batch is charged before it is decoded, for as many events as its size must hold
+(app/api/codec/body_sizes.py), and for the rest as soon as its events are counted. So the work that a client can cause
+by refused requests is bounded by its burst. A bucket belongs to a client, a rate and a burst: a client whose tier
+changes starts with a full bucket, because a debt at one rate means nothing at another.
 
-Every answer that was paid for says how much is left (`RateLimit`, `RateLimit-Policy`; draft-ietf-httpapi-ratelimit-
-headers), so that a client can slow down before it is told to.
-
-A bucket belongs to a client, a rate and a burst: who gets another tier, or whose tier changes, begins with a full one,
-because what is owed at one rate means nothing at another.
-
-Of an IPv6 address the first 64 bits count: who has one of them has all of them.
+Every charged response states what is left (`RateLimit`, `RateLimit-Policy`; draft-ietf-httpapi-ratelimit-headers).
 """
 
 from collections.abc import Callable
@@ -52,15 +44,16 @@ class Quotas:
         self._account_of = lru_cache(4096)(self._account)
 
     def charge(self, environ: WSGIEnvironment, tokens: int) -> None:
-        """Take `tokens` from the client's bucket, in place of what the request has paid in advance. Raises 429 when
-        they are not there, 422 when they never will be.
+        """Take `tokens` from the client's bucket, in place of what the request has paid before.
+
+        Raises Problem: 429 if the bucket holds fewer tokens, 422 if it can never hold so many.
         """
-        least = "" if CHARGE in environ and refund(environ) else "at least "  # in advance it is that many
+        least = "" if CHARGE in environ and refund(environ) else "at least "  # the first charge of a batch is a minimum
         client: Client = environ[CLIENT]
         account = client.account
         if account is None:
             account = client.account = self._account_of(client.id, client.is_address, client.tier)
-        bucket, interval_ns, burst, left, policy = account
+        bucket, interval_ns, burst, remaining_prefix, policy_line = account
         if tokens > burst:
             raise Problem(
                 422, "batch_above_burst",
@@ -69,14 +62,14 @@ class Quotas:
             )  # fmt: skip
         full_ns = bucket.spend(self._clock(), tokens)
         wait_ns = 0
-        if full_ns < 0:  # then nothing was taken, and what is owed follows from the wait
+        if full_ns < 0:  # nothing was taken; the fill level follows from the wait
             wait_ns = -full_ns
             full_ns = (burst - tokens) * interval_ns + wait_ns
         remaining = burst - -(-full_ns // interval_ns)
-        environ[HEADER_LINES] = f"{left}{remaining};t={-(-full_ns // _SECOND_NS)}\r\n{policy}"
+        environ[HEADER_LINES] = f"{remaining_prefix}{remaining};t={-(-full_ns // _SECOND_NS)}\r\n{policy_line}"
         if wait_ns:
-            allowed = policy.removeprefix(_POLICY).rstrip()
-            detail = f"{tokens} more would exceed {allowed}; try again in {wait_ns / 1e9:.3g} s. Nothing was applied."
+            allowed = policy_line.removeprefix(_POLICY).rstrip()
+            detail = f"{tokens} more would exceed {allowed}; retry in {wait_ns / 1e9:.3g} s. Nothing was applied."
             raise Problem(429, "rate_limit_exceeded", detail, retry_after=_seconds(wait_ns))
         environ[CHARGE] = account, tokens
 
@@ -92,14 +85,14 @@ class Quotas:
 
 
 def refund(environ: WSGIEnvironment, spent: int = 0) -> bool:
-    """Return what a request has paid, but for `spent` tokens. False when it has paid nothing."""
+    """Give a request's tokens back to its client, except `spent` tokens. Return False if it has paid nothing."""
     charge: Charge | None = environ.pop(CHARGE, None)
     if charge is None:
         return False
     account, tokens = charge
     if tokens > spent:
         account.bucket.refund(tokens - spent)
-        environ[HEADER_LINES] = account.policy_line  # what was left is not true any more
+        environ[HEADER_LINES] = account.policy_line  # the number of remaining tokens is out of date
     return True
 
 
@@ -117,10 +110,10 @@ def _network(address: str) -> str:
 
 
 def _policy(name: str, tier: Tier) -> str:
-    """Return the header line with the policy: q tokens within w seconds."""
+    """Return the RateLimit-Policy line of a tier: q tokens within w seconds."""
     return f'{_POLICY}"{name}";q={tier.burst};w={_seconds(round(tier.burst / tier.rate * _SECOND_NS))}\r\n'
 
 
 def _seconds(nanoseconds: int) -> int:
-    """Return whole seconds, rounded up: nobody should come too early."""
+    """Return whole seconds, rounded up, so that no client retries too early."""
     return -(-nanoseconds // _SECOND_NS)

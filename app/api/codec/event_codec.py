@@ -1,7 +1,7 @@
-"""The event: what a client sends about one, and how it becomes a moral value, a vector and a payload.
+"""Event codec: decodes the body of an event into a moral value, a vector and a payload.
 
-The bodies of ordinary events in JSON are read in one pass of native code (`app.api.codec.json_reader`). Every other
-body, and every one that is wrong, goes through msgspec, which knows the rest and says what is wrong.
+The usual forms of JSON are decoded in one pass of native code (`app.api.codec.json_reader`). msgspec decodes every
+other body, and explains what is wrong with an invalid one.
 """
 
 import re
@@ -13,14 +13,14 @@ import msgspec
 from msgspec import Meta
 
 from app.api.codec.body_errors import DECODE_ERRORS, refuse_body, refuse_repeats, refuse_repeats_msgpack
-from app.api.codec.json_reader import Reader
+from app.api.codec.json_reader import JsonReader
 from app.api.codec.media_types import JSON, RAW, encode, media_type
 from app.api.codec.vector_codec import VECTOR_SCHEMA, FloatBuffer, VectorCodec
 from app.api.problem import Problem, invalid
 
 _DECIMAL: Final = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _UNIT: Final = "a number from 0 to 1"
-_PACKED_PER_JSON: Final = 9  # bytes of msgpack that may become one of JSON: a 0 as 64-bit integer
+_PACKED_PER_JSON: Final = 9  # bytes of msgpack for one of JSON at most: a 0 as 64-bit integer
 MEMBERS: Final = {
     "event_vector": "an array of numbers, or base64 of little-endian float32",
     "moral_value": _UNIT,
@@ -31,33 +31,35 @@ MEMBERS: Final = {
 class Event(msgspec.Struct, forbid_unknown_fields=True):
     """The body of POST /event, and an item of POST /events.
 
-    The payload is any JSON or msgpack value, given back as JSON.
+    The payload is any JSON or msgpack value, and is returned as JSON.
     """
 
     event_vector: Annotated[msgspec.Raw, Meta(extra_json_schema=VECTOR_SCHEMA)]
     moral_value: Annotated[
-        float,  # its range is checked here and not by msgspec, because its refusal has a code of its own
+        float,  # its range is checked here, not by msgspec, because the refusal has a code of its own
         Meta(
-            description="How acceptable the event is.", examples=[0.8], extra_json_schema={"minimum": 0, "maximum": 1}
+            description="How acceptable the event is.",
+            examples=[0.8],
+            extra_json_schema={"minimum": 0, "maximum": 1},
         ),
     ]
     payload: Annotated[
-        msgspec.Raw, Meta(description="Any value, to be given back with the memory.", examples=[{"text": "hello"}])
+        msgspec.Raw, Meta(description="Any value; it is returned with the memory.", examples=[{"text": "hello"}])
     ] = msgspec.field(default_factory=msgspec.Raw)
 
 
 class EventReader:
-    """Reads the events of one dimension, whose payloads have at most `payload_size_max` bytes as JSON."""
+    """Decodes events with vectors of one dimension and payloads of at most `payload_size_max` bytes of JSON."""
 
     def __init__(self, codec: VectorCodec, payload_size_max: int) -> None:
         self._codec = codec
         self._payload_size_max = payload_size_max
-        self._native = Reader(codec.dimension, payload_size_max)
+        self._native = JsonReader(codec.dimension, payload_size_max)
         self._of_json = msgspec.json.Decoder(Event).decode
         self._of_msgpack = msgspec.msgpack.Decoder(Event).decode
 
     def read(self, environ: WSGIEnvironment, body: bytes) -> tuple[float, FloatBuffer, bytes]:
-        """Return moral value, float32-LE[dimension] and payload of a request, or raise the Problem with it."""
+        """Return moral value, float32-LE[dimension] and payload (JSON, b"" for none) of a request. Raises Problem."""
         media = environ.get("CONTENT_TYPE")
         if media not in (RAW, JSON):
             media = media_type(environ)
@@ -81,15 +83,15 @@ class EventReader:
 
 
 def check_moral_value(value: float, field: str) -> float:
-    """Return a moral value that lies within [0, 1]; NaN does not."""
+    """Return a moral value from 0 to 1. Raises 422 for any other, NaN included."""
     if not 0.0 <= value <= 1.0:
         raise invalid(field, "moral_value_out_of_range", f"is {value}", _UNIT)
     return value
 
 
-@lru_cache(maxsize=1024)  # PERF: three digits have a thousand values: 0.1 µs instead of 0.5
+@lru_cache(maxsize=1024)  # PERF: values of three digits are at most a thousand: 0.1 µs instead of 0.5
 def parse_moral_value(text: str | None) -> float:
-    """Return the moral value of a raw event, from its header."""
+    """Return the moral value in the header of a raw event. Raises 422."""
     if text is None:
         raise invalid("Moral-Value", "field_missing", "the header is missing", _UNIT)
     if not _DECIMAL.fullmatch(text):
@@ -104,14 +106,14 @@ def decode_vector(codec: VectorCodec, event: Event, media: str, prefix: str) -> 
 
 
 def decode_payload(event: Event, media: str, size_max: int, prefix: str) -> bytes:
-    """Return the payload of a decoded event as JSON text in UTF-8, b"" when it has none."""
+    """Return the payload of a decoded event as JSON in UTF-8, b"" if it has none. Raises Problem."""
     if not event.payload:
         return b""
     if media == JSON:
         payload = bytes(event.payload)
     else:
         packed = memoryview(event.payload)
-        if len(packed) > _PACKED_PER_JSON * (size_max + 4):  # decoded, it could take eighty times its size; 4: null
+        if len(packed) > _PACKED_PER_JSON * (size_max + 4):  # decoded, it could take eighty times its size; 4: `null`
             raise _too_large(prefix, f"{len(packed)} bytes of msgpack", size_max)
         payload = _json_of(event.payload, prefix + "payload")
     if payload == b"null":
@@ -144,15 +146,16 @@ def _too_large(prefix: str, found: str, size_max: int) -> Problem:
 
 
 def count_colons(events: list[Event], payloads: list[bytes]) -> int:
-    """Return how many colons a JSON body with these events has."""
+    """Return the number of colons in a JSON body with these events, if no member is repeated."""
     return sum([2 + bool(event.payload) for event in events]) + sum([payload.count(b":") for payload in payloads])
 
 
 def _json_of(packed: msgspec.Raw, field: str) -> bytes:
-    """Return a msgpack value as JSON: bin becomes base64, a timestamp RFC 3339, NaN null; of keys that stand in a map
-    twice, the last one stays.
+    """Return a msgpack value as JSON.
+
+    A bin becomes base64, a timestamp RFC 3339, NaN null; of repeated keys in a map the last one stays.
     """
     try:
         return encode(msgspec.msgpack.decode(packed))
-    except (TypeError, msgspec.ValidationError) as error:  # other extensions, keys that are not text, impossible times
+    except (TypeError, msgspec.ValidationError) as error:  # extensions, keys that are not text, invalid times
         raise invalid(field, "payload_invalid", "has no JSON form", "a value that can be written as JSON") from error

@@ -1,11 +1,10 @@
-"""The reader: what most events look like, read in one pass of native code (app/api/codec/native/json_reader.c).
+"""JSON reader: decodes the usual forms of an event in one pass of native code (app/api/codec/native/json_reader.c).
 
-It knows just enough JSON for an event and is right about what it accepts; whatever else comes, good or bad, it leaves
-to msgspec, which knows all of JSON and says what is wrong. So the two never differ: what is read here, msgspec would
-have read to the same numbers, bit for bit.
+Invariants: it knows just enough JSON for an event. Whatever it accepts, msgspec would decode to the same numbers, bit
+for bit; everything else, valid or not, is left to msgspec, which knows all of JSON and explains errors.
 
-PERF: 5 µs for an event of 384 numbers in 4 kB, 1.5 for one in base64; with msgspec, a list of floats and an array in
-between it was 21 and 4.
+Perf: 5 µs for an event of 384 numbers in 4 kB, 1.5 µs in base64. With msgspec, a list of floats and an array it was 21
+and 4 µs.
 """
 
 import msgspec
@@ -13,8 +12,8 @@ import msgspec
 from app.api.codec._json_reader import ffi, lib
 
 
-class Reader:
-    """Reads events whose vectors have one dimension, and whose payloads have at most `payload_size_max` bytes."""
+class JsonReader:
+    """Reads events with vectors of one dimension and payloads of at most `payload_size_max` bytes."""
 
     def __init__(self, dimension: int, payload_size_max: int = 0) -> None:
         self._dimension = dimension
@@ -24,11 +23,12 @@ class Reader:
         self._vector = ffi.buffer(self._floats)
 
     def event(self, body: bytes) -> tuple[float, bytes, bytes] | None:
-        """Return moral value (any number), float32-LE[dimension] and the payload as JSON, b"" when there is none; None
-        when the body is not an event, or one that takes a closer look. For one thread.
+        """Return moral value (any number), float32-LE[dimension] and the payload as JSON (b"" for none).
+
+        None if the body is not an event, or one that msgspec must decode. For one thread only.
         """
         event = self._event
-        assert type(body) is bytes  # which Python ends with a NUL, and the reader counts on
+        assert type(body) is bytes  # Python ends it with a NUL, which the native reader needs
         if not lib.mlsdm_read_event(body, len(body), self._dimension, self._floats, event):
             return None
         if not event.payload_size:
@@ -37,13 +37,13 @@ class Reader:
             return None
         payload = body[event.payload : event.payload + event.payload_size]
         try:
-            msgspec.json.decode(payload)  # one value, whole; numbers and characters are looked at only when made
+            msgspec.json.decode(payload)  # one complete value; also checks numbers and characters
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         return event.moral, self._vector[:], payload if payload != b"null" else b""
 
     def vector(self, text: bytes) -> bytes | None:
-        """Return float32-LE[dimension] of an array of numbers or a string of base64; None as above."""
+        """Return float32-LE[dimension] of an array of numbers or a base64 string; None for anything else."""
         floats = ffi.new("float[]", self._dimension)
         assert type(text) is bytes
         return bytes(ffi.buffer(floats)) if lib.mlsdm_read_vector(text, len(text), self._dimension, floats) else None

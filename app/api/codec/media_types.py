@@ -1,4 +1,4 @@
-"""Media types: the three forms in which vectors come, and the one in which answers go."""
+"""Media types: the three of bodies that carry vectors, and the one of responses."""
 
 from typing import Final
 from wsgiref.types import WSGIEnvironment
@@ -15,7 +15,7 @@ encode = msgspec.json.Encoder().encode
 
 
 def media_type(environ: WSGIEnvironment) -> str:
-    """Return the media type of the body without its parameters, one of the three that carry vectors."""
+    """Return the media type of a body that carries a vector, without its parameters. Raises 415 for any other."""
     media = environ.get("CONTENT_TYPE", JSON)
     if media in (JSON, MSGPACK, RAW):
         return str(media)

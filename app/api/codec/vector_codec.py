@@ -1,25 +1,24 @@
-"""Bodies that carry vectors, decoded: JSON numbers, base64, msgpack and raw bytes all become little-endian float32.
+"""Vector codec: decodes JSON numbers, base64, msgpack and raw bytes into little-endian float32.
 
-One function for each media type; each returns buffers that the native core reads as they are. What is wrong with a
-value is found once: by msgspec for types and numbers, here for lengths, and by the native core for NaN, infinities and
-norms, because it must look at each element anyway. An element that overflows float32 is an infinity by then, which is
-how it is caught.
+One function for each media type returns a buffer that the native core reads as it is. Each error is found once: types
+and numbers by msgspec, lengths here, and NaN, infinities and norms by the native core, which must read each element
+anyway. An element that overflows float32 is an infinity by then, and is refused as one.
 """
 
 import binascii
 import math
 from array import array
-from typing import Any, Final, NoReturn, TypeAlias
+from typing import Final, NoReturn, TypeAlias
 
 import msgspec
 
 from app.api.codec.body_errors import explain, msgpack_count
-from app.api.codec.json_reader import Reader
+from app.api.codec.json_reader import JsonReader
 from app.api.problem import Problem, invalid
 from core.limits import VECTOR_NORM
 from shm.errors import TOO_LONG
 
-# In the documents, where it stands for a type that depends on the dimension (`modules.openapi.schema`).
+# A reference in the documents: the type depends on the dimension (`modules.openapi.schema`).
 VECTOR_SCHEMA: Final = {"$ref": "#/components/schemas/Vector"}
 
 _floats_of_json = msgspec.json.Decoder(list[float]).decode
@@ -31,7 +30,7 @@ _MSGPACK_ARRAYS: Final = frozenset(range(0x90, 0xA0)) | {0xDC, 0xDD}
 _MSGPACK_STRINGS: Final = frozenset(range(0xA0, 0xC0)) | {0xD9, 0xDA, 0xDB}
 
 
-FloatBuffer: TypeAlias = "bytes | bytearray | memoryview | array[float]"
+FloatBuffer: TypeAlias = "bytes | bytearray | memoryview | array[float]"  # contiguous float32-LE
 
 
 class VectorCodec:
@@ -41,7 +40,7 @@ class VectorCodec:
         self.dimension = dimension
         self.size = 4 * dimension
         self.expected = f"{dimension} finite numbers, or the base64 of {dimension} little-endian float32"
-        self._read = Reader(dimension).vector
+        self._read = JsonReader(dimension).vector
 
     def of_json(self, raw: msgspec.Raw, field: str) -> FloatBuffer:
         """Return float32-LE[dimension] of a JSON array of numbers or a base64 string."""
@@ -72,7 +71,7 @@ class VectorCodec:
             raise self._wrong(error, field) from error
 
     def of_bytes(self, data: bytes | memoryview, field: str) -> bytes | memoryview:
-        """Return the bytes as they are when there are dimension × 4 of them."""
+        """Return the bytes as they are. Raises 422 unless there are dimension × 4 of them."""
         if len(data) != self.size:
             raise invalid(
                 field,
@@ -85,7 +84,7 @@ class VectorCodec:
     def _of_base64(self, text: str, field: str) -> bytes:
         try:
             return binascii.a2b_base64(text, strict_mode=True)
-        except ValueError as error:  # binascii.Error is one; so is what it says of characters beyond ASCII
+        except ValueError as error:  # binascii.Error, or characters beyond ASCII
             raise invalid(field, "vector_invalid", "invalid base64 encoded string", self.expected) from error
 
     def _of_numbers(self, numbers: list[float], field: str) -> "array[float]":
@@ -94,7 +93,7 @@ class VectorCodec:
         return array("f", numbers)
 
     def _refuse_more(self, count: int, field: str) -> None:
-        """Refuse too many elements before they become objects, which take sixteen times the bytes of the body."""
+        """Refuse too many elements before they become objects, which take sixteen times the size of the body."""
         if count > self.dimension:
             raise invalid(field, "dimension_mismatch", f"has {count} elements", f"{self.dimension} elements")
 
@@ -104,14 +103,14 @@ class VectorCodec:
 
 
 def to_floats(vector: bytes) -> list[float]:
-    """Return float32-LE bytes as numbers; their decimal form in JSON reads back as the same float32."""
+    """Return the numbers of float32-LE bytes; their decimal form in JSON is read back as the same float32."""
     return array("f", vector).tolist()
 
 
-def refuse_vector(status: int, vector: Any, field: str) -> NoReturn:
-    """Raise the 422 for a vector that the native core would not admit.
+def refuse_vector(status: int, vector: FloatBuffer, field: str) -> NoReturn:
+    """Raise the 422 for a vector that the native core refused with `status` (NOT_FINITE or TOO_LONG).
 
-    `vector` is float32-LE[dimension] as a buffer.
+    `vector` is a buffer of float32-LE[dimension].
     """
     numbers = memoryview(vector).cast("B").cast("f")
     if status == TOO_LONG:

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.api.codec.json_reader import Reader
+from app.api.codec.json_reader import JsonReader
 
 DIMENSION = 3
 VECTOR = [0.25, -1.5, 3e-05]
 BASE64 = base64.b64encode(array("f", VECTOR).tobytes()).decode()
 NAMES = ("event_vector", "moral_value", "payload")
-reader = Reader(DIMENSION, 1_000)
+reader = JsonReader(DIMENSION, 1_000)
 
 
 class Event(msgspec.Struct, forbid_unknown_fields=True):
@@ -91,8 +91,8 @@ def test_base64_of_every_length(dimension: int) -> None:
     vector = random.Random(dimension).randbytes(4 * dimension)
     text = json.dumps(base64.b64encode(vector).decode()).encode()
 
-    assert vector == bytes(Reader(dimension).vector(text) or b"")
-    assert Reader(dimension + 1).vector(text) is None
+    assert vector == bytes(JsonReader(dimension).vector(text) or b"")
+    assert JsonReader(dimension + 1).vector(text) is None
 
 
 # -- what must be left to others ---------------------------------------------------------------------------------------
