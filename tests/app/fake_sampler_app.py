@@ -1,8 +1,8 @@
-"""The product with senses that a test can tell what they feel, and with a cooldown of a second.
+"""The product with a sampler whose figures a test sets, and with an emergency cooldown of one second.
 
     gunicorn -c gunicorn.conf.py tests.app.fake_sampler_app:app
 
-FELT names a file with a JSON object: members of `core.machine.sampler.MachineSample` that replace those of the machine.
+SAMPLE names a file with a JSON object: members of `core.machine.sampler.MachineSample` that replace those measured.
 """
 
 import json
@@ -20,19 +20,19 @@ from core.machine.sampler import MachineSample, Sampler
 COOLDOWN_SECONDS: Final = 1
 
 
-class Told(Sampler):
-    """A sampler of the real machine, but for what is told."""
+class FakeSampler(Sampler):
+    """A sampler of the real machine, except for the figures that the file sets."""
 
     def sample(self) -> MachineSample:
-        """Return the state of things now, as told."""
-        return structs.replace(super().sample(), **json.loads(Path(os.environ["FELT"]).read_text(encoding="utf-8")))
+        """Return the state of the machine, with the figures of the file."""
+        return structs.replace(super().sample(), **json.loads(Path(os.environ["SAMPLE"]).read_text(encoding="utf-8")))
 
 
 for name, value in (
-    ("Sampler", Told),
+    ("Sampler", FakeSampler),
     ("VITALS_SECONDS", 0.05),  # a test need not wait for the next second
     ("EMERGENCY_COOLDOWN_SECONDS", EMERGENCY_COOLDOWN_SECONDS._replace(value=COOLDOWN_SECONDS)),
 ):
-    assert hasattr(controller, name)  # what is replaced is what would be used
+    assert hasattr(controller, name)  # the replaced name exists and is used
     setattr(controller, name, value)
 app: Final = main.app

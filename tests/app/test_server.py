@@ -1,4 +1,4 @@
-"""The server over its whole life: reloads, upgrades, deaths. Every test runs real processes and kills real ones."""
+"""A server over its whole life: reloads, upgrades, deaths. Every test runs real processes and kills some."""
 
 import concurrent.futures
 import fcntl
@@ -34,39 +34,39 @@ from tests.conftest import Serve
 RAW = {"Content-Type": "application/octet-stream", "Moral-Value": "0.95"}
 
 
-def _events(count: int, dimension: int, seed: int) -> tuple[Any, Any]:
+def _random_events(count: int, dimension: int, seed: int) -> tuple[Any, Any]:
     random = np.random.default_rng(seed)
     vectors = random.standard_normal((count, dimension)).astype(np.float32)
     return vectors, random.random(count)
 
 
-def _send(server: LiveServer, vectors: Any, morals: Any, decisions: list[dict[str, Any]]) -> None:
+def _send_events(server: LiveServer, vectors: Any, morals: Any, decisions: list[dict[str, Any]]) -> None:
     connection = server.connect()
     for vector, moral in zip(vectors, morals, strict=True):
         decisions.append(server.event(vector, moral, connection))
     connection.close()
 
 
-def _keyed(server: LiveServer, key: str) -> Answer:
+def _send_keyed_event(server: LiveServer, key: str) -> Answer:
     """POST an event that has an idempotency key."""
     return server.request("POST", "/event", np.ones(8, "<f4").tobytes(), {**RAW, "Idempotency-Key": key})
 
 
-def _controller(store: Store) -> int:
+def _controller_pid(store: Store) -> int:
     return int(store.block.region("vitals").controller_pid)
 
 
-def _arbiter(store: Store) -> int:
+def _arbiter_pid(store: Store) -> int:
     return int(store.block.region("vitals").arbiter_pid)
 
 
 def test_serial_decisions_equal_the_reference_event_by_event(serve: Serve) -> None:
     """One serial client from a fresh start sees exactly the reference model."""
     server = serve()
-    vectors, morals = _events(500, 8, 1)
+    vectors, morals = _random_events(500, 8, 1)
     decisions: list[dict[str, Any]] = []
 
-    _send(server, vectors, morals, decisions)
+    _send_events(server, vectors, morals, decisions)
 
     settings = Regime.of(Config()).governor
     model = Governor.initial(settings)
@@ -81,13 +81,13 @@ def test_serial_decisions_equal_the_reference_event_by_event(serve: Serve) -> No
 
 
 def test_concurrent_history_is_linear_and_replays_to_the_live_state(serve: Serve) -> None:
-    """Eight clients on two workers: one gapless sequence, exact counters, and a log that leads to the live state."""
+    """Eight clients on two workers get one sequence without gaps, exact counters, and a log that replays."""
     server = serve(MLSDM_COGNITIVE_RHYTHM__CYCLE_SECONDS="0.05")
-    batches = [_events(250, 8, seed) for seed in range(8)]
+    batches = [_random_events(250, 8, seed) for seed in range(8)]
     decisions: list[dict[str, Any]] = []
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        for work in [pool.submit(_send, server, *batch, decisions) for batch in batches]:
+        for work in [pool.submit(_send_events, server, *batch, decisions) for batch in batches]:
             work.result()
 
     assert sorted(decision["sequence"] for decision in decisions) == list(range(1, 2001))
@@ -130,13 +130,13 @@ def test_connections_spread_over_the_workers(serve: Serve) -> None:
 
 
 def test_reload_keeps_every_memory_and_applies_the_new_settings(serve: Serve, tmp_path: Path) -> None:
-    """HUP changes the governor at a position of the log, fails no request, and forgets nothing."""
+    """HUP changes the governor at a position of the log, fails no request and loses no memory."""
     path = tmp_path / "mlsdm.yaml"
     path.write_text("moral_filter: {ema_alpha: 0.1}\n")
     server = serve(CONFIG_PATH=str(path))
     assert server.log.count(f"Configuration loaded from {path}") == 1
-    answer = _keyed(server, "before-the-reload")
-    vectors, _ = _events(400, 8, 2)
+    answer = _send_keyed_event(server, "before-the-reload")
+    vectors, _ = _random_events(400, 8, 2)
     decisions: list[dict[str, Any]] = []
     failures: list[BaseException] = []
 
@@ -159,7 +159,7 @@ def test_reload_keeps_every_memory_and_applies_the_new_settings(serve: Serve, tm
     assert [decision["memory_id"] for decision in decisions] == list(range(2, 402))
     assert store.memory(2).vector == vectors[0].tobytes()
     eventually(lambda: server.log.count("serves from row") == 4)
-    assert _keyed(server, "before-the-reload").body == answer.body
+    assert _send_keyed_event(server, "before-the-reload").body == answer.body
     newest = int(store.state().position)
     kinds = [KINDS[entry.kind] for entry in store.entries(1, newest)[0]]
     assert kinds.count("configure") == 1
@@ -167,7 +167,7 @@ def test_reload_keeps_every_memory_and_applies_the_new_settings(serve: Serve, tm
 
 
 def test_reload_changes_how_the_controller_logs(serve: Serve, tmp_path: Path) -> None:
-    """The controller, too, logs as is configured now; the others see a new epoch and nothing else."""
+    """The controller logs in the new format, too; the others see a new epoch and nothing else."""
     path = tmp_path / "mlsdm.yaml"
     path.write_text("observability: {logging: {format: text}}\n")
     server = serve(CONFIG_PATH=str(path))
@@ -184,7 +184,7 @@ def test_reload_changes_how_the_controller_logs(serve: Serve, tmp_path: Path) ->
 
 
 def test_reload_with_a_broken_configuration_keeps_everything(serve: Serve, tmp_path: Path) -> None:
-    """HUP with problems logs all of them at once, keeps the settings and the memories, and goes on serving."""
+    """HUP with problems logs all of them at once, keeps settings and memories, and serves on."""
     path = tmp_path / "mlsdm.yaml"
     path.write_text("capacity: 1000\n")
     server = serve(CONFIG_PATH=str(path), MLSDM_CAPACITY="1000")
@@ -201,7 +201,7 @@ def test_reload_with_a_broken_configuration_keeps_everything(serve: Serve, tmp_p
 
 
 def test_reload_with_another_layout_keeps_everything(serve: Serve, tmp_path: Path) -> None:
-    """HUP cannot change what lays out the block: it says so and keeps the memories."""
+    """HUP cannot change the layout of the block: it is logged, and the memories stay."""
     path = tmp_path / "mlsdm.yaml"
     path.write_text("payload_size_max: 64\n")
     server = serve(CONFIG_PATH=str(path))
@@ -216,33 +216,33 @@ def test_reload_with_another_layout_keeps_everything(serve: Serve, tmp_path: Pat
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_dead_controller_is_respawned_and_loses_nothing(serve: Serve, number: signal.Signals) -> None:
-    """While the controller is dead admissions go on; the next one continues the rhythm under a new epoch."""
+    """Admissions continue while it is dead; its successor continues the rhythm under a new epoch."""
     server = serve(MLSDM_COGNITIVE_RHYTHM__CYCLE_SECONDS="0.05")
     store = server.store()
-    answer = _keyed(server, "before-the-death")
-    first, step = _controller(store), int(store.state().scalars.step)
+    answer = _send_keyed_event(server, "before-the-death")
+    first, step = _controller_pid(store), int(store.state().scalars.step)
 
     os.kill(first, number)
-    again = _keyed(server, "before-the-death")
+    again = _send_keyed_event(server, "before-the-death")
     decision = server.event(np.ones(8), 0.95)
 
     assert again.body == answer.body
     assert decision["memory_id"] == 2
-    eventually(lambda: _controller(store) != first)
+    eventually(lambda: _controller_pid(store) != first)
     eventually(lambda: store.state().scalars.step > step + 2)
     assert store.state().epoch == 2
     assert server.get("/health/readiness").json["checks"]["controller"]["healthy"]
 
 
 def test_a_stopped_controller_is_replaced(serve: Serve) -> None:
-    """A controller that is alive but silent is killed by the arbiter and respawned."""
+    """The arbiter kills a controller that is alive but silent, and respawns it."""
     server = serve()
     store = server.store()
-    first = _controller(store)
+    first = _controller_pid(store)
 
     os.kill(first, signal.SIGSTOP)
 
-    eventually(lambda: _controller(store) != first)
+    eventually(lambda: _controller_pid(store) != first)
     assert not psutil.pid_exists(first)
 
 
@@ -275,11 +275,11 @@ os.kill(os.getpid(), signal.SIGSTOP)
 
 @pytest.mark.parametrize("frozen_controller", [False, True])
 def test_a_stopped_lock_holder_is_removed(serve: Serve, frozen_controller: bool) -> None:
-    """A process that was stopped inside the section is killed, by the controller or by a worker; liveness goes on."""
+    """The controller or a worker kills a process that was stopped inside the section; liveness is answered."""
     server = serve()
     block = server.block()
     if frozen_controller:
-        os.kill(_controller(Store(block)), signal.SIGSTOP)
+        os.kill(_controller_pid(Store(block)), signal.SIGSTOP)
     [lock] = [region for region in block.layout.regions() if region.name == "lock"]
     [(_, link)] = find_blocks(server.pid)
     holder = subprocess.Popen([sys.executable, "-c", _HOLD, str(link), str(lock.offset)])
@@ -300,9 +300,9 @@ def test_a_stopped_lock_holder_is_removed(serve: Serve, frozen_controller: bool)
     assert "removed stuck lock holder" in server.log
 
 
-def test_a_batch_that_is_cut_off_by_a_stuck_lock_is_the_last_to_wait_for_it(serve: Serve) -> None:
-    """A holder stops in the middle of a batch: the answer holds what was decided, and the worker loses its patience as
-    it does over any other request.
+def test_batch_enters_lock_backoff_after_timeout(serve: Serve) -> None:
+    """A holder stops in the middle of a batch: the answer holds what was decided, and the worker stops waiting for the
+    lock, as after any other request.
     """
     server = serve(WORKERS="1", MLSDM_DIMENSION="2048", MLSDM_CAPACITY="100")
     lock = next(region for region in server.block().layout.regions() if region.name == "lock")
@@ -310,7 +310,7 @@ def test_a_batch_that_is_cut_off_by_a_stuck_lock_is_the_last_to_wait_for_it(serv
     body = np.full(1000, 0.95).tobytes() + np.ones((1000, 2048), "<f4").tobytes()
     connection = server.connect()
 
-    def cut() -> int:
+    def interrupt_batch() -> int:
         """Stop a holder while batches run; returns how many events of the last one were decided."""
         before = server.log.count("switching to try-lock")
         with subprocess.Popen([sys.executable, "-c", _HOLD, str(link), str(lock.offset)]) as holder:
@@ -318,14 +318,14 @@ def test_a_batch_that_is_cut_off_by_a_stuck_lock_is_the_last_to_wait_for_it(serv
             while answer.status == 200 and holder.poll() is None:
                 answer = server.request("POST", "/events", body, RAW, connection)
             assert holder.wait(HANG_SECONDS) == -signal.SIGKILL
-        if answer.status == 200:  # it came and went between two batches
+        if answer.status == 200:  # it was stopped and killed between two batches
             return 0
         eventually(
             lambda: [server.log.count(words) for words in ("switching to try-lock", "moves again")] == [before + 1] * 2
         )
         return len(answer.json["results"]) if answer.json["code"] == "batch_interrupted" else 0
 
-    assert any(cut() for _ in range(60))
+    assert any(interrupt_batch() for _ in range(60))
     connection.close()
 
 
@@ -335,16 +335,16 @@ def test_an_upgrade_keeps_every_memory(serve: Serve) -> None:
     """
     server = serve()
     store = server.store()
-    answer = _keyed(server, "before-the-upgrade")
+    answer = _send_keyed_event(server, "before-the-upgrade")
     change = {"Content-Type": "application/json"}, b'{"moral_filter": {"dead_band": 0.2}}'
     governor = server.request("PATCH", "/governor", change[1], change[0]).json["moral_filter"]
-    boot_id, first = server.state()["boot_id"], _controller(store)
+    boot_id, first = server.state()["boot_id"], _controller_pid(store)
     assert server.process is not None
 
     os.kill(server.pid, signal.SIGUSR2)
-    eventually(lambda: _controller(store) != first)
+    eventually(lambda: _controller_pid(store) != first)
     eventually(lambda: not psutil.pid_exists(first))
-    new = _arbiter(store)
+    new = _arbiter_pid(store)
     eventually(lambda: server.log.count("serves from row") == 4)
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(HANG_SECONDS) == 0
@@ -352,7 +352,7 @@ def test_an_upgrade_keeps_every_memory(serve: Serve) -> None:
     try:
         eventually(lambda: server.get("/health/readiness").json["checks"]["controller"]["healthy"])
         assert server.state()["boot_id"] == boot_id
-        assert _keyed(server, "before-the-upgrade").body == answer.body
+        assert _send_keyed_event(server, "before-the-upgrade").body == answer.body
         assert server.get("/governor").json["moral_filter"] == governor
         assert governor["dead_band"] == 0.2
         assert server.event(np.ones(8), 0.95)["memory_id"] == 2
@@ -366,7 +366,7 @@ def test_an_upgrade_keeps_every_memory(serve: Serve) -> None:
 
 
 def test_an_upgrade_that_is_taken_back_keeps_everything(serve: Serve, tmp_path: Path) -> None:
-    """When the new arbiter ends, the old one takes the controller back, its settings hold, and it can start workers."""
+    """When the new arbiter ends, the old one takes the controller back with its settings and can start workers."""
     path = tmp_path / "mlsdm.yaml"
     path.write_text("moral_filter: {adaptation_rate: 0.05}\n")
     server = serve(CONFIG_PATH=str(path))
@@ -377,7 +377,7 @@ def test_an_upgrade_that_is_taken_back_keeps_everything(serve: Serve, tmp_path: 
     os.kill(server.pid, signal.SIGUSR2)
     eventually(lambda: store.state().settings.adaptation_rate == 0.02)
     eventually(lambda: server.log.count("serves from row") == 4)
-    new = int(eventually(lambda: _arbiter(store) != server.pid and _arbiter(store)))
+    new = int(eventually(lambda: _arbiter_pid(store) != server.pid and _arbiter_pid(store)))
     os.kill(new, signal.SIGTERM)
     eventually(lambda: store.state().settings.adaptation_rate == 0.05)
     for worker in psutil.Process(server.pid).children():
@@ -391,7 +391,7 @@ def test_an_upgrade_that_is_taken_back_keeps_everything(serve: Serve, tmp_path: 
 
 
 def test_a_metrics_directory_that_is_removed_before_it_is_locked_is_made_anew(tmp_path: Path) -> None:
-    """A server that starts at the same moment may take it for a left-over of a dead one."""
+    """A server that starts at the same moment may remove it as left over by a dead one."""
     directory = tmp_path / "metrics"
     directory.mkdir()
     other = os.open(directory, os.O_RDONLY)
@@ -413,7 +413,7 @@ def test_a_metrics_directory_that_is_removed_before_it_is_locked_is_made_anew(tm
 
 
 def test_more_workers_than_rows_are_not_started(serve: Serve) -> None:
-    """TTIN beyond the rows of the block is said, and the workers that are there go on."""
+    """TTIN beyond the rows of the block is logged, and the present workers serve on."""
     server = serve(WORKERS="1")
 
     for _ in range(6):
@@ -425,7 +425,7 @@ def test_more_workers_than_rows_are_not_started(serve: Serve) -> None:
     assert "Traceback" not in server.log
 
 
-def test_a_dead_arbiter_leaves_no_orphan(serve: Serve) -> None:
+def test_a_killed_arbiter_leaves_no_orphan(serve: Serve) -> None:
     """SIGKILL of the arbiter takes workers and controller with it, and the memory with them."""
     server = serve()
     children = psutil.Process(server.pid).children(recursive=True)
@@ -454,8 +454,8 @@ def test_interrupt_ends_with_status_0_and_no_traceback(serve: Serve) -> None:
     server.process = None
 
 
-def test_a_stopping_server_gives_notice(serve: Serve) -> None:
-    """After SIGTERM it is unready and serves on for the drain period, then ends."""
+def test_a_stopping_server_is_unready_for_the_drain_period(serve: Serve) -> None:
+    """After SIGTERM it serves on for that long, then ends."""
     server = serve(MLSDM_RESOURCES__DRAIN_PERIOD="1.5")
     assert server.process is not None
 
