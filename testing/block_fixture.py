@@ -1,11 +1,11 @@
-"""A small formed block for tests, the events that go into it, and the witness that proves what came out.
+"""Block fixture: a small block with its first state, events for it, and a witness that compares it with the reference.
 
-`Formed` is a real block with its first state, and this process as the owner of one row. Events come from a `Pool` in
-which the moral value names the vector, so that the log alone (which holds moral values, but no vectors) tells what
-every slot must contain. `Witness` follows the log with the reference model and holds everything that the block says
-about itself against it: scalars and levels to the last bit, tallies, checksums, the number of live memories.
+`Formed` is a real block; this process owns one of its rows. Events come from a `Pool` in which the moral value
+determines the vector, so that the log alone (which holds moral values, but no vectors) determines the content of every
+slot. `Witness` follows the log with the reference model and compares everything in the block with it: scalars and
+levels to the last bit, tallies, checksums, the number of live memories.
 
-Children are plain forks: what is under test is what happens to shared memory when processes meet or die.
+Child processes are plain forks: the tests are about shared memory when processes meet or die.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import numpy as np
 
@@ -32,7 +32,16 @@ from shm._native import ffi
 from shm.block import Block
 from shm.errors import Gone
 from shm.layout import KINDS, NO_ROW, Layout
-from shm.records import NO_IDEMPOTENCY_HASH, IdempotencyHash, decided_of, new_idempotency_hash, new_settings
+from shm.records import (
+    NO_IDEMPOTENCY_HASH,
+    Entry,
+    EntryPointer,
+    IdempotencyHash,
+    SettingsPointer,
+    decided_of,
+    new_idempotency_hash,
+    new_settings,
+)
 from shm.store import Decision, Store
 from testing.eventually import eventually
 
@@ -40,11 +49,11 @@ SMALL: Final = Layout(dimension=16, capacity=50, payload_size_max=64, log_capaci
 REGIME: Final = Regime.of(Config())
 NORM_MAX: Final = 1e6
 _libc = ctypes.CDLL(None)
-WAIT_MS: Final = 2000  # far above anything a loaded machine does to a section of a microsecond
+WAIT_MS: Final = 2000  # of the lock: far above what a loaded machine adds to a section of a microsecond
 
 
 class Formed:
-    """A block with its first state. The clock is the test's own: it starts anywhere and moves when it is looked at."""
+    """A block with its first state. Its clock is the test's: it starts at a random time and moves with each `now()`."""
 
     def __init__(self, layout: Layout = SMALL, regime: Regime = REGIME, wait_ms: int = WAIT_MS) -> None:
         self.started_ns = self._time_ns = random.randrange(10**18)
@@ -58,38 +67,40 @@ class Formed:
         self.be(0)
 
     def now(self) -> int:
-        """Return a time in ns, later than the last."""
+        """Return a time in ns, 1 µs later than the last one."""
         self._time_ns += 1000
         return self._time_ns
 
     def be(self, row: int) -> None:
-        """Say that this process is the owner of `row` (after a fork, or to play another part)."""
+        """Bind the block to this process as the owner of `row`: after a fork, or to act as another process."""
         self.block.bind(os.getpid(), row, self.wait_ms, NORM_MAX)
 
-    def admit(self, number: int, payload: bytes = b"") -> Any:
-        """Admit event `number` of the pool; returns a copy of its log entry."""
+    def admit(self, number: int, payload: bytes = b"") -> EntryPointer:
+        """Admit event `number` of the pool. Returns a copy of its log entry."""
         return self.entry(self.decide(number, payload).position)
 
     def decide(self, number: int, payload: bytes = b"", key: IdempotencyHash = NO_IDEMPOTENCY_HASH) -> Decision:
-        """Admit event `number` of the pool; returns its decision, which with a key may be an earlier one."""
+        """Admit event `number` of the pool. Returns its decision, which with a key may be an earlier one."""
         moral, vector = self.pool.event(number)
         return self.store.admit(self.now(), moral, vector, payload, key)
 
-    def entry(self, position: int) -> Any:
-        """Return a log entry."""
+    def entry(self, position: int) -> EntryPointer:
+        """Return a copy of a log entry."""
         return self.store.entries(position, 1)[0][0]
 
     def accept(self, number: int = 0, payload: bytes = b"") -> int:
-        """Admit an event that no threshold rejects; returns its memory id."""
-        return int(self.admit(950_000 + number % 50_000, payload).after.accepted)
+        """Admit an event that no threshold rejects. Returns its memory id."""
+        return self.admit(950_000 + number % 50_000, payload).after.accepted
 
-    def apply(self, kind: str, regime: Regime | None = None) -> Any:
-        """Post a command and carry it out at once."""
-        self.store.post_command(kind, regime and regime.to_record())
-        return copied(self.store.apply_command(self.now(), self.epoch))
+    def apply(self, kind: str, regime: Regime | None = None) -> EntryPointer:
+        """Post a command and carry it out at once. Returns a copy of its log entry."""
+        self.store.post_command(kind, regime.to_record() if regime else None)
+        entry = self.store.apply_command(self.now(), self.epoch)
+        assert entry
+        return copied(entry)
 
     def live_ids(self) -> list[int]:
-        """Return every id in the window that can be read."""
+        """Return the ids of all live memories."""
         newest = int(self.store.state().scalars.accepted)
         found = []
         for memory_id in range(max(1, newest - self.block.layout.capacity + 1), newest + 1):
@@ -105,7 +116,7 @@ class Formed:
         return region.offset, region.size
 
     def close(self) -> None:
-        """Let go of the block; its mapping goes with the last object that looks into it."""
+        """Close the block. Its mapping ends with the last object that refers to it."""
         self.block.close()
         del self.block, self.store
 
@@ -135,7 +146,7 @@ class Pool:
 
 
 class Witness:
-    """Follows one block's log from its first entry on. `check` proves all that happened since the last check."""
+    """Follows one block's log from its first entry on. `check` proves everything since the last check."""
 
     def __init__(self, formed: Formed) -> None:
         self.formed = formed
@@ -146,7 +157,7 @@ class Witness:
         self.promised: deque[Decision] = deque(maxlen=formed.block.layout.receipt_capacity)
 
     def check(self) -> None:
-        """Hold the live block against a replay of its log. Nobody may be writing meanwhile."""
+        """Compare the block with a replay of its log. No process may write meanwhile."""
         formed, store, layout = self.formed, self.formed.store, self.formed.block.layout
         state, _ = store.levels()
         levels = np.frombuffer(store.level_bytes(), np.float32).reshape(3, -1)[:, : layout.dimension]
@@ -168,11 +179,11 @@ class Witness:
         assert [(True, 0)] * (layout.capacity + 1) == [store.check_slot(slot) for slot in range(layout.capacity + 1)]
         assert model.live == len(formed.live_ids())
         assert self.receipts == state.receipts
-        if formed.block.map.wait_ms:  # who may only look cannot ask
+        if formed.block.map.wait_ms:  # an observer cannot admit
             self._retry()
 
     def _retry(self) -> None:
-        """Ask again for everything that is promised: each gets its first answer."""
+        """Send every event again whose receipt must be kept: each gets its first decision."""
         formed, position = self.formed, int(self.formed.store.state().position)
         offset, _ = formed.region_bytes("receipts")
         places = ffi.cast("struct mlsdm_receipt *", formed.block.map.base + offset)
@@ -184,8 +195,8 @@ class Witness:
             assert first._replace(repeated=1) == formed.store.admit(formed.now(), 0.0, nothing, b"", key)
         assert position == formed.store.state().position
 
-    def _follow(self, entry: Any, regime: Regime) -> None:
-        """Apply one entry. `regime` is in force all the time: those who configure replay the log as a whole."""
+    def _follow(self, entry: Entry, regime: Regime) -> None:
+        """Apply one entry. `regime` is in force at every position: tests that configure replay the log as a whole."""
         decided = decided_of(entry)
         if entry.kind == KINDS.index("decision"):
             self.decisions += 1
@@ -202,15 +213,15 @@ class Witness:
         self.vectors.pop(decided.memory_id, None)
 
     def copy(self) -> Self:
-        """Return a witness that has seen the same, to follow another continuation."""
+        """Return a witness of the same history, to follow another continuation."""
         twin = type(self)(self.formed)
         twin.model, twin.decisions = self.model, self.decisions
         twin.receipts, twin.promised = self.receipts, self.promised.copy()
         return twin
 
 
-def decision_of(entry: Any) -> Decision:
-    """Return what whoever sent the event was told, from the log entry of the decision."""
+def decision_of(entry: Entry) -> Decision:
+    """Return the decision that the sender of the event got, from its log entry."""
     decided, before, after = decided_of(entry), entry.before, entry.after
     return Decision(
         entry.position,
@@ -225,14 +236,14 @@ def decision_of(entry: Any) -> Decision:
     )
 
 
-def copied(entry: Any) -> Any:
+def copied(entry: EntryPointer) -> EntryPointer:
     """Return a copy of a log entry that outlives the store's next call."""
     own = ffi.new("struct mlsdm_entry *")
     ffi.memmove(own, entry, ffi.sizeof("struct mlsdm_entry"))
     return own
 
 
-def settings_of(regime: Regime, **changes: Any) -> Any:
+def settings_of(regime: Regime, **changes: float) -> SettingsPointer:
     """Return the record of a regime with single fields replaced."""
     record = regime.to_record()
     names = [name for name, _ in ffi.typeof("struct mlsdm_settings").fields]
@@ -240,8 +251,9 @@ def settings_of(regime: Regime, **changes: Any) -> Any:
 
 
 def begin(work: Callable[[], object]) -> int:
-    """Fork a child that does `work` and ends; returns its pid. It exits with 1 when `work` raises, and it does not
-    outlive this process.
+    """Fork a child that does `work` and ends. Returns its pid.
+
+    Its exit status is 1 if `work` raises. It is killed when this process ends.
     """
     sys.stdout.flush()
     parent = os.getpid()
@@ -281,12 +293,12 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def take_mutex(block: Block) -> None:
-    """Take the mutex from outside the native core; it may be a dead owner's, and is not made consistent."""
+    """Lock the mutex without the native core. After the death of its owner it is not made consistent."""
     mutex = ctypes.c_void_p(int(ffi.cast("uintptr_t", block.region("lock"))))
     assert _libc.pthread_mutex_lock(mutex) in (0, errno.EOWNERDEAD)
 
 
-def lose_mutex(block: Block) -> None:
+def make_mutex_irrecoverable(block: Block) -> None:
     """Make the mutex irrecoverable: its owner dies, and the next one unlocks it without having made it consistent."""
 
     def die() -> None:

@@ -25,7 +25,17 @@ from shm.layout import (
     Layout,
 )
 from shm.records import NO_IDEMPOTENCY_HASH, IdempotencyHash, bytes_of, new_idempotency_hash, new_vitals
-from testing.block_fixture import NORM_MAX, REGIME, Formed, begin, end, exit_of, lose_mutex, take_mutex, wait_until
+from testing.block_fixture import (
+    NORM_MAX,
+    REGIME,
+    Formed,
+    begin,
+    end,
+    exit_of,
+    make_mutex_irrecoverable,
+    take_mutex,
+    wait_until,
+)
 from tests.shm.conftest import Form
 
 LAYOUT: Final = Layout(dimension=16, capacity=50, payload_size_max=64, log_capacity=64, rows=4, receipt_capacity=16)
@@ -250,7 +260,7 @@ class TestConditions:
 
     def test_lock_lost(self, used: Formed) -> None:
         """A call that takes the lock returns LOST; reads and recall do without it."""
-        lose_mutex(used.block)
+        make_mutex_irrecoverable(used.block)
         free = dict.fromkeys(UNLOCKED | READS, "ok")
 
         assert statuses(used.block) == expected("lost", **free, recall="ok")

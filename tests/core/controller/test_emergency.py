@@ -1,6 +1,5 @@
 """Emergencies: when one begins, when it ends, and what a successor of the controller continues."""
 
-import ctypes
 import os
 import random
 import resource
@@ -13,12 +12,11 @@ from core.controller.controller import Controller
 from core.controller.emergency import Emergency, reason_names
 from core.limits import EMERGENCY_COOLDOWN_SECONDS
 from core.machine.sampler import MachineSample, Sampler
-from shm._native import ffi
 from shm.errors import Corrupt, Exhausted, Lost, Stale
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY
 from shm.records import new_idempotency_hash
 from shm.store import Match, Recall
-from testing.block_fixture import begin, exit_of, take_mutex
+from testing.block_fixture import begin, exit_of, make_mutex_irrecoverable
 from tests.core.controller.test_controller import SteppedController
 
 SECOND_NS = 1_000_000_000
@@ -338,7 +336,7 @@ def test_a_controller_that_begins_in_corruption_beats_and_takes_its_epoch_later(
 def test_a_lost_lock_is_an_emergency_in_which_memories_can_be_read(stepped: SteppedController) -> None:
     """Nothing is decided, the controller beats, and memories stay."""
     stepped.formed.accept(1)
-    make_lock_irrecoverable(stepped)
+    make_mutex_irrecoverable(stepped.formed.block)
     stepped.run(3)
     vitals = stepped.formed.block.region("vitals")
 
@@ -355,17 +353,3 @@ def recall(stepped: SteppedController) -> list[Match]:
     """Return what the first vector of the pool finds."""
     _, vector = stepped.formed.pool.event(0)
     return Recall(stepped.formed.block).nearest(vector, 5, (3, 3), False, False).matches
-
-
-def make_lock_irrecoverable(stepped: SteppedController) -> None:
-    """Make the mutex irrecoverable: its owner dies, and the next one unlocks it without making it consistent."""
-    block = stepped.formed.block
-
-    def die() -> None:
-        take_mutex(block)
-        os._exit(0)
-
-    assert exit_of(begin(die)) == 0
-    take_mutex(block)
-    mutex = ctypes.c_void_p(int(ffi.cast("uintptr_t", block.region("lock"))))
-    assert ctypes.CDLL(None).pthread_mutex_unlock(mutex) == 0
