@@ -1,4 +1,4 @@
-"""The keys file: which tokens open the service, as a YAML document says it.
+"""The keys file: a YAML document that lists API keys by the digest of their tokens.
 
     keys:
       - id: web
@@ -7,17 +7,15 @@
         tier: high
         expires: 2027-01-31T00:00:00Z
 
-It is read with the care of the configuration file (`core.settings.yaml_document`), at the start and at every reload:
-all problems are listed with their lines, and nothing is raised half-way. Each scalar is taken as it is written, quoted
-or not, so that the id `010` is 010 and the date is no object. `entry` writes what `read` reads.
+It is read at the start and at every reload. All problems are listed with their lines, and nothing is raised. Each
+scalar is read as it is spelled, quoted or not: the id `010` is the text 010. `to_yaml_entry` writes what `read` reads.
 
-A file that is named holds at least one key; otherwise an open server would hide behind a file that was emptied by
-accident. A file that everybody may write to is refused, for everybody could write a key into it. Two keys with one id
-or one digest are refused, and so is the digest of API_KEY: a token opens one key. A key that has expired is no problem:
-it opens nothing, and stays until somebody tidies up.
+Refused: a file without a key (a file that was emptied by accident would open the server); a file that everybody can
+write to (everybody could add a key); two keys with the same id or digest, or with the digest of API_KEY (a token opens
+one key). A key that has expired is valid; it opens nothing and may stay in the file.
 
-What is refused may be a secret in the wrong place. So no problem shows a digest, an id that is none (`web.SECRET`, most
-likely), or any text longer than what the members may be.
+A refused value may be a secret in the wrong place. So no problem shows a digest, an id that is not valid (it is most
+likely `web.SECRET`), or a text that is longer than a member can be.
 """
 
 import math
@@ -36,40 +34,42 @@ from core.settings.tiers import STANDARD, TIERS
 from core.settings.yaml_document import Unreadable
 
 KEYS_PATH: Final = "security.keys_path"
-# KeyFile. It takes half a second to read so many, and a reload must not hold up the arbiter for much longer; who needs
-# more needs users and not keys.
+# Keys. Reading this many takes half a second, and a reload must not block the arbiter for much longer. More clients
+# need user accounts, not keys.
 KEY_COUNT_MAX: Final = 1_024
 ROLES_BY_NAME: Final = {role.name.lower(): role for role in Role}
-_SHOWN_LENGTH_MAX: Final = 35  # characters: a time of RFC 3339 in nanoseconds; tokens and digests have more
+_SHOWN_LENGTH_MAX: Final = 35  # characters; a time of RFC 3339 in nanoseconds has 35, tokens and digests have more
 _DIGEST: Final = re.compile(r"[0-9A-Fa-f]{64}")
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d(?P<time>[T ]\d\d:\d\d:\d\d(\.\d+)?(?P<offset>Z|[+-]\d\d:\d\d)?)?", re.ASCII)
 _SCALARS: Final = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "timestamp"))
 
 
 class KeyFile(NamedTuple):
-    """What a keys file says: its keys, and its problems. With a problem, the keys are not all there."""
+    """The content of a keys file. `keys` is incomplete when there are problems."""
 
     keys: list[Key]
     problems: list[SettingProblem]
 
 
 def read(path: str, api_key: str | None) -> KeyFile:
-    """Return what the file at `path` says, beside an API_KEY. Problems are reported, never raised."""
-    walk = _Walk(path)
+    """Return the content of the file at `path`, which must not have the digest of the token `api_key`. Never raises."""
+    reader = _Reader(path)
     try:
         content = yaml_document.read(path)
     except Unreadable as error:
-        walk.refuse_file(f"which {error}: expected a YAML file of keys")
-        return KeyFile([], walk.problems)
+        reader.reject_file(f"which {error}: expected a YAML file of keys")
+        return KeyFile([], reader.problems)
     if content.mode & stat.S_IWOTH:
-        walk.refuse_file("which everybody may write to: expected one that others cannot change (chmod o-w)")
-        return KeyFile([], walk.problems)
-    walk.take_file(content.root, token_digest(api_key) if api_key else None)
-    return KeyFile(walk.keys, walk.problems)
+        reader.reject_file(
+            "which everybody can write to: expected a file that only owner and group can write to (chmod o-w)"
+        )
+        return KeyFile([], reader.problems)
+    reader.read_keys(content.root, token_digest(api_key) if api_key else None)
+    return KeyFile(reader.keys, reader.problems)
 
 
 def to_yaml_entry(members: Mapping[str, str]) -> str:
-    """Return the lines that give one key with these members, to be appended to a file that begins with `keys:`."""
+    """Return the lines of one key, for appending to a file that begins with `keys:`."""
     lines = yaml.safe_dump([dict(members)], sort_keys=False).splitlines(keepends=True)
     return "".join("  " + line for line in lines)
 
@@ -89,7 +89,7 @@ def _id(text: str) -> str:
 
 def _digest(text: str) -> bytes:
     if not _DIGEST.fullmatch(text):
-        raise InvalidText(f"is no digest ({len(text)} characters)")
+        raise InvalidText(f"is not a digest ({len(text)} characters)")
     return bytes.fromhex(text)
 
 
@@ -106,16 +106,16 @@ def _tier(text: str) -> str:
 
 
 def _expires(text: str) -> float:
-    """Return Unix seconds. RFC 3339 §5.6, where T and Z may be small and T a blank; or its full-date alone, in UTC."""
+    """Return Unix seconds. RFC 3339 §5.6, with T and Z in any case or a blank for T; or its full-date, 00:00 UTC."""
     given = _TIME.fullmatch(text.upper())
     if not given:
         raise InvalidText(f"is {_brief(text)}")
     if given["time"] and not given["offset"]:
-        raise InvalidText(f"is {_brief(text)}, which says no offset")
+        raise InvalidText(f"is {_brief(text)}, which has no UTC offset")
     try:
         time = datetime.fromisoformat(text.upper())
     except ValueError as error:
-        raise InvalidText(f"is {_brief(text)}, which no calendar or clock has") from error
+        raise InvalidText(f"is {_brief(text)}, which does not exist") from error
     return (time if given["time"] else time.replace(tzinfo=UTC)).timestamp()
 
 
@@ -133,7 +133,7 @@ KEY_MEMBERS: Final[Mapping[str, Member]] = {
     "tier": Member(_tier, "one of " + ", ".join(TIERS), STANDARD),
     "digest": Member(_digest, "the SHA-256 of the whole token in 64 hexadecimal digits"),
     "expires": Member(
-        _expires, "a time with its offset, such as 2027-01-31T00:00:00Z, or a date, which begins in UTC", math.inf
+        _expires, "a time with its offset, such as 2027-01-31T00:00:00Z, or a date, which means 00:00 UTC", math.inf
     ),
 }
 
@@ -142,95 +142,95 @@ def _brief(text: str) -> str:
     return quote_if_needed(text) if len(text) <= _SHOWN_LENGTH_MAX else f"a text of {len(text)} characters"
 
 
-# -- the walk ----------------------------------------------------------------------------------------------------------
-class _Walk:
-    """One way through the document, from its root to the members, gathering keys and problems."""
+# -- the reader --------------------------------------------------------------------------------------------------------
+class _Reader:
+    """Reads a document from its root down to the members of each key; collects keys and problems."""
 
     def __init__(self, path: str) -> None:
         self.keys: list[Key] = []
         self.problems: list[SettingProblem] = []
         self._path = path
-        self._holders: dict[str | bytes, str] = {}  # of each id and digest, where it was met first
+        self._holders: dict[str | bytes, str] = {}  # id or digest → the key that has it
 
-    def refuse_file(self, what: str) -> None:
-        """Note what is wrong with the file as a whole."""
-        self.problems.append(SettingProblem(KEYS_PATH, f"{KEYS_PATH} is {yaml_document.escape(self._path)}, {what}"))
+    def reject_file(self, finding: str) -> None:
+        """Add a problem of the whole file. `finding` follows its path."""
+        self.problems.append(SettingProblem(KEYS_PATH, f"{KEYS_PATH} is {yaml_document.escape(self._path)}, {finding}"))
 
-    def take_file(self, root: yaml.Node | None, api_digest: bytes | None) -> None:
-        """Take every key below `root`."""
+    def read_keys(self, root: yaml.Node | None, api_digest: bytes | None) -> None:
+        """Read every key below `root`."""
         if api_digest:
             self._holders[api_digest] = "API_KEY"
-        sections = {} if root is None else self._members(root, "", ("keys",))
+        sections = {} if root is None else self._read_mapping(root, "", ("keys",))
         node = sections.get("keys")
         if isinstance(node, yaml.SequenceNode) and node.value:
             if len(node.value) > KEY_COUNT_MAX:
-                self._refuse("keys", f"has {len(node.value)} keys", node, f"at most {KEY_COUNT_MAX}")
+                self._reject("keys", f"has {len(node.value)} keys", node, f"at most {KEY_COUNT_MAX}")
                 return
             for index, item in enumerate(node.value):
-                self._take_key(item, f"keys[{index}]")
+                self._read_key(item, f"keys[{index}]")
         elif node is not None and not isinstance(node, yaml.SequenceNode) and not yaml_document.is_null(node):
-            self._refuse("keys", f"is {_kind(node)}", node, "a list of keys")
+            self._reject("keys", f"is {_kind(node)}", node, "a list of keys")
         elif not self.problems:
-            self.refuse_file("which holds no key: expected at least one")
+            self.reject_file("which holds no key: expected at least one")
 
-    def _take_key(self, node: yaml.Node, where: str) -> None:
+    def _read_key(self, node: yaml.Node, where: str) -> None:
         problem_count = len(self.problems)
-        nodes = self._members(node, where, tuple(KEY_MEMBERS))
+        nodes = self._read_mapping(node, where, tuple(KEY_MEMBERS))
         if not isinstance(node, yaml.MappingNode):
             return
         members: dict[str, Any] = {}
         for name, member in KEY_MEMBERS.items():
             if name in nodes:
-                members[name] = self._value(nodes[name], f"{where}.{name}", member)
+                members[name] = self._read_value(nodes[name], f"{where}.{name}", member)
             elif member.default is None:
-                self._refuse(where, f"has no {name}", node, member.expected)
+                self._reject(where, f"has no {name}", node, member.expected)
             else:
                 members[name] = member.default
         for name in ("id", "digest"):
             holder = self._holders.setdefault(members[name], where) if members.get(name) else where
             if holder != where:
-                self._refuse(f"{where}.{name}", f"is that of {holder}", nodes[name], "one of its own")
+                self._reject(f"{where}.{name}", f"is that of {holder}", nodes[name], "a unique one")
         if problem_count == len(self.problems):
             self.keys.append(Key(**members))
 
-    def _value(self, node: yaml.Node, where: str, member: Member) -> Any:
-        """Return what a member's node says; None when it is refused."""
+    def _read_value(self, node: yaml.Node, where: str, member: Member) -> Any:
+        """Return the value of a member's node; None when it is refused."""
         if not isinstance(node, yaml.ScalarNode):
-            self._refuse(where, f"is {_kind(node)}", node, member.expected)
+            self._reject(where, f"is {_kind(node)}", node, member.expected)
         elif yaml_document.is_null(node) or not node.value.strip():
-            self._refuse(where, "is empty", node, member.expected)
+            self._reject(where, "is empty", node, member.expected)
         elif node.tag not in _SCALARS:
-            self._refuse(where, "has a YAML tag", node, member.expected)
+            self._reject(where, "has a YAML tag", node, member.expected)
         else:
             try:
                 return member.parse(node.value.strip())
             except InvalidText as error:
-                self._refuse(where, str(error), node, member.expected)
+                self._reject(where, str(error), node, member.expected)
         return None
 
-    def _members(self, node: yaml.Node, where: str, names: tuple[str, ...]) -> dict[str, yaml.Node]:
-        """Return the values of a mapping by name, all of them in `names`."""
+    def _read_mapping(self, node: yaml.Node, where: str, names: tuple[str, ...]) -> dict[str, yaml.Node]:
+        """Return the value nodes of a mapping by name; names that are not in `names` are problems."""
         expected = " and ".join(names) if len(names) == 1 else "one of " + ", ".join(names)
         if not isinstance(node, yaml.MappingNode):
-            self._refuse(where or "the keys file", f"is {_kind(node)}", node, f"a section with {', '.join(names)}")
+            self._reject(where or "the keys file", f"is {_kind(node)}", node, f"a section with {', '.join(names)}")
             return {}
         found: dict[str, yaml.Node] = {}
         prefix = where and where + "."
         for name_node, value_node in node.value:
             name = name_node.value if isinstance(name_node, yaml.ScalarNode) else None
             if name is None:
-                self._refuse(where or "the keys file", f"has {_kind(name_node)} for a name", name_node, expected)
+                self._reject(where or "the keys file", f"has {_kind(name_node)} for a name", name_node, expected)
             elif name not in names:
-                self._refuse(prefix + _brief(name), "is unknown", name_node, expected + suggestion(name, names))
+                self._reject(prefix + _brief(name), "is unknown", name_node, expected + suggestion(name, names))
             elif name in found:
-                self._refuse(prefix + name, "is given twice", name_node, "it once")
+                self._reject(prefix + name, "is given twice", name_node, "once")
             else:
                 found[name] = value_node
         return found
 
-    def _refuse(self, where: str, what: str, node: yaml.Node, expected: str) -> None:
+    def _reject(self, where: str, finding: str, node: yaml.Node, expected: str) -> None:
         origin = yaml_document.origin(self._path, node)
-        self.problems.append(SettingProblem(where, f"{where} {what} ({origin}): expected {expected}"))
+        self.problems.append(SettingProblem(where, f"{where} {finding} ({origin}): expected {expected}"))
 
 
 def _kind(node: yaml.Node) -> str:

@@ -1,18 +1,18 @@
-"""The limits that the kernel puts on this container: memory, CPU time and cores, by control groups v2, v1 or both.
+"""The limits of this container: memory, CPU time and cores, from control groups v2, v1 or both.
 
-A process is bound by its own group and by every group above it, so each limit is sought on the whole way from the
-group named in /proc/self/cgroup up to the mount's root, and the tightest holds. In a container the way is usually
-short: with a cgroup namespace the path is `/`; without one (v1 under an older Docker) the path is the host's, of
-which only the mount's root exists inside, and the levels that do not exist are passed over.
+A process is limited by its own group and by every group above it. So each limit is looked up from the group named in
+/proc/self/cgroup up to the root of the mount, and the tightest one applies. With a cgroup namespace the path is `/`.
+Without one (v1 under an older Docker) it is the host's path, of which only the root of the mount exists inside the
+container; levels that do not exist are skipped.
 
-Layouts found in the wild, all with `root` = "/":
+Layouts, with `root` = "/":
     v2       sys/fs/cgroup/<path>/{memory.max, memory.current, memory.stat, cpu.max, cpu.stat}
     v1       sys/fs/cgroup/<controller or joint mount>/<path>/{memory.limit_in_bytes, cpu.cfs_quota_us, cpuacct.usage …}
     hybrid   v1 for the controllers above; the v2 mount is then at sys/fs/cgroup/unified and holds none of them
 
-Nothing is written, nothing blocks (these files are computed by the kernel when read), and whatever is missing or
-unreadable reads as "no limit". Limits are read at each call, because a pod may be resized while it runs; the groups
-are found once, because a process is not moved. `root` is an argument so that tests can lay out a tree in a directory.
+Nothing is written and nothing blocks: the kernel computes these files when they are read. A file that is missing or
+unreadable counts as "no limit". Limits are read at each call, because a pod can be resized while it runs; groups are
+found once, because a process is not moved. `root` is an argument so that tests can lay out a tree in a directory.
 """
 
 import math
@@ -21,14 +21,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-_UNLIMITED_V1 = 1 << 62  # v1 says "no limit" with the largest multiple of a page below 2^63
+_UNLIMITED_V1 = 1 << 62  # v1 reports "no limit" as the largest multiple of a page below 2^63
 
 
 class MemoryLimit(NamedTuple):
-    """The memory limit that will be hit first. Bytes."""
+    """A memory limit and its use, in bytes."""
 
     limit: int
-    used: int  # without inactive file cache, which the kernel gives back before it kills
+    used: int  # without inactive file cache, which the kernel reclaims before it kills
 
     @property
     def available(self) -> int:
@@ -45,25 +45,25 @@ class Cgroup:
         self._cpuacct = _levels(root, "cpuacct", paths)
 
     def tightest_memory_limit(self) -> MemoryLimit | None:
-        """Return the limit with the least memory left below it, or None when there is none.
+        """Return the limit with the least memory available, or None when there is none.
 
-        That need not be the smallest limit: a parent shared with other groups may be nearly full.
+        It is not always the smallest limit: a parent that other groups share can be nearly full.
         """
-        return min(self._rooms(), key=lambda room: room.available, default=None)
+        return min(self._memory_limits(), key=lambda limit: limit.available, default=None)
 
     def cpu_quota(self) -> float | None:
         """Return the tightest CPU quota in cores (1.5: 150 ms of CPU time per 100 ms), or None when there is none."""
         return min((quota for quota in map(_quota, self._cpu) if quota is not None), default=None)
 
     def usable_cores(self) -> int:
-        """Return how many cores the process may keep busy: as many as it may run on, or its quota rounded up."""
+        """Return the number of cores that the process can use: its affinity, or its quota rounded up if smaller."""
         allowed = len(os.sched_getaffinity(0))
         return min(allowed, math.ceil(self.cpu_quota() or allowed))
 
     def cpu_used_ns(self) -> int | None:
-        """Return the CPU time that the group has used since it was made, or None when it is not accounted.
+        """Return the CPU time used by the group since its creation, or None when it is not accounted.
 
-        The group is the one whose quota is tightest (its other members spend from the same quota), else the own one.
+        The group is the one with the tightest quota, which its other members share; without a quota the own one.
         """
         if not self._cpu:
             return None
@@ -71,11 +71,10 @@ class Cgroup:
         depth = min(quotas)[1] if quotas else 0
         if (used_us := _field(self._cpu[depth] / "cpu.stat", "usage_usec")) is not None:
             return used_us * 1_000
-        # v1 accounts in a controller of its own, mounted with cpu or beside it; its groups are usually, not always,
-        # the same.
+        # In v1 cpuacct is a separate controller, mounted with cpu or on its own; its groups are usually the same.
         return _number(self._cpuacct[min(depth, len(self._cpuacct) - 1)] / "cpuacct.usage") if self._cpuacct else None
 
-    def _rooms(self) -> Iterable[MemoryLimit]:
+    def _memory_limits(self) -> Iterable[MemoryLimit]:
         for level in self._memory:
             limit = _number(level / "memory.max")
             used = _number(level / "memory.current")
@@ -89,18 +88,18 @@ class Cgroup:
 
 
 def _paths_by_controller(root: Path) -> dict[str, tuple[str, str]]:
-    """Return {controller: (name of its mount, path of the group)} from /proc/self/cgroup; v2 stands under ""."""
-    found: dict[str, tuple[str, str]] = {}
+    """Return {controller: (name of its mount, path of the group)} from /proc/self/cgroup; the key of v2 is ""."""
+    paths: dict[str, tuple[str, str]] = {}
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         for controller in controllers.split(","):
-            found[controller] = (controllers, path)
-    return found
+            paths[controller] = (controllers, path)
+    return paths
 
 
 def _levels(root: Path, controller: str, paths: dict[str, tuple[str, str]]) -> list[Path]:
-    """Return the directories of the process's group and of those above it, the process's own first."""
+    """Return the directories of the process's group and of the groups above it, its own first."""
     mount = root / "sys/fs/cgroup"
     if controller in paths:  # v1
         joint, path = paths[controller]
@@ -109,7 +108,7 @@ def _levels(root: Path, controller: str, paths: dict[str, tuple[str, str]]) -> l
         path = paths[""][1]
     else:
         return []
-    # ".." stands in paths outside the namespace; what is up there cannot be seen from here.
+    # A path outside the namespace has ".."; the groups there are not visible.
     own = mount.joinpath(*(part for part in path.split("/") if part not in ("", "..")))
     way_up = [own, *own.parents]
     return [level for level in way_up[: way_up.index(mount) + 1] if level.is_dir()]
@@ -128,7 +127,7 @@ def _quota(level: Path) -> float | None:
 
 
 def _field(path: Path, name: str) -> int | None:
-    """Return the number behind `name` in a file of "name number" lines."""
+    """Return the number of `name` in a file of "name number" lines, or None."""
     for line in _text(path).splitlines():
         key, _, number = line.partition(" ")
         if key == name and number.isdigit():

@@ -1,9 +1,10 @@
-"""The footprint of the service: the memory of its arbiter and of every process below it, shared pages counted once.
+"""The memory of the service: the arbiter and all processes below it, shared pages counted once.
 
-Proportional memory (PSS) of the processes added up: what a page counts for is divided among those who map it, so the
-sum is what would be free if they all ended, but for libraries that they share with strangers. Resident memory would
-count the block once for each process. The kernel walks the page tables for it, a millisecond for each process that maps
-the block, so the controller asks every few seconds, and nobody at the time of a scrape.
+It is the sum of the proportional set sizes (PSS): each page is divided among the processes that map it. The sum is what
+would become free if all of them ended, except for libraries shared with other programs.
+Rejected: resident memory (counts the block once per process).
+Perf: the kernel walks the page tables, 1 ms per process that maps the block; so the controller samples every few
+seconds, and a scrape never does.
 """
 
 from contextlib import suppress
@@ -11,18 +12,18 @@ from pathlib import Path
 
 
 def memory_footprint(root: Path, pid: int) -> int:
-    """Return the proportional memory of a process and its descendants in bytes, 0 where the kernel does not tell it.
+    """Return the proportional memory of a process and its descendants in bytes; 0 if the kernel does not report it.
 
-    `root` is normally /. A process that ends meanwhile counts for nothing.
+    `root` is normally /. A process that ends during the call counts as 0.
     """
     total = 0
-    left = [pid]
-    while left:
-        process = root / "proc" / str(left.pop())
+    pending = [pid]
+    while pending:
+        process = root / "proc" / str(pending.pop())
         with suppress(OSError, ValueError):
             total += _pss(process / "smaps_rollup")
-            for task in (process / "task").iterdir():  # each thread lists the children that it has forked
-                left += [int(child) for child in (task / "children").read_text().split()]
+            for task in (process / "task").iterdir():  # each thread lists the children that it forked
+                pending += [int(child) for child in (task / "children").read_text().split()]
     return total
 
 

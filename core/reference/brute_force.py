@@ -1,6 +1,6 @@
 """Brute force: the definition of recall, which the native core's answer must equal id by id and bit by bit.
 
-Every live memory is scored in full, in the order of `core.reference.vector`. Nothing is clever here on purpose.
+Every live memory is scored in full, in the order of `core.reference.vector`, without any optimization.
 """
 
 from collections.abc import Iterable

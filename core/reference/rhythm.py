@@ -1,11 +1,11 @@
-"""The wake/sleep rhythm: a counter that flips between two phases.
+"""The wake/sleep rhythm, reference version: a counter that alternates between two phases.
 
-It starts awake with the counter at the wake duration. Each step takes one off; at zero the phase flips and the counter
-loads the duration of the new phase: a period of 8 + 3 = 11 steps by default. Steps come from a clock (the controller
-takes one each cycle) or from events (one per decision). Events are accepted in both phases and tagged with the phase
-they came in.
+It starts awake with the counter at the wake duration. Each step decrements the counter; at zero the phase flips and the
+counter is set to the duration of the new phase. The default period is 8 + 3 = 11 steps. Steps come from a clock (the
+controller takes one per cycle) or from events (one per decision). Events are accepted in both phases and tagged with
+the phase at their decision.
 
-Reference version of rhythm_step in shm/native/governor.c.
+Invariants: equal to rhythm_step in shm/native/governor.c.
 """
 
 from typing import NamedTuple, Self
@@ -15,7 +15,7 @@ from core.regime import RhythmSettings
 
 
 class Rhythm(NamedTuple):
-    """The state of the rhythm: phase, steps left in it, and steps taken in all."""
+    """The state: phase, steps left in it, and total steps."""
 
     phase: int
     counter: int
@@ -34,15 +34,15 @@ class Rhythm(NamedTuple):
         return self._replace(phase=phase, counter=self._duration(phase, settings), step=self.step + 1)
 
     def consolidates(self, settings: RhythmSettings) -> bool:
-        """True when a step taken now runs the cascade: asleep, and configured to."""
+        """Return whether a step from this state runs the cascade: asleep, and consolidation is on."""
         return self.phase == SLEEP and settings.consolidation
 
     def reset(self, settings: RhythmSettings) -> Self:
-        """Return the state after a reset: awake with a full counter; the count of steps goes on."""
+        """Return the state after a reset: awake with a full counter; the total of steps continues."""
         return self._replace(phase=WAKE, counter=settings.wake_duration)
 
     def reconfigured(self, settings: RhythmSettings) -> Self:
-        """Return the state under new settings: no longer in this phase than the new duration allows."""
+        """Return the state under new settings: the steps left are at most the new duration of the phase."""
         return self._replace(counter=min(self.counter, self._duration(self.phase, settings)))
 
     @staticmethod

@@ -1,11 +1,11 @@
-"""The synaptic cascade: three levels of memory strength, each slower than the one below.
+"""The synaptic cascade, reference version: three levels of memory strength, each slower than the one below.
 
-An accepted event is added to the first level; what a level holds beyond its gate moves up in part; every level decays.
-After Benna & Fusi, "Computational principles of synaptic memory consolidation", Nature Neuroscience 2016,
+An accepted event is added to level 1. Part of a level that exceeds its gate moves to the next level, and every level
+decays. Source: Benna & Fusi, "Computational principles of synaptic memory consolidation", Nature Neuroscience 2016,
 doi:10.1038/nn.4401, reduced to three leaky levels with one-way gates.
 
-float32 throughout, in the order of decisions; norms in float64 in the order of `core.reference.vector`. Reference
-version of cascade in shm/native/governor.c.
+Invariants: float32 throughout, in the order of decisions; norms in float64 in the order of `core.reference.vector`.
+Equal to cascade in shm/native/governor.c.
 """
 
 from typing import NamedTuple, Self
@@ -25,11 +25,11 @@ class Synapse(NamedTuple):
 
     @classmethod
     def initial(cls, dimension: int) -> Self:
-        """Return three empty levels."""
+        """Return three levels of zeros."""
         return cls(*(np.zeros(dimension, np.float32) for _ in range(3)))
 
     def cascaded(self, event: Vector | None, settings: SynapseSettings) -> Self:
-        """Return the levels after one run: with the vector of an accepted event, or with None for consolidation."""
+        """Return the levels after one run: `event` is the vector of an accepted event, or None for consolidation."""
         l1 = np.float32(1.0 - settings.lambda_l1) * self.l1
         l2 = np.float32(1.0 - settings.lambda_l2) * self.l2
         l3 = np.float32(1.0 - settings.lambda_l3) * self.l3
@@ -41,7 +41,7 @@ class Synapse(NamedTuple):
 
 
 def _transferred(lower: Vector, upper: Vector, gain: float, theta: float, by_element: bool) -> tuple[Vector, Vector]:
-    """Move `gain` of the lower level up: of the elements above θ (signed), or of all when the norm exceeds θ."""
+    """Move the share `gain` of a level up: of its elements above θ (signed), or of all if its norm exceeds θ."""
     if by_element:
         moved = np.where(lower.astype(np.float64) > theta, lower * np.float32(gain), np.float32(0))
     elif norm(lower) > theta:

@@ -1,8 +1,8 @@
 """Vector arithmetic in one fixed order, the same as the native core's to the last bit.
 
-Products of two float32 values are exact in float64. They are added into eight lanes (element i goes to lane i mod 8, in
-order of i) and the lanes are folded in one order. So a norm or a cosine is one number, not a range that depends on the
-processor or on the library that summed it. Source of the order: shm/native/vector.c.
+Products of two float32 values are exact in float64. They are added into eight lanes (element i to lane i mod 8, in
+order of i), and the lanes are added in a fixed order. So a norm or a cosine is one number that does not depend on the
+processor or a library. Source of the order: shm/native/vector.c.
 """
 
 import math

@@ -160,7 +160,7 @@ MALFORMED = {
     "another section": ("key: []\n", ["key is unknown (@1): expected keys; did you mean keys?"]),
     "keys twice": (
         f"keys: [{{id: a, role: read, digest: {D1}}}]\nkeys:\n",
-        ["keys is given twice (@2): expected it once"],
+        ["keys is given twice (@2): expected once"],
     ),
     "a key without members": (
         "keys: [{}]",
@@ -204,7 +204,7 @@ MALFORMED = {
             f"keys[0].id has 68 characters (@2): expected {ID}",
             f"keys[0].role is root (@3): expected {ROLE}",
             f"keys[0].tier is fast (@4): expected {TIER}",
-            f"keys[0].digest is no digest (63 characters) (@5): expected {DIGEST}",
+            f"keys[0].digest is not a digest (63 characters) (@5): expected {DIGEST}",
             f"keys[0].expires is tomorrow (@6): expected {EXPIRES}",
         ],
     ),
@@ -218,7 +218,7 @@ MALFORMED = {
     ),
     "a digest with other digits": (
         f"keys: [{{id: a, role: read, digest: g{D1[1:]}}}]",
-        [f"keys[0].digest is no digest (64 characters) (@1): expected {DIGEST}"],
+        [f"keys[0].digest is not a digest (64 characters) (@1): expected {DIGEST}"],
     ),
     "digests in the wrong places": (
         f"keys: [{{id: é, role: {D1}, tier: {D1}, digest: web.secret, expires: {D1}}}]",
@@ -226,7 +226,7 @@ MALFORMED = {
             f"keys[0].id has '\\xe9' in it (@1): expected {ID}",
             f"keys[0].role is a text of 64 characters (@1): expected {ROLE}",
             f"keys[0].tier is a text of 64 characters (@1): expected {TIER}",
-            f"keys[0].digest is no digest (10 characters) (@1): expected {DIGEST}",
+            f"keys[0].digest is not a digest (10 characters) (@1): expected {DIGEST}",
             f"keys[0].expires is a text of 64 characters (@1): expected {EXPIRES}",
         ],
     ),
@@ -241,21 +241,21 @@ MALFORMED = {
     ),
     "a member twice": (
         f"keys:\n- id: a\n  role: read\n  role: admin\n  digest: {D1}\n",
-        ["keys[0].role is given twice (@4): expected it once"],
+        ["keys[0].role is given twice (@4): expected once"],
     ),
     "an id twice": (
         f"keys:\n- {{id: a, role: read, digest: {D1}}}\n- {{id: a, role: read, digest: {D2}}}\n",
-        ["keys[1].id is that of keys[0] (@3): expected one of its own"],
+        ["keys[1].id is that of keys[0] (@3): expected a unique one"],
     ),
     "a digest twice": (
         f"keys:\n- {{id: a, role: read, digest: {D1}}}\n- {{id: b, role: read, digest: {D1.upper()}}}\n",
-        ["keys[1].digest is that of keys[0] (@3): expected one of its own"],
+        ["keys[1].digest is that of keys[0] (@3): expected a unique one"],
     ),
     "an alias": (
         f"keys:\n- &a {{id: a, role: read, digest: {D1}}}\n- *a\n",
         [
-            "keys[1].id is that of keys[0] (@2): expected one of its own",
-            "keys[1].digest is that of keys[0] (@2): expected one of its own",
+            "keys[1].id is that of keys[0] (@2): expected a unique one",
+            "keys[1].digest is that of keys[0] (@2): expected a unique one",
         ],
     ),
     "a list in itself": (
@@ -278,10 +278,10 @@ class TestMalformed:
     @pytest.mark.parametrize(
         ("text", "what"),
         [
-            ("2027-01-31T00:00:00", "is 2027-01-31T00:00:00, which says no offset"),
-            ("2027-02-30", "is 2027-02-30, which no calendar or clock has"),
-            ("2027-01-31T25:00:00Z", "is 2027-01-31T25:00:00Z, which no calendar or clock has"),
-            ("0000-01-01", "is 0000-01-01, which no calendar or clock has"),
+            ("2027-01-31T00:00:00", "is 2027-01-31T00:00:00, which has no UTC offset"),
+            ("2027-02-30", "is 2027-02-30, which does not exist"),
+            ("2027-01-31T25:00:00Z", "is 2027-01-31T25:00:00Z, which does not exist"),
+            ("0000-01-01", "is 0000-01-01, which does not exist"),
             ("2027-01-31T00:00Z", "is 2027-01-31T00:00Z"),
             ("20270131", "is 20270131"),
             ("2027-W05", "is 2027-W05"),
@@ -302,7 +302,7 @@ class TestMalformed:
         """One token would open two keys."""
         written(file, f"keys: [{{id: web, role: read, digest: {D1}}}]")
 
-        assert problems_of(file, "web.1") == ["keys[0].digest is that of API_KEY (@1): expected one of its own"]
+        assert problems_of(file, "web.1") == ["keys[0].digest is that of API_KEY (@1): expected a unique one"]
         assert read(str(file), "web.2").problems == []
 
     def test_no_key_of_a_wrong_file_is_lost_without_a_word(self, file: Path) -> None:
@@ -341,8 +341,8 @@ class TestFile:
 
         assert [
             (
-                f"security.keys_path is {file}, which everybody may write to: expected one that others cannot change "
-                "(chmod o-w)"
+                f"security.keys_path is {file}, which everybody can write to: expected a file that only owner and "
+                "group can write to (chmod o-w)"
             )
         ] * refused == [problem.sentence for problem in content.problems]
         assert 1 - refused == len(content.keys)

@@ -111,7 +111,7 @@ def test_a_terminal_gets_the_token_in_a_sentence() -> None:
         (["web", "--role", "root"], "argument --role: invalid choice: 'root' (choose from"),
         (["web", "--tier", "fast"], "argument --tier: invalid choice: 'fast' (choose from"),
         (["web", "--expires", "soon"], "argument --expires: expires is soon: expected a time with its offset"),
-        (["web", "--expires", "2027-01-31T00:00:00"], "expires is 2027-01-31T00:00:00, which says no offset"),
+        (["web", "--expires", "2027-01-31T00:00:00"], "expires is 2027-01-31T00:00:00, which has no UTC offset"),
         (["web", "--expires", "1999-12-31"], "expires is 1999-12-31, which is past: expected a time in the future"),
     ],
 )
