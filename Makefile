@@ -5,58 +5,58 @@ VENV := .venv
 BIN := $(VENV)/bin
 PEERS := loadtests/peers/asgi loadtests/peers/plain loadtests/peers/chroma
 STEPS ?= 200000# of a simulation
-TESTS ?= 4# side by side: half of the time of a test is spent waiting
+TESTS ?= 4# in parallel: half of the time of a test is spent waiting
 NATIVE := $(wildcard shm/native/* app/api/codec/native/*) shm/layout.py shm/build.py app/api/codec/build.py setup.py pyproject.toml
 C_FILES := $(wildcard shm/native/*.[ch] app/api/codec/native/*.[ch] loadtests/*/*.c)
 
 .DEFAULT_GOAL := help
 .PHONY: help run install test lint types format check ci lock manual bench faults load soak image peers runbook clean
 
-help: ## this list
+help: ## print this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 run: install ## serve on 127.0.0.1:8000 with embedded defaults
 	$(BIN)/gunicorn -c gunicorn.conf.py app.main:app
 
-install: $(VENV)/installed ## .venv with pinned dependencies and the native core
+install: $(VENV)/installed ## create .venv with pinned dependencies and the native core
 
-test: $(VENV)/tested ## every test
+test: $(VENV)/tested ## run every test
 	$(BIN)/python -m pytest -n $(TESTS) --dist worksteal
 
-lint: $(VENV)/tested ## ruff and clang-format
+lint: $(VENV)/tested ## run ruff and clang-format
 	$(BIN)/ruff check --output-format concise
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 
-types: $(VENV)/tested ## mypy --strict
+types: $(VENV)/tested ## run mypy --strict
 	$(BIN)/mypy
 
-format: $(VENV)/tested ## put everything into its one form
+format: $(VENV)/tested ## format all code
 	$(BIN)/ruff check --fix --output-format concise
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(C_FILES)
 
-ci: lint types test ## what continuous integration runs
+ci: lint types test ## run what continuous integration runs
 
-bench: install ## what a request costs beside its floor; options in ARGS, such as ARGS=--check
+bench: install ## measure the cost of requests beside a floor and peers; options in ARGS, such as ARGS=--check
 	$(BIN)/python -m loadtests.bench $(ARGS)
 
-faults: install ## do to a server what may happen to it, for hours; options in ARGS, such as ARGS="'worker killed' --scale 0.1"
+faults: install ## disturb a server in every known way, for hours; options in ARGS, such as ARGS="'worker killed' --scale 0.1"
 	$(BIN)/python -m loadtests.faults $(ARGS)
 
-load: $(VENV)/tested ## a thousand requests a second for a minute, twice: events, then a day's mix; latency and processor judged; options in ARGS
+load: $(VENV)/tested ## load a server with a thousand requests a second, events and a day's mix; judge latency and CPU; options in ARGS
 	$(BIN)/python -m loadtests.load.sustained $(ARGS)
 
-soak: $(VENV)/tested ## simulate workers, controllers and a clock for long; options in ARGS, such as ARGS="--seed 7 --steps 500"
+soak: $(VENV)/tested ## simulate workers, controllers and a clock at length; options in ARGS, such as ARGS="--seed 7 --steps 500"
 	$(BIN)/python -m tests.simulation --steps $(STEPS) $(ARGS)
 
-peers: $(PEERS:%=%/.venv/installed) ## environments of the servers that `make bench` compares with
+peers: $(PEERS:%=%/.venv/installed) ## create the environments of the servers that `make bench` compares with
 
-image: install ## build the container image without a daemon, run it and look; as root, needs buildah and debootstrap
+image: install ## build the container image without a daemon, run and check it; as root, needs buildah and debootstrap
 	deploy/image/build
 	$(BIN)/python deploy/image/check.py
 
-manual: install ## rewrite the files that are generated from settings, layout, native contracts and rules
+manual: install ## regenerate the files that follow from settings, layout, native contracts and rules
 	$(BIN)/python -m shm.layout_markdown > docs/layout.md
 	$(BIN)/python -m shm.native_stubs > shm/_native.pyi
 	$(BIN)/python -m shm.native_stubs app/api/codec/native/api.h > app/api/codec/_json_reader.pyi
@@ -65,14 +65,14 @@ manual: install ## rewrite the files that are generated from settings, layout, n
 	$(BIN)/python -m mlsdm.manual production > config/production-ready.yaml
 	$(BIN)/python -m deploy.k8s.prometheus_rule > deploy/k8s/prometheus-rule.yaml
 
-runbook: $(VENV)/tested ## play docs/runbook.md, and write under its commands what they print
+runbook: $(VENV)/tested ## run docs/runbook.md, and record the output under its commands
 	$(BIN)/python -m tests.runbook docs/runbook.md --record --strict
 
-lock: $(VENV)/tested ## resolve dependencies anew; commit the result
+lock: $(VENV)/tested ## resolve the dependencies again; commit the result
 	$(BIN)/uv pip compile -q pyproject.toml --group build --universal --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements.lock
 	$(BIN)/uv pip compile -q pyproject.toml --group build --group dev --extra plot --extra otel --universal --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements-dev.lock
 
-clean: ## remove everything that was built
+clean: ## remove everything that is built
 	rm -rf $(VENV) build *.egg-info shm/_native.c app/api/codec/_json_reader.c shm/_native*.so app/api/codec/_json_reader*.so
 
 $(BIN)/python:

@@ -1,4 +1,4 @@
-"""The floor of others: Falcon ASGI behind uvicorn-worker, reading the body and answering the constant of our floor.
+"""The ASGI floor: Falcon ASGI on uvicorn-worker, which reads the body and answers the same constant as our floor.
 
 .venv/bin/gunicorn -k uvicorn_worker.UvicornWorker program:app
 """

@@ -1,11 +1,11 @@
-"""The same job as one writes it in an afternoon: FastAPI, NumPy, a lock, one process.
+"""A plain implementation of the same task: FastAPI, NumPy, a lock, one process.
 
     BENCH_VECTORS=memories.npy .venv/bin/uvicorn program:app
 
-An event moves the threshold and, when it is accepted, goes into a ring of 20,000 slots; a recall is brute force. The
-rules of the threshold are those of the product. Left out, though the product has them: synaptic levels, rhythm, log,
-payloads, keys, limits, metrics, more than one process. Handlers are coroutines that run to their end on the loop, which
-on one core is faster than FastAPI's thread pool.
+An event moves the threshold and, when accepted, goes into a ring of 20,000 slots; a recall is brute force. The
+threshold follows the product's rules. It lacks the product's synaptic levels, rhythm, log, payloads, keys, limits,
+metrics and multiple processes. Handlers are coroutines on the loop, which on one core is faster than FastAPI's thread
+pool.
 """
 
 import asyncio
