@@ -1,17 +1,17 @@
-"""Latency: how long requests take, from the complete request to its answer written, in a histogram for Prometheus.
+"""Latency histogram: seconds from the complete request to its written answer.
 
-Written means that the kernel has it, or as much of it as the peer takes: the transport writes at once. So the time can
-be counted only when the client may have its answer already, and may ask how many there were, or kill the worker. Two
-steps keep the count exact all the same: before the write, one is added to `told`, the last bucket alone; `count`, after
-it, finds the bucket that the request belongs to. The word of the last bucket (+Inf) therefore holds the count of all
-and not, as the library has it, of those beyond the other buckets; `fix_histogram_totals` puts that right in what the
-library adds up. Each series of the scrape only ever grows, and a worker that is killed between the two leaves a request
-without a time, and none uncounted.
+Written means that the kernel has it, or as much of it as the peer accepts: the transport writes at once.
 
-The histogram lives in a file of prometheus_client's multiprocess mode, made by its own class, so that the scrape adds
-up what all workers measured. `observe` of that class looks through the buckets one by one and packs two numbers behind
-two locks: 1.5 µs of every event. Here the same two numbers are added to in place, through a view of the mapped file: a
-worker's files have one writer, its event loop, and a number is one aligned word.
+Invariants: the count is exact, although the time is known only after the client may already have its answer and may
+have killed the worker. So counting has two steps: before the write, one is added to the cell `total_cell`, which is the
+last bucket; after it, `count` adds the time and one to the bucket of the request. In these files the last bucket (+Inf)
+therefore holds the count of all requests, and not, as the library has it, of those beyond the other buckets;
+`fix_histogram_totals` corrects what the library adds up. Each series only ever grows. A worker that is killed between
+the two steps leaves a request without a time, and none uncounted.
+
+Perf: `observe` of prometheus_client searches the buckets one by one and packs two numbers behind two locks: 1.5 µs of
+every event. Here the same two numbers of the mapped file are added to in place: its only writer is the event loop of
+its worker, and a number is one aligned word.
 """
 
 import math
@@ -29,33 +29,34 @@ _WORD: Final = 8
 
 
 class LatencyHistogram:
-    """Counts the requests of one kind of one worker, in a `histogram` without labels."""
+    """Counts the requests of one kind in one worker, in a `histogram` without labels."""
 
     def __init__(self, histogram: Histogram) -> None:
-        inner: Any = histogram  # its values are no part of what the library declares; a test reads back what is written
+        inner: Any = histogram  # its values are not public; a test reads back what is written
         self._name: str = inner._name
         *bounds, _ = inner._upper_bounds
         *buckets, last = inner._buckets
-        #: Whoever is about to write an answer adds one here, to the number at this index; `count` is to follow.
-        self.told: Final[tuple[Any, int]] = mapped_cell(last)
+        #: Add one to the number at this index before the write of an answer, and call `count` after it.
+        self.total_cell: Final[tuple[Any, int]] = mapped_cell(last)
         self._bounds: list[float] = bounds
         self._longest: float = bounds[-1]
         self._numbers, self._sum = mapped_cell(inner._sum)
         self._buckets = [mapped_cell(value)[1] for value in buckets]
 
     def count(self, environ: WSGIEnvironment) -> None:
-        """Count its time, from the moment at which it was complete until now."""
+        """Count the time of a request, from its completion until now."""
         seconds = (time.monotonic_ns() - environ[RECEIVED_NS]) * 1e-9
         numbers = self._numbers
         numbers[self._sum] += seconds
-        if seconds <= self._longest:  # beyond it there is the last bucket alone, which has it
-            numbers[self._buckets[bisect_left(self._bounds, seconds)]] += 1.0  # of the first bound that is not below it
+        if seconds <= self._longest:  # else only the last bucket counts it, and has done so
+            bucket = bisect_left(self._bounds, seconds)  # the first whose bound is not below the time
+            numbers[self._buckets[bucket]] += 1.0
 
     def mean_seconds(self) -> float:
-        """Return the mean over the requests of all workers that there were; 0 before the first or without files."""
+        """Return the mean over all requests of all workers so far; 0 without any, or without files."""
         try:
             families = list(multiprocess.MultiProcessCollector(None).collect())  # type: ignore[no-untyped-call] # theirs
-        except (OSError, ValueError):  # a cleaner of /tmp has taken the directory away, or does so now
+        except (OSError, ValueError):  # the temporary directory was removed, or is being removed
             return 0.0
         sums = {
             sample.name: sample.value
@@ -68,12 +69,13 @@ class LatencyHistogram:
 
 
 def fix_histogram_totals(family: Metric) -> Metric:
-    """Put right what prometheus_client has added up of a histogram's files: it has added the buckets below to the last
-    one, which holds them already. Anything else stays as it is.
+    """Correct a histogram that prometheus_client has summed from files; return any other family as it is.
+
+    The library adds the lower buckets to the last one, which holds them already.
     """
     if family.type == "histogram":
         buckets = {float(sample.labels["le"]): sample.value for sample in family.samples if "le" in sample.labels}
-        below = max((value for edge, value in buckets.items() if edge < math.inf), default=0.0)  # they are cumulative
+        below = max((value for edge, value in buckets.items() if edge < math.inf), default=0.0)  # cumulative
         family.samples = [
             sample._replace(value=sample.value - below) if _counts_all(sample) else sample for sample in family.samples
         ]
@@ -85,7 +87,8 @@ def _counts_all(sample: Sample) -> bool:
 
 
 def mapped_cell(value: Any) -> tuple[Any, int]:
-    """Return the mapped file of a multiprocess value as float64[…], and its index there. The view stays good when the
-    file grows: the library maps it anew, and both maps share its pages.
+    """Return the mapped file of a multiprocess value as float64[n], and the index of the value.
+
+    The view stays valid when the file grows: the library maps it anew, and both mappings share its pages.
     """
     return memoryview(value._file._m).cast("d"), value._file._positions[value._key] // _WORD

@@ -1,7 +1,7 @@
-"""Logging: one line per event, JSON for machines or text for people, everything to stderr.
+"""Logging setup: one line per event, as JSON for machines or as text for people, to standard error.
 
-One configuration serves arbiter, controller and workers, because all of them are forks of the process that set it up.
-Gunicorn's own messages go through it as well.
+The arbiter, the controller and the workers share one configuration, because they are forks of the process that set it
+up. Gunicorn's own messages go through it as well.
 """
 
 import json
@@ -13,10 +13,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per record; what was passed as `extra` becomes members.
-
-    Control characters are escaped by JSON.
-    """
+    """One JSON object per record; the members of `extra` become members. JSON escapes control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -30,19 +27,20 @@ class JsonFormatter(logging.Formatter):
         line.update({name: value for name, value in vars(record).items() if name not in _STANDARD})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)  # ASCII only: U+009B and U+2028 are control characters to somebody
+        return json.dumps(line, default=str)  # ASCII only: some readers take U+009B and U+2028 as control characters
 
 
 class TextFormatter(logging.Formatter):
-    """One record for a terminal: the message, and what was passed as `extra` behind it. Further lines of a message are
-    indented, so that none can pass for a record.
+    """One record for a terminal: the message, followed by the members of `extra`.
+
+    Further lines of a message are indented, so that none can pass for a record.
     """
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-8s %(name)s[%(process)d] %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
-        """Return the line without an exception's traceback."""
+        """Return the record as text, without the traceback of an exception."""
         extra = "".join(f" {name}={value}" for name, value in vars(record).items() if name not in _STANDARD)
         return (super().formatMessage(record) + extra).replace("\r", "\\r").replace("\n", "\n    ")
 
@@ -62,7 +60,7 @@ def logging_config(level: str, style: Literal["json", "text"]) -> dict[str, Any]
         "loggers": {
             "gunicorn.error": {"level": level, "handlers": [], "propagate": True},
             "gunicorn.access": {"level": level, "handlers": [], "propagate": True},
-            # Security events, for machines in either format and at any level: app/api/access/audit_log.py.
+            # The audit log (app/api/access/audit_log.py): JSON in either format, at any level.
             "mlsdm.audit": {"level": "INFO", "handlers": ["audit"], "propagate": False},
         },
     }

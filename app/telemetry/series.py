@@ -16,18 +16,18 @@ LATENCY_BUCKETS = (
 )  # fmt: skip
 
 REFUSALS = "mlsdm_refusals"
-# Those that alerts name (deploy/prometheus/rules/clients.yml), counted from a start on, because rate() sees nothing
-# of what a series begins with. A test holds them against the rules.
+# Codes that alerts name (deploy/prometheus/rules/clients.yml). Their series exist from a worker's start, because rate()
+# ignores the first value of a series. A test compares them with the rules.
 WATCHED = (
     "internal_error", "rate_limit_exceeded", "unauthorised", "too_many_connections", "bodies_full", "pipelines_full",
     "store_busy",
 )  # fmt: skip
-FILE_SIZE = 1 << 17  # bytes: about 200 for each series, of some 20 routes with 15 statuses and a hundred codes
+FILE_SIZE = 1 << 17  # bytes: about 200 a series, for some 20 routes with 15 statuses and a hundred codes
 
 
 def measure_into_row(row: int) -> None:
-    """Have this process measure into the files of its row. To be called once, before any metric is made."""
-    # A cleaner of /tmp may have taken the directory away; that must not keep a worker from serving.
+    """Make this process measure into the files of its worker row. Call it once, before any metric is made."""
+    # The directory may have been removed as a temporary one; that must not keep a worker from serving.
     directory = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
     directory.mkdir(parents=True, exist_ok=True)
     create_row_files(directory, row)
@@ -35,12 +35,12 @@ def measure_into_row(row: int) -> None:
 
 
 def event_latency_histogram() -> Histogram:
-    """Make this worker's histogram of events."""
+    """Return the latency histogram of events, for this worker."""
     return _latency("process_event_latency_seconds", "event requests")
 
 
 def recall_latency_histogram() -> Histogram:
-    """Make this worker's histogram of recalls."""
+    """Return the latency histogram of recalls, for this worker."""
     return _latency("mlsdm_recall_latency_seconds", "recalls")
 
 
@@ -50,37 +50,33 @@ def _latency(name: str, what: str) -> Histogram:
 
 
 def worker_counter() -> Counter:
-    """Make the counter of workers that have begun in this row."""
+    """Return the counter of workers that have started in this row."""
     return Counter("mlsdm_workers_started", "Workers that have started serving.", registry=CollectorRegistry())
 
 
 def request_counter() -> Counter:
-    """Make this worker's counter of answers, by route and status."""
+    """Return the counter of answers by route and status, for this worker."""
     return Counter("mlsdm_requests", "Answers, by route and status.", ["route", "status"], registry=CollectorRegistry())
 
 
 def create_row_files(directory: Path, row: int) -> None:
-    """Make the files of a row that does not have them yet, complete before anybody can see them.
+    """Create the missing files of a row, complete before a scrape can see them, and of their final size.
 
-    prometheus_client creates them empty and gives them their size a moment later; a scrape that reads one in between
-    fails as a whole, and one whose worker is killed in between makes every scrape fail until its row is used again. And
-    they are as large as they will ever have to be: to make one larger takes a descriptor, which there may not be, and
-    the library would not come back to its senses.
+    prometheus_client creates a file empty and sets its size a moment later. A scrape in between fails as a whole, and
+    if the worker is killed in between, every scrape fails until its row is used again. Growing a file takes a
+    descriptor; if there is none, the library does not recover.
     """
     for kind in ("histogram", "counter"):
         path = directory / f"{kind}_{row}.db"
         if path.exists() and path.stat().st_size:
             continue
-        whole = path.with_suffix(".new")
-        whole.write_bytes(bytes(FILE_SIZE))  # zeros: nothing of it is used
-        whole.rename(path)
+        complete = path.with_suffix(".new")
+        complete.write_bytes(bytes(FILE_SIZE))  # zeros: no part is used yet
+        complete.rename(path)
 
 
 def refusal_counter() -> Counter:
-    """Make this worker's counter of refused requests, by the code of the problem.
-
-    An error that nobody expected is one of them: its code is `internal_error`.
-    """
+    """Return the counter of refused requests by problem code, for this worker. Unexpected errors count, too."""
     counter = Counter(REFUSALS, "Refused requests, by problem code.", ["code"], registry=CollectorRegistry())
     for code in WATCHED:
         counter.labels(code)

@@ -1,30 +1,15 @@
-"""The spans: what a collector of OpenTelemetry is told of events, batches, recalls and steps of the rhythm.
+"""Spans: what is sent to a collector of OpenTelemetry about events, batches, recalls and steps of the rhythm.
 
-A span of a request begins when the request was complete, as every other latency here does, and ends with its encoded
-answer. Its parent is the caller's `traceparent` (app/httpd/request_names.py has read it); without one a trace begins
-here. The span's own id is what the answer's `traceparent` says, and log lines have its trace's id, so all three tell of
-the same thing. Whether a span is recorded is the caller's decision where there is one (its flag `sampled`), else that
-of
-`sample_ratio`. It is made here and not by a sampler of OpenTelemetry, which makes ids, a context and an object for each
-span that nobody will see: 22 µs. A request that is not recorded is served as if tracing were off.
+A span of a request begins when the request is complete, as every other latency here does, and ends with its encoded
+answer. Its parent is the caller's `traceparent`; without one a trace begins here. The response's `traceparent` has the
+span's id, and log lines have its trace id. A step of the rhythm is a trace of its own, in the controller. The caller's
+flag `sampled` decides whether a span is recorded, else `sample_ratio`.
 
-What a span says about its request is read off the answer: whether it was accepted, its number, the phase and the
-threshold. So nothing on the way to an answer knows of spans, and a span cannot say anything else than what the client
-was told. Never in a span: a payload, a vector, a moral value, a credential, the address or the key of a client, and any
-text that a client has chosen, but for the id of its request. (Its `tracestate` is not passed on either: this service
-calls nobody.)
+Invariants: the attributes of a span are read from the response, so no route knows of spans and a span cannot differ
+from what the client was told. A span never has a payload, a vector, a moral value, a credential, an address, a key id,
+or text of a client except its request id. `tracestate` is not passed on: this service calls no other.
 
-A step of the rhythm is a trace of its own, in the controller.
-
-Spans are sent by a thread of OpenTelemetry's, in batches, from a queue of bounded length (OTEL_BSP_* variables). When
-the collector is slow, or gone, the queue fills, the oldest spans are lost, and the log says so: no request waits. At
-the end of a process what is queued is sent, for at most FLUSH_SECONDS_MAX: less than the second that the arbiter grants
-its controller.
-
-PERF: a recorded span is 130 to 150 µs of its worker's CPU, the thread that sends it included, beside an event of 80 to
-90 (raw, 384 floats, one client that waits for each answer): an event costs 2.6 times as much when all are recorded, and
-1.09 times when one of a hundred is. The service takes 21 MB more. With tracing off nothing here is imported
-(app/telemetry/tracing_setup.py).
+Threading, Perf and Rejected: docs/design/tracing.md.
 """
 
 import os
@@ -63,17 +48,17 @@ from core.settings.config import Tracing
 from core.version import VERSION
 
 FLUSH_SECONDS_MAX: Final = 0.5
-_SAMPLED: Final = 1  # the flag (Trace Context, level 2, §3.2.2.5)
-_FAILED: Final = 400
-_OURS: Final = 500
+_SAMPLED: Final = 1  # the flag `sampled` (Trace Context, level 2, §3.2.2.5)
+_CLIENT_ERROR: Final = 400
+_SERVER_ERROR: Final = 500
 
-_NO_PARENT: Final = Context()  # an empty one: nothing that happens to be current in a thread is a parent
+_NO_PARENT: Final = Context()  # empty, so that no span that is current in a thread becomes the parent
 Serve = Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]
 Attributes = Mapping[str, AttributeValue]
 
 
 class _Event(msgspec.Struct):
-    """What an answer to /event says that a span repeats."""
+    """The members of an answer to /event that a span repeats."""
 
     accepted: bool
     sequence: int
@@ -94,7 +79,7 @@ class _Event(msgspec.Struct):
 
 
 class _Batch(msgspec.Struct):
-    """An answer to /events: how many, and the last of them as if it had come alone."""
+    """The members of an answer to /events: the counts, and the last decision as for a single event."""
 
     results: list[_Event]
     accepted: int
@@ -110,7 +95,7 @@ class _Batch(msgspec.Struct):
 
 
 class _Recall(msgspec.Struct):
-    """An answer to /recall: how much was found in how much, and when."""
+    """The members of an answer to /recall: how many matches, among how many memories, at which position."""
 
     matches: list[msgspec.Raw]
     scanned: int
@@ -141,8 +126,8 @@ class Spans:
     """The tracer of one process."""
 
     def __init__(self, tracing: Tracing, boot_id: str, part: str, chance: Callable[[], float] = random.random) -> None:
-        """`part` is what this process is: `worker` or `controller`; `chance` returns numbers in [0, 1). To be made
-        after the fork: a thread begins here.
+        """`part` is `worker` or `controller`; `chance` returns numbers in [0, 1). Make it after the fork: it starts a
+        thread.
         """
         endpoint = f"{tracing.endpoint.rstrip('/')}/v1/traces" if tracing.endpoint else None
         self._ratio = tracing.sample_ratio
@@ -152,7 +137,7 @@ class Spans:
         self._tracer = self._provider.get_tracer("mlsdm", VERSION)
 
     def wrap_application(self, serve: Serve) -> Serve:
-        """Return `serve`, a WSGI application, with a span around each event, batch and recall."""
+        """Return a WSGI application that serves like `serve`, with a span around each event, batch and recall."""
 
         def traced(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             path = environ["PATH_INFO"]
@@ -161,12 +146,12 @@ class Spans:
             trace: TraceContext | None = environ.get(TRACE)
             if not (int(trace.flags, 16) & _SAMPLED if trace else self._chance() < self._ratio):
                 return serve(environ, start_response)
-            return _recorded(self._begin(environ, path, trace), serve, environ, start_response)
+            return _serve_recorded(self._begin(environ, path, trace), serve, environ, start_response)
 
         return traced
 
     def _begin(self, environ: WSGIEnvironment, path: str, trace: TraceContext | None) -> Span:
-        """Begin the span of a request that came under `trace`, and have answer and log say its ids."""
+        """Start the span of a request with the caller's `trace`, and put its ids where answer and log find them."""
         span = self._tracer.start_span(
             f"POST {path}",
             context=_parent(trace) if trace else _NO_PARENT,
@@ -184,7 +169,7 @@ class Spans:
         return span
 
     def wrap_steps(self, controller: Controller) -> None:
-        """Put a span around each step of a controller's rhythm."""
+        """Put a span around each step of the rhythm of a controller."""
         step = controller.step
 
         def traced(now_ns: int, epoch: int) -> Any:
@@ -208,45 +193,47 @@ class Spans:
         controller.step = traced
 
     def close(self) -> None:
-        """Send what is queued, and wait for that no longer than is granted."""
-        # On a thread, because OpenTelemetry would wait half a minute for a collector that does not answer.
+        """Send the queued spans, for at most FLUSH_SECONDS_MAX."""
+        # On a thread, because OpenTelemetry waits half a minute for a collector that does not answer.
         ending = threading.Thread(target=self._provider.shutdown, daemon=True)
         ending.start()
         ending.join(FLUSH_SECONDS_MAX)
 
 
-def _recorded(span: Span, serve: Serve, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Serve a request and end its span with what its answer says."""
-    begun: list[str] = []
+def _serve_recorded(
+    span: Span, serve: Serve, environ: WSGIEnvironment, start_response: StartResponse
+) -> Iterable[bytes]:
+    """Serve a request, and end its span with the attributes of its answer."""
+    statuses: list[str] = []
 
     def starting(status: str, *rest: Any) -> Any:
-        begun.append(status)
+        statuses.append(status)
         return start_response(status, *rest)
 
     try:
         chunks = serve(environ, starting)
     except BaseException as error:
-        span.set_attributes({"http.response.status_code": _OURS, "error.type": type(error).__name__})
+        span.set_attributes({"http.response.status_code": _SERVER_ERROR, "error.type": type(error).__name__})
         span.set_status(StatusCode.ERROR)
         span.end()
         raise
-    status = int(begun[-1][:3])
+    status = int(statuses[-1][:3])
     span.set_attributes({"http.response.status_code": status, "mlsdm.request_id": environ[REQUEST_ID]})
-    if status >= _OURS:
+    if status >= _SERVER_ERROR:
         span.set_status(StatusCode.ERROR)
     body = b"".join(chunks)
-    span.set_attributes(_told(environ["PATH_INFO"], status, body))
+    span.set_attributes(_response_attributes(environ["PATH_INFO"], status, body))
     span.end()
     return [body]
 
 
-def _told(path: str, status: int, body: bytes) -> Attributes:
-    """Return what an answer says that belongs into its span."""
-    return (_problem_of(body) if status >= _FAILED else _ANSWERS[path](body)).attributes()
+def _response_attributes(path: str, status: int, body: bytes) -> Attributes:
+    """Return the attributes that a span takes from its answer."""
+    return (_problem_of(body) if status >= _CLIENT_ERROR else _ANSWERS[path](body)).attributes()
 
 
 def _parent(trace: TraceContext) -> Context:
-    """Return the caller's span as OpenTelemetry wants it."""
+    """Return the caller's span as a context of OpenTelemetry."""
     parent = SpanContext(
         int(trace.trace_id, 16), int(trace.parent_id, 16), is_remote=True, trace_flags=TraceFlags(int(trace.flags, 16))
     )
@@ -254,7 +241,7 @@ def _parent(trace: TraceContext) -> Context:
 
 
 def _resource(boot_id: str, part: str) -> Resource:
-    """Return who tells all this; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES may say more, and another name."""
+    """Return the resource of all spans; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES add to it and may rename it."""
     resource = Resource.create(
         {
             "service.version": VERSION,

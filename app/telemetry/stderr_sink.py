@@ -1,21 +1,16 @@
-"""Standard error, where the log goes: written to without standing still for whoever reads it.
+"""Standard error sink: where the log is written, without ever waiting for its reader.
 
-A container's standard error is a pipe of 64 kB, or a socket. When its reader stands still (a log collector that is
-stuck, a disk below it that is full), a plain write waits: a worker's loop would stand still with it, then the arbiter,
-and the whole service would be down because nobody reads what it says. So what finds no room is left out and counted,
-and the next line that does find room comes behind one that says how many were lost. One wait of WAIT_MILLISECONDS is
-granted, because a reader may be busy; who let that pass is not waited for again until it has read.
+The standard error of a container is a pipe of 64 kB, or a socket. If its reader stops (a stuck log collector, a full
+disk), a plain write waits, and with it the loop of a worker, then the arbiter, then the whole service. So a line that
+finds no room is dropped and counted, and the next line that finds room comes behind one with the number of lost lines.
+One wait of WAIT_MILLISECONDS is granted to a slow reader; after it failed, there is no further wait until it has read.
 
-The kernel is asked not to wait in a way that nobody else notices. O_NONBLOCK belongs to the open file and not to the
-descriptor, so setting it on a descriptor that was inherited changes it for the parent, too, and for its terminal. A
-pipe is opened anew under /proc/self/fd, which makes an open file of our own; a socket takes the wish with each message.
-Where the pipe must not be opened (it is another user's), and for files and terminals, writing is what it always was.
-
-Invariants. A line is written whole, or not at all, or its rest is the next thing that is written: lines of one process
-never mix. Nothing is raised, whatever the kernel answers: who has something to log must not fail because of it.
-
-Rejected: a thread that writes what others queue. It survives no fork, loses what is queued when a process dies, which
-is when it matters, and costs each line two switches of threads.
+Invariants: a line is written whole, or not at all, or its rest is written next: lines of one process never mix. Nothing
+is raised, whatever the kernel answers: logging must not make its caller fail. The descriptor of the parent is left as
+it is: O_NONBLOCK belongs to the open file, so setting it would change it for the parent and its terminal, too. A pipe
+is opened anew under /proc/self/fd; a socket takes MSG_DONTWAIT with each message. A pipe of another user cannot be
+opened, and then blocks as usual, like files and terminals. Rejected: a thread that writes a queue. It does not survive
+a fork, loses its queue when the process dies, and costs each line two thread switches.
 """
 
 import logging
@@ -29,44 +24,44 @@ from functools import lru_cache
 from typing import Final
 
 STDERR: Final = 2
-WAIT_MILLISECONDS: Final = 20  # for a reader that is merely slow; once, and then not until there is room
+WAIT_MILLISECONDS: Final = 20  # once for a slow reader, and then not until it has read
 
 
 class Sink:
-    """One descriptor, for all handlers of a process and of its forks."""
+    """Writes lines to one descriptor, for all handlers of a process and of its forks."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._socket: socket.socket | None = None
-        self._rest = b""  # of a line that was begun
+        self._rest = b""  # of a line that was written in part
         self._lost = 0
-        self._is_patient = True
+        self._may_wait = True
         self._lock = threading.Lock()
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISSOCK(mode):
             self._socket = socket.socket(fileno=os.dup(descriptor))
         elif stat.S_ISFIFO(mode):
-            with suppress(OSError):  # another user's
+            with suppress(OSError):  # the pipe of another user
                 self._descriptor = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._writable = select.poll()
         self._writable.register(self._descriptor, select.POLLOUT)
-        os.register_at_fork(after_in_child=self._forget)
+        os.register_at_fork(after_in_child=self._reset)
 
-    def _forget(self) -> None:
-        """What the parent has not finished is the parent's."""
+    def _reset(self) -> None:
+        """Leave the unfinished line and the count of lost lines to the parent."""
         self._rest, self._lost = b"", 0
 
-    def write(self, line: bytes, told: "StderrHandler") -> None:
-        """Write a line if there is room, behind one by `told` about those that were lost before. Never raises."""
+    def write(self, line: bytes, handler: "StderrHandler") -> None:
+        """Write a line if there is room, behind one of `handler` about lines that were lost. Never raises."""
         with self._lock:
             self._finish()
-            if self._lost and not self._rest and self._begin(told.lost_lines_record(self._lost)):
+            if self._lost and not self._rest and self._begin(handler.lost_lines_record(self._lost)):
                 self._lost = 0
             if self._lost or self._rest or not self._begin(line):
                 self._lost += 1
 
     def _begin(self, data: bytes) -> bool:
-        """Write a line, or some of it. False when nothing of it was written."""
+        """Write a line, or a part of it. Return False if nothing was written."""
         self._rest = data
         self._finish()
         if len(self._rest) == len(data):
@@ -75,20 +70,20 @@ class Sink:
         return True
 
     def _finish(self) -> None:
-        """Write what is left of the line that was begun, as far as there is room."""
+        """Write the rest of the line that was written in part, as far as there is room."""
         if not self._rest:
-            return  # and nothing is known of the reader
+            return  # nothing is learnt about the reader
         try:
             while self._rest:
                 try:
                     self._rest = self._rest[self._send(self._rest) :]
                 except BlockingIOError:
-                    if not self._is_patient or not self._writable.poll(WAIT_MILLISECONDS):
-                        self._is_patient = False
+                    if not self._may_wait or not self._writable.poll(WAIT_MILLISECONDS):
+                        self._may_wait = False
                         return
-        except OSError:  # nobody there, or a file that must not grow
+        except OSError:  # no reader, or a file that must not grow
             return
-        self._is_patient = True
+        self._may_wait = True
 
     def _send(self, data: bytes) -> int:
         if self._socket is not None:
@@ -96,7 +91,7 @@ class Sink:
         return os.write(self._descriptor, data)
 
 
-sink_of: Final = lru_cache(maxsize=None)(Sink)  # one each, over all reloads
+sink_of: Final = lru_cache(maxsize=None)(Sink)  # one for each descriptor, over all reloads
 
 
 class StderrHandler(logging.Handler):
@@ -110,12 +105,12 @@ class StderrHandler(logging.Handler):
         """Write one record. Never raises."""
         try:
             line = self._line(record)
-        except Exception as error:  # noqa: BLE001 - arguments that do not fit their message, or cannot be shown
+        except Exception as error:  # noqa: BLE001 - arguments that do not fit the message, or whose repr raises
             line = self._line(_record(logging.ERROR, "a log line cannot be made: %r", error, source=record.name))
         self._sink.write(line, self)
 
     def lost_lines_record(self, count: int) -> bytes:
-        """Return the line that says how many were lost."""
+        """Return the line with the number of lost lines."""
         return self._line(_record(logging.WARNING, "nobody read the log: %d lines are lost", count, lost=count))
 
     def _line(self, record: logging.LogRecord) -> bytes:

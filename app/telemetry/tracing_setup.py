@@ -1,10 +1,10 @@
-"""Tracing: whether a process tells a collector what it does. Off unless it is configured, and then it costs nothing.
+"""Tracing setup: starts the tracer of a process, if tracing is configured. Otherwise it costs nothing.
 
-Nothing of OpenTelemetry is imported before it is known to be wanted, and what serves requests is wrapped once, when the
-process begins, instead of asking at each request whether it should be traced. Each process has its own tracer, made
-after the fork that made the process: it has a thread that sends, and threads do not survive a fork.
+Nothing of OpenTelemetry is imported unless it is wanted, and the application is wrapped once, when the process starts,
+instead of asking for each request whether to trace it. Each process has a tracer of its own, made after its fork: it
+has a thread that sends, and threads do not survive a fork.
 
-A tracer that cannot be made is an ERROR in the log and nothing more. Memories are worth more than what is told of them.
+Invariants: a tracer that cannot be made is an ERROR in the log and nothing more; the service runs without it.
 """
 
 import importlib
@@ -20,8 +20,9 @@ log = logging.getLogger("mlsdm.tracing")
 
 
 def import_tracing(config: Config) -> None:
-    """Import what tracing needs, in the arbiter: its children share it, and a controller, which has a second until it
-    is missed, does not spend its first half on that. Never raises.
+    """Import what tracing needs, in the arbiter. Never raises.
+
+    Its children share the modules. A controller is replaced after a second of silence, and the import takes half of it.
     """
     if config.observability.tracing.enabled:
         try:
@@ -31,11 +32,11 @@ def import_tracing(config: Config) -> None:
 
 
 def start_tracing(config: Config, boot_id: str, part: str) -> "Spans | None":
-    """Return the tracer of this process, which is that `part` of the service; None when none is wanted, or possible."""
+    """Return the tracer of this process (`part`: worker or controller); None if not configured, or not possible."""
     if not config.observability.tracing.enabled:
         return None
     try:
-        from app.telemetry.spans import Spans  # noqa: PLC0415 - not wanted before
+        from app.telemetry.spans import Spans  # noqa: PLC0415 - imported only if tracing is configured
 
         return Spans(config.observability.tracing, boot_id, part)
     except Exception:
