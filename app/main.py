@@ -8,7 +8,9 @@ claims a worker row and builds the routes in `open`, which the worker calls afte
 import logging
 import mimetypes
 import os
+import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, NoReturn
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -26,6 +28,10 @@ from app.api.problem import on_store_error, write_problem
 from app.httpd.application import IN_PIECES, INLINE, POOL
 from app.httpd.problem_document import problem_document
 from app.httpd.request import ADDRESS, RAISED
+from app.lifecycle.context import make_context
+from app.lifecycle.contract import Module, ModuleContext
+from app.lifecycle.module_thread import Published
+from app.lifecycle.registry import Registry
 from app.processes.connection_counts import ConnectionCounts
 from app.processes.lock_backoff import LockBackoff
 from app.routes.table import routes
@@ -104,18 +110,27 @@ class Application:
         authenticators = () if loaded.keyring.is_open else (KeyAuthenticator(loaded.keyring),)
         self._gate = Gate(authenticators, trusted_proxies(loaded.config), context.charge, is_loopback(host))
         self.request_sample_ratio = loaded.config.observability.logging.sample_ratio
-        self._routes = routes(context, self._audit)
-        self._lock_backoff = LockBackoff(block, worker.loop)
-        self.serve = FastPath(self._routes, self._gate, self._routed())
         self._spans = tracing_setup.start_tracing(loaded.config, block.boot_id, "worker")
+        plan = server.require_plan()
+        self._routes = routes(context, self._audit, plan.report(server.child_states))
+        self._modules = Registry(
+            plan.modules, plan.board, self.row,
+            context_of=self._module_context, taken=self._routes,
+            wake=lambda: worker.loop.call_soon_threadsafe(self._add_published),
+        )  # fmt: skip
+        self._lock_backoff = LockBackoff(block, worker.loop)
+        self._api = self._routed()
+        self.serve = FastPath(self._routes, self._gate, self._api)
         if self._spans is not None:
             self.serve = self._spans.wrap_application(self.serve)
+        self._modules.start()
+        self._add_published()
         self.on_beat()
         log.info("worker pid=%d serves from row %d", os.getpid(), self.row)
 
     def _routed(self) -> Any:
         self._router = DefaultRouter()
-        api: Any = falcon.App(middleware=[ReraiseMiddleware(), self._gate], router=self._router)  # type: ignore[arg-type] # it takes our resources only
+        api: Any = falcon.App(middleware=[ReraiseMiddleware(), self._gate, self._modules], router=self._router)  # type: ignore[arg-type] # it takes our resources only
         api.req_options.auto_parse_qs_csv = False
         api.set_error_serializer(self._refuse)
         api.add_error_handler(Exception, _reraise)
@@ -133,6 +148,25 @@ class Application:
         self._ways |= {key: way for key, way in ways.items() if way != INLINE}
         if not ways.keys() & self._ways.keys():
             self.inline |= {path}
+
+    def _module_context(self, module: Module) -> ModuleContext:
+        """Return what a module is handed in this worker."""
+        _, loaded = server.require()
+        return make_context(
+            module, "worker", server.require_plan().sections[module.name], loaded.config,
+            operations=lambda: dict(self._routes), span=self._spans.span if self._spans is not None else nullcontext,
+        )  # fmt: skip
+
+    def _add_published(self) -> None:
+        """Add the routes and authenticators that modules have published; on the loop."""
+        self._modules.apply(self._add_module)
+
+    def _add_module(self, published: Published) -> None:
+        for path, resource in published.routes.items():
+            self._add_route(self._api, path, resource)
+            self._routes[path] = resource
+        for authenticator in published.authenticators:
+            self._gate.add(authenticator)
 
     def _refuse(self, request: falcon.Request, response: falcon.Response, error: falcon.HTTPError) -> None:
         """Falcon error serialiser: whatever a route refuses is answered, counted and audited here, and not paid. What
@@ -186,10 +220,12 @@ class Application:
         self._audit.flush()
         self._row.heartbeat_ns = boot_clock()
         self._row.requests = self._requests_before + self.worker.nr
+        self._modules.look(time.monotonic())
 
     def close(self) -> None:
         """Give the row back: after the last request."""
         self.on_beat()
+        self._modules.close()
         self._audit.close()
         try:
             self.store.release_row(self.row, process.identify_self())

@@ -25,6 +25,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from app.lifecycle.loader import FoundModule, load_modules, sections_of
+from app.lifecycle.plan import Plan
 from app.processes import file_limits
 from app.processes.block_startup import adopt_block, create_block
 from app.processes.child import Child
@@ -40,8 +42,9 @@ from core import startup
 from core.commands import post_configured
 from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
 from core.regime import Regime
+from core.settings import module_names
 from core.settings.config import Config
-from core.startup import ConfigurationError, Loaded, worker_count
+from core.startup import ConfigurationError, FoundSections, Loaded, worker_count
 from shm.block import Block, BlockError
 from shm.errors import StoreError
 from shm.layout import NO_ROW
@@ -58,8 +61,10 @@ class Server:
     def __init__(self) -> None:
         self.loaded: Loaded | None = None
         self.block: Block | None = None
+        self.plan: Plan | None = None  # the modules of the configuration in force
+        self._found: list[FoundModule] = []  # what the names in `modules.enabled` have led to
         # Which children there are beside the controller; asked at the start and at every reload.
-        self.children_of: Callable[[Loaded], Sequence[Child]] = lambda _loaded: ()
+        self.children_of: Callable[[Loaded], Sequence[Child]] = lambda _loaded: self.require_plan().children
         self._metrics_lock = -1
         self._supervisor: Supervisor | None = None
         self._draining = mmap.mmap(-1, 1)  # a byte shared with this arbiter's workers, not with those of the next one
@@ -69,11 +74,12 @@ class Server:
     def configure(self) -> Loaded:
         """Load the configuration, or keep the one in force when the new one is wrong. Exits only at the first start."""
         try:
-            loaded = startup.load(None, os.environ, startup.PLACES)
+            loaded = startup.load(None, os.environ, startup.PLACES, self._find_sections)
             if self.loaded is not None:
                 problems = startup.unreloadable(self.loaded, loaded) + self._row_problems(loaded.config)
                 if problems:
                     raise ConfigurationError(problems)
+                self.plan = self._plan_modules(loaded)
         except ConfigurationError as error:
             if self.loaded is None:
                 sys.exit(f"mlsdm cannot start, the configuration has problems:\n{error}")
@@ -130,6 +136,25 @@ class Server:
             )
         return self.block, self.loaded
 
+    def require_plan(self) -> Plan:
+        """Return the modules of the configuration in force."""
+        assert self.plan is not None
+        return self.plan
+
+    def _plan_modules(self, loaded: Loaded) -> Plan:
+        """Return the plan of a configuration. Raises ConfigurationError when a required module is left out."""
+        assert self.block is not None
+        required = module_names.parse(loaded.config.modules.required)
+        plan = Plan(self._found, loaded.sections, required, self.block.layout.rows, self.plan)
+        if plan.problems:
+            raise ConfigurationError(plan.problems)
+        return plan
+
+    def _find_sections(self, enabled: tuple[str, ...]) -> FoundSections:
+        """Import the enabled modules, and return the sections of the configuration that modules have."""
+        self._found = load_modules(enabled)
+        return sections_of(self._found)
+
     # -- the life of the arbiter: hooks that Gunicorn calls ------------------------------------------------------------
 
     def on_starting(self, arbiter: Arbiter) -> None:
@@ -145,7 +170,8 @@ class Server:
                 self.block = create_block(loaded.config, arbiter.cfg.workers)
                 os.environ[METRICS_VARIABLE] = prepare_directory(os.environ.get(METRICS_VARIABLE))
             self._metrics_lock = lock_directory(os.environ[METRICS_VARIABLE])
-        except (BlockError, ValueError, OSError) as error:
+            self.plan = self._plan_modules(loaded)
+        except (BlockError, ConfigurationError, ValueError, OSError) as error:
             sys.exit(f"mlsdm cannot start: {error}")
         # `python -m gunicorn` would be started again as a script of its own directory, whose http shadows Python's.
         arguments = arbiter.START_CTX["args"]

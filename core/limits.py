@@ -113,3 +113,6 @@ EMERGENCY_COOLDOWN_SECONDS: Final = Limit(
 CPU_PERCENT: Final = (
     98.0  # mean use of the allowance over 30 s; at or above, the server is not ready, and no request is refused
 )
+
+# Characters of an X-Request-ID that is taken over. A longer one is replaced, not refused, so it is no `Limit`.
+REQUEST_ID_LENGTH_MAX: Final = 128

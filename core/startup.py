@@ -37,9 +37,12 @@ from core.settings.tree import build_tree, contradictions, settings_of, values_o
 PLACES: Final = ("/etc/mlsdm/config.yaml", "/usr/share/mlsdm/production-ready.yaml")
 
 Sections = Mapping[str, type[msgspec.Struct]]  # by the module's name, which is the name of its section
+# None for a module that is left out because it cannot be loaded: nothing is known of its section, so what the operator
+# wrote there is neither read nor refused.
+FoundSections = Mapping[str, type[msgspec.Struct] | None]
 # Returns the sections of all modules that it knows, with those of the enabled modules among them. Raises
 # ConfigurationError when an enabled module is unknown; must not raise for an empty tuple.
-SectionsOf = Callable[[tuple[str, ...]], Sections]
+SectionsOf = Callable[[tuple[str, ...]], FoundSections]
 
 
 class ConfigurationError(Exception):
@@ -81,7 +84,7 @@ class Settings(NamedTuple):
     problems: tuple[SettingProblem, ...]
 
 
-def no_sections(_enabled: tuple[str, ...]) -> Sections:
+def no_sections(_enabled: tuple[str, ...]) -> FoundSections:
     """Return no sections: the settings are those of the core."""
     return {}
 
@@ -109,16 +112,19 @@ def read_settings(
 ) -> Settings:
     """Return the settings of the core and of the modules, merged from all layers."""
     file = _find_file(path, variables, places)
-    sections, problems = _find_sections(_find_enabled(file, variables), sections_of)
+    found, problems = _find_sections(_find_enabled(file, variables), sections_of)
+    sections = {name: section for name, section in found.items() if section is not None}
+    unread = [name for name, section in found.items() if section is None]
     settings = all_settings(sections)
     from_file = config_file.find_values(file, settings)
     from_variables = environment.find_values(variables.variables, settings)
     values = _defaults(settings, variables.name) | from_file.values | from_variables.values
+    problems = [*file.problems, *from_file.problems, *variables.problems, *from_variables.problems, *problems]
     return Settings(
         build_tree(Config, values),
         {name: build_tree(section, values, f"{name}.") for name, section in sections.items()},
         file.path,
-        (*file.problems, *from_file.problems, *variables.problems, *from_variables.problems, *problems),
+        tuple(problem for problem in problems if not any(_is_in(problem.key, name) for name in unread)),
     )
 
 
@@ -140,6 +146,12 @@ def judge(settings: Settings, keys: KeyFile, variables: Environment) -> list[Set
     if settings.config.observability.tracing.enabled and _TRACING not in faulty and not _has_opentelemetry():
         problems.append(SettingProblem(_TRACING, f"{_TRACING} is true: expected OpenTelemetry: {_EXTRA}"))
     return problems
+
+
+def enabled_modules(path: str | None, environ: Mapping[str, str], places: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the names in `modules.enabled`, whatever else is wrong with the configuration."""
+    variables = environment.read(environ)
+    return _find_enabled(_find_file(path, variables, places), variables)
 
 
 def all_settings(sections: Sections) -> dict[str, Setting]:
@@ -172,6 +184,11 @@ def worker_count(config: Config, root: Path = Path("/")) -> int:
     return config.server.workers or min(Cgroup(root).usable_cores(), WORKERS_MAX)
 
 
+def _is_in(key: str, section: str) -> bool:
+    """Return whether a dotted key, or the name of a variable, belongs to a section."""
+    return key == section or key.startswith((f"{section}.", f"MLSDM_{section.upper()}__"))
+
+
 # -- the file and the modules ------------------------------------------------------------------------------------------
 def _find_file(path: str | None, variables: Environment, places: Sequence[str]) -> ConfigFile:
     if path is None:
@@ -200,7 +217,7 @@ def _find_enabled(file: ConfigFile, variables: Environment) -> tuple[str, ...]:
     return module_names.parse(str(values[_ENABLED]))
 
 
-def _find_sections(enabled: tuple[str, ...], sections_of: SectionsOf) -> tuple[Sections, list[SettingProblem]]:
+def _find_sections(enabled: tuple[str, ...], sections_of: SectionsOf) -> tuple[FoundSections, list[SettingProblem]]:
     """Return the sections of modules, without those whose names belong to the core, and what is wrong with them."""
     problems = []
     try:

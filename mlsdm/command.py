@@ -86,6 +86,15 @@ COMMANDS: Final = (
   mlsdm stat --pid 4711 --json | jq .state.threshold""",
     ),
     Command(
+        "modules",
+        "mlsdm.commands.modules",
+        "show the modules of a running server, and why one is not ready",
+        INTERRUPTED,
+        """\
+  mlsdm modules
+  API_KEY=… mlsdm modules --url https://mlsdm.example.com --json""",
+    ),
+    Command(
         "replay",
         "mlsdm.commands.replay",
         "send the events of an .npz file to a running server, and compare the counters of both sides",
@@ -108,7 +117,7 @@ def main(words: Sequence[str] | None = None) -> int:
     name = next((word for word in words if not word.startswith("-")), None)
     command = next((command for command in COMMANDS if command.name == name), None)
     try:
-        status = _run(words, command)
+        status = _run(words, command, name)
         sys.stdout.flush()  # inside the try, so that a closed pipe is handled
     except KeyboardInterrupt:
         return command.interrupted if command else INTERRUPTED
@@ -135,7 +144,7 @@ def main(words: Sequence[str] | None = None) -> int:
     return status
 
 
-def _run(words: Sequence[str], named: Command | None) -> int:
+def _run(words: Sequence[str], named: Command | None, name: str | None) -> int:
     from importlib.metadata import version  # noqa: PLC0415 — slow to import, so inside the try that handles Ctrl-C
 
     parser = argparse.ArgumentParser(
@@ -159,7 +168,17 @@ def _run(words: Sequence[str], named: Command | None) -> int:
         if command is named:
             module = cast(Module, importlib.import_module(command.module))
             module.add_arguments(subparser)
+    if named is None and name is not None:
+        from mlsdm.module_commands import module_commands  # noqa: PLC0415 - reads the configuration
+
+        for offered in module_commands():
+            subparser = subparsers.add_parser(offered.name, help=offered.summary)
+            offered.add_arguments(subparser)
+            subparser.set_defaults(run=offered.run)
     arguments = parser.parse_args(words)
+    if "run" in arguments:
+        status: int = arguments.run(arguments)
+        return status
     if module is None:
         parser.print_help()
         return WRONG_USAGE

@@ -10,8 +10,16 @@
 import sys
 from collections.abc import Sequence
 
+from app.lifecycle.loader import BUILT_IN, load_modules, sections_of
 from core import settings_manual
 from core.startup import Sections
+
+
+def built_in_sections() -> Sections:
+    """Return the sections of the modules that this package brings."""
+    return {
+        name: section for name, section in sections_of(load_modules(tuple(BUILT_IN))).items() if section is not None
+    }
 
 
 def main(arguments: Sequence[str], sections: Sections) -> int:
@@ -28,4 +36,4 @@ def main(arguments: Sequence[str], sections: Sections) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], {}))
+    sys.exit(main(sys.argv[1:], built_in_sections()))

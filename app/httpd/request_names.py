@@ -21,8 +21,8 @@ from typing import Any, Final, NamedTuple
 from wsgiref.types import WSGIEnvironment
 
 from app.httpd.request import ADDRESS, CLIENT, REQUEST_ID, TRACE
+from core.limits import REQUEST_ID_LENGTH_MAX
 
-REQUEST_ID_LENGTH_MAX: Final = 128  # characters
 _SAFE_ID = re.compile(rf"[A-Za-z0-9._~+/=:\-]{{1,{REQUEST_ID_LENGTH_MAX}}}")
 
 # Version, trace id, parent id, flags. Versions after 00 may append more after a dash (§4.3).

@@ -33,6 +33,7 @@ from app.api.fields import (
     component,
 )
 from app.api.operation import Operation
+from app.lifecycle.report import NO_MODULES, Report
 from core.clock import elapsed_seconds
 from core.controller.emergency import REMEDIES, SENTENCES, ReasonName, reason_names
 from core.heartbeat import SILENCE_SECONDS
@@ -191,8 +192,9 @@ class ReadinessResource:
         )
     }
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, modules: Report = NO_MODULES) -> None:
         self.context = context
+        self.modules = modules
 
     def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
         """Answer 200 if every check holds, else 503, with the checks in both cases."""
@@ -203,6 +205,10 @@ class ReadinessResource:
         response.data = encode(ReadinessView(ready, "ready" if ready else "not_ready", checks))
 
     on_head = on_get  # RFC 9110 §9.1: every GET has a HEAD; the server omits the body
+
+    def is_ready(self) -> bool:
+        """Return whether every check holds."""
+        return all_hold(self.checks())
 
     def checks(self) -> dict[str, Check]:
         """Return every check by name."""
@@ -217,7 +223,16 @@ class ReadinessResource:
             "system_memory": _of_memory(vitals),
             "system_cpu": _below(vitals.cpu_percent_30s, CPU_PERCENT, "% of the CPU allowance was used over 30 s"),
             "controller": _below(silence, SILENCE_SECONDS, " s since the controller's last beat"),
+            **self._of_modules(),
         }
+
+    def _of_modules(self) -> dict[str, Check]:
+        """Return the check of the modules that are required; nothing while none is."""
+        if not self.modules.has_required:
+            return {}
+        missing = [module for module in self.modules.modules() if module.required and not module.is_usable]
+        reasons = ", ".join(f"{module.name} is {module.state}: {module.reason}" for module in missing)
+        return {"modules": Check(False, reasons) if missing else Check(True)}
 
     def _of_store(self, emergency: int) -> dict[str, Check]:
         lock = {"lock": _unless(emergency, EMERGENCY_LOST)}

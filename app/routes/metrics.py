@@ -7,7 +7,7 @@ Invariants: metric names without the prefix mlsdm_ are those of the runbook and 
 them whose names break Prometheus's naming rules are exposed untyped.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar
 
 import falcon
@@ -18,7 +18,6 @@ from prometheus_client.registry import Collector
 from app.api.context import Context
 from app.api.operation import Operation
 from app.api.problem_codes import CODES
-from app.routes.health import ReadinessResource, all_hold
 from app.telemetry.latency_histogram import fix_histogram_totals
 from app.telemetry.series import REFUSALS
 from core.clock import elapsed_seconds
@@ -70,9 +69,9 @@ def _is_ours(code: str) -> bool:
 class BlockCollector(Collector):
     """Figures of the shared block, read at scrape time."""
 
-    def __init__(self, context: Context, readiness: ReadinessResource) -> None:
+    def __init__(self, context: Context, is_ready: Callable[[], bool]) -> None:
         self.context = context
-        self.readiness = readiness
+        self.is_ready = is_ready
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family; families of the committed state only while it can be read. Alerts need the others."""
@@ -129,7 +128,7 @@ class BlockCollector(Collector):
             ("memory_usage_bytes", "Memory of all processes, shared pages once.", vitals.service_bytes),
             ("cpu_usage_percent", "CPU in use, percent of the container's limit.", vitals.cpu_percent),
             ("mlsdm_memory_percent", "Memory in use, percent of the container's limit.", vitals.memory_percent),
-            ("mlsdm_ready", "1 while readiness answers 200, else 0.", all_hold(self.readiness.checks())),
+            ("mlsdm_ready", "1 while readiness answers 200, else 0.", self.is_ready()),
             ("mlsdm_workers", "Workers that are alive.", sum(row_is_served(row, now_ns) for row in rows)),
             ("mlsdm_workers_configured", "Configured number of workers.", self.context.workers),
             (
@@ -203,10 +202,11 @@ class MetricsResource:
         "GET": Operation("Return metrics for Prometheus.", None, exposition.CONTENT_TYPE_LATEST)
     }
 
-    def __init__(self, context: Context, readiness: ReadinessResource) -> None:
+    def __init__(self, context: Context, is_ready: Callable[[], bool], modules: Collector) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(WorkersCollector())
-        self.registry.register(BlockCollector(context, readiness))
+        self.registry.register(BlockCollector(context, is_ready))
+        self.registry.register(modules)
 
     def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
         """Return the exposition."""

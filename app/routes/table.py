@@ -3,25 +3,25 @@
 from app.api.access.audit_log import AuditLog
 from app.api.context import Context
 from app.api.operation import Resource
+from app.lifecycle.report import ModulesCollector, Report
 from app.routes.decisions import DecisionsResource
 from app.routes.events import BatchResource, EventResource
 from app.routes.governor import CommandResource, GovernorResource
 from app.routes.health import DetailedResource, LivenessResource, ReadinessResource
 from app.routes.memories import MemoryResource
 from app.routes.metrics import MetricsResource
+from app.routes.modules import ModulesResource
 from app.routes.recall import RecallResource
 from app.routes.state import StateResource
-from modules.openapi.document import OpenApiResource
-from modules.openapi.page import DocsResource
 
 # Bytes of int8 shadow that a recall may scan on the event loop, about 2 ms; above it runs on the thread pool.
 INLINE_SHADOW_SIZE_MAX = 32_000_000
 
 
-def routes(context: Context, audit: AuditLog) -> dict[str, Resource]:
-    """Return every route of the service: path → resource."""
-    readiness = ReadinessResource(context)
-    metrics = MetricsResource(context, readiness)
+def routes(context: Context, audit: AuditLog, modules: Report) -> dict[str, Resource]:
+    """Return every route of the engine: path → resource. Those of modules come beside them."""
+    readiness = ReadinessResource(context, modules)
+    metrics = MetricsResource(context, readiness.is_ready, ModulesCollector(modules))
     large = context.store.block.layout.shadow_stride * context.config.capacity > INLINE_SHADOW_SIZE_MAX
     table: dict[str, Resource] = {
         "/event": EventResource(context),
@@ -34,6 +34,7 @@ def routes(context: Context, audit: AuditLog) -> dict[str, Resource]:
         "/governor/reset": CommandResource(context, audit, "reset"),
         "/governor/stop": CommandResource(context, audit, "stop"),
         "/governor/resume": CommandResource(context, audit, "resume"),
+        "/modules": ModulesResource(modules),
         "/health/liveness": LivenessResource(),
         "/health/readiness": readiness,
         "/health/detailed": DetailedResource(context, readiness),
@@ -42,6 +43,4 @@ def routes(context: Context, audit: AuditLog) -> dict[str, Resource]:
         "/readyz": readiness,
         "/metrics": metrics,
     }
-    contract = OpenApiResource(table, context)
-    table |= {"/openapi.json": contract, "/docs": DocsResource(contract)}
     return table

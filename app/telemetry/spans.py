@@ -16,7 +16,8 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -167,6 +168,15 @@ class Spans:
             format_span_id(ours.span_id),
         )
         return span
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """Record a span of that name around what happens inside, for the configured share of them."""
+        if self._chance() >= self._ratio:
+            yield
+            return
+        with self._tracer.start_as_current_span(name, context=_NO_PARENT, record_exception=False):
+            yield
 
     def wrap_steps(self, controller: Controller) -> None:
         """Put a span around each step of the rhythm of a controller."""

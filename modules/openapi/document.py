@@ -1,4 +1,4 @@
-"""GET /openapi.json: what this server is to its clients, as an OpenAPI 3.1 document.
+"""The document: what this server is to its clients, as OpenAPI 3.1.
 
 Nothing is written down twice: routes and methods are those that the router got, parameters, bodies, answers and
 refusals those that each operation declares beside its responder (`app.api.operation`), types the code's own
@@ -9,25 +9,19 @@ Statuses are exact: an operation lists those that it can answer, each with the c
 request may be told by the connection (timeouts, framing, sizes) is the same everywhere and stands once under
 `components`. Roles stand where OpenAPI 3.1 has a place for them, in the requirement of a security scheme.
 
-It is made at the first request, once in each worker, on the thread pool, because it takes a few milliseconds, and kept
-as bytes. Rejected: a file in the repository, which would be wrong for every dimension but one.
+Rejected: a file in the repository, which would be wrong for every dimension but one.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
-from typing import Any, ClassVar, Final
-
-import falcon
+from typing import Any, Final
 
 from app.api.codec.media_types import JSON
-from app.api.context import Context
 from app.api.operation import Octets, Operation, Parameter, Resource
 from app.api.problem import PROBLEM_JSON, ProblemDocument
 from app.api.problem_codes import CODES, CONNECTION, GATE
-from app.httpd.request_names import REQUEST_ID_LENGTH_MAX
 from core.access.keys import Role
-from core.limits import BODY_SIZE
+from core.limits import BODY_SIZE, REQUEST_ID_LENGTH_MAX
+from core.settings.config import Config
 from core.version import VERSION
 from modules.openapi.introduction import GROUPS, introduction
 from modules.openapi.schema import Schema, Schemas, ref
@@ -64,39 +58,13 @@ _OF_STATUS: Final[Mapping[int, Mapping[str, bool]]] = {
 }
 
 
-class OpenApiResource:
-    """The document."""
-
-    operations: ClassVar[Mapping[str, Operation]] = {
-        "GET": Operation("Return this API as an OpenAPI 3.1 document.", Role.READ, dict[str, Any], blocks=True)
-    }
-
-    def __init__(self, routes: Mapping[str, Resource], context: Context) -> None:
-        """`routes` by path; it may still grow until the first request."""
-        self._routes = routes
-        self._context = context
-
-    @cached_property
-    def text(self) -> bytes:
-        """The document as JSON."""
-        document = Contract(self._routes, self._context).document()
-        return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
-
-    def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
-        """Return the document; runs on the pool."""
-        response.content_type = JSON
-        response.data = self.text
-
-    on_head = on_get  # RFC 9110 §9.1: every GET has a HEAD; the server omits the body
-
-
-class Contract:
+class OpenApiDocument:
     """Writes the document of one server."""
 
-    def __init__(self, routes: Mapping[str, Resource], context: Context) -> None:
+    def __init__(self, routes: Mapping[str, Resource], config: Config) -> None:
         self._routes = routes
-        self._context = context
-        self._schemas = Schemas(context.config.dimension)
+        self._config = config
+        self._schemas = Schemas(config.dimension)
         self._schemas.components |= {"Problem": self._problem(), "Code": _code()}
         self._refusals: dict[tuple[int, tuple[str, ...]], str] = {}  # the names of responses, by status and codes
 
@@ -116,7 +84,7 @@ class Contract:
                 "title": "mlsdm",
                 "version": VERSION,
                 "summary": "A governed memory server for AI applications.",
-                "description": introduction(self._context.config),
+                "description": introduction(self._config),
                 "license": {"name": "MIT", "identifier": "MIT"},
             },
             "servers": [{"url": "/"}],
@@ -166,7 +134,7 @@ class Contract:
 
     def _body(self, body: Any) -> dict[str, Any]:
         if isinstance(body, Octets):
-            size = 4 * self._context.config.dimension + body.beside
+            size = 4 * self._config.dimension + body.beside
             largest = min(size * body.count_max, BODY_SIZE.value)
             # OpenAPI 3.1.1 §4.7.14.3: lengths of unencoded bytes are in octets.
             return {"schema": {"description": body.meaning, "minLength": size, "maxLength": largest}}
@@ -252,11 +220,10 @@ def _by_status(codes: Iterable[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
 
 
 def _group_of(resource: Resource) -> str:
-    """Return the group of a resource: the noun that its module is called after, or the group that this belongs to."""
-    noun = type(resource).__module__.rpartition(".")[2]
-    return {"health": "probes", "metrics": "probes", "document": "documentation", "page": "documentation"}.get(
-        noun, noun
-    )
+    """Return the group of a resource: the noun that its file is called after, or the module that it belongs to."""
+    package, *rest = type(resource).__module__.split(".")
+    noun = {"app": rest[-1:], "modules": rest[:1]}.get(package, [package])[0]
+    return {"health": "probes", "metrics": "probes", "openapi": "documentation"}.get(noun, noun)
 
 
 def _gate(role: Role | None) -> tuple[str, ...]:

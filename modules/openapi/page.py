@@ -1,66 +1,29 @@
-"""GET /docs: the documentation of this server as one page, for people.
+"""The page: the documentation of this server as one page, for people.
 
 The page is the OpenAPI document (`modules.openapi.document`) made readable, and the table of limits (`core.limits`). It
 is complete in itself: no script, no font, no picture, nothing that a browser would have to fetch, so it can be read,
 saved and printed in a network without internet. Its style is inline and named by its SHA-256 in the
-Content-Security-Policy of this answer, which allows nothing else (CSP 3 §2.3.1): should a text of somebody else ever
+Content-Security-Policy of its answer, which allows nothing else (CSP 3 §2.3.1): should a text of somebody else ever
 get into the page, it stays text.
-
-It is made at the first request, once in each worker, on the thread pool. Only the address in the examples is that of
-the request, so that they can be pasted; one that is more than a plain host and port is not repeated.
 """
 
-import json
-import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
-import falcon
-
-from app.api.operation import Operation
 from core import limits
-from core.access.keys import Role
 from core.limits import Limit
-from modules.openapi.document import OpenApiResource
 from modules.openapi.html import Markup, element, joined, link, prose, table
-from modules.openapi.operation_section import ORIGIN, Articles, each, signature
+from modules.openapi.operation_section import Articles, each, signature
 from modules.openapi.type_phrase import phrase
 
-HTML: Final = "text/html; charset=utf-8"
 STYLE: Final = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
 POLICY: Final = (
     f"default-src 'none'; style-src 'sha256-{b64encode(sha256(STYLE.encode()).digest()).decode()}'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_PLAIN: Final = re.compile(r"https?://[A-Za-z0-9.\-]+(?::[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?")
-
-
-class DocsResource:
-    """The page."""
-
-    operations: ClassVar[Mapping[str, Operation]] = {
-        "GET": Operation("Return this API as a page for people.", Role.READ, HTML, blocks=True)
-    }
-
-    def __init__(self, contract: OpenApiResource) -> None:
-        self._contract = contract
-
-    @cached_property
-    def _page(self) -> bytes:
-        return b"<!doctype html>\n" + page(json.loads(self._contract.text)).encode()
-
-    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
-        """Return the page; runs on the pool."""
-        origin = request.prefix if _PLAIN.fullmatch(request.prefix) else ORIGIN
-        response.content_type = HTML
-        response.set_header("Content-Security-Policy", POLICY)
-        response.data = self._page.replace(ORIGIN.encode(), origin.encode())
-
-    on_head = on_get  # RFC 9110 §9.1: every GET has a HEAD; the server omits the body
 
 
 def page(document: Mapping[str, Any]) -> Markup:

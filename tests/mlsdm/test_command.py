@@ -35,7 +35,7 @@ def test_without_arguments_it_prints_help_and_exits_2() -> None:
         assert f"\n  {line}" in ended.stdout
 
 
-@pytest.mark.parametrize("command", ["serve", "check-config", "stat", "replay"])
+@pytest.mark.parametrize("command", ["serve", "check-config", "stat", "modules", "replay"])
 def test_every_command_has_help_with_examples(command: str) -> None:
     """On a terminal without Unicode, characters that cannot be shown are replaced."""
     ended = mlsdm(command, "--help", PYTHONIOENCODING="ascii")

@@ -286,7 +286,7 @@ def failing(context: Context) -> dict[str, str | None]:
 
 def metric_values(context: Context) -> dict[str, float]:
     """Return what a scrape says of the block, by family."""
-    families = BlockCollector(context, ReadinessResource(context)).collect()
+    families = BlockCollector(context, ReadinessResource(context).is_ready).collect()
     return {family.name: family.samples[0].value for family in families}
 
 

@@ -17,6 +17,11 @@ from app.api.access.audit_log import AuditLog
 from app.api.access.gate import Gate
 from app.api.context import Context
 from app.api.operation import operation_of
+from app.lifecycle.context import make_context
+from app.lifecycle.contract import Module, ModuleContext, NoSettings
+from app.lifecycle.loader import BUILT_IN, load_modules
+from app.lifecycle.registry import Registry
+from app.lifecycle.report import NO_MODULES, Board
 from app.main import Application
 from app.processes.lock_backoff import LockBackoff
 from app.routes.table import routes
@@ -98,7 +103,11 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Route]]:
     application._gate = Gate(())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path_factory.mktemp("metrics")))
-        application._routes = routes(context, AuditLog())
+        application._routes = routes(context, AuditLog(), NO_MODULES)
+    for loaded in load_modules(tuple(BUILT_IN)):
+        assert loaded.module is not None
+        application._routes |= loaded.module.routes(make_context(loaded.module, "worker", NoSettings(), config))
+    application._modules = Registry((), Board((), 0), 0, context_of=_no_context, taken=(), wake=lambda: None)
     application._lock_backoff = LockBackoff(formed.block, asyncio.new_event_loop())
     api = application._routed()
     found = []
@@ -113,6 +122,11 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Route]]:
     yield found
     del application, api, context, store
     formed.close()
+
+
+def _no_context(_module: Module) -> ModuleContext:
+    """Never called: there is no module."""
+    raise AssertionError
 
 
 def allowed(has: Role | None, needs: Role | None) -> bool:

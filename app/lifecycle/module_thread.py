@@ -1,0 +1,202 @@
+"""One module in one process, from its first method to its last, on a thread of its own.
+
+Invariants: whatever the module raises, and however long it takes, stays on this thread. The module is opened when its
+migrations are done and the modules that it requires are usable. A module in whose methods DEATHS_MAX processes died is
+left out, so that it cannot keep the workers from serving.
+Threading: `run` is the thread; `look` and `end` are called from the event loop's.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+
+from app.api.access.gate import Authenticator
+from app.api.operation import Resource
+from app.lifecycle.contract import Module, ModuleContext
+from app.lifecycle.report import USABLE, Board, Cell, State
+from shm.process import identify_self
+
+STUCK_SECONDS: Final = 30.0  # a method of a module that runs for longer is reported as stuck
+CHECK_SECONDS: Final = 1.0
+DEATHS_MAX: Final = 3
+DEATHS_FORGOTTEN_SECONDS: Final = 60.0  # a module that was usable for so long has its earlier deaths forgotten
+_WAIT_SECONDS: Final = 0.02  # between two looks at what the module waits for
+
+T = TypeVar("T")
+
+log = logging.getLogger("mlsdm.modules")
+
+
+class Published(NamedTuple):
+    """What a module adds to the application of its worker."""
+
+    module: str
+    routes: Mapping[str, Resource]
+    authenticators: Sequence[Authenticator]
+
+
+class ModuleThread(threading.Thread):
+    """The thread. `settled` is set once there is nothing to wait for: ready, failed, stuck or closing."""
+
+    def __init__(
+        self,
+        module: Module,
+        board: Board,
+        holder: int,
+        *,
+        context_of: Callable[[Module], ModuleContext],
+        is_usable: Callable[[str], bool],
+        publish: Callable[[Published], None],
+    ) -> None:
+        """`is_usable(name)` says whether another module of this process is; `publish` takes what is to be added."""
+        super().__init__(name=f"module {module.name}", daemon=True)
+        self.module = module
+        self.settled = threading.Event()
+        self._context_of = context_of
+        self._board = board
+        self._holder = holder
+        self._is_usable = is_usable
+        self._publish = publish
+        self._closing = threading.Event()
+        self._is_open = False
+        self._usable_since = 0.0  # on the monotonic clock
+        self._running_since = 0.0  # on the monotonic clock; 0 while no method of the module runs
+        self._writing = threading.Lock()
+        before = board.read(module.name, holder)
+        self._cell = Cell(*identify_self(), "configured", time.time(), deaths=_deaths(before) if before else 0)
+        self._write()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the module's routes may be called."""
+        return self._cell.state in USABLE
+
+    @property
+    def cell(self) -> Cell:
+        """What this process reports of the module."""
+        return self._cell
+
+    def run(self) -> None:
+        """Take the module through its phases. Never raises."""
+        try:
+            if self._may_open():
+                self._open()
+                self._check_until_closing()
+        except BaseException as error:
+            log.exception("module %s failed", self.module.name)
+            self._running_since = 0.0
+            self._enter("failed", f"{self._cell.running}: {type(error).__name__}: {error}", running="")
+        self.settled.set()
+        self._closing.wait()
+        if self._is_open:
+            self._close()
+
+    def end(self) -> None:
+        """Have the module closed."""
+        self._closing.set()
+
+    def look(self, now: float) -> None:
+        """Report the module as stuck when one of its methods has run for too long. `now` on the monotonic clock."""
+        since = self._running_since
+        if since and now - since > STUCK_SECONDS and self._cell.state != "stuck":
+            self._enter("stuck", f"{self._cell.running} has run for {STUCK_SECONDS:.0f} s")
+
+    # -- phases ------------------------------------------------------------------------------------------------------
+
+    def _may_open(self) -> bool:
+        """Wait for migrations and required modules. False when the module is left out, or the process ends."""
+        others = (cell for holder, cell in self._board.cells(self.module.name) if holder != self._holder)
+        deaths = self._cell.deaths + sum(map(_deaths, others))
+        if deaths >= DEATHS_MAX:
+            self._enter("failed", f"left out, because {deaths} processes died in its methods")
+            return False
+        deadline = time.monotonic() + STUCK_SECONDS
+        while (missing := self._missing()) and not self._closing.is_set():
+            if missing != self._cell.reason:
+                self._write(reason=missing)
+            if time.monotonic() > deadline and self._cell.state != "stuck":
+                self._enter("stuck", missing)
+                self.settled.set()
+            self._closing.wait(_WAIT_SECONDS)
+        return not self._closing.is_set()
+
+    def _missing(self) -> str:
+        """Return what this module waits for, "" for nothing."""
+        if self.module.migrations():
+            cell = self._board.read(self.module.name, self._board.arbiter)
+            if cell is None or cell.state != "ready":
+                return "its migrations are not done" + (f": {cell.reason}" if cell and cell.reason else "")
+        missing = (name for name in self.module.requires if not self._is_usable(name))
+        return next((f"it requires the module {name}, which is not ready" for name in missing), "")
+
+    def _open(self) -> None:
+        name = self.module.name
+        self._enter("opening")
+        context = self._context_of(self.module)
+        self._call("routes", lambda: self._publish(Published(name, self.module.routes(context), ())))
+        self._call("open", lambda: self.module.open(context))
+        self._is_open = True
+        self._call("authenticators", lambda: self._publish(Published(name, {}, self.module.authenticators(context))))
+        self._usable_since = time.monotonic()
+        self._enter("ready")
+        log.info("module %s is ready", name, extra={"role": context.role})
+        self.settled.set()
+
+    def _check_until_closing(self) -> None:
+        has_check = type(self.module).check is not Module.check
+        while not self._closing.wait(CHECK_SECONDS if has_check or self._cell.deaths else None):
+            if self._cell.deaths and time.monotonic() - self._usable_since > DEATHS_FORGOTTEN_SECONDS:
+                self._write(deaths=0)
+            if has_check:
+                self._check()
+
+    def _check(self) -> None:
+        try:
+            wrong = self._call("check", self.module.check) or ""
+        except Exception as error:
+            log.exception("check of module %s failed", self.module.name)
+            wrong = f"check: {type(error).__name__}: {error}"
+            self._running_since = 0.0
+        state: State = "degraded" if wrong else "ready"
+        if (state, wrong) != (self._cell.state, self._cell.reason):
+            self._enter(state, wrong, running="")
+
+    def _close(self) -> None:
+        try:
+            self._call("close", self.module.close)
+        except Exception:
+            log.exception("module %s was not closed in order", self.module.name)
+        self._enter("closed", running="")
+
+    # -- the cell ----------------------------------------------------------------------------------------------------
+
+    def _call(self, method: str, function: Callable[[], T]) -> T:
+        """Call a method of the module, its name on the board while it runs, its milliseconds in the report."""
+        began = self._running_since = time.monotonic()
+        self._write(running=method)
+        result = function()
+        self._running_since = 0.0
+        phases = {**self._cell.phases, method: round((time.monotonic() - began) * 1e3, 3)}
+        self._write(running="", phases=phases)
+        return result
+
+    def _enter(self, state: State, reason: str = "", **members: Any) -> None:
+        if reason:
+            log.error("module %s is %s: %s", self.module.name, state, reason)
+        elif self._cell.state in ("degraded", "stuck") and state == "ready":
+            log.info("module %s has recovered", self.module.name)
+        self._write(state=state, reason=reason, since=time.time(), **members)
+
+    def _write(self, **members: Any) -> None:
+        with self._writing:
+            self._cell = msgspec.structs.replace(self._cell, **members)
+            self._board.write(self.module.name, self._holder, self._cell)
+
+
+def _deaths(cell: Cell) -> int:
+    """Return how many processes died in the module, as far as one holder knows."""
+    return cell.deaths + int(bool(cell.running) and not cell.writer.alive)

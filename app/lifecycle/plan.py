@@ -1,0 +1,163 @@
+"""The plan: which modules this configuration runs, decided in the arbiter before the fork.
+
+Owns: the board on which all processes report, and the children that the modules declare, as the supervisor takes them.
+A reload makes a new plan for the new workers; the old workers keep theirs until they have drained.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from app.lifecycle.context import make_context
+from app.lifecycle.contract import Migration, Module, ModuleChild
+from app.lifecycle.loader import FoundModule, declare
+from app.lifecycle.report import Board, Cell, Declared, Report
+from app.processes.child import Child, ChildContext
+from app.processes.child_table import ChildState
+from shm.process import identify_self
+
+MIGRATIONS: Final = "migrations"  # the name of the child that runs them
+MIGRATION_SECONDS_MAX: Final = 600.0  # for one migration; then it is ended and begun anew
+MIGRATION_SIZE_MAX: Final = 512_000_000  # bytes of anonymous memory
+
+log = logging.getLogger("mlsdm.modules")
+
+
+class Plan:
+    """The modules of one configuration."""
+
+    def __init__(
+        self,
+        loaded: Sequence[FoundModule],
+        sections: Mapping[str, msgspec.Struct],
+        required: Collection[str],
+        rows: int,
+        before: "Plan | None" = None,
+    ) -> None:
+        """`loaded` in the order in which modules are opened; `sections` are their settings; `required` are names that
+        the configuration asks for; `rows` counts worker rows; `before` is the plan that this one replaces.
+        """
+        self.sections = {
+            one.name: sections.get(one.name, one.module.settings()) for one in loaded if one.module is not None
+        }
+        self._loaded = loaded
+        self._required = {*required, *(one.name for one in loaded if one.module is not None and one.module.required)}
+        self.children: list[Child] = []
+        self.board = Board([one.name for one in loaded], rows)
+        if before is not None:
+            self._keep_migrations(before)
+        for one in loaded:
+            self._declare(one)
+
+    @property
+    def modules(self) -> list[Module]:
+        """The modules that are opened, in order."""
+        return [one.module for one in self._loaded if one.module is not None]
+
+    @property
+    def problems(self) -> list[str]:
+        """A sentence for each required module that was left out."""
+        return [
+            f"modules.required: the module {one.name} is left out: {one.reason}"
+            for one in self._loaded
+            if one.module is None and one.name in self._required
+        ]
+
+    def report(self, children: Callable[[], Mapping[str, ChildState]] = dict) -> Report:
+        """Return the report of these modules; `children()` returns the supervised processes by name."""
+        now = time.time()
+        declared = [
+            Declared(
+                one.name,
+                one.module.version if one.module else "",
+                one.module.requires if one.module else (),
+                one.name in self._required,
+                "configured" if one.module else "failed",
+                now,
+                one.reason,
+                one.phases,
+            )
+            for one in self._loaded
+        ]
+        return Report(declared, self.board, children)
+
+    def _declare(self, one: FoundModule) -> None:
+        """Ask a module for its children and migrations, and have the supervisor run them."""
+        if one.module is None:
+            return
+        settings = self.sections[one.name]
+        declare(one, settings)
+        try:
+            children = [
+                Child(
+                    f"{one.name}-{child.name}",
+                    partial(_run, one.module, child, settings),
+                    child.access,
+                    child.silence_seconds,
+                    child.memory_size_max,
+                    settings=settings,
+                )
+                for child in one.children
+            ]
+            if one.migrations:
+                migrate = partial(_migrate, one.module, one.migrations, settings, self.board)
+                children.append(
+                    Child(
+                        f"{one.name}-{MIGRATIONS}",
+                        migrate,
+                        silence_seconds=MIGRATION_SECONDS_MAX,
+                        memory_size_max=MIGRATION_SIZE_MAX,
+                        once=True,
+                        settings=settings,
+                    )
+                )
+        except ValueError as error:
+            one.leave_out(f"children: {error}")
+        else:
+            self.children += children
+
+    def _keep_migrations(self, before: "Plan") -> None:
+        """Take over that migrations are done, for modules whose settings have not changed: they do not run again."""
+        for name in self.board.names:
+            if name in before.board.names and before.sections.get(name) == self.sections.get(name):
+                cell = before.board.read(name, before.board.arbiter)
+                if cell is not None and cell.state == "ready":
+                    self.board.write(name, self.board.arbiter, cell)
+
+
+def _migrate(
+    module: Module, migrations: Sequence[Migration], settings: msgspec.Struct, board: Board, child: ChildContext
+) -> int:
+    """Run a module's migrations, in a process of their own; the exit status."""
+    context = make_context(module, MIGRATIONS, settings, child.config)
+    cell = Cell(*identify_self(), "configured", time.time())
+    for migration in migrations:
+        child.beat()
+        began = time.monotonic()
+        try:
+            migration.apply(context)
+        except Exception as error:
+            log.exception("migration %s of module %s failed", migration.name, module.name)
+            reason = f"{migration.name}: {type(error).__name__}: {error}"
+            board.write(module.name, board.arbiter, msgspec.structs.replace(cell, state="failed", reason=reason))
+            return 1
+        log.info(
+            "migration %s of module %s took %.1f ms", migration.name, module.name, (time.monotonic() - began) * 1e3
+        )
+    board.write(module.name, board.arbiter, msgspec.structs.replace(cell, state="ready", since=time.time()))
+    return 0
+
+
+def _run(module: Module, declared: ModuleChild, settings: msgspec.Struct, child: ChildContext) -> int:
+    """Be a child of a module; the exit status."""
+    context = make_context(module, declared.name, settings, child.config)
+    module.open(context)
+    child.beat()
+    try:
+        return declared.run(context, child)
+    finally:
+        module.close()

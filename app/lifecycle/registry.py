@@ -1,0 +1,113 @@
+"""The modules of one process: started together, looked at on every beat, closed in reverse.
+
+Owns: the threads of the modules, and what they have published: routes and authenticators, which `apply` adds to the
+application.
+Invariants: a route of a module answers 503 `module_unavailable` unless the module is usable (ready or degraded).
+Threading: every method but `_publish` is called on the event loop's thread.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from queue import Empty, SimpleQueue
+from typing import Any, Final
+
+import falcon
+
+from app.api.operation import Resource, check_operations
+from app.api.problem import Problem
+from app.lifecycle.contract import Module, ModuleContext
+from app.lifecycle.module_thread import ModuleThread, Published
+from app.lifecycle.report import Board
+
+UNAVAILABLE: Final = "module_unavailable"
+OPEN_SECONDS_MAX: Final = 1.0  # that a worker waits for its modules before it accepts connections
+CLOSE_SECONDS_MAX: Final = 5.0  # for all modules of a process together
+
+
+class Registry:
+    """The modules of this process."""
+
+    def __init__(
+        self,
+        modules: Sequence[Module],
+        board: Board,
+        holder: int,
+        *,
+        context_of: Callable[[Module], ModuleContext],
+        taken: Iterable[str],
+        wake: Callable[[], object],
+    ) -> None:
+        """`modules` in the order in which they are opened; `holder` is this process's column of the board; `taken` are
+        paths that have a route; `wake()`, called from any thread, has the event loop call `apply`.
+        """
+        self._published: SimpleQueue[Published] = SimpleQueue()
+        self._wake = wake
+        self._taken = set(taken)
+        self._taking = threading.Lock()
+        self._threads = {
+            module.name: ModuleThread(
+                module, board, holder, context_of=context_of, is_usable=self.is_usable, publish=self._publish
+            )
+            for module in modules
+        }
+        self._module_of: dict[int, ModuleThread] = {}  # by id of the resource
+
+    def start(self) -> None:
+        """Start to open the modules, and wait for those that are quick: OPEN_SECONDS_MAX for all together."""
+        deadline = time.monotonic() + OPEN_SECONDS_MAX
+        for thread in self._threads.values():
+            thread.start()
+        for thread in self._threads.values():
+            thread.settled.wait(max(0.0, deadline - time.monotonic()))
+
+    def apply(self, add: Callable[[Published], None]) -> None:
+        """Hand to `add` what modules have published since the last call."""
+        while True:
+            try:
+                published = self._published.get_nowait()
+            except Empty:
+                return
+            for resource in published.routes.values():
+                self._module_of[id(resource)] = self._threads[published.module]
+            add(published)
+
+    def look(self, now: float) -> None:
+        """Find modules that are stuck; called on every beat. `now` on the monotonic clock."""
+        for thread in self._threads.values():
+            thread.look(now)
+
+    def is_usable(self, name: str) -> bool:
+        """Return whether a module of this process is ready or degraded."""
+        thread = self._threads.get(name)
+        return thread is not None and thread.is_usable
+
+    def close(self) -> None:
+        """Close the modules in reverse; leave behind those that take longer than CLOSE_SECONDS_MAX together."""
+        deadline = time.monotonic() + CLOSE_SECONDS_MAX
+        for thread in reversed(self._threads.values()):
+            thread.end()
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def process_resource(
+        self, _request: falcon.Request, _response: falcon.Response, resource: Resource, _params: dict[str, Any]
+    ) -> None:
+        """Falcon's middleware, behind the gate: refuse a route whose module is not usable."""
+        thread = self._module_of.get(id(resource))
+        if thread is not None and not thread.is_usable:
+            cell = thread.cell
+            detail = f"The module {thread.module.name}, which has this route, is {cell.state}; GET /modules says more."
+            raise Problem(503, UNAVAILABLE, detail, retry_after=1)
+
+    def _publish(self, published: Published) -> None:
+        """Check and queue what a module adds; on the module's thread, so that a mistake in it fails that module."""
+        for path, resource in published.routes.items():
+            check_operations(path, resource)
+            for method, operation in resource.operations.items():
+                assert UNAVAILABLE in operation.refusals, f"{method} {path} does not declare {UNAVAILABLE}"
+        with self._taking:
+            if again := self._taken & published.routes.keys():
+                raise ValueError(f"{min(again)} is a route already")
+            self._taken |= published.routes.keys()
+        self._published.put(published)
+        self._wake()
