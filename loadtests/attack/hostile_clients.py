@@ -31,7 +31,7 @@ from testing.live_server import ROOT, LiveServer
 RATIOS_MAX: Final = {"slow": 2.0, "greedy": 10.0}
 KINDS: Final = {"slow": ("head", "body", "read"), "greedy": ("greedy",)}
 COUNTS: Final = {"slow": 5_000, "greedy": 600}
-# Twice (per worker) 32 MB of untaken answers, as much while they are joined, and 5,000 connections of 5 kB, rounded up.
+# Per worker 32 MB of unread answers and as much while they are joined; 5,000 connections of 5 kB; rounded up.
 MEMORY_MB_MAX: Final = 200.0
 ROUNDS: Final = 3
 STEADY_CLIENTS: Final = 8
@@ -39,7 +39,7 @@ DIMENSION: Final = 384
 
 
 class Phase(NamedTuple):
-    """What was measured in one phase; latencies in milliseconds, memory in MB."""
+    """The measurements of one phase; latencies in milliseconds, memory in MB."""
 
     attacked: bool
     requests: int
@@ -77,22 +77,23 @@ def main() -> int:
 
 def run_phases(server: LiveServer, attack: str, count: int, seconds: int) -> list[Phase]:
     """Measure the phases, quiet and attacked in turn, and print a line for each."""
-    measure_steady_clients(server, seconds)  # fills pages of the log, and warms everything
+    measure_steady_clients(server, seconds)  # fills pages of the log, and warms caches
     print(f"{'':>8} {'requests':>9} {'p50, ms':>8} {'p99, ms':>8} {'max, ms':>8} {'MB':>8}")
     phases = []
     for _ in range(ROUNDS):
         phases.append(print_phase(measure_phase(server, seconds, attacked=False)))
-        crowd = Attack(server, attack, count)
+        attackers = Attack(server, attack, count)
         try:
-            crowd.wait()
+            attackers.wait()
             phases.append(print_phase(measure_phase(server, seconds, attacked=True)))
         finally:
-            said = crowd.end()
+            attack_report = attackers.end()
         print(
-            f"{'':>8} {said['open']:,} {attack} ones at once, {said['cpu']:.0%} of a processor; {said['ends']}",
+            f"{'':>8} {attack_report['open']:,} {attack} clients at once, {attack_report['cpu']:.0%} of a core; "
+            f"{attack_report['ends']}",
             flush=True,
         )
-        time.sleep(2)  # for what they leave behind
+        time.sleep(2)  # until the server has cleaned up after them
     return phases
 
 
@@ -107,7 +108,7 @@ class Attack:
         )  # fmt: skip
 
     def wait(self) -> None:
-        """Wait until all have come, and the first have been cut and come back."""
+        """Wait until all are connected, and the first were disconnected and came back."""
         time.sleep(self.count / 2_000 + 6)
         assert self.process.poll() is None
 

@@ -60,7 +60,7 @@ def refused(options: FaultOptions) -> Outcome:
         os.kill(trial.server.pid, signal.SIGHUP)
         eventually(lambda: "the old one stays" in trial.log_since(size))
         logged = trial.log_since(size)
-        path.write_text("{}\n")  # a worker that dies is to find a whole file
+        path.write_text("{}\n")  # a worker that is replaced must find a valid file
         eventually(lambda: len(trial.workers()) == 2 and not set(before) & set(trial.workers()))
         return [f"the log does not name {name}" for _, name in chosen if name not in logged]
 
