@@ -39,12 +39,12 @@ from loadtests.load.metrics_probe import ProbeError, ServerMetrics
 from loadtests.load.population import PopulationError
 from loadtests.load.request_bodies import BATCH, RequestBodies
 
-TIMEOUT_SECONDS: Final = 30  # of a request, and so of the end of a run
-UNSERVED: Final = ", 503"  # behind the name of a request that was answered so
+TIMEOUT_SECONDS: Final = 30  # of a request, and of the wait at the end of a run
+UNSERVED: Final = ", 503"  # suffix of the name of a request that was answered 503
 REFUSED: Final = "429: refused for want of tokens"
 BROKEN: Final = 1
 UNMEASURED: Final = 2
-# Names in Locust's statistics, and how many events one request of that name holds.
+# Names in Locust's statistics, and the events per request.
 EVENTS: Final[Mapping[str, int]] = {
     "/event, JSON": 1,
     "/event, base64, payload, key": 1,
@@ -95,7 +95,7 @@ def _positive(text: str) -> float:
 
 def _bound(text: str) -> float:
     value = float(text)
-    if math.isnan(value):  # nothing is above it, and nothing below
+    if math.isnan(value):  # comparisons with NaN are always false
         raise ArgumentTypeError(f"{text} is no bound: expected a number, or inf")
     return value
 
@@ -137,11 +137,11 @@ def _document_of(answer: Any) -> Any:
             answer.failure(f"200 with a body that is no JSON: {error}")
     elif answer.status_code == 429:
         answer.failure(REFUSED)
-    elif answer.status_code == 503:  # nothing was applied: counted apart, with an objective of its own
+    elif answer.status_code == 503:  # nothing was applied: it has an objective of its own
         answer.request_meta["name"] += UNSERVED
         answer.success()
     elif answer.status_code == 410:
-        answer.success()  # the memory was overwritten meanwhile, as memories are
+        answer.success()  # the memory was overwritten meanwhile, which is normal
     elif answer.status_code:
         answer.failure(f"{answer.status_code}: {answer.text[:200]}")
     else:
@@ -153,7 +153,7 @@ class Application(ApiUser):
     """A program that remembers and recalls, at random moments."""
 
     bodies: ClassVar[RequestBodies]
-    newest: int | None = None  # memory of its own
+    newest: int | None = None  # the newest own memory
 
     def on_start(self) -> None:
         """Start the schedule of requests."""
@@ -300,7 +300,7 @@ def judge(environment: Environment, **_more: object) -> None:
     runner, options = environment.runner, _options(environment)
     if runner is None or isinstance(runner, WorkerRunner):
         return
-    runner.stop()  # Ctrl-C comes here before the users have ended
+    runner.stop()  # after Ctrl-C the users are still running
     after = _probe(environment)
     if Run.before is None or after is None:
         environment.process_exit_code = UNMEASURED

@@ -30,7 +30,7 @@ SLOW_BODY: Final = (
 )
 UNREAD_REQUESTS: Final = b"GET /decisions?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n" * 16
 GREEDY_REQUESTS: Final = b"HEAD /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200
-SLICES: Final = 200  # of a second, so that bytes and connections do not come in bursts of our own making
+SLICES: Final = 200  # slices per second, so that bytes and connections do not come in bursts
 OPENED_PER_SLICE_MAX: Final = 10  # 2,000 connections a second
 
 
@@ -150,7 +150,7 @@ class AttackerPool:
         self.opening: set[asyncio.Task[Any]] = set()
         self.stopping = False
         self.open_max = 0
-        self.answered = 0  # to the greedy
+        self.answered = 0  # answers to greedy clients
 
     @property
     def open_count(self) -> int:

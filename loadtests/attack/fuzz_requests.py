@@ -54,7 +54,7 @@ from testing.strict_http import read_answers, read_request
 
 CLIENT: Final = ("127.0.0.1", 4242)
 PROGRAM_SIZE_MAX: Final = 96
-LIMIT_SIZE: Final = 4_000  # bytes; shorter wires pass no limit but that of the number of fields
+LIMIT_SIZE: Final = 4_000  # bytes; shorter wires can exceed only the limit on the number of fields
 LIMITS: Final = {limit.code for limit in (REQUEST_LINE_SIZE, HEADER_COUNT, HEADERS_SIZE)}
 
 # -- programs --------------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ class Outcome(NamedTuple):
 
     calls: list[ReceivedRequest]
     refusal: str
-    answers: list[tuple[int, bytes]]  # status and body; none for the message alone
+    answers: list[tuple[int, bytes]]  # status and body; empty for the parser alone
 
 
 def call_of(environ: WSGIEnvironment) -> ReceivedRequest:
@@ -181,7 +181,7 @@ class EchoApplication:
     def __init__(self) -> None:
         self.calls: list[ReceivedRequest] = []
         self.refusals: list[str] = []
-        self.declined: int | None = None  # index of the call whose body was not wanted
+        self.declined: int | None = None  # index of the call whose body was declined
 
     def wants_body(self, environ: WSGIEnvironment) -> bool:
         wanted = not environ["PATH_INFO"].startswith("/no")
@@ -190,7 +190,7 @@ class EchoApplication:
         return wanted
 
     def on_refusal(self, code: str, _environ: Any, status: int) -> None:
-        if status and code != "internal_error":  # that is the answer to a call, whose path breaks the line of X-Path
+        if status and code != "internal_error":  # that answers a call whose path breaks the line of X-Path
             self.refusals.append(code)
 
     def __call__(self, environ: WSGIEnvironment, start_response: Any, /) -> Iterable[bytes]:

@@ -72,7 +72,7 @@ class ServerPool:
         self._files = tempfile.TemporaryDirectory(prefix="mlsdm-bench-")
         self._sent: dict[tuple[str, str], int] = {}
         self.notes: list[str] = []
-        self.failures: list[str] = []  # servers that did not end in order
+        self.failures: list[str] = []  # servers that did not stop cleanly
 
     def __enter__(self) -> "ServerPool":
         return self
@@ -118,7 +118,7 @@ class ServerPool:
                 server.port, path, traffic.connections, seconds,
                 core=self.cores.client, offset=self._sent.get(key, 0), numbered=numbered,
             )  # fmt: skip
-            listens(server.port)  # it answers whoever comes last: what was sent before is done then
+            listens(server.port)  # answered last, so all earlier requests are done
         self._sent[key] = self._sent.get(key, 0) + sample.sent + 1  # wrk asks for one that it does not send
         if sample.errors or not sample.completed:
             raise MeasurementError(
@@ -165,13 +165,13 @@ def check_moved(moved: int, sample: wrk.Sample, items: int, side: Side) -> None:
 def measure(pool: ServerPool, row: Row, rounds: int, seconds: int) -> Result:
     """Measure one row. Raises MeasurementError."""
     for side in (row.reference, row.subject):
-        pool.server(side.server)  # all are up before anything is measured
+        pool.server(side.server)  # start both before measuring
     result = Result(row, [], [])
     sides = [(row.reference, result.reference), (row.subject, result.subject)]
     for _ in range(rounds):
         for side, slices in sides:
             slices.append(pool.slice(side, seconds))
-        sides.reverse()  # a machine that slows down, or warms up, does so for either side
+        sides.reverse()  # so that drift of the machine affects both sides
     return result
 
 

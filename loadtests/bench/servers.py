@@ -30,7 +30,7 @@ from testing.live_server import ROOT, LiveServer, free_port
 TOKEN: Final = "bench.0123456789012345678901234567890123456789012"  # 43 characters of secret, as `mlsdm key` makes them
 START_SECONDS_MAX: Final = 60.0
 _ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-_MILLION: Final = "1000000"  # the most that a tier may allow
+_MILLION: Final = "1000000"  # the maximum of a tier
 _LIMITS: Final = "MLSDM_SECURITY__RATE_LIMITING__"
 PRODUCTION: Final = {
     "MLSDM_ENV": "production",
@@ -55,8 +55,8 @@ class Server(Protocol):
     """A server that can be measured."""
 
     port: int
-    traffic: Mapping[str, Traffic]  # what it is sent beside what all servers can be sent
-    note: str  # what the run has to say about it
+    traffic: Mapping[str, Traffic]  # its own traffic, in addition to the common traffic
+    note: str  # a note for the output
 
     def start(self, cores: Iterable[int]) -> None:
         """Start on these cores and return when it answers. Raises MeasurementError."""

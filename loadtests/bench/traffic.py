@@ -20,8 +20,8 @@ EVENTS: Final = 2_000  # different events; the client cycles through them
 BATCHES: Final = 100  # different batches
 BATCH: Final = 100
 TOP_K: Final = 10
-FAST: Final = 32  # connections for what takes microseconds
-SLOW: Final = 8  # for what takes a millisecond: fewer are under way when the client stops, and none waits for long
+FAST: Final = 32  # connections for requests of microseconds
+SLOW: Final = 8  # for requests of a millisecond: few are under way when the client stops, and none waits long
 
 JSON: Final = {"Content-Type": "application/json"}
 MSGPACK: Final = {"Content-Type": "application/msgpack"}
@@ -40,7 +40,7 @@ class Traffic(NamedTuple):
     events: bool = False
 
 
-NUMBER: Final = "NUMBER#########"  # as long as what replaces it
+NUMBER: Final = "NUMBER#########"  # as long as its replacement
 
 
 def product_traffic(memories: Floats, queries: Floats, token: str) -> dict[str, Traffic]:

@@ -26,6 +26,6 @@ class NullLatency:
         return 0.0
 
 
-assert hasattr(main, "Latency")  # what is replaced is what would be used
+assert hasattr(main, "Latency")  # the replaced name must exist
 main.Latency = NullLatency
 app: Final = main.app

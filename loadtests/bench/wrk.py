@@ -20,7 +20,7 @@ from loadtests.bench.processor import pinned
 PERCENTILES: Final = (50, 99)
 _MARK: Final = "MEASURED "
 _POLLING: Final = Path(__file__).with_name("polling.c")
-# wrk calls `request` once to look at what it makes, before it connects: `sent` starts one below.
+# wrk calls `request` once before it connects, so `sent` starts at -1.
 _SCRIPT: Final = """
 local threads = {}
 function setup(thread) table.insert(threads, thread) end

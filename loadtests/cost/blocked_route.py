@@ -29,8 +29,8 @@ from testing.live_server import LiveServer
 RATIO_MAX: Final = 2.0
 ROUNDS: Final = 5
 PHASE_SECONDS: Final = 3.0
-ASKING: Final = 6  # clients of the slow route; the pool has two threads
-STOPPED_SECONDS: Final = 0.7  # less than the silence for which the arbiter replaces a controller
+ASKING: Final = 6  # clients of governor commands; the pool has two threads
+STOPPED_SECONDS: Final = 0.7  # less than the silence after which the arbiter replaces a controller
 DIMENSION: Final = 384
 
 

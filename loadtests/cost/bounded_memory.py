@@ -24,7 +24,7 @@ from loadtests.cost.process_memory import footprint
 from testing.live_server import LiveServer
 
 # 150 MB of proportional memory, and 5 MB of libc, libcrypto and their like: they are counted in full here, and are
-# nobody's alone on a machine on which anything else runs.
+# shared with other programs on most machines.
 BOUND_MB: Final = 150.0 + 5.0
 GROWTH_MB_MAX: Final = 1.0  # from the middle on: buffers have grown to the largest batch by then
 STEPS: Final = 10
@@ -76,7 +76,7 @@ def measure(server: LiveServer, events: int, batch: int) -> int:
                 thread.start()
             for thread in threads:
                 thread.join()
-        time.sleep(2 * TRIM_INTERVAL_SECONDS)  # until what was freed has gone back
+        time.sleep(2 * TRIM_INTERVAL_SECONDS)  # until freed memory has been returned
         state, found = server.state(), footprint(server.pid)
         sizes.append(found.total)
         print(

@@ -14,8 +14,8 @@ from core.limits import ANSWERS_SIZE, BODIES_SIZE, PIPELINES_SIZE
 from core.settings.config import Config
 from shm.layout import KEY_BUCKETS, PEER_BUCKETS, Layout
 
-BUDGET: Final = 1_400_000_000  # bytes: what operators give the service
-CAPACITY_MAX: Final = 1_000_000  # memories that the configuration allows
+BUDGET: Final = 1_400_000_000  # bytes: the memory budget of the service
+CAPACITY_MAX: Final = 1_000_000  # the largest configurable capacity
 # Bytes of arbiter and controller together, and of each worker.
 RESERVE_BASE: Final = 50_000_000
 RESERVE_WORKER: Final = 20_000_000

@@ -119,7 +119,7 @@ def price(server: Product, place: Cores, sent: Traffic, connections: int) -> flo
     pids = server.pids()
     before = used_ns(pids)
     sample = wrk.run(server.port, file, connections, 1, core=place.client)
-    listens(server.port)  # it answers whoever comes last: what was sent before is done then
+    listens(server.port)  # answered last, so all earlier requests are done
     spent = used_ns(pids) - before
     if sample.errors or not sample.completed:
         raise MeasurementError(f"{sent.requests[0][:60]!r}: {sample.completed} answers, errors {sample.errors}")

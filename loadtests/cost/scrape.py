@@ -83,7 +83,7 @@ def measure_scrapes(server: Product, metrics: Path, replaced: int) -> ScrapeFigu
     """Send events through every worker, time scrapes, print a line. Raises MeasurementError."""
     vector = np.ones(DIMENSION, "<f4").tobytes()
     for moral in ("0.8", "2"):  # the second is refused and counted
-        for _ in range(8 * WORKERS):  # a connection each: they are shared out
+        for _ in range(8 * WORKERS):  # one connection each, so that both workers get some
             server.live.request("POST", "/event", vector, {**_KEY, **RAW, "Moral-Value": moral})
     connection, taken, size = server.live.connect(), [], 0
     for _ in range(SCRAPES):

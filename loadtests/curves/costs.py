@@ -35,9 +35,9 @@ TOP_K: Final = 10
 QUERIES: Final = 40
 WARM: Final = 5
 PAYLOAD_SIZE_MAX: Final = 65_536
-_ANY: Final = (1, 0, 1_024, 1, 16)  # the rest of a layout: nothing of it matters to the shadow
-_CODE_SIZE: Final = 16  # bytes that the scan reads of a memory beside its int8 vector
-_EVENTS: Final = 100  # different events of a size
+_ANY: Final = (1, 0, 1_024, 1, 16)  # the other fields of a layout: the shadow does not depend on them
+_CODE_SIZE: Final = 16  # bytes per memory that the scan reads besides the int8 vector
+_EVENTS: Final = 100  # different events per size
 _ADMISSIONS: Final = 2_000
 
 
@@ -142,7 +142,7 @@ def _events(memories: Floats, size: int) -> tuple[bytes, ...]:
 
 def _payload(size: int) -> dict[str, str]:
     assert size == 0 or size >= 2
-    return {"payload": "x" * (size - 2)} if size else {}  # the quotes are part of it
+    return {"payload": "x" * (size - 2)} if size else {}  # the quotes count
 
 
 def _admit_us(memories: Floats, size: int) -> float:

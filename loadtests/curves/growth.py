@@ -38,7 +38,7 @@ DIMENSION: Final = 384
 ROUNDS, SECONDS = 3, 1
 MEMORY_GROWTH_MAX: Final = 3.0
 PAYLOAD_GROWTH_MAX: Final = 30.0
-EXACT_WINS: Final = 5_000  # memories; below, both are a matter of microseconds
+EXACT_WINS: Final = 5_000  # memories; below, both take microseconds
 PICTURES: Final = ROOT / "docs" / "pictures"
 _ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -217,11 +217,11 @@ def _draw_payloads(path: Path, rows: list[Admission], megabytes_per_second: floa
         axes.plot(
             sizes[1:], [size / megabytes_per_second for size in sizes[1:]], ":", color=picture.LIMIT, label=memory
         )
-        axes.set_xscale("symlog", linthresh=64)  # 0 is one of the sizes
+        axes.set_xscale("symlog", linthresh=64)  # because 0 is one of the sizes
         axes.set(yscale="log", xlabel="payload, bytes", ylabel="µs")
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
         axes.minorticks_off()
-        axes.set_ylim(top=10 * axes.get_ylim()[1])  # room for the names
+        axes.set_ylim(top=10 * axes.get_ylim()[1])  # room for the legend
         axes.legend(loc="upper left")
 
 
@@ -230,7 +230,7 @@ def _short(size: int) -> str:
 
 
 if __name__ == "__main__":
-    if any(os.environ.get(name) != value for name, value in _ONE_THREAD.items()):  # NumPy reads them when it is loaded
+    if any(os.environ.get(name) != value for name, value in _ONE_THREAD.items()):  # NumPy reads them at import
         again = [sys.executable, "-m", "loadtests.curves.growth", *sys.argv[1:]]
         os.execve(sys.executable, again, {**os.environ, **_ONE_THREAD})
     sys.exit(main())

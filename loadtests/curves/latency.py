@@ -39,14 +39,14 @@ PATHS: Final = ("recall", "event raw")  # recalls first: events replace the memo
 SECONDS: Final = 3
 ROUNDS: Final = 5
 CAPACITY_ROUNDS: Final = 3
-HALF_MAX: Final = 4.0  # p50 at half of capacity, in requests that capacity allows meanwhile
-FULL_MAX: Final = 20.0  # p50 at 80 %
+HALF_MAX: Final = 4.0  # bound of p50 at half of capacity, in service times
+FULL_MAX: Final = 20.0  # bound of p50 at 80 % of capacity
 OTHERS_MAX: Final = 0.1  # of both cores
 OTHERS_KEPT: Final = 0.02
 AT_ONCE: Final = "a server that answers at once"
 NAMES: Final = ("p50", "p90", "p99", "p99.9", "p99.99", "max")
 PICTURE: Final = ROOT / "docs" / "pictures" / "latency.svg"
-_ANSWER_SIZE: Final = 250  # about what a decision takes
+_ANSWER_SIZE: Final = 250  # about the size of a decision
 _CURVE: Final = 100 * (1 - np.logspace(0, -4.3, 60))  # percentiles of the picture
 
 
@@ -129,7 +129,7 @@ def measured(given: Vectors, seconds: float) -> dict[str, Any]:
                 found["runs"] += [load_path.loaded(capacity, load, seconds) for load in LOADS]
         finally:
             server.stop()
-        rate = found["runs"][-1]["rate"]  # the highest at which the client was used
+        rate = found["runs"][-1]["rate"]  # the highest rate of the run
         schedules = [open_loop.poisson_schedule(rate, seconds, open_loop.SEED + number) for number in range(ROUNDS)]
         rounds = [_client_alone(directory, sent["event raw"], moments, place) for moments in schedules]
         found["runs"].append(_summarise(AT_ONCE, 0.0, rate, rounds))
@@ -178,8 +178,8 @@ class PathUnderLoad(NamedTuple):
                     f"{self.path}: {sample.completed} answers in a closed loop, errors {sample.errors}"
                 )
             rates.append(sample.completed / sample.seconds)
-        listens(self.server.port)  # it answers whoever comes last: nothing of the closed loop is left to do
-        return max(rates)  # whatever disturbs a round makes it lower
+        listens(self.server.port)  # answered last, so the work of the closed loop is done
+        return max(rates)  # every disturbance lowers a round
 
     def loaded(self, capacity: float, load: float, seconds: float) -> dict[str, Any]:
         """Measure one load; returns its run for the document."""
@@ -271,7 +271,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
             one.legend(loc="lower right")
         highest = max(one.get_ylim()[1] for one in axes)
         for one in axes:
-            one.set_ylim(1, highest)  # there is room for the names below the curves
+            one.set_ylim(1, highest)  # leaves room for the legend below the curves
 
 
 def _nines(run: dict[str, Any]) -> Floats:

@@ -13,7 +13,7 @@ from loadtests.bench.wrk import MeasurementError
 from loadtests.curves.c_program import build_c_program
 
 BANDWIDTH_SIZE: Final = 1_000_000_000
-_PASSES_NS: Final = 200_000_000  # about how long the passes of one size take together
+_PASSES_NS: Final = 200_000_000  # approximate time of all passes of one size
 _PASSES: Final = (5, 2_000)
 _SLOW: Final = 10  # bytes per ns, to guess the number of passes
 

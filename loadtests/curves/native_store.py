@@ -19,7 +19,7 @@ from shm.errors import OK
 from shm.layout import Layout
 from shm.store import Recall, Store
 
-ANY: Final = (3, 3)  # memories of both phases, whatever the phase
+ANY: Final = (3, 3)  # memories of both phases, in either phase
 BATCH: Final = 1_000
 ACCEPTED: Final = 1.0
 

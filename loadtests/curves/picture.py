@@ -13,11 +13,11 @@ from typing import Any, Final
 
 from loadtests.bench.wrk import MeasurementError
 
-_STYLE: Final[Any] = {  # Any: matplotlib's stubs want a dictionary of literals
+_STYLE: Final[Any] = {  # Any: matplotlib's stubs expect a dictionary of literals
     "svg.fonttype": "none",
-    "svg.hashsalt": "mlsdm",  # ids follow from what they name, not from chance
+    "svg.hashsalt": "mlsdm",  # ids are derived from their content, not random
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # matplotlib brings it: the same measure of text on every machine
+    "font.sans-serif": ["DejaVu Sans"],  # part of matplotlib: text has the same size on every machine
     "font.size": 9,
     "axes.grid": True,
     "axes.axisbelow": True,

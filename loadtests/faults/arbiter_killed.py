@@ -94,5 +94,5 @@ def _kill_arbiter(server: LiveServer) -> tuple[float, list[str]]:
 def _inode(link: Path) -> int:
     try:
         return link.stat().st_ino
-    except OSError:  # it has ended since it was found
+    except OSError:  # the process has just ended
         return 0

@@ -43,8 +43,8 @@ MEMORIES: Final = 1000  # in the block; half of them are sampled in full
 RECEIPTS: Final = 100
 MARKS: Final = 100  # of deletions; half of them of memories that live
 SCRUB_SECONDS_MAX: Final = 60.0
-RECOVERY_SECONDS_MAX: Final = 90.0  # the cooldown of an emergency is in it
-GUARDED: Final = {  # the bytes of a memory that its checksum covers: all that it is
+RECOVERY_SECONDS_MAX: Final = 90.0  # includes the cooldown of an emergency
+GUARDED: Final = {  # the bytes of a memory that its checksum covers
     "slots": [*range(48), *range(56, 64)],
     "codes": range(12),
     "shadow": range(DIMENSION),
@@ -129,7 +129,7 @@ class BitFlips:
             self._flip("header", 0, bit)
             try:
                 self.server.block()
-                if not self._is_header(whole):  # the controller may have been faster
+                if not self._is_header(whole):  # unless the controller has repaired it already
                     self._unnoticed("header: the block was opened", bit)
             except BlockError:
                 pass
@@ -224,7 +224,7 @@ class BitFlips:
             bit = 8 * self.random.choice(GUARDED[name]) + self.random.randrange(8)
             self._flip(name, memory_id % slots * self._region(name).stride, bit)
             status, _ = self._get(f"/memories/{memory_id}")
-            if status not in (503, 410):  # the scrub may have been there first
+            if status not in (503, 410):  # unless the scrub was faster
                 self._unnoticed(f"{name}: memory {memory_id} was answered {status},", bit)
             query = {"vector": self.vectors[memory_id - 1].tolist(), "top_k": 1}
             status, found = self._request("POST", "/recall", query)

@@ -35,10 +35,10 @@ WALL, BOOT = 0, 1
 JUMP_SECONDS: Final = (60, 3600, 86_400, 30 * 86_400)
 CYCLE_SECONDS: Final = 0.05
 STEPS: Final = 6  # waited for after a jump
-STEPS_MORE: Final = 3  # than the time that passed is worth: the one that was due, and the edges
-HEAD_SECONDS: Final = (4.0, 15.0)  # within which an unfinished head ends; the deadline is 5 s
-STOPPING_SECONDS: Final = 0.5  # before and after the jump that meets a server which is stopping
-# Two tokens, one more every fifty seconds: much longer than a look after a jump takes, less than any jump.
+STEPS_MORE: Final = 3  # more steps than the elapsed time allows: the due one, and the edges
+HEAD_SECONDS: Final = (4.0, 15.0)  # window in which an unfinished head is refused; the deadline is 5 s
+STOPPING_SECONDS: Final = 0.5  # before and after the jump during a stop
+# Two tokens, one more every fifty seconds: longer than a check after a jump, shorter than any jump.
 TOKENS: Final = 2
 LIMITS: Final = {
     "WORKERS": "1",
@@ -194,7 +194,7 @@ def _jump_while_stopping(trial: Trial, clocks: Clocks) -> list[str]:
             b"POST /event HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\nMoral-Value: 0.5\r\n"
             b"Content-Length: 32\r\n\r\n" + bytes(16)
         )
-        eventually(lambda: server.get("/livez").status == 200)  # what came before it has been read as well
+        eventually(lambda: server.get("/livez").status == 200)  # so the first part of the request was read, too
         server.process.send_signal(signal.SIGTERM)
         eventually(lambda: "Handling signal: term" in server.log)
         time.sleep(STOPPING_SECONDS)

@@ -33,7 +33,7 @@ from shm.layout import NO_ROW
 from testing.eventually import eventually
 
 TIMES: Final = 100
-LIVES_SECONDS: Final = (0.6, 0.8)  # one that dies younger waits for the arbiter's next look, so that it is not hot
+LIVES_SECONDS: Final = (0.6, 0.8)  # of a controller before the fault
 RESPAWN_MS_MAX: Final = 100.0
 CYCLE: Final = "0.05"  # seconds of a rhythm step: a controller that writes often
 
@@ -106,7 +106,7 @@ def controller_stale(options: FaultOptions) -> Outcome:
         with _paused(trial.controller()):  # anything that a controller writes now is from the stale one
             position, records = int(trial.store.state().position), _vitals(trial)
             removed += not stale.alive
-            with suppress(ProcessLookupError):  # it was stopped inside the section, and is removed
+            with suppress(ProcessLookupError):  # it was stopped inside the section and has been removed
                 os.kill(stale.pid, signal.SIGCONT)
             eventually(lambda: not stale.alive)
             entries += _controller_entries(trial, position)
@@ -179,9 +179,9 @@ def _start_rival(trial: Trial) -> int:
     pid = os.fork()
     if pid:
         return pid
-    try:  # nothing of this may return into the caller
+    try:  # must never return into the caller
         process.die_with_parent(parent)
-        logging.disable()  # what it has to say is of no interest here
+        logging.disable()  # its log is not needed
         arbiter = process.identify_self()
         if os.fork() == 0:
             os._exit(run(Block.open(os.open(link, os.O_RDWR), writable=True), Config(), arbiter))

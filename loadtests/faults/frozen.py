@@ -32,10 +32,10 @@ THROTTLED_SECONDS: Final = 5.0
 BETWEEN_SECONDS: Final = 0.5
 SHARE: Final = 0.2
 PERIOD_SECONDS: Final = 0.1
-CATCH_TIMES_MAX: Final = 2000  # attempts to stop everybody while the holder is in the section
+CATCH_TIMES_MAX: Final = 2000  # attempts to stop all processes while the holder is in the section
 
-# Holds the lock for 15 ms of its CPU time out of every 50: work, and no sleep, inside. So long that the watch, which
-# looks every 20 ms, has most likely seen it there when everything stops.
+# Holds the lock for 15 ms of CPU time out of every 50, without sleeping: long enough that the watch, which samples
+# every 20 ms, has most likely seen it when everything stops.
 _HOLD: Final = """
 import ctypes, mmap, os, sys, time
 from shm.process import die_with_parent

@@ -23,7 +23,7 @@ from core.reference.vector import norm
 from core.regime import Regime
 from core.settings.config import Config
 
-SENTENCES_MAX: Final = 5  # of one kind: the rest is a number
+SENTENCES_MAX: Final = 5  # per kind; the rest is counted
 
 
 class DecisionAnswer(msgspec.Struct):
@@ -193,7 +193,7 @@ def _reference_violations(history: History, dimension: int, capacity: int) -> li
 
 def _real_time_violations(history: History) -> list[str]:
     """Return violations of real time: a result must not precede one that was acknowledged before it was requested."""
-    # (asked, known, its first position, its last position, what it is called); 1 when it must stand strictly after
+    # (sent, answered, first position, last position, name, 1 if it must be strictly later)
     answers = [
         (one.sent_ns, one.answered_ns, one.decisions[0].position, one.decisions[-1].position, "a decision", 1)
         for one in history.written

@@ -24,9 +24,9 @@ from shm import process
 
 TIMES: Final = 50
 WORKERS: Final = 2
-CLIENTS: Final = 8  # so that there are some on the worker that goes on
-ATTEMPTS_MAX: Final = 20_000  # to stop one holder
-BETWEEN_SECONDS: Final = (0.0002, 0.001)  # two attempts
+CLIENTS: Final = 8  # so that some are on the other worker
+ATTEMPTS_MAX: Final = 20_000  # per holder
+BETWEEN_SECONDS: Final = (0.0002, 0.001)  # between two attempts
 SETTLE_SECONDS: Final = 0.3  # of load between two hits
 REFUSED_MS_MAX: Final = 100.0
 REMOVED_MS_MAX: Final = 500.0
@@ -35,7 +35,7 @@ REMOVED_MS_MAX: Final = 500.0
 def holder_stopped(options: FaultOptions) -> Outcome:
     """Stop a holder inside the section, `TIMES` times at full scale."""
     chance = options.random()
-    stopped: list[tuple[float, float]] = []  # from when to when one stood there, monotonic seconds
+    stopped: list[tuple[float, float]] = []  # begin and end of each stop, monotonic seconds
     attempts = 0
     with Trial(options, "app.main:app", CLIENTS) as trial:
         for _ in range(options.scaled(TIMES)):

@@ -28,9 +28,9 @@ from shm.store import Store
 from testing.live_server import LiveServer
 
 PAGE: Final = 1000  # entries read at a time
-LOOK_SECONDS: Final = 0.02  # between two looks at a log that has nothing new
-FINISH_SECONDS: Final = 120.0  # for what is left when the load has stopped
-SENTENCES_MAX: Final = 5  # of one kind: the rest is a number
+LOOK_SECONDS: Final = 0.02  # between two reads of a log without new entries
+FINISH_SECONDS: Final = 120.0  # to finish after the load has stopped
+SENTENCES_MAX: Final = 5  # per kind; the rest is counted
 _DECISION, _CONFIGURE = KINDS.index("decision"), KINDS.index("configure")
 _FORK: Final = multiprocessing.get_context("fork")
 
@@ -71,7 +71,7 @@ class Judge:
         finally:
             self.end()
         verdict = Verdict(*found)
-        if not verdict.broken:  # a log that could not be followed is no measure
+        if not verdict.broken:  # otherwise the log could not be followed
             verdict.broken.extend(disagreements(np.frombuffer(logged, DECISION_ROW), records))
         return verdict
 
@@ -209,7 +209,7 @@ class _Follower:
         """Return a sentence for each difference between the model and the live block."""
         store = self.store
         state, _ = store.levels()
-        while self.model is None or state.position > self.model.position:  # the rhythm goes on
+        while self.model is None or state.position > self.model.position:  # the rhythm continues
             self.caught_up()
             state, _ = store.levels()
         model = self.model

@@ -29,7 +29,7 @@ CAPACITY: Final = 1000
 BATCH_MAX: Final = 8
 REPLAYED: Final = "idempotency-replayed"
 _RAW: Final = "application/octet-stream"
-# What a client does next, and how often of a hundred times.
+# The actions of a client, with their share in percent.
 _ACTIONS: Final = {"event": 30, "batch": 10, "recall": 20, "state": 15, "again": 10, "at once": 10, "batch again": 5}
 
 
@@ -72,7 +72,7 @@ def linearizability(options: FaultOptions) -> Outcome:
             for ended in [pool.submit(client.run, share) for client in clients]:
                 ended.result()
         seconds = time.monotonic() - began
-        clients[0].state()  # of which nothing is missing that was acknowledged to anybody
+        clients[0].state()  # must include everything that was acknowledged
         server.stop()
     finally:
         server.kill()

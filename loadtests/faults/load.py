@@ -33,17 +33,17 @@ from shm import process
 from testing.eventually import eventually
 
 CLIENTS: Final = 4
-CLIENTS_NICE: Final = 10  # they stand for other machines, and must not keep the server's processes from their cores
+CLIENTS_NICE: Final = 10  # clients stand for other machines and must not delay the server's processes
 BATCH_MAX: Final = 32  # events
 BATCH_SHARE: Final = 1 / 16  # of the requests
 PAUSE_SECONDS: Final = 0.005  # before a request is sent again after a refusal or a refused connection
 SILENCE_SECONDS: Final = 10.0  # timeout of an answer; the request is then sent again
-CONNECTION_REQUESTS: Final = 250  # then a client opens another, so that successors of the dead get their share
-FINISH_SECONDS: Final = 20.0  # for the request that is open when the load stops
+CONNECTION_REQUESTS: Final = 250  # per connection, so that replaced workers get their share
+FINISH_SECONDS: Final = 20.0  # for a request that is open when the load stops
 _MORAL_BITS: Final = 26  # 6.7 × 10⁷ events of a run have moral values of their own
 _SPREAD: Final = 0x2545F49  # odd, so that numbers and moral values correspond one to one; large, so that they mix
 _UNSPREAD: Final = pow(_SPREAD, -1, 1 << _MORAL_BITS)
-_VECTORS: Final = 509  # a prime: clients do not share them out among each other
+_VECTORS: Final = 509  # a prime, so that every client uses all vectors
 _FORK: Final = multiprocessing.get_context("fork")  # a child starts at once
 _JOIN_SECONDS: Final = 30.0
 
@@ -100,7 +100,7 @@ class ClientRecords(NamedTuple):
     """The records of the clients of a load."""
 
     decided: Table  # DECISION_ROW, by number
-    requests: list[Table]  # ASKED of each client, in order
+    requests: list[Table]  # REQUEST_ROW of each client, in order
     failed_attempts: list[FailedAttempt]
     unanswered: list[int]  # numbers of events that were sent and not answered until the end
 
@@ -257,7 +257,7 @@ class _Client:
         self._events = events
         self._cells = cells
         self._member = member
-        self._run = os.urandom(6).hex()  # keys of no other load
+        self._run = os.urandom(6).hex()  # makes the keys unique to this load
         self._socket: socket.socket | None = None
         self._left = 0  # requests of this connection
 
@@ -327,7 +327,7 @@ class _Client:
     def _send_once(self, request: bytes) -> tuple[int, bytes]:
         """Send a request once; returns status and body. Raises OSError and EOFError."""
         sock = self._socket
-        if sock and select.select([sock], [], [], 0)[0]:  # the server has closed it while it was idle, as it may
+        if sock and select.select([sock], [], [], 0)[0]:  # the server has closed the idle connection
             self._close()
             sock = None
         if not sock:

@@ -25,8 +25,8 @@ from testing.eventually import eventually
 
 RELOADS: Final = 25
 UPGRADES: Final = 25
-IDLE_SECONDS: Final = 0.9  # a draining worker closes what was silent for a second
-SETTLE_SECONDS: Final = 0.2  # of load between two of them
+IDLE_SECONDS: Final = 0.9  # a draining worker closes connections that were idle for a second
+SETTLE_SECONDS: Final = 0.2  # of load between two repetitions
 
 
 def reload(options: FaultOptions) -> Outcome:
@@ -66,7 +66,7 @@ def upgrade(options: FaultOptions) -> Outcome:
             os.kill(old, signal.SIGTERM)
             eventually(lambda: _ended(trial, old))
             eventually(lambda: not set(before) & set(trial.workers()))
-            # Until it has noticed that its parent has gone, which it looks at once a second, it refuses to be replaced.
+            # The new arbiter refuses USR2 until it notices, within a second, that its parent has ended.
             eventually(lambda: trial.server.log.count("Master has been promoted") == number + 1)
 
         outcome = _repeat(trial, options.scaled(UPGRADES), once, lambda: arbiter)
@@ -115,7 +115,7 @@ def _repeat(trial: Trial, times: int, once: Callable[[int], None], arbiter: Call
 def _was_idle(records: ClientRecords, miss: FailedAttempt) -> bool:
     """Return whether the connection of a lost request may have been silent for long enough to be closed."""
     for requests in records.requests:
-        at = int(np.searchsorted(requests["began"], miss.began, side="right")) - 1  # the request that it was a try of
+        at = int(np.searchsorted(requests["began"], miss.began, side="right")) - 1  # the request of this attempt
         if at > 0 and requests["began"][at] - requests["ended"][at - 1] >= IDLE_SECONDS:
             return True
     return False
@@ -124,7 +124,7 @@ def _was_idle(records: ClientRecords, miss: FailedAttempt) -> bool:
 def _other_controllers(trial: Trial, arbiter: int, number: int) -> list[str]:
     """Return a sentence unless there is one controller, whose parent is the serving arbiter."""
     deadline = time.monotonic() + 5.0
-    while True:  # a superseded one leaves at its next round
+    while True:  # a superseded controller exits in its next round
         rows = set(trial.workers())
         others = [member.pid for member in trial.members(arbiter)[1:] if member.pid not in rows]
         if others == [trial.controller()]:

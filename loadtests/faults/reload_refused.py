@@ -23,10 +23,10 @@ from testing.eventually import eventually
 
 TIMES: Final = 20
 PREVENTED_SECONDS: Final = 1.2  # more than one attempt of a worker
-SETTLE_SECONDS: Final = 0.2  # of load between two of them
+SETTLE_SECONDS: Final = 0.2  # of load between two repetitions
 DESCRIPTORS: Final = 3  # fewer than the arbiter has open: it can open none
 GOOD: Final = "moral_filter: {ema_alpha: 0.25}\n"
-# Lines of a configuration file, one for each section, with the name that a log about it must contain.
+# Lines of a configuration file, one per section, with the name that the log must contain.
 PROBLEMS: Final = (
     ("capacity: -1", "capacity"),
     ("server: {connections_max: many}", "server.connections_max"),
@@ -38,7 +38,7 @@ PROBLEMS: Final = (
     ("resources: {drain_period: -3}", "resources.drain_period"),
     ("unknown: 1", "unknown"),
 )
-# Valid, but not in a server that runs.
+# Valid at a start, but not at a reload.
 FIXED: Final = (
     ("payload_size_max: 2048", "payload_size_max cannot change"),
     ("server: {host: 127.0.0.2}", "server.host cannot change"),

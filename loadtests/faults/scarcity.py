@@ -27,12 +27,12 @@ from testing.eventually import eventually
 TIMES: Final = 20
 SCARCE_SECONDS: Final = 1.0
 SETTLE_SECONDS: Final = 0.3
-NEWCOMERS: Final = 20  # clients that come while there are no descriptors
+NEWCOMERS: Final = 20  # clients that connect while there are no descriptors
 DESCRIPTORS: Final = 3  # fewer than any process has open
 ROOMS: Final = (0, 2 << 20)  # bytes of address space more than in use
 LARGE: Final = b"[" + b"0.0123456789," * (240 << 10) + b"0]"  # 3 MB
 LARGE_TIMES: Final = 5
-NOT_AN_EVENT: Final = 422  # what it is answered when there is memory to read it
+NOT_AN_EVENT: Final = 422  # its status when there is memory to read it
 
 
 def no_descriptors(options: FaultOptions) -> Outcome:

@@ -32,18 +32,18 @@ from testing.live_server import LiveServer
 
 SECONDS: Final = 3600.0
 KILL_SECONDS: Final = 10.0
-CONTROLLER_EACH: Final = 5  # deaths, one is the controller's
+CONTROLLER_EACH: Final = 5  # one death in five is the controller's
 LOAD_SECONDS: Final = 120.0
 SCRAPES: Final = 9
 PAGE: Final = "/decisions?limit=200"
 DIMENSION: Final = 384
 SIZES: Final = {"WORKERS": "2", "MLSDM_DIMENSION": str(DIMENSION), "MLSDM_CAPACITY": "20000"}
 GROWTH_MB_MAX: Final = 2.0
-GROWTH_DESCRIPTORS_MAX: Final = 6  # a leak at each death would be one for each look
+GROWTH_DESCRIPTORS_MAX: Final = 6  # a leak per death would be one per sample
 GROWTH_SCRAPE_MAX: Final = 1.5
-STALL_SECONDS_MAX: Final = 5.0  # of one client: its worker and the next one may die in turn
+STALL_SECONDS_MAX: Final = 5.0  # of one client: its worker and the next one may both die
 LINE: Final = "{:7.0f} s {:8.2f} MB {:4d} descriptors {:6.2f} ms {:5.2f} pages {:12,d} events"
-SAMPLES_MIN: Final = 9  # for thirds that mean something
+SAMPLES_MIN: Final = 9  # so that thirds are meaningful
 
 
 class Sample(NamedTuple):
@@ -53,7 +53,7 @@ class Sample(NamedTuple):
     memory_mb: float
     descriptors: int
     scrape_ms: float
-    scrape_pages: float  # in times of a page of the log
+    scrape_pages: float  # in units of a page of the log
     events: int
 
 

@@ -23,7 +23,7 @@ SIZES: Final = {
     "WORKERS": "2",
     "MLSDM_DIMENSION": str(DIMENSION),
     "MLSDM_CAPACITY": "1000",
-    "MLSDM_LOG_CAPACITY": "1048576",  # the judge may fall behind by that much
+    "MLSDM_LOG_CAPACITY": "1048576",  # the lag that the judge may have
     "MLSDM_IDEMPOTENCY_CAPACITY": "65536",
 }
 CLIENTS: Final = 2

@@ -19,7 +19,7 @@ from loadtests.faults.trial import Trial, failures_by_kind
 
 KILLS: Final = 500
 EVENTS: Final = 1_000_000
-CLIENTS: Final = 8  # so that there are some on the worker that dies
+CLIENTS: Final = 8  # so that some are on the worker that dies
 GAP_SECONDS: Final = (0.02, 0.35)  # between two kills; a successor serves after a tenth of a second
 STALL_SECONDS_MAX: Final = 1.0
 

@@ -59,7 +59,7 @@ class Meter:
 
     def __init__(self, server: LiveServer, generator_pids: Callable[[], list[int]]) -> None:
         """`generator_pids` returns the pids of the generator; none before it has started."""
-        self._block = server.block()  # kept: the rows point into its mapping
+        self._block = server.block()  # kept, because the rows point into its mapping
         self._rows = [self._block.region("rows", number) for number in range(self._block.layout.rows)]
         self._pids = family(server.pid)
         self._generator_pids = generator_pids

@@ -22,8 +22,8 @@ from loadtests.bench.vectors import Floats, unit
 DIMENSION: Final = 384
 SIZE: Final = 4_000
 TOPICS: Final = 400
-COMMON: Final = 0.95  # of the direction that all share, beside a topic of norm 1
-SPREADS: Final = (1.1, 1.9)  # norms of what is added to a topic, from the least to the most
+COMMON: Final = 0.95  # norm of the shared direction, relative to a topic of norm 1
+SPREADS: Final = (1.1, 1.9)  # norms of the noise added to a topic, minimum and maximum
 # (share, α, β) of Beta distributions: harmless, offensive, unsure.
 MORALS: Final = ((0.70, 9.0, 1.0), (0.20, 0.4, 3.0), (0.10, 1.0, 1.0))
 

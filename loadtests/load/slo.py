@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-JUDGED_MIN: Final = 20  # requests of a route, for a 95th percentile that is more than its slowest
+JUDGED_MIN: Final = 20  # requests of a route, so that its p95 is not just its maximum
 
 
 class Bounds(NamedTuple):

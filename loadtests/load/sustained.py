@@ -42,14 +42,14 @@ from testing.live_server import ROOT, LiveServer
 TOKEN: Final = "load.0123456789012345678901234567890123456789012"  # 43 characters of secret, as `mlsdm key` makes them
 RATE: Final = 1_000.0
 RATE_SHARE_MIN: Final = 0.98
-# Which tags of the locustfile, and how much of a core at RATE; in proportion above it. Of the mix, a tenth are recalls:
-# each reads all memories, and together they take half of the processor.
+# Tags of the locustfile, and the maximum of a core at RATE, in proportion for higher rates. A tenth of the mix are
+# recalls: each reads all memories, and together they take half of the processor time.
 LOADS: Final[Mapping[str, tuple[tuple[str, ...], float]]] = {
     "events": (("event", "watch"), 0.16),
     "a day's mix": ((), 0.32),
 }
 P95_MS_MAX: Final = 100.0
-OTHERS_SHARE_MAX: Final = 0.1  # of the cores, from which on what is said of time is theirs as much
+OTHERS_SHARE_MAX: Final = 0.1  # of the cores; above it, violations may be caused by other programs
 PACE: Final = 10  # requests per second of an application
 FIXED_USERS: Final = 3
 FILL_BATCH: Final = 200

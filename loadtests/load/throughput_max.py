@@ -46,10 +46,10 @@ from testing.live_server import ROOT, LiveServer
 
 REQUESTS: Final = 2_000
 CONNECTIONS: Final = 32
-MARGIN_SECONDS: Final = 1  # of a load before and behind what is measured of it
+MARGIN_SECONDS: Final = 1  # of load before and after the measured window
 STATUS_SHARE_MAX: Final = 0.01
 STARTING_SECONDS: Final = 4  # until Locust sends
-# name, share as in loadtests/locustfile.py; reads and deletions of one memory have become looks at the state
+# name and share as in loadtests/locustfile.py; reads and deletions of a memory are replaced by reads of the state
 MIX: Final = (("json", 40), ("base64", 20), ("raw", 15), ("batch", 5), ("recall", 10), ("state", 10))
 UNLIMITED: Final = {
     f"MLSDM_SECURITY__RATE_LIMITING__TIERS__BULK__{name}": "1000000"
@@ -130,11 +130,11 @@ def measure_with_wrk(server: LiveServer, file: Path, seconds: int, sent: int) ->
         )  # fmt: skip
         window = _measure_window(server, seconds)
         sample = run.result()
-    # On a full machine the wait for the lock may be too long, which is answered by 503.
+    # On a saturated machine a wait for the lock may time out, which is answered 503.
     bad = sample.errors.get("status", 0) > STATUS_SHARE_MAX * sample.completed or sample.errors.keys() - {"status"}
     if bad or not sample.completed:
         raise MeasurementError(f"wrk had {sample.completed} answers and the errors {sample.errors}")
-    return window, sent + sample.sent + 1  # it asks for one that it does not send
+    return window, sent + sample.sent + 1  # wrk requests one that it does not send
 
 
 def measure_with_locust(server: LiveServer, seconds: int, options: list[str]) -> Window:

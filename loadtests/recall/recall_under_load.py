@@ -50,8 +50,8 @@ from testing.eventually import eventually
 ROUNDS: Final = 5
 SECONDS: Final = 2.0
 RATIO_MAX: Final = 2.0
-VECTORS: Final = 30_000  # more than there is room for, so that no two memories that live at a time are the same
-PIPELINE: Final = 16  # what the worker reads ahead of its answers
+VECTORS: Final = 30_000  # more than the capacity, so that no two live memories are equal
+PIPELINE: Final = 16  # the requests that the worker reads ahead of its answers
 NEAR: Final = 1e-9  # of a cosine: far above the rounding of float64 sums in any order
 _DECIDED: Final = re.compile(rb'"position":(\d+),[^}]*"memory_id":(\d+)')
 _KEY: Final = {"Authorization": f"Bearer {TOKEN}", **RAW}
@@ -191,7 +191,7 @@ def _connection_to(port: int, pid: int) -> socket.socket:
         connection = socket.create_connection(("127.0.0.1", port), timeout=30)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         ours = connection.getsockname()[1]
-        connection.sendall(request("GET", "/livez", _KEY))  # when it is answered, it has been accepted
+        connection.sendall(request("GET", "/livez", _KEY))  # once it is answered, the connection was accepted
         _body(connection)
         if any(one.raddr and one.raddr.port == ours for one in psutil.Process(pid).net_connections("tcp4")):
             return connection
