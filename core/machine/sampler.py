@@ -71,6 +71,11 @@ class Sampler:
             disk_percent=psutil.disk_usage(".").percent,  # "." also when the directory has been removed
         )
 
+    @property
+    def history_count(self) -> int:
+        """The number of points in the history."""
+        return len(self._history)
+
     def _mean_percent(self, now_ns: int, used_ns: int, cores: float) -> float:
         """Return the mean of the last 30 s; add this point to the history if its last point is a second old."""
         history = self._history

@@ -30,22 +30,22 @@ class Governor(NamedTuple):
         accepted = moral >= settings.max_threshold or (moral >= settings.min_threshold and moral >= self.theta)
         ema = settings.ema_alpha * accepted + (1.0 - settings.ema_alpha) * self.ema
         if ema - 0.5 > settings.dead_band:
-            theta = self._stepped(settings.adaptation_rate, settings)
+            theta = self._step(settings.adaptation_rate, settings)
         elif ema - 0.5 < -settings.dead_band:
-            theta = self._stepped(-settings.adaptation_rate, settings)
+            theta = self._step(-settings.adaptation_rate, settings)
         else:
             theta = self.theta
         return accepted, self._replace(theta=theta, ema=ema)
 
-    def _stepped(self, step: float, settings: GovernorSettings) -> float:
+    def _step(self, step: float, settings: GovernorSettings) -> float:
         if step == 0.0:
             return self.theta
-        return round(self._clamped(self.theta + step, settings) * 1e12) / 1e12
+        return round(self._clamp(self.theta + step, settings) * 1e12) / 1e12
 
     @staticmethod
-    def _clamped(theta: float, settings: GovernorSettings) -> float:
+    def _clamp(theta: float, settings: GovernorSettings) -> float:
         return min(max(theta, settings.min_threshold), settings.max_threshold)
 
-    def reconfigured(self, settings: GovernorSettings) -> Self:
+    def with_settings(self, settings: GovernorSettings) -> Self:
         """Return the state under new settings: the threshold is clamped to the new bounds."""
-        return self._replace(theta=self._clamped(self.theta, settings))
+        return self._replace(theta=self._clamp(self.theta, settings))

@@ -1,12 +1,12 @@
-"""Replay of the log: follows a live block entry by entry with the reference model, and compares every number.
+"""Replay of the log: applies a block's entries to the reference model and compares every number.
 
-`Model` is the reference governor, rhythm and cascade together: one committed state. `Model.after` applies one log entry
-and raises `Divergence` when the entry's own account of the state before or after differs in a single bit. A replay may
-start at any entry, because each carries the scalar state it found; the levels can be followed only from the beginning,
-because they depend on every vector.
+`Model` is one committed state: reference governor, rhythm and cascade. `Model.after` applies an entry and raises
+`DivergenceError` when the entry's account of the state before or after differs in one bit. A replay may start at any
+entry, because each carries the scalar state before it. The levels can be followed only from the first entry, because
+they depend on every vector.
 
-This is what makes the log a proof and not a diary: the tests replay whole concurrent histories through it, and an
-operator can replay what a server says of itself.
+So the log proves the state instead of only describing it: tests replay whole concurrent histories, and an operator can
+replay what a server recorded.
 """
 
 from collections.abc import Callable, Iterable
@@ -29,7 +29,7 @@ class DivergenceError(Exception):
 
 
 class Scalars(NamedTuple):
-    """The scalar state that each log entry carries twice. Field names and order are those of the layout."""
+    """The scalar state, which each log entry has twice. Names and order of the fields are those of the layout."""
 
     theta: float
     ema: float
@@ -48,7 +48,7 @@ class Scalars(NamedTuple):
 
 
 class Model(NamedTuple):
-    """One committed state, by the reference. `levels` is None when they are not followed."""
+    """One committed state of the reference model. `levels` is None when they are not followed."""
 
     position: int
     governor: Governor
@@ -62,7 +62,7 @@ class Model(NamedTuple):
 
     @classmethod
     def before(cls, entry: Entry, settings: Regime, levels: Synapse | None) -> Self:
-        """Return the state that an entry says it found, to start a replay there."""
+        """Return the state before an entry, as the entry records it; a replay can start there."""
         found = Scalars.of(entry.before)
         return cls(
             entry.position - 1,
@@ -78,7 +78,7 @@ class Model(NamedTuple):
 
     @property
     def scalars(self) -> Scalars:
-        """The scalar state, as an entry would carry it."""
+        """The scalar state, as an entry records it."""
         return Scalars(
             self.governor.theta,
             self.governor.ema,
@@ -92,7 +92,7 @@ class Model(NamedTuple):
         )
 
     def after(self, entry: Entry, replaced_by: Regime, vectors: Vectors) -> Self:
-        """Return the state after one entry. `replaced_by` are the settings that hold after a configure entry.
+        """Return the state after one entry. `replaced_by` are the settings in force after a configure entry.
 
         Raises DivergenceError when the entry does not follow from this state.
         """
@@ -106,9 +106,9 @@ class Model(NamedTuple):
         return model
 
     def _live(self, entry: Entry, accepted: int) -> int:
-        """Return how many memories live after an entry.
+        """Return the number of live memories after an entry.
 
-        Whether an accepted one evicted a live one, only the slots know.
+        An accepted memory evicts a live one or fills a free slot; only the slots tell which, so both are accepted.
         """
         if entry.kind == KINDS.index("delete"):
             return self.live - 1
@@ -121,9 +121,9 @@ class Model(NamedTuple):
         _same(entry.position, "memory_id", decided.memory_id, self.accepted + 1 if accepted else 0)
         levels, rhythm = self.levels, self.rhythm
         if accepted and levels is not None:
-            levels = levels.cascaded(vectors(decided.memory_id), settings.synapse)
+            levels = levels.after_run(vectors(decided.memory_id), settings.synapse)
         if settings.rhythm.by_events:
-            levels, rhythm = self._stepped(levels)
+            levels, rhythm = self._step(levels)
         return self._replace(
             governor=governor,
             rhythm=rhythm,
@@ -133,21 +133,21 @@ class Model(NamedTuple):
         )
 
     def _tick(self, _entry: Entry, _replaced_by: Regime, _vectors: Vectors) -> Self:
-        levels, rhythm = self._stepped(self.levels)
+        levels, rhythm = self._step(self.levels)
         return self._replace(rhythm=rhythm, levels=levels)
 
-    def _stepped(self, levels: Synapse | None) -> tuple[Synapse | None, Rhythm]:
-        if levels is not None and self.rhythm.consolidates(self.settings.rhythm):
-            levels = levels.cascaded(None, self.settings.synapse)
-        return levels, self.rhythm.stepped(self.settings.rhythm)
+    def _step(self, levels: Synapse | None) -> tuple[Synapse | None, Rhythm]:
+        if levels is not None and self.rhythm.runs_cascade(self.settings.rhythm):
+            levels = levels.after_run(None, self.settings.synapse)
+        return levels, self.rhythm.after_step(self.settings.rhythm)
 
     def _configure(self, entry: Entry, replaced_by: Regime, _vectors: Vectors) -> Self:
         replaced = Regime.of_record(replaced_settings_of(entry))
         _same(entry.position, "settings replaced", replaced, self.settings)
         return self._replace(
             settings=replaced_by,
-            governor=self.governor.reconfigured(replaced_by.governor),
-            rhythm=self.rhythm.reconfigured(replaced_by.rhythm),
+            governor=self.governor.with_settings(replaced_by.governor),
+            rhythm=self.rhythm.with_settings(replaced_by.rhythm),
         )
 
     def _reset(self, _entry: Entry, _replaced_by: Regime, _vectors: Vectors) -> Self:
@@ -175,28 +175,28 @@ class Model(NamedTuple):
 
 def _same(position: int, field: str, logged: object, expected: object) -> None:
     if logged != expected:
-        raise DivergenceError(f"position {position}: {field} is {logged}, the reference model says {expected}")
+        raise DivergenceError(f"position {position}: {field} is {logged}, the reference model has {expected}")
 
 
 def _no_vectors(memory_id: int) -> Vector:
-    raise AssertionError(f"levels are not followed, yet the vector of memory {memory_id} was asked for")
+    raise AssertionError(f"levels are not followed, but the vector of memory {memory_id} was requested")
 
 
 def replay(
     entries: Iterable[Entry], live: Regime, levels: Synapse | None = None, vectors: Vectors = _no_vectors
 ) -> Model:
-    """Follow consecutive log entries, oldest first, and return the state they lead to.
+    """Apply consecutive log entries, oldest first, and return the resulting state.
 
-    `live` are the settings in force after the last one. A configure entry tells which settings it replaced, so those in
-    force at each position are known from what comes later. `levels` and `vectors` follow the cascade too: the levels
-    before the first entry, and float32[D] of each accepted memory.
+    `live` are the settings in force after the last entry. A configure entry has the settings that it replaced, so the
+    settings at each position are known from later entries. With `levels` (before the first entry) and `vectors`
+    (float32[D] of each accepted memory) the cascade is followed too. Raises DivergenceError.
     """
     log = list(entries)
-    in_force, held = [live], live
+    in_force, current = [live], live
     for entry in reversed(log):
         if entry.kind == KINDS.index("configure"):
-            held = Regime.of_record(replaced_settings_of(entry))
-        in_force.append(held)
+            current = Regime.of_record(replaced_settings_of(entry))
+        in_force.append(current)
     in_force.reverse()  # in_force[i] holds before log[i], in_force[i + 1] after it
     model = Model.before(log[0], in_force[0], levels)
     for entry, after in zip(log, in_force[1:], strict=True):

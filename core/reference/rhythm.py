@@ -26,14 +26,14 @@ class Rhythm(NamedTuple):
         """Return the state after a start."""
         return cls(WAKE, settings.wake_duration)
 
-    def stepped(self, settings: RhythmSettings) -> Self:
+    def after_step(self, settings: RhythmSettings) -> Self:
         """Return the state after one step."""
         if self.counter > 1:
             return self._replace(counter=self.counter - 1, step=self.step + 1)
         phase = 1 - self.phase
         return self._replace(phase=phase, counter=self._duration(phase, settings), step=self.step + 1)
 
-    def consolidates(self, settings: RhythmSettings) -> bool:
+    def runs_cascade(self, settings: RhythmSettings) -> bool:
         """Return whether a step from this state runs the cascade: asleep, and consolidation is on."""
         return self.phase == SLEEP and settings.consolidation
 
@@ -41,7 +41,7 @@ class Rhythm(NamedTuple):
         """Return the state after a reset: awake with a full counter; the total of steps continues."""
         return self._replace(phase=WAKE, counter=settings.wake_duration)
 
-    def reconfigured(self, settings: RhythmSettings) -> Self:
+    def with_settings(self, settings: RhythmSettings) -> Self:
         """Return the state under new settings: the steps left are at most the new duration of the phase."""
         return self._replace(counter=min(self.counter, self._duration(self.phase, settings)))
 

@@ -28,19 +28,19 @@ class Synapse(NamedTuple):
         """Return three levels of zeros."""
         return cls(*(np.zeros(dimension, np.float32) for _ in range(3)))
 
-    def cascaded(self, event: Vector | None, settings: SynapseSettings) -> Self:
+    def after_run(self, event: Vector | None, settings: SynapseSettings) -> Self:
         """Return the levels after one run: `event` is the vector of an accepted event, or None for consolidation."""
         l1 = np.float32(1.0 - settings.lambda_l1) * self.l1
         l2 = np.float32(1.0 - settings.lambda_l2) * self.l2
         l3 = np.float32(1.0 - settings.lambda_l3) * self.l3
         if event is not None:
             l1 = l1 + event
-        l1, l2 = _transferred(l1, l2, settings.gating12, settings.theta_l1, settings.by_element)
-        l2, l3 = _transferred(l2, l3, settings.gating23, settings.theta_l2, settings.by_element)
+        l1, l2 = _transfer(l1, l2, settings.gating12, settings.theta_l1, settings.by_element)
+        l2, l3 = _transfer(l2, l3, settings.gating23, settings.theta_l2, settings.by_element)
         return self._replace(l1=l1, l2=l2, l3=l3)
 
 
-def _transferred(lower: Vector, upper: Vector, gain: float, theta: float, by_element: bool) -> tuple[Vector, Vector]:
+def _transfer(lower: Vector, upper: Vector, gain: float, theta: float, by_element: bool) -> tuple[Vector, Vector]:
     """Move the share `gain` of a level up: of its elements above θ (signed), or of all if its norm exceeds θ."""
     if by_element:
         moved = np.where(lower.astype(np.float64) > theta, lower * np.float32(gain), np.float32(0))

@@ -173,10 +173,10 @@ def _reference_violations(history: History, dimension: int, capacity: int) -> li
         accepted += taken
         accepted_by.append(accepted)
         if taken:
-            levels = levels.cascaded(np.frombuffer(vector, np.float32), cascade)
-        if rhythm.consolidates(steps):
-            levels = levels.cascaded(None, cascade)
-        rhythm = rhythm.stepped(steps)
+            levels = levels.after_run(np.frombuffer(vector, np.float32), cascade)
+        if rhythm.runs_cascade(steps):
+            levels = levels.after_run(None, cascade)
+        rhythm = rhythm.after_step(steps)
         due = DecisionAnswer(
             taken, decision.sequence, decision.moral_value, before, governor.theta, governor.ema, phase,
             decision.position, accepted if taken else 0,

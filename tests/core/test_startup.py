@@ -1,6 +1,6 @@
-"""The sources of the configuration in their order, and the refusal that lists every problem of all of them.
+"""The configuration of the core: the order of its sources, and the refusal that lists every problem of all of them.
 
-Files are real files in a temporary directory; the environment is a dict, never the test run's own.
+Files are real files in a temporary directory; the environment is a dict, never that of the test run.
 """
 
 import math
@@ -38,16 +38,16 @@ def file(tmp_path: Path) -> Path:
 
 
 class TestDefaults:
-    def test_nothing_given_is_development(self) -> None:
-        """Without file and environment the embedded defaults hold."""
+    def test_embedded_defaults_without_any_source(self) -> None:
+        """Without a file and variables the embedded defaults of development are in force."""
         loaded = load(None, {})
 
-        assert Config() == loaded.config
+        assert loaded.config == Config()
         assert (loaded.source, loaded.environment, len(loaded.keyring)) == ("embedded defaults", "development", 0)
 
     @pytest.mark.parametrize("name", ["development", "staging", "production"])
     def test_overlays_are_valid(self, name: EnvironmentName) -> None:
-        """Each overlay changes what it says, and only that."""
+        """Each overlay changes exactly the settings that it lists."""
         changed = {
             key: value
             for key, value in values_of(startup.default_config(name)).items()
@@ -57,7 +57,7 @@ class TestDefaults:
         assert changed == OVERLAYS[name]
 
     def test_rate_limits_are_on_in_production_only(self) -> None:
-        """Rate limits are off until production."""
+        """Development and staging have no rate limits."""
         names: list[EnvironmentName] = ["development", "staging", "production"]
 
         assert [startup.default_config(name).security.rate_limiting.enabled for name in names] == [False, False, True]
@@ -65,14 +65,14 @@ class TestDefaults:
 
 class TestFile:
     def test_empty_file_and_empty_sections_are_defaults(self, file: Path) -> None:
-        """A file in which everything is commented out says nothing."""
+        """A file whose lines are all comments sets nothing."""
         for text in ("", "# nothing\n", "---\n", "server:\nsecurity:\n  rate_limiting:\n"):
             file.write_text(text)
 
-            assert Config() == load(str(file), {}).config
+            assert load(str(file), {}).config == Config()
 
-    def test_values_reach_their_leaves(self, file: Path) -> None:
-        """Sections nest, ints are taken where floats are wanted, names are matched whatever their case."""
+    def test_values_of_a_file_are_read(self, file: Path) -> None:
+        """Sections nest, integers are accepted for floats, and names are case-insensitive."""
         file.write_text(
             "capacity: 1_000\nserver: {host: '::1', port: 0}\ncognitive_rhythm:\n  cycle_seconds: 2\n  clock: Events\n"
             "moral_filter: {ema_alpha: 1e-3}\nobservability: {logging: {level: debug}}\n"
@@ -91,10 +91,10 @@ class TestFile:
         }
         assert isinstance(loaded.config.cognitive_rhythm.cycle_seconds, float)
 
-    def test_an_empty_text_is_a_value_where_it_is_spelled_out(self, file: Path) -> None:
-        """`keys_path: ""` is none; a text that was lost is refused, and so is one that must say something."""
+    def test_a_quoted_empty_text_is_a_value(self, file: Path) -> None:
+        """`keys_path: ""` means none; a key without a value is refused, and so is a text that must not be empty."""
         file.write_text("security: {keys_path: ''}\nserver: {trusted_proxies: ''}\n")
-        assert Config() == load(str(file), {}).config
+        assert load(str(file), {}).config == Config()
 
         file.write_text("security: {keys_path: }\nserver:\n  trusted_proxies:\n  host: ''\n")
         assert [problem.split(" is empty (")[0] for problem in problems_of(file, {})] == [
@@ -104,7 +104,7 @@ class TestFile:
         ]
 
     def test_the_innermost_section(self, file: Path) -> None:
-        """Tiers are four levels deep; a name that several sections have means the outermost of them."""
+        """Tiers are four levels deep; of several settings with the same name the outermost is suggested."""
         file.write_text(
             "security: {rate_limiting: {tiers: {bulk: {burst_capacity: 7}, gold: {}}}}\nburst_capacity: 1\n"
         )
@@ -118,7 +118,7 @@ class TestFile:
         assert burst == f"burst_capacity is unknown ({where} 2): expected one of {at_top}; did you mean {wanted}?"
 
     def test_yaml_typing_is_not_used(self, file: Path) -> None:
-        """What YAML 1.1 reads as octal, sexagesimal or a switch is read as it is written, or refused."""
+        """What YAML 1.1 reads as octal, sexagesimal or a switch is read as spelled, or refused."""
         host = SETTINGS["server.host"].range
         file.write_text("capacity: 0100\n")
         assert load(str(file), {}).config.capacity == 100
@@ -134,7 +134,7 @@ class TestFile:
         ]
 
     def test_all_problems_at_once(self, file: Path) -> None:
-        """One refusal names every key, its line, what was given and what was expected."""
+        """One refusal has every key, its line, the value and the expectation."""
         file.write_text(
             "dimension: 1\ncapacity: true\npayload_size_max: '12'\nlog_capacity:\n"
             "moral_filter:\n  ema_alpha: .nan\n  dead_band: [0.1]\nrecall: 3\n"
@@ -158,7 +158,7 @@ class TestFile:
         ]
 
     def test_a_key_given_twice_is_refused(self, file: Path) -> None:
-        """At every depth, a second value for a key is not silently the last."""
+        """A second value for a key does not silently override the first, at any depth."""
         file.write_text("capacity: 100\nserver:\n  port: 1\n  port: 2\ncapacity: 100\nserver: {}\n")
 
         assert problems_of(file, {}) == [
@@ -184,15 +184,15 @@ class TestFile:
         ],
         ids=lambda content: repr(content[:16]),
     )
-    def test_what_is_no_mapping_of_names_is_refused(self, file: Path, content: bytes) -> None:
-        """Whatever the bytes are, the refusal is one line for one problem."""
+    def test_a_file_that_is_not_a_mapping_is_refused(self, file: Path, content: bytes) -> None:
+        """For any content the refusal is one line."""
         file.write_bytes(content)
         problems = problems_of(file, {})
 
         assert ["\n" not in problem for problem in problems] == [True]
 
     def test_a_fifo_is_refused_without_waiting(self, tmp_path: Path) -> None:
-        """A reload must not wait for somebody to write."""
+        """A reload does not wait for a writer."""
         fifo = tmp_path / "fifo.yaml"
         os.mkfifo(fifo)
 
@@ -209,7 +209,7 @@ class TestFile:
             f"{tmp_path} cannot be read (Is a directory): expected a YAML file"
         ]
 
-    def test_aliases_cannot_grow(self, file: Path) -> None:
+    def test_aliases_are_not_expanded(self, file: Path) -> None:
         """A document that would expand to 10^9 elements is refused at once, in a short line."""
         levels = [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]" for n in range(1, 10)]
         file.write_text("\n".join(["l0: &l0 [x]", *levels, "capacity: *l9\n"]))
@@ -218,11 +218,11 @@ class TestFile:
 
 
 class TestPlaces:
-    """Where a server looks when nobody has named a file."""
+    """The places where a server looks for its file when none is named."""
 
     @pytest.fixture
     def places(self, tmp_path: Path) -> list[Path]:
-        """The operator's, and the one that came with the software; neither is there yet."""
+        """The operator's file and that of the image; neither exists yet."""
         return [tmp_path / "etc" / "config.yaml", tmp_path / "share" / "production-ready.yaml"]
 
     @staticmethod
@@ -230,8 +230,8 @@ class TestPlaces:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
 
-    def test_the_first_that_is_there_is_the_file(self, places: list[Path]) -> None:
-        """It alone: what the other one says does not show through. Which one it was is said."""
+    def test_the_first_existing_place_is_used(self, places: list[Path]) -> None:
+        """Only that file is read, and the source names it."""
         looked = [str(place) for place in places]
         found = [load(None, {}, looked)]
         self.put(places[1], "capacity: 200\nlog_capacity: 2048")
@@ -245,8 +245,8 @@ class TestPlaces:
             (looked[0], 300, 65_536),
         ]
 
-    def test_a_file_that_is_named_outranks_them(self, places: list[Path], file: Path) -> None:
-        """By CONFIG_PATH or by the caller; when it is missing or its name was lost, nothing stands in for it."""
+    def test_a_named_file_overrides_the_places(self, places: list[Path], file: Path) -> None:
+        """Named by CONFIG_PATH or by the caller; when it is missing or its name was lost, no place stands in for it."""
         file.write_text("capacity: 100")
         self.put(places[0], "capacity: 300")
         looked = [str(places[0])]
@@ -257,8 +257,8 @@ class TestPlaces:
             with pytest.raises(ConfigurationError):
                 load(None, {"CONFIG_PATH": lost}, looked)
 
-    def test_one_that_cannot_be_read_is_a_problem(self, places: list[Path]) -> None:
-        """A directory, where an engine found nothing to mount, or a link that leads nowhere: nobody looks further."""
+    def test_an_unreadable_place_is_a_problem(self, places: list[Path]) -> None:
+        """A directory or a link that leads nowhere is not skipped in favour of the next place."""
         self.put(places[1], "")
         places[0].mkdir(parents=True)
         looked = [str(place) for place in places]
@@ -274,8 +274,8 @@ class TestPlaces:
             f"{places[0]} cannot be read (No such file or directory): expected a YAML file",
         ]
 
-    def test_a_server_looks_where_operators_and_images_put_it(self) -> None:
-        """The names that manifests mount and the image brings."""
+    def test_places_of_a_server(self) -> None:
+        """The path that manifests mount and the path in the image."""
         assert ("/etc/mlsdm/config.yaml", "/usr/share/mlsdm/production-ready.yaml") == startup.PLACES
 
 
@@ -298,14 +298,14 @@ class TestPrecedence:
 
         assert levels == ["text", "json", "text", "ERROR", "WARNING", "DEBUG"]
 
-    def test_a_path_given_replaces_config_path(self, file: Path) -> None:
-        """The argument wins, so that a file can be checked while the environment names another."""
+    def test_the_path_argument_overrides_config_path(self, file: Path) -> None:
+        """A file can be checked while the environment names another."""
         file.write_text("capacity: 100")
 
         assert load(str(file), {"CONFIG_PATH": "/nowhere"}).config.capacity == 100
 
     def test_a_wrong_value_is_a_problem_even_when_overridden(self, file: Path) -> None:
-        """What is wrong in the file is said although a variable hides it."""
+        """A wrong value in the file is reported although a variable overrides it."""
         file.write_text("capacity: 1")
 
         assert len(problems_of(file, {"MLSDM_CAPACITY": "1000"})) == 1
@@ -313,20 +313,20 @@ class TestPrecedence:
 
 class TestRelations:
     def test_initial_threshold_lies_within_its_bounds(self) -> None:
-        """The three thresholds must not descend, wherever they come from."""
+        """The three thresholds must not descend, whichever source they come from."""
         [problem] = problems_of(None, {"MLSDM_MORAL_FILTER__MIN_THRESHOLD": "0.6"})
         low, start, high = (f"moral_filter.{name}_threshold" for name in ("min", "initial", "max"))
 
         assert problem == f"{low} is 0.6, {start} is 0.5, {high} is 0.9: expected {low} ≤ {start} ≤ {high}"
 
     def test_thresholds_may_be_equal(self) -> None:
-        """A threshold that is held to one point is allowed."""
+        """A threshold that is fixed to one value is valid."""
         environ = {f"MLSDM_MORAL_FILTER__{name}_THRESHOLD": "0.4" for name in ("MIN", "INITIAL", "MAX")}
 
         assert load(None, environ).config.moral_filter.max_threshold == 0.4
 
-    def test_draining_ends_before_the_end(self) -> None:
-        """A drain period as long as the shutdown would leave no time to answer."""
+    def test_draining_ends_before_the_shutdown(self) -> None:
+        """A drain period as long as the shutdown would leave no time for answers."""
         [problem] = problems_of(None, {**PRODUCTION, "MLSDM_RESOURCES__SHUTDOWN_TIMEOUT": "5"})
         drain, shutdown = "resources.drain_period", "resources.shutdown_timeout"
 
@@ -340,7 +340,7 @@ class TestRelations:
 
 
 class TestKeys:
-    """`load` reads the keys file with the rest; `tests/core/access/test_key_file.py` has what may be wrong in one."""
+    """`load` reads the keys file with the rest; tests/core/access/test_key_file.py has the problems of one."""
 
     @pytest.fixture
     def keys(self, tmp_path: Path) -> Path:
@@ -351,29 +351,29 @@ class TestKeys:
 
     @pytest.mark.parametrize("environ", [{}, {"MLSDM_ENV": "production"}, PRODUCTION])
     def test_a_keys_file_is_read(self, file: Path, keys: Path, environ: dict[str, str]) -> None:
-        """Beside API_KEY, or instead of it: in production one of them is enough."""
+        """In addition to API_KEY or instead of it; production needs one of them."""
         file.write_text(f"security: {{keys_path: {keys}}}")
         loaded = load(str(file), environ)
         found = [loaded.keyring.identify(token, 0.0) for token in ("web.1", KEY, "web.2")]
 
         assert [key[:3] for key in found[:1] if key] == [("web", Role.ADMIN, "high")]
         assert ["API_KEY"] * ("API_KEY" in environ) == [key.id for key in found[1:] if key]
-        assert 1 + ("API_KEY" in environ) == len(loaded.keyring)
+        assert len(loaded.keyring) == 1 + ("API_KEY" in environ)
 
     def test_a_relative_path_begins_at_the_working_directory(self, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As that of CONFIG_PATH does."""
+        """A relative keys_path behaves like a relative CONFIG_PATH."""
         monkeypatch.chdir(keys.parent)
 
         assert len(load(None, {"MLSDM_SECURITY__KEYS_PATH": keys.name}).keyring) == 1
 
     def test_without_keys_the_ring_is_open(self) -> None:
-        """In development and staging only; any key closes it."""
+        """Only in development and staging; any key closes it."""
         assert load(None, {}).keyring.is_open
         assert load(None, {"MLSDM_ENV": "staging"}).keyring.is_open
         assert not load(None, {"API_KEY": KEY}).keyring.is_open
 
     def test_problems_of_all_files_are_one_refusal(self, file: Path, keys: Path) -> None:
-        """Those of the configuration first; what is wrong with API_KEY and its file is not blamed on production."""
+        """Those of the configuration come first; a key that was refused does not count as missing in production."""
         file.write_text(f"capacity: 1\nsecurity: {{keys_path: {keys}}}")
         keys.write_text("keys: [{id: a.b}]")
         begins = [problem.split(" (")[0] for problem in problems_of(file, {"MLSDM_ENV": "production", "PORT": "x"})]
@@ -388,7 +388,7 @@ class TestKeys:
 
     @pytest.mark.parametrize("environ", [{}, {"API_KEY": " "}])
     def test_production_needs_a_key(self, environ: dict[str, str]) -> None:
-        """Neither variable nor file: it does not start. A path that was refused is the only problem."""
+        """It does not start without variable and file; a refused path is the only problem."""
         environ = {"MLSDM_ENV": "production", **environ}
         sentence = "API_KEY is not set: expected a secret key, because MLSDM_ENV is production"
 
@@ -396,7 +396,7 @@ class TestKeys:
         assert len(problems_of(None, {**environ, "MLSDM_SECURITY__KEYS_PATH": " "})) == 1
 
     def test_production_refuses_a_short_key(self) -> None:
-        """Also beside a keys file; blanks around it do not make it longer, and the refusal does not show it."""
+        """Also with a keys file; blanks around it do not count, and the refusal does not show it."""
         enough = "k7" * API_KEY_LENGTH_MIN
         enough = enough[:API_KEY_LENGTH_MIN]
         sentence = f"API_KEY is too short: expected at least {API_KEY_LENGTH_MIN} characters"
@@ -407,8 +407,8 @@ class TestKeys:
         assert load(None, {**PRODUCTION, "API_KEY": f" {enough}\n"}).keyring == Keyring(enough)
 
     @pytest.mark.parametrize("name", ["development", "staging"])
-    def test_elsewhere_a_short_key_is_noted(self, name: EnvironmentName) -> None:
-        """It opens the service, and whoever starts it is told; a key that is long enough is no news, nor is none."""
+    def test_a_short_key_outside_production_is_a_note(self, name: EnvironmentName) -> None:
+        """The key is valid and the operator is told; a long key or none gives no note."""
         loaded = load(None, {"MLSDM_ENV": name, "API_KEY": "k7"})
 
         assert loaded.keyring == Keyring("k7")
@@ -417,7 +417,7 @@ class TestKeys:
         assert [load(None, {"MLSDM_ENV": name, **given}).notes for given in ({}, {"API_KEY": KEY})] == [(), ()]
 
     def test_one_token_opens_one_key(self, keys: Path) -> None:
-        """API_KEY is not in the file as well."""
+        """API_KEY must not be in the keys file as well."""
         [problem] = problems_of(None, {"API_KEY": "web.1", "MLSDM_SECURITY__KEYS_PATH": str(keys)})
 
         assert problem.startswith("keys[0].digest is that of API_KEY (")
@@ -425,7 +425,7 @@ class TestKeys:
 
 class TestLoaded:
     def test_the_keys_are_not_shown(self) -> None:
-        """Neither the representation nor what goes to the log holds the key."""
+        """Neither the representation nor the logged tree has the key."""
         loaded = load(None, {**PRODUCTION, "API_KEY": "very-secret-key"})
 
         assert loaded.keyring == Keyring("very-secret-key")
@@ -484,7 +484,7 @@ class TestWorkerCount:
 
 
 def load_or_problems(path: str | None, environ: dict[str, str]) -> list[str]:
-    """Return the problems of a configuration that may be valid: then none."""
+    """Return the problems of a configuration; none when it is valid."""
     try:
         load(path, environ)
     except ConfigurationError as error:
@@ -492,7 +492,7 @@ def load_or_problems(path: str | None, environ: dict[str, str]) -> list[str]:
     return []
 
 
-# What no setting takes: not a number, no switch, no choice, no host (whose characters are few), no file that is there.
+# Invalid for every setting: no number, switch, choice, host or existing file.
 JUNK_TEXT = st.text(min_size=1).filter(lambda text: text.strip() == "" or not text.strip()[0].isascii())
 MAY_BE_EMPTY = {key for key, setting in SETTINGS.items() if setting.default == ""}
 JUNK = st.one_of(
@@ -509,7 +509,7 @@ JUNK = st.one_of(
 @example(key="capacity", value=True)
 @example(key="server.host", value="a b")
 def test_a_bad_value_in_a_file_is_named(file: Path, key: str, value: object) -> None:
-    """Whatever stands where a value belongs, the one exception is ConfigurationError and it names the key."""
+    """For any value in place of a valid one, the only exception is ConfigurationError and it names the key."""
     tree: object = value
     for name in reversed(key.split(".")):
         tree = {name: tree}
@@ -528,7 +528,7 @@ def test_a_bad_value_in_a_file_is_named(file: Path, key: str, value: object) -> 
 @example(key="dimension", text="384.0")
 @example(key="recall.phase_tolerance", text="\udcff")
 def test_a_bad_value_in_a_variable_is_named(key: str, text: str) -> None:
-    """The same holds for the environment, whose strings may hold bytes that are no Unicode."""
+    """The same holds for variables, whose text may have bytes that are not Unicode."""
     if key in ("server.host", "modules.enabled") and text == "nan":  # a name that a host or a module may have
         return
     [problem] = problems_of(None, {SETTINGS[key].variable: text})

@@ -62,10 +62,10 @@ def reference(vectors: Any) -> list[tuple[float, ...]]:
     settings, rhythm_settings = regime.synapse, regime.rhythm._replace(by_events=True)
     levels, rhythm, norms = Synapse.initial(vectors.shape[1]), Rhythm.initial(rhythm_settings), []
     for vector in vectors:
-        levels = levels.cascaded(vector, settings)
-        if rhythm.consolidates(rhythm_settings):
-            levels = levels.cascaded(None, settings)
-        rhythm = rhythm.stepped(rhythm_settings)
+        levels = levels.after_run(vector, settings)
+        if rhythm.runs_cascade(rhythm_settings):
+            levels = levels.after_run(None, settings)
+        rhythm = rhythm.after_step(rhythm_settings)
         norms.append(tuple(norm(level) for level in levels))
     return norms
 

@@ -1,4 +1,4 @@
-"""The keys file: what is read, and every way in which it can be wrong, with its line and without its secrets."""
+"""The keys file: what it may contain, and each possible mistake with its line and without its secrets."""
 
 import math
 import os
@@ -47,7 +47,7 @@ def problems_of(file: Path, api_key: str | None = None) -> list[str]:
 
 class TestRead:
     def test_all_members(self, file: Path) -> None:
-        """Names are matched whatever their case, hexadecimal digits too; a scalar may be quoted or not."""
+        """Names and hexadecimal digits are case-insensitive; a scalar may be quoted or not."""
         written(
             file,
             f"""\
@@ -70,11 +70,11 @@ class TestRead:
     @pytest.mark.parametrize(
         "id_", ["a", "no", "123", "1e3", "0x1", "2027-01-31", "true", "_", "-a", "A-z_9", "x" * 64]
     )
-    def test_an_id_is_taken_as_it_is_written(self, file: Path, id_: str) -> None:
-        """What YAML would read as a number, a date or a switch is text."""
+    def test_an_id_is_read_as_text(self, file: Path, id_: str) -> None:
+        """An id that YAML would read as a number, a date or a switch stays text."""
         [key] = read(str(written(file, f"keys: [{{id: {id_}, digest: {D1}, role: read}}]")), None).keys
 
-        assert id_ == key.id
+        assert key.id == id_
 
     @pytest.mark.parametrize(
         ("text", "expected"),
@@ -90,14 +90,14 @@ class TestRead:
         ],
     )
     def test_times(self, file: Path, text: str, expected: str | None) -> None:
-        """RFC 3339, and a date alone, which begins in UTC; also at both ends of the calendar."""
+        """A time of RFC 3339, or a date, which means 00:00 UTC; also at both ends of the calendar."""
         [key] = read(str(written(file, f"keys: [{{id: a, digest: {D1}, role: read, expires: {text}}}]")), None).keys
 
         if expected is not None:
             assert datetime.fromisoformat(expected).timestamp() == key.expires
 
-    def test_the_zone_of_the_machine_does_not_matter(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A date begins in UTC, wherever the server stands."""
+    def test_a_date_does_not_depend_on_the_time_zone(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A date means 00:00 UTC in every time zone of the server."""
         written(file, f"keys: [{{id: a, digest: {D1}, role: read, expires: 1970-01-02}}]")
         monkeypatch.setenv("TZ", "UTC-5")
         time.tzset()
@@ -109,15 +109,15 @@ class TestRead:
 
         assert key.expires == 86_400.0
 
-    def test_an_expired_key_is_no_problem(self, file: Path) -> None:
-        """It opens nothing; that is all."""
+    def test_an_expired_key_is_not_a_problem(self, file: Path) -> None:
+        """An expired key is read like any other."""
         content = read(str(written(file, f"keys: [{{id: a, digest: {D1}, role: read, expires: 1999-12-31}}]")), None)
 
         assert content.problems == []
         assert [key.id for key in content.keys] == ["a"]
 
-    def test_as_many_as_there_may_be(self, file: Path) -> None:
-        """The bound itself is allowed, one more is not, and says so once."""
+    def test_the_maximum_number_of_keys(self, file: Path) -> None:
+        """The maximum is accepted; one more is refused by one problem."""
         keys = [f"  - {{id: k{n}, role: read, digest: {token_digest(str(n)).hex()}}}" for n in range(KEY_COUNT_MAX + 1)]
         count = len(read(str(written(file, "keys:\n" + "\n".join(keys[:-1]))), None).keys)
 
@@ -126,8 +126,8 @@ class TestRead:
             "keys has 1025 keys (@2): expected at most 1024"
         ]
 
-    def test_what_is_written_is_read(self, file: Path) -> None:
-        """Entries are appended to one another, whatever their members look like to YAML."""
+    def test_entries_read_back_as_written(self, file: Path) -> None:
+        """Entries can be appended to one another, also if YAML would read a member as something other than text."""
         members = [
             {"id": "no", "digest": "1" * 64, "role": "read", "tier": "high", "expires": "2027-01-31"},
             {"id": "-", "digest": D1, "role": "admin"},
@@ -138,8 +138,8 @@ class TestRead:
         assert content.problems == []
         assert [given["id"] for given in members] == [key.id for key in content.keys]
 
-    def test_the_documented_file_is_one(self, file: Path) -> None:
-        """The example of docs/configuration.md can be used as it stands."""
+    def test_the_documented_file_is_valid(self, file: Path) -> None:
+        """The example of docs/configuration.md can be used as it is."""
         example_text = settings_manual.markdown({}).split("```yaml\n")[1].split("```")[0]
         content = read(str(written(file, example_text)), None)
 
@@ -267,8 +267,8 @@ MALFORMED = {
 
 class TestMalformed:
     @pytest.mark.parametrize(("text", "expected"), MALFORMED.values(), ids=MALFORMED)
-    def test_every_problem_is_said_with_its_line(self, file: Path, text: str, expected: list[str]) -> None:
-        """All at once, in the order of the file, and none of them shows a digest."""
+    def test_every_problem_names_its_line(self, file: Path, text: str, expected: list[str]) -> None:
+        """All problems are listed in the order of the file, and none shows a digest."""
         written(file, text)
 
         assert [
@@ -292,21 +292,21 @@ class TestMalformed:
             ("٢٠٢٧-٠١-٣١", "is ٢٠٢٧-٠١-٣١"),
         ],
     )
-    def test_times_that_are_none(self, file: Path, text: str, what: str) -> None:
-        """What RFC 3339 does not have is refused, whatever else it may be."""
+    def test_invalid_times_are_refused(self, file: Path, text: str, what: str) -> None:
+        """A text that is no time of RFC 3339 is refused, also if other software accepts it."""
         written(file, f"keys: [{{id: a, role: read, digest: {D1}, expires: {text}}}]")
 
         assert problems_of(file) == [f"keys[0].expires {what} (@1): expected {EXPIRES}"]
 
-    def test_the_key_of_the_environment_is_not_in_the_file(self, file: Path) -> None:
-        """One token would open two keys."""
+    def test_the_digest_of_api_key_is_refused(self, file: Path) -> None:
+        """One token would otherwise open two keys."""
         written(file, f"keys: [{{id: web, role: read, digest: {D1}}}]")
 
         assert problems_of(file, "web.1") == ["keys[0].digest is that of API_KEY (@1): expected a unique one"]
         assert read(str(file), "web.2").problems == []
 
-    def test_no_key_of_a_wrong_file_is_lost_without_a_word(self, file: Path) -> None:
-        """The right ones are read on, so that all problems are found in one go."""
+    def test_valid_keys_of_an_invalid_file_are_read(self, file: Path) -> None:
+        """Reading continues after a problem, so that all problems are found at once."""
         written(file, f"keys:\n- {{id: a, role: x, digest: {D1}}}\n- {{id: b, role: read, digest: {D2}}}\n- 7\n")
         content = read(str(file), None)
 
@@ -316,7 +316,7 @@ class TestMalformed:
 
 class TestFile:
     def test_a_file_that_is_named_must_exist(self, tmp_path: Path) -> None:
-        """The setting is named, and the reason."""
+        """The problem names the setting and the reason."""
         nowhere = tmp_path / "nowhere"
 
         assert problems_of(nowhere) == [
@@ -328,14 +328,14 @@ class TestFile:
         assert "cannot be read (Is a directory)" in problems_of(tmp_path)[0]
 
     def test_a_fifo_is_refused_without_waiting(self, file: Path) -> None:
-        """A reload must not wait for somebody to write."""
+        """A reload does not wait for a writer."""
         os.mkfifo(file)
 
         assert problems_of(file) == [f"security.keys_path is {file}, which is a FIFO: expected a YAML file of keys"]
 
     @pytest.mark.parametrize(("mode", "refused"), [(0o600, 0), (0o664, 0), (0o444, 0), (0o602, 1), (0o666, 1)])
-    def test_a_file_that_everybody_may_write_to_is_refused(self, file: Path, mode: int, refused: int) -> None:
-        """Everybody could put a key into it. That everybody may read it does no harm."""
+    def test_a_world_writable_file_is_refused(self, file: Path, mode: int, refused: int) -> None:
+        """Everybody could add a key to it. A file that everybody can read is accepted."""
         written(file, f"keys: [{{id: web, role: read, digest: {D1}}}]").chmod(mode)
         content = read(str(file), None)
 
@@ -345,10 +345,10 @@ class TestFile:
                 "group can write to (chmod o-w)"
             )
         ] * refused == [problem.sentence for problem in content.problems]
-        assert 1 - refused == len(content.keys)
+        assert len(content.keys) == 1 - refused
 
-    def test_a_link_is_judged_by_what_it_leads_to(self, file: Path, tmp_path: Path) -> None:
-        """As Kubernetes mounts secrets; the mode of a link itself means nothing."""
+    def test_a_link_is_judged_by_its_target(self, file: Path, tmp_path: Path) -> None:
+        """Kubernetes mounts secrets as links; the mode of the link itself has no meaning."""
         written(tmp_path / "data", f"keys: [{{id: web, role: read, digest: {D1}}}]")
         file.symlink_to(tmp_path / "data")
 
@@ -368,8 +368,8 @@ class TestFile:
         ],
         ids=lambda content: repr(content[:16]),
     )
-    def test_what_is_no_yaml_is_one_line_that_quotes_nothing(self, file: Path, content: bytes) -> None:
-        """The parser's own message would quote the line, and with it the digest."""
+    def test_invalid_yaml_is_one_line_without_a_quotation(self, file: Path, content: bytes) -> None:
+        """The parser's own message would quote the line, and the digest in it."""
         file.write_bytes(content)
         [problem] = problems_of(file)
 
@@ -397,8 +397,8 @@ def test_any_bytes_are_keys_or_problems(file: Path, content: bytes) -> None:
     assert all(problem.sentence.isprintable() for problem in said.problems)
 
 
-def test_the_bound_of_the_file_leaves_room_for_all_keys() -> None:
-    """The largest file that `mlsdm key` can make is below the bound of a document."""
+def test_the_largest_keys_file_is_within_the_size_limit() -> None:
+    """The largest file that `mlsdm key` can make is smaller than the limit of a document."""
     largest = {
         "id": "x" * 64,
         "digest": "1" * 64,

@@ -1,4 +1,4 @@
-"""Keys: a keyring knows exactly the tokens whose digests it holds, and takes the same pains over every other text."""
+"""The keyring: it identifies exactly the tokens whose digests it holds, at equal cost for every text."""
 
 import hashlib
 import math
@@ -26,7 +26,7 @@ RING = Keyring("api.key", [key_of(WEB), key_of(OPS, Role.ADMIN, "bulk"), key_of(
 
 class TestRole:
     def test_roles_ascend(self) -> None:
-        """Each role may do what those below it may."""
+        """Each role includes the permissions of those below it."""
 
         assert sorted(Role) == [Role.READ, Role.WRITE, Role.ADMIN]
         assert tuple(Role) == (1, 2, 3)
@@ -34,14 +34,14 @@ class TestRole:
 
 class TestIdentify:
     def test_a_token_opens_its_own_key(self) -> None:
-        """Id, role and tier are those of the file."""
+        """The key has the id, role and tier of the file."""
         found = [RING.identify(token, NOW) for token in (WEB, OPS)]
 
         assert [key[:3] for key in found if key] == [("web", Role.READ, "high"), ("ops", Role.ADMIN, "bulk")]
 
     @pytest.mark.parametrize("token", ["plain", "web.of.the.environment", ".", "web.", "ops", "a b", "é", "=" * 300])
     def test_the_api_key_may_be_any_text(self, token: str) -> None:
-        """With dots or without, also when what stands before the dot is an id of the file."""
+        """API_KEY may have dots, also if the text before the first dot is an id of the file."""
         ring = Keyring(token, [key_of(WEB), key_of(OPS)])
         found = ring.identify(token, NOW)
 
@@ -77,12 +77,12 @@ class TestIdentify:
             ),
         ],
     )
-    def test_nothing_else_opens_anything(self, token: str) -> None:
-        """Not a part of a token, not more than a token, not its digest, and nothing raises."""
+    def test_any_other_text_opens_no_key(self, token: str) -> None:
+        """Parts of a token, extensions of a token and digests open nothing, and nothing raises."""
         assert RING.identify(token, NOW) is None
 
-    def test_a_key_ends_at_its_very_second(self) -> None:
-        """Until then it opens, from then on it does not; nobody needs to reload anything."""
+    def test_a_key_expires_at_its_second(self) -> None:
+        """It opens until that second, and from then on it does not, without a reload."""
         assert RING.identify(OLD, NOW - 1e-6) is not None
         assert RING.identify(OLD, NOW) is None
         assert RING.identify(OLD, math.inf) is None
@@ -90,23 +90,23 @@ class TestIdentify:
         assert RING.expired(NOW - 1) == []
 
     def test_the_digest_is_that_of_the_bytes_sent(self) -> None:
-        """So that sha256sum makes it too."""
+        """`sha256sum` of the token gives the same digest."""
         assert hashlib.sha256(WEB.encode("ascii")).digest() == token_digest(WEB)
 
-    def test_without_keys_nothing_opens_and_the_ring_is_open(self) -> None:
-        """Whether everybody may come in is asked of the ring, and not by showing it a token."""
+    def test_a_ring_without_keys_is_open(self) -> None:
+        """It identifies no token; `is_open` grants access to every client."""
         assert Keyring().is_open
         assert Keyring("").is_open
         assert Keyring().identify("", NOW) is None
         assert (0, 1, 4) == (len(Keyring()), len(Keyring("k")), len(RING))
 
     def test_a_ring_of_expired_keys_is_not_open(self) -> None:
-        """When the last key ends, the service closes."""
+        """The service stays closed when its last key expires."""
         assert not Keyring(None, [key_of(OLD, expires=0.0)]).is_open
 
     @pytest.mark.parametrize("wrong", [[key_of(WEB), key_of("web.y")], [key_of("API_KEY.x")]])
-    def test_ids_tell_keys_apart(self, wrong: list[Key]) -> None:
-        """One id twice, or that of API_KEY, is a programmer's error: the file has been checked."""
+    def test_ids_are_unique(self, wrong: list[Key]) -> None:
+        """A duplicate id, or that of API_KEY, is a programming error: the reader of the file has checked them."""
         with pytest.raises(AssertionError):
             Keyring("k", wrong)
 
@@ -119,7 +119,7 @@ class TestPains:
     def test_every_token_costs_one_hash_and_two_comparisons(
         self, monkeypatch: pytest.MonkeyPatch, ring: Keyring, token: str
     ) -> None:
-        """Known, expired, unknown or malformed: counted, because a clock would depend on the machine."""
+        """Counted and not timed, for known, expired, unknown and malformed tokens."""
         calls: list[str] = []
 
         def counted(name: str) -> None:
@@ -139,8 +139,8 @@ class TestPains:
 
 
 class TestSecrecy:
-    def test_nothing_is_shown(self) -> None:
-        """Neither repr, str nor format of a key or a ring holds a digest or a token."""
+    def test_printing_shows_no_secret(self) -> None:
+        """Neither repr, str nor format of a key or a ring has a digest or a token."""
         key = key_of(WEB)
         shown = f"{key!r} {key!s} {key} {RING!r} {RING!s} {RING} {[key]} {(RING,)}"
 
@@ -150,7 +150,7 @@ class TestSecrecy:
         assert repr(RING) == "Keyring(4 keys)"
 
     def test_rings_are_compared_by_their_keys(self) -> None:
-        """A reload can tell whether anything has changed."""
+        """A reload can tell whether the keys have changed."""
         assert Keyring("k", [key_of(WEB)]) == Keyring("k", [key_of(WEB)])
         assert hash(Keyring("k", [key_of(WEB)])) == hash(Keyring("k", [key_of(WEB)]))
         for other in (Keyring(), Keyring("k"), Keyring("l", [key_of(WEB)]), Keyring("k", [key_of(WEB, Role.ADMIN)]), 1):
@@ -166,10 +166,8 @@ TOKENS = st.one_of(
 @settings(max_examples=500, deadline=None)
 @example(known=["a.é"], api_key="?", tried=["a.?", "a.\ud800", "é", "\ud800"])
 @given(known=st.lists(TOKENS, max_size=6), api_key=st.none() | TOKENS, tried=st.lists(TOKENS, max_size=6))
-def test_exactly_the_tokens_whose_digests_are_there_are_known(
-    known: list[str], api_key: str | None, tried: list[str]
-) -> None:
-    """For any ring and any text, near misses included."""
+def test_exactly_the_tokens_of_the_ring_are_known(known: list[str], api_key: str | None, tried: list[str]) -> None:
+    """Holds for any ring and any text, near misses included."""
     named = {token.partition(".")[0]: token for token in known if "." in token and token != api_key}
     ring = Keyring(api_key, [key_of(token) for token in named.values()])
     opened = {*named.values(), *([api_key] if api_key else [])}
@@ -182,6 +180,6 @@ def test_exactly_the_tokens_whose_digests_are_there_are_known(
 
 
 def test_the_tiers_are_named_once() -> None:
-    """The tier of API_KEY, and of keys that name none, is among them."""
+    """STANDARD, the tier of API_KEY, is one of TIERS."""
     assert ("standard", "high", "bulk") == TIERS
     assert STANDARD in TIERS

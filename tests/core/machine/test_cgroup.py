@@ -1,4 +1,4 @@
-"""Control groups, in trees as the kernel lays them out: v2, v1, and both; nested, unlimited, and malformed."""
+"""Control groups in directories laid out as the kernel does: v2, v1 and both; nested, unlimited and malformed."""
 
 import os
 from pathlib import Path
@@ -36,15 +36,15 @@ def v2(root: Path, path: str = "/", **levels: dict[str, str]) -> Path:
 
 class TestMemory:
     def test_v2_limit_and_working_set(self, tmp_path: Path) -> None:
-        """What is used is current less the file cache that can be dropped."""
+        """The memory used is memory.current without the reclaimable file cache."""
         files = {"memory_max": "1000\n", "memory_current": "700\n", "memory_stat": "anon 1\ninactive_file 200\n"}
         cgroup = Cgroup(v2(tmp_path, top=files))
 
         assert limit_of(cgroup) == 1000
         assert cgroup.tightest_memory_limit() == (1000, 500)
 
-    def test_the_fullest_level_holds(self, tmp_path: Path) -> None:
-        """The fullest level binds, not the smallest limit; siblings do not."""
+    def test_the_fullest_level_applies(self, tmp_path: Path) -> None:
+        """The level with the least memory available applies, not the smallest limit; siblings do not count."""
         root = v2(
             tmp_path,
             path="/pod/app",
@@ -55,14 +55,14 @@ class TestMemory:
 
         assert Cgroup(root).tightest_memory_limit() == (2000, 1950)
 
-    def test_a_parents_limit_binds_a_group_without(self, tmp_path: Path) -> None:
-        """Unlimited below, limited above."""
+    def test_a_parents_limit_applies_to_an_unlimited_group(self, tmp_path: Path) -> None:
+        """The group has no limit and its parent has one."""
         root = v2(tmp_path, path="/a/b", a={"memory_max": "5"}, a_b={"memory_max": "max\n"})
 
         assert limit_of(Cgroup(root)) == 5
 
-    def test_v1(self, tmp_path: Path) -> None:
-        """The old names, with the host's path of a group of which only the mount's root is visible."""
+    def test_v1_limit_and_working_set(self, tmp_path: Path) -> None:
+        """The files of v1, with the host's path of a group of which only the root of the mount is visible."""
         root = tree(
             tmp_path,
             {
@@ -78,14 +78,14 @@ class TestMemory:
 
     @pytest.mark.parametrize("limit", [UNLIMITED_V1, "", "x"])
     def test_v1_unlimited(self, tmp_path: Path, limit: str) -> None:
-        """The largest number means none, and so does what is no number."""
+        """The largest number means no limit, and so does a text that is no number."""
         files = {"proc/self/cgroup": "4:memory:/\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": limit}
 
         assert limit_of(Cgroup(tree(tmp_path, files))) is None
         assert Cgroup(tmp_path).tightest_memory_limit() is None
 
     def test_used_is_never_negative(self, tmp_path: Path) -> None:
-        """The counters are read one after the other and need not agree; a group over its limit has no room."""
+        """The counters are read one by one and may disagree; a group over its limit has nothing available."""
         under = {"memory_max": "10", "memory_current": "5", "memory_stat": "inactive_file 7"}
         over = {"memory_max": "10", "memory_current": "12"}
         cgroups = [Cgroup(v2(tmp_path / name, top=files)) for name, files in (("a", under), ("b", over))]
@@ -107,18 +107,18 @@ class TestCpu:
         ],
     )
     def test_v2_quota(self, tmp_path: Path, content: str, quota: float | None) -> None:
-        """Quota over period, in cores."""
-        assert quota == Cgroup(v2(tmp_path, top={"cpu_max": content})).cpu_quota()
+        """The quota in cores is quota divided by period."""
+        assert Cgroup(v2(tmp_path, top={"cpu_max": content})).cpu_quota() == quota
 
-    def test_the_tightest_quota_holds(self, tmp_path: Path) -> None:
-        """Whichever level it is on."""
+    def test_the_tightest_quota_applies(self, tmp_path: Path) -> None:
+        """It may be on any level."""
         root = v2(tmp_path, path="/a/b", a={"cpu_max": "50000 100000"}, a_b={"cpu_max": "400000 100000"})
 
         assert Cgroup(root).cpu_quota() == 0.5
 
     @pytest.mark.parametrize(("quota", "expected"), [("-1", None), ("25000", 0.25)])
     def test_v1_quota(self, tmp_path: Path, quota: str, expected: float | None) -> None:
-        """-1 is none; the controllers share a mount whose name is both of theirs."""
+        """-1 means no quota; both controllers share a mount that has both names."""
         root = tree(
             tmp_path,
             {
@@ -129,7 +129,7 @@ class TestCpu:
             },
         )
 
-        assert expected == Cgroup(root).cpu_quota()
+        assert Cgroup(root).cpu_quota() == expected
         assert Cgroup(root).cpu_used_ns() == 123
 
     @pytest.mark.parametrize(
@@ -137,11 +137,11 @@ class TestCpu:
         [("max 100000", CORES), ("10000 100000", 1), ("100001 100000", min(2, CORES)), ("6400000 100000", CORES)],
     )
     def test_cores_are_rounded_up(self, tmp_path: Path, content: str, cores: int) -> None:
-        """At least one, at most those that the process may run on."""
-        assert cores == Cgroup(v2(tmp_path, top={"cpu_max": content})).usable_cores()
+        """At least one core, and at most the cores of the affinity."""
+        assert Cgroup(v2(tmp_path, top={"cpu_max": content})).usable_cores() == cores
 
     def test_use_is_counted_where_the_quota_is(self, tmp_path: Path) -> None:
-        """The group with the tightest quota, whose other members spend from it too; else the process's own."""
+        """CPU time is that of the group with the tightest quota, or of the own group without a quota."""
         usage = {"cpu_stat": "usage_usec 7\n"}
         limited = v2(
             tmp_path / "a", "/a/b", a={"cpu_max": "1 1", "cpu_stat": "nr 1\nusage_usec 9\nuser_usec 8"}, a_b=usage
@@ -150,8 +150,8 @@ class TestCpu:
 
         assert [Cgroup(root).cpu_used_ns() for root in (limited, unlimited)] == [9_000, 7_000]
 
-    def test_v1_controllers_mounted_apart(self, tmp_path: Path) -> None:
-        """CPU time is accounted by another controller than the one that limits it."""
+    def test_v1_controllers_on_separate_mounts(self, tmp_path: Path) -> None:
+        """The controller that accounts CPU time is not the one that limits it."""
         root = tree(
             tmp_path,
             {
@@ -166,7 +166,7 @@ class TestCpu:
 
 class TestAbsence:
     def test_no_control_groups(self, tmp_path: Path) -> None:
-        """Without them nothing is limited and nothing accounted."""
+        """Without control groups nothing is limited or accounted."""
         cgroup = Cgroup(tmp_path)
 
         limits = (limit_of(cgroup), cgroup.tightest_memory_limit(), cgroup.cpu_quota(), cgroup.cpu_used_ns())
@@ -175,11 +175,11 @@ class TestAbsence:
 
     @pytest.mark.parametrize("path", ["/../../x", "", "/gone/away"])
     def test_paths_that_lead_nowhere(self, tmp_path: Path, path: str) -> None:
-        """A path outside the namespace, or of a group that is gone, leaves the mount's root."""
+        """For a path outside the namespace, or of a removed group, the root of the mount applies."""
         assert limit_of(Cgroup(v2(tmp_path, path, top={"memory_max": "9"}))) == 9
 
-    def test_the_real_one(self) -> None:
-        """On whatever this test runs, the answers are plausible."""
+    def test_the_machine_of_this_test(self) -> None:
+        """The values of the real kernel are plausible."""
         cgroup = Cgroup(Path("/"))
 
         assert 1 <= cgroup.usable_cores() <= CORES

@@ -1,4 +1,4 @@
-"""The footprint: proportional memory of a process and all below it, from the kernel's files."""
+"""The memory footprint: proportional memory of a process and its descendants."""
 
 import os
 import subprocess
@@ -23,8 +23,8 @@ else:
 """
 
 
-def test_is_what_the_kernel_says_of_each() -> None:
-    """A child and its child, together, and more than what they hold."""
+def test_footprint_is_the_sum_over_descendants() -> None:
+    """A process and its child together, and more than what they have allocated."""
     child = NESTED.format(size=20 * MEGABYTE, depth=0, child="")
     parent = NESTED.format(size=10 * MEGABYTE, depth=1, child=child)
     with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -43,6 +43,6 @@ def test_is_what_the_kernel_says_of_each() -> None:
         process.stdin.close()
 
 
-def test_who_is_gone_counts_for_nothing(tmp_path: Path) -> None:
-    """No process, and a kernel that does not tell."""
+def test_a_missing_process_counts_as_zero(tmp_path: Path) -> None:
+    """The process, or the kernel's file, does not exist."""
     assert memory_footprint(tmp_path, os.getpid()) == 0

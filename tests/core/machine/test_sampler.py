@@ -1,4 +1,4 @@
-"""The controller's samples, over fake control groups and a clock that starts anywhere."""
+"""The sampler, with fake control groups and a clock that starts at a random offset."""
 
 import os
 import random
@@ -53,8 +53,8 @@ def machine(tmp_path: Path) -> Machine:
 
 
 class TestMemory:
-    def test_of_the_container(self, machine: Machine) -> None:
-        """Limit, and working set without droppable cache."""
+    def test_memory_of_the_container(self, machine: Machine) -> None:
+        """The limit, and the working set without reclaimable cache."""
         for name, text in (
             ("memory.max", f"{64 << 20}"),
             ("memory.current", f"{56 << 20}"),
@@ -66,8 +66,8 @@ class TestMemory:
         assert (vitals.memory_percent, vitals.memory_available_mb, vitals.memory_total_mb) == (75.0, 16.0, 64.0)
 
     @pytest.mark.parametrize("limit", ["max", str(1 << 60)])
-    def test_of_the_host_when_unlimited(self, machine: Machine, limit: str) -> None:
-        """No limit, or one that the host could never fill."""
+    def test_memory_of_the_host_without_a_limit(self, machine: Machine, limit: str) -> None:
+        """No limit, or one above the host's memory."""
         (machine.group / "memory.max").write_text(limit)
 
         assert psutil.virtual_memory().total / (1 << 20) == machine.sampler().sample().memory_total_mb
@@ -75,37 +75,37 @@ class TestMemory:
 
 class TestCpu:
     def test_percent_is_of_the_quota(self, machine: Machine) -> None:
-        """A quarter of a core is half of a half."""
+        """A quarter of a core is half of a quota of half a core."""
         sampler = machine.sampler()
         machine.run(2, 0.25)
 
         assert sampler.sample().cpu_percent == pytest.approx(50)
 
     def test_percent_is_since_the_last_sample(self, machine: Machine) -> None:
-        """Idle, busy, idle."""
+        """The figure follows idle, busy and idle intervals."""
         sampler = machine.sampler()
         percents = [machine.live(sampler, 1, cores).cpu_percent for cores in (0, 0.5, 0)]
 
         assert percents == pytest.approx([0, 100, 0])
 
     def test_percent_stays_within_its_bounds(self, machine: Machine) -> None:
-        """Over a short interval a group may spend more than its quota; without an interval the figure stays."""
+        """A group can exceed its quota for a short time; a second sample at once keeps the figure."""
         sampler = machine.sampler()
         machine.run(0.25, 2)
 
         assert [sampler.sample().cpu_percent, sampler.sample().cpu_percent] == [100, 100]
 
-    def test_the_first_moments_are_no_figure(self, machine: Machine) -> None:
-        """A sample right behind the making of the sampler is 0, however busy that was; the next one counts them in."""
+    def test_a_first_sample_at_once_is_zero(self, machine: Machine) -> None:
+        """Its interval is too short to measure; the next sample includes it."""
         sampler = machine.sampler()
         machine.run(0.01, 0.5)
         first = sampler.sample().cpu_percent
         machine.run(0.99, 0)
 
-        assert pytest.approx([0, 1]) == [first, sampler.sample().cpu_percent]
+        assert [first, sampler.sample().cpu_percent] == pytest.approx([0, 1])
 
     def test_without_quota_percent_is_of_the_cores(self, tmp_path: Path) -> None:
-        """One busy core of those that the process may run on."""
+        """One busy core is a share of the cores of the affinity."""
         machine = Machine(tmp_path, quota="max 100000")
         cores = len(os.sched_getaffinity(0))
 
@@ -113,33 +113,33 @@ class TestCpu:
         assert vitals.cpu_percent == pytest.approx(100 / cores)
         assert vitals.cpu_count == cores
 
-    def test_a_quota_may_change_while_it_runs(self, machine: Machine) -> None:
-        """A pod that is resized in place is judged by its new allowance."""
+    def test_a_quota_can_change_at_run_time(self, machine: Machine) -> None:
+        """A pod that is resized in place is measured against its new quota."""
         sampler = machine.sampler()
         before = machine.live(sampler, 1, 0.25).cpu_percent
         (machine.group / "cpu.max").write_text("25000 100000")
 
-        assert pytest.approx([50, 100]) == [before, machine.live(sampler, 1, 0.25).cpu_percent]
+        assert [before, machine.live(sampler, 1, 0.25).cpu_percent] == pytest.approx([50, 100])
 
 
 class TestCpuOver30Seconds:
-    def test_it_takes_thirty_seconds_to_be_busy(self, machine: Machine) -> None:
-        """The work of starting is not judged as thirty busy seconds after one."""
+    def test_30_s_mean_counts_the_time_before_the_start_as_idle(self, machine: Machine) -> None:
+        """A busy second at the start is not thirty busy seconds."""
         sampler = machine.sampler()
         percents = [machine.live(sampler, seconds, 0.5).cpu_percent_30s for seconds in (3, 12, 14, 1)]
 
         assert percents == pytest.approx([10, 50, 290 / 3, 100])
 
-    def test_it_forgets_what_is_older(self, machine: Machine) -> None:
-        """Half a minute of idleness after any load is idleness."""
+    def test_30_s_mean_forgets_older_load(self, machine: Machine) -> None:
+        """After thirty idle seconds the mean is zero, whatever the load was before."""
         sampler = machine.sampler()
         machine.live(sampler, 100, 0.5)
         percents = [machine.live(sampler, 15, 0).cpu_percent_30s for _ in range(3)]
 
         assert percents == pytest.approx([50, 0, 0], abs=100 / 30)  # the window ends within a second of 30
 
-    def test_a_spike_is_not_busy(self, machine: Machine) -> None:
-        """Nine busy seconds of thirty."""
+    def test_30_s_mean_of_a_spike(self, machine: Machine) -> None:
+        """Nine busy seconds of thirty are 30 %."""
         sampler = machine.sampler()
         machine.live(sampler, 60, 0)
         machine.live(sampler, 9, 0.5)
@@ -147,25 +147,25 @@ class TestCpuOver30Seconds:
         assert machine.live(sampler, 1, 0).cpu_percent_30s == pytest.approx(30)
 
     def test_history_is_bounded(self, machine: Machine) -> None:
-        """However often it is sampled, a point a second is kept, for thirty seconds."""
+        """At most one point per second is kept, for thirty seconds, at any sampling rate."""
         sampler = machine.sampler()
         for _ in range(2_000):
             machine.run(0.05, 0.1)
             sampler.sample()
 
-        assert len(sampler._history) <= 32
+        assert sampler.history_count <= 32
 
 
 class TestSample:
-    def test_the_rest(self, machine: Machine) -> None:
-        """When it was taken, the cores, the disk."""
+    def test_time_cores_and_disk(self, machine: Machine) -> None:
+        """A sample has its time, the number of cores and the use of the disk."""
         vitals = machine.sampler().sample()
 
         assert (machine.now_ns, 1) == (vitals.sampled_ns, vitals.cpu_count)
         assert 0 <= vitals.disk_percent <= 100
 
-    def test_without_control_groups_it_is_the_hosts(self, tmp_path: Path) -> None:
-        """Burning one core shows in the host's figure."""
+    def test_host_figures_without_control_groups(self, tmp_path: Path) -> None:
+        """The use of a busy core shows in the host's figure."""
         sampler = Sampler(tmp_path, time.monotonic_ns)
         deadline = time.monotonic() + 0.3
         while time.monotonic() < deadline:
@@ -175,8 +175,8 @@ class TestSample:
         assert 0 < vitals.cpu_percent <= 100
         assert 0 < vitals.memory_percent < 100
 
-    def test_the_real_one(self) -> None:
-        """On whatever this test runs, the figures are within their bounds."""
+    def test_the_machine_of_this_test(self) -> None:
+        """The figures of the real machine are within their bounds."""
         vitals = Sampler(Path("/"), time.monotonic_ns).sample()
 
         assert 0 <= vitals.cpu_percent_30s <= 100

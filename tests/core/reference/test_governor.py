@@ -22,9 +22,9 @@ def after(morals: list[float], settings: GovernorSettings = DEFAULT) -> Governor
 
 
 class TestDecide:
-    def test_starts_in_the_middle(self) -> None:
+    def test_initial_state(self) -> None:
         """θ is 0.50 and the mean 0.5."""
-        assert Governor(0.5, 0.5) == Governor.initial(DEFAULT)
+        assert Governor.initial(DEFAULT) == Governor(0.5, 0.5)
 
     @pytest.mark.parametrize(
         ("moral", "theta", "accepted"),
@@ -46,23 +46,23 @@ class TestDecide:
         assert accepted == Governor(theta).decide(moral, DEFAULT)[0]
 
     def test_first_events(self) -> None:
-        """Worked by hand. 0.55 − 0.5 is 0.05000000000000004 in IEEE doubles: the first acceptance already moves θ."""
-        assert Governor(0.55, 0.55) == after([1.0])
-        assert pytest.approx(Governor(0.6, 0.595), rel=1e-12) == after([1.0] * 2)
-        assert pytest.approx(Governor(0.6, 0.5355), rel=1e-12) == after([1.0] * 2 + [0.0])
-        assert pytest.approx(Governor(0.6, 0.48195), rel=1e-12) == after([1.0] * 2 + [0.0] * 2)
-        assert pytest.approx(Governor(0.55, 0.433755), rel=1e-12) == after([1.0] * 2 + [0.0] * 3)
+        """Computed by hand. 0.55 − 0.5 is 0.05000000000000004 in IEEE doubles, so the first acceptance moves θ."""
+        assert after([1.0]) == Governor(0.55, 0.55)
+        assert after([1.0] * 2) == pytest.approx(Governor(0.6, 0.595), rel=1e-12)
+        assert after([1.0] * 2 + [0.0]) == pytest.approx(Governor(0.6, 0.5355), rel=1e-12)
+        assert after([1.0] * 2 + [0.0] * 2) == pytest.approx(Governor(0.6, 0.48195), rel=1e-12)
+        assert after([1.0] * 2 + [0.0] * 3) == pytest.approx(Governor(0.55, 0.433755), rel=1e-12)
 
     def test_the_band_is_strict(self) -> None:
-        """Exactly on the edge of the dead band, θ rests."""
+        """A deviation exactly equal to the dead band leaves θ as it is."""
         settings = DEFAULT._replace(dead_band=0.25, ema_alpha=0.5)
 
         assert after([1.0], settings).theta == 0.5  # ema 0.75
         assert after([0.0], settings).theta == 0.5  # ema 0.25
         assert after([1.0, 1.0], settings).theta == 0.55  # ema 0.875
 
-    def test_no_noise_accumulates(self) -> None:
-        """Up to 0.9 and down to 0.3, θ takes the values that a person would write."""
+    def test_no_rounding_noise_accumulates(self) -> None:
+        """From 0.3 to 0.9 and back, θ takes the exact decimal values."""
         governor, thetas = Governor.initial(DEFAULT), []
         for moral in [1.0] * 20 + [0.0] * 40:
             _, governor = governor.decide(moral, DEFAULT)
@@ -71,7 +71,7 @@ class TestDecide:
         assert {round(0.05 * step, 2) for step in range(6, 19)} == set(thetas)
 
     def test_a_steady_stream_is_halved(self) -> None:
-        """Of many equal events in the middle of the range, about half is accepted: that is what it aims at."""
+        """About half of many equal events in the middle of the range is accepted."""
         governor, accepted = Governor.initial(DEFAULT), 0
         for _ in range(2000):
             verdict, governor = governor.decide(0.6, DEFAULT)
@@ -85,7 +85,7 @@ class TestDecide:
         st.floats(0, 1),
     )
     def test_stays_within_its_bounds(self, morals: list[float], bounds: list[float], step: float) -> None:
-        """Whatever comes, θ is within its bounds (to the twelfth decimal it is rounded to), the mean within [0, 1]."""
+        """For any events θ is within its bounds (to its twelfth decimal) and the mean within [0, 1]."""
         low, start, high = bounds
         settings = DEFAULT._replace(
             initial_threshold=start, min_threshold=low, max_threshold=high, adaptation_rate=step
@@ -96,18 +96,18 @@ class TestDecide:
         assert 0 <= governor.ema <= 1
 
     @given(st.floats(0, 1), st.floats(0.3, 0.9), st.floats(0, 1))
-    def test_a_higher_value_is_never_worse_off(self, moral: float, theta: float, more: float) -> None:
+    def test_acceptance_is_monotonic(self, moral: float, theta: float, more: float) -> None:
         """If m is accepted, so is any greater m."""
         accepted, _ = Governor(theta).decide(moral, DEFAULT)
 
         assert not accepted or Governor(theta).decide(max(moral, more), DEFAULT)[0]
 
 
-class TestReconfigured:
-    def test_brings_the_threshold_inside(self) -> None:
-        """New bounds move θ only as far as they must; the mean stays."""
+class TestWithSettings:
+    def test_new_bounds_clamp_the_threshold(self) -> None:
+        """θ moves only as far as needed, and the mean does not change."""
         tight = DEFAULT._replace(min_threshold=0.6, max_threshold=0.7)
 
-        assert Governor(0.6, 0.42) == Governor(0.5, 0.42).reconfigured(tight)
-        assert Governor(0.7, 0.42) == Governor(0.9, 0.42).reconfigured(tight)
-        assert Governor(0.65, 0.42) == Governor(0.65, 0.42).reconfigured(tight)
+        assert Governor(0.5, 0.42).with_settings(tight) == Governor(0.6, 0.42)
+        assert Governor(0.9, 0.42).with_settings(tight) == Governor(0.7, 0.42)
+        assert Governor(0.65, 0.42).with_settings(tight) == Governor(0.65, 0.42)

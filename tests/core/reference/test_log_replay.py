@@ -115,7 +115,7 @@ class History(RuleBasedStateMachine):
         accepted, self.governor = self.governor.decide(value, self.regime.governor)
         phase = self.rhythm.phase
         if accepted:
-            self.levels = self.levels.cascaded(vector, self.regime.synapse)
+            self.levels = self.levels.after_run(vector, self.regime.synapse)
             self.vectors[len(self.vectors) + 1] = vector
         else:
             self.rejected += 1
@@ -166,9 +166,9 @@ class History(RuleBasedStateMachine):
         return math.nextafter(bound, -1) if moral.startswith("below") else bound
 
     def _step(self) -> None:
-        if self.rhythm.consolidates(self.regime.rhythm):
-            self.levels = self.levels.cascaded(None, self.regime.synapse)
-        self.rhythm = self.rhythm.stepped(self.regime.rhythm)
+        if self.rhythm.runs_cascade(self.regime.rhythm):
+            self.levels = self.levels.after_run(None, self.regime.synapse)
+        self.rhythm = self.rhythm.after_step(self.regime.rhythm)
 
     def _logged(self, entry: object, kind: str) -> None:
         self.position += 1
@@ -188,8 +188,8 @@ class History(RuleBasedStateMachine):
         assert self.formed
         entry = self.formed.apply("configure", regime)
         self.regime = regime
-        self.governor = self.governor.reconfigured(regime.governor)
-        self.rhythm = self.rhythm.reconfigured(regime.rhythm)
+        self.governor = self.governor.with_settings(regime.governor)
+        self.rhythm = self.rhythm.with_settings(regime.rhythm)
         self._logged(entry, "configure")
 
     @rule()
@@ -271,7 +271,7 @@ class History(RuleBasedStateMachine):
             self.rhythm.step,
             len(self._live()),
         )
-        assert expected == Scalars.of(state.scalars)
+        assert Scalars.of(state.scalars) == expected
         assert (self.position, self.receipts) == (state.position, state.receipts)
         stored = np.frombuffer(self.formed.store.level_bytes(), np.float32).reshape(3, -1)
         dimension = len(self.levels.l1)

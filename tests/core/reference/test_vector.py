@@ -1,4 +1,4 @@
-"""Vector arithmetic: one number for everybody, to the last bit."""
+"""Vector arithmetic: the same number everywhere, to the last bit."""
 
 import math
 
@@ -18,16 +18,16 @@ vectors = st.integers(1, 70).flatmap(
 
 class TestDot:
     def test_is_the_dot_product(self) -> None:
-        """By hand, and against NumPy to rounding."""
+        """Equal to values by hand, and to NumPy's within rounding."""
         rng = np.random.default_rng(1)
         x, y = rng.standard_normal((2, 1000)).astype(np.float32)
 
         assert dot(np.array([1, 2, 3], np.float32), np.array([4, 5, 6], np.float32)) == 32.0
-        assert pytest.approx(float(x.astype(np.float64) @ y.astype(np.float64)), rel=1e-12) == dot(x, y)
+        assert dot(x, y) == pytest.approx(float(x.astype(np.float64) @ y.astype(np.float64)), rel=1e-12)
 
     @given(vectors)
     def test_order_of_the_lanes(self, pair: tuple[list[float], list[float]]) -> None:
-        """Element i goes to lane i mod 8; the lanes are folded in the order that the module states."""
+        """Element i is added to lane i mod 8; the lanes are added in the order that the module states."""
         x, y = (np.array(values, np.float32) for values in pair)
         lane = [0.0] * 8
         for i in range(len(x)):
@@ -38,7 +38,7 @@ class TestDot:
 
     @given(vectors)
     def test_padding_changes_nothing(self, pair: tuple[list[float], list[float]]) -> None:
-        """Zeros behind a vector leave every bit as it was."""
+        """Zeros after a vector change no bit of the result."""
         x, y = (np.array(values, np.float32) for values in pair)
         padded = [np.concatenate([one, np.zeros(16, np.float32)]) for one in (x, y)]
 
@@ -48,7 +48,7 @@ class TestDot:
 class TestNorm:
     @pytest.mark.parametrize("dimension", [2, 7, 16, 384])
     def test_equals_the_native_core(self, dimension: int) -> None:
-        """The norms of levels and of stored memories are these, for any scale."""
+        """The native core computes these norms for levels and stored memories, at any scale."""
         formed = Formed()
         rng = np.random.default_rng(dimension)
         for scale in (1e-38, 1e-20, 1.0, 1e15):
@@ -70,12 +70,12 @@ class TestNorm:
 
 class TestCosine:
     def test_zero_vectors_score_zero(self) -> None:
-        """Whatever they are compared with."""
+        """The cosine with a zero vector is 0."""
         zero, one = np.zeros(3, np.float32), np.ones(3, np.float32)
 
         assert (0.0, 0.0, 0.0) == (cosine(zero, one), cosine(one, zero), cosine(zero, zero))
 
     @given(vectors)
     def test_is_between_minus_one_and_one(self, pair: tuple[list[float], list[float]]) -> None:
-        """To rounding."""
+        """A cosine exceeds these bounds by rounding only."""
         assert abs(cosine(*(np.array(values, np.float32) for values in pair))) <= 1 + 1e-12

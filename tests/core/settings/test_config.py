@@ -1,4 +1,4 @@
-"""The tree of settings: its defaults, what each leaf takes, and what follows from the values."""
+"""The settings of the core: defaults, annotations and the values that each accepts."""
 
 import math
 
@@ -13,8 +13,8 @@ from core.startup import load
 
 
 class TestLeaves:
-    def test_prescribed_values(self) -> None:
-        """The values that the service's semantics prescribe are the defaults."""
+    def test_defaults_are_the_prescribed_values(self) -> None:
+        """The defaults are the values that the specification prescribes."""
         values = values_of(Config())
 
         assert tuple(values[key] for key in ("dimension", "capacity", "payload_size_max", "log_capacity")) == (
@@ -28,8 +28,8 @@ class TestLeaves:
         assert msgspec.structs.astuple(Config().cognitive_rhythm) == (8, 3, True, "time", 1.0)
 
     @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
-    def test_every_setting_says_what_it_is(self, setting: Setting) -> None:
-        """Each leaf has a meaning that is a sentence, a unit, a bounded range, and a default within it."""
+    def test_every_setting_is_described(self, setting: Setting) -> None:
+        """Each setting has a sentence, a unit, a bounded range, and a default within it."""
 
         assert setting.description.endswith(".")
         assert setting.unit
@@ -37,8 +37,8 @@ class TestLeaves:
         assert setting.default == setting.validate(setting.default)
 
     @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
-    def test_numbers_refuse_what_is_no_number(self, setting: Setting) -> None:
-        """NaN and the infinities are in no range, true is no number and 1.0 no whole number."""
+    def test_numbers_refuse_other_types(self, setting: Setting) -> None:
+        """NaN and the infinities are in no range, true is no number, and 1.0 is no whole number."""
         wrong: list[object] = [math.nan, math.inf, -math.inf, None, [], {}]
         wrong += [True, False, "1"] if setting.type in (int, float) else [1, 1.0]
         wrong += [float(setting.default)] if setting.type is int else []
@@ -47,7 +47,7 @@ class TestLeaves:
             with pytest.raises(ValueError):  # noqa: PT011  the message is msgspec's
                 setting.validate(value)
 
-    def test_a_config_does_not_change(self) -> None:
+    def test_a_config_is_immutable(self) -> None:
         """The tree is frozen at every depth."""
         loaded = load(None, {}).config
 
@@ -59,8 +59,8 @@ class TestLeaves:
 
 class TestDerived:
     def test_effective_is_the_whole_tree(self) -> None:
-        """What is logged converts back to the configuration."""
+        """The logged tree converts back to the configuration."""
         effective = config.effective(Config())
 
         assert effective["security"]["rate_limiting"]["burst_capacity"] == 10
-        assert Config() == msgspec.convert(effective, Config)
+        assert msgspec.convert(effective, Config) == Config()

@@ -1,4 +1,4 @@
-"""The environment variables: names, overrides, the key, and what a container platform adds unasked."""
+"""The environment variables: names, overrides, API_KEY, and the variables that Kubernetes adds."""
 
 import pytest
 
@@ -27,13 +27,13 @@ class TestName:
             ("Production ", "production"),
         ],
     )
-    def test_names(self, given: str, name: str) -> None:
-        """The three environments, one of them with a short name, whatever the case."""
-        assert name == load(None, {"MLSDM_ENV": given, "API_KEY": "your-secret-key"}).environment
+    def test_names_of_environments(self, given: str, name: str) -> None:
+        """Three environments, one with a short name, in any case."""
+        assert load(None, {"MLSDM_ENV": given, "API_KEY": "your-secret-key"}).environment == name
 
     @pytest.mark.parametrize("given", ["prod", "", " ", "test"])
     def test_any_other_name_is_refused(self, given: str) -> None:
-        """A name that is unknown or lost does not mean development, which asks for no key."""
+        """An unknown or lost name does not mean development, which requires no key."""
         [problem] = problems_of({"MLSDM_ENV": given, "API_KEY": "your-secret-key"})
 
         assert problem.startswith(f"MLSDM_ENV is {given!r}: expected one of dev, development, staging, production")
@@ -42,14 +42,14 @@ class TestName:
 class TestOverrides:
     @pytest.mark.parametrize("key", SETTINGS)
     def test_every_setting_has_a_variable(self, key: str) -> None:
-        """The dotted key in capitals, with two underscores for the dot."""
+        """Its name is the dotted key in capitals, with two underscores for each dot."""
         assert SETTINGS[key].variable == f"MLSDM_{key.upper().replace('.', '__')}"
         if SETTINGS[key].default != "":
             assert load(None, {SETTINGS[key].variable: str(SETTINGS[key].default)}) == load(None, {})
 
     @pytest.mark.parametrize("key", SETTINGS)
     def test_every_setting_refuses_an_empty_variable(self, key: str) -> None:
-        """A lost value passes for nothing, also where a file may say that there is none."""
+        """An empty variable is a lost value, also for a setting that a file may leave empty."""
         for text in ("", " \n"):
             [problem] = problems_of({SETTINGS[key].variable: text})
 
@@ -74,20 +74,20 @@ class TestOverrides:
         ],
     )
     def test_values(self, variable: str, text: str, key: str, value: object) -> None:
-        """Numbers, switches and names in every spelling that is allowed."""
-        assert value == environment.find_values({variable: text}, SETTINGS).values[key]
+        """Numbers, switches and names are read in every allowed spelling."""
+        assert environment.find_values({variable: text}, SETTINGS).values[key] == value
 
     @pytest.mark.parametrize("text", ["yes", "on", "2", "", "truth"])
     def test_switches_have_four_spellings(self, text: str) -> None:
-        """0, 1, true and false; anything else is refused."""
+        """0, 1, true and false are switches; anything else is refused."""
         [problem] = problems_of({"MLSDM_SECURITY__RATE_LIMITING__ENABLED": text})
 
         assert problem.startswith("security.rate_limiting.enabled is ")
         assert problem.endswith("(MLSDM_SECURITY__RATE_LIMITING__ENABLED): expected true or false (unit: switch)")
 
     @pytest.mark.parametrize("host", ["8", "127.1", "a b", "[::1]", "http://x", "x:80:y", "a" * 254, "127.0.0.1\nx"])
-    def test_hosts_that_are_none(self, host: str) -> None:
-        """A host is an address or a name: neither a number nor a URL."""
+    def test_invalid_hosts_are_refused(self, host: str) -> None:
+        """A host is an address or a name, and neither a number nor a URL."""
         assert len(problems_of({"HOST": host})) == 1
 
 
@@ -110,7 +110,7 @@ class TestUnknown:
         assert problem == f"{variable} is unknown: expected MLSDM_<SECTION>__<KEY>{hint}"
 
     def test_service_links_are_ignored(self) -> None:
-        """What Kubernetes injects for a service called mlsdm-api says nothing."""
+        """Kubernetes injects them for a service called mlsdm-api."""
         links = {
             "MLSDM_API_SERVICE_HOST": "10.0.0.1",
             "MLSDM_API_SERVICE_PORT": "80",
@@ -122,8 +122,8 @@ class TestUnknown:
 
         assert load(None, {}) == load(None, links)
 
-    def test_other_names_are_none_of_ours(self) -> None:
-        """Only names with the prefix are looked at."""
+    def test_other_names_are_ignored(self) -> None:
+        """Only names with the prefix are examined."""
         assert load(None, {}) == load(None, {"PATH": "/bin", "_MLSDM_BLOCK": "7", "mlsdm_capacity": "1", "SERVER": "x"})
 
 
@@ -139,15 +139,15 @@ class TestPlain:
             ("DISABLE_RATE_LIMIT", "true", "security.rate_limiting.enabled", False),
         ],
     )
-    def test_plain_names_win_over_prefixed_ones(self, variable: str, text: str, key: str, value: object) -> None:
-        """The names that operators have in their fingers have the last word."""
+    def test_plain_names_override_prefixed_ones(self, variable: str, text: str, key: str, value: object) -> None:
+        """A plain variable has the last word."""
         environ = {variable: text, SETTINGS[key].variable: str(SETTINGS[key].default), **PRODUCTION}
 
-        assert value == environment.find_values(environ, SETTINGS).values[key]
+        assert environment.find_values(environ, SETTINGS).values[key] == value
 
     @pytest.mark.parametrize("text", ["0", "false"])
-    def test_not_disabling_is_not_enabling(self, text: str) -> None:
-        """DISABLE_RATE_LIMIT=0 leaves the limits as they are configured, on or off."""
+    def test_disable_rate_limit_0_changes_nothing(self, text: str) -> None:
+        """DISABLE_RATE_LIMIT=0 leaves the limits as configured, on or off."""
         enabled = [
             load(None, {**environ, "DISABLE_RATE_LIMIT": text}).config.security.rate_limiting.enabled
             for environ in ({}, PRODUCTION)
@@ -164,7 +164,7 @@ class TestPlain:
         assert variable in problem
 
     def test_problems_name_the_variable(self) -> None:
-        """The dotted key, what was given, where, and what was expected."""
+        """A problem has the dotted key, the value, the variable and the expectation."""
         levels = "DEBUG, INFO, WARNING, ERROR, CRITICAL"
 
         assert problems_of({"PORT": "65536", "LOG_LEVEL": "loud", "DISABLE_RATE_LIMIT": "maybe"}) == [
@@ -176,22 +176,22 @@ class TestPlain:
 
 class TestKey:
     @pytest.mark.parametrize("name", ["dev", "staging"])
-    def test_elsewhere_the_key_is_optional(self, name: str) -> None:
-        """A blank key is none; a key that is given is used."""
+    def test_api_key_is_optional_outside_production(self, name: str) -> None:
+        """A blank key counts as unset; any other is used."""
         assert load(None, {"MLSDM_ENV": name, "API_KEY": "  "}).keyring.is_open
         assert load(None, {"MLSDM_ENV": name, "API_KEY": "k"}).keyring == Keyring("k")
 
     def test_surrounding_whitespace_is_dropped(self) -> None:
-        """A secret that was made with echo ends in a newline, which no header can carry."""
+        """A secret made with `echo` ends in a newline, which no header can carry."""
         assert load(None, {"API_KEY": " key==\n"}).keyring == Keyring("key==")
 
     @pytest.mark.parametrize("key", ["very secret", "very\nsecret", "sécret", "secret\udcff", "secret\x00"])
     def test_a_key_that_no_header_can_carry_is_refused(self, key: str) -> None:
-        """It could never be presented; the problem does not show it."""
+        """No client could present it; the problem does not show it."""
         [problem] = problems_of({"API_KEY": key})
 
         assert problem == "API_KEY has a character that no header can carry: expected visible ASCII without spaces"
 
     def test_the_key_is_not_shown(self) -> None:
-        """Not by the representation either."""
+        """The representation of the environment has no key."""
         assert "very-secret" not in repr(environment.read({"API_KEY": "very-secret"}))

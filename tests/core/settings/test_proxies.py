@@ -1,4 +1,4 @@
-"""Trusted proxies: what is a list of them, and what is not."""
+"""Trusted proxies: valid and invalid lists of addresses and networks."""
 
 from ipaddress import ip_network
 
@@ -27,8 +27,8 @@ NEITHER = "which is neither an address nor a network"
     ],
 )
 def test_addresses_and_networks(text: str, expected: list[str]) -> None:
-    """Of both families, separated by commas with or without blanks; an address is a network of one."""
-    assert [ip_network(network) for network in expected] == list(networks(text))
+    """Both families, separated by commas with or without blanks; an address is a network of one."""
+    assert list(networks(text)) == [ip_network(network) for network in expected]
 
 
 @pytest.mark.parametrize(
@@ -48,16 +48,16 @@ def test_addresses_and_networks(text: str, expected: list[str]) -> None:
         ("a,::1,b\x00", f"has a, {NEITHER}; 'b\\x00', {NEITHER}"),
     ],
 )
-def test_what_is_neither_is_named(text: str, what: str) -> None:
-    """Each item that is wrong, and what is wrong with it."""
+def test_every_invalid_item_is_named(text: str, what: str) -> None:
+    """Each invalid item is listed with its fault."""
     with pytest.raises(InvalidText) as refusal:
         networks(text)
 
-    assert what == str(refusal.value)
+    assert str(refusal.value) == what
 
 
 def test_the_refusal_names_the_setting_and_the_item() -> None:
-    """As that of every setting does; the bad item is not lost in a long list."""
+    """The refusal shows the invalid item of a long list, not the list."""
     good = ",".join(f"10.{n}.0.0/16" for n in range(100))
     with pytest.raises(ConfigurationError) as refusal:
         load(None, {"MLSDM_SERVER__TRUSTED_PROXIES": f"{good},10.256.0.0/16"})
@@ -68,8 +68,8 @@ def test_the_refusal_names_the_setting_and_the_item() -> None:
     )
 
 
-def test_nobody_is_trusted_unless_listed() -> None:
-    """The default believes no forwarding header."""
+def test_no_proxy_is_trusted_by_default() -> None:
+    """The default trusts no forwarding header."""
     assert trusted_proxies(Config()) == ()
     assert SETTINGS["server.trusted_proxies"].default == ""
 
@@ -80,7 +80,7 @@ ADDRESSES = st.ip_addresses()
 @settings(max_examples=200, deadline=None)
 @given(listed=st.lists(ADDRESSES, max_size=5), length=st.integers(0, 32), other=ADDRESSES)
 def test_exactly_the_members_are_trusted(listed: list[object], length: int, other: object) -> None:
-    """Whatever is listed, as addresses and as networks around them."""
+    """Holds for any list of addresses and of networks around them."""
     spelled = [str(address) for address in listed]
     spelled += [str(ip_network(f"{address}/{length}", strict=False)) for address in listed]
     config = load(None, {"MLSDM_SERVER__TRUSTED_PROXIES": ",".join(spelled)} if spelled else {}).config
