@@ -1,11 +1,11 @@
 """SIGKILL at any instruction: no deadlock, no corruption, nothing half done, nothing committed lost.
 
-Three kinds of death. At random, many times, in hot loops. Staged: a child takes the mutex, writes garbage over all
-that a transition may touch before its commit, and dies. And stepped: one death at each instruction of each kind of
-section, which is the proof; the default run takes every 32nd, from a random first one on, and `STRIDE=1` all.
+There are three kinds of deaths. Random: many, in hot loops. Staged: a child takes the mutex, overwrites everything
+that a transition may change before its commit, and dies. Stepped: one death at each instruction of each kind of
+section, which is the proof; by default every 32nd instruction from a random first one, with `STRIDE=1` all.
 
-Whoever lost its answer to a death asks again with the same idempotency key. So the proof goes on there: a retry gets
-the committed answer or is decided now, one of the two, and all earlier answers stand.
+A client whose answer was lost retries with the same idempotency key. So the proof continues: a retry gets the
+committed answer or is decided now, exactly one of the two, and all earlier answers stand.
 """
 
 import bisect

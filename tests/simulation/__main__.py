@@ -1,11 +1,11 @@
-"""Simulates until something breaks, or so many steps are taken.
+"""Runs the simulation until a promise is broken or a number of steps is done.
 
-    python -m tests.simulation                       20,000 steps from a seed of its own
+    python -m tests.simulation                       20,000 steps from a random seed
     python -m tests.simulation --seed 7 --steps 500
 
-Exit status 1 when a promise did not hold; what led there and the command that does it again are said then. A run
-depends on nothing but its seed on machines with the same processor, C library and Python: so it starts itself again
-without what a process brings along by chance, random addresses, hash seeds and variables.
+Exit status 1 when a promise is broken; the last steps and the command that repeats them are printed. On machines with
+the same processor, C library and Python a run depends only on its seed: the program restarts itself without randomised
+addresses, hash seeds and environment variables.
 """
 
 import argparse

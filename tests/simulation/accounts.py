@@ -1,7 +1,8 @@
-"""The accounts of the simulated clients: whose token buckets are taken from.
+"""The accounts of the simulated clients, from whose token buckets tokens are taken.
 
-All fall into the same eight places of their table, `SET`. Six share those of KEYS, where nobody is driven out unless
-somebody has got a second place; twelve share those of PEERS, where somebody always is. Their rates and bursts differ.
+All of them share the same eight places of their table, `SET`. Six share those of KEYS, where an account is evicted
+only when another one has a second place; twelve share those of PEERS, where one always is. Their rates and bursts
+differ.
 """
 
 from typing import Final, NamedTuple

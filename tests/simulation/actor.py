@@ -1,11 +1,10 @@
-"""The actor: a process of the simulated server, which moves only when it is moved, and no further.
+"""An actor: a process of the simulated server that runs only when the scheduler moves it.
 
-It is a child under ptrace. It is given one operation at a time; it carries that out as a whole, or up to a place in the
-native core and some instructions more, and then stands there, as a process does that lost its processor, was stopped
-or waits to be killed. As only one actor moves at a time, everything that happens to the block happens in one order,
-and that order is the scheduler's.
+It is a child under ptrace. It gets one operation at a time and carries it out completely, or up to a place in the
+native core plus some instructions; then it is stopped there, as a process that lost its processor, was stopped, or is
+about to be killed. Only one actor moves at a time, so everything happens in one order, which the scheduler chooses.
 
-A child says that it is done by stopping itself. Its answer then lies in a pipe.
+A child reports completion by stopping itself; its answer is in a pipe.
 """
 
 import ctypes

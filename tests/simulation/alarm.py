@@ -1,15 +1,14 @@
-"""The alarm: whether emergencies are declared when they should be, last as long as they should, and refuse what they
-should.
+"""Checks emergencies: they are declared when they should be, last as long as they should, and refuse what they should.
 
-What a controller has to declare follows from what it has seen and been told (`Heard`, recorded in the process itself):
-this holds it against the definition, reason by reason, with a history in place of a machine. A reason is in force from
-the first sight of its cause until there was none for a whole cooldown, or an order; an order lasts no longer than the
-cause where the cause is corruption or a lost lock, and as long as the cause where it is memory. What was seen must have
-been so, and what was so all the time must have been seen.
+What a controller must declare follows from what it observed and was told (`Heard`, recorded in its process). Reason by
+reason this is compared with the definition. A reason is in force from the first sight of its cause until the cause was
+absent for a whole cooldown, or until an operator resumed. An order holds no longer than the cause when that is
+corruption or a lost lock, and as long as the cause when it is memory. Every observation must be true, and every
+lasting cause must be observed.
 
-The word itself may be changed by the newest controller, and by nobody else; without lock or sound state by the one who
-signed last or its heir; and by who carries out the order to resume. An event is decided only if the word was zero at
-some moment while its process had the lock (`Course.under_lock`), and refused for an emergency only if it was not.
+Only the newest controller may change the word; without lock or sound state, the last one that claimed the vitals or
+its successor; and the one that carries out a resume. An event may be decided only if the word was zero at some moment
+while its process had the lock (`Course.under_lock`), and refused for an emergency only if it was not.
 """
 
 from typing import Final, NamedTuple

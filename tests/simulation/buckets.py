@@ -1,18 +1,16 @@
-"""The buckets, watched: what everybody has taken and given back, by the words of the two tables.
+"""Checks token buckets: what every client has taken and returned, by the words of the two tables.
 
-A bucket is one word, changed without a lock, so nothing says afterwards who changed it or in which order. But only one
-actor moves at a time: whatever differs after a step is its work. For each operation under way this keeps every place at
-which it may stand, by the rules of taking and returning (`_Course.moves`); a step must have led from one of these to
-the table as it is now, and an answer must be that of one of them. Whoever does anything else, in whatever order, is
-caught in the same step.
+A bucket is one word that is changed without a lock, so the block does not show which process changed it. But only one
+actor moves at a time, so every difference after a step is its work. For each operation under way, all places at which
+it may be are tracked by the rules of taking and returning (`_Course.moves`). A step must lead from one of them to the
+table as it is, and an answer must belong to one of them.
 
-The rules are those of a table that is used by several at once. Who finds no place of its own may strike out another's,
-and strikes its debt off before it signs; alone, it takes the one that is due first. Who finds its place signed by
-somebody else when it has taken takes that back. As those who meet a newcomer together may give it a place each, it has
-one for each worker at most.
+The rules allow for concurrent users of a table. A client without a place may evict another; it clears the debt before
+it claims the place, and alone it evicts the one that is due first. A client that finds its place claimed by another
+after taking returns the tokens. Several processes that meet a new client may each give it a place: at most one per
+worker.
 
-Only the eight places that all accounts share are looked at in each step; that nothing else of the tables was ever
-written is seen now and then.
+Each step checks the eight shared places; from time to time the rest of the tables is checked to be untouched.
 """
 
 import struct

@@ -1,11 +1,10 @@
-"""The chronicle: everything that the block has been through, by the reference model, position by position.
+"""The chronicle: the history of the block by the reference model, position by position.
 
-After each step of the simulation it follows the new log entries with `core.reference.log_replay.Model`, and holds each
-against who moved in that step and what he had been asked to do: nothing else can have written it. For every position
-that an operation under way may still speak of, it keeps what was true immediately after it: that is what answers are
-judged by.
+After each step it follows the new log entries with `core.reference.log_replay.Model` and compares each with the actor
+that moved and its operation, because nothing else can have written it. For every position that an operation under way
+may still refer to, it keeps the state immediately after it; answers are judged by these.
 
-It looks from outside, without the lock: between two steps nobody moves.
+It reads from outside, without the lock, while no actor moves.
 """
 
 from typing import Any, Final, NamedTuple

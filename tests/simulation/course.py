@@ -1,4 +1,4 @@
-"""The course: how one operation went, noted step by step, for those who judge its answer."""
+"""The course: the record of one operation, step by step, from which its answer is judged."""
 
 from typing import Any, NamedTuple
 

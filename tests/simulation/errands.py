@@ -1,11 +1,11 @@
-"""The errands: what workers and controllers are asked to do, by chance, and at which time of which clock.
+"""The operations that workers and controllers get, at random, with the times of one of two clocks.
 
-The layout is so small that every ring goes round every few steps, keys and accounts are so few that most are known, and
-ids and positions are asked for on the edges of what there is: what is rare in a large block is common in this one.
+The layout is so small that every ring wraps every few steps, keys and accounts are so few that most are known, and ids
+and positions are at the edges of what exists: cases that are rare in a large block are common here.
 
-Two clocks run. One leaps forward for years and falls back, and most operations are given its time, because the block
-must bear any. The other only runs and leaps, as CLOCK_BOOTTIME does: emergencies are promised one that never falls
-back, and buckets, which are given the first one now and then, would say nothing but no for most of the time.
+One clock jumps forward by years and falls back; most operations use it, because the block must tolerate any time. The
+other only advances and jumps ahead, like CLOCK_BOOTTIME: emergencies require one that never falls back, and so do
+buckets, which with the first clock would mostly refuse.
 """
 
 import random

@@ -1,12 +1,12 @@
-"""The harm: what befalls the machine and the block while the simulated processes live on them.
+"""Faults of the machine and the block during the simulation.
 
-The container's memory fills and empties. A byte of the committed state or of the levels flips, and later flips back, as
-no fault of real memory does, but as a cause must be able to end that an emergency is to outlast; or the levels are made
-anew by a reset meanwhile, and then there is nothing to flip back. And the mutex is lost: somebody whose predecessor
-died with it gives it back unrepaired, after which nobody gets it. That ends only with all processes, and a new mutex.
+The container's memory fills and empties. A byte of the committed state or of the levels flips, and later flips back,
+unlike real memory, so that the cause of an emergency can end; a reset may replace the levels meanwhile. The mutex is
+lost: a process whose predecessor died with it unlocks it without repair, so that no process can acquire it; that ends
+only with all processes and a new mutex.
 
-Nothing is harmed while somebody holds the mutex: between the look at a checksum and the use of what it covers no
-checksum helps. `causes` says what is the matter, in the bits of an emergency.
+Nothing is damaged while a process holds the mutex: between the check of a checksum and the use of its bytes no
+checksum helps. `causes` returns the present causes as bits of an emergency.
 """
 
 import ctypes

@@ -1,8 +1,7 @@
-"""The inspection: after each step, everything that the block says of itself is held against the chronicle.
+"""The inspection: after each step the whole block is compared with the chronicle.
 
-What is committed must be there to the last bit, whoever stands where: a process that stands, or died, in the middle of
-a transition has changed nothing that counts. So this looks at the whole block every time, and not only at what has
-just been written.
+Committed data must be intact to the last bit wherever actors are stopped: an actor that is stopped or died inside a
+transition has changed nothing that counts. So the whole block is checked each time, not only what was just written.
 """
 
 from typing import Any

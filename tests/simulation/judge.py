@@ -1,10 +1,10 @@
-"""The judge: whether what an operation answered can be true.
+"""The judge: whether the answer of an operation can be true.
 
-An operation lasts from a position to a position. What it answers must have been true at one moment in between, for
-it takes effect at one instant (Herlihy and Wing 1990, doi:10.1145/78969.78972): a state that was read is that of such
-a moment, a recall is brute force at its own `as_of`, a memory that is called gone was gone. What it says that it
-entered is in the log, and nothing of it when it says that it did nothing. Busy is true only when somebody else stood
-with the lock.
+An operation spans an interval of positions and takes effect at one instant (Herlihy and Wing 1990,
+doi:10.1145/78969.78972), so its answer must have been true at one position of the interval. A state that was read is
+that of such a position; a recall equals brute force at its own `as_of`; a memory that is reported gone was gone.
+Entries that it reports are in the log, and none is when it reports that it did nothing. Busy is true only when another
+actor had the lock.
 """
 
 import itertools

@@ -1,8 +1,8 @@
-"""The player: what a process of the server does to the block, one operation at a time, when it is told to.
+"""The player: carries out operations on the block, one at a time, in a child of the simulator.
 
-It runs in a child of the simulator and calls the real native core through the real store; nothing here is a model.
-An `Operation` is a name with arguments that can be pickled, times and seeds among them: a player decides nothing
-itself. What comes back is an `Outcome`, in plain values, copied out of the block.
+It calls the real native core through the real store; nothing is a model. An `Operation` is a name with picklable
+arguments, times and seeds included: a player decides nothing itself. It returns an `Outcome` in plain values, copied
+out of the block.
 """
 
 import logging

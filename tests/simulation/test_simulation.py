@@ -1,6 +1,6 @@
-"""The simulation in small: a seed that is always the same, one that never is, and what it says when something is wrong.
+"""Short runs of the simulation: with a fixed seed, with a random seed, and with failures that it must report.
 
-MLSDM_SIMULATION_STEPS (500) says how long each runs; `make soak` runs longer.
+MLSDM_SIMULATION_STEPS (default 500) sets the length of each; `make soak` runs longer.
 """
 
 import os

@@ -1,18 +1,17 @@
-"""The world: workers, controllers and a clock, moved by one seed through all that can happen to them.
+"""The world: workers, controllers and a clock, driven by one seed through everything that can happen to them.
 
-In each step the scheduler picks one actor. One that has nothing to do is given an operation, and carries it out as a
-whole or comes to stand in the middle: at the entrance of the native function, where it takes the mutex, where it gives
-it back, and up to some thousand instructions further on. One that stands goes on to its end, goes on for some more
-instructions, or is killed where it is. One that died is replaced, and its successor claims its row or takes over from
-it; controllers take over from living ones, too, who go on with a stale epoch. The clock runs, leaps forward for years
-and falls back. Now and then something befalls block or machine (`harm`): then the controllers, which are the real ones,
-declare an emergency, and what they declare is judged, too.
+In each step the scheduler picks an actor. An idle one gets an operation and completes it or is stopped on the way: at
+the entry of the native function, where it takes or releases the mutex, or up to some thousand instructions later. A
+stopped one completes, continues for some instructions, or is killed. A successor of a dead one claims its row or takes
+over from it; controllers also take over from living ones, which continue with a stale epoch. The clock advances, jumps
+ahead by years and falls back. At times the block or the machine is damaged (`harm`); then the real controllers declare
+an emergency, which is judged as well.
 
-Nothing else moves meanwhile, so a run is a function of its seed, as far as the machine lets it be: `__main__` sees to
-that. After every step the inspection looks at the whole block, and an answer is judged as soon as it is there.
+Nothing else moves, so a run depends on its seed as far as the machine allows (`__main__`). After every step the whole
+block is inspected; an answer is judged as soon as it exists.
 
-Rejected: simulated threads over a model of the block. They would prove the model; what can be broken is the C, at the
-boundaries of its instructions, and those are the boundaries here.
+Rejected: simulated threads over a model of the block. They would prove the model; what can break is the C code,
+between its instructions.
 """
 
 import hashlib
