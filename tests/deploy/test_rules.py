@@ -4,9 +4,11 @@ deploy/prometheus/tests has promtool's tests of when each alert fires and when i
 and ensures that every alert has both. test_prometheus.py ensures that the metrics exist.
 """
 
+import os
 import shutil
 import subprocess
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,9 @@ RUNBOOK = "https://github.com/neuron7x/mlsdm/blob/main/docs/runbook.md"
 def promtool(*words: str | Path) -> subprocess.CompletedProcess[str]:
     """Run it."""
     return subprocess.run(
-        ["promtool", *map(str, words)], capture_output=True, text=True, check=False, timeout=HANG_SECONDS
-    )
+        ["promtool", *map(str, words)], env={**os.environ, "GOGC": "400"},  # PERF: a seventh less CPU
+        capture_output=True, text=True, check=False, timeout=HANG_SECONDS,
+    )  # fmt: skip
 
 
 def cases() -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -139,22 +142,43 @@ def test_the_tests_notice_when_an_alert_is_weakened(alert: str, there: str, inst
     path.write_text(before + named + rule.replace(there, instead) + next_one + rest)
     assert promtool("check", "rules", path).returncode == 0
 
-    tested = promtool("test", "rules", tmp_path / "tests" / path.name)
+    tests = tmp_path / "tests" / path.name
+    keep_cases(tests, lambda _test, case: case["alertname"] == alert)
+
+    tested = promtool("test", "rules", tests)
 
     assert tested.returncode != 0
     assert f"alertname: {alert}," in tested.stdout + tested.stderr
 
 
+def keep_cases(path: Path, proves: Callable[[dict[str, Any], dict[str, Any]], bool]) -> None:
+    """Keep of a file of tests only the cases of alerts that `proves` chooses, by their test and themselves.
+
+    PERF: running all of them for each weakened rule took 103 s of CPU, this way 32 s.
+    """
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for test in document["tests"]:
+        test["alert_rule_test"] = [case for case in test.get("alert_rule_test", []) if proves(test, case)]
+        test.pop("promql_expr_test", None)
+    document["tests"] = [test for test in document["tests"] if test["alert_rule_test"]]
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+
+
 @pytest.mark.parametrize(
-    ("there", "instead"), [("/health.*|/livez|/readyz|/metrics", "/metrics"), ('status!~"4..", ', "")]
+    ("there", "instead", "series"),
+    [
+        ("/health.*|/livez|/readyz|/metrics", "/metrics", 'route="/health/readiness"'),
+        ('status!~"4..", ', "", 'status="429"'),
+    ],
 )
-def test_probes_and_4xx_are_excluded_from_the_budget(there: str, instead: str, tmp_path: Path) -> None:
+def test_probes_and_4xx_are_excluded_from_the_budget(there: str, instead: str, series: str, tmp_path: Path) -> None:
     """An unready instance is no failure, and 4xx would dilute the failures."""
     for folder in ("rules", "tests"):
         shutil.copytree(PROMETHEUS / folder, tmp_path / folder)
     path = tmp_path / "rules/slo.yml"
     assert there in path.read_text()
     path.write_text(path.read_text().replace(there, instead))
+    keep_cases(tmp_path / "tests/slo.yml", lambda test, _case: series in str(test["input_series"]))
 
     assert promtool("test", "rules", tmp_path / "tests/slo.yml").returncode != 0
 
