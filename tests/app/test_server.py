@@ -286,12 +286,14 @@ def test_a_stopped_lock_holder_is_removed(serve: Serve, frozen_controller: bool)
     eventually(lambda: block.mutex_owner() == holder.pid)
 
     answers: list[Answer] = []
-    while not answers or answers[-1].status != 200:
+
+    def served() -> bool:
         answers.append(server.request("POST", "/event", np.ones(8, "<f4").tobytes(), RAW))
         assert answers[-1].status in (200, 503)
         assert server.get("/livez").status == 200
-        assert len(answers) < 1000
-        time.sleep(0.01)
+        return answers[-1].status == 200
+
+    eventually(served)
 
     assert {answer.json["code"] for answer in answers[:-1]} <= {"store_busy"}
     assert all(answer.headers["retry-after"] == "1" for answer in answers[:-1])
@@ -416,11 +418,15 @@ def test_more_workers_than_rows_are_not_started(serve: Serve) -> None:
     """TTIN beyond the rows of the block is logged, and the present workers serve on."""
     server = serve(WORKERS="1")
 
-    for _ in range(6):
-        os.kill(server.pid, signal.SIGTTIN)
-        time.sleep(0.05)
+    def refused() -> bool:
+        return "hold all rows of the block" in server.log
 
-    eventually(lambda: "hold all rows of the block" in server.log)
+    while not refused():
+        handled = server.log.count("Handling signal: ttin")
+        os.kill(server.pid, signal.SIGTTIN)
+        eventually(lambda handled=handled: server.log.count("Handling signal: ttin") > handled)  # type: ignore[misc]
+        eventually(lambda: refused() or server.log.count("Booting worker") == server.log.count("serves from row"))
+
     assert server.event(np.ones(8), 0.95)["memory_id"] == 1
     assert "Traceback" not in server.log
 
@@ -456,13 +462,13 @@ def test_interrupt_ends_with_status_0_and_no_traceback(serve: Serve) -> None:
 
 def test_a_stopping_server_is_unready_for_the_drain_period(serve: Serve) -> None:
     """After SIGTERM it serves on for that long, then ends."""
-    server = serve(MLSDM_RESOURCES__DRAIN_PERIOD="1.5")
+    server = serve(MLSDM_RESOURCES__DRAIN_PERIOD="5")  # time for the four questions, on any machine
     assert server.process is not None
 
     server.process.send_signal(signal.SIGTERM)
 
     eventually(lambda: server.get("/health/readiness").status == 503)
-    assert "told to stop" in server.get("/readyz").json["checks"]["server"]["reason"]
+    assert "is stopping" in server.get("/readyz").json["checks"]["server"]["reason"]
     assert server.get("/livez").status == 200
     assert server.event(np.ones(8), 0.95)["memory_id"] == 1
     assert server.process.wait(HANG_SECONDS) == 0

@@ -72,7 +72,7 @@ class TestStuck:
         with pytest.raises(Busy):
             formed.accept()
 
-        assert 0.06 <= time.monotonic() - began < 5
+        assert time.monotonic() - began >= 0.06
         assert (1, 1) == (formed.block.region("rows", 0).lock_waits, formed.store.state().position)
         assert formed.block.region("rows", 0).lock_wait_ns >= 60_000_000
 

@@ -6,7 +6,9 @@ and ends it by its pid. Nothing is asserted about speed; PATIENCE only bounds wh
 
 import contextlib
 import http.client
+import itertools
 import json
+import math
 import os
 import re
 import signal
@@ -26,11 +28,13 @@ import psutil
 import pytest
 
 import app.httpd.gunicorn_worker
-from core.limits import LINGER_SECONDS
+from app.httpd.gunicorn_worker import BEAT_SECONDS
+from core.limits import IDLE_SECONDS, LINGER_SECONDS
 from testing.eventually import HANG_SECONDS, eventually
 from tests.app.httpd.certificate import CERTIFICATE, write_certificate
 
 PATIENCE = HANG_SECONDS
+IDLE_BEATS = math.ceil((IDLE_SECONDS.value + 0.5) / BEAT_SECONDS)  # and no longer busy, by the clock of the worker
 ROOT = Path(app.httpd.gunicorn_worker.__file__).parents[2]
 
 APP = """
@@ -59,6 +63,8 @@ class App:
 
     def on_beat(self):
         self.beats += 1
+        with (HERE / "beats").open("a") as beats:
+            beats.write(".")
 
     def __call__(self, environ, start_response):
         path = environ["PATH_INFO"]
@@ -122,6 +128,16 @@ class Gunicorn:
         path = self.directory / "notes"
         lines = path.read_text().splitlines() if path.exists() else []
         return [int(line.split()[1]) for line in lines if line.split()[0] == what]
+
+    def beat(self, count: int) -> None:
+        """Wait until the worker has beaten `count` times more: its clock goes on by no more than that, however late."""
+
+        def beats() -> int:
+            path = self.directory / "beats"
+            return path.stat().st_size if path.exists() else 0
+
+        before = beats()
+        until(lambda: beats() >= before + count, self)
 
     def dial(self) -> http.client.HTTPConnection:
         client = http.client.HTTPConnection(*self.address, timeout=PATIENCE)
@@ -342,9 +358,9 @@ def test_the_longest_idle_makes_room(tmp_path: Path) -> None:
         for client in idle:
             fetch(client)
         for client in idle[1:]:
-            time.sleep(0.6)  # more than two ticks of the worker's clock, so that it, too, knows who was last
+            server.beat(3)  # so that the worker's clock, too, knows who was last
             fetch(client)
-        time.sleep(1.6)
+        server.beat(IDLE_BEATS)
         newcomer = server.dial()
         fetch(newcomer)
 
@@ -361,7 +377,7 @@ def test_all_idle_ones_may_make_room(tmp_path: Path) -> None:
     """However many come at once: each takes the place of an idle one, and nobody is refused."""
     with gunicorn(tmp_path, "--worker-connections", "8") as server:
         idle = [server.dial() for _ in range(8)]
-        time.sleep(1.6)
+        server.beat(IDLE_BEATS)
         newcomers = [server.dial() for _ in range(8)]
 
         for client in newcomers:
@@ -440,7 +456,8 @@ app = Poor()
         for client in clients[40:]:
             fetch(client)
 
-        until(lambda: "Accepting connections again" in server.log, server)
+        # It is said when a try to accept finds nobody, which may be with the next one who comes.
+        until(lambda: fetch(server.dial()) and "Accepting connections again" in server.log, server)
         assert server.log.count("Cannot accept") == 1
 
 
@@ -627,10 +644,16 @@ def test_reload(tmp_path: Path) -> None:
     """With --reload a change of the source replaces the worker."""
     with gunicorn(tmp_path, "--reload", "--reload-engine", "poll") as server:
         fetch(server.dial())
-        time.sleep(1.1)  # the reloader looks once a second, and must have seen the file before it changes
         source = tmp_path / "served.py"
         source.write_text(APP.replace('"scheme": environ["wsgi.url_scheme"]', '"scheme": "changed"'))
-        os.utime(source, (time.time() + 5, time.time() + 5))
-        until(lambda: len(server.notes("open")) == 2, server)
+        changes = itertools.count(round(time.time()))
+
+        def replaced() -> bool:
+            """A change that comes before the reloader has looked once is none to it: make another one."""
+            if len(server.notes("open")) == 1:
+                os.utime(source, (0, next(changes)))
+            return len(server.notes("open")) > 1
+
+        until(replaced, server)
 
         assert fetch(server.dial())["scheme"] == "changed"

@@ -24,7 +24,7 @@ import pytest
 
 from mlsdm.commands.replay import INTERRUPTED, add_arguments, run
 from mlsdm.replaying.connection import ClientError, Connection, OutcomeUnknownError, RefusedError, RetryBudget
-from testing.eventually import HANG_SECONDS
+from testing.eventually import HANG_SECONDS, eventually
 
 DIMENSION = 8
 
@@ -690,10 +690,8 @@ def test_ctrl_c_prints_the_partial_report_and_exits_130(server: Server, recordin
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]
     ) as process:
-        deadline = time.monotonic() + 30
-        while server.connections < 2 or (not hanging and server.total < 2):  # the first asked for the state
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        # The first connection asked for the state.
+        eventually(lambda: server.connections >= 2 and (hanging or server.total >= 2))
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=HANG_SECONDS)
 
