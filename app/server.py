@@ -250,7 +250,7 @@ class Server:
         while (left := deadline - time.monotonic()) > 0:
             with suppress(queue.Empty):
                 if arbiter.SIG_QUEUE.get(timeout=min(left, 0.1)) in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
-                    log.info("told twice: stopping without further notice")
+                    log.info("second stop signal: the drain period is cut short")
                     return
             arbiter.reap_workers()
             arbiter.murder_workers()

@@ -1,6 +1,6 @@
-"""Occupancy: how many connections each worker has, so that a full worker leaves new ones to an emptier one.
+"""How many connections each worker has open, so that a full worker leaves new ones to an emptier one.
 
-A row counts while its owner's heartbeat is fresh: a worker that died or hangs must not keep the others from accepting.
+A row counts while its owner lives and beats: a worker that died or hangs must not keep the others from accepting.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from shm.block import Block
 
 @dataclass
 class ConnectionCounts:
-    """This worker's row among the others. `clock` returns CLOCK_BOOTTIME in ns."""
+    """The counts of all workers, seen by the owner of `row`. `clock` returns CLOCK_BOOTTIME in ns."""
 
     block: Block
     row: int
@@ -23,7 +23,7 @@ class ConnectionCounts:
         self._own = self._rows[self.row]
 
     def publish(self, connections: int) -> None:
-        """Say how many connections this worker has open."""
+        """Publish how many connections this worker has open."""
         self._own.connections = connections
 
     def fewest(self) -> int:

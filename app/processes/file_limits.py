@@ -1,9 +1,9 @@
-"""Descriptors: as many open files as the connections of a worker need.
+"""The limit of open files, raised to what the connections of a worker need.
 
-Each connection is a descriptor, and the customary soft limit of 1,024 is one that a shell inherited, not one that
-somebody chose for a server. The arbiter raises its own soft limit as far as the hard one allows, and what it forks
-inherits that. The hard limit is the operator's: when it is too low there is one warning that names both numbers, and a
-worker that runs out of descriptors pauses accepting (`app.httpd.acceptor`) long before anything fails.
+Each connection is a descriptor, and the usual soft limit of 1,024 comes from a shell, not from a decision about this
+server. The arbiter raises its own soft limit as far as the hard limit allows; its children inherit it. The hard limit
+belongs to the operator: when it is too low, one warning names both numbers. A worker without free descriptors pauses
+accepting (`app.httpd.acceptor`) before anything fails.
 """
 
 import logging
@@ -12,14 +12,14 @@ from typing import Final
 
 from app.httpd.acceptor import REFUSED_COUNT_MAX
 
-# Listening sockets, the loop, the block, logs, the files of metrics; and a connection has to be accepted to be refused.
+# Listening sockets, the loop, the block, logs, metric files; and connections that are accepted in order to refuse them.
 _OTHERS_COUNT: Final = 64 + REFUSED_COUNT_MAX
 
 log = logging.getLogger("mlsdm.server")
 
 
 def raise_limit(connections_max: int) -> None:
-    """Raise the soft limit of this process to what a worker of `connections_max` needs, or as far as it may go."""
+    """Raise the soft limit of this process to what a worker of `connections_max` needs, or to the hard limit."""
     needed = connections_max + _OTHERS_COUNT
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY

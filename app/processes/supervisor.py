@@ -8,8 +8,10 @@ and its main loop calls `watch` at least once a second (app/processes/gunicorn_p
 - Other children are respawned at once and then with a back-off, killed when they are silent or too large, and replaced
   at a reload when their settings have changed: the old one is told, the new one starts when the old one is gone.
 
-Invariants: nothing raises into the arbiter's loop, which would end the server and with it every memory; what cannot be
-done now is tried again at the next look. Nothing waits, but for `wait_until_formed` at the start and `end` at the end.
+Invariants: nothing raises into the arbiter's loop, which would end the server and with it every memory; what fails now
+is tried again at the next look. Nothing waits, except for `spawn` at the start and `end` at the end.
+
+The reasons are in docs/design/children.md.
 """
 
 import logging

@@ -1,7 +1,6 @@
 """A server over its whole life: reloads, upgrades, deaths. Every test runs real processes and kills some."""
 
 import concurrent.futures
-import fcntl
 import json
 import os
 import signal
@@ -16,7 +15,6 @@ import numpy as np
 import psutil
 import pytest
 
-from app.telemetry.metric_files import lock_directory
 from core.reference.governor import Governor
 from core.reference.log_replay import replay
 from core.reference.synapse import Synapse
@@ -390,28 +388,6 @@ def test_an_upgrade_that_is_taken_back_keeps_everything(serve: Serve, tmp_path: 
     assert server.event(np.ones(8), 0.95)["memory_id"] == 2
     assert server.get("/memories/1").status == 200
     assert server.get("/metrics").status == 200
-
-
-def test_a_metrics_directory_that_is_removed_before_it_is_locked_is_made_anew(tmp_path: Path) -> None:
-    """A server that starts at the same moment may remove it as left over by a dead one."""
-    directory = tmp_path / "metrics"
-    directory.mkdir()
-    other = os.open(directory, os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX)
-
-    def opened() -> bool:
-        descriptors = list(Path("/proc/self/fd").iterdir())
-        return sum(link.exists() and link.samefile(directory) for link in descriptors) == 2
-
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        held = pool.submit(lock_directory, str(directory))
-        eventually(opened)
-        directory.rmdir()
-        os.close(other)
-        descriptor = held.result(HANG_SECONDS)
-
-    assert os.path.samestat(directory.stat(), os.fstat(descriptor))
-    os.close(descriptor)
 
 
 def test_more_workers_than_rows_are_not_started(serve: Serve) -> None:

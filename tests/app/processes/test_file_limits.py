@@ -1,4 +1,4 @@
-"""The limit of open files, raised in processes of the test's own."""
+"""The limit of open files, raised in subprocesses."""
 
 import subprocess
 import sys
@@ -30,13 +30,13 @@ def test_the_soft_limit_is_raised_to_what_is_needed() -> None:
     assert limits_after(150, 900, 200) == [f"{200 + _OTHERS_COUNT} 900"]
 
 
-def test_a_limit_that_is_enough_stays() -> None:
+def test_a_sufficient_limit_stays() -> None:
     """Nothing is lowered."""
     assert limits_after(700, 900, 200) == ["700 900"]
 
 
-def test_a_hard_limit_that_is_too_low_is_told_once() -> None:
-    """The warning names what there is and what would be needed; the soft limit goes as far as it may."""
+def test_a_hard_limit_that_is_too_low_is_logged_once() -> None:
+    """The warning names the limit and what would be needed; the soft limit becomes the hard one."""
     warning, limits = limits_after(150, 300, 1_000)
 
     assert limits == "300 300"

@@ -1,4 +1,4 @@
-"""app/processes/lock_backoff.py: one wait in vain is the last one, until the lock moves."""
+"""Lock back-off: after one wait in vain a worker does not wait again until the lock moves."""
 
 import asyncio
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ WAIT_MS = LOCK_WAIT_MILLISECONDS.value
 
 @pytest.fixture
 def formed() -> Iterator[Formed]:
-    """A block whose owner waits for the lock as a worker does."""
+    """A block on which this process waits for the lock as a worker does."""
     formed = Formed(wait_ms=WAIT_MS)
     yield formed
     formed.close()
 
 
 def test_no_request_waits_after_the_one_that_waited_in_vain(formed: Formed) -> None:
-    """Not even one that came in the same turn of the loop: patience is lost before the loop goes on."""
+    """Not even one that arrived in the same turn of the loop."""
     loop = asyncio.new_event_loop()
     backoff = LockBackoff(formed.block, loop)
 
@@ -31,12 +31,12 @@ def test_no_request_waits_after_the_one_that_waited_in_vain(formed: Formed) -> N
     loop.close()
 
 
-def test_patience_comes_back_when_the_lock_moves(formed: Formed) -> None:
-    """However often it was lost meanwhile, and also when it was lost while it came back."""
+def test_waiting_resumes_when_the_lock_moves(formed: Formed) -> None:
+    """However often the back-off was started meanwhile, and also when it is started while it ends."""
     loop = asyncio.new_event_loop()
     backoff = LockBackoff(formed.block, loop)
 
-    async def lose_and_wait() -> list[int]:
+    async def start_and_wait() -> list[int]:
         seen = []
         for _ in range(3):
             for _ in range(2):
@@ -48,7 +48,7 @@ def test_patience_comes_back_when_the_lock_moves(formed: Formed) -> None:
             seen.append(int(formed.block.map.wait_ms))
         return seen
 
-    seen = loop.run_until_complete(asyncio.wait_for(lose_and_wait(), 20))
+    seen = loop.run_until_complete(asyncio.wait_for(start_and_wait(), 20))
 
     assert seen == [0, WAIT_MS] * 3
     loop.close()
