@@ -21,7 +21,7 @@ def told(answer: Answer) -> tuple[int, dict[str, str], str]:
     return answer.status, headers, body
 
 
-def test_short_and_long_way_answer_alike(serve: Serve) -> None:
+def test_the_fast_path_and_the_framework_answer_alike(serve: Serve) -> None:
     """A path with one slash more is Falcon's, and finds the same route."""
     server = serve(
         MLSDM_DIMENSION="8",
@@ -55,7 +55,7 @@ def test_short_and_long_way_answer_alike(serve: Serve) -> None:
         assert (None, "true") == (first.headers.get("idempotency-replayed"), retry.headers.get("idempotency-replayed"))
 
 
-def test_what_fails_on_the_lane_is_counted_and_audited_once(serve: Serve) -> None:
+def test_a_failure_on_the_fast_path_is_counted_and_audited_once(serve: Serve) -> None:
     """A refusal of the lane is one refusal."""
     server = serve(MLSDM_DIMENSION="8", WORKERS="1", API_KEY=keys.API_KEY)
     assert server.request("POST", "/event", *GOOD).status == 401

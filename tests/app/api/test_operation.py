@@ -50,14 +50,14 @@ class Unanswered(Declared):
     operations: ClassVar[Mapping[str, Operation]] = {**Declared.operations, "PATCH": READ}
 
 
-def test_a_resource_declares_what_it_answers() -> None:
+def test_a_resource_declares_an_operation_for_each_responder() -> None:
     """GET stands for HEAD."""
 
     check_operations("/declared", Declared())
 
 
 @pytest.mark.parametrize("resource", [Undeclared(), Headless(), Unanswered()])
-def test_a_resource_that_does_not_is_not_routed(resource: Any) -> None:
+def test_a_resource_with_an_undeclared_responder_is_not_routed(resource: Any) -> None:
     """Open, free of charge or undocumented by accident: the worker does not start."""
     with pytest.raises(AssertionError, match=r"/route: responders .*, operations "):
         check_operations("/route", resource)

@@ -52,7 +52,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE")
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_other_methods_are_405_and_told_which_there_are(still_server: LiveServer, path: str) -> None:
+def test_other_methods_are_405_with_allow(still_server: LiveServer, path: str) -> None:
     """RFC 9110 §15.5.6: a 405 lists the methods in Allow; nothing moves."""
     before = still_server.state()
 
@@ -68,7 +68,7 @@ def test_other_methods_are_405_and_told_which_there_are(still_server: LiveServer
 @pytest.mark.parametrize(
     "path", [path for path, methods in ROUTES.items() if "HEAD" in methods and path != "/memories/1"]
 )
-def test_what_can_be_got_has_a_head(still_server: LiveServer, path: str) -> None:
+def test_every_get_has_a_head(still_server: LiveServer, path: str) -> None:
     """RFC 9110 §9.1 asks every server for GET and HEAD; the head is that of GET, without the body."""
     got, head = still_server.get(path), still_server.request("HEAD", path)
 
@@ -142,7 +142,7 @@ def test_a_body_over_the_limit_is_413_before_it_is_read(still_server: LiveServer
     assert b'"code":"body_too_large"' in answer
 
 
-def test_what_clients_sent_is_quoted_as_json(still_server: LiveServer) -> None:
+def test_text_of_clients_is_escaped_as_json(still_server: LiveServer) -> None:
     """Quotation marks and control characters in a field name stay inside the string."""
 
     document = problem(post(still_server, "/event", of_json({'a"\n\u2028<b>': 1})))
@@ -150,7 +150,7 @@ def test_what_clients_sent_is_quoted_as_json(still_server: LiveServer) -> None:
     assert document["field"] == 'a"\n\u2028<b>'
 
 
-def test_problems_name_field_fault_and_expectation() -> None:
+def test_a_problem_names_field_fault_and_expectation() -> None:
     """The sentence is the same three parts as the members."""
     refusal = invalid("x", "x_wrong", "is 7", "a smaller one")
 

@@ -141,7 +141,7 @@ def test_pages_join_without_gap_or_repeat(still_server: LiveServer) -> None:
     assert (cursor, following["newest"], following["next"]) == (end, end, end)
 
 
-def test_pages_hold_together_while_events_flow(still_server: LiveServer) -> None:
+def test_pages_stay_contiguous_while_events_flow(still_server: LiveServer) -> None:
     """A reader that keeps up sees every decision once, although the ring comes round several times meanwhile."""
     start = cursor = still_server.state()["position"]
     count = 80 * 40
@@ -172,7 +172,7 @@ def test_pages_hold_together_while_events_flow(still_server: LiveServer) -> None
     assert sequences == list(range(sequences[0], sequences[0] + count))
 
 
-def test_an_overtaken_cursor_is_410(still_server: LiveServer) -> None:
+def test_an_overwritten_cursor_is_410(still_server: LiveServer) -> None:
     """A page from there would miss entries without a word; the oldest in reach is still to be had."""
     cursor = still_server.state()["position"]
     assert page(still_server, after=cursor)["entries"] == []
@@ -223,7 +223,7 @@ def test_wrong_parameters_are_422(still_server: LiveServer, parameters: str, cod
     assert (document["status"], document["code"], document["field"]) == (422, code, field)
 
 
-def test_a_page_is_100_entries_unless_said(still_server: LiveServer) -> None:
+def test_a_page_has_100_entries_by_default(still_server: LiveServer) -> None:
     """And at most 1,000, of at most 500 bytes each."""
     reject(still_server, LOG_CAPACITY)
 
@@ -231,7 +231,7 @@ def test_a_page_is_100_entries_unless_said(still_server: LiveServer) -> None:
     assert len(still_server.get("/decisions?limit=1000").body) < 1000 * 600
 
 
-def test_head_makes_no_piece_of_a_page(still_server: LiveServer) -> None:
+def test_head_encodes_no_piece_of_a_page(still_server: LiveServer) -> None:
     """It says what GET would say about the request, and reads no more of the log than that takes."""
     reject(still_server, 10)
 
@@ -260,7 +260,7 @@ def pieces(formed: Formed, query: str) -> Iterator[bytes]:
     return iter(made)
 
 
-def test_a_page_that_is_overtaken_ends_there(formed: Formed) -> None:
+def test_a_page_ends_where_the_ring_has_overwritten_it(formed: Formed) -> None:
     """What was made holds together, and who goes on from `next` is told."""
     for number in range(1_000):
         formed.decide(number)
@@ -281,7 +281,7 @@ def test_a_page_that_is_overtaken_ends_there(formed: Formed) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 49, 50, 51, 99, 100, 101, 149])
 @pytest.mark.parametrize("limit", [1, 50, 51, 100])
-def test_a_page_has_what_there_is_up_to_the_limit(formed: Formed, count: int, limit: int) -> None:
+def test_a_page_has_at_most_limit_entries(formed: Formed, count: int, limit: int) -> None:
     """Wherever the last piece ends."""
     start = int(formed.store.state().position)
     for number in range(count):

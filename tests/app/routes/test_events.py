@@ -177,7 +177,7 @@ def test_null_is_no_payload(still_server: LiveServer, body: Body) -> None:
     assert "payload" not in stored(still_server, decision["memory_id"])
 
 
-def test_what_json_lacks_gets_its_usual_json_form(still_server: LiveServer) -> None:
+def test_msgpack_types_without_json_get_their_usual_form(still_server: LiveServer) -> None:
     """Bytes in a msgpack payload become base64, keys that are numbers become text."""
     decision = sent(still_server, "/event", of_msgpack(event(moral_value=1.0, payload={"a": b"\x00\x01", 7: 1})))
 
@@ -333,7 +333,7 @@ INVALID: dict[str, tuple[Body, str, str]] = {
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-def test_what_cannot_be_parsed_is_400_and_moves_nothing(still_server: LiveServer, case: str) -> None:
+def test_an_unparsable_body_is_400_and_changes_nothing(still_server: LiveServer, case: str) -> None:
     """A body that is not JSON or msgpack at all, alone or in the place of a batch."""
     for path in ("/event", "/events", "/recall"):
         document = refused(still_server, path, MALFORMED[case])
@@ -386,9 +386,7 @@ def test_one_wrong_item_refuses_the_whole_batch(still_server: LiveServer, case: 
         (BATCH_FORMS["raw"]([(EXAMPLE, 1.0), ([1e6] * 8, 1.0)]), "norm_too_large", "[1].event_vector"),
     ],
 )  # fmt: skip
-def test_a_batch_is_refused_for_what_is_wrong_with_the_whole(
-    still_server: LiveServer, body: Body, code: str, field: str
-) -> None:
+def test_a_batch_of_a_wrong_form_is_refused(still_server: LiveServer, body: Body, code: str, field: str) -> None:
     """Its count, its size, its kind, and single items of its raw form."""
 
     document = refused(still_server, "/events", body)

@@ -105,7 +105,7 @@ def change_of(setting: Setting, value: Any) -> dict[str, Any]:
 # -- reading and changing ----------------------------------------------------------------------------------------------
 
 
-def test_what_is_in_force_can_be_read(steered: LiveServer) -> None:
+def test_the_settings_in_force_can_be_read(steered: LiveServer) -> None:
     """What was configured, until somebody changes it."""
     view = steered.get("/governor").json
 
@@ -194,7 +194,7 @@ REFUSED: Final = [
 
 
 @pytest.mark.parametrize(("body", "status", "code"), REFUSED, ids=range(len(REFUSED)))
-def test_a_change_that_cannot_be_is_refused_whole(steered: LiveServer, body: bytes, status: int, code: str) -> None:
+def test_an_invalid_change_is_refused_as_a_whole(steered: LiveServer, body: bytes, status: int, code: str) -> None:
     """Nothing of it is applied, nothing is logged, and the document says what would do."""
     before = steered.get("/governor").json
 
@@ -304,7 +304,7 @@ def test_a_command_is_answered_with_its_own_position(overwritten: bool) -> None:
     formed.close()
 
 
-def test_two_who_command_at_the_same_time_get_positions_of_their_own(steered: LiveServer) -> None:
+def test_concurrent_commands_get_positions_of_their_own(steered: LiveServer) -> None:
     """Each answer names an entry of the log that is its command, from either worker."""
 
     def client(command: str) -> None:
@@ -450,7 +450,7 @@ def test_a_change_holds_until_the_configuration_changes(serve: Serve, tmp_path: 
     eventually(lambda: server.log.count("serves from row") == 6)
 
 
-def test_a_command_that_nobody_carries_out_is_taken_back(serve: Serve) -> None:
+def test_a_command_that_is_not_carried_out_is_withdrawn(serve: Serve) -> None:
     """With the controller and whoever would replace it stopped: 503, nothing later, and events go on meanwhile."""
     server = serve(WORKERS="1", MLSDM_COGNITIVE_RHYTHM__CLOCK="events")
     store = server.store()

@@ -219,7 +219,7 @@ def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]
 
 @needs("bash", "curl", "jq", "grep")
 @pytest.mark.parametrize("line", RUNBOOK)
-def test_a_line_of_a_runbook_prints_what_it_should(production: LiveServer, tmp_path: Path, line: str) -> None:
+def test_the_runbooks_commands_print_what_it_shows(production: LiveServer, tmp_path: Path, line: str) -> None:
     """Pasted into a shell as it stands, with the server's address for `api`; a key is shown where the line has one."""
     (tmp_path / ".curlrc").write_text(f'connect-to = "api:80:127.0.0.1:{production.port}"\nno-progress-meter\n')
     variables = {"PATH": os.environ["PATH"], "CURL_HOME": str(tmp_path), "API_KEY": keys.API_KEY}
@@ -318,7 +318,7 @@ def test_readiness_misses_a_silent_controller(formed: Formed) -> None:
     }
 
 
-def test_a_server_that_was_told_to_stop_is_not_ready(formed: Formed) -> None:
+def test_a_stopping_server_is_not_ready(formed: Formed) -> None:
     """Load balancers take it out while it still serves."""
     now_ns = beat(formed)
 
@@ -326,7 +326,7 @@ def test_a_server_that_was_told_to_stop_is_not_ready(formed: Formed) -> None:
 
 
 @pytest.mark.parametrize(
-    ("figures", "late_ns", "leaving", "ready"),
+    ("figures", "late_ns", "is_stopping", "ready"),
     [
         ({"memory_percent": 50.0}, 0, False, 1),
         ({"cpu_percent_30s": 98.0}, 0, False, 0),
@@ -335,16 +335,16 @@ def test_a_server_that_was_told_to_stop_is_not_ready(formed: Formed) -> None:
         ({}, 0, True, 0),
     ],
 )
-def test_the_scrape_says_what_readiness_says(
-    formed: Formed, figures: dict[str, float], late_ns: int, leaving: bool, ready: int
+def test_the_scrape_agrees_with_readiness(
+    formed: Formed, figures: dict[str, float], late_ns: int, is_stopping: bool, ready: int
 ) -> None:
     """As a gauge, so that an alert sees what a probe sees."""
-    context = context_of(formed.block, beat(formed, **figures) + late_ns, leaving)
+    context = context_of(formed.block, beat(formed, **figures) + late_ns, is_stopping)
 
     assert (ready, ready) == (metric_values(context)["mlsdm_ready"], int(failing(context) == {}))
 
 
-def test_a_store_that_is_not_formed_is_not_ready_and_still_described() -> None:
+def test_an_unformed_store_is_not_ready_and_still_described() -> None:
     """The detailed document leaves out what cannot be known, and says why."""
     now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     block = Block.create(
@@ -420,7 +420,7 @@ def test_readiness_does_not_wait_for_the_lock(formed: Formed) -> None:
         os.close(descriptor)
 
 
-def test_a_corrupt_state_is_unready_and_all_else_is_still_shown(formed: Formed) -> None:
+def test_a_corrupt_state_is_not_ready_and_the_rest_is_shown(formed: Formed) -> None:
     """Neither the document nor the scrape goes dark when an operator needs them most."""
 
     context = context_of(formed.block, beat(formed, memory_percent=50.0))

@@ -37,7 +37,7 @@ def test_a_memory_has_the_documented_members(still_server: LiveServer) -> None:
     assert memory["payload"] == {"note": "x"}
 
 
-def test_the_vector_comes_when_asked_for(still_server: LiveServer) -> None:
+def test_include_adds_the_vector(still_server: LiveServer) -> None:
     """As decimal numbers that read back as the same float32."""
     memory_id = accepted(still_server)["memory_id"]
 
@@ -91,7 +91,7 @@ def test_an_id_that_was_never_given_is_404(still_server: LiveServer, method: str
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 @pytest.mark.parametrize("memory_id", ["x", "-1", "1.0", "+1", "0x1", "%201", "1e3", "%EF%BC%91", "9" * 20])
-def test_what_is_no_id_is_422(still_server: LiveServer, method: str, memory_id: str) -> None:
+def test_an_invalid_id_is_422(still_server: LiveServer, method: str, memory_id: str) -> None:
     """Ids are digits."""
 
     document = refusal(still_server, method, f"/memories/{memory_id}")
@@ -137,7 +137,7 @@ def test_unknown_and_repeated_parameters_are_422(
     assert (document["status"], document["code"], document["field"]) == (422, code, field)
 
 
-def test_a_deletion_leaves_its_hole_until_the_ring_passes(still_server: LiveServer) -> None:
+def test_a_deleted_slot_stays_empty_until_the_ring_reaches_it(still_server: LiveServer) -> None:
     """`memory_used` comes back to the capacity only when the hole's slot is taken again."""
     sent(still_server, "/events", of_json([{"event_vector": EXAMPLE, "moral_value": 1.0}] * 100))
     memory_id = accepted(still_server)["memory_id"]

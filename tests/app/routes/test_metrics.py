@@ -237,7 +237,7 @@ def test_an_unexpected_error_is_counted(tmp_path: Path, monkeypatch: pytest.Monk
     assert errors() == 6
 
 
-def test_a_scrape_meets_no_half_made_file(tmp_path: Path) -> None:
+def test_a_scrape_sees_complete_files_only(tmp_path: Path) -> None:
     """A row's files are complete from the first moment, also where a killed worker has left one that was not; what
     has been counted stays.
     """
@@ -256,7 +256,7 @@ def test_a_scrape_meets_no_half_made_file(tmp_path: Path) -> None:
     assert list(MultiProcessCollector(None, str(tmp_path)).collect()) == []  # type: ignore[no-untyped-call] # theirs
 
 
-def test_a_series_that_begins_late_needs_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_series_needs_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that there may ever be, of 30 routes with 15 statuses and of every code, fit into the files as made."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
 
@@ -310,7 +310,7 @@ def test_the_configured_workers_are_those_of_the_configuration(serve: Callable[.
 
 
 @pytest.mark.parametrize("takes", ["the files", "the directory"])
-def test_without_the_workers_files_there_is_the_block(
+def test_without_the_workers_files_the_block_is_exposed(
     serve: Callable[..., LiveServer], tmp_path: Path, takes: str
 ) -> None:
     """A cleaner of /tmp may take them away: what they held is left out, and nothing is said to be 0 that was not."""
@@ -335,7 +335,7 @@ def test_without_the_workers_files_there_is_the_block(
     assert server.get("/health/detailed").json["statistics"]["avg_latency_ms"] == 0
 
 
-def test_what_alerts_watch_begins_at_0(serve: Callable[..., LiveServer]) -> None:
+def test_series_that_alerts_watch_begin_at_0(serve: Callable[..., LiveServer]) -> None:
     """A rate sees the first burst only of a series that was there before it."""
     samples = scrape(serve())
 
@@ -423,7 +423,7 @@ def test_memory_is_that_of_all_processes(serve: Callable[..., LiveServer]) -> No
     assert 90e6 < told < 300e6
 
 
-def test_holds_of_the_lock_are_looked_at(serve: Callable[..., LiveServer]) -> None:
+def test_lock_holds_are_sampled(serve: Callable[..., LiveServer]) -> None:
     """One section of 64; their mean is a length that a section can have."""
     server = serve()
     connection = server.connect()
@@ -439,7 +439,7 @@ def test_holds_of_the_lock_are_looked_at(serve: Callable[..., LiveServer]) -> No
 
 
 @needs("promtool")
-def test_promtool_finds_nothing_to_mend(still_server: LiveServer) -> None:
+def test_promtool_accepts_the_exposition(still_server: LiveServer) -> None:
     """Names, types and help texts are as Prometheus' own lint wants them."""
     accepted(still_server)
     text = still_server.get("/health/metrics").body

@@ -141,7 +141,7 @@ def test_an_answer_has_the_documented_members(still_server: LiveServer) -> None:
     ("include", "members"),
     [([], set()), (["payload"], {"payload"}), (["vector"], {"vector"}), (["vector", "payload"], {"payload", "vector"})],
 )
-def test_more_members_come_when_asked_for(still_server: LiveServer, include: list[str], members: set[str]) -> None:
+def test_include_adds_members(still_server: LiveServer, include: list[str], members: set[str]) -> None:
     """Payload and vector are as large as everything else, so they are left out by default."""
     memory_id = accepted(still_server, {"note": "here"})["memory_id"]
 
@@ -153,7 +153,7 @@ def test_more_members_come_when_asked_for(still_server: LiveServer, include: lis
     assert floats(match.get("vector", EXAMPLE)) == floats(EXAMPLE)
 
 
-def test_what_one_worker_acknowledged_every_worker_finds(still_server: LiveServer) -> None:
+def test_every_worker_finds_what_another_acknowledged(still_server: LiveServer) -> None:
     """A decision that has been answered is in every later recall, whichever worker takes it."""
     connections = [still_server.connect() for _ in range(6)]
 

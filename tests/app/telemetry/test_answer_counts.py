@@ -41,7 +41,7 @@ def test_an_answer_is_counted_before_it_is_written_and_its_time_after(
     assert timed() == 6
 
 
-def test_what_a_client_writes_is_no_label_and_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_of_clients_become_no_labels_and_take_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths without a route are `other`, and so is a request that was refused before it had a path."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
 
@@ -58,7 +58,7 @@ def test_what_a_client_writes_is_no_label_and_takes_no_memory(tmp_path: Path, mo
     assert counted() == {("other", "404"): 1_000, ("/event", "200"): 1_000, ("other", "400"): 1}
 
 
-def test_an_answer_that_cannot_be_counted_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_cannot_be_counted_is_still_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Descriptors may have run out. What is counted already goes on, the log says it once, and later it may succeed."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
 

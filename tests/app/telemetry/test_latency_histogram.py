@@ -70,7 +70,7 @@ def test_a_request_is_counted_before_its_time_is_known(tmp_path: Path, monkeypat
     assert found["process_event_latency_seconds_count"] == 4
 
 
-def test_without_files_there_is_no_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mean_is_0_without_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cleaner of /tmp may take them away; who asks how the server is gets an answer all the same."""
     directory = tmp_path / "metrics"
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(directory))

@@ -83,7 +83,7 @@ def test_a_text_line_is_for_people() -> None:
     assert line.endswith(f"INFO     mlsdm.test[{made.process}] hello wor\\rld")
 
 
-def test_a_text_line_carries_what_was_passed_beside_the_message() -> None:
+def test_a_text_line_has_the_members_of_extra() -> None:
     """As name=value behind it, on the same line."""
     line = TextFormatter().format(record("Request", status=200, request_id="r\n1"))
 

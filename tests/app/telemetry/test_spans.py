@@ -52,7 +52,7 @@ def told(collector: Collector, name: str, count: int = 1) -> list[Received]:
     return found
 
 
-def test_an_event_is_told_of_under_its_caller_s_trace(serve: Serve, collector: Collector) -> None:
+def test_the_span_of_an_event_is_in_its_callers_trace(serve: Serve, collector: Collector) -> None:
     """Parent, decision and times; the answer names the very span."""
     server = serve(**to(collector.url))
     before = time.time_ns()
@@ -76,7 +76,7 @@ def test_an_event_is_told_of_under_its_caller_s_trace(serve: Serve, collector: C
     assert span.resource["mlsdm.part"] == "worker"
 
 
-def test_a_batch_and_a_recall_are_told_of(serve: Serve, collector: Collector) -> None:
+def test_a_batch_and_a_recall_have_spans(serve: Serve, collector: Collector) -> None:
     """How many events, with the last decision; how many matches, in how many memories."""
     server = serve(**to(collector.url))
     events = [{"event_vector": EXAMPLE, "moral_value": moral} for moral in (0.95, 0.1, 0.95)]
@@ -117,7 +117,7 @@ def test_every_event_of_every_worker_arrives_once(serve: Serve, collector: Colle
     assert all(span.parent_id == "" for span in spans)  # nobody called
 
 
-def test_the_controller_tells_of_its_steps(serve: Serve, collector: Collector) -> None:
+def test_the_controllers_steps_have_spans(serve: Serve, collector: Collector) -> None:
     """Each step of the rhythm once, in order, with the phase that it led to; also after a reload."""
     server = serve(**to(collector.url), MLSDM_COGNITIVE_RHYTHM__CYCLE_SECONDS="0.05")
 
@@ -134,7 +134,9 @@ def test_the_controller_tells_of_its_steps(serve: Serve, collector: Collector) -
 
 
 @pytest.mark.parametrize(("flags", "count"), [("00", 0), ("01", 1)])
-def test_a_caller_decides_what_is_recorded(serve: Serve, collector: Collector, flags: str, count: int) -> None:
+def test_the_callers_sampled_flag_decides_what_is_recorded(
+    serve: Serve, collector: Collector, flags: str, count: int
+) -> None:
     """Whatever the ratio says of traces that begin here; the answer goes on with the caller's trace either way."""
     server = serve(**to(collector.url), MLSDM_OBSERVABILITY__TRACING__SAMPLE_RATIO="0" if count else "1")
 
@@ -146,7 +148,7 @@ def test_a_caller_decides_what_is_recorded(serve: Serve, collector: Collector, f
     assert count == len(collector.named("POST /event"))
 
 
-def test_of_what_begins_here_a_share_is_recorded(serve: Serve, collector: Collector) -> None:
+def test_a_share_of_the_traces_that_begin_here_is_recorded(serve: Serve, collector: Collector) -> None:
     """None at 0: neither of requests nor of steps."""
     server = serve(
         **to(collector.url), MLSDM_OBSERVABILITY__TRACING__SAMPLE_RATIO="0",
@@ -159,7 +161,7 @@ def test_of_what_begins_here_a_share_is_recorded(serve: Serve, collector: Collec
     assert collector.spans == []
 
 
-def test_refusals_are_told_of_by_their_code(serve: Serve, collector: Collector) -> None:
+def test_the_span_of_a_refusal_has_its_code(serve: Serve, collector: Collector) -> None:
     """What the client did wrong is no error of the service, and what it sent is nowhere."""
     server = serve(**to(collector.url), API_KEY=keys.API_KEY)
     secret = "a-secret-in-a-payload"
@@ -206,7 +208,7 @@ def test_log_lines_have_the_trace(serve: Serve, collector: Collector) -> None:
     assert f"trace_id={span.trace_id}" in line
 
 
-def test_standard_variables_say_where_to_and_under_which_name(serve: Serve, collector: Collector) -> None:
+def test_standard_variables_set_endpoint_and_service_name(serve: Serve, collector: Collector) -> None:
     """Endpoint, headers, compression and service name, as with any other service."""
     server = serve(
         **ON, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, OTEL_EXPORTER_OTLP_HEADERS="authorization=for-the-collector",
@@ -222,7 +224,7 @@ def test_standard_variables_say_where_to_and_under_which_name(serve: Serve, coll
     assert "for-the-collector" not in server.log
 
 
-def test_a_process_sends_what_is_queued_before_it_ends(serve: Serve, collector: Collector) -> None:
+def test_a_process_sends_its_queued_spans_before_it_ends(serve: Serve, collector: Collector) -> None:
     """A server that stops has told of everything, however long a batch may wait otherwise."""
     server = serve(**{**to(collector.url), "OTEL_BSP_SCHEDULE_DELAY": "600000"})
     for _ in range(50):
@@ -252,7 +254,7 @@ def silent() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("nobody", [dead, silent])
-def test_a_collector_that_is_gone_slows_nobody(serve: Serve, nobody: Any) -> None:
+def test_a_missing_collector_delays_no_request(serve: Serve, nobody: Any) -> None:
     """More spans than the queue holds: every event is answered, and the server stops as it should."""
     with_nobody = nobody()
     server = serve(
@@ -274,7 +276,7 @@ def test_a_collector_that_is_gone_slows_nobody(serve: Serve, nobody: Any) -> Non
     next(with_nobody, None)
 
 
-def test_a_reload_switches_it_on_and_off(serve: Serve, collector: Collector, tmp_path: Any) -> None:
+def test_a_reload_enables_and_disables_tracing(serve: Serve, collector: Collector, tmp_path: Any) -> None:
     """In workers and controller; no memory is lost by it."""
     path = tmp_path / "mlsdm.yaml"
     text = f"observability: {{tracing: {{enabled: SWITCH, endpoint: '{collector.url}'}}}}\n"
@@ -300,7 +302,7 @@ def _reloaded(server: LiveServer, path: Any, text: str) -> None:
     eventually(lambda: (now := server.workers(block)) and not set(now) & set(before) and len(now) == 1)
 
 
-def test_nothing_of_it_is_loaded_when_it_is_off(serve: Serve) -> None:
+def test_nothing_of_opentelemetry_is_loaded_when_tracing_is_off(serve: Serve) -> None:
     """No module of OpenTelemetry, no thread, in any process."""
     server = serve(WORKERS="1")
     [worker] = server.workers(server.block())
@@ -310,7 +312,7 @@ def test_nothing_of_it_is_loaded_when_it_is_off(serve: Serve) -> None:
         assert not [line for line in maps if "google" in line or "protobuf" in line]
 
 
-def test_without_the_extra_it_is_refused_by_name() -> None:
+def test_tracing_without_its_extra_is_refused_by_name() -> None:
     """At the check of the configuration, and with what would help."""
     program = """if True:
         import os, sys

@@ -64,7 +64,7 @@ def read(reading: int) -> list[dict[str, object]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_what_finds_no_room_is_counted_and_the_rest_is_whole(ends: tuple[int, int]) -> None:
+def test_lines_without_room_are_counted_and_others_stay_whole(ends: tuple[int, int]) -> None:
     """Nobody waits; once there is room again, the number of lost lines comes first, then the next line."""
     reading, writing = ends
     to = handler(Sink(writing))
@@ -97,7 +97,7 @@ class Waits:
 
 
 @pytest.mark.parametrize("length", [10, 3_000])
-def test_nobody_waits_for_each_line(ends: tuple[int, int], length: int) -> None:
+def test_only_the_first_line_waits_for_a_slow_reader(ends: tuple[int, int], length: int) -> None:
     """However many find no room: once, and once more for each word about them that fits where a line does not."""
     reading, writing = ends
     to = handler(sink := Sink(writing))
@@ -124,7 +124,7 @@ def drain(reading: int, to: StderrHandler) -> list[dict[str, object]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_a_line_that_was_begun_is_finished_before_the_next(ends: tuple[int, int]) -> None:
+def test_a_partly_written_line_is_finished_before_the_next(ends: tuple[int, int]) -> None:
     """Also one that is larger than there can ever be room for at once."""
     reading, writing = ends
     to = handler(Sink(writing))
@@ -143,7 +143,7 @@ def test_a_line_that_was_begun_is_finished_before_the_next(ends: tuple[int, int]
     assert about["lost"] >= 1
 
 
-def test_the_descriptor_of_others_is_left_as_it_was() -> None:
+def test_the_parents_descriptor_stays_blocking() -> None:
     """What a parent shares with us goes on waiting for its reader, as it expects to."""
     reading, writing = os.pipe()
 
@@ -154,7 +154,7 @@ def test_the_descriptor_of_others_is_left_as_it_was() -> None:
         os.close(end)
 
 
-def test_a_reader_that_has_gone_is_nobody_s_problem(ends: tuple[int, int]) -> None:
+def test_a_closed_reader_raises_nothing(ends: tuple[int, int]) -> None:
     """No signal ends the process, and nothing is raised."""
     reading, writing = ends
     to = handler(Sink(writing))
@@ -165,7 +165,7 @@ def test_a_reader_that_has_gone_is_nobody_s_problem(ends: tuple[int, int]) -> No
     assert to._sink._lost == 1
 
 
-def test_a_record_that_cannot_be_shown_is_told_of(ends: tuple[int, int]) -> None:
+def test_a_record_that_cannot_be_formatted_is_reported(ends: tuple[int, int]) -> None:
     """Neither raised to whoever logs nor written past the formatter."""
     reading, writing = ends
 
@@ -176,7 +176,7 @@ def test_a_record_that_cannot_be_shown_is_told_of(ends: tuple[int, int]) -> None
     assert str(line["event"]).startswith("a log line cannot be made: TypeError")
 
 
-def test_a_fork_does_not_finish_the_line_of_its_parent(ends: tuple[int, int]) -> None:
+def test_a_fork_leaves_the_unfinished_line_to_its_parent(ends: tuple[int, int]) -> None:
     """Its rest is the parent's, or it would be there twice."""
     _, writing = ends
     to = handler(Sink(writing))
@@ -213,7 +213,7 @@ class Piped(LiveServer):
         return self.text.decode()
 
 
-def test_a_log_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
+def test_an_unread_log_stops_no_process(tmp_path: Path) -> None:
     """Requests, the arbiter and its controller go on; when it is read again, it says what is missing."""
     server = Piped(
         tmp_path, {**SMALL, "LOG_LEVEL": "DEBUG", "MLSDM_OBSERVABILITY__LOGGING__FORMAT": "json", "WORKERS": "2"}

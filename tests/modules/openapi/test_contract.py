@@ -262,7 +262,7 @@ def sent(server: LiveServer, method: str, path: str, headers: Mapping[str, str],
     return response
 
 
-def test_what_chance_does_not_find_keeps_the_contract_too(keyed_server: LiveServer) -> None:
+def test_rare_requests_keep_the_contract(keyed_server: LiveServer) -> None:
     """An exhausted bucket, a retry, a role that is too low, a stopped server, another boot."""
     event = {"body": {"event_vector": [0.5] * DIMENSION, "moral_value": 1.0}, "media_type": JSON}
     key = {"Idempotency-Key": "a-word-of-mine"}

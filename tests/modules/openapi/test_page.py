@@ -168,7 +168,7 @@ def test_the_address_in_the_examples_is_that_of_the_request_when_it_is_plain(
     assert host == shown.removeprefix("http://") or host not in text
 
 
-def test_text_stays_text() -> None:
+def test_markup_in_text_is_escaped() -> None:
     """Whatever stands in the document, no element and no attribute comes of it."""
     evil = '<script>alert("x")</script>`</code><img src=x onerror=1>`'
     document: dict[str, Any] = {
@@ -224,7 +224,7 @@ def test_the_page_is_for_readers_as_everything_else(serve: Any) -> None:
 
 
 @needs("chromium")
-def test_a_browser_finds_nothing_to_complain_about(server: LiveServer, tmp_path: Path) -> None:
+def test_a_browser_reports_no_error(server: LiveServer, tmp_path: Path) -> None:
     """The style applies, and the console stays empty: no violation of the policy, nothing that was not found."""
     ended = subprocess.run(
         [

@@ -86,7 +86,7 @@ def test_refusals_have_names(lines: list[dict[str, Any]], status: int, event: st
     assert ([event] if event else []) == [line["event"] for line in lines]
 
 
-def test_a_line_says_who_what_and_whence(lines: list[dict[str, Any]]) -> None:
+def test_a_line_names_client_request_and_address(lines: list[dict[str, Any]]) -> None:
     """The key or the address, the request by its names, and why."""
     AuditLog().record_refusal(environ(), 422, "field_missing", "moral_value")
 
@@ -101,7 +101,7 @@ def test_a_line_says_who_what_and_whence(lines: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     "text", ["\x00\r\n\x1b[2J", "\x7f\x85\x9b2J", '"},{"event": "forged', "\u2028\u202e", "é" * 5000]
 )
-def test_a_client_writes_no_line_of_its_own(lines: list[dict[str, Any]], text: str) -> None:
+def test_a_client_cannot_forge_a_line(lines: list[dict[str, Any]], text: str) -> None:
     """Control characters are escaped, quotation marks stay inside, and what is long is cut."""
     AuditLog().record_refusal(environ(PATH_INFO="/" + text), 401, "unauthorised", None)
 
@@ -149,7 +149,7 @@ def test_the_lines_of_a_client_add_up_to_its_refusals(lines: list[dict[str, Any]
     assert refusals == {"192.0.2.1": 300, "192.0.2.2": 100, "192.0.2.3": 1}
 
 
-def test_strangers_without_number_do_not_become_lines_without_number(lines: list[dict[str, Any]]) -> None:
+def test_many_strangers_share_a_bounded_number_of_lines(lines: list[dict[str, Any]]) -> None:
     """So many of them are named in a second; the rest are one line, and none is missing from the sum."""
     now = 7.0
     audit = AuditLog(lambda: now)
@@ -162,7 +162,7 @@ def test_strangers_without_number_do_not_become_lines_without_number(lines: list
     assert [line["suppressed"] for line in lines if "client_id" not in line] == [500]
 
 
-def test_threads_of_the_pool_keep_to_the_same_number(lines: list[dict[str, Any]]) -> None:
+def test_threads_of_the_pool_share_the_bound_of_lines(lines: list[dict[str, Any]]) -> None:
     """Commands run there, and are refused there: none is written beyond the number, and none is lost count of."""
     now = 7.0
     audit = AuditLog(lambda: now)
@@ -184,7 +184,7 @@ def test_threads_of_the_pool_keep_to_the_same_number(lines: list[dict[str, Any]]
     assert lines[-1]["suppressed"] == 8 * 500 - LINES_PER_SECOND
 
 
-def test_what_was_not_written_is_told_at_the_end(lines: list[dict[str, Any]]) -> None:
+def test_suppressed_counts_are_written_at_the_end(lines: list[dict[str, Any]]) -> None:
     """A worker that ends within the second says how many lines there would have been; once."""
     audit = AuditLog(lambda: 7.0)
 
@@ -216,7 +216,7 @@ class Stuck(Store):
 
 
 @pytest.mark.parametrize("error", [errors.Busy, errors.Corrupt, errors.Lost])
-def test_a_command_whose_outcome_nobody_knows_is_written(
+def test_a_command_with_unknown_outcome_is_audited(
     lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, error: type[errors.StoreError]
 ) -> None:
     """It may still be carried out, so nobody may say that nothing was applied, and the log says who asked for it."""
@@ -346,7 +346,7 @@ def test_every_event_is_one_line_in_either_format_and_at_any_level(strict: LiveS
     assert others == []  # CRITICAL silences all else, but for the controller, which a reload does not replace
 
 
-def test_what_never_became_a_request_is_audited_too(serve: Serve) -> None:
+def test_a_refusal_before_any_request_is_audited(serve: Serve) -> None:
     """Framing, Host, sizes: refused by the connection, from the peer's address; strange paths cannot break a line."""
     server = serve(WORKERS="1", API_KEY=keys.API_KEY)
     bad = {
@@ -393,7 +393,7 @@ def test_a_connection_refused_behind_a_proxy_is_audited_under_its_client(serve: 
     ]
 
 
-def test_a_flood_of_refusals_is_a_trickle_of_lines(serve: Serve) -> None:
+def test_a_flood_of_refusals_writes_a_bounded_number_of_lines(serve: Serve) -> None:
     """A thousand guesses: at most twenty lines a second, and every one of them is counted in the metrics."""
     server = serve(WORKERS="1", API_KEY=keys.API_KEY)
     connection, began = server.connect(), time.monotonic()
@@ -411,7 +411,7 @@ def test_a_flood_of_refusals_is_a_trickle_of_lines(serve: Serve) -> None:
     assert b'\nmlsdm_refusals_total{code="unauthorised"} 1000.0\n' in server.get("/metrics").body
 
 
-def test_a_worker_that_ends_tells_what_it_did_not_write(serve: Serve) -> None:
+def test_a_worker_writes_its_suppressed_counts_when_it_ends(serve: Serve) -> None:
     """A flood right before the end is accounted for like any other."""
     server = serve(WORKERS="1", API_KEY=keys.API_KEY)
     for _ in range(60):

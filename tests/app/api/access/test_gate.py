@@ -151,14 +151,14 @@ def test_the_key_is_in_no_log_line(guarded: LiveServer) -> None:
     assert KEY not in guarded.log
 
 
-def test_production_limits_rates_and_says_so(guarded: LiveServer) -> None:
+def test_production_enables_rate_limits(guarded: LiveServer) -> None:
     """On by default in production only; /health/detailed tells an operator."""
     limits = guarded.get("/health/detailed").json["rate_limiting"]
 
     assert (limits["enabled"], limits["requests_per_second"], limits["burst_capacity"]) == (True, 5.0, 10)
 
 
-def test_a_short_key_is_said_to_be_short(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_short_key_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     """In the log, at the start and at each reload, as a warning; neither the key nor its length."""
     log_configuration(load(None, {"API_KEY": "k7k7"}))
     log_configuration(load(None, {"API_KEY": KEY}))
@@ -234,16 +234,14 @@ PROXIES = networks("10.0.0.0/8, 192.0.2.1, fd00::/8, 2001:db8::7")
         ("", "198.51.100.1", ""),  # a Unix socket has no address to be listed
     ],
 )
-def test_forwarding_headers_are_believed_from_listed_proxies_only(
-    peer: str, forwarded: str | None, expected: str
-) -> None:
+def test_forwarding_headers_count_from_trusted_proxies_only(peer: str, forwarded: str | None, expected: str) -> None:
     """The first address from the right that is no listed proxy: the last one that somebody trustworthy has seen."""
     environ = {"REMOTE_ADDR": peer} | ({} if forwarded is None else {"HTTP_X_FORWARDED_FOR": forwarded})
 
     assert expected == Gate((), PROXIES).address_of(environ)
 
 
-def test_without_listed_proxies_nobody_is_believed() -> None:
+def test_without_trusted_proxies_forwarding_headers_are_ignored() -> None:
     """The default: a header that anybody may send says nothing."""
     environ = {"REMOTE_ADDR": "127.0.0.1", "HTTP_X_FORWARDED_FOR": "198.51.100.1"}
 
@@ -299,7 +297,7 @@ def test_a_key_opens_until_the_second_in_which_it_expires() -> None:
     assert gated(keyring, now=1000.0)(X_API_Key="a.token").status_code == 401
 
 
-def test_only_who_gets_in_pays() -> None:
+def test_only_admitted_requests_are_charged() -> None:
     """401 and 403 cost nothing, and neither do methods that the route does not have."""
     keys = [Key(name, role, "standard", token_digest(f"{name}.x"), float("inf")) for name, role in (
         ("admin", Role.ADMIN), ("writer", Role.WRITE),
@@ -366,7 +364,7 @@ def test_with_keys_any_origin_may_ask() -> None:
         ("evil.example", 421), ("evil.example:8000", 421), ("localhost.evil.example", 421), ("127.0.0.1.evil", 421),
     ],
 )  # fmt: skip
-def test_an_open_loopback_server_answers_to_no_name(small_server: LiveServer, host: str, status: int) -> None:
+def test_an_open_loopback_server_refuses_host_names(small_server: LiveServer, host: str, status: int) -> None:
     """A page whose name was rebound to 127.0.0.1 sends that name, with an Origin or without."""
     for headers in ({"Host": host}, {"Host": host, "Origin": f"http://{host}"}):
         assert small_server.request("GET", "/state", headers=headers).status == status
@@ -469,7 +467,7 @@ def test_an_authenticator_alone_closes_the_service() -> None:
     assert refused.value.problem_code == "unauthorised"
 
 
-def test_a_credential_that_its_authenticator_refuses_is_asked_of_no_other() -> None:
+def test_a_refused_credential_is_not_passed_to_the_next_authenticator() -> None:
     """A bad signature stays bad, whatever authenticators come later."""
     later = UserAuthenticator(user())
     ask = gated(ring("writer"), others=[UserAuthenticator(unauthorised(shown=True)), later])
@@ -590,7 +588,7 @@ def test_a_reload_takes_keys_in_and_away(serve: Serve, tmp_path: Path) -> None:
     assert keys.leaked(server) == []
 
 
-def test_a_stranger_is_told_before_its_body_is_sent(guarded: LiveServer) -> None:
+def test_a_client_without_a_key_is_refused_before_it_sends_its_body(guarded: LiveServer) -> None:
     """Expect: 100-continue without a key gets the 401 and no 100; with it, the 100."""
     for key, first in (("", b"HTTP/1.1 401 "), (f"X-API-Key: {KEY}\r\n", b"HTTP/1.1 100 ")):
         connection = guarded.connect()

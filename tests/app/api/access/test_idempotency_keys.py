@@ -176,7 +176,7 @@ def test_a_key_belongs_to_one_client(keyed_server: LiveServer) -> None:
 @pytest.mark.parametrize(
     "key", ["", '"', '""', "a b", "x" * 256, '"' + "x" * 256 + '"', 'a"b', "a\\b", '"a', 'a"', "a\tb", "\xe9", '"a" x']
 )
-def test_a_bad_key_is_400(keyed_server: LiveServer, key: str) -> None:
+def test_an_invalid_idempotency_key_is_400(keyed_server: LiveServer, key: str) -> None:
     """It would be a promise that cannot be kept; nothing is decided."""
     total = decided(keyed_server)
 
@@ -188,7 +188,7 @@ def test_a_bad_key_is_400(keyed_server: LiveServer, key: str) -> None:
     assert decided(keyed_server) == total
 
 
-def test_a_key_may_stand_in_quotes(keyed_server: LiveServer) -> None:
+def test_a_key_may_be_quoted(keyed_server: LiveServer) -> None:
     """A string of RFC 9651 is the same key as the bare one; the longest is taken."""
     body, longest = of_json({"event_vector": VECTOR, "moral_value": 0.95}), new_key().ljust(255, "~")
 
@@ -222,7 +222,7 @@ def test_a_refused_request_leaves_no_receipt(keyed_server: LiveServer) -> None:
     assert (first.status, is_replayed(first)) == (200, False)
 
 
-def test_while_stopped_a_retry_gets_its_first_answer(keyed_server: LiveServer) -> None:
+def test_while_stopped_a_retry_gets_its_first_decision(keyed_server: LiveServer) -> None:
     """What was decided before the stop was decided; a batch of which nothing was, is refused."""
     body, key, admin = of_json({"event_vector": VECTOR, "moral_value": 0.95}), new_key(), keys.bearer("admin")
     batch, batch_key = of_json([{"event_vector": VECTOR, "moral_value": 0.95}] * 3), new_key()
@@ -294,7 +294,7 @@ def kill_after(store: Store, victim: int, count: int) -> None:
     os.kill(victim, signal.SIGKILL)
 
 
-def test_workers_that_die_under_load_decide_nothing_twice(serve: Serve) -> None:
+def test_workers_that_die_under_load_decide_no_event_twice(serve: Serve) -> None:
     """Clients that retry until they are answered: each event is in the log once, under the number it was told."""
     server = serve()
     answers: dict[str, Answer] = {}
@@ -372,7 +372,7 @@ def test_a_batch_whose_worker_died_is_finished_by_its_retry(serve: Serve) -> Non
     assert 0 < prefixes[-1] < 1000, prefixes
 
 
-def test_two_keys_are_no_key(keyed_server: LiveServer) -> None:
+def test_two_idempotency_keys_are_refused(keyed_server: LiveServer) -> None:
     """Of two fields nobody knows which one the client will send again."""
     connection = keyed_server.connect()
     connection.putrequest("POST", "/event")
@@ -386,7 +386,7 @@ def test_two_keys_are_no_key(keyed_server: LiveServer) -> None:
     connection.close()
 
 
-def test_a_moral_value_that_is_ignored_makes_no_other_request(keyed_server: LiveServer) -> None:
+def test_an_ignored_moral_value_does_not_change_the_request(keyed_server: LiveServer) -> None:
     """The header counts for raw bodies alone; beside JSON it may differ from try to try."""
     body = of_json({"event_vector": EXAMPLE, "moral_value": 0.9})
     headers = body.headers | keys.bearer("writer") | {"Idempotency-Key": new_key()}

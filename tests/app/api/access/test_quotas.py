@@ -111,7 +111,7 @@ def test_events_and_recalls_cost_one_and_batches_what_they_hold(limited: LiveSer
         start -= cost
 
 
-def test_what_is_refused_or_no_event_costs_nothing(limited: LiveServer) -> None:
+def test_refused_requests_and_other_operations_cost_nothing(limited: LiveServer) -> None:
     """Whatever the reason: the next event finds the bucket as it was, and no refusal says what is not true."""
     send, headers = sender(limited, "slow"), keys.bearer("slow")
     start = left(send("/event"))
@@ -153,7 +153,7 @@ def test_what_is_refused_or_no_event_costs_nothing(limited: LiveServer) -> None:
     assert left(send("/event")) == start - 1
 
 
-def test_a_batch_above_the_burst_is_told_so(limited: LiveServer) -> None:
+def test_a_batch_above_the_burst_is_422(limited: LiveServer) -> None:
     """It would never fit, so 429 would have the client wait for ever; at the burst it fits."""
     document = problem(sender(limited, "slow")("/events", batch(BURST + 1)))
 
@@ -177,7 +177,7 @@ def announced(server: LiveServer, name: str, size: int) -> tuple[dict[str, str],
     return {field.lower(): value for field, value in answer.headers.items()}, document
 
 
-def test_a_batch_that_must_be_above_the_burst_is_not_read(limited: LiveServer) -> None:
+def test_a_batch_whose_size_exceeds_the_burst_is_not_decoded(limited: LiveServer) -> None:
     """Its bytes are more than so many events may have."""
     size = event_size_max(8, 1024)
     start = left(sender(limited, "slow")("/event"))
@@ -191,7 +191,7 @@ def test_a_batch_that_must_be_above_the_burst_is_not_read(limited: LiveServer) -
     assert left(sender(limited, "slow")("/event")) == start - 1
 
 
-def test_a_batch_that_cannot_be_paid_is_not_read(limited: LiveServer) -> None:
+def test_a_batch_without_enough_tokens_is_not_decoded(limited: LiveServer) -> None:
     """As many tokens as its bytes must cost are not there; no more are needed to be let in, if it has so few events."""
     send, size = sender(limited, "thrifty"), event_size_max(8, 1024)
     assert left(send("/events", batch(BURST - 3))) == 3
@@ -205,7 +205,7 @@ def test_a_batch_that_cannot_be_paid_is_not_read(limited: LiveServer) -> None:
     assert left(send("/events", Body(body.content.ljust(3 * size), body.headers))) == 0
 
 
-def test_while_stopped_nothing_is_taken(limited: LiveServer) -> None:
+def test_while_stopped_no_tokens_are_charged(limited: LiveServer) -> None:
     """An emergency stop costs the clients nothing but time."""
     send, admin = sender(limited, "quick"), keys.bearer("admin")
     start = left(send("/event"))
@@ -218,7 +218,7 @@ def test_while_stopped_nothing_is_taken(limited: LiveServer) -> None:
     assert left(send("/event")) == start - 1
 
 
-def test_a_batch_that_was_interrupted_pays_for_what_was_decided(serve: Serve) -> None:
+def test_an_interrupted_batch_pays_for_its_decided_events(serve: Serve) -> None:
     """Stops fall between or into batches that follow each other, until one is cut; it cost as much as it holds
     results. The vectors are long, so that most of the time goes into deciding.
     """
@@ -291,7 +291,7 @@ def test_two_workers_share_one_bucket(limited: LiveServer) -> None:
     assert accepted - at_first >= (asked - emptied) / interval - 1
 
 
-def test_who_waits_as_long_as_told_gets_in(limited: LiveServer) -> None:
+def test_a_client_that_waits_retry_after_is_served(limited: LiveServer) -> None:
     """Retry-After is enough for what was refused: one event, or a whole burst at once."""
     send = sender(limited, "second")
     for body, path in ((batch(RATE), "/events"), (EVENT, "/event")):
@@ -303,7 +303,7 @@ def test_who_waits_as_long_as_told_gets_in(limited: LiveServer) -> None:
         assert send(path, body).status == 200
 
 
-def test_too_much_is_429_and_changes_nothing(limited: LiveServer) -> None:
+def test_a_request_above_the_limit_is_429_and_changes_nothing(limited: LiveServer) -> None:
     """It says how long to wait and what the policy is; neither the log nor a counter moves, from either worker."""
     send, connections = sender(limited, "meek"), limited.connect_to_both_workers()
     assert left(send("/events", batch(BURST - 1))) == 1
@@ -329,7 +329,7 @@ def test_too_much_is_429_and_changes_nothing(limited: LiveServer) -> None:
     assert sender(limited, "slow")("/event").status == 200  # another key of the same tier has a bucket of its own
 
 
-def test_what_was_429_leaves_no_receipt(limited: LiveServer) -> None:
+def test_a_429_leaves_no_receipt(limited: LiveServer) -> None:
     """Sent again with its idempotency key, after the wait, it is decided for the first time."""
     send, keyed = sender(limited, "writer"), Body(EVENT.content, EVENT.headers | {"Idempotency-Key": "too-early"})
     while (answer := send("/event", keyed)).status == 200:  # there was a token: as if nothing had been sent
@@ -452,7 +452,7 @@ class Desk:
         return 0
 
 
-def test_what_was_paid_in_advance_is_part_of_the_price(formed: Formed) -> None:
+def test_the_advance_charge_is_part_of_the_price(formed: Formed) -> None:
     """Or given back, when the rest is not to be had: then nothing was paid, and the answer says what is left."""
     desk = Desk(formed, 0.001, 10)
     environ = desk.ask("10.0.0.1", 4)
@@ -490,7 +490,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("path", ["/fails", "//fails"])
-def test_an_error_of_ours_keeps_the_token(formed: Formed, path: str) -> None:
+def test_an_unexpected_error_keeps_the_token(formed: Formed, path: str) -> None:
     """What it has done nobody knows, so it was no refusal; the token was taken once."""
     desk = Desk(formed, 0.001, 10)
     gate = Gate((), charge=desk.quotas.charge)
@@ -505,7 +505,7 @@ def test_an_error_of_ours_keeps_the_token(formed: Formed, path: str) -> None:
     assert desk.ask("10.0.0.1")[HEADER_LINES].startswith('RateLimit: "standard";r=8;')
 
 
-def test_retry_after_is_enough_and_a_second_less_is_not(formed: Formed) -> None:
+def test_retry_after_is_the_smallest_sufficient_wait(formed: Formed) -> None:
     """For any rate and burst: rounded up, so that nobody comes too early, and by less than a second."""
     seed = random.randrange(2**32)
     chance = random.Random(seed)
@@ -525,7 +525,7 @@ def test_retry_after_is_enough_and_a_second_less_is_not(formed: Formed) -> None:
         assert desk.wait_of(name, tokens) == 0, f"seed {seed}"
 
 
-def test_clients_are_told_apart(formed: Formed) -> None:
+def test_clients_have_separate_buckets(formed: Formed) -> None:
     """By key, or by address: IPv4 whole, IPv6 by its first 64 bits, IPv4 within IPv6 as IPv4."""
     desk = Desk(formed, 0.001, 1)
     same = [("1.2.3.4", "::ffff:1.2.3.4"), ("2001:db8::1", "2001:db8::ffff:2"), ("fe80::1%eth0", "fe80::2%lo")]
@@ -555,7 +555,7 @@ def test_clients_of_every_authenticator_have_buckets_of_their_own(formed: Formed
     assert desk.wait_of(bob) == 0
 
 
-def test_what_is_given_back_can_be_taken_again_once(formed: Formed) -> None:
+def test_refunded_tokens_can_be_spent_once(formed: Formed) -> None:
     """All of it, or all but what was spent; a second time gives nothing."""
     desk = Desk(formed, 0.001, 10)
     environ = desk.ask("client", 10)
@@ -567,7 +567,7 @@ def test_what_is_given_back_can_be_taken_again_once(formed: Formed) -> None:
     assert desk.wait_of("client", 1) > 0
 
 
-def test_a_million_invented_names_harm_no_key(formed: Formed) -> None:
+def test_a_million_invented_clients_harm_no_key(formed: Formed) -> None:
     """The table is of fixed size: a flood makes it more lenient to peers, never stricter, and does not reach keys."""
     desk = Desk(formed, 0.001, 10)
     for name, key in (("owner", "owner"), ("192.0.2.1", "")):

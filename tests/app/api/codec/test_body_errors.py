@@ -35,7 +35,9 @@ class Outer(msgspec.Struct, forbid_unknown_fields=True):
         (b'[{"\xff":1}]', 400, "malformed_body", None, "The body holds text that is not UTF-8: invalid start byte."),
     ],
 )  # fmt: skip
-def test_a_body_is_refused_in_our_words(body: bytes, status: int, code: str, field: str, description: str) -> None:
+def test_a_refused_body_has_a_sentence_of_ours(
+    body: bytes, status: int, code: str, field: str, description: str
+) -> None:
     """The field by its path, its fault, and what was expected of that member."""
     with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)) as error:
         msgspec.json.decode(body, type=list[Inner])
@@ -60,7 +62,7 @@ def test_a_body_is_refused_in_our_words(body: bytes, status: int, code: str, fie
         (b"3", "field_invalid", "body", "an object"),
     ],
 )
-def test_a_refusal_knows_its_place_in_the_body(body: bytes, code: str, field: str, expected: str) -> None:
+def test_a_refusal_names_the_path_of_the_value(body: bytes, code: str, field: str, expected: str) -> None:
     """The same name may mean one thing in one object and another in the next."""
     members: Members = {"inner": {"number": "a number", "words": "a list of words"}, "number": "a switch"}
 
@@ -73,7 +75,7 @@ def test_a_refusal_knows_its_place_in_the_body(body: bytes, code: str, field: st
     assert (found.problem_code, found.field, found.expected) == (code, field, expected)
 
 
-def test_a_member_that_stands_twice_is_refused() -> None:
+def test_a_repeated_member_is_refused() -> None:
     """One colon for each member."""
     refuse_repeats(b'{"a":1,"b":2}', 2)
 
@@ -83,7 +85,7 @@ def test_a_member_that_stands_twice_is_refused() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 65_535, 65_536])
-def test_the_head_of_a_msgpack_map_tells_a_member_that_stands_twice(count: int) -> None:
+def test_a_repeated_member_shows_in_the_head_of_a_msgpack_map(count: int) -> None:
     """In each of its three forms; what the head says is more than what was found."""
     packed = msgspec.msgpack.encode(dict.fromkeys(range(count)))
 
@@ -95,6 +97,6 @@ def test_the_head_of_a_msgpack_map_tells_a_member_that_stands_twice(count: int) 
 
 
 @pytest.mark.parametrize("packed", [b"", b"\xc0", b"\xa3abc", b"\xc4\x01\x00"])
-def test_what_is_no_container_holds_nothing(packed: bytes) -> None:
+def test_a_value_that_is_no_container_has_no_elements(packed: bytes) -> None:
     """Nothing, nil, a text, a bin."""
     assert msgpack_count(packed) == 0

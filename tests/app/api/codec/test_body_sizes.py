@@ -42,7 +42,7 @@ def test_every_way_to_write_an_event_fits(dimension: int, payload_size: int) -> 
 
 
 @pytest.mark.parametrize(("size", "items"), [(0, 1), (1, 1), (10, 1), (11, 2), (20, 2), (9_991, 1_000)])
-def test_a_batch_has_at_least_so_many_items(size: int, items: int) -> None:
+def test_the_minimum_number_of_items_follows_from_the_size_of_a_batch(size: int, items: int) -> None:
     """By its size alone; none is charged as one."""
     assert items == item_count_min(size, Operation("", None, None, item_size_max=10))
 
@@ -53,7 +53,7 @@ def padded(document: Any, size: int) -> Body:
     return Body(body.content.rjust(size), body.headers)
 
 
-def test_a_body_is_taken_up_to_its_extent(still_server: LiveServer) -> None:
+def test_a_body_is_accepted_up_to_its_maximum_size(still_server: LiveServer) -> None:
     """White space counts; a batch may have what its events may have together."""
     event = {"event_vector": EXAMPLE, "moral_value": 0.0}
     cases: list[tuple[str, Any, int]] = [
@@ -72,7 +72,7 @@ def test_a_body_is_taken_up_to_its_extent(still_server: LiveServer) -> None:
 
 @pytest.mark.parametrize("expects", ["", "Expect: 100-continue\r\n"])
 @pytest.mark.parametrize("path", ["/event", "/recall"])
-def test_a_larger_body_is_not_read(still_server: LiveServer, expects: str, path: str) -> None:
+def test_a_body_above_its_maximum_size_is_not_read(still_server: LiveServer, expects: str, path: str) -> None:
     """What is announced is enough: not one byte of it has been sent."""
     with socket.create_connection(("127.0.0.1", still_server.port), timeout=HANG_SECONDS) as peer:
         peer.sendall(f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 16000000\r\n{expects}\r\n".encode())
@@ -85,7 +85,7 @@ def test_a_larger_body_is_not_read(still_server: LiveServer, expects: str, path:
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["detail"].startswith("body: 16000000 bytes; expected at most ")
 
 
-def test_chunks_are_counted_too(still_server: LiveServer) -> None:
+def test_the_size_of_a_chunked_body_is_limited(still_server: LiveServer) -> None:
     """Nobody has announced how many bytes there are; they are refused before they are decoded."""
     connection = still_server.connect()
     pieces = iter([b" " * 1000] * 200)

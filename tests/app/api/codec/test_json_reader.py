@@ -133,7 +133,7 @@ def test_everything_else_is_left_alone(body: bytes) -> None:
     ["", "-", "+1", "01", "-01", "1.", ".5", "1.e5", "1e", "1e+", "0x1", "1_0", "NaN", "Infinity", "1e1001",
      "1" * 20, "0." + "0" * 1001 + "1", "1e-28", "9" * 17 + "e1", "１"],
 )  # fmt: skip
-def test_numbers_that_are_none_or_too_long(text: str) -> None:
+def test_invalid_and_overlong_numbers(text: str) -> None:
     """Those of JSON among them are read elsewhere."""
     assert number_of(text) is None
 
@@ -166,7 +166,7 @@ def test_numbers_are_rounded_exactly() -> None:
     '"event_vector":', '"moral_value":', '"payload":', "[0,0.5,-1]", f'"{BASE64}"', '"event_vector"', '"x":1',
 ]), max_size=14), st.booleans())  # fmt: skip
 @example(['"event_vector":', "[0,0.5,-1]", ",", '"moral_value":', "0", ",", '"payload":', "{", "[", "}", "]"], True)
-def test_what_is_read_msgspec_reads_too(pieces: list[str], wrapped: bool) -> None:
+def test_every_event_that_is_read_msgspec_reads_alike(pieces: list[str], wrapped: bool) -> None:
     """Any text made of the pieces of events: if it is read here, it is read there, and to the same bits."""
     text = "".join(pieces)
     body = ('{"event_vector":[0,0.5,-1],"moral_value":0.5,' + text + "}" if wrapped else text).encode()
@@ -176,7 +176,7 @@ def test_what_is_read_msgspec_reads_too(pieces: list[str], wrapped: bool) -> Non
 
 
 @given(st.binary(max_size=3), st.integers(0, 200), st.integers(0, 3), st.sampled_from([0, 1, 2]))
-def test_changed_events_too(patch: bytes, at: int, cut: int, which: int) -> None:
+def test_mutated_events_are_read_like_msgspec_or_not_at_all(patch: bytes, at: int, cut: int, which: int) -> None:
     """An event with any few bytes replaced by others."""
     body = [
         body_of(("event_vector", "[0.1, 20e-1,-0.0]"), ("moral_value", "0.75"), ("payload", '{"a":[1,"]\\""]}')),

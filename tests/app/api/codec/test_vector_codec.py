@@ -89,7 +89,7 @@ def test_the_first_element_that_is_not_finite_is_named() -> None:
     assert "is inf as float32" in str(refusal.value.description)
 
 
-def test_a_norm_is_told_with_the_digits_that_matter() -> None:
+def test_a_norm_is_reported_with_nine_digits() -> None:
     """One above the limit does not read as the limit."""
     with pytest.raises(Problem) as refusal:
         refuse_vector(TOO_LONG, floats([1_000_001, 0, 0, 0]), "vector")
