@@ -1,13 +1,13 @@
-"""The document: what this server is to its clients, as OpenAPI 3.1.
+"""Document: this API as OpenAPI 3.1.
 
-Nothing is written down twice: routes and methods are those that the router got, parameters, bodies, answers and
-refusals those that each operation declares beside its responder (`app.api.operation`), types the code's own
-(`modules.openapi.schema`), codes and their meaning `app.api.problem_codes`, limits `core.limits`. The document is that
-of this server: vectors have its dimension, and its rate limits are named.
+Owns: nothing. Routes and methods come from the router, parameters, bodies, responses and refusals from each operation
+(`app.api.operation`), types from the code (`modules.openapi.schema`), codes and their meanings from
+`app.api.problem_codes`, limits from `core.limits`. The document is that of this server: vectors have its dimension, and
+its rate limits are named.
 
-Statuses are exact: an operation lists those that it can answer, each with the codes that can come with it. What any
-request may be told by the connection (timeouts, framing, sizes) is the same everywhere and stands once under
-`components`. Roles stand where OpenAPI 3.1 has a place for them, in the requirement of a security scheme.
+Invariants: statuses are exact. An operation lists those that it can answer, each with its codes. What the connection
+may answer to any request (timeouts, framing, sizes) is the same everywhere and listed once, under `components`. Roles
+are where OpenAPI 3.1 has a place for them: in the requirement of a security scheme.
 
 Rejected: a file in the repository, which would be wrong for every dimension but one.
 """
@@ -59,7 +59,7 @@ _OF_STATUS: Final[Mapping[int, Mapping[str, bool]]] = {
 
 
 class OpenApiDocument:
-    """Writes the document of one server."""
+    """Makes the document of one server."""
 
     def __init__(self, routes: Mapping[str, Resource], config: Config) -> None:
         self._routes = routes
@@ -227,7 +227,7 @@ def _group_of(resource: Resource) -> str:
 
 
 def _gate(role: Role | None) -> tuple[str, ...]:
-    """Return the codes with which the gate refuses who may not call an operation."""
+    """Return the codes with which the gate refuses a client that may not call an operation."""
     if role is None:
         return ()
     return GATE if role == Role.READ else (*GATE, "forbidden")  # no key has less than the lowest role

@@ -1,7 +1,7 @@
-"""Markup: HTML that cannot be broken out of, because escaping is what happens unless somebody says otherwise.
+"""HTML: elements whose content is escaped unless it is Markup.
 
-An element is a function call; its content is text, which is escaped, or Markup, which was made by such a call. Void
-elements and optional end tags are not worth a rule here: the page that uses this has none of the former but `meta`.
+An element is a function call. Its content is text, which is escaped, or Markup, which such a call has made. Void
+elements and optional end tags have no rules here: the page has no void element but `meta`.
 """
 
 import re
@@ -30,7 +30,7 @@ def joined(*content: str) -> Markup:
 
 
 def prose(text: str) -> Markup:
-    """Return a line of CommonMark, of which only `code` is known here."""
+    """Return a line of CommonMark; only `code` is supported."""
     parts = _CODE.split(text)  # text and code in turn
     return joined(*(element("code", part) if number % 2 else part for number, part in enumerate(parts)))
 

@@ -1,7 +1,7 @@
-"""The article: what the documentation page says about one operation.
+"""Operation section: the part of the documentation page about one operation.
 
-Everything is taken from the OpenAPI document, which is the argument; nothing of the code is looked at. For each body
-there is a command line that can be pasted, with vectors in a short form: `seq` prints as many numbers as they have.
+Everything is taken from the OpenAPI document; the code is not read. Each body has a command line that can be pasted,
+with a short form for vectors: `seq` prints as many numbers as a vector has.
 """
 
 import json
@@ -13,7 +13,7 @@ from modules.openapi.type_phrase import default_of, length, phrase
 
 Node = Mapping[str, Any]
 
-ORIGIN: Final = "http://127.0.0.1:8000"  # stands for the server until somebody asks it by another name
+ORIGIN: Final = "http://127.0.0.1:8000"  # in the examples, until a request has another Host
 _JSON: Final = "application/json"
 _PROBLEM: Final = "application/problem+json"
 _BYTES: Final = "application/octet-stream"
@@ -21,7 +21,7 @@ _LINE_LENGTH_MAX: Final = 90  # characters
 
 
 class Articles:
-    """Writes about the operations of one document. `common` are the codes that every operation may answer with."""
+    """Renders the operations of one document. `common` are the codes that every operation may answer."""
 
     def __init__(self, document: Node) -> None:
         self._schemas: Node = document["components"]["schemas"]
@@ -32,7 +32,7 @@ class Articles:
         self.common = set.intersection(*(set(self._codes(operation)) for _, _, operation in each(document)))
 
     def article(self, path: str, method: str, operation: Node) -> Markup:
-        """Return everything about one operation."""
+        """Return the section of one operation."""
         security = operation["security"]
         access = security[0]["bearer"][0] if security else "open"
         return element(
@@ -89,7 +89,7 @@ class Articles:
         return table(("member", "type", "meaning"), rows)
 
     def _meaning(self, member: Node) -> str:
-        """Return a member's own description, or that of its type."""
+        """Return the description of a member, else that of its type."""
         described = self._schemas[member["$ref"].rpartition("/")[2]] if "$ref" in member else member
         return str(member.get("description") or described.get("description", ""))
 
@@ -168,6 +168,6 @@ def _badge(access: str) -> Markup:
 
 
 def _lines(*parts: str) -> str:
-    """Return a command: in one line when it is short, else in one for each part."""
+    """Return a command: in one line if it is short, else with a line for each part."""
     line = " ".join(parts)
     return line if len(line) <= _LINE_LENGTH_MAX else " \\\n    ".join(parts)

@@ -1,10 +1,10 @@
-"""The page: the documentation of this server as one page, for people.
+"""Page: the documentation of this server as one page for people.
 
-The page is the OpenAPI document (`modules.openapi.document`) made readable, and the table of limits (`core.limits`). It
-is complete in itself: no script, no font, no picture, nothing that a browser would have to fetch, so it can be read,
-saved and printed in a network without internet. Its style is inline and named by its SHA-256 in the
-Content-Security-Policy of its answer, which allows nothing else (CSP 3 §2.3.1): should a text of somebody else ever
-get into the page, it stays text.
+It is the OpenAPI document (`modules.openapi.document`) made readable, and the table of limits (`core.limits`).
+
+Invariants: the page needs nothing else: no script, font or picture that a browser must fetch, so it can be read, saved
+and printed without internet access. Its inline style is named by its SHA-256 in the Content-Security-Policy of the
+response, which allows nothing else (CSP 3 §2.3.1): foreign text in the page stays text.
 """
 
 from base64 import b64encode
@@ -27,7 +27,7 @@ POLICY: Final = (
 
 
 def page(document: Mapping[str, Any]) -> Markup:
-    """Return the page of an OpenAPI document, whole."""
+    """Return the complete page of an OpenAPI document."""
     info = document["info"]
     purpose, *topics = _topics(info["description"])
     articles = Articles(document)

@@ -1,11 +1,10 @@
-"""The schemas: the code's own types as JSON Schema 2020-12, and examples made from them.
+"""Schemas: the types of the code as JSON Schema 2020-12, and examples made from them.
 
-msgspec describes a type as it would decode it. Three things are said more exactly here, once, for every type: a member
-of an answer that may be None is left out when it is (`omit_defaults`), so it is optional and never null, and all others
-are always there; a vector is as long as this server's dimension; and names are not repeated as titles.
+msgspec describes a type as it would decode it. Three things are made exact here, for every type: a member of a response
+that may be None is left out if it is (`omit_defaults`), so it is optional and never null, and all others are always
+present; a vector has the dimension of this server; and names are not repeated as titles.
 
-An example is put together from the `examples` of the members, so that it cannot be of another shape than its type. The
-tests send every one of them.
+An example is assembled from the `examples` of the members, so it always has the shape of its type. Tests send each one.
 """
 
 from base64 import b64encode
@@ -41,11 +40,11 @@ class Schemas:
         return schema
 
     def resolve(self, schema: Schema) -> Schema:
-        """Return the schema that a reference stands for; any other as it is."""
+        """Return the schema that a reference points to; any other schema as it is."""
         return self.components[schema["$ref"].removeprefix(_REF)] if "$ref" in schema else schema
 
     def example(self, schema: Schema) -> Any:
-        """Return an example: the schema's own, or one that is made of those of its members."""
+        """Return an example: the schema's own, or one made of the examples of its members."""
         if "examples" in schema:
             return schema["examples"][0]
         narrower = schema.get("properties", {}) if "$ref" in schema else {}
@@ -101,13 +100,13 @@ def _vector(dimension: int) -> Schema:
 
 
 def _tidy(component: Schema) -> Schema:
-    """Return a component without what says nothing: its name as title, line breaks of its docstring."""
+    """Return a component without its title (the name again) and without the line breaks of its docstring."""
     tidied = {key: value for key, value in component.items() if key != "title" and value != []}
     return tidied | {"description": " ".join(component["description"].split())}
 
 
 def _sent(component: Schema) -> Schema:
-    """Return a component of an answer: members that may be None are optional, all others are always there."""
+    """Return a component of a response: members that may be None are optional, all others required."""
     properties = component["properties"]
     optional = set(_optional(properties))
     exact = {

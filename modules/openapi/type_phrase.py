@@ -1,4 +1,4 @@
-"""The phrase: a schema in a few words, for people: `integer 1 … 100`, `array of Found`, `"wake" or "sleep"`."""
+"""Type phrase: a schema in a few words for people: `integer 1 … 100`, `array of Found`, `"wake" or "sleep"`."""
 
 import json
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def phrase(schema: Node) -> Markup:
 
 
 def length(schema: Node, least: str, most: str) -> str:
-    """Return how long something is: `8`, `1 … 1,000`, or "" when nothing bounds it."""
+    """Return the bounds of a length: `8`, `1 … 1,000`, or "" if there are none."""
     low, high = schema.get(least), schema.get(most)
     if low is None or high is None:
         return ""
@@ -41,7 +41,7 @@ def length(schema: Node, least: str, most: str) -> str:
 
 
 def default_of(schema: Node) -> Markup:
-    """Return a sentence about the default, when there is one to tell."""
+    """Return a sentence about the default, if there is one."""
     if "default" not in schema:
         return Markup()
     return joined(" Default ", element("code", json.dumps(schema["default"])), ".")
