@@ -1,4 +1,4 @@
-"""What goes over the wire in the tests of the HTTP API: vectors in every form, and what a refusal must look like."""
+"""Request bodies and expected refusals for tests of the HTTP API: vectors in every form."""
 
 import base64
 import json

@@ -1,7 +1,7 @@
-"""Waiting for what must happen, however slow the machine is.
+"""Waits for a condition, however slow the machine is.
 
-Invariants: a test waits for the very thing that it judges, and asserts nothing about how long that took. HANG_SECONDS
-  is the one bound: it ends what would never end. Speed is judged in `loadtests`, on a machine that does nothing else.
+Invariants: a test waits for the condition that it judges, and asserts nothing about the time. HANG_SECONDS is the only
+bound; it ends what would never end. Speed is judged in `loadtests`, on an idle machine.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""The keys of the tests: one for every role, with fixed tokens, and the file that knows their digests."""
+"""The keys of the tests: one per role, with fixed tokens, and the keys file with their digests."""
 
 from hashlib import sha256
 from pathlib import Path

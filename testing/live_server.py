@@ -1,7 +1,7 @@
-"""A real server for tests and measurements, on an ephemeral port of 127.0.0.1: all processes as operators run them.
+"""A real server for tests and measurements, on an ephemeral port of 127.0.0.1, with all its processes.
 
-Nothing is mocked. The server runs in a session of its own; `stop` ends it as Kubernetes would and asserts that it
-leaves nothing behind. The block can be looked into from outside with `block()`, read-only, as `mlsdm stat` does.
+Nothing is mocked. The server runs in its own session; `stop` ends it as Kubernetes would and asserts that it leaves
+nothing behind. `block()` maps its block read-only, as `mlsdm stat` does.
 """
 
 import http.client

@@ -1,12 +1,12 @@
-"""A strict reading of HTTP/1.1, to hold against the server's: where each request ends, and whether an answer is one.
+"""A strict reader of HTTP/1.1, to compare with the server's: where each request ends, and whether an answer is valid.
 
-Written from RFC 9112 alone, with regular expressions on complete bytes, so that it shares neither code nor method with
-the server's parser: where two parsers disagree about an end, a request can be smuggled. It says nothing about limits,
-and refuses (`None`) whatever the grammar does not allow.
+It is written from RFC 9112 alone, with regular expressions on complete bytes, and shares neither code nor method with
+the server's parser: where two parsers disagree about an end, a request can be smuggled. It has no limits, and returns
+None for everything that the grammar does not allow.
 
-Three allowances are made, which the server documents too: several spaces around the target (§3 lets a recipient split
-on white space), CR and LF in any order before a request line (§2.2 asks to ignore empty lines there), and RTSP in the
-place of HTTP. None of them moves an end into or out of a request.
+Three allowances match the server's documentation: several spaces around the target (§3 lets a recipient split on white
+space), CR and LF in any order before a request line (§2.2: ignore empty lines there), and RTSP in place of HTTP. None
+of them moves an end into or out of a request.
 """
 
 import re

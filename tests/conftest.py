@@ -1,9 +1,10 @@
-"""What the tests of every package share: servers, and what makes it safe to run them side by side.
+"""Shared fixtures: servers, and rules for running tests in parallel.
 
-Tests are dealt out to the processes of pytest-xdist in the order in which they stand, and whoever has none left takes
-some of the others', so that most tests of a file share its servers. Whatever runs beside a test, another test or a busy
-machine, it may take its time: no example of Hypothesis has a deadline. Sharing servers between the processes, too, was
-rejected: another one costs half a second of CPU, and tests that run at once would see each other's memories.
+pytest-xdist deals out the tests in order, and idle processes steal work, so that most tests of a file share its
+servers. A test may take any time on a busy machine: no example of Hypothesis has a deadline.
+
+Rejected: sharing servers between processes. Another server costs half a second of CPU, and concurrent tests would see
+each other's memories.
 """
 
 import signal

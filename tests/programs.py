@@ -1,7 +1,7 @@
 """Programs of other projects that some tests run: Prometheus, nginx, a browser.
 
-`make test` needs none of them: on a machine that lacks one, what would run it is skipped. Continuous integration
-installs them all (.ci/run) and sets CI; there nothing is skipped, and a program that is missing fails its tests.
+`make test` needs none of them: tests that need a missing program are skipped. Continuous integration installs them all
+(.ci/run) and sets CI; then a missing program fails its tests.
 """
 
 import os

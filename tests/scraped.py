@@ -1,9 +1,8 @@
-"""A real Prometheus that scrapes a server, with the configuration of deploy/ in all but who is scraped and how often.
+"""A real Prometheus that scrapes a server, with the configuration of deploy/ except for target and intervals.
 
-The rules are those in force, and so are job and path; the target is the server under test, and every interval is a
-second, also of rules that have a longer one of their own, so that a test need not wait for minutes. It has no
-Alertmanager: what an alert says is asked of Prometheus. Everything that it keeps lies in a directory of the test's own,
-and it is gone when the block is left.
+Rules, job and path are those in force. The target is the server under test, and every interval is a second, so that
+tests need not wait for minutes. There is no Alertmanager: the state of alerts is read from Prometheus. Its data is in
+a directory of the test and is removed with the block.
 """
 
 import json

@@ -1,16 +1,13 @@
-"""The pages for readers, followed from top to bottom as a reader would.
+"""The documents for readers, executed from top to bottom.
 
-Each page has one directory, which looks like a checkout, one port in the place of 8000, and the servers that it starts.
-Fenced blocks are what is done: a `console` block types its lines that begin with "$ " into a shell (one that ends in a
-backslash goes on in the next line), and a `python` block is a program. What follows a command in its block, or a
-program in a `text` block right behind it, is what it prints; "…" stands for what differs from run to run. A command
-that says `make run` or `mlsdm serve` starts a server, which is waited for and ended with the page; a page that starts
-none has one as `make run` starts it. Commands ahead of a checkout (git, apt) are indented, not fenced, and not run.
+Each page has a directory that looks like a checkout, a port instead of 8000, and the servers that it starts. A
+`console` block types its lines that begin with "$ " into a shell (a trailing backslash continues a line); a `python`
+block is a program. The text after a command, or in a `text` block after a program, is its expected output; "…" matches
+anything. `make run` and `mlsdm serve` start a server; a page that starts none gets one. Commands before a checkout
+(git, apt) are indented and not run.
 
-There is no container engine and no cluster in a test: `docker` and `kubectl` are those of tests/runbook, which hold
-every name against the files of this project. Everything else is the real thing.
-
-The tables of docs/api.md are held against the sources that they repeat.
+`docker` and `kubectl` are those of tests/runbook, which compare every name with the files of this project. Everything
+else is real. The tables of docs/api.md are compared with their sources.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""The import rules of the house. Each rule is one line of RULES; a broken one is reported with file and line.
+"""The import rules of the project. Each rule is one line of RULES; a violation is reported with file and line.
 
-Every import counts, also one inside a function or under TYPE_CHECKING: what a reader has to follow is an arrow.
+Every import counts, also inside a function or under TYPE_CHECKING, because a reader has to follow it.
 """
 
 import ast

@@ -1,13 +1,13 @@
 """A child that can be killed after any chosen instruction of a critical section.
 
-SIGKILL sent at random hardly ever hits the two microseconds that matter, and never shows that it missed none. So one
-child is stepped through the section (ptrace(2)) to learn its path, instruction by instruction; then, for each
-instruction of that path, a fresh child is brought to that very place with a breakpoint and killed there. Forked
-children have the same addresses and, from the same block, take the same path.
+A random SIGKILL hardly ever hits the two microseconds that matter, and never proves that it missed none. So one child
+is stepped through the section (ptrace(2)) to record its path; then, for each instruction of the path, a fresh child is
+stopped there by a breakpoint and killed. Forked children have the same addresses and, from the same block, take the
+same path.
 
-A path is a `Stretch` of the child's life. That of a section begins where the mutex is taken (pthread_mutex_trylock) and
-ends when pthread_mutex_unlock returns; what needs no lock is stepped from its function's first instruction until it
-returns. x86-64 only.
+A path is a `Stretch`. That of a section begins when the mutex is taken (pthread_mutex_trylock) and ends when
+pthread_mutex_unlock returns; functions without a lock are stepped from their first instruction until they return.
+x86-64 only.
 """
 
 import contextlib

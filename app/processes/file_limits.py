@@ -1,9 +1,9 @@
 """The limit of open files, raised to what the connections of a worker need.
 
-Each connection is a descriptor, and the usual soft limit of 1,024 comes from a shell, not from a decision about this
-server. The arbiter raises its own soft limit as far as the hard limit allows; its children inherit it. The hard limit
-belongs to the operator: when it is too low, one warning names both numbers. A worker without free descriptors pauses
-accepting (`app.httpd.acceptor`) before anything fails.
+Each connection is a descriptor, and the usual soft limit of 1,024 is a shell's default, not a server's. The arbiter
+raises its soft limit up to the hard limit, and its children inherit it. The hard limit is the operator's: if it is too
+low, one warning names both numbers, and a worker that runs out of descriptors pauses accepting (`app.httpd.acceptor`)
+before anything fails.
 """
 
 import logging

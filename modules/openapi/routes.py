@@ -1,7 +1,7 @@
 """GET /openapi.json and GET /docs.
 
-Both are made at the first request, on the thread pool, because they take milliseconds, and kept as bytes until the
-routes of this worker change. What makes them is imported then: a worker that is never asked has no memory for it.
+Both are built at the first request, on the thread pool, because that takes milliseconds. They are kept as bytes until
+the routes of the worker change. Their code is imported then, so a worker that is never asked spends no memory on it.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""Play a runbook: `python -m tests.runbook FILE.md` prints a table, and ends with 1 when a line failed.
+"""Runs a runbook: `python -m tests.runbook FILE.md` prints a table and exits with 1 when a line failed.
 
-With `--record` the blocks of text that follow its commands are filled with what the commands have printed, shortened.
-With `--strict`, for runbooks of our own, what works in a small quiet cluster alone has failed (tests/runbook/stage.py).
+`--record` replaces the text blocks after its commands with their shortened output. `--strict`, for our own runbooks,
+fails commands that work only in a small quiet cluster (tests/runbook/stage.py).
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""A runbook as a document: its fenced blocks, and in them the single lines that somebody pastes.
+"""A runbook as a document: its fenced blocks, and the commands in them.
 
-A block has a language, as written behind the fence. What counts as one line follows from it: a shell command goes on
-over backslashes and open quotes until bash itself calls it complete; an expression of PromQL is a line; a YAML block is
-one thing. In a block without a language every line that is not empty is one: such blocks list endpoints and names.
+A block has the language behind its fence, which determines a command: a shell command continues over backslashes and
+open quotes until bash considers it complete; a PromQL expression is one line; a YAML block is one unit. In a block
+without a language, which lists endpoints and names, every non-empty line counts.
 """
 
 import re

@@ -1,17 +1,15 @@
-"""A stand-in for a cluster, the word `kubectl`: what needs none is run by the real kubectl, the rest is resolved.
+"""A stand-in for a cluster behind the command `kubectl`.
 
-There is no cluster in a test. So each command line is taken apart and every name in it is held against the manifests of
-deploy/k8s: namespace, kind, object, container, labels, ports, keys, and for variables the configuration. What kubectl
-can do to files alone it does (`--local`, `--dry-run=client`), with the real program. What a pod would print is printed:
-the log of the server that the tests started. A name that leads nowhere ends with 1 and a sentence, as it would in a
-cluster.
+The real kubectl runs what needs no cluster (`--local`, `--dry-run=client`). All other command lines are parsed, and
+every name is compared with the manifests of deploy/k8s: namespace, kind, object, container, labels, ports, keys, and
+for variables the configuration. Pod output is the log of the server that the tests started. An unknown name exits with
+1 and a sentence.
 
-Some lines resolve, work in a small quiet cluster, and mislead in a large busy one: `logs -l` shows ten lines of each
-pod, `delete -l` ends all of them. Of a runbook that is not ours that is a remark beside the line; where ours is played
-(STAGE_STRICT) it is an error, and logs are cut as kubectl cuts them. What has been said of the image is remembered, for
-`apply` to be held against it.
+Some commands work in a small quiet cluster and mislead in a large busy one: `logs -l` shows ten lines of each pod,
+`delete -l` ends all pods. In a foreign runbook this is a remark; in ours (STAGE_STRICT) it is an error, and logs are
+cut as kubectl cuts them. The image that a command sets is remembered, to be compared at the next `apply`.
 
-Rejected: a server that speaks enough of the API for kubectl to be content. It would prove that kubectl works.
+Rejected: a server with enough of the Kubernetes API for kubectl. It would prove that kubectl works.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""A stand-in for a container engine, behind the word `docker`: there is none in a test, so what it is told is resolved.
+"""A stand-in for a container engine behind the command `docker`, whose command lines are checked, not executed.
 
-The file that is built is there, what is run publishes the port that the image serves, mounts its configuration where
-the image looks, and sets variables that the service knows. Logs are those of the live server. That the image builds,
-starts and stops is shown elsewhere (`make image`); a registry and a scanner of vulnerabilities need a network.
+A built file must exist; a run must publish the image's port, mount its configuration where the image looks, and set
+known variables. Logs are those of the live server. `make image` tests building, starting and stopping; a registry and
+a vulnerability scanner need a network.
 """
 
 import argparse

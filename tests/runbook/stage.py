@@ -1,13 +1,12 @@
-"""The stage on which a runbook is played: a real server in trouble, a real Prometheus that scrapes it, and a shell.
+"""The environment of a runbook: a real server in trouble, a real Prometheus that scrapes it, and a shell.
 
-In that shell everything is what it says (curl, jq, grep, python, mlsdm), with these exceptions. The names `api` and
-`localhost:8000` lead to the server; `kubectl` and `docker` are cluster.py and engine.py, because there is neither a
-cluster nor an engine; `watch` runs its command once, because a test does not watch.
+Commands in the shell are real (curl, jq, grep, python, mlsdm), with these exceptions: `api` and `localhost:8000` lead
+to the server; `kubectl` and `docker` are cluster.py and engine.py; `watch` runs its command once.
 
-The server has had what makes a runbook worth reading: events accepted and rejected, a client over its rate limit, a
-configuration that was refused, debug lines; and its operator has saved the configuration before. So a grep that finds
-nothing is a fault of the runbook or of the server. Where `strict`, for runbooks of our own, the cluster is a large and
-busy one: what it looks for in a log is not among the last lines, and what misleads there is a fault (cluster.py).
+The server has a history: accepted and rejected events, a client over its rate limit, a refused configuration, debug
+lines, a saved configuration. So a grep that finds nothing is an error of the runbook or of the server. With `strict`,
+for our own runbooks, the cluster counts as large and busy: the searched log lines are not among the last ones, and
+misleading commands fail (cluster.py).
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""docs/runbook.md, line by line: what it tells an operator to do can be done, and every alert has its section."""
+"""docs/runbook.md, command by command: every command works, and every alert has its section."""
 
 import os
 import subprocess

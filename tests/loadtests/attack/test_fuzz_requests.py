@@ -1,4 +1,4 @@
-"""loadtests/attack/fuzz_requests.py without its fuzzer: the same six promises on programs of a seeded generator."""
+"""loadtests/attack/fuzz_requests.py without a fuzzer: its properties on programs of a seeded generator."""
 
 import random
 

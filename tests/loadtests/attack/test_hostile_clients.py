@@ -1,4 +1,4 @@
-"""loadtests/attack/hostile_clients.py in small: a hundred of each kind, and nothing asserted about speed."""
+"""A small run of loadtests/attack/hostile_clients.py with a hundred clients of each kind; no assertion about speed."""
 
 import json
 import subprocess

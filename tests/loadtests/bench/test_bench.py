@@ -1,4 +1,4 @@
-"""The benchmark in small: its arithmetic alone, and one row of every kind for a second. Nothing about speed."""
+"""A small run of the benchmark: its arithmetic, and one row of every kind for a second; no assertion about speed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Capacity planning: the page's byte tables are what the layout gives, and the programs that measure run in small."""
+"""Capacity planning: the page's byte tables follow from the layout, and the measuring programs run on a small scale."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The footprint of a service: the same whoever else maps what it maps."""
+"""The memory of a service does not depend on other programs that map the same files."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The start, measured: every step is there and makes up the whole; and it forgets no process."""
+"""Start-up and scrape programs on a small scale."""
 
 import pytest
 

@@ -1,6 +1,6 @@
-"""loadtests/curves in small: its arithmetic alone, its client against real servers, and one tiny run of each program.
+"""loadtests/curves on a small scale: arithmetic, the client against real servers, and one tiny run of each program.
 
-Nothing about speed.
+No assertion is about speed.
 """
 
 import json

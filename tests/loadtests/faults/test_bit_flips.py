@@ -1,4 +1,4 @@
-"""Torn reads and bit flips in small: the programs of loadtests/faults, and that they would notice."""
+"""Torn reads and bit flips on a small scale, and that a missed one would be noticed."""
 
 import random
 from collections.abc import Iterator

@@ -1,6 +1,7 @@
-"""Each fault of killing in small, with real servers: what was promised holds, and a judge who would notice if it did
-not. Nothing about time. The faults start their servers themselves; that they ask for `serve` lets each of them run
-wherever there is room (tests/conftest.py).
+"""Each killing fault on a small scale with real servers: the promises hold, and the judge notices violations.
+
+Nothing is asserted about time. The faults start their own servers; requesting the fixture `serve` lets each test run
+on any worker process (tests/conftest.py).
 """
 
 from collections.abc import Callable

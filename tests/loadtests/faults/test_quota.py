@@ -1,4 +1,4 @@
-"""The quota of processor time that faults use: on this machine if it has one, and how it is found on others."""
+"""The CPU quota of the faults: on this machine where it can be set, and how it is found on others."""
 
 import os
 import time

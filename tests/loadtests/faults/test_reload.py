@@ -1,4 +1,4 @@
-"""Reloads, scarcity, standing still and jumping clocks: each fault a few times."""
+"""Reloads, scarcity, freezes and clock jumps: each fault a few times."""
 
 from collections import Counter
 from collections.abc import Callable

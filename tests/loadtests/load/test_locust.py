@@ -1,6 +1,6 @@
-"""The load for Locust: half a minute of it against a real server, and what it judges. Nothing about speed.
+"""The Locust load: half a minute against a real server, and its objectives; no assertion about speed.
 
-Locust runs in a process of its own, as it does for people: importing it would patch this one for gevent.
+Locust runs in a process of its own, because importing it would patch this one for gevent.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""loadtests/recall/recall_quality.py on synthetic data: the same program that is run by hand on real data."""
+"""loadtests/recall/recall_quality.py on synthetic data."""
 
 import subprocess
 import sys

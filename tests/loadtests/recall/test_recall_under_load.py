@@ -1,4 +1,4 @@
-"""loadtests/recall/recall_under_load.py: what it takes for exact, and one tiny run. Nothing about speed."""
+"""loadtests/recall/recall_under_load.py: its check of exactness, and one tiny run; no assertion about speed."""
 
 import msgspec
 import numpy as np

@@ -1,12 +1,11 @@
-"""The contract: a live server does what its own OpenAPI document says, for requests that nobody thought of.
+"""The contract: a live server conforms to its own OpenAPI document for generated requests.
 
-Schemathesis reads /openapi.json and sends, for every operation, its examples, the boundaries of each range and type,
-and requests drawn at random, both such as the document allows and such as it forbids. Every answer is held against the
-document: status, media type, header fields, body, and for a refusal its code. No answer may be an unplanned 5xx.
+For every operation, Schemathesis sends its examples, the boundaries of each range and type, and random requests that
+the document allows and forbids. Every answer is compared with the document: status, media type, headers, body, and the
+code of a refusal. No answer may be an undocumented 5xx.
 
-Runs are derandomised: the same requests each time, but for the boot_id that is taken from answers.
-MLSDM_CONTRACT_EXAMPLES (100) says how many are drawn at random for each operation and each kind; the boundaries do not
-depend on it.
+Runs are derandomised, except for the boot_id from answers. MLSDM_CONTRACT_EXAMPLES (default 100) is the number of
+random requests per operation and kind; the boundaries do not depend on it.
 """
 
 import base64

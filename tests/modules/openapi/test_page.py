@@ -1,4 +1,4 @@
-"""GET /docs: one page, complete in itself, in which every link leads somewhere and every command works."""
+"""GET /docs: one self-contained page in which every link resolves and every command works."""
 
 import html
 import os
