@@ -7,6 +7,7 @@ pid to the file `NAME.pids` beside it when it begins.
 """
 
 import json
+import logging
 import os
 import signal
 import time
@@ -53,8 +54,11 @@ def _defy(context: ChildContext) -> int:
 
 
 def _log_and_exit(_context: ChildContext) -> int:
+    log.warning("exits")
     return 7
 
+
+log = logging.getLogger("mlsdm.children")
 
 ACTS: Final[Mapping[str, Callable[[ChildContext], int]]] = {
     "wait": _wait,

@@ -109,6 +109,8 @@ def test_a_child_that_always_exits_costs_the_arbiter_little(served: Callable[...
     one.restarted("exits", starts + 1)  # 1.6 s or more later
 
     assert sum(arbiter.cpu_times()[:2]) - before < 0.5
+    [line, *_] = [line for line in one.server.log.splitlines() if "mlsdm.children" in line]
+    assert json.loads(line)["child"] == "exits" if line.startswith("{") else line.endswith("exits child=exits")
     process = one.server.process
     assert process is not None
     process.send_signal(signal.SIGTERM)
