@@ -1,4 +1,4 @@
-"""The block: sealed, recognised, refused when it is another; and an observer that can look and cannot harm."""
+"""The block: created, sealed, opened, refused if it is another; an observer reads it and cannot write."""
 
 import faulthandler
 import fcntl
@@ -21,8 +21,8 @@ from tests.shm.test_concurrency import hot
 
 
 class TestCreate:
-    def test_header(self, formed: Formed) -> None:
-        """The header says what the block is."""
+    def test_header_has_sizes_identity_and_fingerprint(self, formed: Formed) -> None:
+        """The header describes the block."""
         header = formed.block.region("header")
 
         assert (MAGIC, LAYOUT_VERSION, formed.started_ns) == (
@@ -35,28 +35,28 @@ class TestCreate:
         assert SMALL.fingerprint() == bytes(header.fingerprint)
         assert SMALL.block_size == header.block_size == os.fstat(formed.block.fd).st_size
 
-    def test_sealed(self, formed: Formed) -> None:
-        """Nobody can shrink or grow it, or take the seals away."""
+    def test_memory_cannot_be_resized(self, formed: Formed) -> None:
+        """The memory can neither shrink nor grow, and its seals cannot be removed."""
         for size in (0, SMALL.block_size - PAGE, SMALL.block_size + PAGE):
             with pytest.raises(PermissionError):
                 os.ftruncate(formed.block.fd, size)
         with pytest.raises(PermissionError):
             fcntl.fcntl(formed.block.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
 
-    def test_unformed(self) -> None:
-        """A new block holds no state until a controller has formed one."""
+    def test_new_block_has_no_state(self) -> None:
+        """A new block has no state until a controller has begun an epoch."""
         block = Block.create(SMALL, os.urandom(16), os.urandom(16), 1, 2)
         block.bind(os.getpid(), 0, 100, 1e6)
         with pytest.raises(Unformed):
             Store(block).state()
         block.close()
 
-    def test_all_of_it_is_there(self, formed: Formed) -> None:
-        """Every page was allocated when it was made: none can be missing later."""
+    def test_every_page_is_allocated(self, formed: Formed) -> None:
+        """Every page is allocated at the creation, so that no later write can fail."""
         assert os.fstat(formed.block.fd).st_blocks * 512 >= SMALL.block_size
 
-    def test_too_large(self) -> None:
-        """More memory than there is: one sentence that names the fix, and no descriptor is left."""
+    def test_too_much_memory_is_one_sentence(self) -> None:
+        """More memory than the machine has: one sentence that names the remedy, and no descriptor is left."""
 
         def work() -> None:
             before = len(os.listdir("/proc/self/fd"))
@@ -67,8 +67,8 @@ class TestCreate:
 
         assert exit_of(begin(work)) == 0
 
-    def test_leaves_nothing(self) -> None:
-        """A block that was closed and forgotten leaves no descriptor."""
+    def test_closed_block_leaves_no_descriptor(self) -> None:
+        """A closed block without references leaves no descriptor."""
         before = len(os.listdir("/proc/self/fd"))
         Block.create(SMALL, os.urandom(16), os.urandom(16), 1, 2).close()
 
@@ -87,16 +87,16 @@ class TestOpen:
         other.close()
 
     @pytest.mark.parametrize("content", [b"", b"x" * 100, bytes(PAGE), os.urandom(PAGE)])
-    def test_something_else(self, content: bytes) -> None:
-        """Any other memory is no block."""
+    def test_other_memory_is_refused(self, content: bytes) -> None:
+        """Memory that is not a block is refused."""
         fd = os.memfd_create("other")
         os.write(fd, content)
         with pytest.raises(BlockError, match="is not a block"):
             Block.open(fd, writable=True)
         os.close(fd)
 
-    def test_no_memory_at_all(self) -> None:
-        """A pipe, a closed descriptor."""
+    def test_other_descriptors_are_refused(self) -> None:
+        """A pipe and a closed descriptor are refused."""
         ends = os.pipe()
         for fd in (ends[0], 9999):
             with pytest.raises(BlockError, match="is not a block"):
@@ -115,8 +115,8 @@ class TestOpen:
             ("block_size", 4096, "expected"),
         ],
     )
-    def test_other_code(self, formed: Formed, field: str, value: int, sentence: str) -> None:
-        """A block with a sound header that is another's is refused in one sentence."""
+    def test_block_of_other_code_is_refused(self, formed: Formed, field: str, value: int, sentence: str) -> None:
+        """A block with a sound header of another layout is refused in one sentence."""
         header = formed.block.region("header")
         setattr(header, field, value)
         header.checksum = lib.mlsdm_header_checksum(header)
@@ -124,7 +124,7 @@ class TestOpen:
         with pytest.raises(BlockError, match=sentence):
             Block.open(formed.block.fd, writable=True)
 
-    def test_another_size(self) -> None:
+    def test_truncated_copy_is_refused(self) -> None:
         """A copy of a block in a smaller memory is refused before it is mapped."""
         formed = Formed()
         fd = os.memfd_create("copy")
@@ -170,7 +170,7 @@ class TestObserver:
             mmap.mmap(fd, PAGE)
         os.close(fd)
 
-    def test_find_sees_each_memory_once(self, form: Form) -> None:
+    def test_find_blocks_yields_each_block_once(self, form: Form) -> None:
         """A block that several processes hold is found at the lowest pid; other memories are not found."""
         formed = form()
         other = os.memfd_create("mlsdm-other")
@@ -184,8 +184,8 @@ class TestObserver:
         end(child)
         os.close(other)
 
-    def test_find_is_not_misled_by_descriptors_that_close_meanwhile(self, form: Form) -> None:
-        """A process that opens and closes files while it is looked at is found each time."""
+    def test_find_blocks_tolerates_descriptors_that_close(self, form: Form) -> None:
+        """A process that opens and closes files during the search is found each time."""
         formed = form()
 
         def busy() -> None:
@@ -205,14 +205,14 @@ class TestObserver:
 
         assert missed == 0
 
-    def test_nobody(self) -> None:
-        """A process without a block has none."""
+    def test_process_without_a_block(self) -> None:
+        """A process without a block yields none."""
         assert list(find_blocks(1 if os.getpid() != 1 else 2)) == []
 
 
 class TestRegion:
-    def test_is_where_the_layout_says(self, formed: Formed) -> None:
-        """Every region with records begins at its offset from the mapping's base."""
+    def test_regions_begin_at_their_offsets(self, formed: Formed) -> None:
+        """Every region with records begins at its offset from the base of the mapping."""
         base = int(ffi.cast("uintptr_t", formed.block.map.base))
         records = ("header", "lock", "commit", "states", "vitals", "command", "rows", "slots", "codes", "log")
         for region in SMALL.regions():
@@ -221,8 +221,8 @@ class TestRegion:
                 address = int(ffi.cast("uintptr_t", formed.block.region(region.name, last)))
                 assert base + region.offset + last * region.stride == address
 
-    def test_survives_its_maker(self, form: Form) -> None:
-        """The memory lives as long as one process holds it, whoever made it."""
+    def test_memory_outlives_its_creator(self, form: Form) -> None:
+        """The memory lives as long as one process holds it."""
         formed = form()
 
         def work() -> None:

@@ -143,10 +143,10 @@ def clear(formed: Formed) -> None:
 class TestOneBucket:
     @given(interval=INTERVALS, burst=BURSTS, start=STARTS, steps=STEPS, owner=st.integers(1, 2**64 - 1))
     @settings(SHARED, max_examples=int(os.environ.get("BUCKETS", "200")))
-    def test_is_that_of_the_textbook(  # noqa: PLR0917  hypothesis names what it gives
+    def test_equals_the_textbook_bucket(  # noqa: PLR0917  hypothesis names what it gives
         self, formed: Formed, interval: int, burst: int, start: int, steps: list[tuple[str, float, int]], owner: int
     ) -> None:
-        """Whatever is taken, returned and waited for, each answer is the model's to the nanosecond."""
+        """Whatever is spent, refunded and waited for, each answer is the model's to the nanosecond."""
         clear(formed)
         buckets, model, taken, wait = Buckets(formed.block, KEYS), Level(start, interval, burst), 0, 0
         for step, share, nudge in steps:
@@ -170,11 +170,11 @@ class TestOneBucket:
         takes=st.lists(st.tuples(st.floats(0, 1), st.floats(-1, 2)), min_size=1, max_size=40),
     )
     @settings(SHARED, max_examples=int(os.environ.get("BUCKETS", "100")))
-    def test_no_window_has_more(
+    def test_late_clock_gains_nothing(
         self, formed: Formed, interval: int, burst: int, start: int, takes: list[tuple[float, float]]
     ) -> None:
-        """Whoever is late with its clock (it looked, and was put aside before it took, for a minute at most) gains
-        nothing: no more than burst + elapsed × rate tokens were ever taken.
+        """A caller that has read its clock up to a minute before it spends gains nothing: never more than burst +
+        elapsed × rate tokens are spent.
         """
         clear(formed)
         buckets, now, latest, times, taken = Buckets(formed.block, KEYS), start, start, [], 0
@@ -188,8 +188,8 @@ class TestOneBucket:
                 assert taken <= burst + Fraction(max(times) - min(times), interval)
 
     @pytest.mark.parametrize("table", [KEYS, PEERS])
-    def test_a_refused_request_changes_nothing(self, formed: Formed, table: int) -> None:
-        """Not a byte of the table."""
+    def test_refused_request_changes_nothing(self, formed: Formed, table: int) -> None:
+        """Not a byte of the table changes."""
         buckets = Buckets(formed.block, table)
         draw(buckets, 5, 1_000, NS, 10, 8)
         before = content(formed, table)
@@ -197,16 +197,16 @@ class TestOneBucket:
         assert Quota(1 * NS, 8 * NS, 2) == draw(buckets, 5, 1_000, NS, 10, 3)
         assert before == content(formed, table)
 
-    def test_is_full_at_first_and_after_a_long_time(self, formed: Formed) -> None:
-        """A moment after the machine has started, and when nobody came for 30 years."""
+    def test_full_at_first_and_after_a_long_time(self, formed: Formed) -> None:
+        """A bucket is full just after the boot of the machine, and after 30 years without a request."""
         buckets = Buckets(formed.block, PEERS)
         for owner, now_ns in ((5, 0), (6, 1), (7, NS)):
             assert Quota(0, 10 * NS, 0) == draw(buckets, owner, now_ns, NS, 10, 10)
             assert Quota(NS, 10 * NS, 0) == draw(buckets, owner, now_ns, NS, 10, 1)
             assert Quota(0, 10 * NS, 0) == draw(buckets, owner, now_ns + 10**18, NS, 10, 10)
 
-    def test_the_longest_debt_there_is(self, formed: Formed) -> None:
-        """A million tokens at one in a thousand seconds is 32 years, and still a number."""
+    def test_longest_possible_debt(self, formed: Formed) -> None:
+        """A million tokens at one in a thousand seconds is 32 years, which still fits."""
         buckets = Buckets(formed.block, PEERS)
         room = 10**6 * 1000 * NS
 
@@ -215,8 +215,8 @@ class TestOneBucket:
         assert Quota(0, room, 0) == draw(buckets, 5, 2**62 + room, 1000 * NS, 10**6, 10**6)
 
     @pytest.mark.parametrize("bit", range(64))
-    def test_a_flipped_bit(self, formed: Formed, bit: int) -> None:
-        """A damaged word makes a client wait for as long as its bucket takes to fill and a minute, at most."""
+    def test_flipped_bit_delays_by_a_full_bucket_at_most(self, formed: Formed, bit: int) -> None:
+        """A damaged word delays a client by the time that its bucket takes to fill, and a minute, at most."""
         buckets, now_ns = Buckets(formed.block, PEERS), 10**15
         draw(buckets, 5, now_ns, NS, 10, 10)
         set_of_five = places(formed, 5)
@@ -226,16 +226,16 @@ class TestOneBucket:
 
         assert Quota(0, 10 * NS, 0) == draw(buckets, 5, now_ns + 70 * NS, NS, 10, 10)
 
-    def test_a_minute_between_two_looks_at_the_clock(self, formed: Formed) -> None:
-        """Who has read the clock before somebody else took everything finds nothing."""
+    def test_clock_read_before_another_spent_everything(self, formed: Formed) -> None:
+        """A caller that has read the clock before another one spent everything gets no token."""
         buckets = Buckets(formed.block, PEERS)
         draw(buckets, 5, 60 * NS, NS, 10, 10)
 
         assert buckets.spend(5, 0, NS, 10, 1) == -61 * NS
         assert Quota(0, NS, 9) == draw(buckets, 5, 60 * NS + 10 * NS, NS, 10, 1)
 
-    def test_tables_are_apart(self, formed: Formed) -> None:
-        """The same number is one client among the keys and another among the peers."""
+    def test_tables_are_separate(self, formed: Formed) -> None:
+        """The same number is one client among the keys and another one among the peers."""
         draw(Buckets(formed.block, KEYS), 5, 0, NS, 10, 10)
 
         assert Quota(0, 10 * NS, 0) == draw(Buckets(formed.block, PEERS), 5, 0, NS, 10, 10)
@@ -263,10 +263,8 @@ class TestTogether:
                 taken += count
                 counts[child] = taken
 
-    def test_they_get_what_one_would(self, formed: Formed) -> None:
-        """With nothing left at the start, what three get together and what is left in the end is what came in, to the
-        token.
-        """
+    def test_processes_together_get_the_rate_exactly(self, formed: Formed) -> None:
+        """From an empty bucket, what three processes spend together and what is left equals what came in, to the token."""
         buckets, counts, start = Buckets(formed.block, KEYS), self.shared_counts(), self.now_ns()
         assert draw(buckets, 9, start, 2_000, PLENTY, PLENTY).wait_ns == 0
         children = [begin(lambda child=child: self.hammer(formed, counts, child, NS // 4, 9)) for child in range(3)]  # type: ignore[misc]  # early binding
@@ -279,9 +277,9 @@ class TestTogether:
         assert all(taken)
         assert (now - start) // 2_000 == sum(taken) + left.remaining + (not left.wait_ns)
 
-    def test_who_meets_a_newcomer_together_errs_by_one_request_each(self, formed: Formed) -> None:
-        """Eight processes meet a client for the first time at once, over and over: it gets one burst, and at most one
-        request more for each other process (in a set that nobody used before, so that all begin at the same place).
+    def test_concurrent_first_requests_err_by_one_request_each(self, formed: Formed) -> None:
+        """Eight processes spend for a new client at the same moment, many times: it gets one burst, and at most one
+        request more for each further process.
         """
         counts, gate = mmap.mmap(-1, 4096), mmap.mmap(-1, 4096)
 
@@ -309,8 +307,8 @@ class TestTogether:
         gate.close()
 
     def test_kills_at_random_moments(self, formed: Formed) -> None:
-        """Of those who are killed while they take, each leaves a bucket that counts on: at most the one request that
-        it did not live to count is missing.
+        """A process that is killed while it spends leaves a correct bucket: at most its own uncounted request is
+        missing.
         """
         print(f"rerun with SEED={SEED}")
         rng, buckets, counts = random.Random(SEED), Buckets(formed.block, KEYS), self.shared_counts()
@@ -330,9 +328,9 @@ class TestTogether:
 
 
 class TestFlood:
-    def test_a_million_invented_clients(self, formed: Formed) -> None:
-        """No client with a key notices, and of the known peers each keeps its place when it owes more than the invented
-        ones, or is forgiven; nobody is treated worse than before.
+    def test_million_invented_clients(self, formed: Formed) -> None:
+        """No client with a key is affected. A known peer keeps its bucket if it owes more than the invented ones, or
+        loses its debt; none is limited more strictly than before.
         """
         print(f"rerun with SEED={SEED} CLIENTS={CLIENTS}")
         rng = random.Random(SEED)
@@ -362,8 +360,8 @@ class TestFlood:
             assert 200_000_000 <= (quota_of := draw(peers, peer, now, NS // 5, 10, 1)).full_ns <= 400_000_000
             assert quota_of.wait_ns == 0
 
-    def test_a_bucket_that_changed_hands(self, formed: Formed) -> None:
-        """Who comes back too late to return tokens changes nobody's bucket; who owed least was forgiven."""
+    def test_refund_after_the_bucket_has_a_new_owner(self, formed: Formed) -> None:
+        """A late refund changes no bucket; the owner with the smallest debt had lost it."""
         peers = Buckets(formed.block, PEERS)
         owners = [3 + SETS * number for number in range(BUCKET_WAYS + 1)]
         for number, owner in enumerate(owners):
@@ -376,8 +374,8 @@ class TestFlood:
         assert [1_000 + (number + 1) * NS for number in range(1, 9)] == [owed(formed, owner) for owner in owners[1:]]
         assert Quota(0, NS, 9) == draw(peers, owners[0], 1_000, NS, 10, 1)
 
-    def test_who_owes_nothing_goes_first(self, formed: Formed) -> None:
-        """A place whose owner's time has passed is taken before one that is in use, and its owner has lost nothing."""
+    def test_full_bucket_is_replaced_first(self, formed: Formed) -> None:
+        """A place whose bucket is full again is given away before one that is in use, and its owner loses nothing."""
         peers = Buckets(formed.block, PEERS)
         owners = [3 + SETS * number for number in range(BUCKET_WAYS + 1)]
         for owner in owners[:-1]:
@@ -437,7 +435,9 @@ class TestStepped:
                 child.kill()
 
     def test_death_at_instructions(self, crowded: Formed) -> None:
-        """It has taken or it has not. Its place is its own or nobody's, never its own with the debt of another."""
+        """The tokens are spent or they are not. The place belongs to the client or to nobody, never to the client with
+        another one's debt.
+        """
         take, stretch, path = self.take_of(crowded)
         before = places(crowded, 3)
         own, seen = (self.NEWCOMER, 1_000 + NS), []
@@ -453,9 +453,9 @@ class TestStepped:
         print(f"{len(seen)} deaths along {len(path)} instructions, {len(set(seen))} different traces")
         assert [before[3], own] == [seen[0], seen[-1]]
 
-    def test_a_place_is_lost_at_instructions(self, crowded: Formed) -> None:
-        """While it is put aside, a stranger takes its place. What it then takes is not charged to the stranger, who may
-        at most find a token that was struck off and returned, too.
+    def test_place_is_lost_at_instructions(self, crowded: Formed) -> None:
+        """While the process is stopped, another client gets its place. What it then spends is not charged to that
+        client, which may at most find a token that was cancelled and refunded, too.
         """
         take, _, path = self.take_of(crowded)
         before, peers = places(crowded, 3), Buckets(crowded.block, PEERS)
@@ -468,9 +468,9 @@ class TestStepped:
             assert owes in (None, 1_000 + 59 * NS, 1_000 + 60 * NS), f"put aside at instruction {number}"
             put_back(crowded, 3, before)
 
-    def test_a_twin_at_instructions(self, formed: Formed) -> None:
-        """While it is put aside, another worker serves the same client in full. What the client then gets is the one
-        token of the request that was put aside, or nothing.
+    def test_second_worker_at_instructions(self, formed: Formed) -> None:
+        """While the process is stopped, another worker serves the same client in full. Then the client gets the one
+        token of the stopped request, or nothing.
         """
         take, _, path = self.take_of(formed)
         before, peers = places(formed, 3), Buckets(formed.block, PEERS)

@@ -1,4 +1,4 @@
-"""Several processes at once: one sequence, which replays to the live state, and no reader sees half of it."""
+"""Several processes at once: one sequence, which replays to the live state, and no reader sees a mixed copy."""
 
 import os
 import random
@@ -21,7 +21,7 @@ READS = int(os.environ.get("READS", "100000"))
 
 class TestWriters:
     @pytest.mark.parametrize("writers", [2, 4])
-    def test_one_sequence(self, form: Form, writers: int) -> None:
+    def test_decisions_are_one_sequence(self, form: Form, writers: int) -> None:
         """What several writers admit, one by one and in batches, is numbered 1 … n without gap or repeat, and the log
         replays to the live state exactly: threshold, mean, rhythm, levels, tallies, checksums, live memories.
         """
@@ -68,9 +68,9 @@ class TestWriters:
         assert [EVENTS] * writers == [rows.count(row) for row in range(writers)]
         Witness(formed).check()
 
-    def test_tallies_add_up_at_every_moment(self, form: Form) -> None:
-        """While one worker decides as fast as it can, what the rows sum up to is a state that was committed: accepted +
-        rejected is the number of decisions at that position, however late the reader comes to the row.
+    def test_tallies_add_up_at_every_position(self, form: Form) -> None:
+        """While one worker decides as fast as it can, the sum of the rows is a committed state: accepted + rejected is
+        the number of decisions at that position.
         """
         formed = form(Layout(2, 10, 0, 1024, 64, 16))
         formed.be(63)
@@ -126,7 +126,7 @@ class TestTornReads:
         yield formed
         end(writer)
 
-    def test_state(self, busy: Formed) -> None:
+    def test_state_is_of_one_position(self, busy: Formed) -> None:
         """Counters, position and levels of one state belong together."""
         newest = 0
         for _ in range(READS):
@@ -139,8 +139,8 @@ class TestTornReads:
             assert l1 >= 0
             assert (level == level[0]).all()
 
-    def test_memories(self, busy: Formed) -> None:
-        """Line, vector and payload of one memory belong together; those that left the window meanwhile are Gone."""
+    def test_memory_is_of_one_event(self, busy: Formed) -> None:
+        """Slot, vector and payload of one memory belong together; a memory that left the window meanwhile is Gone."""
         whole = gone = 0
         while whole + gone < READS:
             memory_id = int(busy.store.state().scalars.accepted) - (whole + gone) % 22
@@ -157,8 +157,8 @@ class TestTornReads:
             whole += 1
         assert whole > READS // 2
 
-    def test_entries(self, busy: Formed) -> None:
-        """Pages of the log are consecutive and follow from each other; those overtaken meanwhile are Gone."""
+    def test_entries_are_consecutive(self, busy: Formed) -> None:
+        """Pages of the log are consecutive and follow from each other; overwritten ones are Gone."""
         read = gone = 0
         while read < READS:
             position = int(busy.store.state().position)
@@ -174,8 +174,8 @@ class TestTornReads:
                 assert decided.moral == 0.9 + decided.memory_id % 100_000 / 1_000_000
             read += len(entries)
 
-    def test_without_the_lock(self, busy: Formed) -> None:
-        """An observer that may not take the lock says Busy when it gets no whole copy, and never gives out half."""
+    def test_observer_gets_busy_and_no_mixed_copy(self, busy: Formed) -> None:
+        """An observer that may not take the lock gets Busy if it finds no consistent copy."""
         fd = os.open(f"/proc/self/fd/{busy.block.fd}", os.O_RDONLY)
         store = Store(Block.open(fd, writable=False))
         store.block.bind(os.getpid(), 0, 0, NORM_MAX)
@@ -194,12 +194,12 @@ class TestTornReads:
         assert answers["whole"] > 0
         store.block.close()
 
-    def test_scrub(self, busy: Formed) -> None:
-        """A slot that changes under the check is not called corrupt."""
+    def test_changing_slot_is_not_corrupt(self, busy: Formed) -> None:
+        """A slot that changes during the check is not reported as corrupt."""
         assert all(busy.store.check_slot(number % 21)[0] for number in range(READS))
 
-    def test_nothing_is_called_corrupt(self, busy: Formed) -> None:
-        """Whatever is read of a sound block under a hot writer, Corrupt is never the answer."""
+    def test_sound_block_is_never_corrupt(self, busy: Formed) -> None:
+        """No read of a sound block under a busy writer raises Corrupt."""
         for number in range(READS // 4):
             try:
                 busy.store.memory(int(busy.store.state().scalars.accepted) - number % 25)

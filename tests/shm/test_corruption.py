@@ -1,4 +1,4 @@
-"""A block whose bytes changed behind its back: nothing is built on them, and whoever asks is told."""
+"""Corruption: bytes of a block change without a writer; nothing is derived from them, and the caller is told."""
 
 import os
 import random
@@ -67,9 +67,9 @@ def unsound(formed: Formed) -> list[tuple[bool, int]]:
 
 
 class TestState:
-    def test_every_byte(self, used: Formed) -> None:
+    def test_any_changed_byte_stops_everything(self, used: Formed) -> None:
         """With any byte of the committed state changed, no event is admitted, no memory deleted, no step taken, no
-        command carried out, and no state given out; with the byte put back, all goes on.
+        command carried out, and no state returned. With the byte restored, everything works again.
         """
         position = int(used.store.state().position)
         used.store.post_command("reset")
@@ -91,8 +91,8 @@ class TestState:
         assert used.accept() == 71
 
     @pytest.mark.parametrize("name", ["memory", "forget"])
-    def test_no_memory_is_denied_because_of_it(self, used: Formed, name: str) -> None:
-        """A memory that lives is not called Unknown or Gone when the counters that say so are not to be trusted."""
+    def test_live_memory_is_not_called_unknown_or_gone(self, used: Formed, name: str) -> None:
+        """A live memory is not Unknown or Gone because the counters in the state are damaged."""
         position = int(used.store.state().position)
         offset = used.region_bytes("states")[0] + (position & 1) * SIZES["state"]
         scalars = next(member.offset for field, member in ffi.typeof("struct mlsdm_state").fields if field == "scalars")
@@ -103,7 +103,7 @@ class TestState:
             with pytest.raises(Corrupt):
                 used.store.memory(50) if name == "memory" else used.store.forget(used.now(), 50)
 
-    def test_a_controller_is_not_superseded_by_it(self, used: Formed) -> None:
+    def test_changed_epoch_is_corrupt_not_stale(self, used: Formed) -> None:
         """A changed epoch in the state is corruption and not a newer controller."""
         position = int(used.store.state().position)
         vitals = ffi.new("struct mlsdm_vitals *")
@@ -112,8 +112,8 @@ class TestState:
         with pytest.raises(Corrupt):
             used.store.write_vitals(used.epoch, vitals)
 
-    def test_the_other_buffer_does_not_matter(self, used: Formed) -> None:
-        """What is not committed may hold anything."""
+    def test_other_buffer_does_not_matter(self, used: Formed) -> None:
+        """The buffer that is not committed may hold anything."""
         position = int(used.store.state().position)
         offset = used.region_bytes("states")[0] + ((position + 1) & 1) * SIZES["state"]
         for _ in flipped(used, offset, SIZES["state"]):
@@ -121,7 +121,7 @@ class TestState:
         assert used.accept() == 71
 
     @pytest.mark.parametrize("sealed", [True, False])
-    def test_a_wrong_commit_word(self, used: Formed, sealed: bool) -> None:
+    def test_wrong_commit_word(self, used: Formed, sealed: bool) -> None:
         """A position that published nothing is refused, whether or not its seal is right."""
         commit = used.block.region("commit")
         before = used.block.position
@@ -135,8 +135,8 @@ class TestState:
 
         assert used.accept() == 71
 
-    def test_every_bit_of_the_commit_word(self, used: Formed) -> None:
-        """With any bit of it changed nothing is decided, deleted or read, although the state before is still whole."""
+    def test_any_changed_bit_of_the_commit_word(self, used: Formed) -> None:
+        """With any bit changed nothing is decided, deleted or read, although the state before it is sound."""
         position = used.block.position
         calls: tuple[Callable[[], object], ...] = (
             used.store.state,
@@ -162,8 +162,8 @@ class TestState:
         assert position == used.block.position
         assert used.accept() == 71
 
-    def test_nothing_is_taken_back_under_a_damaged_commit_word(self, used: Formed) -> None:
-        """What a dead writer left is repaired when it is known again what was committed, and not before."""
+    def test_no_rollback_while_the_commit_word_is_damaged(self, used: Formed) -> None:
+        """What a dead writer left is undone once the committed position is known again, and not before."""
         position, lock, slot = used.block.position, used.block.region("lock"), used.block.region("slots", 50)
         memory = used.store.memory(50)
         lock.intent_position, lock.intent_row, lock.intent_id = position + 1, 0, 50
@@ -181,8 +181,8 @@ class TestState:
 
 class TestSeal:
     @given(position=st.integers(0, 2**48 - 1))
-    def test_no_bit_changes_unnoticed(self, position: int) -> None:
-        """The native core reads a sealed position as itself, and as damaged when any one bit of the word is another."""
+    def test_any_changed_bit_is_noticed(self, position: int) -> None:
+        """The native core reads a sealed position as itself, and as damaged if any one bit of the word is changed."""
         block = Block.create(Layout(2, 1, 0, 4, 1, 1), bytes(16), bytes(16), 0, 0)
         commit = block.region("commit")
         try:
@@ -199,10 +199,8 @@ class TestSeal:
 class TestMark:
     @pytest.mark.parametrize("payload", [b"", b"z" * 64])
     @pytest.mark.parametrize("number", [0, 3])  # number 3 is a vector of zeros
-    def test_of_a_memory_that_lives(self, used: Formed, number: int, payload: bytes) -> None:
-        """With any bit of its mark changed, a memory is not called Gone; recall finds it all the same, and the scrub
-        puts the mark right.
-        """
+    def test_damaged_mark_of_a_live_memory(self, used: Formed, number: int, payload: bytes) -> None:
+        """With any bit of its mark changed, a memory is not Gone; recall finds it, and the scrub repairs the mark."""
         memory_id = used.accept(number, payload)
         memory, live = used.store.memory(memory_id), int(used.store.state().scalars.live)
         offset = used.region_bytes("slots")[0] + memory_id % 51 * SIZES["slot"] + MARK
@@ -217,8 +215,8 @@ class TestMark:
 
     @pytest.mark.parametrize("payload", [b"", b"z" * 64])
     @pytest.mark.parametrize("number", [0, 3])
-    def test_of_one_that_was_deleted(self, used: Formed, number: int, payload: bytes) -> None:
-        """With any bit of its mark changed, a deleted memory does not come back, and the scrub puts the mark right."""
+    def test_damaged_mark_of_a_deleted_memory(self, used: Formed, number: int, payload: bytes) -> None:
+        """With any bit of its mark changed, a deleted memory does not return, and the scrub repairs the mark."""
         memory_id = used.accept(number, payload)
         vector, live = used.store.memory(memory_id).vector, int(used.store.state().scalars.live)
         used.store.forget(used.now(), memory_id)
@@ -237,8 +235,8 @@ class TestMark:
             assert live - 1 == used.store.state().scalars.live
 
     @pytest.mark.parametrize("deleted", [False, True])
-    def test_of_one_that_is_evicted(self, used: Formed, deleted: bool) -> None:
-        """The number of live memories is right when a memory leaves whose mark is damaged."""
+    def test_damaged_mark_of_an_overwritten_memory(self, used: Formed, deleted: bool) -> None:
+        """The number of live memories is right when a memory with a damaged mark is overwritten."""
         oldest = used.live_ids()[0]
         if deleted:
             used.store.forget(used.now(), oldest)
@@ -249,8 +247,8 @@ class TestMark:
         assert len(used.live_ids()) == used.store.state().scalars.live
 
     @pytest.mark.parametrize("deleted", [False, True])
-    def test_in_a_line_that_is_damaged_as_a_whole(self, used: Formed, deleted: bool) -> None:
-        """What lived is corrupt, and no deletion that was forgotten to be counted; what was deleted stays deleted."""
+    def test_slot_record_that_is_damaged_as_a_whole(self, used: Formed, deleted: bool) -> None:
+        """A live memory is corrupt and is not counted as deleted; a deleted one stays deleted."""
         live = int(used.store.state().scalars.live)
         if deleted:
             used.store.forget(used.now(), 50)
@@ -265,8 +263,8 @@ class TestMark:
         assert unsound(used) == []
         assert live - 1 == used.store.state().scalars.live == len(used.live_ids())
 
-    def test_the_hint(self, used: Formed) -> None:
-        """A memory that the scan would pass over is found by the scrub and is whole again, not forgotten."""
+    def test_cleared_hint_is_repaired(self, used: Formed) -> None:
+        """A memory that the scan would skip is found by the scrub and repaired, not deleted."""
         memory = used.store.memory(50)
         used.block.region("codes", 50).live = 0
         assert 50 not in recalled(used, memory.vector)
@@ -276,8 +274,8 @@ class TestMark:
         assert 50 in recalled(used, memory.vector)
         assert unsound(used) == []
 
-    def test_nothing_else_is_mended(self, used: Formed) -> None:
-        """A memory whose bytes are damaged is not."""
+    def test_nothing_else_is_repaired(self, used: Formed) -> None:
+        """A memory whose bytes are damaged is not repaired."""
         used.block.region("slots", 50).moral += 1
 
         assert not used.store.repair_slot(50)
@@ -285,9 +283,9 @@ class TestMark:
 
 
 class TestLevels:
-    def test_every_byte(self, used: Formed) -> None:
+    def test_any_changed_byte_of_the_levels(self, used: Formed) -> None:
         """With any byte of the committed levels changed, an event that would run the cascade is not admitted, and the
-        levels are not given out. What does not need them goes on.
+        levels are not returned. What does not need them works.
         """
         state = used.store.state()
         position, stride = int(state.position), 3 * 64
@@ -307,8 +305,8 @@ class TestLevels:
 
 
 class TestLog:
-    def test_every_byte(self, used: Formed) -> None:
-        """A changed entry is not given out."""
+    def test_changed_entry_is_not_returned(self, used: Formed) -> None:
+        """An entry with any byte changed is not returned."""
         offset = used.region_bytes("log")[0] + 20 * SIZES["entry"]
         for _ in flipped(used, offset, SIZES["entry"]):
             with pytest.raises(Corrupt):
@@ -318,8 +316,8 @@ class TestLog:
 
 class TestMemory:
     @pytest.mark.parametrize("part", ["slots", "codes", "shadow", "vectors", "payloads"])
-    def test_is_not_given_out(self, used: Formed, part: str) -> None:
-        """A memory with a changed byte in its line, code, shadow, vector or payload is Corrupt and not an answer."""
+    def test_changed_memory_is_not_returned(self, used: Formed, part: str) -> None:
+        """A memory with a changed byte in its slot, code, shadow, vector or payload is Corrupt."""
         memory_id = used.accept(0, b"z" * 64)
         stride = {"slots": 56, "codes": 12, "shadow": 16, "vectors": 64, "payloads": 64}[part]
         whole = {"slots": 64, "codes": 16}.get(part, stride)
@@ -409,9 +407,9 @@ class TestReceipts:
         """Return the heads of the chains."""
         return ffi.cast("uint64_t *", formed.block.map.base + formed.region_bytes("chains")[0])
 
-    def test_every_byte(self, given: Formed) -> None:
-        """With any byte of any receipt changed, what is promised is answered as it was or is Corrupt, and nothing of it
-        is decided anew. What was never sent is decided, or Corrupt where it meets the damage.
+    def test_any_changed_byte_of_a_receipt(self, given: Formed) -> None:
+        """With any byte of any receipt changed, a kept event gets its first decision or Corrupt, and is never decided
+        again. A new event is decided, or Corrupt if its chain meets the damage.
         """
         offset, size = given.region_bytes("receipts")
         firsts = {ordinal: self.first(given, ordinal) for ordinal in self.promised()}
@@ -431,9 +429,9 @@ class TestReceipts:
         assert len(seen) == 4
         assert firsts == {ordinal: given.decide(0, key=self.key(ordinal)) for ordinal in firsts}
 
-    def test_every_bit_of_every_head(self, given: Formed) -> None:
-        """With any bit of a head changed, the keys of its own chain are Corrupt and nothing of it is decided anew, also
-        where the changed head would lead to nothing or to a receipt out of reach. Other chains are as they were.
+    def test_any_changed_bit_of_a_head(self, given: Formed) -> None:
+        """With any bit of a head changed, the keys of its chain are Corrupt and none is decided again, even if the
+        changed head would lead to nothing or to a receipt out of reach. Other chains are unaffected.
         """
         firsts = {ordinal: self.first(given, ordinal) for ordinal in self.promised()}
         heads = self.heads(given)
@@ -445,9 +443,9 @@ class TestReceipts:
                     assert expected == self.answers(given, image, self.key(ordinal))
         assert {int(heads[chain]) for chain in range(self.CAPACITY)} == {seal(38), seal(39), seal(40), 0}
 
-    def test_a_damaged_head_is_found_again(self, given: Formed) -> None:
-        """The scrub finds each, also that of a chain whose receipts are all out of reach, and of one without any. Then
-        every key that counts has its first answer again, and the heads lead to what is in reach.
+    def test_damaged_head_is_repaired(self, given: Formed) -> None:
+        """The scrub repairs each head, also of a chain whose receipts are all out of reach, and of one without any.
+        Then every kept key has its first decision again.
         """
         heads, store = self.heads(given), given.store
         firsts = {self.key(ordinal): self.first(given, ordinal) for ordinal in self.promised()}
@@ -464,9 +462,9 @@ class TestReceipts:
                 assert [seal(39), seal(40), seal(38)] == [heads[0], heads[1], heads[2]]
                 assert chain < self.CHAINS or heads[chain] == 0
 
-    def test_a_damaged_head_of_a_damaged_receipt(self, given: Formed) -> None:
-        """A head that may have named a damaged receipt stays as it is until that one has left the ring; one of whose
-        chain a newer one is whole does not.
+    def test_damaged_head_with_a_damaged_receipt(self, given: Formed) -> None:
+        """A head that may have named a damaged receipt stays damaged until that receipt has left the ring; a head with
+        a newer sound receipt is repaired.
         """
         heads, store = self.heads(given), given.store
         self.receipt(given, 39).body ^= 1
@@ -482,8 +480,8 @@ class TestReceipts:
         assert [store.repair_chain(chain) for chain in (0, 2, 5)] == [True, True, True]
         assert [heads[chain] for chain in (0, 2, 5)] == [0, 0, 0]
 
-    def test_a_head_in_a_state_that_does_not_hold(self, given: Formed) -> None:
-        """How many receipts count is not known then."""
+    def test_damaged_head_with_a_damaged_state(self, given: Formed) -> None:
+        """Without a sound state the number of receipts is unknown, so a head is not repaired."""
         self.heads(given)[0] ^= 1
         for _ in flipped(given, given.region_bytes("states")[0] + (given.block.position & 1) * SIZES["state"], 8):
             assert not given.store.repair_chain(0)
@@ -503,9 +501,9 @@ class TestReceipts:
         forged.checksum = checksum_of(bytes(ffi.buffer(forged))[:-8], 6)
         return formed.block.memory[:]
 
-    def test_a_chain_that_does_not_descend(self, given: Formed) -> None:
-        """A receipt that fits its checksum and names itself, a newer one, one of another chain or none that there can
-        be as the next older one ends the search: Corrupt, no cycle, and nothing decided.
+    def test_chain_that_does_not_descend(self, given: Formed) -> None:
+        """A receipt with a right checksum that names itself, a newer one, one of another chain or an impossible one as
+        the next older ends the search: Corrupt, no cycle, and nothing is decided.
         """
         expected = [self.first(given, 40), self.first(given, 37), None, None]
 
@@ -516,8 +514,8 @@ class TestReceipts:
 
         assert exit_of(begin(ask)) == 0  # apart, so that to run in circles is a failure and not a hang
 
-    def test_a_chain_that_ends_early(self, given: Formed) -> None:
-        """A receipt out of reach is never looked at, whatever lies in its place."""
+    def test_receipt_out_of_reach_is_not_read(self, given: Formed) -> None:
+        """A receipt out of reach is never read, whatever is in its place."""
         ffi.buffer(self.receipt(given, 32))[:] = os.urandom(112)  # the place that the next one goes to
         first = self.first(given, 37)
         for previous in (0, 1, 31, 32):
@@ -527,7 +525,7 @@ class TestReceipts:
             assert answer is not None
             assert answer.repeated == 0
 
-    def test_a_head_beyond_all(self, given: Formed) -> None:
+    def test_head_of_a_receipt_never_given(self, given: Formed) -> None:
         """A chain that begins with a receipt that was never given is Corrupt."""
         heads, other = self.heads(given), self.first(given, 39)
         for head in (seal(41), seal(42), seal(10**9), seal(2**48 - 1), 40, WORD // 2, WORD - 8, WORD - 1):
@@ -535,8 +533,8 @@ class TestReceipts:
             image = given.block.memory[:]
             assert [self.answers(given, image, self.key(ordinal)) for ordinal in (40, 37, 39)] == [None, None, other]
 
-    def test_the_count_of_receipts(self, given: Formed) -> None:
-        """With any byte of the state that counts them changed, no keyed event is answered."""
+    def test_damaged_count_of_receipts(self, given: Formed) -> None:
+        """With any byte of the state changed, no event with a key is answered."""
         offset = given.region_bytes("states")[0] + (given.block.position & 1) * SIZES["state"]
         for _ in flipped(given, offset, SIZES["state"]):
             with pytest.raises(Corrupt):
@@ -547,7 +545,7 @@ class TestCommand:
     """The slot of the last command, which lies there until the next one is posted."""
 
     @pytest.mark.parametrize("end", ["carried out", "taken back"])
-    def test_what_is_over_stays_over(self, used: Formed, end: str) -> None:
+    def test_damaged_old_command_stays_done(self, used: Formed, end: str) -> None:
         """With any bit of it changed, no command is carried out; the next one that is posted is."""
         ticket = used.store.post_command("reset")
         if end == "carried out":
@@ -566,8 +564,8 @@ class TestCommand:
             assert used.store.apply_command(used.now(), used.epoch), bit
             used.block.memory[:] = image
 
-    def test_one_that_is_pending(self, used: Formed) -> None:
-        """With any bit of it changed, it is not carried out, and whoever posted it is told that it never will be."""
+    def test_damaged_pending_command_is_withdrawn(self, used: Formed) -> None:
+        """With any bit of it changed, it is not carried out, and its sender learns that it never will be."""
         image = used.block.memory[:]
         offset, size = used.region_bytes("command")
         for bit in range(8 * size):
@@ -582,8 +580,8 @@ class TestCommand:
 
 
 class TestHeader:
-    def test_every_byte(self, form: Form) -> None:
-        """A block with a changed header is not opened."""
+    def test_changed_header_is_not_opened(self, form: Form) -> None:
+        """A block with any byte of its header changed is not opened."""
         formed = form()
         fields = {name: member.offset for name, member in ffi.typeof("struct mlsdm_header").fields}
         for _ in flipped(formed, 0, fields["reserved"]):
@@ -595,8 +593,8 @@ class TestHeader:
         assert formed.block.boot_id == block.boot_id
         block.close()
 
-    def test_is_put_right(self, form: Form) -> None:
-        """Whoever has opened the block knows it as it was, and can write it again."""
+    def test_header_is_repaired_from_the_copy(self, form: Form) -> None:
+        """A process that has opened the block has a copy of the header, and can write it again."""
         formed = form()
         known = (formed.block.boot_id, formed.block.secret, formed.block.header)
         assert not formed.block.repair_header()

@@ -96,15 +96,15 @@ class TestStuck:
         assert formed.block.region("lock").deaths == 1
         end(bystander)
 
-    def test_one_that_sleeps_inside_is_stuck_too(self, formed: Formed, hold: Hold) -> None:
-        """Whatever it waits for: a section waits for nothing."""
+    def test_sleeping_holder_is_stuck(self, formed: Formed, hold: Hold) -> None:
+        """Whatever the holder waits for: a section never waits."""
         pid = hold(signal.pause)
 
         assert samples(formed, SAMPLES + 1) == [process.identify(pid)]
         assert exit_of(pid) == -signal.SIGKILL
 
-    def test_whoever_did_not_sign(self, formed: Formed, hold: Hold) -> None:
-        """The owner is found in the mutex itself, whatever the `holder` field says."""
+    def test_owner_is_read_from_the_mutex(self, formed: Formed, hold: Hold) -> None:
+        """The owner is read from the mutex, whatever the field `holder` holds."""
         formed.block.region("lock").holder = os.getpid()
         pid = hold(stop_myself)
         stopped(pid)
@@ -114,8 +114,8 @@ class TestStuck:
 
 
 class TestNotStuck:
-    def test_a_busy_holder(self, formed: Formed, hold: Hold) -> None:
-        """One that computes is never removed, however long it takes."""
+    def test_computing_holder_is_not_killed(self, formed: Formed, hold: Hold) -> None:
+        """A holder that computes is never killed, however long it takes."""
 
         def work() -> None:
             while True:
@@ -126,8 +126,8 @@ class TestNotStuck:
         assert samples(formed, 3 * SAMPLES) == []
         assert process.identify(pid).alive
 
-    def test_one_that_lets_go_between_samples(self, form: Form) -> None:
-        """The same owner with another acquisition number is another section."""
+    def test_another_acquisition_is_another_section(self, form: Form) -> None:
+        """The same owner with another number of acquisitions is in another section."""
         formed = form()
 
         def work() -> None:
@@ -144,8 +144,8 @@ class TestNotStuck:
         assert process.identify(pid).alive
         end(pid)
 
-    def test_one_that_moves_on_after_four_samples(self, formed: Formed, hold: Hold) -> None:
-        """Four samples of standing still are forgiven: a new acquisition begins the count anew."""
+    def test_new_acquisition_restarts_the_count(self, formed: Formed, hold: Hold) -> None:
+        """After four equal samples a new acquisition starts the count again."""
         pid = hold(stop_myself)
         stopped(pid)
         watch = LockWatch(formed.block)
@@ -156,13 +156,13 @@ class TestNotStuck:
 
         assert process.identify(pid).alive
 
-    def test_a_free_lock(self, formed: Formed) -> None:
-        """Nobody holds it, nobody is removed."""
+    def test_free_lock(self, formed: Formed) -> None:
+        """Nobody holds it, and nobody is killed."""
         assert formed.block.mutex_owner() == 0
         assert samples(formed, SAMPLES + 1) == []
 
-    def test_a_dead_holder(self, formed: Formed, hold: Hold) -> None:
-        """One that has died holds nothing: the next to enter takes over, and there is nobody to remove."""
+    def test_dead_holder(self, formed: Formed, hold: Hold) -> None:
+        """A dead holder is not killed: the next process to enter takes the lock over."""
         end(hold(signal.pause))
 
         assert samples(formed, SAMPLES + 1) == []
@@ -171,8 +171,8 @@ class TestNotStuck:
 
 
 class TestOwner:
-    def test_is_the_thread_that_holds_it(self, formed: Formed) -> None:
-        """A thread's id is found in the mutex, and its process from there."""
+    def test_owner_is_a_thread(self, formed: Formed) -> None:
+        """The mutex has the id of a thread; its process follows from there."""
         seen: list[tuple[int, int]] = []
         taken, seen_it = threading.Event(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""Who is who, who is alive, and that nobody else is ever hit."""
+"""Processes: identity, liveness, and that no other process is killed."""
 
 import os
 import resource
@@ -12,7 +12,7 @@ from testing.block_fixture import begin, end, exit_of, wait_until
 
 
 class TestIdentity:
-    def test_myself(self) -> None:
+    def test_identify_self(self) -> None:
         """This process is alive, and its identity stays the same."""
         me = process.identify_self()
 
@@ -35,13 +35,13 @@ class TestIdentity:
         assert not identity.alive
 
     def test_another_start_time_is_another_process(self) -> None:
-        """A pid alone names nobody."""
+        """A pid alone does not identify a process."""
         me = process.identify_self()
 
         assert not Identity(me.pid, me.started + 1).alive
 
     def test_without_descriptors(self) -> None:
-        """Who cannot look calls nobody dead who lives, and does not take itself for nobody."""
+        """Without descriptors a live process is not called dead, and this process is not NOBODY."""
         dead = process.identify(begin(lambda: None))
         os.waitpid(dead.pid, 0)
         parent = process.identify_self()
@@ -56,8 +56,8 @@ class TestIdentity:
 
         assert exit_of(begin(work)) == 0
 
-    def test_awkward_names(self) -> None:
-        """A command with spaces and parentheses does not confuse the reading of /proc/PID/stat."""
+    def test_names_with_spaces_and_parentheses(self) -> None:
+        """A command with spaces and parentheses does not break the reading of /proc/PID/stat."""
 
         def work() -> None:
             with open("/proc/self/comm", "w", encoding="ascii") as file:
@@ -70,8 +70,8 @@ class TestIdentity:
 
 
 class TestKill:
-    def test_exactly_this_process(self) -> None:
-        """The one that is meant is killed."""
+    def test_kills_exactly_this_process(self) -> None:
+        """The given process is killed."""
         child = begin(signal.pause)
 
         assert process.kill(process.identify(child))
@@ -86,8 +86,8 @@ class TestKill:
         assert identity.alive
         end(child)
 
-    def test_nobody_is_killed_twice(self) -> None:
-        """One that is already gone is no error."""
+    def test_ended_process_is_no_error(self) -> None:
+        """A process that has already ended is no error."""
         child = begin(lambda: None)
         identity = process.identify(child)
         os.waitpid(child, 0)
@@ -115,7 +115,7 @@ class TestParent:
         wait_until(lambda: not inner.alive)
         os.close(read)
 
-    def test_too_late(self) -> None:
+    def test_parent_that_has_already_ended(self) -> None:
         """A parent that has already ended is noticed."""
         assert exit_of(begin(self._unbind)) == 0
 

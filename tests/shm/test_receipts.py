@@ -228,8 +228,8 @@ TestLedger.settings = settings(
 
 class TestWindow:
     @pytest.mark.parametrize("capacity", [1, 7])
-    def test_exactly_so_many_are_promised(self, form: Form, capacity: int) -> None:
-        """Of any number of keyed events the newest `capacity` are answered again, and the one before them is not."""
+    def test_newest_capacity_receipts_are_kept(self, form: Form, capacity: int) -> None:
+        """Of any number of events with keys the newest `capacity` are answered again, and the one before them is not."""
         formed = form(Layout(2, 5, 0, 4096, 1, capacity))
         given = [formed.decide(number, key=new_idempotency_hash((number, 0), 0)) for number in range(5 * capacity + 3)]
         for number in range(4 * capacity + 3, 5 * capacity + 3):
@@ -237,8 +237,8 @@ class TestWindow:
 
         assert formed.decide(0, key=new_idempotency_hash((4 * capacity + 2, 0), 0)).repeated == 0
 
-    def test_what_was_decided_again_is_promised_again(self, form: Form) -> None:
-        """A key that has left the window is as good as new, and its second answer is then the first."""
+    def test_key_that_left_the_window_starts_anew(self, form: Form) -> None:
+        """A key that has left the window counts as new, and its second decision is then the first."""
         formed = form(Layout(2, 5, 0, 4096, 1, 2))
         first = formed.decide(1, key=new_idempotency_hash((1, 0), 0))
         for number in (2, 3):
@@ -249,8 +249,8 @@ class TestWindow:
         assert second._replace(repeated=1) == formed.decide(3, key=new_idempotency_hash((1, 0), 1))
         Witness(formed).check()
 
-    def test_a_rejection_is_an_answer(self, formed: Formed) -> None:
-        """What was rejected stays rejected, though by now the threshold would let it pass."""
+    def test_rejection_is_repeated(self, formed: Formed) -> None:
+        """A rejected event stays rejected, even if the threshold would accept it by now."""
         for number in range(10):
             formed.accept(number)  # the threshold rises
         first = formed.decide(600_000, key=new_idempotency_hash((1, 0), 0))
@@ -260,8 +260,8 @@ class TestWindow:
         assert first._replace(repeated=1) == formed.decide(600_000, key=new_idempotency_hash((1, 0), 0))
         assert formed.decide(600_000, key=new_idempotency_hash((2, 0), 0)).memory_id
 
-    def test_a_batch_that_wraps(self, formed: Formed) -> None:
-        """The items of a batch are known by consecutive words, and 0 follows 2^64 − 1."""
+    def test_batch_whose_words_wrap(self, formed: Formed) -> None:
+        """The items of a batch have consecutive words, and 0 follows 2^64 − 1."""
         moral, vector = formed.pool.event(950_000)
         decisions, _ = formed.store.admit_batch(
             formed.now(), np.full(3, moral), np.stack([vector] * 3), None, new_idempotency_hash((9, LAST - 1), 4)
@@ -270,8 +270,10 @@ class TestWindow:
         for word, decision in zip((LAST - 1, LAST, 0), map(Decision._make, decisions), strict=True):
             assert decision._replace(repeated=1) == formed.decide(0, key=new_idempotency_hash((9, word), 4))
 
-    def test_a_batch_longer_than_the_window(self, form: Form) -> None:
-        """Each item is decided once; a retry of it all begins anew, because its beginning is no longer promised."""
+    def test_batch_longer_than_the_window(self, form: Form) -> None:
+        """Each item is decided once; a retry of the whole batch starts anew, because the receipts of its beginning are
+        gone.
+        """
         formed = form(Layout(2, 5, 0, 4096, 1, 4))
         moral, vector = formed.pool.event(950_000)
         events = np.full(10, moral), np.stack([vector] * 10), None, new_idempotency_hash((9, 0), 4)
@@ -281,7 +283,7 @@ class TestWindow:
         assert [repeated for *_, repeated in first + again] == [0] * 20
         assert list(range(1, 21)) == [Decision._make(decision).sequence for decision in first + again]
 
-    def test_a_vector_is_not_remembered_twice(self, formed: Formed) -> None:
+    def test_repeat_stores_nothing(self, formed: Formed) -> None:
         """A repeated event leaves slots, payloads and tallies as they are."""
         first = formed.decide(950_000, b"once", new_idempotency_hash((1, 1), 1))
         again = formed.decide(950_001, b"twice", new_idempotency_hash((1, 1), 1))
@@ -326,8 +328,8 @@ class TestRace:
 
     @pytest.mark.parametrize("race", range(RACES))
     def test_each_key_is_decided_once(self, form: Form, race: int) -> None:
-        """All get the same answer to each event, which one of them was given first; the log has a decision for each
-        key and its receipt, numbered without gap.
+        """All processes get the same decision of each event; the log has one decision for each key and its receipt,
+        numbered without gap.
         """
         print(f"rerun with SEED={SEED}")
         formed = form(Layout(16, 50, 64, 16_384, self.PROCESSES, self.EVENTS))

@@ -1,4 +1,4 @@
-"""The shadow: whatever the vector, the error that stands beside its codes is no less than what they leave out."""
+"""The shadow: for any vector, the stored error is no less than what the codes leave out."""
 
 import struct
 from collections.abc import Iterator
@@ -32,8 +32,8 @@ def formed() -> Iterator[Formed]:
 @example([65536.0, -65536.0] * (DIMENSION // 2), 1.0)
 @example([1.0] + [0.00393700787] * (DIMENSION - 1), 1.0)
 @example([0.0] * DIMENSION, 1.0)
-def test_the_error_is_no_less_than_what_the_codes_leave_out(formed: Formed, values: list[float], factor: float) -> None:
-    """Exactly: in sixty digits, from what stands in the block."""
+def test_error_is_no_less_than_what_the_codes_leave_out(formed: Formed, values: list[float], factor: float) -> None:
+    """Exactly: computed with sixty digits from the bytes in the block."""
     vector = (np.asarray(values, "<f4") * np.float32(factor)).astype("<f4")
     memory_id = formed.store.admit(formed.now(), 1.0, vector.tobytes(), b"").memory_id
     slot = memory_id % 51

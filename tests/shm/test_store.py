@@ -1,4 +1,4 @@
-"""The store on a quiet block: what is given back, gone, or was never there; the log, the rows, the commands."""
+"""The store on a quiet block: what is returned, gone or unknown; the log, the rows, the commands."""
 
 import os
 import random
@@ -24,7 +24,9 @@ STRIDES = {"slots": 64, "codes": 16, "shadow": 16, "vectors": 64, "payloads": 64
 class TestMemory:
     @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 63, 64])
     def test_round_trip(self, formed: Formed, size: int) -> None:
-        """A memory comes back as it came: vector, payload of any size up to the limit, moral value, phase, position."""
+        """A memory is returned as it was sent: vector, payload of any size up to the limit, moral value, phase,
+        position.
+        """
         payload = os.urandom(size)
         memory_id = formed.accept(17, payload)
         memory = formed.store.memory(memory_id)
@@ -34,8 +36,8 @@ class TestMemory:
         assert (payload, vector.tobytes()) == (memory.payload, memory.vector)
         assert memory.norm == pytest.approx(1.0, abs=1e-6)
 
-    def test_a_shorter_payload_leaves_nothing_of_the_longer(self, formed: Formed) -> None:
-        """A slot that held 64 bytes gives back 3 when 3 came."""
+    def test_shorter_payload_replaces_the_longer(self, formed: Formed) -> None:
+        """A slot that held 64 bytes returns 3 if 3 were sent."""
         for number in range(51):
             formed.accept(number, b"x" * 64)
         memory_id = formed.accept(0, b"abc")
@@ -86,8 +88,8 @@ class TestMemory:
         assert (1, 1) == (entry.after.accepted, entry.after.rejected)
         assert formed.store.memory(1).moral == 999_999 / 1e6
 
-    def test_before_the_first_epoch(self, formed: Formed) -> None:
-        """There is no state, no memory, and no decision."""
+    def test_unformed_before_the_first_epoch(self, formed: Formed) -> None:
+        """There is no state, no memory and no decision."""
         formed.block.region("commit").sealed = 0
         for call in self.calls(formed):
             with pytest.raises(Unformed):
@@ -106,7 +108,7 @@ class TestMemory:
 
 
 class TestForget:
-    def test_is_gone(self, formed: Formed) -> None:
+    def test_deleted_memory_is_gone(self, formed: Formed) -> None:
         """A deleted memory is Gone, cannot be deleted again, and leaves a hole until the ring passes."""
         ids = [formed.accept(number) for number in range(50)]
         entry = copied(formed.store.forget(formed.now(), 7))
@@ -122,7 +124,7 @@ class TestForget:
         assert formed.store.state().scalars.live == 50
 
     def test_unknown_and_gone(self, formed: Formed) -> None:
-        """What was never given is Unknown, what was overwritten is Gone; neither writes to the log."""
+        """An id that was never given is Unknown, an overwritten one Gone; neither writes to the log."""
         for number in range(60):
             formed.accept(number)
         position = int(formed.store.state().position)
@@ -164,7 +166,7 @@ class TestScrub:
             assert [one for one in found if not one[0]] == [(False, memory_id)], f"byte {byte}"
             formed.block.memory[at] = before
 
-    def test_what_is_not_visible_is_sound(self, formed: Formed) -> None:
+    def test_invisible_slots_are_sound(self, formed: Formed) -> None:
         """The spare slot, slots never used and deleted ones may hold anything."""
         for number in range(5):
             formed.accept(number)
@@ -198,7 +200,7 @@ class TestEntries:
             with pytest.raises(Gone):
                 formed.store.entries(first, 10)
 
-    def test_all_is_there_until_the_ring_is_full(self, form: Form) -> None:
+    def test_oldest_is_1_until_the_ring_is_full(self, form: Form) -> None:
         """The oldest position is 1 as long as nothing has been overwritten."""
         formed = form(Layout(4, 10, 8, 32, 2, 16))
         for number in range(30):
@@ -216,7 +218,7 @@ class TestEntries:
 
 
 class TestBatch:
-    def test_in_order(self, formed: Formed) -> None:
+    def test_batch_is_decided_in_order(self, formed: Formed) -> None:
         """Each event of a batch has its own decision and its own payload, in order."""
         events = [formed.pool.event(950_000 + number) for number in range(10)]
         payloads = [bytes([number]) * number for number in range(10)]
@@ -250,8 +252,8 @@ class TestRows:
         with pytest.raises(Taken):
             formed.store.claim_row(me)
 
-    def test_dead_owners_make_room(self, formed: Formed) -> None:
-        """The row of a process that has ended is claimed anew, and its counters go on."""
+    def test_row_of_a_dead_owner_is_claimed(self, formed: Formed) -> None:
+        """The row of a process that has ended is claimed again, and its counters continue."""
 
         def work() -> None:
             row = formed.store.claim_row(process.identify_self())
@@ -277,8 +279,8 @@ class TestRows:
 
         assert formed.store.claim_row(me) == 0
 
-    def test_release(self, formed: Formed) -> None:
-        """A row that was given back is the next one to be given; only its owner can give it back."""
+    def test_released_row_is_claimed_next(self, formed: Formed) -> None:
+        """A released row is the next one to be claimed; only its owner can release it."""
         me = process.identify_self()
         first = formed.store.claim_row(me)
         formed.store.claim_row(me)
@@ -294,7 +296,7 @@ class TestRows:
 
 
 class TestCommands:
-    def test_one_at_a_time(self, formed: Formed) -> None:
+    def test_one_command_at_a_time(self, formed: Formed) -> None:
         """While a command is pending, another is refused; once it was carried out, the next gets the next ticket."""
         first = formed.store.post_command("stop")
         with pytest.raises(Taken):
@@ -307,7 +309,7 @@ class TestCommands:
         assert first == formed.store.state().ticket
         assert first + 1 == formed.store.post_command("resume")
 
-    def test_is_carried_out_once(self, formed: Formed) -> None:
+    def test_command_is_carried_out_once(self, formed: Formed) -> None:
         """Nothing is left to do afterwards, for this controller or for the next."""
         formed.store.post_command("reset")
         assert formed.store.apply_command(formed.now(), formed.epoch)
@@ -316,8 +318,8 @@ class TestCommands:
 
         assert formed.store.apply_command(formed.now(), epoch) is None
 
-    def test_withdrawn_in_time(self, formed: Formed) -> None:
-        """A command that was taken back is never carried out, and makes room."""
+    def test_withdrawn_command_is_not_carried_out(self, formed: Formed) -> None:
+        """A withdrawn command is never carried out, and the slot is free."""
         ticket = formed.store.post_command("stop")
 
         assert formed.store.withdraw_command(ticket)
@@ -327,15 +329,15 @@ class TestCommands:
         assert not formed.store.withdraw_command(ticket)
         assert formed.store.command_pending()
 
-    def test_withdrawn_too_late(self, formed: Formed) -> None:
-        """One that was carried out cannot be taken back."""
+    def test_command_carried_out_cannot_be_withdrawn(self, formed: Formed) -> None:
+        """A command that was carried out cannot be withdrawn."""
         ticket = formed.store.post_command("stop")
         formed.store.apply_command(formed.now(), formed.epoch)
 
         assert not formed.store.withdraw_command(ticket)
 
-    def test_an_old_controller_writes_nothing(self, formed: Formed) -> None:
-        """Once a newer one has taken over: no tick, no command, no vitals."""
+    def test_superseded_controller_writes_nothing(self, formed: Formed) -> None:
+        """After a newer controller has taken over: no tick, no command, no vitals."""
         old = formed.epoch
         formed.store.post_command("stop")
         formed.store.begin_epoch(formed.now(), REGIME.to_record())
@@ -367,8 +369,8 @@ class TestCommands:
 
 
 class TestReadOnly:
-    def test_an_observer_reads_and_never_waits(self, formed: Formed) -> None:
-        """Without the lock, everything that can be read is read."""
+    def test_observer_reads_without_the_lock(self, formed: Formed) -> None:
+        """Everything that can be read is read without the lock."""
         for number in range(70):
             formed.accept(number)
         store = Store(formed.block)
@@ -379,8 +381,8 @@ class TestReadOnly:
         assert len(store.entries(1, 100)[0]) == 71
         assert store.tallies() == (70, 0, 71)
 
-    def test_busy(self, formed: Formed) -> None:
-        """`Busy` is what a wait of 0 ms gets from a lock that another process holds."""
+    def test_busy_with_a_wait_of_0_ms(self, formed: Formed) -> None:
+        """A wait of 0 ms for a lock that another process holds raises Busy."""
         ready, go = os.pipe()
         done, end = os.pipe()
 

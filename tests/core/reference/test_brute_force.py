@@ -126,7 +126,7 @@ class TestQuiet:
 
     @pytest.mark.parametrize("dimension", [383, 384, 385, 1536, 4096])
     def test_large_dimensions(self, dimension: int) -> None:
-        """Also where the codes of the query are coarse so that their product stays within 32 bits."""
+        """Also where the codes of the query are coarse, so that their product fits 32 bits."""
         vectors = vectors_of("random", 60, dimension)
         formed = filled(vectors, 50)
         hold(formed, vectors[30], 10)
@@ -134,16 +134,16 @@ class TestQuiet:
         formed.close()
 
     @pytest.mark.parametrize("live", [0, 1, 3, 50, 99])
-    def test_fewer_than_k(self, live: int) -> None:
-        """All that live come back, best first, when k is more."""
+    def test_fewer_live_than_k(self, live: int) -> None:
+        """All live memories are returned, best first, if k is more."""
         formed = filled(vectors_of("random", live, 16), 120)
         answer = hold(formed, np.ones(16, np.float32), 100)
 
         assert (live, live) == (len(answer.matches), answer.scanned)
         formed.close()
 
-    def test_nothing_lives(self) -> None:
-        """A store whose every memory was deleted answers with nothing."""
+    def test_no_live_memory(self) -> None:
+        """A store whose memories were all deleted returns none."""
         formed = filled(vectors_of("random", 30, 16), 20)
         for memory_id in formed.live_ids():
             formed.store.forget(formed.now(), memory_id)
@@ -152,8 +152,8 @@ class TestQuiet:
         formed.close()
 
     @pytest.mark.parametrize("capacity", [1, 2, 3, 10])
-    def test_tiny_rings_at_every_turn(self, capacity: int) -> None:
-        """After every single admission over three rounds of the ring."""
+    def test_tiny_rings_after_every_admission(self, capacity: int) -> None:
+        """Brute force is equalled after every single admission over three rounds of the ring."""
         vectors = vectors_of("duplicates", 3 * capacity + 4, 7)
         formed = Formed(Layout(7, capacity, 16, 4096, 2, 16), OPEN)
         for vector in vectors:
@@ -192,7 +192,7 @@ class TestQuiet:
         assert (both, both) == masks("current", 0.8) == masks("wake", 0.8) == masks("sleep", 1.0)
 
     def test_few_candidates_are_scored_in_full(self) -> None:
-        """The shadow does its work: of 2,000 random memories, a tenth at most is scored for k = 10."""
+        """Of 2,000 random memories, a tenth at most is scored in full for k = 10."""
         formed = filled(vectors_of("random", 2000, 64), 2000)
         answer = Recall(formed.block).nearest(vectors_of("random", 1, 64)[0], 10, (3, 3), payloads=False, vectors=False)
 
@@ -229,7 +229,7 @@ class TestRefusal:
         assert len(recall.nearest(unit, 1, (3, 3), payloads=False, vectors=False).matches) == 1
         formed.close()
 
-    def test_unformed(self) -> None:
+    def test_unformed_before_the_first_epoch(self) -> None:
         """Before the first epoch there is nothing to recall from."""
         formed = Formed()
         formed.block.region("commit").sealed = 0
@@ -238,8 +238,8 @@ class TestRefusal:
             Recall(formed.block).nearest(np.ones(16, np.float32), 1, (3, 3), payloads=False, vectors=False)
         formed.close()
 
-    def test_a_corrupt_state(self) -> None:
-        """Nothing is recalled from a state that is not what was committed."""
+    def test_corrupt_state(self) -> None:
+        """Nothing is recalled from a state that does not match its checksum."""
         formed = filled(vectors_of("random", 20, 16), 20)
         position = int(formed.store.state().position)
         formed.block.region("states", position & 1).scalars.accepted += 1
@@ -253,9 +253,9 @@ class TestCorruptMemory:
     @pytest.mark.parametrize("victim", [1, 2])
     @pytest.mark.parametrize("k", [1, 10])
     @pytest.mark.parametrize("part", ["vectors", "payloads", "slots"])
-    def test_is_left_out_and_named(self, victim: int, k: int, part: str) -> None:
-        """A memory whose bytes changed behind the store's back is never returned: the answer is brute force over the
-        others, it names the memory, and it comes at all.
+    def test_changed_memory_is_left_out_and_named(self, victim: int, k: int, part: str) -> None:
+        """A memory whose bytes changed is never returned: the result is brute force over the others, and it names the
+        memory.
         """
         vectors = vectors_of("random", 60, 16)
         formed = filled(vectors, 50)
@@ -276,8 +276,8 @@ class TestCorruptMemory:
         formed.close()
 
     @pytest.mark.parametrize("mark", [1, seal(40)])
-    def test_a_mark_that_nobody_set_does_not_hang_recall(self, mark: int) -> None:
-        """A flipped bit in a deletion mark takes no memory away, a forged mark takes one, and the answer comes."""
+    def test_damaged_mark_does_not_hang_recall(self, mark: int) -> None:
+        """A flipped bit in a deletion mark hides no memory, a forged mark hides one, and recall returns."""
         vectors = vectors_of("random", 60, 16)
         formed = filled(vectors, 50)
         formed.block.region("slots", 41 % 51).deleted_at = mark
@@ -290,9 +290,9 @@ class TestCorruptMemory:
         assert exit_of(begin(ask)) == 0
         formed.close()
 
-    def test_any_damage(self) -> None:
-        """However many bytes changed in lines, codes, shadows and vectors, the answer comes, and it is brute force over
-        the memories that are still sound.
+    def test_any_damage_leaves_brute_force_over_the_sound(self) -> None:
+        """However many bytes changed in slots, codes, shadows and vectors, recall returns brute force over the memories
+        that are still sound.
         """
         rng = np.random.default_rng(SEED)
         vectors = vectors_of("random", 130, 16)
@@ -409,8 +409,8 @@ class TestUnderWriters:
             best = sorted((-pooled[index][at], -memory) for memory, at in matching)[:k]
             assert [Scored(-memory, -score) for score, memory in best] == scored(answer)
 
-    def test_the_fast_brute_force_is_the_definition(self) -> None:
-        """What the test above compares with gives the numbers of core.reference.brute_force."""
+    def test_fast_brute_force_equals_the_definition(self) -> None:
+        """The comparison of the test above gives the numbers of core.reference.brute_force."""
         formed = filled(vectors_of("scales", 100, 24), 100)
         query = vectors_of("random", 1, 24)[0]
         matrix = np.stack([np.frombuffer(formed.store.memory(i).vector, np.float32) for i in range(1, 101)])
