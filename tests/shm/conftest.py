@@ -1,4 +1,4 @@
-"""Fixtures of the tests of `shm`: formed blocks, and a look at what each test leaves behind."""
+"""Fixtures of the tests of `shm`: formed blocks, and a check for what a test leaves behind."""
 
 import contextlib
 import gc
@@ -15,7 +15,7 @@ Form = Callable[..., Formed]
 
 @pytest.fixture(autouse=True)
 def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test that leaves a descriptor or a child behind fails. One that failed anyway may: tracebacks hold things."""
+    """Fail a test that leaves a descriptor or a child behind, unless it failed anyway: tracebacks hold references."""
     gc.collect()
     gc.freeze()  # PERF: the second collection looks at what is new; through all modules each took 100 ms of the CPU
     descriptors, children, failed = _descriptors(), _children(), request.session.testsfailed
@@ -45,7 +45,7 @@ def _children() -> set[str]:
 
 @pytest.fixture
 def form() -> Iterator[Form]:
-    """Form blocks of a test's own; they are closed behind it."""
+    """Make formed blocks for one test; they are closed after it."""
     blocks: list[Formed] = []
 
     def formed(*arguments: object, **keywords: object) -> Formed:
@@ -59,5 +59,5 @@ def form() -> Iterator[Form]:
 
 @pytest.fixture
 def formed(form: Form) -> Formed:
-    """One small formed block, with this process as the owner of row 0."""
+    """A small formed block; this process owns row 0."""
     return form()

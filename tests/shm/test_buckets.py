@@ -1,4 +1,4 @@
-"""Token buckets: exactly as many tokens as a bucket of the textbook has, whoever takes them, dies, or floods the table.
+"""Token buckets: exactly as many tokens as the textbook's, whichever process spends, dies, or floods the table.
 
 The model is a level of tokens in rational arithmetic that rises with time up to the burst. The block holds a single
 moment instead; that the two agree on every answer is the test, over all rates and bursts that can be configured.
@@ -73,7 +73,7 @@ class Buckets:
 
 
 def draw(buckets: Buckets, owner: int, now_ns: int, *bucket: int) -> Quota:
-    """Take tokens, or none, and return all that the answer tells."""
+    """Spend tokens or none, and return the answer."""
     interval_ns, burst, count = bucket
     full_ns = buckets.spend(owner, now_ns, interval_ns, burst, count)
     wait_ns = max(0, -full_ns)
@@ -95,7 +95,7 @@ class Level:
         self.tokens = min(Fraction(self.burst), self.tokens + Fraction(ns, self.interval_ns))
 
     def take(self, count: int) -> Quota:
-        """Take `count` tokens or none."""
+        """Spend `count` tokens or none."""
         missing = max(Fraction(0), count - self.tokens)
         if not missing:
             self.tokens -= count
@@ -105,7 +105,7 @@ class Level:
         return Quota(int(wait), int(full), int(self.tokens))
 
     def give_back(self, count: int) -> None:
-        """Return `count` tokens; more than full it does not get."""
+        """Refund `count` tokens, up to the burst."""
         self.tokens = min(Fraction(self.burst), self.tokens + count)
 
 
@@ -122,7 +122,7 @@ def places(formed: Formed, chosen: int) -> list[tuple[int, int]]:
 
 
 def put_back(formed: Formed, chosen: int, content: list[tuple[int, int]]) -> None:
-    """Make a set of PEERS what it was."""
+    """Restore a set of PEERS."""
     offset, size = formed.region_bytes("peers")[0], ffi.sizeof("struct mlsdm_bucket") * BUCKET_WAYS
     words = [word for place in content for word in place]
     formed.block.memory[offset + chosen * size : offset + (chosen + 1) * size] = struct.pack("<" + "Qq" * 8, *words)
@@ -134,7 +134,7 @@ def owed(formed: Formed, owner: int) -> int | None:
 
 
 def clear(formed: Formed) -> None:
-    """Forget every client."""
+    """Remove every client."""
     for name in ("keys", "peers"):
         offset, size = formed.region_bytes(name)
         formed.block.memory[offset : offset + size] = bytes(size)
@@ -255,7 +255,7 @@ class TestTogether:
         return ffi.from_buffer("uint64_t[]", mmap.mmap(-1, 4096))
 
     def hammer(self, formed: Formed, counts: Any, child: int, for_ns: int, owner: int) -> None:
-        """Take one to three tokens as fast as possible, and count them."""
+        """Spend one to three tokens as fast as possible, and count them."""
         buckets, rng, taken, until = Buckets(formed.block, KEYS), random.Random(child), 0, self.now_ns() + for_ns
         while (now := self.now_ns()) < until:
             count = rng.randrange(1, 4)
@@ -264,7 +264,7 @@ class TestTogether:
                 counts[child] = taken
 
     def test_processes_together_get_the_rate_exactly(self, formed: Formed) -> None:
-        """From an empty bucket, what three processes spend together and what is left equals what came in, to the token."""
+        """From an empty bucket, what three processes spend and what is left equals what came in, to the token."""
         buckets, counts, start = Buckets(formed.block, KEYS), self.shared_counts(), self.now_ns()
         assert draw(buckets, 9, start, 2_000, PLENTY, PLENTY).wait_ns == 0
         children = [begin(lambda child=child: self.hammer(formed, counts, child, NS // 4, 9)) for child in range(3)]  # type: ignore[misc]  # early binding
@@ -398,14 +398,14 @@ class TestStepped:
 
     @pytest.fixture
     def crowded(self, formed: Formed) -> Formed:
-        """A set of which each place is in use; the fourth owner owes least, 41 seconds."""
+        """A set whose places are all in use; the fourth owner has the smallest debt, 41 seconds."""
         peers = Buckets(formed.block, PEERS)
         for number, owner in enumerate(self.OWNERS):
             draw(peers, owner, 1_000, NS, self.BURST, 41 if number == 3 else 50 + number)
         return formed
 
     def take_of(self, formed: Formed) -> tuple[Callable[[], object], Stretch, list[int]]:
-        """Return the newcomer's take, its stretch and its path; the block is left as it was."""
+        """Return the new client's call, its stretch and its path; the block is left as it was."""
         before = places(formed, 3)
         function = ffi.addressof(lib, "mlsdm_tokens_spend")
         address = int(ffi.cast("uintptr_t", function))
@@ -422,7 +422,7 @@ class TestStepped:
 
     @staticmethod
     def put_aside(take: Callable[[], object], path: list[int]) -> Iterator[tuple[int, Tracee]]:
-        """Yield children that wait in the middle of their take, each before another instruction of its path."""
+        """Yield children that are stopped in the middle of the call, each before another instruction of its path."""
         print(f"rerun with SEED={SEED} STRIDE={STRIDE}")
         for number in range(SEED % STRIDE, len(path), STRIDE):
             child = Tracee(take)

@@ -1,4 +1,4 @@
-"""SIGKILL at any instruction: no deadlock, no corruption, nothing half done, nothing committed lost.
+"""SIGKILL at any instruction: no deadlock, no corruption, nothing half done, nothing committed is lost.
 
 There are three kinds of deaths. Random: many, in hot loops. Staged: a child takes the mutex, overwrites everything
 that a transition may change before its commit, and dies. Stepped: one death at each instruction of each kind of
@@ -40,8 +40,8 @@ def rollbacks(formed: Formed) -> int:
 
 class TestRandom:
     def test_kills_at_random_moments(self, form: Form) -> None:
-        """Writers that admit, delete and tick as fast as they can are killed one after the other; after each, the next
-        event is admitted and everything that the block says of itself holds.
+        """Writers that admit, delete and tick as fast as they can are killed one after the other; after each death the
+        next event is admitted, and the block equals a replay of its log.
         """
         print(f"rerun with SEED={SEED} KILLS={KILLS} pytest {__file__}")
         rng = random.Random(SEED)
@@ -82,7 +82,7 @@ class TestStaged:
 
     @pytest.fixture
     def used(self, form: Form) -> Formed:
-        """A store that has wrapped, with holes, after decisions of two rows; receipts that have wrapped, too."""
+        """A store that has wrapped, with holes, after decisions of two rows; its receipts have wrapped, too."""
         formed = form()
         for number in range(120):
             formed.be(number % 2)
@@ -93,7 +93,7 @@ class TestStaged:
 
     @staticmethod
     def die(formed: Formed, garble: Callable[[int], object]) -> None:
-        """Have a child take the mutex, run `garble(commit)` and die without letting go."""
+        """Fork a child that takes the mutex, runs `garble(commit)` and dies without releasing it."""
 
         def work() -> None:
             take_mutex(formed.block)
@@ -110,7 +110,7 @@ class TestStaged:
 
     def test_garbage_where_no_reader_looks(self, used: Formed) -> None:
         """The other state buffer, the other levels, the next log entry, the spare slot and the spare place of a receipt
-        may hold anything: no reader sees it, and the next transition writes over it.
+        may hold anything: no reader looks there, and the next transition overwrites it.
         """
         witness = Witness(used)
         witness.check()
@@ -143,8 +143,8 @@ class TestStaged:
         assert used.block.region("lock").deaths == 1
 
     @pytest.mark.parametrize("head", [0, seal(121), 2**64 - 1])
-    def test_a_head_that_was_not_published(self, used: Formed, head: int) -> None:
-        """A chain whose head points at a receipt that never came to be begins again where it began before."""
+    def test_unpublished_head_is_restored(self, used: Formed, head: int) -> None:
+        """A head that points at a receipt of an unpublished transition gets its former value."""
         layout, undone = used.block.layout, rollbacks(used)
         heads = ffi.cast("uint64_t *", used.block.map.base + used.region_bytes("chains")[0])
         newest = seal(120)  # receipt
@@ -164,8 +164,8 @@ class TestStaged:
         assert used.decide(950_000, key=key(1000)).repeated == 0
         witness.check()
 
-    def test_a_tally_that_was_not_published(self, used: Formed) -> None:
-        """The older cell was taken and garbled for a decision that never was: it is void, and then reclaimed."""
+    def test_unpublished_tally_is_void(self, used: Formed) -> None:
+        """The cell that was changed for an unpublished decision does not count, and is used again."""
 
         def garble(commit: int) -> None:
             lock, cells = used.block.region("lock"), used.block.region("rows", 1).tally
@@ -180,8 +180,8 @@ class TestStaged:
         witness.check()
         assert undone + 1 == rollbacks(used)
 
-    def test_the_first_tally_of_a_row(self, used: Formed) -> None:
-        """A row that never counted anything, whose first decision was garbled, counts from nothing."""
+    def test_first_tally_of_a_row(self, used: Formed) -> None:
+        """A row whose first decision was unpublished counts from zero."""
 
         def garble(commit: int) -> None:
             lock, cell = used.block.region("lock"), used.block.region("rows", 3).tally[1]
@@ -195,8 +195,8 @@ class TestStaged:
         witness.check()
 
     @pytest.mark.parametrize("marked", [False, True])
-    def test_a_deletion_that_was_not_published(self, used: Formed, marked: bool) -> None:
-        """With the intent written, and with or without the mark, the memory lives: before the repair, and after it."""
+    def test_unpublished_deletion_is_undone(self, used: Formed, marked: bool) -> None:
+        """With the intent written, with or without the mark, the memory lives: before the repair and after it."""
 
         def garble(commit: int) -> None:
             lock = used.block.region("lock")
@@ -213,8 +213,8 @@ class TestStaged:
         assert memory == used.store.memory(110)
         witness.check()
 
-    def test_a_deletion_that_was_published_but_not_erased(self, used: Formed) -> None:
-        """The memory is gone at once, and the next one to enter erases its bytes."""
+    def test_published_deletion_is_erased(self, used: Formed) -> None:
+        """The memory is gone at once, and the next process to enter erases its bytes."""
 
         used.accept(0, b"secret")
         vector = used.store.memory(110).vector
@@ -234,8 +234,8 @@ class TestStaged:
         assert used.block.region("lock").intent_id == 0
         Witness(used).check()
 
-    def test_death_before_anything(self, used: Formed) -> None:
-        """Who dies with the mutex in hand and nothing written leaves nothing to repair."""
+    def test_death_before_the_first_store(self, used: Formed) -> None:
+        """A process that dies with the mutex and has written nothing leaves nothing to repair."""
         undone = rollbacks(used)
         self.die(used, lambda _commit: None)
         used.accept()
@@ -259,12 +259,12 @@ class TestStaged:
 
 
 def key(number: int) -> IdempotencyHash:
-    """Return the key of an event of these tests. Their chains are few, so that each has members in the window."""
+    """Return the hash of an event of these tests. Their chains are few, so that each has receipts in the window."""
     return new_idempotency_hash((0, 8 * number + number % 3), 0)
 
 
 def accept(formed: Formed) -> object:
-    """Admit an event that is accepted, evicts, and runs the whole cascade."""
+    """Admit an event that is accepted, overwrites a memory, and runs the whole cascade."""
     return formed.decide(950_007, b"payload")
 
 
@@ -274,12 +274,12 @@ def reject(formed: Formed) -> object:
 
 
 def accept_keyed(formed: Formed) -> Any:
-    """The same with a key; its chain has members, and its receipt goes where an older one was."""
+    """The same with a key; its chain has receipts, and its own receipt overwrites one."""
     return formed.decide(950_007, b"payload", key(1000))
 
 
 def reject_keyed(formed: Formed) -> Any:
-    """A rejection is an answer, too."""
+    """Admit an event with a key that is rejected."""
     return formed.decide(1, key=key(1000))
 
 
@@ -289,7 +289,7 @@ def repeat(formed: Formed) -> Any:
 
 
 def batch(formed: Formed) -> Any:
-    """Admit two events under one key; returns the second decision."""
+    """Admit two events under one key. Returns the second decision."""
     moral, vector = formed.pool.event(950_007)
     decisions, status = formed.store.admit_batch(
         formed.now(), np.array([moral, moral]), np.stack([vector, vector]), None, key(1000)
@@ -304,12 +304,12 @@ def forget(formed: Formed) -> object:
 
 
 def tick(formed: Formed) -> object:
-    """Consolidate."""
+    """Take a step of the rhythm, with a consolidation."""
     return formed.store.tick(formed.now(), formed.epoch)
 
 
 def epoch(formed: Formed) -> object:
-    """Take over as the controller."""
+    """Become the controller."""
     return formed.store.begin_epoch(formed.now(), REGIME.to_record())
 
 
@@ -319,7 +319,7 @@ def command(formed: Formed) -> object:
 
 
 def post(formed: Formed) -> object:
-    """Leave a command; nothing is committed by it."""
+    """Post a command; nothing is committed by it."""
     return formed.store.post_command("stop")
 
 
@@ -351,7 +351,7 @@ class Death(NamedTuple):
 
     @classmethod
     def of(cls, formed: Formed, operation: Callable[[Formed], Any]) -> "Death":
-        """Prove the block, then learn the path; the block is left as it was."""
+        """Prove the block, then record the path; the block is left as it was."""
         if operation is command:
             formed.store.post_command("reset")
         witness = Witness(formed)
@@ -368,7 +368,7 @@ class Death(NamedTuple):
         tracee.kill_at(self.path, lambda: self.operation(formed), number, self.section)
 
     def prove(self, formed: Formed, where: str) -> bool:
-        """Prove the block after the death; returns whether the operation was committed."""
+        """Prove the block after the death. Returns whether the operation was committed."""
         try:
             witness = self.witness.copy()
             committed = looked_at(formed) > self.position
@@ -388,7 +388,7 @@ class Death(NamedTuple):
         return committed
 
     def _retry(self, formed: Formed, witness: Witness, committed: bool) -> None:
-        """Ask again: what was committed is answered, what was not is decided now, and once only."""
+        """Send the event again: if it was committed, it gets that decision; otherwise it is decided now, once."""
         position = int(formed.store.state().position)
         first = self.operation(formed)
         decided_earlier = committed or self.operation is repeat
@@ -403,9 +403,7 @@ class Death(NamedTuple):
 
 
 def looked_at(formed: Formed) -> int:
-    """Read everything without the lock, as an observer does before anybody has repaired anything. Returns the
-    position.
-    """
+    """Read everything without the lock, as an observer does before the repair. Returns the position."""
     store = Store(formed.block)
     wait_ms, formed.block.map.wait_ms = formed.block.map.wait_ms, 0
     state, _ = store.levels()
@@ -424,7 +422,7 @@ class TestStepped:
 
     @pytest.fixture
     def small(self, form: Form) -> Formed:
-        """A store whose rings have wrapped, asleep, with work for both gates; two floats make for short loops."""
+        """A store whose rings have wrapped, asleep, with work for both gates; two floats keep the loops short."""
         formed = form(Layout(2, 8, 16, 64, 3, 8), ASLEEP)
         formed.pool.vectors[:] *= np.float32(5)
         formed.store.tick(formed.now(), formed.epoch)
@@ -454,7 +452,7 @@ class TestStepped:
 
     @pytest.mark.parametrize("operation", [accept, forget])
     def test_death_of_the_successor(self, small: Formed, operation: Callable[[Formed], Any]) -> None:
-        """One dies somewhere, and the one that comes after dies in its turn."""
+        """A process dies inside, and the next one to enter dies during the repair."""
         death = Death.of(small, operation)
         eighth = len(death.path) // 8
         deaths = sum(
@@ -464,9 +462,9 @@ class TestStepped:
         print(f"{operation.__name__}: {deaths} deaths of successors")
 
     @pytest.mark.parametrize("operation", [accept_keyed, reject_keyed])
-    def test_death_while_a_head_is_put_back(self, small: Formed, operation: Callable[[Formed], Any]) -> None:
-        """One dies between the move of a chain's head and the commit, at either end of that stretch; the one that comes
-        after dies while it repairs.
+    def test_death_while_a_head_is_restored(self, small: Formed, operation: Callable[[Formed], Any]) -> None:
+        """A process dies between the change of a head and the commit, at either end of that stretch; the next one dies
+        while it restores the head.
         """
         death = Death.of(small, operation)
         chains, size = small.region_bytes("chains")

@@ -1,4 +1,4 @@
-"""The table: its golden document, its arithmetic, and that no two layouts can be mistaken for each other."""
+"""The layout table: its generated document, its arithmetic, and its fingerprint."""
 
 import itertools
 from pathlib import Path
@@ -60,7 +60,7 @@ class TestTable:
 
         assert record.size == at
 
-    def test_the_compiler_agrees(self) -> None:
+    def test_compiler_uses_the_offsets_of_the_table(self) -> None:
         """Size and offsets of every C structure are those of the table."""
         for record in RECORDS:
             ctype = ffi.typeof(f"struct mlsdm_{record.name}")
@@ -86,7 +86,7 @@ class TestTable:
             assert list(range(len(names))) == [getattr(lib, f"MLSDM_{prefix}_{name.upper()}") for name in names]
 
     def test_records_have_one_of_four_writers(self) -> None:
-        """Creator, lock holder, row owner, anyone with one compare-and-swap; each field has a dtype and a meaning."""
+        """The writer is creator, lock holder, row owner, or anyone; each field has a dtype and a meaning."""
         assert {record.writer for record in RECORDS} == {"creator", "lock", "row", "anyone"}
         known = {*DTYPES, *(record.name for record in RECORDS)}
         for record in RECORDS:
@@ -97,8 +97,10 @@ class TestTable:
 
 class TestRegions:
     @given(layouts)
-    def test_do_not_overlap(self, layout: Layout) -> None:
-        """They follow each other in the order of REGIONS, each begins on a cache line, and the block holds them all."""
+    def test_regions_do_not_overlap(self, layout: Layout) -> None:
+        """Regions follow each other in the order of REGIONS, each begins on a cache line, and the block holds all of
+        them.
+        """
         regions = layout.regions()
 
         assert tuple(region.name for region in regions) == REGIONS
@@ -133,9 +135,9 @@ class TestRegions:
 
     @pytest.mark.parametrize("dimension", [2, 384, 4096])
     @pytest.mark.parametrize("capacity", [100, 20_000])
-    def test_block_size(self, dimension: int, capacity: int) -> None:
-        """The block is what its parts take, and nothing else to speak of: C + 1 slots of line, code, shadow, vector
-        and payload, the log, the rows, receipts and buckets, six pages of control, and less than a page between parts.
+    def test_block_size_is_the_sum_of_its_parts(self, dimension: int, capacity: int) -> None:
+        """C + 1 slots of record, code, shadow, vector and payload, the log, the rows, receipts and buckets, six pages
+        of control, and less than a page between parts.
         """
         layout = Layout(dimension, capacity, 1024, 65_536, 8, 16)
         vector = -(-dimension * 4 // 64) * 64

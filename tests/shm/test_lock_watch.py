@@ -1,4 +1,4 @@
-"""The watch over the lock: a stuck holder is removed, and nobody else ever is."""
+"""The lock watch: a stuck holder is killed, and no other process is."""
 
 import ctypes
 import os
@@ -22,7 +22,7 @@ Hold = Callable[[Callable[[], object]], int]
 
 @pytest.fixture
 def hold(formed: Formed) -> Iterator[Hold]:
-    """Start children that take the mutex and then do something; whoever is left is killed."""
+    """Start children that lock the mutex and then run a function; those that are left are killed."""
     pids: list[int] = []
 
     def start(then: Callable[[], object]) -> int:
@@ -43,17 +43,17 @@ def hold(formed: Formed) -> Iterator[Hold]:
 
 
 def stop_myself() -> None:
-    """Stand still as a debugger's victim does."""
+    """Stop this process, as a debugger does."""
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def stopped(pid: int) -> None:
-    """Wait until a child stands still."""
+    """Wait until a child is stopped."""
     wait_until(lambda: os.waitpid(pid, os.WUNTRACED | os.WNOHANG)[0])
 
 
 def samples(formed: Formed, count: int) -> list[process.Identity]:
-    """Sample at the usual interval; returns who was removed."""
+    """Sample at the usual interval. Returns the holders that were killed."""
     watch = LockWatch(formed.block)
     removed = []
     for _ in range(count):
@@ -63,8 +63,8 @@ def samples(formed: Formed, count: int) -> list[process.Identity]:
 
 
 class TestStuck:
-    def test_others_get_busy_in_time(self, formed: Formed, hold: Hold) -> None:
-        """While the holder stands still, an admission answers Busy after the configured wait, not before it."""
+    def test_others_get_busy_after_the_configured_wait(self, formed: Formed, hold: Hold) -> None:
+        """While the holder is stopped, an admission raises Busy after the configured wait, not before it."""
         hold(signal.pause)
         formed.wait_ms = 60
         formed.be(0)
@@ -76,8 +76,8 @@ class TestStuck:
         assert (1, 1) == (formed.block.region("rows", 0).lock_waits, formed.store.state().position)
         assert formed.block.region("rows", 0).lock_wait_ns >= 60_000_000
 
-    def test_is_removed(self, formed: Formed, hold: Hold) -> None:
-        """A stopped holder is removed at the fifth sample, not at the fourth; and then events are admitted again."""
+    def test_stopped_holder_is_killed_at_the_fifth_sample(self, formed: Formed, hold: Hold) -> None:
+        """Not at the fourth; afterwards events are admitted again."""
         bystander = begin(signal.pause)
         pid = hold(stop_myself)
         stopped(pid)

@@ -1,4 +1,4 @@
-"""Receipts: an event that was decided is never decided again, whoever retries it, as long as its receipt is promised.
+"""Receipts: an event that was decided is never decided again while its receipt is kept.
 
 `Ledger` drives a block and a plain dictionary side by side: few keys, so that most events are repeats; a promise of a
 few receipts, so that it ends all the time and the ring wraps over and over; batches that begin with what was decided
@@ -38,7 +38,7 @@ MORALS = st.integers(0, 1_000_000)
 
 
 def nth(name: Name, number: int) -> Name:
-    """Return what item `number` of a batch is known by."""
+    """Return the words of item `number` of a batch."""
     return name[0], (name[1] + number) % 2**64
 
 
@@ -51,7 +51,7 @@ class Ledger(RuleBasedStateMachine):
         capacity=st.sampled_from([1, 2, 3, 8, 13]), by_events=st.booleans(), row=st.sampled_from([0, 1, NO_ROW])
     )
     def begin(self, capacity: int, by_events: bool, row: int) -> None:
-        """Form the block; with `by_events` the phase changes all the time."""
+        """Form the block; with `by_events` the phase changes at every decision."""
         self.formed = Formed(Layout(2, 5, 8, 4096, 2, capacity))
         regime = self.formed.regime
         self.formed.apply("configure", regime._replace(rhythm=regime.rhythm._replace(by_events=by_events)))
@@ -63,14 +63,14 @@ class Ledger(RuleBasedStateMachine):
         self.stopped = False
 
     def expected(self, name: Name, body: int) -> Decision | type[Exception] | None:
-        """Return the first answer, what is raised, or None when the event must be decided now."""
+        """Return the first decision, the error, or None if the event must be decided now."""
         if name in self.promised:
             known, first = self.promised[name]
             return first._replace(repeated=1) if known == body else Reused
         return Stopped if self.stopped else None
 
     def keep(self, name: Name, body: int, decision: Decision) -> None:
-        """Promise an answer that was given now."""
+        """Remember a decision that was made now."""
         self.promised[name] = body, decision
         self.given.append(decision.position)
         if len(self.promised) > self.capacity:
@@ -83,7 +83,7 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(name=NAMES, body=BODIES, moral=MORALS)
     def admit(self, name: Name, body: int, moral: int) -> None:
-        """Admit one event with a key. What is answered from a receipt or refused changes nothing."""
+        """Admit one event with a key. An event that is answered from a receipt or refused changes nothing."""
         assert self.formed
         expected, before = self.expected(name, body), self.state()
         key = new_idempotency_hash(name, body)
@@ -111,7 +111,7 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(name=NAMES, body=BODIES, morals=st.lists(MORALS, min_size=1, max_size=10))
     def admit_batch(self, name: Name, body: int, morals: list[int]) -> None:
-        """Admit a batch: its items follow each other as so many single events; the first that is refused ends it."""
+        """Admit a batch: its items behave like single events; the first that is refused ends it."""
         assert self.formed
         events = [self.formed.pool.event(moral) for moral in morals]
         newest = int(self.formed.store.state().position)
@@ -141,7 +141,7 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(name=NAMES, body=BODIES, bad=st.sampled_from([np.nan, np.inf, 1e30]))
     def refuse(self, name: Name, body: int, bad: float) -> None:
-        """A vector that cannot be admitted leaves no receipt, and asks for none."""
+        """A vector that cannot be admitted leaves no receipt and searches none."""
         assert self.formed
         before = self.state()
         with pytest.raises(TooLong if np.isfinite(bad) else NotFinite):
@@ -153,7 +153,7 @@ class Ledger(RuleBasedStateMachine):
     @precondition(lambda self: not self.stopped)
     @rule()
     def stop(self) -> None:
-        """Stop admissions; what was answered stays answered."""
+        """Stop admissions; repeated events are still answered."""
         assert self.formed
         self.formed.apply("stop")
         self.stopped = True
@@ -168,7 +168,7 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(what=st.sampled_from(["tick", "reset", "epoch", "forget"]))
     def something_else(self, what: str) -> None:
-        """Other transitions take nothing of what was promised; the memory may go, its receipt stays."""
+        """Other transitions remove no receipt; a memory may go, its receipt stays."""
         assert self.formed
         formed = self.formed
         if what == "tick":
@@ -186,7 +186,7 @@ class Ledger(RuleBasedStateMachine):
 
     @invariant()
     def all_promises_are_kept(self) -> None:
-        """Everything that is promised is found, with its first answer, and finding it changes nothing."""
+        """Every kept receipt is found, with its first decision, and finding it changes nothing."""
         if self.formed is None:
             return
         before = self.state()
@@ -196,7 +196,7 @@ class Ledger(RuleBasedStateMachine):
         assert len(self.given) == self.formed.store.state().receipts
 
     def teardown(self) -> None:
-        """The log names the receipts 1 … n, each with the decision it was given for."""
+        """The log names the receipts 1 … n, each with its decision."""
         if self.formed is None:
             return
         assert self.given == receipted(self.formed)
@@ -229,7 +229,7 @@ TestLedger.settings = settings(
 class TestWindow:
     @pytest.mark.parametrize("capacity", [1, 7])
     def test_newest_capacity_receipts_are_kept(self, form: Form, capacity: int) -> None:
-        """Of any number of events with keys the newest `capacity` are answered again, and the one before them is not."""
+        """The newest `capacity` of any number of events with keys are answered again, the one before is not."""
         formed = form(Layout(2, 5, 0, 4096, 1, capacity))
         given = [formed.decide(number, key=new_idempotency_hash((number, 0), 0)) for number in range(5 * capacity + 3)]
         for number in range(4 * capacity + 3, 5 * capacity + 3):
