@@ -72,9 +72,7 @@ CODES: Final[Mapping[str, Code]] = {
     "no_such_route": Code(404, "There is no such route."),
     "method_not_allowed": Code(405, "The route does not have this method; the Allow field lists its methods."),
     "rate_limit_exceeded": Code(429, "The client has no tokens left; Retry-After says when there will be enough."),
-    "module_unavailable": Code(
-        503, "The module that has this route is not ready; GET /modules says why.", retry_after=1
-    ),
+    "module_unavailable": Code(503, "The module of this route is not ready; GET /modules states why.", retry_after=1),
     # Bodies and parameters.
     "unsupported_media_type": Code(415, "The operation does not accept this Content-Type."),
     "malformed_body": Code(400, "The body is not valid JSON, msgpack or UTF-8, whichever its Content-Type declares."),

@@ -20,6 +20,7 @@ GROUPS: Final[Mapping[str, str]] = {
     "state": "Read threshold, phase and counters at one position of the log.",
     "governor": "Read and change the settings that decide, reset them, and stop or resume admissions.",
     "probes": "For Kubernetes, Prometheus and operators. They need no key, and answer while others cannot.",
+    "modules": "Read the state of every module of the platform, with the reason if one is not ready.",
     "documentation": "This document, and its page.",
 }
 

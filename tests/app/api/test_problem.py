@@ -185,7 +185,7 @@ def test_a_store_that_cannot_serve_is_503_with_retry_after(
 DECISION = DecisionView(True, "accepted", 1, 0.5, 0.5, 0.5, 0.5, "wake", 2, "boot", 1)
 
 
-class Failing:
+class FailingResource:
     """A resource whose GET raises what it was made with."""
 
     def __init__(self, error: Exception) -> None:
@@ -211,7 +211,7 @@ def test_every_error_of_the_framework_becomes_a_problem_document(error: Exceptio
     """Whatever is raised in a handler leaves in the one form."""
     api = falcon.App()
     api.set_error_serializer(serialise)
-    api.add_route("/", Failing(error))
+    api.add_route("/", FailingResource(error))
 
     answer = falcon.testing.TestClient(api).simulate_get("/")
 

@@ -268,7 +268,7 @@ def test_changes_of_different_members_at_the_same_time_both_hold(steered: LiveSe
         assert {name: in_force[name] for name in found} == found
 
 
-class Delayed(Store):
+class DelayedStore(Store):
     """A store whose caller is held up behind each command that it posts, until `held` is over."""
 
     def __init__(self, block: Block, held: Callable[[], object]) -> None:
@@ -297,7 +297,7 @@ def test_a_command_is_answered_with_its_own_position(overwritten: bool) -> None:
         controlled.extend(int(formed.apply(kind).position) for kind in ("stop", "reset"))
 
     formed.accept()
-    state, position = carry_out(Delayed(formed.block, meanwhile), "resume", lambda _state: None)
+    state, position = carry_out(DelayedStore(formed.block, meanwhile), "resume", lambda _state: None)
 
     assert position == (None if overwritten else controlled[0])
     assert state.ticket_position == controlled[-1]

@@ -83,7 +83,7 @@ def test_lines_without_room_are_counted_and_others_stay_whole(ends: tuple[int, i
     assert last[-1]["event"] == "the end"
 
 
-class Waits:
+class WaitCounter:
     """Counts how often a sink has waited for room."""
 
     def __init__(self, sink: Sink) -> None:
@@ -101,7 +101,7 @@ def test_only_the_first_line_waits_for_a_slow_reader(ends: tuple[int, int], leng
     """However many find no room: once, and once more for each word about them that fits where a line does not."""
     reading, writing = ends
     to = handler(sink := Sink(writing))
-    waits = Waits(sink)
+    waits = WaitCounter(sink)
 
     for _ in range(1000):
         say(to, "x" * length)
@@ -191,7 +191,7 @@ def test_a_fork_leaves_the_unfinished_line_to_its_parent(ends: tuple[int, int]) 
 
 
 @dataclass
-class Piped(LiveServer):
+class PipedServer(LiveServer):
     """A server whose log is a pipe that this test reads, or does not."""
 
     reading: int = -1
@@ -215,7 +215,7 @@ class Piped(LiveServer):
 
 def test_an_unread_log_stops_no_process(tmp_path: Path) -> None:
     """Requests, the arbiter and its controller go on; when it is read again, it says what is missing."""
-    server = Piped(
+    server = PipedServer(
         tmp_path, {**SMALL, "LOG_LEVEL": "DEBUG", "MLSDM_OBSERVABILITY__LOGGING__FORMAT": "json", "WORKERS": "2"}
     )
     os.mkfifo(server.log_path)

@@ -35,7 +35,7 @@ EVENT: Final = of_json({"event_vector": EXAMPLE, "moral_value": 0.95})
 TRACE: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
-class Lines(logging.Handler):
+class LineRecorder(logging.Handler):
     """Keeps what the audit log writes, as the lines that it would be."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Lines(logging.Handler):
 @pytest.fixture
 def lines() -> Iterator[list[dict[str, Any]]]:
     """What is written to the audit log in this process."""
-    handler = Lines()
+    handler = LineRecorder()
     logger = logging.getLogger("mlsdm.audit")
     logger.addHandler(handler)
     yield handler.lines
@@ -87,7 +87,7 @@ def test_refusals_have_names(lines: list[dict[str, Any]], status: int, event: st
 
 
 def test_a_line_names_client_request_and_address(lines: list[dict[str, Any]]) -> None:
-    """The key or the address, the request by its names, and why."""
+    """The id of the key or the address, the ids of the request, and the reason."""
     AuditLog().record_refusal(environ(), 422, "field_missing", "moral_value")
 
     [line] = lines
@@ -102,7 +102,7 @@ def test_a_line_names_client_request_and_address(lines: list[dict[str, Any]]) ->
     "text", ["\x00\r\n\x1b[2J", "\x7f\x85\x9b2J", '"},{"event": "forged', "\u2028\u202e", "é" * 5000]
 )
 def test_a_client_cannot_forge_a_line(lines: list[dict[str, Any]], text: str) -> None:
-    """Control characters are escaped, quotation marks stay inside, and what is long is cut."""
+    """Control characters are escaped, quotation marks stay inside the string, and long text is cut."""
     AuditLog().record_refusal(environ(PATH_INFO="/" + text), 401, "unauthorised", None)
 
     assert [line["path"] for line in lines] == [("/" + text)[:200]]
@@ -150,7 +150,7 @@ def test_the_lines_of_a_client_add_up_to_its_refusals(lines: list[dict[str, Any]
 
 
 def test_many_strangers_share_a_bounded_number_of_lines(lines: list[dict[str, Any]]) -> None:
-    """So many of them are named in a second; the rest are one line, and none is missing from the sum."""
+    """CLIENTS_COUNT of them are named in a second; the rest share one line, and none is missing from the sum."""
     now = 7.0
     audit = AuditLog(lambda: now)
     for number in range(LINES_PER_SECOND + CLIENTS_COUNT + 500):
@@ -163,7 +163,7 @@ def test_many_strangers_share_a_bounded_number_of_lines(lines: list[dict[str, An
 
 
 def test_threads_of_the_pool_share_the_bound_of_lines(lines: list[dict[str, Any]]) -> None:
-    """Commands run there, and are refused there: none is written beyond the number, and none is lost count of."""
+    """Commands run and are refused there: no line exceeds the bound, and every refusal is counted."""
     now = 7.0
     audit = AuditLog(lambda: now)
 
@@ -185,7 +185,7 @@ def test_threads_of_the_pool_share_the_bound_of_lines(lines: list[dict[str, Any]
 
 
 def test_suppressed_counts_are_written_at_the_end(lines: list[dict[str, Any]]) -> None:
-    """A worker that ends within the second says how many lines there would have been; once."""
+    """A worker that ends within the second writes once how many lines were suppressed."""
     audit = AuditLog(lambda: 7.0)
 
     for _ in range(LINES_PER_SECOND + 3):
@@ -196,7 +196,7 @@ def test_suppressed_counts_are_written_at_the_end(lines: list[dict[str, Any]]) -
     assert [line["suppressed"] for line in lines if "suppressed" in line] == [3]
 
 
-class Stuck(Store):
+class StuckStore(Store):
     """A store that fails in one way or another once a command was posted."""
 
     error: type[errors.StoreError] = errors.Busy
@@ -221,8 +221,8 @@ def test_a_command_with_unknown_outcome_is_audited(
 ) -> None:
     """It may still be carried out, so nobody may say that nothing was applied, and the log says who asked for it."""
     monkeypatch.setattr("core.commands._WAIT_SECONDS", 0.02)
-    monkeypatch.setattr("app.routes.governor.Store", Stuck)
-    monkeypatch.setattr(Stuck, "error", error)
+    monkeypatch.setattr("app.routes.governor.Store", StuckStore)
+    monkeypatch.setattr(StuckStore, "error", error)
     formed = Formed()
     context: Any = SimpleNamespace(store=formed.store, boot_id="", config=Config())
     change = b'{"moral_filter": {"ema_alpha": 0.2}}'

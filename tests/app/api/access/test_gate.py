@@ -1,4 +1,4 @@
-"""Who gets in: the ways to show a key, whose address is believed, and production, which does not start without a key.
+"""The gate: ways to send a key, trusted proxies, several authenticators, and production without a key.
 
 Which route needs which role is tests/app/api/access/test_role_matrix.py.
 """
@@ -131,7 +131,7 @@ def test_probes_and_scrapes_need_no_key(guarded: LiveServer, path: str) -> None:
 
 
 def test_a_refused_event_is_not_decided(guarded: LiveServer) -> None:
-    """The key is asked for before the body is looked at."""
+    """The key is checked before the body is decoded."""
     key = {"X-API-Key": KEY}
     before = guarded.get("/state", **key).json
 
@@ -152,7 +152,7 @@ def test_the_key_is_in_no_log_line(guarded: LiveServer) -> None:
 
 
 def test_production_enables_rate_limits(guarded: LiveServer) -> None:
-    """On by default in production only; /health/detailed tells an operator."""
+    """They are on by default in production only; /health/detailed shows them."""
     limits = guarded.get("/health/detailed").json["rate_limiting"]
 
     assert (limits["enabled"], limits["requests_per_second"], limits["burst_capacity"]) == (True, 5.0, 10)
@@ -194,7 +194,7 @@ def test_development_needs_no_key(still_server: LiveServer) -> None:
     assert still_server.get("/state", Authorization="Bearer anything").status == 200
 
 
-# -- whose address is believed ----------------------------------------------------------------------------------------
+# -- trusted proxies --------------------------------------------------------------------------------------------------
 
 PROXIES = networks("10.0.0.0/8, 192.0.2.1, fd00::/8, 2001:db8::7")
 
@@ -235,14 +235,14 @@ PROXIES = networks("10.0.0.0/8, 192.0.2.1, fd00::/8, 2001:db8::7")
     ],
 )
 def test_forwarding_headers_count_from_trusted_proxies_only(peer: str, forwarded: str | None, expected: str) -> None:
-    """The first address from the right that is no listed proxy: the last one that somebody trustworthy has seen."""
+    """The address is the first from the right that is no trusted proxy: the last one that a trusted proxy has seen."""
     environ = {"REMOTE_ADDR": peer} | ({} if forwarded is None else {"HTTP_X_FORWARDED_FOR": forwarded})
 
     assert expected == Gate((), PROXIES).address_of(environ)
 
 
 def test_without_trusted_proxies_forwarding_headers_are_ignored() -> None:
-    """The default: a header that anybody may send says nothing."""
+    """By default a header that any client may send has no effect."""
     environ = {"REMOTE_ADDR": "127.0.0.1", "HTTP_X_FORWARDED_FOR": "198.51.100.1"}
 
     assert Gate(()).address_of(environ) == "127.0.0.1"
@@ -251,7 +251,7 @@ def test_without_trusted_proxies_forwarding_headers_are_ignored() -> None:
 # -- the gate alone ---------------------------------------------------------------------------------------------------
 
 
-class Admin:
+class AdminResource:
     """A resource for administrators."""
 
     operations: ClassVar[Mapping[str, Operation]] = {"GET": Operation("Test.", Role.ADMIN, dict[str, Any], cost=3)}
@@ -279,7 +279,7 @@ def gated(
     gate: Any = Gate((*first, *others), charge=charge, clock=lambda: now)
     api = falcon.App(middleware=[gate])
     api.set_error_serializer(serialise)
-    api.add_route("/admin", Admin())
+    api.add_route("/admin", AdminResource())
     client = falcon.testing.TestClient(api)
 
     def ask(method: str = "GET", **headers: str) -> falcon.testing.Result:
@@ -317,7 +317,7 @@ def test_only_admitted_requests_are_charged() -> None:
 
 
 def test_a_ring_of_expired_keys_is_closed() -> None:
-    """Not open: who names a keys file does not want everybody."""
+    """It is not open: an operator who names a key file does not want every client."""
     keyring = Keyring(keys=[Key("a", Role.ADMIN, "standard", token_digest("a.x"), expires=-1.0)])
 
     assert gated(keyring)().status_code == 401
@@ -482,12 +482,12 @@ def test_an_error_of_an_authenticator_is_an_error_and_opens_nothing() -> None:
     gate = Gate([KeyAuthenticator(ring("writer")), UserAuthenticator(ZeroDivisionError()), later])
     application = Application()
     application._gate = gate
-    application._routes = {"/admin": Admin()}
+    application._routes = {"/admin": AdminResource()}
     environ: dict[str, Any] = {"REMOTE_ADDR": "", "PATH_INFO": "/admin", "REQUEST_METHOD": "GET",
                                "HTTP_AUTHORIZATION": USER}  # fmt: skip
 
     with pytest.raises(ZeroDivisionError):
-        gate.admit(environ, Admin.operations["GET"])
+        gate.admit(environ, AdminResource.operations["GET"])
     assert (CLIENT in environ, later.asked) == (False, 0)
     assert application.wants_body(environ) is False
     assert isinstance(environ[RAISED], ZeroDivisionError)

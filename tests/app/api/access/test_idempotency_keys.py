@@ -18,7 +18,7 @@ from shm.layout import KINDS
 from shm.store import Store
 from testing import keys
 from testing.bodies import BATCH_FORMS, EVENT_FORMS, EXAMPLE, JSON, Body, of_json, of_raw, problem
-from testing.eventually import eventually
+from testing.eventually import HANG_SECONDS, eventually
 from testing.live_server import Answer, LiveServer
 from tests.conftest import Serve
 
@@ -288,7 +288,7 @@ def wait_for_successor(server: LiveServer, block: Block, victim: int) -> None:
 
 def kill_after(store: Store, victim: int, count: int) -> None:
     """SIGKILL a worker as soon as `count` decisions are in the log."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + HANG_SECONDS
     while (scalars := store.state().scalars).accepted + scalars.rejected < count and time.monotonic() < deadline:
         pass
     os.kill(victim, signal.SIGKILL)

@@ -112,7 +112,7 @@ def test_events_and_recalls_cost_one_and_batches_what_they_hold(limited: LiveSer
 
 
 def test_refused_requests_and_other_operations_cost_nothing(limited: LiveServer) -> None:
-    """Whatever the reason: the next event finds the bucket as it was, and no refusal says what is not true."""
+    """Whatever the reason: the next event finds the bucket unchanged, and no refusal states a stale count."""
     send, headers = sender(limited, "slow"), keys.bearer("slow")
     start = left(send("/event"))
     known = {"Idempotency-Key": "known"}
@@ -154,7 +154,7 @@ def test_refused_requests_and_other_operations_cost_nothing(limited: LiveServer)
 
 
 def test_a_batch_above_the_burst_is_422(limited: LiveServer) -> None:
-    """It would never fit, so 429 would have the client wait for ever; at the burst it fits."""
+    """It can never fit, so a 429 would make the client wait for ever; a batch of the size of the burst fits."""
     document = problem(sender(limited, "slow")("/events", batch(BURST + 1)))
 
     assert (document["status"], document["code"]) == (422, "batch_above_burst")
@@ -178,7 +178,7 @@ def announced(server: LiveServer, name: str, size: int) -> tuple[dict[str, str],
 
 
 def test_a_batch_whose_size_exceeds_the_burst_is_not_decoded(limited: LiveServer) -> None:
-    """Its bytes are more than so many events may have."""
+    """Its size exceeds the maximum size of that many events."""
     size = event_size_max(8, 1024)
     start = left(sender(limited, "slow")("/event"))
 
@@ -192,7 +192,7 @@ def test_a_batch_whose_size_exceeds_the_burst_is_not_decoded(limited: LiveServer
 
 
 def test_a_batch_without_enough_tokens_is_not_decoded(limited: LiveServer) -> None:
-    """As many tokens as its bytes must cost are not there; no more are needed to be let in, if it has so few events."""
+    """It is refused without the minimum price of its size, and admitted with it if it has no more events."""
     send, size = sender(limited, "thrifty"), event_size_max(8, 1024)
     assert left(send("/events", batch(BURST - 3))) == 3
 
@@ -206,7 +206,7 @@ def test_a_batch_without_enough_tokens_is_not_decoded(limited: LiveServer) -> No
 
 
 def test_while_stopped_no_tokens_are_charged(limited: LiveServer) -> None:
-    """An emergency stop costs the clients nothing but time."""
+    """An emergency stop costs clients no tokens."""
     send, admin = sender(limited, "quick"), keys.bearer("admin")
     start = left(send("/event"))
 
@@ -292,7 +292,7 @@ def test_two_workers_share_one_bucket(limited: LiveServer) -> None:
 
 
 def test_a_client_that_waits_retry_after_is_served(limited: LiveServer) -> None:
-    """Retry-After is enough for what was refused: one event, or a whole burst at once."""
+    """Retry-After is sufficient for the refused request: one event, or a whole burst at once."""
     send = sender(limited, "second")
     for body, path in ((batch(RATE), "/events"), (EVENT, "/event")):
         while (answer := send(path, body)).status == 200:
@@ -429,8 +429,8 @@ def formed() -> Iterator[Formed]:
     block.close()
 
 
-class Desk:
-    """Quotas over a block, and clients that ask for tokens at a time that the test says."""
+class QuotaClients:
+    """Clients that are charged by the quotas of a block, at a time that the test sets."""
 
     def __init__(self, formed: Formed, rate: float, burst: int) -> None:
         self.now = formed.now()
@@ -453,26 +453,26 @@ class Desk:
 
 
 def test_the_advance_charge_is_part_of_the_price(formed: Formed) -> None:
-    """Or given back, when the rest is not to be had: then nothing was paid, and the answer says what is left."""
-    desk = Desk(formed, 0.001, 10)
-    environ = desk.ask("10.0.0.1", 4)
+    """It is refunded if the rest is refused: then nothing was paid, and the response states the remaining tokens."""
+    clients = QuotaClients(formed, 0.001, 10)
+    environ = clients.ask("10.0.0.1", 4)
 
-    desk.quotas.charge(environ, 7)
+    clients.quotas.charge(environ, 7)
     assert environ[HEADER_LINES].startswith('RateLimit: "standard";r=3;')
     with pytest.raises(Problem) as refused:
-        desk.quotas.charge(environ, 11)
+        clients.quotas.charge(environ, 11)
 
     assert (refused.value.problem_code, refused.value.field) == ("batch_above_burst", "body")
     assert (refused.value.description or "").startswith("body: 11 events; expected at most 10,")
-    assert desk.wait_of("10.0.0.1", 10) == 0
-    environ = desk.ask("10.0.0.2", 4)
-    desk.ask("10.0.0.2", 5)
+    assert clients.wait_of("10.0.0.1", 10) == 0
+    environ = clients.ask("10.0.0.2", 4)
+    clients.ask("10.0.0.2", 5)
     with pytest.raises(Problem):
-        desk.quotas.charge(environ, 6)
+        clients.quotas.charge(environ, 6)
     assert environ[HEADER_LINES].startswith('RateLimit: "standard";r=5;')
 
 
-class Failing:
+class FailingResource:
     """A route that costs a token and fails."""
 
     operations: ClassVar = {"POST": Operation("", Role.WRITE, None, cost=1)}
@@ -481,108 +481,108 @@ class Failing:
         self.fast_responders = {"POST": self.fail}
 
     def fail(self, _environ: dict[str, Any]) -> bytes:
-        """Fail as nobody expects."""
+        """Fail with an unexpected error."""
         raise ZeroDivisionError
 
     def on_post(self, request: falcon.Request, _response: falcon.Response) -> None:
-        """The same, on the long way."""
+        """Fail in the same way inside the framework."""
         self.fail(request.env)
 
 
 @pytest.mark.parametrize("path", ["/fails", "//fails"])
 def test_an_unexpected_error_keeps_the_token(formed: Formed, path: str) -> None:
-    """What it has done nobody knows, so it was no refusal; the token was taken once."""
-    desk = Desk(formed, 0.001, 10)
-    gate = Gate((), charge=desk.quotas.charge)
+    """Its effect is unknown, so it is no refusal; the token was charged once."""
+    clients = QuotaClients(formed, 0.001, 10)
+    gate = Gate((), charge=clients.quotas.charge)
     api: Any = falcon.App(middleware=[ReraiseMiddleware(), gate])  # type: ignore[arg-type] # as the application does
     api.add_error_handler(Exception, _reraise)
-    api.add_route("/fails", Failing())
+    api.add_route("/fails", FailingResource())
     asked = falcon.testing.create_environ(path, method="POST", remote_addr="10.0.0.1")
 
     with pytest.raises(ZeroDivisionError):
-        FastPath({"/fails": Failing()}, gate, api)(asked, lambda *_: lambda _: None)
+        FastPath({"/fails": FailingResource()}, gate, api)(asked, lambda *_: lambda _: None)
 
-    assert desk.ask("10.0.0.1")[HEADER_LINES].startswith('RateLimit: "standard";r=8;')
+    assert clients.ask("10.0.0.1")[HEADER_LINES].startswith('RateLimit: "standard";r=8;')
 
 
 def test_retry_after_is_the_smallest_sufficient_wait(formed: Formed) -> None:
-    """For any rate and burst: rounded up, so that nobody comes too early, and by less than a second."""
+    """For any rate and burst it is rounded up, so that no client retries too early, by less than a second."""
     seed = random.randrange(2**32)
     chance = random.Random(seed)
     for trial in range(300):
         burst = chance.randrange(1, 50)
-        desk = Desk(formed, chance.choice([0.001, 0.3, 5.0, 999.0, 1e6]) * chance.uniform(1, 2), burst)
+        clients = QuotaClients(formed, chance.choice([0.001, 0.3, 5.0, 999.0, 1e6]) * chance.uniform(1, 2), burst)
         name = f"10.0.0.{trial}"
-        assert desk.wait_of(name, burst) == 0
+        assert clients.wait_of(name, burst) == 0
         tokens = chance.randrange(1, burst + 1)
-        waited = desk.wait_of(name, tokens)
+        waited = clients.wait_of(name, tokens)
         if waited > 1:
-            desk.now += (waited - 1) * 1_000_000_000
-            assert desk.wait_of(name, tokens) == 1, f"seed {seed}"
-            desk.now += 1_000_000_000
+            clients.now += (waited - 1) * 1_000_000_000
+            assert clients.wait_of(name, tokens) == 1, f"seed {seed}"
+            clients.now += 1_000_000_000
         else:
-            desk.now += waited * 1_000_000_000
-        assert desk.wait_of(name, tokens) == 0, f"seed {seed}"
+            clients.now += waited * 1_000_000_000
+        assert clients.wait_of(name, tokens) == 0, f"seed {seed}"
 
 
 def test_clients_have_separate_buckets(formed: Formed) -> None:
     """By key, or by address: IPv4 whole, IPv6 by its first 64 bits, IPv4 within IPv6 as IPv4."""
-    desk = Desk(formed, 0.001, 1)
+    clients = QuotaClients(formed, 0.001, 1)
     same = [("1.2.3.4", "::ffff:1.2.3.4"), ("2001:db8::1", "2001:db8::ffff:2"), ("fe80::1%eth0", "fe80::2%lo")]
     other = ["1.2.3.5", "2001:db8:0:1::1", "::1", "unix"]
 
     for first, second in same:
-        assert (desk.wait_of(first), desk.wait_of(second) > 0) == (0, True)
-    assert [0] * len(other) == [desk.wait_of(name) for name in other]
-    desk.ask("key", key="key")
-    desk.ask("other", key="other")
+        assert (clients.wait_of(first), clients.wait_of(second) > 0) == (0, True)
+    assert [0] * len(other) == [clients.wait_of(name) for name in other]
+    clients.ask("key", key="key")
+    clients.ask("other", key="other")
     with pytest.raises(Problem):
-        desk.ask("key", key="key")
-    desk.ask("key-high", 10, key="key-high", tier="high")
+        clients.ask("key", key="key")
+    clients.ask("key-high", 10, key="key-high", tier="high")
 
 
 def test_clients_of_every_authenticator_have_buckets_of_their_own(formed: Formed) -> None:
     """A user pays like a key: by its id and tier; an id that looks like an address is none."""
-    desk = Desk(formed, 0.001, 1)
+    clients = QuotaClients(formed, 0.001, 1)
     ann, bob = "user:ann", "2001:db8::1"
 
-    desk.ask("", key=ann)
+    clients.ask("", key=ann)
     with pytest.raises(Problem) as refused:
-        desk.ask("", key=ann)
+        clients.ask("", key=ann)
     assert refused.value.problem_code == "rate_limit_exceeded"
-    desk.ask("", 10, key=ann, tier="high")
-    desk.ask("", key=bob)
-    assert desk.wait_of(bob) == 0
+    clients.ask("", 10, key=ann, tier="high")
+    clients.ask("", key=bob)
+    assert clients.wait_of(bob) == 0
 
 
 def test_refunded_tokens_can_be_spent_once(formed: Formed) -> None:
-    """All of it, or all but what was spent; a second time gives nothing."""
-    desk = Desk(formed, 0.001, 10)
-    environ = desk.ask("client", 10)
+    """All of them, or all but the spent ones; a second refund gives nothing."""
+    clients = QuotaClients(formed, 0.001, 10)
+    environ = clients.ask("client", 10)
 
     refund(environ, spent=4)
     refund(environ)
 
-    assert desk.wait_of("client", 6) == 0
-    assert desk.wait_of("client", 1) > 0
+    assert clients.wait_of("client", 6) == 0
+    assert clients.wait_of("client", 1) > 0
 
 
 def test_a_million_invented_clients_harm_no_key(formed: Formed) -> None:
     """The table is of fixed size: a flood makes it more lenient to peers, never stricter, and does not reach keys."""
-    desk = Desk(formed, 0.001, 10)
+    clients = QuotaClients(formed, 0.001, 10)
     for name, key in (("owner", "owner"), ("192.0.2.1", "")):
-        desk.ask(name, 7, key=key)
-    now = desk.now
+        clients.ask(name, 7, key=key)
+    now = clients.now
 
     for number in range(1, 1_000_001):
         Bucket(formed.block, PEERS, number * 0x9E3779B97F4A7C15 % 2**64, 10**12, 10).spend(now, 10)
 
     for seven in range(7):
-        desk.ask(f"198.51.100.{seven}")  # newcomers find a place
-    desk.ask("192.0.2.1", 3)  # it had three left, and has at least those
-    desk.ask("owner", 3, key="owner")
+        clients.ask(f"198.51.100.{seven}")  # newcomers find a place
+    clients.ask("192.0.2.1", 3)  # it had three left, and has at least those
+    clients.ask("owner", 3, key="owner")
     with pytest.raises(Problem):
-        desk.ask("owner", 1, key="owner")  # exactly three
+        clients.ask("owner", 1, key="owner")  # exactly three
     for number in range(10_000):
-        desk.ask(f"10.9.{number // 256}.{number % 256}")
-    assert desk.quotas._account_of.cache_info().currsize <= 4096
+        clients.ask(f"10.9.{number // 256}.{number % 256}")
+    assert clients.quotas._account_of.cache_info().currsize <= 4096
