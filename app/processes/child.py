@@ -159,7 +159,7 @@ def become(child: Child, record: ChildRecord, inherited: Inheritance) -> NoRetur
             _name_log_lines(child.name)
         status = int(child.run(context)) & 0xFF
     except BaseException:
-        log.exception("%s pid=%d leaves", child.name, os.getpid())
+        log.exception("%s pid=%d ends with an exception", child.name, os.getpid())
     finally:
         os._exit(status)
 

@@ -42,7 +42,7 @@ log = logging.getLogger("mlsdm.server")
 
 
 class Supervisor:
-    """Keeps the children of one arbiter. `children` are all of them, the controller first.
+    """Supervises the children of one arbiter. `children` are all of them, the controller first.
 
     `release` is called in each child and closes what only the arbiter may hold. `on_taken_back` is called when this
     arbiter has taken the controller back from a newer arbiter that has gone.
@@ -63,11 +63,11 @@ class Supervisor:
         self._on_taken_back = on_taken_back
         self._me = process.identify_self()  # now, and not when there may be no descriptor to look it up with
         self._table = ChildTable()
-        self._kept = {name: self._keep(child) for name, child in _by_name(children).items()}
+        self._supervised = {name: self._supervise(child) for name, child in _by_name(children).items()}
         self.superseded = False
         self._superseded_at = 0.0
 
-    def _keep(self, child: Child) -> SupervisedChild:
+    def _supervise(self, child: Child) -> SupervisedChild:
         record = self._table.claim(child.name)
         if child.name != CONTROLLER:
             return SupervisedChild(child, record, Backoff(), lambda: record.beats, END_SECONDS_MAX)
@@ -82,25 +82,26 @@ class Supervisor:
         self._start(self._controller)
         if not self.wait_until_formed():
             return False
-        for kept in self._kept.values():
-            if kept.process == NOBODY:
-                self._start(kept)
+        for supervised in self._supervised.values():
+            if supervised.process == NOBODY:
+                self._start(supervised)
         return True
 
     @property
     def _controller(self) -> SupervisedChild:
-        return self._kept[CONTROLLER]
+        return self._supervised[CONTROLLER]
 
-    def _start(self, kept: SupervisedChild) -> None:
-        kept.start(time.monotonic(), self._fork)
+    def _start(self, supervised: SupervisedChild) -> None:
+        supervised.start(time.monotonic(), self._fork)
 
     def _fork(self, child: Child, record: ChildRecord) -> int:
         """Fork a child; returns its pid. Raises OSError when the machine cannot."""
+        inherited = Inheritance(self._block, self._config(), self._me, self._release)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             pid = os.fork()
             if pid == 0:
-                become(child, record, Inheritance(self._block, self._config(), self._me, self._release))
+                become(child, record, inherited)
             return pid
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -121,50 +122,54 @@ class Supervisor:
 
     def reap(self, respawn: bool) -> None:
         """Notice which children have ended, and start those again that should run, unless the server is stopping."""
-        for kept in list(self._kept.values()):
-            _guarded(lambda kept=kept: self._reap(kept, respawn))  # type: ignore[misc] # mypy infers no default
+        for supervised in list(self._supervised.values()):
+            _guarded(lambda supervised=supervised: self._reap(supervised, respawn))  # type: ignore[misc] # mypy infers no default
 
-    def _reap(self, kept: SupervisedChild, respawn: bool) -> None:
+    def _reap(self, supervised: SupervisedChild, respawn: bool) -> None:
         now = time.monotonic()
-        kept.kill_if_late(now)
-        ended = kept.reap(now)
+        supervised.kill_if_late(now)
+        ended = supervised.reap(now)
         if ended is None:
             return
         pid, reason, status = ended
-        if kept.is_removed:
-            self._forget(kept)
+        if supervised.is_removed:
+            self._forget(supervised)
         elif not respawn:
             return
-        elif kept is self._controller and self._was_superseded(status):
+        elif supervised is self._controller and self._was_superseded(status):
             self._stand_back(now)
         elif reason is Reason.FINISHED:
-            kept.is_finished = True
-            log.info("%s pid=%d has finished", kept.name, pid)
+            supervised.is_finished = True
+            log.info("%s pid=%d has finished", supervised.name, pid)
         else:
             if reason in (Reason.REPLACED, Reason.SUPERSEDED):
-                kept.due = now
+                supervised.due = now
             else:
-                log.warning("%s pid=%d died (status %d) and is respawned", kept.name, pid, status or 0)
-            if now >= kept.due and not self.superseded:
-                self._start(kept)
+                log.warning("%s pid=%d died (status %d) and is respawned", supervised.name, pid, status or 0)
+            if now >= supervised.due and not self.superseded:
+                self._start(supervised)
 
     def watch(self) -> None:
         """Look after every child: start what is due, kill what is silent, too large, or late to end."""
         if self.superseded:
             _guarded(self._take_back)
-        for kept in list(self._kept.values()):
-            _guarded(lambda kept=kept: self._watch(kept))  # type: ignore[misc] # mypy infers no default
+        for supervised in list(self._supervised.values()):
+            _guarded(lambda supervised=supervised: self._watch(supervised))  # type: ignore[misc] # mypy infers no default
 
-    def _watch(self, kept: SupervisedChild) -> None:
+    def _watch(self, supervised: SupervisedChild) -> None:
         now = time.monotonic()
-        if kept.process != NOBODY:
-            kept.look(now)
-        elif kept.may_start and now >= kept.due and not self.superseded:
-            self._start(kept)
+        if supervised.process != NOBODY:
+            supervised.look(now)
+        elif supervised.may_start and now >= supervised.due and not self.superseded:
+            self._start(supervised)
 
     def seconds_to_next_look(self) -> float:
         """Return in how many seconds some child has to be started after its back-off, or killed when late to end."""
-        times = [kept.wake_at for kept in self._kept.values() if kept.process != NOBODY or not self.superseded]
+        times = [
+            supervised.wake_at
+            for supervised in self._supervised.values()
+            if supervised.process != NOBODY or not self.superseded
+        ]
         return max(0.0, min((at for at in times if at is not None), default=float("inf")) - time.monotonic())
 
     # -- an upgrade: two arbiters agree on one controller ------------------------------------------------------------
@@ -182,8 +187,8 @@ class Supervisor:
         """Leave the block to the newer arbiter: end all other children."""
         self.superseded, self._superseded_at = True, now
         log.info("the controller of a newer arbiter has taken over")
-        for kept in self._kept.values():
-            kept.end(now, Reason.SUPERSEDED)
+        for supervised in self._supervised.values():
+            supervised.end(now, Reason.SUPERSEDED)
 
     def _take_back(self) -> None:
         """Start all children again when the newer arbiter has gone."""
@@ -192,8 +197,8 @@ class Supervisor:
         if is_unsigned or (newer.alive and newer != self._me) or now < self._controller.due:
             return
         self.superseded = False
-        for kept in self._kept.values():
-            kept.due = now
+        for supervised in self._supervised.values():
+            supervised.due = now
         self._start(self._controller)
         self._on_taken_back()
 
@@ -208,43 +213,43 @@ class Supervisor:
         start those that are new. Raises ValueError as the constructor does, and changes nothing then.
         """
         wanted, now = _by_name(children), time.monotonic()
-        for name, kept in list(self._kept.items()):
+        for name, supervised in list(self._supervised.items()):
             if name not in wanted:
-                self._remove(kept, now)
+                self._remove(supervised, now)
                 continue
             child = wanted.pop(name)
-            differs = (kept.child.settings, kept.child.access) != (child.settings, child.access)
-            kept.child = child
-            if differs or kept.is_removed:
-                kept.is_removed = kept.is_finished = False
-                kept.due = now
-                kept.end(now, Reason.REPLACED)
+            differs = (supervised.child.settings, supervised.child.access) != (child.settings, child.access)
+            supervised.child = child
+            if differs or supervised.is_removed:
+                supervised.is_removed = supervised.is_finished = False
+                supervised.due = now
+                supervised.end(now, Reason.REPLACED)
         for name, child in wanted.items():
-            self._kept[name] = self._keep(child)
+            self._supervised[name] = self._supervise(child)
         self.watch()
 
-    def _remove(self, kept: SupervisedChild, now: float) -> None:
-        kept.is_removed = True
-        kept.end(now, Reason.ENDED)
-        if kept.process == NOBODY:
-            self._forget(kept)
+    def _remove(self, supervised: SupervisedChild, now: float) -> None:
+        supervised.is_removed = True
+        supervised.end(now, Reason.ENDED)
+        if supervised.process == NOBODY:
+            self._forget(supervised)
 
-    def _forget(self, kept: SupervisedChild) -> None:
-        kept.record.release()
-        del self._kept[kept.name]
+    def _forget(self, supervised: SupervisedChild) -> None:
+        supervised.record.release()
+        del self._supervised[supervised.name]
 
     def end(self) -> None:
         """End all children: told at once, waited for together, killed when they are late. What even that does not end
         dies with the arbiter.
         """
         give_up_at = time.monotonic() + 2 * END_SECONDS_MAX
-        for kept in self._kept.values():
-            kept.end(time.monotonic(), Reason.ENDED)
+        for supervised in self._supervised.values():
+            supervised.end(time.monotonic(), Reason.ENDED)
         while time.monotonic() < give_up_at:
-            for kept in self._kept.values():
-                kept.kill_if_late(time.monotonic())
-                kept.reap(time.monotonic())
-            if all(kept.process == NOBODY for kept in self._kept.values()):
+            for supervised in self._supervised.values():
+                supervised.kill_if_late(time.monotonic())
+                supervised.reap(time.monotonic())
+            if all(supervised.process == NOBODY for supervised in self._supervised.values()):
                 return
             time.sleep(0.005)
 

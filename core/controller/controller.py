@@ -307,9 +307,9 @@ def run(
             controller.run_round()
             time.sleep(max(0.001, INTERVAL_SECONDS - (time.monotonic() - began)))
     except Stale:
-        log.info("controller pid=%d is superseded and leaves", os.getpid())
+        log.info("controller pid=%d is superseded and exits", os.getpid())
         return SUPERSEDED
     except StoreError as error:
-        log.error("controller pid=%d leaves: %s", os.getpid(), error)
+        log.error("controller pid=%d exits: %s", os.getpid(), error)
         return 1
     return 0

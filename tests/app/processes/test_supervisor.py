@@ -23,7 +23,7 @@ from testing.eventually import eventually
 MB = 1_000_000
 
 
-class Kept:
+class ArbiterLoop:
     """A supervisor on a formed block, whose arbiter's loop is played by `turn`; a controller that only beats."""
 
     def __init__(self, children: list[Child]) -> None:
@@ -70,6 +70,9 @@ class Kept:
         self.formed.close()
 
 
+RunLoop = Callable[..., ArbiterLoop]
+
+
 class Clock:
     """The monotonic clock of the supervisor, moved by the test. It stands still while children run."""
 
@@ -95,19 +98,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def keep() -> Iterator[Callable[..., Kept]]:
+def run_loop() -> Iterator[RunLoop]:
     """Make supervisors whose children are started, and end them afterwards."""
-    made: list[Kept] = []
+    made: list[ArbiterLoop] = []
 
-    def make(*children: Child) -> Kept:
-        kept = Kept(list(children))
-        made.append(kept)
-        assert kept.supervisor.spawn()
-        return kept
+    def make(*children: Child) -> ArbiterLoop:
+        loop = ArbiterLoop(list(children))
+        made.append(loop)
+        assert loop.supervisor.spawn()
+        return loop
 
     yield make
-    for kept in made:
-        kept.close()
+    for loop in made:
+        loop.close()
 
 
 def wait_for_end(context: ChildContext) -> int:
@@ -121,7 +124,7 @@ def _controller(run: Callable[[ChildContext], int] = wait_for_end) -> Child:
     return Child("controller", run, Access.write("vitals"), silence_seconds=600)
 
 
-def test_a_child_that_beats_lives_and_ends_when_told(keep: Callable[..., Kept], clock: Clock) -> None:
+def test_a_child_that_beats_lives_and_ends_when_told(run_loop: RunLoop, clock: Clock) -> None:
     """It is a process of its own; told to end it exits with its own status, and is not started again."""
     woken, wake = os.pipe()
 
@@ -130,16 +133,16 @@ def test_a_child_that_beats_lives_and_ends_when_told(keep: Callable[..., Kept], 
             os.write(wake, b".")
         return 0
 
-    kept = keep(Child("child", beat, silence_seconds=1.0))
-    pid = kept.pid()
+    loop = run_loop(Child("child", beat, silence_seconds=1.0))
+    pid = loop.pid()
     for _ in range(10):  # five silences
         os.read(woken, 1)
         clock.now += 0.5
-        kept.turn()
+        loop.turn()
 
-    assert kept.pid() == pid != os.getpid()
-    kept.supervisor.end()
-    assert kept.supervisor.states()["child"] == (0, 1, "ended", 0)
+    assert loop.pid() == pid != os.getpid()
+    loop.supervisor.end()
+    assert loop.supervisor.states()["child"] == (0, 1, "ended", 0)
     os.close(woken)
     os.close(wake)
 
@@ -148,21 +151,21 @@ def test_a_child_that_beats_lives_and_ends_when_told(keep: Callable[..., Kept], 
     ("number", "reason", "status"), [(signal.SIGKILL, "killed", -9), (signal.SIGTERM, "exited", 0)]
 )
 def test_a_child_that_dies_is_respawned_at_once(
-    keep: Callable[..., Kept], number: signal.Signals, reason: str, status: int
+    run_loop: RunLoop, number: signal.Signals, reason: str, status: int
 ) -> None:
     """In the very turn of the loop that notices its death. A signal right after the fork is not lost."""
-    kept = keep(Child("child", wait_for_end))
-    first = kept.pid()
+    loop = run_loop(Child("child", wait_for_end))
+    first = loop.pid()
 
     os.kill(first, number)
     os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
-    kept.supervisor.reap(respawn=True)
+    loop.supervisor.reap(respawn=True)
 
-    assert kept.pid() not in (0, first)
-    assert kept.supervisor.states()["child"][1:] == (2, reason, status)
+    assert loop.pid() not in (0, first)
+    assert loop.supervisor.states()["child"][1:] == (2, reason, status)
 
 
-def test_a_child_that_raises_is_logged_with_its_name_and_respawned(keep: Callable[..., Kept], tmp_path: Path) -> None:
+def test_a_child_that_raises_is_logged_with_its_name_and_respawned(run_loop: RunLoop, tmp_path: Path) -> None:
     """An exception ends the child with status 1, never the arbiter."""
     flag = tmp_path / "raised"
 
@@ -172,32 +175,30 @@ def test_a_child_that_raises_is_logged_with_its_name_and_respawned(keep: Callabl
         flag.touch()
         raise RuntimeError("broken")
 
-    kept = keep(Child("child", raise_once))
-    kept.until(lambda: kept.starts() == 2)
+    loop = run_loop(Child("child", raise_once))
+    loop.until(lambda: loop.starts() == 2)
 
-    assert kept.supervisor.states()["child"][2:] == ("exited", 1)
+    assert loop.supervisor.states()["child"][2:] == ("exited", 1)
 
 
-def test_a_child_that_hangs_is_killed_and_respawned(
-    keep: Callable[..., Kept], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_child_that_hangs_is_killed_and_respawned(run_loop: RunLoop, caplog: pytest.LogCaptureFixture) -> None:
     """Stopped or in an endless loop, it does not beat."""
 
     def hang(_context: ChildContext) -> int:
         signal.pause()
         return 0
 
-    kept = keep(Child("child", hang, silence_seconds=0.2))
-    first = kept.pid()
-    kept.until(lambda: kept.starts() == 2)
+    loop = run_loop(Child("child", hang, silence_seconds=0.2))
+    first = loop.pid()
+    loop.until(lambda: loop.starts() == 2)
 
-    assert kept.reason() == "silent"
+    assert loop.reason() == "silent"
     assert f"child pid={first} is silent and is killed" in caplog.text
     assert f"child pid={first} died (status 9) and is respawned" in caplog.text
 
 
 def test_a_child_that_outgrows_its_limit_is_killed_and_respawned(
-    keep: Callable[..., Kept], monkeypatch: pytest.MonkeyPatch
+    run_loop: RunLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Anonymous memory counts; the page cache and shared memory do not."""
     monkeypatch.setattr(supervised_child, "MEMORY_LOOK_SECONDS", 0.05)
@@ -208,34 +209,34 @@ def test_a_child_that_outgrows_its_limit_is_killed_and_respawned(
         wait_for_end(context)
         return len(held)
 
-    kept = keep(Child("child", grow, memory_size_max=limit), Child("small", wait_for_end, memory_size_max=limit))
-    kept.until(lambda: kept.starts() == 2)
+    loop = run_loop(Child("child", grow, memory_size_max=limit), Child("small", wait_for_end, memory_size_max=limit))
+    loop.until(lambda: loop.starts() == 2)
 
-    assert kept.reason() == "memory"
-    assert kept.supervisor.states()["small"][1:] == (1, "none", 0)
+    assert loop.reason() == "memory"
+    assert loop.supervisor.states()["small"][1:] == (1, "none", 0)
 
 
-def test_a_child_that_exits_at_once_is_started_after_growing_delays(keep: Callable[..., Kept], clock: Clock) -> None:
+def test_a_child_that_exits_at_once_is_started_after_growing_delays(run_loop: RunLoop, clock: Clock) -> None:
     """At once after the first death, then after 0.1 s, doubled up to 30 s; anew after it has lived for a minute."""
-    kept = keep(Child("child", lambda _context: 0))
+    loop = run_loop(Child("child", lambda _context: 0))
     delays = []
     for _ in range(12):
-        os.waitid(os.P_PID, kept.pid(), os.WEXITED | os.WNOWAIT)
+        os.waitid(os.P_PID, loop.pid(), os.WEXITED | os.WNOWAIT)
         died = clock.now
-        kept.supervisor.reap(respawn=True)
-        while not kept.pid():
-            clock.now += kept.supervisor.seconds_to_next_look()
-            kept.supervisor.watch()
+        loop.supervisor.reap(respawn=True)
+        while not loop.pid():
+            clock.now += loop.supervisor.seconds_to_next_look()
+            loop.supervisor.watch()
         delays.append(round(clock.now - died, 3))
 
     assert delays == [0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30, 30]
-    os.waitid(os.P_PID, kept.pid(), os.WEXITED | os.WNOWAIT)
+    os.waitid(os.P_PID, loop.pid(), os.WEXITED | os.WNOWAIT)
     clock.now += 60
-    kept.supervisor.reap(respawn=True)
-    assert kept.pid()
+    loop.supervisor.reap(respawn=True)
+    assert loop.pid()
 
 
-def test_a_child_that_runs_once_is_finished_by_status_0_only(keep: Callable[..., Kept], tmp_path: Path) -> None:
+def test_a_child_that_runs_once_is_finished_by_status_0_only(run_loop: RunLoop, tmp_path: Path) -> None:
     """A migration that fails is tried again; one that is done is done."""
     flag = tmp_path / "failed"
 
@@ -244,35 +245,37 @@ def test_a_child_that_runs_once_is_finished_by_status_0_only(keep: Callable[...,
         flag.touch()
         return 0 if done else 3
 
-    kept = keep(Child("child", fail_once, once=True))
-    kept.until(lambda: kept.reason() == "finished")
+    loop = run_loop(Child("child", fail_once, once=True))
+    loop.until(lambda: loop.reason() == "finished")
     for _ in range(20):
-        kept.turn()
+        loop.turn()
 
-    assert kept.supervisor.states()["child"] == (0, 2, "finished", 0)
-    assert kept.supervisor.seconds_to_next_look() == float("inf")
+    assert loop.supervisor.states()["child"] == (0, 2, "finished", 0)
+    assert loop.supervisor.seconds_to_next_look() == float("inf")
 
 
 def test_a_reload_replaces_children_whose_settings_differ_only(
-    keep: Callable[..., Kept], caplog: pytest.LogCaptureFixture
+    run_loop: RunLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The new one starts when the old one is gone; new names are started, missing ones ended and forgotten."""
-    kept = keep(Child("same", wait_for_end, settings=[1]), Child("child", wait_for_end), Child("gone", wait_for_end))
-    same, changed = kept.pid("same"), kept.pid()
+    loop = run_loop(
+        Child("same", wait_for_end, settings=[1]), Child("child", wait_for_end), Child("gone", wait_for_end)
+    )
+    same, changed = loop.pid("same"), loop.pid()
 
-    kept.supervisor.reload(
+    loop.supervisor.reload(
         [_controller(), Child("same", wait_for_end, settings=[1]), Child("child", wait_for_end, settings=2),
          Child("new", wait_for_end)]
     )  # fmt: skip
-    kept.until(lambda: kept.pid() not in (0, changed) and "gone" not in kept.supervisor.states())
+    loop.until(lambda: loop.pid() not in (0, changed) and "gone" not in loop.supervisor.states())
 
-    assert kept.pid("same") == same
-    assert kept.pid("new")
-    assert kept.supervisor.states()["child"][1:] == (2, "replaced", 0)
+    assert loop.pid("same") == same
+    assert loop.pid("new")
+    assert loop.supervisor.states()["child"][1:] == (2, "replaced", 0)
     assert "died" not in caplog.text
 
 
-def test_a_reload_does_not_wait_for_a_child_that_does_not_end(keep: Callable[..., Kept], clock: Clock) -> None:
+def test_a_reload_does_not_wait_for_a_child_that_does_not_end(run_loop: RunLoop, clock: Clock) -> None:
     """It is killed when it is late; until then there is no second one."""
 
     deaf, tell = os.pipe()
@@ -284,36 +287,36 @@ def test_a_reload_does_not_wait_for_a_child_that_does_not_end(keep: Callable[...
             context.beat()
             time.sleep(0.01)
 
-    kept = keep(Child("child", defy))
-    first = process.identify(kept.pid())
+    loop = run_loop(Child("child", defy))
+    first = process.identify(loop.pid())
     os.read(deaf, 1)
 
-    kept.supervisor.reload([_controller(), Child("child", wait_for_end, settings="other")])
+    loop.supervisor.reload([_controller(), Child("child", wait_for_end, settings="other")])
     clock.now += 0.9 * END_SECONDS_MAX
-    kept.turn()
-    assert kept.pid() == first.pid
+    loop.turn()
+    assert loop.pid() == first.pid
     assert first.alive
     clock.now += 0.2 * END_SECONDS_MAX
-    kept.until(lambda: kept.pid() not in (0, first.pid))
+    loop.until(lambda: loop.pid() not in (0, first.pid))
 
-    assert kept.supervisor.states()["child"][1:] == (2, "replaced", -signal.SIGKILL)
+    assert loop.supervisor.states()["child"][1:] == (2, "replaced", -signal.SIGKILL)
     os.close(deaf)
     os.close(tell)
 
 
-def test_a_child_that_gunicorn_reaped_first_is_respawned(keep: Callable[..., Kept]) -> None:
+def test_a_child_that_gunicorn_reaped_first_is_respawned(run_loop: RunLoop) -> None:
     """Its status is lost; that it has died is not."""
-    kept = keep(Child("child", wait_for_end))
-    first = kept.pid()
+    loop = run_loop(Child("child", wait_for_end))
+    first = loop.pid()
 
     os.kill(first, signal.SIGKILL)
     os.waitpid(first, 0)
-    kept.turn()
+    loop.turn()
 
-    assert kept.pid() not in (0, first)
+    assert loop.pid() not in (0, first)
 
 
-def test_a_failed_fork_is_tried_again(keep: Callable[..., Kept], monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+def test_a_failed_fork_is_tried_again(run_loop: RunLoop, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     """The machine may have processes again later; the arbiter goes on."""
     fork, refused = os.fork, 3
 
@@ -324,72 +327,72 @@ def test_a_failed_fork_is_tried_again(keep: Callable[..., Kept], monkeypatch: py
             raise BlockingIOError("no more processes")
         return fork()
 
-    kept = keep()
+    loop = run_loop()
     monkeypatch.setattr(os, "fork", fork_or_refuse)
-    kept.supervisor.reload([_controller(), Child("child", wait_for_end)])
-    assert (kept.pid(), kept.reason()) == (0, "not_started")
+    loop.supervisor.reload([_controller(), Child("child", wait_for_end)])
+    assert (loop.pid(), loop.reason()) == (0, "not_started")
     for _ in range(3):
-        clock.now += kept.supervisor.seconds_to_next_look()
-        kept.turn()
+        clock.now += loop.supervisor.seconds_to_next_look()
+        loop.turn()
 
-    assert kept.pid()
+    assert loop.pid()
 
 
-def test_a_reload_starts_a_child_in_its_back_off(keep: Callable[..., Kept]) -> None:
+def test_a_reload_starts_a_child_in_its_back_off(run_loop: RunLoop) -> None:
     """Other settings are another chance."""
-    kept = keep(Child("child", lambda _context: 1))
-    kept.until(lambda: kept.starts() > 5)
-    kept.until(lambda: not kept.pid())
+    loop = run_loop(Child("child", lambda _context: 1))
+    loop.until(lambda: loop.starts() > 5)
+    loop.until(lambda: not loop.pid())
 
-    kept.supervisor.reload([_controller(), Child("child", wait_for_end, settings="other")])
+    loop.supervisor.reload([_controller(), Child("child", wait_for_end, settings="other")])
 
-    assert kept.pid()
+    assert loop.pid()
 
 
-def test_nothing_is_started_in_a_server_that_stops(keep: Callable[..., Kept]) -> None:
+def test_nothing_is_started_in_a_server_that_stops(run_loop: RunLoop) -> None:
     """Not a child that dies meanwhile, and not one in its back-off."""
-    kept = keep(Child("child", wait_for_end), Child("failing", lambda _context: 1))
-    kept.until(lambda: kept.starts("failing") > 3 and not kept.pid("failing"))
+    loop = run_loop(Child("child", wait_for_end), Child("failing", lambda _context: 1))
+    loop.until(lambda: loop.starts("failing") > 3 and not loop.pid("failing"))
 
-    os.kill(kept.pid(), signal.SIGKILL)
-    os.waitid(os.P_PID, kept.pid(), os.WEXITED | os.WNOWAIT)
-    kept.supervisor.reap(respawn=False)
-    assert kept.pid() == 0
-    kept.supervisor.end()
+    os.kill(loop.pid(), signal.SIGKILL)
+    os.waitid(os.P_PID, loop.pid(), os.WEXITED | os.WNOWAIT)
+    loop.supervisor.reap(respawn=False)
+    assert loop.pid() == 0
+    loop.supervisor.end()
 
-    assert kept.starts() == 1
+    assert loop.starts() == 1
 
 
 def test_children_without_access_cannot_read_the_block_and_readers_cannot_write_it(
-    keep: Callable[..., Kept],
+    run_loop: RunLoop,
 ) -> None:
     """The kernel ends whoever tries; a reader's facade works."""
-    kept: Kept
+    loop: ArbiterLoop
 
     def read(_context: ChildContext) -> int:
         faulthandler.disable()  # pytest's would print the stack
-        return kept.formed.block.memory[0] & 0
+        return loop.formed.block.memory[0] & 0
 
     def write(_context: ChildContext) -> int:
         faulthandler.disable()
-        kept.formed.block.memory[0] = 0
+        loop.formed.block.memory[0] = 0
         return 0
 
     def look(context: ChildContext) -> int:
         assert context.memory is not None
         return int(context.memory.state().accepted + 40) if context.memory.position else 1
 
-    kept = Kept([])
-    kept.formed.accept()
-    kept.formed.accept()
-    kept.supervisor.reload(
+    loop = ArbiterLoop([])
+    loop.formed.accept()
+    loop.formed.accept()
+    loop.supervisor.reload(
         [_controller(), Child("none", read), Child("writer", write, Access.READ), Child("reader", look, Access.READ)]
     )
-    kept.until(lambda: all(kept.reason(name) != "none" for name in ("none", "writer", "reader")))
+    loop.until(lambda: all(loop.reason(name) != "none" for name in ("none", "writer", "reader")))
 
-    states = kept.supervisor.states()
+    states = loop.supervisor.states()
     assert [states[name].status for name in ("none", "writer", "reader")] == [-signal.SIGSEGV, -signal.SIGSEGV, 42]
-    kept.close()
+    loop.close()
 
 
 def test_what_cannot_be_kept_is_refused() -> None:
@@ -400,30 +403,30 @@ def test_what_cannot_be_kept_is_refused() -> None:
     with pytest.raises(ValueError, match="nonsense"):
         Access.write("vitals", "nonsense")
     with pytest.raises(ValueError, match="same name"):
-        Kept([Child("twice", wait_for_end), Child("twice", wait_for_end)])
+        ArbiterLoop([Child("twice", wait_for_end), Child("twice", wait_for_end)])
 
 
 # -- the controller --------------------------------------------------------------------------------------------------
 
 
-def test_many_looks_after_a_freeze_are_no_silence(keep: Callable[..., Kept], clock: Clock) -> None:
+def test_many_looks_after_a_freeze_are_no_silence(run_loop: RunLoop, clock: Clock) -> None:
     """The arbiter stood still, too, and is woken by each of its children that went on; only then does time count."""
 
     def pause(_context: ChildContext) -> int:
         signal.pause()
         return 0
 
-    kept = keep(Child("child", pause, silence_seconds=1.0))
-    child = process.identify(kept.pid())
-    kept.supervisor.watch()
+    loop = run_loop(Child("child", pause, silence_seconds=1.0))
+    child = process.identify(loop.pid())
+    loop.supervisor.watch()
     clock.now += 5
     for _ in range(100):
         clock.now += 0.001
-        kept.supervisor.watch()
+        loop.supervisor.watch()
     assert child.alive
     clock.now += 1
 
-    kept.supervisor.watch()
+    loop.supervisor.watch()
 
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert not child.alive
@@ -432,28 +435,28 @@ def test_many_looks_after_a_freeze_are_no_silence(keep: Callable[..., Kept], clo
 def test_a_controller_that_cannot_live_is_respawned_five_times_a_second(clock: Clock) -> None:
     """At once while there were fewer within a second, and then no sooner than that second is over, at each look."""
     formed, config = Formed(), Config()
-    kept = Supervisor(formed.block, [_controller(lambda _context: 1)], lambda: config, lambda: None, lambda: None)
+    loop = Supervisor(formed.block, [_controller(lambda _context: 1)], lambda: config, lambda: None, lambda: None)
 
     def starts_until_rest() -> int:
-        before = kept.states()["controller"].starts
-        while pid := kept.states()["controller"].pid:
+        before = loop.states()["controller"].starts
+        while pid := loop.states()["controller"].pid:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-            kept.reap(respawn=True)
-        return kept.states()["controller"].starts - before
+            loop.reap(respawn=True)
+        return loop.states()["controller"].starts - before
 
-    kept.spawn()
+    loop.spawn()
     assert 1 + starts_until_rest() == BURST
     for _ in range(100):
-        kept.watch()
+        loop.watch()
     assert starts_until_rest() == 0
     clock.now += BURST_SECONDS
-    kept.watch()
+    loop.watch()
     assert 1 + starts_until_rest() == BURST
     formed.close()
 
 
 def test_children_of_a_superseded_arbiter_end_and_come_back_with_its_controller(
-    keep: Callable[..., Kept],
+    run_loop: RunLoop,
 ) -> None:
     """Two arbiters on one block: the real controllers decide, by their epochs, which one has children."""
     formed, config = Formed(), Config(dimension=16, capacity=50)
