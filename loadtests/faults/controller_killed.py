@@ -27,9 +27,9 @@ from loadtests.faults.judge import Verdict
 from loadtests.faults.load import ClientRecords
 from loadtests.faults.trial import Trial
 from shm import process
-from shm._native import ffi
 from shm.block import Block, find_blocks
 from shm.layout import NO_ROW
+from shm.records import bytes_of
 from testing.eventually import eventually
 
 TIMES: Final = 100
@@ -158,7 +158,7 @@ def _paused(pid: int) -> Iterator[None]:
 
 
 def _vitals(trial: Trial) -> bytes:
-    return bytes(ffi.buffer(trial.store.block.region("vitals")))
+    return bytes_of(trial.store.block.region("vitals"))
 
 
 def _controller_entries(trial: Trial, after: int) -> int:
