@@ -20,8 +20,8 @@ def program(random_: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_programs_hold(seed: int) -> None:
-    """Whatever is sent, in whatever pieces: the six promises hold."""
+def test_properties_hold_for_random_programs(seed: int) -> None:
+    """Every property holds for any bytes in any pieces."""
     random_ = random.Random(seed)
     for _ in range(PROGRAMS_COUNT):
         made = program(random_)
@@ -32,8 +32,8 @@ def test_programs_hold(seed: int) -> None:
             raise
 
 
-def test_a_wrong_length_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The strict reading notices a server that ends a body somewhere else, which is how requests are smuggled."""
+def test_a_wrong_body_length_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The strict reader notices a server that ends a body elsewhere, which allows smuggling."""
     posted = bytes([128 + 1, 128 + 38, 128 + 23, 128 + 71]) + bytes(4)
     check(posted)
     monkeypatch.setattr(RequestParser, "on_body", lambda self, piece: self._body.append(b"x" * len(piece)))
@@ -42,8 +42,8 @@ def test_a_wrong_length_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         check(posted)
 
 
-def test_a_second_field_of_a_name_is_found() -> None:
-    """An answer in which something appears twice, or that is no answer, is no HTTP for the strict reading."""
+def test_a_malformed_answer_is_detected() -> None:
+    """The strict reader rejects duplicate fields and answers that are not HTTP."""
     good = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
     assert [(answer.status, answer.body) for answer in read_answers(good, ["GET"])] == [(200, b"hi")]
@@ -64,8 +64,8 @@ def test_a_second_field_of_a_name_is_found() -> None:
         (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nhi", None),
     ],
 )
-def test_strict_reading(wire: bytes, end: int | None) -> None:
-    """The strict reading knows where a request ends, and when there is none."""
+def test_the_strict_reader_finds_the_end_of_a_request(wire: bytes, end: int | None) -> None:
+    """It also knows when there is no request."""
     found = read_request(wire, 0)
 
     assert end == (found and found.end)

@@ -45,21 +45,21 @@ def sliced(cpu_us: float, items_per_second: float = 1.0) -> Slice:
 
 
 # -- what the client says ----------------------------------------------------------------------------------------------
-def test_the_line_of_the_script_is_read_among_those_of_wrk() -> None:
+def test_the_script_line_is_parsed_among_wrks_output() -> None:
     """Kinds of errors without any are left out."""
     said = f"Running 1s test @ http://127.0.0.1:1\n  1 threads and 2 connections\n{LINE}\nRequests/sec: 180\n"
 
     assert Sample(90, 95, 0.5, (10.0, 20.0), {"read": 2, "status": 3}) == wrk.parse(said)
 
 
-def test_output_without_it_is_no_measurement() -> None:
-    """What wrk said instead is passed on."""
+def test_output_without_the_script_line_is_an_error() -> None:
+    """The error quotes wrk's output."""
     with pytest.raises(MeasurementError, match="unable to connect"):
         wrk.parse("unable to connect to 127.0.0.1:1 Connection refused\n")
 
 
-def test_without_wrk_the_program_says_what_to_install(tmp_path: Path) -> None:
-    """Exit status 2, before anything is started."""
+def test_a_missing_wrk_is_one_sentence_with_the_remedy(tmp_path: Path) -> None:
+    """The status is 2, and nothing is started."""
     ended = subprocess.run(
         [sys.executable, "-m", "loadtests.bench"],
         cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=HANG_SECONDS, check=False,
@@ -69,8 +69,8 @@ def test_without_wrk_the_program_says_what_to_install(tmp_path: Path) -> None:
 
 
 # -- arithmetic --------------------------------------------------------------------------------------------------------
-def test_a_share_is_the_time_of_the_reference_in_that_of_the_subject_round_by_round() -> None:
-    """The median of the rounds, not the quotient of medians."""
+def test_a_share_is_the_median_ratio_of_cpu_times() -> None:
+    """The median of the rounds' ratios, not the ratio of medians."""
     row = Row("a", "b", SIDE, SIDE)
     result = Result(row, [sliced(20), sliced(40), sliced(100)], [sliced(10), sliced(30), sliced(90)])
 
@@ -85,15 +85,15 @@ def test_a_gain_is_in_items_per_second() -> None:
     assert result.ratio == 3.0
 
 
-def test_the_median_is_taken_of_every_figure_alone() -> None:
-    """The slice that has the median of one has not that of all."""
+def test_the_median_is_taken_per_figure() -> None:
+    """The slice with the median of one figure need not have that of another."""
     found = median([Slice(1, 2, 9, 0.1, 5, 5), Slice(2, 9, 1, 0.2, 4, 6), Slice(3, 1, 2, 0.3, 3, 9)])
 
     assert Slice(2, 2, 2, 0.2, 4, 6) == found
 
 
-def test_accepted_events_lie_between_what_was_answered_and_what_was_sent() -> None:
-    """One less or one more is an error of the row: a lost event, or one that was counted twice."""
+def test_accepted_events_lie_between_answered_and_sent() -> None:
+    """One less or one more makes the row an error: an event was lost or counted twice."""
     sample = wrk.parse(LINE)
 
     check_moved(900, sample, 10, SIDE)
@@ -103,25 +103,23 @@ def test_accepted_events_lie_between_what_was_answered_and_what_was_sent() -> No
             check_moved(moved, sample, 10, SIDE)
 
 
-def test_a_lock_that_is_mostly_free_costs_nothing_at_the_99th_percentile() -> None:
-    """No more than one section of a hundred waited, however long."""
+def test_a_mostly_free_lock_has_a_p99_wait_of_zero() -> None:
+    """No more than a hundredth of the sections waited, however long."""
     waits = Waits(10_000, [Window(60, 5_000_000), Window(40, 5_000_000)])
 
     assert (0.0, 100.0) == (waits.p99_us_max, waits.mean_us)
 
 
-def test_the_bound_of_the_wait_for_the_lock() -> None:
-    """One long wait in a window of its own does not raise it: ten waits of 1 ms among two hundred of 2 µs."""
+def test_one_long_wait_does_not_raise_the_bound() -> None:
+    """Ten waits of 1 ms among two hundred of 2 µs are in windows of their own."""
     short = [Window(10, 20_000)] * 20
 
     assert pytest.approx(Waits(10_000, short).p99_us_max, rel=0.02) == 4.0  # 400 µs in all, a hundred sections
     assert pytest.approx(Waits(10_000, [*short, *[Window(1, 1_000_000)] * 10]).p99_us_max, rel=0.02) == 5.0
 
 
-def test_the_bound_is_above_the_percentile_of_any_waits() -> None:
-    """Compared with the waits themselves, of several kinds, cut into windows by a look that falls between the two steps
-    of counting.
-    """
+def test_the_bound_is_never_below_the_true_percentile() -> None:
+    """It holds for several kinds of waits, also when a read falls between the two steps of counting."""
     random = np.random.default_rng(7)
     for waits_ns in (random.exponential(5_000, 20_000), random.pareto(1.5, 20_000) * 1_000, np.full(20_000, 3_000.0)):
         for free in (0, 0.5, 0.9, 0.985):
@@ -138,8 +136,8 @@ def test_the_bound_is_above_the_percentile_of_any_waits() -> None:
 
 
 # -- goals and rows ----------------------------------------------------------------------------------------------------
-def test_every_goal_that_falls_short_is_named() -> None:
-    """What was not measured neither holds nor falls short."""
+def test_every_missed_goal_is_named() -> None:
+    """A goal that was not measured is neither reached nor missed."""
     verdict = goals.judge({"/event raw": 0.79, "/state": 0.80, goals.LOCK: 51.0})
 
     assert verdict.short == ["/event raw: 0.79; the goal is ≥ 0.8", f"{goals.LOCK}: 51; the goal is ≤ 50"]
@@ -147,14 +145,14 @@ def test_every_goal_that_falls_short_is_named() -> None:
 
 
 def test_every_goal_has_its_row() -> None:
-    """A row that is renamed must not lose its goal in silence."""
+    """A renamed row must not lose its goal silently."""
 
     assert {goal.row for goal in goals.GOALS} <= {row.name for row in ROWS} | {goals.LOCK}
     assert len(ROWS) == len({row.name for row in ROWS})
 
 
-def test_rows_are_chosen_by_name_or_part() -> None:
-    """A whole name means that row alone."""
+def test_rows_are_selected_by_name_or_part() -> None:
+    """A whole name selects that row alone."""
 
     assert list(ROWS) == chosen([])
     assert [row.name for row in chosen(["/event raw"])] == ["/event raw"]
@@ -167,8 +165,8 @@ def test_rows_are_chosen_by_name_or_part() -> None:
 
 
 # -- vectors and traffic -----------------------------------------------------------------------------------------------
-def test_synthetic_vectors_are_those_of_the_last_run(given: vectors.Vectors) -> None:
-    """Of unit norm, with neighbours, and no query is a memory."""
+def test_synthetic_vectors_are_reproducible(given: vectors.Vectors) -> None:
+    """They have unit norm and neighbours, and no query is a memory."""
 
     assert np.array_equal(given.memories, vectors.synthetic().memories)
     assert ((20_000, 384), (1_000, 384)) == (given.memories.shape, given.queries.shape)
@@ -179,7 +177,7 @@ def test_synthetic_vectors_are_those_of_the_last_run(given: vectors.Vectors) -> 
 
 
 def test_given_vectors_fill_the_store_and_keep_the_queries_apart(tmp_path: Path) -> None:
-    """Memories are repeated when they are too few; the last thousand are the queries."""
+    """Memories are repeated when there are too few; the last thousand are the queries."""
     found = np.random.default_rng(3).standard_normal((2_500, 8)).astype(np.float16)
     np.savez(tmp_path / "some.npz", vec=found)
 
@@ -191,16 +189,16 @@ def test_given_vectors_fill_the_store_and_keep_the_queries_apart(tmp_path: Path)
 
 
 @pytest.mark.parametrize("content", [{"other": np.ones((9, 9))}, {"vec": np.ones((9, 9))}, {"vec": np.ones(9_999)}])
-def test_what_holds_no_vectors_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
-    """The sentence names the file and what it should have held."""
+def test_a_file_without_vectors_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
+    """The sentence names the file and the expected content."""
     np.savez(tmp_path / "other.npz", **content)
 
     with pytest.raises(MeasurementError, match=r"other\.npz.*vec|`vec` of .*other\.npz"):
         vectors.load(tmp_path / "other.npz")
 
 
-def test_requests_are_whole_and_different(given: vectors.Vectors) -> None:
-    """At least a thousand of each kind but batches; their Content-Length is true, and the file holds them in order."""
+def test_requests_are_complete_and_different(given: vectors.Vectors) -> None:
+    """At least a thousand of each kind except batches; Content-Length is right, and the file has them in order."""
     made = traffic.product_traffic(given.memories, given.queries, TOKEN)
 
     for name, part in made.items():
@@ -216,8 +214,8 @@ def test_requests_are_whole_and_different(given: vectors.Vectors) -> None:
 
 
 # -- servers -----------------------------------------------------------------------------------------------------------
-def test_processor_time_is_that_of_the_process() -> None:
-    """User and system time of what has run, in nanoseconds; a process that has ended is no zero."""
+def test_cpu_time_is_that_of_the_process() -> None:
+    """It counts user and system time in nanoseconds; an ended process is an error, not zero."""
     program = "import time; end = time.process_time() + 0.2\nwhile time.process_time() < end: pass\ninput()"
     burning = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
     deadline = time.monotonic() + 60
@@ -229,8 +227,8 @@ def test_processor_time_is_that_of_the_process() -> None:
         used_ns([burning.pid])
 
 
-def test_what_is_started_inside_is_pinned() -> None:
-    """And this process is as free as before."""
+def test_processes_started_inside_are_pinned() -> None:
+    """The affinity of this process is restored."""
     before = os.sched_getaffinity(0)
     with pinned({min(before)}):
         told = subprocess.check_output(
@@ -240,10 +238,10 @@ def test_what_is_started_inside_is_pinned() -> None:
     assert (str(min(before)), before) == (told.strip(), os.sched_getaffinity(0))
 
 
-def test_brute_force_answers_what_it_should(
+def test_brute_force_returns_the_nearest(
     given: vectors.Vectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The nearest of all memories, best first, as many as asked for."""
+    """It returns as many as requested, best first."""
     np.save(tmp_path / "memories.npy", given.memories)
     monkeypatch.setenv("BENCH_VECTORS", str(tmp_path / "memories.npy"))
     from loadtests.bench import brute  # noqa: PLC0415 - it reads the variable when it is imported
@@ -257,7 +255,7 @@ def test_brute_force_answers_what_it_should(
 
 @needs_wrk
 def test_rows_are_measured_against_their_floor(tmp_path: Path) -> None:
-    """Real servers and a real client: every event is counted, and the document holds what the table says."""
+    """With real servers and a real client every event is counted, and the document equals the table."""
     document = tmp_path / "bench.json"
     words = ["--rows", "/event raw", "/events raw × 100", "lock", "--rounds", "1", "--seconds", "1"]
 
@@ -277,7 +275,7 @@ def test_rows_are_measured_against_their_floor(tmp_path: Path) -> None:
 
 @needs_wrk
 def test_a_row_whose_requests_are_refused_is_an_error(tmp_path: Path, given: vectors.Vectors) -> None:
-    """How fast a server refuses is not what was asked."""
+    """The speed of refusals is not measured."""
     slow = {name: "1" for name in PRODUCTION if "RATE_LIMITING__TIERS" in name}
     sent = traffic.product_traffic(given.memories, given.queries, TOKEN)
     core = min(os.sched_getaffinity(0))
@@ -289,7 +287,7 @@ def test_a_row_whose_requests_are_refused_is_an_error(tmp_path: Path, given: vec
 
 
 def test_without_its_histogram_the_product_still_decides(tmp_path: Path, given: vectors.Vectors) -> None:
-    """And counts no latency, while the one with it does."""
+    """It counts no latency, while the normal one does."""
     counted = {}
     for name, application in (("with", "app.main:app"), ("without", "loadtests.bench.unmetered:app")):
         (tmp_path / name).mkdir()
@@ -305,7 +303,7 @@ def test_without_its_histogram_the_product_still_decides(tmp_path: Path, given: 
 
 
 def test_a_line_of_the_table_has_a_cell_for_every_column() -> None:
-    """And says whether the goal holds."""
+    """It says whether the goal holds."""
     row = next(row for row in ROWS if row.name == "/event raw")
     line = report.line(Result(row, [sliced(40.0, 25_000.0)], [sliced(30.0)]))
 

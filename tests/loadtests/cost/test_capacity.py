@@ -15,15 +15,15 @@ MEDIAN = Window(1_000.0, 0.1, 0.3, 0.05, 0.5)
 
 # -- bytes -------------------------------------------------------------------------------------------------------------
 def test_the_tables_of_the_page_are_those_of_the_layout() -> None:
-    """Every line, in order; `python -m loadtests.cost.capacity` prints what the page has to say."""
+    """`python -m loadtests.cost.capacity` prints every line of the page's tables in order."""
     page = PAGE.read_text(encoding="utf-8")
 
     assert [name for name, lines in capacity.tables() if "\n".join(lines) not in page] == []
 
 
 @pytest.mark.parametrize(("dimension", "payload"), [(2, 0), (384, 1_024), (385, 1), (1_023, 1_023), (4_096, 65_536)])
-def test_a_memory_takes_what_the_formula_of_the_page_says(dimension: int, payload: int) -> None:
-    """A line, a code, the int8 and the float32 vector, the payload, each rounded up as the page has it."""
+def test_the_pages_formula_of_a_memory_is_right(dimension: int, payload: int) -> None:
+    """Slot line, code, int8 and float32 vector and payload, each rounded up."""
 
     def up(size: int, multiple: int) -> int:
         return -(-size // multiple) * multiple
@@ -40,8 +40,8 @@ def test_a_memory_takes_what_the_formula_of_the_page_says(dimension: int, payloa
 
 @pytest.mark.parametrize("dimension", capacity.DIMENSIONS)
 @pytest.mark.parametrize("payload", capacity.PAYLOADS)
-def test_what_is_said_to_fit_fits_and_a_thousand_more_do_not(dimension: int, payload: int) -> None:
-    """Within the share of the limit that a block may take."""
+def test_the_stated_capacity_fits_and_a_thousand_more_do_not(dimension: int, payload: int) -> None:
+    """It fits the share of the limit that a block may take."""
     sizes = {"dimension": dimension, "payload_size_max": payload}
     memories = capacity.room(capacity.BUDGET, 2, **sizes)
     left = capacity.block_max(capacity.BUDGET, 2)
@@ -51,7 +51,7 @@ def test_what_is_said_to_fit_fits_and_a_thousand_more_do_not(dimension: int, pay
 
 
 def test_a_block_leaves_room_for_the_processes() -> None:
-    """In 1.4 GB a fifth of what is free is enough for two workers and all their buffers; in half of it, it is not."""
+    """In 1.4 GB a fifth of the free memory suffices for two workers with full buffers; in half of it, it does not."""
     processes = capacity.RESERVE_BASE + 2 * (capacity.RESERVE_WORKER + capacity.BUFFERS_WORKER)
 
     assert capacity.block_max(1_400_000_000, 2) == 0.8 * (1_400_000_000 - capacity.RESERVE_BASE)
@@ -59,7 +59,7 @@ def test_a_block_leaves_room_for_the_processes() -> None:
 
 
 def test_nothing_fits_a_budget_that_the_processes_exhaust() -> None:
-    """And no more than the configuration allows fits a large one."""
+    """A large budget fits no more than the configurable maximum."""
     sizes = {"dimension": 384, "payload_size_max": 0}
 
     assert capacity.room(50_000_000, 2, **sizes) == 0
@@ -68,7 +68,7 @@ def test_nothing_fits_a_budget_that_the_processes_exhaust() -> None:
 
 # -- programs ----------------------------------------------------------------------------------------------------------
 def test_a_server_stays_within_the_reserve(capsys: pytest.CaptureFixture[str]) -> None:
-    """One worker, worked and connected: what capacity planning counts with is enough."""
+    """One worker, after work and with idle connections, stays within the reserve of capacity planning."""
 
     assert footprint.main(["--workers", "1"]) == 0
 
@@ -78,7 +78,7 @@ def test_a_server_stays_within_the_reserve(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_sustained_load_runs_against_production(capsys: pytest.CaptureFixture[str]) -> None:
-    """A rate and a window so small that they say nothing about speed: limits are on, nothing fails or is refused."""
+    """Rate and window are tiny: limits are on, and nothing fails or is refused."""
     status = sustained.main(["--rate", "50", "--windows", "1", "--seconds", "3"])
     out = capsys.readouterr().out
 
@@ -90,7 +90,7 @@ def test_the_sustained_load_runs_against_production(capsys: pytest.CaptureFixtur
 
 @needs("wrk")
 def test_the_price_of_a_route_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    """On many connections and on one: what is above zero is its inverse in requests."""
+    """On many connections and on one; the inverse of the price is the rate per core."""
 
     assert routes.main(["--rounds", "1", "--only", "liveness"]) == 0
 
@@ -101,8 +101,8 @@ def test_the_price_of_a_route_is_measured(capsys: pytest.CaptureFixture[str]) ->
 
 
 @needs("wrk")
-def test_both_generators_are_measured_at_their_most(capsys: pytest.CaptureFixture[str]) -> None:
-    """The same mix from each; the table has a line for either."""
+def test_both_generators_are_measured_at_full_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Both send the same mix; the table has a line for each."""
 
     assert throughput_max.main(["--rounds", "1", "--seconds", "1"]) == 0
 
@@ -110,7 +110,7 @@ def test_both_generators_are_measured_at_their_most(capsys: pytest.CaptureFixtur
     assert [line[0] for line in lines[-2:]] == ["wrk", "Locust"]
 
 
-def test_the_mix_has_the_shares_that_are_written() -> None:
+def test_the_mix_has_the_declared_shares() -> None:
     """Within three standard deviations of a draw of two thousand."""
     whole = list(throughput_max.mixed_requests(RequestBodies(population.generate(1))))
     recalls = sum(request.startswith(b"POST /recall ") for request in whole) / len(whole)
@@ -124,22 +124,22 @@ def test_the_mix_has_the_shares_that_are_written() -> None:
 
 # -- arithmetic --------------------------------------------------------------------------------------------------------
 def test_a_window_is_the_difference_of_two_readings() -> None:
-    """Two seconds, half a core of server, a quarter of generator, and a quarter of others."""
+    """Two seconds, half a core of server, a quarter of generator, a quarter of others."""
     window = between(Reading(1.0, 0, 0, 0, 100), Reading(3.0, 10**9, 5 * 10**8, 2 * 10**9, 2_100))
 
     assert window[:4] == (1_000.0, 0.5, 0.25, 0.25)
     assert window.cpu_us == 500.0
 
 
-def test_at_the_promise_all_is_well() -> None:
-    """Bounds are inclusive; the processor's grows with the rate from a thousand on."""
+def test_figures_at_the_promise_are_no_violation() -> None:
+    """Bounds are inclusive; the CPU bound grows with the rate from a thousand on."""
 
     assert sustained.violations([MEDIAN._replace(rate=980.0, server=0.16)], 1_000.0, 0.16) == []
     assert sustained.violations([MEDIAN._replace(rate=2_000.0, server=0.32)], 2_000.0, 0.16) == []
     assert sustained.violations([MEDIAN._replace(rate=500.0, server=0.16)], 500.0, 0.16) == []
 
 
-def test_each_promise_that_the_median_window_breaks_is_a_sentence() -> None:
+def test_each_promise_broken_in_the_median_window_is_a_sentence() -> None:
     """One bad window of three breaks none."""
     bad = MEDIAN._replace(rate=900.0, server=0.2)
 
@@ -150,8 +150,8 @@ def test_each_promise_that_the_median_window_breaks_is_a_sentence() -> None:
     ]
 
 
-def test_percentiles_are_times_that_were_counted() -> None:
-    """Nineteen of twenty at 10 ms or less: the 95th is 10, whatever the order of the text."""
+def test_percentiles_are_counted_times() -> None:
+    """Nineteen of twenty at 10 ms or less: the p95 is 10, in any order of the text."""
     counts = {"100": 1, "2": 10, "10": 9}
 
     assert [sustained.percentile(counts, share) for share in (0.5, 0.95, 1.0)] == [2.0, 10.0, 100.0]

@@ -22,8 +22,8 @@ sys.stdin.read()
 """
 
 
-def test_a_neighbour_makes_it_no_smaller(small_server: LiveServer) -> None:
-    """PSS is: of each page of the block, and of the libraries, the neighbour has a part then."""
+def test_another_mapper_does_not_reduce_the_footprint(small_server: LiveServer) -> None:
+    """PSS would be smaller, because the other process shares the block and the libraries."""
 
     def proportional_mb() -> float:
         arbiter = psutil.Process(small_server.pid)
@@ -43,8 +43,8 @@ def test_a_neighbour_makes_it_no_smaller(small_server: LiveServer) -> None:
     assert proportional_beside < proportional - before.block / 5 + 1
 
 
-def test_what_is_written_counts_once_and_what_is_copied_twice() -> None:
-    """Of 40 MB that a parent has written, and a child of it has changed a half, 60 MB are there."""
+def test_shared_pages_count_once_and_copied_pages_twice() -> None:
+    """Of 40 MB written by a parent, half of which a child changed, 60 MB exist."""
     program = """
 import os, sys
 octets = bytearray(b"x") * 40_000_000

@@ -7,7 +7,7 @@ from loadtests.cost.scrape import ScrapeFigures
 
 
 def test_a_start_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
-    """One start, ended in order; the summary is that of the one."""
+    """One start is measured and ended in order; the summary is that of the one."""
 
     assert startup.main(["--starts", "1"]) == 0
 
@@ -17,7 +17,7 @@ def test_a_start_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"min {taken:,} ms, median {taken:,} ms, max {taken:,} ms" in lines
 
 
-def test_no_start_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_zero_starts_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """There is no median of nothing."""
     with pytest.raises(SystemExit):
         startup.main(["--starts", "0"])
@@ -26,7 +26,7 @@ def test_no_start_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_scrapes_are_timed_before_and_after_workers_are_replaced(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every worker once, by both signals; there are no more files than rows and kinds of values allow."""
+    """Every worker is replaced once, by both signals; the number of files stays within the rows."""
 
     assert scrape.main(["--recycles", "4"]) == 0
 
@@ -37,7 +37,7 @@ def test_scrapes_are_timed_before_and_after_workers_are_replaced(capsys: pytest.
 
 
 def test_every_bound_of_a_scrape_has_its_sentence() -> None:
-    """Slow, grown, and too many files; at the bound itself all is well."""
+    """Slow, grown, and too many files are violations; figures at the bound are not."""
     quick = ScrapeFigures(2.0, 9.0, 5_000, 16)
 
     assert scrape.verdict(quick, ScrapeFigures(3.0, 9.0, 5_000, 16), rows=8) == []

@@ -72,8 +72,8 @@ def answering(answer: bytes, seen: list[bytes], pieces: int = 1) -> Iterator[int
 
 
 # -- the schedule ------------------------------------------------------------------------------------------------------
-def test_a_schedule_has_the_rate_asked_for_and_is_that_of_the_last_run() -> None:
-    """Moments ascend; gaps are as irregular as those of independent clients: as long as they vary."""
+def test_a_schedule_is_reproducible_and_has_the_requested_rate() -> None:
+    """Moments ascend, and gaps vary as much as their mean, as those of independent clients."""
     moments = open_loop.poisson_schedule(1_000, 20)
     gaps = np.diff(moments.astype(np.float64))
 
@@ -84,8 +84,8 @@ def test_a_schedule_has_the_rate_asked_for_and_is_that_of_the_last_run() -> None
     assert 0 <= gaps.min()
 
 
-def test_a_queue_is_what_following_it_one_by_one_gives() -> None:
-    """The closed form against the definition."""
+def test_the_queue_formula_equals_a_simulation() -> None:
+    """The closed form is compared with the definition."""
     moments = open_loop.poisson_schedule(900, 2)
     free, expected = 0.0, []
     for moment in moments.astype(np.float64) / 1e3:
@@ -95,15 +95,15 @@ def test_a_queue_is_what_following_it_one_by_one_gives() -> None:
     np.testing.assert_allclose(open_loop.queue_latencies(moments, 1_000.0), expected, atol=1e-3)
 
 
-def test_percentiles_are_latencies_that_were_measured() -> None:
-    """The largest is the slowest answer; none is a mean of two."""
+def test_percentiles_are_measured_latencies() -> None:
+    """The largest is the slowest answer; none is interpolated."""
 
     assert open_loop.percentiles(np.arange(1.0, 101.0)) == [51.0, 91.0, 100.0, 100.0, 100.0, 100.0]
 
 
 # -- the client --------------------------------------------------------------------------------------------------------
 def test_every_request_is_sent_in_turn_and_timed(tmp_path: Path) -> None:
-    """Against the server that answers at once: nothing is answered before it was due, nor sent before."""
+    """Against a server that answers at once, nothing is sent or answered before it was due."""
     part = posts()
     moments = open_loop.poisson_schedule(2_000, 0.2)
 
@@ -115,7 +115,7 @@ def test_every_request_is_sent_in_turn_and_timed(tmp_path: Path) -> None:
     assert (run.latency_us > run.late_us).all()
 
 
-def test_requests_go_round(tmp_path: Path) -> None:
+def test_requests_are_sent_in_a_cycle(tmp_path: Path) -> None:
     """On one connection they arrive in the order of the schedule."""
     seen: list[bytes] = []
 
@@ -125,8 +125,8 @@ def test_requests_go_round(tmp_path: Path) -> None:
     assert [b"%08d" % (number % 3) for number in range(7)] == seen
 
 
-def test_who_waits_for_a_connection_waits_for_the_server(tmp_path: Path) -> None:
-    """Ten are due at once and one is under way at a time: each latency holds those of all before it."""
+def test_waiting_for_a_connection_counts_as_latency(tmp_path: Path) -> None:
+    """Ten are due at once and one is under way at a time: each latency includes those before it."""
 
     with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", []) as port:
         run = open_loop.run(tmp_path, port, posts(), np.zeros(10, np.uint64), core=LATER, connections=1)
@@ -135,8 +135,8 @@ def test_who_waits_for_a_connection_waits_for_the_server(tmp_path: Path) -> None
     assert (run.late_us[1:] >= run.latency_us[:-1]).all()
 
 
-def test_an_answer_is_there_when_its_last_byte_is(tmp_path: Path) -> None:
-    """It comes in pieces, and the head itself is cut."""
+def test_an_answer_ends_with_its_last_byte(tmp_path: Path) -> None:
+    """It arrives in pieces that split the head."""
 
     with answering(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nin pieces", [], pieces=5) as port:
         run = open_loop.run(tmp_path, port, posts(), np.zeros(3, np.uint64), core=LATER, connections=1)
@@ -154,14 +154,14 @@ def test_an_answer_is_there_when_its_last_byte_is(tmp_path: Path) -> None:
     ],
 )
 def test_a_run_with_an_error_has_no_percentiles(tmp_path: Path, answer: bytes, sentence: str) -> None:
-    """The client says what it was."""
+    """The client names the error."""
 
     with answering(answer, []) as port, pytest.raises(MeasurementError, match=sentence):
         open_loop.run(tmp_path, port, posts(), np.zeros(1, np.uint64), core=LATER, connections=1)
 
 
-def test_nobody_listening_is_a_sentence(tmp_path: Path) -> None:
-    """And not a run of zeros."""
+def test_a_refused_connection_is_one_sentence_of_the_client(tmp_path: Path) -> None:
+    """It is not a run of zeros."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
 
@@ -171,13 +171,13 @@ def test_nobody_listening_is_a_sentence(tmp_path: Path) -> None:
 
 # -- costs -------------------------------------------------------------------------------------------------------------
 def test_reading_more_takes_longer(tmp_path: Path) -> None:
-    """Sixty-four times as much, that is: the loop reads what it says."""
+    """Sixty-four times as many bytes take longer: the loop really reads."""
 
     assert reading_us(tmp_path, 1 << 20) < reading_us(tmp_path, 1 << 26)
 
 
-def test_clustered_vectors_are_those_of_the_last_run() -> None:
-    """Of unit norm, and no query is a memory."""
+def test_clustered_vectors_are_reproducible() -> None:
+    """They have unit norm, and no query is a memory."""
     memories, queries = clustered(2_500, 64, 10)
 
     assert ((2_500, 64), (10, 64)) == (memories.shape, queries.shape)
@@ -186,7 +186,7 @@ def test_clustered_vectors_are_those_of_the_last_run() -> None:
     assert 0.3 < (queries @ memories.T).max(axis=1).min() < 0.999
 
 
-def test_a_block_in_this_process_recalls_what_it_was_filled_with() -> None:
+def test_the_native_store_recalls_its_memories() -> None:
     """Ids begin at 1, best first."""
     memories = unit(np.eye(8) + 0.01)
     inside = NativeStore(8, 100)
@@ -199,7 +199,7 @@ def test_a_block_in_this_process_recalls_what_it_was_filled_with() -> None:
 
 
 def test_searches_are_measured_size_by_size(tmp_path: Path) -> None:
-    """Every figure is there, and the store's bytes are counted from its layout."""
+    """Every figure is present, and the store's bytes follow from its layout."""
     (found,) = searches(tmp_path, [(500, 20)], CORE)
 
     assert (500, 20, 500 * (32 + 16)) == (found.capacity, found.dimension, found.shadow_size)
@@ -221,14 +221,14 @@ def grown(**changed: Any) -> growth.Measurements:
     return found
 
 
-def test_costs_that_grow_as_they_should_break_no_bound() -> None:
-    """Small stores may be dearer than brute force."""
+def test_normal_growth_breaks_no_bound() -> None:
+    """Small stores may cost more than brute force."""
 
     assert growth.verdict(grown()) == []
 
 
 def test_every_bound_of_growth_has_its_sentence() -> None:
-    """Dearer than brute force, dearer by memory, dearer by byte."""
+    """Above brute force, above the cost per memory, above the cost per byte."""
     slow = Search(1_000_000, 384, 200_000.0, 150_000.0, 1.0, 1.0)
     heavy = [Admission(0, 2.0, 1.0, 1.0), Admission(65_536, 300.0, 1.0, 1.0)]
 
@@ -242,7 +242,7 @@ def test_every_bound_of_growth_has_its_sentence() -> None:
 
 
 def test_a_document_is_read_as_it_was_written(tmp_path: Path) -> None:
-    """So that pictures can be drawn again."""
+    """Pictures can be drawn again from it."""
     path = tmp_path / "build" / "growth.json"
     growth.write(grown(), path)
 
@@ -253,7 +253,7 @@ def test_a_document_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_picture_changes_only_where_the_figures_do(tmp_path: Path) -> None:
-    """Drawn twice it is the same bytes; another figure is another picture. Text is text, and there is no date."""
+    """Two drawings are equal bytes; another figure changes them. Text is text, and there is no date."""
     pytest.importorskip("matplotlib")
     for name, found in (("a", grown()), ("b", grown()), ("c", grown(by_capacity=grown().by_capacity[1:]))):
         growth.draw(found, tmp_path / name)
@@ -267,7 +267,7 @@ def test_a_picture_changes_only_where_the_figures_do(tmp_path: Path) -> None:
 
 
 def test_a_picture_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
-    """The system's reason is in it."""
+    """It includes the system's reason."""
     pytest.importorskip("matplotlib")
     (tmp_path / "file").touch()
 
@@ -287,8 +287,8 @@ def latencies(half: float, full: float, others: float = 0.1) -> list[dict[str, A
     return [*loads, {"path": latency.AT_ONCE, "load": 0, "capacity": 1.0, "latency_us": {"p50": 10.0}}]
 
 
-def test_bounds_of_latency_are_in_requests() -> None:
-    """Half of the answers within four at half of capacity, within twenty at 80 %."""
+def test_latency_bounds_are_in_service_times() -> None:
+    """p50 within four at half of capacity, within twenty at 80 %."""
 
     assert latency.verdict(latencies(4_010.0, 20_010.0)) == ([], [])
     assert latency.verdict(latencies(4_011.0, 20_011.0)) == (
@@ -301,7 +301,7 @@ def test_bounds_of_latency_are_in_requests() -> None:
 
 
 def test_a_run_beside_others_is_not_judged() -> None:
-    """What they did to it cannot be told from what the server did."""
+    """The effect of other programs cannot be separated from the server's."""
 
     assert latency.verdict(latencies(4_011.0, 20_011.0, 0.11)) == (
         [],
@@ -310,8 +310,8 @@ def test_a_run_beside_others_is_not_judged() -> None:
 
 
 @needs_wrk
-def test_latency_in_small(tmp_path: Path) -> None:
-    """Real servers and clients: both paths at both loads, and the client itself; the picture can be drawn again."""
+def test_a_small_latency_run(tmp_path: Path) -> None:
+    """Real servers and clients: both routes at both loads, and the client alone; the picture can be drawn again."""
     pytest.importorskip("matplotlib")
     document, drawn = tmp_path / "latency.json", tmp_path / "latency.svg"
 
@@ -335,8 +335,8 @@ def test_latency_in_small(tmp_path: Path) -> None:
 
 
 @needs_wrk
-def test_growth_in_small(tmp_path: Path) -> None:
-    """One size of each kind, over HTTP, too."""
+def test_a_small_growth_run(tmp_path: Path) -> None:
+    """One size of each kind, also over HTTP."""
     pytest.importorskip("matplotlib")
     words = ["--capacity-max", "1000", "--dimension-max", "64", "--payload-max", "0"]
 

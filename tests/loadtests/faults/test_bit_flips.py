@@ -17,7 +17,7 @@ SEED: Final = random.SystemRandom().randrange(2**32)
 
 
 def test_no_read_is_torn(tmp_path: Path) -> None:
-    """Under a hot writer, every memory that is given out is whole, and some are given out."""
+    """Under a fast writer, every returned memory is whole, and some are returned."""
     count, figures, broken = torn_reads.torn_reads(FaultOptions(0.002, SEED, tmp_path))
 
     assert broken == []
@@ -27,7 +27,7 @@ def test_no_read_is_torn(tmp_path: Path) -> None:
 
 
 def test_a_torn_read_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that mixes two memories is told from one that does not."""
+    """A reader that mixes two memories is detected."""
     whole = store.Store.memory
 
     def torn(self: store.Store, memory_id: int) -> store.Memory:
@@ -57,29 +57,29 @@ def flips(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BitFlips]:
 
 class TestBitFlips:
     @pytest.mark.parametrize("part", ["header", "state", "levels", "log", "receipts", "heads"])
-    def test_is_noticed(self, flips: BitFlips, part: str) -> None:
-        """Nothing is built on a flipped bit, and with it back in its place all goes on."""
+    def test_a_flipped_bit_is_noticed(self, flips: BitFlips, part: str) -> None:
+        """Nothing is built on a flipped bit, and with the bit restored the server continues."""
         flips.broken.clear()
         getattr(flips, part)()
 
         assert flips.broken == [], SEED
 
-    def test_a_memory(self, flips: BitFlips) -> None:
-        """A memory with a flipped bit is given to nobody who asks for it."""
+    def test_a_corrupt_memory_is_not_returned(self, flips: BitFlips) -> None:
+        """A memory with a flipped bit is returned to no client."""
         flips.broken.clear()
         flips.memories(3)
 
         assert flips.broken == [], SEED
 
-    def test_a_mark(self, flips: BitFlips) -> None:
-        """What lives is not called gone, and what was deleted does not come back."""
+    def test_a_damaged_mark_hides_and_revives_nothing(self, flips: BitFlips) -> None:
+        """What lives is not reported gone, and what was deleted does not return."""
         flips.broken.clear()
         flips.marks(4)
 
         assert flips.broken == [], SEED
 
-    def test_what_is_not_noticed_is_said(self, flips: BitFlips) -> None:
-        """A bit that nobody compares is said to have gone unnoticed."""
+    def test_an_unnoticed_flip_is_reported(self, flips: BitFlips) -> None:
+        """A bit without a check is reported as unnoticed."""
         flips.broken.clear()
         offset = flips.block.layout.regions()[0].size
         flips.expect_refusal("header", 8 * offset, "/state")

@@ -37,10 +37,10 @@ TIMED = ("promised", "got a 503")  # in sentences that depend on how busy the ma
         (arbiter_killed, 0.05, 1),
     ],
 )
-def test_what_was_promised_holds(
+def test_promises_hold(
     fault: Callable[[FaultOptions], Outcome], scale: float, times: int, serve: Serve, tmp_path: Path
 ) -> None:
-    """Nothing is lost, nothing is done twice, the log replays to the live state, and the server ends in order."""
+    """Nothing is lost or duplicated, the log replays to the live state, and the server ends in order."""
     outcome = fault(FaultOptions(scale, 20251122, tmp_path))
 
     broken = [sentence for sentence in outcome.broken if not any(word in sentence for word in TIMED)]
@@ -48,7 +48,7 @@ def test_what_was_promised_holds(
     assert times <= outcome.count
 
 
-def test_an_event_is_known_by_its_moral_value() -> None:
+def test_the_moral_value_identifies_an_event() -> None:
     """Numbers and moral values correspond one to one."""
     numbers = [*range(1000), *range(10**6, 10**6 + 1000), 2**26 - 1]
 
@@ -73,8 +73,8 @@ def decisions(count: int) -> Table:
     return rows
 
 
-def test_what_was_told_and_what_is_in_the_log_must_be_the_same() -> None:
-    """Lost, twice, otherwise, or asked for by nobody: each is found."""
+def test_answers_and_log_must_agree() -> None:
+    """Lost, duplicated, differing and invented decisions are each found."""
     log = decisions(10)
     other = log.copy()
     other["ema"][4] = np.nextafter(0, 1)
@@ -91,8 +91,8 @@ def test_what_was_told_and_what_is_in_the_log_must_be_the_same() -> None:
         assert sentence.startswith(wrong)
 
 
-def test_an_event_of_somebody_else_is_noticed(serve: Serve) -> None:
-    """The judge knows every event of the load; another one is in the log, and so its vector is not known."""
+def test_an_event_of_another_client_is_noticed(serve: Serve) -> None:
+    """The judge knows every event of the load; the log has one more."""
     server = serve()
     with Judge(server, EVENTS) as judge, Load(server.port, EVENTS, 1, clients=2) as load:
         load.await_all()
@@ -104,8 +104,8 @@ def test_an_event_of_somebody_else_is_noticed(serve: Serve) -> None:
     assert verdict.broken == [f"1 events of the log were acknowledged to nobody: [{2**20}]"]
 
 
-def test_what_is_not_answered_until_the_end_is_told(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients ask again until their patience ends; what they sent may have been decided: that is no contradiction."""
+def test_requests_without_answer_are_reported(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients retry until the deadline; their last events may have been decided, which is no contradiction."""
     monkeypatch.setattr("loadtests.faults.load.FINISH_SECONDS", 3.0)  # clients stand back on a busy machine
     server = serve()
     with Judge(server, EVENTS) as judge, Load(server.port, EVENTS, 1, clients=1) as load:
@@ -121,8 +121,8 @@ def test_what_is_not_answered_until_the_end_is_told(serve: Serve, monkeypatch: p
     assert {kind: verdict.kinds[kind] for kind in ("epoch", "stop")} == {"epoch": 1, "stop": 1}
 
 
-def test_a_load_says_when_it_sends_what_is_refused(serve: Serve) -> None:
-    """Sending again would not help: whoever started the load is told."""
+def test_a_refused_load_raises(serve: Serve) -> None:
+    """A retry would not help, so the caller gets the error."""
     server = serve()
     with Load(server.port, Events(7), 1, clients=1) as load:
         eventually(lambda: not load.alive)

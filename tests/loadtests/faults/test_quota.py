@@ -17,8 +17,8 @@ def spin() -> None:
 
 
 @pytest.mark.skipif(quota.find() is None, reason="no CPU cgroup can be made here")
-def test_it_holds() -> None:
-    """A process that would take a whole processor gets a fifth of one, on average, and all it wants afterwards."""
+def test_a_quota_limits_a_process() -> None:
+    """A busy process gets a fifth of a core on average, and a whole one afterwards."""
     limit = quota.find()
     assert limit is not None
     pid = begin(spin)
@@ -43,34 +43,34 @@ def used_seconds(pid: int) -> float:
 class TestFind:
     """Directories that look like those of other machines: what the kernel does with the files is its own business."""
 
-    def test_version_1(self, tmp_path: Path) -> None:
-        """A mount of the controller's own."""
+    def test_version_1_is_found(self, tmp_path: Path) -> None:
+        """The controller has a mount of its own."""
         (tmp_path / "cpu").mkdir()
         (tmp_path / "cpu" / "cpu.cfs_quota_us").touch()
 
         assert Quota(1, tmp_path / "cpu") == quota.find(tmp_path)
 
     @pytest.mark.parametrize("passed_on", ["", "cpu memory"])
-    def test_version_2(self, tmp_path: Path, passed_on: str) -> None:
-        """One mount of all controllers; the processor's is passed on, or is from now on."""
+    def test_version_2_is_found(self, tmp_path: Path, passed_on: str) -> None:
+        """One mount has all controllers; CPU is delegated or gets delegated."""
         (tmp_path / "cgroup.controllers").write_text("cpuset cpu memory\n")
         (tmp_path / "cgroup.subtree_control").write_text(passed_on)
 
         assert Quota(2, tmp_path) == quota.find(tmp_path)
         assert (passed_on or "+cpu") == (tmp_path / "cgroup.subtree_control").read_text()
 
-    def test_version_2_has_one_line(self, tmp_path: Path) -> None:
-        """Quota and period, in µs."""
+    def test_version_2_takes_one_line(self, tmp_path: Path) -> None:
+        """Quota and period are in µs."""
         Quota(2, tmp_path)._limit(tmp_path, 20_000, 100_000)
 
         assert (tmp_path / "cpu.max").read_text() == "20000 100000"
 
-    def test_version_2_without_a_processor(self, tmp_path: Path) -> None:
-        """Its controller belongs to a mount of version 1, as here."""
+    def test_version_2_without_the_cpu_controller_is_none(self, tmp_path: Path) -> None:
+        """The CPU controller belongs to a mount of version 1."""
         (tmp_path / "cgroup.controllers").write_text("\n")
 
         assert quota.find(tmp_path) is None
 
-    def test_nothing(self, tmp_path: Path) -> None:
-        """No cgroups at all."""
+    def test_no_cgroups_is_none(self, tmp_path: Path) -> None:
+        """There are no cgroups at all."""
         assert quota.find(tmp_path / "none") is None

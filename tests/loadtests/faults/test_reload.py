@@ -27,15 +27,15 @@ def test_no_request_fails_while_the_server_is_replaced(run: Callable[[FaultOptio
 
 @pytest.mark.parametrize("run", [reload_refused.refused, reload_refused.unbootable, reload_refused.no_descriptors])
 def test_a_reload_that_cannot_succeed_changes_nothing(run: Callable[[FaultOptions], Outcome], tmp_path: Path) -> None:
-    """Problems are named in the log, the settings and the memories stay, and a good reload works afterwards."""
+    """The log names the problems, settings and memories stay, and a valid reload works afterwards."""
     assert run(_asked(tmp_path)).broken == []
 
 
 @pytest.mark.parametrize("by_signals", [False, True], ids=["as this machine can", "by signals"])
-def test_nobody_is_killed_while_everybody_is_throttled(
+def test_no_holder_is_killed_while_all_are_throttled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_signals: bool
 ) -> None:
-    """A holder that is off the processor with the lock in its hand is no stuck holder."""
+    """A throttled holder of the lock is not stuck."""
     monkeypatch.setattr(frozen, "THROTTLED_SECONDS", 1.5)
     if by_signals:
         monkeypatch.setattr(quota, "find", lambda: None)
@@ -47,8 +47,8 @@ def test_nobody_is_killed_while_everybody_is_throttled(
     assert not by_signals or outcome.figures["how"] == "stopped and continued"
 
 
-def test_nobody_is_killed_after_everybody_was_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A holder that was frozen inside the section with everybody else goes on."""
+def test_no_holder_is_killed_after_a_freeze(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A holder that was frozen inside the section with all others continues."""
     monkeypatch.setattr(frozen, "FROZEN_SECONDS", 1.5)
 
     outcome = frozen.frozen(_asked(tmp_path))
@@ -59,12 +59,12 @@ def test_nobody_is_killed_after_everybody_was_frozen(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("run", [scarcity.no_descriptors, scarcity.no_memory, scarcity.full_log])
 def test_scarcity_passes_without_loss(run: Callable[[FaultOptions], Outcome], tmp_path: Path) -> None:
-    """With nothing to open, nothing to allocate, or nowhere to log, with and without a worker that dies."""
+    """Without descriptors, memory or log space, with and without a dying worker."""
     assert run(_asked(tmp_path, 0.1)).broken == []
 
 
-def test_clocks_may_jump(tmp_path: Path) -> None:
-    """Rhythm, limits and deadlines do not see the wall clock; a machine that has slept is no reason to hurry."""
+def test_clock_jumps_are_harmless(tmp_path: Path) -> None:
+    """Rhythm, limits and deadlines ignore the wall clock; missed steps after a suspend are skipped."""
     outcome = clocks.jumps(_asked(tmp_path, 0.05))
 
     assert outcome.broken == []
@@ -72,7 +72,7 @@ def test_clocks_may_jump(tmp_path: Path) -> None:
 
 
 def test_a_short_soak_is_flat(tmp_path: Path) -> None:
-    """The soak itself works; what is flat needs an hour to be seen, and a machine of its own."""
+    """The soak works; real growth shows only in an hour on an idle machine."""
     outcome = soak.soak(_asked(tmp_path, 0))
 
     assert outcome.count == soak.SAMPLES_MIN
@@ -80,8 +80,8 @@ def test_a_short_soak_is_flat(tmp_path: Path) -> None:
     assert "descriptors" in outcome.figures
 
 
-def test_a_soak_that_grows_is_told() -> None:
-    """A descriptor for each death, some memory, scrapes that take longer and longer, and a client that was left."""
+def test_a_growing_soak_is_reported() -> None:
+    """Descriptors, memory, slower scrapes and a client without answers are each reported."""
     looks = [soak.Sample(10.0 * n, 100 + 0.1 * n, 60 + n, 2, 1 + 0.1 * n, 1000 * n) for n in range(1, 101)]
 
     outcome = soak.outcome_of(looks, [0.1, 7.0], Counter(lost=3))
@@ -94,8 +94,8 @@ def test_a_soak_that_grows_is_told() -> None:
     ]
 
 
-def test_a_soak_beside_others_is_flat() -> None:
-    """Where everything takes three times as long from the middle on, and one look in five is far off, nothing grows."""
+def test_a_soak_on_a_busy_machine_is_flat() -> None:
+    """Everything takes three times as long in the second half, with outliers, and nothing counts as growth."""
     looks = [
         soak.Sample(
             10.0 * n, 150 - 20 * (n % 5 == 0), 60 + 9 * (n % 5 == 1), 6 if n > 50 else 2, 2 + 5 * (n % 5 == 2), 1000 * n

@@ -54,8 +54,8 @@ def url(server: LiveServer) -> str:
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------
-def test_half_a_minute_of_load_is_answered_whole_and_counted_exactly(serve: Serve, tmp_path: Path) -> None:
-    """No request fails, every route was asked, and the server has decided the events that were acknowledged."""
+def test_half_a_minute_of_load_is_answered_and_counted(serve: Serve, tmp_path: Path) -> None:
+    """No request fails, every route is used, and the server decided the acknowledged events."""
     server = serve(**LARGE, API_KEY=TOKEN)
     ended = locust(
         "--alone", "--server-pid", str(server.pid), "--json-file", str(tmp_path / "stats"),
@@ -75,7 +75,7 @@ def test_half_a_minute_of_load_is_answered_whole_and_counted_exactly(serve: Serv
 
 
 def test_each_broken_objective_is_a_sentence_and_status_1(serve: Serve) -> None:
-    """A bucket of ten tokens, and a latency that no answer can have; nothing else is said to have failed."""
+    """A small bucket and an impossible latency bound fail; nothing else does."""
     server = serve(**LARGE, API_KEY=TOKEN, MLSDM_SECURITY__RATE_LIMITING__ENABLED="true")
     ended = locust("--p95-ms-max", "-1", "--growth-mb-max", "inf", host=url(server), users=23, seconds=5)
 
@@ -86,7 +86,7 @@ def test_each_broken_objective_is_a_sentence_and_status_1(serve: Serve) -> None:
 
 
 def test_a_server_without_the_key_is_an_error_of_every_request(serve: Serve) -> None:
-    """They are errors and no refusals."""
+    """401s are errors, not refusals."""
     server = serve(**LARGE, API_KEY=TOKEN)
     ended = locust("--growth-mb-max", "inf", host=url(server), token="another")
 
@@ -103,8 +103,8 @@ def test_a_server_without_the_key_is_an_error_of_every_request(serve: Serve) -> 
         (("--p95-ms-max", "nan"), "nan is no bound: expected a number, or inf"),
     ],
 )
-def test_what_cannot_be_measured_is_a_sentence_and_status_2(arguments: Iterable[str], said: str) -> None:
-    """Before anything is sent."""
+def test_an_impossible_measurement_is_one_sentence_and_status_2(arguments: Iterable[str], said: str) -> None:
+    """Nothing is sent."""
     ended = locust(*arguments, host="http://127.0.0.1:9")
 
     assert ended.returncode == 2, ended.stderr
@@ -112,14 +112,14 @@ def test_what_cannot_be_measured_is_a_sentence_and_status_2(arguments: Iterable[
 
 
 # -- objectives --------------------------------------------------------------------------------------------------------
-def test_at_the_bound_all_is_well() -> None:
+def test_figures_at_the_bound_are_no_violation() -> None:
     """Bounds are inclusive."""
 
     assert slo.violations(GOOD, Bounds(p95_ms_max=10.0, growth_mb_max=1.0, rate_min=500.0, alone=True)) == []
 
 
 def test_every_bound_has_its_sentence() -> None:
-    """One each, with the figure and what is promised."""
+    """Each sentence has the figure and the bound."""
     bad = GOOD._replace(errors=11, refused=22, unserved=33, moved=999, growth_mb=17.0, rate=499.0)
     bounds = Bounds(p95_ms_max=9.0, error_share_max=0.001, refused_share_max=0.01, rate_min=500.0)
 
@@ -134,8 +134,8 @@ def test_every_bound_has_its_sentence() -> None:
     ]
 
 
-def test_events_of_others_are_none_of_its_business_unless_it_is_alone() -> None:
-    """One more than was acknowledged."""
+def test_events_of_others_are_a_violation_only_with_alone() -> None:
+    """The server counted one more than was acknowledged."""
     more = GOOD._replace(moved=1_001)
 
     assert slo.violations(more, Bounds()) == []
@@ -144,8 +144,8 @@ def test_events_of_others_are_none_of_its_business_unless_it_is_alone() -> None:
     ]
 
 
-def test_what_is_not_known_does_not_hold() -> None:
-    """A server that was restarted, memory that nobody told, and no request at all."""
+def test_unknown_figures_are_violations() -> None:
+    """A restarted server, unknown memory, and no request at all."""
 
     assert slo.violations(GOOD._replace(moved=None), Bounds()) == [
         "the server is another one than before: it was restarted, or another server answers at its address"
@@ -157,15 +157,15 @@ def test_what_is_not_known_does_not_hold() -> None:
     assert len(slo.violations(GOOD._replace(routes={}), Bounds())) == 1
 
 
-def test_a_route_that_was_hardly_asked_has_no_percentile() -> None:
-    """Its slowest request would be one."""
+def test_a_rarely_used_route_is_not_judged() -> None:
+    """Its p95 would be its slowest request."""
     few = GOOD._replace(routes={"/event": Route(100, 1.0), "/health/metrics": Route(slo.JUDGED_MIN - 1, 1_000.0)})
 
     assert slo.violations(few, Bounds()) == []
 
 
-def test_the_server_is_read_from_its_metrics(small_server: LiveServer) -> None:
-    """Whose memory it is and how many events it has decided; its memory by the process id."""
+def test_the_probe_reads_the_servers_metrics(small_server: LiveServer) -> None:
+    """Boot id and event count; memory by the process id."""
     state = small_server.state()
     seen = metrics_probe.probe(url(small_server), small_server.pid)
 
@@ -174,7 +174,7 @@ def test_the_server_is_read_from_its_metrics(small_server: LiveServer) -> None:
     assert 1e6 < seen.memory_bytes < 1e9
 
 
-def test_metrics_are_read_by_their_names() -> None:
+def test_metrics_are_parsed_by_name() -> None:
     """With and without memory; those of another program are refused."""
     told = 'total_events_processed 7.0\nmlsdm_build_info{boot_id="ab",version="1"} 1.0\n'
 
@@ -188,8 +188,8 @@ def test_metrics_are_read_by_their_names() -> None:
 
 
 # -- population --------------------------------------------------------------------------------------------------------
-def test_made_vectors_are_shaped_as_embeddings_are() -> None:
-    """Unit norm; what two of them have in common, and what the nearest have; the same again for the same seed."""
+def test_generated_vectors_resemble_embeddings() -> None:
+    """Unit norm, mean cosine and nearest cosine; the same for the same seed."""
     made = population.generate(7)
     cosines = made.vectors[:500] @ made.vectors[500:].T
 
@@ -201,8 +201,8 @@ def test_made_vectors_are_shaped_as_embeddings_are() -> None:
     assert not np.array_equal(made.vectors, population.generate(8).vectors)
 
 
-def test_made_moral_values_keep_the_governor_at_work() -> None:
-    """From 0 to 1; it accepts and rejects, and its threshold moves."""
+def test_generated_moral_values_move_the_governor() -> None:
+    """From 0 to 1: it accepts and rejects, and its threshold moves."""
     morals = population.generate(7).morals
     settings = Regime.of(Config()).governor
     governor, verdicts, thresholds = Governor.initial(settings), [], set()
@@ -217,7 +217,7 @@ def test_made_moral_values_keep_the_governor_at_work() -> None:
 
 
 def test_events_are_read_in_order_and_brought_to_unit_norm(tmp_path: Path) -> None:
-    """As they were written, in half precision."""
+    """The file has half precision."""
     path = tmp_path / "events.npz"
     np.savez(path, vec=np.array([[3, 4], [0, 2]], "f2"), moral=np.array([0.25, 1], "f4"))
     read = population.read(path)
@@ -238,8 +238,8 @@ def test_events_are_read_in_order_and_brought_to_unit_norm(tmp_path: Path) -> No
         ({"vec": np.zeros((1, 3)), "moral": np.ones(1)}, "holds vectors that have no direction"),
     ],
 )
-def test_what_is_no_population_is_refused(tmp_path: Path, arrays: dict[str, Any], said: str) -> None:
-    """With the file, what it holds, and what was expected."""
+def test_an_unfit_file_is_refused(tmp_path: Path, arrays: dict[str, Any], said: str) -> None:
+    """The sentence has the file, its content, and what was expected."""
     path = tmp_path / "events.npz"
     np.savez(path, **arrays)
 
@@ -247,8 +247,8 @@ def test_what_is_no_population_is_refused(tmp_path: Path, arrays: dict[str, Any]
         population.read(path)
 
 
-def test_bodies_say_the_same_in_every_form() -> None:
-    """Vector and moral value of the first event, in the four ways that clients write one; few events come again."""
+def test_bodies_are_equal_in_every_form() -> None:
+    """Vector and moral value of the first event in four forms; few events repeat."""
     three = population.Population(np.eye(3, dtype=np.float32), np.array([0.25, 0.5, 1.0]), "three")
     bodies = RequestBodies(three)
     moral, single = next(bodies.raw)

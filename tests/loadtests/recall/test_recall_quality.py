@@ -46,8 +46,8 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-def test_every_answer_is_that_of_brute_force(data: Path) -> None:
-    """With a server of its own: all ids the same, all labels right on data this easy."""
+def test_every_answer_equals_brute_force(data: Path) -> None:
+    """All ids are equal, and all labels are right on this easy data."""
 
     ended = run(data)
 
@@ -59,8 +59,8 @@ def test_every_answer_is_that_of_brute_force(data: Path) -> None:
     assert lines[5] == "top 10 hold it 60 of 60 100.0 %"
 
 
-def test_a_server_that_holds_something_else_is_not_measured(data: Path, small_server: LiveServer) -> None:
-    """One sentence, status 2: neither another dimension nor foreign memories are compared with."""
+def test_a_server_with_other_content_is_not_measured(data: Path, small_server: LiveServer) -> None:
+    """One sentence and status 2, for another dimension or foreign memories."""
 
     ended = run(data, "--url", f"http://127.0.0.1:{small_server.port}")
 
@@ -68,8 +68,8 @@ def test_a_server_that_holds_something_else_is_not_measured(data: Path, small_se
     assert "expected an empty one of 32 with room for 600" in ended.stderr
 
 
-def test_what_is_no_data_is_refused(tmp_path: Path) -> None:
-    """Status 2 and a sentence, for a file that is missing or holds something else."""
+def test_a_file_without_data_is_refused(tmp_path: Path) -> None:
+    """Status 2 and a sentence, for a missing file or other content."""
     other = tmp_path / "other.npz"
     np.savez(other, vec=np.ones(3))
 
@@ -79,8 +79,8 @@ def test_what_is_no_data_is_refused(tmp_path: Path) -> None:
         assert "is not an .npz with train, train_y, query and query_y" in ended.stderr
 
 
-def test_wrong_ids_are_told_from_near_ties() -> None:
-    """A place held by a memory that is measurably farther away is wrong; one within 10⁻⁶ is a near-tie."""
+def test_wrong_ids_differ_from_near_ties() -> None:
+    """A measurably farther memory is wrong; one within 10⁻⁶ is a near-tie."""
     train = unit(np.array([[1, 0], [1, 1e-4], [1, 2e-4], [0, 1]]))  # cosines 1, 1 − 5·10⁻⁹, 1 − 2·10⁻⁸ and 0
     labels = np.zeros(4)
     data = Labelled(train, labels, train[:1], labels[:1])

@@ -34,8 +34,8 @@ def args(matches: Ranked, as_of: int) -> TimedRecall:
     return TimedRecall(0, msgspec.json.encode(found), 1.0)
 
 
-def test_an_answer_is_held_against_the_memories_of_its_position(memories: Floats) -> None:
-    """With ticks between the events. What is right at one position is wrong where a nearer one has come or gone."""
+def test_an_answer_is_compared_at_its_position(memories: Floats) -> None:
+    """An answer that is right at one position is wrong after a nearer memory came or went, with ticks between."""
     query = memories[MEMORIES + 5]  # the sixth event: memory MEMORIES + 6
     positions = np.arange(50, 70, 2)  # memory MEMORIES + 1 at 50, MEMORIES + 6 at 60
     before, after = (ranked(memories, query, MEMORIES + count) for count in (5, 6))
@@ -47,7 +47,7 @@ def test_an_answer_is_held_against_the_memories_of_its_position(memories: Floats
 
 
 def test_a_score_that_is_off_by_a_bit_is_not_exact(memories: Floats) -> None:
-    """Scores are one number, not a range."""
+    """A score is one number, not a range."""
     matches = ranked(memories, memories[0], MEMORIES)
     score, first = matches[0]
     none = np.zeros(0, np.int64)
@@ -59,8 +59,8 @@ def test_a_score_that_is_off_by_a_bit_is_not_exact(memories: Floats) -> None:
     )
 
 
-def test_recall_under_load_in_small(capsys: pytest.CaptureFixture[str]) -> None:
-    """Real writers and readers: memories come while recalls are answered, and every answer is proven."""
+def test_a_small_recall_under_load_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """Memories arrive while recalls are answered, and every answer is checked."""
 
     assert recall_under_load.main(["--rounds", "1", "--seconds", "0.3"]) == 0
 
