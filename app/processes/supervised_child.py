@@ -1,10 +1,10 @@
 """One child as the arbiter keeps it: its process, its silence, its memory, its end.
 
-A child is absent (to be started at `due`), running, or ending (told by SIGTERM, killed at its deadline). Nothing here
-waits for anything: each method looks once and returns, because the arbiter's loop must go on.
+A child is absent (to be started at `due`), running, or ending (it got SIGTERM, and is killed at its deadline). No
+method waits: each checks once and returns, because the arbiter's loop must go on.
 
-Silence is measured by the arbiter's own looks at a heartbeat that changes, not by comparing clocks: whoever was frozen
-together with its children must not take the time that nobody ran for silence.
+Silence is measured by the arbiter's checks of a changing heartbeat, not by comparing clocks: an arbiter that was frozen
+together with its children must not count the time of the freeze as silence.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""What clients send ahead, leave unread or make large: turns, pieces, backlogs and budgets, over real sockets."""
+"""Flow control over real sockets: pipelines, unread answers, large bodies, and answers in pieces."""
 
 import contextlib
 import threading
