@@ -41,7 +41,7 @@ from app.telemetry.answer_counts import AnswerCounts, OnWritten
 from app.telemetry.latency_histogram import LatencyHistogram
 from app.telemetry.series import (
     event_latency_histogram,
-    measure_into_row,
+    measure_into_files_of,
     recall_latency_histogram,
     refusal_counter,
     request_counter,
@@ -94,7 +94,7 @@ class Application:
         self._row = block.region("rows", self.row)
         self._requests_before = int(self._row.requests)
         worker.occupancy = ConnectionCounts(block, self.row, boot_clock)
-        measure_into_row(self.row)
+        measure_into_files_of(self.row)
         worker_counter().inc()
         events, recalls = LatencyHistogram(event_latency_histogram()), LatencyHistogram(recall_latency_histogram())
         latencies = {"/event": events, "/events": events, "/recall": recalls}
@@ -159,7 +159,7 @@ class Application:
 
     def _add_published(self) -> None:
         """Add the routes and authenticators that modules have published; on the loop."""
-        self._modules.apply(self._add_module)
+        self._modules.add_published(self._add_module)
 
     def _add_module(self, published: Published) -> None:
         for path, resource in published.routes.items():
@@ -220,7 +220,7 @@ class Application:
         self._audit.flush()
         self._row.heartbeat_ns = boot_clock()
         self._row.requests = self._requests_before + self.worker.nr
-        self._modules.look(time.monotonic())
+        self._modules.report_stuck(time.monotonic())
 
     def close(self) -> None:
         """Give the row back: after the last request."""

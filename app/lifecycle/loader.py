@@ -57,7 +57,7 @@ def load_modules(names: Sequence[str]) -> list[FoundModule]:
     found = {name: _load_one(name) for name in names}
     ordered: dict[str, FoundModule] = {}
     for loaded in found.values():
-        _place(loaded, found, ordered, ())
+        _order(loaded, found, ordered, ())
     return list(ordered.values())
 
 
@@ -133,7 +133,7 @@ def _checked(name: str, module: object) -> Module:
     return module
 
 
-def _place(
+def _order(
     loaded: FoundModule, found: Mapping[str, FoundModule], ordered: dict[str, FoundModule], path: tuple[str, ...]
 ) -> None:
     """Put a module behind those that it requires; leave it out when one of them is missing."""
@@ -146,7 +146,7 @@ def _place(
         elif required is None:
             loaded.leave_out(f"it requires the module {name}, which modules.enabled does not name")
         else:
-            _place(required, found, ordered, (*path, loaded.name))
+            _order(required, found, ordered, (*path, loaded.name))
             if required.module is None:
                 loaded.leave_out(f"it requires the module {name}, which is left out")
         if loaded.module is None:

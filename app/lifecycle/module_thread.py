@@ -3,7 +3,7 @@
 Invariants: whatever the module raises, and however long it takes, stays on this thread. The module is opened when its
 migrations are done and the modules that it requires are usable. A module in whose methods DEATHS_MAX processes died is
 left out, so that it cannot keep the workers from serving.
-Threading: `run` is the thread; `look` and `end` are called from the event loop's.
+Threading: `run` is the thread; `report_if_stuck` and `request_close` are called from the event loop's.
 """
 
 import logging
@@ -83,7 +83,7 @@ class ModuleThread(threading.Thread):
     def run(self) -> None:
         """Take the module through its phases. Never raises."""
         try:
-            if self._may_open():
+            if self._wait_until_openable():
                 self._open()
                 self._check_until_closing()
         except BaseException as error:
@@ -95,11 +95,11 @@ class ModuleThread(threading.Thread):
         if self._is_open:
             self._close()
 
-    def end(self) -> None:
+    def request_close(self) -> None:
         """Have the module closed."""
         self._closing.set()
 
-    def look(self, now: float) -> None:
+    def report_if_stuck(self, now: float) -> None:
         """Report the module as stuck when one of its methods has run for too long. `now` on the monotonic clock."""
         since = self._running_since
         if since and now - since > STUCK_SECONDS and self._cell.state != "stuck":
@@ -107,7 +107,7 @@ class ModuleThread(threading.Thread):
 
     # -- phases ------------------------------------------------------------------------------------------------------
 
-    def _may_open(self) -> bool:
+    def _wait_until_openable(self) -> bool:
         """Wait for migrations and required modules. False when the module is left out, or the process ends."""
         others = (cell for holder, cell in self._board.cells(self.module.name) if holder != self._holder)
         deaths = self._cell.deaths + sum(map(_deaths, others))

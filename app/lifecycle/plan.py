@@ -18,6 +18,7 @@ from app.lifecycle.loader import FoundModule, declare
 from app.lifecycle.report import Board, Cell, Declared, Report
 from app.processes.child import Child, ChildContext
 from app.processes.child_table import ChildState
+from app.telemetry.series import measure_into_files_of
 from shm.process import identify_self
 
 MIGRATIONS: Final = "migrations"  # the name of the child that runs them
@@ -133,6 +134,7 @@ def _migrate(
     module: Module, migrations: Sequence[Migration], settings: msgspec.Struct, board: Board, child: ChildContext
 ) -> int:
     """Run a module's migrations, in a process of their own; the exit status."""
+    measure_into_files_of(child.name)
     context = make_context(module, MIGRATIONS, settings, child.config)
     cell = Cell(*identify_self(), "configured", time.time())
     for migration in migrations:
@@ -154,6 +156,7 @@ def _migrate(
 
 def _run(module: Module, declared: ModuleChild, settings: msgspec.Struct, child: ChildContext) -> int:
     """Be a child of a module; the exit status."""
+    measure_into_files_of(child.name)
     context = make_context(module, declared.name, settings, child.config)
     module.open(context)
     child.beat()

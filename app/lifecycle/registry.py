@@ -1,7 +1,7 @@
-"""The modules of one process: started together, looked at on every beat, closed in reverse.
+"""The modules of one process: started together, watched on every beat, closed in reverse.
 
-Owns: the threads of the modules, and what they have published: routes and authenticators, which `apply` adds to the
-application.
+Owns: the threads of the modules, and what they have published, routes and authenticators, until `add_published` adds
+it to the application.
 Invariants: a route of a module answers 503 `module_unavailable` unless the module is usable (ready or degraded).
 Threading: every method but `_publish` is called on the event loop's thread.
 """
@@ -39,7 +39,7 @@ class Registry:
         wake: Callable[[], object],
     ) -> None:
         """`modules` in the order in which they are opened; `holder` is this process's column of the board; `taken` are
-        paths that have a route; `wake()`, called from any thread, has the event loop call `apply`.
+        paths that have a route; `wake()`, called from any thread, has the event loop call `add_published`.
         """
         self._published: SimpleQueue[Published] = SimpleQueue()
         self._wake = wake
@@ -61,7 +61,7 @@ class Registry:
         for thread in self._threads.values():
             thread.settled.wait(max(0.0, deadline - time.monotonic()))
 
-    def apply(self, add: Callable[[Published], None]) -> None:
+    def add_published(self, add: Callable[[Published], None]) -> None:
         """Hand to `add` what modules have published since the last call."""
         while True:
             try:
@@ -72,10 +72,10 @@ class Registry:
                 self._module_of[id(resource)] = self._threads[published.module]
             add(published)
 
-    def look(self, now: float) -> None:
+    def report_stuck(self, now: float) -> None:
         """Find modules that are stuck; called on every beat. `now` on the monotonic clock."""
         for thread in self._threads.values():
-            thread.look(now)
+            thread.report_if_stuck(now)
 
     def is_usable(self, name: str) -> bool:
         """Return whether a module of this process is ready or degraded."""
@@ -86,7 +86,7 @@ class Registry:
         """Close the modules in reverse; leave behind those that take longer than CLOSE_SECONDS_MAX together."""
         deadline = time.monotonic() + CLOSE_SECONDS_MAX
         for thread in reversed(self._threads.values()):
-            thread.end()
+            thread.request_close()
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def process_resource(

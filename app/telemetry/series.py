@@ -25,13 +25,16 @@ WATCHED = (
 FILE_SIZE = 1 << 17  # bytes: about 200 a series, for some 20 routes with 15 statuses and a hundred codes
 
 
-def measure_into_row(row: int) -> None:
-    """Make this process measure into the files of its worker row. Call it once, before any metric is made."""
+def measure_into_files_of(owner: int | str) -> None:
+    """Make this process measure into its owner's files: a worker row, or the name of a supervised child.
+
+    A successor of the same owner continues these files. Call it once, before any metric is made.
+    """
     # The directory may have been removed as a temporary one; that must not keep a worker from serving.
     directory = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
     directory.mkdir(parents=True, exist_ok=True)
-    create_row_files(directory, row)
-    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: row)  # type: ignore[no-untyped-call] # theirs
+    create_files(directory, owner)
+    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: owner)  # type: ignore[no-untyped-call] # theirs
 
 
 def event_latency_histogram() -> Histogram:
@@ -59,15 +62,15 @@ def request_counter() -> Counter:
     return Counter("mlsdm_requests", "Answers, by route and status.", ["route", "status"], registry=CollectorRegistry())
 
 
-def create_row_files(directory: Path, row: int) -> None:
-    """Create the missing files of a row, complete before a scrape can see them, and of their final size.
+def create_files(directory: Path, owner: int | str) -> None:
+    """Create the missing files of an owner, complete before a scrape can see them, and of their final size.
 
     prometheus_client creates a file empty and sets its size a moment later. A scrape in between fails as a whole, and
-    if the worker is killed in between, every scrape fails until its row is used again. Growing a file takes a
+    if the process is killed in between, every scrape fails until its owner has a successor. Growing a file takes a
     descriptor; if there is none, the library does not recover.
     """
     for kind in ("histogram", "counter"):
-        path = directory / f"{kind}_{row}.db"
+        path = directory / f"{kind}_{owner}.db"
         if path.exists() and path.stat().st_size:
             continue
         complete = path.with_suffix(".new")

@@ -101,7 +101,7 @@ class Process:
 
     def apply(self) -> None:
         """Add what modules have published."""
-        self.registry.apply(lambda published: self.routes.update(published.routes))
+        self.registry.add_published(lambda published: self.routes.update(published.routes))
 
     def cell(self, name: str) -> Cell:
         """Return what is on the board."""
@@ -190,7 +190,7 @@ def test_a_module_that_hangs_is_stuck_and_holds_nobody_up(gate: threading.Event)
     slow, good = Scripted("slow", open=gate.wait), Scripted("good")
     process = Process(slow, good)
     opening = process.cell("slow").state
-    process.registry.look(time.monotonic() + STUCK_SECONDS + 1)
+    process.registry.report_stuck(time.monotonic() + STUCK_SECONDS + 1)
     stuck = process.cell("slow")
     refused = process.refusal("/slow")
     gate.set()
@@ -317,7 +317,7 @@ def test_a_module_whose_routes_cannot_be_added_fails(routes: Mapping[str, Resour
 
 
 def test_what_a_module_publishes_late_is_added_on_the_loop(gate: threading.Event) -> None:
-    """`wake` is called from the module's thread; `apply` adds the route."""
+    """`wake` is called from the module's thread; `add_published` adds the route."""
 
     def routes() -> Mapping[str, Resource]:
         gate.wait()

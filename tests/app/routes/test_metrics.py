@@ -23,8 +23,8 @@ from app.routes.metrics import WorkersCollector
 from app.telemetry.series import (
     FILE_SIZE,
     WATCHED,
-    create_row_files,
-    measure_into_row,
+    create_files,
+    measure_into_files_of,
     refusal_counter,
     request_counter,
 )
@@ -218,7 +218,7 @@ def test_an_unexpected_error_is_counted(tmp_path: Path, monkeypatch: pytest.Monk
         return family.samples[0].value
 
     def worker(row: int) -> None:
-        measure_into_row(row)
+        measure_into_files_of(row)
         refusals = refusal_counter()
         for code in (
             "internal_error", "internal_error", "store_busy", "reader_too_slow", "field_invalid",
@@ -227,7 +227,7 @@ def test_an_unexpected_error_is_counted(tmp_path: Path, monkeypatch: pytest.Monk
             refusals.labels(code).inc()
 
     def idle() -> None:
-        measure_into_row(2)
+        measure_into_files_of(2)
         refusal_counter()
 
     assert exit_of(begin(idle)) == 0
@@ -244,7 +244,7 @@ def test_a_scrape_sees_complete_files_only(tmp_path: Path) -> None:
     (tmp_path / "counter_3.db").touch()
     (tmp_path / "counter_4.db").write_bytes(b"counted")
     for row in (3, 4):
-        create_row_files(tmp_path, row)
+        create_files(tmp_path, row)
 
     sizes = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
     assert sizes == {
@@ -261,7 +261,7 @@ def test_a_late_series_needs_no_descriptor(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
 
     def worker() -> None:
-        measure_into_row(0)
+        measure_into_files_of(0)
         requests, refusals = request_counter(), refusal_counter()
         requests.labels("other", "200").inc()
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))

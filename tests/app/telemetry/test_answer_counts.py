@@ -10,7 +10,7 @@ import pytest
 from app.routes.metrics import WorkersCollector
 from app.telemetry.answer_counts import AnswerCounts
 from app.telemetry.latency_histogram import LatencyHistogram
-from app.telemetry.series import event_latency_histogram, measure_into_row, request_counter
+from app.telemetry.series import event_latency_histogram, measure_into_files_of, request_counter
 from testing.block_fixture import begin, exit_of
 
 ROUTES = {"event": "/event", "state": "/state", "memories/1": "/memories/{memory_id}"}
@@ -85,7 +85,7 @@ def test_an_answer_that_cannot_be_counted_is_still_sent(tmp_path: Path, monkeypa
 
 def counting(row: int) -> tuple[AnswerCounts, LatencyHistogram]:
     """Count into the files of a row; also returns the latency of events."""
-    measure_into_row(row)
+    measure_into_files_of(row)
     events = LatencyHistogram(event_latency_histogram())
     return AnswerCounts(request_counter(), {"/event": events}, lambda path: ROUTES.get(path.lstrip("/"))), events
 

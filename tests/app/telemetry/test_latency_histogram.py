@@ -14,7 +14,7 @@ from app.httpd.request import RECEIVED_NS
 from app.routes.metrics import WorkersCollector
 from app.telemetry import latency_histogram
 from app.telemetry.latency_histogram import LatencyHistogram
-from app.telemetry.series import LATENCY_BUCKETS, event_latency_histogram, measure_into_row
+from app.telemetry.series import LATENCY_BUCKETS, event_latency_histogram, measure_into_files_of
 from testing.block_fixture import begin, exit_of
 
 BESIDE = [edge * factor for edge in LATENCY_BUCKETS for factor in (0.999, 1.001)]
@@ -88,7 +88,7 @@ def test_the_mean_is_0_without_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def measuring(row: int) -> LatencyHistogram:
     """Measure into the files of a row."""
-    measure_into_row(row)
+    measure_into_files_of(row)
     return LatencyHistogram(event_latency_histogram())
 
 
