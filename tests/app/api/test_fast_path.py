@@ -1,4 +1,4 @@
-"""The lane answers as the framework does: the same status, headers and body, and what is wrong is said once."""
+"""Fast path: it gives the responses of the framework (status, headers, body), and a refusal is counted once."""
 
 import re
 
@@ -56,7 +56,7 @@ def test_the_fast_path_and_the_framework_answer_alike(serve: Serve) -> None:
 
 
 def test_a_failure_on_the_fast_path_is_counted_and_audited_once(serve: Serve) -> None:
-    """A refusal of the lane is one refusal."""
+    """It is one refusal, although it passes the fast path and the framework."""
     server = serve(MLSDM_DIMENSION="8", WORKERS="1", API_KEY=keys.API_KEY)
     assert server.request("POST", "/event", *GOOD).status == 401
     scrape = server.get("/metrics").body.decode()

@@ -1,4 +1,4 @@
-"""Operations: what a route declares of itself, and that none can leave it out."""
+"""Operations: what a route declares, and that no responder can be routed without one."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar

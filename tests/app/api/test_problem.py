@@ -1,4 +1,4 @@
-"""Problem documents (RFC 9457): every way to be refused that is not about one route's own values."""
+"""Problem documents (RFC 9457): refusals that do not depend on the values of one route."""
 
 import socket
 from types import SimpleNamespace

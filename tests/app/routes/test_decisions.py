@@ -1,4 +1,4 @@
-"""GET /decisions: the whole log in order, page by page, while it grows; and a cursor that was overtaken."""
+"""GET /decisions: the whole log in order, page by page, while it grows; and a cursor that was overwritten."""
 
 import json
 import threading

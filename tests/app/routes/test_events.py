@@ -1,4 +1,4 @@
-"""POST /event and POST /events: every form of a body, the decision that answers it, and every refusal."""
+"""POST /event and POST /events: every form of a body, its decision, and every refusal."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""The governor at run time: every setting within its range, at a position of the log, and only once it holds."""
+"""Governor at run time: every setting within its range, in force from a position of the log, answered once it is."""
 
 import http.client
 import json

@@ -1,4 +1,4 @@
-"""/health: liveness, readiness and the detailed document, against a real server and against a real block gone wrong."""
+"""/health: liveness, readiness and the detailed document, against a real server and against a damaged block."""
 
 import ctypes
 import faulthandler
@@ -371,13 +371,13 @@ def test_liveness_and_its_gate_touch_nothing_that_is_shared(formed: Formed) -> N
     context = context_of(formed.block, beat(formed))
     context.charge = Quotas(formed.block, tiers(context.config), context.clock).charge
     table = {"/livez": LivenessResource()}
-    lane = FastPath(table, Gate([KeyAuthenticator(Keyring(keys.API_KEY))], charge=context.charge), None)
+    fast_path = FastPath(table, Gate([KeyAuthenticator(Keyring(keys.API_KEY))], charge=context.charge), None)
 
     def ask() -> None:
         _take_away(formed.block)
         begun: list[str] = []
         asked = {"REQUEST_METHOD": "GET", "PATH_INFO": "/livez", "REMOTE_ADDR": "192.0.2.1"}
-        answer = lane(asked, lambda status, _headers: begun.append(status))  # type: ignore[arg-type]
+        answer = fast_path(asked, lambda status, _headers: begun.append(status))  # type: ignore[arg-type]
         assert (list(answer), begun) == ([b'{"status":"alive"}'], ["200 OK"])
 
     def look() -> None:

@@ -1,4 +1,4 @@
-"""GET /health/metrics: the names that operators know, one scrape for all workers, and counts that are exact."""
+"""GET /health/metrics: the names that operators know, one scrape for all workers, and exact counts."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""POST /recall: the vector forms of an event, what can be asked for, and answers equal to brute force bit by bit."""
+"""POST /recall: every form of a query, every option, and matches equal to brute force bit by bit."""
 
 import concurrent.futures
 from typing import Any

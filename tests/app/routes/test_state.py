@@ -1,4 +1,4 @@
-"""GET /state: one consistent picture under the names that operators know."""
+"""GET /state: one consistent state under the names that operators know."""
 
 import threading
 from typing import Any

@@ -1,4 +1,4 @@
-"""A collector: what OpenTelemetry's own would be sent, over real HTTP, taken apart for tests."""
+"""A collector of OpenTelemetry for tests: it receives spans over real HTTP and decodes them."""
 
 import gzip
 import threading

@@ -1,4 +1,4 @@
-"""Answers: each is counted under its route and status, whatever a client writes, and none is lost for its count."""
+"""Answer counts: each answer counts under its route and status, and none is lost because it cannot be counted."""
 
 import logging
 from functools import partial

@@ -1,4 +1,4 @@
-"""Latency: what is added in place is what prometheus_client would have written."""
+"""Latency histogram: what is added in place equals what prometheus_client would write."""
 
 import shutil
 import time

@@ -1,4 +1,4 @@
-"""The log: one line per event, whatever it says, in JSON or text; and its configuration as Gunicorn applies it."""
+"""Logging setup: one line per event, whatever its text, as JSON or text; and its configuration in Gunicorn."""
 
 import json
 import logging

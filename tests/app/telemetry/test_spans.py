@@ -1,4 +1,4 @@
-"""The spans: real workers and a real controller tell a real receiver of what they do, and of nothing else."""
+"""Spans: what real workers and a real controller send to a collector, and what they never send."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Standard error: a line is written whole, or lost and counted, and nobody ever waits for its reader."""
+"""Standard error sink: a line is written whole, or lost and counted, and no process waits for its reader."""
 
 import fcntl
 import json

@@ -1,4 +1,4 @@
-"""The audit log: a JSON line for every refusal that matters and every change of the governor, and never too many."""
+"""Audit log: a JSON line for every refusal that matters and for every change of the governor, in bounded number."""
 
 import io
 import json

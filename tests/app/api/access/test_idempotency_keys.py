@@ -1,4 +1,4 @@
-"""Idempotency keys over HTTP: what is sent again is decided once and answered alike, whoever died meanwhile."""
+"""Idempotency keys over HTTP: a repeated request is decided once and answered alike, whichever process died."""
 
 import http.client
 import os

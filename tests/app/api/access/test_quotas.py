@@ -1,4 +1,4 @@
-"""Quotas: what costs how much, what costs nothing, and that all workers together let nobody through faster."""
+"""Quotas: what each request costs, what costs nothing, and that all workers together enforce one limit."""
 
 import http.client
 import json

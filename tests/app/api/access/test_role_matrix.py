@@ -1,6 +1,6 @@
-"""Every route that exists × every method × every credential: who gets past the gate follows from the role alone.
+"""Role matrix: every route × every method × every credential; access follows from the role alone.
 
-The routes are found from the application's router, so a new one is in the matrix the day it is written.
+The routes are those of the application's router, so the matrix contains a new route as soon as it exists.
 """
 
 import asyncio

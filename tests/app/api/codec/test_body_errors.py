@@ -1,4 +1,4 @@
-"""Bodies that cannot be decoded are refused in our words."""
+"""Body errors: bodies that cannot be decoded are refused with a sentence of ours."""
 
 import msgspec
 import pytest

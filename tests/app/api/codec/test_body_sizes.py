@@ -1,4 +1,4 @@
-"""The extent of a body: what one event can need fits, however it is written, and what is larger is not even read."""
+"""Body sizes: an event fits in every form that it may have, and a larger body is not read."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""The native reader: what it accepts, msgspec accepts too, with the same bits; what it must know, it knows."""
+"""JSON reader: msgspec accepts what it accepts, with the same bits; and it accepts the usual forms of an event."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""The codec alone: what each form becomes, and where msgspec's sentences turn into ours."""
+"""Vector codec: what each form decodes to, and the sentences of its refusals."""
 
 import math
 import tracemalloc
