@@ -472,4 +472,6 @@ def test_no_series_names_a_client(still_server: LiveServer) -> None:
         "version",
         "boot_id",
         "code",
+        "module",
+        "state",
     }
