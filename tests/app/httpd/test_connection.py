@@ -1,4 +1,4 @@
-"""What a connection accepts, over real sockets, and how the application is called."""
+"""What a connection accepts, over real sockets, and how it calls the application."""
 
 import socket
 import time
@@ -38,7 +38,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
 
 
 def test_environ(server: RunningServer) -> None:
-    """The environ is what PEP 3333 asks for, plus the moment at which the request was complete."""
+    """The environ is that of PEP 3333, plus the time at which the request was complete."""
     before = time.monotonic_ns()
     line = b"POST /a%2Fb%C3%A9?x=%20&y HTTP/1.1\r\n"
     fields = b"Host: h:8\r\nX-Thing:  a \t\r\nX-Thing: b\r\nX_Thing: no\r\nContent-Type: t/u\r\nContent-Length: 2\r\n"
@@ -58,8 +58,8 @@ def test_environ(server: RunningServer) -> None:
 
 
 def test_answer_headers(server: RunningServer) -> None:
-    """An answer carries Date, Content-Length, the standing headers and its name, no Server, and says nothing about a
-    connection that stays open.
+    """An answer carries Date, Content-Length, the default headers and its request id; no Server, and no Connection
+    while the connection stays open.
     """
     (answer,) = fetch(server, GOOD)
 
@@ -84,7 +84,7 @@ def test_keep_alive_and_close(server: RunningServer) -> None:
 
 
 def test_http_1_0(server: RunningServer) -> None:
-    """HTTP/1.0 closes unless it asks to stay, needs no Host, and an expectation in it is ignored (RFC 9110 §10.1.1)."""
+    """HTTP/1.0 closes unless it asks for keep-alive, needs no Host, and its Expect is ignored (RFC 9110 §10.1.1)."""
     with connect(server) as client:
         reader = AnswerReader(client)
         client.sendall(
@@ -121,9 +121,7 @@ def test_chunked_body(server: RunningServer) -> None:
 
 
 def test_pipelining_keeps_order(server: RunningServer) -> None:
-    """Requests sent together are answered one by one, in their order (RFC 9112 §9.3.2), empty lines between them
-    ignored.
-    """
+    """Pipelined requests are answered in their order (RFC 9112 §9.3.2); empty lines between them are ignored."""
     requests = [get(b"/%d" % i) if i % 3 else post(b"Content-Length: 3\r\n", b"%03d" % i) + b"\r\n" for i in range(60)]
     answers = fetch(server, b"".join(requests), 60)
 
@@ -144,7 +142,7 @@ def test_pipelining_keeps_order(server: RunningServer) -> None:
     ],
 )
 def test_forms_of_target(server: RunningServer, request_: bytes, path: str, host: str) -> None:
-    """Absolute and asterisk forms are understood; the authority of the target replaces Host (RFC 9112 §3.2)."""
+    """Absolute and asterisk forms are accepted; the authority of the target replaces Host (RFC 9112 §3.2)."""
     (answer,) = fetch(server, request_)
 
     assert (path, host) == (answer.environ["PATH_INFO"], answer.environ["HTTP_HOST"])
@@ -152,7 +150,7 @@ def test_forms_of_target(server: RunningServer, request_: bytes, path: str, host
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 5\r\n", CHUNKED, b""])
 def test_upgrade_is_ignored(server: RunningServer, framing: bytes) -> None:
-    """A request that offers h2c is served as HTTP/1.1, body and successor included (RFC 9110 §7.8)."""
+    """A request that offers h2c is served as HTTP/1.1, and so are its body and the next request (RFC 9110 §7.8)."""
     body = {b"Content-Length: 5\r\n": b"hello", CHUNKED: b"5\r\nhello\r\n" + LAST_CHUNK, b"": b""}[framing]
     offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
     answer, after = fetch(server, post(offer + framing, body) + GOOD, 2)
@@ -162,7 +160,7 @@ def test_upgrade_is_ignored(server: RunningServer, framing: bytes) -> None:
 
 
 def test_many_upgrades_in_one_read(server: RunningServer) -> None:
-    """Ignoring an upgrade does not recurse: hundreds of them fit into one read."""
+    """Ignoring an upgrade does not recurse: one read may contain hundreds."""
     offer = get(b"/", b"Connection: upgrade\r\nUpgrade: x\r\n")
     answers = fetch(server, offer * 600 + GOOD, 601)
 
@@ -182,7 +180,7 @@ def test_continue(server: RunningServer) -> None:
 
 
 def test_no_continue_when_the_body_is_there() -> None:
-    """A client that did not wait is not told to go on."""
+    """No 100 Continue is sent when the body arrives with the head."""
     with serving() as server:
         (answer,) = fetch(server, post(b"Expect: 100-continue\r\nContent-Length: 5\r\n", b"hello"))
 
@@ -197,8 +195,8 @@ def expecting(path: bytes, framing: bytes = b"Content-Length: 5\r\n") -> bytes:
 @pytest.mark.parametrize("framing", [b"Content-Length: 5\r\n", CHUNKED])
 @pytest.mark.parametrize("path", [b"/no", b"/slow/no"], ids=["inline", "pool"])
 def test_unwanted_body_is_not_asked_for(path: bytes, framing: bytes, protocol: type[Connection]) -> None:
-    """When the application does not want the body it answers at once, to an empty one; no 100 is sent, and what the
-    client sends all the same is never read as a request.
+    """When the application does not want the body, it is called with an empty one; no 100 is sent, and what the client
+    sends nevertheless is not read as a request.
     """
     with serving(SelectiveApplication(), protocol=protocol) as server, connect(server) as client:
         server.app.gate.set()
@@ -217,7 +215,7 @@ def test_unwanted_body_is_not_asked_for(path: bytes, framing: bytes, protocol: t
 
 
 def test_wanted_body_is_asked_for_once() -> None:
-    """The application is asked only about bodies that are held back, after the checks of size, and then 100 is sent."""
+    """The application is asked only about bodies that are held back, after the checks of size; then 100 is sent."""
     with serving(SelectiveApplication()) as server, connect(server) as client:
         reader = AnswerReader(client)
         client.sendall(post(b"Content-Length: 5\r\n", b"hello"))
@@ -235,8 +233,8 @@ def test_wanted_body_is_asked_for_once() -> None:
 
 
 @pytest.mark.parametrize("before", [b"", get(b"/slow")], ids=["first", "behind"])
-def test_failure_to_say_whether_a_body_is_wanted(before: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """It is a 500 and the end of the connection, also when the request had to wait for its turn."""
+def test_failing_wants_body_is_500(before: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """When `wants_body` raises, the client gets 500 and the connection ends, also for a request that waited."""
     with serving(SelectiveApplication()) as server, connect(server) as client:
         client.sendall(before + expecting(b"/maybe"))
         if before:
@@ -251,8 +249,8 @@ def test_failure_to_say_whether_a_body_is_wanted(before: bytes, caplog: pytest.L
         assert "cannot say" in caplog.text
 
 
-def test_unwanted_body_behind_a_request_that_runs() -> None:
-    """Its answer keeps its turn."""
+def test_unwanted_body_behind_a_running_request() -> None:
+    """The answer to an unwanted body comes after the answer of the request before it."""
     with serving(SelectiveApplication()) as server, connect(server) as client:
         client.sendall(get(b"/slow") + expecting(b"/no"))
         eventually(lambda: "/slow" in server.app.calls)
@@ -265,7 +263,7 @@ def test_unwanted_body_behind_a_request_that_runs() -> None:
 
 
 def test_large_body(server: RunningServer) -> None:
-    """A body of many reads arrives whole, and its reservation is returned."""
+    """A body of many reads arrives whole, and its reservation is released."""
     body = b"0123456789abcdef" * 20_000
     (answer,) = fetch(server, post(b"Content-Length: %d\r\n" % len(body), body))
 
@@ -277,9 +275,7 @@ def test_large_body(server: RunningServer) -> None:
 
 
 def test_application_error(caplog: pytest.LogCaptureFixture) -> None:
-    """An exception is a 500 that tells the client nothing; the traceback is in the log, and the connection stays
-    usable.
-    """
+    """An exception is answered 500 without its text; the traceback is logged, and the connection stays usable."""
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ["PATH_INFO"] == "/exit":
@@ -299,9 +295,7 @@ def test_application_error(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_blocking_routes_run_on_the_pool_in_order() -> None:
-    """A route that may block leaves the loop free for other connections, and the requests behind it wait for their
-    turn.
-    """
+    """While a blocking route runs on the pool, other connections are served; requests behind it wait for it."""
     with serving() as server, connect(server) as client:
         client.sendall(get(b"/slow/1") + GOOD + get(b"/slow/2") + b"GET / HTTP/1.1\r\n\r\n" + GOOD)
         eventually(lambda: "/slow/1" in server.app.calls)
@@ -317,8 +311,8 @@ def test_blocking_routes_run_on_the_pool_in_order() -> None:
 
 
 class LongAnswerApplication(EchoApplication):
-    """Answers /long… in a hundred pieces of `size` bytes. One of /long/bad fails, of
-    /long/endless there are more until `enough`, and /long/no is refused.
+    """An echo that answers /long… in a hundred pieces of `size` bytes. The 51st piece of /long/bad raises;
+    /long/endless has more pieces until `enough` is set; /long/no is refused.
     """
 
     size = 1
@@ -347,14 +341,14 @@ class LongAnswerApplication(EchoApplication):
         while number < 100 or (path == "/long/endless" and not self.enough):
             self.pieces.append(path)
             if number == 50 and path == "/long/bad":
-                raise ValueError("no more of this")
+                raise ValueError("a piece that fails")
             yield b"x" * self.size
             number += 1
 
 
-def test_long_answers_are_made_in_pieces() -> None:
-    """Between the pieces of a long answer others are served; it arrives whole and in its turn, and so does what is
-    behind it. Of several, the first is finished first.
+def test_long_answers_are_generated_in_pieces() -> None:
+    """Between the pieces of a long answer other requests are served. It arrives whole and in order, as do the requests
+    behind it; of several long answers, the first is finished first.
     """
     with serving(LongAnswerApplication()) as server, connect(server) as first, connect(server) as second:
         first.sendall(get(b"/long/endless") + GOOD + get(b"/long/2") + GOOD)
@@ -380,8 +374,8 @@ def test_long_answers_are_made_in_pieces() -> None:
         assert {server.app.pieces.count(path) for path in ("/long/2", "/long/3")} == {100}
 
 
-def test_long_answers_have_a_share_of_long_turns() -> None:
-    """Where others have much to do in each turn of the loop, more than one piece is made in it."""
+def test_long_turns_generate_more_pieces() -> None:
+    """When other work makes the turns of the loop long, more than one piece is generated in each."""
     turns = [0]
     with serving(LongAnswerApplication()) as server:
 
@@ -400,16 +394,16 @@ def test_long_answers_have_a_share_of_long_turns() -> None:
 
 
 def test_long_answer_that_fails(caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing of it was sent, so its client gets a plain 500, and the next request is served."""
+    """When a piece raises, nothing was sent yet: the client gets 500, and the next request is served."""
     with serving(LongAnswerApplication()) as server:
         bad, good = fetch(server, get(b"/long/bad") + GOOD, 2)
 
     assert (500, "internal_error", 200) == (bad.status, bad.json["code"], good.status)
-    assert "no more of this" in caplog.text
+    assert "a piece that fails" in caplog.text
 
 
-def test_long_answer_that_nobody_waits_for() -> None:
-    """When its peer has gone, no more of it is made, and the next one has its turn."""
+def test_long_answer_whose_peer_has_gone() -> None:
+    """When the peer has disconnected, no further piece is generated, and the next long answer is."""
     with serving(LongAnswerApplication()) as server:
         with connect(server) as client:
             client.sendall(get(b"/long/endless"))
@@ -424,8 +418,8 @@ def test_long_answer_that_nobody_waits_for() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_who_is_refused_does_not_stand_in_line(count: int) -> None:
-    """However many ask for what they may not have, they are told at once, and nobody who may waits for them."""
+def test_refused_long_answers_are_not_queued(count: int) -> None:
+    """Refusals of long answers are sent at once, without waiting in the queue of long answers."""
     with serving(LongAnswerApplication()) as server, connect(server) as client:
         client.sendall(get(b"/long/endless") + GOOD)
         eventually(lambda: bool(server.app.pieces))
@@ -440,7 +434,7 @@ def test_who_is_refused_does_not_stand_in_line(count: int) -> None:
 
 
 def test_idle_connections_hold_nothing_of_their_last_request() -> None:
-    """A body, however large, is let go of with its answer."""
+    """An idle connection keeps nothing of its last request, however large the body was."""
     with serving() as server, connect(server) as client:
         client.sendall(post(b"Content-Length: 60000\r\n", b"x" * 60_000))
         AnswerReader(client).read_answer()
@@ -466,7 +460,7 @@ def test_continue_waits_for_its_turn() -> None:
 
 
 def test_peer_that_half_closes_gets_its_answers() -> None:
-    """A client that shuts its side after the request still gets what is being computed."""
+    """A client that shuts its side after its requests still gets the answers."""
     with serving() as server, connect(server) as client:
         client.sendall(get(b"/slow") + GOOD)
         client.shutdown(socket.SHUT_WR)
@@ -478,8 +472,8 @@ def test_peer_that_half_closes_gets_its_answers() -> None:
         reader.expect_end()
 
 
-def test_peer_that_vanishes_while_its_request_runs() -> None:
-    """The answer of a request whose client is gone is dropped, and the server serves on."""
+def test_peer_that_disconnects_while_its_request_runs() -> None:
+    """The answer of a request whose client has disconnected is dropped, and the server keeps serving."""
     with serving() as server:
         with connect(server) as client:
             client.sendall(get(b"/slow"))

@@ -1,4 +1,4 @@
-"""Flow control over real sockets: pipelines, unread answers, large bodies, and answers in pieces."""
+"""Flow control over real sockets: pipelines, the fair queue, byte budgets and slow readers."""
 
 import contextlib
 import threading
@@ -36,7 +36,7 @@ from tests.app.httpd.serving import (
 
 
 def test_pipeline_behind_a_blocking_route_is_bounded() -> None:
-    """Reading pauses while the queue is full, so that what one connection can queue does not grow; nothing is lost."""
+    """Reading pauses while PIPELINE_DEPTH requests wait, so a pipeline does not grow; no request is lost."""
     count = 20_000
     with serving() as server, connect(server) as client:
         sender = threading.Thread(target=lambda: client.sendall(get(b"/slow") + GOOD * count))
@@ -55,9 +55,9 @@ def test_pipeline_behind_a_blocking_route_is_bounded() -> None:
         sender.join(HANG_SECONDS)
 
 
-def test_a_pipeline_holds_nobody_up() -> None:
-    """However much one connection sends ahead, a request of another that comes in the same turn of the loop is answered
-    after the first of it, and one that comes in the next turn after a turn's worth; nothing of the pipeline is lost.
+def test_pipeline_does_not_delay_others() -> None:
+    """However long a pipeline is, another connection's request of the same turn is answered after the pipeline's first
+    one, and a request of the next turn after TURN_COUNT of them; no request of the pipeline is lost.
     """
     count = 2_000
     before: list[list[str]] = []
@@ -86,7 +86,7 @@ def test_a_pipeline_holds_nobody_up() -> None:
 
 
 def test_pipelines_take_turns() -> None:
-    """Of two connections that both send ahead, each gets one answer after the other."""
+    """Two connections that pipeline get their answers alternately."""
     count = 40
     with serving() as server, connect(server) as one, connect(server) as two:
         first, second = server_sides(server, one, two)
@@ -104,9 +104,9 @@ def test_pipelines_take_turns() -> None:
         assert 2 >= max(abs(lead["/1"] - lead["/2"]) for lead in leads)
 
 
-def test_many_pipelines_hold_nobody_up() -> None:
-    """Of many connections that send ahead in one turn of the loop, one gets an answer in it; a request that comes alone
-    passes them all, and then they have theirs.
+def test_many_pipelines_do_not_delay_others() -> None:
+    """Of many pipelines that arrive in one turn of the loop, one gets an answer in it; a single request of another
+    connection overtakes the rest; then all pipelines are answered.
     """
     count = 30
     with serving() as server, contextlib.ExitStack() as stack:
@@ -126,8 +126,8 @@ def test_many_pipelines_hold_nobody_up() -> None:
             assert {reader.read_answer().status for _ in range(count)} == {200}
 
 
-def test_a_body_does_not_hide_a_pipeline() -> None:
-    """Requests that come in one read with the end of a body take their turns too."""
+def test_pipeline_behind_a_body_takes_turns() -> None:
+    """Requests that arrive in one read with the end of a body wait in the fair queue too."""
     with serving() as server, connect(server) as client:
         (connection,) = server_sides(server, client)
         calls: list[str] = []
@@ -146,8 +146,8 @@ def test_a_body_does_not_hide_a_pipeline() -> None:
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_pipelines_share_a_budget(busy: bool) -> None:
-    """What is sent ahead beyond what the worker may hold is refused with 503 in its turn; single requests are
-    answered, and what was held is given back.
+    """Pipelined requests beyond the worker's budget get 503 in their turn; single requests are answered, and the budget
+    is released.
     """
     with serving() as server, connect(server) as client, connect(server) as honest:
         server_sides(server, client, honest)
@@ -172,8 +172,8 @@ def test_pipelines_share_a_budget(busy: bool) -> None:
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD"])
-def test_a_refusal_for_the_budget_carries_the_names_of_its_request(method: bytes) -> None:
-    """And has no content if that is a HEAD."""
+def test_pipelines_full_carries_the_names_of_its_request(method: bytes) -> None:
+    """A request refused with `pipelines_full` is answered under its own id, and without content if it is a HEAD."""
     with serving() as server, connect(server) as client:
         server_sides(server, client)
         server.run_on_loop(lambda: server.service.pipelines.reserve(PIPELINES_SIZE.value - 100))
@@ -192,11 +192,11 @@ def test_a_refusal_for_the_budget_carries_the_names_of_its_request(method: bytes
         reader.expect_end()
 
 
-def test_what_is_not_parsed_is_in_the_budget() -> None:
-    """So are bytes that wait to be parsed, until they are, or their connection ends."""
+def test_unparsed_bytes_count_in_the_budget() -> None:
+    """Unparsed bytes count in the budget until they are parsed or their connection ends."""
     with serving() as server, connect(server) as client:
         (connection,) = server_sides(server, client)
-        data = get(b"/slow") + GOOD * 20_000  # what is parsed of it is less, whatever a request is counted for
+        data = get(b"/slow") + GOOD * 20_000  # its parsed part counts for less
         server.run_on_loop(lambda: connection.data_received(data))
         kept = server.run_on_loop(lambda: server.service.pipelines.size)
         reset(client)
@@ -207,8 +207,8 @@ def test_what_is_not_parsed_is_in_the_budget() -> None:
         assert server.run_on_loop(lambda: server.service.pipelines.size) == 0
 
 
-def test_reader_too_slow_is_not_buffered_for() -> None:
-    """While a peer does not take its answers the application is called no more; when it reads, all of them come."""
+def test_no_request_is_answered_while_the_peer_does_not_read() -> None:
+    """The application is not called while the peer does not read; when it reads, it gets every answer."""
     count = 200
     with serving(sndbuf=8_192) as server, connect(server, rcvbuf=8_192) as client:
         client.sendall(get(b"/big") * count)
@@ -221,7 +221,7 @@ def test_reader_too_slow_is_not_buffered_for() -> None:
 
 
 def held(server: RunningServer) -> int:
-    """Return how many bytes of large bodies the server accounts for."""
+    """Return the bytes of large bodies that the server counts."""
     size = server.run_on_loop(lambda: server.service.bodies.size)
     assert isinstance(size, int)
     return size
@@ -229,8 +229,8 @@ def held(server: RunningServer) -> int:
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["announced", "chunked"])
 def test_large_bodies_share_a_budget(chunked: bool) -> None:
-    """A large body beyond what the worker may hold is refused with 503 and Retry-After; others' bodies are unharmed.
-    What was held of one is given back when it is refused or its client goes.
+    """A large body beyond the worker's budget gets 503 with Retry-After; other bodies arrive. The bytes of a body are
+    released when it is refused or its client disconnects.
     """
     size = BODIES_SIZE.value // 2
     least = size - 2 * LARGE_BODY_SIZE
@@ -249,13 +249,13 @@ def test_large_bodies_share_a_budget(chunked: bool) -> None:
         assert held(server) <= 2 * size
         first.close()
         eventually(lambda: least <= held(server) <= size)
-        second.sendall(b"\0\0\0" if chunked else b"x")  # a chunk does not end so
+        second.sendall(b"\0\0\0" if chunked else b"x")  # not the end of a chunk
         assert (400 if chunked else 200) == AnswerReader(second).read_answer().status
         eventually(lambda: held(server) == 0)
 
 
 def test_announced_bodies_take_no_memory() -> None:
-    """Who says that megabytes come, and sends none, keeps nobody else's away."""
+    """A body that was announced and is not sent takes nothing from the budget."""
     with serving() as server, contextlib.ExitStack() as stack:
         silent = [stack.enter_context(connect(server)) for _ in range(3)]
         for client in silent:
@@ -272,8 +272,8 @@ def test_announced_bodies_take_no_memory() -> None:
         assert held(server) == 0
 
 
-def test_bodies_are_given_back_with_their_answers() -> None:
-    """A client whose next request has always begun before it reads the last answer holds no more than what waits."""
+def test_bodies_are_released_with_their_answers() -> None:
+    """A client that starts its next request before it reads the last answer never holds more than one body."""
     size = 200_000
     head, body = post(b"Content-Length: %d\r\n" % size), b"x" * size
     with serving() as server, connect(server) as client:
@@ -288,8 +288,8 @@ def test_bodies_are_given_back_with_their_answers() -> None:
 
 
 @pytest.mark.parametrize("path", [b"/slow", b"/"], ids=["pool", "inline"])
-def test_bodies_are_given_back_when_their_client_goes(path: bytes) -> None:
-    """Of a request on the pool when that is done with it, of those that wait at once."""
+def test_bodies_are_released_when_the_client_disconnects(path: bytes) -> None:
+    """When the client disconnects, waiting bodies are released at once, and one on the pool when its request ends."""
     request = b"POST " + path + b" HTTP/1.1\r\n" + HOST + b"Content-Length: 200000\r\n\r\n" + b"x" * 200_000
     with serving() as server:
         with connect(server) as client:
@@ -311,8 +311,8 @@ def test_bodies_are_given_back_when_their_client_goes(path: bytes) -> None:
         eventually(lambda: held(server) == 0)
 
 
-def test_a_body_in_tiny_pieces_takes_no_more_memory() -> None:
-    """Chunks of two bytes become few objects, and the body arrives whole."""
+def test_body_in_tiny_chunks_takes_no_more_memory() -> None:
+    """A body in chunks of two bytes is kept in few objects, and arrives whole."""
     pieces = b"".join(b"2\r\n%02d\r\n" % (number % 100) for number in range(20_000))
     with serving() as server, connect(server) as client:
         (connection,) = server_sides(server, client)
@@ -328,12 +328,12 @@ def test_a_body_in_tiny_pieces_takes_no_more_memory() -> None:
         )
 
 
-# -- what is untaken ---------------------------------------------------------------------------------------------------
+# -- slow readers ---------------------------------------------------------------------------------------------------
 
 
-def test_answers_of_one_turn_are_bounded() -> None:
-    """However many ask at once, no more is made than readers may leave, twice; then one after the other, so that they
-    can take it or are seen not to. One that reads nothing is cut off, one that reads has all.
+def test_answers_generated_in_one_turn_are_bounded() -> None:
+    """However many large answers are requested at once, at most twice ANSWERS_SIZE is generated in one turn. Peers that
+    read nothing are disconnected; one that reads gets its whole answer.
     """
     count = 40
     with serving(sndbuf=8_192) as server, contextlib.ExitStack() as stack:
@@ -350,6 +350,7 @@ def test_answers_of_one_turn_are_bounded() -> None:
         eventually(lambda: len(server.app.calls) == count)
         eventually(lambda: 0 < server.run_on_loop(lambda: server.service.slow_readers.size) <= ANSWERS_SIZE.value)
         assert fetch(server, GOOD)[0].status == 200
+        server.advance(1.0)
         honest = stack.enter_context(connect(server))
         honest.sendall(get(b"/big"))
 
@@ -358,18 +359,18 @@ def test_answers_of_one_turn_are_bounded() -> None:
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
-def test_the_slowest_reader_is_cut_off(tls: bool) -> None:
-    """When readers leave too much untaken, one that reads nothing has to go, and not those that have just asked,
-    nor the one that reads slowly; nobody waits.
+def test_slowest_reader_is_disconnected(tls: bool) -> None:
+    """When slow readers have too much left, one that reads nothing is disconnected: neither the peers that have just
+    asked, nor the one that reads slowly.
     """
     with serving(sndbuf=8_192, tls=tls) as server, contextlib.ExitStack() as stack:
         server.app.size = 4_000_000
         count = ANSWERS_SIZE.value // server.app.size
-        lazy = [stack.enter_context(connect(server, rcvbuf=8_192)) for _ in range(count)]
-        for client in lazy:
+        idle = [stack.enter_context(connect(server, rcvbuf=8_192)) for _ in range(count)]
+        for client in idle:
             client.sendall(get(b"/big"))
         eventually(lambda: server.run_on_loop(lambda: server.service.slow_readers.size) > 0.9 * count * server.app.size)
-        readers = [AnswerReader(client) for client in lazy]
+        readers = [AnswerReader(client) for client in idle]
         slow = readers[0]
         for reader in readers:
             while len(reader.buffer) < (2_000_000 if reader is slow else 100_000):
@@ -399,7 +400,7 @@ def test_the_slowest_reader_is_cut_off(tls: bool) -> None:
     ids=["announced", "chunked"],
 )
 def test_unwanted_large_body_takes_no_memory(before: bytes, framing: bytes, sent: bytes) -> None:
-    """A stranger who announces megabytes is answered at once and has reserved nothing of what others need."""
+    """A large body that the application does not want is answered at once and reserves nothing."""
     with serving(SelectiveApplication()) as server, connect(server) as client:
         server.app.gate.set()
         client.sendall(before + b"POST /no HTTP/1.1\r\n" + HOST + framing + b"\r\n" + sent)
@@ -415,8 +416,8 @@ def test_unwanted_large_body_takes_no_memory(before: bytes, framing: bytes, sent
         assert "/good" not in server.app.calls
 
 
-def test_turned_away() -> None:
-    """A connection that was made to be refused says so at once and closes."""
+def test_connection_that_is_refused_at_once() -> None:
+    """A connection that is created with a refusal sends it at once and closes."""
     with (
         serving(refusal=Refusal(503, "too_many_connections", "Full.", retry_after=1)) as server,
         connect(server) as client,

@@ -1,7 +1,7 @@
-"""What a connection refuses, over real sockets, and under which names it says so.
+"""What a connection refuses, over real sockets, and the names that its refusals carry.
 
-Every guard is tried three times: as one piece, byte by byte (the protocol is handed single bytes, so that every
-boundary inside a request is crossed), and pipelined behind a good request, whose answer must come first and whole.
+Every guard is tried in one piece and byte by byte (so that a read ends at every position of the request), both alone
+and pipelined behind a good request, whose answer must come first and whole.
 """
 
 import logging
@@ -16,6 +16,7 @@ from core.limits import (
     BODY_SIZE,
     HEADER_COUNT,
     HEADERS_SIZE,
+    KEEPALIVE_SECONDS,
     REQUEST_LINE_SIZE,
 )
 from testing.eventually import eventually
@@ -32,6 +33,7 @@ from tests.app.httpd.serving import (
     fetch,
     get,
     post,
+    server_sides,
     serving,
 )
 
@@ -143,9 +145,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
 @pytest.mark.parametrize("behind", [False, True], ids=["alone", "pipelined"])
 @pytest.mark.parametrize("name", GUARDS)
 def test_guard(server: RunningServer, name: str, behind: bool) -> None:
-    """A request that breaks a rule gets one problem document, the connection closes, and nothing after it is
-    believed.
-    """
+    """A request that breaks a rule gets one problem document; the connection closes, and nothing after it is read."""
     request, status, code = GUARDS[name]
     calls = len(server.app.calls)
     with connect(server) as client:
@@ -166,7 +166,7 @@ def test_guard(server: RunningServer, name: str, behind: bool) -> None:
 
 
 class SingleReadConnection(Connection):
-    """A connection that sees everything in one read, however the kernel cut it."""
+    """A connection that receives everything in one read, however the kernel split it."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -179,8 +179,8 @@ class SingleReadConnection(Connection):
 
 
 @pytest.mark.parametrize("name", [name for name in GUARDS if name.startswith("endless")])
-def test_what_hides_in_the_parser_is_bounded_in_one_read_too(name: str) -> None:
-    """A read may be larger than all limits together; it is refused as if it came in pieces."""
+def test_bytes_inside_the_parser_are_bounded_in_one_read(name: str) -> None:
+    """A read that is larger than all limits together is refused as if it came in pieces."""
     request, status, code = GUARDS[name]
     with serving(protocol=SingleReadConnection) as server, connect(server) as client:
         client.sendall(request + GOOD)
@@ -200,7 +200,7 @@ def test_refusals_are_counted() -> None:
 
 
 class RefusalRecorder(EchoApplication):
-    """An echo that remembers what it is told of refusals."""
+    """An echo that records each call of `on_refusal`: code, environ, status."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,14 +210,16 @@ class RefusalRecorder(EchoApplication):
         self.reports.append((code, environ, status))
 
 
-def test_application_is_told_of_refusals() -> None:
-    """Code, environ and status: of the request as far as it was read; with no id, and status 0, where a connection ends
-    without a word.
+def test_refusals_are_reported_to_the_application() -> None:
+    """`on_refusal` gets code, environ (as far as the request was read) and status; the id is empty and the status 0
+    when a connection is closed without an answer.
     """
-    with serving(RefusalRecorder(), clock_step=0.5) as server:
+    with serving(RefusalRecorder()) as server:
         fetch(server, b"GET / HTTP/1.1\r\nX-Request-ID: r-1\r\n\r\n")
         fetch(server, b"GET /%zz HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 10.0.0.9\r\nExpect: much\r\n\r\n")
         with connect(server) as silent:
+            server_sides(server, silent)
+            server.advance(KEEPALIVE_SECONDS.value + 1)
             AnswerReader(silent).expect_end()
         eventually(lambda: len(server.app.reports) == 3)
         told = [(code, status) for code, _, status in server.app.reports]
@@ -241,8 +243,8 @@ FORWARDED = b"X-Forwarded-For: 10.0.0.9\r\nx-forwarded-for: 10.0.0.8 \r\n"
         (b"A: " + b"b" * (HEADERS_SIZE.value - 20) + b"\r\n" + FORWARDED, "headers_too_large"),
     ],
 )
-def test_refusals_of_fields_say_for_whom_a_proxy_asked(fields: bytes, code: str, protocol: type[Connection]) -> None:
-    """The application is told of all hops, also when the refusal was clear before they were reached."""
+def test_refusals_of_fields_report_all_hops(fields: bytes, code: str, protocol: type[Connection]) -> None:
+    """`on_refusal` gets all hops of X-Forwarded-For, also those behind the field that is refused."""
     with serving(RefusalRecorder(), protocol=protocol) as server:
         fetch(server, get(b"/", fields))
         (told,) = server.app.reports
@@ -250,8 +252,8 @@ def test_refusals_of_fields_say_for_whom_a_proxy_asked(fields: bytes, code: str,
     assert (code, "10.0.0.9,10.0.0.8") == (told[0], told[1]["HTTP_X_FORWARDED_FOR"].replace(" ", ""))
 
 
-def test_a_head_that_is_not_complete_says_nothing_of_proxies() -> None:
-    """What a client invents comes first, what its proxy adds may come last."""
+def test_incomplete_head_reports_no_hops() -> None:
+    """No hops are reported for a head that is cut short: those of the proxy may be the missing ones."""
     with serving(RefusalRecorder()) as server:
         fetch(server, get(b"/", FORWARDED + b"a:b\r\n" * 1_000)[:-2])
         (told,) = server.app.reports
@@ -260,8 +262,8 @@ def test_a_head_that_is_not_complete_says_nothing_of_proxies() -> None:
     assert "HTTP_X_FORWARDED_FOR" not in told[1]
 
 
-def test_application_is_told_of_its_errors() -> None:
-    """A 500 is told as a refusal is, from the thread that met it, with the request it was."""
+def test_errors_are_reported_to_the_application() -> None:
+    """An error of the application is reported like a refusal, with its request, from the thread where it happened."""
 
     class Failing(RefusalRecorder):
         def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any], /) -> Iterable[bytes]:
@@ -274,8 +276,8 @@ def test_application_is_told_of_its_errors() -> None:
     assert told == [("internal_error", "/here", 500), ("internal_error", "/slow", 500)]
 
 
-def test_application_that_fails_to_listen_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    """An on_refusal that raises is logged, and the client gets its refusal."""
+def test_failing_on_refusal_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """When `on_refusal` raises, that is logged, and the client gets its refusal."""
 
     class Deaf(EchoApplication):
         def on_refusal(self, *_said: Any) -> None:
@@ -288,7 +290,7 @@ def test_application_that_fails_to_listen_harms_nobody(caplog: pytest.LogCapture
 
 
 def test_refusal_is_logged_at_debug(caplog: pytest.LogCaptureFixture) -> None:
-    """The line says why, for whom and in which trace; nothing of what was sent."""
+    """The line carries code, status, client and trace, and nothing of what the client sent."""
     caplog.set_level(logging.DEBUG, "test")
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     parent = b"traceparent: 00-%s-00f067aa0ba902b7-01\r\n" % trace.encode()
@@ -323,7 +325,7 @@ ID = b"X-Request-ID: r-1\r\n"
     ],
 )
 def test_request_id_is_echoed(server: RunningServer, request_: bytes) -> None:
-    """Whatever becomes of a request whose head was read, its answer carries the id that it came with."""
+    """Once the head was read, every answer carries the client's request id."""
     (answer,) = fetch(server, request_)
 
     assert answer.headers["x-request-id"] == "r-1"
@@ -333,8 +335,8 @@ def test_request_id_is_echoed(server: RunningServer, request_: bytes) -> None:
     "request_",
     [b"\x16\x03\x01", b"GET /\x01", ID + get(b"/"), get(b"/", ID + b"X : a\r\n"), get(b"/", b"X-Request-ID: a b\r\n")],
 )
-def test_request_id_is_made(server: RunningServer, request_: bytes) -> None:
-    """Without a sane one in a head that was read, each answer has one of its own."""
+def test_request_id_is_generated(server: RunningServer, request_: bytes) -> None:
+    """Without a safe id in a head that was read, each answer carries a new one."""
     made = [fetch(server, request_)[0].headers["x-request-id"] for _ in range(2)]
 
     assert len(set(made)) == 2
@@ -342,7 +344,7 @@ def test_request_id_is_made(server: RunningServer, request_: bytes) -> None:
 
 
 def test_requests_do_not_share_names(server: RunningServer) -> None:
-    """A request without names does not inherit those of the one before it, nor does a refusal behind it."""
+    """Neither a request without names nor a refusal inherits the names of the request before it."""
     parent = b"traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n"
     first, second, third = fetch(server, get(b"/", ID + parent) + GOOD + b"nonsense", 3)
 
@@ -352,8 +354,8 @@ def test_requests_do_not_share_names(server: RunningServer) -> None:
     assert not [answer for answer in (second, third) if "traceparent" in answer.headers]
 
 
-def test_late_refusals_carry_the_names_of_their_request() -> None:
-    """A body that does not come in time is refused under the id that its head brought."""
+def test_refusal_of_a_late_body_carries_the_request_id() -> None:
+    """A body that does not arrive in time is refused under the id of its head."""
     with serving(clock_step=0.2) as server:
         (answer,) = fetch(server, post(ID + b"Content-Length: 5\r\n", b"hel"))
 
@@ -371,7 +373,7 @@ def test_refusal_of_head_has_no_body() -> None:
 
 
 def test_refusal_of_head_that_offers_an_upgrade_has_no_body() -> None:
-    """Nor when it is refused for its body, which another parser reads."""
+    """A HEAD that offers an upgrade and is refused for its body gets no content either."""
     offer = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
     with serving() as server, connect(server) as client:
         client.sendall(b"HEAD / HTTP/1.1\r\n" + HOST + offer + CHUNKED + b"\r\nx")
@@ -382,9 +384,7 @@ def test_refusal_of_head_that_offers_an_upgrade_has_no_body() -> None:
 
 
 def test_chunked_body_over_the_limit() -> None:
-    """A chunked body is refused when it passes the limit, although no length announced it; the answer survives the
-    upload.
-    """
+    """A chunked body is refused when it exceeds the limit; the client can read the answer after its upload."""
     chunk = b"100000\r\n" + b"x" * 1_048_576 + b"\r\n"
     with serving() as server, connect(server) as client:
         client.sendall(post(CHUNKED))
@@ -395,7 +395,7 @@ def test_chunked_body_over_the_limit() -> None:
 
 
 def test_too_many_fields_are_refused_before_the_head_is_complete() -> None:
-    """What is too much already need not be waited for, nor kept."""
+    """Too many fields are refused before the head is complete."""
     with serving() as server:
         (answer,) = fetch(server, get(b"/", b"a:b\r\n" * 1_000)[:-2])
 
@@ -404,7 +404,7 @@ def test_too_many_fields_are_refused_before_the_head_is_complete() -> None:
 
 @pytest.mark.parametrize("protocol", [Connection, ByteByByteConnection])
 def test_limits_are_inclusive(protocol: type[Connection]) -> None:
-    """Exactly at its limit a request passes."""
+    """A request that is exactly at a limit is accepted."""
     line = get(b"/" + b"a" * (REQUEST_LINE_SIZE.value - 14))
     count = get(b"/", b"a: b\r\n" * (HEADER_COUNT.value - 1))
     size = get(b"/", b"a: " + b"b" * (HEADERS_SIZE.value - 14) + b"\r\n")

@@ -1,4 +1,4 @@
-"""Heads that were read before: they say the same again, and nobody else's is taken for one of them."""
+"""The cache of request heads: a cached head gives the same environ, and no other head is mistaken for it."""
 
 import tracemalloc
 from typing import Any
@@ -17,7 +17,7 @@ POSTED = b"POST /event HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
 
 
 class Reader:
-    """One connection's message, the environs that it delivers, and how often its parser is asked."""
+    """A parser of one connection and the environs that it delivered."""
 
     def __init__(self, known: HeadCache, address: str = "127.0.0.1") -> None:
         self.environs: list[dict[str, Any]] = []
@@ -29,7 +29,7 @@ class Reader:
         return True
 
     def feed(self, data: bytes) -> dict[str, Any]:
-        """Feed one whole request; returns what of its environ does not differ from request to request."""
+        """Feed one whole request and return its environ without the members that differ between equal requests."""
         before = len(self.environs)
         self.message.feed(data)
         assert len(self.environs) == before + 1
@@ -38,8 +38,8 @@ class Reader:
 
 
 @pytest.mark.parametrize("request_", [PLAIN, POSTED])
-def test_a_familiar_head_says_the_same(request_: bytes) -> None:
-    """From the third time on, on other connections from the first; each has its own address and its own name."""
+def test_cached_head_gives_the_same_environ(request_: bytes) -> None:
+    """A head is cached on its second request, for all connections; each request keeps its own address and id."""
     known = HeadCache()
     reader, other = Reader(known), Reader(known, "10.0.0.1")
 
@@ -51,8 +51,8 @@ def test_a_familiar_head_says_the_same(request_: bytes) -> None:
     assert len({environ[REQUEST_ID] for environ in reader.environs}) == 4
 
 
-def test_the_content_is_the_request_s_own() -> None:
-    """Only the head is known, and only requests that are whole: the rest is the parser's."""
+def test_each_request_has_its_own_body() -> None:
+    """Behind a cached head each request has its own body; a request that is not whole goes through the parser."""
     known = HeadCache()
     reader = Reader(known)
     for body in (b"abc", b"def", b"ghi", b"jkl"):
@@ -65,8 +65,8 @@ def test_the_content_is_the_request_s_own() -> None:
     assert [environ["body"] for environ in reader.environs[-2:]] == [b"abc", b""]
 
 
-def test_what_is_new_in_each_head_is_not_learned() -> None:
-    """And drives nobody out who is: a client that names each of its requests beside one that does not."""
+def test_heads_that_always_differ_are_not_cached() -> None:
+    """Heads that contain something new each time, such as a request id, are not cached."""
     known = HeadCache()
     reader = Reader(known)
     for number in range(1_000):
@@ -77,8 +77,8 @@ def test_what_is_new_in_each_head_is_not_learned() -> None:
     assert len(known) == 0
 
 
-def test_a_name_that_stays_is_taken_over_each_time() -> None:
-    """The members of a request's own are made anew, from what the head says."""
+def test_constant_names_are_used_each_time() -> None:
+    """A client's constant request id and trace are used for each request with the cached head."""
     trace = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     request_ = PLAIN.replace(b"\r\n\r\n", b"\r\nX-Request-ID: mine\r\nTraceparent: %s\r\n\r\n" % trace)
     known = HeadCache()
@@ -108,8 +108,8 @@ def test_a_name_that_stays_is_taken_over_each_time() -> None:
         PLAIN.replace(b"Host: a", b"Host: a\r\nX: " + b"x" * HEAD_SIZE_MAX),
     ],
 )
-def test_what_is_not_plain_is_the_parser_s(request_: bytes) -> None:
-    """Heads in a form that is not the canonical one, or that ask for more than an answer."""
+def test_unusual_heads_are_not_cached(request_: bytes) -> None:
+    """Heads that are not in canonical form, or that ask for more than an answer, are not cached."""
     known = HeadCache()
     for _ in range(3):
         reader = Reader(known)
@@ -119,8 +119,8 @@ def test_what_is_not_plain_is_the_parser_s(request_: bytes) -> None:
     assert len(known) == 0
 
 
-def test_they_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one that was learned first makes room."""
+def test_full_cache_replaces_the_oldest_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a full cache the oldest head is replaced."""
     monkeypatch.setattr(head_cache, "HEADS_COUNT_MAX", 3)
     monkeypatch.setattr(head_cache, "REPLACE_INTERVAL", 1)
     known = HeadCache()
@@ -132,8 +132,8 @@ def test_they_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [head.members["HTTP_HOST"] for head in known.snapshot().values()] == ["a2", "a3", "a4"]
 
 
-def test_more_of_them_than_places_do_not_drive_each_other_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One in so many takes another's place: five clients in turn, and three places."""
+def test_full_cache_replaces_few_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a full cache one new head in REPLACE_INTERVAL replaces the oldest; here with five clients and three places."""
     monkeypatch.setattr(head_cache, "HEADS_COUNT_MAX", 3)
     known = HeadCache()
     readers = [Reader(known) for _ in range(5)]
@@ -150,8 +150,8 @@ def test_more_of_them_than_places_do_not_drive_each_other_out(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("fields", [1, 5, 18, 19, 98])
-def test_each_takes_little(fields: int) -> None:
-    """Whatever a head of that size is made of: a few long fields, or many short ones with names of their own."""
+def test_cached_head_takes_little_memory(fields: int) -> None:
+    """A cached head takes less than 6 kB, whether it has a few long fields or many short ones."""
     known = HeadCache()
     reader = Reader(known)
     size = (HEAD_SIZE_MAX - 60) // fields - 10
@@ -167,11 +167,11 @@ def test_each_takes_little(fields: int) -> None:
         tracemalloc.stop()
 
     assert (100 if fields <= 18 else 0) == len(known)
-    assert taken < 100 * 6_000 + 200_000  # and what else there is, which does not grow with them
+    assert taken < 100 * 6_000 + 200_000  # 200 kB for what does not grow with the heads
 
 
-def test_the_method_of_an_earlier_request_is_nobody_s() -> None:
-    """A head that has no method yet is no HEAD: who is refused for it gets content."""
+def test_method_of_an_earlier_request_is_not_reused() -> None:
+    """A request whose method is not known yet does not count as HEAD, even after a HEAD: its refusal has content."""
     reader = Reader(HeadCache())
     reader.feed(PLAIN.replace(b"GET", b"HEAD"))
     reader.message.feed(b"G")

@@ -1,4 +1,4 @@
-"""HTTP as clients of the whole service see it, and the document that says so."""
+"""HTTP as clients of the whole service see it, and docs/http.md, which describes it."""
 
 import re
 import socket
@@ -45,7 +45,7 @@ def status_of(server: LiveServer, method: str, target: str) -> int:
     ],
 )
 def test_dot_segments_are_taken_literally(small_server: LiveServer, target: str) -> None:
-    """No route has them, so no spelling with them reaches a route, nor around the check of another."""
+    """A target with dot segments, in any spelling, reaches no route and avoids no check."""
     assert status_of(small_server, "GET", target) == 404
 
 
@@ -56,7 +56,7 @@ def test_percent_encoding_is_decoded_once(small_server: LiveServer) -> None:
 
 
 def test_options(small_server: LiveServer) -> None:
-    """OPTIONS of a route lists its methods; OPTIONS * is that of the whole service (RFC 9110 §9.3.7)."""
+    """OPTIONS of a route lists its methods; OPTIONS * asks about the whole service (RFC 9110 §9.3.7)."""
     answer = exchange(small_server, b"OPTIONS /state HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     head = answer.split(b"\r\n\r\n")[0].lower()
 
@@ -66,8 +66,8 @@ def test_options(small_server: LiveServer) -> None:
     assert status_of(small_server, "OPTIONS", "*") == 204
 
 
-def test_standing_headers_of_the_service(small_server: LiveServer) -> None:
-    """Routes, unknown routes and refusals of the connection carry them alike, each once."""
+def test_default_headers_of_the_service(small_server: LiveServer) -> None:
+    """Answers of routes, of unknown routes and refusals of the connection carry each default header once."""
     for request in (
         b"GET /state HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
         b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
@@ -82,8 +82,8 @@ def test_standing_headers_of_the_service(small_server: LiveServer) -> None:
         assert b"\r\nserver:" not in head
 
 
-def test_a_long_page_of_the_log_is_whole(small_server: LiveServer) -> None:
-    """Made in pieces, it has the length that it says. HEAD is told no length, because nothing is made for it."""
+def test_long_page_of_the_log_is_complete(small_server: LiveServer) -> None:
+    """A page that is generated in pieces is complete. HEAD gets no length, because no page is generated for it."""
     for _ in range(120):
         small_server.event([0.1] * 8, 0.9)
     newest = small_server.get("/decisions?limit=1").json["newest"]
@@ -108,12 +108,12 @@ def collected() -> frozenset[str]:
 
 
 def named() -> list[str]:
-    """Return the ids that the document names."""
+    """Return the test ids that the document cites."""
     return re.findall(r"`(tests/[^`]+)`", DOCUMENT)
 
 
 def test_every_test_of_the_document_exists() -> None:
-    """Its ids are those that pytest collects; what stands in brackets names one parameter among theirs."""
+    """Every cited test id is collected by pytest; brackets contain one of the parameters."""
     functions: dict[str, set[str]] = {}
     for test in collected():
         function, _, parameters = test.partition("[")
@@ -131,7 +131,7 @@ def test_every_test_of_the_document_exists() -> None:
 
 @pytest.mark.parametrize("name", GUARDS)
 def test_every_guard_has_a_row(name: str) -> None:
-    """What is refused is in the document, with a citation."""
+    """Every guard has a row with a citation."""
     rows = [row for row in ROWS if f"::test_guard[{name}]`" in row]
 
     assert rows
@@ -140,7 +140,7 @@ def test_every_guard_has_a_row(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, value in vars(limits).items() if isinstance(value, Limit)])
 def test_every_limit_has_a_row(name: str) -> None:
-    """With its value, unit and code, and a test."""
+    """Every limit has a row with its value, unit, code and test."""
     limit: Limit = getattr(limits, name)
     rows = [row for row in ROWS if f"`{limit.code}`" in row and f"{limit.value:,} {limit.unit}" in row]
 

@@ -1,4 +1,4 @@
-"""What a worker keeps of the requests it has served, and what it says when it has no memory for one more."""
+"""The memory of a worker: what it keeps of served requests, and how it answers when it has none left."""
 
 import json
 import resource
@@ -28,9 +28,7 @@ def body_of(number: float = 1.0) -> bytes:
 
 
 def test_refused_bodies_are_not_kept(serve: Serve) -> None:
-    """However large a body was, nothing of it is left once its request has been refused: by whatever code, and without
-    the help of the collector.
-    """
+    """Nothing of a large body is kept once its request was refused, whatever the code; no collector is needed."""
     server = serve(WORKERS="1", MLSDM_DIMENSION="4096", MLSDM_CAPACITY="1000")
     connection = server.connect()
 
@@ -39,7 +37,7 @@ def test_refused_bodies_are_not_kept(serve: Serve) -> None:
         for _ in range(TIMES):
             answer = server.request("POST", "/events", body, {**RAW, **headers}, connection)
             assert code == answer.json["code"]
-        eventually(lambda: written_mb(server.pid) < before + 2 * len(body) / 1e6)  # what is free goes at the next beats
+        eventually(lambda: written_mb(server.pid) < before + 2 * len(body) / 1e6)  # the next beats trim the heap
 
     key = {"Idempotency-Key": "of-one-batch"}
     assert server.request("POST", "/events", body_of(), {**RAW, **key}, connection).status == 200
@@ -52,13 +50,13 @@ def test_refused_bodies_are_not_kept(serve: Serve) -> None:
     connection.close()
 
 
-def test_what_was_freed_goes_back(serve: Serve) -> None:
-    """After the largest batches a worker is soon as small as before."""
+def test_freed_memory_is_returned(serve: Serve) -> None:
+    """After the largest batches a worker returns their memory to the kernel."""
     server = serve(WORKERS="1", MLSDM_DIMENSION="384", MLSDM_CAPACITY="1000")
     vectors = np.ones((1000, 384), "<f4")
     events = np.full(1000, 0.95).astype("<f8").tobytes() + vectors.tobytes()
     small = json.dumps([{"event_vector": vectors[0].tolist(), "moral_value": 0.95}])
-    for _ in range(50):  # what it needs anyway
+    for _ in range(50):  # so that its own memory has grown
         assert server.request("POST", "/events", small.encode(), {"Content-Type": "application/json"}).status == 200
     before = written_mb(server.pid)
     for _ in range(10):
@@ -67,10 +65,8 @@ def test_what_was_freed_goes_back(serve: Serve) -> None:
     eventually(lambda: written_mb(server.pid) < before + 2.5)
 
 
-def test_no_memory_is_said(serve: Serve) -> None:
-    """A request for which there is no memory gets a 503, may come again, and is served when there is some; all others
-    are served meanwhile.
-    """
+def test_request_without_memory_gets_503(serve: Serve) -> None:
+    """A request without enough memory gets 503 with Retry-After and is served later; others are served meanwhile."""
     server = serve(WORKERS="1")
     events = [{"event_vector": [0.5] * 8, "moral_value": 0.95, "payload": "x" * 100} for _ in range(1000)]
     body, headers = json.dumps(events).encode() + b" " * 2_000_000, {"Content-Type": "application/json"}
@@ -91,9 +87,9 @@ def test_no_memory_is_said(serve: Serve) -> None:
     assert "MemoryError" in server.log
 
 
-class TestHeap:
+class TestHeapTrim:
     def test_once_a_second(self) -> None:
-        """However often the beat looks."""
+        """The heap is trimmed once in TRIM_INTERVAL_SECONDS, however often the beat asks."""
         trims: list[int] = []
         heap = HeapTrim(trims.append)
         for quarter in range(41):
@@ -101,8 +97,8 @@ class TestHeap:
 
         assert [0] * round(1 + 10 / TRIM_INTERVAL_SECONDS) == trims
 
-    def test_with_another_library(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What has no malloc_trim keeps what it likes."""
+    def test_other_c_library(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without malloc_trim in the C library nothing happens."""
         monkeypatch.setattr("ctypes.CDLL", lambda _name: object())
 
         HeapTrim().trim_if_due(1.0)

@@ -1,4 +1,4 @@
-"""The line of a request: which requests have one, and that nothing is computed for those that have none."""
+"""The log line of a request, and which requests have one."""
 
 import logging
 import time
@@ -22,8 +22,8 @@ def environ(path: str = "/state") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_of_what_goes_well_a_share_has_a_line(caplog: pytest.LogCaptureFixture) -> None:
-    """By chance, and not every n-th; what fails has its line whatever chance says."""
+def test_successful_requests_are_sampled(caplog: pytest.LogCaptureFixture) -> None:
+    """Successful requests are logged by chance; failed ones always."""
     caplog.set_level(logging.DEBUG, LOG.name)
     chances = iter([0.0, 0.29, 0.3, 0.99])
     access = RequestLog(LOG, 0.3, chance=lambda: next(chances))
@@ -45,8 +45,8 @@ def test_of_what_goes_well_a_share_has_a_line(caplog: pytest.LogCaptureFixture) 
 
 
 @pytest.mark.parametrize(("ratio", "count"), [(1.0, 50), (0.0, 0)])
-def test_all_and_none_are_shares_too(caplog: pytest.LogCaptureFixture, ratio: float, count: int) -> None:
-    """Exactly, and not nearly."""
+def test_ratios_of_one_and_zero_are_exact(caplog: pytest.LogCaptureFixture, ratio: float, count: int) -> None:
+    """A ratio of 1 logs every successful request, a ratio of 0 none."""
     caplog.set_level(logging.DEBUG, LOG.name)
     access = RequestLog(LOG, ratio)
 
@@ -56,8 +56,8 @@ def test_all_and_none_are_shares_too(caplog: pytest.LogCaptureFixture, ratio: fl
     assert len(caplog.records) == count
 
 
-def test_a_server_samples_what_it_was_told_to(serve: Callable[..., LiveServer]) -> None:
-    """The setting reaches the worker: requests that go well have no line, those that fail do."""
+def test_sample_ratio_setting_reaches_the_worker(serve: Callable[..., LiveServer]) -> None:
+    """With sample_ratio 0 a server logs the failed requests only."""
     server = serve(LOG_LEVEL="DEBUG", MLSDM_OBSERVABILITY__LOGGING__SAMPLE_RATIO="0", WORKERS="1")
 
     for _ in range(20):

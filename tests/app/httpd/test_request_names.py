@@ -1,4 +1,4 @@
-"""The names of a request: which ones are taken over, which are made, which are ignored."""
+"""The names of a request: which of the client's are accepted, replaced or ignored."""
 
 from typing import Any
 
@@ -17,32 +17,32 @@ def named(**fields: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("given", ["a", "x" * 128, "AZaz09._~+/=:-", "7d0cf0c4-7b0c-4b6e-9b6e-0c2d2b1f4f5a"])
-def test_a_sane_request_id_is_taken_over(given: str) -> None:
-    """The client's own name for its request is kept as it is."""
+def test_safe_request_id_is_kept(given: str) -> None:
+    """A request id of safe characters is kept as it is."""
     assert given == named(HTTP_X_REQUEST_ID=given)[REQUEST_ID]
 
 
 @pytest.mark.parametrize(
     "given", ["", "x" * 129, "a b", "a,b", 'a"b', "a\\b", "a\x1b[2J", "a\tb", "a;b", "\xe9", "<b>", "a\n"]
 )
-def test_another_request_id_is_replaced(given: str) -> None:
-    """What could harm a log or a terminal is not repaired, but replaced by a made one."""
+def test_unsafe_request_id_is_replaced(given: str) -> None:
+    """A request id that could harm a log or a terminal is replaced by a new one."""
     made = named(HTTP_X_REQUEST_ID=given)[REQUEST_ID]
 
     assert len(made) == 24
     assert int(made, 16)
 
 
-def test_made_ids_differ() -> None:
-    """No two requests of one worker have the same, nor do two workers make the same."""
+def test_new_ids_are_unique() -> None:
+    """New ids are unique within a worker and among workers."""
     first, second = RequestNames(), RequestNames()
     made = [tracer.new_id() for tracer in (first, second) for _ in range(1_000)]
 
     assert len(set(made)) == 2_000
 
 
-def test_a_refused_head_is_searched_for_its_id() -> None:
-    """The field counts when it is sane and alone, however its name is spelled."""
+def test_refused_head_keeps_its_id() -> None:
+    """The id of a refused head is used when it is safe and occurs once, in any spelling of the field name."""
     tracer = RequestNames()
 
     assert tracer.id_from_fields([(b"Host", b"a"), (b"x-Request-ID", b"abc \t")]) == "abc"
@@ -63,7 +63,7 @@ def test_a_refused_head_is_searched_for_its_id() -> None:
     ],
 )
 def test_valid_traceparent(given: str, flags: str) -> None:
-    """Version 00 is exact; a later version may say more behind it (Trace Context §4.3)."""
+    """Version 00 has an exact form; later versions may append more (Trace Context §4.3)."""
     assert TraceContext(TRACE_ID, PARENT_ID, flags) == named(HTTP_TRACEPARENT=given)[TRACE]
 
 
@@ -92,8 +92,8 @@ def test_valid_traceparent(given: str, flags: str) -> None:
         f"00-{TRACE_ID}-{PARENT_ID}-01\n",
     ],
 )
-def test_invalid_traceparent_is_as_if_absent(given: str) -> None:
-    """It is neither understood nor passed on."""
+def test_invalid_traceparent_is_ignored(given: str) -> None:
+    """An invalid traceparent gives no trace and is not echoed."""
     environ = named(HTTP_TRACEPARENT=given)
 
     assert TRACE not in environ
@@ -101,7 +101,7 @@ def test_invalid_traceparent_is_as_if_absent(given: str) -> None:
 
 
 def test_spans_are_never_all_zeros() -> None:
-    """Even where the random source gives nothing but zeros, the span id is one that the standard calls valid."""
+    """The span id is valid even when the random source returns only zeros."""
     tracer = RequestNames(bytes)
     line = tracer.response_lines({REQUEST_ID: "r", TRACE: TraceContext(TRACE_ID, PARENT_ID, "01")})
     value = line.split("traceparent: ")[1].strip()

@@ -1,4 +1,4 @@
-"""The call of an application and the bytes of its answer."""
+"""One call of an application and the bytes of its answer."""
 
 import asyncio
 import json
@@ -66,8 +66,8 @@ def test_answer() -> None:
     assert answer(application) == b"HTTP/1.1 200 OK\r\nX-A: 1\r\nx-b: 2\r\nContent-Length: 3\r\n\r\nabc"
 
 
-def test_framing_is_ours() -> None:
-    """Headers by which an application could desynchronise a connection, and the names of the request, are dropped."""
+def test_framing_headers_are_dropped() -> None:
+    """Headers of the application that could desynchronise a connection, or that name the request, are dropped."""
     names = [
         "Transfer-Encoding",
         "connection",
@@ -85,21 +85,19 @@ def test_framing_is_ours() -> None:
 
 
 @pytest.mark.parametrize("persistence", [KEEP_ALIVE, CLOSE])
-def test_persistence_is_said(persistence: str) -> None:
-    """What HTTP/1.0 asked for, or an end, stands in the answer."""
+def test_persistence_is_announced(persistence: str) -> None:
+    """The answer to a keep-alive of HTTP/1.0, or the last answer, carries a Connection field."""
     assert persistence.encode() in answer(fixed("200 OK", [], [b"x"]), persistence=persistence)
 
 
-def test_draining_is_an_end() -> None:
-    """A service that drains says close, whatever the request asked for, errors included."""
+def test_draining_closes_the_connection() -> None:
+    """Every answer of a draining worker says close, errors included."""
     assert CLOSE.encode() in answer(fixed("200 OK", [], [b"x"]), draining=True)
     assert CLOSE.encode() in answer(fixed("200 OK", [], ["text"]), draining=True)
 
 
 def test_head_has_the_length_of_get() -> None:
-    """HEAD gets the announced length, or the length of what would have been sent, and no content; if nobody knows it,
-    none.
-    """
+    """HEAD gets the length that the application announced or that its content has, and no content; else no length."""
     assert answer(fixed("200 OK", [("Content-Length", "42")], []), "HEAD").endswith(b"Content-Length: 42\r\n\r\n")
     assert answer(fixed("200 OK", [("Content-Length", "0")], []), "HEAD").endswith(b"Content-Length: 0\r\n\r\n")
     assert b"content-length" not in answer(fixed("200 OK", [], []), "HEAD").lower()
@@ -113,7 +111,7 @@ def test_bodiless(status: str) -> None:
 
 
 def test_iterables_are_closed() -> None:
-    """Any iterable will do, and its close() is called although it raised."""
+    """Any iterable is accepted, and its close() is called even when it raises."""
     closed = []
 
     class Chunks:
@@ -131,8 +129,8 @@ def test_iterables_are_closed() -> None:
     assert len(closed) == 2
 
 
-def test_write_comes_first() -> None:
-    """What is sent through the write callable of PEP 3333 precedes the iterable."""
+def test_written_bytes_come_first() -> None:
+    """Bytes sent through the write callable of PEP 3333 precede the iterable."""
 
     def application(_environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         start_response("200 OK", [])(b"first ")
@@ -171,8 +169,8 @@ def test_status_may_be_replaced_after_an_error() -> None:
         ("200 OK", [], None),
     ],
 )
-def test_wrong_answers_are_errors(status: str, headers: list[tuple[str, str]], body: Any) -> None:
-    """What cannot be sent safely is a 500; nothing of it reaches the wire, the second time as the first."""
+def test_invalid_answers_are_500(status: str, headers: list[tuple[str, str]], body: Any) -> None:
+    """An answer that cannot be sent safely becomes a 500, also when it is repeated; nothing of it is sent."""
     for _ in range(2):
         got = answer(fixed(status, headers, body))
 
@@ -181,7 +179,7 @@ def test_wrong_answers_are_errors(status: str, headers: list[tuple[str, str]], b
 
 
 def test_application_that_never_answers() -> None:
-    """An application that does not call start_response is an error, even after an exchange that did."""
+    """An application that does not call start_response is answered 500."""
     exchange_error = answer(lambda _environ, _start_response: [b"x"])
 
     assert exchange_error.startswith(b"HTTP/1.1 500 ")
@@ -196,8 +194,8 @@ def fields(raw: bytes) -> list[tuple[str, str]]:
     return [(name.lower(), value) for name, value in (line.split(": ", 1) for line in lines)]
 
 
-def test_standing_headers() -> None:
-    """Each answer says that it is nothing to sniff, keep, frame or run; over plain HTTP nothing of TLS."""
+def test_default_headers() -> None:
+    """Every answer forbids sniffing, caching, framing and scripts; over plain HTTP it says nothing about TLS."""
     got = dict(fields(whole(service_of(fixed("200 OK", [], [])))))
 
     assert {
@@ -209,15 +207,15 @@ def test_standing_headers() -> None:
 
 
 @pytest.mark.parametrize("body", [[b"x"], ["an error"]], ids=["answer", "error"])
-def test_standing_headers_on_tls(body: Any) -> None:
-    """On TLS the client is asked to come back on TLS (RFC 6797 §7.2), errors included."""
+def test_default_headers_on_tls(body: Any) -> None:
+    """On TLS every answer carries Strict-Transport-Security (RFC 6797 §7.2), errors included."""
     got = dict(fields(whole(service_of(fixed("200 OK", [], body), "https"))))
 
     assert got["strict-transport-security"] == "max-age=31536000"
 
 
-def test_an_answer_may_replace_a_standing_header() -> None:
-    """What the application says in one answer stands alone in it, and the next answer has the standing line again."""
+def test_answer_may_replace_a_default_header() -> None:
+    """A field of one answer replaces the default of its name in that answer only."""
     own = ("content-security-policy", "default-src 'self'")
     service = service_of(fixed("200 OK", [own, ("X-A", "1")], []))
     first, second = (fields(whole(service)) for _ in range(2))
@@ -229,8 +227,8 @@ def test_an_answer_may_replace_a_standing_header() -> None:
     assert dict(fields(whole(service)))[own[0]] == "default-src 'none'; frame-ancestors 'none'"
 
 
-def test_an_application_has_standing_headers_of_its_own() -> None:
-    """They replace a default of the same name and join the others."""
+def test_application_adds_default_headers() -> None:
+    """Default headers of the application replace those of the same name and join the others."""
 
     class Page:
         default_headers = (("Content-security-policy", "default-src 'self'"), ("X-Own", "1"))
@@ -243,8 +241,8 @@ def test_an_application_has_standing_headers_of_its_own() -> None:
     assert ("cache-control", "no-store") in got
 
 
-def test_a_standing_header_is_one_line() -> None:
-    """An application whose standing headers would break an answer is not served at all."""
+def test_default_header_must_be_one_line() -> None:
+    """An application whose default headers contain a line break is not served."""
 
     class Broken:
         default_headers = (("X", "a\r\nY: b"),)
@@ -253,8 +251,8 @@ def test_a_standing_header_is_one_line() -> None:
         service_of(Broken())
 
 
-def test_the_trace_is_passed_on() -> None:
-    """An answer carries the trace id and flags that came, and a span id of our own, each time another one."""
+def test_trace_is_passed_on() -> None:
+    """An answer carries the request's trace id and flags, and a new span id each time."""
     service = service_of(fixed("200 OK", [], []))
     trace = TraceContext("a" * 32, "b" * 16, "01")
     traced: dict[str, Any] = {TRACE: trace}
@@ -268,8 +266,8 @@ def test_the_trace_is_passed_on() -> None:
 # -- the log ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_error_is_logged_under_the_names_of_its_request(caplog: pytest.LogCaptureFixture) -> None:
-    """The line of a 500 carries request id, trace id and client, and of the request nothing but method and path."""
+def test_error_is_logged_with_the_names_of_its_request(caplog: pytest.LogCaptureFixture) -> None:
+    """The log line of a 500 carries request id, trace id and client, and of the request only method and path."""
     service = service_of(fixed("200 OK", [], ["text"]))
     secrets = {"QUERY_STRING": "q=hidden", "HTTP_AUTHORIZATION": "hidden"}
     traced: dict[str, Any] = {TRACE: TraceContext("a" * 32, "b" * 16, "00")}
@@ -283,8 +281,8 @@ def test_an_error_is_logged_under_the_names_of_its_request(caplog: pytest.LogCap
     assert "hidden" not in json.dumps(vars(record), default=str)
 
 
-def test_access_line_at_debug(caplog: pytest.LogCaptureFixture) -> None:
-    """At DEBUG each request has one line: what was asked, what was answered, how long it took, and for whom."""
+def test_request_line_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+    """At DEBUG each request has one line with method, path, status, bytes, duration, client and id."""
     caplog.set_level(logging.DEBUG, "test.exchange")
     got = whole(service_of(fixed("201 Created", [], [b"abc"])), PATH_INFO="/p\xe9 q", QUERY_STRING="hidden")
     (record,) = caplog.records
@@ -297,8 +295,8 @@ def test_access_line_at_debug(caplog: pytest.LogCaptureFixture) -> None:
     assert "trace_id" not in vars(record)
 
 
-def test_no_access_line_otherwise(caplog: pytest.LogCaptureFixture) -> None:
-    """Above DEBUG nothing is said of a request that went well."""
+def test_no_request_line_above_debug(caplog: pytest.LogCaptureFixture) -> None:
+    """Above DEBUG a successful request is not logged."""
     caplog.set_level(logging.INFO, "test.exchange")
     whole(service_of(fixed("200 OK", [], [])))
 
