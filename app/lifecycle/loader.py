@@ -25,6 +25,7 @@ from typing import Final
 import msgspec
 
 from app.lifecycle.contract import Migration, Module, ModuleChild
+from core.settings.tree import settings_of
 from core.startup import FoundSections
 
 BUILT_IN: Final[Mapping[str, str]] = {"openapi": "modules.openapi.module"}
@@ -129,7 +130,8 @@ def _checked(name: str, module: object) -> Module:
         raise TypeError(f"expected an instance of app.lifecycle.contract.Module, found {type(module).__name__}")
     if module.name != name:
         raise TypeError(f"it calls itself {module.name!r}")
-    module.settings()  # every leaf has a default
+    for _ in settings_of(module.settings, f"{name}."):  # raises for a leaf that is not declared as it must be
+        pass
     return module
 
 

@@ -91,13 +91,15 @@ class ModuleThread(threading.Thread):
             self._running_since = 0.0
             self._enter("failed", f"{self._cell.running}: {type(error).__name__}: {error}", running="")
         self.settled.set()
-        self._closing.wait()
-        if self._is_open:
+        if self._is_open and type(self.module).close is not Module.close:
+            self._closing.wait()
             self._close()
 
     def request_close(self) -> None:
-        """Have the module closed."""
+        """Have the module closed, on its thread unless that has nothing left to do."""
         self._closing.set()
+        if not self.is_alive():
+            self._enter("closed")
 
     def report_if_stuck(self, now: float) -> None:
         """Report the module as stuck when one of its methods has run for too long. `now` on the monotonic clock."""
@@ -147,8 +149,9 @@ class ModuleThread(threading.Thread):
         self.settled.set()
 
     def _check_until_closing(self) -> None:
+        """Check the module and forget deaths; returns at once where there is nothing of this to do."""
         has_check = type(self.module).check is not Module.check
-        while not self._closing.wait(CHECK_SECONDS if has_check or self._cell.deaths else None):
+        while (has_check or self._cell.deaths) and not self._closing.wait(CHECK_SECONDS):
             if self._cell.deaths and time.monotonic() - self._usable_since > DEATHS_FORGOTTEN_SECONDS:
                 self._write(deaths=0)
             if has_check:

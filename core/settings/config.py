@@ -275,7 +275,6 @@ class Modules(msgspec.Struct, frozen=True, kw_only=True):
             "names",
             module_names.EXPECTED,
             _check_enabled,
-            restart="modules are loaded when the service starts",
         ),
     ] = "openapi"
     required: Annotated[

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
+from app.lifecycle.loader import load_modules, sections_of
 from core import startup
 from core.settings.yaml_document import to_yaml_scalar
 
@@ -47,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def load_as_server(path: str, environ: Mapping[str, str]) -> startup.Loaded:
     """Return what a server would load from the file at `path`. Raises ConfigurationError, with every problem."""
-    return startup.load(path, {**environ, **(_STAND_IN if _is_keyless(environ) else {})})
+    variables = {**environ, **(_STAND_IN if _is_keyless(environ) else {})}
+    return startup.load(path, variables, sections_of=lambda enabled: sections_of(load_modules(enabled)))
 
 
 def _is_keyless(environ: Mapping[str, str]) -> bool:

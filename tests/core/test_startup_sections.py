@@ -95,6 +95,16 @@ class TestSections:
         }
         assert loaded.values()["archive.queue.high"] == 6
 
+    def test_the_section_of_a_module_that_is_left_out_is_not_judged(self, file: Path) -> None:
+        """Nothing is known of it; what is wrong elsewhere is still reported."""
+        file.write_text("archive: {anything: 1}\ncapacity: 1\n")
+        variables = {"MLSDM_ARCHIVE__OTHER": "2", "MLSDM_TEXT__OTHER": "2"}
+        with pytest.raises(ConfigurationError) as refusal:
+            load(str(file), variables, (), lambda _enabled: {"archive": None, "text": Text})
+        names = [problem.split()[0] for problem in refusal.value.problems]
+
+        assert sorted(names) == ["MLSDM_TEXT__OTHER", "capacity"]
+
     def test_the_enabled_modules_are_passed_on(self, file: Path) -> None:
         """Those of the file, or of the variable, which overrides it; those of the default when the value is refused."""
         asked: list[tuple[str, ...]] = []

@@ -9,12 +9,12 @@ import yaml
 
 from core.settings.config import Config
 from core.settings.tree import values_of
-from core.startup import Loaded, Sections, all_settings, default_config, load
+from core.startup import Loaded, all_settings, default_config, load
 from mlsdm import manual
 
 ROOT = Path(__file__).parents[2]
 PRODUCTION = {"MLSDM_ENV": "production", "API_KEY": "your-secret-key"}
-SECTIONS: Final[Sections] = {}  # as in the program
+SECTIONS: Final = manual.built_in_sections()
 
 
 def load_file(name: str, environ: dict[str, str]) -> Loaded:
