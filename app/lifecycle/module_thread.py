@@ -98,7 +98,7 @@ class ModuleThread(threading.Thread):
     def request_close(self) -> None:
         """Have the module closed, on its thread unless that has nothing left to do."""
         self._closing.set()
-        if not self.is_alive():
+        if not self.is_alive() and self.is_usable:
             self._enter("closed")
 
     def report_if_stuck(self, now: float) -> None:
