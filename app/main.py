@@ -9,6 +9,7 @@ import logging
 import mimetypes
 import os
 import time
+from asyncio import Future
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any, NoReturn
@@ -22,10 +23,11 @@ from app.api.access.gate import Gate, KeyAuthenticator, is_loopback
 from app.api.access.quotas import Quotas, refund
 from app.api.codec.body_sizes import refuse_above
 from app.api.context import Context
+from app.api.deferred import DeferredAnswers
 from app.api.fast_path import FastPath, ReraiseMiddleware
 from app.api.operation import Operation, Resource, check_operations
 from app.api.problem import on_store_error, write_problem
-from app.httpd.application import IN_PIECES, INLINE, POOL
+from app.httpd.application import IN_PIECES, INLINE, POOL, Chunks
 from app.httpd.problem_document import problem_document
 from app.httpd.request import ADDRESS, RAISED
 from app.lifecycle.context import make_context
@@ -65,15 +67,18 @@ class Application:
     def __init__(self) -> None:
         self.serve: Any = self._closed
         self._routes: dict[str, Resource] = {}
-        self._ways: dict[tuple[str, str], int] = {}  # (method, path) → how it is answered, where that is not INLINE
+        # (method, template) → how the operation is answered, where that is not INLINE.
+        self._ways: dict[tuple[str, str], int] = {}
+        self._has_template_ways = False  # a template with parameters is among them, so paths must be matched
         self.inline: frozenset[str] = frozenset()  # paths that are answered INLINE whatever the method
         self.on_answer: Callable[[WSGIEnvironment, str], OnWritten | None] = lambda _environ, _status: None
         self.request_sample_ratio = 1.0
         self._router = DefaultRouter()
+        self._deferred = DeferredAnswers(0)
 
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Chunks | Future[Chunks]:
         """Serve one request."""
-        answer: Iterable[bytes] = self.serve(environ, start_response)
+        answer: Chunks | Future[Chunks] = self.serve(environ, start_response)
         return answer
 
     @staticmethod
@@ -119,8 +124,9 @@ class Application:
             wake=lambda: worker.loop.call_soon_threadsafe(self._add_published),
         )  # fmt: skip
         self._lock_backoff = LockBackoff(block, worker.loop)
+        self._deferred = DeferredAnswers(loaded.config.server.deferred_max)
         self._api = self._routed()
-        self.serve = FastPath(self._routes, self._gate, self._api)
+        self.serve = FastPath(self._routes, self._gate, self._deferred.in_front_of(self._api))
         if self._spans is not None:
             self.serve = self._spans.wrap_application(self.serve)
         self._modules.start()
@@ -143,11 +149,13 @@ class Application:
     def _add_route(self, api: Any, path: str, resource: Resource) -> None:
         """Route a path to a resource, and note for each operation how it is answered."""
         check_operations(path, resource)
-        api.add_route(path, resource)
+        api.add_route(path, self._deferred.wrap(resource))
         ways = {(method, path): _way_of(operation) for method, operation in resource.operations.items()}
         self._ways |= {key: way for key, way in ways.items() if way != INLINE}
         if not ways.keys() & self._ways.keys():
             self.inline |= {path}
+        elif "{" in path:
+            self._has_template_ways = True
 
     def _module_context(self, module: Module) -> ModuleContext:
         """Return what a module is handed in this worker."""
@@ -192,8 +200,8 @@ class Application:
         """Return whether a body should be sent that is held back (Expect: 100-continue), or that is large: not when it
         is known already that its request will be refused.
         """
-        resource = self._routes.get(_bare(environ["PATH_INFO"]))
-        operation = resource.operations.get(environ["REQUEST_METHOD"]) if resource else None
+        found: Any = self._router.find(_bare(environ["PATH_INFO"]))
+        operation: Operation | None = found[0].operations.get(environ["REQUEST_METHOD"]) if found else None
         if operation is None or operation.role is None:  # an open operation reads no body
             return False
         try:
@@ -208,7 +216,10 @@ class Application:
 
     def way_of(self, method: str, path: str) -> int:
         """Return how a request is answered: on the loop, on the thread pool, or in pieces. HEAD does what GET does."""
-        return self._ways.get(("GET" if method == "HEAD" else method, _bare(path)), INLINE)
+        template: str | None = _bare(path)
+        if self._has_template_ways:
+            template = self.route_of(path)
+        return self._ways.get(("GET" if method == "HEAD" else method, template or ""), INLINE)
 
     def route_of(self, path: str) -> str | None:
         """Return the template of the route that a path has: for logs and metrics, and not for the way there."""

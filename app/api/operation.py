@@ -52,6 +52,12 @@ class Operation(NamedTuple):
     item_size_max: int = 0
     blocks: bool = False  # runs on the worker's thread pool
     in_pieces: bool = False  # its response is long: a generator of pieces, each made in a turn of the loop of its own
+    # The responder returns an awaitable, which runs on the worker's loop. Its result is the body: bytes, a value that
+    # msgspec can encode, sent as JSON, or None when the coroutine has filled `response`. It may raise Problem and
+    # StoreError like any responder. It is cancelled when the client leaves, so work that must not be interrupted
+    # belongs into a task of its own. See `app.api.deferred`.
+    deferred: bool = False
+    deferred_seconds_max: float = 30.0  # then the awaitable is cancelled and the client gets 503 `deferred_timeout`
 
 
 class Resource(Protocol):
@@ -78,3 +84,6 @@ def check_operations(path: str, resource: Resource) -> None:
     responders = {method for method in falcon.constants.COMBINED_METHODS if hasattr(resource, f"on_{method.lower()}")}
     declared = set(resource.operations) | ({"HEAD"} if "GET" in resource.operations else set())
     assert responders == declared, f"{path}: responders {sorted(responders)}, operations {sorted(declared)}"
+    for method, operation in resource.operations.items():
+        ways = operation.blocks + operation.in_pieces + operation.deferred
+        assert ways <= 1, f"{method} {path}: answered on the pool, in pieces or deferred, not in two ways"

@@ -4,9 +4,9 @@ Owns: the one table of codes. Problem documents (RFC 9457) carry a code as `code
 counts by it. Codes are stable: programs compare them. OpenAPI, docs/api.md and problem documents quote this table.
 
 Invariants: an operation lists the codes that only it can answer (`Operation.refusals`), by the groups below where
-possible; the codes of the connection, the gate and the router are added where they apply. Statuses follow from the
-codes, so no operation documents a status without a reason for it. A test reads the sources for every code that is
-raised, and holds this table against them, both ways.
+possible; the codes of the connection, the gate, the router and of deferred answers are added where they apply. Statuses
+follow from the codes, so no operation documents a status without a reason for it. A test reads the sources for every
+code that is raised, and holds this table against them, both ways.
 """
 
 from collections.abc import Mapping
@@ -73,6 +73,13 @@ CODES: Final[Mapping[str, Code]] = {
     "method_not_allowed": Code(405, "The route does not have this method; the Allow field lists its methods."),
     "rate_limit_exceeded": Code(429, "The client has no tokens left; Retry-After says when there will be enough."),
     "module_unavailable": Code(503, "The module of this route is not ready; GET /modules states why.", retry_after=1),
+    # Operations whose answer comes later (`Operation.deferred`).
+    "too_many_deferred": Code(
+        503, "Too many requests of this worker wait for such an answer; nothing was applied.", retry_after=1
+    ),
+    "deferred_timeout": Code(
+        503, "The answer was not ready in time. Whether the request was carried out, or still will be, is unknown."
+    ),
     # Bodies and parameters.
     "unsupported_media_type": Code(415, "The operation does not accept this Content-Type."),
     "malformed_body": Code(400, "The body is not valid JSON, msgpack or UTF-8, whichever its Content-Type declares."),
@@ -138,6 +145,7 @@ CODES: Final[Mapping[str, Code]] = {
 CONNECTION: Final = tuple(CODES)[: tuple(CODES).index("unauthorised")]  # any request, whatever its route
 GATE: Final = ("unauthorised", "misdirected", "other_origin")  # any operation that needs a role
 STORE: Final = ("store_busy", "store_starting", "store_corrupt", "store_lost")
+DEFERRED: Final = ("too_many_deferred", "deferred_timeout")  # any operation whose answer is deferred
 COMMAND: Final = (*STORE, "controller_busy", "outcome_unknown")
 BODY: Final = (
     "unsupported_media_type", "malformed_body", "field_missing", "field_unknown", "field_invalid", "field_repeated",

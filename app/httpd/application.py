@@ -4,25 +4,33 @@ The application must be callable as PEP 3333 describes it. The hooks are optiona
 after `open` has run, and uses the defaults of `Hooks` for those that the application does not have.
 """
 
+from asyncio import Future
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Final, Protocol, TypeAlias
 from wsgiref.types import StartResponse, WSGIEnvironment
 
-# How a request is answered.
+# How a request is answered. A fourth way needs no name, because the application takes it by what it returns:
+# a call on the loop (INLINE) may return an `asyncio.Future` of its chunks, without a call of start_response. Then the
+# answer is deferred. The application calls start_response before the future is done; an exception of the future is
+# answered as if the application had raised it. The requests behind it on the same connection wait. The server cancels
+# the future when the client leaves, which includes that it shuts its side of the connection, and when a worker that
+# drains has no more time; then nobody gets an answer. How many futures wait, and how long, is for the application to
+# limit. On the pool a future is an error.
 INLINE: Final = 0  # on the loop, at once
 POOL: Final = 1  # on the thread pool: the route may block
 # On the loop, in pieces. The application refuses what it has to refuse, then returns a generator. The server takes one
 # piece from it in each turn of the loop; a piece should take no more than a quarter of a millisecond.
 IN_PIECES: Final = 2
 
+Chunks: TypeAlias = Iterable[bytes]
 OnWritten: TypeAlias = Callable[[WSGIEnvironment], object]
 
 
 class WsgiApplication(Protocol):
-    """A WSGI application (PEP 3333)."""
+    """A WSGI application (PEP 3333), which may also defer its answer."""
 
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse, /) -> Iterable[bytes]: ...
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse, /) -> Chunks | Future[Chunks]: ...
 
 
 class LifecycleHooks(Protocol):

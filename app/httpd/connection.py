@@ -7,18 +7,19 @@ Owns: the order of answers, when to read from the socket, and the end of the con
 does in them, are a table: `app.httpd.connection_state`.
 
 Invariants: answers leave in the order of their requests. A request waits in the pipeline while an earlier one is on the
-thread pool or is answered in pieces, while the client does not read its answers, behind another request of the same
-read, and while all clients together leave too many answers unread (docs/design/flow-control.md). Reading from the
-socket pauses while input is unparsed and while PIPELINE_DEPTH requests wait.
+thread pool, is answered in pieces or deferred, while the client does not read its answers, behind another request of
+the same read, and while all clients together leave too many answers unread (docs/design/flow-control.md). Reading from
+the socket pauses while input is unparsed and while PIPELINE_DEPTH requests wait.
 
 Perf: figures, memory per connection, and why the end lingers: docs/design/connection.md.
 """
 
 import asyncio
+from asyncio import Future
 from typing import Final, NamedTuple, cast
 from wsgiref.types import WSGIEnvironment
 
-from app.httpd.application import IN_PIECES, INLINE
+from app.httpd.application import IN_PIECES, INLINE, POOL, Chunks
 from app.httpd.body_admission import BodyUnwanted
 from app.httpd.connection_deadlines import PHASE_SECONDS, check_deadlines, close_if_idle
 from app.httpd.connection_state import CLOSING, LINGERING, QUEUEING, READY
@@ -73,7 +74,7 @@ class Connection(asyncio.Protocol):
         self._call = WsgiCall()
         self._pipeline = Pipeline(worker.pipelines)
         self.state = READY
-        self._request: WSGIEnvironment | None = None  # whose answer is being made on the pool or in pieces
+        self._request: WSGIEnvironment | None = None  # whose answer is made on the pool, in pieces, or is deferred
         # A request of the current feed was answered, so those that follow are queued. While the worker drains, the
         # first is queued too, so that it is known which one is the last.
         self._has_served = False
@@ -112,10 +113,11 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client has shut its side. True keeps ours open for the answers that it still waits for.
 
-        Never on TLS: what was written is sent, and nothing can be written any more.
+        Never on TLS: what was written is sent, and nothing can be written any more. Not while an answer is deferred
+        either: a client that leaves cannot be told from one that shuts its side only.
         """
         self._peer_ended = True
-        if self._transport.can_write_eof():
+        if self._transport.can_write_eof() and self._call.deferred is None:
             return READY < self.state < LINGERING
         self._end()
         return False
@@ -125,8 +127,11 @@ class Connection(asyncio.Protocol):
         self._end()
         worker.bodies.release(self.parser.forget())
         self.parser.close()
+        # A request on the pool, or with a deferred answer, is released when that has ended.
         if self._request is not None and worker.long_answers.remove(self):
-            worker.bodies.release(self._request)  # a request on the pool is released when the pool has finished it
+            worker.bodies.release(self._request)
+        if self._call.deferred is not None:
+            self._call.deferred.cancel()
         worker.slow_readers.remove(self)
         worker.connections.discard(self)
         worker.on_connection_lost()
@@ -176,19 +181,21 @@ class Connection(asyncio.Protocol):
             worker.retire()
         path = environ["PATH_INFO"]
         way = INLINE if path in worker.inline else worker.way_of(environ["REQUEST_METHOD"], path)
-        if way == INLINE:
-            answer = call.answer(worker, environ, persistence)
-        else:
-            begun = call.begin(worker, environ, persistence) if way == IN_PIECES else None
-            if begun is None:
-                self._request = environ
-                self.state = self.state or QUEUEING
-                if way == IN_PIECES:
-                    worker.long_answers.add(self)
-                else:
-                    worker.run_on_pool(self._serve_on_thread, environ, persistence)
+        if way == POOL:
+            self._await_answer(environ)
+            worker.run_on_pool(self._serve_on_thread, environ, persistence)
+            return
+        answer = call.begin(worker, environ, persistence)
+        while answer is None:
+            if call.deferred is not None:
+                self._await_answer(environ)
+                self._await_deferred(call.deferred)
                 return
-            answer = begun
+            if way == IN_PIECES:
+                self._await_answer(environ)
+                worker.long_answers.add(self)
+                return
+            answer = call.make_piece()
         on_written = worker.on_answer(environ, call.status)
         self.writer.write(answer)
         if on_written is not None:
@@ -197,6 +204,30 @@ class Connection(asyncio.Protocol):
             self._finish()
         if BODY_RESERVED in environ:
             worker.bodies.release(environ)
+
+    def _await_answer(self, environ: WSGIEnvironment) -> None:
+        """Hold back further requests until `finish_request` is called for this one."""
+        self._request = environ
+        self.state = self.state or QUEUEING
+
+    def _await_deferred(self, deferred: Future[Chunks]) -> None:
+        deferred.add_done_callback(self._on_deferred_done)
+        if self._peer_ended:
+            self.close()
+
+    def _on_deferred_done(self, _deferred: Future[Chunks]) -> None:
+        self.finish_request(self._call.finish_deferred(is_wanted=self.state != LINGERING))
+
+    def cancel_deferred(self) -> Future[Chunks] | None:
+        """Cancel the deferred answer of the current request, if there is one, and close without an answer.
+
+        Returns its future, which is done in one of the next turns of the loop.
+        """
+        deferred = self._call.deferred
+        if deferred is not None:
+            self.close()
+            deferred.cancel()
+        return deferred
 
     def _serve_on_thread(self, environ: WSGIEnvironment, persistence: str) -> None:
         # If the client has left while its request waited for a thread, nobody wants the answer.
@@ -331,17 +362,29 @@ class Connection(asyncio.Protocol):
         """Queue for a turn (`app.httpd.fair_queue`): now, or when the connection is no longer blocked."""
         self.state = self.state or QUEUEING
         self._call.is_followed = True
-        if not self._is_blocked():
+        if not self._is_blocked() or self._can_parse_ahead():
             self.worker.fair_queue.add(self)
+
+    def _can_parse_ahead(self) -> bool:
+        """Return whether to parse although nothing can be answered now.
+
+        Reading pauses while input is unparsed, and only while reading is the end of the client noticed.
+        """
+        return self._request is not None and bool(self._pipeline.unparsed) and not self._is_full()
 
     def run_step(self) -> bool:
         """Give one answer or parse one slice; called in turn with other connections.
 
         Returns False when nothing is left to do, or the connection is blocked.
         """
-        if self.state == LINGERING or self._is_blocked():
+        if self.state == LINGERING:
             return False
         pipeline = self._pipeline
+        if self._is_blocked():
+            if self._can_parse_ahead():
+                self._parse_slice()
+                self._regulate()
+            return self._can_parse_ahead()
         if len(pipeline):
             item = pipeline.pop()
             if isinstance(item, bytes):
@@ -354,7 +397,7 @@ class Connection(asyncio.Protocol):
             self._parse_slice()
         if self.state == LINGERING or self._is_blocked():
             self._regulate()
-            return False
+            return self._can_parse_ahead()
         if pipeline:
             self.state = self.state or QUEUEING
             self._regulate()

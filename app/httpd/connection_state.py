@@ -5,7 +5,7 @@
 | event | READY | QUEUEING | CLOSING | LINGERING |
 |---|---|---|---|---|
 | bytes arrive | parse them | keep them; parse them in turn | discard | discard |
-| a request is complete | answer it; if that takes longer → QUEUEING | queue it; if it is the last → CLOSING | | |
+| a request is complete | answer it; if that takes longer → QUEUEING | queue it; if it says close → CLOSING | | |
 | a request is refused | send the problem → LINGERING | queue the problem → CLOSING | | |
 | an answer with `Connection: close` is sent | → LINGERING | → LINGERING | → LINGERING | |
 | the client reads too slowly | → QUEUEING | | | |
@@ -15,12 +15,13 @@
 | the deadline is over (phase HEAD or BODY) | refuse with 408 | none | none | abort |
 | the write deadline is over | abort | abort | abort | abort |
 
-Beside the state there are four conditions. `_request` is the request whose answer is being made on the pool or in
-pieces, and `writer.is_paused` says that the client reads too slowly: while either holds nothing is answered, so neither
+Beside the state there are four conditions. `_request` is the request whose answer is made on the pool, in pieces, or is
+deferred. `writer.is_paused` says that the client reads too slowly. While either holds nothing is answered, so neither
 occurs in READY. `_peer_ended` says that the client has shut its side. `_has_served` belongs to one feed of the parser:
 a request of it was answered, and those that follow in the same feed are queued.
 
-On TLS there is no half-closed connection: when the client shuts its side, the connection ends.
+A half-closed connection is not possible on TLS, nor while an answer is deferred: when the client shuts its side, the
+connection closes.
 """
 
 from typing import Final

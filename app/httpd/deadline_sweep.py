@@ -10,6 +10,7 @@ Perf: a check is 0.5 µs, and 50 to 100 µs for a connection that is closed. Che
 delay every request by 2.5 ms or more, four times a second.
 """
 
+from collections.abc import Set
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -38,7 +39,7 @@ class SweptConnection(Protocol):
 class DeadlineSweep:
     """The sweeps of one worker over its connections."""
 
-    def __init__(self, loop: "AbstractEventLoop", connections: set[SweptConnection]) -> None:
+    def __init__(self, loop: "AbstractEventLoop", connections: Set[SweptConnection]) -> None:
         """`connections` is the worker's set of open connections; each sweep takes a copy of it."""
         self._loop = loop
         self._connections = connections

@@ -33,6 +33,8 @@ from app.httpd.worker_state import WorkerState
 
 BEAT_SECONDS: Final = 0.25
 BOOT_BACKOFF_SECONDS: Final = 0.5
+# Before the end of the graceful timeout, deferred answers are cancelled: at its end the arbiter kills the worker.
+CANCEL_LEAD_SECONDS: Final = 1.0
 # PERF: with Python's default thresholds (700, 10, 10), thousands of connections that open and close trigger full
 # collections that traverse all of them: 20 to 150 ms every other second in which nobody is served. Connections and
 # requests are freed by reference counting (`RequestParser.close`). For the odd cycle, frequent collections of the young
@@ -209,8 +211,11 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
     def _check_drain(self) -> None:
         assert self._acceptor is not None
         assert self._drain_until is not None
+        now = self.loop.time()
+        if now >= self._drain_until - min(CANCEL_LEAD_SECONDS, self.cfg.graceful_timeout / 2):
+            self.service.cancel_deferred()
         open_count = self._acceptor.open_count
-        if open_count and self.loop.time() >= self._drain_until:
+        if open_count and now >= self._drain_until:
             self.log.warning("%d connections did not end within %d s", open_count, self.cfg.graceful_timeout)
             open_count = 0
         if not open_count:

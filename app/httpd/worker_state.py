@@ -12,14 +12,16 @@ their deadlines would be over before the bytes are read.
 """
 
 import time
+from asyncio import Future, wait
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future as PoolFuture
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from logging import DEBUG, Logger
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 from wsgiref.types import WSGIEnvironment
 
-from app.httpd.application import WsgiApplication, hooks_of
+from app.httpd.application import Chunks, WsgiApplication, hooks_of
 from app.httpd.body_admission import BodyAdmission
 from app.httpd.byte_budget import ByteBudget
 from app.httpd.deadline_sweep import DeadlineSweep, SweptConnection
@@ -37,6 +39,14 @@ if TYPE_CHECKING:
 
 POOL_THREADS: Final = 2
 TICK_SECONDS_MAX: Final = 0.5
+CANCEL_SECONDS: Final = 0.5  # for the clean-up of deferred answers that are cancelled because the worker ends
+
+
+class OpenConnection(SweptConnection, Protocol):
+    """What a worker needs of each of its connections (`app.httpd.connection.Connection`)."""
+
+    def cancel_deferred(self) -> Future[Chunks] | None:
+        """Cancel a deferred answer and close; returns its future, None when there is none."""
 
 
 class WorkerState:
@@ -71,7 +81,7 @@ class WorkerState:
         self.logs_requests = log.isEnabledFor(DEBUG)
         self.request_log = RequestLog(log, hooks.request_sample_ratio, hooks.route_of)
         self.scheme = scheme
-        self.connections: set[SweptConnection] = set()
+        self.connections: set[OpenConnection] = set()
         self.draining = False  # every answer from now on carries Connection: close
         self.served = 0  # requests handed to the application
         self.served_max = served_max
@@ -89,7 +99,7 @@ class WorkerState:
         self._ticked_at = clock()
         self._second = 0
         self._pool: ThreadPoolExecutor | None = None
-        self._pool_work: set[Future[None]] = set()
+        self._pool_work: set[PoolFuture[None]] = set()
         self.tick()
 
     def tick(self) -> None:
@@ -126,8 +136,20 @@ class WorkerState:
         self._pool_work.add(running)
         running.add_done_callback(self._pool_work.discard)
 
+    def cancel_deferred(self) -> None:
+        """Cancel all deferred answers and close their connections, because the worker ends."""
+        for connection in tuple(self.connections):
+            connection.cancel_deferred()
+
     def close(self) -> bool:
-        """Give the pool no more work. Returns False when something still runs on it, which cannot be interrupted."""
+        """Cancel all deferred answers, wait a moment for them to end, and give the pool no more work.
+
+        To be called when the loop has stopped. Returns False when something still runs on the pool, which cannot be
+        interrupted.
+        """
+        cancelled = [future for c in tuple(self.connections) if (future := c.cancel_deferred()) is not None]
+        if cancelled:
+            self.loop.run_until_complete(wait(cancelled, timeout=CANCEL_SECONDS))
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
         return not any(work.running() for work in tuple(self._pool_work))

@@ -16,13 +16,14 @@ Perf: a call belongs to one connection and serves its requests one after another
 other servers make a closure for each request.
 """
 
-from collections.abc import Callable, Generator, Iterable
+from asyncio import CancelledError, Future
+from collections.abc import Callable, Generator
 from logging import Logger
 from types import TracebackType
 from typing import Protocol
 from wsgiref.types import WSGIEnvironment
 
-from app.httpd.application import WsgiApplication
+from app.httpd.application import Chunks, WsgiApplication
 from app.httpd.request import HEADER_LINES
 from app.httpd.request_log import RequestLog, quote_path
 from app.httpd.request_names import RequestNames, log_fields
@@ -58,7 +59,7 @@ class CallingWorker(CommonLines, Protocol):
 class WsgiCall:
     """The calls of one connection, one at a time."""
 
-    __slots__ = ("_chunks", "_headers", "_pieces", "_request", "is_followed", "persistence", "status")
+    __slots__ = ("_chunks", "_headers", "_pieces", "_request", "deferred", "is_followed", "persistence", "status")
 
     def __init__(self) -> None:
         self.persistence = PERSIST  # what the latest answer said; CLOSE means that it is the last one
@@ -67,7 +68,8 @@ class WsgiCall:
         self._headers: list[tuple[str, str]] = []
         self._chunks: list[bytes] = []  # from write() of PEP 3333, and the pieces made so far
         self._pieces: Generator[bytes, None, None] | None = None
-        self._request: tuple[CallingWorker, WSGIEnvironment, str]  # of which the pieces are made
+        self.deferred: Future[Chunks] | None = None  # the answer comes later: see `finish_deferred`
+        self._request: tuple[CallingWorker, WSGIEnvironment, str]  # whose answer is in pieces or deferred
 
     def answer(self, worker: CallingWorker, environ: WSGIEnvironment, persistence: str) -> bytes:
         """Call the application and return its answer; never raises.
@@ -76,12 +78,20 @@ class WsgiCall:
         says CLOSE, unless the request is followed by another, which is to be answered too.
         """
         answer = self.begin(worker, environ, persistence)
+        if self.deferred is not None:
+            self.deferred.cancel()
+            self.deferred = None
+            error = TypeError("the application has deferred its answer in a call that was not made on the loop")
+            return self._fail(worker, environ, persistence, error)
         while answer is None:
             answer = self.make_piece()
         return answer
 
     def begin(self, worker: CallingWorker, environ: WSGIEnvironment, persistence: str) -> bytes | None:
-        """Do as `answer` does, but return None when the application makes its answer in pieces: see `make_piece`."""
+        """Do as `answer` does, but return None when the answer is not complete.
+
+        Then either the application makes it in pieces (see `make_piece`), or it is `deferred`.
+        """
         self.status = ""
         try:
             chunks = worker.application(environ, self._start_response)
@@ -89,6 +99,10 @@ class WsgiCall:
                 body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
             elif isinstance(chunks, Generator):
                 self._pieces, self._request = chunks, (worker, environ, persistence)
+                return None
+            elif isinstance(chunks, Future):
+                self.deferred, self._request = chunks, (worker, environ, persistence)
+                self.status = ""
                 return None
             else:
                 body = _join(chunks)
@@ -109,6 +123,22 @@ class WsgiCall:
         self._pieces = None
         del self._request
         return answer
+
+    def finish_deferred(self, *, is_wanted: bool) -> bytes:
+        """Return the answer of a deferred call whose future is done; empty unless it `is_wanted`."""
+        assert self.deferred is not None
+        deferred, self.deferred = self.deferred, None
+        request = self._request
+        del self._request
+        try:
+            chunks = deferred.result()
+            if is_wanted:
+                body = chunks[0] if type(chunks) is list and len(chunks) == 1 else _join(chunks)
+                return self._complete(*request, body)
+        except (Exception, CancelledError) as error:  # noqa: BLE001 - as in `begin`
+            if is_wanted or not deferred.cancelled():
+                return self._fail(*request, error)
+        return b""
 
     def _complete_pieces(self) -> bytes:
         try:
@@ -187,7 +217,7 @@ class WsgiCall:
         return "" if given is None else f"Content-Length: {given}\r\n"
 
 
-def _join(chunks: Iterable[bytes]) -> bytes:
+def _join(chunks: Chunks) -> bytes:
     """Join the chunks of any other iterable, and close it afterwards whatever happens (PEP 3333)."""
     try:
         return b"".join(chunks)

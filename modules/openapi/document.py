@@ -18,7 +18,7 @@ from typing import Any, Final
 from app.api.codec.media_types import JSON
 from app.api.operation import Octets, Operation, Parameter, Resource
 from app.api.problem import PROBLEM_JSON, ProblemDocument
-from app.api.problem_codes import CODES, CONNECTION, GATE
+from app.api.problem_codes import CODES, CONNECTION, DEFERRED, GATE
 from core.access.keys import Role
 from core.limits import BODY_SIZE, REQUEST_ID_LENGTH_MAX
 from core.settings.config import Config
@@ -156,7 +156,8 @@ class OpenApiDocument:
             }
             for status, answer in answers.items()
         }
-        for status, codes in _by_status((*CONNECTION, *_gate(operation.role), *operation.refusals)):
+        deferred = DEFERRED if operation.deferred else ()
+        for status, codes in _by_status((*CONNECTION, *_gate(operation.role), *deferred, *operation.refusals)):
             if status in responses:
                 responses[status]["content"] |= _refusal(status, codes)["content"]
             else:
