@@ -273,7 +273,7 @@ def ask(server: Gunicorn, count: int) -> list[socket.socket]:
     """Send requests whose answers are deferred, and wait until they wait."""
     clients = []
     for _ in range(count):
-        client = server.dial().sock
+        client = server.connect().sock
         assert client is not None
         client.sendall(get(b"/later"))
         clients.append(client)
