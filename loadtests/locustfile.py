@@ -15,6 +15,7 @@ compared.
 Locust measures the latencies in one Python thread: near a full core they are its own queue (docs/capacity.md).
 """
 
+import itertools
 import logging
 import math
 import random
@@ -26,6 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+import gevent  # type: ignore[import-untyped]  # Locust brings it along, without stubs
 import msgspec
 from locust import FastHttpUser, constant_pacing, events, tag, task
 from locust.argument_parser import LocustArgumentParser
@@ -83,6 +85,7 @@ def add_options(parser: LocustArgumentParser) -> None:
         action="store_true",
         help="no other client sends events: the server's count must equal the answers",
     )
+    add("--requests", type=int, default=0, help="end the load after so many (default 0: with its time)")
     add("--server-pid", type=int, help="pid of the arbiter on this machine: read memory from /proc")
 
 
@@ -287,6 +290,19 @@ def prepare(environment: Environment, **_more: object) -> None:
         sys.exit(UNMEASURED)
     Application.bodies = RequestBodies(drawn)
     _log.info("%s", drawn.source)
+    if options.requests:
+        end_after(options.requests, environment)
+
+
+def end_after(count: int, environment: Environment) -> None:
+    """End the load with its request number `count`, however long that takes."""
+    left = itertools.count(count - 1, -1)
+
+    def counted(**_request: object) -> None:
+        if next(left) == 0 and environment.runner is not None:
+            gevent.spawn(environment.runner.quit)  # not here: that would end this very user
+
+    environment.events.request.add_listener(counted)  # type: ignore[no-untyped-call]
 
 
 def begin(environment: Environment, **_more: object) -> None:

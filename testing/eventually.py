@@ -10,7 +10,7 @@ from typing import Final, Literal, TypeVar
 
 Value = TypeVar("Value")
 
-HANG_SECONDS: Final = 180.0  # of a socket, a subprocess or a wait; what takes 1 s alone took 15 s beside 8 busy loops
+HANG_SECONDS: Final = 300.0  # of a socket, a subprocess or a wait; 5 s of CPU took 180 s on two cores with load 30
 _PAUSE_SECONDS_MIN: Final = 0.0005
 _PAUSE_SECONDS_MAX: Final = 0.02
 

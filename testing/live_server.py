@@ -1,17 +1,17 @@
-"""A real server for tests and measurements, on an ephemeral port of 127.0.0.1, with all its processes.
+"""A real server for tests and measurements: all processes as operators run them, on a free port of 127.0.0.1.
 
-Nothing is mocked. The server runs in its own session; `stop` ends it as Kubernetes would and asserts that it leaves
-nothing behind. `block()` maps its block read-only, as `mlsdm stat` does.
+Invariants: nothing is mocked. The server runs in a session of its own. `stop` ends it with SIGTERM, as Kubernetes does,
+  and asserts that no process is left. `block()` maps the block read-only, as `mlsdm stat` does.
 """
 
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,19 +22,18 @@ import psutil
 
 from shm.block import Block, find_blocks
 from shm.store import Store
-from testing.eventually import HANG_SECONDS
+from testing.eventually import HANG_SECONDS, eventually
 
 ROOT = Path(__file__).resolve().parent.parent
-START_SECONDS_MAX = 60.0  # generous: the machine may be busy with other tests
 _ports_held: list[socket.socket] = []  # one descriptor for each server of this process
 
 
 def free_port() -> int:
-    """Return a port that is free, and that nobody else is given as long as this process lives.
+    """Return a free port, reserved for the life of this process.
 
-    It stays bound here, and does not listen: a server that sets SO_REUSEADDR or SO_REUSEPORT, as all do, may bind it
-    nevertheless, while the kernel picks it neither for who asks for any port nor for a connection that goes out. One
-    that is merely tried and closed may be another's by the time the server has started, when tests run side by side.
+    The port stays bound here without listening. A server that sets SO_REUSEADDR or SO_REUSEPORT can still bind it, and
+    every server here does; the kernel gives it to no bind to port 0 and to no outgoing connection. Rejected: bind and
+    close. Tests run side by side, and another one can get the port before the server has started.
     """
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -83,7 +82,7 @@ class LiveServer:
         return self.process.pid
 
     def start(self) -> Self:
-        """Start and wait until it is ready."""
+        """Start the server and wait until all its workers serve."""
         kept = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -95,21 +94,26 @@ class LiveServer:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + START_SECONDS_MAX
-        while not (self._ready() and self.log.count("serves from row") >= int(self.environ.get("WORKERS", "2"))):
-            assert self.process.poll() is None, self.log
-            assert time.monotonic() < deadline, self.log
-            time.sleep(0.02)
+        try:
+            eventually(self._all_workers_serve)
+        except AssertionError as error:
+            raise AssertionError(self.log) from error
         return self
 
-    def _ready(self) -> bool:
+    def _all_workers_serve(self) -> bool:
+        """Return whether the store is healthy and the metric of live workers has reached their number."""
+        assert self.process is not None
+        assert self.process.poll() is None, "the server ended while it started"
         try:
-            return bool(self.get("/health/detailed").json["checks"]["memory_manager"]["healthy"])
+            if not self.get("/health/detailed").json["checks"]["memory_manager"]["healthy"]:
+                return False
+            live = re.search(r"^mlsdm_workers (\d+)", self.get("/health/metrics").body.decode(), re.MULTILINE)
         except OSError:
             return False
+        return live is not None and int(live[1]) >= int(self.environ.get("WORKERS", "2"))
 
     def stop(self) -> None:
-        """End it with SIGTERM; it must exit with 0 and leave no process behind."""
+        """End it with SIGTERM and assert exit status 0 and that no process is left."""
         if self.process is None:
             return
         children = psutil.Process(self.pid).children(recursive=True) if self.process.poll() is None else []
@@ -122,7 +126,7 @@ class LiveServer:
             self.kill()
 
     def kill(self) -> None:
-        """SIGKILL whatever of it is left."""
+        """SIGKILL every process of its session."""
         if self.process is not None:
             for member in psutil.process_iter(["pid"]):
                 try:
@@ -143,7 +147,7 @@ class LiveServer:
         return connection
 
     def connect_to_both_workers(self) -> tuple[http.client.HTTPConnection, http.client.HTTPConnection]:
-        """Return a connection to each of two workers: the ids of the requests that one answers begin alike."""
+        """Return a connection to each of two workers, told apart by the first 16 characters of their request ids."""
         found: dict[str, http.client.HTTPConnection] = {}
         while len(found) < 2:
             connection = self.connect()
@@ -161,7 +165,7 @@ class LiveServer:
         headers: Mapping[str, str] | None = None,
         connection: http.client.HTTPConnection | None = None,
     ) -> Answer:
-        """Send one request and return its answer; on a connection of its own unless one is given."""
+        """Send one request and return its answer; without a `connection`, open one for it."""
         used = connection or self.connect()
         try:
             used.request(method, path, body, dict(headers or {}))
@@ -210,7 +214,8 @@ class LiveServer:
         return Store(self.block())
 
     def workers(self, block: Block) -> list[int]:
-        """Return the pids of the workers that live, in order of their rows. A killed one leaves its row behind until a
-        successor takes it, which may find another one free.
+        """Return the pids of live workers in row order.
+
+        A killed worker's row stays occupied until a successor takes it; the successor may take another free row.
         """
         return [owner.pid for _, owner in block.live_workers()]

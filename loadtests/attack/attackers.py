@@ -6,8 +6,8 @@ KINDS, separated by commas, share the connections: `head` sends a head one byte 
 `read` pipelines requests for the largest pages of the log and never reads; `greedy` sends requests by the hundred and
 reads the answers at full speed. A connection that the server ends is replaced by one of its kind after half a second.
 
-The program ends when its standard input does. It prints one line of JSON: how the connections ended, and its own CPU
-use.
+For each line on its standard input the program prints one line of JSON: how the connections ended so far, and its own
+CPU use. It ends when its standard input does, with a last such line.
 
 Perf: one event loop and no task per connection, so that the measurement beside it shows the server and not this
 program.
@@ -15,6 +15,7 @@ program.
 
 import asyncio
 import json
+import os
 import socket
 import struct
 import sys
@@ -216,12 +217,24 @@ def main() -> None:
     port, count, kinds = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(",")
     loop = uvloop.new_event_loop()
     pool = AttackerPool(loop, port, count, kinds)
-    loop.add_reader(sys.stdin.fileno(), pool.stop)
     began, spent = time.monotonic(), time.process_time()
+
+    def report() -> None:
+        share = (time.process_time() - spent) / (time.monotonic() - began)
+        figures = {"open": pool.open_max, "answered": pool.answered, "ends": pool.ends, "cpu": round(share, 3)}
+        print(json.dumps(figures), flush=True)
+
+    def asked() -> None:
+        if os.read(sys.stdin.fileno(), 1):
+            report()
+        else:
+            loop.remove_reader(sys.stdin.fileno())
+            pool.stop()
+
+    loop.add_reader(sys.stdin.fileno(), asked)
     loop.call_soon(pool.run_slice)
     loop.run_forever()
-    share = (time.process_time() - spent) / (time.monotonic() - began)
-    print(json.dumps({"open": pool.open_max, "answered": pool.answered, "ends": pool.ends, "cpu": round(share, 3)}))
+    report()
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from loadtests.cost.process_memory import footprint
+from testing.eventually import HANG_SECONDS
 from testing.live_server import ROOT, LiveServer
 
 RATIOS_MAX: Final = {"slow": 2.0, "greedy": 10.0}
@@ -112,9 +113,17 @@ class Attack:
         time.sleep(self.count / 2_000 + 6)
         assert self.process.poll() is None
 
+    def look(self) -> Any:
+        """Return what they say of themselves so far."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
     def end(self) -> Any:
         """Stop the attackers; return their own report."""
-        said, _ = self.process.communicate("", timeout=60)
+        said, _ = self.process.communicate("", timeout=HANG_SECONDS)
         return json.loads(said)
 
 
@@ -123,7 +132,7 @@ def measure_steady_clients(server: LiveServer, seconds: int) -> Any:
     words = [str(number) for number in (server.port, STEADY_CLIENTS, seconds, DIMENSION)]
     ended = subprocess.run(
         [sys.executable, "-m", "loadtests.attack.steady_client", *words],
-        cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=seconds + 60, check=True,
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=seconds + HANG_SECONDS, check=True,
     )  # fmt: skip
     return json.loads(ended.stdout)
 

@@ -48,7 +48,7 @@ class Client(asyncio.Protocol):
             return
         self.latencies.append(round(time.perf_counter() - self.sent, 6))
         if self.received[9:12] != b"200":
-            self.failures[self.received[9:12].decode("latin-1")] += 1
+            self.failures[f"{self.received[9:12].decode('latin-1')} {json.loads(body)['code']}"] += 1
         self.received = b""
         self.loop.call_later(THINK_SECONDS, self.ask)
 

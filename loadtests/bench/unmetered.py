@@ -15,7 +15,7 @@ class NullLatency:
 
     def __init__(self, _histogram: object) -> None:
         """Ignore the histogram."""
-        self.told = [0.0], 0
+        self.total_cell = [0.0], 0
 
     def count(self, _environ: object) -> None:
         """Do nothing."""
@@ -26,6 +26,6 @@ class NullLatency:
         return 0.0
 
 
-assert hasattr(main, "Latency")  # the replaced name must exist
-main.Latency = NullLatency
+assert hasattr(main, "LatencyHistogram")  # the replaced name must exist
+main.LatencyHistogram = NullLatency
 app: Final = main.app

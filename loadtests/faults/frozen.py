@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -155,7 +155,8 @@ def _freeze(block: Block, members: list[int], holder: int) -> None:
 
 def _thaw(members: list[int], holder: int) -> None:
     for pid in (holder, *members):
-        os.kill(pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def _stopped(pid: int) -> bool:
@@ -169,7 +170,8 @@ def _throttle_by_signals(members: list[int]) -> None:
     try:
         while time.monotonic() < until:
             for pid in (*service, holder):
-                os.kill(pid, signal.SIGSTOP)
+                with suppress(ProcessLookupError):  # replaced meanwhile, which `_repeat` reports
+                    os.kill(pid, signal.SIGSTOP)
             time.sleep(PERIOD_SECONDS * (1 - SHARE))
             _thaw(service, holder)
             time.sleep(PERIOD_SECONDS * SHARE)

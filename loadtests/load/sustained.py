@@ -139,12 +139,13 @@ def run_load(server: LiveServer, args: argparse.Namespace, name: str) -> list[st
         *(["--events", args.events] if args.events else []),
         *(["--tags", *tags] if tags else []),
     ]
-    generator = subprocess.Popen(
-        locust_command(server, seconds, users, users / RAMP_SECONDS, *options),
+    generator = subprocess.Popen(  # ended by SIGTERM when the windows were measured, however late it began
+        locust_command(server, BEGIN_SECONDS_MAX + 2 * seconds, users, users / RAMP_SECONDS, *options),
         cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         windows = measure_windows(server, generator, args.windows, args.seconds)
+        generator.terminate()
         _, output = generator.communicate(timeout=seconds + 120)
     except subprocess.TimeoutExpired:
         raise MeasurementError("Locust did not end in time") from None

@@ -15,6 +15,7 @@ from shm import process
 from shm.errors import Stale
 from shm.layout import KINDS, NO_ROW, Layout
 from testing.block_fixture import NORM_MAX, SMALL, WAIT_MS, Formed, Witness, begin, end, exit_of, take_mutex, wait_until
+from testing.eventually import eventually
 
 SECOND = 1_000_000_000
 ROUND_NS = 20_000_000
@@ -329,8 +330,13 @@ class TestStuck:
 
         child = begin(hold)
         os.waitpid(child, os.WUNTRACED)
-        stepped.run(0.2)
 
+        def removed() -> int:
+            """Samples are only as far apart as the wall clock is, and the rounds are the test's."""
+            stepped.run(0.02)
+            return int(stepped.formed.block.region("vitals").lock_kills)
+
+        eventually(removed)
         assert exit_of(child) == -signal.SIGKILL
         assert f"removed stuck lock holder pid={child}" in caplog.text
         assert stepped.formed.block.region("vitals").lock_kills == 1

@@ -8,6 +8,7 @@ import pytest
 
 from loadtests.faults import clocks, frozen, quota, reload, reload_refused, scarcity, soak
 from loadtests.faults.fault import FaultOptions, Outcome
+from testing.eventually import eventually
 
 SMALL = 0.05  # once for what a full run does twenty times
 
@@ -40,10 +41,16 @@ def test_no_holder_is_killed_while_all_are_throttled(
     if by_signals:
         monkeypatch.setattr(quota, "find", lambda: None)
 
-    outcome = frozen.throttled(_asked(tmp_path, 0))
+    def undisturbed() -> Outcome | None:
+        """On a machine with no time to spare, the arbiter is right to replace what was silent for a second: again."""
+        outcome = frozen.throttled(_asked(tmp_path, 0))
+        assert outcome.figures["killed"] == 0
+        replaced = [sentence for sentence in outcome.broken if "have become" in sentence or "is silent" in sentence]
+        assert outcome.broken == replaced
+        return None if replaced else outcome
 
-    assert outcome.broken == []
-    assert outcome.figures["killed"] == 0
+    outcome = eventually(undisturbed)
+
     assert not by_signals or outcome.figures["how"] == "stopped and continued"
 
 
