@@ -307,8 +307,7 @@ def test_nothing_of_opentelemetry_is_loaded_when_tracing_is_off(serve: Serve) ->
     server = serve(WORKERS="1")
     [worker] = server.workers(server.block())
 
-    modules = server.get("/modules").json["modules"]  # each has a thread in every worker
-    assert len(os.listdir(f"/proc/{worker}/task")) == 1 + len(modules)
+    eventually(lambda: len(os.listdir(f"/proc/{worker}/task")) == 1)  # the thread that opens a module ends soon
     with open(f"/proc/{worker}/maps", encoding="utf-8") as maps:
         assert not [line for line in maps if "google" in line or "protobuf" in line]
 
