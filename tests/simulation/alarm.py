@@ -8,31 +8,22 @@ lasting cause must be observed.
 
 Only the newest controller may change the word; without lock or sound state, the last one that claimed the vitals or
 its successor; and the one that carries out a resume. An event may be decided only if the word was zero at some moment
-while its process had the lock (`Course.under_lock`), and refused for an emergency only if it was not.
+while its process had the lock (`Course.in_force_under_lock`), and refused for an emergency only if it was not.
 """
 
-from typing import Final, NamedTuple
+from typing import Final
 
 from core.limits import EMERGENCY_COOLDOWN_SECONDS
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY
 from testing.block_fixture import Formed
 from tests.simulation.actor import Actor
 from tests.simulation.chronicle import Chronicle, holds, same
-from tests.simulation.course import Course
+from tests.simulation.course import Course, Step, Words
 from tests.simulation.harm import FULL, Harm
 from tests.simulation.player import Felt, Heard
 
 REASONS: Final = (EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY)
 COOLDOWN_NS: Final = EMERGENCY_COOLDOWN_SECONDS.value * 1_000_000_000
-
-
-class Words(NamedTuple):
-    """What the vitals say of an emergency, and who says so."""
-
-    in_force: int
-    overruled: int
-    since_ns: int
-    signer: int  # pid
 
 
 class _Reason:
@@ -125,26 +116,25 @@ class Alarm:
             int(vitals.controller_pid),
         )  # fmt: skip
 
-    def begin(self, course: Course, *, held: bool) -> None:
-        """An operation goes on. `held` says that its process has the lock already."""
-        if not held:
-            course.under_lock.clear()  # what it reads under the lock that it takes now, it reads from here on
-        course.under_lock.append(self.words.in_force)
-        course.words.append(self.words.in_force)
-        course.causes.append(self._harm.causes)
-        course.signed.append(self.words)
+    def begin_step(self, course: Course, *, held: bool, contended: bool) -> Step:
+        """Add a step to a course. `held`: its process has the lock; `contended`: another process has it."""
+        step = Step(contended, held, self.words, self._harm.causes)
+        course.steps.append(step)
+        return step
 
-    def look(self, actor: Actor, course: Course, entered: list[int]) -> None:
-        """Look at the words after a step; `entered` are the positions of its entries. Raises WrongError."""
-        course.causes.append(self._harm.causes)  # it may have ended one of them
+    def look(self, actor: Actor, course: Course) -> None:
+        """Look at the words after the newest step of a course. Raises WrongError."""
+        step = course.steps[-1]
+        step.causes_after = self._harm.causes  # the step may have ended one of them
         what = f"{actor.name}'s {course.operation}"
-        kinds = {self._chronicle.moments[position].kind for position in entered}
+        kinds = {self._chronicle.moments[position].kind for position in step.made}
         if "decision" in kinds:
-            holds(f"{what} was decided in emergencies {course.under_lock}", 0 in course.under_lock)
+            in_force = course.in_force_under_lock
+            holds(f"{what} was decided in emergencies {in_force}", 0 in in_force)
         before, after, beat = self.words, self._read(), self._beat()
         beats, self.words, self._heartbeat_ns = beat != self._heartbeat_ns, after, beat
         if beats:
-            course.beats.append(beat)
+            step.beat = beat
             same(f"{what}: its beat", course.operation.arguments[0], beat)
         if "resume" in kinds and not beats:
             same(f"{what}: emergencies after an order to resume", 0, after.in_force)
@@ -157,7 +147,7 @@ class Alarm:
             return
         same(f"{what}: who writes {after} over {before}", "round", course.operation.name)
         newest = actor.epoch == self._chronicle.now.seen.epoch
-        heir = any(words.signer in {actor.pid, *actor.predecessors} for words in course.signed)
+        heir = any(words.signer in {actor.pid, *actor.predecessors} for words in course.words)
         troubled = any(causes & ~EMERGENCY_MEMORY for causes in course.causes)
         without_lock = troubled or not actor.epoch  # one that has not come to its epoch yet signs, too
         holds(f"{what}: it may write {after} over {before}", newest or (without_lock and heir))
@@ -168,7 +158,7 @@ class Alarm:
 
     def inherit(self, actor: Actor, course: Course, found: tuple[int, int, int]) -> None:
         """A controller has begun, with the words that it found at some moment of its beginning. Raises WrongError."""
-        inherited = [left if left.in_force else left._replace(since_ns=0) for left in course.signed]
+        inherited = [left if left.in_force else left._replace(since_ns=0) for left in course.words]
         as_found = [words for words in inherited if words[:3] == found]
         holds(f"{actor.name} began with {found}, one of {inherited}", bool(as_found))
         self._references[actor.name] = _Reference(as_found[0])
@@ -197,7 +187,7 @@ class Alarm:
         same(f"{what}: since when", reference.since_ns, felt.since_ns)
         began = sum(sentence.startswith("emergency: ") for sentence in felt.said)
         same(f"{what}: episodes that it says begin", reference.began, began)
-        if course.beats and len(course.signed) == 1:
+        if course.beats and len(course.steps) == 1:
             same(f"{what}: what it wrote", (felt.in_force, felt.overruled, felt.since_ns), self.words[:3])
         elif not contended:
             holds(f"{what}: it beats", course.beats)

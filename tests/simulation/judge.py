@@ -42,12 +42,12 @@ class Judge:
     def _refused(self, what: str, actor: Actor, status: str, course: Course, moments: list[Moment]) -> None:
         operation = course.operation
         if status == "Busy":
-            holds(f"{what}: somebody else stood with the lock", any(course.contended))
+            holds(f"{what}: somebody else stood with the lock", course.contended)
         elif status in ("Corrupt", "Lost", "Exhausted"):
             self._troubled(what, status, course, moments, 0)
         elif status == "Stale":
             troubled = any(causes & ~EMERGENCY_MEMORY for causes in course.causes)  # then they know each other by pid
-            signers = {words.signer for words in course.signed} - {actor.pid, *actor.predecessors}
+            signers = {words.signer for words in course.words} - {actor.pid, *actor.predecessors}
             superseded = actor.epoch < moments[-1].seen.epoch or (troubled and signers)
             holds(f"{what}: a newer controller had taken over", superseded)
         elif status in ("Stopped", "Reused"):
@@ -64,7 +64,7 @@ class Judge:
             late = after not in (ANY_TICKET, course.commands) or course.commands != self.chronicle.commands
             holds(f"{what}: another was pending, or had been carried out since", any(course.pendings) or late)
         elif status == "Taken" and operation.name == "claim":
-            holds(f"{what}: others moved meanwhile", len(course.contended) > 1)
+            holds(f"{what}: others moved meanwhile", len(course.steps) > 1)
         else:
             holds(f"{what}: which is no answer to that", False)
 
@@ -72,12 +72,12 @@ class Judge:
         """It is corrupt or lost, or, to an event, the controller says so; not to one that was answered before."""
         bit = {"Corrupt": EMERGENCY_CORRUPT, "Lost": EMERGENCY_LOST, "Exhausted": EMERGENCY_MEMORY}[status]
         worse = bit - 1  # that is answered before it
-        said = any(word & bit and not word & worse for word in course.words)
+        said = any(word & bit and not word & worse for word in course.in_force)
         event = course.operation.name in ("admit", "batch")
         key = items_of(course.operation.arguments)[item][2] if event else None
         event = event and not (key and all(self.chronicle.receipt_for(key, moment) for moment in moments))
         so = bit != EMERGENCY_MEMORY and any(causes & bit for causes in course.causes)
-        holds(f"{what} in emergencies {course.words} and troubles {course.causes}", so or (event and said))
+        holds(f"{what} in emergencies {course.in_force} and troubles {course.causes}", so or (event and said))
 
     def _not_decided(self, what: str, status: str, key: KeyOf | None, moments: list[Moment]) -> None:
         receipts = [key and self.chronicle.receipt_for(key, moment) for moment in moments]
@@ -121,7 +121,7 @@ class Judge:
             return
         error = ERRORS[status]
         if error.__name__ == "Busy":
-            holds(f"{what}: somebody else stood with the lock", any(course.contended))
+            holds(f"{what}: somebody else stood with the lock", course.contended)
         elif error.__name__ in ("Corrupt", "Lost", "Exhausted"):
             self._troubled(what, error.__name__, course, moments, len(decisions))
         else:
@@ -193,7 +193,7 @@ class Judge:
             return
         same(f"{what}, having entered", [], course.made)
         troubled = any(causes & ~EMERGENCY_MEMORY for causes in course.causes)
-        holds(f"{what}: it could not take its epoch", troubled or any(course.contended))
+        holds(f"{what}: it could not take its epoch", troubled or course.contended)
 
     def _tick(self, what: str, image: bytes, course: Course, _moments: list[Moment], *_arguments: Any) -> None:
         self._entered(what, image, course)

@@ -74,10 +74,12 @@ class TestSaysWhatIsWrong:
         with World(5) as world:
             world.run(100)
             worker = next(actor for actor in world.actors if actor.row >= 0)
+            course = world.course(Operation("look"))
+            world.alarm.begin_step(course, held=False, contended=False)
             world.formed.block.region("vitals").emergency ^= EMERGENCY_MEMORY
 
             with pytest.raises(WrongError, match="who writes Words"):
-                world.alarm.look(worker, world.course(Operation("look")), [])
+                world.alarm.look(worker, course)
 
     def test_a_token_too_many(self) -> None:
         """What is taken from a bucket is what somebody took."""

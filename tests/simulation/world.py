@@ -148,14 +148,16 @@ class World:
                 actor.epoch = 0
         course = self.courses[actor.name]
         operation = course.operation
-        course.contended.append(self._holder() not in (0, actor.pid) and not self.harm.known_lost)
-        self.alarm.begin(course, held=self._holder() == actor.pid)
-        entered = len(course.made)
+        contended = self._holder() not in (0, actor.pid) and not self.harm.known_lost
+        made = course.made
+        entered = len(made)
+        step = self.alarm.begin_step(course, held=self._holder() == actor.pid, contended=contended)
         outcome, how = self._moved(actor, standing)
         actor.operation = operation  # it may be done; the inspection asks what it was doing
         self._tell(f"{actor.name} {operation} {how}: {outcome or 'stands'}")
-        self.inspection.look(actor, course.made)
-        self.alarm.look(actor, course, course.made[entered:])
+        self.inspection.look(actor, made)
+        step.made = made[entered:]
+        self.alarm.look(actor, course)
         self.buckets.look(actor.name, f"{actor.name}'s {operation}")
         for under_way in self.courses.values():
             under_way.pendings.append(self.chronicle.pending)
@@ -171,7 +173,7 @@ class World:
     def course(self, operation: Operation) -> Course:
         """Return the course of an operation that begins now."""
         chronicle = self.chronicle
-        return Course(operation, chronicle.newest, chronicle.commands, [], [], [chronicle.pending], [], [], [], [], [])
+        return Course(operation, chronicle.newest, chronicle.commands, [chronicle.pending])
 
     def _moved(self, actor: Actor, standing: bool) -> tuple[Outcome | None, str]:
         """Move an actor, to its end or to where it is to stand; returns its outcome, and how far it was to go.
@@ -239,7 +241,7 @@ class World:
         elif course.operation.name == "apply":
             self.alarm.hear(actor, what, course, value[1])
         else:
-            self.alarm.judge(actor, course, value, contended=any(course.contended))
+            self.alarm.judge(actor, course, value, contended=course.contended)
             self.counts["emergencies begin"] += sum(said.startswith("emergency: ") for said in value.said)
             self.counts["emergencies end"] += sum(said.startswith("emergency over") for said in value.said)
 
