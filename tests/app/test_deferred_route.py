@@ -16,7 +16,7 @@ from testing.live_server import Answer, LiveServer
 from tests.app.httpd.serving import reset
 from tests.conftest import SMALL
 
-APPLICATION = "tests.app.deferred_app:app"
+APPLICATION = "testing.deferred_app:app"
 WAITING_MAX = 50
 
 

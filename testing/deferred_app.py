@@ -1,6 +1,6 @@
 """The product with a route whose answers are deferred.
 
-    gunicorn -c gunicorn.conf.py tests.app.deferred_app:app
+    gunicorn -c gunicorn.conf.py testing.deferred_app:app
 
 POST /later/{name} waits until `release` is posted to any name, on the same worker. The query says what happens then:
 `?raise=problem`, `store` or `bug`, `?fill` to fill the response in the coroutine, `?bytes` to return bytes. Its answers
