@@ -1,6 +1,7 @@
 """The layout table: its generated document, its arithmetic, and its fingerprint."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,11 @@ class TestFingerprint:
                 seen.add(DEFAULT.fingerprint())
 
         assert len(seen) == 4
+
+    def test_does_not_change_with_a_description(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Another sentence about a field is the same layout: a running server can be upgraded across it."""
+        before, first = DEFAULT.fingerprint(), RECORDS[0]
+        reworded = replace(first.fields[0], meaning="another sentence")
+        monkeypatch.setattr("shm.layout.RECORDS", (first._replace(fields=(reworded, *first.fields[1:])), *RECORDS[1:]))
+
+        assert DEFAULT.fingerprint() == before
