@@ -3,7 +3,9 @@
 import math
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
+from wsgiref.types import WSGIEnvironment
 
+from app.httpd.request import CLIENT
 from core.access.keys import Key, Role
 from shm.store import Bucket
 
@@ -45,3 +47,9 @@ class Client:
     def of_key(cls, key: Key) -> "Client":
         """Return the client of an API key, cached until the key expires."""
         return cls(key.id, key.role, key.tier, key.expires)
+
+
+def client_of(environ: WSGIEnvironment) -> Client:
+    """Return the client whose request the gate has admitted. Raises KeyError for an open operation."""
+    client: Client = environ[CLIENT]
+    return client

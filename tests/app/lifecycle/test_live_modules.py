@@ -1,0 +1,291 @@
+"""Modules in a real server: one has everything and works; one that fails in any phase and way harms nobody else."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testing.eventually import eventually
+from testing.live_server import ROOT, Answer, LiveServer
+from testing.sample_module.installed import install
+from tests.conftest import SMALL
+
+VECTOR = [0.1] * 8
+
+
+def start(directory: Path, faults: str = "", **environ: str) -> LiveServer:
+    """Start a server that has the sample module, told to fail by what the file `faults` holds."""
+    faults_file = directory / "faults"
+    faults_file.write_text(faults)
+    variables = {**SMALL, **install(directory / "packages"), "SAMPLE_FAULTS_FILE": str(faults_file), **environ}
+    return LiveServer(directory, variables).start()
+
+
+def report(server: LiveServer, name: str = "sample") -> dict[str, Any]:
+    """Return what GET /modules says of a module."""
+    modules: list[dict[str, Any]] = server.get("/modules").json["modules"]
+    return next(module for module in modules if module["name"] == name)
+
+
+def later(server: LiveServer, milliseconds: int, **headers: str) -> Answer:
+    """Ask the module's deferred route."""
+    return server.get(f"/sample/later/{milliseconds}", **headers)
+
+
+def assert_engine_serves(server: LiveServer) -> None:
+    """The engine accepts an event, is ready, and documents itself."""
+    assert server.post("/event", {"event_vector": VECTOR, "moral_value": 0.95}).status == 200
+    assert server.get("/readyz").status == 200
+    assert server.get("/openapi.json").status == 200
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server whose sample module works."""
+    directory = tmp_path_factory.mktemp("modules")
+    server = start(directory, SAMPLE_DIRECTORY=str(directory), MLSDM_SAMPLE__GREETING="good morning")
+    eventually(lambda: report(server)["state"] == "ready")
+    yield server
+    server.stop()
+
+
+def test_the_report_shows_every_module(served: LiveServer) -> None:
+    """In the order in which they are opened, with phases, milliseconds and children."""
+    modules = served.get("/modules").json["modules"]
+    sample = modules[1]
+
+    assert [(module["name"], module["state"], module["reason"]) for module in modules] == [
+        ("openapi", "ready", ""),
+        ("sample", "ready", ""),
+    ]
+    assert (sample["version"], sample["required"], sample["requires"]) == ("1.2.3", False, [])
+    assert set(sample["phases"]) >= {"import", "children", "routes", "open", "authenticators"}
+    assert [(child["name"], child["up"]) for child in sample["children"] if child["name"] == "child0"] == [
+        ("child0", True)
+    ]
+
+
+def test_every_worker_answers_the_same(served: LiveServer) -> None:
+    """The report is in shared memory."""
+    reports = set()
+    for connection in served.connect_to_both_workers():
+        modules = served.request("GET", "/modules", connection=connection).json["modules"]
+        reports.add(json.dumps([{**module, "phases": 0, "load_ms": 0, "since": ""} for module in modules]))
+
+    assert len(reports) == 1
+
+
+def test_the_modules_routes_are_served_and_documented(served: LiveServer) -> None:
+    """Its settings, its deferred route, its operation in the OpenAPI document."""
+    answer = later(served, 5)
+    document = served.get("/openapi.json").json
+
+    assert answer.json == {"greeting": "good morning", "client": "127.0.0.1"}
+    assert document["paths"]["/sample/later/{milliseconds}"]["get"]["tags"] == ["testing"]
+
+
+def test_the_modules_metrics_are_scraped(served: LiveServer) -> None:
+    """Those of workers and of children, and the state of each module."""
+    later(served, 0)
+
+    def scraped() -> bool:
+        text = served.get("/metrics").body.decode()
+        names = ("mlsdm_sample_greetings_total", "mlsdm_sample_beats_total")
+        return all(re.search(rf"^{name} [1-9]", text, re.MULTILINE) for name in names)
+
+    eventually(scraped)
+    assert 'mlsdm_module_state{module="sample",state="ready"} 1.0' in served.get("/metrics").body.decode()
+
+
+def test_migrations_ran_once_in_order(served: LiveServer) -> None:
+    """In a process of their own, before the module was opened."""
+    assert (served.directory / "migrations").read_text().split() == ["migrations", "migrations"]
+
+
+def test_the_command_prints_the_report(served: LiveServer) -> None:
+    """`mlsdm modules` exits with 0 while every module is ready, with 1 where there is no server."""
+    url = f"http://127.0.0.1:{served.port}"
+    done, nobody = (
+        subprocess.run(
+            [sys.executable, "-m", "mlsdm", "modules", "--url", where],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for where in (url, "http://127.0.0.1:1")
+    )
+
+    assert (done.returncode, [line.split()[:2] for line in done.stdout.splitlines()[:3]]) == (
+        0, [["module", "state"], ["openapi", "ready"], ["sample", "ready"]],
+    )  # fmt: skip
+    assert (nobody.returncode, nobody.stdout) == (1, "")
+    assert nobody.stderr.startswith("mlsdm modules: http://127.0.0.1:1 cannot be asked: ")
+
+
+def test_an_authenticator_of_a_module_identifies_clients(tmp_path: Path) -> None:
+    """Beside the key; a scheme that nobody knows is refused."""
+    server = start(tmp_path, API_KEY="a-key-of-the-tests")
+    eventually(lambda: later(server, 0, Authorization="Sample ann").status == 200)
+    answers = {
+        header: later(server, 0, Authorization=header).status
+        for header in ("Bearer a-key-of-the-tests", "Other ann", "")
+    }
+    client = later(server, 0, Authorization="Sample ann").json["client"]
+    forbidden = server.post("/governor/stop", {}, Authorization="Sample ann")
+    server.stop()
+
+    assert answers == {"Bearer a-key-of-the-tests": 200, "Other ann": 401, "": 401}
+    assert (client, forbidden.status) == ("sample:ann", 403)
+
+
+@pytest.mark.parametrize(
+    ("faults", "reason"),
+    [
+        pytest.param("import:raise", "import: RuntimeError: told to raise in import", id="import_raises"),
+        pytest.param("import:die", "import: the process died", id="import_dies"),
+        pytest.param("import:hang", "import: it took more than 5 s", id="import_hangs"),
+        pytest.param("import:grow", "import: MemoryError: ", id="import_grows"),
+        pytest.param("children:raise", "children: RuntimeError: told to raise in children", id="children_raises"),
+        pytest.param("children:die", "children: the process died", id="children_dies"),
+        pytest.param("children:hang", "children: it took more than 5 s", id="children_hangs"),
+        pytest.param("routes:raise", "routes: RuntimeError: told to raise in routes", id="routes_raises"),
+        pytest.param("open:raise", "open: RuntimeError: told to raise in open", id="open_raises"),
+        pytest.param(
+            "authenticators:raise",
+            "authenticators: RuntimeError: told to raise in authenticators",
+            id="authenticators_raises",
+        ),
+        pytest.param("open:die", "left out, because 3 processes died in its methods", id="open_dies"),
+        pytest.param("check:die", "left out, because 3 processes died in its methods", id="check_dies"),
+    ],
+)
+def test_a_module_that_fails_is_left_out(tmp_path: Path, faults: str, reason: str) -> None:
+    """The report, the log and the metrics say why; the engine serves."""
+    server = start(tmp_path, faults)
+    eventually(lambda: report(server)["state"] == "failed")
+    found = report(server)
+    assert_engine_serves(server)
+    metrics = server.get("/metrics").body.decode()
+    answer = later(server, 0)
+    server.stop()
+
+    assert found["reason"] == reason
+    assert f"module sample is {'failed' if 'left out, ' in reason or 'Runtime' in reason else ''}" in server.log
+    assert 'mlsdm_module_state{module="sample",state="failed"} 1.0' in metrics
+    assert answer.status in (404, 503)
+
+
+@pytest.mark.parametrize("phase", ["routes", "open", "authenticators"])
+def test_a_module_that_hangs_is_opening_and_the_engine_serves(tmp_path: Path, phase: str) -> None:
+    """The worker accepts connections after a second; the module's routes answer 503 as soon as they are known."""
+    server = start(tmp_path, f"{phase}:hang")
+    found = report(server)
+    assert_engine_serves(server)
+    answer = later(server, 0)
+    server.stop()
+
+    assert found["state"] == "opening"
+    assert answer.status == (404 if phase == "routes" else 503)
+    if answer.status == 503:
+        assert (answer.json["code"], answer.headers["retry-after"]) == ("module_unavailable", "1")
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        pytest.param("raise", "exited with status 1", id="raises"),
+        pytest.param("die", "exited with status 13", id="dies"),
+        pytest.param("hang", "killed: it was silent", id="hangs"),
+        pytest.param("grow", "killed: it passed its memory limit", id="grows"),
+    ],
+)
+def test_a_child_that_fails_is_replaced(tmp_path: Path, kind: str, reason: str) -> None:
+    """The module is degraded while its child is down, and ready again once it holds."""
+    server = start(tmp_path, f"child:{kind}")
+    eventually(lambda: report(server)["children"][0]["starts"] >= 2)
+    found = report(server)["children"][0]
+    assert_engine_serves(server)
+    (tmp_path / "faults").write_text("")
+    eventually(lambda: report(server)["children"][0]["up"] and report(server)["state"] == "ready")
+    server.stop()
+
+    assert reason in found["reason"]
+
+
+@pytest.mark.parametrize("kind", ["raise", "die"])
+def test_a_migration_that_fails_keeps_the_module_closed(tmp_path: Path, kind: str) -> None:
+    """It is tried again; when it succeeds, the module is opened."""
+    server = start(tmp_path, f"migration:{kind}", SAMPLE_DIRECTORY=str(tmp_path))
+    eventually(lambda: "its migrations are not done" in report(server)["reason"])
+    assert_engine_serves(server)
+    refused = later(server, 0).status
+    (tmp_path / "faults").write_text("")
+    eventually(lambda: later(server, 0).status == 200)
+    server.stop()
+
+    assert refused == 404
+
+
+@pytest.mark.parametrize("kind", ["raise", "hang", "die"])
+def test_a_module_that_does_not_close_in_order_does_not_keep_the_server(tmp_path: Path, kind: str) -> None:
+    """The arbiter exits with 0 and leaves no process behind, as `stop` asserts."""
+    server = start(tmp_path, f"close:{kind}")
+    assert_engine_serves(server)
+
+    server.stop()
+
+
+def test_a_request_that_fails_in_a_module_is_an_answer(tmp_path: Path) -> None:
+    """500 where the responder raises; where it ends its worker, the next one serves."""
+    server = start(tmp_path, "request:raise")
+    raised = later(server, 0)
+    (tmp_path / "faults").write_text("request:die")
+    with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
+        later(server, 0)
+    (tmp_path / "faults").write_text("")
+    eventually(lambda: later(server, 0).status == 200)
+    server.stop()
+
+    assert (raised.status, raised.json["code"]) == (500, "internal_error")
+
+
+def test_a_required_module_that_fails_keeps_the_server_from_starting(tmp_path: Path) -> None:
+    """One sentence says which and why."""
+    with pytest.raises(AssertionError, match=r"modules.required: the module sample is left out: import: RuntimeError"):
+        start(tmp_path, "import:raise", MLSDM_MODULES__REQUIRED="sample")
+
+
+def test_a_reload_with_a_required_module_that_fails_changes_nothing(tmp_path: Path) -> None:
+    """The old workers serve on, with the module as it was."""
+    config = tmp_path / "mlsdm.yaml"
+    config.write_text("modules: {enabled: openapi}\n")
+    environ = install(tmp_path / "packages")
+    del environ["MLSDM_MODULES__ENABLED"]
+    faults = tmp_path / "faults"
+    faults.write_text("import:raise")
+    server = LiveServer(
+        tmp_path, {**SMALL, **environ, "CONFIG_PATH": str(config), "SAMPLE_FAULTS_FILE": str(faults)}
+    ).start()
+    workers = server.workers(server.block())
+    config.write_text('modules: {enabled: "openapi, sample", required: sample}\n')
+    os.kill(server.pid, signal.SIGHUP)
+    eventually(lambda: "configuration not reloaded, the old one stays" in server.log)
+    assert_engine_serves(server)
+    kept = server.workers(server.block())
+    config.write_text('modules: {enabled: "openapi, sample"}\nsample: {children: 0}\n')
+    faults.write_text("")
+    os.kill(server.pid, signal.SIGHUP)
+    eventually(lambda: server.get("/modules").status == 200 and len(server.get("/modules").json["modules"]) == 2)
+    eventually(lambda: report(server)["state"] == "ready")
+    server.stop()
+
+    assert kept == workers
