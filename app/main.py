@@ -19,7 +19,7 @@ import falcon
 from falcon.routing import DefaultRouter
 
 from app.api.access.audit_log import AuditLog
-from app.api.access.gate import Gate, KeyAuthenticator, is_loopback
+from app.api.access.gate import Authenticator, Gate, KeyAuthenticator, NoAuthenticator, is_loopback
 from app.api.access.quotas import Quotas, refund
 from app.api.codec.body_sizes import refuse_above
 from app.api.context import Context
@@ -112,7 +112,9 @@ class Application:
         if loaded.config.security.rate_limiting.enabled:
             context.charge = Quotas(block, tiers(loaded.config), boot_clock).charge
         host = loaded.config.server.host
-        authenticators = () if loaded.keyring.is_open else (KeyAuthenticator(loaded.keyring),)
+        authenticators: list[Authenticator] = [] if loaded.keyring.is_open else [KeyAuthenticator(loaded.keyring)]
+        if any(type(module).authenticators is not Module.authenticators for module in server.require_plan().modules):
+            authenticators.append(NoAuthenticator())  # closed from the start, and also when the module fails
         self._gate = Gate(authenticators, trusted_proxies(loaded.config), context.charge, is_loopback(host))
         self.request_sample_ratio = loaded.config.observability.logging.sample_ratio
         self._spans = tracing_setup.start_tracing(loaded.config, block.boot_id, "worker")

@@ -91,6 +91,7 @@ class Server:
         else:
             if self.loaded is not None:  # at the start it is logged later: see when_ready
                 log_configuration(loaded)
+                self.require_plan().log_left_out()
             self.loaded = loaded
         assert self.loaded is not None
         return self.loaded
@@ -205,6 +206,7 @@ class Server:
             sys.exit("mlsdm cannot start: the controller did not form the store in time; its log lines say why")
         self._put_settings_into_force()
         log_configuration(loaded)
+        self.require_plan().log_left_out()
         scheme = "https" if arbiter.cfg.is_ssl else "http"
         log_startup_message(block, loaded, arbiter.cfg.workers, scheme, arbiter.LISTENERS[0].sock.getsockname()[1])
 

@@ -105,7 +105,10 @@ class Module:
         return {}
 
     def authenticators(self, _context: ModuleContext) -> Sequence[Authenticator]:
-        """Return what identifies clients beside API keys. Called after `open`."""
+        """Return what identifies clients beside API keys. Called after `open`.
+
+        A module that overrides this closes a service that has no keys, from the start and also when it fails to open.
+        """
         return ()
 
     def open(self, _context: ModuleContext) -> None:

@@ -10,7 +10,6 @@ Rejected: importing every installed entry point to ask what it is; a package wou
 """
 
 import importlib
-import logging
 import os
 import resource
 import select
@@ -33,8 +32,6 @@ GROUP: Final = "mlsdm.modules"
 REHEARSAL_SECONDS_MAX: Final = 5.0
 REHEARSAL_SIZE_MAX: Final = 1 << 30  # bytes of address space beyond those of the arbiter
 
-log = logging.getLogger("mlsdm.modules")
-
 
 @dataclass
 class FoundModule:
@@ -50,7 +47,6 @@ class FoundModule:
     def leave_out(self, reason: str) -> None:
         """Say why this module is not opened."""
         self.module, self.reason, self.children, self.migrations = None, reason, (), ()
-        log.error("module %s is left out: %s", self.name, reason)
 
 
 def load_modules(names: Sequence[str]) -> list[FoundModule]:

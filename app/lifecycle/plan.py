@@ -68,6 +68,12 @@ class Plan:
             if one.module is None and one.name in self._required
         ]
 
+    def log_left_out(self) -> None:
+        """Log why modules were left out; once the log is configured."""
+        for one in self._loaded:
+            if one.module is None:
+                log.error("module %s is left out: %s", one.name, one.reason)
+
     def report(self, children: Callable[[], Mapping[str, ChildState]] = dict) -> Report:
         """Return the report of these modules; `children()` returns the supervised processes by name."""
         now = time.time()

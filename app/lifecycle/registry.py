@@ -51,7 +51,7 @@ class Registry:
             )
             for module in modules
         }
-        self._module_of: dict[int, ModuleThread] = {}  # by id of the resource
+        self._module_of: dict[str, ModuleThread] = {}  # by the template of a route
 
     def start(self) -> None:
         """Start to open the modules, and wait for those that are quick: OPEN_SECONDS_MAX for all together."""
@@ -68,8 +68,7 @@ class Registry:
                 published = self._published.get_nowait()
             except Empty:
                 return
-            for resource in published.routes.values():
-                self._module_of[id(resource)] = self._threads[published.module]
+            self._module_of |= dict.fromkeys(published.routes, self._threads[published.module])
             add(published)
 
     def report_stuck(self, now: float) -> None:
@@ -90,10 +89,10 @@ class Registry:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def process_resource(
-        self, _request: falcon.Request, _response: falcon.Response, resource: Resource, _params: dict[str, Any]
+        self, request: falcon.Request, _response: falcon.Response, _resource: Resource, _params: dict[str, Any]
     ) -> None:
         """Falcon's middleware, behind the gate: refuse a route whose module is not usable."""
-        thread = self._module_of.get(id(resource))
+        thread = self._module_of.get(request.uri_template or "")
         if thread is not None and not thread.is_usable:
             cell = thread.cell
             detail = f"The module {thread.module.name}, which has this route, is {cell.state}; GET /modules says more."

@@ -61,6 +61,14 @@ class KeyAuthenticator:
         return None if key is None else Client.of_key(key)
 
 
+class NoAuthenticator:
+    """Recognises nobody. Keeps a service without keys closed while a module may still add its authenticators."""
+
+    def identify(self, _environ: WSGIEnvironment) -> None:
+        """Return None for every request."""
+        return
+
+
 class Gate:
     """Falcon middleware that lets a request through when its client may call the operation."""
 

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import falcon
@@ -112,7 +113,8 @@ class Process:
     def refusal(self, path: str) -> Problem | None:
         """Return what a request for a route is refused with."""
         try:
-            self.registry.process_resource(None, None, self.routes[path], {})  # type: ignore[arg-type] # unused
+            request: Any = SimpleNamespace(uri_template=path)
+            self.registry.process_resource(request, request, self.routes[path], {})
         except Problem as problem:
             return problem
         return None
