@@ -67,7 +67,7 @@ def lines_of(report: Modules) -> Iterator[str]:
         rows += [
             (
                 f"  {child.name}",
-                "up" if child.up else "down",
+                "up" if child.up else "down" if child.is_missed else "finished",
                 "",
                 "",
                 "",

@@ -37,6 +37,14 @@ def report(server: LiveServer, name: str = "sample") -> dict[str, Any]:
     return next(module for module in modules if module["name"] == name)
 
 
+def state_of(server: LiveServer) -> str:
+    """Return the state of the module; "" while a worker that it kills does not answer."""
+    try:
+        return str(report(server)["state"])
+    except (http.client.HTTPException, OSError):
+        return ""
+
+
 def later(server: LiveServer, milliseconds: int, **headers: str) -> Answer:
     """Ask the module's deferred route."""
     return server.get(f"/sample/later/{milliseconds}", **(headers or KEY))
@@ -113,24 +121,27 @@ def test_migrations_ran_once_in_order(served: LiveServer) -> None:
 
 
 def test_the_command_prints_the_report(served: LiveServer) -> None:
-    """`mlsdm modules` exits with 0 while every module is ready, with 1 where there is no server."""
-    url = f"http://127.0.0.1:{served.port}"
-    done, nobody = (
-        subprocess.run(
-            [sys.executable, "-m", "mlsdm", "modules", "--url", where],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        for where in (url, "http://127.0.0.1:1")
-    )
+    """`mlsdm modules` exits with 0 while every module is ready, with 1 where there is no server or no key."""
 
-    assert (done.returncode, [line.split()[:2] for line in done.stdout.splitlines()[:3]]) == (
-        0, [["module", "state"], ["openapi", "ready"], ["sample", "ready"]],
+    def run(*words: str, key: str = API_KEY) -> "subprocess.CompletedProcess[str]":
+        command, environ = [sys.executable, "-m", "mlsdm", *words], {**os.environ, **served.environ, "API_KEY": key}
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environ)
+
+    url = f"http://127.0.0.1:{served.port}"
+    done, closed = run("modules", "--url", url), run("modules", "--url", url, key="")
+    nobody = run("modules", "--url", "http://127.0.0.1:1")
+    greeted = run("greet", "you")
+
+    assert (done.returncode, [line.split()[:2] for line in done.stdout.splitlines()]) == (
+        0,
+        [["module", "state"], ["openapi", "ready"], ["sample", "ready"], ["child0", "up"], ["migrations", "finished"]],
+    )
+    assert (closed.returncode, closed.stderr) == (
+        1, f"mlsdm modules: {url} answered 401 Unauthorized: set API_KEY to a key of this server\n",
     )  # fmt: skip
     assert (nobody.returncode, nobody.stdout) == (1, "")
     assert nobody.stderr.startswith("mlsdm modules: http://127.0.0.1:1 cannot be asked: ")
+    assert (greeted.returncode, greeted.stdout) == (0, "hello, you\n")
 
 
 def test_a_module_that_may_authenticate_closes_a_service_without_keys(tmp_path: Path) -> None:
@@ -183,7 +194,7 @@ def test_an_authenticator_of_a_module_identifies_clients(tmp_path: Path) -> None
 def test_a_module_that_fails_is_left_out(tmp_path: Path, faults: str, reason: str) -> None:
     """The report, the log and the metrics say why; the engine serves."""
     server = start(tmp_path, faults)
-    eventually(lambda: report(server)["state"] == "failed")
+    eventually(lambda: state_of(server) == "failed")
     found = report(server)
     assert_engine_serves(server)
     metrics = server.get("/metrics").body.decode()
