@@ -28,7 +28,7 @@ from gunicorn.sock import ssl_context  # type: ignore[import-untyped]  # gunicor
 from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
 from app.httpd.acceptor import Acceptor, Occupancy, SingleWorker
-from app.httpd.heap_trim import HeapTrim
+from app.httpd.heap_trim import HeapTrim, share_one_heap
 from app.httpd.worker_state import WorkerState
 
 BEAT_SECONDS: Final = 0.25
@@ -110,6 +110,7 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
     def run(self) -> None:
         """Serve until drained."""
         self.booted = False  # the base class sets it to True before the application is open
+        share_one_heap()
         loop = self.loop = uvloop.new_event_loop()
         asyncio.set_event_loop(loop)
         loop.set_exception_handler(self._log_loop_error)

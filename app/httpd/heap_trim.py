@@ -1,9 +1,12 @@
-"""Returns freed memory to the kernel once a second (malloc_trim(3) of glibc).
+"""Keeps the heap small: returns freed memory to the kernel once a second (malloc_trim(3)), and shares one heap.
 
 A batch of a thousand events is a body of 1.5 MB and thousands of objects, all freed a few milliseconds later. glibc
 keeps that memory in every worker: it raises its mmap threshold to the largest block that was ever freed, keeps up to
 twice that size at the end of the heap, and never returns free memory from the middle. That is 4 to 8 MB per worker that
 nobody uses after such requests, and the service promises to be small.
+
+glibc also gives each of the first threads a heap of its own, so that threads which allocate at the same time do not
+wait for each other. Python's threads take turns anyway, so all threads share one heap (`share_one_heap`).
 
 Rejected: permanently lower thresholds (mallopt(3)). Each large body would be mapped, faulted in and unmapped again, and
 free memory in the middle of the heap would stay.
@@ -14,6 +17,17 @@ from collections.abc import Callable
 from typing import Final
 
 TRIM_INTERVAL_SECONDS: Final = 1.0
+_M_ARENA_MAX: Final = -8  # malloc.h
+
+
+def share_one_heap() -> None:
+    """Have all threads of this process allocate from the main heap; call it before the first one starts.
+
+    Does nothing where the C library has no mallopt.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
 
 
 class HeapTrim:

@@ -440,7 +440,7 @@ class TestReload:
         assert startup.unreloadable(load(None, {}), load(None, {})) == []
 
     def test_settings_that_need_a_restart(self) -> None:
-        """They are those of the block, of the socket, and the list of modules."""
+        """They are those of the block and of the socket."""
         assert [key for key, setting in SETTINGS.items() if setting.restart_reason] == [
             "dimension",
             "capacity",
@@ -449,13 +449,12 @@ class TestReload:
             "idempotency_capacity",
             "server.host",
             "server.port",
-            "modules.enabled",
         ]
 
     @pytest.mark.parametrize("key", [key for key, setting in SETTINGS.items() if setting.restart_reason])
     def test_a_change_that_needs_a_restart_is_refused(self, key: str) -> None:
         """The sentence names the key, the old value and the new one."""
-        wanted = {"server.host": "localhost", "modules.enabled": "archive"}.get(key, "2048")
+        wanted = {"server.host": "localhost"}.get(key, "2048")
         changed = load(None, {SETTINGS[key].variable: wanted})
         [sentence] = startup.unreloadable(load(None, {}), changed)
 

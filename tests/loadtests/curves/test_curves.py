@@ -248,7 +248,7 @@ def test_a_document_is_read_as_it_was_written(tmp_path: Path) -> None:
 
     assert grown() == growth.read(path)
     path.write_text("{}", encoding="utf-8")
-    with pytest.raises(MeasurementError, match=r"growth\.json holds no run of this program"):
+    with pytest.raises(MeasurementError, match=r"growth\.json is not a document of this program"):
         growth.read(path)
 
 

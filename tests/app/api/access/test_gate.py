@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import falcon
@@ -251,6 +250,16 @@ def test_without_trusted_proxies_forwarding_headers_are_ignored() -> None:
 # -- the gate alone ---------------------------------------------------------------------------------------------------
 
 
+class FakeResource:
+    """A resource that declares operations and has a responder for a router, which is never called."""
+
+    def __init__(self, operations: Mapping[str, Operation]) -> None:
+        self.operations = operations
+
+    def on_get(self, _request: falcon.Request, _response: falcon.Response) -> None:
+        """Do nothing."""
+
+
 class AdminResource:
     """A resource for administrators."""
 
@@ -377,7 +386,7 @@ def test_a_body_is_wanted_only_from_a_client_that_may_call_the_operation() -> No
     application._gate = Gate([KeyAuthenticator(ring("writer"))])
     operations = {"POST": Operation("", Role.WRITE, None), "PUT": Operation("", Role.ADMIN, None),
                   "GET": Operation("", None, None)}  # fmt: skip
-    application._routes = {"/route": SimpleNamespace(operations=operations)}
+    application._router.add_route("/route", FakeResource(operations))
 
     def wants_body(method: str, token: str) -> tuple[bool, str | None]:
         environ = {"REMOTE_ADDR": "", "PATH_INFO": "/route", "REQUEST_METHOD": method, "HTTP_X_API_KEY": token}
@@ -482,7 +491,7 @@ def test_an_error_of_an_authenticator_is_an_error_and_opens_nothing() -> None:
     gate = Gate([KeyAuthenticator(ring("writer")), UserAuthenticator(ZeroDivisionError()), later])
     application = Application()
     application._gate = gate
-    application._routes = {"/admin": AdminResource()}
+    application._router.add_route("/admin", FakeResource(AdminResource.operations))
     environ: dict[str, Any] = {"REMOTE_ADDR": "", "PATH_INFO": "/admin", "REQUEST_METHOD": "GET",
                                "HTTP_AUTHORIZATION": USER}  # fmt: skip
 
