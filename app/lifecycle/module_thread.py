@@ -114,7 +114,7 @@ class ModuleThread(threading.Thread):
         others = (cell for holder, cell in self._board.cells(self.module.name) if holder != self._holder)
         deaths = self._cell.deaths + sum(map(_deaths, others))
         if deaths >= DEATHS_MAX:
-            self._enter("failed", f"left out, because {deaths} processes died in its methods")
+            self._enter("failed", f"left out, because {DEATHS_MAX} processes or more died in its methods")
             return False
         deadline = time.monotonic() + STUCK_SECONDS
         while (missing := self._missing()) and not self._closing.is_set():
