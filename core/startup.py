@@ -4,7 +4,8 @@
 2. `read_settings`: finds the file and the enabled modules, adds the sections that modules declare to the settings of
    the core, and merges four layers, each overriding the one before: defaults, overlay of MLSDM_ENV, file, variables.
 3. `read_keys`: reads the keys file that `security.keys_path` names.
-4. `judge`: lists the problems of all of these, and what is wrong although every value is within its range.
+4. `judge`: lists the problems of all of these, and those of values that are valid alone, but not together or not in
+   this environment.
 5. `load` runs 1 to 4 and returns a `Loaded`, or raises `ConfigurationError`.
 
 Invariants: `load` has no side effects, so that a reload validates everything before it changes anything.
@@ -32,8 +33,8 @@ from core.settings.environment import Environment, EnvironmentName
 from core.settings.setting import Setting, SettingProblem, Value
 from core.settings.tree import build_tree, contradictions, settings_of, values_of
 
-# Where a server looks for its file when CONFIG_PATH names none, in this order: the operator's, then the one of the
-# image. The first that exists is used, also when it cannot be read: that is then a problem.
+# Where a server looks for its file when CONFIG_PATH names none, in this order: the operator's, then the image's. The
+# first that exists is used; if it cannot be read, that is a problem, and the second is not tried.
 PLACES: Final = ("/etc/mlsdm/config.yaml", "/usr/share/mlsdm/production-ready.yaml")
 
 Sections = Mapping[str, type[msgspec.Struct]]  # by the module's name, which is the name of its section
@@ -94,8 +95,8 @@ def load(
 ) -> Loaded:
     """Return the configuration of `environ` and of one file.
 
-    The file is `path`, or when that is None CONFIG_PATH, or when that is unset the first of `places` that exists, or
-    none. Reads that file and the keys file. Raises ConfigurationError with all problems.
+    The file is `path`; if that is None, CONFIG_PATH; if that is unset, the first of `places` that exists; else none.
+    Reads that file and the keys file. Raises ConfigurationError with all problems.
     """
     variables = environment.read(environ)
     settings = read_settings(path, variables, places, sections_of)
@@ -193,13 +194,16 @@ def _is_in(key: str, section: str) -> bool:
 def _find_file(path: str | None, variables: Environment, places: Sequence[str]) -> ConfigFile:
     if path is None:
         path = variables.config_path
-    if path is None and "CONFIG_PATH" not in variables.variables:  # an empty one is a problem already
+    if path is None and "CONFIG_PATH" not in variables.variables:  # an empty one is already reported as a problem
         path = next(filter(_exists, places), None)
     return NO_FILE if path is None else config_file.read(path)
 
 
 def _exists(path: str) -> bool:
-    """Return whether the name exists: also as a link that leads nowhere, or below a directory that cannot be read."""
+    """Return whether a path exists.
+
+    A dangling link counts as existing, and so does a path in a directory that cannot be read: both are then reported.
+    """
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):

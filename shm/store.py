@@ -31,13 +31,14 @@ from shm.records import (
     VitalsPointer,
 )  # fmt: skip
 
-KEYS: Final = 0  # bucket tables
+# The tables of token buckets.
+KEYS: Final = 0
 PEERS: Final = 1
-ANY_TICKET: Final = 2**64 - 1
+ANY_TICKET: Final = 2**64 - 1  # for `post_command`: post whatever was carried out before
 
 
 class Decision(NamedTuple):
-    """A decision: the record of that name. `repeated` is 1 if it was made for an earlier event with the same key."""
+    """The fields of `struct mlsdm_decision`. `repeated` is 1 if an earlier event with the same key was decided."""
 
     position: int
     sequence: int
@@ -275,7 +276,7 @@ class Store:
     def repair_slot(self, slot: int) -> bool:
         """Repair the deletion mark and the hint of a slot from the bytes of its memory.
 
-        Returns False if the bytes themselves are damaged, or the committed state: then the memory has to be forgotten.
+        Returns False if the bytes themselves are damaged (then the memory has to be forgotten), or the committed state.
         Raises Unformed, Busy, Lost.
         """
         return self._is_ok(lib.mlsdm_slot_repair(self._map, slot), otherwise=CORRUPT)
@@ -286,9 +287,9 @@ class Store:
         return found if found < first + count else None
 
     def repair_chain(self, chain: int) -> bool:
-        """Find the head of a chain again in the ring of receipts.
+        """Repair the head of a chain from the ring of receipts.
 
-        Returns False while a receipt is damaged that the head may have named, or if the committed state is corrupt.
+        Returns False while a receipt that the head may have named is damaged too, or if the committed state is corrupt.
         Raises Busy, Lost.
         """
         return self._is_ok(lib.mlsdm_chain_repair(self._map, chain), otherwise=CORRUPT)
@@ -348,7 +349,7 @@ class Store:
             raise_for(status)
 
     def write_vitals_unlocked(self, predecessor: int, vitals: VitalsPointer) -> None:
-        """Publish the vitals without the lock, if it is lost or the state is corrupt that names the epoch.
+        """Publish the vitals without the lock, for when it is lost, or the state that names the epoch is corrupt.
 
         `predecessor` is the pid of the controller that signed them before this one began. Raises Stale if another
         process has signed them since.
@@ -364,9 +365,9 @@ class Store:
     ) -> int:
         """Post a command for the controller and return its ticket.
 
-        `kind` is configure, reset, stop or resume; `configured` is the checksum of the settings if the configuration
-        asks for them. Raises Taken if another command is pending, or one was carried out after ticket `after`; Busy,
-        Corrupt, Lost.
+        `kind` is configure, reset, stop or resume; `configured` is the checksum of the settings if they come from the
+        configuration, else 0.
+        Raises Taken if another command is pending, or one was carried out after ticket `after`; Busy, Corrupt, Lost.
         """
         status = lib.mlsdm_command_post(
             self._map, KINDS.index(kind), settings or ffi.NULL, configured, after, self._words
@@ -422,13 +423,13 @@ class Recall(threading.local):
         """
         assert 1 <= k <= TOP_K_MAX
         query = self._query
-        query.vector = held = ffi.from_buffer("float[]", vector)
+        query.vector = buffer = ffi.from_buffer("float[]", vector)
         query.k = k
         query.masks = masks
         query.vectors = self._vectors if vectors else ffi.NULL
         query.payloads = self._payloads if payloads else ffi.NULL
         status = lib.mlsdm_recall(self._map, query, self._matches, self._result)
-        del held
+        del buffer  # not sooner: the query holds a bare pointer into it
         if status != OK:
             raise_for(status)
         result, stride = self._result, self._map.payload_stride
@@ -458,13 +459,13 @@ class Bucket:
     def spend(self, now_ns: int, count: int) -> int:
         """Spend `count` tokens or none, 1 ≤ count ≤ burst.
 
-        Returns the time in ns until the bucket is full again; if none were spent, minus the time in ns until they would
-        all be there.
+        Returns the time in ns until the bucket is full again. If none were spent, returns the time in ns until `count`
+        tokens will be there, as a negative number.
         """
         return lib.mlsdm_tokens_spend(self._map, self._account, now_ns, count)
 
     def refund(self, count: int) -> None:
-        """Give back tokens that a request has spent which was refused after all."""
+        """Give back the tokens of a request that was refused after it had spent them."""
         lib.mlsdm_tokens_refund(self._map, self._account, count)
 
 

@@ -6,10 +6,10 @@ once, and its answer is written: no task, no future, no queue, no second thread,
 Owns: the order of answers, when to read from the socket, and the end of the connection. The states, and what each event
 does in them, are a table: `app.httpd.connection_state`.
 
-Invariants: answers leave in the order of their requests. A request waits in the pipeline while an earlier one is on the
-thread pool, is answered in pieces or deferred, while the client does not read its answers, behind another request of
-the same read, and while all clients together leave too many answers unread (docs/design/flow-control.md). Reading from
-the socket pauses while input is unparsed and while PIPELINE_DEPTH requests wait.
+Invariants: answers leave in the order of their requests. A request waits in the pipeline while an earlier one is being
+answered (on the thread pool, in pieces or deferred), when an earlier one arrived in the same read, while the client
+does not read its answers, and while all clients together leave too many answers unread (docs/design/flow-control.md).
+Reading from the socket pauses while input is unparsed and while PIPELINE_DEPTH requests wait.
 
 Perf: figures, memory per connection, and why the end lingers: docs/design/connection.md.
 """
@@ -36,12 +36,12 @@ from app.httpd.wsgi_environ import base_environ
 from core.limits import KEEPALIVE_SECONDS, LINGER_SECONDS, PIPELINE_DEPTH, Limit
 
 _KEEPALIVE_SECONDS: Final = KEEPALIVE_SECONDS.value
-_FEED_SIZE_MAX: Final = 16_384  # bytes of a read that is fed to the parser at once
+_FEED_SIZE_MAX: Final = 16_384  # bytes; a larger read is fed to the parser in slices
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class ConnectionSnapshot(NamedTuple):
-    """What tests may look at. Sizes in bytes."""
+    """The state of a connection, for tests. Sizes in bytes."""
 
     state: int  # app.httpd.connection_state
     phase: int  # app.httpd.request_parser: IDLE, HEAD, BODY
@@ -49,7 +49,7 @@ class ConnectionSnapshot(NamedTuple):
     waiting_count: int  # parsed requests in the pipeline
     unparsed_size: int
     unread_size: int  # of answers
-    body_size: int  # of the body that is being read, as far as it has come
+    body_size: int  # received of the body that is being read
     body_size_left: int
     body_pieces_count: int
 
@@ -67,18 +67,19 @@ class Connection(asyncio.Protocol):
     writer: WriteBuffer
 
     def __init__(self, worker: WorkerState, client: tuple[str, int], refusal: Refusal | None = None) -> None:
-        """`client` is the peer's (address, port). A `refusal` is the answer, whatever the client sends."""
+        """`client` is the peer's (address, port). A `refusal` is sent at once; what the client sends is discarded."""
         self.worker = worker
         self._client = client
         self._refusal = refusal
         self._call = WsgiCall()
         self._pipeline = Pipeline(worker.pipelines)
-        self.state = READY
-        self._request: WSGIEnvironment | None = None  # whose answer is made on the pool, in pieces, or is deferred
-        # A request of the current feed was answered, so those that follow are queued. While the worker drains, the
-        # first is queued too, so that it is known which one is the last.
+        self.state = READY  # 0, so `if self.state` reads "if not READY"
+        # The request that is being answered on the pool, in pieces, or deferred.
+        self._request: WSGIEnvironment | None = None
+        # Whether a request of the current feed was answered: those behind it in the same feed are queued. True from the
+        # beginning while the worker drains: all are queued, so that it is known which answer is the last.
         self._has_served = False
-        self._peer_ended = False  # the client has shut its side
+        self._peer_ended = False  # the client has sent EOF
         self._is_reading = True  # from the socket
         self.deadline = worker.now + _KEEPALIVE_SECONDS
 
@@ -98,7 +99,8 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.state >= CLOSING:
             return
-        # Only when no head can end behind the first slice: what one feed may hide in the parser is bounded.
+        # llhttp cannot be stopped inside a buffer, so one feed delivers every request in it. A read is fed as a whole
+        # only when no head can end beyond the first slice, which bounds the number of those requests.
         if (
             not self.state
             and len(data) <= _FEED_SIZE_MAX
@@ -111,10 +113,10 @@ class Connection(asyncio.Protocol):
             self._parse_slices()
 
     def eof_received(self) -> bool:
-        """The client has shut its side. True keeps ours open for the answers that it still waits for.
+        """The client will send nothing more. True keeps our side open for the answers that it still waits for.
 
-        Never on TLS: what was written is sent, and nothing can be written any more. Not while an answer is deferred
-        either: a client that leaves cannot be told from one that shuts its side only.
+        On TLS our side is closed as well: what was written is still sent, but nothing more can be written. It is also
+        closed while an answer is deferred, because a client that has left looks the same as one that half-closed.
         """
         self._peer_ended = True
         if self._transport.can_write_eof() and self._call.deferred is None:
@@ -127,7 +129,7 @@ class Connection(asyncio.Protocol):
         self._end()
         worker.bodies.release(self.parser.forget())
         self.parser.close()
-        # A request on the pool, or with a deferred answer, is released when that has ended.
+        # The body of a request on the pool, or with a deferred answer, is released in `finish_request`.
         if self._request is not None and worker.long_answers.remove(self):
             worker.bodies.release(self._request)
         if self._call.deferred is not None:
@@ -140,7 +142,7 @@ class Connection(asyncio.Protocol):
         self.writer.is_paused = True
         self.state = self.state or QUEUEING
         self.worker.slow_readers.add(self)
-        self._regulate()
+        self._regulate_reading()
 
     def resume_writing(self) -> None:
         self.writer.is_paused = False
@@ -174,7 +176,7 @@ class Connection(asyncio.Protocol):
         return self.state < CLOSING
 
     def _serve(self, environ: WSGIEnvironment, persistence: str) -> None:
-        """Have the application answer a request in the way that it wants for this route."""
+        """Have the application answer a request in the way that is declared for its route."""
         worker, call = self.worker, self._call
         worker.served += 1
         if worker.served == worker.served_max:
@@ -239,7 +241,7 @@ class Connection(asyncio.Protocol):
         return self._call.make_piece()
 
     def finish_request(self, answer: bytes) -> None:
-        """Send the answer of the request that kept those behind it waiting, and go on with them."""
+        """Send the answer of a request that others have waited for (`_await_answer`), and go on with those."""
         assert self._request is not None
         environ, self._request = self._request, None
         self.worker.bodies.release(environ)
@@ -274,11 +276,11 @@ class Connection(asyncio.Protocol):
             self._send(answer, CLOSE)
 
     def report_limit(self, limit: Limit, what: str) -> None:
-        """Count a limit of which the client learns nothing."""
+        """Report that a limit was exceeded, without telling the client."""
         detail = f"{what} (limit: {limit.value} {limit.unit})."
         self.worker.report_refusal(limit.code, peer_only_environ(self._client), detail)
 
-    def _continue(self) -> None:
+    def _send_continue(self) -> None:
         """Ask for the body that the client holds back (RFC 9110 §10.1.1), when it is this request's turn.
 
         When the application does not want the body, answer at once, and end.
@@ -298,7 +300,7 @@ class Connection(asyncio.Protocol):
             self._answer_without_body()
 
     def _answer_without_body(self) -> None:
-        """Have the application answer, in its turn, why it does not want the body that is being read; and end."""
+        """Have the application say, in its turn, why it does not want the body that is being read, and end."""
         queued, self.state = self.state, CLOSING
         environ = self.parser.end_body()
         self.worker.bodies.release(self.parser.forget())
@@ -315,7 +317,7 @@ class Connection(asyncio.Protocol):
         try:
             if self.parser.feed(data):
                 self.deadline = self.worker.now + PHASE_SECONDS[self.parser.phase]
-                self._continue()
+                self._send_continue()
         except Refusal as refusal:
             self.refuse(refusal)
         except BodyUnwanted:
@@ -328,7 +330,7 @@ class Connection(asyncio.Protocol):
     def _parse_slices(self) -> None:
         """Feed what was read until it is used up, a request was answered, or the pipeline is full.
 
-        Not while other connections are queued: then the rest waits for its turn.
+        While other connections are queued, feed nothing: the bytes wait for this connection's turn.
         """
         must_wait = self.worker.fair_queue.is_busy or (self.state != READY and not self._is_blocked())
         self._has_served = False
@@ -342,7 +344,7 @@ class Connection(asyncio.Protocol):
                 self._pipeline.reserve_unparsed()
             except Refusal as refusal:
                 self.refuse(refusal)
-        self._regulate()
+        self._regulate_reading()
 
     def _parse_slice(self) -> None:
         data = self._pipeline.next_slice(self.parser.body_size_left)
@@ -368,7 +370,7 @@ class Connection(asyncio.Protocol):
     def _can_parse_ahead(self) -> bool:
         """Return whether to parse although nothing can be answered now.
 
-        Reading pauses while input is unparsed, and only while reading is the end of the client noticed.
+        Reading pauses while input is unparsed, and without reading the server does not notice that the client has left.
         """
         return self._request is not None and bool(self._pipeline.unparsed) and not self._is_full()
 
@@ -383,7 +385,7 @@ class Connection(asyncio.Protocol):
         if self._is_blocked():
             if self._can_parse_ahead():
                 self._parse_slice()
-                self._regulate()
+                self._regulate_reading()
             return self._can_parse_ahead()
         if len(pipeline):
             item = pipeline.pop()
@@ -396,11 +398,11 @@ class Connection(asyncio.Protocol):
             self.state = READY
             self._parse_slice()
         if self.state == LINGERING or self._is_blocked():
-            self._regulate()
+            self._regulate_reading()
             return self._can_parse_ahead()
         if pipeline:
             self.state = self.state or QUEUEING
-            self._regulate()
+            self._regulate_reading()
             return True
         self._become_ready()
         return False
@@ -419,13 +421,13 @@ class Connection(asyncio.Protocol):
         if self.state == QUEUEING:
             self.state = READY
         self._call.is_followed = False
-        self._continue()
+        self._send_continue()
         if self._peer_ended and self.state == READY:
             self._finish()
-        self._regulate()
+        self._regulate_reading()
 
-    def _regulate(self) -> None:
-        """Read from the socket only while there is room for what comes; while lingering, always."""
+    def _regulate_reading(self) -> None:
+        """Pause or resume reading: read only while there is room for more input, and always while lingering."""
         wanted = self.state == LINGERING or not (self._pipeline.unparsed or self._is_full())
         if wanted != self._is_reading and not self._transport.is_closing():
             self._is_reading = wanted
@@ -443,10 +445,10 @@ class Connection(asyncio.Protocol):
             self._transport.close()  # TLS has a shutdown of its own, which reads what is still on its way
         else:
             self._transport.write_eof()
-            self._regulate()
+            self._regulate_reading()
 
     def close(self) -> None:
-        """Close a connection on which nothing is under way, so that lingering would save nothing."""
+        """Close without lingering: no answer is on its way that an RST could overtake."""
         self._end()
         self._transport.close()
 

@@ -41,13 +41,13 @@ class TimedConnection(SweptConnection, Protocol):
     writer: WriteBuffer
 
     def report_limit(self, limit: Limit, what: str) -> None:
-        """Count a limit of which the client learns nothing."""
+        """Report that a limit was exceeded, without telling the client."""
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer with a problem document, and end."""
 
     def close(self) -> None:
-        """Close a connection on which nothing is under way."""
+        """Close without lingering."""
 
     def cut_off(self, limit: Limit, what: str) -> None:
         """End at once."""

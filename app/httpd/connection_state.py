@@ -10,17 +10,17 @@
 | an answer with `Connection: close` is sent | → LINGERING | → LINGERING | → LINGERING | |
 | the client reads too slowly | → QUEUEING | | | |
 | nothing waits any more | | → READY | | |
-| the client has shut its side | close | finish the answers, then close | the same | close |
+| the client has sent EOF | close | finish the answers, then close | the same | close |
 | the deadline is over (phase IDLE) | close | none: the client waits for us | the same | abort |
 | the deadline is over (phase HEAD or BODY) | refuse with 408 | none | none | abort |
 | the write deadline is over | abort | abort | abort | abort |
 
 Beside the state there are four conditions. `_request` is the request whose answer is made on the pool, in pieces, or is
 deferred. `writer.is_paused` says that the client reads too slowly. While either holds nothing is answered, so neither
-occurs in READY. `_peer_ended` says that the client has shut its side. `_has_served` belongs to one feed of the parser:
+occurs in READY. `_peer_ended` says that the client has sent EOF. `_has_served` belongs to one feed of the parser:
 a request of it was answered, and those that follow in the same feed are queued.
 
-A half-closed connection is not possible on TLS, nor while an answer is deferred: when the client shuts its side, the
+A half-closed connection is not possible on TLS, nor while an answer is deferred: when the client sends EOF, the
 connection closes.
 """
 

@@ -9,7 +9,7 @@ A busy server would write more of these lines than anybody reads, so the lines o
 (`observability.logging.sample_ratio`). Requests that failed (status 400 and above) are always logged. Other log lines
 are never sampled.
 
-Rejected: sampling every n-th request. Of a client that alternates between two routes it would log only one of them.
+Rejected: sampling every n-th request. If a client alternates between two routes, only one of them would be logged.
 
 Perf: at other levels nothing here is called. The caller tests `WorkerState.logs_requests`, which is computed once.
 """

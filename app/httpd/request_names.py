@@ -1,7 +1,7 @@
 """The names of a request: its id, and its place in a distributed trace.
 
 `X-Request-ID`: the client's, if it is safe to log, else a new one; every request has one. `traceparent` (W3C Trace
-Context, level 2, §3.2): the client's, if it is valid, else none, because nobody would collect a trace that begins here.
+Context, level 2, §3.2): the client's, if it is valid; else none, unless `app.telemetry.spans` records a span of it.
 `RequestNames.assign` writes both into the environ; answers echo them (`response_lines`) and log lines carry them
 (`log_fields`).
 
@@ -64,7 +64,7 @@ class RequestNames:
             environ[TRACE] = trace
 
     def id_from_fields(self, fields: list[tuple[bytes, bytes]]) -> str:
-        """Return the id of a request whose `fields` were refused before they became an environ: theirs, or a new id."""
+        """Return the id of a request whose `fields` did not become an environ: its own if it is valid, or a new one."""
         given = [value.decode("latin-1").rstrip(" \t") for name, value in fields if name.lower() == b"x-request-id"]
         return given[0] if len(given) == 1 and _SAFE_ID.fullmatch(given[0]) else self.new_id()
 

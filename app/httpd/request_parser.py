@@ -1,15 +1,15 @@
 """Parses the bytes of one connection into requests, with llhttp (through httptools).
 
 `feed` takes bytes. Each complete request is handed to `deliver` as a WSGI environ from inside `feed`, so that the
-application runs in the same turn of the loop. `feed` raises Refusal when the bytes are no request or may not become
-one; nothing is fed afterwards. A whole request behind a cached head bypasses the parser (`app.httpd.head_cache`).
+application runs in the same turn of the loop. `feed` raises Refusal when the bytes are not a request, or are one that
+breaks a rule or a limit; nothing is fed afterwards. A whole request with a cached head bypasses llhttp (`head_cache`).
 
 Owns: the parser, and the target, fields and body that it has delivered so far. Knows no socket, no time and no order of
 answers. The rules that it applies are in `app.httpd.framing` and `app.httpd.wsgi_environ`.
 
 Invariants: llhttp bounds nothing, so the bytes that it holds are bounded here: an incomplete head, chunk extensions,
 trailers. Trailers are dropped: nothing reads them, and merged into the head they would bypass every check of it (RFC
-9112 §7.1.2). A request has its names from the end of its head on, so that every later refusal is logged under them.
+9112 §7.1.2). A request gets its names (id, trace) when its head is complete; every later refusal is logged under them.
 """
 
 from collections.abc import Callable
@@ -34,9 +34,9 @@ IDLE: Final = 0  # between messages
 HEAD: Final = 1
 BODY: Final = 2
 
-# Bytes of a body that are not reserved: they are bounded by the number of connections.
+# Bytes of each body that are not reserved in the budget: the number of connections bounds their sum.
 LARGE_BODY_SIZE: Final = 65_536
-# This many pieces of a body are joined into one: a client may send it in chunks of two bytes, each an object of 43.
+# This many pieces of a body are joined into one: a chunk of two bytes takes 43 in memory (object and pointer).
 _FOLD_COUNT: Final = 1_024
 _REQUEST_LINE_SIZE_MAX: Final = REQUEST_LINE_SIZE.value
 # The parser holds the bytes of an incomplete head. A longer one would be refused anyway.
@@ -84,9 +84,9 @@ class RequestParser:
     ) -> None:
         """`base` is what all environs of the connection share; `names` gives requests their names.
 
-        `deliver(environ, persistence)` takes each request, with PERSIST, KEEP_ALIVE or CLOSE as it asked for, and
+        `deliver(environ, persistence)` takes each request and what it asks for, PERSIST, KEEP_ALIVE or CLOSE; it
         returns whether more are wanted. `reserve(size, environ)` is called before `size` more bytes of a large body are
-        kept, with 0 when one is announced, and may raise any exception, which `feed` then raises.
+        kept, and with 0 when a head announces one. It may raise any exception, which `feed` then raises.
         """
         self.phase = IDLE
         self._base = self._environ = base
@@ -102,7 +102,7 @@ class RequestParser:
         self._target = b""
         self._fields: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
-        self._joined_count = 0  # the number of pieces, from the first on, that are themselves joined
+        self._joined_count = 0  # how many pieces, counted from the first, are joined already
         self._length = 0
         self.body_size = 0  # bytes of the body that have come
         self._reserved_size = 0  # bytes of it that were reserved
@@ -113,7 +113,7 @@ class RequestParser:
     def feed(self, data: bytes | memoryview) -> bool:
         """Parse `data`, delivering each request that it completes.
 
-        Returns True when `data` ends inside a head or body and the last feed did not: then a deadline begins.
+        Returns True when `data` ends inside a head or body in which the last feed did not end: then a deadline begins.
         Raises Refusal.
         """
         if self.phase == IDLE and type(data) is bytes and self._deliver_cached(data):
@@ -124,7 +124,8 @@ class RequestParser:
                     self._parser.feed_data(data)
                     break
                 except HttpParserUpgrade as upgrade:
-                    # A parser that has seen no Upgrade reads the body, and what follows it.
+                    # llhttp stops behind a head that asks for an upgrade. A new parser is fed a head with the same
+                    # framing and no Upgrade, so it reads the body and what follows.
                     self._parser = HttpRequestParser(self)
                     data = b"POST / HTTP/1.1\r\n" + self._upgrade + b"\r\n\r\n" + data[upgrade.args[0] :]
         except HttpParserCallbackError as error:
@@ -133,12 +134,12 @@ class RequestParser:
                 return False
             raise (cause or error) from None
         except HttpParserError as error:
-            # A parser that resynchronises can be talked into starting anywhere (RFC 9112 §11.2).
+            # Never search for the next request: the client could choose where it begins (RFC 9112 §11.2).
             raise Refusal(400, "malformed_request", f"The request is not HTTP/1.1: {error} (RFC 9112).") from None
         return self.phase != IDLE and self._check_incomplete(len(data))
 
     def _deliver_cached(self, data: bytes) -> bool:
-        """Deliver the request that `data` is, if that is one whole request behind a cached head."""
+        """Deliver `data` if it is exactly one request whose head is cached; return whether it was."""
         end = data.find(b"\r\n\r\n") + 4
         head = data[:end]
         found = self._head_cache.get(head)
@@ -166,9 +167,9 @@ class RequestParser:
         self.forget()
 
     def forget(self) -> WSGIEnvironment:
-        """Drop what was read of a request that is refused. Returns its environ, as far as there is one.
+        """Drop what was read of a request that is refused. Nothing is fed afterwards.
 
-        Nothing is fed afterwards.
+        Returns its environ, or that of the connection while its head is incomplete.
         """
         environ, self._environ = self._environ, self._base
         self._fields.clear()
@@ -185,7 +186,7 @@ class RequestParser:
 
     @property
     def body_size_left(self) -> int:
-        """Bytes of the body being read that are still to come, 0 if its head does not tell: no request begins there."""
+        """Bytes that are still to come of the body being read, 0 if it is chunked. No request begins in them."""
         return self._length - self.body_size if self.phase == BODY and self._length > 0 else 0
 
     @property
@@ -197,9 +198,9 @@ class RequestParser:
     def refused_environ(self) -> WSGIEnvironment:
         """An environ that names the request being read, for its refusal.
 
-        Once the head was read, it has the client's names if they are valid, and the last hop of X-Forwarded-For.
-        Otherwise an id is made, a new one each time: in an incomplete head the line of a proxy may be missing, and a
-        line that is there may be the client's invention.
+        Once the head is complete, it has the client's names if they are valid, and the end of X-Forwarded-For.
+        Otherwise it has a new id each time: in an incomplete head the proxy's line may be missing, and a line that is
+        there may have been written by the client.
         """
         if self.phase == BODY and REQUEST_ID in self._environ:
             return self._environ
@@ -211,9 +212,9 @@ class RequestParser:
         return named
 
     def pop_expectation(self) -> WSGIEnvironment | None:
-        """Return, once, the environ of a request whose client waits for 100 Continue.
+        """Return the environ of the request being read if its client waits for 100 Continue, else None. Only once.
 
-        It waits if it asked for it and no byte of the body has come; otherwise returns None.
+        A client waits if it has sent Expect and no byte of the body has come.
         """
         expects, self._expects = self._expects and self.phase == BODY and not self._body, False
         return self._environ if expects else None
@@ -293,7 +294,7 @@ class RequestParser:
             self._joined_count += 1
 
     def on_message_complete(self) -> None:
-        if self._upgrade:  # llhttp ends the message where it gives up on HTTP
+        if self._upgrade:  # llhttp also calls this at the end of a head that asks for an upgrade
             return
         environ = self._environ
         if self._length:

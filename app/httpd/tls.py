@@ -2,10 +2,10 @@
 
 uvloop encrypts data as soon as it is written and passes the result to the socket's transport. It neither counts what
 waits there (`get_write_buffer_size`) nor reports it (`pause_writing`), however much it is. Without this layer a peer
-that reads nothing would look like one that has read everything and would never be disconnected, and a slow reader would
-lose the rest of its answer to a close that appears to have nothing to wait for. The layer forwards the flow control of
-the socket's transport, so limits, deadlines and closing (`app.httpd.write_buffer`, `app.httpd.connection`) work on TLS
-as they do without it. How the two buffers are counted: docs/design/flow-control.md.
+that reads nothing would look like one that has read everything and would never be disconnected; and a close would
+discard the rest of a slow reader's answer, because nothing would seem to be left to send. The layer forwards the flow
+control of the socket's transport, so limits, deadlines and closing (`app.httpd.write_buffer`, `app.httpd.connection`)
+work on TLS as they do without it. How the two buffers are counted: docs/design/flow-control.md.
 
 Invariants: `close` sends what is left, then close_notify, and discards input until the peer sends its own close_notify
 or closes (RFC 8446 §6.1). The connection limits how long that may take; uvloop's own timer is only the last resort.

@@ -6,11 +6,12 @@ by name. Every member has a default, so a module declares only what it has.
 Invariants:
 - Importing a module imports this contract and its settings, and nothing heavy: the arbiter imports it.
 - Nothing else of a module runs in the arbiter but `children` and `migrations`, which only declare.
-- Whatever a module raises, and however long it takes, the engine serves on; `app.lifecycle.registry` keeps it off the
-  event loop.
+- Whatever a module raises, and however long it takes, the server keeps serving; `app.lifecycle.registry` keeps it off
+  the event loop.
 
 Threading: `routes`, `authenticators`, `open`, `check` and `close` run on a thread of the module's own, one after the
-other. Responders and authenticators run on the event loop, unless their operation says otherwise.
+other. The responders and authenticators that they return run on the event loop, or on the worker's pool if the
+operation `blocks`.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Module:
     version: ClassVar[str] = VERSION
     #: Modules that must be ready before this one is opened.
     requires: ClassVar[tuple[str, ...]] = ()
-    #: Whether the service must not live without it; the setting `modules.required` can only add to this.
+    #: Whether the server must not run without it; the setting `modules.required` can only add to this.
     required: ClassVar[bool] = False
     #: The section of the configuration that is named like the module; every leaf has a default.
     settings: ClassVar[type[msgspec.Struct]] = NoSettings
@@ -120,7 +121,7 @@ class Module:
         return None
 
     def close(self) -> None:
-        """Close what `open` opened. Called once, after the last request; has CLOSE_SECONDS_MAX."""
+        """Close what `open` opened. Called once, after the last request. All modules share CLOSE_SECONDS_MAX."""
         return
 
 
@@ -128,7 +129,7 @@ class Module:
 class ModuleContext:
     """What a module is handed in each process that opens it.
 
-    `role` is `worker`, or the name of the child. `settings` is the module's own section, `config` the engine's.
+    `role` is `worker`, or the name of the child. `settings` is the module's own section, `config` the core's.
     """
 
     module: str

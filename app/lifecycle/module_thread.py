@@ -23,7 +23,7 @@ from shm.process import identify_self
 STUCK_SECONDS: Final = 30.0  # a method of a module that runs for longer is reported as stuck
 CHECK_SECONDS: Final = 1.0
 DEATHS_MAX: Final = 3
-DEATHS_FORGOTTEN_SECONDS: Final = 60.0  # a module that was usable for so long has its earlier deaths forgotten
+DEATHS_FORGOTTEN_SECONDS: Final = 60.0  # the deaths of a module are forgotten when it has been usable for this long
 _WAIT_SECONDS: Final = 0.02  # between two looks at what the module waits for
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class Published(NamedTuple):
 
 
 class ModuleThread(threading.Thread):
-    """The thread. `settled` is set once there is nothing to wait for: ready, failed, stuck or closing."""
+    """The thread of one module. `settled` is set once waiting for it is over: ready, failed, stuck or closing."""
 
     def __init__(
         self,
@@ -52,7 +52,11 @@ class ModuleThread(threading.Thread):
         is_usable: Callable[[str], bool],
         publish: Callable[[Published], None],
     ) -> None:
-        """`is_usable(name)` says whether another module of this process is; `publish` takes what is to be added."""
+        """`holder` is this process's column of the board.
+
+        `is_usable(name)` returns whether that module is usable in this process; `publish` adds what it is given to the
+        application.
+        """
         super().__init__(name=f"module {module.name}", daemon=True)
         self.module = module
         self.settled = threading.Event()
@@ -96,7 +100,7 @@ class ModuleThread(threading.Thread):
             self._close()
 
     def request_close(self) -> None:
-        """Have the module closed, on its thread unless that has nothing left to do."""
+        """Have the thread close the module. When the thread has ended already, there is nothing to close."""
         self._closing.set()
         if not self.is_alive() and self.is_usable:
             self._enter("closed")
@@ -149,7 +153,7 @@ class ModuleThread(threading.Thread):
         self.settled.set()
 
     def _check_until_closing(self) -> None:
-        """Check the module and forget deaths; returns at once where there is nothing of this to do."""
+        """Check the module and forget deaths; returns at once where there is neither a check nor a death."""
         has_check = type(self.module).check is not Module.check
         while (has_check or self._cell.deaths) and not self._closing.wait(CHECK_SECONDS):
             if self._cell.deaths and time.monotonic() - self._usable_since > DEATHS_FORGOTTEN_SECONDS:
@@ -178,7 +182,7 @@ class ModuleThread(threading.Thread):
     # -- the cell ----------------------------------------------------------------------------------------------------
 
     def _call(self, method: str, function: Callable[[], T]) -> T:
-        """Call a method of the module, its name on the board while it runs, its milliseconds in the report."""
+        """Call a method of the module. Its name is in the cell while it runs, its duration in ms afterwards."""
         began = self._running_since = time.monotonic()
         self._write(running=method)
         result = function()
@@ -201,5 +205,5 @@ class ModuleThread(threading.Thread):
 
 
 def _deaths(cell: Cell) -> int:
-    """Return how many processes died in the module, as far as one holder knows."""
+    """Return how many processes of one holder died in a method of the module."""
     return cell.deaths + int(bool(cell.running) and not cell.writer.alive)

@@ -1,15 +1,15 @@
-"""The supervisor of the arbiter's children: starts them, starts them again, ends them. The first is the controller.
+"""The supervisor of the arbiter's children: starts, respawns and ends them. The first is the controller.
 
 Gunicorn does not know these children and would reap them without notice. So the arbiter's reaping calls `reap` first,
 and its main loop calls `watch` at least once a second (app/processes/gunicorn_patches.py).
 
-- The controller is respawned on SIGCHLD, within milliseconds, and killed after a second of silence. One that left
-  because a newer arbiter's has taken over (SUPERSEDED) stays away while that arbiter lives, and so do all the others.
-- Other children are respawned at once and then with a back-off, killed when they are silent or too large, and replaced
-  at a reload when their settings have changed: the old one is told, the new one starts when the old one is gone.
+- The controller is respawned on SIGCHLD, within milliseconds, and killed after a second of silence. When it exits
+  because the controller of a newer arbiter has taken over (SUPERSEDED), no child is respawned while that arbiter lives.
+- Other children are respawned at once and then with a back-off, and killed when they are silent or too large. At a
+  reload, a child whose settings have changed is told to end; the new one starts when the old one is gone.
 
 Invariants: nothing raises into the arbiter's loop, which would end the server and with it every memory; what fails now
-is tried again at the next look. Nothing waits, except for `spawn` at the start and `end` at the end.
+is tried again by the next `watch`. Only `spawn` and `end` wait.
 
 The reasons are in docs/design/children.md.
 """
@@ -35,7 +35,8 @@ from shm.store import Store
 
 END_SECONDS_MAX: Final = 3.0  # for a child to end in order
 CONTROLLER_END_SECONDS_MAX: Final = 1.0
-SIGNING_SECONDS: Final = 5.0  # from taking its epoch until the newer controller's first vitals name its arbiter
+# How long a newer controller may take from the beginning of its epoch to its first vitals, which name its arbiter.
+SIGNING_SECONDS: Final = 5.0
 FORM_SECONDS_MAX: Final = 5.0
 
 log = logging.getLogger("mlsdm.server")
@@ -61,7 +62,7 @@ class Supervisor:
         self._config = config
         self._release = release
         self._on_taken_back = on_taken_back
-        self._me = process.identify_self()  # now, and not when there may be no descriptor to look it up with
+        self._me = process.identify_self()  # now: later there may be no free file descriptor to look it up with
         self._table = ChildTable()
         self._supervised = {name: self._supervise(child) for name, child in _by_name(children).items()}
         self.superseded = False
@@ -76,8 +77,9 @@ class Supervisor:
         return SupervisedChild(child, record, BurstLimit(), heartbeat, CONTROLLER_END_SECONDS_MAX)
 
     def spawn(self) -> bool:
-        """Start the controller and, once it has formed the first state, all others. Returns False when that was not in
-        time.
+        """Start the controller and, once it has formed the first state, all others.
+
+        Returns False when it has not formed the state within FORM_SECONDS_MAX.
         """
         self._start(self._controller)
         if not self.wait_until_formed():
@@ -95,7 +97,7 @@ class Supervisor:
         supervised.start(time.monotonic(), self._fork)
 
     def _fork(self, child: Child, record: ChildRecord) -> int:
-        """Fork a child; returns its pid. Raises OSError when the machine cannot."""
+        """Fork a child; returns its pid. Raises OSError when the fork fails."""
         inherited = Inheritance(self._block, self._config(), self._me, self._release)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
@@ -107,7 +109,7 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def wait_until_formed(self) -> bool:
-        """Wait until the first state is formed, so that ready means ready; False when it is not in time."""
+        """Wait until the controller has formed the first state; False if that takes over FORM_SECONDS_MAX."""
         store, deadline = Store(self._block), time.monotonic() + FORM_SECONDS_MAX
         while time.monotonic() < deadline:
             try:
@@ -175,8 +177,9 @@ class Supervisor:
     # -- an upgrade: two arbiters agree on one controller ------------------------------------------------------------
 
     def _was_superseded(self, status: int | None) -> bool:
-        """Return whether a controller that ended with this wait status left because of a newer one. Where Gunicorn has
-        reaped it, the vitals tell.
+        """Return whether a controller that ended with this wait status was superseded by a newer one.
+
+        There is no status when Gunicorn has reaped it; then the vitals tell.
         """
         if status is None:
             newer = self._arbiter_in_vitals()
@@ -193,6 +196,7 @@ class Supervisor:
     def _take_back(self) -> None:
         """Start all children again when the newer arbiter has gone."""
         now, newer = time.monotonic(), self._arbiter_in_vitals()
+        # While the vitals still name this arbiter, the newer controller may not have written its first ones yet.
         is_unsigned = newer == self._me and now - self._superseded_at < SIGNING_SECONDS
         if is_unsigned or (newer.alive and newer != self._me) or now < self._controller.due:
             return
@@ -209,8 +213,10 @@ class Supervisor:
     # -- reload and end ----------------------------------------------------------------------------------------------
 
     def reload(self, children: Sequence[Child]) -> None:
-        """Keep these children from now on: replace those whose settings or access differ, end those that are gone,
-        start those that are new. Raises ValueError as the constructor does, and changes nothing then.
+        """Supervise these children from now on.
+
+        Replaces those whose settings or access differ, ends those that are gone, and starts those that are new. Raises
+        ValueError as the constructor does, and then changes nothing.
         """
         wanted, now = _by_name(children), time.monotonic()
         for name, supervised in list(self._supervised.items()):
@@ -239,8 +245,9 @@ class Supervisor:
         del self._supervised[supervised.name]
 
     def end(self) -> None:
-        """End all children: told at once, waited for together, killed when they are late. What even that does not end
-        dies with the arbiter.
+        """Tell all children to end, wait for them together, and kill those that are late.
+
+        A child that survives even that dies with the arbiter.
         """
         give_up_at = time.monotonic() + 2 * END_SECONDS_MAX
         for supervised in self._supervised.values():
@@ -259,7 +266,7 @@ class Supervisor:
 
 
 def _by_name(children: Sequence[Child]) -> dict[str, Child]:
-    """Return the children by name. Raises ValueError when a name stands twice, or when there are too many."""
+    """Return the children by name. Raises ValueError when two have the same name, or when there are too many."""
     by_name = {child.name: child for child in children}
     if len(by_name) != len(children):
         raise ValueError(f"children of the same name: {', '.join(sorted(child.name for child in children))}")
@@ -269,8 +276,8 @@ def _by_name(children: Sequence[Child]) -> dict[str, Child]:
 
 
 def _guarded(step: Callable[[], None]) -> None:
-    """Do one step for one child; what goes wrong is logged, and tried again at the next look."""
+    """Do one step for one child; an error is logged, and the next `watch` tries again."""
     try:
         step()
     except Exception:
-        log.exception("a child cannot be looked after now")
+        log.exception("supervising a child failed; trying again")

@@ -1,9 +1,9 @@
 """POST /event and POST /events: decode, validate, one native call, encode.
 
 Invariants: nothing is admitted before the whole request is found valid; a batch is validated as a whole. A batch enters
-the critical section once for each event, so events of other clients may come between its own. A batch that is stopped
-midway (the lock cannot be acquired, an operator stops admissions) lists the decisions that were made. With an
-idempotency key, no event is decided twice (app/api/access/idempotency_keys.py).
+the critical section once for each event, so events of other clients may come between its own. The answer to a
+batch that is stopped midway (the lock cannot be acquired, an operator stops admissions) lists the decisions that were
+made. With an idempotency key, no event is decided twice (app/api/access/idempotency_keys.py).
 """
 
 from array import array
@@ -136,9 +136,9 @@ class BatchResource:
         }  # fmt: skip
         self.context = context
         self.codec = context.codec
-        self.of_json = msgspec.json.Decoder(list[Event]).decode
-        self.of_msgpack = msgspec.msgpack.Decoder(Event).decode
-        self.items_of_msgpack = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+        self._decode_json = msgspec.json.Decoder(list[Event]).decode
+        self._decode_packed_event = msgspec.msgpack.Decoder(Event).decode
+        self._split_packed_events = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
         self.fast_responders = {"POST": self.decide}
 
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
@@ -152,10 +152,10 @@ class BatchResource:
         body = environ["wsgi.input"].read()
         morals, vectors, payloads = self._read(environ, body)
         key = context.idempotency.hash_of(environ, body)
-        code, bad = context.store.check_vectors(vectors, len(morals))
+        code, index = context.store.check_vectors(vectors, len(morals))
         if code != errors.OK:
             size = self.codec.size
-            refuse_vector(code, memoryview(vectors)[bad * size : (bad + 1) * size], f"[{bad}].event_vector")
+            refuse_vector(code, memoryview(vectors)[index * size : (index + 1) * size], f"[{index}].event_vector")
         decisions, code = context.store.admit_batch(context.clock(), morals, vectors, payloads, key)
         results = [to_decision_view(decided, context.boot_id) for decided in decisions]
         if code != errors.OK:
@@ -199,7 +199,7 @@ class BatchResource:
 
     def _of_json(self, environ: WSGIEnvironment, body: bytes) -> list[Event]:
         """Return the events of a JSON body, with vectors and payloads not decoded yet. Raises one of DECODE_ERRORS."""
-        events = self.of_json(body)
+        events = self._decode_json(body)
         self._charge(environ, body, len(events))
         return events
 
@@ -210,12 +210,12 @@ class BatchResource:
         """
         if msgpack_count(body) > BATCH_COUNT.value:  # before each item becomes an object
             raise above_limit(BATCH_COUNT, "body", msgpack_count(body))
-        items = self.items_of_msgpack(body)
+        items = self._split_packed_events(body)
         self._charge(environ, body, len(items))
         events = []
         for i, packed in enumerate(items):
             try:
-                event = self.of_msgpack(packed)
+                event = self._decode_packed_event(packed)
             except DECODE_ERRORS as error:
                 refuse_body(error, MSGPACK, MEMBERS, f"[{i}]")
             refuse_repeats_msgpack(packed, 2 + bool(event.payload))

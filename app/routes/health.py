@@ -219,23 +219,25 @@ class ReadinessResource:
             "server": Check(False, "the server is stopping; it serves requests until the drain period ends")
             if is_stopping
             else Check(True),
-            **self._of_store(int(vitals.emergency)),
-            "system_memory": _of_memory(vitals),
-            "system_cpu": _below(vitals.cpu_percent_30s, CPU_PERCENT, "% of the CPU allowance was used over 30 s"),
-            "controller": _below(silence, SILENCE_SECONDS, " s since the controller's last beat"),
-            **self._of_modules(),
+            **self._store_checks(int(vitals.emergency)),
+            "system_memory": _memory_check(vitals),
+            "system_cpu": _check_below(
+                vitals.cpu_percent_30s, CPU_PERCENT, "% of the CPU allowance was used over 30 s"
+            ),
+            "controller": _check_below(silence, SILENCE_SECONDS, " s since the controller's last beat"),
+            **self._module_checks(),
         }
 
-    def _of_modules(self) -> dict[str, Check]:
-        """Return the check of the modules that are required; nothing while none is."""
+    def _module_checks(self) -> dict[str, Check]:
+        """Return the check of the required modules by its name; {} if no module is required."""
         if not self.modules.has_required:
             return {}
         missing = [module for module in self.modules.modules() if module.required and not module.is_usable]
         reasons = ", ".join(f"{module.name} is {module.state}: {module.reason}" for module in missing)
         return {"modules": Check(False, reasons) if missing else Check(True)}
 
-    def _of_store(self, emergency: int) -> dict[str, Check]:
-        lock = {"lock": _unless(emergency, EMERGENCY_LOST)}
+    def _store_checks(self, emergency: int) -> dict[str, Check]:
+        lock = {"lock": _emergency_check(emergency, EMERGENCY_LOST)}
         try:
             state, _ = self.context.store.levels()
             stopped = state.scalars.flags & FLAG_STOPPED
@@ -244,7 +246,7 @@ class ReadinessResource:
         admissions = (
             Check(False, "an operator has stopped admissions: POST /governor/resume") if stopped else Check(True)
         )
-        return {"memory_manager": _unless(emergency, EMERGENCY_CORRUPT), **lock, "admissions": admissions}
+        return {"memory_manager": _emergency_check(emergency, EMERGENCY_CORRUPT), **lock, "admissions": admissions}
 
 
 def all_hold(checks: Checks) -> bool:
@@ -252,22 +254,25 @@ def all_hold(checks: Checks) -> bool:
     return all(check.healthy for check in checks.values())
 
 
-def _unless(emergency: int, reason: int) -> Check:
+def _emergency_check(emergency: int, reason: int) -> Check:
     """Return the check that fails while `emergency` (bits) has the bit `reason`."""
     if not emergency & reason:
         return Check(True)
     return Check(False, f"emergency, or its cooldown: {SENTENCES[reason]}; {REMEDIES[reason]}")
 
 
-def _of_memory(vitals: VitalsPointer) -> Check:
-    """Return the check of memory: below its bound, or overruled by an operator, and no cooldown in progress."""
+def _memory_check(vitals: VitalsPointer) -> Check:
+    """Return the check of memory.
+
+    It holds if an operator has overruled the emergency, or if memory is below its bound and no cooldown is in progress.
+    """
     if vitals.emergency_overruled & EMERGENCY_MEMORY:
         return Check(True)
-    sampled = _below(vitals.memory_percent, float(MEMORY_PERCENT.value), "% of memory is used")
-    return _unless(int(vitals.emergency), EMERGENCY_MEMORY) if sampled.healthy else sampled
+    sampled = _check_below(vitals.memory_percent, float(MEMORY_PERCENT.value), "% of memory is used")
+    return _emergency_check(int(vitals.emergency), EMERGENCY_MEMORY) if sampled.healthy else sampled
 
 
-def _below(value: float, bound: float, what: str) -> Check:
+def _check_below(value: float, bound: float, what: str) -> Check:
     """Return the check that `value` is below `bound`; `what` follows the value in its reason."""
     return Check(True) if value < bound else Check(False, f"{value:.1f}{what}; expected below {bound:g}")
 

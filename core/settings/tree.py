@@ -49,7 +49,7 @@ def values_of(tree: msgspec.Struct, prefix: str = "") -> dict[str, Value]:
 
 
 def build_tree(tree: type[Tree], values: Mapping[str, Value], prefix: str = "") -> Tree:
-    """Return the tree with these values: one for each of its settings, by dotted key, each valid."""
+    """Return the tree with these values. `values` has a valid one for each of its settings, by dotted key."""
     members: dict[str, object] = {}
     for field, hint in get_type_hints(tree).items():
         if _is_section(hint):

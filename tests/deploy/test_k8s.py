@@ -32,7 +32,7 @@ K8S = ROOT / "deploy" / "k8s"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 NAMESPACE, APP = "mlsdm-production", "mlsdm-api"
 LABELS = {"app": APP}
-API_VERSIONS = ("1.27", "1.32")  # the oldest whose API has all that is used, and that of the kubectl it was tried with
+API_VERSIONS = ("1.27", "1.32")  # the oldest that has every field, and that of the kubectl that was tried
 MONITOR = K8S / "service-monitor.yaml"
 RULE = K8S / "prometheus-rule.yaml"
 Object = dict[str, Any]
@@ -64,7 +64,7 @@ def environ() -> dict[str, str]:
 
 
 def production() -> Config:
-    """Return what a pod is configured with by the production file, as ConfigMap or as the image's own."""
+    """Return a pod's configuration from the production file, which is mounted as a ConfigMap or part of the image."""
     return load(str(ROOT / "config/production-ready.yaml"), environ()).config
 
 
@@ -75,7 +75,7 @@ def kubectl(*words: str, stdin: str | None = None) -> str:
 
 
 def edited(*words: str) -> Object:
-    """Return the deployment as a command of kubectl's leaves it."""
+    """Return the deployment after a kubectl command has changed it."""
     local = ("--local", "-f", "-", "-o", "yaml")
     changed: Object = yaml.safe_load(kubectl(*words, *local, stdin=yaml.safe_dump(objects()["Deployment"])))
     return changed
@@ -96,8 +96,8 @@ class TestSchema:
             kubernetes_validate.validate(wrong, API_VERSIONS[-1], strict=True)
 
     def test_the_kinds_are_those_that_a_deployment_needs(self) -> None:
-        """And neither the operator's ConfigMap nor the Secret, which each application would overwrite; nor a kind that
-        a cluster may not know.
+        """The operator's ConfigMap and Secret are not among them, because each `kubectl apply` would overwrite them;
+        nor is a kind that a cluster may not know.
         """
         assert set(objects()) == {
             "Namespace", "ServiceAccount", "Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget",
@@ -105,7 +105,7 @@ class TestSchema:
         }  # fmt: skip
 
     def test_the_kustomization_brings_every_file(self) -> None:
-        """Whatever stands beside it."""
+        """It lists every manifest of the folder."""
         kustomization = yaml.safe_load((K8S / "kustomization.yaml").read_text())
 
         assert {path.name for path in K8S.glob("*.yaml")} - {"kustomization.yaml"} == set(kustomization["resources"])
@@ -161,8 +161,8 @@ class TestNames:
 
 class TestPod:
     def test_nothing_of_the_operators_is_required(self) -> None:
-        """Without ConfigMap and Secret the pod is created all the same, so that the service itself can say what it
-        misses.
+        """Without ConfigMap and Secret the pod is created all the same, so that the service itself can say what is
+        missing.
         """
         volumes = {volume["name"]: volume for volume in pod()["volumes"]}
         [key] = [variable["valueFrom"]["secretKeyRef"] for variable in container()["env"] if "valueFrom" in variable]
@@ -231,8 +231,8 @@ class TestPod:
         assert (False, False) == (pod()["enableServiceLinks"], pod()["automountServiceAccountToken"])
 
     def test_its_memory_fits_what_the_service_can_use(self) -> None:
-        """The bound of the service with what clients can have each worker hold, below the point where an emergency
-        begins; and the block within the share of the limit that it may take. Requested is all of it.
+        """The most that the service can use, with full buffers in every worker, is below the point where an emergency
+        begins. The block is within its share of the limit. The request equals the limit.
         """
         resources, config = container()["resources"], production()
         limit = mebibytes(resources["limits"]["memory"])
@@ -323,7 +323,7 @@ def covers(rule: Object, path: str) -> bool:
 
 
 class TestServiceMonitor:
-    """Its schema belongs to the Prometheus Operator; what matters of it is small enough to be read here."""
+    """Its schema belongs to the Prometheus Operator, so its members are listed here."""
 
     @staticmethod
     def endpoint() -> Object:
@@ -380,14 +380,14 @@ class TestPrometheusRule:
         assert prometheus_rule.manifest() == RULE.read_text(encoding="utf-8")
 
     def test_its_rules_are_those_of_the_files(self) -> None:
-        """Each as written, in order, and no group twice."""
+        """Each rule is unchanged and in order, and no group occurs twice."""
         names = [group["name"] for group in self.groups()]
 
         assert list(rules()) == [rule for group in self.groups() for rule in group["rules"]]
         assert len(set(names)) == len(names)
 
     def test_it_has_the_members_of_its_kind_and_no_others(self) -> None:
-        """Of monitoring.coreos.com/v1; a misspelt one would be dropped."""
+        """Its kind is of monitoring.coreos.com/v1; a misspelt member would be dropped."""
         rule = yaml.safe_load(RULE.read_text())
 
         assert ("monitoring.coreos.com/v1", "PrometheusRule") == (rule["apiVersion"], rule["kind"])
@@ -405,12 +405,12 @@ class TestPrometheusRule:
         assert yaml.safe_load(MONITOR.read_text())["metadata"] == yaml.safe_load(RULE.read_text())["metadata"]
 
     def test_it_can_be_applied(self) -> None:
-        """kubectl keeps what it has applied in an annotation, and those of an object have 256 KiB."""
+        """kubectl stores the applied object in an annotation, and all annotations of an object may have 256 KiB."""
         assert len(json.dumps(yaml.safe_load(RULE.read_text()))) < 2**18
 
     @needs("promtool")
     def test_promtool_accepts_it(self, tmp_path: Path) -> None:
-        """As the operator hands it to Prometheus."""
+        """It reads the groups as the Prometheus Operator passes them on."""
         path = tmp_path / "rules.yml"
         path.write_text(yaml.safe_dump({"groups": self.groups()}))
 
@@ -426,7 +426,7 @@ class TestPrometheusRule:
 
 @needs("kubectl")
 class TestKubectl:
-    """What an operator types, as far as it needs no cluster."""
+    """The commands of an operator that need no cluster."""
 
     def test_the_directory_renders(self) -> None:
         """All objects of all files, unchanged; but Kustomize folds the lines of an expression in its own way."""
@@ -439,7 +439,7 @@ class TestKubectl:
         ).replace("\\n", "")
 
     def test_an_overlay_labels_what_the_operator_selects(self, tmp_path: Path) -> None:
-        """The one that README.md shows, from wherever it lies: it gives both the label, and nothing else."""
+        """The overlay of README.md, from any folder: it labels the monitor and the rule, and nothing else."""
         [overlay] = re.findall(r"```yaml\n(resources: .*?)```", (K8S / "README.md").read_text(), re.DOTALL)
         (tmp_path / "kustomization.yaml").write_text(overlay.replace("../deploy/k8s", os.path.relpath(K8S, tmp_path)))
 
@@ -456,7 +456,7 @@ class TestKubectl:
         assert [each["image"] for each in changed["spec"]["template"]["spec"]["containers"]] == [image]
 
     def test_a_variable_is_set_where_it_belongs(self) -> None:
-        """`kubectl set env deployment/mlsdm-api LOG_LEVEL=DEBUG`, and the service takes it."""
+        """`kubectl set env deployment/mlsdm-api LOG_LEVEL=DEBUG`, and the service accepts it."""
         changed = edited("set", "env", "LOG_LEVEL=DEBUG")
         [names] = [each["env"] for each in changed["spec"]["template"]["spec"]["containers"]]
 

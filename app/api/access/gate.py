@@ -8,7 +8,7 @@ Paths without a route need a credential too, so a stranger cannot find out which
 scrapes) read no credential: a rotated secret must not restart a healthy server. Without any authenticator the service
 is open, which only development and staging allow, and every client is an administrator.
 
-An open service must not serve pages of other origins, which a browser on the same machine may show: it refuses a
+An open service must not answer pages of other origins that a browser on the same machine may show: it refuses a
 foreign Origin and, on a loopback address, any Host that is a name other than `localhost` (DNS rebinding). With
 authenticators neither rule is needed, because no browser adds a key by itself.
 """
@@ -99,7 +99,7 @@ class Gate:
     def add(self, authenticator: Authenticator) -> None:
         """Append an authenticator, which is asked after those before it. For the loop's thread.
 
-        It closes an open service, so add it before the first request unless there are others.
+        The first authenticator closes an open service, so it must be added before the first request.
         """
         self._authenticators = (*self._authenticators, authenticator)
 

@@ -28,7 +28,7 @@ def refuse_repeats(body: bytes, colons: int) -> None:
 
     A reader that takes the first value and one that takes the last would act on different values: for example a gateway
     that checks moral values, and this server. `colons` is the number of colons that the body has if each member occurs
-    once; values of our members contain none.
+    once, those in payloads included; the values of the other members contain none.
     """
     if body.count(b":") != colons:
         raise _repeated()
@@ -58,18 +58,19 @@ def msgpack_count(packed: bytes | memoryview | msgspec.Raw) -> int:
     return int.from_bytes(view[1 : 1 + _COUNT_SIZES.get(first, 0)])
 
 
-def refuse_body(error: Exception, body: str, expected: Members, item: str = "") -> NoReturn:
+def refuse_body(error: Exception, media: str, expected: Members, item: str = "") -> NoReturn:
     """Raise the problem of a body that could not be decoded: 422 if a value does not fit its field, else 400.
 
-    `error` is one of DECODE_ERRORS. `expected` describes each member of an object; nested objects have a mapping of
-    their own. For a body that is an array it describes the items; `item`, such as `[3]`, is the item that was decoded.
+    `error` is one of DECODE_ERRORS, `media` the media type of the body. `expected` describes each member of an object;
+    nested objects have a mapping of their own. For a body that is an array it describes the items; `item`, such as
+    `[3]`, is the item that was decoded.
     """
     if isinstance(error, RecursionError):
         raise malformed("The body is nested too deeply.") from error
     if isinstance(error, UnicodeDecodeError):
         raise malformed(f"The body holds text that is not UTF-8: {error.reason}.") from error
     if not isinstance(error, msgspec.ValidationError):
-        raise malformed(f"The body is not {body}: {error}.") from error
+        raise malformed(f"The body is not {media}: {error}.") from error
     reason, where = explain(error)
     where = (item + where).lstrip(".")
     node: str | Members = expected
@@ -82,7 +83,7 @@ def refuse_body(error: Exception, body: str, expected: Members, item: str = "") 
         if member[1] == "missing required":
             raise invalid(field, "field_missing", "is missing", _wanted(node[member[2]])) from error
         raise invalid(field, "field_unknown", "is unknown", "one of " + ", ".join(node)) from error
-    wants_array = reason.endswith("not array") and not isinstance(node, str)  # the body itself: not a batch
+    wants_array = reason.endswith("not array") and not isinstance(node, str)  # the body is not a list of items
     raise invalid(where or "body", "field_invalid", reason, "an array" if wants_array else _wanted(node)) from error
 
 
@@ -96,5 +97,5 @@ def explain(error: msgspec.ValidationError) -> tuple[str, str]:
     match = _PATH.search(text)
     path = match[1] if match else ""
     reason = _TYPES.sub(r"is \2, not \1", text[: match.start()] if match else text)
-    # The sentence may quote what the client sent, in full length.
+    # The sentence may quote, at full length, what the client sent.
     return reason[:1].lower() + reason[1:_QUOTE_SIZE_MAX], path if path.startswith("[") or not path else "." + path

@@ -1,6 +1,6 @@
 """Build the JSON reader as `app.api.codec._json_reader` (cffi, API mode). setuptools runs it through setup.py.
 
-`-ffp-contract=off`: every processor computes the same numbers.
+`-ffp-contract=off` forbids fused multiply-add, so that every processor computes the same numbers.
 """
 
 from pathlib import Path

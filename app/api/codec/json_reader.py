@@ -25,7 +25,7 @@ class JsonReader:
     def event(self, body: bytes) -> tuple[float, bytes, bytes] | None:
         """Return moral value (any number), float32-LE[dimension] and the payload as JSON (b"" for none).
 
-        None if the body is not an event, or one that msgspec must decode. For one thread only.
+        None if the body is not an event or is left to msgspec. Not thread-safe: the buffers are reused.
         """
         event = self._event
         assert type(body) is bytes  # Python ends it with a NUL, which the native reader needs
