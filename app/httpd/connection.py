@@ -170,7 +170,7 @@ class Connection(asyncio.Protocol):
             return False
         self._line_up()
         if len(self._pipeline) == PIPELINE_DEPTH.value and self._is_blocked():
-            self.report_limit(PIPELINE_DEPTH, "The peer sends ahead of its answers and is read no further")
+            self.report_limit(PIPELINE_DEPTH, "The peer has too many requests waiting; reading from it pauses")
         if persistence == CLOSE:
             self.state = CLOSING
         return self.state < CLOSING

@@ -341,7 +341,7 @@ class RequestParser:
             if self._phase_size > _HEAD_SIZE_MAX:
                 raise Refusal.over(HEADERS_SIZE, "The head of this request")
         elif self._length == CHUNKED and self._phase_size > _CHUNK_SIZE_MIN * self.body_size + _HEAD_SIZE_MAX:
-            raise Refusal.over(HEADERS_SIZE, "What surrounds the chunks of this request")
+            raise Refusal.over(HEADERS_SIZE, "The chunk framing of this request, extensions and trailers included,")
         return False
 
 

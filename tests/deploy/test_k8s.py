@@ -104,8 +104,8 @@ class TestSchema:
             "NetworkPolicy", "Ingress",
         }  # fmt: skip
 
-    def test_the_kustomization_brings_every_file(self) -> None:
-        """It lists every manifest of the folder."""
+    def test_the_kustomization_lists_every_file(self) -> None:
+        """Every manifest of the folder, and nothing else."""
         kustomization = yaml.safe_load((K8S / "kustomization.yaml").read_text())
 
         assert {path.name for path in K8S.glob("*.yaml")} - {"kustomization.yaml"} == set(kustomization["resources"])
@@ -160,7 +160,7 @@ class TestNames:
 
 
 class TestPod:
-    def test_nothing_of_the_operators_is_required(self) -> None:
+    def test_the_operators_objects_are_optional(self) -> None:
         """Without ConfigMap and Secret the pod is created all the same, so that the service itself can say what is
         missing.
         """
@@ -220,7 +220,7 @@ class TestPod:
         )
         assert {"configMap", "secret", "emptyDir"} >= {key for volume in pod()["volumes"] for key in volume} - {"name"}
 
-    def test_its_user_is_the_images(self) -> None:
+    def test_it_runs_as_the_user_of_the_image(self) -> None:
         """Both have the same numeric user."""
         user = f"USER {pod()['securityContext']['runAsUser']}:{pod()['securityContext']['runAsGroup']}"
 
@@ -249,8 +249,9 @@ class TestPod:
         assert layout.block_size < 0.8 * limit
         assert limit < 1.4e9
         assert resources["requests"]["memory"] == resources["limits"]["memory"]
-        said = re.findall(r"(\d+) MB\b", (K8S / "production-deployment.yaml").read_text())
-        assert [round(size / 1e6) for size in (usual, BUFFERS_WORKER, most, emergency)] == [int(one) for one in said]
+        manifest = (K8S / "production-deployment.yaml").read_text()
+        stated_mb = [int(number) for number in re.findall(r"(\d+) MB\b", manifest)]
+        assert [round(size / 1e6) for size in (usual, BUFFERS_WORKER, most, emergency)] == stated_mb
 
 
 def mebibytes(text: str) -> int:
@@ -400,7 +401,7 @@ class TestPrometheusRule:
                 assert set(one) == {"record", "expr"} or {"alert", "expr"} <= set(one) <= alert
                 assert all(isinstance(value, str) for value in {**one, "labels": "", "annotations": ""}.values())
 
-    def test_it_stands_where_the_monitor_does(self) -> None:
+    def test_it_has_the_metadata_of_the_monitor(self) -> None:
         """Whatever finds one by its name, namespace and labels finds the other."""
         assert yaml.safe_load(MONITOR.read_text())["metadata"] == yaml.safe_load(RULE.read_text())["metadata"]
 
