@@ -1,24 +1,22 @@
 """Load the configuration: variables, file and keys become one `Loaded`, or one refusal that lists every problem.
 
-1. `environment.read`: the variables give the name of the environment, API_KEY and the path of the file.
-2. `read_settings`: finds the file and the enabled modules, adds the sections that modules declare to the settings of
-   the core, and merges four layers, each overriding the one before: defaults, overlay of MLSDM_ENV, file, variables.
-3. `read_keys`: reads the keys file that `security.keys_path` names.
-4. `judge`: lists the problems of all of these, and those of values that are valid alone, but not together or not in
-   this environment.
-5. `load` runs 1 to 4 and returns a `Loaded`, or raises `ConfigurationError`.
+1. `environment.read` and `config_file.find` read the variables and the file once, without knowing any setting.
+2. `decoder.find_value` looks up `modules.enabled` in them. The sections of the modules complete the core's settings.
+3. `decoder.decode` makes the values. Each overrides the one before: default, overlay of MLSDM_ENV, file, variable.
+4. `key_file.read` reads the keys that `security.keys_path` names.
+5. `contradictions` and `judge` list the problems of values that are valid alone, but not together or not in this
+   environment.
 
 Invariants: `load` has no side effects, so that a reload validates everything before it changes anything.
 Rejected: CONFIG_PATH in the image in place of PLACES (it would outrank a file that an operator mounts); merging the
 files of PLACES (no single file would then tell what is in force). Both: docs/design/configuration.md.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -26,9 +24,8 @@ from core.access import key_file
 from core.access.key_file import KeyFile
 from core.access.keys import Keyring
 from core.machine.cgroup import Cgroup
-from core.settings import config_file, environment, module_names
+from core.settings import config_file, decoder, environment, module_names
 from core.settings.config import SETTINGS, WORKERS_MAX, Config
-from core.settings.config_file import NO_FILE, ConfigFile
 from core.settings.environment import Environment, EnvironmentName
 from core.settings.setting import Setting, SettingProblem, Value
 from core.settings.tree import build_tree, contradictions, settings_of, values_of
@@ -76,15 +73,6 @@ class Loaded:
         return values
 
 
-class Settings(NamedTuple):
-    """The merged settings. A default stands in for each value that `problems` refuses."""
-
-    config: Config
-    sections: Mapping[str, msgspec.Struct]
-    source: str
-    problems: tuple[SettingProblem, ...]
-
-
 def no_sections(_enabled: tuple[str, ...]) -> FoundSections:
     """Return no sections: the settings are those of the core."""
     return {}
@@ -99,60 +87,51 @@ def load(
     Reads that file and the keys file. Raises ConfigurationError with all problems.
     """
     variables = environment.read(environ)
-    settings = read_settings(path, variables, places, sections_of)
-    keys = read_keys(settings, variables)
-    if problems := judge(settings, keys, variables):
-        raise ConfigurationError([problem.sentence for problem in problems])
-    keyring = Keyring(variables.api_key, keys.keys)
-    notes = (f"{_SHORT}; production would refuse it",) if _is_short(variables.api_key) else ()
-    return Loaded(settings.config, settings.sections, settings.source, variables.name, keyring, notes)
-
-
-def read_settings(
-    path: str | None, variables: Environment, places: Sequence[str] = (), sections_of: SectionsOf = no_sections
-) -> Settings:
-    """Return the settings of the core and of the modules, merged from all layers."""
-    file = _find_file(path, variables, places)
-    found, problems = _find_sections(_find_enabled(file, variables), sections_of)
+    file = config_file.find(path, variables.config_path, places)
+    enabled = decoder.find_value(file, variables, SETTINGS[_ENABLED])
+    found, module_problems = _find_sections(module_names.parse(str(enabled)), sections_of)
     sections = {name: section for name, section in found.items() if section is not None}
-    unread = [name for name, section in found.items() if section is None]
     settings = all_settings(sections)
-    from_file = config_file.find_values(file, settings)
-    from_variables = environment.find_values(variables.variables, settings)
-    values = _defaults(settings, variables.name) | from_file.values | from_variables.values
-    problems = [*file.problems, *from_file.problems, *variables.problems, *from_variables.problems, *problems]
-    return Settings(
-        build_tree(Config, values),
-        {name: build_tree(section, values, f"{name}.") for name, section in sections.items()},
-        file.path,
-        tuple(problem for problem in problems if not any(_is_in(problem.key, name) for name in unread)),
-    )
-
-
-def read_keys(settings: Settings, variables: Environment) -> KeyFile:
-    """Return the keys of the file that `settings` name."""
-    keys_path = settings.config.security.keys_path
-    return key_file.read(keys_path, variables.api_key) if keys_path else KeyFile([], [])
-
-
-def judge(settings: Settings, keys: KeyFile, variables: Environment) -> list[SettingProblem]:
-    """Return all problems, in the order in which an operator should read them."""
-    faulty = {problem.key for problem in settings.problems}
-    problems = [*settings.problems, *contradictions(settings.config, "", faulty)]
-    for name, section in settings.sections.items():
-        problems += contradictions(section, f"{name}.", faulty)
+    values, problems = decoder.decode(settings, OVERLAYS[variables.name], file, variables)
+    left_out = [name for name, section in found.items() if section is None]
+    problems = [problem for problem in problems if not any(_is_in(problem.key, name) for name in left_out)]
+    problems += module_problems
+    faulty = {problem.key for problem in problems}
+    config = build_tree(Config, values)
+    problems += contradictions(config, "", faulty)
+    modules = {name: build_tree(section, values, f"{name}.") for name, section in sections.items()}
+    for name, module in modules.items():
+        problems += contradictions(module, f"{name}.", faulty)
+    keys_path = config.security.keys_path
+    keys = key_file.read(keys_path, variables.api_key) if keys_path else KeyFile([], [])
     problems += keys.problems
+    problems += judge(config, variables, faulty)
+    if problems:
+        raise ConfigurationError([problem.sentence for problem in problems])
+    notes = (f"{_SHORT}; production would refuse it",) if _is_short(variables.api_key) else ()
+    keyring = Keyring(variables.api_key, keys.keys)
+    return Loaded(config, modules, file.path, variables.name, keyring, notes)
+
+
+def judge(config: Config, variables: Environment, faulty: set[str]) -> Iterator[SettingProblem]:
+    """Yield what is wrong with valid values where the service runs.
+
+    `faulty` has the keys whose values were refused, for which a lower source stands in.
+    """
     if variables.name == "production":
-        problems += _judge_production(settings.config, variables.api_key, faulty)
-    if settings.config.observability.tracing.enabled and _TRACING not in faulty and not _has_opentelemetry():
-        problems.append(SettingProblem(_TRACING, f"{_TRACING} is true: expected OpenTelemetry: {_EXTRA}"))
-    return problems
+        if _is_short(variables.api_key):
+            yield SettingProblem("API_KEY", f"{_SHORT}, because MLSDM_ENV is production")
+        elif not variables.api_key and not config.security.keys_path and key_file.KEYS_PATH not in faulty:
+            yield SettingProblem("API_KEY", _KEYLESS)
+    if config.observability.tracing.enabled and _TRACING not in faulty and not _has_opentelemetry():
+        yield SettingProblem(_TRACING, f"{_TRACING} is true: expected OpenTelemetry: {_EXTRA}")
 
 
 def enabled_modules(path: str | None, environ: Mapping[str, str], places: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the names in `modules.enabled`, whatever else is wrong with the configuration."""
     variables = environment.read(environ)
-    return _find_enabled(_find_file(path, variables, places), variables)
+    file = config_file.find(path, variables.config_path, places)
+    return module_names.parse(str(decoder.find_value(file, variables, SETTINGS[_ENABLED])))
 
 
 def all_settings(sections: Sections) -> dict[str, Setting]:
@@ -165,7 +144,7 @@ def all_settings(sections: Sections) -> dict[str, Setting]:
 
 def default_config(name: EnvironmentName) -> Config:
     """Return the embedded defaults under the overlay of `name`."""
-    return build_tree(Config, _defaults(SETTINGS, name))
+    return build_tree(Config, {key: setting.default for key, setting in SETTINGS.items()} | dict(OVERLAYS[name]))
 
 
 def unreloadable(old: Loaded, new: Loaded) -> list[str]:
@@ -190,37 +169,6 @@ def _is_in(key: str, section: str) -> bool:
     return key == section or key.startswith((f"{section}.", f"MLSDM_{section.upper()}__"))
 
 
-# -- the file and the modules ------------------------------------------------------------------------------------------
-def _find_file(path: str | None, variables: Environment, places: Sequence[str]) -> ConfigFile:
-    if path is None:
-        path = variables.config_path
-    if path is None and "CONFIG_PATH" not in variables.variables:  # an empty one is already reported as a problem
-        path = next(filter(_exists, places), None)
-    return NO_FILE if path is None else config_file.read(path)
-
-
-def _exists(path: str) -> bool:
-    """Return whether a path exists.
-
-    A dangling link counts as existing, and so does a path in a directory that cannot be read: both are then reported.
-    """
-    try:
-        os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:
-        pass
-    return True
-
-
-def _find_enabled(file: ConfigFile, variables: Environment) -> tuple[str, ...]:
-    """Return the names in `modules.enabled`; where the value is refused, those of the default."""
-    only = {_ENABLED: SETTINGS[_ENABLED]}
-    layers = config_file.find_values(file, only), environment.find_values(variables.variables, only)
-    values = {_ENABLED: SETTINGS[_ENABLED].default} | layers[0].values | layers[1].values
-    return module_names.parse(str(values[_ENABLED]))
-
-
 def _find_sections(enabled: tuple[str, ...], sections_of: SectionsOf) -> tuple[FoundSections, list[SettingProblem]]:
     """Return the sections of modules, without those whose names belong to the core, and what is wrong with them."""
     problems = []
@@ -234,18 +182,6 @@ def _find_sections(enabled: tuple[str, ...], sections_of: SectionsOf) -> tuple[F
             sentence = f"the module {name} has the name of a section of the core: expected a module with another name"
             problems.append(SettingProblem(name, sentence))
     return {name: section for name, section in sections.items() if name not in Config.__struct_fields__}, problems
-
-
-def _defaults(settings: Mapping[str, Setting], name: EnvironmentName) -> dict[str, Value]:
-    return {key: setting.default for key, setting in settings.items()} | dict(OVERLAYS[name])
-
-
-# -- what depends on where the service runs ----------------------------------------------------------------------------
-def _judge_production(config: Config, api_key: str | None, faulty: set[str]) -> Iterator[SettingProblem]:
-    if _is_short(api_key):
-        yield SettingProblem("API_KEY", f"{_SHORT}, because MLSDM_ENV is production")
-    elif not api_key and not config.security.keys_path and key_file.KEYS_PATH not in faulty:
-        yield SettingProblem("API_KEY", _KEYLESS)
 
 
 def _is_short(api_key: str | None) -> bool:

@@ -1,12 +1,11 @@
-"""The environment variables: name of the environment, API_KEY, path of the file, and overrides of single settings.
+"""The environment variables: read once into texts, of which `core.settings.decoder` makes values.
 
 Three kinds, of rising precedence: `MLSDM_<SECTION>__<KEY>` for every setting; the plain names that operators know
 (`LOG_LEVEL`, `HOST`, `PORT`, `WORKERS`, `DISABLE_RATE_LIMIT`); and `MLSDM_ENV`, `CONFIG_PATH` and `API_KEY`, which are
-no settings.
-
-Any other name that begins with `MLSDM_` is refused, because a misspelt override that is ignored is found too late.
-Exception: the service links that Kubernetes injects for a service called mlsdm-api (`MLSDM_API_SERVICE_HOST`,
-`MLSDM_API_PORT_8000_TCP` …). Variables that the program passes to itself across an exec must not begin with `MLSDM_`.
+no settings. Any other name that begins with `MLSDM_` is refused, because a misspelt override that is ignored is found
+too late. Exception: the service links that Kubernetes injects for a service called mlsdm-api
+(`MLSDM_API_SERVICE_HOST`, `MLSDM_API_PORT_8000_TCP` …). Variables that the program passes to itself across an exec must
+not begin with `MLSDM_`.
 
 A variable that is set but empty is refused, because it is more often a lost value than an intention: an empty MLSDM_ENV
 would turn production into development, and an empty MLSDM_SECURITY__KEYS_PATH would open a server that had keys. Only
@@ -17,7 +16,7 @@ in a newline that no header can carry. It is the only secret here, and no proble
 from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple
 
-from core.settings.setting import Layer, Setting, SettingProblem, quote_if_needed, quoted, suggestion
+from core.settings.setting import SettingProblem, quoted, suggestion
 
 EnvironmentName = Literal["development", "staging", "production"]
 
@@ -34,10 +33,11 @@ PLAIN: Final[Mapping[str, str]] = {
     "WORKERS": "server.workers",
     "LOG_LEVEL": "observability.logging.level",
 }
-_DISABLE_RATE_LIMIT: Final = "DISABLE_RATE_LIMIT"
-_RATE_LIMIT: Final = "security.rate_limiting.enabled"
-_BARE_NAMES: Final = frozenset((*PLAIN, _DISABLE_RATE_LIMIT, "API_KEY", "CONFIG_PATH"))
-_SERVICE_LINKS: Final = ("MLSDM_API_SERVICE_", "MLSDM_API_PORT")
+# Turns a switch off, and is no override: 0 leaves the switch as it is configured.
+DISABLE_RATE_LIMIT: Final = "DISABLE_RATE_LIMIT"
+RATE_LIMIT: Final = "security.rate_limiting.enabled"
+BARE_NAMES: Final = frozenset((*PLAIN, DISABLE_RATE_LIMIT, "API_KEY", "CONFIG_PATH"))
+SERVICE_LINKS: Final = ("MLSDM_API_SERVICE_", "MLSDM_API_PORT")
 
 
 class Environment(NamedTuple):
@@ -45,8 +45,8 @@ class Environment(NamedTuple):
 
     name: EnvironmentName
     api_key: str | None
-    config_path: str | None
-    variables: Mapping[str, str]
+    config_path: str | None  # "" when CONFIG_PATH is blank
+    texts: Mapping[str, str]  # by variable: what may give a setting, in rising precedence
     problems: tuple[SettingProblem, ...]
 
     def __repr__(self) -> str:
@@ -54,78 +54,30 @@ class Environment(NamedTuple):
 
 
 def read(variables: Mapping[str, str]) -> Environment:
-    """Return what the variables say about everything but settings. Never raises."""
-    layer = Layer({}, [])
-    name = _read_name(variables, layer)
-    api_key, config_path = _read_api_key(variables, layer), _read_config_path(variables, layer)
-    return Environment(name, api_key, config_path, variables, tuple(layer.problems))
-
-
-def find_values(variables: Mapping[str, str], settings: Mapping[str, Setting]) -> Layer:
-    """Return the values that the variables give `settings` (by dotted key), and the problems of their names and values.
-
-    Never raises.
-    """
-    layer = Layer({}, [])
-    _read_overrides(variables, settings, layer)
-    _read_plain(variables, settings, layer)
-    return layer
-
-
-def _read_name(variables: Mapping[str, str], layer: Layer) -> EnvironmentName:
-    given = variables.get("MLSDM_ENV", "development")
-    if known := NAMES.get(given.strip().lower()):
-        return known
-    layer.report(
-        "MLSDM_ENV", f"MLSDM_ENV is {quoted(given)}: expected one of {', '.join(NAMES)}{suggestion(given, NAMES)}"
-    )
-    return "development"
-
-
-def _read_overrides(variables: Mapping[str, str], settings: Mapping[str, Setting], layer: Layer) -> None:
-    by_variable = {setting.variable: setting for setting in settings.values()}
-    for variable in sorted(variables):
-        if variable in by_variable:
-            setting, text = by_variable[variable], variables[variable]
-            if text.strip():
-                layer.parse(setting, text, variable)
-            else:
-                layer.reject(setting, "is empty", variable)
-        elif variable.startswith("MLSDM_") and variable != "MLSDM_ENV" and not variable.startswith(_SERVICE_LINKS):
-            bare = variable.removeprefix("MLSDM_")
-            hint = f"; did you mean {bare}?" if bare in _BARE_NAMES else suggestion(variable, by_variable, "__")
-            layer.report(variable, f"{quote_if_needed(variable)} is unknown: expected MLSDM_<SECTION>__<KEY>{hint}")
-
-
-def _read_plain(variables: Mapping[str, str], settings: Mapping[str, Setting], layer: Layer) -> None:
-    for variable, key in PLAIN.items():
-        if variable in variables and key in settings:
-            layer.parse(settings[key], variables[variable], variable)
-    if _DISABLE_RATE_LIMIT not in variables or _RATE_LIMIT not in settings:
-        return
-    # 0 does not enable the limits; it leaves them as configured.
-    switch = Layer({}, [])
-    switch.parse(settings[_RATE_LIMIT], variables[_DISABLE_RATE_LIMIT], _DISABLE_RATE_LIMIT)
-    if switch.values.get(_RATE_LIMIT):
-        layer.values[_RATE_LIMIT] = False
-    layer.problems.extend(switch.problems)
-
-
-def _read_api_key(variables: Mapping[str, str], layer: Layer) -> str | None:
+    """Return what the variables say. Never raises."""
+    problems: list[SettingProblem] = []
+    name = variables.get("MLSDM_ENV", "development")
+    if name.strip().lower() not in NAMES:
+        expected = f"expected one of {', '.join(NAMES)}{suggestion(name, NAMES)}"
+        problems.append(SettingProblem("MLSDM_ENV", f"MLSDM_ENV is {quoted(name)}: {expected}"))
     api_key = variables.get("API_KEY", "").strip()
     # RFC 9110 §5.5: a field value is visible ASCII, and a space would end the token.
     if not all("!" <= character <= "~" for character in api_key):
-        layer.report(
-            "API_KEY", "API_KEY has a character that no header can carry: expected visible ASCII without spaces"
-        )
-    return api_key or None
+        problems.append(SettingProblem("API_KEY", _NOT_ASCII))
+    config_path = variables.get("CONFIG_PATH")
+    if config_path is not None and not config_path.strip():
+        problems.append(SettingProblem("CONFIG_PATH", _NO_PATH))
+        config_path = ""
+    prefixed = [variable for variable in sorted(variables) if variable.startswith("MLSDM_") and variable != "MLSDM_ENV"]
+    plain = [variable for variable in (*PLAIN, DISABLE_RATE_LIMIT) if variable in variables]
+    return Environment(
+        NAMES.get(name.strip().lower(), "development"),
+        api_key or None,
+        config_path,
+        {variable: variables[variable] for variable in (*prefixed, *plain)},
+        tuple(problems),
+    )
 
 
-def _read_config_path(variables: Mapping[str, str], layer: Layer) -> str | None:
-    path = variables.get("CONFIG_PATH")
-    if path is not None and not path.strip():
-        layer.report(
-            "CONFIG_PATH", "CONFIG_PATH is empty: expected the path of a YAML file, or unset it for the defaults"
-        )
-        return None
-    return path
+_NOT_ASCII: Final = "API_KEY has a character that no header can carry: expected visible ASCII without spaces"
+_NO_PATH: Final = "CONFIG_PATH is empty: expected the path of a YAML file, or unset it for the defaults"

@@ -7,9 +7,6 @@ Values arrive as text, from a file or a variable, and `Setting.parse` reads both
 switches, switches are not integers, and no spelling gives NaN or infinity: every number has two bounds, and NaN is
 within none. A free text has its range in words, and a pattern or a check that enforces it.
 Rejected: YAML's typing, which reads `1e-3` as text, `22:22` as 1342, `010` as 8 and `no` as false.
-
-A `Layer` holds what one source (a file, the variables) gives. Sources report problems and never raise, so that one
-refusal can list everything that is wrong.
 """
 
 import difflib
@@ -144,31 +141,6 @@ class SettingProblem(NamedTuple):
 
     key: str
     sentence: str
-
-
-class Layer(NamedTuple):
-    """What one source gives: valid values by dotted key, and the problems of all others."""
-
-    values: dict[str, Value]
-    problems: list[SettingProblem]
-
-    def parse(self, setting: Setting, text: str, origin: str) -> None:
-        """Add the value of `text` for `setting`, or the problem. `origin` is its file and line, or its variable."""
-        try:
-            self.values[setting.key] = setting.parse(text)
-        except InvalidText as error:
-            self.reject(setting, str(error), origin)
-        except ValueError:
-            self.reject(setting, f"is {quote_if_needed(text)}" if text.strip() else "is empty", origin)
-
-    def reject(self, setting: Setting, finding: str, origin: str) -> None:
-        """Add a problem of `setting`. `finding` is the verb and object that follow its key."""
-        expected = f"expected {setting.range} (unit: {setting.unit})"
-        self.report(setting.key, f"{setting.key} {finding} ({origin}): {expected}")
-
-    def report(self, key: str, sentence: str) -> None:
-        """Add a problem of a key that may be no setting."""
-        self.problems.append(SettingProblem(key, sentence))
 
 
 def quoted(text: str) -> str:

@@ -3,8 +3,10 @@
 import pytest
 
 from core.access.keys import Keyring
-from core.settings import environment
+from core.settings import decoder, environment
 from core.settings.config import SETTINGS
+from core.settings.config_file import NO_FILE
+from core.settings.setting import Value
 from core.startup import ConfigurationError, load
 
 PRODUCTION = {"MLSDM_ENV": "production", "API_KEY": "your-secret-key"}
@@ -14,6 +16,11 @@ def problems_of(environ: dict[str, str]) -> list[str]:
     with pytest.raises(ConfigurationError) as refusal:
         load(None, environ)
     return refusal.value.problems
+
+
+def decoded(environ: dict[str, str]) -> dict[str, Value]:
+    """Return the values that the variables give, without judging them together."""
+    return decoder.decode(SETTINGS, {}, NO_FILE, environment.read(environ)).values
 
 
 class TestName:
@@ -75,7 +82,7 @@ class TestOverrides:
     )
     def test_values(self, variable: str, text: str, key: str, value: object) -> None:
         """Numbers, switches and names are read in every allowed spelling."""
-        assert environment.find_values({variable: text}, SETTINGS).values[key] == value
+        assert decoded({variable: text})[key] == value
 
     @pytest.mark.parametrize("text", ["yes", "on", "2", "", "truth"])
     def test_switches_have_four_spellings(self, text: str) -> None:
@@ -143,7 +150,7 @@ class TestPlain:
         """A plain variable has the last word."""
         environ = {variable: text, SETTINGS[key].variable: str(SETTINGS[key].default), **PRODUCTION}
 
-        assert environment.find_values(environ, SETTINGS).values[key] == value
+        assert decoded(environ)[key] == value
 
     @pytest.mark.parametrize("text", ["0", "false"])
     def test_disable_rate_limit_0_changes_nothing(self, text: str) -> None:
