@@ -12,6 +12,8 @@ import pytest
 from app.lifecycle import loader
 from app.lifecycle.contract import Module
 from app.lifecycle.loader import load_modules, rehearse
+from core.settings.tree import settings_of
+from testing.live_server import ROOT
 from testing.sample_module.installed import install
 
 
@@ -144,3 +146,15 @@ def test_children_are_asked_for_with_the_settings(installed: dict[str, Module]) 
     loader.declare(one, one.module.settings() if one.module else Plain.settings())
 
     assert (one.module, one.reason) == (None, "children: RuntimeError: no")
+
+
+def test_the_module_of_the_design_page_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/design/modules.md shows a whole module; installed as a package, it loads and declares what the page says."""
+    page = (ROOT / "docs/design/modules.md").read_text(encoding="utf-8")
+    (tmp_path / "greeter.py").write_text(page.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    install(tmp_path, "greeter:module", "greeter")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (one,) = load_modules(["greeter"])
+
+    assert one.module is not None, one.reason
+    assert [setting.key for setting in settings_of(one.module.settings, "greeter.")] == ["greeter.word"]
