@@ -67,6 +67,7 @@ class Application:
     def __init__(self) -> None:
         self.serve: Any = self._closed
         self._routes: dict[str, Resource] = {}
+        self._modules: Registry
         # (method, template) → how the operation is answered, where that is not INLINE.
         self._ways: dict[tuple[str, str], int] = {}
         self._has_template_ways = False  # a template with parameters is among them, so paths must be matched
@@ -113,20 +114,22 @@ class Application:
             context.charge = Quotas(block, tiers(loaded.config), boot_clock).charge
         host = loaded.config.server.host
         authenticators: list[Authenticator] = [] if loaded.keyring.is_open else [KeyAuthenticator(loaded.keyring)]
-        if any(type(module).authenticators is not Module.authenticators for module in server.require_plan().modules):
+        if server.require_plan().guards:
             authenticators.append(NoAuthenticator())  # closed from the start, and also when the module fails
         self._gate = Gate(authenticators, trusted_proxies(loaded.config), context.charge, is_loopback(host))
         self.request_sample_ratio = loaded.config.observability.logging.sample_ratio
         self._spans = tracing_setup.start_tracing(loaded.config, block.boot_id, "worker")
         plan = server.require_plan()
-        self._routes = routes(context, self._audit, plan.report(server.child_states))
+        report = plan.report(server.child_states)
+        is_usable = lambda name: self._modules.is_usable(name)  # noqa: E731, PLW0108 - the registry is made below
+        self._routes = routes(context, self._audit, report, is_usable)
+        self._deferred = DeferredAnswers(loaded.config.server.deferred_max)
         self._modules = Registry(
             plan.modules, plan.board, self.row,
-            context_of=self._module_context, taken=self._routes,
+            migrations=plan.migrations, context_of=self._module_context, routes=self._routes, wrap=self._deferred.wrap,
             wake=lambda: worker.loop.call_soon_threadsafe(self._add_published),
         )  # fmt: skip
         self._lock_backoff = LockBackoff(block, worker.loop)
-        self._deferred = DeferredAnswers(loaded.config.server.deferred_max)
         self._api = self._routed()
         self.serve = FastPath(self._routes, self._gate, self._deferred.in_front_of(self._api))
         if self._spans is not None:

@@ -171,7 +171,7 @@ def _run(words: Sequence[str], named: Command | None, name: str | None) -> int:
     if named is None and name is not None:
         from mlsdm.module_commands import module_commands  # noqa: PLC0415 - reads the configuration
 
-        for offered in module_commands():
+        for offered in module_commands({command.name for command in COMMANDS}):
             subparser = subparsers.add_parser(offered.name, help=offered.summary)
             offered.add_arguments(subparser)
             subparser.set_defaults(run=offered.run)

@@ -1,13 +1,29 @@
 """The subcommands that modules of the platform add to `mlsdm`, for the modules that the configuration enables."""
 
 import os
+import sys
+from collections.abc import Collection
 
 from app.lifecycle.contract import Command
 from app.lifecycle.loader import load_modules
 from core import startup
 
 
-def module_commands() -> list[Command]:
-    """Return the commands of every module that can be loaded."""
-    names = startup.enabled_modules(None, os.environ, startup.PLACES)
-    return [command for one in load_modules(names) if one.module is not None for command in one.module.commands()]
+def module_commands(taken: Collection[str]) -> list[Command]:
+    """Return the commands of every module that can be loaded, without those whose names are `taken`.
+
+    What is left out is named on stderr.
+    """
+    found: dict[str, Command] = {}
+    for one in load_modules(startup.enabled_modules(None, os.environ, startup.PLACES)):
+        try:
+            commands = one.module.commands() if one.module is not None else ()
+        except Exception as error:  # noqa: BLE001 - the other commands work without it
+            print(f"mlsdm: the commands of module {one.name} are left out: {error}", file=sys.stderr)
+            continue
+        for command in commands:
+            if command.name in taken or command.name in found:
+                print(f"mlsdm: the command {command.name} of module {one.name} is left out: taken", file=sys.stderr)
+            else:
+                found[command.name] = command
+    return list(found.values())

@@ -43,6 +43,7 @@ class FoundModule:
     phases: dict[str, float] = field(default_factory=dict)  # milliseconds
     children: Sequence[ModuleChild] = ()
     migrations: Sequence[Migration] = ()
+    guards: bool = False  # it may authenticate clients; stays true when the module is left out later
 
     def leave_out(self, reason: str) -> None:
         """Say why this module is not opened."""
@@ -102,6 +103,7 @@ def _load_one(name: str) -> FoundModule:
             loaded.leave_out(f"import: {reason}")
         else:
             loaded.module = _checked(name, find())
+            loaded.guards = type(loaded.module).authenticators is not Module.authenticators
     except Exception as error:  # noqa: BLE001 - whatever it is, the server goes on without this module
         loaded.leave_out(f"import: {type(error).__name__}: {error}")
     loaded.phases["import"] = _milliseconds_since(began)

@@ -48,11 +48,12 @@ class ModuleThread(threading.Thread):
         board: Board,
         holder: int,
         *,
+        migrations: Board | None,
         context_of: Callable[[Module], ModuleContext],
         is_usable: Callable[[str], bool],
         publish: Callable[[Published], None],
     ) -> None:
-        """`holder` is this process's column of the board.
+        """`holder` is this process's column of the board; `migrations` the board of the module's migrations, if any.
 
         `is_usable(name)` returns whether that module is usable in this process; `publish` adds what it is given to the
         application.
@@ -60,6 +61,7 @@ class ModuleThread(threading.Thread):
         super().__init__(name=f"module {module.name}", daemon=True)
         self.module = module
         self.settled = threading.Event()
+        self._migrations = migrations
         self._context_of = context_of
         self._board = board
         self._holder = holder
@@ -67,6 +69,7 @@ class ModuleThread(threading.Thread):
         self._publish = publish
         self._closing = threading.Event()
         self._is_open = False
+        self._has_failed = False  # outside its methods
         self._usable_since = 0.0  # on the monotonic clock
         self._running_since = 0.0  # on the monotonic clock; 0 while no method of the module runs
         self._writing = threading.Lock()
@@ -94,7 +97,8 @@ class ModuleThread(threading.Thread):
             log.exception("module %s failed", self.module.name)
             self._running_since = 0.0
             self._enter("failed", f"{self._cell.running}: {type(error).__name__}: {error}", running="")
-        self.settled.set()
+        finally:
+            self.settled.set()
         if self._is_open and type(self.module).close is not Module.close:
             self._closing.wait()
             self._close()
@@ -105,11 +109,26 @@ class ModuleThread(threading.Thread):
         if not self.is_alive() and self.is_usable:
             self._enter("closed")
 
+    def fail(self, reason: str) -> None:
+        """Report that the module cannot be used, for a reason that is found outside its methods."""
+        self._has_failed = True
+        self._enter("failed", reason)
+
+    def leave_behind(self) -> None:
+        """Note that this process ends in order: a method that still runs has not ended it."""
+        if self.is_alive():
+            self._write(running="")
+
     def report_if_stuck(self, now: float) -> None:
         """Report the module as stuck when one of its methods has run for too long. `now` on the monotonic clock."""
-        since = self._running_since
-        if since and now - since > STUCK_SECONDS and self._cell.state != "stuck":
-            self._enter("stuck", f"{self._cell.running} has run for {STUCK_SECONDS:.0f} s")
+        with self._writing:
+            since, cell = self._running_since, self._cell
+            if not since or now - since <= STUCK_SECONDS or cell.state == "stuck":
+                return
+            reason = f"{cell.running} has run for {STUCK_SECONDS:.0f} s"
+            self._cell = msgspec.structs.replace(cell, state="stuck", reason=reason, since=time.time())
+            self._board.write(self.module.name, self._holder, self._cell)
+        log.error("module %s is stuck: %s", self.module.name, reason)
 
     # -- phases ------------------------------------------------------------------------------------------------------
 
@@ -132,8 +151,8 @@ class ModuleThread(threading.Thread):
 
     def _missing(self) -> str:
         """Return what this module waits for, "" for nothing."""
-        if self.module.migrations():
-            cell = self._board.read(self.module.name, self._board.arbiter)
+        if self._migrations is not None:
+            cell = self._migrations.read(self.module.name, self._migrations.arbiter)
             if cell is None or cell.state != "ready":
                 return "its migrations are not done" + (f": {cell.reason}" if cell and cell.reason else "")
         missing = (name for name in self.module.requires if not self._is_usable(name))
@@ -146,7 +165,9 @@ class ModuleThread(threading.Thread):
         self._call("routes", lambda: self._publish(Published(name, self.module.routes(context), ())))
         self._call("open", lambda: self.module.open(context))
         self._is_open = True
-        self._call("authenticators", lambda: self._publish(Published(name, {}, self.module.authenticators(context))))
+        self._call(
+            "authenticators", lambda: self._publish(Published(name, {}, tuple(self.module.authenticators(context))))
+        )
         self._usable_since = time.monotonic()
         self._enter("ready")
         log.info("module %s is ready", name, extra={"role": context.role})
@@ -186,12 +207,15 @@ class ModuleThread(threading.Thread):
         began = self._running_since = time.monotonic()
         self._write(running=method)
         result = function()
-        self._running_since = 0.0
+        with self._writing:
+            self._running_since = 0.0
         phases = {**self._cell.phases, method: round((time.monotonic() - began) * 1e3, 3)}
         self._write(running="", phases=phases)
         return result
 
     def _enter(self, state: State, reason: str = "", **members: Any) -> None:
+        if self._has_failed and state in USABLE:
+            return
         if reason:
             log.error("module %s is %s: %s", self.module.name, state, reason)
         elif self._cell.state in ("degraded", "stuck") and state == "ready":

@@ -17,13 +17,15 @@ from app.lifecycle.contract import Migration, Module, ModuleChild
 from app.lifecycle.loader import FoundModule, declare
 from app.lifecycle.report import Board, Cell, Declared, Report
 from app.processes.child import Child, ChildContext
-from app.processes.child_table import ChildState
+from app.processes.child_table import CHILDREN_MAX, ChildState
 from app.telemetry.series import measure_into_files_of
 from shm.process import identify_self
 
 MIGRATIONS: Final = "migrations"  # the name of the child that runs them
 MIGRATION_SECONDS_MAX: Final = 600.0  # for one migration; then it is ended and begun anew
 MIGRATION_SIZE_MAX: Final = 512_000_000  # bytes of anonymous memory
+MODULE_CHILDREN_MAX: Final = CHILDREN_MAX // 2  # at a reload the old ones may still be ending
+_WAIT_SECONDS: Final = 0.1  # between two looks of a child at the migrations that it waits for
 
 log = logging.getLogger("mlsdm.modules")
 
@@ -49,10 +51,16 @@ class Plan:
         self._required = {*required, *(one.name for one in loaded if one.module is not None and one.module.required)}
         self.children: list[Child] = []
         self.board = Board([one.name for one in loaded], rows)
-        if before is not None:
-            self._keep_migrations(before)
+        # A board for the migrations of each module. It outlives the plan while the settings stay the same, because a
+        # migration that has run, or is running, is not started again.
+        self.migrations: dict[str, Board] = {}
         for one in loaded:
-            self._declare(one)
+            self._declare(one, before)
+
+    @property
+    def guards(self) -> bool:
+        """Whether a module may authenticate clients, also one that was left out after its import."""
+        return any(one.guards for one in self._loaded)
 
     @property
     def modules(self) -> list[Module]:
@@ -92,48 +100,57 @@ class Plan:
         ]
         return Report(declared, self.board, children)
 
-    def _declare(self, one: FoundModule) -> None:
+    def _declare(self, one: FoundModule, before: "Plan | None") -> None:
         """Ask a module for its children and migrations, and have the supervisor run them."""
         if one.module is None:
             return
+        lacking = next((name for name in one.module.requires if name not in {m.name for m in self.modules}), None)
+        if lacking is not None:
+            one.leave_out(f"it requires the module {lacking}, which is left out")
+            return
         settings = self.sections[one.name]
         declare(one, settings)
+        if one.module is None:
+            return
         try:
-            children = [
-                Child(
-                    f"{one.name}-{child.name}",
-                    partial(_run, one.module, child, settings),
-                    child.access,
-                    child.silence_seconds,
-                    child.memory_size_max,
-                    settings=settings,
-                )
-                for child in one.children
-            ]
-            if one.migrations:
-                migrate = partial(_migrate, one.module, one.migrations, settings, self.board)
-                children.append(
-                    Child(
-                        f"{one.name}-{MIGRATIONS}",
-                        migrate,
-                        silence_seconds=MIGRATION_SECONDS_MAX,
-                        memory_size_max=MIGRATION_SIZE_MAX,
-                        once=True,
-                        settings=settings,
-                    )
-                )
-        except ValueError as error:
+            children = self._children_of(one, settings, before)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the arbiter goes on without this module
             one.leave_out(f"children: {error}")
         else:
             self.children += children
 
-    def _keep_migrations(self, before: "Plan") -> None:
-        """Take over that migrations are done, for modules whose settings have not changed: they do not run again."""
-        for name in self.board.names:
-            if name in before.board.names and before.sections.get(name) == self.sections.get(name):
-                cell = before.board.read(name, before.board.arbiter)
-                if cell is not None and cell.state == "ready":
-                    self.board.write(name, self.board.arbiter, cell)
+    def _children_of(self, one: FoundModule, settings: msgspec.Struct, before: "Plan | None") -> list[Child]:
+        """Return what the supervisor runs for a module. Raises ValueError or TypeError for what it cannot run."""
+        assert one.module is not None
+        children = []
+        board = None
+        if one.migrations:
+            kept = before is not None and before.sections.get(one.name) == settings
+            board = (before.migrations.get(one.name) if before is not None and kept else None) or Board([one.name], 0)
+            self.migrations[one.name] = board
+            migrate = partial(_migrate, one.module, one.migrations, settings, board)
+            children.append(
+                Child(
+                    f"{one.name}-{MIGRATIONS}",
+                    migrate,
+                    silence_seconds=MIGRATION_SECONDS_MAX,
+                    memory_size_max=MIGRATION_SIZE_MAX,
+                    once=True,
+                    settings=settings,
+                )
+            )
+        for child in one.children:
+            run = partial(_run, one.module, child, settings, board)
+            name = f"{one.name}-{child.name}"
+            children.append(
+                Child(name, run, child.access, child.silence_seconds, child.memory_size_max, settings=settings)
+            )
+        names = [child.name for child in (*self.children, *children)]
+        if len(set(names)) < len(names):
+            raise ValueError("two children have the same name")
+        if len(names) > MODULE_CHILDREN_MAX:
+            raise ValueError(f"all modules together declare more than {MODULE_CHILDREN_MAX} children")
+        return children
 
 
 def _migrate(
@@ -160,8 +177,13 @@ def _migrate(
     return 0
 
 
-def _run(module: Module, declared: ModuleChild, settings: msgspec.Struct, child: ChildContext) -> int:
-    """Be a child of a module; the exit status."""
+def _run(
+    module: Module, declared: ModuleChild, settings: msgspec.Struct, migrations: Board | None, child: ChildContext
+) -> int:
+    """Run a module's child, once its migrations are done; return the exit status."""
+    while migrations is not None and not _are_done(migrations, module.name):
+        if child.wait(_WAIT_SECONDS):
+            return 0
     measure_into_files_of(child.name)
     context = make_context(module, declared.name, settings, child.config)
     module.open(context)
@@ -170,3 +192,8 @@ def _run(module: Module, declared: ModuleChild, settings: msgspec.Struct, child:
         return declared.run(context, child)
     finally:
         module.close()
+
+
+def _are_done(migrations: Board, name: str) -> bool:
+    cell = migrations.read(name, migrations.arbiter)
+    return cell is not None and cell.state == "ready"

@@ -6,13 +6,15 @@ Invariants: a route of a module answers 503 `module_unavailable` unless the modu
 Threading: every method but `_publish` is called on the event loop's thread.
 """
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 import falcon
+from falcon.routing import DefaultRouter
 
 from app.api.operation import Resource, check_operations
 from app.api.problem import Problem
@@ -23,6 +25,8 @@ from app.lifecycle.report import Board
 UNAVAILABLE: Final = "module_unavailable"
 OPEN_SECONDS_MAX: Final = 1.0  # that a worker waits for its modules before it accepts connections
 CLOSE_SECONDS_MAX: Final = 5.0  # for all modules of a process together
+
+log = logging.getLogger("mlsdm.modules")
 
 
 class Registry:
@@ -35,19 +39,31 @@ class Registry:
         holder: int,
         *,
         context_of: Callable[[Module], ModuleContext],
-        taken: Iterable[str],
+        migrations: Mapping[str, Board],
+        routes: Mapping[str, Resource],
+        wrap: Callable[[Resource], Resource] = lambda resource: resource,
         wake: Callable[[], object],
     ) -> None:
-        """`modules` in the order in which they are opened; `holder` is this process's column of the board; `taken` are
-        paths that have a route; `wake()`, called from any thread, has the event loop call `add_published`.
+        """`modules` in the order in which they are opened; `holder` is this process's column of the board; `migrations`
+        are the boards of modules that have some; `routes` exist already; `wrap` is what the application does to a
+        resource before it adds it; `wake()`, called from any thread, has the event loop call `add_published`.
         """
         self._published: SimpleQueue[Published] = SimpleQueue()
         self._wake = wake
-        self._taken = set(taken)
-        self._taking = threading.Lock()
+        self._wrap = wrap
+        self._trial = DefaultRouter()  # has every route, so that one that cannot be added is refused by it first
+        self._trying = threading.Lock()
+        for path, resource in routes.items():
+            self._trial.add_route(path, wrap(resource))
         self._threads = {
             module.name: ModuleThread(
-                module, board, holder, context_of=context_of, is_usable=self.is_usable, publish=self._publish
+                module,
+                board,
+                holder,
+                migrations=migrations.get(module.name),
+                context_of=context_of,
+                is_usable=self.is_usable,
+                publish=self._publish,
             )
             for module in modules
         }
@@ -68,8 +84,13 @@ class Registry:
                 published = self._published.get_nowait()
             except Empty:
                 return
-            self._module_of |= dict.fromkeys(published.routes, self._threads[published.module])
-            add(published)
+            thread = self._threads[published.module]
+            self._module_of |= dict.fromkeys(published.routes, thread)
+            try:
+                add(published)
+            except Exception as error:
+                log.exception("what module %s has published cannot be added", published.module)
+                thread.fail(f"its routes or authenticators cannot be added: {error}")
 
     def report_stuck(self, now: float) -> None:
         """Find modules that are stuck; called on every beat. `now` on the monotonic clock."""
@@ -87,6 +108,7 @@ class Registry:
         for thread in reversed(self._threads.values()):
             thread.request_close()
             thread.join(max(0.0, deadline - time.monotonic()))
+            thread.leave_behind()
 
     def process_resource(
         self, request: falcon.Request, _response: falcon.Response, _resource: Resource, _params: dict[str, Any]
@@ -104,9 +126,12 @@ class Registry:
             check_operations(path, resource)
             for method, operation in resource.operations.items():
                 assert UNAVAILABLE in operation.refusals, f"{method} {path} does not declare {UNAVAILABLE}"
-        with self._taking:
-            if again := self._taken & published.routes.keys():
-                raise ValueError(f"{min(again)} is a route already")
-            self._taken |= published.routes.keys()
+            if not path.startswith("/"):
+                raise ValueError(f"the route {path!r} does not begin with a slash")
+            with self._trying:
+                found = self._trial.find(path)
+                if found is not None and found[3] == path:
+                    raise ValueError(f"{path} is a route already")
+                self._trial.add_route(path, self._wrap(resource))
         self._published.put(published)
         self._wake()

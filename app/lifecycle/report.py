@@ -65,7 +65,8 @@ class Board:
 
     def write(self, module: str, holder: int, cell: Cell) -> None:
         """Publish a cell, its reason cut to REASON_LENGTH_MAX characters."""
-        content = msgspec.msgpack.encode(msgspec.structs.replace(cell, reason=cell.reason[:REASON_LENGTH_MAX]))
+        reason = cell.reason[:REASON_LENGTH_MAX].encode("utf-8", "replace").decode()  # it may hold lone surrogates
+        content = msgspec.msgpack.encode(msgspec.structs.replace(cell, reason=reason))
         at = self._offset(module, holder)
         assert _HEAD.size + len(content) <= CELL_SIZE
         self._map[at : at + _HEAD.size + len(content)] = _HEAD.pack(len(content), zlib.crc32(content)) + content
@@ -96,6 +97,7 @@ _ENDS: Final = {
     "memory": "killed: it passed its memory limit",
     "replaced": "replaced: its settings changed",
     "superseded": "ended: a newer arbiter has taken over",
+    "ended": "ended: no longer configured",
     "finished": "finished",
     "not_started": "the fork failed",
 }
@@ -112,7 +114,7 @@ class ChildReport(msgspec.Struct):
     @classmethod
     def of(cls, name: str, state: ChildState) -> "ChildReport":
         """Return the report of what the supervisor knows of a child."""
-        reason = _ENDS[state.reason].format(status=state.status, signal=-state.status)
+        reason = _ENDS.get(state.reason, state.reason).format(status=state.status, signal=-state.status)
         return cls(name, state.pid != 0, state.starts, reason)
 
     @property
@@ -169,9 +171,9 @@ class Report:
         self._children = children
 
     @property
-    def has_required(self) -> bool:
-        """Whether any module is required."""
-        return any(declared.required for declared in self._declared)
+    def required(self) -> list[str]:
+        """The names of the required modules."""
+        return [declared.name for declared in self._declared if declared.required]
 
     def modules(self) -> list[ModuleReport]:
         """Return every module that the configuration enables, in the order in which they are opened."""

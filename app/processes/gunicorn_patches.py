@@ -90,6 +90,8 @@ def serve_children(arbiter: Arbiter, children: Children) -> None:
     def reap_all() -> None:
         children.reap(respawn=bool(arbiter.LISTENERS))  # without listeners the server is stopping
         reap()
+        if arbiter.LISTENERS:
+            children.watch()  # at a reload Gunicorn waits for the old workers in a loop that only reaps
 
     def watch_all() -> None:
         children.watch()

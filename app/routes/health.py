@@ -6,7 +6,7 @@ their bounds, and the controller is alive. It reads what the controller has samp
 During an emergency (core/controller/emergency.py) the check of its component fails until the cooldown is over.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, ClassVar, Final, Literal
@@ -192,9 +192,13 @@ class ReadinessResource:
         )
     }
 
-    def __init__(self, context: Context, modules: Report = NO_MODULES) -> None:
+    def __init__(
+        self, context: Context, modules: Report = NO_MODULES, is_usable: Callable[[str], bool] = lambda _name: True
+    ) -> None:
+        """`is_usable(name)` returns whether a module of this worker can be used."""
         self.context = context
         self.modules = modules
+        self.is_usable = is_usable
 
     def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
         """Answer 200 if every check holds, else 503, with the checks in both cases."""
@@ -230,11 +234,10 @@ class ReadinessResource:
 
     def _module_checks(self) -> dict[str, Check]:
         """Return the check of the required modules by its name; {} if no module is required."""
-        if not self.modules.has_required:
+        if not self.modules.required:
             return {}
-        missing = [module for module in self.modules.modules() if module.required and not module.is_usable]
-        reasons = ", ".join(f"{module.name} is {module.state}: {module.reason}" for module in missing)
-        return {"modules": Check(False, reasons) if missing else Check(True)}
+        missing = [name for name in self.modules.required if not self.is_usable(name)]
+        return {"modules": Check(False, f"not usable in this worker: {', '.join(missing)}") if missing else Check(True)}
 
     def _store_checks(self, emergency: int) -> dict[str, Check]:
         lock = {"lock": _emergency_check(emergency, EMERGENCY_LOST)}

@@ -1,5 +1,7 @@
 """The table of routes: path → resource. A new route is a new file in this folder and one line here."""
 
+from collections.abc import Callable
+
 from app.api.access.audit_log import AuditLog
 from app.api.context import Context
 from app.api.operation import Resource
@@ -18,9 +20,11 @@ from app.routes.state import StateResource
 INLINE_SHADOW_SIZE_MAX = 32_000_000
 
 
-def routes(context: Context, audit: AuditLog, modules: Report) -> dict[str, Resource]:
+def routes(
+    context: Context, audit: AuditLog, modules: Report, is_usable: Callable[[str], bool] = lambda _name: True
+) -> dict[str, Resource]:
     """Return every route of the engine: path → resource. Those of modules come beside them."""
-    readiness = ReadinessResource(context, modules)
+    readiness = ReadinessResource(context, modules, is_usable)
     metrics = MetricsResource(context, readiness.is_ready, ModulesCollector(modules))
     large = context.store.block.layout.shadow_stride * context.config.capacity > INLINE_SHADOW_SIZE_MAX
     table: dict[str, Resource] = {

@@ -134,7 +134,7 @@ def test_the_command_prints_the_report(served: LiveServer) -> None:
 
     assert (done.returncode, [line.split()[:2] for line in done.stdout.splitlines()]) == (
         0,
-        [["module", "state"], ["openapi", "ready"], ["sample", "ready"], ["child0", "up"], ["migrations", "finished"]],
+        [["module", "state"], ["openapi", "ready"], ["sample", "ready"], ["migrations", "finished"], ["child0", "up"]],
     )
     assert (closed.returncode, closed.stderr) == (
         1, f"mlsdm modules: {url} answered 401 Unauthorized: set API_KEY to a key of this server\n",

@@ -17,7 +17,7 @@ from app.api.problem import Problem
 from app.lifecycle import module_thread, registry
 from app.lifecycle.context import make_context
 from app.lifecycle.contract import Migration, Module, ModuleContext
-from app.lifecycle.module_thread import DEATHS_MAX, STUCK_SECONDS
+from app.lifecycle.module_thread import DEATHS_MAX, STUCK_SECONDS, Published
 from app.lifecycle.registry import UNAVAILABLE, Registry
 from app.lifecycle.report import Board, Cell
 from core.access.keys import Role
@@ -45,6 +45,15 @@ class Undeclared(Nothing):
     """A resource whose operation does not declare that its module may be unavailable."""
 
     operations: ClassVar[Mapping[str, Operation]] = {"GET": Operation("Nothing.", Role.READ, None)}
+
+
+class Waiting(Nothing):
+    """A resource whose responder is a coroutine, although its operation is not deferred."""
+
+    async def on_get(self, _request: falcon.Request, _response: falcon.Response) -> None:  # type: ignore[override]
+        """Do nothing."""
+
+    on_head = Nothing.on_get
 
 
 class Scripted(Module):
@@ -92,10 +101,11 @@ class Process:
     def __init__(self, *modules: Module, board: Board | None = None, holder: int = 0) -> None:
         self.board = board or Board([module.name for module in modules], 2)
         self.routes: dict[str, Resource] = {}
+        self.migrations = {module.name: Board([module.name], 0) for module in modules if module.migrations()}
         self.registry = Registry(
             modules, self.board, holder,
             context_of=lambda module: make_context(module, "worker", msgspec.UNSET, Config()),  # type: ignore[arg-type]
-            taken=["/event"], wake=lambda: None,
+            migrations=self.migrations, routes={"/event": Nothing()}, wake=lambda: None,
         )  # fmt: skip
         self.registry.start()
         self.apply()
@@ -257,7 +267,7 @@ def test_a_module_that_does_not_close_is_left_behind(gate: threading.Event) -> N
     eventually(lambda: process.cell("a").state == "ready")
     process.registry.close()
 
-    assert process.cell("a").running == "close"
+    assert process.cell("a").state == "ready"
 
 
 def test_a_module_waits_for_its_migrations() -> None:
@@ -266,9 +276,9 @@ def test_a_module_waits_for_its_migrations() -> None:
     module.has_migration = True
     process = Process(module)
     waiting = process.cell("a").reason
-    process.board.write("a", process.board.arbiter, Cell(*DEAD, "failed", 0.0, "0001: no"))
+    process.migrations["a"].write("a", 0, Cell(*DEAD, "failed", 0.0, "0001: no"))
     eventually(lambda: process.cell("a").reason == "its migrations are not done: 0001: no")
-    process.board.write("a", process.board.arbiter, Cell(*DEAD, "ready", 0.0))
+    process.migrations["a"].write("a", 0, Cell(*DEAD, "ready", 0.0))
     eventually(lambda: process.cell("a").state == "ready")
     process.registry.close()
 
@@ -306,6 +316,11 @@ def test_deaths_are_forgotten_once_a_module_was_usable_for_long(monkeypatch: pyt
     [
         pytest.param({"/event": Nothing()}, "routes: ValueError: /event is a route already", id="taken"),
         pytest.param(
+            {"event": Nothing()}, "routes: ValueError: the route 'event' does not begin with a slash", id="slash"
+        ),
+        pytest.param({"/{x}/{x}": Nothing()}, "routes: UnacceptableRouteError: Field names", id="field_twice"),
+        pytest.param({"/x": Waiting()}, "routes: TypeError: ", id="coroutine"),
+        pytest.param(
             {"/x": Undeclared()}, "routes: AssertionError: GET /x does not declare module_unavailable", id="undeclared"
         ),
     ],
@@ -315,7 +330,8 @@ def test_a_module_whose_routes_cannot_be_added_fails(routes: Mapping[str, Resour
     process = Process(Scripted("a", routes=lambda: routes))
     process.registry.close()
 
-    assert (process.cell("a").state, process.cell("a").reason, process.routes) == ("failed", reason, {})
+    assert (process.cell("a").state, process.routes) == ("failed", {})
+    assert process.cell("a").reason.startswith(reason)
 
 
 def test_what_a_module_publishes_late_is_added_on_the_loop(gate: threading.Event) -> None:
@@ -333,3 +349,39 @@ def test_what_a_module_publishes_late_is_added_on_the_loop(gate: threading.Event
     process.registry.close()
 
     assert (before, set(process.routes)) == ({}, {"/late"})
+
+
+def test_what_cannot_be_added_to_the_application_fails_its_module_only() -> None:
+    """The loop goes on, and adds what the other modules have published."""
+    board = Board(["bad", "good"], 2)
+    added: list[str] = []
+
+    def add(published: Published) -> None:
+        if published.module == "bad":
+            failing()
+        added.append(published.module)
+
+    modules = [Scripted("bad"), Scripted("good")]
+    both = Registry(
+        modules, board, 0,
+        context_of=lambda module: make_context(module, "worker", msgspec.UNSET, Config()),  # type: ignore[arg-type]
+        migrations={}, routes={}, wake=lambda: None,
+    )  # fmt: skip
+    both.start()
+    both.add_published(add)
+    usable = [both.is_usable("bad"), both.is_usable("good")]
+    cell = board.read("bad", 0)
+    both.close()
+
+    assert cell is not None
+    assert (usable, set(added)) == ([False, True], {"good"})
+    assert (cell.state, cell.reason) == ("failed", "its routes or authenticators cannot be added: told to")
+
+
+def test_a_process_that_ends_in_order_is_no_death_of_a_module(gate: threading.Event) -> None:
+    """A method that still runs when its process ends has not ended it."""
+    process = Process(Scripted("a", close=gate.wait))
+    eventually(lambda: process.cell("a").state == "ready")
+    process.registry.close()
+
+    assert process.cell("a").running == ""

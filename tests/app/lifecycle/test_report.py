@@ -6,7 +6,7 @@ import time
 import pytest
 
 from app.lifecycle.report import REASON_LENGTH_MAX, Board, Cell, ChildReport, Declared, Report
-from app.processes.child_table import ChildState
+from app.processes.child_table import ChildState, Reason
 from shm.process import Identity, identify_self
 
 ME = identify_self()
@@ -108,3 +108,22 @@ def test_since_is_when_the_state_began() -> None:
 
     assert module.since == "1970-01-01T00:01:40.000+00:00"
     assert module.since < time.strftime("%Y")
+
+
+def test_every_end_of_a_child_has_words() -> None:
+    """Whatever the supervisor notes."""
+    for reason in Reason:
+        name = reason.name.lower()
+        words = ChildReport.of("x", ChildState(0, 1, name, -9)).reason
+
+        assert (words == "") == (reason == Reason.NONE)
+
+
+def test_a_reason_may_hold_any_text() -> None:
+    """A lone surrogate, as in an odd file name, is replaced."""
+    board = Board(["a"], 1)
+    board.write("a", 0, cell(reason="\udcff"))
+    read = board.read("a", 0)
+
+    assert read is not None
+    assert read.reason == "?"

@@ -40,7 +40,7 @@ class ChildrenRecorder:
 
 
 def test_children_are_reaped_before_gunicorn_reaps_all() -> None:
-    """Without listeners the server stops, and nothing is respawned."""
+    """They are watched then, because a reload only reaps. Without listeners the server stops: nothing is respawned."""
     children = ChildrenRecorder()
     arbiter = SimpleNamespace(
         LISTENERS=["listener"],
@@ -56,7 +56,9 @@ def test_children_are_reaped_before_gunicorn_reaps_all() -> None:
     arbiter.murder_workers()
 
     assert children.calls == [
-        "reap, respawn=True", "gunicorn reaps", "reap, respawn=False", "gunicorn reaps", "watch", "gunicorn murders",
+        "reap, respawn=True", "gunicorn reaps", "watch",
+        "reap, respawn=False", "gunicorn reaps",
+        "watch", "gunicorn murders",
     ]  # fmt: skip
 
 

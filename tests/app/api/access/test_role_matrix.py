@@ -116,7 +116,9 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Route]]:
     for loaded in load_modules(tuple(BUILT_IN)):
         assert loaded.module is not None
         application._routes |= loaded.module.routes(make_context(loaded.module, "worker", NoSettings(), config))
-    application._modules = Registry((), Board((), 0), 0, context_of=_no_context, taken=(), wake=lambda: None)
+    application._modules = Registry(
+        (), Board((), 0), 0, migrations={}, context_of=_no_context, routes={}, wake=lambda: None
+    )
     application._lock_backoff = LockBackoff(formed.block, asyncio.new_event_loop())
     api = application._routed()
     found = []
