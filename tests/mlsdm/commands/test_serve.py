@@ -97,6 +97,7 @@ def test_ctrl_c_ends_with_status_0_and_leaves_nothing(serve: Serve, to_the_group
     served = serve("--workers", "2").ready()
     arbiter = psutil.Process(served.process.pid)
     members = eventually(lambda: len(found := arbiter.children(recursive=True)) == 3 and found)
+    eventually(lambda: served.said.count("serves from row") == 2)  # from here on each handles the signal in its loop
     memory = os.stat(next(iter(find_blocks(served.process.pid)))[1]).st_ino
 
     if to_the_group:
