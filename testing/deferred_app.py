@@ -16,8 +16,6 @@ import msgspec
 from msgspec import Meta
 
 from app import main
-from app.api.access.audit_log import AuditLog
-from app.api.context import Context
 from app.api.operation import Operation, Parameter, Resource
 from app.api.problem import Problem
 from app.routes.table import routes
@@ -94,9 +92,9 @@ class LaterResource:
         return Later(name, size)
 
 
-def with_later(context: Context, audit: AuditLog, modules: Any) -> dict[str, Resource]:
+def with_later(*arguments: Any) -> dict[str, Resource]:
     """Return the table of routes and one more."""
-    return {**routes(context, audit, modules), "/later/{name}": LaterResource()}
+    return {**routes(*arguments), "/later/{name}": LaterResource()}
 
 
 assert vars(main)["routes"] is routes  # what is replaced is what would be used

@@ -37,6 +37,11 @@ def report(server: LiveServer, name: str = "sample") -> dict[str, Any]:
     return next(module for module in modules if module["name"] == name)
 
 
+def child_reasons(server: LiveServer) -> list[str]:
+    """Return why the module's children have ended last."""
+    return [child["reason"] for child in report(server)["children"]]
+
+
 def state_of(server: LiveServer) -> str:
     """Return the state of the module; "" while a worker that it kills does not answer."""
     try:
@@ -62,7 +67,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """A server whose sample module works."""
     directory = tmp_path_factory.mktemp("modules")
     server = start(directory, SAMPLE_DIRECTORY=str(directory), MLSDM_SAMPLE__GREETING="good morning")
-    eventually(lambda: report(server)["state"] == "ready")
+    eventually(lambda: report(server)["state"] == "ready" and "finished" in child_reasons(server))
     yield server
     server.stop()
 
