@@ -152,7 +152,7 @@ class ModuleThread(threading.Thread):
     def _missing(self) -> str:
         """Return what this module waits for, "" for nothing."""
         if self._migrations is not None:
-            cell = self._migrations.read(self.module.name, self._migrations.arbiter)
+            cell = self._migrations.read(self.module.name, 0)
             if cell is None or cell.state != "ready":
                 return "its migrations are not done" + (f": {cell.reason}" if cell and cell.reason else "")
         missing = (name for name in self.module.requires if not self._is_usable(name))

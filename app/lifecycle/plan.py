@@ -126,7 +126,7 @@ class Plan:
         board = None
         if one.migrations:
             kept = before is not None and before.sections.get(one.name) == settings
-            board = (before.migrations.get(one.name) if before is not None and kept else None) or Board([one.name], 0)
+            board = (before.migrations.get(one.name) if before is not None and kept else None) or Board([one.name], 1)
             self.migrations[one.name] = board
             migrate = partial(_migrate, one.module, one.migrations, settings, board)
             children.append(
@@ -168,12 +168,12 @@ def _migrate(
         except Exception as error:
             log.exception("migration %s of module %s failed", migration.name, module.name)
             reason = f"{migration.name}: {type(error).__name__}: {error}"
-            board.write(module.name, board.arbiter, msgspec.structs.replace(cell, state="failed", reason=reason))
+            board.write(module.name, 0, msgspec.structs.replace(cell, state="failed", reason=reason))
             return 1
         log.info(
             "migration %s of module %s took %.1f ms", migration.name, module.name, (time.monotonic() - began) * 1e3
         )
-    board.write(module.name, board.arbiter, msgspec.structs.replace(cell, state="ready", since=time.time()))
+    board.write(module.name, 0, msgspec.structs.replace(cell, state="ready", since=time.time()))
     return 0
 
 
@@ -195,5 +195,5 @@ def _run(
 
 
 def _are_done(migrations: Board, name: str) -> bool:
-    cell = migrations.read(name, migrations.arbiter)
+    cell = migrations.read(name, 0)
     return cell is not None and cell.state == "ready"

@@ -1,7 +1,7 @@
 """The report of the modules: which there are, in which state, since when and why. Every worker answers the same.
 
-Owns: the board, one anonymous shared mapping that the arbiter makes before it forks. Each holder (a worker row; the
-last one is the arbiter and what it starts) has one cell for each module and is the only writer of its cells.
+Owns: the board, an anonymous shared mapping that the arbiter makes before it forks. Each holder (a worker row; of
+migrations the process that runs them) has one cell for each module and is the only writer of its cells.
 Invariants: a cell is written whole, with its checksum; a torn cell is read as none. Nothing blocks, nothing grows.
 Rejected: a region of the block. Which modules there are changes at a reload; the layout of the block must not.
 """
@@ -55,13 +55,12 @@ class Cell(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Board:
-    """The cells of `names` (the modules) × `rows` worker rows and the arbiter."""
+    """The cells of `names` (the modules) × `holders`."""
 
-    def __init__(self, names: Sequence[str], rows: int) -> None:
+    def __init__(self, names: Sequence[str], holders: int) -> None:
         self.names = tuple(names)
-        self.arbiter = rows
-        self._holders = rows + 1
-        self._map = mmap.mmap(-1, max(1, len(self.names) * self._holders) * CELL_SIZE)
+        self._holders = holders
+        self._map = mmap.mmap(-1, max(1, len(self.names) * holders) * CELL_SIZE)
 
     def write(self, module: str, holder: int, cell: Cell) -> None:
         """Publish a cell, its reason cut to REASON_LENGTH_MAX characters."""
@@ -136,11 +135,6 @@ class ModuleReport(msgspec.Struct):
     reason: Annotated[str, Meta(description='Why it is not ready; "" when it is.', examples=[""])]
     phases: Annotated[dict[str, float], Meta(description="Milliseconds by phase.", examples=[{"open": 0.4}])]
     children: list[ChildReport]
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether its routes are served."""
-        return self.state in USABLE
 
 
 class Declared(NamedTuple):

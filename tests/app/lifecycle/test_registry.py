@@ -101,7 +101,7 @@ class Process:
     def __init__(self, *modules: Module, board: Board | None = None, holder: int = 0) -> None:
         self.board = board or Board([module.name for module in modules], 2)
         self.routes: dict[str, Resource] = {}
-        self.migrations = {module.name: Board([module.name], 0) for module in modules if module.migrations()}
+        self.migrations = {module.name: Board([module.name], 1) for module in modules if module.migrations()}
         self.registry = Registry(
             modules, self.board, holder,
             context_of=lambda module: make_context(module, "worker", msgspec.UNSET, Config()),  # type: ignore[arg-type]
