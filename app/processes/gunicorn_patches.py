@@ -26,7 +26,7 @@ from typing import Any, Final, Protocol
 
 import gunicorn.arbiter  # type: ignore[import-untyped]  # gunicorn carries no types
 
-LOOK_SECONDS_MIN: Final = 0.05  # between two looks at the children, whatever they ask for
+CHECK_SECONDS_MIN: Final = 0.05  # between two checks of the children, whatever they ask for
 
 log = logging.getLogger("mlsdm.server")
 
@@ -65,9 +65,9 @@ class Children(Protocol):
         """Notice which children have died; respawn them if `respawn`."""
 
     def watch(self) -> None:
-        """Look after the children, at least once a second."""
+        """Check all children and start what is due. To be called at least once a second."""
 
-    def seconds_to_next_look(self) -> float:
+    def seconds_to_next_check(self) -> float:
         """Return in how many seconds `watch` should be called at the latest."""
 
 
@@ -98,7 +98,7 @@ def serve_children(arbiter: Arbiter, children: Children) -> None:
         murder()
 
     def wait_for_signals(timeout: float = 1.0) -> list[int]:
-        return wait(timeout=min(timeout, max(children.seconds_to_next_look(), LOOK_SECONDS_MIN)))
+        return wait(timeout=min(timeout, max(children.seconds_to_next_check(), CHECK_SECONDS_MIN)))
 
     arbiter.reap_workers, arbiter.murder_workers, arbiter.wait_for_signals = reap_all, watch_all, wait_for_signals
 

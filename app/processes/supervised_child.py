@@ -20,10 +20,10 @@ from app.processes.respawn import Respawn
 from shm import process
 from shm.process import NOBODY, Identity
 
-# How much the time between two looks counts at most; they are a second apart, or less. After a freeze the arbiter hears
-# of its children's stops and deaths all at once: many looks, in no time, at a child that has not run yet.
-LOOK_SECONDS_MAX: Final = 0.6
-MEMORY_LOOK_SECONDS: Final = 1.0
+# How much the time between two checks counts at most; they are a second apart, or less. After a freeze the arbiter
+# hears of its children's stops and deaths all at once: many checks, in no time, of a child that has not run yet.
+CHECK_SECONDS_MAX: Final = 0.6
+MEMORY_CHECK_SECONDS: Final = 1.0
 
 log = logging.getLogger("mlsdm.server")
 
@@ -52,9 +52,9 @@ class SupervisedChild:
         self._end_seconds = end_seconds
         self._killed_for = Reason.NONE  # why this arbiter ends the present process
         self._kill_at: float | None = None  # when a process that was told to end is killed
-        self._beat: tuple[int, float] = (0, 0.0)  # the last one seen, and for how many seconds, by looks
-        self._looked_at = 0.0
-        self._memory_looked_at = 0.0
+        self._beat: tuple[int, float] = (0, 0.0)  # the last one seen, and for how many seconds, by checks
+        self._checked_at = 0.0
+        self._memory_checked_at = 0.0
 
     @property
     def name(self) -> str:
@@ -68,7 +68,7 @@ class SupervisedChild:
 
     @property
     def wake_at(self) -> float | None:
-        """When it needs a look that no signal announces; None when a look a second is enough."""
+        """When it needs a check that no signal announces; None when a check a second is enough."""
         if self.process == NOBODY:
             return self.due if self.may_start else None
         return self._kill_at
@@ -86,7 +86,7 @@ class SupervisedChild:
         self.process = Identity(pid, process.identify(pid).started)
         self.record.started(pid)
         self._killed_for, self._kill_at = Reason.NONE, None
-        self._beat, self._looked_at, self._memory_looked_at = (0, 0.0), now, now
+        self._beat, self._checked_at, self._memory_checked_at = (0, 0.0), now, now
 
     def reap(self, now: float) -> tuple[int, Reason, int | None] | None:
         """Return (pid, reason, wait status) of a process that has ended, None when there is none.
@@ -111,7 +111,7 @@ class SupervisedChild:
         self.due = self._respawn.next_start(now)
         return pid, reason, status
 
-    def look(self, now: float) -> None:
+    def check(self, now: float) -> None:
         """Kill a running child that is silent or too large, and an ending one that is late."""
         if not self.process.started:  # there was no descriptor to look it up with
             self.process = Identity(self.process.pid, process.identify(self.process.pid).started)
@@ -120,8 +120,8 @@ class SupervisedChild:
         elif self._silent_seconds(now) > self.child.silence_seconds:
             log.error("%s pid=%d is silent and is killed", self.name, self.process.pid)
             self._kill(Reason.SILENT)
-        elif self.child.memory_size_max and now - self._memory_looked_at >= MEMORY_LOOK_SECONDS:
-            self._memory_looked_at = now
+        elif self.child.memory_size_max and now - self._memory_checked_at >= MEMORY_CHECK_SECONDS:
+            self._memory_checked_at = now
             size = _anonymous_size(self.process.pid)
             if size > self.child.memory_size_max:
                 log.error(
@@ -132,8 +132,8 @@ class SupervisedChild:
 
     def _silent_seconds(self, now: float) -> float:
         beat, seconds = self._beat
-        seconds += min(now - self._looked_at, LOOK_SECONDS_MAX)
-        self._looked_at = now
+        seconds += min(now - self._checked_at, CHECK_SECONDS_MAX)
+        self._checked_at = now
         newest = self._heartbeat()
         self._beat = (newest, 0.0 if newest != beat else seconds)
         return self._beat[1]

@@ -152,7 +152,7 @@ class Supervisor:
                 self._start(supervised)
 
     def watch(self) -> None:
-        """Look after every child: start what is due, kill what is silent, too large, or late to end."""
+        """Check every child: start what is due, kill what is silent, too large, or late to end."""
         if self.superseded:
             _guarded(self._take_back)
         for supervised in list(self._supervised.values()):
@@ -161,11 +161,11 @@ class Supervisor:
     def _watch(self, supervised: SupervisedChild) -> None:
         now = time.monotonic()
         if supervised.process != NOBODY:
-            supervised.look(now)
+            supervised.check(now)
         elif supervised.may_start and now >= supervised.due and not self.superseded:
             self._start(supervised)
 
-    def seconds_to_next_look(self) -> float:
+    def seconds_to_next_check(self) -> float:
         """Return in how many seconds some child has to be started after its back-off, or killed when late to end."""
         times = [
             supervised.wake_at

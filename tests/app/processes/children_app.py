@@ -27,7 +27,7 @@ def _wait(context: ChildContext) -> int:
     return 0
 
 
-def _look(context: ChildContext) -> int:
+def _follow(context: ChildContext) -> int:
     assert context.memory is not None
     while not context.wait(0.02):
         (_directory() / f"{context.name}.position").write_text(str(context.memory.state().accepted))
@@ -62,7 +62,7 @@ log = logging.getLogger("mlsdm.children")
 
 ACTS: Final[Mapping[str, Callable[[ChildContext], int]]] = {
     "wait": _wait,
-    "look": _look,
+    "follow": _follow,
     "hang": _hang,
     "grow": _grow,
     "defy": _defy,
@@ -82,7 +82,7 @@ def _child(name: str, declared: dict[str, object]) -> Child:
             file.write(f"{os.getpid()}\n")
         return act(context)
 
-    return Child(name, run, Access.READ if act is _look else Access.NONE, **declared)  # type: ignore[arg-type] # JSON
+    return Child(name, run, Access.READ if act is _follow else Access.NONE, **declared)  # type: ignore[arg-type] # JSON
 
 
 def _children(_loaded: Loaded) -> list[Child]:

@@ -91,7 +91,7 @@ def test_children_that_die_hang_or_grow_are_replaced_while_requests_are_answered
 
 def test_a_reader_follows_the_store(served: Callable[..., Served]) -> None:
     """Its facade shows what the workers decide."""
-    one = served(reader={"acts": "look"})
+    one = served(reader={"acts": "follow"})
     headers = {"Content-Type": "application/octet-stream", "Moral-Value": "0.95"}
     for _ in range(3):
         assert one.server.request("POST", "/event", b"\0\0\x80\x3f" * 8, headers).status == 200

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from app.processes.gunicorn_patches import (
-    LOOK_SECONDS_MIN,
+    CHECK_SECONDS_MIN,
     announce_before_stop,
     bound_workers,
     keep_at_reload,
@@ -22,9 +22,9 @@ from app.processes.gunicorn_patches import (
 class ChildrenRecorder:
     """Children that record what the arbiter's loop asks of them."""
 
-    def __init__(self, next_look: float = 0.0) -> None:
+    def __init__(self, next_check: float = 0.0) -> None:
         self.calls: list[str] = []
-        self.next_look = next_look
+        self.next_check = next_check
 
     def reap(self, respawn: bool) -> None:
         """Record it."""
@@ -34,9 +34,9 @@ class ChildrenRecorder:
         """Record it."""
         self.calls.append("watch")
 
-    def seconds_to_next_look(self) -> float:
+    def seconds_to_next_check(self) -> float:
         """Return what the test asks for."""
-        return self.next_look
+        return self.next_check
 
 
 def test_children_are_reaped_before_gunicorn_reaps_all() -> None:
@@ -62,8 +62,8 @@ def test_children_are_reaped_before_gunicorn_reaps_all() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("next_look", "waits"), [(float("inf"), 1.0), (0.3, 0.3), (0.0, LOOK_SECONDS_MIN)])
-def test_the_loop_wakes_for_the_next_look(next_look: float, waits: float) -> None:
+@pytest.mark.parametrize(("next_check", "waits"), [(float("inf"), 1.0), (0.3, 0.3), (0.0, CHECK_SECONDS_MIN)])
+def test_the_loop_wakes_for_the_next_check(next_check: float, waits: float) -> None:
     """A child that is due earlier than the loop's next turn is not kept waiting; none keeps a processor busy."""
     waited: list[float] = []
 
@@ -72,7 +72,7 @@ def test_the_loop_wakes_for_the_next_look(next_look: float, waits: float) -> Non
         return [signal.SIGCHLD]
 
     arbiter = SimpleNamespace(reap_workers=None, murder_workers=None, wait_for_signals=wait_for_signals)
-    serve_children(arbiter, ChildrenRecorder(next_look))
+    serve_children(arbiter, ChildrenRecorder(next_check))
 
     assert arbiter.wait_for_signals(timeout=1.0) == [signal.SIGCHLD]
     assert waited == [waits]

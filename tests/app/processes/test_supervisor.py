@@ -201,7 +201,7 @@ def test_a_child_that_outgrows_its_limit_is_killed_and_respawned(
     run_loop: RunLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Anonymous memory counts; the page cache and shared memory do not."""
-    monkeypatch.setattr(supervised_child, "MEMORY_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(supervised_child, "MEMORY_CHECK_SECONDS", 0.05)
     limit = psutil.Process().memory_info().rss + 100 * MB
 
     def grow(context: ChildContext) -> int:
@@ -225,7 +225,7 @@ def test_a_child_that_exits_at_once_is_started_after_growing_delays(run_loop: Ru
         died = clock.now
         loop.supervisor.reap(respawn=True)
         while not loop.pid():
-            clock.now += loop.supervisor.seconds_to_next_look()
+            clock.now += loop.supervisor.seconds_to_next_check()
             loop.supervisor.watch()
         delays.append(round(clock.now - died, 3))
 
@@ -251,7 +251,7 @@ def test_a_child_that_runs_once_is_finished_by_status_0_only(run_loop: RunLoop, 
         loop.turn()
 
     assert loop.supervisor.states()["child"] == (0, 2, "finished", 0)
-    assert loop.supervisor.seconds_to_next_look() == float("inf")
+    assert loop.supervisor.seconds_to_next_check() == float("inf")
 
 
 def test_a_reload_replaces_children_whose_settings_differ_only(
@@ -332,7 +332,7 @@ def test_a_failed_fork_is_tried_again(run_loop: RunLoop, monkeypatch: pytest.Mon
     loop.supervisor.reload([_controller(), Child("child", wait_for_end)])
     assert (loop.pid(), loop.reason()) == (0, "not_started")
     for _ in range(3):
-        clock.now += loop.supervisor.seconds_to_next_look()
+        clock.now += loop.supervisor.seconds_to_next_check()
         loop.turn()
 
     assert loop.pid()
@@ -378,7 +378,7 @@ def test_children_without_access_cannot_read_the_block_and_readers_cannot_write_
         loop.formed.block.memory[0] = 0
         return 0
 
-    def look(context: ChildContext) -> int:
+    def follow(context: ChildContext) -> int:
         assert context.memory is not None
         return int(context.memory.state().accepted + 40) if context.memory.position else 1
 
@@ -386,7 +386,7 @@ def test_children_without_access_cannot_read_the_block_and_readers_cannot_write_
     loop.formed.accept()
     loop.formed.accept()
     loop.supervisor.reload(
-        [_controller(), Child("none", read), Child("writer", write, Access.READ), Child("reader", look, Access.READ)]
+        [_controller(), Child("none", read), Child("writer", write, Access.READ), Child("reader", follow, Access.READ)]
     )
     loop.until(lambda: all(loop.reason(name) != "none" for name in ("none", "writer", "reader")))
 
@@ -409,7 +409,7 @@ def test_what_cannot_be_kept_is_refused() -> None:
 # -- the controller --------------------------------------------------------------------------------------------------
 
 
-def test_many_looks_after_a_freeze_are_no_silence(run_loop: RunLoop, clock: Clock) -> None:
+def test_many_checks_after_a_freeze_are_no_silence(run_loop: RunLoop, clock: Clock) -> None:
     """The arbiter stood still, too, and is woken by each of its children that went on; only then does time count."""
 
     def pause(_context: ChildContext) -> int:
@@ -433,7 +433,7 @@ def test_many_looks_after_a_freeze_are_no_silence(run_loop: RunLoop, clock: Cloc
 
 
 def test_a_controller_that_cannot_live_is_respawned_five_times_a_second(clock: Clock) -> None:
-    """At once while there were fewer within a second, and then no sooner than that second is over, at each look."""
+    """At once while there were fewer within a second, and then no sooner than that second is over, at each check."""
     formed, config = Formed(), Config()
     loop = Supervisor(formed.block, [_controller(lambda _context: 1)], lambda: config, lambda: None, lambda: None)
 
