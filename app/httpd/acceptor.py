@@ -1,8 +1,8 @@
 """Accepts connections on the listening sockets of one worker, and shares them with the other workers.
 
-All workers poll the same sockets, and the kernel wakes the one that is idle most often: of 32 connections it got 31. So
-a worker that is well ahead of the emptiest one does not accept for a moment. The argument, and what was rejected:
-docs/design/worker-lifecycle.md.
+All workers poll the same sockets, and the kernel prefers the worker that is idle most often: of 32 connections it got
+31. So a worker that has clearly more connections than the emptiest one does not accept for a moment. The argument, and
+what was rejected: docs/design/worker-lifecycle.md.
 
 Owns: the readers on the listening sockets, the number of open connections, and the three reasons not to accept:
 - ahead: more connections than the emptiest worker, plus slack. Checked again every few milliseconds; after
@@ -73,7 +73,7 @@ class Acceptor:
 
     def __init__(
         self,
-        service: WorkerState,
+        worker: WorkerState,
         listeners: Sequence[socket.socket],
         occupancy: Occupancy,
         connections_max: int,
@@ -82,12 +82,12 @@ class Acceptor:
         """`listeners` are bound, listening and non-blocking."""
         self.open_count = 0  # accepted and not yet closed, TLS handshakes included
         for listener in listeners:
-            # Otherwise the kernel would hold up to 4 MB for each peer that does not read (tcp(7)). Accepted sockets
-            # inherit the option.
+            # Without the option the kernel would hold up to 4 MB for each peer that does not read (tcp(7)). Accepted
+            # sockets inherit the option.
             if listener.family in (socket.AF_INET, socket.AF_INET6):
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_BUFFER_SIZE.value)
-        self._service = service
-        self._loop = service.loop
+        self._worker = worker
+        self._loop = worker.loop
         self._listeners = listeners
         self._occupancy = occupancy
         self._connections_max = connections_max
@@ -98,7 +98,7 @@ class Acceptor:
         self._is_stopped = False
         self._pause: asyncio.TimerHandle | None = None
         self._openings: set[asyncio.Task[Any]] = set()  # the loop itself keeps only weak references to its tasks
-        service.on_connection_lost = self._on_lost
+        worker.on_connection_lost = self._on_lost
 
     def start(self) -> None:
         """Start or resume accepting."""
@@ -119,7 +119,7 @@ class Acceptor:
             self._occupancy.publish(NOT_ACCEPTING)
 
     def accept_waiting(self) -> None:
-        """Accept everything that waits now, also when ahead: when the whole server stops, no other worker will."""
+        """Accept all waiting connections, also when ahead: when the whole server stops, no other worker will."""
         for listener in self._listeners:
             self._accept(listener, self._connections_max)
 
@@ -167,7 +167,7 @@ class Acceptor:
                 if error.errno in _NO_RESOURCES:
                     self._pause_without_resources(error)
                     return
-                continue  # an error of this connection alone: the peer or the network has gone (accept(2))
+                continue  # only this connection failed: its peer or its network is gone (accept(2))
             self._open(accepted, address)
             if yielding and self._is_ahead():
                 return
@@ -176,16 +176,16 @@ class Acceptor:
     def _open(self, accepted: socket.socket, address: tuple[Any, ...]) -> None:
         refusal = None
         client = address[0], address[1]  # an IPv6 address has four parts; WSGI uses the first two
-        if self.open_count >= self._connections_max and not self._service.deadline_sweep.close_longest_idle():
+        if self.open_count >= self._connections_max and not self._worker.deadline_sweep.close_longest_idle():
             detail = f"This worker has its maximum of {self._connections_max} connections; try again in a second."
             if self.open_count >= self._connections_max + REFUSED_COUNT_MAX:
                 accepted.close()
-                self._service.report_refusal(_TOO_MANY, peer_only_environ(client), detail)
+                self._worker.report_refusal(_TOO_MANY, peer_only_environ(client), detail)
                 return
             refusal = Refusal(503, _TOO_MANY, detail, retry_after=1)
         self.open_count += 1
         self._occupancy.publish(self.open_count)
-        connection = Connection(self._service, client, refusal)
+        connection = Connection(self._worker, client, refusal)
         handshake: Coroutine[Any, Any, object]
         if self._tls is None:
             handshake = self._loop.connect_accepted_socket(lambda: connection, accepted)
@@ -201,8 +201,8 @@ class Acceptor:
             return
         # A failed handshake: plain HTTP on the TLS port, an unknown protocol, a port scan. There is nobody to answer,
         # and nothing that an operator could fix.
-        self._service.log.debug("A connection could not be opened: %r", opening.exception())
-        if connection not in self._service.connections:
+        self._worker.log.debug("A connection could not be opened: %r", opening.exception())
+        if connection not in self._worker.connections:
             self._on_lost()
 
     def _on_lost(self) -> None:
@@ -213,15 +213,15 @@ class Acceptor:
     def _pause_without_resources(self, error: OSError) -> None:
         if not self._is_out_of_resources:
             self._is_out_of_resources = True
-            self._service.log.error("Cannot accept connections for now: %s (%d are open)", error, self.open_count)
+            self._worker.log.error("Cannot accept connections for now: %s (%d are open)", error, self.open_count)
         if not self._is_stopped:
             self._suspend(NO_RESOURCES_PAUSE_SECONDS, self.start)
 
     def _end_episode(self) -> None:
-        """Log the end of a shortage: no connection waits. One freed descriptor that is used at once does not end it."""
+        """Log that a shortage is over: no connection waits. A freed descriptor that is used at once does not end it."""
         if self._is_out_of_resources:
             self._is_out_of_resources = False
-            self._service.log.info("Accepting connections again")
+            self._worker.log.info("Accepting connections again")
 
     def _suspend(self, seconds: float = 0.0, resume: Callable[[], None] | None = None) -> None:
         """Stop polling the listening sockets, and call `resume` after `seconds` when it is given."""

@@ -1,8 +1,8 @@
-"""Which request bodies a worker reads, and the bytes of those that it holds.
+"""Decides which request bodies a worker reads, and counts the bytes of those that it holds.
 
-A large body is read only for a request that the application wants (`wants_body`): a stranger gets no memory. Its bytes
-count in one budget of the worker (`app.httpd.byte_budget`), and the environ of its request says how many: they are
-released with the environ, when the request is answered, refused or abandoned.
+A large body is read only if the application wants it (`wants_body`), so a client that may not send it takes no memory.
+The bytes of large bodies count in one budget of the worker (`app.httpd.byte_budget`). The environ of a request says how
+many are its own; they are released when the request is answered, refused or abandoned.
 
 Threading: the loop's thread only.
 """

@@ -1,17 +1,18 @@
 """HTTP/1.1 on one socket: from bytes to the application and back.
 
-On the main path uvloop hands over what it read, the parser delivers each complete request, the application is called at
-once, and its answer is written: no task, no future, no queue, no second thread, all in one turn of the loop.
+On the main path uvloop hands over the bytes that it has read, the parser delivers each complete request, the
+application is called at once, and its answer is written: no task, no future, no queue, no second thread, all in one
+turn of the loop.
 
-Owns: the order of answers, when to read from the socket, and the end of the connection. The states, and what each event
-does in them, are a table: `app.httpd.connection_state`.
+Owns: the order of answers, when to read from the socket, and how the connection ends. `app.httpd.connection_state` is
+a table of the states and of what each event does in them.
 
 Invariants: answers leave in the order of their requests. A request waits in the pipeline while an earlier one is being
 answered (on the thread pool, in pieces or deferred), when an earlier one arrived in the same read, while the client
 does not read its answers, and while all clients together leave too many answers unread (docs/design/flow-control.md).
 Reading from the socket pauses while input is unparsed and while PIPELINE_DEPTH requests wait.
 
-Perf: figures, memory per connection, and why the end lingers: docs/design/connection.md.
+Perf: figures, memory per connection, and why a connection lingers at its end: docs/design/connection.md.
 """
 
 import asyncio
@@ -76,8 +77,8 @@ class Connection(asyncio.Protocol):
         self.state = READY  # 0, so `if self.state` reads "if not READY"
         # The request that is being answered on the pool, in pieces, or deferred.
         self._request: WSGIEnvironment | None = None
-        # Whether a request of the current feed was answered: those behind it in the same feed are queued. True from the
-        # beginning while the worker drains: all are queued, so that it is known which answer is the last.
+        # Whether a request of the current feed was answered: those behind it in the same feed are queued. While the
+        # worker drains, it is True from the start of each feed: every request is queued, so that the last one is known.
         self._has_served = False
         self._peer_ended = False  # the client has sent EOF
         self._is_reading = True  # from the socket
@@ -100,7 +101,7 @@ class Connection(asyncio.Protocol):
         if self.state >= CLOSING:
             return
         # llhttp cannot be stopped inside a buffer, so one feed delivers every request in it. A read is fed as a whole
-        # only when no head can end beyond the first slice, which bounds the number of those requests.
+        # only when no head can end beyond the first slice, which bounds the number of requests in one feed.
         if (
             not self.state
             and len(data) <= _FEED_SIZE_MAX
@@ -115,19 +116,19 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client will send nothing more. True keeps our side open for the answers that it still waits for.
 
-        On TLS our side is closed as well: what was written is still sent, but nothing more can be written. It is also
-        closed while an answer is deferred, because a client that has left looks the same as one that half-closed.
+        On TLS our side closes as well: what was written is still sent, but nothing more can be written. While an answer
+        is deferred, our side closes too, because a client that has left looks the same as one that half-closed.
         """
         self._peer_ended = True
         if self._transport.can_write_eof() and self._call.deferred is None:
             return READY < self.state < LINGERING
-        self._end()
+        self._stop_serving()
         return False
 
     def connection_lost(self, _error: Exception | None) -> None:
         worker = self.worker
-        self._end()
-        worker.bodies.release(self.parser.forget())
+        self._stop_serving()
+        worker.bodies.release(self.parser.drop_request())
         self.parser.close()
         # The body of a request on the pool, or with a deferred answer, is released in `finish_request`.
         if self._request is not None and worker.long_answers.remove(self):
@@ -176,7 +177,7 @@ class Connection(asyncio.Protocol):
         return self.state < CLOSING
 
     def _serve(self, environ: WSGIEnvironment, persistence: str) -> None:
-        """Have the application answer a request in the way that is declared for its route."""
+        """Have the application answer a request in the way that its route declares."""
         worker, call = self.worker, self._call
         worker.served += 1
         if worker.served == worker.served_max:
@@ -203,7 +204,7 @@ class Connection(asyncio.Protocol):
         if on_written is not None:
             on_written(environ)
         if call.persistence == CLOSE:
-            self._finish()
+            self._close_lingering()
         if BODY_RESERVED in environ:
             worker.bodies.release(environ)
 
@@ -237,11 +238,11 @@ class Connection(asyncio.Protocol):
         self.worker.loop.call_soon_threadsafe(self.finish_request, answer)
 
     def make_piece(self) -> bytes | None:
-        """Make the next piece of a long answer. Returns the answer when that was the last."""
+        """Make the next piece of a long answer. Returns the whole answer when that piece was the last."""
         return self._call.make_piece()
 
     def finish_request(self, answer: bytes) -> None:
-        """Send the answer of a request that others have waited for (`_await_answer`), and go on with those."""
+        """Send the answer of a request that `_await_answer` was called for, and go on with the requests behind it."""
         assert self._request is not None
         environ, self._request = self._request, None
         self.worker.bodies.release(environ)
@@ -255,12 +256,15 @@ class Connection(asyncio.Protocol):
     def _send(self, answer: bytes, persistence: str) -> None:
         self.writer.write(answer)
         if persistence == CLOSE:
-            self._finish()
+            self._close_lingering()
 
     # -- a request that is refused -----------------------------------------------------------------------------------
 
     def refuse(self, refusal: Refusal, environ: WSGIEnvironment | None = None) -> None:
-        """Answer with a problem document, in its turn, and end. `environ` is the request's, if the caller has it."""
+        """Answer with a problem document, after the answers before it, and close.
+
+        `environ` is the request's, if the caller has it.
+        """
         queued, self.state = self.state, CLOSING
         worker, environ = self.worker, environ or self.parser.refused_environ
         worker.report_refusal(refusal.code, environ, refusal.detail, refusal.status)
@@ -268,7 +272,7 @@ class Connection(asyncio.Protocol):
         names = worker.request_names.response_lines(environ)
         answer = problem_answer(refusal, worker, CLOSE, names, head=head)
         worker.on_answer(environ, status_of(refusal))
-        worker.bodies.release(self.parser.forget())
+        worker.bodies.release(self.parser.drop_request())
         if queued:
             self._pipeline.end_with(answer)
             self._line_up()
@@ -283,14 +287,14 @@ class Connection(asyncio.Protocol):
     def _send_continue(self) -> None:
         """Ask for the body that the client holds back (RFC 9110 §10.1.1), when it is this request's turn.
 
-        When the application does not want the body, answer at once, and end.
+        When the application does not want the body, answer without it and close.
         """
         environ = None if self.state or self._pipeline.unparsed else self.parser.pop_expectation()
         if environ is None:
             return
         try:
             is_wanted = self.worker.bodies.wants(environ)
-        except Exception as error:  # as for any other mistake of the application
+        except Exception as error:  # handled like any other error of the application
             self.worker.log.exception("Error asking whether a body is wanted", extra=log_fields(environ))
             self.refuse(refusal_of(error))
             return
@@ -300,10 +304,13 @@ class Connection(asyncio.Protocol):
             self._answer_without_body()
 
     def _answer_without_body(self) -> None:
-        """Have the application say, in its turn, why it does not want the body that is being read, and end."""
+        """Have the application answer why it does not want the body that is being read, then close.
+
+        The answer is sent after those of earlier requests.
+        """
         queued, self.state = self.state, CLOSING
         environ = self.parser.end_body()
-        self.worker.bodies.release(self.parser.forget())
+        self.worker.bodies.release(self.parser.drop_request())
         if queued:
             self._pipeline.end_with((environ, CLOSE))
             self._line_up()
@@ -322,13 +329,13 @@ class Connection(asyncio.Protocol):
             self.refuse(refusal)
         except BodyUnwanted:
             self._answer_without_body()
-        except Exception as error:  # a mistake of ours must not leave a client waiting
+        except Exception as error:  # an error of the server's own must not leave a client waiting
             environ = self.parser.refused_environ
             self.worker.log.exception("Error reading a request", extra=log_fields(environ))
             self.refuse(refusal_of(error), environ)
 
     def _parse_slices(self) -> None:
-        """Feed what was read until it is used up, a request was answered, or the pipeline is full.
+        """Feed what was read until nothing is left, a request was answered, or the pipeline is full.
 
         While other connections are queued, feed nothing: the bytes wait for this connection's turn.
         """
@@ -351,7 +358,7 @@ class Connection(asyncio.Protocol):
         self._call.is_followed = bool(self._pipeline)
         self._parse(data)
         if self.state >= CLOSING or not self._pipeline.unparsed:
-            self._pipeline.forget_unparsed()
+            self._pipeline.drop_unparsed()
 
     def _is_blocked(self) -> bool:
         """Return whether nothing can be answered now."""
@@ -361,7 +368,7 @@ class Connection(asyncio.Protocol):
         return self.writer.is_paused or self._pipeline.is_full
 
     def _line_up(self) -> None:
-        """Queue for a turn (`app.httpd.fair_queue`): now, or when the connection is no longer blocked."""
+        """Join `app.httpd.fair_queue`: now, or when the connection is no longer blocked."""
         self.state = self.state or QUEUEING
         self._call.is_followed = True
         if not self._is_blocked() or self._can_parse_ahead():
@@ -375,7 +382,7 @@ class Connection(asyncio.Protocol):
         return self._request is not None and bool(self._pipeline.unparsed) and not self._is_full()
 
     def run_step(self) -> bool:
-        """Give one answer or parse one slice; called in turn with other connections.
+        """Give one answer or parse one slice; the fair queue calls it in turn with other connections.
 
         Returns False when nothing is left to do, or the connection is blocked.
         """
@@ -417,13 +424,13 @@ class Connection(asyncio.Protocol):
             self._become_ready()
 
     def _become_ready(self) -> None:
-        """Nothing waits any more: the next request is answered at once."""
+        """Mark that no request waits, so that the next one is answered at once."""
         if self.state == QUEUEING:
             self.state = READY
         self._call.is_followed = False
         self._send_continue()
         if self._peer_ended and self.state == READY:
-            self._finish()
+            self._close_lingering()
         self._regulate_reading()
 
     def _regulate_reading(self) -> None:
@@ -438,28 +445,28 @@ class Connection(asyncio.Protocol):
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
-    def _finish(self) -> None:
-        """The last answer is written: shut our side and wait for the client to close, so that no RST overtakes it."""
-        self._end()
+    def _close_lingering(self) -> None:
+        """Shut our side after the last answer and wait for the client to close, so that no RST overtakes the answer."""
+        self._stop_serving()
         if self._peer_ended or not self._transport.can_write_eof():
-            self._transport.close()  # TLS has a shutdown of its own, which reads what is still on its way
+            self._transport.close()  # TLS has a shutdown of its own, which reads what the client still sends
         else:
             self._transport.write_eof()
             self._regulate_reading()
 
     def close(self) -> None:
         """Close without lingering: no answer is on its way that an RST could overtake."""
-        self._end()
+        self._stop_serving()
         self._transport.close()
 
-    def cut_off(self, limit: Limit, what: str) -> None:
-        """End at once, whatever the client has not read."""
+    def abort(self, limit: Limit, what: str) -> None:
+        """Close at once and discard what the client has not read. `what` happened is reported, with `limit`."""
         self.report_limit(limit, what)
-        self._end()
+        self._stop_serving()
         self._transport.abort()
 
-    def _end(self) -> None:
-        """Parse and write nothing more; what was written may still be read by the client."""
+    def _stop_serving(self) -> None:
+        """Parse and write nothing more. The client may still read what was written."""
         self.state = LINGERING
         for environ in self._pipeline.clear():
             self.worker.bodies.release(environ)
@@ -468,27 +475,27 @@ class Connection(asyncio.Protocol):
     # -- called by the queues of the worker --------------------------------------------------------------------------
 
     def check_deadlines(self) -> bool:
-        """End when a deadline is over; returns whether that was the case. Called a few times a second."""
+        """Close when a deadline is over; returns whether it was. Called a few times a second."""
         return check_deadlines(self)
 
     def make_room(self) -> bool:
-        """Close, for the sake of a new connection, if this one is idle; returns whether it was closed."""
+        """Close, if idle, to make room for a new connection; returns whether it was closed."""
         return close_if_idle(self)
 
     @property
     def idle_until(self) -> float:
-        """When this connection will be closed if it stays idle; the lowest has been idle longest."""
+        """When this connection will be closed if it stays idle; the one with the lowest value is idle longest."""
         return self.deadline
 
     @property
-    def pending(self) -> int:
+    def pending_size(self) -> int:
         """Bytes that were written and that the kernel has not accepted yet."""
-        return self.writer.pending
+        return self.writer.pending_size
 
     def snapshot(self) -> ConnectionSnapshot:
         """Return what tests may look at."""
         parser, pipeline = self.parser, self._pipeline
         return ConnectionSnapshot(
-            self.state, parser.phase, self._is_reading, len(pipeline), len(pipeline.unparsed), self.writer.pending,
+            self.state, parser.phase, self._is_reading, len(pipeline), len(pipeline.unparsed), self.writer.pending_size,
             parser.body_size, parser.body_size_left, parser.body_pieces_count,
         )  # fmt: skip

@@ -1,9 +1,9 @@
 """The deadlines of one connection, checked four times a second by `app.httpd.deadline_sweep`.
 
-Deadlines are absolute, so a client that sends one byte a second is cut off like one that sends none. A deadline runs
-for the silence between requests, for a head from its first byte, for a body from the end of its head, for answers from
-their writing until the kernel has accepted them (`app.httpd.write_buffer`), and for lingering. While a request waits
-for the server, only the writes are timed.
+Deadlines are absolute, so a client that sends one byte a second is disconnected like one that sends none. There
+are deadlines for the silence between requests, for a head (from its first byte), for a body (from the end of its head),
+for answers (from their writing until the kernel has accepted them, `app.httpd.write_buffer`), and for lingering. While
+a request waits for the server, only the write deadline runs.
 
 Which state has which deadline: the table in `app.httpd.connection_state`. Times are in seconds on the worker's clock.
 """
@@ -26,7 +26,7 @@ from core.limits import (
     Limit,
 )
 
-#: Seconds that a client has, by the phase of the request that is being read.
+#: phase of the request that is being read → seconds that its client has
 PHASE_SECONDS: Final = {IDLE: KEEPALIVE_SECONDS.value, HEAD: HEADERS_SECONDS.value, BODY: BODY_SECONDS.value}
 _IDLE_LEFT_SECONDS: Final = KEEPALIVE_SECONDS.value - IDLE_SECONDS.value
 
@@ -44,33 +44,33 @@ class TimedConnection(SweptConnection, Protocol):
         """Report that a limit was exceeded, without telling the client."""
 
     def refuse(self, refusal: Refusal) -> None:
-        """Answer with a problem document, and end."""
+        """Answer with a problem document, and close."""
 
     def close(self) -> None:
         """Close without lingering."""
 
-    def cut_off(self, limit: Limit, what: str) -> None:
-        """End at once."""
+    def abort(self, limit: Limit, what: str) -> None:
+        """Close at once and report the limit."""
 
 
 def check_deadlines(connection: TimedConnection) -> bool:
-    """End `connection` when one of its deadlines is over, and report it when it is idle.
+    """Close `connection` when one of its deadlines is over, and tell the sweep when it is idle.
 
-    Returns True when it was ended, which takes a hundred times as long as to find that no deadline is over.
+    Returns True when it was closed, which takes a hundred times as long as a check that finds no deadline over.
     """
     worker = connection.worker
     now, state = worker.now, connection.state
     exceeded = connection.writer.check_deadline(now)
     if exceeded is WRITE_SECONDS:
-        connection.cut_off(exceeded, "The peer did not take its answer in time and is cut off")
+        connection.abort(exceeded, "The peer did not take its answer in time and is disconnected")
         return True
     if exceeded is not None:
         connection.report_limit(exceeded, "The peer does not take its answers and gets no more until it does")
     if state == LINGERING:
-        if connection.writer.pending:
+        if connection.writer.pending_size:
             connection.deadline = now + LINGER_SECONDS.value
         elif now > connection.deadline:
-            connection.cut_off(LINGER_SECONDS, "The peer did not close after its last answer and is cut off")
+            connection.abort(LINGER_SECONDS, "The peer did not close after its last answer and is disconnected")
             return True
     elif state != READY:
         connection.deadline = now + PHASE_SECONDS[connection.parser.phase]
@@ -92,7 +92,7 @@ def is_idle(connection: TimedConnection) -> bool:
     """
     if connection.state != READY or connection.parser.phase != IDLE:
         return False
-    return connection.deadline - connection.worker.now <= _IDLE_LEFT_SECONDS and not connection.writer.pending
+    return connection.deadline - connection.worker.now <= _IDLE_LEFT_SECONDS and not connection.writer.pending_size
 
 
 def close_if_idle(connection: TimedConnection) -> bool:

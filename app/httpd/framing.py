@@ -1,12 +1,12 @@
 """Where the body of a request ends, and the refusals of requests whose framing is wrong or ambiguous.
 
 llhttp (through httptools) is strict about bytes, not about meaning. It accepts a missing or second Host,
-Transfer-Encoding on HTTP/1.0, codings other than chunked, HTTP/2.0 as a version. Each lets two parsers read different
-requests (request smuggling), or makes the server hold memory. `body_length` checks these rules on a WSGI environ whose
-fields are decoded.
+Transfer-Encoding on HTTP/1.0, codings other than chunked, HTTP/2.0 as a version. Each of these lets two parsers
+read different requests (request smuggling), or makes the server hold memory. `body_length` checks these rules on a WSGI
+environ whose fields are decoded.
 
 Invariants: a framing error is never repaired. The client gets one answer with `Connection: close`, and no later byte is
-interpreted: a parser that resynchronises can be made to start at a byte that the attacker chose (RFC 9112 §11.2).
+interpreted. A parser that resynchronises would let an attacker choose the byte at which it starts (RFC 9112 §11.2).
 
 What llhttp refuses itself, and the three leniencies that stay: docs/design/request-parsing.md. Each rule with its test:
 docs/http.md.
@@ -59,14 +59,14 @@ def _check_version(version: str) -> None:
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9\-._~!$&'()*+,;=%]{1,255})(?::[0-9]{0,5})?")
 
 
-@lru_cache(maxsize=256)  # PERF: 50 ns instead of 300; the clients of a service use only a few names for it
+@lru_cache(maxsize=256)  # PERF: 50 ns instead of 300; clients use only a few names for one server
 def is_valid_host(host: str) -> bool:
     """Return whether `host` is valid in a Host field and in the authority of an absolute target."""
     return _HOST.fullmatch(host) is not None
 
 
 def _check_expect(environ: WSGIEnvironment, version: str) -> None:
-    """Refuse all expectations but 100-continue; ignore one of HTTP/1.0 (RFC 9110 §10.1.1)."""
+    """Refuse all expectations but 100-continue; drop the field of an HTTP/1.0 request (RFC 9110 §10.1.1)."""
     if version == "1.0":
         del environ["HTTP_EXPECT"]
     elif environ["HTTP_EXPECT"].lower() != "100-continue":

@@ -1,8 +1,8 @@
-"""One Gunicorn worker process that runs an event loop and serves the WSGI application on it.
+"""A Gunicorn worker process that serves the WSGI application on an event loop.
 
-Owns: the process (signals, heartbeat, exit status) and the order of its life: fork, drop privileges, load the
+Owns: the process (signals, heartbeat, exit status) and the order of its steps: fork, drop privileges, load the
 application, call its `open(worker)` (which may set `worker.occupancy`), accept connections, drain (on SIGTERM, at
-max_requests, or when the reloader saw a change), call its `close()`, exit with 0.
+max_requests, or when the reloader saw a change), call the application's `close()`, exit with 0.
 
 Invariants, with their reasons in docs/design/worker-lifecycle.md:
 - Nothing is raised from a signal handler.
@@ -37,8 +37,8 @@ BOOT_BACKOFF_SECONDS: Final = 0.5
 CANCEL_LEAD_SECONDS: Final = 1.0
 # PERF: with Python's default thresholds (700, 10, 10), thousands of connections that open and close trigger full
 # collections that traverse all of them: 20 to 150 ms every other second in which nobody is served. Connections and
-# requests are freed by reference counting (`RequestParser.close`). For the odd cycle, frequent collections of the young
-# generation and rare ones of the old are enough.
+# requests are freed by reference counting (`RequestParser.close`). For the few reference cycles, frequent collections
+# of the young generation and rare ones of the old are enough.
 GC_THRESHOLDS: Final = (2_000, 100, 100)
 _HANDLED_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGUSR1})
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
@@ -59,7 +59,7 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
     occupancy: Occupancy
 
     loop: asyncio.AbstractEventLoop
-    service: WorkerState
+    worker_state: WorkerState
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -71,7 +71,7 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
     @property
     def nr(self) -> int:
         """Requests handed to the application so far. The name is Gunicorn's."""
-        return self.service.served if "service" in self.__dict__ else 0
+        return self.worker_state.served if "worker_state" in self.__dict__ else 0
 
     @nr.setter
     def nr(self, value: int) -> None:
@@ -120,7 +120,7 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
         loop.call_soon(signal.pthread_sigmask, signal.SIG_UNBLOCK, _HANDLED_SIGNALS)
         self._add_signal_handlers()
         self._call_hook("open", self)
-        self.service = WorkerState(
+        self.worker_state = WorkerState(
             self.wsgi,
             loop,
             self.log.error_log,  # the logger itself, because Gunicorn's wrapper has no isEnabledFor
@@ -129,7 +129,9 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
             retire=self._retire,
         )
         listeners = [listener.sock for listener in self.sockets]
-        self._acceptor = Acceptor(self.service, listeners, self.occupancy, self.cfg.worker_connections, self._tls())
+        self._acceptor = Acceptor(
+            self.worker_state, listeners, self.occupancy, self.cfg.worker_connections, self._tls()
+        )
         self.booted = True
         _booted[0] = 1
         gc.freeze()  # objects that exist now live as long as the worker
@@ -139,7 +141,7 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
         try:
             loop.run_forever()
         finally:
-            self._end()
+            self._clean_up()
 
     def _tls(self) -> Any:
         if not self.cfg.is_ssl:
@@ -165,8 +167,8 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
         if os.getppid() != self.ppid:
             self.log.warning("The arbiter is gone; worker %s ends", self.pid)
             self.loop.stop()
-        self.service.tick()
-        self.service.deadline_sweep.start_sweep()
+        self.worker_state.tick()
+        self.worker_state.deadline_sweep.start_sweep()
         self._heap_trim.trim_if_due(self.loop.time())
         if self._drain_until is not None:
             self._check_drain()
@@ -191,7 +193,7 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
     def _retire(self) -> None:
         """max_requests is reached: drain. Called within a request, whose answer already says `Connection: close`."""
         self.log.info("Worker %s has served %d requests and is replaced", self.pid, self.nr)
-        self.service.draining = True
+        self.worker_state.draining = True
         self.loop.call_soon(self._drain)
 
     def _on_reload(self) -> None:
@@ -203,10 +205,10 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
             return
         assert self._acceptor is not None
         self.alive = False
-        self.service.draining = True
+        self.worker_state.draining = True
         self._drain_until = self.loop.time() + self.cfg.graceful_timeout
         self._acceptor.stop()
-        self.service.deadline_sweep.start_sweep()
+        self.worker_state.deadline_sweep.start_sweep()
         self._check_drain()
 
     def _check_drain(self) -> None:
@@ -214,7 +216,7 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
         assert self._drain_until is not None
         now = self.loop.time()
         if now >= self._drain_until - min(CANCEL_LEAD_SECONDS, self.cfg.graceful_timeout / 2):
-            self.service.cancel_deferred()
+            self.worker_state.cancel_deferred()
         open_count = self._acceptor.open_count
         if open_count and now >= self._drain_until:
             self.log.warning("%d connections did not end within %d s", open_count, self.cfg.graceful_timeout)
@@ -228,10 +230,10 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
         self.cfg.worker_int(self)
         self.loop.stop()
 
-    def _end(self) -> None:
+    def _clean_up(self) -> None:
         assert self._acceptor is not None
         self._acceptor.stop()
-        is_pool_idle = self.service.close()
+        is_pool_idle = self.worker_state.close()
         self._call_hook("close")
         if not is_pool_idle:
             # A route on the thread pool has not returned. The interpreter would wait for it at exit, without a limit.

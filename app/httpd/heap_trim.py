@@ -3,7 +3,7 @@
 A batch of a thousand events is a body of 1.5 MB and thousands of objects, all freed a few milliseconds later. glibc
 keeps that memory in every worker: it raises its mmap threshold to the largest block that was ever freed, keeps up to
 twice that size at the end of the heap, and never returns free memory from the middle. That is 4 to 8 MB per worker that
-nobody uses after such requests, and the service promises to be small.
+nothing uses after such requests.
 
 glibc also gives each of the first threads a heap of its own, so that threads which allocate at the same time do not
 wait for each other. Python's threads take turns anyway, so all threads share one heap (`share_one_heap`).

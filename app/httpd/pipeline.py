@@ -21,7 +21,7 @@ _NOTHING: Final = memoryview(b"")
 
 
 class Waiting(NamedTuple):
-    """A request that waits for its turn; `size` is what it takes of the budget, in bytes."""
+    """A request that waits for its turn; `size` bytes of the budget are reserved for it."""
 
     environ: WSGIEnvironment
     persistence: str
@@ -57,7 +57,7 @@ class Pipeline:
         self._items.append(Waiting(environ, persistence, size))
 
     def end_with(self, last: tuple[WSGIEnvironment, str] | bytes) -> None:
-        """Add the last answer, or the last request. It takes nothing of the budget, because there is only one."""
+        """Add the last answer, or the last request. Nothing is reserved for it, because there is only one."""
         self._items.append(last if isinstance(last, bytes) else Waiting(*last, 0))
 
     def pop(self) -> Waiting | bytes:
@@ -72,22 +72,22 @@ class Pipeline:
         self.unparsed = memoryview(bytes(self.unparsed) + data if self.unparsed else data)
 
     def reserve_unparsed(self) -> None:
-        """Count what is not parsed. Raises Refusal, and drops the bytes, when the budget is used up."""
+        """Reserve budget for the unparsed bytes. Raises Refusal, and drops the bytes, when the budget is used up."""
         size = max(self._reserved_size, len(self.unparsed))
         try:
             self._budget.reserve(size - self._reserved_size)
         except Refusal:
-            self.forget_unparsed()
+            self.drop_unparsed()
             raise
         self._reserved_size = size
 
     def next_slice(self, body_size_left: int) -> memoryview:
-        """Remove and return what the parser is fed next; `body_size_left` bytes of its current body are to come."""
+        """Remove and return what the parser is fed next. `body_size_left` bytes of its current body are missing."""
         size = max(SLICE_SIZE, body_size_left)
         data, self.unparsed = self.unparsed[:size], self.unparsed[size:]
         return data
 
-    def forget_unparsed(self) -> None:
+    def drop_unparsed(self) -> None:
         """Drop the unparsed bytes: all are parsed, or none will be."""
         self.unparsed = _NOTHING
         self._budget.release(self._reserved_size)
@@ -98,5 +98,5 @@ class Pipeline:
         waiting = [item for item in self._items if isinstance(item, Waiting)]
         self._budget.release(sum(item.size for item in waiting))
         self._items.clear()
-        self.forget_unparsed()
+        self.drop_unparsed()
         return [item.environ for item in waiting]

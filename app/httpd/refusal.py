@@ -1,7 +1,7 @@
 """The refusal of a request by the connection itself, before or instead of the application.
 
-A refused request gets one problem document; then the connection closes, because a parser that resynchronises can be
-talked into starting at a byte of an attacker's choice (RFC 9112 §11.2).
+A refused request gets one problem document; then the connection closes, because a parser that resynchronises would
+let an attacker choose the byte at which it starts (RFC 9112 §11.2).
 """
 
 from core.limits import Limit

@@ -36,9 +36,9 @@ class TraceContext(NamedTuple):
     """The place of a request in a trace. All values are lower-case hexadecimal."""
 
     trace_id: str  # 32 digits
-    parent_id: str  # 16 digits: the caller's span; "" in a trace that begins in this service
+    parent_id: str  # 16 digits: the caller's span; "" in a trace that begins in this server
     flags: str  # 2 digits
-    span_id: str = ""  # 16 digits: the span that this service records (`app.telemetry.spans`); "" when it records none
+    span_id: str = ""  # 16 digits: the span that this server records (`app.telemetry.spans`); "" when it records none
 
 
 class RequestNames:
@@ -69,7 +69,7 @@ class RequestNames:
         return given[0] if len(given) == 1 and _SAFE_ID.fullmatch(given[0]) else self.new_id()
 
     def response_lines(self, environ: WSGIEnvironment) -> str:
-        """Return the header lines that echo the names in an answer; the span id is this service's own (§3.4)."""
+        """Return the header lines that echo the names in an answer; the span id is this server's own (§3.4)."""
         line = f"X-Request-ID: {environ[REQUEST_ID]}\r\n"
         trace: TraceContext | None = environ.get(TRACE)
         if trace is None:
@@ -99,7 +99,7 @@ def peer_only_environ(client: tuple[str, int]) -> WSGIEnvironment:
 def log_fields(environ: WSGIEnvironment) -> dict[str, Any]:
     """Return the members of every log line about a request, for `extra`: client, address, request id and trace id.
 
-    The client is the id of its key, or its address before it was identified.
+    The client is the id of its key, or its address while it is not identified.
     """
     client = environ.get(CLIENT)  # an `app.api.access.client.Client`, once the gate has identified it
     address = environ.get(ADDRESS, environ["REMOTE_ADDR"])

@@ -5,11 +5,12 @@ application runs in the same turn of the loop. `feed` raises Refusal when the by
 breaks a rule or a limit; nothing is fed afterwards. A whole request with a cached head bypasses llhttp (`head_cache`).
 
 Owns: the parser, and the target, fields and body that it has delivered so far. Knows no socket, no time and no order of
-answers. The rules that it applies are in `app.httpd.framing` and `app.httpd.wsgi_environ`.
+answers. The rules for heads are in `app.httpd.framing` and `app.httpd.wsgi_environ`.
 
 Invariants: llhttp bounds nothing, so the bytes that it holds are bounded here: an incomplete head, chunk extensions,
-trailers. Trailers are dropped: nothing reads them, and merged into the head they would bypass every check of it (RFC
-9112 §7.1.2). A request gets its names (id, trace) when its head is complete; every later refusal is logged under them.
+trailers. Trailers are dropped: nothing reads them, and trailers that were merged into the head would bypass all of its
+checks (RFC 9112 §7.1.2). A request gets its names (id, trace) when its head is complete; every later refusal is logged
+under them.
 """
 
 from collections.abc import Callable
@@ -36,7 +37,8 @@ BODY: Final = 2
 
 # Bytes of each body that are not reserved in the budget: the number of connections bounds their sum.
 LARGE_BODY_SIZE: Final = 65_536
-# This many pieces of a body are joined into one: a chunk of two bytes takes 43 in memory (object and pointer).
+# So many pieces of a body are joined into one, because a chunk of two bytes takes 43 bytes as a piece (object,
+# pointer).
 _FOLD_COUNT: Final = 1_024
 _REQUEST_LINE_SIZE_MAX: Final = REQUEST_LINE_SIZE.value
 # The parser holds the bytes of an incomplete head. A longer one would be refused anyway.
@@ -84,25 +86,26 @@ class RequestParser:
     ) -> None:
         """`base` is what all environs of the connection share; `names` gives requests their names.
 
-        `deliver(environ, persistence)` takes each request and what it asks for, PERSIST, KEEP_ALIVE or CLOSE; it
-        returns whether more are wanted. `reserve(size, environ)` is called before `size` more bytes of a large body are
-        kept, and with 0 when a head announces one. It may raise any exception, which `feed` then raises.
+        `deliver(environ, persistence)` takes each request and the persistence that it asks for (PERSIST, KEEP_ALIVE or
+        CLOSE) and returns whether more requests are wanted. `reserve(size, environ)` is called before `size` more bytes
+        of a large body are kept, and with 0 when a head announces a large body. An exception that it raises, `feed`
+        raises again.
         """
         self.phase = IDLE
         self._base = self._environ = base
         self._names = names
         self._head_cache = head_cache
         self._uncached_hash = 0  # of the last head that was not in the cache
-        self._head_to_cache = b""  # the head that is being fed, if it came twice in a row
+        self._head_to_cache = b""  # the head that is being fed, if the connection has sent it twice in a row
         self._deliver = deliver
         self._reserve = reserve
         self._parser = HttpRequestParser(self)
-        self._last_phase = IDLE  # in which the last feed ended
-        self._phase_size = 0  # bytes fed since then in the same phase
+        self._last_phase = IDLE  # the phase in which the last feed ended
+        self._phase_size = 0  # bytes fed since that feed, in the same phase
         self._target = b""
         self._fields: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
-        self._joined_count = 0  # how many pieces, counted from the first, are joined already
+        self._joined_count = 0  # how many pieces at the start of `_body` are joined already
         self._length = 0
         self.body_size = 0  # bytes of the body that have come
         self._reserved_size = 0  # bytes of it that were reserved
@@ -113,7 +116,7 @@ class RequestParser:
     def feed(self, data: bytes | memoryview) -> bool:
         """Parse `data`, delivering each request that it completes.
 
-        Returns True when `data` ends inside a head or body in which the last feed did not end: then a deadline begins.
+        Returns True when `data` ends inside a head or body that it began, so that a new deadline begins.
         Raises Refusal.
         """
         if self.phase == IDLE and type(data) is bytes and self._deliver_cached(data):
@@ -130,7 +133,7 @@ class RequestParser:
                     data = b"POST / HTTP/1.1\r\n" + self._upgrade + b"\r\n\r\n" + data[upgrade.args[0] :]
         except HttpParserCallbackError as error:
             cause = error.__context__
-            if isinstance(cause, _Enough):
+            if isinstance(cause, _StopParsing):
                 return False
             raise (cause or error) from None
         except HttpParserError as error:
@@ -160,13 +163,13 @@ class RequestParser:
     def close(self) -> None:
         """Drop the llhttp parser, the callbacks and what was read of a request. Nothing is fed afterwards.
 
-        They refer to this object, and such a cycle waits for the garbage collector. It counts objects and not bytes: a
+        They refer to this object, and only the garbage collector frees such a cycle. It counts objects, not bytes: a
         thousand closed connections with a megabyte each would not start it.
         """
         del self._parser, self._deliver, self._reserve
-        self.forget()
+        self.drop_request()
 
-    def forget(self) -> WSGIEnvironment:
+    def drop_request(self) -> WSGIEnvironment:
         """Drop what was read of a request that is refused. Nothing is fed afterwards.
 
         Returns its environ, or that of the connection while its head is incomplete.
@@ -313,7 +316,7 @@ class RequestParser:
         self._environ, self._fields = self._base, []
         self.phase = self._last_phase = IDLE
         if not self._deliver(environ, self._persistence):
-            raise _Enough
+            raise _StopParsing
 
     def _cache_head(self, head: bytes, method: str) -> None:
         """Add a head to the cache, unless it asks for an upgrade or for 100 Continue."""
@@ -326,7 +329,7 @@ class RequestParser:
     # -- what llhttp does not bound ------------------------------------------------------------------------------
 
     def _check_incomplete(self, size: int) -> bool:
-        """Bound what the parser holds, `size` bytes of which are new.
+        """Bound the bytes that the parser holds; `size` of them are new.
 
         Returns True when the last feed ended in another phase. Raises Refusal.
         """
@@ -345,5 +348,5 @@ class RequestParser:
         return False
 
 
-class _Enough(Exception):
+class _StopParsing(Exception):
     """Raised in a callback when no further request is wanted. There is no other way to stop llhttp inside a buffer."""

@@ -1,13 +1,14 @@
 """The bytes of an answer: status line, header lines, default headers, problem documents (RFC 9457).
 
-Invariants: a header value or status with a line break raises ValueError, because the break would begin a header, or a
-second answer, of somebody else's choice (RFC 9110 §5.5). The fields in `_SERVER_FIELDS` come from this package alone.
+Invariants: a header value or status with a line break raises ValueError, because the text behind the break would be
+read as another header, or as a second answer (RFC 9110 §5.5). The fields in `_SERVER_FIELDS` come from this package
+alone.
 
 The default headers tell a browser that an answer is data: do not guess another type, store, frame or load anything, and
-send no referrer. On TLS they also ask for TLS next time. Server is not among them: a version helps only an attacker.
+send no referrer. On TLS they also ask for TLS next time. There is no Server field: it would help only an attacker.
 
-Perf: status lines and header lines are cached, because a service uses few different ones; a cached line has been
-checked. The default headers are one finished string, made when the worker starts.
+Perf: status lines and header lines are cached, because an application uses few different ones; a cached line has
+been checked. The default headers are one finished string, made when the worker starts.
 """
 
 import re
@@ -93,7 +94,9 @@ class CommonLines(Protocol):
 
 @lru_cache(maxsize=64)
 def status_line(status: str) -> str:
-    """Return the first line of an answer. Raises ValueError when `status` is not final or holds a line break."""
+    """Return the first line of an answer. Raises ValueError when `status` is not a final status (200 and above) or
+    holds a line break.
+    """
     if not (status[:3].isdigit() and status[:3] >= "200" and status[3:4] in {" ", ""}) or _BREAK.search(status):
         raise ValueError(f"the application answered with the status {status!r}")
     return f"HTTP/1.1 {status}\r\n"
@@ -132,5 +135,5 @@ def status_of(refusal: Refusal) -> str:
 
 
 def refusal_of(error: BaseException) -> Refusal:
-    """Return the refusal by which a client learns of an error that nobody expected."""
+    """Return the refusal that answers a request whose handling raised `error`."""
     return OUT_OF_MEMORY if isinstance(error, MemoryError) else UNEXPECTED

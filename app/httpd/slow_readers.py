@@ -10,8 +10,9 @@ answers are added before the slowest readers are disconnected.
 
 Rejected: two simpler rules. See docs/design/flow-control.md.
 
-Perf: the buffers are measured only when the sum of their initial sizes exceeds ANSWERS_SIZE, which means an attack.
-Each starts above WRITE_BUFFER_SIZE, so about a thousand are measured, in 0.3 ms.
+Perf: the buffers are measured only when the sum of their initial sizes exceeds ANSWERS_SIZE, which means an attack. A
+reader has more than WRITE_BUFFER_SIZE (64 kB) when it is added, and above 64 MiB (`is_full`) hardly any is added, so at
+most 64 MiB / 64 kB = 1,024 are measured, in 0.3 ms.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
 # Answers are written faster than the fastest peer can read, a hundred in one turn of the loop. So readers get this long
-# to read before it is decided who is slow.
+# to read before the slowest one is chosen.
 CHECK_DELAY_SECONDS: Final = 0.05
 _FULL_SIZE: Final = 2 * ANSWERS_SIZE.value
 
@@ -32,15 +33,15 @@ class ReadingConnection(Protocol):
     """What the cap needs of a connection (`app.httpd.connection.Connection`)."""
 
     @property
-    def pending(self) -> int:
+    def pending_size(self) -> int:
         """Bytes that were written and that the kernel has not accepted yet."""
 
-    def cut_off(self, limit: Limit, what: str) -> object:
-        """End the connection at once."""
+    def abort(self, limit: Limit, what: str) -> object:
+        """Close the connection at once and report the limit."""
 
 
 class SlowReader:
-    """What one reader had left when it was added, and what it had left when that was last measured."""
+    """One slow reader: its unread bytes when it was added, and when they were last measured."""
 
     __slots__ = ("added_at", "bytes_at_start", "bytes_left", "is_disconnected")
 
@@ -72,16 +73,16 @@ class SlowReaders:
         self._is_check_scheduled = False
 
     def add(self, connection: ReadingConnection) -> None:
-        """Count the pending bytes of `connection` from now on: its write buffer is over the limit."""
+        """Count the pending bytes of `connection` from now on, because its write buffer is over the limit."""
         self.remove(connection)
-        self._readers[connection] = SlowReader(connection.pending, self._now())
-        self._change_size(connection.pending)
+        self._readers[connection] = SlowReader(connection.pending_size, self._now())
+        self._change_size(connection.pending_size)
         if self.size > ANSWERS_SIZE.value and not self._is_check_scheduled:
             self._is_check_scheduled = True
             self._loop.call_later(CHECK_DELAY_SECONDS, self._disconnect_slowest)
 
     def remove(self, connection: ReadingConnection) -> None:
-        """Stop counting `connection`: its write buffer is below the limit again, or it has ended."""
+        """Stop counting `connection`, because its write buffer is below the limit again or it has ended."""
         reader = self._readers.pop(connection, None)
         if reader is not None:
             self._change_size(-reader.bytes_left)
@@ -95,8 +96,8 @@ class SlowReaders:
         self._is_check_scheduled = False
         now = self._now()
         for connection, reader in self._readers.items():
-            self._change_size(connection.pending - reader.bytes_left)
-            reader.bytes_left = connection.pending
+            self._change_size(connection.pending_size - reader.bytes_left)
+            reader.bytes_left = connection.pending_size
         remaining = [item for item in self._readers.items() if not item[1].is_disconnected]
         # Of several that would need equally long, the one with the most bytes left counts as the slowest.
         remaining.sort(key=lambda item: (item[1].seconds_needed(now), item[1].bytes_left))
@@ -104,5 +105,7 @@ class SlowReaders:
         while size > ANSWERS_SIZE.value:
             connection, reader = remaining.pop()
             size -= reader.bytes_left
-            reader.is_disconnected = True  # its memory is freed when the loop reports the end, in its next turn
-            connection.cut_off(ANSWERS_SIZE, "Unread answers exceed the worker's limit; the slowest reader is cut off")
+            reader.is_disconnected = True  # its memory is freed in the loop's next turn, in `connection_lost`
+            connection.abort(
+                ANSWERS_SIZE, "Unread answers exceed the worker's limit; the slowest reader is disconnected"
+            )

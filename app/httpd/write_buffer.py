@@ -4,8 +4,8 @@ Above WRITE_BUFFER_SIZE unsent bytes (`is_paused`) the connection answers no fur
 time of one check must be sent within WRITE_SECONDS. That deadline is absolute: a peer that reads one byte a second is
 disconnected like one that reads nothing.
 
-Bytes count as sent when the kernel has them; on TLS that is later than when they are encrypted (`app.httpd.tls`). The
-whole picture: docs/design/flow-control.md.
+Bytes count as sent when the kernel has accepted them, also on TLS, where they are encrypted earlier (`app.httpd.tls`).
+How this works together with the other limits: docs/design/flow-control.md.
 """
 
 import asyncio
@@ -33,26 +33,26 @@ class WriteBuffer:
         self._transport.write(answer)
 
     @property
-    def pending(self) -> int:
+    def pending_size(self) -> int:
         """Bytes that were written and that the kernel has not accepted yet."""
-        pending = self._transport.get_write_buffer_size()
+        pending_size = self._transport.get_write_buffer_size()
         if self._socket_transport is not self._transport:
-            pending += self._socket_transport.get_write_buffer_size()
-        return pending
+            pending_size += self._socket_transport.get_write_buffer_size()
+        return pending_size
 
     def check_deadline(self, now: float) -> Limit | None:
         """Return the limit that the peer has exceeded since the last check, or None.
 
-        WRITE_SECONDS: the deadline is over, and the connection has to be ended. WRITE_BUFFER_SIZE: the peer has just
+        WRITE_SECONDS: the deadline is over, and the connection has to be closed. WRITE_BUFFER_SIZE: the peer has just
         become too slow; only worth reporting. `now` is in seconds on the worker's clock (`WorkerState.now`).
         """
-        pending = self.pending
-        if not pending:
+        pending_size = self.pending_size
+        if not pending_size:
             self._due_size = 0
-        elif not self._due_size or self._written_size - pending >= self._due_size:
+        elif not self._due_size or self._written_size - pending_size >= self._due_size:
             exceeded = WRITE_BUFFER_SIZE if self.is_paused and not self._due_size else None
             # Everything that was due has been sent; what was written since gets a deadline of its own. (On TLS
-            # `pending` is slightly more than what was written, because of the record framing.)
+            # `pending_size` also counts the framing of TLS records.)
             self._due_size = self._written_size
             self._deadline = now + WRITE_SECONDS.value
             return exceeded

@@ -1,19 +1,18 @@
 """One call of the application, from a complete environ to the bytes of its answer.
 
-Nothing that the application raises passes `WsgiCall`: it is logged with its traceback, and the client gets a problem
-document with the status 500 (503 when memory had run out), which says nothing about the error.
+Invariants:
+- An exception of the application never leaves `WsgiCall`. It is logged with its traceback, and the client gets a
+  problem document with the status 500 (503 when memory ran out) that says nothing about the error.
+- Only the server frames answers: header fields for framing that the application sets are dropped
+  (`app.httpd.response`), so it cannot desynchronise a connection. The Content-Length of a HEAD is kept: there is no
+  body to measure.
+- The log lines of a request hold its method, path and names; never a header field, a query or a body.
 
-Invariants: framing belongs to the server. Content-Length, Transfer-Encoding, Connection, Keep-Alive, Upgrade and Date
-of the application are dropped and written here, so that an application cannot desynchronise a connection. (PEP 3333
-forbids it the hop-by-hop ones anyway. The Content-Length of a HEAD is passed on: there is no body to measure.) The
-log lines of a request hold its method, path and names; never a field, a query or a body.
+Threading: uses no socket and no parser, so the same call runs on the loop or on a thread of the pool.
 
-Threading: knows no socket and no parser, so that the same call runs on the loop or on a thread of the pool.
+Rejected: streaming. Every answer is bounded, and one write per answer is half the system calls.
 
-Rejected: streaming. Every answer of this service is bounded, and one write per answer is half the system calls.
-
-Perf: a call belongs to one connection and serves its requests one after another. Its start_response is a bound method;
-other servers make a closure for each request.
+Perf: start_response is a bound method of the connection's `WsgiCall`; other servers make a closure for each request.
 """
 
 from asyncio import CancelledError, Future
@@ -63,13 +62,13 @@ class WsgiCall:
 
     def __init__(self) -> None:
         self.persistence = PERSIST  # what the latest answer said; CLOSE means that it is the last one
-        self.is_followed = False  # another request waits behind this one; set by the connection
+        self.is_followed = False  # another request of the connection waits; set by the connection
         self.status = ""  # of the latest answer, with its phrase
         self._headers: list[tuple[str, str]] = []
         self._chunks: list[bytes] = []  # from write() of PEP 3333, and the pieces made so far
         self._pieces: Generator[bytes, None, None] | None = None
         self.deferred: Future[Chunks] | None = None  # the answer comes later: see `finish_deferred`
-        self._request: tuple[CallingWorker, WSGIEnvironment, str]  # whose answer is in pieces or deferred
+        self._request: tuple[CallingWorker, WSGIEnvironment, str]  # the request that is answered in pieces or deferred
 
     def answer(self, worker: CallingWorker, environ: WSGIEnvironment, persistence: str) -> bytes:
         """Call the application and return its answer; never raises.
@@ -88,7 +87,7 @@ class WsgiCall:
         return answer
 
     def begin(self, worker: CallingWorker, environ: WSGIEnvironment, persistence: str) -> bytes | None:
-        """Do as `answer` does, but return None when the answer is not complete.
+        """Like `answer`, but return None when the answer is not complete.
 
         Then either the application makes it in pieces (see `make_piece`), or it is `deferred`.
         """
@@ -107,11 +106,11 @@ class WsgiCall:
             else:
                 body = _join(chunks)
             return self._complete(worker, environ, persistence, body)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it raises, its client gets an answer
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the client gets an answer, whatever is raised
             return self._fail(worker, environ, persistence, error)
 
     def make_piece(self) -> bytes | None:
-        """Take one more piece from the application. Returns the answer when that was the last."""
+        """Take one more piece from the application. Returns the whole answer when that piece was the last."""
         assert self._pieces is not None
         try:
             self._chunks.append(next(self._pieces))
@@ -143,7 +142,7 @@ class WsgiCall:
     def _complete_pieces(self) -> bytes:
         try:
             return self._complete(*self._request, b"")
-        except Exception as error:  # noqa: BLE001 - it cannot be sent as it is
+        except Exception as error:  # noqa: BLE001 - an invalid status or header cannot be sent
             return self._fail(*self._request, error)
 
     def _complete(self, worker: CallingWorker, environ: WSGIEnvironment, persistence: str, body: bytes) -> bytes:
@@ -157,15 +156,15 @@ class WsgiCall:
         return answer
 
     def _fail(self, worker: CallingWorker, environ: WSGIEnvironment, persistence: str, error: BaseException) -> bytes:
-        """Log what was raised, and return the 500, or the 503 where memory had run out."""
+        """Log `error`, and return the answer 500, or 503 when memory ran out."""
         self._chunks.clear()
         self.persistence = CLOSE if worker.draining and not self.is_followed else persistence
         method = environ["REQUEST_METHOD"]
         worker.log.error(
             "Error handling request %s %s", method, quote_path(environ), exc_info=error, extra=log_fields(environ)
         )
-        # The frames of a traceback refer to it by their variables: a circle, which would keep the request with its
-        # body until the collector runs.
+        # The frames of a traceback hold the error in their variables. This reference cycle would keep the request and
+        # its body in memory until the garbage collector runs.
         error.__traceback__ = None
         refusal = refusal_of(error)
         worker.report_refusal(refusal.code, environ, refusal.detail, refusal.status)
@@ -210,15 +209,15 @@ class WsgiCall:
     def _length_line(self, size: int) -> str:
         """Return the line with the length that the answer to GET would have had; empty when that is unknown.
 
-        It is known when the application sets it, or has made `size` bytes of content although HEAD needs none. RFC 9110
-        §8.6 allows to leave the field out, but allows no other number.
+        It is known when the application sets it, or has made `size` bytes of content although HEAD needs none. RFC
+        9110 §8.6 allows an answer without the field, but no other number in it.
         """
         given = next((int(value) for name, value in self._headers if name.lower() == "content-length"), size or None)
         return "" if given is None else f"Content-Length: {given}\r\n"
 
 
 def _join(chunks: Chunks) -> bytes:
-    """Join the chunks of any other iterable, and close it afterwards whatever happens (PEP 3333)."""
+    """Join the chunks of any iterable, then close it, also after an exception (PEP 3333)."""
     try:
         return b"".join(chunks)
     finally:

@@ -118,7 +118,7 @@ def add_target(environ: WSGIEnvironment, method: str, target: bytes) -> None:
     environ["PATH_INFO"], environ["QUERY_STRING"] = _split(target)
 
 
-@lru_cache(maxsize=256)  # PERF: 0.1 µs instead of 0.6; most requests of a service go to a handful of targets
+@lru_cache(maxsize=256)  # PERF: 0.1 µs instead of 0.6; most requests go to a handful of targets
 def _split(target: bytes) -> tuple[str, str]:
     """Return the decoded path and the query of a target in origin form."""
     if b"#" in target:

@@ -113,7 +113,7 @@ class RunningServer:
     """A worker's connections that are being served, and the parts of them that a test may examine."""
 
     address: tuple[str, int]
-    service: WorkerState
+    worker_state: WorkerState
     loop: asyncio.AbstractEventLoop
     app: Any
     trust: ssl.SSLContext | None = None  # what its clients need on TLS
@@ -133,8 +133,8 @@ class RunningServer:
         steps = [0]
 
         def step() -> None:
-            self.service.now += 0.25
-            self.service.deadline_sweep.start_sweep()
+            self.worker_state.now += 0.25
+            self.worker_state.deadline_sweep.start_sweep()
             steps[0] += 1
             if steps[0] < 4 * seconds + 2:
                 self.loop.call_soon(self.loop.call_soon, step)
@@ -178,21 +178,21 @@ def serving(
         moment = [1e6]
         clock = (lambda: moment[0]) if clock_step else time.monotonic
         scheme = "http" if context is None else "https"
-        service = WorkerState(app, loop, logging.getLogger("test"), scheme=scheme, clock=clock)
+        worker_state = WorkerState(app, loop, logging.getLogger("test"), scheme=scheme, clock=clock)
 
         def make() -> Any:
-            connection = RegisteredConnection(service, ("127.0.0.1", 4242), refusal)
+            connection = RegisteredConnection(worker_state, ("127.0.0.1", 4242), refusal)
             return connection if context is None else TlsLayer(loop, connection, context)
 
-        holder.append(RunningServer(listener.getsockname(), service, loop, app, trust))
-        service.on_connection_lost = lambda: holder[0].lost.append(loop.time())
+        holder.append(RunningServer(listener.getsockname(), worker_state, loop, app, trust))
+        worker_state.on_connection_lost = lambda: holder[0].lost.append(loop.time())
         await loop.create_server(make, sock=listener)
 
         def beat() -> None:
             moment[0] += clock_step
             if clock_step:
-                service.tick()
-            service.deadline_sweep.start_sweep()
+                worker_state.tick()
+            worker_state.deadline_sweep.start_sweep()
             loop.call_later(BEAT_SECONDS, beat)
 
         beat()
@@ -213,7 +213,7 @@ def serving(
             app.gate.set()
         loop.call_soon_threadsafe(loop.stop)
         thread.join(HANG_SECONDS)
-        holder[0].service.close()
+        holder[0].worker_state.close()
         loop.close()
 
 

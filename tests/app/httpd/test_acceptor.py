@@ -15,9 +15,9 @@ from testing.eventually import HANG_SECONDS
 def test_accepted_sockets_inherit_the_bound_on_unsent_bytes() -> None:
     """The kernel holds at most KERNEL_BUFFER_SIZE unsent bytes of each accepted connection."""
     loop = asyncio.new_event_loop()
-    service = WorkerState(lambda _environ, _start_response: [], loop, logging.getLogger("test"))
+    worker_state = WorkerState(lambda _environ, _start_response: [], loop, logging.getLogger("test"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        Acceptor(service, [listener], SingleWorker(), 1, None)
+        Acceptor(worker_state, [listener], SingleWorker(), 1, None)
         with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == KERNEL_BUFFER_SIZE.value
     loop.close()
@@ -28,12 +28,12 @@ def test_long_turns_accept_more_connections() -> None:
     count = 100
     turns = [0]
     loop = asyncio.new_event_loop()
-    service = WorkerState(lambda _environ, _start_response: [], loop, logging.getLogger("test"))
+    worker_state = WorkerState(lambda _environ, _start_response: [], loop, logging.getLogger("test"))
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2 * count))
         listener.setblocking(False)
         clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(count)]
-        acceptor = Acceptor(service, [listener], SingleWorker(), 2 * count, None)
+        acceptor = Acceptor(worker_state, [listener], SingleWorker(), 2 * count, None)
 
         def busy() -> None:
             turns[0] += 1

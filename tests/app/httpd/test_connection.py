@@ -268,7 +268,7 @@ def test_large_body(server: RunningServer) -> None:
     (answer,) = fetch(server, post(b"Content-Length: %d\r\n" % len(body), body))
 
     assert body.decode() == answer.json["body"]
-    assert server.run_on_loop(lambda: server.service.bodies.size) == 0
+    assert server.run_on_loop(lambda: server.worker_state.bodies.size) == 0
 
 
 # -- the application ---------------------------------------------------------------------------------------------------
@@ -368,7 +368,7 @@ def test_long_answers_are_generated_in_pieces() -> None:
         ] == [None, b"x" * 100, None]
         assert other_reader.read_answer().body == b"x" * 100
         assert other_reader.read_answer().environ["PATH_INFO"] == "/good"
-        assert server.run_on_loop(lambda: len(server.service.long_answers)) == 0
+        assert server.run_on_loop(lambda: len(server.worker_state.long_answers)) == 0
         assert len(endless) >= 100
         assert server.app.pieces[: len(endless)] == ["/long/endless"] * len(endless)
         assert {server.app.pieces.count(path) for path in ("/long/2", "/long/3")} == {100}
@@ -414,7 +414,7 @@ def test_long_answer_whose_peer_has_gone() -> None:
 
         assert len(fetch(server, get(b"/long/2"))[0].body) == 100
         assert made == server.app.pieces.count("/long/endless")
-        assert server.run_on_loop(lambda: len(server.service.long_answers)) == 0
+        assert server.run_on_loop(lambda: len(server.worker_state.long_answers)) == 0
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -426,7 +426,7 @@ def test_refused_long_answers_are_not_queued(count: int) -> None:
         refused = fetch(server, get(b"/long/no") * count, count)
 
         assert {(answer.status, answer.body) for answer in refused} == {(401, b"no")}
-        assert server.run_on_loop(lambda: len(server.service.long_answers)) == 1
+        assert server.run_on_loop(lambda: len(server.worker_state.long_answers)) == 1
         server.app.enough = True
         reader = AnswerReader(client)
         assert len(reader.read_answer().body) >= 100

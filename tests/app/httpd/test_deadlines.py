@@ -73,7 +73,7 @@ def test_write_deadline(tls: bool) -> None:
         eventually(lambda: bool(server.lost))
 
         assert dict(server.app.refusals) == {"reader_too_slow": 1, "write_timeout": 1}
-        assert server.service.slow_readers.size == 0
+        assert server.worker_state.slow_readers.size == 0
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
@@ -86,8 +86,8 @@ def test_slow_reader_gets_its_last_answer_whole(size: int, draining: bool, tls: 
         (connection,) = server_sides(server, client)
         client.sendall(get(b"/big", b"" if draining else b"Connection: close\r\n"))
         eventually(lambda: "/big" in server.app.calls)
-        server.run_on_loop(lambda: setattr(server.service, "draining", draining))
-        assert 0 < server.run_on_loop(lambda: connection.pending)
+        server.run_on_loop(lambda: setattr(server.worker_state, "draining", draining))
+        assert 0 < server.run_on_loop(lambda: connection.pending_size)
         server.advance(LINGER_SECONDS.value + 2)
         reader = AnswerReader(client)
 
@@ -107,7 +107,7 @@ def test_slow_reader_is_not_closed_for_a_new_connection(tls: bool) -> None:
         eventually(lambda: "/big" in server.app.calls)
         server.advance(IDLE_SECONDS.value + 2)
 
-        assert not server.run_on_loop(server.service.deadline_sweep.close_longest_idle)
+        assert not server.run_on_loop(server.worker_state.deadline_sweep.close_longest_idle)
         assert len(AnswerReader(client).read_answer().body) == 40_000
 
 
@@ -118,7 +118,7 @@ def test_peer_that_ends_tls_gets_what_was_written(close: bool) -> None:
         server.app.size = 500_000
         (connection,) = server_sides(server, client)
         client.sendall(get(b"/big", b"Connection: close\r\n" if close else b""))
-        eventually(lambda: server.run_on_loop(lambda: connection.pending) > 0)
+        eventually(lambda: server.run_on_loop(lambda: connection.pending_size) > 0)
         client.settimeout(0.0)
         received = b""
         try:
@@ -142,8 +142,8 @@ def test_no_deadline_while_a_request_runs_on_the_pool() -> None:
     with serving(clock_step=0.5) as server, connect(server) as client:
         client.sendall(get(b"/slow") + b"GE")
         eventually(lambda: "/slow" in server.app.calls)
-        now = server.service.now
-        eventually(lambda: server.service.now > now + 200)
+        now = server.worker_state.now
+        eventually(lambda: server.worker_state.now > now + 200)
         server.app.gate.set()
         client.sendall(GOOD[2:])
         reader = AnswerReader(client)
@@ -151,7 +151,7 @@ def test_no_deadline_while_a_request_runs_on_the_pool() -> None:
         assert [reader.read_answer().environ["PATH_INFO"] for _ in range(2)] == ["/slow", "/good"]
 
 
-def test_peer_that_does_not_close_is_cut_off() -> None:
+def test_peer_that_does_not_close_is_disconnected() -> None:
     """A peer that got its last answer and does not close is disconnected after LINGER_SECONDS."""
     with serving(clock_step=0.1) as server, connect(server) as client:
         client.sendall(b"nonsense\r\n")
@@ -164,13 +164,13 @@ def test_time_in_which_the_loop_stood_still_is_not_charged() -> None:
     """However long the loop did not run, one tick advances the clock of the deadlines by half a second."""
     moment = [100.0]
     loop = asyncio.new_event_loop()
-    service = WorkerState(EchoApplication(), loop, logging.getLogger("test"), clock=lambda: moment[0])
-    start = service.now
+    worker_state = WorkerState(EchoApplication(), loop, logging.getLogger("test"), clock=lambda: moment[0])
+    start = worker_state.now
     moment[0] += 60.0
-    service.tick()
+    worker_state.tick()
     loop.close()
 
-    assert service.now - start == 0.5
+    assert worker_state.now - start == 0.5
 
 
 # -- draining ----------------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_drain_answers_with_close() -> None:
         for client in (busy, silent):
             client.sendall(GOOD)
             assert AnswerReader(client).read_answer().status == 200
-        server.run_on_loop(lambda: setattr(server.service, "draining", True))
+        server.run_on_loop(lambda: setattr(server.worker_state, "draining", True))
         busy.sendall(GOOD)
         reader = AnswerReader(busy)
 
@@ -201,7 +201,7 @@ def test_drain_answers_what_was_received(first: bytes, count: int) -> None:
 
         def read() -> None:
             connection.data_received(first + b"".join(get(b"/%d" % i) for i in range(count)))
-            server.service.draining = True
+            server.worker_state.draining = True
 
         server.run_on_loop(read)
         server.app.gate.set()
@@ -216,7 +216,7 @@ def test_drain_answers_what_was_received(first: bytes, count: int) -> None:
 def test_drain_answers_all_requests_of_one_read() -> None:
     """Requests that arrive in one read during a drain are all answered; only the last one says close."""
     with serving() as server, connect(server) as client:
-        server.run_on_loop(lambda: setattr(server.service, "draining", True))
+        server.run_on_loop(lambda: setattr(server.worker_state, "draining", True))
         client.sendall(GOOD * 3)
         reader = AnswerReader(client)
         answers = [reader.read_answer() for _ in range(3)]

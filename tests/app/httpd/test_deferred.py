@@ -146,14 +146,17 @@ def test_it_is_cancelled_when_the_client_leaves(leave: Callable[[socket.socket],
     with serving(app) as server, connect(server) as client:
         client.sendall(post(b"Content-Length: %d\r\n" % size, b"x" * size).replace(b"POST /", b"POST /later") + behind)
         wait_until_waiting(server, 1)
-        assert server.run_on_loop(lambda: server.service.bodies.size) > 0
+        assert server.run_on_loop(lambda: server.worker_state.bodies.size) > 0
         leave(client)
         eventually(lambda: app.cancelled == ["/later"])
         eventually(lambda: len(server.lost) == 1)
         wait_until_waiting(server, 0)
         gc.collect()
 
-        assert server.run_on_loop(lambda: (server.service.bodies.size, server.service.pipelines.size)) == (0, 0)
+        assert server.run_on_loop(lambda: (server.worker_state.bodies.size, server.worker_state.pipelines.size)) == (
+            0,
+            0,
+        )
         assert app.environs[0]() is None
         assert app.answered == []
         with connect(server) as other:
@@ -230,7 +233,7 @@ def test_what_drains_waits_for_it() -> None:
     with serving(app) as server, connect(server) as client:
         client.sendall(get(b"/later/1") + get(b"/later/2"))
         wait_until_waiting(server, 1)
-        server.service.draining = True
+        server.worker_state.draining = True
         app.release(server)
         reader = AnswerReader(client)
         answers = [reader.read_answer() for _ in range(2)]

@@ -82,7 +82,7 @@ def test_pipeline_does_not_delay_others() -> None:
         assert len(before[1]) <= 2 + TURN_COUNT + 1
         assert [honest_reader.read_answer().environ["PATH_INFO"] for _ in range(2)] == ["/honest/1", "/honest/2"]
         assert {reader.read_answer().environ["PATH_INFO"] for _ in range(count)} == {"/good"}
-        assert server.run_on_loop(lambda: server.service.pipelines.size) == 0
+        assert server.run_on_loop(lambda: server.worker_state.pipelines.size) == 0
 
 
 def test_pipelines_take_turns() -> None:
@@ -151,7 +151,7 @@ def test_pipelines_share_a_budget(busy: bool) -> None:
     """
     with serving() as server, connect(server) as client, connect(server) as honest:
         server_sides(server, client, honest)
-        server.run_on_loop(lambda: server.service.pipelines.reserve(PIPELINES_SIZE.value - 5_000))
+        server.run_on_loop(lambda: server.worker_state.pipelines.reserve(PIPELINES_SIZE.value - 5_000))
         client.sendall((get(b"/slow") if busy else b"") + GOOD * 50)
         if busy:
             eventually(lambda: server.run_on_loop(lambda: server.app.refusals["pipelines_full"]) == 1)
@@ -168,7 +168,7 @@ def test_pipelines_share_a_budget(busy: bool) -> None:
             answers[-1].status, answers[-1].json["code"], answers[-1].headers["retry-after"],
         )  # fmt: skip
         assert len(answers) == 4
-        assert PIPELINES_SIZE.value - 5_000 == server.run_on_loop(lambda: server.service.pipelines.size)
+        assert PIPELINES_SIZE.value - 5_000 == server.run_on_loop(lambda: server.worker_state.pipelines.size)
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD"])
@@ -176,7 +176,7 @@ def test_pipelines_full_carries_the_names_of_its_request(method: bytes) -> None:
     """A request refused with `pipelines_full` is answered under its own id, and without content if it is a HEAD."""
     with serving() as server, connect(server) as client:
         server_sides(server, client)
-        server.run_on_loop(lambda: server.service.pipelines.reserve(PIPELINES_SIZE.value - 100))
+        server.run_on_loop(lambda: server.worker_state.pipelines.reserve(PIPELINES_SIZE.value - 100))
         client.sendall(get(b"/slow"))
         eventually(lambda: "/slow" in server.app.calls)
         client.sendall(method + b" /ahead HTTP/1.1\r\nX-Request-ID: r-2\r\n" + HOST + b"\r\n")
@@ -198,13 +198,13 @@ def test_unparsed_bytes_count_in_the_budget() -> None:
         (connection,) = server_sides(server, client)
         data = get(b"/slow") + GOOD * 20_000  # its parsed part counts for less
         server.run_on_loop(lambda: connection.data_received(data))
-        kept = server.run_on_loop(lambda: server.service.pipelines.size)
+        kept = server.run_on_loop(lambda: server.worker_state.pipelines.size)
         reset(client)
         server.app.gate.set()
         eventually(lambda: bool(server.lost))
 
         assert len(data) - 4_096 <= kept
-        assert server.run_on_loop(lambda: server.service.pipelines.size) == 0
+        assert server.run_on_loop(lambda: server.worker_state.pipelines.size) == 0
 
 
 def test_no_request_is_answered_while_the_peer_does_not_read() -> None:
@@ -212,7 +212,7 @@ def test_no_request_is_answered_while_the_peer_does_not_read() -> None:
     count = 200
     with serving(sndbuf=8_192) as server, connect(server, rcvbuf=8_192) as client:
         client.sendall(get(b"/big") * count)
-        eventually(lambda: server.run_on_loop(lambda: server.service.slow_readers.size) > WRITE_BUFFER_SIZE.value)
+        eventually(lambda: server.run_on_loop(lambda: server.worker_state.slow_readers.size) > WRITE_BUFFER_SIZE.value)
         server.run_on_loop(lambda: None)  # the loop has gone round: who would be called has been
         assert len(server.app.calls) <= WRITE_BUFFER_SIZE.value // 262_144 + 2
         reader = AnswerReader(client)
@@ -222,7 +222,7 @@ def test_no_request_is_answered_while_the_peer_does_not_read() -> None:
 
 def held(server: RunningServer) -> int:
     """Return the bytes of large bodies that the server counts."""
-    size = server.run_on_loop(lambda: server.service.bodies.size)
+    size = server.run_on_loop(lambda: server.worker_state.bodies.size)
     assert isinstance(size, int)
     return size
 
@@ -348,7 +348,7 @@ def test_answers_generated_in_one_turn_are_bounded() -> None:
 
         assert server.run_on_loop(read) <= 2 * ANSWERS_SIZE.value // server.app.size + 1
         eventually(lambda: len(server.app.calls) == count)
-        eventually(lambda: 0 < server.run_on_loop(lambda: server.service.slow_readers.size) <= ANSWERS_SIZE.value)
+        eventually(lambda: 0 < server.run_on_loop(lambda: server.worker_state.slow_readers.size) <= ANSWERS_SIZE.value)
         assert fetch(server, GOOD)[0].status == 200
         server.advance(1.0)
         honest = stack.enter_context(connect(server))
@@ -369,7 +369,9 @@ def test_slowest_reader_is_disconnected(tls: bool) -> None:
         idle = [stack.enter_context(connect(server, rcvbuf=8_192)) for _ in range(count)]
         for client in idle:
             client.sendall(get(b"/big"))
-        eventually(lambda: server.run_on_loop(lambda: server.service.slow_readers.size) > 0.9 * count * server.app.size)
+        eventually(
+            lambda: server.run_on_loop(lambda: server.worker_state.slow_readers.size) > 0.9 * count * server.app.size
+        )
         readers = [AnswerReader(client) for client in idle]
         slow = readers[0]
         for reader in readers:
@@ -380,14 +382,14 @@ def test_slowest_reader_is_disconnected(tls: bool) -> None:
         for client in honest:
             client.sendall(get(b"/big"))
         eventually(lambda: bool(server.lost))
-        eventually(lambda: server.run_on_loop(lambda: server.service.slow_readers.size) <= ANSWERS_SIZE.value)
+        eventually(lambda: server.run_on_loop(lambda: server.worker_state.slow_readers.size) <= ANSWERS_SIZE.value)
 
         assert [len(AnswerReader(client).read_answer().body) for client in honest] == [4_000_000] * 2
         assert len(slow.read_answer().body) == 4_000_000
         assert 1 <= server.app.refusals["answers_full"] <= 2
-        assert server.run_on_loop(lambda: server.service.slow_readers.size) <= ANSWERS_SIZE.value
+        assert server.run_on_loop(lambda: server.worker_state.slow_readers.size) <= ANSWERS_SIZE.value
         stack.close()
-        eventually(lambda: server.run_on_loop(lambda: server.service.slow_readers.size) == 0)
+        eventually(lambda: server.run_on_loop(lambda: server.worker_state.slow_readers.size) == 0)
 
 
 @pytest.mark.parametrize("before", [b"", get(b"/slow")], ids=["first", "behind"])
@@ -410,7 +412,7 @@ def test_unwanted_large_body_takes_no_memory(before: bytes, framing: bytes, sent
         answer = reader.read_answer()
 
         assert ("close", "0") == (answer.headers["connection"], answer.environ["CONTENT_LENGTH"])
-        assert server.run_on_loop(lambda: server.service.bodies.size) == 0
+        assert server.run_on_loop(lambda: server.worker_state.bodies.size) == 0
         client.sendall(GOOD)
         reader.expect_end()
         assert "/good" not in server.app.calls

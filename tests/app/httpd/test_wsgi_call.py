@@ -21,27 +21,27 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 NAMES = {REQUEST_ID: "r-1", "REMOTE_ADDR": "192.0.2.1", "REMOTE_PORT": "7"}
 
 
-def service_of(application: Any, scheme: str = "http") -> WorkerState:
+def worker_of(application: Any, scheme: str = "http") -> WorkerState:
     loop = asyncio.new_event_loop()
-    service = WorkerState(application, loop, logging.getLogger("test.exchange"), scheme=scheme)
+    worker = WorkerState(application, loop, logging.getLogger("test.wsgi_call"), scheme=scheme)
     loop.close()
-    return service
+    return worker
 
 
-def whole(service: WorkerState, persistence: str = PERSIST, **environ: Any) -> bytes:
+def whole(worker: WorkerState, persistence: str = PERSIST, **environ: Any) -> bytes:
     """Return an answer as it goes out."""
     request = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", RECEIVED_NS: time.monotonic_ns(), **NAMES, **environ}
-    return WsgiCall().answer(service, request, persistence)
+    return WsgiCall().answer(worker, request, persistence)
 
 
 def answer(
     application: Application, method: str = "GET", persistence: str = PERSIST, *, draining: bool = False
 ) -> bytes:
     """Return the answer of `application` without the lines that every answer carries."""
-    service = service_of(application)
-    service.draining = draining
-    got = whole(service, persistence, REQUEST_METHOD=method)
-    for line in (service.date, service.default_headers.text, "X-Request-ID: r-1\r\n"):
+    worker = worker_of(application)
+    worker.draining = draining
+    got = whole(worker, persistence, REQUEST_METHOD=method)
+    for line in (worker.date, worker.default_headers.text, "X-Request-ID: r-1\r\n"):
         assert got.count(line.encode()) == 1
         got = got.replace(line.encode(), b"")
     return got
@@ -196,7 +196,7 @@ def fields(raw: bytes) -> list[tuple[str, str]]:
 
 def test_default_headers() -> None:
     """Every answer forbids sniffing, caching, framing and scripts; over plain HTTP it says nothing about TLS."""
-    got = dict(fields(whole(service_of(fixed("200 OK", [], [])))))
+    got = dict(fields(whole(worker_of(fixed("200 OK", [], [])))))
 
     assert {
         "x-content-type-options": "nosniff", "cache-control": "no-store", "x-frame-options": "DENY",
@@ -209,7 +209,7 @@ def test_default_headers() -> None:
 @pytest.mark.parametrize("body", [[b"x"], ["an error"]], ids=["answer", "error"])
 def test_default_headers_on_tls(body: Any) -> None:
     """On TLS every answer carries Strict-Transport-Security (RFC 6797 §7.2), errors included."""
-    got = dict(fields(whole(service_of(fixed("200 OK", [], body), "https"))))
+    got = dict(fields(whole(worker_of(fixed("200 OK", [], body), "https"))))
 
     assert got["strict-transport-security"] == "max-age=31536000"
 
@@ -217,14 +217,14 @@ def test_default_headers_on_tls(body: Any) -> None:
 def test_answer_may_replace_a_default_header() -> None:
     """A field of one answer replaces the default of its name in that answer only."""
     own = ("content-security-policy", "default-src 'self'")
-    service = service_of(fixed("200 OK", [own, ("X-A", "1")], []))
-    first, second = (fields(whole(service)) for _ in range(2))
+    worker = worker_of(fixed("200 OK", [own, ("X-A", "1")], []))
+    first, second = (fields(whole(worker)) for _ in range(2))
 
     assert first == second
     assert [field for field in first if field[0] == own[0]] == [own]
     assert [name for name, _ in first].count("cache-control") == 1
-    service.application = fixed("200 OK", [], [])
-    assert dict(fields(whole(service)))[own[0]] == "default-src 'none'; frame-ancestors 'none'"
+    worker.application = fixed("200 OK", [], [])
+    assert dict(fields(whole(worker)))[own[0]] == "default-src 'none'; frame-ancestors 'none'"
 
 
 def test_application_adds_default_headers() -> None:
@@ -234,7 +234,7 @@ def test_application_adds_default_headers() -> None:
         default_headers = (("Content-security-policy", "default-src 'self'"), ("X-Own", "1"))
         __call__ = staticmethod(fixed("200 OK", [], []))
 
-    got = fields(whole(service_of(Page())))
+    got = fields(whole(worker_of(Page())))
 
     assert [value for name, value in got if name == "content-security-policy"] == ["default-src 'self'"]
     assert ("x-own", "1") in got
@@ -248,19 +248,19 @@ def test_default_header_must_be_one_line() -> None:
         default_headers = (("X", "a\r\nY: b"),)
 
     with pytest.raises(ValueError, match="line break"):
-        service_of(Broken())
+        worker_of(Broken())
 
 
 def test_trace_is_passed_on() -> None:
     """An answer carries the request's trace id and flags, and a new span id each time."""
-    service = service_of(fixed("200 OK", [], []))
+    worker = worker_of(fixed("200 OK", [], []))
     trace = TraceContext("a" * 32, "b" * 16, "01")
     traced: dict[str, Any] = {TRACE: trace}
-    values = [dict(fields(whole(service, **traced)))["traceparent"].split("-") for _ in range(2)]
+    values = [dict(fields(whole(worker, **traced)))["traceparent"].split("-") for _ in range(2)]
 
     assert [[version, trace_id, flags] for version, trace_id, _, flags in values] == [["00", "a" * 32, "01"]] * 2
     assert len({"b" * 16} | {span for _, _, span, _ in values}) == 3
-    assert "traceparent" not in dict(fields(whole(service)))
+    assert "traceparent" not in dict(fields(whole(worker)))
 
 
 # -- the log ---------------------------------------------------------------------------------------------------------
@@ -268,10 +268,10 @@ def test_trace_is_passed_on() -> None:
 
 def test_error_is_logged_with_the_names_of_its_request(caplog: pytest.LogCaptureFixture) -> None:
     """The log line of a 500 carries request id, trace id and client, and of the request only method and path."""
-    service = service_of(fixed("200 OK", [], ["text"]))
+    worker = worker_of(fixed("200 OK", [], ["text"]))
     secrets = {"QUERY_STRING": "q=hidden", "HTTP_AUTHORIZATION": "hidden"}
     traced: dict[str, Any] = {TRACE: TraceContext("a" * 32, "b" * 16, "00")}
-    whole(service, PATH_INFO="/a\nb\x1b", **traced, **secrets)
+    whole(worker, PATH_INFO="/a\nb\x1b", **traced, **secrets)
     (record,) = caplog.records
 
     assert record.getMessage() == "Error handling request GET /a%0Ab%1B"
@@ -283,8 +283,8 @@ def test_error_is_logged_with_the_names_of_its_request(caplog: pytest.LogCapture
 
 def test_request_line_at_debug(caplog: pytest.LogCaptureFixture) -> None:
     """At DEBUG each request has one line with method, path, status, bytes, duration, client and id."""
-    caplog.set_level(logging.DEBUG, "test.exchange")
-    got = whole(service_of(fixed("201 Created", [], [b"abc"])), PATH_INFO="/p\xe9 q", QUERY_STRING="hidden")
+    caplog.set_level(logging.DEBUG, "test.wsgi_call")
+    got = whole(worker_of(fixed("201 Created", [], [b"abc"])), PATH_INFO="/p\xe9 q", QUERY_STRING="hidden")
     (record,) = caplog.records
 
     assert {
@@ -297,7 +297,7 @@ def test_request_line_at_debug(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_no_request_line_above_debug(caplog: pytest.LogCaptureFixture) -> None:
     """Above DEBUG a successful request is not logged."""
-    caplog.set_level(logging.INFO, "test.exchange")
-    whole(service_of(fixed("200 OK", [], [])))
+    caplog.set_level(logging.INFO, "test.wsgi_call")
+    whole(worker_of(fixed("200 OK", [], [])))
 
     assert caplog.records == []
