@@ -3,7 +3,8 @@
 Invariants: a pid alone does not identify a process, because it is reused. An `Identity` adds the start time in clock
 ticks since boot; the kernel never gives the same pair twice. Whatever waits for, judges or kills a process uses one. A
 caller that has no free descriptor cannot read /proc: then a process that may be alive counts as alive, because its row
-would be taken from it otherwise.
+would be taken from it otherwise. A pid may come from shared memory, which can be damaged: a number that no process can
+have names no process. It never reaches a system call, where it would raise OverflowError or name a group of processes.
 """
 
 import ctypes
@@ -14,6 +15,7 @@ from typing import Final, NamedTuple
 
 _PR_SET_PDEATHSIG: Final = 1
 _CPUCLOCK_SCHED: Final = 2
+_PID_MAX: Final = 1 << 22  # of every Linux (PID_MAX_LIMIT); /proc/sys/kernel/pid_max only lowers it
 
 
 class Identity(NamedTuple):
@@ -30,7 +32,7 @@ class Identity(NamedTuple):
         """
         stat = _stat(self.pid)
         if stat is None:
-            return self.pid != 0 and _exists(self.pid)  # kill(2) reads 0 as the caller's process group
+            return _exists(self.pid)
         return int(stat[19]) == self.started and stat[0] not in ("Z", "X")
 
     @property
@@ -43,11 +45,18 @@ class Identity(NamedTuple):
 NOBODY: Final = Identity(0, 0)
 
 
+def _is_pid(number: int) -> bool:
+    """Return whether a process can have this pid. kill(2) reads 0 and negative numbers as groups of processes."""
+    return 0 < number <= _PID_MAX
+
+
 def _stat(pid: int) -> list[str] | None:
     """Return the fields of /proc/PID/stat from `state` on (proc_pid_stat(5), field 3), or None if it cannot be read.
 
     The command before them may hold spaces and parentheses, so the fields begin behind the last parenthesis.
     """
+    if not _is_pid(pid):
+        return None
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()
@@ -57,6 +66,8 @@ def _stat(pid: int) -> list[str] | None:
 
 def _exists(pid: int) -> bool:
     """Return whether a process has this pid, a zombie included. Needs no descriptor."""
+    if not _is_pid(pid):
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -82,6 +93,8 @@ def identify_self() -> Identity:
 
 def process_of_thread(tid: int) -> int:
     """Return the pid of the process that a thread belongs to, 0 if there is none."""
+    if not _is_pid(tid):
+        return 0
     try:
         with open(f"/proc/{tid}/status", encoding="utf-8", errors="replace") as file:
             return next((int(line.split()[1]) for line in file if line.startswith("Tgid:")), 0)
@@ -94,6 +107,8 @@ def cpu_time_ns(pid: int) -> int:
 
     The clock id is computed as clock_getcpuclockid(3) does.
     """
+    if not _is_pid(pid):
+        return 0
     try:
         return time.clock_gettime_ns((~pid << 3) | _CPUCLOCK_SCHED)
     except OSError:
@@ -105,6 +120,8 @@ def kill(target: Identity) -> bool:
 
     The pidfd is opened first and the identity checked after, so that a reused pid is not hit.
     """
+    if not _is_pid(target.pid):
+        return False
     try:
         pidfd = os.pidfd_open(target.pid)
     except OSError:

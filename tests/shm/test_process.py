@@ -25,6 +25,15 @@ class TestIdentity:
         assert process.identify(2**22 + 1) == NOBODY
         assert not Identity(0, 1).alive  # of a row whose owner died between the two words of its name
 
+    @pytest.mark.parametrize("pid", [2**22 + 1, 2**31, 2**40, 2**63, 2**64 - 1, -1, -(2**40)])
+    def test_a_number_that_no_process_can_have(self, pid: int) -> None:
+        """A damaged pid names nobody; no system call receives it."""
+        damaged = Identity(pid, 1)
+
+        assert [damaged.alive, damaged.runnable, process.kill(damaged)] == [False, False, False]
+        assert process.identify(pid) == NOBODY
+        assert [process.process_of_thread(pid), process.cpu_time_ns(pid)] == [0, 0]
+
     def test_dead_or_a_zombie(self) -> None:
         """A process that has ended is not alive, reaped or not."""
         child = begin(lambda: None)
