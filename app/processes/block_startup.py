@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 from core.clock import boot_clock
+from core.machine import host
 from core.machine.cgroup import Cgroup
 from core.settings.config import Config
 from shm.block import Block, BlockError
@@ -31,8 +30,9 @@ def create_block(config: Config, workers: int) -> Block:
     """
     layout = _layout(config, ROWS_PER_WORKER * workers)
     room = Cgroup(Path("/")).tightest_memory_limit()
-    host = psutil.virtual_memory().available
-    available = host if room is None else min(room.available, host)
+    available = host.memory().available
+    if room is not None:
+        available = min(available, room.available)
     if layout.block_size > available * SHARE_MAX:
         raise BlockError(
             f"the block needs {layout.block_size / 1e6:.0f} MB and may take {SHARE_MAX:.0%} of the "

@@ -1,14 +1,17 @@
 """The limits of this container: memory, CPU time and cores, from control groups v2, v1 or both.
 
 A process is limited by its own group and by every group above it. So each limit is looked up from the group named in
-/proc/self/cgroup up to the root of the mount, and the tightest one applies. With a cgroup namespace the path is `/`.
-Without one (v1 under an older Docker) it is the host's path, of which only the root of the mount exists inside the
-container; levels that do not exist are skipped.
+/proc/self/cgroup up to the root of the mount, and the tightest one applies. /proc/self/mountinfo tells where a
+hierarchy is mounted, which controllers it has, and which group is the root of the mount. A mount point can have any
+name: controllers of v1 share one in any order. With a cgroup namespace the path is `/`. Without one (v1 under an older
+Docker) it is the host's path, of which only the part below the root of the mount exists inside the container; levels
+that do not exist are skipped.
 
-Layouts, with `root` = "/":
-    v2       sys/fs/cgroup/<path>/{memory.max, memory.current, memory.stat, cpu.max, cpu.stat}
-    v1       sys/fs/cgroup/<controller or joint mount>/<path>/{memory.limit_in_bytes, cpu.cfs_quota_us, cpuacct.usage …}
-    hybrid   v1 for the controllers above; the v2 mount is then at sys/fs/cgroup/unified and holds none of them
+Files of a level:
+    v2       memory.max, memory.current, memory.stat, cpu.max, cpu.stat
+    v1       memory.limit_in_bytes, memory.usage_in_bytes, memory.stat, cpu.cfs_quota_us, cpu.cfs_period_us,
+             cpuacct.usage
+    hybrid   v1 for these controllers; a v2 hierarchy is mounted beside them and has none of them
 
 Nothing is written and nothing blocks: the kernel computes these files when they are read. A file that is missing or
 unreadable counts as "no limit". Limits are read at each call, because a pod can be resized while it runs; groups are
@@ -17,7 +20,8 @@ found once, because a process is not moved. `root` is an argument so that tests 
 
 import math
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,10 +43,10 @@ class Cgroup:
     """The control groups of the calling process, as seen below `root`."""
 
     def __init__(self, root: Path) -> None:
-        paths = _paths_by_controller(root)
-        self._memory = _levels(root, "memory", paths)
-        self._cpu = _levels(root, "cpu", paths)
-        self._cpuacct = _levels(root, "cpuacct", paths)
+        paths, mounts = _paths_by_controller(root), list(_mounts(root))
+        self._memory, self._cpu, self._cpuacct = (
+            _levels(root, controller, paths, mounts) for controller in ("memory", "cpu", "cpuacct")
+        )
 
     def tightest_memory_limit(self) -> MemoryLimit | None:
         """Return the limit with the least memory available, or None when there is none.
@@ -87,31 +91,59 @@ class Cgroup:
                 yield MemoryLimit(limit, max((used or 0) - (cache or 0), 0))
 
 
-def _paths_by_controller(root: Path) -> dict[str, tuple[str, str]]:
-    """Return {controller: (name of its mount, path of the group)} from /proc/self/cgroup; the key of v2 is ""."""
-    paths: dict[str, tuple[str, str]] = {}
+class _Mount(NamedTuple):
+    """A mounted hierarchy of control groups."""
+
+    top: str  # the group that is the root of the mount
+    point: str  # where it is mounted
+    controllers: frozenset[str]  # of v1; {""} for v2
+
+
+def _paths_by_controller(root: Path) -> dict[str, str]:
+    """Return {controller: path of the group} from /proc/self/cgroup; the key of v2 is ""."""
+    paths: dict[str, str] = {}
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        for controller in controllers.split(","):
-            paths[controller] = (controllers, path)
+        paths |= dict.fromkeys(controllers.split(","), path)
     return paths
 
 
-def _levels(root: Path, controller: str, paths: dict[str, tuple[str, str]]) -> list[Path]:
+def _mounts(root: Path) -> Iterator[_Mount]:
+    """Yield the mounts of control groups from /proc/self/mountinfo (proc_pid_mountinfo(5))."""
+    for line in _text(root / "proc/self/mountinfo").splitlines():
+        mount, _, file_system = line.partition(" - ")
+        match mount.split(), file_system.split():
+            case [_, _, _, top, point, *_], ["cgroup", _, options]:
+                yield _Mount(_unescape(top), _unescape(point), frozenset(options.split(",")))
+            case [_, _, _, top, point, *_], ["cgroup2", *_]:
+                yield _Mount(_unescape(top), _unescape(point), frozenset({""}))
+
+
+def _unescape(text: str) -> str:
+    """Return a path of mountinfo, in which a space is written as `\\040`."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def _levels(root: Path, controller: str, paths: dict[str, str], mounts: list[_Mount]) -> list[Path]:
     """Return the directories of the process's group and of the groups above it, its own first."""
-    mount = root / "sys/fs/cgroup"
-    if controller in paths:  # v1
-        joint, path = paths[controller]
-        mount = next((mount / name for name in (joint, controller) if (mount / name).is_dir()), mount / controller)
-    elif "" in paths and (mount / "cgroup.controllers").exists():  # v2
-        path = paths[""][1]
-    else:
+    hierarchy = controller if controller in paths else ""  # a controller is in a v1 hierarchy or in v2's, never in both
+    path = paths.get(hierarchy, "")
+    own_mounts = [mount for mount in mounts if hierarchy in mount.controllers]
+    # One that holds the group is better than one of another part of the hierarchy.
+    mount = min(own_mounts, key=lambda mount: not _is_below(path, mount.top), default=None)
+    if mount is None or hierarchy not in paths:
         return []
+    below = path[len(mount.top.rstrip("/")) :] if _is_below(path, mount.top) else path
     # A path outside the namespace has ".."; the groups there are not visible.
-    own = mount.joinpath(*(part for part in path.split("/") if part not in ("", "..")))
+    top = root / mount.point.lstrip("/")
+    own = top.joinpath(*(part for part in below.split("/") if part not in ("", "..")))
     way_up = [own, *own.parents]
-    return [level for level in way_up[: way_up.index(mount) + 1] if level.is_dir()]
+    return [level for level in way_up[: way_up.index(top) + 1] if level.is_dir()]
+
+
+def _is_below(path: str, top: str) -> bool:
+    return f"{path}/".startswith(f"{top.rstrip('/')}/")
 
 
 def _quota(level: Path) -> float | None:

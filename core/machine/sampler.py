@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from core.machine import host
 from core.machine.cgroup import Cgroup
 
 _MEBIBYTE = 1 << 20
@@ -62,7 +63,7 @@ class Sampler:
             self._last = (now_ns, used_ns)
         return MachineSample(
             sampled_ns=now_ns,
-            memory_percent=100.0 * (1 - available / total),
+            memory_percent=_percent(total - available, total) if total else 100.0,  # a limit of 0 leaves no room
             memory_available_mb=available / _MEBIBYTE,
             memory_total_mb=total / _MEBIBYTE,
             cpu_percent=self._cpu_percent,
@@ -90,8 +91,9 @@ class Sampler:
         return _percent(used_ns - used_at_start_ns, elapsed_ns * cores)
 
     def _cpu_used_ns(self) -> int:
+        """Return the CPU time used; always 0 where neither the container nor the host tells it."""
         used_ns = self._cgroup.cpu_used_ns() if self._accounted else None
-        return _host_cpu_used_ns() if used_ns is None else used_ns
+        return (host.cpu_used_ns() or 0) if used_ns is None else used_ns
 
     def _allowance(self) -> float:
         """Return the number of cores that are 100 %."""
@@ -102,20 +104,13 @@ class Sampler:
 
     def _memory(self) -> tuple[int, int]:
         """Return total and available bytes: the container's if limited below the host's memory, else the host's."""
-        host = psutil.virtual_memory()
+        total, available = host.memory()
         own = self._cgroup.tightest_memory_limit()
-        if own is None or own.limit >= host.total:
-            return host.total, host.available
-        return own.limit, min(own.available, host.available)
+        if own is None or own.limit >= total:
+            return total, available
+        return own.limit, min(own.available, available)
 
 
 def _percent(part: float, whole: float) -> float:
     """Return the share in percent, clamped to 0…100: a short interval can exceed a quota, which is per period."""
     return min(max(100.0 * part / whole, 0.0), 100.0) if whole > 0 else 0.0
-
-
-def _host_cpu_used_ns() -> int:
-    """Return the CPU time used on the host since boot, with time stolen by the hypervisor, which is not available."""
-    times = psutil.cpu_times()  # user includes guest
-    used = times.user + times.nice + times.system + times.irq + times.softirq + times.steal
-    return int(used * _SECOND_NS)

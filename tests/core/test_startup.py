@@ -472,8 +472,8 @@ class TestWorkerCount:
         """A number is used as given; 0 means one worker per core of the container, at least one."""
         (tmp_path / "proc/self").mkdir(parents=True)
         (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+        (tmp_path / "proc/self/mountinfo").write_text("31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
         (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
-        (tmp_path / "sys/fs/cgroup/cgroup.controllers").write_text("cpu\n")
         (tmp_path / "sys/fs/cgroup/cpu.max").write_text("30000 100000\n")
         three = msgspec.convert({"server": {"workers": 3}}, Config)
 

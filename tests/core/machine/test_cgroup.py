@@ -17,6 +17,18 @@ def limit_of(cgroup: Cgroup) -> int | None:
     return None if room is None else room.limit
 
 
+def mounts(*lines: str) -> dict[str, str]:
+    """Return the file mountinfo with one mount for each "root of the mount, mount point, type, options"."""
+    text = ""
+    for number, line in enumerate(lines):
+        top, point, kind, options = line.split()
+        text += f"{31 + number} 23 0:{number} {top} {point} rw,relatime shared:1 - {kind} {kind} rw,{options}\n"
+    return {"proc/self/mountinfo": f"22 1 0:19 / / rw - overlay overlay rw\n{text}"}
+
+
+V1_MEMORY = mounts("/ /sys/fs/cgroup/memory cgroup memory", "/ /sys/fs/cgroup/unified cgroup2 nsdelegate")
+
+
 def tree(root: Path, files: dict[str, str]) -> Path:
     for name, content in files.items():
         path = root / name
@@ -27,7 +39,8 @@ def tree(root: Path, files: dict[str, str]) -> Path:
 
 def v2(root: Path, path: str = "/", **levels: dict[str, str]) -> Path:
     """Lay out a v2 tree: `levels` are files by level, "_" for "/" in the level's name, `top` for the mount's root."""
-    files = {"proc/self/cgroup": f"0::{path}\n", "sys/fs/cgroup/cgroup.controllers": "cpu memory\n"}
+    files = {"proc/self/cgroup": f"0::{path}\n"} | mounts("/ /sys/fs/cgroup cgroup2 nsdelegate")
+    files["sys/fs/cgroup/cgroup.controllers"] = "cpu memory\n"
     for level, contents in levels.items():
         directory = "" if level == "top" else level.replace("_", "/") + "/"
         files |= {f"sys/fs/cgroup/{directory}{name.replace('_', '.')}": text for name, text in contents.items()}
@@ -65,7 +78,8 @@ class TestMemory:
         """The files of v1, with the host's path of a group of which only the root of the mount is visible."""
         root = tree(
             tmp_path,
-            {
+            V1_MEMORY
+            | {
                 "proc/self/cgroup": "9:name=systemd:/\n4:memory:/docker/abc\n1:cpu,cpuacct:/docker/abc\n0::/\n",
                 "sys/fs/cgroup/memory/memory.limit_in_bytes": "1000\n",
                 "sys/fs/cgroup/memory/memory.usage_in_bytes": "900\n",
@@ -79,7 +93,7 @@ class TestMemory:
     @pytest.mark.parametrize("limit", [UNLIMITED_V1, "", "x"])
     def test_v1_unlimited(self, tmp_path: Path, limit: str) -> None:
         """The largest number means no limit, and so does a text that is no number."""
-        files = {"proc/self/cgroup": "4:memory:/\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": limit}
+        files = V1_MEMORY | {"proc/self/cgroup": "4:memory:/\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": limit}
 
         assert limit_of(Cgroup(tree(tmp_path, files))) is None
         assert Cgroup(tmp_path).tightest_memory_limit() is None
@@ -117,15 +131,17 @@ class TestCpu:
         assert Cgroup(root).cpu_quota() == 0.5
 
     @pytest.mark.parametrize(("quota", "expected"), [("-1", None), ("25000", 0.25)])
-    def test_v1_quota(self, tmp_path: Path, quota: str, expected: float | None) -> None:
-        """-1 means no quota; both controllers share a mount that has both names."""
+    @pytest.mark.parametrize("names", ["cpu,cpuacct", "cpuacct,cpu", "any name"])
+    def test_v1_quota(self, tmp_path: Path, quota: str, expected: float | None, names: str) -> None:
+        """-1 means no quota; both controllers share a mount, whose name has them in any order or not at all."""
         root = tree(
             tmp_path,
-            {
-                "proc/self/cgroup": "1:cpu,cpuacct:/\n",
-                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": quota,
-                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000",
-                "sys/fs/cgroup/cpu,cpuacct/cpuacct.usage": "123",
+            mounts(f"/ /sys/fs/cgroup/{names.replace(' ', chr(92) + '040')} cgroup cpu,cpuacct")
+            | {
+                "proc/self/cgroup": "1:cpuacct,cpu:/\n",
+                f"sys/fs/cgroup/{names}/cpu.cfs_quota_us": quota,
+                f"sys/fs/cgroup/{names}/cpu.cfs_period_us": "100000",
+                f"sys/fs/cgroup/{names}/cpuacct.usage": "123",
             },
         )
 
@@ -154,7 +170,8 @@ class TestCpu:
         """The controller that accounts CPU time is not the one that limits it."""
         root = tree(
             tmp_path,
-            {
+            mounts("/ /sys/fs/cgroup/cpu cgroup cpu", "/ /sys/fs/cgroup/cpuacct cgroup cpuacct")
+            | {
                 "proc/self/cgroup": "2:cpuacct:/x\n1:cpu:/x\n",
                 "sys/fs/cgroup/cpu/x/cpu.cfs_quota_us": "-1",
                 "sys/fs/cgroup/cpuacct/cpuacct.usage": "5",
@@ -162,6 +179,31 @@ class TestCpu:
         )
 
         assert Cgroup(root).cpu_used_ns() == 5
+
+
+class TestMounts:
+    def test_a_part_of_the_hierarchy(self, tmp_path: Path) -> None:
+        """The root of the mount is a group of the host; the path is the host's, too, and can go on below it."""
+        top = "/docker/abc"
+        files = mounts(f"{top} /sys/fs/cgroup/memory cgroup memory") | {"proc/self/cgroup": f"4:memory:{top}/app\n"}
+        files["sys/fs/cgroup/memory/app/memory.limit_in_bytes"] = "7"
+
+        assert limit_of(Cgroup(tree(tmp_path, files))) == 7
+
+    def test_the_mount_that_holds_the_group(self, tmp_path: Path) -> None:
+        """A hierarchy can be mounted twice; a group whose name begins like another one is not below it."""
+        lines = ("/ab /elsewhere cgroup2 x", "/a /cgroup cgroup2 x")
+        files = mounts(*lines) | {"proc/self/cgroup": "0::/a/b\n"}
+        files |= {"cgroup/b/memory.max": "3", "elsewhere/memory.max": "1"}
+
+        assert limit_of(Cgroup(tree(tmp_path, files))) == 3
+
+    @pytest.mark.parametrize("text", ["", "\n", "- cgroup2\n", "31 23 0:1 / - cgroup2 x y\n", "a b c d e - \n"])
+    def test_malformed_lines(self, tmp_path: Path, text: str) -> None:
+        """Lines that name no mount are skipped."""
+        files = {"proc/self/cgroup": "0::/\n", "proc/self/mountinfo": text, "sys/fs/cgroup/memory.max": "1"}
+
+        assert limit_of(Cgroup(tree(tmp_path, files))) is None
 
 
 class TestAbsence:

@@ -25,6 +25,7 @@ class Machine:
         self.group = root / "sys/fs/cgroup"
         (root / "proc/self").mkdir(parents=True)
         (root / "proc/self/cgroup").write_text("0::/\n")
+        (root / "proc/self/mountinfo").write_text("31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
         self.group.mkdir(parents=True)
         (self.group / "cgroup.controllers").write_text("cpu memory\n")
         (self.group / "cpu.max").write_text(quota)
@@ -64,6 +65,12 @@ class TestMemory:
         vitals = machine.sampler().sample()
 
         assert (vitals.memory_percent, vitals.memory_available_mb, vitals.memory_total_mb) == (75.0, 16.0, 64.0)
+
+    def test_a_limit_of_zero_leaves_no_room(self, machine: Machine) -> None:
+        """The kernel allows it; all of nothing is used."""
+        (machine.group / "memory.max").write_text("0")
+
+        assert machine.sampler().sample().memory_percent == 100
 
     @pytest.mark.parametrize("limit", ["max", str(1 << 60)])
     def test_memory_of_the_host_without_a_limit(self, machine: Machine, limit: str) -> None:
