@@ -25,6 +25,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from gunicorn.util import set_owner_process  # type: ignore[import-untyped]  # gunicorn carries no types
+
 from app.lifecycle.loader import FoundModule, load_modules, sections_of
 from app.lifecycle.plan import Plan
 from app.processes import file_limits
@@ -37,7 +39,7 @@ from app.processes.listen_port import require_free_port
 from app.processes.startup_message import log_configuration, log_startup_message
 from app.processes.supervisor import Supervisor
 from app.telemetry import logging_setup, tracing_setup
-from app.telemetry.metric_files import METRICS_VARIABLE, lock_directory, prepare_directory, remove_directory
+from app.telemetry.metric_files import METRICS_VARIABLE, lock_directory, make_directory, remove_directory
 from core import startup
 from core.commands import post_configured
 from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
@@ -114,7 +116,7 @@ class Server:
             "workers": worker_count(config),
             "worker_class": "app.httpd.gunicorn_worker.EventedWorker",
             "worker_connections": config.server.connections_max,
-            "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,  # noqa: S108 - a tmpfs: a heartbeat must not wait for a disk
+            "worker_tmp_dir": _heartbeat_directory(),
             "preload_app": True,
             "timeout": 30,
             "graceful_timeout": max(1, round(config.resources.shutdown_timeout - config.resources.drain_period)),
@@ -169,7 +171,8 @@ class Server:
             else:
                 require_free_port(loaded.config)
                 self.block = create_block(loaded.config, arbiter.cfg.workers)
-                os.environ[METRICS_VARIABLE] = prepare_directory(os.environ.get(METRICS_VARIABLE))
+                uid, gid = arbiter.cfg.uid, arbiter.cfg.gid
+                os.environ[METRICS_VARIABLE] = make_directory(os.environ.get(METRICS_VARIABLE), uid, gid)
             self._metrics_lock = lock_directory(os.environ[METRICS_VARIABLE])
             self.plan = self._plan_modules(loaded)
         except (BlockError, ConfigurationError, ValueError, OSError) as error:
@@ -198,7 +201,7 @@ class Server:
             block,
             self._children(),
             lambda: self.require()[1].config,
-            lambda: _close(arbiter.LISTENERS),
+            lambda: _become_unprivileged_child(arbiter),
             self._put_settings_into_force,
         )
         harden_arbiter(arbiter, supervisor, block.layout.rows, lambda: self._announce_stop(arbiter))
@@ -270,10 +273,24 @@ class Server:
         remove_directory(os.environ[METRICS_VARIABLE], self._metrics_lock)
 
 
-def _close(listeners: list[Any]) -> None:
-    """Close the sockets, in a child that must not hold the port of a server that has stopped."""
-    for listener in listeners:
+def _heartbeat_directory() -> str | None:
+    """Return the directory for Gunicorn's heartbeats; None for the one for temporary files.
+
+    A tmpfs, if there is one: a heartbeat must not wait for a disk.
+    """
+    candidates = ("/dev/shm", os.environ.get(METRICS_VARIABLE, ""))  # noqa: S108 - the files have no names there
+    return next((directory for directory in candidates if os.access(directory, os.W_OK)), None)
+
+
+def _become_unprivileged_child(arbiter: Arbiter) -> None:
+    """Give up, in a child of the arbiter, what only the arbiter may have.
+
+    These are the sockets, because a child must not hold the port of a server that has stopped, and the privileges that
+    workers give up, too (`gunicorn --user`).
+    """
+    for listener in arbiter.LISTENERS:
         listener.sock.close()
+    set_owner_process(arbiter.cfg.uid, arbiter.cfg.gid, initgroups=arbiter.cfg.initgroups)
 
 
 server = Server()

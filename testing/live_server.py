@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -58,13 +58,19 @@ class Answer:
 
 @dataclass
 class LiveServer:
-    """One running server. `environ` are its variables beside PATH and HOME; `application` is what Gunicorn serves."""
+    """One running server.
+
+    `environ` are its variables beside PATH and HOME; `application` is what Gunicorn serves, with `options`. `launcher`
+    is a command that executes the one behind it.
+    """
 
     directory: Path
     environ: dict[str, str]
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
     application: str = "app.main:app"
+    options: Sequence[str] = ()
+    launcher: Sequence[str] = ()
 
     @property
     def log_path(self) -> Path:
@@ -84,9 +90,11 @@ class LiveServer:
     def start(self) -> Self:
         """Start the server and wait until all its workers serve."""
         kept = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}
+        gunicorn = str(Path(sys.executable).with_name("gunicorn"))
+        command = [*self.launcher, gunicorn, "-c", "gunicorn.conf.py", *self.options, self.application]
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [str(Path(sys.executable).with_name("gunicorn")), "-c", "gunicorn.conf.py", self.application],
+                command,
                 cwd=ROOT,
                 env={**kept, "PORT": str(self.port), "WORKERS": "2", **self.environ},
                 stdin=subprocess.DEVNULL,

@@ -145,13 +145,13 @@ def become(child: Child, record: ChildRecord, inherited: Inheritance) -> NoRetur
     """Be the child. To be called after the fork, with SIGNALS blocked."""
     status = 1
     try:
-        process.die_with_parent(inherited.arbiter.pid)
+        inherited.release()
+        process.die_with_parent(inherited.arbiter.pid)  # not earlier: a change of credentials clears it (prctl(2))
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for ignored in SIGNALS:
             if ignored != signal.SIGTERM:  # to ignore it, even for a moment, would discard one that is pending
                 signal.signal(ignored, signal.SIG_IGN)
-        inherited.release()
         memory = _hand_on(inherited.block, child.access)
         context = ChildContext(child, inherited.config, memory, record, inherited.arbiter)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -1,8 +1,10 @@
 """The directory of the workers' metric files (Prometheus multiprocess mode): made, locked, and removed at the end.
 
-Invariants: a directory of our own is locked (shared flock) by every arbiter that uses it and inherited by its children,
-so a directory that nobody has locked belonged to a server that was killed, and the next start removes it. A directory
-that the operator named is never removed; only its metric files are, at the start.
+It is made in the directory that PROMETHEUS_MULTIPROC_DIR names, or else in the one for temporary files. Several servers
+may be given the same one: each makes its own directory there and touches nothing else.
+
+Invariants: a directory is locked (shared flock) by every arbiter that uses it, and the lock is inherited by its
+children. So a directory that nobody has locked belonged to a server that was killed, and the next start removes it.
 """
 
 import fcntl
@@ -17,17 +19,28 @@ METRICS_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 METRICS_PREFIX: Final = "mlsdm-metrics-"
 
 
-def prepare_directory(given: str | None) -> str:
-    """Return an empty directory for the workers' metrics: `given` by the operator, or one of our own.
+def make_directory(parent: str | None, uid: int, gid: int) -> str:
+    """Make an empty directory for the metrics of workers that run as `uid` and `gid`, in `parent`.
 
-    Directories of our own that no living server has locked are removed.
+    Without a parent it is made in the directory for temporary files. Directories of servers that have ended are removed
+    there. Raises ValueError, with a remedy, when none can be made.
     """
-    if given:
-        Path(given).mkdir(parents=True, exist_ok=True)
-        for file in Path(given).glob("*.db"):
-            file.unlink()
-        return given
-    for left_over in Path(tempfile.gettempdir()).glob(METRICS_PREFIX + "*"):
+    try:
+        directory = Path(parent or tempfile.gettempdir())
+        directory.mkdir(parents=True, exist_ok=True)
+        _remove_left_over(directory)
+        made = tempfile.mkdtemp(prefix=METRICS_PREFIX, dir=directory)
+        if (uid, gid) != (os.geteuid(), os.getegid()):
+            os.chown(made, uid, gid)
+    except OSError as error:
+        where = parent or "a directory for temporary files"
+        remedy = f"set {METRICS_VARIABLE} to a directory that can be written"
+        raise ValueError(f"metrics cannot be kept in {where} ({error.strerror}): {remedy}") from error
+    return made
+
+
+def _remove_left_over(parent: Path) -> None:
+    for left_over in parent.glob(METRICS_PREFIX + "*"):
         with suppress(OSError):
             descriptor = os.open(left_over, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
@@ -35,7 +48,6 @@ def prepare_directory(given: str | None) -> str:
                 shutil.rmtree(left_over)
             finally:
                 os.close(descriptor)
-    return tempfile.mkdtemp(prefix=METRICS_PREFIX)
 
 
 def lock_directory(directory: str) -> int:
@@ -56,11 +68,10 @@ def lock_directory(directory: str) -> int:
 
 
 def remove_directory(directory: str, descriptor: int) -> None:
-    """Remove a directory of our own, unless another arbiter has locked it: the replaced one, or the one that replaces.
+    """Remove the directory, unless another arbiter has locked it: the replaced one, or the one that replaces.
 
     `descriptor` is this arbiter's lock on it.
     """
-    if Path(directory).name.startswith(METRICS_PREFIX):
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(directory)
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(directory)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.telemetry.metric_files import METRICS_PREFIX, lock_directory, prepare_directory, remove_directory
+from app.telemetry.metric_files import METRICS_PREFIX, lock_directory, make_directory, remove_directory
 from testing.eventually import eventually
 
 
@@ -25,28 +25,57 @@ def test_a_directory_that_nobody_has_locked_is_removed_at_the_next_start(tempora
     in_use.mkdir()
     descriptor = lock_directory(str(in_use))
 
-    made = Path(prepare_directory(None))
+    made = Path(make_directory(None, os.geteuid(), os.getegid()))
 
     assert sorted(temporary.iterdir()) == sorted([in_use, made])
     os.close(descriptor)
 
 
-def test_a_directory_of_the_operator_is_emptied_and_kept(temporary: Path) -> None:
-    """Only metric files are removed."""
-    given = temporary / "metrics"
-    given.mkdir()
-    (given / "counter_1.db").touch()
-    (given / "notes").touch()
+def test_the_directory_of_the_operator_is_shared(temporary: Path) -> None:
+    """Two servers may be given the same one; what else is in it stays."""
+    given, owner = temporary / "new/metrics", (os.geteuid(), os.getegid())
+    one, other = make_directory(str(given), *owner), make_directory(str(given), *owner)
+    locks = {directory: lock_directory(directory) for directory in (one, other)}
+    foreign = [given / name for name in ("counter_1.db", "accounts.db", "notes")]
+    for file in foreign:
+        file.touch()
+    third = make_directory(str(given), *owner)
 
-    assert prepare_directory(str(given)) == str(given)
-    remove_directory(str(given), lock_directory(str(given)))
+    assert sorted(given.iterdir()) == sorted([Path(one), Path(other), Path(third), *foreign])
+    for directory, lock in locks.items():
+        remove_directory(directory, lock)
+        os.close(lock)
+    assert sorted(given.iterdir()) == sorted([Path(third), *foreign])
 
-    assert list(given.iterdir()) == [given / "notes"]
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_the_directory_belongs_to_the_workers(temporary: Path) -> None:
+    """They may run as another user than the arbiter."""
+    made = os.stat(make_directory(str(temporary), 65534, 65533))
+
+    assert (made.st_uid, made.st_gid) == (65534, 65533)
+
+
+def test_a_directory_that_cannot_be_made(temporary: Path) -> None:
+    """The error names the directory, the cause and the remedy."""
+    (temporary / "file").touch()
+
+    with pytest.raises(ValueError, match=r"kept in .*/file/metrics \(Not a directory\): set PROMETHEUS_MULTIPROC_DIR"):
+        make_directory(str(temporary / "file/metrics"), os.geteuid(), os.getegid())
+
+
+def test_no_directory_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The standard library finds none that can be written."""
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: ["/proc/none"])
+
+    with pytest.raises(ValueError, match=r"kept in a directory for temporary files \(No usable temporary directory"):
+        make_directory(None, os.geteuid(), os.getegid())
 
 
 def test_the_last_arbiter_removes_the_directory(temporary: Path) -> None:
     """During an upgrade two have locked it."""
-    made = prepare_directory(None)
+    made = make_directory(None, os.geteuid(), os.getegid())
     old, new = lock_directory(made), lock_directory(made)
 
     remove_directory(made, old)

@@ -1,0 +1,115 @@
+"""A server in unusual surroundings: a hidden /proc, another user, no directory to write to, no docstrings."""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import psutil
+import pytest
+
+from app.telemetry.metric_files import METRICS_PREFIX
+from testing.eventually import HANG_SECONDS, eventually
+from testing.live_server import LiveServer
+from tests.conftest import SMALL
+
+NOBODY: Final = 65534
+# Runs a command in a mount namespace of its own after a shell command.
+IN_NAMESPACE: Final = ("unshare", "--mount", "sh", "-c")
+HIDE_PROC: Final = (*IN_NAMESPACE, 'mount -t proc -o subset=pid proc /proc && exec "$@"', "sh")
+
+
+def _works(*command: str) -> bool:
+    try:
+        return (
+            subprocess.run([*command, "true"], capture_output=True, check=False, timeout=HANG_SECONDS).returncode == 0
+        )
+    except OSError:
+        return False
+
+
+def _memory_bytes(server: LiveServer) -> float:
+    scrape = server.get("/metrics").body.decode()
+    [sample] = [line for line in scrape.splitlines() if line.startswith("memory_usage_bytes ")]
+    return float(sample.split()[1])
+
+
+@pytest.mark.skipif(not _works(*HIDE_PROC), reason="/proc cannot be mounted here")
+def test_proc_with_processes_only(tmp_path: Path) -> None:
+    """Containers can hide everything else in /proc, memory and CPU time of the host among it."""
+    server = LiveServer(tmp_path, {**SMALL, "WORKERS": "2"}, launcher=HIDE_PROC).start()
+    try:
+        assert server.get("/health/readiness").status == 200
+        detailed = eventually(
+            lambda: (document := server.get("/health/detailed").json)["system"]["memory_total_mb"] and document
+        )
+        assert 0 < detailed["system"]["memory_percent"] < 100
+        assert detailed["status"] == "healthy"
+    finally:
+        server.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+class TestAnotherUser:
+    def test_serves_and_is_measured(self, tmp_path: Path) -> None:
+        """Workers and children give up the privileges of the arbiter; metrics and memory can still be read."""
+        options = ("--user", str(NOBODY), "--group", str(NOBODY))
+        server = LiveServer(tmp_path, {**SMALL, "WORKERS": "2"}, options=options).start()
+        try:
+            forked = psutil.Process(server.pid).children()
+            assert {process.uids().effective for process in forked} == {NOBODY}
+            assert server.event([1.0] * 8, 1.0)["accepted"]
+            eventually(lambda: _memory_bytes(server) > 20e6)
+        finally:
+            server.stop()
+
+    def test_dies_with_the_arbiter(self, tmp_path: Path) -> None:
+        """A change of credentials clears the kernel's order to end a process with its parent."""
+        options = ("--user", str(NOBODY), "--group", str(NOBODY))
+        server = LiveServer(tmp_path, {**SMALL, "WORKERS": "2"}, options=options).start()
+        forked = psutil.Process(server.pid).children()
+        assert len(forked) == 3
+        psutil.Process(server.pid).kill()
+
+        _, alive = psutil.wait_procs(forked, timeout=HANG_SECONDS)
+        assert alive == []
+
+
+def test_no_directory_for_metrics(tmp_path: Path) -> None:
+    """The server does not start, and says what to set."""
+    (tmp_path / "file").touch()
+    server = LiveServer(tmp_path, {**SMALL, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "file")})
+
+    with pytest.raises(
+        AssertionError, match=r"mlsdm cannot start: metrics cannot be kept in .*/file .*: set PROMETHEUS"
+    ):
+        server.start()
+
+
+def test_two_servers_share_the_directory_for_metrics(tmp_path: Path) -> None:
+    """Neither takes the other's figures away, nor adds them to its own."""
+    shared = {**SMALL, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "metrics")}
+    one, other = LiveServer(tmp_path, shared).start(), LiveServer(tmp_path, shared)
+    try:
+        one.event([1.0] * 8, 1.0)
+        other.start()
+        counts = [server.get("/metrics").body.count(b'route="/event",status="200"} 1.0') for server in (one, other)]
+        assert counts == [1, 0]
+        assert len(list((tmp_path / "metrics").glob(f"{METRICS_PREFIX}*"))) == 2
+    finally:
+        one.stop()
+        other.stop()
+    assert list((tmp_path / "metrics").iterdir()) == []
+
+
+def test_without_docstrings(tmp_path: Path) -> None:
+    """`python -OO` removes docstrings and assertions; nothing that is served depends on them."""
+    server = LiveServer(tmp_path, {**SMALL, "PYTHONOPTIMIZE": "2"}).start()
+    try:
+        served = [server.get(path).status for path in ("/openapi.json", "/docs", "/state", "/metrics")]
+        assert served == [200, 200, 200, 200]
+        unknown = server.get(f"/memories/{2**40}").json
+        assert unknown["detail"]
+        assert "None" not in str(unknown)
+    finally:
+        server.stop()
