@@ -64,7 +64,7 @@ def carry_out(store: Store, kind: str, settings: Callable[[State], SettingsPoint
             if time.monotonic() > 2 * _WAIT_SECONDS + deadline:
                 raise OutcomeUnknown from error
         time.sleep(_POLL_SECONDS)
-    raise Taken(Taken.__doc__)
+    raise Taken
 
 
 def post_configured(store: Store, settings: SettingsPointer) -> None:

@@ -1,12 +1,12 @@
 """Exceptions of native statuses: one class for each status of `layout.STATUSES` but ok.
 
-Invariants: the class of a status is named like it, and its docstring is the message. It tells what happened to the
-block, not what a client should do about it: the HTTP layer gives each its status code. In every case but `Corrupt` and
-`Lost` the block is as it was before the call.
+Invariants: the class of a status is named like it. Its message tells what happened to the block, not what a client
+should do about it: the HTTP layer gives each its status code. In every case but `Corrupt` and `Lost` the block is as it
+was before the call. A message is an attribute, not the docstring, which `python -OO` removes.
 """
 
 from collections.abc import Mapping
-from typing import Final, NoReturn
+from typing import ClassVar, Final, NoReturn
 
 from shm import layout
 
@@ -14,57 +14,62 @@ from shm import layout
 class StoreError(Exception):
     """A native call did not do what it was asked to do."""
 
+    message: ClassVar[str] = ""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or self.message)
+
 
 class Busy(StoreError):
-    """The lock was not acquired in time; nothing happened."""
+    message = "The lock was not acquired in time; nothing happened."
 
 
 class Stopped(StoreError):
-    """An operator has stopped admissions."""
+    message = "An operator has stopped admissions."
 
 
 class Stale(StoreError):
-    """A newer controller has taken over; this one may not write."""
+    message = "A newer controller has taken over; this one may not write."
 
 
 class Corrupt(StoreError):
-    """A checksum does not match; the data was not used."""
+    message = "A checksum does not match; the data was not used."
 
 
 class Unknown(StoreError):
-    """The id was never given, or the position has not happened yet."""
+    message = "The id was never given, or the position has not happened yet."
 
 
 class Gone(StoreError):
-    """The memory or the log entry was overwritten or deleted."""
+    message = "The memory or the log entry was overwritten or deleted."
 
 
 class Unformed(StoreError):
-    """No controller has formed the first state yet."""
+    message = "No controller has formed the first state yet."
 
 
 class Taken(StoreError):
-    """The command slot or the worker row belongs to another process."""
+    message = "The command slot or the worker row belongs to another process."
 
 
 class NotFinite(StoreError):
-    """A vector holds NaN or an infinity."""
+    message = "A vector holds NaN or an infinity."
 
 
 class TooLong(StoreError):
-    """The norm of a vector is above the limit."""
+    message = "The norm of a vector is above the limit."
 
 
 class Lost(StoreError):
-    """The mutex is irrecoverable; the service has to be restarted."""
+    message = "The mutex is irrecoverable; the service has to be restarted."
 
 
 class Reused(StoreError):
-    """The idempotency key came with another body before."""
+    message = "The idempotency key came with another body before."
 
 
 class Exhausted(StoreError):
-    """The container's memory is nearly full."""
+    message = "The container's memory is nearly full."
 
 
 OK: Final = layout.STATUSES.index("ok")
@@ -82,5 +87,4 @@ assert not _BY_NAME, f"no status is named like {list(_BY_NAME)}"
 
 def raise_for(status: int) -> NoReturn:
     """Raise the exception of a native status other than ok."""
-    error = ERRORS[status]
-    raise error(error.__doc__)
+    raise ERRORS[status]

@@ -100,9 +100,14 @@ def _vector(dimension: int) -> Schema:
 
 
 def _tidy(component: Schema) -> Schema:
-    """Return a component without its title (the name again) and without the line breaks of its docstring."""
+    """Return a component without its title (the name again) and without the line breaks of its docstring.
+
+    `python -OO` removes docstrings: then there is no description.
+    """
     tidied = {key: value for key, value in component.items() if key != "title" and value != []}
-    return tidied | {"description": " ".join(component["description"].split())}
+    if "description" in component:
+        tidied["description"] = " ".join(component["description"].split())
+    return tidied
 
 
 def _sent(component: Schema) -> Schema:
