@@ -95,7 +95,7 @@ def measure_scrapes(server: Product, metrics: Path, replaced: int) -> ScrapeFigu
         size = len(answer.body)
     connection.close()
     p99 = float(np.percentile(taken, 99))
-    found = ScrapeFigures(statistics.median(taken), p99, size, len(list(metrics.glob("*.db"))))
+    found = ScrapeFigures(statistics.median(taken), p99, size, len(list(metrics.glob("*/*.db"))))
     print(f"| {replaced} | {found.p50_ms:.2f} | {found.p99_ms:.2f} | {size:,} | {found.files} |", flush=True)
     return found
 

@@ -314,8 +314,8 @@ def test_without_the_workers_files_the_block_is_exposed(
     serve: Callable[..., LiveServer], tmp_path: Path, takes: str
 ) -> None:
     """A cleaner of /tmp may take them away: what they held is left out, and nothing is said to be 0 that was not."""
-    directory = tmp_path / "metrics"
-    server = serve(PROMETHEUS_MULTIPROC_DIR=str(directory))
+    server = serve(PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "metrics"))
+    [directory] = (tmp_path / "metrics").iterdir()
     server.event([1.0] * 8, 1.0)
     before = scrape(server)
 
