@@ -325,7 +325,7 @@ def test_batch_enters_lock_backoff_after_timeout(serve: Serve) -> None:
         )
         return len(answer.json["results"]) if answer.json["code"] == "batch_interrupted" else 0
 
-    assert any(interrupt_batch() for _ in range(60))
+    assert eventually(interrupt_batch)
     connection.close()
 
 
@@ -437,17 +437,24 @@ def test_interrupt_ends_with_status_0_and_no_traceback(serve: Serve) -> None:
 
 
 def test_a_stopping_server_is_unready_for_the_drain_period(serve: Serve) -> None:
-    """After SIGTERM it serves on for that long, then ends."""
-    server = serve(MLSDM_RESOURCES__DRAIN_PERIOD="5")  # time for the four questions, on any machine
-    assert server.process is not None
+    """After SIGTERM it serves on for that long, then ends. On a busy machine the questions take a longer period."""
 
-    server.process.send_signal(signal.SIGTERM)
+    def serves_on(seconds: int) -> bool:
+        server = serve(MLSDM_RESOURCES__DRAIN_PERIOD=str(seconds))
+        assert server.process is not None
+        server.process.send_signal(signal.SIGTERM)
+        try:
+            eventually(lambda: server.get("/health/readiness").status == 503)
+            assert "is stopping" in server.get("/readyz").json["checks"]["server"]["reason"]
+            assert server.get("/livez").status == 200
+            assert server.event(np.ones(8), 0.95)["memory_id"] == 1
+        except OSError:  # the period was over
+            return False
+        finally:
+            assert server.process.wait(HANG_SECONDS) == 0
+        return True
 
-    eventually(lambda: server.get("/health/readiness").status == 503)
-    assert "is stopping" in server.get("/readyz").json["checks"]["server"]["reason"]
-    assert server.get("/livez").status == 200
-    assert server.event(np.ones(8), 0.95)["memory_id"] == 1
-    assert server.process.wait(HANG_SECONDS) == 0
+    assert any(serves_on(seconds) for seconds in (2, 10, 60))
 
 
 def test_memory_of_the_service_is_bounded(serve: Serve) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import psutil
 import pytest
 
 from shm import process
@@ -50,6 +51,11 @@ def stop_myself() -> None:
 def stopped(pid: int) -> None:
     """Wait until a child is stopped."""
     wait_until(lambda: os.waitpid(pid, os.WUNTRACED | os.WNOHANG)[0])
+
+
+def asleep(pid: int) -> None:
+    """Wait until a child waits, and uses no processor: on a busy machine it may have come no further than the lock."""
+    wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_SLEEPING)
 
 
 def samples(formed: Formed, count: int) -> list[process.Identity]:
@@ -99,6 +105,7 @@ class TestStuck:
     def test_sleeping_holder_is_stuck(self, formed: Formed, hold: Hold) -> None:
         """Whatever the holder waits for: a section never waits."""
         pid = hold(signal.pause)
+        asleep(pid)
 
         assert samples(formed, SAMPLES + 1) == [process.identify(pid)]
         assert exit_of(pid) == -signal.SIGKILL

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from testing.eventually import eventually
+from testing.eventually import HANG_SECONDS, eventually
 from testing.live_server import LiveServer
 from tests.conftest import SMALL
 
@@ -114,7 +114,7 @@ def test_a_child_that_always_exits_costs_the_arbiter_little(served: Callable[...
     process = one.server.process
     assert process is not None
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
+    assert process.wait(HANG_SECONDS) == 0
     assert "Traceback" not in one.server.log
     one.server.process = None
 
@@ -131,7 +131,7 @@ def test_a_child_that_does_not_end_does_not_keep_the_server(
 
     process.send_signal(number)
 
-    assert process.wait(60) == 0
+    assert process.wait(HANG_SECONDS) == 0
     assert not psutil.pid_exists(pid)
     one.server.process = None
 
@@ -169,9 +169,9 @@ def test_an_arbiter_that_is_killed_takes_its_children_with_it(served: Callable[.
     assert one.server.process is not None
 
     one.server.process.kill()
-    one.server.process.wait(10)
+    one.server.process.wait(HANG_SECONDS)
 
-    _, alive = psutil.wait_procs(children, timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=HANG_SECONDS)
     assert alive == []
     one.server.process = None
 

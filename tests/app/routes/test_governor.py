@@ -502,7 +502,8 @@ def test_a_stopped_controller_carries_out_nothing_that_was_refused(serve: Serve)
     time.sleep(random.choice([0.0, 0.5]))  # until either may happen
     answer = patch(server, {"moral_filter": {"ema_alpha": 0.7}})
     eventually(lambda: int(store.block.region("vitals").controller_pid) != controller)
-    time.sleep(0.2)  # a few rounds of the successor
+    beat = int(store.block.region("vitals").heartbeat_ns)
+    eventually(lambda: store.block.region("vitals").heartbeat_ns > beat + 200_000_000)  # some rounds of the successor
 
     assert answer.status in (200, 503)
     assert (server.get("/governor").json["moral_filter"]["ema_alpha"] == 0.7) == (answer.status == 200)

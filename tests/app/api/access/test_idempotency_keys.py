@@ -298,6 +298,7 @@ def test_workers_that_die_under_load_decide_no_event_twice(serve: Serve) -> None
     """Clients that retry until they are answered: each event is in the log once, under the number it was told."""
     server = serve()
     answers: dict[str, Answer] = {}
+    refusals: set[tuple[int, str]] = set()
     over = threading.Event()
 
     def client(number: int) -> None:
@@ -313,9 +314,11 @@ def test_workers_that_die_under_load_decide_no_event_twice(serve: Serve) -> None
                 except (OSError, http.client.HTTPException):
                     connection.close()  # and sent again, on another connection
                     time.sleep(0.001)
-                else:
-                    assert answer.status == 200
+                    continue
+                if answer.status == 200:
                     answers[key] = answer
+                else:  # the lock was held for too long by a process that had no processor
+                    refusals.add((answer.status, answer.json["code"]))
         connection.close()
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(4)]
@@ -326,27 +329,31 @@ def test_workers_that_die_under_load_decide_no_event_twice(serve: Serve) -> None
         victim = server.workers(block)[number % 2]
         os.kill(victim, signal.SIGKILL)
         wait_for_successor(server, block, victim)
-        time.sleep(0.05)
+        goal = len(answers) + 20
+        eventually(lambda goal=goal: len(answers) >= goal)  # type: ignore[misc]  # early binding
     over.set()
     for thread in threads:
         thread.join()
 
     told = sorted((answer.json["sequence"], answer.json["position"]) for answer in answers.values())
     assert told == logged(server)
-    assert len(told) > 100
+    assert refusals <= {(503, "store_busy")}
 
 
 def test_a_batch_whose_worker_died_is_finished_by_its_retry(serve: Serve) -> None:
     """The worker is killed as soon as its first event is in the log: the rest is decided by the retry, once.
 
     Vectors are long, so that a batch lasts some milliseconds; whoever kills it looks at the log a hundred times in one.
+    On a busy machine it may come too late many times: the log has room for a thousand batches.
     """
-    server = serve(MLSDM_COGNITIVE_RHYTHM__CLOCK="events", MLSDM_DIMENSION="1024")
+    server = serve(MLSDM_COGNITIVE_RHYTHM__CLOCK="events", MLSDM_DIMENSION="1024", MLSDM_LOG_CAPACITY=str(1 << 20))
     block = server.block()
     body = BATCH_FORMS["raw"]([([0.25] * 1024, number / 1000) for number in range(1000)])
-    total, prefixes = 0, [0]
+    total = 0
 
-    while not 0 < prefixes[-1] < 1000 and len(prefixes) < 30:
+    def interrupted() -> bool:
+        """Kill the worker of one batch and send the batch again; returns whether a part of it had been decided."""
+        nonlocal total
         headers = body.headers | {"Idempotency-Key": f"batch-{total}"}
         connection = server.connect()
         server.request("GET", "/livez", connection=connection)
@@ -358,18 +365,20 @@ def test_a_batch_whose_worker_died_is_finished_by_its_retry(serve: Serve) -> Non
         killer.join()
         connection.close()
         wait_for_successor(server, block, victim)
-        prefixes.append(len(logged(server)) - total)
+        decided = len(logged(server)) - total
         answer = server.request("POST", "/events", body.content, headers)
         assert answer.status == 200
-        assert is_replayed(answer) == (prefixes[-1] > 0)
+        assert is_replayed(answer) == (decided > 0)
         results = answer.json["results"]
         assert list(range(total + 1, total + 1001)) == [result["sequence"] for result in results]
         again = server.request("POST", "/events", body.content, headers)
         assert (again.body, is_replayed(again)) == (answer.body, True)
         total += 1000
+        return 0 < decided < 1000
+
+    eventually(interrupted)
 
     assert list(range(1, total + 1)) == [sequence for sequence, _ in logged(server)]
-    assert 0 < prefixes[-1] < 1000, prefixes
 
 
 def test_two_idempotency_keys_are_refused(keyed_server: LiveServer) -> None:
