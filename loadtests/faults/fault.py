@@ -11,11 +11,16 @@ from typing import NamedTuple
 
 
 class FaultOptions(NamedTuple):
-    """What a fault is run with. `directory` is its own, empty; `seed` makes its choices repeatable."""
+    """What a fault is run with.
+
+    `directory` is its own, empty. `seed` makes its choices repeatable. `pause_seconds` is for how long a client rests
+    between two requests: without a rest the clients take all of the machine.
+    """
 
     scale: float
     seed: int
     directory: Path
+    pause_seconds: float = 0.0
 
     def scaled(self, full: int) -> int:
         """Return `full` times the scale, at least 1."""

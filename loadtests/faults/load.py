@@ -145,13 +145,26 @@ _problem = msgspec.json.Decoder(_Problem).decode
 
 
 class Load:
-    """Clients of the server on `port`. Events are numbered from `first`; `seed` decides which are batched."""
+    """Clients of the server on `port`, each of which rests for `pause_seconds` between two requests.
 
-    def __init__(self, port: int, events: Events, seed: int, clients: int = CLIENTS, first: int = 0) -> None:
+    Events are numbered from `first`; `seed` decides which are batched.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        events: Events,
+        seed: int,
+        clients: int = CLIENTS,
+        first: int = 0,
+        *,
+        pause_seconds: float = 0.0,
+    ) -> None:
         self._port = port
         self._events = events
         self._seed = seed
         self._first = first
+        self._pause_seconds = pause_seconds
         self._count = clients
         self._shared = mmap.mmap(-1, 8 * (1 + clients))
         self._cells = np.frombuffer(self._shared, "<i8")  # whether to stop; then events answered, by client
@@ -236,7 +249,7 @@ class Load:
     def _run_client(self, number: int, parent: int, channel: Connection) -> None:
         process.die_with_parent(parent)
         os.nice(CLIENTS_NICE)
-        client = _Client(self._port, self._events, self._cells, number)
+        client = _Client(self._port, self._events, self._cells, number, self._pause_seconds)
         chance = random.Random((self._seed << 8) + number)
         try:
             client.run(range(self._first + number, 1 << _MORAL_BITS, self._count), chance)
@@ -249,7 +262,7 @@ class Load:
 class _Client:
     """One client, in its own process. `cells` are those of the load."""
 
-    def __init__(self, port: int, events: Events, cells: Table, member: int) -> None:
+    def __init__(self, port: int, events: Events, cells: Table, member: int, pause_seconds: float) -> None:
         self.decided, self.requests = bytearray(), bytearray()
         self.failed_attempts: list[FailedAttempt] = []
         self.unanswered: list[int] = []
@@ -257,6 +270,7 @@ class _Client:
         self._events = events
         self._cells = cells
         self._member = member
+        self._pause_seconds = pause_seconds
         self._run = os.urandom(6).hex()  # makes the keys unique to this load
         self._socket: socket.socket | None = None
         self._left = 0  # requests of this connection
@@ -284,6 +298,8 @@ class _Client:
             self.decided += np.array(rows, DECISION_ROW).tobytes()
             self.requests += np.array((began, time.monotonic(), count), REQUEST_ROW).tobytes()
             self._cells[1 + self._member] += count
+            if self._pause_seconds:
+                time.sleep(self._pause_seconds)
 
     def _request(self, numbers: range) -> bytes:
         """Return POST /event of one event, or POST /events of many, with the key of the first."""

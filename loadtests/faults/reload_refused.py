@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from loadtests.faults.fault import FaultOptions, Outcome
-from loadtests.faults.trial import Trial, failures_by_kind
+from loadtests.faults.trial import Trial, failure_sentences, failures_by_kind
 from loadtests.faults.unbootable import PREVENTED
 from testing.eventually import eventually
 
@@ -139,8 +139,7 @@ def _repeat(trial: Trial, times: int, once: Callable[[Trial], list[str]], restor
     trial.server.stop()
     what = failures_by_kind(records)
     lost = what.pop("lost", 0)
-    if what:
-        broken.append(f"requests failed: {dict(what)}")
+    broken += failure_sentences(what)
     figures: dict[str, float | int | str] = {
         "events": len(records.decided),
         "failed requests": sum(what.values()),

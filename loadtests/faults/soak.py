@@ -69,7 +69,8 @@ def soak(options: FaultOptions) -> Outcome:
         store, events, first = server.store(), Events(DIMENSION), 0
         began = time.monotonic()
         while len(samples) < deaths:
-            with Load(server.port, events, options.seed + first, CLIENTS, first) as load:
+            pause = options.pause_seconds
+            with Load(server.port, events, options.seed + first, CLIENTS, first, pause_seconds=pause) as load:
                 until = time.monotonic() + LOAD_SECONDS
                 while len(samples) < deaths and time.monotonic() < until:
                     time.sleep(max(0.0, began + every * (1 + len(samples)) - time.monotonic()))

@@ -27,6 +27,7 @@ SIZES: Final = {
     "MLSDM_IDEMPOTENCY_CAPACITY": "65536",
 }
 CLIENTS: Final = 2
+STORE_BUSY: Final = "503 store_busy"
 
 
 class Trial:
@@ -36,7 +37,7 @@ class Trial:
         self, options: FaultOptions, application: str = "app.main:app", clients: int = CLIENTS, /, **environ: str
     ) -> None:
         self.server = LiveServer(options.directory, {**SIZES, **environ}, application=application)
-        self._seed = options.seed
+        self._options = options
         self._clients = clients
         self._held = ExitStack()
         self._marked = 0
@@ -48,7 +49,8 @@ class Trial:
             self.store: Store = self.server.store()
             events = Events(DIMENSION)
             self._judge = held.enter_context(Judge(self.server, events))
-            self.load = held.enter_context(Load(self.server.port, events, self._seed, self._clients))
+            seed, pause = self._options.seed, self._options.pause_seconds
+            self.load = held.enter_context(Load(self.server.port, events, seed, self._clients, pause_seconds=pause))
             eventually(lambda: self.load.answered)
             self._held = held.pop_all()
         return self
@@ -96,3 +98,16 @@ class Trial:
 def failures_by_kind(records: ClientRecords) -> Counter[str]:
     """Return the number of failed attempts by reason."""
     return Counter(miss.what for miss in records.failed_attempts)
+
+
+def failure_sentences(failures: Counter[str]) -> list[str]:
+    """Return a sentence for the failures of requests that must not fail, and one for those of a busy machine.
+
+    A machine that takes the processor from the holder of the lock makes others answer 503 `store_busy`.
+    """
+    busy = failures[STORE_BUSY]
+    others = {what: count for what, count in failures.items() if what != STORE_BUSY}
+    sentences = [f"requests failed: {others}"] if others else []
+    if busy:
+        sentences.append(f"{busy} requests got a 503, because the lock was held for too long; none is promised")
+    return sentences

@@ -9,27 +9,24 @@ import pytest
 from loadtests.faults import clocks, frozen, quota, reload, reload_refused, scarcity, soak
 from loadtests.faults.fault import FaultOptions, Outcome
 from testing.eventually import eventually
+from tests.loadtests.faults.judged import broken_promises, options_of
 
 SMALL = 0.05  # once for what a full run does twenty times
-
-
-def _asked(directory: Path, scale: float = SMALL) -> FaultOptions:
-    return FaultOptions(scale, 20251123, directory)
 
 
 @pytest.mark.parametrize("run", [reload.reload, reload.upgrade])
 def test_no_request_fails_while_the_server_is_replaced(run: Callable[[FaultOptions], Outcome], tmp_path: Path) -> None:
     """HUP and USR2 under load: every memory is kept, the log is one, and there is one controller."""
-    outcome = run(_asked(tmp_path))
+    outcome = run(options_of(tmp_path, SMALL))
 
-    assert outcome.broken == []
+    assert broken_promises(outcome) == []
     assert outcome.figures["failed requests"] == 0
 
 
 @pytest.mark.parametrize("run", [reload_refused.refused, reload_refused.unbootable, reload_refused.no_descriptors])
 def test_a_reload_that_cannot_succeed_changes_nothing(run: Callable[[FaultOptions], Outcome], tmp_path: Path) -> None:
     """The log names the problems, settings and memories stay, and a valid reload works afterwards."""
-    assert run(_asked(tmp_path)).broken == []
+    assert broken_promises(run(options_of(tmp_path, SMALL))) == []
 
 
 @pytest.mark.parametrize("by_signals", [False, True], ids=["as this machine can", "by signals"])
@@ -43,7 +40,7 @@ def test_no_holder_is_killed_while_all_are_throttled(
 
     def undisturbed() -> Outcome | None:
         """On a machine with no time to spare, the arbiter is right to replace what was silent for a second: again."""
-        outcome = frozen.throttled(_asked(tmp_path, 0))
+        outcome = frozen.throttled(options_of(tmp_path, 0))
         assert outcome.figures["killed"] == 0
         replaced = [sentence for sentence in outcome.broken if "have become" in sentence or "is silent" in sentence]
         assert outcome.broken == replaced
@@ -58,7 +55,7 @@ def test_no_holder_is_killed_after_a_freeze(tmp_path: Path, monkeypatch: pytest.
     """A holder that was frozen inside the section with all others continues."""
     monkeypatch.setattr(frozen, "FROZEN_SECONDS", 1.5)
 
-    outcome = frozen.frozen(_asked(tmp_path))
+    outcome = frozen.frozen(options_of(tmp_path, SMALL))
 
     assert outcome.broken == []
     assert outcome.figures["killed"] == 0
@@ -67,20 +64,20 @@ def test_no_holder_is_killed_after_a_freeze(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("run", [scarcity.no_descriptors, scarcity.no_memory, scarcity.full_log])
 def test_scarcity_passes_without_loss(run: Callable[[FaultOptions], Outcome], tmp_path: Path) -> None:
     """Without descriptors, memory or log space, with and without a dying worker."""
-    assert run(_asked(tmp_path, 0.1)).broken == []
+    assert broken_promises(run(options_of(tmp_path, 0.1))) == []
 
 
 def test_clock_jumps_are_harmless(tmp_path: Path) -> None:
     """Rhythm, limits and deadlines ignore the wall clock; missed steps after a suspend are skipped."""
-    outcome = clocks.jumps(_asked(tmp_path, 0.05))
+    outcome = clocks.jumps(options_of(tmp_path, SMALL))
 
-    assert outcome.broken == []
+    assert broken_promises(outcome) == []
     assert outcome.count == 4
 
 
 def test_a_short_soak_is_flat(tmp_path: Path) -> None:
     """The soak works; real growth shows only in an hour on an idle machine."""
-    outcome = soak.soak(_asked(tmp_path, 0))
+    outcome = soak.soak(options_of(tmp_path, 0))
 
     assert outcome.count == soak.SAMPLES_MIN
     assert outcome.figures["events"]
