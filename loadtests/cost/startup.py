@@ -24,10 +24,11 @@ from typing import Final
 from loadtests.bench import report
 from loadtests.bench.servers import Product
 from loadtests.bench.wrk import MeasurementError
+from testing.eventually import HANG_SECONDS
 
 STARTS: Final = 10
 READY_SECONDS_MAX: Final = 2.0
-_READY_SECONDS_MAX: Final = 60.0
+_READY_SECONDS_MAX: Final = HANG_SECONDS
 _PROBE_SECONDS: Final = 0.002
 
 

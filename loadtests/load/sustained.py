@@ -37,6 +37,7 @@ from loadtests.bench.traffic import RAW
 from loadtests.load import meter, population
 from loadtests.load.meter import Meter, Window
 from loadtests.load.population import PopulationError
+from testing.eventually import HANG_SECONDS
 from testing.live_server import ROOT, LiveServer
 
 TOKEN: Final = "load.0123456789012345678901234567890123456789012"  # 43 characters of secret, as `mlsdm key` makes them
@@ -54,7 +55,7 @@ PACE: Final = 10  # requests per second of an application
 FIXED_USERS: Final = 3
 FILL_BATCH: Final = 200
 RAMP_SECONDS: Final = 5
-BEGIN_SECONDS_MAX: Final = 60.0
+BEGIN_SECONDS_MAX: Final = HANG_SECONDS
 
 
 def main(arguments: list[str] | None = None) -> int:

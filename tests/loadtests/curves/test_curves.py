@@ -23,7 +23,7 @@ from loadtests.curves import growth, latency, open_loop, picture
 from loadtests.curves.costs import Admission, Search, searches
 from loadtests.curves.memory_read import reading_us
 from loadtests.curves.native_store import NativeStore, clustered
-from testing.eventually import HANG_SECONDS
+from testing.eventually import HANG_SECONDS, eventually
 from tests.programs import needs
 
 CORE = min(os.sched_getaffinity(0))
@@ -71,6 +71,12 @@ def answering(answer: bytes, seen: list[bytes], pieces: int = 1) -> Iterator[int
         thread.join(HANG_SECONDS)
 
 
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the compiled programs: each is compiled once."""
+    return tmp_path_factory.mktemp("programs")
+
+
 # -- the schedule ------------------------------------------------------------------------------------------------------
 def test_a_schedule_is_reproducible_and_has_the_requested_rate() -> None:
     """Moments ascend, and gaps vary as much as their mean, as those of independent clients."""
@@ -102,44 +108,44 @@ def test_percentiles_are_measured_latencies() -> None:
 
 
 # -- the client --------------------------------------------------------------------------------------------------------
-def test_every_request_is_sent_in_turn_and_timed(tmp_path: Path) -> None:
+def test_every_request_is_sent_in_turn_and_timed(programs: Path) -> None:
     """Against a server that answers at once, nothing is sent or answered before it was due."""
     part = posts()
     moments = open_loop.poisson_schedule(2_000, 0.2)
 
-    with open_loop.instant_server(tmp_path, len(part.requests[0]), 100, CORE) as port:
-        run = open_loop.run(tmp_path, port, part, moments, core=LATER)
+    with open_loop.instant_server(programs, len(part.requests[0]), 100, CORE) as port:
+        run = open_loop.run(programs, port, part, moments, core=LATER)
 
     assert (400, 400) == (len(run.latency_us), len(run.late_us))
     assert run.late_us.min() >= 0
     assert (run.latency_us > run.late_us).all()
 
 
-def test_requests_are_sent_in_a_cycle(tmp_path: Path) -> None:
+def test_requests_are_sent_in_a_cycle(programs: Path) -> None:
     """On one connection they arrive in the order of the schedule."""
     seen: list[bytes] = []
 
     with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", seen) as port:
-        open_loop.run(tmp_path, port, posts(3), np.zeros(7, np.uint64), core=LATER, connections=1)
+        open_loop.run(programs, port, posts(3), np.zeros(7, np.uint64), core=LATER, connections=1)
 
     assert [b"%08d" % (number % 3) for number in range(7)] == seen
 
 
-def test_waiting_for_a_connection_counts_as_latency(tmp_path: Path) -> None:
+def test_waiting_for_a_connection_counts_as_latency(programs: Path) -> None:
     """Ten are due at once and one is under way at a time: each latency includes those before it."""
 
     with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", []) as port:
-        run = open_loop.run(tmp_path, port, posts(), np.zeros(10, np.uint64), core=LATER, connections=1)
+        run = open_loop.run(programs, port, posts(), np.zeros(10, np.uint64), core=LATER, connections=1)
 
     assert (np.diff(run.latency_us) > 0).all()
     assert (run.late_us[1:] >= run.latency_us[:-1]).all()
 
 
-def test_an_answer_ends_with_its_last_byte(tmp_path: Path) -> None:
+def test_an_answer_ends_with_its_last_byte(programs: Path) -> None:
     """It arrives in pieces that split the head."""
 
     with answering(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nin pieces", [], pieces=5) as port:
-        run = open_loop.run(tmp_path, port, posts(), np.zeros(3, np.uint64), core=LATER, connections=1)
+        run = open_loop.run(programs, port, posts(), np.zeros(3, np.uint64), core=LATER, connections=1)
 
     assert run.latency_us.min() >= 4 * PAUSE * 1e6
 
@@ -153,27 +159,27 @@ def test_an_answer_ends_with_its_last_byte(tmp_path: Path) -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n", "longer than the client's buffer"),
     ],
 )
-def test_a_run_with_an_error_has_no_percentiles(tmp_path: Path, answer: bytes, sentence: str) -> None:
+def test_a_run_with_an_error_has_no_percentiles(programs: Path, answer: bytes, sentence: str) -> None:
     """The client names the error."""
 
     with answering(answer, []) as port, pytest.raises(MeasurementError, match=sentence):
-        open_loop.run(tmp_path, port, posts(), np.zeros(1, np.uint64), core=LATER, connections=1)
+        open_loop.run(programs, port, posts(), np.zeros(1, np.uint64), core=LATER, connections=1)
 
 
-def test_a_refused_connection_is_one_sentence_of_the_client(tmp_path: Path) -> None:
+def test_a_refused_connection_is_one_sentence_of_the_client(programs: Path) -> None:
     """It is not a run of zeros."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
 
         with pytest.raises(MeasurementError, match="connect: Connection refused"):
-            open_loop.run(tmp_path, held.getsockname()[1], posts(), np.zeros(1, np.uint64), core=LATER)
+            open_loop.run(programs, held.getsockname()[1], posts(), np.zeros(1, np.uint64), core=LATER)
 
 
 # -- costs -------------------------------------------------------------------------------------------------------------
-def test_reading_more_takes_longer(tmp_path: Path) -> None:
+def test_reading_more_takes_longer(programs: Path) -> None:
     """Sixty-four times as many bytes take longer: the loop really reads."""
 
-    assert reading_us(tmp_path, 1 << 20) < reading_us(tmp_path, 1 << 26)
+    assert reading_us(programs, 1 << 20) < reading_us(programs, 1 << 26)
 
 
 def test_clustered_vectors_are_reproducible() -> None:
@@ -198,9 +204,9 @@ def test_the_native_store_recalls_its_memories() -> None:
         inside.close()
 
 
-def test_searches_are_measured_size_by_size(tmp_path: Path) -> None:
+def test_searches_are_measured_size_by_size(programs: Path) -> None:
     """Every figure is present, and the store's bytes follow from its layout."""
-    (found,) = searches(tmp_path, [(500, 20)], CORE)
+    (found,) = searches(programs, [(500, 20)], CORE)
 
     assert (500, 20, 500 * (32 + 16)) == (found.capacity, found.dimension, found.shadow_size)
     assert min(found) > 0
@@ -310,12 +316,18 @@ def test_a_run_beside_others_is_not_judged() -> None:
 
 
 @needs_wrk
-def test_a_small_latency_run(tmp_path: Path) -> None:
-    """Real servers and clients: both routes at both loads, and the client alone; the picture can be drawn again."""
-    pytest.importorskip("matplotlib")
-    document, drawn = tmp_path / "latency.json", tmp_path / "latency.svg"
+def test_a_small_latency_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real servers and clients: both routes at both loads, and the client alone; the picture can be drawn again.
 
-    assert latency.main(["--seconds", "0.2", "--json", str(document), "--picture", str(drawn)]) == 0
+    On a busy machine an answer may be 503, because the lock was held for too long: then nothing is measured.
+    """
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(latency, "CAPACITY_ROUNDS", 1)
+    monkeypatch.setattr(latency, "ROUNDS", 2)
+    document, drawn = tmp_path / "latency.json", tmp_path / "latency.svg"
+    words = ["--seconds", "0.2", "--json", str(document), "--picture", str(drawn)]
+
+    eventually(lambda: latency.main(words) == 0)
 
     runs = json.loads(document.read_text(encoding="utf-8"))["runs"]
     assert [(run["path"], run["load"]) for run in runs] == [
@@ -335,12 +347,13 @@ def test_a_small_latency_run(tmp_path: Path) -> None:
 
 
 @needs_wrk
-def test_a_small_growth_run(tmp_path: Path) -> None:
+def test_a_small_growth_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One size of each kind, also over HTTP."""
     pytest.importorskip("matplotlib")
+    monkeypatch.setattr(growth, "ROUNDS", 1)
     words = ["--capacity-max", "1000", "--dimension-max", "64", "--payload-max", "0"]
 
-    assert growth.main([*words, "--json", str(tmp_path / "growth.json"), "--pictures", str(tmp_path)]) == 0
+    eventually(lambda: growth.main([*words, "--json", str(tmp_path / "growth.json"), "--pictures", str(tmp_path)]) == 0)
 
     found = growth.read(tmp_path / "growth.json")
     assert [(one.capacity, one.dimension) for one in found.by_capacity] == [(1_000, 384)]

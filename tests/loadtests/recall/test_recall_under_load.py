@@ -60,13 +60,15 @@ def test_a_score_that_is_off_by_a_bit_is_not_exact(memories: Floats) -> None:
 
 
 def test_a_small_recall_under_load_run(capsys: pytest.CaptureFixture[str]) -> None:
-    """Memories arrive while recalls are answered, and every answer is checked."""
+    """Memories arrive while recalls are answered, and every answer is checked. A busy machine needs more time."""
 
-    assert recall_under_load.main(["--rounds", "1", "--seconds", "0.3"]) == 0
+    def written(seconds: float) -> int:
+        assert recall_under_load.main(["--rounds", "1", "--seconds", str(seconds)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        quiet, loaded = (line.split(" | ") for line in lines if line.startswith(("| quiet", "| loaded")))
+        asked_in_all = sum(int(line[1].replace(",", "")) for line in (quiet, loaded))
+        assert quiet[-1] == "0 |"
+        assert f"{asked_in_all:,} of {asked_in_all:,} answers are exact at their position" in lines
+        return int(loaded[-1].rstrip(" |").replace(",", ""))
 
-    lines = capsys.readouterr().out.splitlines()
-    quiet, loaded = (line.split(" | ") for line in lines if line.startswith(("| quiet", "| loaded")))
-    asked_in_all = sum(int(line[1].replace(",", "")) for line in (quiet, loaded))
-    assert quiet[-1] == "0 |"
-    assert 0 < int(loaded[-1].rstrip(" |").replace(",", ""))
-    assert f"{asked_in_all:,} of {asked_in_all:,} answers are exact at their position" in lines
+    assert any(written(seconds) for seconds in (0.3, 3.0, 30.0))
