@@ -66,7 +66,10 @@ class MatchView(msgspec.Struct, omit_defaults=True):
     """A memory that matches. `age_seconds` counts from its admission; `payload` is the JSON value of its event."""
 
     memory_id: MemoryId
-    score: Annotated[float, Meta(description="Cosine of the two vectors; 0 if one of them is zero.", examples=[0.97])]
+    score: Annotated[
+        float,
+        Meta(description="Cosine of the two vectors; 0 if one of them is zero.", ge=-1, le=1, examples=[0.97]),
+    ]
     phase: Phase
     moral_value: MoralValue
     age_seconds: AgeSeconds

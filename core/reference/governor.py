@@ -40,7 +40,7 @@ class Governor(NamedTuple):
     def _step(self, step: float, settings: GovernorSettings) -> float:
         if step == 0.0:
             return self.theta
-        return round(self._clamp(self.theta + step, settings) * 1e12) / 1e12
+        return self._clamp(round((self.theta + step) * 1e12) / 1e12, settings)  # a bound may have more decimals
 
     @staticmethod
     def _clamp(theta: float, settings: GovernorSettings) -> float:

@@ -33,6 +33,9 @@ def norm(x: Vector) -> float:
 
 
 def cosine(x: Vector, y: Vector) -> float:
-    """Return the cosine of two float32[D], 0 when either is the zero vector."""
+    """Return the cosine of two float32[D], from -1 to 1; 0 when either is the zero vector.
+
+    It is clamped: rounding takes the quotient of a vector with itself to 1 + 2^-52.
+    """
     lengths = norm(x) * norm(y)
-    return dot(x, y) / lengths if lengths > 0 else 0.0
+    return max(-1.0, min(1.0, dot(x, y) / lengths)) if lengths > 0 else 0.0

@@ -26,8 +26,10 @@ static int governor_decide(struct mlsdm_scalars *now, const struct mlsdm_setting
     now->ema = set->ema_alpha * accepted + (1.0 - set->ema_alpha) * now->ema;
     double drift = now->ema - 0.5;
     double step = drift > set->dead_band ? set->adaptation_rate : drift < -set->dead_band ? -set->adaptation_rate : 0.0;
-    if (step != 0.0) /* rint: rounding errors of repeated additions must not accumulate in θ */
-        now->theta = rint(clamp(now->theta + step, set->min_threshold, set->max_threshold) * 1e12) / 1e12;
+    if (step != 0.0) { /* rint: rounding errors of repeated additions must not accumulate in θ */
+        double theta = rint((now->theta + step) * 1e12) / 1e12;
+        now->theta = clamp(theta, set->min_threshold, set->max_threshold); /* last: a bound may have more decimals */
+    }
     return accepted;
 }
 

@@ -118,8 +118,11 @@ MLSDM_WIDE static void scan(const struct mlsdm_map *map, struct search *s, uint6
     }
 }
 
+/* The cosine, clamped: rounding takes that of a vector with itself to 1 + 2^-52. NaN stays NaN. */
 static double cosine(const struct mlsdm_map *map, const struct search *s, const float *vector, double norm) {
-    return s->norm > 0 && norm > 0 ? dot(s->vector, vector, map->padded) / (s->norm * norm) : 0.0;
+    if (!(s->norm > 0 && norm > 0)) return 0.0;
+    double score = dot(s->vector, vector, map->padded) / (s->norm * norm);
+    return score > 1.0 ? 1.0 : score < -1.0 ? -1.0 : score;
 }
 
 /* The score of one memory. Where many memories share a vector, the bound excludes none of them: from the second one on

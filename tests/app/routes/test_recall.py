@@ -1,6 +1,7 @@
 """POST /recall: every form of a query, every option, and matches equal to brute force bit by bit."""
 
 import concurrent.futures
+import math
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,22 @@ def test_a_zero_query_scores_zero_and_finds_the_newest(still_server: LiveServer)
     matches = recall(still_server, [0.0] * 8, top_k=5)["matches"]
 
     assert [(match["memory_id"], match["score"]) for match in matches] == [(newest - i, 0.0) for i in range(5)]
+
+
+@pytest.mark.parametrize("form", [*FORMS, "raw"])
+def test_a_score_lies_between_minus_one_and_one(still_server: LiveServer, form: str) -> None:
+    """A client may take the arc cosine of it: of a vector with itself, and with its opposite."""
+    vectors = np.random.default_rng(3).standard_normal((50, 8)).astype("<f4")
+    sent(still_server, "/events", of_raw(np.ones(100).tobytes() + vectors.tobytes() + (-vectors).tobytes()))
+
+    scores = []
+    for vector in vectors:
+        body = of_raw(vector.tobytes()) if form == "raw" else FORMS[form](vector.tolist(), top_k=100)
+        matches = sent(still_server, "/recall" + "?top_k=100" * (form == "raw"), body)["matches"]
+        scores += [match["score"] for match in matches]
+
+    assert (min(scores), max(scores)) == (-1.0, 1.0)
+    assert all(math.isfinite(math.acos(score)) for score in scores)
 
 
 def test_ages_count_from_admission(still_server: LiveServer) -> None:

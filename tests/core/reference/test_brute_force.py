@@ -343,7 +343,7 @@ def scores(query: Vector, matrix: Matrix) -> Matrix:
 
     lengths = np.sqrt(dots(query[None], query[None])) * np.sqrt(dots(matrix, matrix))
     quotients: Matrix = np.divide(dots(query[None], matrix), lengths, out=np.zeros(len(matrix)), where=lengths > 0)
-    return quotients
+    return quotients.clip(-1, 1)
 
 
 class TestUnderWriters:

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from core.reference.governor import Governor
@@ -83,16 +83,25 @@ class TestDecide:
         st.lists(st.floats(0, 1), max_size=60),
         st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)).map(sorted),
         st.floats(0, 1),
+        st.floats(0, 1),
     )
-    def test_stays_within_its_bounds(self, morals: list[float], bounds: list[float], step: float) -> None:
-        """For any events θ is within its bounds (to its twelfth decimal) and the mean within [0, 1]."""
+    @example([1.0], [0.5, 0.5, 0.7777777777777], 0.5, 0.1)  # to twelve decimals this bound is greater
+    def test_stays_within_its_bounds(self, morals: list[float], bounds: list[float], step: float, alpha: float) -> None:
+        """For any events θ is within its bounds, whatever their decimals, and the mean within [0, 1]."""
         low, start, high = bounds
         settings = DEFAULT._replace(
-            initial_threshold=start, min_threshold=low, max_threshold=high, adaptation_rate=step
+            initial_threshold=start, min_threshold=low, max_threshold=high, adaptation_rate=step, ema_alpha=alpha
         )
         governor = after(morals, settings)
 
-        assert low - 1e-12 <= governor.theta <= high + 1e-12
+        assert low <= governor.theta <= high
+        assert 0 <= governor.ema <= 1
+
+    @given(st.floats(0, 1), st.integers(0, 300))
+    def test_the_mean_never_leaves_its_range(self, alpha: float, count: int) -> None:
+        """Rounding does not take a mean of ones above 1, whatever its weight."""
+        governor = after([1.0] * count, DEFAULT._replace(ema_alpha=alpha))
+
         assert 0 <= governor.ema <= 1
 
     @given(st.floats(0, 1), st.floats(0.3, 0.9), st.floats(0, 1))

@@ -77,5 +77,15 @@ class TestCosine:
 
     @given(vectors)
     def test_is_between_minus_one_and_one(self, pair: tuple[list[float], list[float]]) -> None:
-        """A cosine exceeds these bounds by rounding only."""
-        assert abs(cosine(*(np.array(values, np.float32) for values in pair))) <= 1 + 1e-12
+        """Of any two vectors."""
+        assert abs(cosine(*(np.array(values, np.float32) for values in pair))) <= 1
+
+    def test_of_a_vector_with_itself_is_at_most_one(self) -> None:
+        """The quotient exceeds 1 for about a quarter of all vectors, and is below -1 for their opposites."""
+        vectors = np.random.default_rng(3).standard_normal((400, 8)).astype(np.float32)
+
+        same = [cosine(vector, vector) for vector in vectors]
+        opposite = [cosine(vector, -vector) for vector in vectors]
+
+        assert sum(dot(vector, vector) / norm(vector) ** 2 > 1 for vector in vectors) > 50
+        assert (max(same), min(opposite)) == (1.0, -1.0)
