@@ -1,4 +1,4 @@
-"""Every fixed limit of the service: value, unit, refusal and reason, declared once.
+"""Every fixed limit of the server: value, unit, refusal and reason, declared once.
 
 The HTTP layer, the documentation and the metrics read these rows; nothing else repeats a value. `status` and `code` are
 those of the problem document (RFC 9457). Status 0: the connection is closed, or reading pauses, without an answer. Each
@@ -24,7 +24,7 @@ class Limit(NamedTuple):
 
 # -- the HTTP connection -----------------------------------------------------------------------------------------------
 REQUEST_LINE_SIZE: Final = Limit(
-    4_094, "bytes", 414, "request_line_too_long", "no route of this service needs a tenth of it"
+    4_094, "bytes", 414, "request_line_too_long", "no route of this server needs a tenth of it"
 )
 HEADER_COUNT: Final = Limit(100, "fields", 431, "too_many_headers", "proxies add a dozen; a hundred is an attack")
 HEADERS_SIZE: Final = Limit(8_190, "bytes", 431, "headers_too_large", "the customary 8 kB of Apache and nginx")

@@ -30,7 +30,7 @@ _YAML_HEADERS: Final[Mapping[EnvironmentName, str]] = {
 # mlsdm: settings for production, every setting with its unit and range.
 #
 # Run with MLSDM_ENV=production, CONFIG_PATH=<this file>, and API_KEY=<a secret> or a keys file (security.keys_path);
-# the service refuses to start without a key. Keep secrets out of this file. It differs from the defaults of
+# the server refuses to start without a key. Keep secrets out of this file. It differs from the defaults of
 # MLSDM_ENV=production only in server.host. Check it with `mlsdm check-config PATH`.
 #
 # config.yaml in this directory links to this file, so a container finds it when the directory is mounted at

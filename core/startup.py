@@ -114,7 +114,7 @@ def load(
 
 
 def judge(config: Config, variables: Environment, faulty: set[str]) -> Iterator[SettingProblem]:
-    """Yield what is wrong with valid values where the service runs.
+    """Yield what is wrong with valid values where the server runs.
 
     `faulty` has the keys whose values were refused, for which a lower source stands in.
     """
@@ -152,7 +152,7 @@ def unreloadable(old: Loaded, new: Loaded) -> list[str]:
     settings = all_settings({name: type(section) for name, section in new.sections.items()})
     was, wanted = old.values(), new.values()
     return [
-        f"{key} cannot change from {was[key]} to {wanted[key]} while the service runs, "
+        f"{key} cannot change from {was[key]} to {wanted[key]} while the server runs, "
         f"because {setting.restart_reason}: restart it"
         for key, setting in settings.items()
         if setting.restart_reason and key in was and was[key] != wanted[key]
@@ -211,7 +211,7 @@ _SHORT: Final = f"API_KEY is too short: expected at least {API_KEY_LENGTH_MIN} c
 # Differences from the development defaults. Staging rehearses production, without the required key and the rate limits.
 # drain_period: new connections arrive after SIGTERM until the last load balancer has noticed. Kubernetes propagates the
 # removal of an endpoint in one to a few seconds; 5 s of its default grace of 30 s cover that. In development there is
-# no load balancer and Ctrl-C should end the service at once: 0.
+# no load balancer and Ctrl-C should end the server at once: 0.
 OVERLAYS: Final[Mapping[EnvironmentName, Mapping[str, Value]]] = {
     "development": {},
     "staging": {"observability.logging.format": "json", "resources.drain_period": 5.0},

@@ -61,7 +61,7 @@ class TooLong(StoreError):
 
 
 class Lost(StoreError):
-    message = "The mutex is irrecoverable; the service has to be restarted."
+    message = "The mutex is irrecoverable; the server has to be restarted."
 
 
 class Reused(StoreError):

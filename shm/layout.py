@@ -274,7 +274,7 @@ RECORDS: Final = (
             Field(
                 "mended", "u8", "count", "damaged headers, deletion marks, hints and heads of chains that were repaired"
             ),
-            Field("service_bytes", "u8", "bytes", "proportional memory of all processes of the service"),
+            Field("service_bytes", "u8", "bytes", "proportional memory of all processes of the server"),
         ),
     ),
     Record(

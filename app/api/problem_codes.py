@@ -63,11 +63,11 @@ CODES: Final[Mapping[str, Code]] = {
     # The gate, the router, the quotas.
     "unauthorised": Code(401, "The request has no key, or one that is unknown or expired."),
     "forbidden": Code(403, "The role of the client is too low for this operation."),
-    "misdirected": Code(421, "Host names another service; a service without keys answers only to its own machine."),
+    "misdirected": Code(421, "Host names another server; a server without keys answers only to its own machine."),
     "other_origin": Code(
         403,
-        "A page of another origin sent the request to a service without keys.",
-        "A page of another origin sent this request, and a service without keys cannot tell whether it may.",
+        "A page of another origin sent the request to a server without keys.",
+        "A page of another origin sent this request, and a server without keys cannot tell whether it may.",
     ),
     "no_such_route": Code(404, "There is no such route."),
     "method_not_allowed": Code(405, "The route does not have this method; the Allow field lists its methods."),
@@ -127,7 +127,7 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "store_starting": Code(503, "The controller has not set up the store yet; nothing was applied.", retry_after=1),
     "store_corrupt": Code(503, "A checksum of the store does not match; nothing was applied.", retry_after=60),
-    "store_lost": Code(503, "The lock of the store cannot be repaired; restart the service.", retry_after=60),
+    "store_lost": Code(503, "The lock of the store cannot be repaired; restart the server.", retry_after=60),
     "memory_exhausted": Code(
         503,
         "The memory of the container is nearly full; events are refused until it has stayed below its limit for the "

@@ -190,7 +190,7 @@ class BlockCollector(Collector):
             yield CounterMetricFamily(name, text, value)
         yield InfoMetricFamily(
             "mlsdm_build",
-            "Version of the service, and boot_id of the store.",
+            "Version of the server, and boot_id of the store.",
             {"version": VERSION, "boot_id": block.boot_id},
         )
 

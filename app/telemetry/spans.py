@@ -7,7 +7,7 @@ flag `sampled` decides whether a span is recorded, else `sample_ratio`.
 
 Invariants: the attributes of a span are read from the response, so no route knows of spans and a span cannot differ
 from what the client was told. A span never has a payload, a vector, a moral value, a credential, an address, a key id,
-or text of a client except its request id. `tracestate` is not passed on: this service calls no other.
+or text of a client except its request id. `tracestate` is not passed on: this server calls no other.
 
 Threading, Perf and Rejected: docs/design/tracing.md.
 """

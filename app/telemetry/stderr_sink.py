@@ -1,7 +1,7 @@
 """Standard error sink: where the log is written, without ever waiting for its reader.
 
 The standard error of a container is a pipe of 64 kB, or a socket. If its reader stops (a stuck log collector, a full
-disk), a plain write waits, and with it the loop of a worker, then the arbiter, then the whole service. So a line that
+disk), a plain write waits, and with it the loop of a worker, then the arbiter, then the whole server. So a line that
 finds no room is dropped and counted, and the next line that finds room comes behind one with the number of lost lines.
 One wait of WAIT_MILLISECONDS is granted to a slow reader; after it failed, there is no further wait until it has read.
 

@@ -4,7 +4,7 @@ Nothing of OpenTelemetry is imported unless it is wanted, and the application is
 instead of asking for each request whether to trace it. Each process has a tracer of its own, made after its fork: it
 has a thread that sends, and threads do not survive a fork.
 
-Invariants: a tracer that cannot be made is an ERROR in the log and nothing more; the service runs without it.
+Invariants: a tracer that cannot be made is an ERROR in the log and nothing more; the server runs without it.
 """
 
 import importlib

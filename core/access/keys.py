@@ -55,7 +55,7 @@ _NO_KEY: Final = Key("", Role.READ, STANDARD, bytes(32), -math.inf)
 
 
 class Keyring:
-    """The keys of this service."""
+    """The keys of this server."""
 
     __slots__ = ("_api_key", "_by_id")
 

@@ -1,9 +1,9 @@
-"""The emergency state: why the service refuses every event although no operator stopped it, and when that ends.
+"""The emergency state: why the server refuses every event although no operator stopped it, and when that ends.
 
 Three causes: a checksum of the committed state or of the levels does not hold; the lock is lost (the kernel never hands
 it out again); the memory of the container is nearly full, where the kernel's next step is to kill a process. A reason
 comes into force when its cause is seen, and ends when the cause has been absent for the whole cooldown, so memory that
-hovers around its bound does not open and close the service every second. POST /governor/resume ends every reason at
+hovers around its bound does not open and close the server every second. POST /governor/resume ends every reason at
 once, except for a store that is still corrupt or lost. Memory that is still full is then overruled until it no longer
 is: the block was allocated long ago, and an event takes no more.
 
@@ -31,7 +31,7 @@ SENTENCES: Final[Mapping[int, str]] = {
 }
 REMEDIES: Final[Mapping[int, str]] = {
     EMERGENCY_CORRUPT: "POST /governor/reset makes new levels; a damaged governor needs a restart",
-    EMERGENCY_LOST: "restart the service",
+    EMERGENCY_LOST: "restart the server",
     EMERGENCY_MEMORY: "give the container more memory, or overrule this with POST /governor/resume",
 }
 _OVERRULABLE: Final = EMERGENCY_MEMORY
@@ -46,7 +46,7 @@ class Change(NamedTuple):
 
 
 class Emergency:
-    """The emergency of one service. `cooldown_ns` is how long a cause must be absent before its reason ends."""
+    """The emergency of one server. `cooldown_ns` is how long a cause must be absent before its reason ends."""
 
     def __init__(self, cooldown_ns: int, in_force: int = 0, overruled: int = 0, since_ns: int = 0) -> None:
         """Continue a predecessor's emergency: reasons in force, reasons overruled, and since when."""
@@ -80,7 +80,7 @@ class Emergency:
         return changes
 
     def overrule(self) -> list[Change]:
-        """Return what changes when an operator resumes the service."""
+        """Return what changes when an operator resumes the server."""
         lasting = self._causes & ~_OVERRULABLE
         ended = [reason for reason in REASONS if self.in_force & reason & ~lasting]
         self.overruled |= self._causes & self.in_force & _OVERRULABLE

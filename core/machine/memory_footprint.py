@@ -1,4 +1,4 @@
-"""The memory of the service: the arbiter and all processes below it, shared pages counted once.
+"""The memory of the server: the arbiter and all processes below it, shared pages counted once.
 
 It is the sum of the proportional set sizes (PSS): each page is divided among the processes that map it. The sum is what
 would become free if all of them ended, except for libraries shared with other programs. The kernel hides the PSS of

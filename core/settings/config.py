@@ -280,7 +280,7 @@ class Modules(msgspec.Struct, frozen=True, kw_only=True):
     required: Annotated[
         str,
         describe(
-            'Enabled modules without which the service is not ready; "" for none.',
+            'Enabled modules without which the server is not ready; "" for none.',
             "names",
             module_names.EXPECTED,
             module_names.parse,

@@ -1,4 +1,4 @@
-"""Memory of the whole service while a million events pass: each page counted once.
+"""Memory of the whole server while a million events pass: each page counted once.
 
     python -m loadtests.cost.bounded_memory
     python -m loadtests.cost.bounded_memory --events 10000000 --batch 1000
@@ -6,7 +6,7 @@
 A server with two workers at 20,000 × 384 gets events that are all accepted, 96 % of them in batches, over eight
 connections. `loadtests.cost.process_memory` explains what is counted, and why it is not PSS.
 
-Exit status: 0 when the service stays below the bound and does not grow in the second half, else 1.
+Exit status: 0 when the server stays below the bound and does not grow in the second half, else 1.
 """
 
 import argparse
@@ -34,7 +34,7 @@ DIMENSION: Final = 384
 
 def main() -> int:
     """Run the program; returns its exit status."""
-    parser = argparse.ArgumentParser(description="Measure the service's memory while events pass.")
+    parser = argparse.ArgumentParser(description="Measure the server's memory while events pass.")
     parser.add_argument("--events", type=int, default=1_000_000, help="events to send (default 1,000,000)")
     parser.add_argument("--batch", type=int, default=100, help="events in a batch, up to 1,000 (default 100)")
     args = parser.parse_args()

@@ -14,7 +14,7 @@ from core.limits import ANSWERS_SIZE, BODIES_SIZE, PIPELINES_SIZE
 from core.settings.config import Config
 from shm.layout import KEY_BUCKETS, PEER_BUCKETS, Layout
 
-BUDGET: Final = 1_400_000_000  # bytes: the memory budget of the service
+BUDGET: Final = 1_400_000_000  # bytes: the memory budget of the server
 CAPACITY_MAX: Final = 1_000_000  # the largest configurable capacity
 # Bytes of arbiter and controller together, and of each worker.
 RESERVE_BASE: Final = 50_000_000

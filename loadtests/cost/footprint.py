@@ -81,7 +81,7 @@ def footprint(workers: int) -> WorkerMemory:
 
 
 def beside_block_mb(server: LiveServer) -> float:
-    """Return a service's memory besides the block in MB, an upper bound (loadtests/cost/process_memory.py)."""
+    """Return a server's memory besides the block in MB, an upper bound (loadtests/cost/process_memory.py)."""
     found = process_memory.footprint(server.pid)
     return found.own + found.files
 

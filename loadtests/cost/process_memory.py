@@ -1,8 +1,8 @@
-"""The memory of a whole service, each page counted once, whatever else maps it.
+"""The memory of a whole server, each page counted once, whatever else maps it.
 
 PSS divides a page by the number of processes that map it, other programs included: a server looks smaller while
 another one runs. So PSS is used only for pages that no other program can share: anonymous memory, shared by fork. Of
-files, the pages in the page table of any process of the service are counted (pagemap of proc(5); bit 63 is readable by
+files, the pages in the page table of any process of the server are counted (pagemap of proc(5); bit 63 is readable by
 the owner), and of the block, the existing pages.
 
 It is an upper bound: pages that another program keeps in memory anyway are counted in full. Kernel memory, such as
@@ -26,7 +26,7 @@ _OF_FILE = 1 << 61  # not copied from it yet
 
 
 class Footprint(NamedTuple):
-    """What a service occupies, in MB (10⁶ bytes)."""
+    """What a server occupies, in MB (10⁶ bytes)."""
 
     own: float  # of its processes, anonymous
     files: float  # programs, libraries, metrics
@@ -39,7 +39,7 @@ class Footprint(NamedTuple):
 
 
 def footprint(arbiter: int) -> Footprint:
-    """Return the footprint of the service of an arbiter. A process that ends meanwhile may be missing."""
+    """Return the footprint of the server of an arbiter. A process that ends meanwhile may be missing."""
     members = [psutil.Process(arbiter), *psutil.Process(arbiter).children(recursive=True)]
     own, pages = 0, set[tuple[str, int]]()
     for member in members:
@@ -51,7 +51,7 @@ def footprint(arbiter: int) -> Footprint:
 
 
 def written_mb(arbiter: int) -> float:
-    """Return the private dirty memory of a service's processes in MB."""
+    """Return the private dirty memory of a server's processes in MB."""
     members = [psutil.Process(arbiter), *psutil.Process(arbiter).children(recursive=True)]
     return sum(_rollup(member.pid)["Private_Dirty"] for member in members) * 1024 / 1e6
 

@@ -1,4 +1,4 @@
-"""The whole service stands still: frozen for five seconds, or limited to a fifth of a processor.
+"""The whole server stands still: frozen for five seconds, or limited to a fifth of a processor.
 
 The lock watch counts samples, not time: a holder is stuck when five samples of a running observer show no progress.
 When everything stands still, no holder may be killed. A process of ours takes the lock repeatedly and works for some

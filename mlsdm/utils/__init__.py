@@ -1,1 +1,1 @@
-"""Import names that operators' scripts depend on. Nothing in this service uses them."""
+"""Import names that operators' scripts depend on. Nothing in this server uses them."""

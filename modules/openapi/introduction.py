@@ -13,7 +13,7 @@ from core.settings.tiers import tiers
 
 # By the module of a route, in the order of the routes.
 GROUPS: Final[Mapping[str, str]] = {
-    "events": "Decide events. This is what the service exists for.",
+    "events": "Decide events. This is what the server exists for.",
     "recall": "Find the memories nearest to a vector. Exact: equal to a comparison with every memory.",
     "memories": "Read and delete one memory by its id.",
     "decisions": "Read the log of every change of the state, with a cursor.",

@@ -15,7 +15,7 @@
  * Lock. "Takes the lock" means: the function enters the section, waits up to map->wait_ms ms for it (with 0 it spins
  *   some µs and then gives up), and leaves it before it returns. No function returns with the lock held, so the caller
  *   never holds it. Two statuses come from the lock: BUSY, it was not acquired in time; LOST, the kernel hands it to
- *   nobody any more, until the service is started anew.
+ *   nobody any more, until the server is restarted.
  * Process. The caller maps the block writable, has made `map` after its last fork, and set row and pid in it. Any
  *   thread may call. A function that "does not write the block" may also be called with a read-only mapping.
  * Death. A caller that dies inside has either done all of it (it died after the store of the commit word) or nothing

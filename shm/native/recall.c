@@ -260,7 +260,7 @@ static int settle(const struct mlsdm_map *map, struct search *s, uint64_t seen, 
     return 1;
 }
 
-/* A lost lock excludes every writer until the service is restarted, so step 3 does without it then. A process that was
+/* A lost lock excludes every writer until the server is restarted, so step 3 does without it then. A process that was
  * inside when the lock was lost may still publish once; the commit word is compared to detect that. */
 int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct mlsdm_match matches[],
                  struct mlsdm_recall_result *result) {

@@ -179,7 +179,7 @@ class TestSections:
         wanted = load_sections("archive: {path: b, wait: 2}\n", file)
 
         assert unreloadable(was, wanted) == [
-            "archive.path cannot change from a to b while the service runs, because the files are open: restart it"
+            "archive.path cannot change from a to b while the server runs, because the files are open: restart it"
         ]
 
 

@@ -40,7 +40,7 @@ class Client:
     role: Role
     tier: str  # a name in the rate-limit tiers of the configuration
     cached_until: float = -math.inf
-    is_address: bool = False  # the client of an open service: `id` is its address
+    is_address: bool = False  # the client of an open server: `id` is its address
     account: Account | None = None  # found by the quotas at its first charge
 
     @classmethod

@@ -5,10 +5,10 @@ Owns: the chain of authenticators, the cache of clients that they identified, an
 
 Invariants: the gate stands behind the router, so it protects the route that will run, whatever its path looks like.
 Paths without a route need a credential too, so a stranger cannot find out which routes exist. Open operations (probes,
-scrapes) read no credential: a rotated secret must not restart a healthy server. Without any authenticator the service
+scrapes) read no credential: a rotated secret must not restart a healthy server. Without any authenticator the server
 is open, which only development and staging allow, and every client is an administrator.
 
-An open service must not answer pages of other origins that a browser on the same machine may show: it refuses a
+An open server must not answer pages of other origins that a browser on the same machine may show: it refuses a
 foreign Origin and, on a loopback address, any Host that is a name other than `localhost` (DNS rebinding). With
 authenticators neither rule is needed, because no browser adds a key by itself.
 """
@@ -62,7 +62,7 @@ class KeyAuthenticator:
 
 
 class NoAuthenticator:
-    """Recognises nobody. Keeps a service without keys closed while a module may still add its authenticators."""
+    """Recognises nobody. Keeps a server without keys closed while a module may still add its authenticators."""
 
     def identify(self, _environ: WSGIEnvironment) -> None:
         """Return None for every request."""
@@ -80,9 +80,9 @@ class Gate:
         loopback: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`authenticators` are asked in order; without any the service is open.
+        """`authenticators` are asked in order; without any the server is open.
 
-        `charge(environ, tokens)` takes the cost of an operation and may raise; `loopback` states that the service can
+        `charge(environ, tokens)` takes the cost of an operation and may raise; `loopback` states that the server can
         be reached from its own machine only; `clock` returns Unix seconds.
         """
         self._authenticators = tuple(authenticators)
@@ -99,7 +99,7 @@ class Gate:
     def add(self, authenticator: Authenticator) -> None:
         """Append an authenticator, which is asked after those before it. For the loop's thread.
 
-        The first authenticator closes an open service, so it must be added before the first request.
+        The first authenticator closes an open server, so it must be added before the first request.
         """
         self._authenticators = (*self._authenticators, authenticator)
 
@@ -225,7 +225,7 @@ def _refuse_other_origins(environ: WSGIEnvironment) -> None:
     if origin is not None and origin.partition("://")[2].lower() != environ.get("HTTP_HOST", "").lower():
         raise Problem(
             403, "other_origin", CODES["other_origin"].sentence,
-            field="Origin", expected="no Origin, or that of this service",
+            field="Origin", expected="no Origin, or that of this server",
         )  # fmt: skip
 
 
@@ -234,7 +234,7 @@ def _refuse_names(host: str) -> None:
     """Raise 421 for a Host that is a name other than `localhost`: DNS may have been rebound to this machine."""
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     if name and name.lower() != "localhost" and not is_address(name):
-        detail = f"{name[:40]} is not this service, which has no keys and listens on this machine alone."
+        detail = f"{name[:40]} is not this server, which has no keys and listens on this machine alone."
         expected = "localhost or an address"
         raise Problem(421, "misdirected", f"Host: {detail} expected {expected}", field="Host", expected=expected)
 
@@ -249,7 +249,7 @@ def is_address(text: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a service that listens on `host` can be reached from its own machine only."""
+    """Return whether a server that listens on `host` can be reached from its own machine only."""
     return host.lower() == "localhost" or (is_address(host) and ip_address(host).is_loopback)
 
 

@@ -1,6 +1,6 @@
 """Quotas: rate limits of clients, over all workers together.
 
-A client is its key, or on an open service its address. Its tier has a rate and a burst; its token bucket is in the
+A client is its key, or on an open server its address. Its tier has a rate and a burst; its token bucket is in the
 shared block (shm/native/bucket.c). One event or one recall costs one token, a batch of n events costs n.
 
 Invariants: tokens are taken before anything is admitted, and refunded if the request is refused after all; so a refused

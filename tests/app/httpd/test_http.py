@@ -1,4 +1,4 @@
-"""HTTP as clients of the whole service see it, and docs/http.md, which describes it."""
+"""HTTP as clients of the whole server see it, and docs/http.md, which describes it."""
 
 import re
 import socket
@@ -56,7 +56,7 @@ def test_percent_encoding_is_decoded_once(small_server: LiveServer) -> None:
 
 
 def test_options(small_server: LiveServer) -> None:
-    """OPTIONS of a route lists its methods; OPTIONS * asks about the whole service (RFC 9110 §9.3.7)."""
+    """OPTIONS of a route lists its methods; OPTIONS * asks about the whole server (RFC 9110 §9.3.7)."""
     answer = exchange(small_server, b"OPTIONS /state HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     head = answer.split(b"\r\n\r\n")[0].lower()
 

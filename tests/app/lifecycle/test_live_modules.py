@@ -19,7 +19,7 @@ from testing.sample_module.installed import install
 from tests.conftest import SMALL
 
 VECTOR = [0.1] * 8
-API_KEY = "a-key-of-the-tests"  # the module's authenticator closes a service that has no key
+API_KEY = "a-key-of-the-tests"  # the module's authenticator closes a server that has no key
 KEY = {"X-API-Key": API_KEY}
 
 

@@ -85,7 +85,7 @@ def test_every_kind_of_entry_has_its_members(still_server: LiveServer) -> None:
 
 
 def test_the_last_entry_ends_in_the_live_state(still_server: LiveServer) -> None:
-    """Each entry begins where the one before it ended, and the newest ends where the service is."""
+    """Each entry begins where the one before it ended, and the newest ends where the server is."""
     reject(still_server, 50)
     accepted(still_server)
 

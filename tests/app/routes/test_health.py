@@ -133,7 +133,7 @@ def test_the_machine_is_described(still_server: LiveServer) -> None:
 
 
 def test_health_answers_while_every_other_process_is_stopped(serve: Callable[..., LiveServer]) -> None:
-    """With every other process of the service stopped, one worker still says that it lives, and reads the state."""
+    """With every other process of the server stopped, one worker still says that it lives, and reads the state."""
     server = serve(WORKERS="2")
     answering, *others = server.workers(server.block())
     controller = [child.pid for child in psutil.Process(server.pid).children() if child.pid not in (answering, *others)]

@@ -162,7 +162,7 @@ def test_a_share_of_the_traces_that_begin_here_is_recorded(serve: Serve, collect
 
 
 def test_the_span_of_a_refusal_has_its_code(serve: Serve, collector: Collector) -> None:
-    """What the client did wrong is no error of the service, and what it sent is nowhere."""
+    """What the client did wrong is no error of the server, and what it sent is nowhere."""
     server = serve(**to(collector.url), API_KEY=keys.API_KEY)
     secret = "a-secret-in-a-payload"
     key = {"X-API-Key": keys.API_KEY}
@@ -209,7 +209,7 @@ def test_log_lines_have_the_trace(serve: Serve, collector: Collector) -> None:
 
 
 def test_standard_variables_set_endpoint_and_service_name(serve: Serve, collector: Collector) -> None:
-    """Endpoint, headers, compression and service name, as with any other service."""
+    """Endpoint, headers, compression and service name, as with any other server."""
     server = serve(
         **ON, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, OTEL_EXPORTER_OTLP_HEADERS="authorization=for-the-collector",
         OTEL_EXPORTER_OTLP_COMPRESSION="gzip", OTEL_SERVICE_NAME="memory", OTEL_RESOURCE_ATTRIBUTES="team=blue",

@@ -101,7 +101,7 @@ class TestIdentify:
         assert (0, 1, 4) == (len(Keyring()), len(Keyring("k")), len(RING))
 
     def test_a_ring_of_expired_keys_is_not_open(self) -> None:
-        """The service stays closed when its last key expires."""
+        """The server stays closed when its last key expires."""
         assert not Keyring(None, [key_of(OLD, expires=0.0)]).is_open
 
     @pytest.mark.parametrize("wrong", [[key_of(WEB), key_of("web.y")], [key_of("API_KEY.x")]])

@@ -1,4 +1,4 @@
-"""The memory of a service does not depend on other programs that map the same files."""
+"""The memory of a server does not depend on other programs that map the same files."""
 
 import os
 import signal

@@ -286,7 +286,7 @@ def test_an_emergency_comes_first(block: Block) -> None:
     assert problem_lines_of(block) == [
         "EMERGENCY for 1 min 30 s: events are refused",
         f"  corrupt: {SENTENCES[EMERGENCY_CORRUPT]}; {REMEDIES[EMERGENCY_CORRUPT]}",
-        "  lock: the lock is beyond repair; restart the service",
+        "  lock: the lock is beyond repair; restart the server",
         "OVERRULED by an operator, memory: memory is nearly full, and events are decided",
     ]
     document = take_snapshot(block, boot_clock(), foreign=False).emergency
@@ -309,7 +309,7 @@ def test_other_problems_come_first_too(block: Block) -> None:
 
     assert problem_lines_of(block, 90.2) == [
         "STOPPED by an operator: events are refused; POST /governor/resume",
-        "LOST: the lock is beyond repair; restart the service",
+        "LOST: the lock is beyond repair; restart the server",
         "SILENT: the controller, for 1 min 30 s",
         f"SILENT: workers {os.getpid()}",
         "DRIFT: the threshold sits at its maximum and cannot rise further",

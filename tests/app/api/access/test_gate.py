@@ -349,7 +349,7 @@ def test_a_ring_of_expired_keys_is_closed() -> None:
     ],
 )
 def test_an_open_service_is_not_open_to_pages_of_other_origins(origin: str | None, status: int) -> None:
-    """A page that a developer looks at must not stop the service at 127.0.0.1 behind it."""
+    """A page that a developer looks at must not stop the server at 127.0.0.1 behind it."""
     headers = {"Host": "127.0.0.1:8000"} | ({} if origin is None else {"Origin": origin})
 
     answer = gated(Keyring())(**headers)
@@ -465,7 +465,7 @@ def test_a_credential_that_no_authenticator_knows_is_401() -> None:
 
 
 def test_an_authenticator_alone_closes_the_service() -> None:
-    """Without keys, a service with another authenticator is not open; one that gets it later is closed from then on."""
+    """Without keys, a server with another authenticator is not open; one that gets it later is closed from then on."""
     assert gated(Keyring(), others=[UserAuthenticator(user())])().status_code == 401
 
     gate = Gate(())
