@@ -4,6 +4,9 @@ Owns: the replaced methods of one arbiter and of its application, and the clock 
 
 - Children: `reap_workers`, `murder_workers` and `wait_for_signals` also serve the supervised children
   (app/processes/supervisor.py).
+- Exit statuses: Gunicorn ends the whole server when a worker exits with 3 or 4. Code of a module may do that at any
+  time, so it ends the server only while no worker has ever served. Workers that die one after the other are started
+  again with a back-off.
 - Spawn: a worker that has no row in the block is not started; a failed fork is logged; signals stay pending until the
   worker has its own handlers.
 - Stop: the server announces its end for the drain period before Gunicorn closes anything.
@@ -25,6 +28,9 @@ from types import SimpleNamespace
 from typing import Any, Final, Protocol
 
 import gunicorn.arbiter  # type: ignore[import-untyped]  # gunicorn carries no types
+from gunicorn.errors import HaltServer  # type: ignore[import-untyped]
+
+from app.processes.respawn import WorkerBackoff
 
 CHECK_SECONDS_MIN: Final = 0.05  # between two checks of the children, whatever they ask for
 
@@ -49,11 +55,13 @@ class Arbiter(Protocol):
     app: GunicornApplication
     cfg: Any
     num_workers: int
+    worker_class: Any
     reap_workers: Callable[[], None]
     murder_workers: Callable[[], None]
     wait_for_signals: Callable[..., list[int]]
     manage_workers: Callable[[], None]
     spawn_worker: Callable[[], int | None]
+    spawn_workers: Callable[[], None]
     stop: Callable[[bool], None]
     reexec: Callable[[], None]
 
@@ -75,12 +83,73 @@ def harden_arbiter(arbiter: Arbiter, children: Children, rows: int, announce_sto
     """Install every patch. `rows` is how many workers may live at a time; `announce_stop` returns when the drain period
     is over.
     """
+    survive_worker_exits(arbiter)
+    delay_respawns(arbiter)
     serve_children(arbiter, children)
     bound_workers(arbiter, rows)
     announce_before_stop(arbiter, announce_stop)
     keep_at_reload(arbiter.app)
     stay_at_upgrade(arbiter)
     gunicorn.arbiter.time = SimpleNamespace(time=time.monotonic, monotonic=time.monotonic, sleep=time.sleep)
+
+
+def survive_worker_exits(arbiter: Arbiter) -> None:
+    """Have no exit status of a worker end the arbiter once a worker has served, or once the server is stopping."""
+    reap = arbiter.reap_workers
+
+    def reap_all_workers() -> None:
+        while True:
+            workers = dict(arbiter.WORKERS)
+            try:
+                reap()
+            except HaltServer as halt:  # raised in the middle: others may have ended, too
+                if arbiter.LISTENERS and not arbiter.worker_class.booted_before():
+                    raise
+                for pid in workers.keys() - arbiter.WORKERS.keys():
+                    workers[pid].tmp.close()  # of the one that Gunicorn had in hand; again for the others does no harm
+                log.error("a worker has exited with status %d; the server goes on", halt.exit_status)
+            else:
+                return
+
+    arbiter.reap_workers = reap_all_workers
+
+
+def delay_respawns(arbiter: Arbiter, clock: Callable[[], float] = time.monotonic) -> None:
+    """Have the arbiter wait before it replaces workers that die one after the other. `clock` is in seconds.
+
+    A reload starts its workers at once: an operator may have mended what kills them.
+    """
+    backoff = WorkerBackoff()
+    reap, spawn, wait = arbiter.reap_workers, arbiter.spawn_workers, arbiter.wait_for_signals
+
+    def reap_and_count() -> None:
+        for pid in list(arbiter.WORKERS):
+            if _has_died(pid):
+                backoff.died(clock())
+        reap()
+
+    def spawn_when_due() -> None:
+        if clock() >= backoff.due:
+            spawn()
+
+    def wait_for_signals(timeout: float = 1.0) -> list[int]:
+        left = backoff.due - clock()
+        return wait(timeout=min(timeout, max(left, CHECK_SECONDS_MIN)) if left > 0 else timeout)
+
+    arbiter.reap_workers, arbiter.spawn_workers, arbiter.wait_for_signals = (
+        reap_and_count,
+        spawn_when_due,
+        wait_for_signals,
+    )
+
+
+def _has_died(pid: int) -> bool:
+    """Return whether a process of ours has ended with an error or by a signal. It stays to be reaped."""
+    try:
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return ended is not None and (ended.si_code != os.CLD_EXITED or ended.si_status != 0)
 
 
 def serve_children(arbiter: Arbiter, children: Children) -> None:

@@ -1,4 +1,4 @@
-"""When a child that has died is started again."""
+"""When a child or a worker that has died is started again."""
 
 from collections import deque
 from typing import Final, Protocol
@@ -8,6 +8,10 @@ BURST_SECONDS: Final = 1.0
 DELAY_SECONDS_MIN: Final = 0.1
 DELAY_SECONDS_MAX: Final = 30.0
 STABLE_SECONDS: Final = 60.0  # a child that has lived so long starts with a clean slate
+# Clients wait for workers, so the longest delay is short. PERF: a boot takes 0.2 s of CPU; two workers that
+# die at once would fill a core, and with the delay take a fifth of it.
+WORKER_DELAY_SECONDS_MAX: Final = 2.0
+WORKER_CALM_SECONDS: Final = 10.0  # without a death: those before are forgotten
 
 
 class Respawn(Protocol):
@@ -57,3 +61,24 @@ class Backoff:
             return now
         doublings = min(self._deaths - 2, 16)  # beyond, the maximum has long been reached
         return now + min(DELAY_SECONDS_MIN * (1 << doublings), DELAY_SECONDS_MAX)
+
+
+class WorkerBackoff:
+    """For all workers together: at once after BURST deaths, then after DELAY_SECONDS_MIN, doubled each time up to
+    WORKER_DELAY_SECONDS_MAX; from the beginning after WORKER_CALM_SECONDS without a death.
+    """
+
+    def __init__(self) -> None:
+        self.due = 0.0  # when a worker may be started in place of one that has died
+        self._died_at = 0.0
+        self._deaths = 0
+
+    def died(self, now: float) -> None:
+        """Note that a worker has ended otherwise than in order."""
+        if now - self._died_at >= WORKER_CALM_SECONDS:
+            self._deaths = 0
+        self._deaths += 1
+        self._died_at = now
+        if self._deaths > BURST:
+            doublings = min(self._deaths - BURST - 1, 16)  # beyond, the maximum has long been reached
+            self.due = now + min(DELAY_SECONDS_MIN * (1 << doublings), WORKER_DELAY_SECONDS_MAX)

@@ -1,8 +1,8 @@
 """The module `sample`: a child, an authenticator, a migration, a command, deferred routes, settings.
 
 The variable SAMPLE_FAULTS tells it to fail: `PHASE:KIND` separated by commas. PHASE is a method of the module,
-`import`, `child`, `migration` or `request`; KIND is `raise`, `hang`, `die` or `grow`. With SAMPLE_FAULTS_FILE the same
-is read from a file at each phase, so that a test can change it while a server runs.
+`import`, `child`, `migration` or `request`; KIND is `raise`, `hang`, `die`, `exit3` (or another status) or `grow`. With
+SAMPLE_FAULTS_FILE the same is read from a file at each phase, so that a test can change it while a server runs.
 """
 
 import argparse
@@ -42,6 +42,8 @@ def fail(phase: str) -> None:
             time.sleep(HANG_SECONDS)
         case "die":
             os._exit(13)
+        case str(kind) if kind.startswith("exit"):
+            os._exit(int(kind.removeprefix("exit")))
         case "grow":
             while True:  # 16 MB at a time, touched
                 _GROWN.append(b"x" * 16_000_000)

@@ -288,6 +288,24 @@ def test_a_request_that_fails_in_a_module_is_an_answer(tmp_path: Path) -> None:
     assert (raised.status, raised.json["code"]) == (500, "internal_error")
 
 
+@pytest.mark.parametrize("status", [3, 4])
+def test_no_exit_status_of_a_worker_ends_the_server(tmp_path: Path, status: int) -> None:
+    """Gunicorn would halt on these two. Whatever a module exits with, the worker is replaced and nothing is lost."""
+    server = start(tmp_path, f"request:exit{status}")
+    assert_engine_serves(server)
+    accepted = server.get("/state", **KEY).json["accepted_events_count"]
+    for _ in range(2):
+        with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
+            later(server, 0)
+    (tmp_path / "faults").write_text("")
+    eventually(lambda: later(server, 0).status == 200)
+    kept = server.get("/state", **KEY).json["accepted_events_count"]
+    server.stop()
+
+    assert (accepted, kept) == (1, 1)
+    assert f"a worker has exited with status {status}; the server goes on" in server.log
+
+
 def test_a_required_module_that_fails_keeps_the_server_from_starting(tmp_path: Path) -> None:
     """One sentence says which and why."""
     with pytest.raises(AssertionError, match=r"modules.required: the module sample is left out: import: RuntimeError"):

@@ -1,22 +1,29 @@
 """The patches of Gunicorn's arbiter. With real servers: test_server.py, tests/loadtests/faults/test_reload.py."""
 
 import errno
+import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from gunicorn.arbiter import Arbiter as GunicornArbiter  # type: ignore[import-untyped]
+from gunicorn.errors import HaltServer  # type: ignore[import-untyped]
 
 from app.processes.gunicorn_patches import (
     CHECK_SECONDS_MIN,
     announce_before_stop,
     bound_workers,
+    delay_respawns,
     keep_at_reload,
     serve_children,
     stay_at_upgrade,
+    survive_worker_exits,
 )
+from app.processes.respawn import BURST, DELAY_SECONDS_MIN, WORKER_CALM_SECONDS, WORKER_DELAY_SECONDS_MAX
 
 
 class ChildrenRecorder:
@@ -37,6 +44,121 @@ class ChildrenRecorder:
     def seconds_to_next_check(self) -> float:
         """Return what the test asks for."""
         return self.next_check
+
+
+def ended_process(status: int) -> int:
+    """Return the pid of a process that has exited with this status, and was not reaped."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(status)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    return pid
+
+
+class ReapingArbiter(SimpleNamespace):
+    """What Gunicorn's own reaping needs of an arbiter; its workers are real processes that have exited."""
+
+    WORKER_BOOT_ERROR = GunicornArbiter.WORKER_BOOT_ERROR
+    APP_LOAD_ERROR = GunicornArbiter.APP_LOAD_ERROR
+    reexec_pid = dirty_arbiter_pid = 0
+    log = logging.getLogger("gunicorn.error")
+    cfg = SimpleNamespace(child_exit=lambda _arbiter, _worker: None)
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, booted: bool, *statuses: int) -> None:
+        self.LISTENERS = ["listener"]
+        self.worker_class = SimpleNamespace(booted_before=lambda: booted)
+        self.spawned, self.closed = 0, list[int]()
+        self.WORKERS = dict(map(self.worker, statuses))
+        waitpid = os.waitpid
+
+        def wait_for_workers(pid: int, options: int) -> tuple[int, int]:
+            """Of the children of this process, find those only: others belong to other tests."""
+            assert pid == -1
+            for worker in self.WORKERS:
+                if (ended := waitpid(worker, options))[0]:
+                    return ended
+            return 0, 0
+
+        monkeypatch.setattr(os, "waitpid", wait_for_workers)
+        self.reap_workers: Any = lambda: GunicornArbiter.reap_workers(self)
+
+    def worker(self, status: int) -> tuple[int, Any]:
+        """Return an entry of WORKERS."""
+        pid = ended_process(status)
+        return pid, SimpleNamespace(tmp=SimpleNamespace(close=lambda: self.closed.append(pid)))
+
+    def spawn_workers(self) -> None:
+        """Count the calls."""
+        self.spawned += 1
+
+    def wait_for_signals(self, timeout: float) -> list[float]:
+        """Return how long it would wait."""
+        return [timeout]
+
+
+def reaping_arbiter(monkeypatch: pytest.MonkeyPatch, booted: bool, *statuses: int) -> Any:
+    """Return one whose workers have exited with these statuses; `booted` says whether a worker has ever served."""
+    return ReapingArbiter(monkeypatch, booted, *statuses)
+
+
+def test_no_exit_status_of_a_worker_ends_a_server_that_has_served(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Gunicorn raises in the middle of its reaping; all others are reaped all the same, and their files closed."""
+    arbiter = reaping_arbiter(monkeypatch, True, 3, 0, 4, 13)
+    pids = set(arbiter.WORKERS)
+    survive_worker_exits(arbiter)
+
+    arbiter.reap_workers()
+
+    assert arbiter.WORKERS == {}
+    assert set(arbiter.closed) == pids
+    assert sorted(record.message for record in caplog.records if record.name == "mlsdm.server") == [
+        "a worker has exited with status 3; the server goes on",
+        "a worker has exited with status 4; the server goes on",
+    ]
+
+
+def test_a_server_whose_first_workers_cannot_boot_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken deployment is noticed at once. While it stops, nothing is raised any more: it stops in order."""
+    arbiter = reaping_arbiter(monkeypatch, False, 3, 3)
+    survive_worker_exits(arbiter)
+
+    with pytest.raises(HaltServer):
+        arbiter.reap_workers()
+    arbiter.LISTENERS = []
+    arbiter.reap_workers()
+
+    assert arbiter.WORKERS == {}
+
+
+def test_workers_that_die_one_after_the_other_are_respawned_with_a_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first at once; a calm while later they are again. One that ends in order does not count."""
+    now = [1000.0]
+    arbiter = reaping_arbiter(monkeypatch, True)
+    delay_respawns(arbiter, lambda: now[0])
+    spawned, waited = [], []
+
+    def turn(status: int) -> None:
+        """Do what the arbiter's loop does when a worker has ended."""
+        arbiter.WORKERS = dict([arbiter.worker(status)])
+        arbiter.reap_workers()
+        waited.extend(arbiter.wait_for_signals(timeout=1.0))
+        before = arbiter.spawned
+        arbiter.spawn_workers()
+        spawned.append(arbiter.spawned - before)
+
+    for status in (*[0] * BURST, *[13] * BURST, *[1] * 5):
+        turn(status)
+    now[0] += WORKER_DELAY_SECONDS_MAX
+    turn(0)
+    now[0] += WORKER_CALM_SECONDS
+    turn(13)
+
+    assert spawned == [1] * (2 * BURST) + [0] * 5 + [1, 1]
+    assert waited == pytest.approx(
+        [1.0] * (2 * BURST) + [DELAY_SECONDS_MIN * factor for factor in (1, 2, 4, 8, 10)] + [1.0, 1.0]
+    )
 
 
 def test_children_are_reaped_before_gunicorn_reaps_all() -> None:
