@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-LAYOUT_VERSION: Final = 6
+LAYOUT_VERSION: Final = 7
 MAGIC: Final = int.from_bytes(b"MLSDMBLK", "little")
 CACHE_LINE: Final = 64
 PAGE: Final = 4096
@@ -393,7 +393,7 @@ RECORDS: Final = (
                 "ordinal of this receipt; does not count while above `receipts` of the state",
             ),
             Field("key", "u8", "–", "keyed hash of client and idempotency key", 2),
-            Field("body", "u8", "–", "keyed hash of everything that was sent with it"),
+            Field("body", "u8", "–", "keyed hash of the route and of the decoded events"),
             Field("previous", "u8", "ordinal", "ordinal of the next older receipt of this chain, 0 for none"),
             Field("decision", "decision", "", "the first decision"),
             Field("checksum", "u8", "–", "checksum of the bytes above"),

@@ -100,7 +100,9 @@ CODES: Final[Mapping[str, Code]] = {
     "top_k_out_of_range": Code(422, "top_k is not a whole number within its range."),
     "limit_out_of_range": Code(422, "limit is not a whole number within its range."),
     "idempotency_key_invalid": Code(400, "The Idempotency-Key is empty, too long, or not visible ASCII."),
-    "idempotency_key_reused": Code(422, "This Idempotency-Key was used for another request."),
+    "idempotency_key_reused": Code(
+        422, "This Idempotency-Key was used for another route, or for other moral values, vectors or payloads."
+    ),
     # Memories and the log.
     "memory_unknown": Code(404, "No memory has been given this id."),
     "memory_gone": Code(410, "The memory was overwritten or deleted; its id is never used again."),

@@ -8,14 +8,14 @@ made. With an idempotency key, no event is decided twice (app/api/access/idempot
 
 from array import array
 from collections.abc import Mapping
-from typing import Annotated, Final, NamedTuple, NoReturn, TypeAlias
+from typing import Annotated, Final, NamedTuple, NoReturn
 from wsgiref.types import WSGIEnvironment
 
 import falcon
 import msgspec
 from msgspec import Meta
 
-from app.api.access.idempotency_keys import IDEMPOTENCY_KEY
+from app.api.access.idempotency_keys import IDEMPOTENCY_KEY, KEY_MEMBER
 from app.api.access.quotas import refund
 from app.api.codec.body_errors import DECODE_ERRORS, msgpack_count, refuse_body, refuse_repeats, refuse_repeats_msgpack
 from app.api.codec.body_sizes import event_size_max, refuse_above
@@ -29,7 +29,7 @@ from app.api.codec.event_codec import (
     decode_vector,
 )
 from app.api.codec.media_types import JSON, MSGPACK, RAW, encode, media_type
-from app.api.codec.vector_codec import FloatBuffer, refuse_vector
+from app.api.codec.vector_codec import DoubleBuffer, FloatBuffer, refuse_vector
 from app.api.context import Context
 from app.api.decision_view import DecisionView, to_decision_view
 from app.api.fields import component
@@ -40,9 +40,9 @@ from app.httpd.request import HEADER_LINES
 from core.access.keys import Role
 from core.limits import BATCH_COUNT, BODY_SIZE
 from shm import errors
+from shm.records import NO_IDEMPOTENCY_HASH, IdempotencyHash
 
 REPLAYED: Final = "Idempotency-Replayed: true\r\n"  # a whole header line
-DoubleBuffer: TypeAlias = "memoryview[float] | array[float]"  # contiguous float64
 _Events = Annotated[list[Event], Meta(min_length=1, max_length=BATCH_COUNT.value)]
 
 
@@ -101,7 +101,9 @@ class EventResource:
         body = environ["wsgi.input"].read()
         refuse_above(len(body), self.size_max)
         moral, vector, payload = self.read(environ, body)
-        key = context.idempotency.hash_of(environ, body)
+        key: IdempotencyHash = NO_IDEMPOTENCY_HASH
+        if KEY_MEMBER in environ:
+            key = context.idempotency.hash_of(environ, array("d", (moral,)), vector, [payload])
         try:
             decided = context.store.admit(context.clock(), moral, vector, payload, key)
         except errors.NotFinite:
@@ -151,7 +153,9 @@ class BatchResource:
         context = self.context
         body = environ["wsgi.input"].read()
         morals, vectors, payloads = self._read(environ, body)
-        key = context.idempotency.hash_of(environ, body)
+        key: IdempotencyHash = NO_IDEMPOTENCY_HASH
+        if KEY_MEMBER in environ:
+            key = context.idempotency.hash_of(environ, morals, vectors, payloads)
         code, index = context.store.check_vectors(vectors, len(morals))
         if code != errors.OK:
             size = self.codec.size

@@ -49,7 +49,8 @@ recall takes {query_size}.
 An event with an `Idempotency-Key` (any word that the client chooses, such as a UUID) may be sent again, to any \
 worker: the retry gets the first response again, marked `Idempotency-Replayed: true`, and nothing is decided twice. In \
 a batch every event has a receipt of its own, so an interrupted batch can be sent again as a whole. A key belongs to \
-one client and one request; it is refused with any other request. The newest {receipts} receipts are kept. A refused \
+one client, one route and the decoded events, however they are spelled: Content-Type, white space and the form of a \
+vector do not count. It is refused with any other request. The newest {receipts} receipts are kept. A refused \
 request leaves no receipt.
 
 ## Rate limits

@@ -45,7 +45,7 @@ struct mlsdm_map {
 /* What identifies an event that came with an idempotency key. Item i of a batch has words[1] + i. */
 struct mlsdm_idempotency_hash {
     uint64_t words[2]; /* keyed hash of the client and its idempotency key */
-    uint64_t body;     /* keyed hash of everything that was sent with it */
+    uint64_t body;     /* keyed hash of the route and of the decoded events */
 };
 
 /* A token bucket and its owner. One token comes every `interval_ns`, up to `burst`; burst × interval_ns < 2^62. */

@@ -4,12 +4,15 @@ A client without a response cannot know whether its event was decided. With an `
 request again, to any worker, and gets the first decision. In a batch each event has a receipt of its own.
 
 Invariants: the receipt of a decision is published by the same 8-byte store as the decision, so it exists even if the
-worker died before it answered. A key belongs to one client and one request: with another body, media type, moral value
-or route it is refused. Only keyed hashes are stored. The block keeps the newest `idempotency_capacity` receipts; a
-refused request leaves none.
+worker died before it answered. A key belongs to one client and one request: to the route and the decoded events, their
+moral values as float64, vectors as float32 and payloads as they are stored. How they are spelled is no part of it: a
+retry may come in another form, with other white space, through a proxy that rewrites fields. With other events or on
+another route the key is refused. Only keyed hashes are stored. The block keeps the newest `idempotency_capacity`
+receipts; a refused request leaves none.
 """
 
 import re
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Annotated, Final
 from wsgiref.types import WSGIEnvironment
@@ -17,17 +20,18 @@ from wsgiref.types import WSGIEnvironment
 from msgspec import Meta
 
 from app.api.access.client import Client
-from app.api.codec.media_types import RAW
+from app.api.codec.vector_codec import DoubleBuffer, FloatBuffer
 from app.api.operation import Parameter
 from app.api.problem import Problem
 from app.httpd.request import CLIENT
 from core.limits import IDEMPOTENCY_KEY_LENGTH
-from shm.records import NO_IDEMPOTENCY_HASH, IdempotencyHash, new_idempotency_hash
+from shm.records import IdempotencyHash, new_idempotency_hash
 
 # Visible ASCII without quote and backslash, as it is or as a string in quotes (RFC 9651 §3.3.3).
 _WORD: Final = rf"[!#-\[\]-~]{{1,{IDEMPOTENCY_KEY_LENGTH.value}}}"
 _PATTERN: Final = rf'({_WORD}|"{_WORD}")'
 _KEY: Final = re.compile(_PATTERN)
+KEY_MEMBER: Final = "HTTP_IDEMPOTENCY_KEY"  # of the environ of a request that has a key
 IDEMPOTENCY_KEY: Final = Parameter(
     "Idempotency-Key",
     "header",
@@ -42,29 +46,39 @@ class IdempotencyKeys:
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
-    def hash_of(self, environ: WSGIEnvironment, body: bytes) -> IdempotencyHash:
-        """Return the hash of a request's key, NO_IDEMPOTENCY_HASH if it has none. Raises Problem 400."""
-        given = environ.get("HTTP_IDEMPOTENCY_KEY")
-        if given is None:
-            return NO_IDEMPOTENCY_HASH
-        if not _KEY.fullmatch(given):
-            limit = IDEMPOTENCY_KEY_LENGTH
-            expected = f"1 to {limit.value} visible ASCII characters without spaces and quotes"
-            wrong = f"has {len(given)} characters" if len(given) > limit.value or not given else "is not one word"
-            raise Problem(
-                limit.status, limit.code, f"Idempotency-Key: {wrong}; expected {expected}",
-                field="Idempotency-Key", expected=expected,
-            )  # fmt: skip
-        word = given.strip('"')
+    def hash_of(
+        self, environ: WSGIEnvironment, morals: DoubleBuffer, vectors: FloatBuffer, payloads: Sequence[bytes] | None
+    ) -> IdempotencyHash:
+        """Return the hash of a request that has a key, and of its n events. Raises Problem 400 for an invalid key.
+
+        `morals` float64[n] and `vectors` float32-LE[n, dimension] are contiguous buffers; `payloads` has n items, b""
+        for none, or is None.
+        """
+        word = _parse_key(environ[KEY_MEMBER])
         client: Client = environ[CLIENT]
         owner = "" if client.is_address else client.id
         key_hash = blake2b(f"{owner}\0{word}".encode(), digest_size=16, key=self._secret).digest()
-        request_hash = blake2b(body, digest_size=8, key=self._secret)
-        media = environ.get("CONTENT_TYPE", "")
-        moral = environ.get("HTTP_MORAL_VALUE", "") if media.lower().startswith(RAW) else ""  # else ignored
-        for part in (environ["PATH_INFO"], media, moral):
-            request_hash.update(b"\0" + part.encode("latin-1"))
+        # "//event" is the same route as "/event". The count tells where the vectors end.
+        path = environ["PATH_INFO"].lstrip("/").encode("latin-1")
+        request_hash = blake2b(b"%s\0%d\0" % (path, memoryview(morals).nbytes), digest_size=8, key=self._secret)
+        request_hash.update(morals)
+        request_hash.update(vectors)
+        if payloads and any(payloads):
+            request_hash.update(b"".join([b"%d:%s" % (len(payload), payload) for payload in payloads]))
         return new_idempotency_hash(
             (int.from_bytes(key_hash[:8], "little"), int.from_bytes(key_hash[8:], "little")),
             int.from_bytes(request_hash.digest(), "little"),
         )
+
+
+def _parse_key(given: str) -> str:
+    """Return a key without its quotes. Raises Problem 400."""
+    if not _KEY.fullmatch(given):
+        limit = IDEMPOTENCY_KEY_LENGTH
+        expected = f"1 to {limit.value} visible ASCII characters without spaces and quotes"
+        wrong = f"has {len(given)} characters" if len(given) > limit.value or not given else "is not one word"
+        raise Problem(
+            limit.status, limit.code, f"Idempotency-Key: {wrong}; expected {expected}",
+            field="Idempotency-Key", expected=expected,
+        )  # fmt: skip
+    return given.strip('"')

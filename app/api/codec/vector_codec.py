@@ -31,6 +31,7 @@ _MSGPACK_STRINGS: Final = frozenset(range(0xA0, 0xC0)) | {0xD9, 0xDA, 0xDB}
 
 
 FloatBuffer: TypeAlias = "bytes | bytearray | memoryview | array[float]"  # contiguous float32-LE
+DoubleBuffer: TypeAlias = "memoryview[float] | array[float]"  # contiguous float64
 
 
 class VectorCodec:

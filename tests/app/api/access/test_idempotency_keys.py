@@ -1,6 +1,7 @@
 """Idempotency keys over HTTP: a repeated request is decided once and answered alike, whichever process died."""
 
 import http.client
+import json
 import os
 import signal
 import threading
@@ -17,7 +18,19 @@ from shm.block import Block
 from shm.layout import KINDS
 from shm.store import Store
 from testing import keys
-from testing.bodies import BATCH_FORMS, EVENT_FORMS, EXAMPLE, JSON, Body, of_json, of_raw, problem
+from testing.bodies import (
+    BATCH_FORMS,
+    EVENT_FORMS,
+    EXAMPLE,
+    JSON,
+    RAW,
+    Body,
+    floats,
+    of_json,
+    of_msgpack,
+    problem,
+    text,
+)
 from testing.eventually import HANG_SECONDS, eventually
 from testing.live_server import Answer, LiveServer
 from tests.conftest import Serve
@@ -133,30 +146,90 @@ def test_the_same_request_at_the_same_time_is_decided_once(keyed_server: LiveSer
 
 
 def test_a_key_belongs_to_one_request(keyed_server: LiveServer) -> None:
-    """Another body, media type, moral value or route is refused, and decides nothing."""
-    event = of_json({"event_vector": VECTOR, "moral_value": 0.95})
-    raw = EVENT_FORMS["raw"](VECTOR, 0.95)
-    batch = of_json([{"event_vector": VECTOR, "moral_value": 0.95}])
+    """Another vector, moral value, payload, number of events or route is refused, and decides nothing."""
+    event = {"event_vector": VECTOR, "moral_value": 0.95, "payload": {"a": 1}}
+    nearly = [*VECTOR[:-1], -0.50000006]  # the next float32
     json_key, raw_key, batch_key = new_key(), new_key(), new_key()
-    for path, body, key in (("/event", event, json_key), ("/event", raw, raw_key), ("/events", batch, batch_key)):
+    for path, body, key in (
+        ("/event", of_json(event), json_key),
+        ("/event", EVENT_FORMS["raw"](VECTOR, 0.95), raw_key),
+        ("/events", of_json([event, event]), batch_key),
+    ):
         assert send(keyed_server, path, body, key).status == 200
     total = decided(keyed_server)
     others = [
-        ("/event", of_json({"event_vector": VECTOR, "moral_value": 0.94}), json_key),
-        ("/event", Body(event.content + b"\n", event.headers), json_key),
-        ("/event", Body(event.content, {"Content-Type": f"{JSON}; charset=utf-8"}), json_key),
-        ("/event", EVENT_FORMS["msgpack bin"](VECTOR, 0.95), json_key),
-        ("/event", of_raw(raw.content, **{"Moral-Value": "0.950"}), raw_key),
-        ("/event", of_raw(raw.content, **{"Moral-Value": "0.1"}), raw_key),
-        ("/events", batch, json_key),
-        ("/event", event, batch_key),
-        ("/events", of_json([{"event_vector": VECTOR, "moral_value": 0.95}] * 2), batch_key),
+        ("/event", of_json({**event, "moral_value": 0.94}), json_key),
+        ("/event", of_json({**event, "event_vector": nearly}), json_key),
+        ("/event", of_json({**event, "payload": {"a": 2}}), json_key),
+        ("/event", of_json({**event, "payload": None}), json_key),
+        ("/events", of_json([event]), json_key),
+        ("/event", EVENT_FORMS["raw"](VECTOR, 0.1), raw_key),
+        ("/event", of_json(event), raw_key),
+        ("/event", of_json(event), batch_key),
+        ("/events", of_json([event] * 3), batch_key),
+        ("/events", of_json([event, {**event, "payload": None}]), batch_key),
+        ("/events", of_json([{**event, "payload": '{"a":1}7:{"a":1}'}, {**event, "payload": None}]), batch_key),
     ]
 
     for path, body, key in others:
         document = problem(send(keyed_server, path, body, key))
         assert (document["status"], document["code"]) == (422, "idempotency_key_reused")
     assert decided(keyed_server) == total
+
+
+def spellings(event: dict[str, Any]) -> list[tuple[str, Body]]:
+    """Return requests that say the same, each as a path and a body."""
+    plain = json.dumps(event).encode()
+    return [
+        *[
+            ("/event", Body(plain, {"Content-Type": media}))
+            for media in (JSON, f"{JSON}; charset=utf-8", f"{JSON};charset=UTF-8", "Application/JSON")
+        ],
+        ("/event", Body(plain, {})),
+        ("//event", of_json(plain)),
+        ("/event", of_json(json.dumps(dict(reversed(event.items())), indent=2).encode())),
+        ("/event", of_json({**event, "event_vector": text(event["event_vector"])})),
+        ("/event", of_msgpack(event)),
+    ]
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_the_spelling_of_a_request_is_no_part_of_it(keyed_server: LiveServer, number: int) -> None:
+    """Media type parameters and case, white space, the order of members, the form: an event is its values."""
+    event, key = {"event_vector": VECTOR, "moral_value": 0.95}, new_key()
+    first = send(keyed_server, "/event", of_json(event), key)
+    total = decided(keyed_server)
+
+    again = send(keyed_server, *spellings(event)[number], key)
+
+    assert (again.status, again.body, is_replayed(again)) == (200, first.body, True)
+    assert decided(keyed_server) == total
+
+
+@pytest.mark.parametrize("moral", ["0.95", "0.950", "+.95", "95e-2"])
+@pytest.mark.parametrize("media", [RAW, f"{RAW}; charset=binary"])
+def test_the_spelling_of_a_raw_request_is_no_part_of_it(keyed_server: LiveServer, moral: str, media: str) -> None:
+    """Its moral value counts as a number, and a JSON event with the same numbers is the same event."""
+    key = new_key()
+    first = send(keyed_server, "/event", of_json({"event_vector": VECTOR, "moral_value": 0.95}), key)
+
+    again = send(keyed_server, "/event", Body(floats(VECTOR), {"Content-Type": media, "Moral-Value": moral}), key)
+
+    assert (again.status, again.body, is_replayed(again)) == (200, first.body, True)
+
+
+def test_the_form_of_a_batch_is_no_part_of_it(keyed_server: LiveServer) -> None:
+    """Every form of the same events gets the first answer; events without a payload and with null are the same."""
+    events, key = [(VECTOR, 0.95), (VECTOR, 0.1)], new_key()
+    first = send(keyed_server, "/events", BATCH_FORMS["raw"](events), key)
+    nulls = of_json([{"event_vector": vector, "moral_value": moral, "payload": None} for vector, moral in events])
+
+    answers = [
+        send(keyed_server, "/events", body, key)
+        for body in (*[BATCH_FORMS[form](events) for form in BATCH_FORMS], nulls)
+    ]
+
+    assert [(answer.status, answer.body, is_replayed(answer)) for answer in answers] == [(200, first.body, True)] * 7
 
 
 def test_a_key_belongs_to_one_client(keyed_server: LiveServer) -> None:
