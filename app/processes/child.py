@@ -37,6 +37,7 @@ SIGNALS: Final = (
     signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2,
 )  # fmt: skip
 _NAME: Final = re.compile(rf"[a-z][a-z0-9_-]{{0,{NAME_SIZE_MAX - 1}}}")
+SILENCE_SECONDS_MIN: Final = 0.5  # below, the arbiter's turns are too coarse to tell silence from a busy machine
 _BEATS_PER_SILENCE: Final = 4  # while a child waits, it beats this often within the silence that it is allowed
 
 log = logging.getLogger("mlsdm.server")
@@ -89,8 +90,12 @@ class Child:
         """Raise ValueError for what no supervisor can keep."""
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"the child's name {self.name!r}: expected {_NAME.pattern}")
-        if self.silence_seconds <= 0 or self.memory_size_max < 0:
-            raise ValueError(f"child {self.name}: expected silence_seconds > 0 and memory_size_max ≥ 0")
+        if not self.silence_seconds >= SILENCE_SECONDS_MIN:
+            raise ValueError(
+                f"child {self.name}: silence_seconds is {self.silence_seconds!r}, expected ≥ {SILENCE_SECONDS_MIN}"
+            )
+        if self.memory_size_max < 0:
+            raise ValueError(f"child {self.name}: memory_size_max is {self.memory_size_max!r}, expected ≥ 0")
 
 
 class ChildContext:

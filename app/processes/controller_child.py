@@ -8,7 +8,7 @@ from core.controller.controller import Controller, run
 from core.settings.config import Config
 from shm.block import Block
 
-SILENCE_SECONDS: Final = 1.0
+SILENCE_SECONDS: Final = 1.5  # replaced within 2 s, after which readiness calls it silent (core/heartbeat.py)
 # Everything but the rows of workers and the token buckets: it is the one that repairs.
 _WRITES: Final = (
     "header", "lock", "commit", "states", "levels", "vitals", "command", "slots", "codes", "shadow", "vectors",

@@ -2,9 +2,6 @@
 
 A child is absent (to be started at `due`), running, or ending (it got SIGTERM, and is killed at its deadline). No
 method waits: each checks once and returns, because the arbiter's loop must go on.
-
-Silence is measured by the arbiter's checks of a changing heartbeat, not by comparing clocks: an arbiter that was frozen
-together with its children must not count the time of the freeze as silence.
 """
 
 import logging
@@ -17,12 +14,10 @@ from typing import Final
 from app.processes.child import Child
 from app.processes.child_table import ChildRecord, Reason
 from app.processes.respawn import Respawn
+from app.processes.silence import Silence
 from shm import process
 from shm.process import NOBODY, Identity
 
-# How much the time between two checks counts at most; they are a second apart, or less. After a freeze the arbiter
-# hears of its children's stops and deaths all at once: many checks, in no time, of a child that has not run yet.
-CHECK_SECONDS_MAX: Final = 0.6
 MEMORY_CHECK_SECONDS: Final = 1.0
 
 log = logging.getLogger("mlsdm.server")
@@ -52,8 +47,7 @@ class SupervisedChild:
         self._end_seconds = end_seconds
         self._killed_for = Reason.NONE  # why this arbiter ends the present process
         self._kill_at: float | None = None  # when a process that was told to end is killed
-        self._beat: tuple[int, float] = (0, 0.0)  # the last one seen, and for how many seconds, by checks
-        self._checked_at = 0.0
+        self._silence = Silence()
         self._memory_checked_at = 0.0
 
     @property
@@ -68,10 +62,10 @@ class SupervisedChild:
 
     @property
     def wake_at(self) -> float | None:
-        """When it needs a check that no signal announces; None when a check a second is enough."""
+        """When it needs a check that no signal announces; None when it needs none."""
         if self.process == NOBODY:
             return self.due if self.may_start else None
-        return self._kill_at
+        return self._silence.next_check(self.child.silence_seconds) if self._kill_at is None else self._kill_at
 
     def start(self, now: float, fork: Callable[[Child, ChildRecord], int]) -> None:
         """Start it; when the machine cannot, it is due again later."""
@@ -86,7 +80,8 @@ class SupervisedChild:
         self.process = Identity(pid, process.identify(pid).started)
         self.record.started(pid)
         self._killed_for, self._kill_at = Reason.NONE, None
-        self._beat, self._checked_at, self._memory_checked_at = (0, 0.0), now, now
+        self._silence.restart(now, self._heartbeat())
+        self._memory_checked_at = now
 
     def reap(self, now: float) -> tuple[int, Reason, int | None] | None:
         """Return (pid, reason, wait status) of a process that has ended, None when there is none.
@@ -117,9 +112,9 @@ class SupervisedChild:
             self.process = Identity(self.process.pid, process.identify(self.process.pid).started)
         if self._kill_at is not None:
             self.kill_if_late(now)
-        elif self._silent_seconds(now) > self.child.silence_seconds:
+        elif self._silence.is_over(self.child.silence_seconds, now, self._heartbeat()):
             log.error("%s pid=%d is silent and is killed", self.name, self.process.pid)
-            self._kill(Reason.SILENT)
+            self._kill(now, Reason.SILENT)
         elif self.child.memory_size_max and now - self._memory_checked_at >= MEMORY_CHECK_SECONDS:
             self._memory_checked_at = now
             size = _anonymous_size(self.process.pid)
@@ -128,20 +123,12 @@ class SupervisedChild:
                     "%s pid=%d uses %.0f MB of anonymous memory, its limit is %.0f MB, and is killed",
                     self.name, self.process.pid, size / 1e6, self.child.memory_size_max / 1e6,
                 )  # fmt: skip
-                self._kill(Reason.MEMORY)
+                self._kill(now, Reason.MEMORY)
 
-    def _silent_seconds(self, now: float) -> float:
-        beat, seconds = self._beat
-        seconds += min(now - self._checked_at, CHECK_SECONDS_MAX)
-        self._checked_at = now
-        newest = self._heartbeat()
-        self._beat = (newest, 0.0 if newest != beat else seconds)
-        return self._beat[1]
-
-    def _kill(self, reason: Reason) -> None:
+    def _kill(self, now: float, reason: Reason) -> None:
         self._killed_for = reason
         process.kill(self.process)
-        self._beat = (self._beat[0], 0.0)
+        self._silence.restart(now, self._heartbeat())  # the kill may have failed: there may be no descriptors
 
     def end(self, now: float, reason: Reason) -> None:
         """Tell it to end. It is killed when it has not after `end_seconds`; `reap` notices either."""

@@ -3,7 +3,7 @@
 Gunicorn does not know these children and would reap them without notice. So the arbiter's reaping calls `reap` first,
 and its main loop calls `watch` at least once a second (app/processes/gunicorn_patches.py).
 
-- The controller is respawned on SIGCHLD, within milliseconds, and killed after a second of silence. When it exits
+- The controller is respawned on SIGCHLD, within milliseconds, and killed after 1.5 s of silence. When it exits
   because the controller of a newer arbiter has taken over (SUPERSEDED), no child is respawned while that arbiter lives.
 - Other children are respawned at once and then with a back-off, and killed when they are silent or too large. At a
   reload, a child whose settings have changed is told to end; the new one starts when the old one is gone.
@@ -166,7 +166,7 @@ class Supervisor:
             self._start(supervised)
 
     def seconds_to_next_check(self) -> float:
-        """Return in how many seconds some child has to be started after its back-off, or killed when late to end."""
+        """Return in how many seconds some child has to be checked, started after its back-off, or killed."""
         times = [
             supervised.wake_at
             for supervised in self._supervised.values()

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def test_children_that_die_hang_or_grow_are_replaced_while_requests_are_answered
     """Each for its own reason, under its own name in the log; the workers do not notice."""
     one = served(
         dies={"acts": "wait"},
-        hangs={"acts": "hang", "silence_seconds": 0.3},
+        hangs={"acts": "hang", "silence_seconds": 0.5},
         grows={"acts": "grow", "memory_size_max": 200 * MB},
     )
 
@@ -193,3 +194,22 @@ def test_an_upgrade_hands_the_children_over_and_the_way_back_returns_them(served
     eventually(lambda: one.alive("waits") == [third])
     assert first != third
     assert one.server.get("/health/readiness").status == 200
+
+
+def test_a_freeze_of_the_whole_server_kills_no_child(served: Callable[..., Served]) -> None:
+    """All stop and go on together, as in a container that is paused: for none of them has that time passed."""
+    one = served(waits={"acts": "wait", "silence_seconds": 3.0})
+    first = one.restarted("waits", 1)
+    arbiter = psutil.Process(one.server.pid)
+    frozen = [arbiter, *arbiter.children(recursive=True)]
+
+    for process in frozen:
+        process.suspend()
+    time.sleep(4)
+    for process in frozen:
+        process.resume()
+    time.sleep(4)  # more than the arbiter would need to find a silent child
+
+    assert one.pids("waits") == [first]
+    os.kill(first, signal.SIGSTOP)
+    one.restarted("waits")

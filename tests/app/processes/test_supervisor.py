@@ -188,7 +188,7 @@ def test_a_child_that_hangs_is_killed_and_respawned(run_loop: RunLoop, caplog: p
         signal.pause()
         return 0
 
-    loop = run_loop(Child("child", hang, silence_seconds=0.2))
+    loop = run_loop(Child("child", hang, silence_seconds=0.5))
     first = loop.pid()
     loop.until(lambda: loop.starts() == 2)
 
@@ -236,8 +236,8 @@ def test_a_child_that_exits_at_once_is_started_after_growing_delays(run_loop: Ru
     assert loop.pid()
 
 
-def test_a_child_that_runs_once_is_finished_by_status_0_only(run_loop: RunLoop, tmp_path: Path) -> None:
-    """A migration that fails is tried again; one that is done is done."""
+def test_a_child_that_runs_once_is_finished_by_status_0_only(run_loop: RunLoop, clock: Clock, tmp_path: Path) -> None:
+    """A migration that fails is tried again; one that is done is done, and only the controller is checked."""
     flag = tmp_path / "failed"
 
     def fail_once(_context: ChildContext) -> int:
@@ -251,7 +251,8 @@ def test_a_child_that_runs_once_is_finished_by_status_0_only(run_loop: RunLoop, 
         loop.turn()
 
     assert loop.supervisor.states()["child"] == (0, 2, "finished", 0)
-    assert loop.supervisor.seconds_to_next_check() == float("inf")
+    clock.now += 0.25
+    assert loop.supervisor.seconds_to_next_check() == 0.75
 
 
 def test_a_reload_replaces_children_whose_settings_differ_only(
@@ -397,7 +398,12 @@ def test_children_without_access_cannot_read_the_block_and_readers_cannot_write_
 
 def test_what_cannot_be_kept_is_refused() -> None:
     """Names, limits and columns that do not exist, two of one name."""
-    for bad in ({"name": "Two Words"}, {"name": "x", "silence_seconds": 0}, {"name": "x", "memory_size_max": -1}):
+    for bad in (
+        {"name": "Two Words"},
+        {"name": "x", "silence_seconds": 0.4},
+        {"name": "x", "silence_seconds": float("nan")},
+        {"name": "x", "memory_size_max": -1},
+    ):
         with pytest.raises(ValueError, match="expected"):
             Child(run=wait_for_end, **bad)
     with pytest.raises(ValueError, match="nonsense"):
@@ -424,12 +430,33 @@ def test_many_checks_after_a_freeze_are_no_silence(run_loop: RunLoop, clock: Clo
         clock.now += 0.001
         loop.supervisor.watch()
     assert child.alive
-    clock.now += 1
-
-    loop.supervisor.watch()
+    for _ in range(10):
+        clock.now += loop.supervisor.seconds_to_next_check()
+        loop.supervisor.watch()
 
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert not child.alive
+
+
+def test_a_stopped_child_is_killed_after_its_silence_and_no_earlier(run_loop: RunLoop) -> None:
+    """By the real clock."""
+    beaten, tell = os.pipe()
+
+    def beat_once(context: ChildContext) -> int:
+        os.write(tell, str(time.monotonic()).encode())
+        context.beat()
+        signal.pause()
+        return 0
+
+    loop = run_loop(Child("child", beat_once, silence_seconds=1.0))
+    beat = float(os.read(beaten, 64))
+    os.kill(loop.pid(), signal.SIGSTOP)
+    loop.until(lambda: loop.starts() == 2)
+
+    assert loop.reason() == "silent"
+    assert time.monotonic() - beat > 1.0
+    os.close(beaten)
+    os.close(tell)
 
 
 def test_a_controller_that_cannot_live_is_respawned_five_times_a_second(clock: Clock) -> None:

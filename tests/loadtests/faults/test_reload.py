@@ -39,7 +39,7 @@ def test_no_holder_is_killed_while_all_are_throttled(
         monkeypatch.setattr(quota, "find", lambda: None)
 
     def undisturbed() -> Outcome | None:
-        """On a machine with no time to spare, the arbiter is right to replace what was silent for a second: again."""
+        """On a machine with no time to spare, the arbiter is right to replace what was silent for too long: again."""
         outcome = frozen.throttled(options_of(tmp_path, 0))
         assert outcome.figures["killed"] == 0
         replaced = [sentence for sentence in outcome.broken if "have become" in sentence or "is silent" in sentence]
