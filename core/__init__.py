@@ -1,6 +1,6 @@
 """Meaning: governor, rhythm, synaptic levels, recall, configuration, limits and the controller process. No HTTP.
 
 The governor, the rhythm and the cascade exist twice on purpose. Here they are pure Python that reads like the
-specification; in shm/native/governor.c they run under the lock. `replay` follows the log of a live block with the
-versions of this package and compares every number.
+specification; in shm/native/governor.c they run under the lock. `replay` applies the log of a live block to the
+versions in this package and compares every number.
 """

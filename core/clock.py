@@ -1,4 +1,4 @@
-"""The clock of the shared block: nanoseconds since boot. It never steps, and it includes the time asleep."""
+"""The clock of the shared block: nanoseconds since boot. It never steps, and suspended time counts."""
 
 import time
 from functools import partial

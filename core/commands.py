@@ -1,13 +1,14 @@
 """Commands to the governor: the one way in which a process asks the controller to change it.
 
 A command is posted into the command slot of the block, carried out by the controller between two decisions, and is an
-entry of the log. One slot serves everybody, so posting is tried again while another command is pending.
+entry of the log. All processes share one slot, so posting is tried again while another command is pending.
 
-Invariants: a command that is not carried out within COMMAND_WAIT_MILLISECONDS is taken back under the lock, so `Taken`
-means that nothing happened and nothing will. Only where the store is stuck and the command cannot be taken back is its
-outcome unknown.
+Invariants: a command that is not carried out within COMMAND_WAIT_MILLISECONDS is withdrawn under the lock, so `Taken`
+means that nothing was changed and nothing will be. The outcome is unknown only if the store is stuck and the command
+cannot be withdrawn.
 
-Threading: blocks its caller for up to that time (three times that where the store is stuck): never on a worker's loop.
+Threading: blocks its caller for up to that time, three times as long if the store is stuck. Never call it on a worker's
+loop.
 """
 
 import time
@@ -27,7 +28,7 @@ _COMMANDS: Final = ("configure", "reset", "stop", "resume")  # kinds of log entr
 
 
 class OutcomeUnknown(Exception):
-    """A command was posted, and could neither be seen carried out nor be taken back."""
+    """A command was posted, but it is unknown whether it was carried out, and it could not be withdrawn."""
 
 
 class _Posted(NamedTuple):
@@ -38,12 +39,14 @@ class _Posted(NamedTuple):
 
 
 def carry_out(store: Store, kind: str, settings: Callable[[State], SettingsPointer | None]) -> tuple[State, int | None]:
-    """Have the controller carry out a command; return the state that it led to, or a later one, and its log position,
-    None when the log does not hold it any more.
+    """Have the controller carry out a command.
+
+    Returns the state after the command, or a later one, and the log position of the command; None when the log does not
+    hold it any more.
 
     `settings(state)` makes the settings of a configure from the state that they are to replace; it is called again when
     another command was carried out in between. `store` belongs to the caller's thread. Raises Taken when the command
-    was not carried out in time and never will be, OutcomeUnknown when nobody can tell.
+    was not carried out in time and never will be, OutcomeUnknown when it may have been or may still be.
     """
     deadline = time.monotonic() + _WAIT_SECONDS
 
@@ -60,7 +63,7 @@ def carry_out(store: Store, kind: str, settings: Callable[[State], SettingsPoint
                 return state, _position(store, posted, state)
             if time.monotonic() > deadline and store.withdraw_command(posted.ticket):
                 break
-        except StoreError as error:  # it is posted: whatever is wrong now, nobody may say that nothing was applied
+        except StoreError as error:  # the command is posted, so from here on it may have been applied
             if time.monotonic() > 2 * _WAIT_SECONDS + deadline:
                 raise OutcomeUnknown from error
         time.sleep(_POLL_SECONDS)
@@ -71,8 +74,8 @@ def post_configured(store: Store, settings: SettingsPointer) -> None:
     """Post the settings that the configuration asks for, unless it asked for the same ones before; do not wait.
 
     They are compared with a checksum in the block and not with what was loaded last: a reload that failed here, an
-    upgrade, or the way back from one may have left others in force. What an operator has changed while the server runs
-    (PATCH /governor) holds until the configuration of the governor changes.
+    upgrade, or a rollback may have left others in force. What an operator has changed while the server runs (PATCH
+    /governor) holds until the configuration of the governor changes.
     Raises StoreError when they could not be posted in time.
     """
     configured = settings_checksum(settings)
@@ -80,29 +83,29 @@ def post_configured(store: Store, settings: SettingsPointer) -> None:
     def post() -> None:
         state = store.state()
         if store.command_pending():
-            raise Taken("another command is pending")  # it may be one of a configuration before this
+            raise Taken("another command is pending")  # it may be one of an earlier configuration
         if state.configured != configured:
             store.post_command("configure", settings, configured, state.ticket)
 
     _retry(post, StoreError, time.monotonic() + _WAIT_SECONDS)
 
 
-def _retry(post: Callable[[], _T], passing: type[StoreError], deadline: float) -> _T:
-    """Return what `post` returns; while it raises `passing`, try again until the deadline, then raise that."""
+def _retry(post: Callable[[], _T], transient: type[StoreError], deadline: float) -> _T:
+    """Return what `post` returns; while it raises `transient`, try again until the deadline, then raise that."""
     while True:
         try:
             return post()
-        except passing:
+        except transient:
             if time.monotonic() > deadline:
                 raise
         time.sleep(_POLL_SECONDS)
 
 
 def _position(store: Store, posted: _Posted, state: State) -> int | None:
-    """Return where the log holds a command: it is the first one after the position at which it was posted. None when
-    the log does not hold it any more.
+    """Return the log position of a command, the first one after the position at which it was posted; None when the log
+    does not hold it any more.
 
-    `state` knows of the newest command only, and others may have been carried out before anybody looked.
+    `state` has the newest command only, and others may have been carried out since this one.
     """
     newest = int(state.ticket_position)
     if state.ticket == posted.ticket:

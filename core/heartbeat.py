@@ -1,7 +1,7 @@
 """Heartbeats in the block: their age, and when the worker or the controller that writes them counts as silent.
 
 Workers beat four times a second, the controller fifty times. A dead controller is respawned in milliseconds and a
-stuck one is replaced within two seconds, so whoever is silent for longer is not merely being replaced.
+stuck one is replaced within two seconds, so a process that is silent for longer is not just being replaced.
 """
 
 from typing import Final

@@ -39,7 +39,9 @@ BODIES_SIZE: Final = Limit(
     "bodies_full",
     "bodies over 64 kB that one worker is receiving; room for two of the largest",
 )
-PIPELINE_DEPTH: Final = Limit(16, "requests", 0, "pipeline_full", "reading pauses; bounds the queue of one connection")
+PIPELINE_DEPTH: Final = Limit(
+    16, "requests", 0, "pipeline_full", "bounds the queue of one connection; above, reading pauses"
+)
 PIPELINES_SIZE: Final = Limit(
     16_777_216, "bytes", 503, "pipelines_full", "pipelined requests of all clients of one worker"
 )
@@ -114,5 +116,5 @@ CPU_PERCENT: Final = (
     98.0  # mean use of the allowance over 30 s; at or above, the server is not ready, and no request is refused
 )
 
-# Characters of an X-Request-ID that is taken over. A longer one is replaced, not refused, so it is no `Limit`.
+# Characters of an X-Request-ID that is accepted. A longer one is replaced, not refused, so this is no `Limit`.
 REQUEST_ID_LENGTH_MAX: Final = 128

@@ -1,4 +1,4 @@
-"""A read-only view of the store for processes that only look: the committed state and its position.
+"""A read-only view of the store for processes that only read: the committed state and its position.
 
 Never takes the lock, so it works on a mapping that cannot be written.
 """
@@ -38,12 +38,12 @@ class MemoryView:
 
     @property
     def dimension(self) -> int:
-        """Numbers of a vector."""
+        """The number of elements in a vector."""
         return self._block.layout.dimension
 
     @property
     def capacity(self) -> int:
-        """Memories that fit."""
+        """The number of memories that fit."""
         return self._block.layout.capacity
 
     @property

@@ -14,7 +14,7 @@ PhaseWindow = Literal["any", "wake", "sleep", "current"]
 _EVERY: Final = (1 << WAKE) | (1 << SLEEP)
 
 
-def masks(window: PhaseWindow, tolerance: float) -> tuple[int, int]:
+def phase_masks(window: PhaseWindow, tolerance: float) -> tuple[int, int]:
     """Return the mask of tags that a filter accepts, for each phase that the rhythm may be in: bit t for tag t."""
     if window == "any":
         return _EVERY, _EVERY

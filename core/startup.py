@@ -9,7 +9,7 @@
 
 Invariants: `load` has no side effects, so that a reload validates everything before it changes anything.
 Rejected: CONFIG_PATH in the image in place of PLACES (it would outrank a file that an operator mounts); merging the
-files of PLACES (no single file would then tell what is in force). Both: docs/design/configuration.md.
+files of PLACES (no single file would then show what is in force). Both: docs/design/configuration.md.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,7 +63,7 @@ class Loaded:
     source: str  # path of the file, or "embedded defaults"
     environment: EnvironmentName
     keyring: Keyring = field(repr=False)
-    notes: tuple[str, ...]  # sentences for the operator about what is valid and may surprise
+    notes: tuple[str, ...]  # sentences for the operator about values that are valid but may surprise
 
     def values(self) -> dict[str, Value]:
         """Return all values by dotted key, those of the core first."""
@@ -116,7 +116,7 @@ def load(
 def judge(config: Config, variables: Environment, faulty: set[str]) -> Iterator[SettingProblem]:
     """Yield what is wrong with valid values where the server runs.
 
-    `faulty` has the keys whose values were refused, for which a lower source stands in.
+    `faulty` has the keys whose values were refused; `config` has the value of the next lower source in their place.
     """
     if variables.name == "production":
         if _is_short(variables.api_key):
@@ -148,7 +148,7 @@ def default_config(name: EnvironmentName) -> Config:
 
 
 def unreloadable(old: Loaded, new: Loaded) -> list[str]:
-    """Return a sentence for each setting that differs and needs a restart to change; [] when a reload will do."""
+    """Return a sentence for each setting that differs and needs a restart to change; [] when a reload is enough."""
     settings = all_settings({name: type(section) for name, section in new.sections.items()})
     was, wanted = old.values(), new.values()
     return [

@@ -74,7 +74,8 @@ class Block:
         """
         fd = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.posix_fallocate(fd, 0, layout.block_size)  # now: a page that cannot be had at a write is a SIGBUS
+            # Now, because a write to a page that cannot be allocated is a SIGBUS.
+            os.posix_fallocate(fd, 0, layout.block_size)
         except OSError as error:
             os.close(fd)
             raise BlockError(
@@ -119,7 +120,7 @@ class Block:
         if header.magic != MAGIC:
             raise BlockError(f"descriptor {fd} is not a block: it starts with {header.magic:#x}, expected {MAGIC:#x}")
         if header.checksum != lib.mlsdm_header_checksum(header) or any(header.reserved):
-            raise BlockError("the header of the block is damaged: its checksum does not hold")
+            raise BlockError("the header of the block is damaged: its checksum does not match")
         layout = Layout(*(getattr(header, name) for name in Layout._fields))
         if header.layout_version != LAYOUT_VERSION or bytes(header.fingerprint) != layout.fingerprint():
             raise BlockError(
@@ -199,10 +200,10 @@ class Block:
         return True
 
     def bind(self, pid: int, row: int, wait_ms: int, norm_max: float) -> None:
-        """Write this process's own values into `map`. Call it after every fork.
+        """Write the values of this process into `map`. Call it after every fork.
 
         `row` is the worker's row or NO_ROW, `wait_ms` the longest wait for the lock in ms (0: never wait), `norm_max`
-        the norm of the longest vector that is admitted.
+        the largest norm of a vector that is admitted.
         """
         self.map.pid = pid
         self.map.row = row
@@ -278,7 +279,7 @@ class Block:
         os.close(self.fd)
 
     def close(self) -> None:
-        """Close the descriptor. The mapping stays until the process ends: a page with a held mutex must stay mapped."""
+        """Close the descriptor. The mapping stays until the process ends, because a held mutex must stay mapped."""
         os.close(self.fd)
 
 

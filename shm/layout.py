@@ -414,7 +414,7 @@ RECORDS: Final = (
 
 # The kinds of log entries. `detail` is `decided` for decision and delete, the replaced `settings` for configure.
 KINDS: Final = ("none", "decision", "tick", "configure", "reset", "delete", "stop", "resume", "epoch")
-# The statuses of native calls. shm/errors.py has a class for each but ok, whose docstring is its meaning.
+# The statuses of native calls. shm/errors.py has a class for each but ok, whose `message` is its meaning.
 STATUSES: Final = (
     "ok", "busy", "stopped", "stale", "corrupt", "unknown", "gone", "unformed", "taken", "not_finite", "too_long",
     "lost", "reused", "exhausted",
@@ -434,7 +434,7 @@ EMERGENCY_MEMORY: Final = 4
 
 
 def seal(position: int) -> int:
-    """Return the sealed word of a position or ordinal below 2^48: itself, and in the top 16 bits a check of it.
+    """Return the sealed word of a position or ordinal below 2^48: the number, with a check of it in the top 16 bits.
 
     shm/native/block.h has the reasons.
     """

@@ -1,4 +1,4 @@
-"""Print docs/layout.md from the layout table: `python -m shm.layout_markdown`. A test keeps the file equal to it."""
+"""Print docs/layout.md from the layout table: `python -m shm.layout_markdown`. A test compares the file with it."""
 
 from collections.abc import Iterator
 

@@ -2,14 +2,14 @@
 
 A process that is stopped inside the section (SIGSTOP, a debugger) locks out all others. It counts as stuck if five
 samples in a row, 20 ms apart, show the same owner and the same number of acquisitions, the owner's CPU time does not
-grow, and it does not wait for a processor. A throttled or frozen container also stops the observer, so a holder in it
-is not killed.
+grow, and it does not wait for a processor. A throttled or frozen container also stops the observer, so a holder in such
+a container is not killed.
 
 Invariants: the owner is read from the futex word of the mutex, not from the field `holder`, because a process may be
 stopped between locking the mutex and storing its pid. Nothing is repaired here after a kill: the kernel marks the
-mutex, and the next process that takes the lock undoes what was half done.
-Threading: the controller watches always, a worker from the time at which it has waited in vain. So the controller is
-watched, too.
+mutex, and the next process that takes the lock undoes the unfinished change.
+Threading: the controller always watches; a worker watches after it has failed to acquire the lock. So a stuck
+controller is killed, too.
 """
 
 from dataclasses import dataclass, field

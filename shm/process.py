@@ -1,10 +1,11 @@
 """Processes: identifies them beyond the reuse of pids, tells whether they are alive, and kills exactly one.
 
 Invariants: a pid alone does not identify a process, because it is reused. An `Identity` adds the start time in clock
-ticks since boot; the kernel never gives the same pair twice. Whatever waits for, judges or kills a process uses one. A
-caller that has no free descriptor cannot read /proc: then a process that may be alive counts as alive, because its row
-would be taken from it otherwise. A pid may come from shared memory, which can be damaged: a number that no process can
-have names no process. It never reaches a system call, where it would raise OverflowError or name a group of processes.
+ticks since boot; the kernel never gives the same pair twice. All code that waits for, checks or kills a process uses
+one. A caller that has no free descriptor cannot read /proc: then a process that may be alive counts as alive, because
+its row would be taken from it otherwise. A pid may come from shared memory, which can be damaged: a number that no
+process can have names no process. It never reaches a system call, where it would raise OverflowError or name a group of
+processes.
 """
 
 import ctypes

@@ -1,8 +1,8 @@
 """The store: what a process can do with the block, one method for each native call.
 
-Invariants: what a method raises is an exception of `shm.errors`; after it the block holds what it held before, unless
-the method says otherwise. A record that a method returns is a view of the store's own buffer, valid until the next call
-that returns one of the same kind; decisions are tuples, because the event path reads all of their fields at once.
+Invariants: every exception is one of `shm.errors`; after it the block is unchanged, unless the method says otherwise. A
+record that a method returns is a view of the store's own buffer, valid until the next call that returns one of the same
+kind; decisions are tuples, because the event path reads all of their fields at once.
 Threading: a `Store` belongs to one thread of one process. A `Recall` and a `Bucket` may be used by any thread.
 Perf: output buffers are allocated once, so that a call creates as few objects as possible.
 
@@ -54,7 +54,7 @@ class Decision(NamedTuple):
 DecisionFields = tuple[int, int, int, float, float, float, float, int, int]  # of a Decision
 _DECISION: Final = struct.Struct("<3Q4d2I")  # PERF: one unpack costs as much as two attributes of a cffi structure
 assert _DECISION.size == ffi.sizeof("struct mlsdm_decision")
-_new_tuple: Final = tuple.__new__  # PERF: Decision._make without its check of the length, which the format has fixed
+_new_tuple: Final = tuple.__new__  # PERF: Decision._make without its check of the length, which the format determines
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ class Store:
 
         `morals` float64[n] and `vectors` float32[n × dimension] are contiguous buffers; `payloads` has n items or is
         None.
-        Returns (the fields of each Decision, status). If they are fewer than n, `status` tells what stopped the next
-        one; those before it stay decided. Raises nothing.
+        Returns (the fields of each Decision, status). If they are fewer than n, `status` tells why the next event was
+        not decided; the events before it stay decided. Raises nothing.
         """
         moral = ffi.from_buffer("double[]", morals)
         count = len(moral)
@@ -349,7 +349,7 @@ class Store:
             raise_for(status)
 
     def write_vitals_unlocked(self, predecessor: int, vitals: VitalsPointer) -> None:
-        """Publish the vitals without the lock, for when it is lost, or the state that names the epoch is corrupt.
+        """Publish the vitals without the lock, for use when the lock is lost or the state with the epoch is corrupt.
 
         `predecessor` is the pid of the controller that signed them before this one began. Raises Stale if another
         process has signed them since.
@@ -414,18 +414,20 @@ class Recall(threading.local):
         self._query = ffi.new("struct mlsdm_query *")
         self._query.bounds = self._bounds
 
-    def nearest(self, vector: Buffer, k: int, masks: tuple[int, int], payloads: bool, vectors: bool) -> RecallResult:
+    def nearest(
+        self, vector: Buffer, k: int, phase_masks: tuple[int, int], payloads: bool, vectors: bool
+    ) -> RecallResult:
         """Return the k live memories nearest to `vector` by cosine, 1 ≤ k ≤ TOP_K_MAX.
 
-        `vector` is a contiguous buffer of float32-LE[dimension]. `masks[p]` has bit t set if memories tagged t match
-        while the rhythm is in phase p. Exact: equals brute force over all live memories.
+        `vector` is a contiguous buffer of float32-LE[dimension]. `phase_masks[p]` has bit t set if memories tagged t
+        match while the rhythm is in phase p. Exact: equals brute force over all live memories.
         Raises NotFinite, TooLong, Unformed, Busy, Corrupt, Lost.
         """
         assert 1 <= k <= TOP_K_MAX
         query = self._query
         query.vector = buffer = ffi.from_buffer("float[]", vector)
         query.k = k
-        query.masks = masks
+        query.phase_masks = phase_masks
         query.vectors = self._vectors if vectors else ffi.NULL
         query.payloads = self._payloads if payloads else ffi.NULL
         status = lib.mlsdm_recall(self._map, query, self._matches, self._result)

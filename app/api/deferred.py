@@ -8,7 +8,7 @@ later (`app.httpd.application`).
 Invariants: at most `count_max` requests of a worker wait; one more is refused before its responder is called. Each
 waits for at most `Operation.deferred_seconds_max`. The task is cancelled when the client leaves, and when the worker
 ends. What the request was charged is refunded only when its responder was not called, or refused the request itself:
-otherwise a client could have work done for nothing by leaving before the answer.
+otherwise a client could get work done free of charge by leaving before the answer.
 
 Threading: the loop's thread only.
 """
@@ -124,7 +124,7 @@ class DeferredAnswers:
                 result = await call.awaitable
             _fill(call.response, result, call.operation)
             environ[RAISED] = _Completed(call.response)
-        except SystemExit as error:  # would end the loop
+        except SystemExit as error:  # it would end the loop
             environ[RAISED] = RuntimeError(f"the responder of a deferred operation has raised {error!r}")
         except Exception as error:  # noqa: BLE001 - it is raised again inside Falcon
             environ[RAISED] = error

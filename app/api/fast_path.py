@@ -30,7 +30,7 @@ _HEADERS: Final = [("Content-Type", JSON)]
 
 
 class FastPath:
-    """A WSGI application in front of another, `framework`, which serves everything else."""
+    """A WSGI application that serves the fast routes itself and passes everything else to `framework`."""
 
     def __init__(self, routes: Mapping[str, Resource], gate: Gate, framework: Any) -> None:
         """`routes` by path; those with `fast_responders`, at most one each, are served here."""
@@ -70,6 +70,6 @@ class ReraiseMiddleware:
             try:
                 raise error
             finally:
-                # The error's traceback refers to this frame. A name for the error in it would close a cycle, which
-                # keeps the request with its body (up to 16 MB) alive until the next garbage collection.
+                # The error's traceback refers to this frame. A variable for the error would make a reference cycle,
+                # which keeps the request and its body (up to 16 MB) in memory until the next garbage collection.
                 del error

@@ -1,7 +1,7 @@
 """Operation: one method of one route, with everything that others must know before they call it.
 
-Each resource declares its operations, by method, beside its responders (`operations`). They are read by the gate (which
-role may call it), the quotas (what it costs), the worker (whether it may hold the loop) and the generated documents.
+Each resource declares its operations, by method, beside its responders (`operations`). Their readers are the gate (the
+role), the quotas (the cost), the worker (whether it may hold the loop) and the generated documents.
 
 Invariants: a resource with a responder that has no operation is not routed. So a new route cannot be open, free of
 charge or undocumented by accident.
@@ -31,7 +31,7 @@ class Octets(NamedTuple):
     """A body of plain bytes that holds 1 to `count_max` vectors of float32."""
 
     meaning: str  # a sentence for the documents
-    beside: int = 0  # bytes beside each vector
+    extra_size: int = 0  # further bytes for each vector
     count_max: int = 1
 
 
@@ -51,11 +51,11 @@ class Operation(NamedTuple):
     # size must have; the responder charges for the rest as soon as it has counted the items.
     item_size_max: int = 0
     blocks: bool = False  # runs on the worker's thread pool
-    in_pieces: bool = False  # its response is long: a generator of pieces, each made in a turn of the loop of its own
+    in_pieces: bool = False  # its response is a generator of pieces, each made in its own turn of the loop
     # The responder returns an awaitable, which runs on the worker's loop. Its result is the body: bytes, a value that
     # msgspec can encode, sent as JSON, or None when the coroutine has filled `response`. It may raise Problem and
     # StoreError like any responder. It is cancelled when the client leaves, so work that must not be interrupted
-    # belongs into a task of its own. See `app.api.deferred`.
+    # belongs in its own task. See `app.api.deferred`.
     deferred: bool = False
     deferred_seconds_max: float = 30.0  # then the awaitable is cancelled and the client gets 503 `deferred_timeout`
 

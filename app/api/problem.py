@@ -101,7 +101,7 @@ def above_limit(limit: Limit, field: str, found: int) -> Problem:
                    expected=expected)  # fmt: skip
 
 
-# The codes of the store's exceptions, where no route gives them another meaning.
+# The codes of the store's exceptions, unless a route gives them another meaning.
 STORE_CODES: Final[dict[type[errors.StoreError], str]] = {
     errors.Busy: "store_busy",
     errors.Unformed: "store_starting",

@@ -5,8 +5,8 @@ counts by it. Codes are stable: programs compare them. OpenAPI, docs/api.md and 
 
 Invariants: an operation lists the codes that only it can answer (`Operation.refusals`), by the groups below where
 possible; the codes of the connection, the gate, the router and of deferred answers are added where they apply. Statuses
-follow from the codes, so no operation documents a status without a reason for it. A test reads the sources for every
-code that is raised, and holds this table against them, both ways.
+follow from the codes, so no operation documents a status without a reason for it. A test compares this table with the
+codes that the sources raise, in both directions.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ class Code(NamedTuple):
     """One code. Its texts are for the author of a client."""
 
     status: int  # the HTTP status, always the same
-    meaning: str  # when it is answered, for the documents
+    meaning: str  # when it occurs, for the documents
     detail: str = ""  # the `detail` of the problem, where it does not depend on the request; else `meaning`
     retry_after: int | None = None  # seconds after which the same request may succeed
 

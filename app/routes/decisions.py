@@ -6,10 +6,10 @@ was overwritten is 410: a page from there would silently miss entries.
 
 Perf: a page is read and encoded in pieces, between which the worker serves other requests (app/httpd/long_answers.py).
 An error in the first piece refuses the request. A later piece that was overwritten meanwhile ends the page early: its
-entries are true and without a gap, `next` points behind them, and the next request reports the error.
+entries are correct and without a gap, `next` points behind them, and the next request reports the error.
 Rejected: reading the whole page first, which takes 0.7 ms in one turn of the loop.
 
-HEAD has no Content-Length: only making the page would tell it (RFC 9110 §9.3.2 allows to leave it out).
+HEAD has no Content-Length, because the length is unknown until the page is made (RFC 9110 §9.3.2 permits this).
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -82,7 +82,7 @@ class LogEntry(msgspec.Struct, omit_defaults=True):
     position: Position
     kind: _Kind
     age_seconds: AgeSeconds
-    epoch: Annotated[int, Meta(description="Number of the controller that was in charge.", ge=0, examples=[1])]
+    epoch: Annotated[int, Meta(description="Number of the controller at that time.", ge=0, examples=[1])]
     before: ScalarState
     after: ScalarState
     worker: (

@@ -1,9 +1,9 @@
 """POST /event and POST /events: decode, validate, one native call, encode.
 
 Invariants: nothing is admitted before the whole request is found valid; a batch is validated as a whole. A batch enters
-the critical section once for each event, so events of other clients may come between its own. The answer to a
-batch that is stopped midway (the lock cannot be acquired, an operator stops admissions) lists the decisions that were
-made. With an idempotency key, no event is decided twice (app/api/access/idempotency_keys.py).
+the critical section once for each event, so events of other clients may come between its events. The answer to a batch
+that is stopped midway (the lock cannot be acquired, an operator stops admissions) lists the decisions that were made.
+With an idempotency key, no event is decided twice (app/api/access/idempotency_keys.py).
 """
 
 from array import array
@@ -240,7 +240,7 @@ class BatchResource:
         view = memoryview(body)
         morals = view[: 8 * count].cast("d")
         for i, moral in enumerate(morals):
-            if not 0.0 <= moral <= 1.0:  # PERF: the name of the field is only made for a refusal
+            if not 0.0 <= moral <= 1.0:  # PERF: the name of the field is made for a refusal only
                 check_moral_value(moral, f"[{i}].moral_value")
         return Batch(morals, view[8 * count :], None)
 

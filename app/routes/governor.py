@@ -6,8 +6,8 @@ resume; meanwhile memories can be read, readiness fails and liveness holds.
 
 Threading: everything but GET is a command to the controller (core/commands.py), which a thread of the worker's pool
 awaits for at most a second. A command that was not carried out in that time is withdrawn, so 503 `controller_busy`
-means that nothing happened and nothing will. Where it cannot be withdrawn, because the store is stuck, the response is
-`outcome_unknown`, and the audit log says so.
+means that nothing was changed and nothing will be. Where it cannot be withdrawn, because the store is stuck, the
+response is `outcome_unknown`, and the audit log says so.
 """
 
 from collections.abc import Iterator, Mapping
@@ -76,7 +76,7 @@ class GovernorChange(msgspec.Struct, forbid_unknown_fields=True):
     """The body of PATCH /governor: the members to change."""
 
     moral_filter: _change_of(MoralFilter) | msgspec.UnsetType = msgspec.UNSET  # type: ignore[valid-type] # made above
-    cognitive_rhythm: _change_of(CognitiveRhythm) | msgspec.UnsetType = msgspec.UNSET  # type: ignore[valid-type] # too
+    cognitive_rhythm: _change_of(CognitiveRhythm) | msgspec.UnsetType = msgspec.UNSET  # type: ignore[valid-type] # made above
 
 
 _Change = Annotated[
@@ -180,7 +180,7 @@ class CommandResource:
 def audited(audit: AuditLog, event: str, request: falcon.Request, **members: Any) -> Iterator[dict[str, Any]]:
     """Write a command into the audit log once it was carried out, or may have been (then raises 503).
 
-    Yields the members of its line, to which the body adds what it learns.
+    Yields the members of the line; the body of the `with` statement may add some.
     """
     try:
         yield members

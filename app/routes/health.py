@@ -1,9 +1,9 @@
 """Health: GET /health/liveness, /health/readiness and /health/detailed.
 
 Liveness: the worker's event loop runs. It reads nothing shared, so it answers while everything else is stuck.
-Readiness: this server should receive traffic, because the store and its lock are sound, memory and CPU are within
-their bounds, and the controller is alive. It reads what the controller has sampled, and never waits for the lock.
-During an emergency (core/controller/emergency.py) the check of its component fails until the cooldown is over.
+Readiness: this server should receive traffic, because the store and its lock are sound, memory and CPU are within their
+bounds, and the controller is alive. It reads what the controller has sampled, and never waits for the lock. During an
+emergency (core/controller/emergency.py) the check of the affected part fails until the cooldown is over.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,7 +37,7 @@ from app.lifecycle.report import NO_MODULES, Report
 from core.clock import elapsed_seconds
 from core.controller.emergency import REMEDIES, SENTENCES, ReasonName, reason_names
 from core.heartbeat import SILENCE_SECONDS
-from core.limits import CPU_PERCENT, MEMORY_PERCENT
+from core.limits import CPU_PERCENT, EMERGENCY_COOLDOWN_SECONDS, MEMORY_PERCENT
 from core.phases import PHASE_NAMES
 from core.settings.tiers import tiers
 from core.version import VERSION
@@ -261,7 +261,8 @@ def _emergency_check(emergency: int, reason: int) -> Check:
     """Return the check that fails while `emergency` (bits) has the bit `reason`."""
     if not emergency & reason:
         return Check(True)
-    return Check(False, f"emergency, or its cooldown: {SENTENCES[reason]}; {REMEDIES[reason]}")
+    ends = f"the emergency ends {EMERGENCY_COOLDOWN_SECONDS.value} s after its cause"
+    return Check(False, f"emergency: {SENTENCES[reason]}; {REMEDIES[reason]}; {ends}")
 
 
 def _memory_check(vitals: VitalsPointer) -> Check:
@@ -327,7 +328,7 @@ class DetailedResource:
             VERSION,
             context.boot_id,
         )
-        with suppress(StoreError):  # a check reports it, and the rest is still worth seeing
+        with suppress(StoreError):  # a check reports it, and the rest is still useful
             self._add_state(document)
         return document
 

@@ -1,7 +1,7 @@
 """GET and DELETE /memories/{id}: one memory by its id.
 
-Ids are never reused. The id of an overwritten or deleted memory answers 410, an id that was never given 404. An id from
-an earlier start of the server means nothing here, so a client that sends the `boot_id` of its id gets 410 as well.
+Ids are never reused. The id of an overwritten or deleted memory answers 410, an id that was never given 404. An id
+from an earlier start of the server is not valid here, so a client that sends the `boot_id` of its id gets 410 as well.
 """
 
 from collections.abc import Mapping

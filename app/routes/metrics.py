@@ -37,15 +37,15 @@ class WorkersCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield every family of the workers' files.
 
-        Yields none if something removes the files from the temporary directory, also during the scrape; figures of the
-        block are exposed all the same.
+        Yields none if the files are removed from the temporary directory, also during the scrape. The figures of the
+        block are exposed nevertheless.
         """
         try:
-            files = multiprocess.MultiProcessCollector(None)  # type: ignore[no-untyped-call] # theirs
+            files = multiprocess.MultiProcessCollector(None)  # type: ignore[no-untyped-call] # untyped
         except ValueError:  # there is no such directory
             return
         try:
-            families = list(files.collect())  # type: ignore[no-untyped-call] # theirs
+            families = list(files.collect())  # type: ignore[no-untyped-call] # untyped
         except FileNotFoundError:
             return
         for family in families:
@@ -60,8 +60,8 @@ class WorkersCollector(Collector):
 def _is_ours(code: str) -> bool:
     """Return whether the server or its operator caused a refusal, and not the client.
 
-    501 and 505 are the client's: it used an unknown method, coding or version. Limits that close a connection without
-    a response have no status.
+    501 and 505 are caused by the client: it used an unknown method, coding or version. Limits that close a connection
+    without a response have no status.
     """
     return code in CODES and CODES[code].status in (500, 503)
 

@@ -1,4 +1,4 @@
-"""GET /modules: the modules of the platform, each with its state, since when, and why."""
+"""GET /modules: the state of each module, since when it holds, and the reason."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -22,7 +22,9 @@ class ModulesResource:
     """The report of the modules."""
 
     operations: ClassVar[Mapping[str, Operation]] = {
-        "GET": Operation("State of every module, with the reason where one is not ready.", Role.READ, Modules)
+        "GET": Operation(
+            "Report the state of every module, with the reason if a module is not ready.", Role.READ, Modules
+        )
     }
 
     def __init__(self, report: Report) -> None:
@@ -33,4 +35,4 @@ class ModulesResource:
         response.content_type = JSON
         response.data = encode(Modules(self._report.modules()))
 
-    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way
+    on_head = on_get  # RFC 9110 §9.1: every GET has a HEAD; the server omits the body

@@ -23,7 +23,7 @@ from app.api.problem import invalid
 from app.api.problem_codes import BODY, DECIDED
 from core.access.keys import Role
 from core.limits import TOP_K
-from core.phases import PHASE_NAMES, PhaseWindow, masks
+from core.phases import PHASE_NAMES, PhaseWindow, phase_masks
 from shm import errors
 from shm.store import Match
 
@@ -129,7 +129,9 @@ class RecallResource:
         vector, asked = self._read(request)
         payloads, vectors = "payload" in asked.include, "vector" in asked.include
         try:
-            answer = context.recall.nearest(vector, asked.top_k, masks(asked.phase, self.tolerance), payloads, vectors)
+            answer = context.recall.nearest(
+                vector, asked.top_k, phase_masks(asked.phase, self.tolerance), payloads, vectors
+            )
         except errors.NotFinite:
             refuse_vector(errors.NOT_FINITE, vector, "vector")
         except errors.TooLong:

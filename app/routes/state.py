@@ -1,4 +1,4 @@
-"""GET /state: the committed state at one position of the log. Member names are those of the system's runbook."""
+"""GET /state: the committed state at one position of the log. The member names follow the runbook."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar

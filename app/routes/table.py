@@ -23,7 +23,7 @@ INLINE_SHADOW_SIZE_MAX = 32_000_000
 def routes(
     context: Context, audit: AuditLog, modules: Report, is_usable: Callable[[str], bool] = lambda _name: True
 ) -> dict[str, Resource]:
-    """Return every route of the engine: path → resource. Those of modules come beside them."""
+    """Return every route of the core: path → resource. The caller adds the routes of modules."""
     readiness = ReadinessResource(context, modules, is_usable)
     metrics = MetricsResource(context, readiness.is_ready, ModulesCollector(modules))
     large = context.store.block.layout.shadow_stride * context.config.capacity > INLINE_SHADOW_SIZE_MAX

@@ -3,14 +3,14 @@
 A worker has one AnswerCounts; its connections call `count` for each answer that they are about to write.
 
 Invariants: each request is counted once, whoever answers it (a route, the framework, or the connection). It is counted
-before the write, because a client that has its answer may at once ask another worker for the number, or the worker may
-be killed: no answer that a client has seen may be missing. The time is counted after the write, by what `count` returns
+before the write, so that no answer that a client has seen is missing, even if the worker is killed or the client
+immediately asks another worker for the number. The function that `count` returns counts the time after the write
 (app/telemetry/latency_histogram.py). Requests without a path, and paths without a route, count as the route `other`:
-the text of a path never becomes a label. The counts are in files of prometheus_client's multiprocess mode and are added
-to in place, so a worker that is killed has lost none.
+the text of a path never becomes a label. The counts are incremented in place, in files of prometheus_client's
+multiprocess mode, so none is lost when a worker is killed.
 
-Perf: 0.20 µs before the write of an event's answer. It was 0.39 µs with one table keyed by path and status, whose key
-must be made and hashed for each answer, and a call for the latency (warm, Python 3.11).
+Perf: 0.20 µs before the write of an event's answer. With one table keyed by path and status, whose key must be made and
+hashed for each answer, and a call for the latency, it was 0.39 µs (warm, Python 3.11).
 """
 
 import logging
@@ -23,7 +23,7 @@ from prometheus_client import Counter
 from app.telemetry.latency_histogram import LatencyHistogram, mapped_cell
 
 OnWritten = Callable[[WSGIEnvironment], None]
-# What one kind of answer adds to: a file of numbers and the index of its count; the same of the last bucket of its
+# Where one kind of answer is counted: a file of numbers and the index of the count; the same for the last bucket of its
 # latency histogram; and the function that counts its time.
 Cells = tuple[Any, int, Any, int, OnWritten | None]
 
@@ -52,7 +52,7 @@ class AnswerCounts:
         self._latencies = latencies
         self._route_of = route_of
         self._cells: dict[str, dict[str, Cells]] = {}  # by status, then by route
-        self._has_failed = False  # an answer could not be counted, and the log has a line about it
+        self._has_failed = False  # an answer could not be counted, which was logged
         for route in latencies:
             for status in EXPECTED:
                 self._make_cells(route, status)
@@ -80,7 +80,8 @@ class AnswerCounts:
         return on_written
 
     def _find(self, path: str, status: str) -> Cells:
-        """Return the cells of an answer that is the first of its kind, or whose path is not its route's template.
+        """Return the cells of an answer that is the first of its kind, or whose path differs from the template of its
+        route.
 
         If they cannot be made, because descriptors or memory have run out, the answer is sent without being counted.
         """

@@ -1,12 +1,13 @@
 """Latency histogram: seconds from the complete request to its written answer.
 
-Written means that the kernel has it, or as much of it as the peer accepts: the transport writes at once.
+Written means that the kernel has accepted the answer, or as much of it as the peer reads: the transport writes at
+once.
 
-Invariants: the count is exact, although the time is known only after the client may already have its answer and may
-have killed the worker. So counting has two steps: before the write, one is added to the cell `total_cell`, which is the
-last bucket; after it, `count` adds the time and one to the bucket of the request. In these files the last bucket (+Inf)
-therefore holds the count of all requests, and not, as the library has it, of those beyond the other buckets;
-`fix_histogram_totals` corrects what the library adds up. Each series only ever grows. A worker that is killed between
+Invariants: the count is exact, although the time is known only when the client may already have its answer and the
+worker may be killed. So counting has two steps. Before the write, one is added to the cell `total_cell`, the last
+bucket. After it, `count` adds the time, and one to the bucket of the request. In these files the last bucket (+Inf)
+therefore counts all requests; in the library's own files it counts those above the other buckets.
+`fix_histogram_totals` corrects the sums of the library. Each series only ever grows. A worker that is killed between
 the two steps leaves a request without a time, and none uncounted.
 
 Perf: `observe` of prometheus_client searches the buckets one by one and packs two numbers behind two locks: 1.5 µs of
@@ -48,14 +49,14 @@ class LatencyHistogram:
         seconds = (time.monotonic_ns() - environ[RECEIVED_NS]) * 1e-9
         numbers = self._numbers
         numbers[self._sum] += seconds
-        if seconds <= self._longest:  # else only the last bucket counts it, and has done so
+        if seconds <= self._longest:  # else only the last bucket counts it, before the write
             bucket = bisect_left(self._bounds, seconds)  # the first whose bound is not below the time
             numbers[self._buckets[bucket]] += 1.0
 
     def mean_seconds(self) -> float:
         """Return the mean over all requests of all workers so far; 0 without any, or without files."""
         try:
-            families = list(multiprocess.MultiProcessCollector(None).collect())  # type: ignore[no-untyped-call] # theirs
+            families = list(multiprocess.MultiProcessCollector(None).collect())  # type: ignore[no-untyped-call] # untyped
         except (OSError, ValueError):  # the temporary directory was removed, or is being removed
             return 0.0
         sums = {

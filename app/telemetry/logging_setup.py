@@ -33,7 +33,7 @@ class JsonFormatter(logging.Formatter):
 class TextFormatter(logging.Formatter):
     """One record for a terminal: the message, followed by the members of `extra`.
 
-    Further lines of a message are indented, so that none can pass for a record.
+    Further lines of a message are indented, so that none can be mistaken for a record.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Series that workers measure: counters and histograms in prometheus_client's multiprocess files, one set a worker row.
+"""Series that workers measure: counters and histograms in files of prometheus_client, one set per worker row.
 
 Owns: the names, HELP texts and buckets of these series, and the files of a row.
 
@@ -34,7 +34,7 @@ def measure_into_files_of(owner: int | str) -> None:
     directory = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
     directory.mkdir(parents=True, exist_ok=True)
     create_files(directory, owner)
-    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: owner)  # type: ignore[no-untyped-call] # theirs
+    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: owner)  # type: ignore[no-untyped-call] # untyped
 
 
 def event_latency_histogram() -> Histogram:

@@ -1,13 +1,13 @@
-"""Spans: what is sent to a collector of OpenTelemetry about events, batches, recalls and steps of the rhythm.
+"""Spans about events, batches, recalls and steps of the rhythm, for a collector of OpenTelemetry.
 
 A span of a request begins when the request is complete, as every other latency here does, and ends with its encoded
 answer. Its parent is the caller's `traceparent`; without one a trace begins here. The response's `traceparent` has the
 span's id, and log lines have its trace id. A step of the rhythm is a trace of its own, in the controller. The caller's
 flag `sampled` decides whether a span is recorded, else `sample_ratio`.
 
-Invariants: the attributes of a span are read from the response, so no route knows of spans and a span cannot differ
-from what the client was told. A span never has a payload, a vector, a moral value, a credential, an address, a key id,
-or text of a client except its request id. `tracestate` is not passed on: this server calls no other.
+Invariants: the attributes of a span are read from the response, so routes contain no code for spans, and a span cannot
+differ from what the client was told. A span never has a payload, a vector, a moral value, a credential, an address, a
+key id, or text of a client except its request id. `tracestate` is not passed on: this server calls no other.
 
 Threading, Perf and Rejected: docs/design/tracing.md.
 """
@@ -152,7 +152,9 @@ class Spans:
         return traced
 
     def _begin(self, environ: WSGIEnvironment, path: str, trace: TraceContext | None) -> Span:
-        """Start the span of a request with the caller's `trace`, and put its ids where answer and log find them."""
+        """Start the span of a request with the caller's `trace`, and put its ids into the environ, for the answer and
+        the log.
+        """
         span = self._tracer.start_span(
             f"POST {path}",
             context=_parent(trace) if trace else _NO_PARENT,

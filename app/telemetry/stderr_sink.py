@@ -1,16 +1,17 @@
-"""Standard error sink: where the log is written, without ever waiting for its reader.
+"""Standard error sink: writes the log without ever waiting for its reader.
 
 The standard error of a container is a pipe of 64 kB, or a socket. If its reader stops (a stuck log collector, a full
 disk), a plain write waits, and with it the loop of a worker, then the arbiter, then the whole server. So a line that
-finds no room is dropped and counted, and the next line that finds room comes behind one with the number of lost lines.
-One wait of WAIT_MILLISECONDS is granted to a slow reader; after it failed, there is no further wait until it has read.
+does not fit is dropped and counted, and the next line that fits is preceded by one with the number of lost lines. A
+slow reader is waited for once, for WAIT_MILLISECONDS. If it does not read, no line waits until it has read.
 
 Invariants: a line is written whole, or not at all, or its rest is written next: lines of one process never mix. Nothing
-is raised, whatever the kernel answers: logging must not make its caller fail. The descriptor of the parent is left as
-it is: O_NONBLOCK belongs to the open file, so setting it would change it for the parent and its terminal, too. A pipe
-is opened anew under /proc/self/fd; a socket takes MSG_DONTWAIT with each message. A pipe of another user cannot be
-opened, and then blocks as usual, like files and terminals. Rejected: a thread that writes a queue. It does not survive
-a fork, loses its queue when the process dies, and costs each line two thread switches.
+is raised, whatever the kernel answers: logging must not make its caller fail. The parent's descriptor is not changed:
+O_NONBLOCK belongs to the open file, so setting it would affect the parent and its terminal, too. Instead a pipe is
+opened again under /proc/self/fd, and a socket gets MSG_DONTWAIT with each message. A pipe of another user cannot be
+opened, and then blocks as usual, like files and terminals.
+Rejected: a thread that writes a queue. It does not survive a fork, loses its queue when the process dies, and costs
+each line two thread switches.
 """
 
 import logging
@@ -24,7 +25,7 @@ from functools import lru_cache
 from typing import Final
 
 STDERR: Final = 2
-WAIT_MILLISECONDS: Final = 20  # once for a slow reader, and then not until it has read
+WAIT_MILLISECONDS: Final = 20  # once for a slow reader, then not again until it has read
 
 
 class Sink:
@@ -52,7 +53,7 @@ class Sink:
         self._rest, self._lost = b"", 0
 
     def write(self, line: bytes, handler: "StderrHandler") -> None:
-        """Write a line if there is room, behind one of `handler` about lines that were lost. Never raises."""
+        """Write a line if there is room, after a line of `handler` about lost lines. Never raises."""
         with self._lock:
             self._finish()
             if self._lost and not self._rest and self._begin(handler.lost_lines_record(self._lost)):
@@ -72,7 +73,7 @@ class Sink:
     def _finish(self) -> None:
         """Write the rest of the line that was written in part, as far as there is room."""
         if not self._rest:
-            return  # nothing is learnt about the reader
+            return  # so it is unknown whether the reader reads
         try:
             while self._rest:
                 try:
@@ -105,7 +106,7 @@ class StderrHandler(logging.Handler):
         """Write one record. Never raises."""
         try:
             line = self._line(record)
-        except Exception as error:  # noqa: BLE001 - arguments that do not fit the message, or whose repr raises
+        except Exception as error:  # noqa: BLE001 - the arguments do not fit the message, or a repr raises
             line = self._line(_record(logging.ERROR, "a log line cannot be made: %r", error, source=record.name))
         self._sink.write(line, self)
 

@@ -8,13 +8,9 @@
         expires: 2027-01-31T00:00:00Z
 
 It is read at the start and at every reload. All problems are listed with their lines, and nothing is raised. Each
-scalar is read as it is spelled, quoted or not: the id `010` is the text 010. `to_yaml_entry` writes what `read` reads.
+scalar is its text, quoted or not: the id `010` is the text 010. What is refused: the comment above `read`.
 
-Refused: a file without a key (a file that was emptied by accident would open the server); a file that everybody can
-write to (everybody could add a key); two keys with the same id or digest, or with the digest of API_KEY (a token opens
-one key). A key that has expired is valid; it opens nothing and may stay in the file.
-
-A refused value may be a secret in the wrong place. So no problem shows a digest, an id that is not valid (it is most
+Invariants: a refused value may be a secret in the wrong place. So no problem shows a digest, an invalid id (it is most
 likely `web.SECRET`), or a text that is longer than a member can be.
 """
 
@@ -51,6 +47,9 @@ class KeyFile(NamedTuple):
     problems: list[SettingProblem]
 
 
+# Refused: a file without a key (an accidentally emptied file would open the server); a file that everybody can write to
+# (everybody could add a key); two keys with the same id or digest, or with the digest of API_KEY (a token opens one
+# key). A key that has expired is valid; it opens nothing and may stay in the file.
 def read(path: str, api_key: str | None) -> KeyFile:
     """Return the content of the file at `path`, which must not have the digest of the token `api_key`. Never raises."""
     reader = _Reader(path)
@@ -69,7 +68,7 @@ def read(path: str, api_key: str | None) -> KeyFile:
 
 
 def to_yaml_entry(members: Mapping[str, str]) -> str:
-    """Return the lines of one key, for appending to a file that begins with `keys:`."""
+    """Return the lines of one key, as `read` reads them, for appending to a file that begins with `keys:`."""
     lines = yaml.safe_dump([dict(members)], sort_keys=False).splitlines(keepends=True)
     return "".join("  " + line for line in lines)
 

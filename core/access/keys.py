@@ -1,18 +1,18 @@
 """API keys: the id, role and rate tier that a token gives its client.
 
-A client shows a token. A `Keyring` holds the digests of the known tokens, never a token, and returns the `Key` that a
+A client sends a token. A `Keyring` holds the digests of the known tokens, never a token, and returns the `Key` that a
 token opens. It is built with the configuration (`core.startup.load`) from API_KEY and the keys file, never changes, and
-is inherited by fork. Neither a `Key` nor a `Keyring` shows a digest when printed.
+is inherited by fork. Neither a `Key` nor a `Keyring` prints a digest.
 
 A token of the keys file is `ID.SECRET`; its id selects the one key that it can open, so a lookup compares one digest
-and not a thousand. API_KEY is any text, also with dots. Both candidates are always compared.
+and not a thousand. API_KEY may be any text, also with dots, so its digest is always compared as well.
 
 Invariants: response times reveal nothing about a secret. For any token, `identify` computes one hash and compares two
-digests in constant time; a digest that no token has stands in for a missing candidate. Comparing digests, not tokens,
+digests in constant time; for a missing candidate it compares a digest that no token has. Comparing digests, not tokens,
 also hides the length of API_KEY. Ids are not secret; they are in logs.
-Rejected: salt and stretching (they protect passwords; `mlsdm key` makes secrets of 256 random bits, and a request has
-2 µs for this, not 200 ms); a set of digests without ids (lookup time depends on the digest); comparing with every key
-in turn (the cost grows with the file, and the time of the match tells which key it was).
+Rejected: salt and stretching (they protect passwords; `mlsdm key` makes secrets of 256 random bits, and a request has 2
+µs for this, not 200 ms); a set of digests without ids (lookup time depends on the digest); comparing with every key in
+turn (the cost grows with the file, and the time of the match reveals which key it was).
 """
 
 import enum
@@ -50,7 +50,7 @@ class Key(NamedTuple):
         return f"Key(id={self.id!r}, role={self.role.name}, tier={self.tier!r}, expires={self.expires})"
 
 
-# Stands in for a missing candidate. No known token has this digest, and the key has expired.
+# Compared in place of a missing candidate. No known token has this digest, and the key has expired.
 _NO_KEY: Final = Key("", Role.READ, STANDARD, bytes(32), -math.inf)
 
 
@@ -60,7 +60,7 @@ class Keyring:
     __slots__ = ("_api_key", "_by_id")
 
     def __init__(self, api_key: str | None = None, keys: Iterable[Key] = ()) -> None:
-        """Hold API_KEY (role write, tier standard) and the keys of the file, whose ids are distinct."""
+        """`api_key` gets role write and tier standard; `keys` are those of the file, whose ids are distinct."""
         keys = tuple(keys)
         self._by_id = {key.id: key for key in keys}
         assert len(self._by_id) == len(keys)

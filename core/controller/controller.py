@@ -3,14 +3,14 @@
 Owns: the initial state, the ticks of the rhythm, pending commands, the vitals, the scrub, the watch over the lock.
 `run` calls `Controller.run_round` fifty times a second; each of its steps does one bounded piece of work.
 
-Invariants: while it is dead, admissions go on: workers decide events under the lock. A successor finds everything that
-it needs in the block. Each controller takes an epoch and names it in every write that only the controller may do, so
-one that was stopped and continues later finds a newer epoch and exits with SUPERSEDED. What it may do before that is
-right whoever does it: repair a mark or the header, forget a corrupt memory, kill a stuck lock holder. Where the
-committed state is corrupt or the lock is lost, no epoch can be taken or checked: it then does what needs neither, and
-writes its vitals without the lock.
+Invariants: admissions continue while the controller is dead: workers decide events under the lock. A successor finds
+everything that it needs in the block. Each controller takes an epoch and passes it with every write that only the
+controller may do, so a controller that was stopped and continues later finds a newer epoch and exits with SUPERSEDED.
+Until then it can do only work that is correct for any process: repair a mark or the header, forget a corrupt memory,
+kill a stuck lock holder. If the committed state is corrupt or the lock is lost, no epoch can be taken or checked: the
+controller then does only work that needs neither, and writes its vitals without the lock.
 
-Rejected: catching up on late ticks. A burst of consolidation after a pause is work that nobody asked for.
+Rejected: catching up on late ticks. A burst of consolidation after a pause delays events to no purpose.
 """
 
 import logging
@@ -42,7 +42,7 @@ from shm.store import Store
 
 ROOT: Final = Path("/")
 SUPERSEDED: Final = 9  # exit status: a newer controller has taken over; the arbiter must not respawn this one
-SCRUB_SECONDS: Final = 50  # for one pass over all slots and all chains; 60 are promised
+SCRUB_SECONDS: Final = 50  # for one pass over all slots and all chains; the documents promise 60
 VITALS_SECONDS: Final = 1.0
 FOOTPRINT_SECONDS: Final = 5.0
 LATE_LOG_SECONDS: Final = 60.0  # between two lines about late steps: an overloaded machine is late every time
@@ -83,12 +83,13 @@ class Controller:
         with suppress(Busy, Corrupt, Lost):  # each round tries again
             self._begin_epoch()
         self.sampler: Sampler | None = None
-        with suppress(OSError):  # no descriptors: each sample tries again
+        with suppress(OSError):  # no free descriptor: each sample tries again
             self.sampler = Sampler(ROOT, clock)  # after the epoch was taken: it reads some forty files of the kernel
 
     def _inherit_vitals(self, arbiter: process.Identity) -> VitalsPointer:
-        """Return the predecessor's vitals under this controller's name. Counts continue, and samples stay until there
-        are newer ones.
+        """Return the predecessor's vitals, signed by this controller.
+
+        Counts continue, and samples stay until there are newer ones.
         """
         vitals = new_vitals()
         vitals[0] = self.block.region("vitals")[0]
@@ -228,7 +229,7 @@ class Controller:
         self.store.write_vitals_unlocked(self._predecessor, vitals)
 
     def _sample(self) -> None:
-        """Sample the machine. When that fails, for want of descriptors, the previous figures stay."""
+        """Sample the machine. When that fails, because descriptors have run out, the previous figures stay."""
         try:
             if self.sampler is None:
                 self.sampler = Sampler(ROOT, self.clock)
@@ -258,7 +259,7 @@ class Controller:
         self.vitals.drift = sum(BITS[kind] for kind in self.drift.active)
 
     def _declare_emergency(self, now_ns: int) -> None:
-        """Put the emergency that follows from the causes into the vitals, and log what changes."""
+        """Write the emergency that follows from the causes into the vitals, and log what changes."""
         full = EMERGENCY_MEMORY if self.vitals.memory_percent >= MEMORY_PERCENT.value else 0
         self._log_changes(self.emergency.observe(now_ns, self._causes | full))
         self.vitals.emergency = self.emergency.in_force
@@ -285,8 +286,9 @@ def run(
     arbiter: process.Identity,
     prepare: Callable[[Controller], None] = lambda _controller: None,
 ) -> int:
-    """Run the controller of a block until SIGTERM; return the exit status. `prepare` is called once, before the first
-    round. Call it in a fresh child of the arbiter.
+    """Run the controller of a block until SIGTERM, in a fresh child of the arbiter; return the exit status.
+
+    `prepare` is called once, before the first round.
     """
     process.die_with_parent(arbiter.pid)
     stopping = False

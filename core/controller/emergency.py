@@ -1,16 +1,16 @@
 """The emergency state: why the server refuses every event although no operator stopped it, and when that ends.
 
-Three causes: a checksum of the committed state or of the levels does not hold; the lock is lost (the kernel never hands
-it out again); the memory of the container is nearly full, where the kernel's next step is to kill a process. A reason
-comes into force when its cause is seen, and ends when the cause has been absent for the whole cooldown, so memory that
-hovers around its bound does not open and close the server every second. POST /governor/resume ends every reason at
-once, except for a store that is still corrupt or lost. Memory that is still full is then overruled until it no longer
-is: the block was allocated long ago, and an event takes no more.
+There are three causes: a checksum of the committed state or of the levels does not match; the lock is lost (nobody can
+acquire it any more); the memory of the container is nearly full, so that the kernel may kill a process. A reason comes
+into force when its cause is seen, and ends when the cause has been absent for the whole cooldown, so memory that hovers
+around its bound does not open and close the server every second. POST /governor/resume ends every reason at once,
+except for a store that is still corrupt or lost. Full memory is then overruled until the cause is gone: the block is
+allocated already, and an event takes no more memory.
 
 Invariants: deterministic; time (CLOCK_BOOTTIME in ns) and causes are arguments. The controller is the only observer. It
 publishes `in_force` in its vitals, where the native admission reads it (shm/native/governor.c). A successor continues
-with the word that it finds, logs no episode twice, and begins a cooldown anew. Safety does not depend on any of it: the
-native core refuses by itself to build on corrupt data or to enter a section without a lock.
+with the reasons that it finds, logs no episode twice, and restarts a cooldown. Safety does not depend on this: the
+native core itself refuses to use corrupt data or to enter a section without the lock.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ REASONS: Final[Mapping[int, ReasonName]] = {
     EMERGENCY_MEMORY: "memory",
 }
 SENTENCES: Final[Mapping[int, str]] = {
-    EMERGENCY_CORRUPT: "the committed state is corrupt: a checksum of the governor or of the levels does not hold",
+    EMERGENCY_CORRUPT: "the committed state is corrupt: a checksum of the governor or of the levels does not match",
     EMERGENCY_LOST: "the lock is beyond repair",
     EMERGENCY_MEMORY: "memory is nearly full",
 }

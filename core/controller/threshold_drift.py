@@ -1,14 +1,14 @@
 """Drift of the moral threshold: reported once for each episode.
 
-A threshold that moves is normal. Two things are not: it has been at the same bound for a minute, where it can no longer
-adapt in that direction; or its mean over ten minutes differs by at least 0.15 from the mean over the ten minutes
-before, so what is accepted now is not what was accepted then. Each is an episode: returned once, when it begins; over
-when its cause is gone; then it may begin again.
+A threshold that moves is normal. Two things are not: it has been at the same bound for a minute, where it can no
+longer adapt in that direction; or its mean over ten minutes differs by at least 0.15 from the mean over the ten minutes
+before, so what is accepted now is not what was accepted then. Each is an episode. It is returned once, when it begins,
+and ends when its cause is gone; after that a new episode may begin.
 
 Invariants: deterministic; time (monotonic ns) is an argument. Memory is bounded: 120 means of ten seconds each, at any
-rate of observation. Between two observations the threshold counts as unchanged, so a gap neither ends an episode
-nor leaves a mean without values. A new controller starts without means and reports none for twenty minutes; it is told
-which episodes its predecessor reported, so that none is reported twice.
+rate of observation. Between two observations the threshold counts as unchanged, so a gap neither ends an episode nor
+leaves a mean without values. A new controller starts without means and cannot report a moved mean for twenty minutes;
+it gets the episodes that its predecessor reported, so that none is reported twice.
 """
 
 from collections import deque

@@ -1,11 +1,11 @@
 """Samples of memory, CPU and disk use, relative to the limits of the container.
 
-Each figure is the control group's where it has a limit or an account, and the host's otherwise: a container that may
-use half a core of 64 is busy at half a core, and one that may use 512 MB is full there. Memory is the working set,
-without file cache that the kernel can drop, because a container that reads files would otherwise always look full.
+Each figure comes from the control group if that has a limit or an account, and from the host otherwise: a container
+that may use half a core of 64 is busy at half a core, and one that may use 512 MB is full there. Memory is the working
+set, without file cache that the kernel can drop, because a container that reads files would otherwise always look full.
 
 A sample reads some twenty small kernel files and never blocks. CPU use is the difference to an earlier sample. The
-history has at most one point per second for 30 s.
+history has at most one point per second, for 30 s.
 Threading: none; the controller is the only user.
 """
 

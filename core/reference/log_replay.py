@@ -1,9 +1,9 @@
 """Replay of the log: applies a block's entries to the reference model and compares every number.
 
 `Model` is one committed state: reference governor, rhythm and cascade. `Model.after` applies an entry and raises
-`DivergenceError` when the entry's account of the state before or after differs in one bit. A replay may start at any
-entry, because each carries the scalar state before it. The levels can be followed only from the first entry, because
-they depend on every vector.
+`DivergenceError` when the state before or after in the entry differs in one bit. A replay may start at any entry,
+because each carries the scalar state before it. The levels can be followed only from the first entry, because they
+depend on every vector.
 
 So the log proves the state instead of only describing it: tests replay whole concurrent histories, and an operator can
 replay what a server recorded.
@@ -43,7 +43,7 @@ class Scalars(NamedTuple):
 
     @classmethod
     def of(cls, record: records.Scalars) -> Self:
-        """Copy them out of the record of that name."""
+        """Copy the scalars from the record of that name."""
         return cls(*(getattr(record, name) for name in cls._fields))
 
 
@@ -97,18 +97,19 @@ class Model(NamedTuple):
         Raises DivergenceError when the entry does not follow from this state.
         """
         position = self.position + 1
-        _same(position, "position", entry.position, position)
-        _same(position, "before", Scalars.of(entry.before), self.scalars)
+        _check_equal(position, "position", entry.position, position)
+        _check_equal(position, "before", Scalars.of(entry.before), self.scalars)
         follow: Callable[[Entry, Regime, Vectors], Self] = getattr(self, "_" + KINDS[entry.kind])
         model = follow(entry, replaced_by, vectors)._replace(position=position)
         model = model._replace(live=self._live(entry, model.accepted - self.accepted))
-        _same(position, "after", Scalars.of(entry.after), model.scalars)
+        _check_equal(position, "after", Scalars.of(entry.after), model.scalars)
         return model
 
     def _live(self, entry: Entry, accepted: int) -> int:
         """Return the number of live memories after an entry.
 
-        An accepted memory evicts a live one or fills a free slot; only the slots tell which, so both are accepted.
+        An accepted memory evicts a live one or fills a free slot. Only the slots show which, so both numbers are
+        allowed.
         """
         if entry.kind == KINDS.index("delete"):
             return self.live - 1
@@ -118,7 +119,7 @@ class Model(NamedTuple):
         decided = decided_of(entry)
         settings = self.settings
         accepted, governor = self.governor.decide(decided.moral, settings.governor)
-        _same(entry.position, "memory_id", decided.memory_id, self.accepted + 1 if accepted else 0)
+        _check_equal(entry.position, "memory_id", decided.memory_id, self.accepted + 1 if accepted else 0)
         levels, rhythm = self.levels, self.rhythm
         if accepted and levels is not None:
             levels = levels.after_run(vectors(decided.memory_id), settings.synapse)
@@ -143,7 +144,7 @@ class Model(NamedTuple):
 
     def _configure(self, entry: Entry, replaced_by: Regime, _vectors: Vectors) -> Self:
         replaced = Regime.of_record(replaced_settings_of(entry))
-        _same(entry.position, "settings replaced", replaced, self.settings)
+        _check_equal(entry.position, "settings replaced", replaced, self.settings)
         return self._replace(
             settings=replaced_by,
             governor=self.governor.with_settings(replaced_by.governor),
@@ -160,7 +161,7 @@ class Model(NamedTuple):
 
     def _delete(self, entry: Entry, _replaced_by: Regime, _vectors: Vectors) -> Self:
         deleted = decided_of(entry).memory_id
-        _same(entry.position, "deleted id was given", True, 1 <= deleted <= self.accepted)
+        _check_equal(entry.position, "deleted id was given", True, 1 <= deleted <= self.accepted)
         return self
 
     def _stop(self, _entry: Entry, _replaced_by: Regime, _vectors: Vectors) -> Self:
@@ -173,7 +174,7 @@ class Model(NamedTuple):
         return self
 
 
-def _same(position: int, field: str, logged: object, expected: object) -> None:
+def _check_equal(position: int, field: str, logged: object, expected: object) -> None:
     if logged != expected:
         raise DivergenceError(f"position {position}: {field} is {logged}, the reference model has {expected}")
 

@@ -1,8 +1,8 @@
 """The configuration of the core: every setting with its type, range, unit, default and meaning.
 
-Each leaf is annotated by `describe`, and nothing else repeats what it says: validation, refusals, the comments in
+Each leaf is annotated by `describe`, and nothing else repeats it: validation, refusals, the comments in
 `config/*.yaml` and `docs/configuration.md` are derived from it. Relations between settings are `contradictions` of
-their section; they hold for files, variables and what an administrator changes at run time.
+their section; they apply to files, to variables and to changes at run time.
 
 Invariants: the tree holds no secret (keys are in a `Keyring`), so a `Config` can be logged, compared and printed.
 Rejected: decoding a file into the tree with one msgspec call (it stops at the first problem); a configuration library

@@ -1,7 +1,7 @@
-"""The configuration file: read once, as a tree of YAML nodes. `core.settings.decoder` makes values of the nodes.
+"""The configuration file: read once, as a tree of YAML nodes, which `core.settings.decoder` turns into values.
 
-Invariants: whoever searches the tree follows what it knows and never the document, so that the cost does not depend on
-what the file holds.
+Invariants: a search follows the names of known settings, never the structure of the document, so that its cost does not
+depend on what the file holds.
 Rejected: a list of all keys and texts of the file. A kilobyte of nested aliases would expand to more than the memory.
 """
 
@@ -47,9 +47,9 @@ def read(path: str) -> ConfigFile:
 
 
 def find_nodes(node: yaml.Node | None, key: str) -> Iterator[yaml.Node]:
-    """Yield the nodes that stand below `node` at a dotted key, in the order of the file.
+    """Yield the nodes below `node` at a dotted key, in the order of the file.
 
-    There are two when the key is written both as a section and with its dot. Of a name that is given twice the first
+    There are two when the key is written both as a section and with its dot. If a name is given twice, the first one
     counts.
     """
     seen: set[str] = set()

@@ -1,7 +1,7 @@
-"""The decoder: makes values of what the file and the variables give, and reports everything that is none.
+"""The decoder: turns the texts of the file and the variables into values, and reports every text without a valid value.
 
-`decode` goes through both in order of precedence. It follows the settings, which are at most five levels deep, and
-never the document. Each text of either source goes through `Setting.parse`.
+`decode` goes through both in order of precedence. It follows the known settings, which are at most five levels deep,
+never the structure of the document. Each text of either source goes through `Setting.parse`.
 
 Refused, each with its place: an unknown key, a key given twice, a section in place of a value and the reverse, a value
 outside its range, and a key without a value (`capacity:`, `PORT=`), because a lost value must not pass for a default.
@@ -23,7 +23,7 @@ from core.settings.setting import InvalidText, Setting, SettingProblem, Value, q
 class Decoded(NamedTuple):
     """A value for each setting, by dotted key, and the problems of both sources.
 
-    For a value that is refused stands the one of the next lower source.
+    In place of a value that is refused, `values` has the one of the next lower source.
     """
 
     values: dict[str, Value]
@@ -75,7 +75,10 @@ def decode_value(setting: Setting, given: yaml.Node | str) -> Value:
 
 
 def _text_of(node: yaml.Node, wants_text: bool) -> str:
-    """Return the text of a node. Numbers and switches are not quoted, and a text is nothing else without quotes."""
+    """Return the text of a node.
+
+    Raises InvalidText for a number or switch in quotes, and for an unquoted value that is no text where one is wanted.
+    """
     if not isinstance(node, yaml.ScalarNode):
         raise InvalidText(f"is {_kind(node)}")
     if yaml_document.is_null(node):
@@ -149,7 +152,7 @@ class _Decoder:
                 self._report(variable, f"{quote_if_needed(variable)} is unknown: expected MLSDM_<SECTION>__<KEY>{hint}")
 
     def _decode_setting(self, setting: Setting, given: yaml.Node | str, origin: str) -> None:
-        """Take over the value of `given`, or report why it has none. `origin` is its file and line, or its variable."""
+        """Set the value of `given`, or report why it has none. `origin` is its file and line, or its variable."""
         try:
             value = decode_value(setting, given)
         except InvalidText as finding:
@@ -162,5 +165,5 @@ class _Decoder:
             self.values[setting.key] = False
 
     def _report(self, key: str, sentence: str) -> None:
-        """Add a problem of a key that may be no setting."""
+        """Add a problem of a key, which need not be a setting."""
         self.problems.append(SettingProblem(key, sentence))

@@ -1,16 +1,16 @@
-"""The environment variables: read once into texts, of which `core.settings.decoder` makes values.
+"""The environment variables: read once into texts, which `core.settings.decoder` turns into values.
 
-Three kinds, of rising precedence: `MLSDM_<SECTION>__<KEY>` for every setting; the plain names that operators know
-(`LOG_LEVEL`, `HOST`, `PORT`, `WORKERS`, `DISABLE_RATE_LIMIT`); and `MLSDM_ENV`, `CONFIG_PATH` and `API_KEY`, which are
-no settings. Any other name that begins with `MLSDM_` is refused, because a misspelt override that is ignored is found
-too late. Exception: the service links that Kubernetes injects for a service called mlsdm-api
+There are three kinds, in rising precedence: `MLSDM_<SECTION>__<KEY>` for every setting; the plain names that operators
+know (`LOG_LEVEL`, `HOST`, `PORT`, `WORKERS`, `DISABLE_RATE_LIMIT`); and `MLSDM_ENV`, `CONFIG_PATH` and `API_KEY`, which
+are not settings. Any other name that begins with `MLSDM_` is refused, because a misspelt override that is ignored is
+found too late. Exception: the service links that Kubernetes injects for a service called mlsdm-api
 (`MLSDM_API_SERVICE_HOST`, `MLSDM_API_PORT_8000_TCP` …). Variables that the program passes to itself across an exec must
 not begin with `MLSDM_`.
 
-A variable that is set but empty is refused, because it is more often a lost value than an intention: an empty MLSDM_ENV
-would turn production into development, and an empty MLSDM_SECURITY__KEYS_PATH would open a server that had keys. Only
-`API_KEY` may be blank, and then counts as unset. It is stripped of whitespace, because a secret made with `echo` ends
-in a newline that no header can carry. It is the only secret here, and no problem shows it.
+A variable that is set but empty is refused, because most often its value was lost: an empty MLSDM_ENV would turn
+production into development, and an empty MLSDM_SECURITY__KEYS_PATH would open a server that had keys. Only `API_KEY`
+may be blank, and then counts as unset. It is stripped of whitespace, because a secret made with `echo` ends in a
+newline that no header can carry. It is the only secret here, and no problem shows it.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ PLAIN: Final[Mapping[str, str]] = {
     "WORKERS": "server.workers",
     "LOG_LEVEL": "observability.logging.level",
 }
-# Turns a switch off, and is no override: 0 leaves the switch as it is configured.
+# Can only turn the switch off: 0 leaves the switch as it is configured.
 DISABLE_RATE_LIMIT: Final = "DISABLE_RATE_LIMIT"
 RATE_LIMIT: Final = "security.rate_limiting.enabled"
 BARE_NAMES: Final = frozenset((*PLAIN, DISABLE_RATE_LIMIT, "API_KEY", "CONFIG_PATH"))
@@ -41,12 +41,12 @@ SERVICE_LINKS: Final = ("MLSDM_API_SERVICE_", "MLSDM_API_PORT")
 
 
 class Environment(NamedTuple):
-    """The variables. `problems` are those of MLSDM_ENV, API_KEY and CONFIG_PATH; `name` is then a stand-in."""
+    """The variables. `problems` are those of MLSDM_ENV, API_KEY and CONFIG_PATH; `name` is then `development`."""
 
     name: EnvironmentName
     api_key: str | None
     config_path: str | None  # "" when CONFIG_PATH is blank
-    texts: Mapping[str, str]  # by variable: what may give a setting, in rising precedence
+    texts: Mapping[str, str]  # by variable: those that may set something, in rising precedence
     problems: tuple[SettingProblem, ...]
 
     def __repr__(self) -> str:
@@ -54,7 +54,7 @@ class Environment(NamedTuple):
 
 
 def read(variables: Mapping[str, str]) -> Environment:
-    """Return what the variables say. Never raises."""
+    """Return the contents of the variables. Never raises."""
     problems: list[SettingProblem] = []
     name = variables.get("MLSDM_ENV", "development")
     if name.strip().lower() not in NAMES:

@@ -1,11 +1,11 @@
-"""One setting: a leaf of the configuration, read off its annotated type.
+"""One setting: a leaf of the configuration, read from its annotated type.
 
 The annotation is the only place that has its range, unit, meaning and restart reason; refusals, the comments of the
 YAML files and the tables of the documentation quote it.
 
 Values arrive as text, from a file or a variable, and `Setting.parse` reads both by one grammar. Integers are not
 switches, switches are not integers, and no spelling gives NaN or infinity: every number has two bounds, and NaN is
-within none. A free text has its range in words, and a pattern or a check that enforces it.
+within no bounds. A free text has its range in words, and a pattern or a check that enforces it.
 Rejected: YAML's typing, which reads `1e-3` as text, `22:22` as 1342, `010` as 8 and `no` as false.
 """
 

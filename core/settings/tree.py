@@ -1,8 +1,8 @@
 """A tree of settings: a msgspec struct whose fields are settings (annotated by `describe`) or sections (structs).
 
 The configuration of the core is one tree; each module declares another one for its section. The functions below work
-on any tree. `prefix` is what stands before the names of its fields in a dotted key: "" for the core, `archive.` for a
-module of that name.
+on any tree. `prefix` comes before the names of its fields in a dotted key: "" for the core, `archive.` for a module of
+that name.
 """
 
 import re
@@ -62,7 +62,7 @@ def build_tree(tree: type[Tree], values: Mapping[str, Value], prefix: str = "") 
 def contradictions(tree: msgspec.Struct, prefix: str = "", faulty: Collection[str] = ()) -> list[SettingProblem]:
     """Return a problem for each relation between settings that does not hold.
 
-    Relations that involve a key in `faulty` are skipped: its value was refused, and the default stands in for it.
+    Relations that involve a key in `faulty` are skipped: its value was refused, and the default was used instead.
     """
     problems = []
     relations = tree.contradictions() if isinstance(tree, HasContradictions) else ()

@@ -1,8 +1,8 @@
 """YAML documents: read within bounds and composed into nodes; scalars written so that they read back.
 
-The configuration file and the keys file use it. YAML gives the structure and the text of the scalars; whoever walks the
-nodes decides what a scalar means. So no tag can construct an object, and no alias can expand, as long as a walk follows
-what it knows and not the document. Every node has its line, for refusals.
+The configuration file and the keys file use it. YAML gives the structure and the text of the scalars; the caller
+decides what a scalar means. So no tag can construct an object. No alias can expand either, as long as the caller looks
+up known names and does not follow the document. Every node has its line, for refusals.
 
 An `Unreadable` says why there is no document. Its text quotes no line of the file, which may hold a secret.
 """
@@ -85,7 +85,7 @@ def origin(path: str, node: yaml.Node) -> str:
 
 
 def escape(text: str) -> str:
-    """Return a path or a parser's reason in full, with characters that would break the line escaped."""
+    """Return a path or a parser's reason in full, and escape characters that would break the line."""
     return text if text.isprintable() else repr(text)[1:-1]
 
 

@@ -134,7 +134,7 @@ class OpenApiDocument:
 
     def _body(self, body: Any) -> dict[str, Any]:
         if isinstance(body, Octets):
-            size = 4 * self._config.dimension + body.beside
+            size = 4 * self._config.dimension + body.extra_size
             largest = min(size * body.count_max, BODY_SIZE.value)
             # OpenAPI 3.1.1 §4.7.14.3: lengths of unencoded bytes are in octets.
             return {"schema": {"description": body.meaning, "minLength": size, "maxLength": largest}}

@@ -1,4 +1,4 @@
-/* The contract of the native core: private structures and functions, as Python calls them.
+/* The contract of the native core: the functions that Python calls, and the private structures that they take.
  *
  * cffi reads this file, and shm/native_stubs.py makes shm/_native.pyi of it, so it keeps to plain declarations. An
  * array parameter is spelled with brackets, and a parameter that may be NULL is followed by a comment that says so.
@@ -14,12 +14,12 @@
  *   other status the outputs are undefined and the block holds what it held before.
  * Lock. "Takes the lock" means: the function enters the section, waits up to map->wait_ms ms for it (with 0 it spins
  *   some µs and then gives up), and leaves it before it returns. No function returns with the lock held, so the caller
- *   never holds it. Two statuses come from the lock: BUSY, it was not acquired in time; LOST, the kernel hands it to
- *   nobody any more, until the server is restarted.
+ *   never holds it. Two statuses come from the lock. BUSY: it was not acquired in time. LOST: no
+ *   process can acquire it any more, until the server is restarted.
  * Process. The caller maps the block writable, has made `map` after its last fork, and set row and pid in it. Any
  *   thread may call. A function that "does not write the block" may also be called with a read-only mapping.
- * Death. A caller that dies inside has either done all of it (it died after the store of the commit word) or nothing
- *   (before). What it left half-written is undone or completed by the next process that takes the lock. */
+ * Death. A caller that dies inside a function has done all of it, if it died after the store of the commit word, or
+ *   nothing, if before. What it left half-written is undone or completed by the next process that takes the lock. */
 
 /* -- private structures -- */
 
@@ -39,7 +39,7 @@ struct mlsdm_map {
     uint32_t row;                   /* index of this process's row, or NO_ROW */
     uint32_t wait_ms;               /* longest wait for the lock; 0: never wait; always 0 with a read-only mapping */
     uint64_t pid;                   /* of this process */
-    double norm_max;                /* longest vector that is admitted */
+    double norm_max;                /* largest norm of a vector that is admitted */
 };
 
 /* What identifies an event that came with an idempotency key. Item i of a batch has words[1] + i. */
@@ -57,17 +57,17 @@ struct mlsdm_account {
 };
 
 struct mlsdm_query {
-    const float *vector; /* float32[D], any norm up to norm_max */
-    uint32_t k;          /* matches wanted, 1 ≤ k ≤ 100 */
-    uint32_t masks[2];   /* masks[p] applies while the rhythm is in phase p: memories tagged t match if bit t is set */
-    float *bounds;       /* float32[C + 1], scratch memory of the caller; its content is undefined afterwards */
+    const float *vector;             /* float32[D], any norm up to norm_max */
+    uint32_t k;                      /* matches wanted, 1 ≤ k ≤ 100 */
+    uint32_t phase_masks[2];         /* by the phase of the rhythm: bit t is set if memories tagged t match */
+    float *bounds;                   /* float32[C + 1], scratch memory of the caller; undefined afterwards */
     float *vectors /* or NULL */;    /* float32[k][D] that receives the vectors of the matches */
     uint8_t *payloads /* or NULL */; /* uint8[k][payload_stride] that receives the payloads of the matches */
 };
 
 struct mlsdm_match {
     uint64_t id;
-    double score; /* cosine, not clamped */
+    double score; /* cosine, from -1 to 1 */
     double moral;
     int64_t time_ns; /* CLOCK_BOOTTIME of the admission */
     uint32_t phase;  /* 0 wake, 1 sleep */
@@ -125,11 +125,13 @@ int mlsdm_row_claim(struct mlsdm_map *map, uint32_t row, uint64_t pid, uint64_t 
  * moral          0 to 1.
  * vector         the bytes of float32[D], any alignment.
  * payload        uint8[payload_size], payload_size ≤ payload_size_max of the header. May be NULL if the size is 0.
- * hash           identifies an event with an idempotency key. If its receipt is kept, `decision` gets the first
- * decision with repeated = 1, and nothing changes. Returns    OK; NOT_FINITE, TOO_LONG (before the lock); BUSY; LOST;
- * UNFORMED; CORRUPT: the committed state, the levels, or a receipt on the chain does not fit its checksum; REUSED: the
- * hash came with another body; STOPPED: an operator has stopped admissions; CORRUPT, LOST, EXHAUSTED: the emergency
- * that the vitals declare. A receipt that is found takes precedence over STOPPED and over an emergency. Lock takes it.
+ * hash           identifies an event with an idempotency key.
+ * decision       receives the decision. If the receipt of `hash` is kept, it receives the first decision, with
+ *                repeated = 1, and nothing changes. Such a receipt takes precedence over STOPPED and an emergency.
+ * Returns    OK; NOT_FINITE, TOO_LONG (before the lock); BUSY; LOST; UNFORMED; CORRUPT: the committed state, the
+ *            levels, or a receipt on the chain does not match its checksum; REUSED: the hash came with another body;
+ *            STOPPED: an operator has stopped admissions; CORRUPT, LOST, EXHAUSTED: the vitals declare an emergency.
+ * Lock       takes it.
  * Process    worker. */
 int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8_t *vector,
                 const uint8_t *payload /* or NULL */, uint32_t payload_size,
@@ -216,8 +218,8 @@ int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, s
  * Death      some words are of this beat and some of the last one, until a controller writes the next. */
 int mlsdm_vitals_write(struct mlsdm_map *map, uint64_t epoch, const struct mlsdm_vitals *vitals);
 
-/* Publish the vitals without the lock: for a controller that finds the lock lost, or the state corrupt that names its
- * epoch.
+/* Publish the vitals without the lock: for a controller that finds that the lock is lost, or that the state with its
+ * epoch is corrupt.
  *
  * predecessor    pid of the controller that signed the vitals before this one began.
  * vitals         its `controller_pid` is the caller's.
@@ -297,8 +299,9 @@ int mlsdm_tallies_read(struct mlsdm_map *map, uint64_t *accepted, uint64_t *reje
  * entries        [count].
  * copied         receives how many were copied: fewer than `count` where the log ends.
  * oldest         receives the oldest position that can still be read; set for OK, GONE and CORRUPT of an entry.
- * Returns    OK; UNKNOWN: `first` is more than one past the newest; GONE: `first` was overwritten, or is 0; CORRUPT:
- * the commit word or an entry. Lock       none, never. */
+ * Returns    OK; UNKNOWN: `first` is more than one past the newest; GONE: `first` was overwritten, or is 0;
+ *            CORRUPT: the commit word or an entry.
+ * Lock       never. */
 int mlsdm_entries_read(struct mlsdm_map *map, uint64_t first, uint32_t count, struct mlsdm_entry entries[],
                        uint32_t *copied, uint64_t *oldest);
 
@@ -371,14 +374,14 @@ int mlsdm_chain_repair(struct mlsdm_map *map, uint32_t chain);
  *
  * account        see struct mlsdm_account.
  * count          tokens, 1 ≤ count ≤ burst.
- * Returns    the time in ns until the bucket is full again; if none were spent, minus the time in ns until they would
- *            all be there.
+ * Returns    the time in ns until the bucket is full again; if none were spent, minus the time in ns until there
+ *            are enough.
  * Lock       none: one compare-and-swap, some more for a client that has no bucket yet. Needs no formed state.
  * Process    worker, any thread.
  * Death      the tokens are spent or are not. */
 int64_t mlsdm_tokens_spend(struct mlsdm_map *map, const struct mlsdm_account *account, int64_t now_ns, uint32_t count);
 
-/* Give back tokens that a request has spent which was refused after all.
+/* Give back tokens that a request has spent, because the request was refused.
  *
  * count          tokens, at most as many as were spent. If the bucket has a new owner since, nothing happens.
  * Lock       none: one atomic subtraction. Needs no formed state.

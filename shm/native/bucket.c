@@ -1,14 +1,15 @@
 /* Token buckets: limit the rate of each client, over all workers together.
  *
- * A bucket is one moment, `due_ns`: when it will be full again. Spending n tokens moves it n × interval into the
+ * A bucket is one moment, `due_ns`, at which it will be full again. Spending n tokens moves it n × interval into the
  * future, at most burst × interval from now; time that passes refills it (the generic cell rate algorithm, ITU-T
- * I.371). One compare-and-swap spends: there is no lock and no refill, and a process that dies has spent or has not.
+ * I.371). One compare-and-swap spends: there is no lock and no refill, and a process that dies has spent the tokens or
+ * has not.
  *
  * A keyed hash of the client's name selects BUCKET_WAYS places in a table of fixed size. A client without a bucket gets
  * the one of these places that is due first. If that moment has passed, the former owner's bucket was full, and it will
- * find a full one again: it loses nothing. If all places are in use, the owner with the smallest debt loses its debt.
- * So a flood of invented clients can make the limit more lenient and never stricter. Clients with API keys have a table
- * of their own that others cannot fill.
+ * get a full one again: it loses nothing. If all places are in use, the owner with the smallest debt loses its debt. So
+ * a flood of invented clients can make the limit more lenient and never stricter. Clients with API keys have a table of
+ * their own that others cannot fill.
  *
  * Invariants: a word has no room for a check, so damage shows only if a debt is longer than any can be. Such a debt
  * counts as none; otherwise one flipped bit would lock a client out for a century. Workers that give the same new
@@ -55,7 +56,7 @@ int64_t mlsdm_tokens_spend(struct mlsdm_map *map, const struct mlsdm_account *ac
         if (full > room) return room - full;
     } while (!atomic_compare_exchange_weak(due, &found, now_ns + full));
     if (load_acquire(&bucket->owner) != account->owner)
-        atomic_fetch_sub(due, count * account->interval_ns); /* it has a new owner, who does not owe this */
+        atomic_fetch_sub(due, count * account->interval_ns); /* the bucket has a new owner, which does not owe this */
     return full;
 }
 

@@ -1,10 +1,11 @@
-/* Checksums: guard the records of the block against bit flips and torn writes. They are no guard against an adversary.
+/* Checksums: guard the records of the block against bit flips and torn writes. They do not protect against an
+ * adversary.
  *
  * Sixteen lanes of xor, rotate and multiply over 8-byte words, folded in a tree. Each step is a bijection of its lane
  * (the multiplier is odd) and of the word, so a change that is confined to one word always changes the sum. Changes of
  * several words can cancel: of all pairs of flipped bits in the levels about one in a million do, of random changes
- * 2^-64. The seed goes in last, so that sums can be chained. Two vectors of 512 bits hold the sixteen lanes: one
- * multiplication waits three cycles for the one before.
+ * 2^-64. The seed goes in last, so that sums can be chained. Two vectors of 512 bits hold the sixteen lanes: each
+ * multiplication waits three cycles for the previous one.
  *
  * PERF: 4,608 bytes (the levels of 384 dimensions) take 60 ns on a processor that multiplies eight words at once
  * (AVX-512), 290 ns elsewhere; the sum is the same. There is no clone for AVX2, which lacks that multiplication: its

@@ -1,4 +1,4 @@
-/* The transition: governor, rhythm and synaptic cascade, and how their next state becomes the committed one.
+/* The transition: governor, rhythm and synaptic cascade compute the next state, which is then committed.
  *
  * core/reference/governor.py, rhythm.py and synapse.py are the same arithmetic, written as the specification. A
  * property test holds both equal to the last bit; -ffp-contract=off, because a fused multiply-add would differ.
@@ -13,7 +13,7 @@ struct transition {
     const struct mlsdm_state *before; /* the committed one */
     struct mlsdm_state *next;
     struct mlsdm_entry *entry;
-    uint64_t position; /* the one that it will publish */
+    uint64_t position; /* of the next state */
 };
 
 /* -- the governor -- */
@@ -130,8 +130,8 @@ static int levels_sound(const struct mlsdm_map *map, const struct mlsdm_state *s
 }
 
 /* Record what is about to change in place; it is undone unless the commit word reaches this position. Chain and head
- * are stored before the position, because with it they become an order to restore that head. The id is stored after it:
- * without its position it would mean a published deletion with bytes left to erase. */
+ * are stored before the position: from then on the next lock holder would restore that head. The id is stored after the
+ * position: an id without its position would mean a published deletion with bytes left to erase. */
 static void intent_write(const struct mlsdm_map *map, const struct transition *t, uint64_t deleted_id,
                          const uint64_t *head) {
     struct mlsdm_lock *lock = lock_of(map);
@@ -322,7 +322,7 @@ int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, s
     t.next->ticket = command->ticket;
     t.next->ticket_position = t.position;
     if (command->kind == MLSDM_KIND_CONFIGURE) {
-        /* The replaced ones: with these and the live ones, a reader of the log knows the settings at each position. */
+        /* With the replaced settings and the live ones, a reader of the log knows the settings at each position. */
         memcpy(t.entry->detail, set, sizeof *set);
         *set = command->settings;
         if (command->configured) t.next->configured = command->configured;
@@ -338,8 +338,8 @@ int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, s
         now->flags |= MLSDM_FLAG_STOPPED;
     } else if (command->kind == MLSDM_KIND_RESUME) {
         now->flags &= (uint16_t)~MLSDM_FLAG_STOPPED;
-        /* Here too, so that the command takes effect even if the controller dies before it writes its next vitals. They
-         * bring back what cannot be overruled. */
+        /* Here too, so that the command takes effect even if the controller dies before it writes its next vitals.
+         * Those restore the reasons that cannot be overruled. */
         struct mlsdm_vitals *vitals = vitals_of(map);
         uint64_t overruled = vitals->emergency_overruled | (vitals->emergency & MLSDM_EMERGENCY_MEMORY);
         store_release(&vitals->emergency_overruled, overruled);

@@ -1,12 +1,12 @@
-/* The lock and the section: who may write, and what a new lock holder does about the one that died before it.
+/* The lock and the section: which process may write, and how a new lock holder repairs what a dead one left.
  *
  * The mutex is robust (the kernel hands it on when its holder dies), process-shared and error-checking. `holder` and
  * `acquisitions` let shm/lock_watch.py tell a stuck holder from a busy lock.
  *
  * Invariants: there is no recovery mode. Every entry into the section compares the intent record with the commit word,
  * whether or not the kernel has reported a death. An intent for commit + 1 belongs to a transition that never happened,
- * so its changes in place are undone. A memory id that is still named there after its deletion was published has bytes
- * left to erase. Everything else that a dead writer touched is where no reader looks, and is written again.
+ * so its changes in place are undone. A memory id that is still in the record after its deletion was published has
+ * bytes left to erase. Everything else that a dead writer changed lies where no reader looks, and is overwritten.
  * docs/design/crash-safety.md has the argument. */
 
 #include "block.h"
@@ -68,8 +68,7 @@ static void memory_erase(const struct mlsdm_map *map, uint64_t id) {
     store_release(&lock_of(map)->intent_id, 0);
 }
 
-/* Undo the transition that a dead holder prepared but did not publish, or complete the erasure after one that it did.
- */
+/* Undo the transition that a dead holder prepared but did not publish, or complete the erasure of a published one. */
 static void intent_resolve(const struct mlsdm_map *map, uint64_t commit) {
     struct mlsdm_lock *lock = lock_of(map);
     if (lock->intent_position == commit + 1) {

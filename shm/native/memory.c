@@ -23,8 +23,7 @@ static int vector_accept(const struct mlsdm_map *map, float *padded, const void 
     memcpy(padded, vector, map->dimension * sizeof(float));
     double square = dot(padded, padded, map->padded);
     if (!isfinite(square))
-        return MLSDM_STATUS_NOT_FINITE; /* squares of float32 do not overflow a double, so an element is NaN or infinite
-                                         */
+        return MLSDM_STATUS_NOT_FINITE; /* squares of float32 do not overflow a double, so an element is not finite */
     *norm = sqrt(square);
     return *norm > map->norm_max ? MLSDM_STATUS_TOO_LONG : MLSDM_STATUS_OK;
 }

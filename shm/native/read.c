@@ -55,7 +55,7 @@ static void tallies_sum(const struct mlsdm_map *map, uint64_t commit, uint64_t *
         for (int cell = 0; cell < 2; cell++)
             if (cells[cell].position <= commit && (!newest || cells[cell].position > newest->position))
                 newest = &cells[cell];
-        if (!newest) return; /* both cells are newer: `commit` is stale, and the validation will find that */
+        if (!newest) return; /* both cells are newer: `commit` is stale, and the validation will detect it */
         *accepted += newest->accepted;
         *rejected += newest->rejected;
     }
@@ -67,7 +67,7 @@ int mlsdm_tallies_read(struct mlsdm_map *map, uint64_t *accepted, uint64_t *reje
     VALIDATED(map, commit, tallies_sum(map, commit, accepted, rejected); *position = commit);
 }
 
-/* Entries are overwritten from the oldest on, so an entry that is within reach after the copy was so all the time. */
+/* Entries are overwritten from the oldest on, so an entry that can be read after the copy could be read during it. */
 int mlsdm_entries_read(struct mlsdm_map *map, uint64_t first, uint32_t count, struct mlsdm_entry entries[],
                        uint32_t *copied, uint64_t *oldest) {
     uint64_t newest = commit_of(map);

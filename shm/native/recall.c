@@ -276,7 +276,7 @@ int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct 
         if (held && (status = state_copy(map, commit_of(map), &state, NULL))) return section_leave(map, status);
         uint64_t seen = state.scalars.accepted, first = seen > map->capacity ? seen - map->capacity + 1 : 1;
         uint32_t phase = state.scalars.phase;
-        s->mask = query->masks[phase];
+        s->mask = query->phase_masks[phase];
         s->lowers = s->shortlisted = 0;
         s->scanned = s->candidates = 0;
         if (seen) scan_ids(map, s, first, seen);
@@ -296,7 +296,7 @@ int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct 
         uint64_t commit = commit_of(map);
         if (!(status = state_copy(map, commit, &state, NULL))) {
             const struct mlsdm_scalars *now = &state.scalars;
-            done = s->mask == query->masks[now->phase] && settle(map, s, seen, now, matches, result);
+            done = s->mask == query->phase_masks[now->phase] && settle(map, s, seen, now, matches, result);
             if (held && !done) quarantine(map, now->accepted, result);
             result->as_of = commit, result->time_ns = state.time_ns, result->attempts = (uint32_t)attempt;
             result->scanned = s->scanned, result->candidates = s->candidates;

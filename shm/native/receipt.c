@@ -8,7 +8,7 @@
  * next older one of its chain. Ordinals descend along a chain, so everything behind the first one that has left the
  * ring has left it too: nothing needs to be unlinked, and a walk ends.
  *
- * Invariants: all of it happens under the lock. The head is the only word that changes in place, under the intent
+ * Invariants: all of this happens under the lock. The head is the only word that changes in place, under the intent
  * record. It is sealed: a head that skipped a receipt would let its event be decided twice. The controller checks all
  * heads in turn and finds the right value of a damaged one in the ring. */
 
@@ -20,8 +20,8 @@ static uint64_t *head_of(const struct mlsdm_map *map, const uint64_t *key) {
     return head_at(map, (key[0] + key[1]) % map->receipt_capacity);
 }
 
-/* Search the receipt of a hash. Returns 1 if that ends the admission: `decision` is the first one and `status` is OK,
- * or `status` is REUSED or CORRUPT. `newest` is the newest ordinal that counts. */
+/* Search for the receipt of a hash. Returns 1 if the admission ends here: either `decision` is the first decision and
+ * `status` is OK, or `status` is REUSED or CORRUPT. `newest` is the newest ordinal that counts. */
 static int receipt_find(const struct mlsdm_map *map, uint64_t newest, const struct mlsdm_idempotency_hash *hash,
                         struct mlsdm_decision *decision, int *status) {
     const uint64_t *head = head_of(map, hash->words);

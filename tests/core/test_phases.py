@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.phases import PHASE_VALUES, SLEEP, WAKE, PhaseWindow, masks, tags_within
+from core.phases import PHASE_VALUES, SLEEP, WAKE, PhaseWindow, phase_masks, tags_within
 
 BOTH = 1 << WAKE | 1 << SLEEP
 
@@ -30,4 +30,4 @@ def test_tags_within_a_tolerance() -> None:
 )
 def test_masks_of_each_filter(window: PhaseWindow, expected: tuple[int, int]) -> None:
     """Only `current` depends on the phase that the rhythm is in."""
-    assert masks(window, 0.15) == expected
+    assert phase_masks(window, 0.15) == expected

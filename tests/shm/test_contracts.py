@@ -132,7 +132,7 @@ def memory_read(block: Block, memory_id: int = 1) -> int:
 def recall(block: Block, vector: np.ndarray = VECTOR) -> int:
     """Recall three memories."""
     floats, bounds = ffi.from_buffer("float[]", vector), ffi.new("float[]", LAYOUT.capacity + 1)
-    query = ffi.new("struct mlsdm_query *", {"vector": floats, "k": 3, "masks": (3, 3), "bounds": bounds})
+    query = ffi.new("struct mlsdm_query *", {"vector": floats, "k": 3, "phase_masks": (3, 3), "bounds": bounds})
     matches, result = ffi.new("struct mlsdm_match[]", 3), ffi.new("struct mlsdm_recall_result *")
     return lib.mlsdm_recall(block.map, query, matches, result)
 

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from core.phases import PhaseWindow, masks
+from core.phases import PhaseWindow, phase_masks
 from core.reference.brute_force import Scored, brute_force
 from core.reference.log_replay import DivergenceError, Model
 from core.reference.synapse import Synapse
@@ -124,7 +124,7 @@ class Chronicle:
 
     def nearest(self, moment: Moment, query: Vector, k: int, window: PhaseWindow) -> list[Scored]:
         """Return what a recall must find at a moment."""
-        mask = masks(window, PHASE_TOLERANCE)[moment.seen.scalars.phase]
+        mask = phase_masks(window, PHASE_TOLERANCE)[moment.seen.scalars.phase]
         return brute_force(query, k, mask, ((self.memories[i], self.vector_of(i)) for i in moment.live))
 
     def forget_before(self, position: int) -> None:

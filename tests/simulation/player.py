@@ -14,7 +14,7 @@ from core.controller.controller import Controller
 from core.controller.emergency import Change, Emergency
 from core.limits import EMERGENCY_COOLDOWN_SECONDS
 from core.machine.sampler import MachineSample
-from core.phases import PhaseWindow, masks
+from core.phases import PhaseWindow, phase_masks
 from core.reference.log_replay import Scalars
 from core.regime import Regime
 from core.settings.config import Config
@@ -192,7 +192,7 @@ class Player:
         return image_of(self.store.forget(now_ns, memory_id))
 
     def recall(self, number: int, k: int, window: PhaseWindow) -> tuple[list[tuple[Any, ...]], int, int]:
-        answer = self.recaller.nearest(self.pool.event(number)[1], k, masks(window, PHASE_TOLERANCE), True, True)
+        answer = self.recaller.nearest(self.pool.event(number)[1], k, phase_masks(window, PHASE_TOLERANCE), True, True)
         found = [(m.id, m.score, m.moral, m.time_ns, m.phase, m.payload, m.vector) for m in answer.matches]
         return found, answer.as_of, answer.corrupt_id
 

@@ -1,14 +1,14 @@
-"""Audit log: refused requests, and commands that changed what governs the server. One JSON object per line.
+"""Audit log: refused requests, and commands that changed the governor. One JSON object per line.
 
-`event` names what happened, `client_id` and `address` who asked and from where, `request_id` the request, `code` the
-reason. The format and the level of the other log do not apply.
+The members are `event` (what happened), `client_id` and `address` (who sent the request, and from where), `request_id`
+and `code` (the reason). The format and the level of the other log do not apply.
 
-Invariants: no line contains a credential, a body or a vector. Text of a client is bounded, and JSON escapes control
-characters. Changes of the server are always written. In one worker, each kind of refusal gets at most LINES_PER_SECOND
-lines a second. Further refusals are summed per client: one more line, at the end of the second, has the client's
-`client_id` and `address` and the number of lines that were `suppressed`. So the lines of a client add up exactly to its
-refusals. Beyond CLIENTS_COUNT such clients in a second, the rest share a line without a name, so that strangers with
-many addresses cannot fill memory or disk. Every refusal is also counted (`mlsdm_refusals_total`).
+Invariants: no line contains a credential, a body or a vector. Text that a client sent is bounded, and JSON escapes
+control characters. Changes of the governor are always written. In one worker, each kind of refusal gets at most
+LINES_PER_SECOND lines a second. Further refusals are summed per client: one more line, at the end of the second, has
+the client's `client_id` and `address` and the number of lines that were `suppressed`. So the lines of a client add up
+exactly to its refusals. Beyond CLIENTS_COUNT such clients in a second, the rest share a line without a name, so that
+strangers with many addresses cannot fill memory or disk. Every refusal is also counted (`mlsdm_refusals_total`).
 """
 
 import logging
@@ -61,7 +61,7 @@ class AuditLog:
             self._refuse(event, **_fields(environ), status=status, code=code, **({"field": field} if is_known else {}))
 
     def record_change(self, event: str, environ: WSGIEnvironment, **members: Any) -> None:
-        """Write what a request has changed, or may have changed."""
+        """Write that a request has changed something, or may have changed it."""
         log.warning(event, extra={**_fields(environ), **members})
 
     def _refuse(self, event: str, **members: Any) -> None:

@@ -20,7 +20,7 @@ class Account(NamedTuple):
     policy_line: str  # the whole RateLimit-Policy line, with its CRLF
 
 
-Charge: TypeAlias = tuple[Account, int]  # the account and the tokens that a request has paid
+Charge: TypeAlias = tuple[Account, int]  # the account that a request was charged to, and the number of tokens
 
 
 @dataclass(eq=False, slots=True)
@@ -30,7 +30,7 @@ class Client:
     `id` names the client in logs, rate limits and idempotency receipts, so no other authenticator may use the same id.
     Ids of keys consist of letters, digits, `_` and `-`; give other ids a prefix with a colon, such as `user:ann`.
 
-    `cached_until` (Unix seconds) lets the gate reuse this object for requests that show the same credentials. The cache
+    `cached_until` (Unix seconds) lets the gate reuse this object for requests with the same credentials. The cache
     compares the fields Authorization and X-API-Key and nothing else, so leave it at its default for a client that was
     identified by anything else, such as a cookie. An authenticator that keeps the object may lower `cached_until` at
     any time; the next request is then authenticated anew.
@@ -41,7 +41,7 @@ class Client:
     tier: str  # a name in the rate-limit tiers of the configuration
     cached_until: float = -math.inf
     is_address: bool = False  # the client of an open server: `id` is its address
-    account: Account | None = None  # found by the quotas at its first charge
+    account: Account | None = None  # set by the quotas at the client's first charge
 
     @classmethod
     def of_key(cls, key: Key) -> "Client":

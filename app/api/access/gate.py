@@ -3,14 +3,14 @@
 Owns: the chain of authenticators, the cache of clients that they identified, and the environ members CLIENT and ADDRESS
 (ADDRESS only where proxies are trusted; refused requests get it too).
 
-Invariants: the gate stands behind the router, so it protects the route that will run, whatever its path looks like.
+Invariants: the gate stands behind the router, so it protects the route that will run, however its path is written.
 Paths without a route need a credential too, so a stranger cannot find out which routes exist. Open operations (probes,
-scrapes) read no credential: a rotated secret must not restart a healthy server. Without any authenticator the server
-is open, which only development and staging allow, and every client is an administrator.
+scrapes) read no credential: a rotated secret must not restart a healthy server. Without any authenticator the server is
+open, which only development and staging allow, and every client is an administrator.
 
-An open server must not answer pages of other origins that a browser on the same machine may show: it refuses a
-foreign Origin and, on a loopback address, any Host that is a name other than `localhost` (DNS rebinding). With
-authenticators neither rule is needed, because no browser adds a key by itself.
+A page of another origin, open in a browser on the same machine, must not reach an open server. So it refuses a foreign
+Origin and, on a loopback address, any Host that is a name other than `localhost` (DNS rebinding). With authenticators
+neither rule is needed, because no browser adds a key by itself.
 """
 
 import time
@@ -42,7 +42,7 @@ class Authenticator(Protocol):
     """Recognises one kind of credential. Called on the loop's thread and on threads of the pool; must not wait."""
 
     def identify(self, environ: WSGIEnvironment) -> Client | None:
-        """Return the client of a request, or None when the request shows no credential of this kind.
+        """Return the client of a request, or None when the request has no credential of this kind.
 
         Raises Problem (`unauthorised`) for a credential that is of this kind and not valid.
         """
@@ -56,7 +56,7 @@ class KeyAuthenticator:
         self._clock = clock
 
     def identify(self, environ: WSGIEnvironment) -> Client | None:
-        """Return the client of the key that a request shows; None for an unknown or expired key, or none at all."""
+        """Return the client of the key in a request; None for an unknown or expired key, or without a key."""
         key = self._keyring.identify(token_of(environ), self._clock())
         return None if key is None else Client.of_key(key)
 
@@ -86,9 +86,9 @@ class Gate:
         be reached from its own machine only; `clock` returns Unix seconds.
         """
         self._authenticators = tuple(authenticators)
-        # PERF: clients by the credentials that they showed, so that not every request is authenticated anew: 0.25 µs
-        # instead of 1.5, warm (AMD EPYC, Python 3.11). Only valid credentials are stored. A dictionary compares hashes,
-        # which are keyed anew in each process, before it compares text, so its timing tells a stranger nothing.
+        # PERF: clients by their credentials, so that not every request is authenticated again: 0.25 µs instead of 1.5,
+        # warm (AMD EPYC, Python 3.11). Only valid credentials are stored. A dictionary compares hashes, which are keyed
+        # anew in each process, before it compares text, so its timing tells a stranger nothing.
         self._cached: dict[tuple[str | None, str | None], Client] = {}
         self._loopback = loopback
         self._proxies = proxies
@@ -108,7 +108,9 @@ class Gate:
     ) -> None:
         """Falcon middleware: raise unless the client may call the operation, and charge for it."""
         operation = operation_of(resource, request.method)
-        if operation is None:  # OPTIONS, or a method that the route does not have: any reader may know which exist
+        if (
+            operation is None
+        ):  # OPTIONS, or a method that the route does not have: the role `read` may learn the methods
             self.check(request.env, Role.READ)
             if request.method == "OPTIONS":  # RFC 9110 §9.3.7: the methods of the route; there is no content
                 response.status = falcon.HTTP_204
@@ -151,10 +153,10 @@ class Gate:
             _refuse_other_origins(environ)
             environ[CLIENT] = Client(address, Role.ADMIN, STANDARD, is_address=True)
             return
-        shown = environ.get("HTTP_AUTHORIZATION"), environ.get("HTTP_X_API_KEY")
-        client = self._cached.get(shown)
+        credentials = environ.get("HTTP_AUTHORIZATION"), environ.get("HTTP_X_API_KEY")
+        client = self._cached.get(credentials)
         if client is None or client.cached_until <= self._clock():
-            client = self._authenticate(environ, shown)
+            client = self._authenticate(environ, credentials)
         environ[CLIENT] = client
         if client.role < role:
             needed = role.name.lower()
@@ -162,17 +164,17 @@ class Gate:
             challenge = f'{_CHALLENGE}, error="insufficient_scope", scope="{needed}"'  # RFC 6750 §3.1
             raise Problem(403, "forbidden", detail, headers={"WWW-Authenticate": challenge})
 
-    def _authenticate(self, environ: WSGIEnvironment, shown: tuple[str | None, str | None]) -> Client:
+    def _authenticate(self, environ: WSGIEnvironment, credentials: tuple[str | None, str | None]) -> Client:
         """Ask the authenticators in order, and cache the client as long as it allows. Raises 401."""
         for authenticator in self._authenticators:
             client = authenticator.identify(environ)
             if client is not None:
-                if client.cached_until > self._clock() and shown != _NO_CREDENTIALS:
+                if client.cached_until > self._clock() and credentials != _NO_CREDENTIALS:
                     if len(self._cached) >= _CACHED_COUNT_MAX:
                         self._cached.clear()
-                    self._cached[shown] = client
+                    self._cached[credentials] = client
                 return client
-        raise unauthorised(shown=bool(token_of(environ)))
+        raise unauthorised(has_token=bool(token_of(environ)))
 
     def address_of(self, environ: WSGIEnvironment) -> str:
         """Return the address of the client: the peer, or the address that a trusted proxy reports.
@@ -200,16 +202,18 @@ class Gate:
         return any(parsed in network for network in self._proxies)
 
 
-def unauthorised(*, shown: bool) -> Problem:
-    """Return the 401 for a request without a valid credential; `shown` states that it had one (RFC 6750 §3.1)."""
+def unauthorised(*, has_token: bool) -> Problem:
+    """Return the 401 for a request without a valid credential; `has_token` states that it had an invalid one (RFC 6750
+    §3.1).
+    """
     return Problem(
         401, "unauthorised", "This route needs an API key: `Authorization: Bearer KEY` or `X-API-Key: KEY`.",
-        headers={"WWW-Authenticate": _CHALLENGE + (', error="invalid_token"' if shown else "")},
+        headers={"WWW-Authenticate": _CHALLENGE + (', error="invalid_token"' if has_token else "")},
     )  # fmt: skip
 
 
 def token_of(environ: WSGIEnvironment) -> str:
-    """Return the token of Authorization: Bearer, or of X-API-Key; "" when a request shows none."""
+    """Return the token of Authorization: Bearer, or of X-API-Key; "" when a request has none."""
     scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
     if scheme.lower() == "bearer":  # RFC 9110 §11.1: schemes are case-insensitive
         return str(token.strip())

@@ -4,11 +4,11 @@ A client is its key, or on an open server its address. Its tier has a rate and a
 shared block (shm/native/bucket.c). One event or one recall costs one token, a batch of n events costs n.
 
 Invariants: tokens are taken before anything is admitted, and refunded if the request is refused after all; so a refused
-request costs nothing, and a request that got a 429 has changed nothing. A request that failed with 500 keeps its price,
+request costs nothing, and a request that got a 429 has changed nothing. A request that failed with 500 stays charged,
 because its effect is unknown. A batch is charged before it is decoded, for as many events as its size must hold
 (app/api/codec/body_sizes.py), and for the rest as soon as its events are counted. So the work that a client can cause
 by refused requests is bounded by its burst. A bucket belongs to a client, a rate and a burst: a client whose tier
-changes starts with a full bucket, because a debt at one rate means nothing at another.
+changes starts with a full bucket, because a debt at one rate cannot be compared with one at another rate.
 
 Every charged response states what is left (`RateLimit`, `RateLimit-Policy`; draft-ietf-httpapi-ratelimit-headers).
 """
@@ -44,7 +44,7 @@ class Quotas:
         self._account_of = lru_cache(4096)(self._account)
 
     def charge(self, environ: WSGIEnvironment, tokens: int) -> None:
-        """Take `tokens` from the client's bucket, in place of what the request has paid before.
+        """Take `tokens` from the client's bucket, in place of an earlier charge of the same request.
 
         Raises Problem: 429 if the bucket holds fewer tokens, 422 if it can never hold so many.
         """
@@ -80,12 +80,14 @@ class Quotas:
         return Account(bucket, interval_ns, burst, f'RateLimit: "{tier}";r=', policy)
 
     def _owner(self, name: str, *bucket: int) -> int:
-        """Return the owner of a bucket: 64 bits of a keyed hash, so that no client can aim at another's bucket."""
+        """Return the owner of a bucket: 64 bits of a keyed hash, so that no client can choose a name with another
+        client's bucket.
+        """
         return int.from_bytes(blake2b(f"{name} {bucket}".encode(), digest_size=8, key=self._secret).digest()) or 1
 
 
 def refund(environ: WSGIEnvironment, spent: int = 0) -> bool:
-    """Give a request's tokens back to its client, except `spent` tokens. Return False if it has paid nothing."""
+    """Give a request's tokens back to its client, except `spent` tokens. Return False if it was not charged."""
     charge: Charge | None = environ.pop(CHARGE, None)
     if charge is None:
         return False

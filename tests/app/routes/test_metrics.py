@@ -251,9 +251,9 @@ def test_a_scrape_sees_complete_files_only(tmp_path: Path) -> None:
         "counter_4.db": 7,
         **dict.fromkeys(("histogram_3.db", "counter_3.db", "histogram_4.db"), FILE_SIZE),
     }
-    assert list(MmapedDict.read_all_values_from_file(str(tmp_path / "counter_3.db"))) == []  # type: ignore[no-untyped-call] # theirs
+    assert list(MmapedDict.read_all_values_from_file(str(tmp_path / "counter_3.db"))) == []  # type: ignore[no-untyped-call] # untyped
     (tmp_path / "counter_4.db").unlink()
-    assert list(MultiProcessCollector(None, str(tmp_path)).collect()) == []  # type: ignore[no-untyped-call] # theirs
+    assert list(MultiProcessCollector(None, str(tmp_path)).collect()) == []  # type: ignore[no-untyped-call] # untyped
 
 
 def test_a_late_series_needs_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

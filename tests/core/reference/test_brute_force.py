@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from core.phases import SLEEP, WAKE, masks
+from core.phases import SLEEP, WAKE, phase_masks
 from core.reference.brute_force import Scored, brute_force
 from core.reference.vector import LANES, Vector
 from core.regime import Regime, RhythmSettings
@@ -177,19 +177,19 @@ class TestQuiet:
         for number, vector in enumerate(vectors_of("random", 60, 16)):
             formed.store.admit(formed.now(), 0.5, vector, b"")
             if number >= 50:
-                hold(formed, vector, 100, masks(window, tolerance))  # type: ignore[arg-type]  # parametrize gives str
+                hold(formed, vector, 100, phase_masks(window, tolerance))  # type: ignore[arg-type]  # parametrize gives str
         formed.close()
 
     def test_masks(self) -> None:
         """`any` is both tags, `current` follows the phase, and a tolerance of 0.8 makes every window `any`."""
         wake, sleep, both = 1 << WAKE, 1 << SLEEP, 3
 
-        assert masks("any", 0.0) == (both, both)
-        assert masks("wake", 0.15) == (wake, wake)
-        assert masks("sleep", 0.15) == (sleep, sleep)
-        assert masks("current", 0.15) == (wake, sleep)
-        assert masks("current", 0.7999) == (wake, sleep)
-        assert (both, both) == masks("current", 0.8) == masks("wake", 0.8) == masks("sleep", 1.0)
+        assert phase_masks("any", 0.0) == (both, both)
+        assert phase_masks("wake", 0.15) == (wake, wake)
+        assert phase_masks("sleep", 0.15) == (sleep, sleep)
+        assert phase_masks("current", 0.15) == (wake, sleep)
+        assert phase_masks("current", 0.7999) == (wake, sleep)
+        assert (both, both) == phase_masks("current", 0.8) == phase_masks("wake", 0.8) == phase_masks("sleep", 1.0)
 
     def test_few_candidates_are_scored_in_full(self) -> None:
         """Of 2,000 random memories, a tenth at most is scored in full for k = 10."""
@@ -362,7 +362,7 @@ class TestUnderWriters:
         asked = []
         for number in range(self.RECALLS):
             index, k = int(rng.integers(0, 512)), int(rng.choice([1, 10, 100]))
-            window = masks(["any", "wake", "current"][number % 3], 0.15)  # type: ignore[arg-type]  # one of them
+            window = phase_masks(["any", "wake", "current"][number % 3], 0.15)  # type: ignore[arg-type]  # one of them
             asked.append(
                 (recall.nearest(formed.pool.vectors[index], k, window, payloads=False, vectors=False), index, k, window)
             )

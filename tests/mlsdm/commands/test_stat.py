@@ -249,7 +249,7 @@ def test_a_damaged_header_is_one_sentence(block: Block, capsys: pytest.CaptureFi
         assert stat("--pid", held.pid) == 1
         held.communicate()
 
-    reason = "the header of the block is damaged: its checksum does not hold"
+    reason = "the header of the block is damaged: its checksum does not match"
     assert capsys.readouterr() == ("", f"mlsdm stat: the block of process {held.pid} cannot be read ({reason})\n")
 
 

@@ -479,7 +479,7 @@ def test_an_authenticator_alone_closes_the_service() -> None:
 def test_a_refused_credential_is_not_passed_to_the_next_authenticator() -> None:
     """A bad signature stays bad, whatever authenticators come later."""
     later = UserAuthenticator(user())
-    ask = gated(ring("writer"), others=[UserAuthenticator(unauthorised(shown=True)), later])
+    ask = gated(ring("writer"), others=[UserAuthenticator(unauthorised(has_token=True)), later])
 
     assert ask(Authorization=USER).status_code == 401
     assert later.asked == 0
