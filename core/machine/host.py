@@ -2,14 +2,16 @@
 
 /proc holds both, unless it is mounted with `subset=pid`, which hides everything but processes. Then sysinfo(2) still
 tells the memory; what it calls free leaves out file cache, so less seems to be available than is. Nothing tells the CPU
-time.
+time. `proc` is an argument so that tests can lay out its files.
+
+Rejected: psutil, which took 1 MB of every server and 6 ms of its start for these two figures.
 """
 
 import os
+from pathlib import Path
 from typing import Final, NamedTuple
 
-import psutil
-
+PROC: Final = Path("/proc")
 _SECOND_NS: Final = 1_000_000_000
 
 
@@ -20,24 +22,27 @@ class HostMemory(NamedTuple):
     available: int
 
 
-def memory() -> HostMemory:
+def memory(proc: Path = PROC) -> HostMemory:
     """Return the memory of the host."""
     try:
-        memory = psutil.virtual_memory()
+        lines = (proc / "meminfo").read_text(encoding="ascii").splitlines()
     except FileNotFoundError:
         page_size = os.sysconf("SC_PAGE_SIZE")
         return HostMemory(page_size * os.sysconf("SC_PHYS_PAGES"), page_size * os.sysconf("SC_AVPHYS_PAGES"))
-    return HostMemory(memory.total, memory.available)
+    kibibytes = {name: rest.split()[0] for name, _, rest in (line.partition(":") for line in lines)}
+    return HostMemory(1024 * int(kibibytes["MemTotal"]), 1024 * int(kibibytes["MemAvailable"]))
 
 
-def cpu_used_ns() -> int | None:
+def cpu_used_ns(proc: Path = PROC) -> int | None:
     """Return the CPU time used on the host since boot, or None when it is hidden.
 
     Time that the hypervisor has stolen counts as used, because it was not available.
     """
     try:
-        times = psutil.cpu_times()
+        with (proc / "stat").open(encoding="ascii") as stat:
+            line = stat.readline()  # the sum; each core has a line below
     except FileNotFoundError:
         return None
-    used = times.user + times.nice + times.system + times.irq + times.softirq + times.steal  # user includes guest
-    return int(used * _SECOND_NS)
+    _, user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = line.split()  # user includes guest
+    ticks = sum(map(int, (user, nice, system, irq, softirq, steal)))
+    return ticks * _SECOND_NS // os.sysconf("SC_CLK_TCK")

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-import psutil
 
 from core.machine import host
 from core.machine.cgroup import Cgroup
@@ -69,7 +68,7 @@ class Sampler:
             cpu_percent=self._cpu_percent,
             cpu_percent_30s=self._mean_percent(now_ns, used_ns, cores),
             cpu_count=self._cgroup.usable_cores(),
-            disk_percent=psutil.disk_usage(".").percent,  # "." also when the directory has been removed
+            disk_percent=_disk_percent(),
         )
 
     @property
@@ -114,3 +113,10 @@ class Sampler:
 def _percent(part: float, whole: float) -> float:
     """Return the share in percent, clamped to 0…100: a short interval can exceed a quota, which is per period."""
     return min(max(100.0 * part / whole, 0.0), 100.0) if whole > 0 else 0.0
+
+
+def _disk_percent() -> float:
+    """Return how much of the disk is used, of what a process without privileges may use, to a tenth."""
+    disk = os.statvfs(".")  # "." also when the directory has been removed
+    used = disk.f_blocks - disk.f_bfree
+    return round(_percent(used, used + disk.f_bavail), 1)
