@@ -51,7 +51,10 @@ class Registry:
         self._published: SimpleQueue[Published] = SimpleQueue()
         self._wake = wake
         self._wrap = wrap
-        self._trial = DefaultRouter()  # has every route, so that one that cannot be added is refused by it first
+        # Has every route, so that one that cannot be added is refused by it first. It never looks one up: to compile
+        # itself it would run through much of what the processes share, and each page that it touches is copied.
+        self._trial = DefaultRouter()
+        self._templates = {_bare(path) for path in routes}
         self._trying = threading.Lock()
         for path, resource in routes.items():
             self._trial.add_route(path, wrap(resource))
@@ -129,9 +132,14 @@ class Registry:
             if not path.startswith("/"):
                 raise ValueError(f"the route {path!r} does not begin with a slash")
             with self._trying:
-                found = self._trial.find(path)
-                if found is not None and found[3] == path:
+                if _bare(path) in self._templates:
                     raise ValueError(f"{path} is a route already")
                 self._trial.add_route(path, self._wrap(resource))
+                self._templates.add(_bare(path))
         self._published.put(published)
         self._wake()
+
+
+def _bare(path: str) -> str:
+    """Return a template as the router reads it: any number of slashes may lead."""
+    return path.lstrip("/")

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import falcon
 import msgspec
 import pytest
+from falcon.routing import DefaultRouter
 
 from app.api.operation import Operation, Resource
 from app.api.problem import Problem
@@ -315,6 +316,8 @@ def test_deaths_are_forgotten_once_a_module_was_usable_for_long(monkeypatch: pyt
     ("routes", "reason"),
     [
         pytest.param({"/event": Nothing()}, "routes: ValueError: /event is a route already", id="taken"),
+        pytest.param({"//event": Nothing()}, "routes: ValueError: //event is a route already", id="taken_with_slashes"),
+        pytest.param({"/x": Nothing(), "//x": Nothing()}, "routes: ValueError: //x is a route already", id="twice"),
         pytest.param(
             {"event": Nothing()}, "routes: ValueError: the route 'event' does not begin with a slash", id="slash"
         ),
@@ -332,6 +335,21 @@ def test_a_module_whose_routes_cannot_be_added_fails(routes: Mapping[str, Resour
 
     assert (process.cell("a").state, process.routes) == ("failed", {})
     assert process.cell("a").reason.startswith(reason)
+
+
+def test_routes_are_checked_without_compiling_a_router(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router compiles itself when it is first asked, and copies half a megabyte of shared pages into the worker."""
+    monkeypatch.setattr(registry, "DefaultRouter", _Unasked)
+    process = Process(Scripted("a", routes=lambda: {"/x": Nothing()}))
+    process.registry.close()
+
+    assert process.cell("a").state == "closed"
+    assert list(process.routes) == ["/x"]
+
+
+class _Unasked(DefaultRouter):
+    def find(self, *_arguments: Any) -> NoReturn:
+        raise AssertionError("the router was asked for a route")
 
 
 def test_what_a_module_publishes_late_is_added_on_the_loop(gate: threading.Event) -> None:
