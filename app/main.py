@@ -268,5 +268,8 @@ def _reraise(_request: falcon.Request, _response: falcon.Response, error: Except
     raise error
 
 
-mimetypes.init()  # before the fork: every Falcon application looks into these tables, and would read them once a worker
+# Before the fork: every Falcon application copies these tables, and would make them once a worker. Python's own are
+# enough: no route asks for them, and each entry that the machine adds is touched, and its page copied, by every worker.
+mimetypes.knownfiles.clear()
+mimetypes.init()
 app = Application()
