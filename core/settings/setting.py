@@ -9,7 +9,6 @@ within no bounds. A free text has its range in words, and a pattern or a check t
 Rejected: YAML's typing, which reads `1e-3` as text, `22:22` as 1342, `010` as 8 and `no` as false.
 """
 
-import difflib
 import re
 import reprlib
 from collections.abc import Callable, Collection
@@ -163,6 +162,8 @@ def suggestion(name: str, known: Collection[str], separator: str = ".") -> str:
     last_part = name.rsplit(separator, 1)[-1]
     if last_part in last_parts:
         return f"; did you mean {last_parts[last_part]}?"
+    import difflib  # noqa: PLC0415 - only a refusal needs it
+
     if close := difflib.get_close_matches(name, known, n=1):
         return f"; did you mean {close[0]}?"
     if close := difflib.get_close_matches(last_part, last_parts, n=1):
