@@ -21,6 +21,13 @@ HEAVY: Final = frozenset(
         "matplotlib", "multiprocessing", "http.client", "urllib.request",
     }
 )  # fmt: skip
+# What a server with the default configuration has no use for. The arbiter's modules are memory of every server.
+UNUSED: Final = frozenset(
+    {
+        "psutil", "difflib", "numpy", "multiprocessing", "opentelemetry", "core.reference", "core.settings_manual",
+        "app.telemetry.spans", "modules.openapi.document", "modules.openapi.page", "mlsdm",
+    }
+)  # fmt: skip
 
 
 class Import(NamedTuple):
@@ -65,6 +72,9 @@ RULES: Final = (
     Rule("the server imports neither core.reference nor NumPy",
          lambda a, b: within(a, "app", "modules", "shm") and within(b, "core.reference", "numpy"),
          ("app.main", "numpy")),
+    Rule("the product reads /proc itself: psutil is for tests and load tests",
+         lambda a, b: within(a, "app", "core", "shm", "modules", "mlsdm", "deploy") and within(b, "psutil"),
+         ("core.machine.host", "psutil")),
     Rule("app.httpd imports core.limits only",
          lambda a, b: within(a, "app.httpd") and within(b, *OURS) and not within(b, "app.httpd", "core.limits"),
          ("app.httpd.connection", "app.api.operation")),
@@ -193,5 +203,21 @@ def test_importing_a_module_loads_nothing_heavy() -> None:
         f"print(*sorted((set(sys.modules) - before) & {set(HEAVY)!r}), sep='\\n')\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == []
+
+
+def test_a_server_loads_nothing_that_it_does_not_use() -> None:
+    """What the arbiter has loaded before its first fork, with the default configuration."""
+    program = (
+        "import sys, mimetypes\n"
+        "from app.server import server\n"
+        "import app.main, app.httpd.gunicorn_worker\n"
+        "server.gunicorn_settings()\n"
+        f"print(*sorted(set(sys.modules) & {set(UNUSED)!r}), *mimetypes.knownfiles, sep='\\n')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env={}, capture_output=True, text=True, check=True
+    )  # fmt: skip
 
     assert done.stdout.split() == []
