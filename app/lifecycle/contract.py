@@ -79,7 +79,7 @@ class Command(NamedTuple):
 class Module:
     """A module. A subclass overrides what it has; every default stands for "nothing of this kind"."""
 
-    #: What configuration, logs, metrics and `GET /modules` call it: `[a-z][a-z0-9_]{0,31}`.
+    #: What configuration, logs, metrics and `GET /modules` call it: `[a-z][a-z0-9_]{0,19}`.
     name: ClassVar[str]
     version: ClassVar[str] = VERSION
     #: Modules that must be ready before this one is opened.

@@ -6,8 +6,18 @@ from typing import Final
 
 from core.settings.setting import InvalidText, quote_if_needed
 
-EXPECTED: Final = "names of 1 to 32 lower-case letters, digits and _, each beginning with a letter, separated by commas"
-_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
+# A child is called `<module>-<its name>`, in at most 32 characters; `-migrations` is the longest that the server adds.
+NAME_LENGTH_MAX: Final = 20
+EXPECTED: Final = (
+    f"names of 1 to {NAME_LENGTH_MAX} lower-case letters, digits and _, each beginning with a letter, "
+    "separated by commas"
+)
+_NAME: Final = re.compile(rf"[a-z][a-z0-9_]{{0,{NAME_LENGTH_MAX - 1}}}")
+
+
+def is_name(text: object) -> bool:
+    """Return whether this is a module's name."""
+    return isinstance(text, str) and _NAME.fullmatch(text) is not None
 
 
 def parse(text: str) -> tuple[str, ...]:
@@ -16,7 +26,7 @@ def parse(text: str) -> tuple[str, ...]:
     Raises InvalidText, which lists every item that is no name and every name that occurs twice.
     """
     items = [item.strip() for item in text.split(",")] if text.strip() else []
-    faults = [_fault(item, count) for item, count in Counter(items).items() if count > 1 or not _NAME.fullmatch(item)]
+    faults = [_fault(item, count) for item, count in Counter(items).items() if count > 1 or not is_name(item)]
     if faults:
         raise InvalidText("has " + "; ".join(faults))
     return tuple(items)
