@@ -22,13 +22,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from gunicorn.util import set_owner_process  # type: ignore[import-untyped]  # gunicorn carries no types
 
-from app.lifecycle.loader import FoundModule, load_modules, sections_of
+from app.lifecycle.loader import FoundModule, load_modules, rehearse_settings, sections_of
 from app.lifecycle.plan import Plan
+from app.lifecycle.rehearsal import Rehearsals
 from app.processes import file_limits
 from app.processes.block_startup import adopt_block, create_block
 from app.processes.child import Child
@@ -65,6 +67,7 @@ class Server:
         self.block: Block | None = None
         self.plan: Plan | None = None  # the modules of the configuration in force
         self._found: list[FoundModule] = []  # what the names in `modules.enabled` have led to
+        self._rehearsals = Rehearsals()  # of this start or reload
         # Which children there are beside the controller; asked at the start and at every reload.
         self.children_of: Callable[[Loaded], Sequence[Child]] = lambda _loaded: self.require_plan().children
         self._metrics_lock = -1
@@ -75,8 +78,11 @@ class Server:
 
     def configure(self) -> Loaded:
         """Load the configuration, or keep the one in force when the new one is wrong. Exits only at the first start."""
+        self._rehearsals = Rehearsals(self._serve_children)
         try:
-            loaded = startup.load(None, os.environ, startup.PLACES, self._find_sections)
+            loaded = startup.load(
+                None, os.environ, startup.PLACES, self._find_sections, partial(rehearse_settings, self._rehearsals)
+            )
             if self.loaded is not None:
                 problems = startup.unreloadable(self.loaded, loaded) + self._row_problems(loaded.config)
                 if problems:
@@ -148,15 +154,26 @@ class Server:
         """Return the plan of a configuration. Raises ConfigurationError when a required module is left out."""
         assert self.block is not None
         required = module_names.parse(loaded.config.modules.required)
-        plan = Plan(self._found, loaded.sections, required, self.block.layout.rows, self.plan)
+        plan = Plan(
+            self._found, loaded.sections, required, self.block.layout.rows, self.plan, rehearsals=self._rehearsals
+        )
         if plan.problems:
             raise ConfigurationError(plan.problems)
         return plan
 
     def _find_sections(self, enabled: tuple[str, ...]) -> FoundSections:
         """Import the enabled modules, and return the sections of the configuration that modules have."""
-        self._found = load_modules(enabled)
+        self._found = load_modules(enabled, self._rehearsals)
         return sections_of(self._found)
+
+    def _serve_children(self) -> None:
+        """Look after the children while the arbiter waits for a rehearsal.
+
+        Workers have to wait: one that was started here would return into a reload that is under way.
+        """
+        if self._supervisor is not None:
+            self._supervisor.reap(respawn=True)
+            self._supervisor.watch()
 
     # -- the life of the arbiter: hooks that Gunicorn calls ------------------------------------------------------------
 

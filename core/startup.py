@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import yaml
 
 from core.access import key_file
 from core.access.key_file import KeyFile
@@ -26,6 +27,7 @@ from core.access.keys import Keyring
 from core.machine.cgroup import Cgroup
 from core.settings import config_file, decoder, environment, module_names
 from core.settings.config import SETTINGS, WORKERS_MAX, Config
+from core.settings.config_file import ConfigFile
 from core.settings.environment import Environment, EnvironmentName
 from core.settings.setting import Setting, SettingProblem, Value
 from core.settings.tree import build_tree, contradictions, settings_of, values_of
@@ -41,6 +43,9 @@ FoundSections = Mapping[str, type[msgspec.Struct] | None]
 # Returns the sections of all modules that it knows, with those of the enabled modules among them. Raises
 # ConfigurationError when an enabled module is unknown; must not raise for an empty tuple.
 SectionsOf = Callable[[tuple[str, ...]], FoundSections]
+# (module, section, text, work) → what the code in the settings of a module does beside judging values; "" when it does
+# nothing else. The work runs it: checks of settings, and contradictions. It depends on section and text alone.
+Rehearse = Callable[[str, type[msgspec.Struct], str, Callable[[], object]], str]
 
 
 class ConfigurationError(Exception):
@@ -78,8 +83,17 @@ def no_sections(_enabled: tuple[str, ...]) -> FoundSections:
     return {}
 
 
+def no_rehearsal(_name: str, _section: type[msgspec.Struct], _text: str, _work: Callable[[], object]) -> str:
+    """Trust the code of every section."""
+    return ""
+
+
 def load(
-    path: str | None, environ: Mapping[str, str], places: Sequence[str] = (), sections_of: SectionsOf = no_sections
+    path: str | None,
+    environ: Mapping[str, str],
+    places: Sequence[str] = (),
+    sections_of: SectionsOf = no_sections,
+    rehearse: Rehearse = no_rehearsal,
 ) -> Loaded:
     """Return the configuration of `environ` and of one file.
 
@@ -91,9 +105,14 @@ def load(
     enabled = decoder.find_value(file, variables, SETTINGS[_ENABLED])
     found, module_problems = _find_sections(module_names.parse(str(enabled)), sections_of)
     sections = {name: section for name, section in found.items() if section is not None}
+    for name, section in [*sections.items()]:
+        if reason := _fault_of(name, section, file, variables, rehearse):
+            sentence = f"{name}: the settings of this module cannot be read: {reason}"
+            module_problems.append(SettingProblem(name, sentence))
+            del sections[name]
     settings = all_settings(sections)
     values, problems = decoder.decode(settings, OVERLAYS[variables.name], file, variables)
-    left_out = [name for name, section in found.items() if section is None]
+    left_out = [name for name in found if name not in sections]
     problems = [problem for problem in problems if not any(_is_in(problem.key, name) for name in left_out)]
     problems += module_problems
     faulty = {problem.key for problem in problems}
@@ -111,6 +130,26 @@ def load(
     notes = (f"{_SHORT}; production would refuse it",) if _is_short(variables.api_key) else ()
     keyring = Keyring(variables.api_key, keys.keys)
     return Loaded(config, modules, file.path, variables.name, keyring, notes)
+
+
+def _fault_of(
+    name: str, section: type[msgspec.Struct], file: ConfigFile, variables: Environment, rehearse: Rehearse
+) -> str:
+    """Return what the code in the settings of a module does beside judging values, "" if nothing."""
+    settings = all_settings({name: section})
+
+    def read() -> None:
+        values, problems = decoder.decode(settings, OVERLAYS[variables.name], file, variables)
+        contradictions(build_tree(section, values, f"{name}."), f"{name}.", {problem.key for problem in problems})
+
+    given = {key: [*map(_given, config_file.find_nodes(file.root, key))] for key in settings if _is_in(key, name)}
+    texts = {variable: text for variable, text in variables.texts.items() if _is_in(variable, name)}
+    return rehearse(name, section, f"{given} {texts}", read)
+
+
+def _given(node: yaml.Node) -> tuple[object, ...]:
+    """Return what a value is made of."""
+    return (node.tag, node.style, node.value) if isinstance(node, yaml.ScalarNode) else (node.tag,)
 
 
 def judge(config: Config, variables: Environment, faulty: set[str]) -> Iterator[SettingProblem]:

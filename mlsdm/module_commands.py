@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from app.lifecycle.contract import Command
 from app.lifecycle.loader import load_modules
+from app.lifecycle.rehearsal import Shortage
 from core import startup
 
 
@@ -15,7 +16,12 @@ def module_commands(taken: Collection[str]) -> list[Command]:
     What is left out is named on stderr.
     """
     found: dict[str, Command] = {}
-    for one in load_modules(startup.enabled_modules(None, os.environ, startup.PLACES)):
+    try:
+        modules = load_modules(startup.enabled_modules(None, os.environ, startup.PLACES))
+    except Shortage as error:
+        print(f"mlsdm: the commands of modules are left out: {error}", file=sys.stderr)
+        return []
+    for one in modules:
         try:
             commands = one.module.commands() if one.module is not None else ()
         except Exception as error:  # noqa: BLE001 - the other commands work without it

@@ -4,33 +4,39 @@ Names are resolved here and nowhere else: built-in modules by the table below, o
 `mlsdm.modules` of installed packages. A package that is not named is not imported.
 
 Invariants: `load_modules` and `declare` never raise for a module's mistake: they report it, and the module is left out.
-A module that is not built in runs first in a rehearsal, a fork with a deadline and a bound on memory: one that hangs,
-dies or grows at its import cannot harm the arbiter.
+They raise Shortage when the machine cannot load it now. What a module that is not built in makes the arbiter run, it
+runs in a rehearsal before (`app.lifecycle.rehearsal`), once: a reload repeats none for what has not changed.
 Rejected: importing every installed entry point to ask what it is; a package would run code because it is installed.
 """
 
 import importlib
-import os
-import resource
-import select
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
-from typing import Final
+from importlib.metadata import MetadataPathFinder, entry_points
+from typing import Final, NamedTuple
 
 import msgspec
 
 from app.lifecycle.contract import Migration, Module, ModuleChild
+from app.lifecycle.rehearsal import Rehearsals, Shortage, has_descriptors, shortage_in
+from core.settings import module_names
 from core.settings.tree import settings_of
 from core.startup import FoundSections
 
 BUILT_IN: Final[Mapping[str, str]] = {"openapi": "modules.openapi.module"}
 GROUP: Final = "mlsdm.modules"
-REHEARSAL_SECONDS_MAX: Final = 5.0
-REHEARSAL_SIZE_MAX: Final = 1 << 30  # bytes of address space beyond those of the arbiter
+# What this process has imported, by name, with the entry point's value: Python does not import it again either.
+_imported: Final[dict[str, tuple[str, Module]]] = {}
+# The sections whose settings were rehearsed, by module, with the text that was given for them.
+_judged: Final[dict[str, tuple[type[msgspec.Struct], str]]] = {}
+
+
+class Finder(NamedTuple):
+    """How a module is imported. `value` is the entry point's."""
+
+    value: str
+    load: Callable[[], object]
 
 
 @dataclass
@@ -50,9 +56,13 @@ class FoundModule:
         self.module, self.reason, self.children, self.migrations = None, reason, (), ()
 
 
-def load_modules(names: Sequence[str]) -> list[FoundModule]:
-    """Import the modules of these names, and return them so that each stands behind those that it requires."""
-    found = {name: _load_one(name) for name in names}
+def load_modules(names: Sequence[str], rehearsals: Rehearsals | None = None) -> list[FoundModule]:
+    """Import the modules of these names, and return them so that each stands behind those that it requires.
+
+    Raises Shortage when the machine cannot load one of them now.
+    """
+    MetadataPathFinder().invalidate_caches()  # a look-up without descriptors finds nothing, and remembers that
+    found = {name: _load_one(name, rehearsals or Rehearsals()) for name in names}
     ordered: dict[str, FoundModule] = {}
     for loaded in found.values():
         _order(loaded, found, ordered, ())
@@ -66,7 +76,7 @@ def sections_of(found: Sequence[FoundModule]) -> FoundSections:
     """
     missing = [name for name in BUILT_IN if name not in {one.name for one in found}]
     sections: dict[str, type[msgspec.Struct] | None] = {}
-    for one in (*found, *map(_load_one, missing)):
+    for one in (*found, *(_load_one(name, Rehearsals()) for name in missing)):
         if one.module is None:
             sections[one.name] = None
         elif one.module.settings.__struct_fields__:
@@ -74,52 +84,92 @@ def sections_of(found: Sequence[FoundModule]) -> FoundSections:
     return sections
 
 
-def declare(loaded: FoundModule, settings: msgspec.Struct) -> None:
-    """Ask a module for its children and migrations under these settings."""
+def rehearse_settings(
+    rehearsals: Rehearsals, name: str, section: type[msgspec.Struct], text: str, work: Callable[[], object]
+) -> str:
+    """Try what reads the settings of a module, unless it was tried with this text; as `core.startup.Rehearse` says."""
+    if name in BUILT_IN or _judged.get(name) == (section, text):
+        return ""
+    if reason := rehearsals.rehearse(name, work):
+        return reason
+    try:
+        work()
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - it did not in the rehearsal, and does now
+        return f"{type(error).__name__}: {error}"
+    _judged[name] = (section, text)
+    return ""
+
+
+def declare(loaded: FoundModule, settings: msgspec.Struct, rehearsals: Rehearsals | None = None) -> None:
+    """Ask a module for its children and migrations under these settings. Raises Shortage."""
     module = loaded.module
     if module is None:
         return
 
     def ask() -> None:
         loaded.children, loaded.migrations = tuple(module.children(settings)), tuple(module.migrations())
-        assert all(isinstance(child, ModuleChild) for child in loaded.children), "children() returned something else"
+        if not all(isinstance(child, ModuleChild) for child in loaded.children):
+            raise TypeError("children() returned something else than ModuleChild")
 
     began = time.monotonic()
-    if loaded.name not in BUILT_IN and (reason := rehearse(ask)):
-        loaded.leave_out(f"children: {reason}")
-        return
     try:
-        ask()
-    except Exception as error:  # noqa: BLE001 - whatever it is, the arbiter goes on without this module
+        if loaded.name not in BUILT_IN and (reason := (rehearsals or Rehearsals()).rehearse(loaded.name, ask)):
+            loaded.leave_out(f"children: {reason}")
+        else:
+            ask()
+    except Shortage:
+        raise
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, the arbiter goes on without this module
         loaded.leave_out(f"children: {type(error).__name__}: {error}")
     loaded.phases["children"] = _milliseconds_since(began)
 
 
-def _load_one(name: str) -> FoundModule:
+def _load_one(name: str, rehearsals: Rehearsals) -> FoundModule:
     loaded, began = FoundModule(name), time.monotonic()
     try:
-        find = _finder_of(name)
-        if name not in BUILT_IN and (reason := rehearse(find)):
-            loaded.leave_out(f"import: {reason}")
-        else:
-            loaded.module = _checked(name, find())
-            loaded.guards = type(loaded.module).authenticators is not Module.authenticators
-    except Exception as error:  # noqa: BLE001 - whatever it is, the server goes on without this module
+        loaded.module = _import(name, rehearsals)
+        loaded.guards = type(loaded.module).authenticators is not Module.authenticators
+    except _LeftOut as error:
+        loaded.leave_out(f"import: {error}")
+    except Shortage:
+        raise
+    except (Exception, SystemExit) as error:
+        if lack := shortage_in(error):
+            raise Shortage(name, lack) from error
         loaded.leave_out(f"import: {type(error).__name__}: {error}")
     loaded.phases["import"] = _milliseconds_since(began)
     return loaded
 
 
-def _finder_of(name: str) -> Callable[[], object]:
-    """Return what imports the module of that name."""
+class _LeftOut(Exception):
+    """What a rehearsal has reported."""
+
+
+def _import(name: str, rehearsals: Rehearsals) -> Module:
+    """Return the module of that name. What this process has imported already is neither rehearsed nor judged again."""
+    finder = _finder_of(name)
+    value, module = _imported.get(name, ("", None))
+    if module is not None and value == finder.value:
+        return module
+    if name not in BUILT_IN and (reason := rehearsals.rehearse(name, lambda: _checked(name, finder.load()))):
+        raise _LeftOut(reason)
+    module = _checked(name, finder.load())
+    if name not in BUILT_IN:
+        _imported[name] = (finder.value, module)
+    return module
+
+
+def _finder_of(name: str) -> Finder:
+    """Return how the module of that name is imported."""
     if name in BUILT_IN:
-        return lambda: importlib.import_module(BUILT_IN[name]).module
+        return Finder(BUILT_IN[name], lambda: importlib.import_module(BUILT_IN[name]).module)
     found = [*entry_points(group=GROUP, name=name)]
     if not found:
+        if not has_descriptors():
+            raise Shortage(name, "there are no descriptors to read what is installed")
         known = ", ".join(sorted({*BUILT_IN, *(point.name for point in entry_points(group=GROUP))}))
         raise LookupError(f"no module has that name; known: {known}")
-    load_point: Callable[[], object] = found[0].load
-    return load_point
+    return Finder(found[0].value, found[0].load)
 
 
 def _checked(name: str, module: object) -> Module:
@@ -128,6 +178,12 @@ def _checked(name: str, module: object) -> Module:
         raise TypeError(f"expected an instance of app.lifecycle.contract.Module, found {type(module).__name__}")
     if module.name != name:
         raise TypeError(f"it calls itself {module.name!r}")
+    if not isinstance(module.version, str) or not isinstance(module.required, bool):
+        raise TypeError("expected a text as version, and true or false as required")
+    if not isinstance(module.requires, tuple) or not all(map(module_names.is_name, module.requires)):
+        raise TypeError(f"expected a tuple of names of modules as requires, found {module.requires!r}")
+    if not isinstance(module.settings, type) or not issubclass(module.settings, msgspec.Struct):
+        raise TypeError(f"expected a msgspec.Struct as settings, found {module.settings!r}")
     for _ in settings_of(module.settings, f"{name}."):  # raises for a leaf that is not declared as it must be
         pass
     return module
@@ -152,53 +208,6 @@ def _order(
         if loaded.module is None:
             break
     ordered[loaded.name] = loaded
-
-
-# -- the rehearsal -----------------------------------------------------------------------------------------------------
-
-
-def rehearse(work: Callable[[], object]) -> str:
-    """Do `work` in a fork, and return why it would have done harm here, "" if it would not."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        _rehearse_here(work, writing)
-    os.close(writing)
-    said = b""
-    try:
-        deadline = time.monotonic() + REHEARSAL_SECONDS_MAX
-        while (left := deadline - time.monotonic()) > 0:
-            if not select.select([reading], [], [], left)[0]:
-                break
-            chunk = os.read(reading, 4096)
-            if not chunk:
-                return said.decode(errors="replace")[1:] if said else "the process died"
-            said += chunk
-    finally:
-        os.close(reading)
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        with suppress(ChildProcessError):  # Gunicorn's arbiter may have reaped it
-            os.waitpid(pid, 0)
-    return f"it took more than {REHEARSAL_SECONDS_MAX:g} s"
-
-
-def _rehearse_here(work: Callable[[], object], writing: int) -> None:
-    """In the fork: do the work under a bound of memory, write `=` and what was raised, and leave."""
-    said = "="
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
-        signal.set_wakeup_fd(-1)
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            size = int(statm.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + REHEARSAL_SIZE_MAX, size + REHEARSAL_SIZE_MAX))
-        work()
-    except BaseException as error:  # noqa: BLE001 - that is what is asked
-        said = f"={type(error).__name__}: {error}"
-    finally:
-        os.write(writing, said[:1000].encode(errors="replace"))
-        os._exit(0)
 
 
 def _milliseconds_since(began: float) -> float:

@@ -15,10 +15,12 @@ import msgspec
 from app.lifecycle.context import make_context
 from app.lifecycle.contract import Migration, Module, ModuleChild
 from app.lifecycle.loader import FoundModule, declare
+from app.lifecycle.rehearsal import Rehearsals
 from app.lifecycle.report import Board, Cell, Declared, Report
 from app.processes.child import Child, ChildContext
-from app.processes.child_table import CHILDREN_MAX, ChildState
+from app.processes.child_table import CHILDREN_MAX, NAME_SIZE_MAX, ChildState
 from app.telemetry.series import measure_into_files_of
+from core.settings import module_names
 from shm.process import identify_self
 
 MIGRATIONS: Final = "migrations"  # the name of the child that runs them
@@ -28,6 +30,8 @@ MODULE_CHILDREN_MAX: Final = CHILDREN_MAX // 2  # at a reload the old ones may s
 _WAIT_SECONDS: Final = 0.1  # between two looks of a child at the migrations that it waits for
 
 log = logging.getLogger("mlsdm.modules")
+
+assert module_names.NAME_LENGTH_MAX + len(f"-{MIGRATIONS}") <= NAME_SIZE_MAX
 
 
 class Plan:
@@ -40,9 +44,12 @@ class Plan:
         required: Collection[str],
         rows: int,
         before: "Plan | None" = None,
+        *,
+        rehearsals: Rehearsals | None = None,
     ) -> None:
         """`loaded` in the order in which modules are opened; `sections` are their settings; `required` are names that
-        the configuration asks for; `rows` counts worker rows; `before` is the plan that this one replaces.
+        the configuration asks for; `rows` counts worker rows; `before` is the plan that this one replaces. Raises
+        Shortage when the machine cannot rehearse now what a module declares.
         """
         self.sections = {
             one.name: sections.get(one.name, one.module.settings()) for one in loaded if one.module is not None
@@ -55,7 +62,7 @@ class Plan:
         # migration that has run, or is running, is not started again.
         self.migrations: dict[str, Board] = {}
         for one in loaded:
-            self._declare(one, before)
+            self._declare(one, before, rehearsals or Rehearsals())
 
     @property
     def guards(self) -> bool:
@@ -82,6 +89,11 @@ class Plan:
             if one.module is None:
                 log.error("module %s is left out: %s", one.name, one.reason)
 
+    def find_unchanged(self, module: Module, settings: msgspec.Struct) -> FoundModule | None:
+        """Return what this module has declared under these settings, if this plan has asked it."""
+        found = next((one for one in self._loaded if one.module is module), None)
+        return found if found is not None and self.sections[found.name] == settings else None
+
     def report(self, children: Callable[[], Mapping[str, ChildState]] = dict) -> Report:
         """Return the report of these modules; `children()` returns the supervised processes by name."""
         now = time.time()
@@ -100,7 +112,7 @@ class Plan:
         ]
         return Report(declared, self.board, children)
 
-    def _declare(self, one: FoundModule, before: "Plan | None") -> None:
+    def _declare(self, one: FoundModule, before: "Plan | None", rehearsals: Rehearsals) -> None:
         """Ask a module for its children and migrations, and have the supervisor run them."""
         if one.module is None:
             return
@@ -109,7 +121,11 @@ class Plan:
             one.leave_out(f"it requires the module {lacking}, which is left out")
             return
         settings = self.sections[one.name]
-        declare(one, settings)
+        same = before.find_unchanged(one.module, settings) if before is not None else None
+        if same is not None:
+            one.children, one.migrations = same.children, same.migrations
+        else:
+            declare(one, settings, rehearsals)
         if one.module is None:
             return
         try:
@@ -142,6 +158,12 @@ class Plan:
         for child in one.children:
             run = partial(_run, one.module, child, settings, board)
             name = f"{one.name}-{child.name}"
+            if len(name) > NAME_SIZE_MAX:
+                length_max = NAME_SIZE_MAX - len(f"{one.name}-")
+                raise ValueError(
+                    f"the child {child.name!r}: expected a name of at most {length_max} characters, "
+                    f"because {one.name}-<name> has at most {NAME_SIZE_MAX}"
+                )
             children.append(
                 Child(name, run, child.access, child.silence_seconds, child.memory_size_max, settings=settings)
             )

@@ -12,9 +12,11 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
-from app.lifecycle.loader import load_modules, sections_of
+from app.lifecycle.loader import load_modules, rehearse_settings, sections_of
+from app.lifecycle.rehearsal import Rehearsals
 from core import startup
 from core.settings.yaml_document import to_yaml_scalar
 
@@ -49,7 +51,13 @@ def run(arguments: argparse.Namespace) -> int:
 def load_as_server(path: str, environ: Mapping[str, str]) -> startup.Loaded:
     """Return what a server would load from the file at `path`. Raises ConfigurationError, with every problem."""
     variables = {**environ, **(_STAND_IN if _is_keyless(environ) else {})}
-    return startup.load(path, variables, sections_of=lambda enabled: sections_of(load_modules(enabled)))
+    rehearsals = Rehearsals()
+    return startup.load(
+        path,
+        variables,
+        sections_of=lambda enabled: sections_of(load_modules(enabled, rehearsals)),
+        rehearse=partial(rehearse_settings, rehearsals),
+    )
 
 
 def _is_keyless(environ: Mapping[str, str]) -> bool:

@@ -1,15 +1,16 @@
 """The module `sample`: a child, an authenticator, a migration, a command, deferred routes, settings.
 
-The variable SAMPLE_FAULTS tells it to fail: `PHASE:KIND` separated by commas. PHASE is a method of the module,
-`import`, `child`, `migration` or `request`; KIND is `raise`, `hang`, `die`, `exit3` (or another status) or `grow`. With
-SAMPLE_FAULTS_FILE the same is read from a file at each phase, so that a test can change it while a server runs.
+The variable SAMPLE_FAULTS tells it to fail: `PHASE:KIND` separated by commas. PHASE is a method of the module or of its
+settings, `import`, `setting`, `child`, `migration` or `request`; KIND is `raise`, `hang`, `die`, `exit3` (or another
+status) or `grow`. With SAMPLE_FAULTS_FILE the same is read from a file at each phase, so that a test can change it
+while a server runs.
 """
 
 import argparse
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Final
 from wsgiref.types import WSGIEnvironment
@@ -57,8 +58,15 @@ def fail(phase: str) -> None:
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The section `sample`."""
 
-    greeting: Annotated[str, describe("What the module greets with.", "text", "a text", max_length=100)] = "hello"
+    greeting: Annotated[
+        str, describe("What the module greets with.", "text", "a text", lambda _text: fail("setting"), max_length=100)
+    ] = "hello"
     children: Annotated[int, describe("Processes of the module.", "processes", ge=0, le=4)] = 1
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield none."""
+        fail("contradictions")
+        yield from ()
 
 
 class LaterResource:

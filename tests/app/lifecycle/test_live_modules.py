@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -180,11 +181,11 @@ def test_an_authenticator_of_a_module_identifies_clients(tmp_path: Path) -> None
     [
         pytest.param("import:raise", "import: RuntimeError: told to raise in import", id="import_raises"),
         pytest.param("import:die", "import: the process died", id="import_dies"),
-        pytest.param("import:hang", "import: it took more than 5 s", id="import_hangs"),
+        pytest.param("import:hang", "import: it took more than ", id="import_hangs"),
         pytest.param("import:grow", "import: MemoryError: ", id="import_grows"),
         pytest.param("children:raise", "children: RuntimeError: told to raise in children", id="children_raises"),
         pytest.param("children:die", "children: the process died", id="children_dies"),
-        pytest.param("children:hang", "children: it took more than 5 s", id="children_hangs"),
+        pytest.param("children:hang", "children: it took more than ", id="children_hangs"),
         pytest.param("routes:raise", "routes: RuntimeError: told to raise in routes", id="routes_raises"),
         pytest.param("open:raise", "open: RuntimeError: told to raise in open", id="open_raises"),
         pytest.param(
@@ -208,7 +209,7 @@ def test_a_module_that_fails_is_left_out(tmp_path: Path, faults: str, reason: st
     answer = later(server, 0)
     server.stop()
 
-    assert found["reason"] == reason
+    assert re.sub(r"[0-9.]+ s$", "", found["reason"]) == reason
     assert f": {reason}" in server.log
     assert 'mlsdm_module_state{module="sample",state="failed"} 1.0' in metrics
     assert answer.status in (404, 503)
@@ -310,6 +311,55 @@ def test_a_required_module_that_fails_keeps_the_server_from_starting(tmp_path: P
     """One sentence says which and why."""
     with pytest.raises(AssertionError, match=r"modules.required: the module sample is left out: import: RuntimeError"):
         start(tmp_path, "import:raise", MLSDM_MODULES__REQUIRED="sample")
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        pytest.param(
+            "contradictions:raise", "RuntimeError: told to raise in contradictions", id="contradictions_raise"
+        ),
+        pytest.param("contradictions:exit3", "the process died", id="contradictions_exit"),
+        pytest.param("contradictions:hang", "it took more than", id="contradictions_hang"),
+        pytest.param("setting:raise", "RuntimeError: told to raise in setting", id="setting_raises"),
+        pytest.param("setting:grow", "MemoryError", id="setting_grows"),
+    ],
+)
+def test_settings_whose_code_fails_keep_the_server_from_starting(tmp_path: Path, fault: str, reason: str) -> None:
+    """It is a problem of the configuration, with the module's name; nothing of it ends or holds the arbiter."""
+    with pytest.raises(AssertionError, match=rf"\nsample: the settings of this module cannot be read: {reason}"):
+        start(tmp_path, fault, MLSDM_SAMPLE__GREETING="good morning")
+
+
+def test_a_reload_changes_nothing_while_a_module_cannot_be_tried(tmp_path: Path) -> None:
+    """Its settings make a rehearsal hang, or the machine is short of descriptors. The next HUP tries again."""
+    config = tmp_path / "mlsdm.yaml"
+    config.write_text("sample: {greeting: one}\n")
+    server = start(tmp_path, CONFIG_PATH=str(config))
+    eventually(lambda: later(server, 0).status == 200)
+
+    def reload(greeting: str, reason: str) -> str:
+        """Return what the module greets with after a reload; `reason` is what the log says of the reload."""
+        config.write_text(f"sample: {{greeting: {greeting}}}\n")
+        count = server.log.count(reason)
+        os.kill(server.pid, signal.SIGHUP)
+        eventually(lambda: server.log.count(reason) > count)
+        return str(later(server, 0).json["greeting"])
+
+    (tmp_path / "faults").write_text("setting:hang")
+    hung = reload("two", "sample: the settings of this module cannot be read: it took more than")
+    (tmp_path / "faults").write_text("")
+    _, hard = limits = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+    used = {int(name) for name in os.listdir(f"/proc/{server.pid}/fd")}
+    second_free = sorted({*range(len(used) + 2)} - used)[1]  # one is left: enough to read files, too few for a pipe
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (second_free, hard))
+    short = reload("three", "the machine is too short of something to load the module sample")
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, limits)
+    reload("four", "Configuration loaded")
+    eventually(lambda: later(server, 0).json.get("greeting") == "four")
+    server.stop()
+
+    assert (hung, short) == ("one", "one")
 
 
 def test_a_reload_with_a_required_module_that_fails_changes_nothing(tmp_path: Path) -> None:

@@ -1,17 +1,19 @@
 """The loader: from names to modules in order, and nothing of a module can harm the arbiter."""
 
+import errno
 import os
-import sys
-import time
+import resource
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
-import psutil
+import msgspec
 import pytest
 
 from app.lifecycle import loader
 from app.lifecycle.contract import Module
-from app.lifecycle.loader import load_modules, rehearse
+from app.lifecycle.loader import Finder, load_modules, rehearse_settings
+from app.lifecycle.rehearsal import Rehearsals, Shortage
 from core.settings.tree import settings_of
 from testing.live_server import ROOT
 from testing.sample_module.installed import install
@@ -30,12 +32,18 @@ def make_module(name: str, *requires: str) -> Module:
     return kind()
 
 
+def changed(name: str, **members: object) -> Module:
+    """Return a module of that name with these members."""
+    kind: type[Module] = type(name, (Plain,), {"name": name, **members})
+    return kind()
+
+
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Module]:
     """Modules that the loader finds as if they were built in, by name."""
     modules: dict[str, Module] = {}
     monkeypatch.setattr(loader, "BUILT_IN", modules)
-    monkeypatch.setattr(loader, "_finder_of", lambda name: lambda: modules[name])
+    monkeypatch.setattr(loader, "_finder_of", lambda name: Finder(name, lambda: modules[name]))
     return modules
 
 
@@ -77,6 +85,15 @@ def test_modules_that_require_each_other_are_left_out(installed: dict[str, Modul
     [
         pytest.param(object(), "expected an instance of app.lifecycle.contract.Module, found object", id="no_module"),
         pytest.param(make_module("b"), "it calls itself 'b'", id="other_name"),
+        pytest.param(
+            changed("a", requires="bc"), "expected a tuple of names of modules as requires, found 'bc'", id="requires"
+        ),
+        pytest.param(
+            changed("a", version=1), "expected a text as version, and true or false as required", id="version"
+        ),
+        pytest.param(
+            changed("a", settings=dict), "expected a msgspec.Struct as settings, found <class 'dict'>", id="settings"
+        ),
     ],
 )
 def test_what_is_no_module_is_left_out(installed: dict[str, Module], module: Module, reason: str) -> None:
@@ -105,33 +122,6 @@ def test_a_package_that_is_not_named_is_not_imported(tmp_path: Path, monkeypatch
     ]
 
 
-def _grow() -> None:
-    kept = []
-    while True:
-        kept.append(bytes(1 << 26))
-
-
-def test_a_rehearsal_tells_what_would_have_happened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a fork: here nothing is raised, nobody dies, and no memory is gone."""
-    monkeypatch.setattr(loader, "REHEARSAL_SECONDS_MAX", 60.0)
-
-    assert rehearse(lambda: None) == ""
-    assert rehearse(lambda: 1 / 0) == "ZeroDivisionError: division by zero"
-    assert rehearse(lambda: sys.exit(3)) == "SystemExit: 3"
-    assert rehearse(lambda: os._exit(3)) == "the process died"
-    assert rehearse(_grow) == "MemoryError: "
-
-
-def test_a_rehearsal_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process is gone, too."""
-    monkeypatch.setattr(loader, "REHEARSAL_SECONDS_MAX", 0.2)
-
-    before = {child.pid for child in psutil.Process().children()}  # servers of other tests, which share this process
-
-    assert rehearse(lambda: time.sleep(3600)) == "it took more than 0.2 s"
-    assert {child.pid for child in psutil.Process().children()} <= before
-
-
 def test_children_are_asked_for_with_the_settings(installed: dict[str, Module]) -> None:
     """A module whose `children` raises is left out."""
 
@@ -158,3 +148,66 @@ def test_the_module_of_the_design_page_is_one(tmp_path: Path, monkeypatch: pytes
 
     assert one.module is not None, one.reason
     assert [setting.key for setting in settings_of(one.module.settings, "greeter.")] == ["greeter.word"]
+
+
+@pytest.fixture
+def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sample module is installed, and this process has not imported it yet."""
+    install(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(loader, "_imported", {})
+    monkeypatch.setattr(loader, "_judged", {})
+
+
+class RehearsalCounter(Rehearsals):
+    """Counts what is rehearsed."""
+
+    count = 0
+
+    def rehearse(self, name: str, work: Callable[[], object]) -> str:
+        """Count it."""
+        self.count += 1
+        return super().rehearse(name, work)
+
+
+def test_what_is_imported_already_is_not_rehearsed_again(sample: None) -> None:
+    """A reload finds the same module; its settings are tried again only when their text has changed."""
+    first, second = RehearsalCounter(), RehearsalCounter()
+    (one,) = load_modules(["sample"], first)
+    (two,) = load_modules(["sample"], second)
+    for rehearsals, text in ((first, "1"), (second, "1"), (second, "2")):
+        assert rehearse_settings(rehearsals, "sample", msgspec.Struct, text, lambda: None) == ""
+
+    assert one.module is not None
+    assert two.module is one.module
+    assert (first.count, second.count) == (2, 1)
+
+
+def test_a_machine_without_descriptors_is_no_fault_of_the_module(sample: None) -> None:
+    """Nothing is known of it then. Later it is found, although importlib remembers what it has not read."""
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = {int(name) for name in os.listdir("/proc/self/fd")}
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(set(range(len(used) + 1)) - used), hard))
+    try:
+        with pytest.raises(Shortage, match="the machine is too short of something to load the module sample: "):
+            load_modules(["sample"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    assert [(one.name, one.reason) for one in load_modules(["sample"])] == [("sample", "")]
+
+
+def test_a_machine_without_processes_is_no_fault_of_the_module(sample: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fork fails; no descriptor is left open."""
+
+    def no_fork() -> int:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    before = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fork", no_fork)
+        with pytest.raises(Shortage, match="Resource temporarily unavailable"):
+            load_modules(["sample"])
+
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert [one.reason for one in load_modules(["sample"])] == [""]

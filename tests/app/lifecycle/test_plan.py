@@ -12,6 +12,7 @@ from app.lifecycle.loader import FoundModule
 from app.lifecycle.plan import MODULE_CHILDREN_MAX, Plan
 from app.lifecycle.report import Cell
 from app.processes.child import Access
+from core.settings import module_names
 from shm.process import identify_self
 
 
@@ -63,6 +64,16 @@ def reasons(of: Plan) -> dict[str, str]:
     return {module.name: module.reason for module in of.report().modules() if module.state == "failed"}
 
 
+def test_the_longest_name_of_a_module_leaves_room_for_its_migrations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the configuration accepts as a name can be supervised."""
+    name = "m" * module_names.NAME_LENGTH_MAX
+    monkeypatch.setattr(loader, "BUILT_IN", {name: ""})
+    made = plan(Scripted(name, migrates=True))
+
+    assert module_names.parse(name) == (name,)
+    assert (reasons(made), [one.name for one in made.children]) == ({}, [f"{name}-migrations"])
+
+
 def test_children_and_migrations_are_supervised() -> None:
     """Their names begin with the module's."""
     made = plan(Scripted("a", child("x"), child("y"), migrates=True), Scripted("b"))
@@ -76,9 +87,13 @@ def test_children_and_migrations_are_supervised() -> None:
     [
         pytest.param([child("x"), child("x")], "children: two children have the same name", id="twice"),
         pytest.param([child("migrations")], "children: two children have the same name", id="migrations"),
-        pytest.param([child("x" * 40)], "children: the child's name", id="long_name"),
+        pytest.param(
+            [child("x" * 31)],
+            f"children: the child {'x' * 31!r}: expected a name of at most 30 characters, because a-<name> has at most",
+            id="long_name",
+        ),
         pytest.param([child("x", "5")], "children: ", id="wrong_type"),
-        pytest.param([object()], "children: AssertionError: children() returned something else", id="no_child"),
+        pytest.param([object()], "children: TypeError: children() returned something else", id="no_child"),
         pytest.param(
             [child(f"x{number}") for number in range(MODULE_CHILDREN_MAX)],
             f"children: all modules together declare more than {MODULE_CHILDREN_MAX} children",
@@ -93,6 +108,24 @@ def test_a_module_whose_children_cannot_be_supervised_is_left_out(children: list
     assert made.children == []
     assert reasons(made)["a"].startswith(reason)
     assert reasons(made)["b"] == "it requires the module a, which is left out"
+
+
+def test_a_module_is_asked_again_only_when_its_settings_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reload keeps what it has declared."""
+    asked: list[str] = []
+
+    def migrations(self: Scripted) -> Sequence[Migration]:
+        asked.append(self.name)
+        return []
+
+    monkeypatch.setattr(Scripted, "migrations", migrations)
+    module = Scripted("a", child("x"))
+    first = plan(module)
+    second = plan(module, before=first)
+    third = plan(module, number=1, before=second)
+
+    assert asked == ["a", "a"]
+    assert [[one.name for one in made.children] for made in (first, second, third)] == [["a-x"]] * 3
 
 
 def test_migrations_outlive_a_reload_while_the_settings_stay() -> None:
