@@ -30,11 +30,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=20_000)
     asked = parser.parse_args(arguments)
     if os.environ != BARE:
-        ctypes.CDLL(None).personality(ADDR_NO_RANDOMIZE)  # where that is refused, seeds find other instructions
+        ctypes.CDLL(None).personality(ADDR_NO_RANDOMIZE)  # if that is refused, a seed stops at other instructions
         command = [sys.executable, "-m", "tests.simulation", f"--seed={asked.seed}", f"--steps={asked.steps}"]
         os.execve(sys.executable, command, BARE)
     if not tracee.possible():
-        print("ptrace is not to be had here, or this is not x86-64", file=sys.stderr)
+        print("needs ptrace on x86-64", file=sys.stderr)
         return 2
     began = time.monotonic()
     with World(asked.seed) as world:
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
         print("".join(f"{count:9,} {name}\n" for name, count in sorted(world.counts.items())), end="")
         seconds = time.monotonic() - began
         print(
-            f"seed {asked.seed}: {asked.steps:,} steps in {seconds:.1f} s, position {world.chronicle.newest:,}, "
+            f"seed {asked.seed}: {asked.steps:,} steps in {seconds:.1f} s, position {world.history.newest:,}, "
             f"digest {world.digest}"
         )
     return 0

@@ -1,4 +1,4 @@
-"""The accounts of the simulated clients, from whose token buckets tokens are taken.
+"""The accounts of the simulated clients, whose tokens are spent.
 
 All of them share the same eight places of their table, `SET`. Six share those of KEYS, where an account is evicted
 only when another one has a second place; twelve share those of PEERS, where one always is. Their rates and bursts

@@ -1,7 +1,7 @@
 """An actor: a process of the simulated server that runs only when the scheduler moves it.
 
 It is a child under ptrace. It gets one operation at a time and carries it out completely, or up to a place in the
-native core plus some instructions; then it is stopped there, as a process that lost its processor, was stopped, or is
+native core plus some instructions. Then it is stopped there, like a process that was preempted or stopped, or that is
 about to be killed. Only one actor moves at a time, so everything happens in one order, which the scheduler chooses.
 
 A child reports completion by stopping itself; its answer is in a pipe.
@@ -32,14 +32,14 @@ CALLS: Final = {
     "batch": "admit_batch",
     "forget": "forget",
     "recall": "recall",
-    "look": "state_read",
-    "add_up": "tallies_read",
-    "read": "memory_read",
-    "page": "entries_read",
+    "read_state": "state_read",
+    "read_tallies": "tallies_read",
+    "read_memory": "memory_read",
+    "read_entries": "entries_read",
     "post": "command_post",
     "withdraw": "command_withdraw",
-    "take": "tokens_spend",
-    "give_back": "tokens_refund",
+    "spend": "tokens_spend",
+    "refund": "tokens_refund",
     "take_over": "epoch_begin",
     "tick": "tick",
     "apply": "command_apply",
@@ -59,7 +59,7 @@ def address_of(place: Place, call: str) -> int:
         return tracee.SECTION.first
     if place == "leaving":
         return tracee.SECTION.last
-    function = getattr(_CORE, "mlsdm_" + call)  # cffi's own pointer is that of a wrapper nobody calls
+    function = getattr(_CORE, "mlsdm_" + call)  # cffi's own pointer is to a wrapper that is not called
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
@@ -80,16 +80,16 @@ LIBRARY: Final = _mapped("libc.so")
 
 
 class Actor(tracee.Tracee):
-    """One child. `row`, `epoch` and `tickets` are what it was told is its own; `operation` is None while it is idle."""
+    """One child. `row`, `epoch` and `tickets` are those it was given; `operation` is None while it is idle."""
 
     def __init__(self, name: str, formed: Formed) -> None:
         self.name = name
         self._block = formed.block
         self.row = NO_ROW
         self.epoch = 0
-        self.predecessors: set[int] = set()  # pids, one of which is that of the controller whose place it has taken
-        self.tickets: list[int] = []  # of commands that it posted and has not taken back
-        self.paid: list[tuple[int, int]] = []  # (account, tokens) that it has taken and may give back
+        self.predecessors: set[int] = set()  # pids; one of them is that of the controller before it
+        self.tickets: list[int] = []  # of commands that it posted and has not withdrawn
+        self.paid: list[tuple[int, int]] = []  # (account, tokens) that it has spent and may refund
         self.operation: Operation | None = None
         asked, self._asks = os.pipe()
         self._answers, answering = os.pipe()
@@ -127,8 +127,8 @@ class Actor(tracee.Tracee):
         """Let it carry out some instructions of the native core and of the C library; returns the outcome when it was
         done before, else None. `trails` get the addresses of those of the native core.
 
-        It comes to stand where the native core returns to Python at the latest. How the kernel's page of functions
-        tells the time takes an instruction more or less; so these do not count.
+        It stops at the latest where the native core returns to Python. The kernel's clock function takes a varying
+        number of instructions, so these do not count.
         """
         while instructions > 0:
             if self._moved(tracee.SINGLESTEP):
@@ -161,7 +161,7 @@ class Actor(tracee.Tracee):
 
 
 def _serve(formed: Formed, parent: int, asked: int, answering: int) -> None:
-    """Be the child: carry out what is asked, answer, stop; until killed."""
+    """Run in the child: carry out an operation, answer and stop, until killed."""
     process.die_with_parent(parent)
     player = Player(formed)
     while True:

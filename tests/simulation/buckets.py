@@ -22,7 +22,7 @@ from shm.layout import BUCKET_WAYS
 from shm.store import KEYS, PEERS
 from testing.block_fixture import Formed
 from tests.simulation.accounts import ACCOUNTS, SET, Account
-from tests.simulation.chronicle import WrongError, holds, same
+from tests.simulation.history import WrongError, check, check_equal
 
 _NAMES: Final = {KEYS: "keys", PEERS: "peers"}
 _BUCKET: Final = struct.Struct("<Qq")
@@ -116,7 +116,7 @@ class Buckets:
     def __init__(self, formed: Formed, owners_max: int) -> None:
         self._formed = formed
         self._owners_max = owners_max
-        self._courses: dict[str, _Course] = {}
+        self._attempts: dict[str, _Course] = {}
         self._places = {table: self._read(table) for table in _NAMES}
 
     def _read(self, table: int) -> Places:
@@ -127,25 +127,25 @@ class Buckets:
     def begin(self, name: str, account: int, count: int, now_ns: int | None) -> None:
         """An actor is about to take tokens, or to give some back when there is no time."""
         whose = ACCOUNTS[account]
-        self._courses[name] = _Course(whose, count, now_ns, self._places[whose.table])
+        self._attempts[name] = _Course(whose, count, now_ns, self._places[whose.table])
 
     def look(self, name: str, what: str) -> None:
         """Explain how the tables look after a step of an actor. Raises WrongError."""
-        mine = self._courses.get(name)
+        mine = self._attempts.get(name)
         for table, before in self._places.items():
             after = self._places[table] = self._read(table)
             if mine and mine.account.table == table:
                 mine.follow(before, after)
-                holds(f"{what}: which leads from {before} to {after}", mine.stands)
+                check(f"{what}: which leads from {before} to {after}", mine.stands)
             else:
-                same(f"{what}: which has no business with the places", before, after)
+                check_equal(f"{what}: which has no business with the places", before, after)
             owners = [owner for owner, _ in after if owner]
             if after != before:
-                holds(f"{what}: places of one account in {after}", self._crowd(owners) <= self._owners_max)
-                for course in self._courses.values():
-                    if course is not mine and course.account.table == table:
-                        course.alone = False
-                        course.see(after)
+                check(f"{what}: places of one account in {after}", self._crowd(owners) <= self._owners_max)
+                for trace in self._attempts.values():
+                    if trace is not mine and trace.account.table == table:
+                        trace.alone = False
+                        trace.see(after)
 
     @staticmethod
     def _crowd(owners: list[int]) -> int:
@@ -157,19 +157,21 @@ class Buckets:
             offset, size = self._formed.region_bytes(name)
             rest = self._formed.block.memory[offset : offset + size]
             at, length = SET * BUCKET_WAYS * _BUCKET.size, BUCKET_WAYS * _BUCKET.size
-            holds(f"the other places of {name} are untouched", not any(rest[:at]) and not any(rest[at + length :]))
-            same(f"the places of {name}", self._places[table], tuple(_BUCKET.iter_unpack(rest[at : at + length])))
+            check(f"the other places of {name} are untouched", not any(rest[:at]) and not any(rest[at + length :]))
+            check_equal(
+                f"the places of {name}", self._places[table], tuple(_BUCKET.iter_unpack(rest[at : at + length]))
+            )
 
     def judge(self, name: str, what: str, answer: int | None) -> None:
         """Judge what an operation answered. Raises WrongError."""
-        course = self._courses.pop(name)
-        answers = [stand.answer for stand in course.stands if stand.pc == "done"]
+        trace = self._attempts.pop(name)
+        answers = [stand.answer for stand in trace.stands if stand.pc == "done"]
         if answer not in answers:
-            raise WrongError(f"{what}: which can only be one of {answers}, as it stands at {course.stands}")
+            raise WrongError(f"{what}: which can only be one of {answers}, as it stands at {trace.stands}")
 
     def end(self, name: str) -> None:
         """An actor has died: what it did stays."""
-        self._courses.pop(name, None)
+        self._attempts.pop(name, None)
 
 
 def _with(places: Places, at: int, owner: int, due_ns: int) -> Places:

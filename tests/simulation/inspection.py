@@ -1,4 +1,4 @@
-"""The inspection: after each step the whole block is compared with the chronicle.
+"""The inspection: after each step the whole block is compared with the history.
 
 Committed data must be intact to the last bit wherever actors are stopped: an actor that is stopped or died inside a
 transition has changed nothing that counts. So the whole block is checked each time, not only what was just written.
@@ -13,38 +13,38 @@ from shm.errors import Corrupt, Gone, StoreError, Unknown
 from shm.layout import KINDS, NO_ROW
 from testing.block_fixture import Formed
 from tests.simulation.actor import Actor
-from tests.simulation.chronicle import Chronicle, Pending, holds, same
-from tests.simulation.harm import Harm
+from tests.simulation.faults import Faults
+from tests.simulation.history import History, Pending, check, check_equal
 from tests.simulation.player import Seen
 
 
 class Inspection:
-    """Looks at one block. `look` is called after every step, with who moved in it."""
+    """Inspects one block. `look` is called after every step, with the actor that moved."""
 
-    def __init__(self, formed: Formed, chronicle: Chronicle, harm: Harm) -> None:
+    def __init__(self, formed: Formed, history: History, faults: Faults) -> None:
         self.formed = formed
-        self.chronicle = chronicle
-        self.harm = harm
+        self.history = history
+        self.faults = faults
         self.ticket = 0  # newest that was given
 
     def look(self, actor: Actor, made: list[int]) -> None:
         """Follow the log and look at everything. `made` gets the positions that the actor's operation entered."""
         commit = self.formed.block.position
-        while self.chronicle.newest < commit:
-            self.chronicle.enter(self.formed.entry(self.chronicle.newest + 1), actor, made)
-            made.append(self.chronicle.newest)
-        self.harm.see(commit)
-        self.harm.see(commit)
+        while self.history.newest < commit:
+            self.history.enter(self.formed.entry(self.history.newest + 1), actor, made)
+            made.append(self.history.newest)
+        self.faults.drop_replaced_levels(commit)
+        self.faults.drop_replaced_levels(commit)
         try:
-            if self.harm.corrupt:
+            if self.faults.is_corrupt:
                 self._corrupt()
             else:
                 self._state(commit)
             self._tallies()
-            if not self.harm.state:
+            if not self.faults.is_state_corrupt:
                 self._memories()
         except StoreError as error:
-            holds(f"what is committed can be read: {error!r}", False)
+            check(f"what is committed can be read: {error!r}", False)
         self._command(actor)
 
     def _state(self, commit: int) -> None:
@@ -52,32 +52,32 @@ class Inspection:
         scalars = Scalars.of(state.scalars)
         levels = self.formed.store.level_bytes()
         seen = Seen(commit, scalars, levels, int(state.receipts), int(state.epoch), int(state.time_ns))
-        same("the committed state", self.chronicle.now.seen, seen)
-        same("the settings in force", self.chronicle.model.settings, Regime.of_record(state.settings))
-        same("the newest command", self.chronicle.commands, int(state.ticket))
+        check_equal("the committed state", self.history.now.seen, seen)
+        check_equal("the settings in force", self.history.model.settings, Regime.of_record(state.settings))
+        check_equal("the newest command", self.history.commands, int(state.ticket))
 
     def _corrupt(self) -> None:
-        """What was damaged is not read as if it were sound."""
-        read = self.formed.store.state if self.harm.state else self.formed.store.levels
+        """Check that damaged data is refused."""
+        read = self.formed.store.state if self.faults.is_state_corrupt else self.formed.store.levels
         try:
             read()
         except Corrupt:
             return
-        holds("the damage is noticed", False)
+        check("the damage is noticed", False)
 
     def _tallies(self) -> None:
-        model = self.chronicle.model
-        same("tallies", (model.accepted, model.rejected, model.position), self.formed.store.tallies())
-        for row, counts in self.chronicle.tallies.items():
+        model = self.history.model
+        check_equal("tallies", (model.accepted, model.rejected, model.position), self.formed.store.tallies())
+        for row, counts in self.history.tallies.items():
             cells = [cell for cell in self.formed.block.region("rows", row).tally if cell.position <= model.position]
             newest = max(cells, key=lambda cell: int(cell.position))
-            same(f"the tally of row {row}", counts, (int(newest.accepted), int(newest.rejected)))
+            check_equal(f"the tally of row {row}", counts, (int(newest.accepted), int(newest.rejected)))
 
     def _memories(self) -> None:
         store, layout = self.formed.store, self.formed.block.layout
         slots = range(layout.capacity + 1)
-        same("sound slots", [(True, 0)] * len(slots), [store.check_slot(slot) for slot in slots])
-        newest, live = self.chronicle.model.accepted, set(self.chronicle.now.live)
+        check_equal("sound slots", [(True, 0)] * len(slots), [store.check_slot(slot) for slot in slots])
+        newest, live = self.history.model.accepted, set(self.history.now.live)
         for memory_id in range(max(1, newest - layout.capacity), newest + 2):
             found: Any
             try:
@@ -85,12 +85,16 @@ class Inspection:
             except (Gone, Unknown) as error:
                 found = type(error)
             expected: Any = Unknown if memory_id > newest else Gone
-            same(f"memory {memory_id}", self.chronicle.memories[memory_id] if memory_id in live else expected, found)
+            check_equal(
+                f"memory {memory_id}", self.history.memories[memory_id] if memory_id in live else expected, found
+            )
             if memory_id not in live and 0 < newest - memory_id < layout.capacity:
                 self._erased(memory_id)
 
     def _erased(self, memory_id: int) -> None:
-        """Nothing is left of what was deleted, unless whoever deletes it stands or died on the way, which is noted."""
+        """Check that the bytes of a deleted memory are erased, unless the actor that deletes it is stopped or dead: the
+        intent record says so.
+        """
         if self.formed.block.region("lock").intent_id == memory_id:
             return
         slot = memory_id % (self.formed.block.layout.capacity + 1)
@@ -98,13 +102,13 @@ class Inspection:
             if region.name in ("vectors", "shadow", "payloads"):
                 at = region.offset + slot * region.stride
                 left = self.formed.block.memory[at : at + region.stride]
-                holds(f"{region.name} of the deleted memory {memory_id} are erased", not any(left))
+                check(f"{region.name} of the deleted memory {memory_id} are erased", not any(left))
 
     def _command(self, actor: Actor) -> None:
-        """The command slot changes only by whom it may: posted, taken back, or carried out (`Chronicle.enter`)."""
-        record, before = self.formed.block.region("command"), self.chronicle.pending
+        """Check that only an allowed operation changed the command slot: post, withdraw, or apply (`History.enter`)."""
+        record, before = self.formed.block.region("command"), self.history.pending
         found = None
-        if record.ticket > self.chronicle.commands and record.ticket != record.withdrawn:
+        if record.ticket > self.history.commands and record.ticket != record.withdrawn:
             kind = KINDS[record.kind]
             regime = Regime.of_record(ffi.addressof(record, "settings")) if kind == "configure" else None
             found = Pending(int(record.ticket), kind, regime, int(record.configured))
@@ -114,18 +118,18 @@ class Inspection:
         assert operation is not None
         if found is None:
             assert before is not None
-            same(f"who took back {before}", ("withdraw", (before.ticket,)), tuple(operation))
+            check_equal(f"who took back {before}", ("withdraw", (before.ticket,)), tuple(operation))
         else:
-            same("the command that was pending before another", None, before)
-            same("what was posted", ("post", found[1:]), (operation.name, operation.arguments[:3]))
-            holds(f"ticket {found.ticket} was never given before", found.ticket > self.ticket)
+            check_equal("the command that was pending before another", None, before)
+            check_equal("what was posted", ("post", found[1:]), (operation.name, operation.arguments[:3]))
+            check(f"ticket {found.ticket} was never given before", found.ticket > self.ticket)
             self.ticket = found.ticket
-        self.chronicle.pending = found
+        self.history.pending = found
 
     def look_at_rows(self, actors: list[Actor]) -> None:
-        """Each row belongs to the process that was told so, and to no other."""
+        """Check that each row belongs to the actor that claimed it."""
         for actor in actors:
             releasing = actor.operation is not None and actor.operation.name == "release"
             if actor.row != NO_ROW and not releasing:
                 owner = int(self.formed.block.region("rows", actor.row).pid)
-                same(f"the owner of {actor.name}'s row {actor.row}", actor.pid, owner)
+                check_equal(f"the owner of {actor.name}'s row {actor.row}", actor.pid, owner)

@@ -27,9 +27,9 @@ from shm.store import Bucket, Decision, Memory, Recall, Store
 from testing.block_fixture import NORM_MAX, Formed, Pool
 from tests.simulation.accounts import ACCOUNTS
 
-WAIT_MS: Final = 1  # whoever holds the lock while another runs stands still: to wait for it longer changes nothing
+WAIT_MS: Final = 1  # while one actor runs, the holder of the lock is stopped, so waiting longer changes nothing
 PHASE_TOLERANCE: Final = 0.15
-CONFIG: Final = Config()  # only a first controller would make a state of it, and there has been one
+CONFIG: Final = Config()  # used by a first controller only, and there has been one
 
 KeyOf = tuple[int, int, int]  # two words and a body
 
@@ -45,7 +45,7 @@ class Operation(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of it: `status` is "ok" with a value, or the name of an exception of `shm.errors`."""
+    """The result: `status` is "ok" with a value, or the name of an exception of `shm.errors`."""
 
     status: str
     value: Any = None
@@ -62,46 +62,46 @@ class Seen(NamedTuple):
     time_ns: int
 
 
-class Heard(NamedTuple):
-    """What an emergency was told: the causes that were seen at a time, or, where they are None, an operator's order."""
+class Observation(NamedTuple):
+    """One input of an emergency: the causes seen at a time, or an operator's order if `causes` is None."""
 
     now_ns: int
     causes: int | None
 
 
-class Felt(NamedTuple):
-    """What a controller came to in a round, and the sentences about emergencies that it said."""
+class RoundResult(NamedTuple):
+    """The state of a controller's emergency after a round, and what it logged about emergencies."""
 
-    heard: list[Heard]
+    heard: list[Observation]
     in_force: int
     overruled: int
     since_ns: int
-    said: list[str]
+    logged: list[str]
 
 
-class _Listening(Emergency):
-    """An emergency that remembers what it was told since it was last asked."""
+class _RecordingEmergency(Emergency):
+    """An emergency that records its inputs since the last call of `heard`."""
 
     def __init__(self, left: Emergency) -> None:
         cooldown_ns = EMERGENCY_COOLDOWN_SECONDS.value * 1_000_000_000
         super().__init__(cooldown_ns, left.in_force, left.overruled, left.since_ns)
-        self._heard: list[Heard] = []
+        self._heard: list[Observation] = []
 
     def observe(self, now_ns: int, causes: int) -> list[Change]:
-        self._heard.append(Heard(now_ns, causes))
+        self._heard.append(Observation(now_ns, causes))
         return super().observe(now_ns, causes)
 
     def overrule(self) -> list[Change]:
-        self._heard.append(Heard(0, None))
+        self._heard.append(Observation(0, None))
         return super().overrule()
 
-    def heard(self) -> list[Heard]:
+    def heard(self) -> list[Observation]:
         heard, self._heard = self._heard, []
         return heard
 
 
 class _Machine:
-    """Stands in for the sampler: of this machine's memory as much is used as is said."""
+    """A sampler that reports `percent` as the use of memory."""
 
     percent = 0.0
 
@@ -112,22 +112,22 @@ class _Machine:
         )  # fmt: skip
 
 
-class _Governing(Controller):
-    """A real controller that kills nobody: who stands with the lock here stands because the scheduler says so."""
+class _UnwatchedController(Controller):
+    """A real controller that kills no lock holder, because here the scheduler has stopped it."""
 
     def watch_lock(self) -> None:
         pass
 
 
 class _Log(logging.Handler):
-    """What the controller said."""
+    """What the controller logged."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.said: list[str] = []
+        self.logged: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
+        self.logged.append(record.getMessage())
 
 
 class Player:
@@ -196,20 +196,20 @@ class Player:
         found = [(m.id, m.score, m.moral, m.time_ns, m.phase, m.payload, m.vector) for m in answer.matches]
         return found, answer.as_of, answer.corrupt_id
 
-    def look(self) -> Seen:
+    def read_state(self) -> Seen:
         state, _ = self.store.levels()
         scalars = Scalars.of(state.scalars)
         return Seen(
             state.position, scalars, self.store.level_bytes(), state.receipts, state.epoch, state.time_ns
         )  # fmt: skip
 
-    def add_up(self) -> tuple[int, int, int]:
+    def read_tallies(self) -> tuple[int, int, int]:
         return self.store.tallies()
 
-    def read(self, memory_id: int) -> Memory:
+    def read_memory(self, memory_id: int) -> Memory:
         return self.store.memory(memory_id)
 
-    def page(self, first: int, count: int) -> tuple[list[bytes], int]:
+    def read_entries(self, first: int, count: int) -> tuple[list[bytes], int]:
         entries, oldest = self.store.entries(first, count)
         return [image_of(entry) for entry in entries], oldest
 
@@ -219,53 +219,53 @@ class Player:
     def withdraw(self, ticket: int) -> bool:
         return self.store.withdraw_command(ticket)
 
-    def take(self, now_ns: int, account: int, count: int) -> int:
+    def spend(self, now_ns: int, account: int, count: int) -> int:
         return Bucket(self.block, *ACCOUNTS[account]).spend(now_ns, count)
 
-    def give_back(self, account: int, count: int) -> None:
+    def refund(self, account: int, count: int) -> None:
         Bucket(self.block, *ACCOUNTS[account]).refund(count)
 
     # -- a controller's ------------------------------------------------------------------------------------------------
 
     def take_over(self, now_ns: int) -> tuple[tuple[int, int, int], bytes | None]:
-        """Be a new controller; returns the words about an emergency that it found, and the entry of its epoch, which it
-        may come to have only in a round.
+        """Become a new controller; returns the emergency fields that it found, and the entry of its epoch; None if it
+        will take the epoch in a round.
         """
         self.now_ns = now_ns
-        self.controller = made = _Governing(self.block, CONFIG, process.Identity(0, 0), lambda: self.now_ns)
-        made.emergency = left = _Listening(made.emergency)
+        self.controller = made = _UnwatchedController(self.block, CONFIG, process.Identity(0, 0), lambda: self.now_ns)
+        made.emergency = left = _RecordingEmergency(made.emergency)
         made.sampler = self.machine  # type: ignore[assignment]  # it has the one method that is called
         image = image_of(made.store._entry) if made.epoch else None
         return (left.in_force, left.overruled, left.since_ns), image
 
     def tick(self, now_ns: int) -> bytes:
-        return image_of(self.store.tick(now_ns, self._governing.epoch))
+        return image_of(self.store.tick(now_ns, self._current_controller.epoch))
 
-    def apply(self, now_ns: int) -> tuple[bytes | None, list[Heard]]:
-        governing = self._governing
-        entry = governing.store._entry
+    def apply(self, now_ns: int) -> tuple[bytes | None, list[Observation]]:
+        controller = self._current_controller
+        entry = controller.store._entry
         entry.position = 0
-        governing.apply_pending_command(now_ns)
+        controller.apply_pending_command(now_ns)
         return image_of(entry) if entry.position else None, self._emergency.heard()
 
-    def round(self, now_ns: int, memory_percent: float) -> Felt:
-        """Do all that a controller does fifty times a second, but for guarding the lock."""
+    def round(self, now_ns: int, memory_percent: float) -> RoundResult:
+        """Run one round of the controller, without the watch over the lock."""
         self.now_ns, self.machine.percent = now_ns, memory_percent
-        self.log.said.clear()
-        self._governing.run_round()
+        self.log.logged.clear()
+        self._current_controller.run_round()
         emergency = self._emergency
-        said = [sentence for sentence in self.log.said if sentence.startswith("emergency")]
-        return Felt(emergency.heard(), emergency.in_force, emergency.overruled, emergency.since_ns, said)
+        said = [sentence for sentence in self.log.logged if sentence.startswith("emergency")]
+        return RoundResult(emergency.heard(), emergency.in_force, emergency.overruled, emergency.since_ns, said)
 
     @property
-    def _governing(self) -> Controller:
+    def _current_controller(self) -> Controller:
         assert self.controller is not None
         return self.controller
 
     @property
-    def _emergency(self) -> _Listening:
-        emergency = self._governing.emergency
-        assert isinstance(emergency, _Listening)
+    def _emergency(self) -> _RecordingEmergency:
+        emergency = self._current_controller.emergency
+        assert isinstance(emergency, _RecordingEmergency)
         return emergency
 
     def scrub(self) -> list[tuple[bool, int]]:

@@ -16,7 +16,7 @@ from shm.store import Bucket
 from testing.live_server import ROOT
 from tests import tracee
 from tests.simulation.accounts import ACCOUNTS
-from tests.simulation.chronicle import WrongError
+from tests.simulation.history import WrongError
 from tests.simulation.player import Operation, Outcome
 from tests.simulation.world import FailedError, World
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not tracee.possible(), reason="needs ptrace on x
 
 
 def simulate(seed: int, steps: int) -> str:
-    """Run the program; returns what it says."""
+    """Run the program; returns its output."""
     command = [sys.executable, "-m", "tests.simulation", f"--seed={seed}", f"--steps={steps}"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -33,15 +33,15 @@ def simulate(seed: int, steps: int) -> str:
 
 
 @pytest.mark.parametrize("seed", [20251122, random.SystemRandom().randrange(2**32)], ids=["fixed", "random"])
-def test_nothing_is_found(seed: int) -> None:
-    """Whatever workers, controllers and the clock do, stand in and die of, the block follows the reference model."""
+def test_random_runs_break_no_promise(seed: int) -> None:
+    """The block follows the reference model, wherever workers and controllers stop and die."""
     told = simulate(seed, STEPS)
 
     assert f"seed {seed}: {STEPS:,} steps" in told
     assert {"admit ok", "tick ok", "recall ok", "claim ok"} <= set(re.findall(r"\d (\w+ \w+)$", told, re.MULTILINE))
 
 
-def test_a_seed_is_a_run() -> None:
+def test_the_same_seed_repeats_a_run() -> None:
     """The same seed leads through the same steps to the same answers."""
     first, second = (re.search(r"digest (\w+)", simulate(7, 150)) for _ in range(2))
 
@@ -50,17 +50,17 @@ def test_a_seed_is_a_run() -> None:
     assert first[1] == second[1]
 
 
-class TestSaysWhatIsWrong:
+class TestReportsFailures:
     def failure(self, world: World) -> str:
         with pytest.raises(FailedError) as failed:
             world.run(500)
         return str(failed.value)
 
     def test_a_changed_byte(self) -> None:
-        """A memory that changes behind everybody's back is found in the next step, and how to see it again is said."""
+        """A memory that changes without an operation is found in the next step; the report says how to repeat it."""
         with World(3) as world:
             world.run(100)
-            slot = world.chronicle.now.live[-1] % (world.formed.block.layout.capacity + 1)
+            slot = world.history.now.live[-1] % (world.formed.block.layout.capacity + 1)
             offset, _ = world.formed.region_bytes("vectors")
             world.formed.block.memory[offset + slot * world.formed.block.layout.vector_stride] ^= 1
 
@@ -70,37 +70,37 @@ class TestSaysWhatIsWrong:
         assert f"again: python -m tests.simulation --seed 3 --steps {world.steps}" in failure
 
     def test_an_emergency_that_nobody_declared(self) -> None:
-        """The word is a controller's to write."""
+        """Only a controller may write the emergency fields."""
         with World(5) as world:
             world.run(100)
             worker = next(actor for actor in world.actors if actor.row >= 0)
-            course = world.course(Operation("look"))
-            world.alarm.begin_step(course, held=False, contended=False)
+            trace = world.trace(Operation("read_state"))
+            world.emergencies.begin_step(trace, held=False, contended=False)
             world.formed.block.region("vitals").emergency ^= EMERGENCY_MEMORY
 
             with pytest.raises(WrongError, match="who writes Words"):
-                world.alarm.look(worker, course)
+                world.emergencies.look(worker, trace)
 
     def test_a_token_too_many(self) -> None:
-        """What is taken from a bucket is what somebody took."""
+        """A bucket changes only by the operation of the actor that moved."""
         with World(6) as world:
             world.run(100)
             account = ACCOUNTS[0]
             bucket = Bucket(world.formed.block, account.table, account.owner, account.interval_ns, account.burst)
-            bucket.spend(world.errands.boot_ns, 1)
+            bucket.spend(world.workload.boot_ns, 1)
             bucket.refund(1)
 
             with pytest.raises(WrongError, match="which has no business with the places"):
                 world.buckets.look("worker-0", "worker-0's look()")
 
     def test_a_lost_decision(self) -> None:
-        """A decision that somebody was told, and that the log does not hold, is found when it is judged."""
+        """A decision in an answer that the log does not have is found when the answer is judged."""
         with World(4) as world:
             world.run(100)
             worker = next(actor for actor in world.actors if actor.row >= 0)
-            asked = Operation("admit", (world.errands.now_ns, 990_000, b"", None))
-            course = world.course(asked)
-            told = Outcome("ok", world.chronicle.now.decision)
+            asked = Operation("admit", (world.workload.now_ns, 990_000, b"", None))
+            trace = world.trace(asked)
+            told = Outcome("ok", world.history.now.decision)
 
             with pytest.raises(Exception, match="which is in the log"):
-                world.judge.judge(worker, told, course)
+                world.judge.judge(worker, told, trace)

@@ -1,17 +1,17 @@
 """The world: workers, controllers and a clock, driven by one seed through everything that can happen to them.
 
-In each step the scheduler picks an actor. An idle one gets an operation and completes it or is stopped on the way: at
+In each step the scheduler picks an actor. An idle actor gets an operation and completes it or is stopped on the way: at
 the entry of the native function, where it takes or releases the mutex, or up to some thousand instructions later. A
-stopped one completes, continues for some instructions, or is killed. A successor of a dead one claims its row or takes
-over from it; controllers also take over from living ones, which continue with a stale epoch. The clock advances, jumps
-ahead by years and falls back. At times the block or the machine is damaged (`harm`); then the real controllers declare
-an emergency, which is judged as well.
+stopped actor completes, continues for some instructions, or is killed. The successor of a dead actor claims its row or
+takes over from it; controllers also take over from living ones, which continue with a stale epoch. The clock advances,
+jumps ahead by years and falls back. At times a fault of the block or the machine is injected (`faults`); then the real
+controllers declare an emergency, which is judged as well.
 
-Nothing else moves, so a run depends on its seed as far as the machine allows (`__main__`). After every step the whole
-block is inspected; an answer is judged as soon as it exists.
+Nothing else runs, so a run depends on its seed only, as far as the machine allows (`__main__`). After every step the
+whole block is inspected; an answer is judged as soon as it exists.
 
-Rejected: simulated threads over a model of the block. They would prove the model; what can break is the C code,
-between its instructions.
+Rejected: simulated threads over a model of the block. They would prove the model; what can break is the C code, between
+two instructions.
 """
 
 import hashlib
@@ -26,81 +26,84 @@ from shm.errors import StoreError
 from shm.layout import NO_ROW
 from testing.block_fixture import NORM_MAX, Formed
 from tests.simulation.actor import CALLS, ROUND, Actor, Place, Trails, address_of
-from tests.simulation.alarm import Alarm
 from tests.simulation.buckets import Buckets
-from tests.simulation.chronicle import Chronicle, WrongError
-from tests.simulation.course import Course
-from tests.simulation.errands import LAYOUT, PAID, REGIMES, WORKERS, Errands
-from tests.simulation.harm import FULL, Harm
+from tests.simulation.emergencies import Emergencies
+from tests.simulation.faults import FULL, Faults
+from tests.simulation.history import History, WrongError
 from tests.simulation.inspection import Inspection
 from tests.simulation.judge import Judge
 from tests.simulation.player import Operation, Outcome
+from tests.simulation.trace import Trace
+from tests.simulation.workload import LAYOUT, REGIMES, TOKEN_OPERATIONS, WORKERS, Workload
 
 CONTROLLERS: Final = 2
-STUCK_SECONDS: Final = 60  # for one step, which takes some milliseconds: an actor that runs in circles
-TOLD: Final = 40  # steps before a failure
-TOLD_LENGTH: Final = 400  # characters of each
-CONTROLS: Final = ("take_over", "apply", "round")
-READS: Final = ("recall", "look", "add_up", "read", "page", "scrub", *PAID)  # for the most part
-REST_STEPS: Final = 200  # between two looks at what nobody writes
+STUCK_SECONDS: Final = 60  # for one step, which takes some milliseconds; beyond that an actor loops
+LOGGED_STEPS: Final = 40  # steps that are printed before a failure
+LOG_LINE_LENGTH_MAX: Final = 400  # characters of one step
+CONTROLLER_OPERATIONS: Final = ("take_over", "apply", "round")
+# Those that hardly ever hold the lock.
+READ_OPERATIONS: Final = (
+    "recall", "read_state", "read_tallies", "read_memory", "read_entries", "scrub", *TOKEN_OPERATIONS,
+)  # fmt: skip
+UNTOUCHED_CHECK_STEPS: Final = 200  # between two checks of the bytes that nothing writes
 
-# How often, of all steps, something befalls block or machine while nothing is the matter, while a cooldown goes on, and
-# while something is the matter.
-HARMED: Final = 0.0025
-HARMED_AGAIN: Final = 0.025
-MENDED: Final = 0.03
+# Probability, per step, that a fault is injected without a fault or emergency, that one is injected during a cooldown,
+# and that a present fault is repaired.
+FAULT_PROBABILITY: Final = 0.0025
+FAULT_AGAIN_PROBABILITY: Final = 0.025
+REPAIR_PROBABILITY: Final = 0.03
 
 
 def shorten(sentence: str) -> str:
-    """Return what a screen can hold of a sentence."""
-    return sentence if len(sentence) <= TOLD_LENGTH else f"{sentence[:TOLD_LENGTH]} …"
+    """Return a sentence, cut to LOG_LINE_LENGTH_MAX."""
+    return sentence if len(sentence) <= LOG_LINE_LENGTH_MAX else f"{sentence[:LOG_LINE_LENGTH_MAX]} …"
 
 
 class FailedError(Exception):
-    """The simulation found something; the message tells what, after which steps, and how to see it again."""
+    """A promise was broken; the message says which, after which steps, and how to repeat the run."""
 
 
 class World:
-    """One block and those who live on it. `step` moves one of them."""
+    """One block and the actors that use it. `step` moves one of them."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.seed = seed
         self.steps = 0
         self.counts: Counter[str] = Counter()
-        self._told: deque[str] = deque(maxlen=TOLD)
+        self._log_lines: deque[str] = deque(maxlen=LOGGED_STEPS)
         self._digest = hashlib.sha256()
         state = random.getstate()
-        random.seed(seed)  # where the clock of the block begins
+        random.seed(seed)  # the clock of the block begins at a random time
         self.formed = Formed(LAYOUT, REGIMES[0])
         random.setstate(state)
-        self.formed.block.bind(0, NO_ROW, 0, NORM_MAX)  # from here on this process only looks
-        self.chronicle = Chronicle(self.formed)
-        self.harm = Harm(self.formed, self.random)
-        self.errands = Errands(self.random, self.formed.now(), self.chronicle, self.harm)
-        self.inspection = Inspection(self.formed, self.chronicle, self.harm)
-        self.alarm = Alarm(self.formed, self.chronicle, self.harm)
-        self.judge = Judge(self.chronicle)
+        self.formed.block.bind(0, NO_ROW, 0, NORM_MAX)  # from here on this process only reads
+        self.history = History(self.formed)
+        self.faults = Faults(self.formed, self.random)
+        self.workload = Workload(self.random, self.formed.now(), self.history, self.faults)
+        self.inspection = Inspection(self.formed, self.history, self.faults)
+        self.emergencies = Emergencies(self.formed, self.history, self.faults)
+        self.judge = Judge(self.history)
         self.buckets = Buckets(self.formed, WORKERS)
-        self.courses: dict[str, Course] = {}
+        self.traces: dict[str, Trace] = {}
         self.actors: list[Actor] = []
-        self._born = 0
-        self.trails: dict[str, Trails] = {}  # of all instructions that were met, by operation
+        self._spawned_count = 0
+        self.trails: dict[str, Trails] = {}  # all instructions that were stopped at, by operation
 
     def __enter__(self) -> Self:
-        self._alarm = signal.signal(signal.SIGALRM, self._stuck)
+        self._old_handler = signal.signal(signal.SIGALRM, self._stuck)
         return self
 
     def __exit__(self, *_: object) -> None:
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, self._alarm)
+        signal.signal(signal.SIGALRM, self._old_handler)
         for actor in self.actors:
             actor.kill()
         self.formed.close()
 
     @property
     def digest(self) -> str:
-        """What tells one run from another: everything that was done, and everything that was answered."""
+        """A hash of all steps and answers, equal for two equal runs."""
         return self._digest.hexdigest()[:16]
 
     def run(self, steps: int) -> None:
@@ -110,7 +113,7 @@ class World:
                 signal.alarm(STUCK_SECONDS)
                 self.step()
         except (WrongError, AssertionError, StoreError) as error:
-            told = "\n".join(self._told)
+            told = "\n".join(self._log_lines)
             again = f"python -m tests.simulation --seed {self.seed} --steps {self.steps}"
             raise FailedError(f"{told}\n\nstep {self.steps}: {error or repr(error)}\nagain: {again}") from error
         finally:
@@ -123,68 +126,72 @@ class World:
     # -- one step ------------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Move one actor, or harm them all. Raises WrongError."""
+        """Move one actor, or inject or repair a fault. Raises WrongError."""
         self.steps += 1
-        self.errands.pass_time()
-        chance = MENDED if self.harm.causes else HARMED_AGAIN if self.alarm.words.in_force else HARMED
-        if self.random.random() < chance and self._harm():
+        self.workload.pass_time()
+        if self.faults.causes:
+            probability = REPAIR_PROBABILITY
+        else:
+            probability = FAULT_AGAIN_PROBABILITY if self.emergencies.words.in_force else FAULT_PROBABILITY
+        if self.random.random() < probability and self._inject_or_repair():
             return
         if len(self.actors) < WORKERS + CONTROLLERS and self.random.random() < 0.5:
-            self._bear()
-        actor = self._picked()
+            self._spawn()
+        actor = self._pick_actor()
         standing = actor.operation is not None
         if self.random.random() < (0.4 if actor.pid == self._holder() else 0.1 if standing else 0.005):
             self._kill(actor)
             return
         if not standing:
-            paying = any(course.operation.name in PAID for course in self.courses.values())
-            alarmed = self.alarm.words.in_force != 0
-            begun = actor.row != NO_ROW if actor.name.startswith("worker") else self.alarm.knows(actor.name)
-            actor.give(self.errands.of(actor, begun=begun, paying=paying, alarmed=alarmed))
+            paying = any(trace.operation.name in TOKEN_OPERATIONS for trace in self.traces.values())
+            alarmed = self.emergencies.words.in_force != 0
+            begun = actor.row != NO_ROW if actor.name.startswith("worker") else self.emergencies.knows(actor.name)
+            actor.give(self.workload.next_operation(actor, begun=begun, paying=paying, alarmed=alarmed))
             assert actor.operation is not None
-            self.courses[actor.name] = self.course(actor.operation)
-            self._pay(actor)
+            self.traces[actor.name] = self.trace(actor.operation)
+            self._track_tokens(actor)
             if actor.operation.name == "take_over":
                 actor.epoch = 0
-        course = self.courses[actor.name]
-        operation = course.operation
-        contended = self._holder() not in (0, actor.pid) and not self.harm.known_lost
-        made = course.made
+        trace = self.traces[actor.name]
+        operation = trace.operation
+        contended = self._holder() not in (0, actor.pid) and not self.faults.is_loss_reported
+        made = trace.made
         entered = len(made)
-        step = self.alarm.begin_step(course, held=self._holder() == actor.pid, contended=contended)
+        step = self.emergencies.begin_step(trace, held=self._holder() == actor.pid, contended=contended)
         outcome, how = self._moved(actor, standing)
-        actor.operation = operation  # it may be done; the inspection asks what it was doing
-        self._tell(f"{actor.name} {operation} {how}: {outcome or 'stands'}")
+        actor.operation = operation  # it may be done; the inspection needs its operation
+        self._log(f"{actor.name} {operation} {how}: {outcome or 'stopped'}")
         self.inspection.look(actor, made)
         step.made = made[entered:]
-        self.alarm.look(actor, course)
+        self.emergencies.look(actor, trace)
         self.buckets.look(actor.name, f"{actor.name}'s {operation}")
-        for under_way in self.courses.values():
-            under_way.pendings.append(self.chronicle.pending)
+        for under_way in self.traces.values():
+            under_way.pendings.append(self.history.pending)
         if outcome:
             actor.operation = None
-            self._settle(actor, outcome, course)
+            self._settle(actor, outcome, trace)
         self.inspection.look_at_rows(self.actors)
-        if self.steps % REST_STEPS == 0:
+        if self.steps % UNTOUCHED_CHECK_STEPS == 0:
             self.buckets.look_at_the_rest()
-        oldest = min((course.began for course in self.courses.values()), default=self.chronicle.newest)
-        self.chronicle.forget_before(oldest)
+        oldest = min((trace.began for trace in self.traces.values()), default=self.history.newest)
+        self.history.forget_before(oldest)
 
-    def course(self, operation: Operation) -> Course:
-        """Return the course of an operation that begins now."""
-        chronicle = self.chronicle
-        return Course(operation, chronicle.newest, chronicle.commands, [chronicle.pending])
+    def trace(self, operation: Operation) -> Trace:
+        """Return the trace of an operation that begins now."""
+        history = self.history
+        return Trace(operation, history.newest, history.commands, [history.pending])
 
     def _moved(self, actor: Actor, standing: bool) -> tuple[Outcome | None, str]:
-        """Move an actor, to its end or to where it is to stand; returns its outcome, and how far it was to go.
+        """Move an actor to the end of its operation or to a chosen instruction; returns its outcome, and where it was
+        to stop.
 
-        Instructions that were met on foot are known from then on, and the next one is brought there at once.
+        Instructions that were reached by single steps are recorded, and a later actor is run there directly.
         """
         assert actor.operation is not None
         if self.random.random() < (0.5 if standing else 0.65):
             return actor.finish(), "to its end"
         trails = self.trails.setdefault(actor.operation.name, ({}, {}))
-        reads = actor.operation.name in READS
+        reads = actor.operation.name in READ_OPERATIONS
         held = bool(trails[True]) and self.random.random() < (0.2 if reads else 0.8)
         if trails[held] and self.random.random() < 0.85:
             number = self.random.randrange(len(trails[held]))
@@ -194,27 +201,27 @@ class World:
         if standing:
             return actor.advance(instructions, trails), f"for {instructions} instructions"
         place: Place = self.random.choices(("call", "section", "leaving"), (2, 5, 2))[0]
-        if actor.operation.name in PAID:
+        if actor.operation.name in TOKEN_OPERATIONS:
             place, instructions = "call", self.random.randrange(160)
         calls = ROUND if actor.operation.name == "round" else (CALLS[actor.operation.name],)
         address = address_of(place, self.random.choice(calls))
         outcome = actor.go_to(address) or actor.advance(instructions, trails)
         return outcome, f"to {place} and {instructions} instructions"
 
-    def _settle(self, actor: Actor, outcome: Outcome, course: Course) -> None:
-        del self.courses[actor.name]
-        if course.operation.name in PAID:
-            self.buckets.judge(actor.name, f"{actor.name}'s {course.operation} answered {outcome}", outcome.value)
+    def _settle(self, actor: Actor, outcome: Outcome, trace: Trace) -> None:
+        del self.traces[actor.name]
+        if trace.operation.name in TOKEN_OPERATIONS:
+            self.buckets.judge(actor.name, f"{actor.name}'s {trace.operation} answered {outcome}", outcome.value)
         else:
-            self.judge.judge(actor, outcome, course)
-        operation = course.operation
+            self.judge.judge(actor, outcome, trace)
+        operation = trace.operation
         self.counts[f"{operation.name} {outcome.status}"] += 1
         if operation.name == "round" and outcome.status == "Stale":
-            self._kill(actor)  # who is superseded leaves
+            self._kill(actor)  # a superseded controller exits
         if outcome.status != "ok":
             return
-        if operation.name in CONTROLS:
-            self._govern(actor, outcome.value, course)
+        if operation.name in CONTROLLER_OPERATIONS:
+            self._govern(actor, outcome.value, trace)
         elif operation.name == "claim":
             actor.row = outcome.value
         elif operation.name == "release":
@@ -223,84 +230,84 @@ class World:
             actor.tickets = [*actor.tickets[-2:], outcome.value]
         elif operation.name == "withdraw":
             actor.tickets.remove(operation.arguments[0])
-        elif operation.name == "take":
+        elif operation.name == "spend":
             self.counts["refused tokens"] += outcome.value < 0
             if outcome.value >= 0:
                 actor.paid = [*actor.paid[-4:], operation.arguments[1:]]
-        elif operation.name == "give_back":
+        elif operation.name == "refund":
             actor.paid.remove(operation.arguments)
         elif operation.name in ("admit", "batch"):
             decisions = [outcome.value] if operation.name == "admit" else outcome.value[0]
             self.counts["repeated"] += sum(decision.repeated for decision in decisions)
 
-    def _govern(self, actor: Actor, value: Any, course: Course) -> None:
-        """Settle what a controller answered that has to do with emergencies."""
-        what = f"{actor.name}'s {course.operation}"
-        if course.operation.name == "take_over":
-            self.alarm.inherit(actor, course, value[0])
-        elif course.operation.name == "apply":
-            self.alarm.hear(actor, what, course, value[1])
+    def _govern(self, actor: Actor, value: Any, trace: Trace) -> None:
+        """Pass what a controller answered about emergencies to `Emergencies`."""
+        what = f"{actor.name}'s {trace.operation}"
+        if trace.operation.name == "take_over":
+            self.emergencies.inherit(actor, trace, value[0])
+        elif trace.operation.name == "apply":
+            self.emergencies.hear(actor, what, trace, value[1])
         else:
-            self.alarm.judge(actor, course, value, contended=course.contended)
-            self.counts["emergencies begin"] += sum(said.startswith("emergency: ") for said in value.said)
-            self.counts["emergencies end"] += sum(said.startswith("emergency over") for said in value.said)
+            self.emergencies.judge(actor, trace, value, contended=trace.contended)
+            self.counts["emergencies begin"] += sum(said.startswith("emergency: ") for said in value.logged)
+            self.counts["emergencies end"] += sum(said.startswith("emergency over") for said in value.logged)
 
-    def _harm(self) -> bool:
-        """Let something befall block or machine; False when it is not the moment for it."""
-        harm, untouched = self.harm, self.harm.lost or self._holder() == 0
-        mend = bool(harm.causes) and self.random.random() < 0.8
+    def _inject_or_repair(self) -> bool:
+        """Inject or repair a fault; return False when the chosen one is not possible now."""
+        faults, untouched = self.faults, self.faults.is_lock_lost or self._holder() == 0
+        repairs = bool(faults.causes) and self.random.random() < 0.8
         what = self.random.choices(("memory", "block", "mutex"), (12, 8, 1))[0]
-        if what == "memory" and mend == (harm.memory_percent >= FULL):
-            self._tell(harm.fill())
-        elif what == "block" and mend == harm.corrupt and untouched:
-            self._tell(harm.flip_back() if mend else harm.flip(self.chronicle.newest))
-        elif what == "mutex" and mend == harm.lost and untouched:
-            for actor in [*self.actors] if mend else []:
+        if what == "memory" and repairs == (faults.memory_percent >= FULL):
+            self._log(faults.change_memory())
+        elif what == "block" and repairs == faults.is_corrupt and untouched:
+            self._log(faults.restore() if repairs else faults.corrupt_state(self.history.newest))
+        elif what == "mutex" and repairs == faults.is_lock_lost and untouched:
+            for actor in [*self.actors] if repairs else []:
                 self._kill(actor)
-            self._tell(harm.renew() if mend else harm.lose())
+            self._log(faults.renew_mutex() if repairs else faults.lose_mutex())
         else:
             return False
-        self.counts[f"{what} {'mended' if mend else 'harmed'}"] += 1
+        self.counts[f"{what} {'repaired' if repairs else 'injected'}"] += 1
         return True
 
     def _kill(self, actor: Actor) -> None:
         held = self._holder() == actor.pid
-        self._tell(f"{actor.name} {actor.operation or ''} dies{' with the lock' * held}")
+        self._log(f"{actor.name} {actor.operation or ''} dies{' with the lock' * held}")
         actor.kill()
         self.counts["died with the lock" if held else "died in an operation" if actor.operation else "died idle"] += 1
-        course = self.courses.pop(actor.name, None)
+        trace = self.traces.pop(actor.name, None)
         self.buckets.end(actor.name)
-        self.alarm.end(actor.name)
+        self.emergencies.end(actor.name)
         self.actors.remove(actor)
-        if course:
-            self.inspection.look(actor, course.made)
+        if trace:
+            self.inspection.look(actor, trace.made)
 
-    def _bear(self) -> None:
+    def _spawn(self) -> None:
         workers = sum(actor.name.startswith("worker") for actor in self.actors)
         kind: Literal["worker", "controller"] = "worker" if workers < WORKERS else "controller"
-        self._born += 1
-        self.actors.append(Actor(f"{kind}-{self._born}", self.formed))
+        self._spawned_count += 1
+        self.actors.append(Actor(f"{kind}-{self._spawned_count}", self.formed))
 
-    def _picked(self) -> Actor:
-        """Return who moves: rather often the one who holds the lock, as nobody else gets far meanwhile."""
+    def _pick_actor(self) -> Actor:
+        """Return the actor to move: often the holder of the lock, because no other gets far meanwhile."""
         if not self.actors:
-            self._bear()
+            self._spawn()
         holders = [actor for actor in self.actors if actor.pid == self._holder()]
         return self.random.choice(holders if holders and self.random.random() < 0.4 else self.actors)
 
     def _holder(self) -> int:
         return self.formed.block.mutex_owner()
 
-    def _tell(self, sentence: str) -> None:
-        self._told.append(f"{self.steps}: {shorten(sentence)}")
+    def _log(self, sentence: str) -> None:
+        self._log_lines.append(f"{self.steps}: {shorten(sentence)}")
         self._digest.update(sentence.encode())
 
-    def _pay(self, actor: Actor) -> None:
+    def _track_tokens(self, actor: Actor) -> None:
         operation = actor.operation
         assert operation is not None
-        if operation.name == "take":
+        if operation.name == "spend":
             now_ns, account, count = operation.arguments
             self.buckets.begin(actor.name, account, count, now_ns)
-        elif operation.name == "give_back":
+        elif operation.name == "refund":
             account, count = operation.arguments
             self.buckets.begin(actor.name, account, count, None)

@@ -1,4 +1,4 @@
-"""The course: the record of one operation, step by step, from which its answer is judged."""
+"""The trace: the record of one operation, step by step, from which its answer is judged."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ class Step:
 
 
 @dataclass
-class Course:
+class Trace:
     """One operation, its steps, and the commands that were pending after each step of any process."""
 
     operation: Operation

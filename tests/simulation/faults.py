@@ -1,12 +1,12 @@
 """Faults of the machine and the block during the simulation.
 
-The container's memory fills and empties. A byte of the committed state or of the levels flips, and later flips back,
-unlike real memory, so that the cause of an emergency can end; a reset may replace the levels meanwhile. The mutex is
-lost: a process whose predecessor died with it unlocks it without repair, so that no process can acquire it; that ends
-only with all processes and a new mutex.
+There are three faults. The container's memory fills and empties. A byte of the committed state or of the levels flips,
+and later flips back, unlike real memory, so that the cause of an emergency can end; a reset may replace the levels
+meanwhile. The mutex is lost: a process gets it from a dead holder and unlocks it without repair, so that no process can
+acquire it; that ends only when all processes end and the mutex is made again.
 
-Nothing is damaged while a process holds the mutex: between the check of a checksum and the use of its bytes no
-checksum helps. `causes` returns the present causes as bits of an emergency.
+Nothing is damaged while a process holds the mutex, because no checksum helps between its check and the use of the
+bytes. `causes` returns the present causes as bits of an emergency.
 """
 
 import ctypes
@@ -22,50 +22,49 @@ from testing.block_fixture import Formed, take_mutex
 _libc = ctypes.CDLL(None)
 FULL: Final = float(MEMORY_PERCENT.value)
 PERCENTS: Final = (10.0, FULL - 0.1, FULL, 99.0)
-# Of the state: what no reader looks at before the checksum. (A ticket, or the number of accepted, is.)
+# Fields of the state that no reader uses before it has compared the checksum (unlike the ticket and the count of
+# accepted).
 FIELDS: Final = ("position", "scalars", "settings", "time_ns", "epoch", "levels_checksum", "receipts", "checksum")
 
 
-class Harm:
-    """What is the matter with one block and its machine."""
+class Faults:
+    """The faults of one block and its machine."""
 
     def __init__(self, formed: Formed, chance: random.Random) -> None:
         self._formed = formed
         self._random = chance
         self.memory_percent = PERCENTS[0]
-        self.lost = False
-        self.state = False  # a byte of the committed state is not what it was
-        self._flipped: tuple[int, int, int] | None = None  # place in the block, what was flipped, levels
+        self.is_lock_lost = False
+        self.is_state_corrupt = False  # a byte of the committed state is flipped
+        self._flipped: tuple[int, int, int] | None = None  # offset in the block, flipped bits, index of the levels
 
     @property
-    def corrupt(self) -> bool:
-        """Whether a byte of the committed state or of its levels is not what it was."""
+    def is_corrupt(self) -> bool:
+        """Whether a byte of the committed state or of its levels is flipped."""
         return self._flipped is not None
 
     @property
-    def known_lost(self) -> bool:
-        """Whether somebody has found out that the mutex is lost, and has said so: then it looks taken, but nobody
-        is inside.
-        """
+    def is_loss_reported(self) -> bool:
+        """Whether a process has reported the loss of the mutex: it then looks held, but no process is inside."""
         return bool(self._formed.block.region("lock").lost == LOST)
 
     @property
     def causes(self) -> int:
-        """What is the matter: bits of an emergency."""
+        """The present causes, as bits of an emergency."""
         full = EMERGENCY_MEMORY * (self.memory_percent >= FULL)
-        return full | EMERGENCY_LOST * self.lost | EMERGENCY_CORRUPT * self.corrupt
+        return full | EMERGENCY_LOST * self.is_lock_lost | EMERGENCY_CORRUPT * self.is_corrupt
 
-    def fill(self) -> str:
-        """Let memory be used as much as it was not before, or no more; returns what happened."""
+    def change_memory(self) -> str:
+        """Fill the memory, or free it if it is full; returns what happened."""
         self.memory_percent = self._random.choice(PERCENTS[1:]) if self.memory_percent < FULL else PERCENTS[0]
         return f"{self.memory_percent:g} % of memory are used"
 
-    def flip(self, position: int) -> str:
+    def corrupt_state(self, position: int) -> str:
         """Flip a byte of the state that was committed at `position`, or of its levels; returns what happened."""
         assert self._flipped is None
         state = self._committed(position)
-        self.state = self._random.random() < 0.5
-        if self.state:
+        self.is_state_corrupt = self._random.random() < 0.5
+        if self.is_state_corrupt:
             field = self._random.choice(FIELDS)
             offset, _ = self._formed.region_bytes("states")
             at = offset + (position & 1) * ffi.sizeof("struct mlsdm_state")
@@ -82,20 +81,20 @@ class Harm:
         self._flipped = at, bits, int(state.levels)
         return f"a byte of {what} flips"
 
-    def flip_back(self) -> str:
-        """Undo it; returns what happened."""
+    def restore(self) -> str:
+        """Undo `corrupt_state`; returns what happened."""
         assert self._flipped is not None
         at, bits, _ = self._flipped
         self._formed.block.memory[at] ^= bits
-        self._flipped, self.state = None, False
+        self._flipped, self.is_state_corrupt = None, False
         return "it flips back"
 
-    def see(self, position: int) -> None:
-        """See whether levels that were damaged are still those in use, at the newest position."""
-        if self._flipped and not self.state and self._committed(position).levels != self._flipped[2]:
+    def drop_replaced_levels(self, position: int) -> None:
+        """Forget the damage of levels that are no longer those of the committed state, at the newest position."""
+        if self._flipped and not self.is_state_corrupt and self._committed(position).levels != self._flipped[2]:
             self._flipped = None
 
-    def lose(self) -> str:
+    def lose_mutex(self) -> str:
         """Lose the mutex; returns what happened."""
         pid = os.fork()
         if not pid:
@@ -104,16 +103,16 @@ class Harm:
         os.waitpid(pid, 0)
         take_mutex(self._formed.block)  # and do not make it consistent
         _libc.pthread_mutex_unlock(ctypes.c_void_p(int(ffi.cast("uintptr_t", self._formed.block.region("lock")))))
-        self.lost = True
+        self.is_lock_lost = True
         return "the mutex is lost"
 
-    def renew(self) -> str:
-        """Make a new mutex; nobody else may live. Returns what happened."""
+    def renew_mutex(self) -> str:
+        """Make a new mutex; no actor may be alive. Returns what happened."""
         lock = self._formed.block.region("lock")
         ffi.memmove(lock.mutex, bytes(ffi.sizeof(lock.mutex)), ffi.sizeof(lock.mutex))
         assert lib.mlsdm_lock_create(self._formed.block.map) == 0
         lock.lost = 0
-        self.lost = False
+        self.is_lock_lost = False
         return "there is a new mutex"
 
     def _committed(self, position: int) -> Any:

@@ -1,4 +1,4 @@
-"""The chronicle: the history of the block by the reference model, position by position.
+"""The history of the block by the reference model, position by position.
 
 After each step it follows the new log entries with `core.reference.log_replay.Model` and compares each with the actor
 that moved and its operation, because nothing else can have written it. For every position that an operation under way
@@ -28,21 +28,21 @@ from tests.simulation.player import PHASE_TOLERANCE, KeyOf, Seen, image_of
 # What an operation may enter into the log. "apply" enters what was pending; "round" may, too, and an epoch before that,
 # and a tick after it.
 WRITES: Final = {"admit": "decision", "batch": "decision", "forget": "delete", "take_over": "epoch", "tick": "tick"}
-COMMANDED: Final = ("configure", "reset", "stop", "resume")
+COMMAND_KINDS: Final = ("configure", "reset", "stop", "resume")
 
 
 class WrongError(Exception):
     """A promise does not hold; the message says which, what was expected and what was found."""
 
 
-def same(what: str, expected: object, found: object) -> None:
-    """Raise WrongError when two things differ that must not."""
+def check_equal(what: str, expected: object, found: object) -> None:
+    """Raise WrongError unless `found` equals `expected`."""
     if expected != found:
         raise WrongError(f"{what}: expected {expected}, found {found}")
 
 
-def holds(what: str, fact: object) -> None:
-    """Raise WrongError when something does not hold that must."""
+def check(what: str, fact: object) -> None:
+    """Raise WrongError unless `fact` is true."""
     if not fact:
         raise WrongError(what)
 
@@ -61,7 +61,7 @@ class Moment(NamedTuple):
     seen: Seen
     live: tuple[int, ...]  # ids, ascending
     image: bytes  # of the log entry
-    decision: Decision  # what its sender was told, when it is one
+    decision: Decision  # the decision, if the entry is one
 
     @property
     def kind(self) -> str:
@@ -83,8 +83,8 @@ class Pending(NamedTuple):
     configured: int
 
 
-class Chronicle:
-    """The truth about one block: `enter` is called with each new entry, in order."""
+class History:
+    """The history of one block: `enter` is called with each new entry, in order."""
 
     def __init__(self, formed: Formed) -> None:
         self.formed = formed
@@ -109,7 +109,7 @@ class Chronicle:
 
     @property
     def now(self) -> Moment:
-        """What is true."""
+        """The state at the newest position."""
         return self.moments[self.newest]
 
     def vector_of(self, memory_id: int) -> Vector:
@@ -128,7 +128,7 @@ class Chronicle:
         return brute_force(query, k, mask, ((self.memories[i], self.vector_of(i)) for i in moment.live))
 
     def forget_before(self, position: int) -> None:
-        """Forget the moments of which nobody under way can speak any more, and what belongs only to them."""
+        """Forget the moments that no operation under way can refer to, and what belongs only to them."""
         kept = position - self.layout.log_capacity
         if kept <= self._oldest:
             return
@@ -144,27 +144,27 @@ class Chronicle:
     # -- following -----------------------------------------------------------------------------------------------------
 
     def enter(self, entry: Any, actor: Actor, made: list[int]) -> None:
-        """Follow one entry that came to be while `actor` moved; `made` are those of the same operation before it."""
+        """Follow an entry that was written while `actor` moved; `made` are earlier positions of the same operation."""
         operation = actor.operation
         assert operation is not None
         before, what = self.now.seen, f"entry {entry.position} by {actor.name} at {operation}"
         kind = self._kind_of(KINDS[entry.kind], actor, made)
-        same(f"{what}: kind", kind, KINDS[entry.kind])
-        same(f"{what}: row", actor.row, entry.row)
-        same(f"{what}: time", max(before.time_ns, operation.arguments[0]), entry.time_ns)
-        same(f"{what}: epoch", before.epoch + (kind == "epoch"), entry.epoch)
+        check_equal(f"{what}: kind", kind, KINDS[entry.kind])
+        check_equal(f"{what}: row", actor.row, entry.row)
+        check_equal(f"{what}: time", max(before.time_ns, operation.arguments[0]), entry.time_ns)
+        check_equal(f"{what}: epoch", before.epoch + (kind == "epoch"), entry.epoch)
         if kind == "epoch":
             actor.epoch = int(entry.epoch)
         elif operation.name in ("tick", "apply", "round"):
-            same(f"{what}: epoch of the controller that wrote it", before.epoch, actor.epoch)
-        holds(f"{what}: is the only one of its operation", not made or operation.name in ("batch", "round"))
+            check_equal(f"{what}: epoch of the controller that wrote it", before.epoch, actor.epoch)
+        check(f"{what}: is the only one of its operation", not made or operation.name in ("batch", "round"))
         live, receipts, regime = self.now.live, before.receipts, self.model.settings
         decided = decided_of(entry)
         if kind == "decision":
             live, receipts = self._decided(entry, actor, made)
         elif kind == "delete":
-            same(f"{what}: id", operation.arguments[1], decided.memory_id)
-            holds(f"{what}: memory {decided.memory_id} lived", decided.memory_id in live)
+            check_equal(f"{what}: id", operation.arguments[1], decided.memory_id)
+            check(f"{what}: memory {decided.memory_id} lived", decided.memory_id in live)
             live = tuple(i for i in live if i != decided.memory_id)
         elif self.pending and self.pending.regime and kind == "configure":
             regime = self.pending.regime
@@ -172,11 +172,11 @@ class Chronicle:
             self.model = self.model.after(entry, regime, self.vector_of)
         except DivergenceError as error:
             raise WrongError(str(error)) from error
-        if kind in COMMANDED:
+        if kind in COMMAND_KINDS:
             assert self.pending is not None
             self.commands, self.pending = self.pending.ticket, None
         self._keep(entry, live, receipts)
-        same(f"{what}: live memories", len(live), self.model.live)
+        check_equal(f"{what}: live memories", len(live), self.model.live)
 
     def _kind_of(self, found: str, actor: Actor, made: list[int]) -> str | None:
         """Return which kind an entry of the actor's operation must have; `found` is the one it has."""
@@ -185,7 +185,7 @@ class Chronicle:
         if name != "round":
             return commanded if name == "apply" else WRITES.get(name)
         before = {self.moments[position].kind for position in made}
-        may = ["epoch"] * (not actor.epoch) + [commanded] * (not before & {*COMMANDED, "tick"}) + ["tick"]
+        may = ["epoch"] * (not actor.epoch) + [commanded] * (not before & {*COMMAND_KINDS, "tick"}) + ["tick"]
         return found if found in may and found not in before else None
 
     def _decided(self, entry: Any, actor: Actor, made: list[int]) -> tuple[tuple[int, ...], int]:
@@ -200,18 +200,18 @@ class Chronicle:
             offset, _ = self.formed.region_bytes("receipts")
             places = ffi.cast("struct mlsdm_receipt *", self.formed.block.map.base + offset)
             receipt = places[receipts % (self.layout.receipt_capacity + 1)]
-            same(f"{what}: ordinal of its receipt", (receipts, receipts), (decided.receipt, receipt.ordinal))
+            check_equal(f"{what}: ordinal of its receipt", (receipts, receipts), (decided.receipt, receipt.ordinal))
             key = (receipt.key[0], receipt.key[1], receipt.body)
             number = next((i for i, item in enumerate(items) if item[2] == key), -1)
-            holds(f"{what}: the key {key} of its receipt is one of {actor.operation}", number >= 0)
-            same(f"{what}: earlier receipt of that key", None, self.receipt_for(key, moment))
-            same(f"{what}: first answer", decision_of(entry), Decision(*_fields(receipt.decision)))
+            check(f"{what}: the key {key} of its receipt is one of {actor.operation}", number >= 0)
+            check_equal(f"{what}: earlier receipt of that key", None, self.receipt_for(key, moment))
+            check_equal(f"{what}: first answer", decision_of(entry), Decision(*_fields(receipt.decision)))
             self.receipts[receipts] = Receipt(receipts, key, decision_of(entry))
-        holds(f"{what}: is an item of {actor.operation}", number < len(items))
+        check(f"{what}: is an item of {actor.operation}", number < len(items))
         event, payload, key_of = items[number]
-        same(f"{what}: whether it has a receipt", key_of is not None, decided.receipt != 0)
+        check_equal(f"{what}: whether it has a receipt", key_of is not None, decided.receipt != 0)
         moral, vector = self.formed.pool.event(event)
-        same(f"{what}: moral value", moral, decided.moral)
+        check_equal(f"{what}: moral value", moral, decided.moral)
         accepted, rejected = self.tallies.get(actor.row, (0, 0))
         self.tallies[actor.row] = accepted + (decided.memory_id != 0), rejected + (decided.memory_id == 0)
         if not decided.memory_id:
