@@ -8,8 +8,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from app.telemetry.spans import FLUSH_SECONDS_MAX
@@ -19,7 +21,7 @@ from testing.bodies import EXAMPLE
 from testing.eventually import eventually
 from testing.live_server import ROOT, LiveServer
 from tests.app.telemetry.collector import Collector, Received
-from tests.conftest import Serve
+from tests.conftest import SMALL, Serve
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT_ID = "00f067aa0ba902b7"
@@ -45,6 +47,47 @@ def collector() -> Iterator[Collector]:
         yield receiver
 
 
+class Traced(NamedTuple):
+    """A server that several tests share, and what receives its spans."""
+
+    server: LiveServer
+    collector: Collector
+
+    def await_spans(self) -> None:
+        """Wait until both workers have sent all that they had: a span that begins now is the last of each batch."""
+        for connection in self.server.connect_to_both_workers():
+            trace_id = os.urandom(16).hex()
+            body = np.ones(8, "<f4").tobytes()
+            headers = {"Content-Type": "application/octet-stream", "Moral-Value": "0.9", **called(trace_id=trace_id)}
+            assert self.server.request("POST", "/event", body, headers, connection).status == 200
+            eventually(lambda trace_id=trace_id: trace_id in {span.trace_id for span in self.collector.spans})  # type: ignore[misc]  # early binding
+            connection.close()
+
+
+def start_traced(directory: Path, **environ: str) -> Iterator[Traced]:
+    """Run a server and its collector."""
+    with Collector() as receiver:
+        server = LiveServer(directory, {**SMALL, **to(receiver.url), **environ}).start()
+        yield Traced(server, receiver)
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
+    """A server that records every trace and logs every request."""
+    yield from start_traced(tmp_path_factory.mktemp("recorded"), LOG_LEVEL="DEBUG")
+
+
+@pytest.fixture(scope="module")
+def unrecorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
+    """A server that records no trace that begins in it; its rhythm is quick."""
+    yield from start_traced(
+        tmp_path_factory.mktemp("unrecorded"),
+        MLSDM_OBSERVABILITY__TRACING__SAMPLE_RATIO="0",
+        MLSDM_COGNITIVE_RHYTHM__CYCLE_SECONDS="0.05",
+    )
+
+
 def told(collector: Collector, name: str, count: int = 1) -> list[Received]:
     """Return the spans of a name, once there are so many; never more."""
     found: list[Received] = eventually(lambda: len(now := collector.named(name)) >= count and now)
@@ -52,9 +95,10 @@ def told(collector: Collector, name: str, count: int = 1) -> list[Received]:
     return found
 
 
-def test_the_span_of_an_event_is_in_its_callers_trace(serve: Serve, collector: Collector) -> None:
+def test_the_span_of_an_event_is_in_its_callers_trace(recorded: Traced) -> None:
     """Parent, decision and times; the answer names the very span."""
-    server = serve(**to(collector.url))
+    server, collector = recorded
+    collector.spans.clear()
     before = time.time_ns()
 
     answer = server.post("/event", {"event_vector": EXAMPLE, "moral_value": 0.9}, **called(), **{"X-Request-ID": "r-1"})
@@ -76,9 +120,10 @@ def test_the_span_of_an_event_is_in_its_callers_trace(serve: Serve, collector: C
     assert span.resource["mlsdm.part"] == "worker"
 
 
-def test_a_batch_and_a_recall_have_spans(serve: Serve, collector: Collector) -> None:
+def test_a_batch_and_a_recall_have_spans(recorded: Traced) -> None:
     """How many events, with the last decision; how many matches, in how many memories."""
-    server = serve(**to(collector.url))
+    server, collector = recorded
+    collector.spans.clear()
     events = [{"event_vector": EXAMPLE, "moral_value": moral} for moral in (0.95, 0.1, 0.95)]
 
     batch = server.post("/events", events, **called()).json
@@ -95,7 +140,7 @@ def test_a_batch_and_a_recall_have_spans(serve: Serve, collector: Collector) -> 
     assert (span.trace_id, span.parent_id) == (TRACE_ID, PARENT_ID)
     assert {
         "mlsdm.matches": 1,
-        "mlsdm.scanned": 2,
+        "mlsdm.scanned": recall["scanned"],
         "mlsdm.position": recall["as_of"],
     }.items() <= span.attributes.items()
 
@@ -135,30 +180,30 @@ def test_the_controllers_steps_have_spans(serve: Serve, collector: Collector) ->
 
 @pytest.mark.parametrize(("flags", "count"), [("00", 0), ("01", 1)])
 def test_the_callers_sampled_flag_decides_what_is_recorded(
-    serve: Serve, collector: Collector, flags: str, count: int
+    recorded: Traced, unrecorded: Traced, flags: str, count: int
 ) -> None:
     """Whatever the ratio says of traces that begin here; the answer goes on with the caller's trace either way."""
-    server = serve(**to(collector.url), MLSDM_OBSERVABILITY__TRACING__SAMPLE_RATIO="0" if count else "1")
+    other = unrecorded if count else recorded
+    other.collector.spans.clear()
 
-    answer = server.post("/event", {"event_vector": EXAMPLE, "moral_value": 0.9}, **called(flags))
-    server.stop()
+    answer = other.server.post("/event", {"event_vector": EXAMPLE, "moral_value": 0.9}, **called(flags))
+    other.await_spans()
 
     assert answer.headers["traceparent"].startswith(f"00-{TRACE_ID}-")
     assert answer.headers["traceparent"].endswith(f"-{flags}")
-    assert count == len(collector.named("POST /event"))
+    assert count == sum(span.trace_id == TRACE_ID for span in other.collector.named("POST /event"))
 
 
-def test_a_share_of_the_traces_that_begin_here_is_recorded(serve: Serve, collector: Collector) -> None:
+def test_a_share_of_the_traces_that_begin_here_is_recorded(unrecorded: Traced) -> None:
     """None at 0: neither of requests nor of steps."""
-    server = serve(
-        **to(collector.url), MLSDM_OBSERVABILITY__TRACING__SAMPLE_RATIO="0",
-        MLSDM_COGNITIVE_RHYTHM__CYCLE_SECONDS="0.05",
-    )  # fmt: skip
+    server, collector = unrecorded
+    collector.spans.clear()
+    step = server.store().state().scalars.step
     server.event([1.0] * 8, 0.9)
-    eventually(lambda: server.store().state().scalars.step > 3)
-    server.stop()
+    eventually(lambda: server.store().state().scalars.step > step + 3)
+    unrecorded.await_spans()
 
-    assert collector.spans == []
+    assert [span.name for span in collector.spans] == ["POST /event"] * 2  # those that were waited for
 
 
 def test_the_span_of_a_refusal_has_its_code(serve: Serve, collector: Collector) -> None:
@@ -187,24 +232,26 @@ def test_the_span_of_a_refusal_has_its_code(serve: Serve, collector: Collector) 
     ]
 
 
-def test_probes_and_scrapes_are_not_traced(serve: Serve, collector: Collector) -> None:
+def test_probes_and_scrapes_are_not_traced(recorded: Traced) -> None:
     """Nor is anything else that is no event and no recall."""
-    server = serve(**to(collector.url))
+    recorded.collector.spans.clear()
     for path in ("/livez", "/readyz", "/health/detailed", "/metrics", "/state", "/decisions", "/event"):
-        server.get(path, **called())
-    server.stop()
+        recorded.server.get(path, **called())
+    recorded.await_spans()
 
-    assert {"tick"} >= {span.name for span in collector.spans}
+    assert {"tick"} >= {span.name for span in recorded.collector.spans if span.name != "POST /event"}
+    assert TRACE_ID not in {span.trace_id for span in recorded.collector.spans}
 
 
-def test_log_lines_have_the_trace(serve: Serve, collector: Collector) -> None:
+def test_log_lines_have_the_trace(recorded: Traced) -> None:
     """One that begins here, too: from the line of a request to its span, and back."""
-    server = serve(**to(collector.url), LOG_LEVEL="DEBUG")
+    server, collector = recorded
+    collector.spans.clear()
 
-    server.post("/event", {"event_vector": EXAMPLE, "moral_value": 0.9}, **{"X-Request-ID": "r-1"})
+    server.post("/event", {"event_vector": EXAMPLE, "moral_value": 0.9}, **{"X-Request-ID": "in-the-log"})
 
     [span] = told(collector, "POST /event")
-    [line] = [line for line in server.log.splitlines() if "request_id=r-1" in line]
+    [line] = [line for line in server.log.splitlines() if "request_id=in-the-log" in line]
     assert f"trace_id={span.trace_id}" in line
 
 
