@@ -37,8 +37,9 @@ class LaterResource:
 
     def __init__(self) -> None:
         name = Parameter("name", "path", Annotated[str, Meta(examples=["one"])], "A name.", required=True)
+        flags = [Parameter(flag, "query", str, "What happens.") for flag in ("raise", "fill", "bytes", "early")]
         operation = Operation(
-            "Wait.", Role.WRITE, Later, {"application/json": Later}, (name,), cost=1, deferred=True,
+            "Wait.", Role.WRITE, Later, {"application/json": Later}, (name, *flags), cost=1, deferred=True,
             deferred_seconds_max=SECONDS_MAX,
         )  # fmt: skip
         self.operations = {"POST": operation, "GET": operation}

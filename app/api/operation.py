@@ -42,7 +42,7 @@ class Operation(NamedTuple):
     role: Role | None  # the lowest role that may call it; None: open, no credential is read and nothing is charged
     response: Any  # of status 200: a type that msgspec can describe, sent as JSON, or the media type of other content
     body: Mapping[str, Any] = MappingProxyType({})  # by media type: a type that msgspec can describe, or Octets
-    parameters: tuple[Parameter, ...] = ()
+    parameters: tuple[Parameter, ...] = ()  # the gate refuses a query parameter that is not among them (422)
     refusals: tuple[str, ...] = ()  # problem codes of this operation, without those of the connection and the gate
     other_responses: Mapping[int, Any] = MappingProxyType({})  # by status: those that are not problem documents
     cost: int = 0  # tokens, charged before the responder runs

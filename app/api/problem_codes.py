@@ -84,7 +84,7 @@ CODES: Final[Mapping[str, Code]] = {
     "unsupported_media_type": Code(415, "The operation does not accept this Content-Type."),
     "malformed_body": Code(400, "The body is not valid JSON, msgpack or UTF-8, whichever its Content-Type declares."),
     "field_missing": Code(422, "A required member or header is missing."),
-    "field_unknown": Code(422, "A member or parameter is unknown, perhaps misspelt."),
+    "field_unknown": Code(422, "A member, a parameter or a body is unknown to the operation, perhaps misspelt."),
     "field_invalid": Code(422, "A value has the wrong type or form, or is out of range."),
     "field_repeated": Code(422, "A member or parameter occurs twice, so two readers could act on different values."),
     "vector_invalid": Code(422, "The vector is neither an array of numbers nor base64."),
@@ -145,7 +145,8 @@ CODES: Final[Mapping[str, Code]] = {
 
 # -- groups, for `Operation.refusals`
 CONNECTION: Final = tuple(CODES)[: tuple(CODES).index("unauthorised")]  # any request, whatever its route
-GATE: Final = ("unauthorised", "misdirected", "other_origin")  # any operation that needs a role
+# Any operation that needs a role.
+GATE: Final = ("unauthorised", "misdirected", "other_origin", "field_unknown", "field_repeated")
 STORE: Final = ("store_busy", "store_starting", "store_corrupt", "store_lost")
 DEFERRED: Final = ("too_many_deferred", "deferred_timeout")  # any operation whose answer is deferred
 COMMAND: Final = (*STORE, "controller_busy", "outcome_unknown")

@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from app.api.codec.media_types import JSON, encode
-from app.api.codec.query_string import BOOT_ID, parse_parameters_of_boot
+from app.api.codec.query_string import BOOT_ID, parameters_of_boot, parse_whole_number
 from app.api.context import Context
 from app.api.fields import (
     Accepted,
@@ -125,8 +125,7 @@ class DecisionsResource:
                 BOOT_ID,
             ),
             refusals=(
-                "position_gone", "other_boot", "position_unknown", DECISIONS_PAGE.code, "field_invalid",
-                "field_unknown", "field_repeated", *STORE,
+                "position_gone", "other_boot", "position_unknown", DECISIONS_PAGE.code, "field_invalid", *STORE,
             ),
             in_pieces=True,
         )
@@ -138,10 +137,10 @@ class DecisionsResource:
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         """Return a page of the log."""
         context = self.context
-        given = parse_parameters_of_boot(request, context.boot_id, "after", "limit")
-        limit = _parse_number(given, "limit", _LIMIT_DEFAULT, 1, DECISIONS_PAGE.value)
+        given = parameters_of_boot(request, context.boot_id)
+        limit = parse_whole_number(given, "limit", _LIMIT_DEFAULT, 1, DECISIONS_PAGE.value, code=DECISIONS_PAGE.code)
         newest = int(context.store.state().position)
-        after = _parse_number(given, "after", -1, 0, _POSITION_MAX)
+        after = parse_whole_number(given, "after", -1, 0, _POSITION_MAX, code="field_invalid")
         try:
             entries, oldest, after = self._read_oldest(newest, limit) if after < 0 else self._read(after, limit)
         except errors.Gone as error:
@@ -230,14 +229,3 @@ def _state_view(scalars: Scalars) -> ScalarState:
         scalars.live,
         bool(scalars.flags & FLAG_STOPPED),
     )
-
-
-def _parse_number(given: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
-    """Return a parameter as a whole number from `low` to `high`, or `default` if it is missing. Raises 422."""
-    text = given.get(name)
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) <= 19 and low <= int(text) <= high):
-        code = DECISIONS_PAGE.code if name == "limit" else "field_invalid"
-        raise invalid(name, code, f"is {text[:40]!r}", f"a whole number from {low} to {high}")
-    return int(text)

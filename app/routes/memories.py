@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from app.api.codec.media_types import JSON, encode
-from app.api.codec.query_string import BOOT_ID, parse_parameters_of_boot
+from app.api.codec.query_string import BOOT_ID, parameters_of_boot
 from app.api.codec.vector_codec import to_floats
 from app.api.context import Context
 from app.api.fields import AgeSeconds, BootId, MemoryId, MoralValue, Phase, Position, age_seconds, component
@@ -53,9 +53,7 @@ _MEMORY_ID: Final = Parameter(
     "The `memory_id` of the decision.",
     required=True,
 )
-_REFUSALS: Final = (
-    "memory_unknown", "memory_gone", "other_boot", "field_unknown", "field_repeated", "field_invalid", *STORE,
-)  # fmt: skip
+_REFUSALS: Final = ("memory_unknown", "memory_gone", "other_boot", "field_invalid", *STORE)
 _INCLUDE: Final = Parameter("include", "query", Literal["vector"], "Adds the stored vector to the response.")
 
 
@@ -78,7 +76,7 @@ class MemoryResource:
     def on_get(self, request: falcon.Request, response: falcon.Response, memory_id: str) -> None:
         """Return one memory."""
         context = self.context
-        given = parse_parameters_of_boot(request, context.boot_id, "include")
+        given = parameters_of_boot(request, context.boot_id)
         number = _parse_id(memory_id)
         include = given.get("include")
         if include is not None and include != "vector":
@@ -106,7 +104,7 @@ class MemoryResource:
     def on_delete(self, request: falcon.Request, response: falcon.Response, memory_id: str) -> None:
         """Delete one memory permanently and erase its bytes."""
         context = self.context
-        parse_parameters_of_boot(request, context.boot_id)
+        parameters_of_boot(request, context.boot_id)
         number = _parse_id(memory_id)
         try:
             entry = context.store.forget(context.clock(), number)

@@ -5,7 +5,7 @@ in the query string.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple, cast, get_args
 
 import falcon
 import msgspec
@@ -14,7 +14,7 @@ from msgspec import Meta
 from app.api.codec.body_errors import DECODE_ERRORS, refuse_body, refuse_repeats, refuse_repeats_msgpack
 from app.api.codec.body_sizes import query_size_max, refuse_above
 from app.api.codec.media_types import JSON, MSGPACK, RAW, encode, media_type
-from app.api.codec.query_string import parse_parameters
+from app.api.codec.query_string import parameters_of, parse_whole_number
 from app.api.codec.vector_codec import VECTOR_SCHEMA, FloatBuffer, refuse_vector, to_floats
 from app.api.context import Context
 from app.api.fields import AgeSeconds, BootId, MemoryId, MoralValue, Phase, Position, age_seconds, component
@@ -28,6 +28,9 @@ from shm import errors
 from shm.store import Match
 
 Include = Literal["payload", "vector"]
+_TOP_K_DEFAULT: Final = 10
+_PHASES: Final = get_args(PhaseWindow)
+_INCLUDES: Final = get_args(Include)
 _TopK = Annotated[int, Meta(description="Maximum number of matches.", ge=1, le=TOP_K.value, examples=[3])]
 _Phase = Annotated[PhaseWindow, Meta(description="Phase filter; `current` is the present phase of the rhythm.")]
 _Includes = Annotated[list[Include], Meta(description="Further members of each match.", examples=[["payload"]])]
@@ -48,17 +51,17 @@ class RecallQuery(msgspec.Struct, forbid_unknown_fields=True):
     """A recall. `include` adds members to each match."""
 
     vector: Annotated[msgspec.Raw, Meta(extra_json_schema=VECTOR_SCHEMA)]
-    top_k: _TopK = 10
+    top_k: _TopK = _TOP_K_DEFAULT
     phase: _Phase = "any"
     include: _Includes = []
 
 
-class RecallParameters(msgspec.Struct, forbid_unknown_fields=True):
+class RecallOptions(NamedTuple):
     """The parameters of a recall with a raw body, from the query string; `include` is separated by commas."""
 
-    top_k: _TopK = 10
-    phase: _Phase = "any"
-    include: _Includes = []
+    top_k: int
+    phase: PhaseWindow
+    include: list[str]
 
 
 @component("Found")
@@ -148,20 +151,17 @@ class RecallResource:
             )
         )
 
-    def _read(self, request: falcon.Request) -> tuple[FloatBuffer, RecallQuery | RecallParameters]:
+    def _read(self, request: falcon.Request) -> tuple[FloatBuffer, RecallQuery | RecallOptions]:
         """Return the vector, float32-LE[dimension], and the parameters of a request. Raises Problem."""
         body = request.env["wsgi.input"].read()
         refuse_above(len(body), self.size_max)
         media = media_type(request.env)
+        given = parameters_of(request)
+        if media == RAW:
+            return self.codec.of_bytes(body, "body"), _parse_options(given)
+        if given:
+            raise invalid(next(iter(given)), "field_unknown", "is in the query", f"members of the {media}")
         try:
-            if media != RAW and request.params:
-                raise invalid(next(iter(request.params))[:40], "field_unknown", "is unknown", f"members of the {media}")
-            if media == RAW:
-                given: dict[str, Any] = {**parse_parameters(request, *RecallParameters.__struct_fields__)}
-                if "include" in given:
-                    given["include"] = given["include"].split(",")
-                asked = msgspec.convert(given, RecallParameters, strict=False)
-                return self.codec.of_bytes(body, "body"), asked
             if media == JSON:
                 query = self.of_json(body)
                 vector = self.codec.of_json(query.vector, "vector")
@@ -174,6 +174,22 @@ class RecallResource:
             if isinstance(error, msgspec.ValidationError) and str(error).endswith("`$.top_k`"):
                 raise invalid("top_k", TOP_K.code, "is out of range or not a whole number", MEMBERS["top_k"]) from error
             refuse_body(error, media, MEMBERS)
+
+
+def _parse_options(given: Mapping[str, str]) -> RecallOptions:
+    """Return the options in the parameters of a query. Raises 422."""
+    phase = given.get("phase", "any")
+    if phase not in _PHASES:
+        raise invalid("phase", "field_invalid", f"is {phase[:40]!r}", MEMBERS["phase"])
+    include = given["include"].split(",") if "include" in given else []
+    for i, member in enumerate(include):
+        if member not in _INCLUDES:
+            raise invalid(f"include[{i}]", "field_invalid", f"is {member[:40]!r}", "payload or vector")
+    return RecallOptions(
+        parse_whole_number(given, "top_k", _TOP_K_DEFAULT, 1, TOP_K.value, code=TOP_K.code),
+        cast(PhaseWindow, phase),
+        include,
+    )
 
 
 def match_view(match: Match, now_ns: int) -> MatchView:

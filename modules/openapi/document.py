@@ -215,7 +215,7 @@ def _header(name: str, *, always: bool) -> dict[str, Any]:
 
 def _by_status(codes: Iterable[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Yield (status, codes) in order of status."""
-    codes = [*codes]
+    codes = dict.fromkeys(codes)  # of the gate and of the operation; each once
     for status in sorted({CODES[code].status for code in codes}):
         yield status, tuple(code for code in codes if CODES[code].status == status)
 

@@ -38,11 +38,12 @@ any keys, as in development, is open to every client that can reach it.
 ## Bodies
 
 A body is JSON, msgpack with the same members, or plain bytes: `application/octet-stream` is little-endian float32 and \
-by far the fastest. A vector in JSON is an array of numbers, or the base64 of those bytes. Members that are unknown or \
-repeated are refused, not ignored. Whole numbers are written without a fraction: `1.0` is refused. Members of a \
-response that have no value are left out; later versions may add members to responses. An event takes at most \
-{event_size} bytes in any form, white space included; a batch takes as many for each of its events, and the query of a \
-recall takes {query_size}.
+by far the fastest. A vector in JSON is an array of numbers, or the base64 of those bytes. Members of a body and \
+parameters of a query that are unknown or repeated are refused, not ignored, and so is a body where none is taken; \
+only probes and metrics ignore their query. Headers that an operation does not know are ignored. Whole numbers are \
+written without a fraction: `1.0` is refused. Members of a response that have no value are left out; later versions \
+may add members to responses. An event takes at most {event_size} bytes in any form, white space included; a batch \
+takes as many for each of its events, and the query of a recall takes {query_size}.
 
 ## Idempotency
 

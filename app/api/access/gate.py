@@ -1,12 +1,13 @@
 """Gate: identifies the client of every request and checks that its role suffices, in front of every route.
 
-Owns: the chain of authenticators, the cache of clients that they identified, and the environ members CLIENT and ADDRESS
+Owns: the chain of authenticators, the cache of clients that they identified, the environ members CLIENT and ADDRESS
 (ADDRESS only where proxies are trusted; refused requests get it too).
 
 Invariants: the gate stands behind the router, so it protects the route that will run, however its path is written.
-Paths without a route need a credential too, so a stranger cannot find out which routes exist. Open operations (probes,
-scrapes) read no credential: a rotated secret must not restart a healthy server. Without any authenticator the server is
-open, which only development and staging allow, and every client is an administrator.
+Paths without a route need a credential too: no stranger finds out which exist. Open operations (probes, scrapes) read
+no credential and no query: neither a rotated secret nor a parameter that a balancer adds may restart a healthy server.
+Every other operation refuses what it would ignore: undeclared parameters, and a body that it does not take. Without
+authenticators (development and staging) the server is open, and every client is an administrator.
 
 A page of another origin, open in a browser on the same machine, must not reach an open server. So it refuses a foreign
 Origin and, on a loopback address, any Host that is a name other than `localhost` (DNS rebinding). With authenticators
@@ -24,8 +25,9 @@ import falcon
 
 from app.api.access.client import Client
 from app.api.codec.body_sizes import item_count_min
+from app.api.codec.query_string import check_query
 from app.api.operation import Operation, Resource, allow_header, operation_of
-from app.api.problem import Problem
+from app.api.problem import Problem, invalid
 from app.api.problem_codes import CODES
 from app.httpd.request import ADDRESS, CLIENT
 from core.access.keys import Keyring, Role
@@ -36,6 +38,7 @@ from core.settings.tiers import STANDARD
 _CHALLENGE: Final = 'Bearer realm="mlsdm"'
 _CACHED_COUNT_MAX: Final = 1_024
 _NO_CREDENTIALS: Final = (None, None)
+_WITHOUT_BODY: Final = frozenset({"GET", "HEAD"})  # RFC 9110 §9.3.1: content has no meaning there, and is ignored
 
 
 class Authenticator(Protocol):
@@ -120,6 +123,8 @@ class Gate:
                 raise Problem(501, "method_not_implemented", f"No route here has the method {request.method}.")
         else:
             self.admit(request.env, operation)
+            if not operation.body and operation.role is not None and request.method not in _WITHOUT_BODY:
+                _refuse_body(request.env["wsgi.input"].read())
 
     def no_route(self, request: falcon.Request, response: falcon.Response, **_params: str) -> None:
         """Refuse a path without a route: the sink behind all routes."""
@@ -130,12 +135,14 @@ class Gate:
         raise falcon.HTTPRouteNotFound
 
     def admit(self, environ: WSGIEnvironment, operation: Operation) -> None:
-        """Put address and client of a request into its environ, and charge the cost of the operation.
+        """Put address and client of a request into its environ, check its query, and charge for the operation.
 
         Raises Problem with 401, 403, 421, 422 or 429.
         """
         if operation.role is not None:
             self.check(environ, operation.role)
+            if environ["QUERY_STRING"]:
+                check_query(environ["QUERY_STRING"], operation)
             if self._charge is not None:
                 if operation.cost:
                     self._charge(environ, operation.cost)
@@ -218,6 +225,15 @@ def token_of(environ: WSGIEnvironment) -> str:
     if scheme.lower() == "bearer":  # RFC 9110 §11.1: schemes are case-insensitive
         return str(token.strip())
     return str(environ.get("HTTP_X_API_KEY", "").strip())
+
+
+def _refuse_body(body: bytes) -> None:
+    """Raise 422 for a body that an operation without members would ignore, such as `{"dry_run": true}`.
+
+    Nothing and an empty object say nothing that could be ignored; some clients always send the latter.
+    """
+    if body.strip() not in (b"", b"{}"):
+        raise invalid("body", "field_unknown", f"has {len(body)} bytes", "no body, or an empty object")
 
 
 def _refuse_other_origins(environ: WSGIEnvironment) -> None:

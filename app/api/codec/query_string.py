@@ -1,40 +1,61 @@
-"""Query string: its parameters by name, each of them known and given once.
+"""Query string: its parameters by name, each of them declared by the operation and given once.
 
-An unknown parameter is refused, not ignored: with a misspelt `boot_id` a client would delete the wrong memory. So is a
-repeated parameter: RFC 3986 §3.4 does not define repetition, some readers take the first value and some the last, and a
-proxy that checks requests must not see another value than the one that takes effect.
+An unknown parameter is refused, not ignored: with a misspelt `boot_id` a client would delete the wrong memory, and with
+an invented `dry_run` it would reset the governor. So is a repeated parameter: RFC 3986 §3.4 does not define repetition,
+some readers take the first value and some the last, and a proxy that checks requests must not see another value than
+the one that takes effect.
+
+The gate checks every query before the route runs (`app.api.access.gate`); routes read values only.
 """
 
 from collections.abc import Mapping
 from typing import Final, cast
 
 import falcon
+from falcon.uri import parse_query_string
 
-from app.api.operation import Parameter
+from app.api.operation import Operation, Parameter
 from app.api.problem import Problem, invalid
 
 _QUOTE_LENGTH_MAX: Final = 40  # characters
 BOOT_ID: Final = Parameter("boot_id", "query", str, "The store of the ids and positions; another one is refused (410).")
 
 
-def parse_parameters(request: falcon.Request, *names: str) -> Mapping[str, str]:
-    """Return the decoded parameters of a request. Raises 422 for one that is repeated or not in `names`."""
-    for name, value in request.params.items():
+def check_query(query: str, operation: Operation) -> None:
+    """Raise 422 for a parameter that `operation` does not declare, or that is repeated.
+
+    `query` is the query string as it was sent, without its question mark.
+    """
+    names = [parameter.name for parameter in operation.parameters if parameter.place == "query"]
+    # The same parser, with the same options, as that of `falcon.Request.params`.
+    for name, value in parse_query_string(query, keep_blank=True, csv=False).items():
         if name not in names:
-            raise invalid(name[:_QUOTE_LENGTH_MAX], "field_unknown", "is unknown", "one of " + ", ".join(names))
+            expected = "one of " + ", ".join(names) if names else "no query parameters"
+            raise invalid(name[:_QUOTE_LENGTH_MAX] or "query", "field_unknown", "is unknown", expected)
         if not isinstance(value, str):  # Falcon makes a list of repeated values
             raise invalid(name, "field_repeated", f"is given {len(value)} times", "one value")
+
+
+def parameters_of(request: falcon.Request) -> Mapping[str, str]:
+    """Return the decoded parameters of a request whose query has been checked."""
     return cast(Mapping[str, str], request.params)
 
 
-def parse_parameters_of_boot(request: falcon.Request, boot_id: str, *names: str) -> Mapping[str, str]:
-    """Return the decoded parameters of a request, of which `boot_id` and `names` are known.
-
-    Raises 422 like `parse_parameters`, and 410 if `boot_id` is not that of this store.
-    """
-    given = parse_parameters(request, BOOT_ID.name, *names)
+def parameters_of_boot(request: falcon.Request, boot_id: str) -> Mapping[str, str]:
+    """Return the decoded parameters of a request; raise 410 if `boot_id` is among them and not that of this store."""
+    given = parameters_of(request)
     named = given.get(BOOT_ID.name, boot_id)
     if named != boot_id:
         detail = f"is {named[:_QUOTE_LENGTH_MAX]!r}, another store than this one, which began empty"
         raise Problem(410, "other_boot", f"boot_id: {detail}; expected {boot_id}", field="boot_id", expected=boot_id)
     return given
+
+
+def parse_whole_number(given: Mapping[str, str], name: str, default: int, low: int, high: int, *, code: str) -> int:
+    """Return a parameter as a whole number from `low` to `high`, or `default` if it is missing. Raises 422 `code`."""
+    text = given.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 19 and low <= int(text) <= high):
+        raise invalid(name, code, f"is {text[:_QUOTE_LENGTH_MAX]!r}", f"a whole number from {low} to {high}")
+    return int(text)

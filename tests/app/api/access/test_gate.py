@@ -389,7 +389,10 @@ def test_a_body_is_wanted_only_from_a_client_that_may_call_the_operation() -> No
     application._router.add_route("/route", FakeResource(operations))
 
     def wants_body(method: str, token: str) -> tuple[bool, str | None]:
-        environ = {"REMOTE_ADDR": "", "PATH_INFO": "/route", "REQUEST_METHOD": method, "HTTP_X_API_KEY": token}
+        environ = {
+            "REMOTE_ADDR": "", "PATH_INFO": "/route", "QUERY_STRING": "", "REQUEST_METHOD": method,
+            "HTTP_X_API_KEY": token,
+        }  # fmt: skip
         wanted = application.wants_body(environ)
         raised = environ.get(RAISED)
         return wanted, raised.problem_code if isinstance(raised, Problem) else None
