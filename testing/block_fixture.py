@@ -49,7 +49,7 @@ SMALL: Final = Layout(dimension=16, capacity=50, payload_size_max=64, log_capaci
 REGIME: Final = Regime.of(Config())
 NORM_MAX: Final = 1e6
 _libc = ctypes.CDLL(None)
-WAIT_MS: Final = 2000  # of the lock: far above what a loaded machine adds to a section of a microsecond
+WAIT_MS: Final = 2000  # for the lock: far above the delay of a section on a loaded machine
 
 
 class Formed:
@@ -299,7 +299,7 @@ def take_mutex(block: Block) -> None:
 
 
 def make_mutex_irrecoverable(block: Block) -> None:
-    """Make the mutex irrecoverable: its owner dies, and the next one unlocks it without having made it consistent."""
+    """Make the mutex irrecoverable: its owner dies, and the next owner unlocks it without making it consistent."""
 
     def die() -> None:
         take_mutex(block)

@@ -28,13 +28,13 @@ class Body(NamedTuple):
 
 
 def of_json(document: Any) -> Body:
-    """Return a JSON body; `document` is also taken as the finished text."""
+    """Return a JSON body; `document` may also be the finished text."""
     content = document if isinstance(document, bytes) else json.dumps(document).encode()
     return Body(content, {"Content-Type": JSON})
 
 
 def of_msgpack(document: Any) -> Body:
-    """Return a msgpack body; `document` is also taken as the finished bytes."""
+    """Return a msgpack body; `document` may also be the finished bytes."""
     return Body(document if isinstance(document, bytes) else pack(document), {"Content-Type": MSGPACK})
 
 
@@ -86,7 +86,7 @@ def post(server: LiveServer, path: str, body: Body) -> Answer:
 
 
 def sent(server: LiveServer, path: str, body: Body) -> Any:
-    """Send a body that must be taken; return the document that answers it.
+    """Send a body that must be accepted; return the document of the answer.
 
     A request that found the lock held too long is sent again: a busy machine may take the processor from a holder.
     """
@@ -123,7 +123,7 @@ def problem(answer: Answer) -> dict[str, Any]:
 
 
 def refused(server: LiveServer, path: str, body: Body) -> dict[str, Any]:
-    """Send a body that must be refused without moving anything; return the problem document."""
+    """Send a body that must be refused and change nothing; return the problem document."""
     before = server.state()
     answer = post(server, path, body)
     assert server.state() == before

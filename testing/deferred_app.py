@@ -2,9 +2,9 @@
 
     gunicorn -c gunicorn.conf.py testing.deferred_app:app
 
-POST /later/{name} waits until `release` is posted to any name, on the same worker. The query says what happens then:
-`?raise=problem`, `store` or `bug`, `?fill` to fill the response in the coroutine, `?bytes` to return bytes. Its answers
-are late after TIMEOUT_SECONDS, 10 unless the environment says otherwise.
+POST /later/{name} waits until `release` is posted to any name, on the same worker. The query says what happens
+afterwards: `?raise=problem`, `store` or `bug`, `?fill` to fill the response in the coroutine, `?bytes` to return bytes.
+Its answers are late after TIMEOUT_SECONDS, 10 unless the environment says otherwise.
 """
 
 import asyncio
@@ -98,6 +98,6 @@ def with_later(*arguments: Any) -> dict[str, Resource]:
     return {**routes(*arguments), "/later/{name}": LaterResource()}
 
 
-assert vars(main)["routes"] is routes  # what is replaced is what would be used
+assert vars(main)["routes"] is routes  # the replaced name is the one that would be used
 vars(main)["routes"] = with_later
 app: Final = main.app

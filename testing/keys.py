@@ -24,7 +24,7 @@ SECRETS: Final = (API_KEY, *(token.partition(".")[2] for token in TOKENS.values(
 
 
 def bearer(name: str) -> dict[str, str]:
-    """Return the headers that show a key's token."""
+    """Return the headers with the token of a key."""
     return {"Authorization": f"Bearer {TOKENS[name]}"}
 
 
@@ -42,6 +42,6 @@ def write(path: Path, *names: str) -> Path:
 
 
 def leaked(server: LiveServer) -> list[str]:
-    """Return what a server's stderr holds of all that it must not: tokens, their secrets, their digests."""
+    """Return the tokens, secrets and digests in a server's stderr, where none may be."""
     digests = [sha256(token.encode()).hexdigest() for token in (API_KEY, *TOKENS.values())]
     return [secret for secret in (*SECRETS, *digests) if secret in server.log]

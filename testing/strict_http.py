@@ -59,7 +59,7 @@ def read_request(wire: bytes, at: int) -> Request | None:
         return None  # §3.2
     if codings:
         if lengths or version == b"1.0" or [coding.lower() for coding in codings] != [b"chunked"]:
-            return None  # §6.1 and §6.3; other codings are nobody's here
+            return None  # §6.1 and §6.3; no other coding is supported
         chunked = _read_chunks(wire, at)
         return chunked and Request(method, target, version, fields, *chunked)
     if not lengths:

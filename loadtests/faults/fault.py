@@ -34,7 +34,7 @@ class FaultOptions(NamedTuple):
 class Outcome(NamedTuple):
     """What came of a fault."""
 
-    count: int  # type: ignore[assignment]  # how often the harm was done; tuple.count, which it shadows, is not missed
+    count: int  # type: ignore[assignment]  # how often the fault was injected; tuple.count, which it shadows, is not missed
     figures: Mapping[str, float | int | str]  # what was measured, by name with its unit
     broken: list[str]  # promises that did not hold
 

@@ -1,4 +1,4 @@
-"""`mlsdm modules`: the modules of a running server, each with its state and the reason where one is not ready.
+"""`mlsdm modules`: the modules of a running server, each with its state and, if it is not ready, the reason.
 
 Asks GET /modules, with the key in API_KEY when there is one. Exit status: 0 every module is ready; 1 one is not, or the
 server cannot be asked.
@@ -16,7 +16,7 @@ import msgspec
 
 from app.routes.modules import Modules
 
-SECONDS_MAX: Final = 10.0  # of silence from the server
+SECONDS_MAX: Final = 10.0  # timeout of the request
 _COLUMNS: Final = ("module", "state", "since", "load ms", "required", "reason")
 
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the report of a server; return the exit status."""
-    request = urllib.request.Request(f"{arguments.url}/modules")  # noqa: S310 - `http_url` has seen its scheme
+    request = urllib.request.Request(f"{arguments.url}/modules")  # noqa: S310 - `http_url` has checked the scheme
     if key := os.environ.get("API_KEY", "").strip():
         request.add_header("X-API-Key", key)
     try:

@@ -1,7 +1,7 @@
 """GET /openapi.json and GET /docs.
 
 Both are built at the first request, on the thread pool, because that takes milliseconds. They are kept as bytes until
-the routes of the worker change. Their code is imported then, so a worker that is never asked spends no memory on it.
+the routes of the worker change. Their code is imported then, so a worker without such a request spends no memory on it.
 """
 
 import json
@@ -52,7 +52,7 @@ class DocumentResource:
         response.content_type = JSON
         response.data = self.text()
 
-    on_head = on_get  # RFC 9110 §9.1: what has GET has HEAD; the body is left out on the way
+    on_head = on_get  # RFC 9110 §9.1: every GET has a HEAD; the server omits the body
 
 
 class PageResource:

@@ -66,7 +66,7 @@ def test_options(small_server: LiveServer) -> None:
     assert status_of(small_server, "OPTIONS", "*") == 204
 
 
-def test_default_headers_of_the_service(small_server: LiveServer) -> None:
+def test_default_headers_of_the_server(small_server: LiveServer) -> None:
     """Answers of routes, of unknown routes and refusals of the connection carry each default header once."""
     for request in (
         b"GET /state HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
