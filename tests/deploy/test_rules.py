@@ -141,6 +141,7 @@ def test_the_tests_notice_when_an_alert_is_weakened(alert: str, there: str, inst
     assert there in rule
     path.write_text(before + named + rule.replace(there, instead) + next_one + rest)
     assert promtool("check", "rules", path).returncode == 0
+    keep_rule(path, alert)
 
     tests = tmp_path / "tests" / path.name
     keep_cases(tests, lambda _test, case: case["alertname"] == alert)
@@ -149,6 +150,26 @@ def test_the_tests_notice_when_an_alert_is_weakened(alert: str, there: str, inst
 
     assert tested.returncode != 0
     assert f"alertname: {alert}," in tested.stdout + tested.stderr
+
+
+def keep_rule(path: Path, alert: str) -> None:
+    """Keep of a file of rules only an alert and the recordings that its expression comes down to.
+
+    PERF: the tests of weakened rules took 26 s of CPU with all rules of the file, this way 10 s.
+    """
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    of_file = [rule for group in document["groups"] for rule in group["rules"]]
+    [weakened] = [rule for rule in of_file if rule.get("alert") == alert]
+    recorded = {rule["record"]: rule["expr"] for rule in of_file if "record" in rule}
+    needed, open_expressions = set[str](), [weakened["expr"]]
+    while open_expressions:
+        names = {selector.name for selector in selectors(open_expressions.pop())} & recorded.keys() - needed
+        needed |= names
+        open_expressions += [recorded[name] for name in names]
+    for group in document["groups"]:
+        group["rules"] = [rule for rule in group["rules"] if rule is weakened or rule.get("record") in needed]
+    document["groups"] = [group for group in document["groups"] if group["rules"]]
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
 
 
 def keep_cases(path: Path, proves: Callable[[dict[str, Any], dict[str, Any]], bool]) -> None:
