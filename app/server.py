@@ -70,6 +70,9 @@ class Server:
         self._rehearsals = Rehearsals()  # of this start or reload
         # Which children there are beside the controller; asked at the start and at every reload.
         self.children_of: Callable[[Loaded], Sequence[Child]] = lambda _loaded: self.require_plan().children
+        self.was_refused = False  # what was read last; see `configure`
+        # What is in force while a reload is tried: the configuration, its modules, and what their names have led to.
+        self._before: tuple[Loaded, Plan, list[FoundModule]] | None = None
         self._metrics_lock = -1
         self._supervisor: Supervisor | None = None
         self._draining = mmap.mmap(-1, 1)  # a byte shared with this arbiter's workers, not with those of the next one
@@ -79,6 +82,9 @@ class Server:
     def configure(self) -> Loaded:
         """Load the configuration, or keep the one in force when the new one is wrong. Exits only at the first start."""
         self._rehearsals = Rehearsals(self._serve_children)
+        if self.loaded is not None:
+            self._before = (self.loaded, self.require_plan(), self._found)
+        self.was_refused = True
         try:
             loaded = startup.load(
                 None, os.environ, startup.PLACES, self._find_sections, partial(rehearse_settings, self._rehearsals)
@@ -97,12 +103,28 @@ class Server:
                 raise
             log.exception("configuration not reloaded, the old one stays")
         else:
-            if self.loaded is not None:  # at the start it is logged later: see when_ready
-                log_configuration(loaded)
-                self.require_plan().log_left_out()
-            self.loaded = loaded
+            self.loaded, self.was_refused = loaded, False
         assert self.loaded is not None
         return self.loaded
+
+    def commit(self) -> None:
+        """Put what a reload has read into force; all new workers have booted with it."""
+        self._before = None
+        loaded = self.require()[1]
+        log_configuration(loaded)
+        self.require_plan().log_left_out()
+        if self._supervisor is not None:
+            try:
+                self._supervisor.reload(self._children())
+            except Exception:
+                log.exception("the children are not reloaded, the old ones stay")
+        self._put_settings_into_force()
+
+    def roll_back(self) -> None:
+        """Go back to what was in force before a reload that was refused."""
+        if self._before is not None:
+            self.loaded, self.plan, self._found = self._before
+        self._before = None
 
     def _row_problems(self, config: Config) -> list[str]:
         """Return the problem when the rows of the block cannot hold two generations of the configured workers."""
@@ -222,7 +244,7 @@ class Server:
             lambda: _become_unprivileged_child(arbiter),
             self._put_settings_into_force,
         )
-        harden_arbiter(arbiter, supervisor, block.layout.rows, lambda: self._announce_stop(arbiter))
+        harden_arbiter(arbiter, supervisor, self, block.layout.rows, lambda: self._announce_stop(arbiter))
         if not supervisor.spawn():
             sys.exit("mlsdm cannot start: the controller did not form the store in time; its log lines say why")
         self._put_settings_into_force()
@@ -232,15 +254,10 @@ class Server:
         log_startup_message(block, loaded, arbiter.cfg.workers, scheme, arbiter.LISTENERS[0].sock.getsockname()[1])
 
     def on_reload(self, _arbiter: Arbiter) -> None:
-        """Bring what was reloaded into force. Reached only with a configuration that is valid as a whole."""
-        tracing_setup.import_tracing(self.require()[1].config)
-        if self._supervisor is not None:
-            try:
-                self._supervisor.reload(self._children())
-            except Exception:
-                log.exception("the children are not reloaded, the old ones stay")
-        file_limits.raise_limit(self.require()[1].config.server.connections_max)
-        self._put_settings_into_force()
+        """Prepare the arbiter for the workers that it forks now, with a configuration that is valid as a whole."""
+        config = self.require()[1].config
+        tracing_setup.import_tracing(config)
+        file_limits.raise_limit(config.server.connections_max)
 
     def _children(self) -> list[Child]:
         """Return every child that the configuration asks for, the controller first."""

@@ -64,6 +64,7 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.occupancy = SingleWorker()
+        self._booted_here = mmap.mmap(-1, 1)  # the arbiter makes this object, and forks: it sees what is written here
         self._acceptor: Acceptor | None = None
         self._heap_trim = HeapTrim()
         self._drain_until: float | None = None
@@ -76,6 +77,11 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
     @nr.setter
     def nr(self, value: int) -> None:
         """Ignore the count that the base class sets: `WorkerState.served` is the count."""
+
+    @property
+    def has_booted(self) -> bool:
+        """Whether this worker has begun to serve. The arbiter may ask."""
+        return self._booted_here[0] == 1
 
     # -- boot --------------------------------------------------------------------------------------------------------
 
@@ -133,7 +139,7 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
             self.worker_state, listeners, self.occupancy, self.cfg.worker_connections, self._tls()
         )
         self.booted = True
-        _booted[0] = 1
+        _booted[0] = self._booted_here[0] = 1
         gc.freeze()  # objects that exist now live as long as the worker
         gc.set_threshold(*GC_THRESHOLDS)
         self._beat()

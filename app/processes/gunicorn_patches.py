@@ -10,8 +10,7 @@ Owns: the replaced methods of one arbiter and of its application, and the clock 
 - Spawn: a worker that has no row in the block is not started; a failed fork is logged; signals stay pending until the
   worker has its own handlers.
 - Stop: the server announces its end for the drain period before Gunicorn closes anything.
-- Reload: Gunicorn exits when it cannot read gunicorn.conf.py again: no descriptors, or a broken file. It has thrown the
-  settings away by then.
+- Reload: new workers boot before old ones end (app/processes/reload.py).
 - Upgrade: Gunicorn exits when it cannot fork. A fork that cannot execute the new program would go on as a second copy
   of this arbiter and end its workers.
 - Clock: Gunicorn waits for its last workers by the wall clock, and kills them in the middle of a request when the clock
@@ -30,18 +29,12 @@ from typing import Any, Final, Protocol
 import gunicorn.arbiter  # type: ignore[import-untyped]  # gunicorn carries no types
 from gunicorn.errors import HaltServer  # type: ignore[import-untyped]
 
+from app.processes.reload import Configuration, reload_in_two_steps
 from app.processes.respawn import WorkerBackoff
 
 CHECK_SECONDS_MIN: Final = 0.05  # between two checks of the children, whatever they ask for
 
 log = logging.getLogger("mlsdm.server")
-
-
-class GunicornApplication(Protocol):
-    """What is used of Gunicorn's application, which reads gunicorn.conf.py."""
-
-    cfg: Any
-    reload: Callable[[], None]
 
 
 class Arbiter(Protocol):
@@ -52,7 +45,7 @@ class Arbiter(Protocol):
     SIGNALS: Sequence[signal.Signals]
     START_CTX: dict[Any, Any]
     SIG_QUEUE: "queue.SimpleQueue[int]"
-    app: GunicornApplication
+    app: Any  # it reads gunicorn.conf.py
     cfg: Any
     num_workers: int
     worker_class: Any
@@ -62,6 +55,9 @@ class Arbiter(Protocol):
     manage_workers: Callable[[], None]
     spawn_worker: Callable[[], int | None]
     spawn_workers: Callable[[], None]
+    kill_worker: Callable[[int, int], None]
+    setup: Callable[[Any], None]
+    reload: Callable[[], None]
     stop: Callable[[bool], None]
     reexec: Callable[[], None]
 
@@ -79,16 +75,23 @@ class Children(Protocol):
         """Return in how many seconds `watch` should be called at the latest."""
 
 
-def harden_arbiter(arbiter: Arbiter, children: Children, rows: int, announce_stop: Callable[[], None]) -> None:
-    """Install every patch. `rows` is how many workers may live at a time; `announce_stop` returns when the drain period
-    is over.
+def harden_arbiter(
+    arbiter: Arbiter,
+    children: Children,
+    configuration: Configuration,
+    rows: int,
+    announce_stop: Callable[[], None],
+) -> None:
+    """Install every patch.
+
+    `rows` is how many workers may live at a time; `announce_stop` returns when the drain period is over.
     """
     survive_worker_exits(arbiter)
     delay_respawns(arbiter)
     serve_children(arbiter, children)
     bound_workers(arbiter, rows)
     announce_before_stop(arbiter, announce_stop)
-    keep_at_reload(arbiter.app)
+    reload_in_two_steps(arbiter, configuration)
     stay_at_upgrade(arbiter)
     gunicorn.arbiter.time = SimpleNamespace(time=time.monotonic, monotonic=time.monotonic, sleep=time.sleep)
 
@@ -206,21 +209,6 @@ def announce_before_stop(arbiter: Arbiter, announce_stop: Callable[[], None]) ->
         stop(graceful)
 
     arbiter.stop = stop_announced
-
-
-def keep_at_reload(application: GunicornApplication) -> None:
-    """Have Gunicorn's application keep its settings when it cannot read its own file."""
-    reload = application.reload
-
-    def reload_or_keep() -> None:
-        kept = application.cfg
-        try:
-            reload()
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, the arbiter has to go on
-            application.cfg = kept
-            log.error("gunicorn.conf.py cannot be read, the old configuration stays: %s", error.__context__ or error)
-
-    application.reload = reload_or_keep
 
 
 def stay_at_upgrade(arbiter: Arbiter) -> None:

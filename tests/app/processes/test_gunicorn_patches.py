@@ -4,7 +4,6 @@ import errno
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +17,6 @@ from app.processes.gunicorn_patches import (
     announce_before_stop,
     bound_workers,
     delay_respawns,
-    keep_at_reload,
     serve_children,
     stay_at_upgrade,
     survive_worker_exits,
@@ -262,18 +260,3 @@ def test_an_arbiter_that_cannot_start_the_next_one_stays(caplog: pytest.LogCaptu
         arbiter.reexec()
         assert reason in caplog.text
     assert os.waitstatus_to_exitcode(os.waitpid(arbiter.child, 0)[1]) == 1
-
-
-def test_settings_that_cannot_be_read_again_are_kept() -> None:
-    """A broken gunicorn.conf.py at HUP: Gunicorn would forget its settings and exit."""
-
-    def broken() -> None:
-        application.cfg = "none"
-        sys.exit(1)
-
-    application = SimpleNamespace(cfg="those in force", reload=broken)
-    keep_at_reload(application)
-
-    application.reload()
-
-    assert application.cfg == "those in force"

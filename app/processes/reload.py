@@ -1,0 +1,132 @@
+"""A reload (SIGHUP) in two steps: the new workers boot beside the old ones, which end only when all new ones serve.
+
+Gunicorn tells the old workers to end as soon as it has forked the new ones. If these cannot boot, because a certificate
+does not match its key or a file system is full, nobody serves. So a reload is
+
+1. prepared: the configuration is read and judged. If it is refused, nothing has changed.
+2. tried: as many new workers as configured are forked, and boot.
+3. put into force when all of them have booted; only then do the old ones get SIGTERM.
+   Or taken back when one of them has died, or has not booted in time: the new ones end, the old ones stay.
+
+The arbiter waits meanwhile, and reaps workers and watches children as it does while Gunicorn waits for old workers.
+"""
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+
+BOOT_SECONDS_MAX: Final = 30.0  # for all new workers together, which boot side by side in tenths of a second
+POLL_SECONDS: Final = 0.01
+
+log = logging.getLogger("mlsdm.server")
+
+
+class ReloadRefused(Exception):
+    """A reload does not come into force. The reason has been logged."""
+
+
+class Application(Protocol):
+    """What is used of Gunicorn's application."""
+
+    cfg: Any
+    reload: Callable[[], None]
+
+
+class Arbiter(Protocol):
+    """What is used of Gunicorn's arbiter."""
+
+    WORKERS: Mapping[int, Any]
+    app: Any
+    cfg: Any
+    num_workers: int
+    reload: Callable[[], None]
+    setup: Callable[[Any], None]
+    manage_workers: Callable[[], None]
+    reap_workers: Callable[[], None]
+    kill_worker: Callable[[int, int], None]
+
+
+class Configuration(Protocol):
+    """What a reload puts into force or takes back."""
+
+    @property
+    def was_refused(self) -> bool:
+        """Whether the last attempt to read the configuration has kept the old one."""
+
+    def commit(self) -> None:
+        """Put what was read into force."""
+
+    def roll_back(self) -> None:
+        """Go back to what was in force before it was read."""
+
+
+def reload_in_two_steps(arbiter: Arbiter, configuration: Configuration) -> None:
+    """Have SIGHUP replace the workers only by workers that serve."""
+    reload, manage = arbiter.reload, arbiter.manage_workers
+    old: frozenset[int] | None = None  # the workers from before the reload that is in progress
+
+    def reload_or_keep() -> None:
+        nonlocal old
+        old, cfg = frozenset(arbiter.WORKERS), arbiter.app.cfg
+        try:
+            reload()
+        except ReloadRefused:
+            configuration.roll_back()
+            arbiter.app.cfg = cfg
+            if arbiter.cfg is not cfg:  # it was tried
+                arbiter.setup(arbiter.app)
+        finally:
+            old = None
+
+    def boot_and_manage() -> None:
+        if old is not None:
+            _wait_until_booted(arbiter, old)
+            configuration.commit()
+        manage()
+
+    arbiter.reload, arbiter.manage_workers = reload_or_keep, boot_and_manage
+    _refuse_unreadable(arbiter.app, configuration)
+
+
+def _refuse_unreadable(application: Application, configuration: Configuration) -> None:
+    """Refuse a reload when gunicorn.conf.py cannot be read, or holds a configuration that is refused.
+
+    Gunicorn exits in the first case, for want of descriptors or because the file is broken. It has thrown its settings
+    away by then.
+    """
+    reload = application.reload
+
+    def reload_or_refuse() -> None:
+        try:
+            reload()
+        except (Exception, SystemExit) as error:
+            log.error("gunicorn.conf.py cannot be read, the old configuration stays: %s", error.__context__ or error)
+            raise ReloadRefused from error
+        if configuration.was_refused:
+            raise ReloadRefused
+
+    application.reload = reload_or_refuse
+
+
+def _wait_until_booted(arbiter: Arbiter, old: frozenset[int]) -> None:
+    """Wait until all workers that are not in `old` have booted. Ends them and raises ReloadRefused when they do not."""
+    new, deadline = arbiter.WORKERS.keys() - old, time.monotonic() + BOOT_SECONDS_MAX
+    wanted = max(arbiter.num_workers, len(new))
+    while True:
+        alive = {pid: worker for pid, worker in arbiter.WORKERS.items() if pid in new}
+        booted = {pid for pid, worker in alive.items() if worker.has_booted}
+        if len(booted) == wanted:
+            return
+        if len(alive) < wanted or time.monotonic() >= deadline:  # one was not forked, or has ended
+            break
+        time.sleep(POLL_SECONDS)
+        arbiter.reap_workers()
+    log.error(
+        "configuration not reloaded, the old one and the old workers stay: %d of %d new workers did not start",
+        wanted - len(booted), wanted,
+    )  # fmt: skip
+    for pid in alive:
+        arbiter.kill_worker(pid, signal.SIGTERM if pid in booted else signal.SIGKILL)
+    raise ReloadRefused

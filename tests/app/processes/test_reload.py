@@ -1,0 +1,176 @@
+"""A reload in two steps, with an arbiter that the test plays.
+
+With real servers: tests/loadtests/faults/test_reload.py.
+"""
+
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from app.processes import reload
+from app.processes.reload import Arbiter, reload_in_two_steps
+
+OLD, NEW, SECOND = 11, 21, 22
+
+
+class Settings:
+    """What is put into force or taken back, as a list of both."""
+
+    def __init__(self, was_refused: bool = False) -> None:
+        self.was_refused = was_refused
+        self.steps: list[str] = []
+
+    def commit(self) -> None:
+        """Note it."""
+        self.steps.append("commit")
+
+    def roll_back(self) -> None:
+        """Note it."""
+        self.steps.append("roll back")
+
+
+class PlayedArbiter(SimpleNamespace):
+    """An arbiter whose new workers do what `boot` says when it reaps."""
+
+    def __init__(self, settings: Settings, forked: tuple[int, ...] = (NEW, SECOND)) -> None:
+        super().__init__(WORKERS={OLD: worker(has_booted=True)}, num_workers=2, cfg="old", killed={})
+        self.app = SimpleNamespace(cfg="old", reload=self._read)
+        self.boot: Callable[[], None] = lambda: None
+        self._forked = forked
+        reload_in_two_steps(cast(Arbiter, self), settings)
+
+    def _read(self) -> None:
+        self.app.cfg = "new"
+
+    def setup(self, app: Any) -> None:
+        """Take the settings over."""
+        self.cfg = app.cfg
+
+    def reload(self) -> None:
+        """Do what Gunicorn does at SIGHUP."""
+        self.app.reload()
+        self.setup(self.app)
+        for pid in self._forked:
+            self.WORKERS[pid] = worker(has_booted=False)
+        self.manage_workers()
+
+    def manage_workers(self) -> None:
+        """End the old workers."""
+        self.killed[OLD] = signal.SIGTERM
+
+    def kill_worker(self, pid: int, number: int) -> None:
+        """Note the signal."""
+        self.killed[pid] = number
+
+    def reap_workers(self) -> None:
+        """Let the new workers do something."""
+        self.boot()
+
+
+def worker(has_booted: bool) -> SimpleNamespace:
+    return SimpleNamespace(has_booted=has_booted)
+
+
+def test_old_workers_end_when_all_new_ones_have_booted() -> None:
+    """Not when the first has; what was read comes into force before that."""
+    settings = Settings()
+    arbiter = PlayedArbiter(settings)
+    booting = [NEW, SECOND]
+
+    def boot() -> None:
+        assert (arbiter.killed, settings.steps) == ({}, [])
+        arbiter.WORKERS[booting.pop(0)].has_booted = True
+
+    arbiter.boot = boot
+    arbiter.reload()
+
+    assert (arbiter.killed, settings.steps, arbiter.cfg) == ({OLD: signal.SIGTERM}, ["commit"], "new")
+
+
+def test_new_workers_end_when_one_of_them_cannot_boot(caplog: pytest.LogCaptureFixture) -> None:
+    """One serves already and may finish its requests; one ERROR says what has happened."""
+    settings = Settings()
+    arbiter = PlayedArbiter(settings)
+
+    def boot() -> None:
+        del arbiter.WORKERS[SECOND]
+        arbiter.WORKERS[NEW].has_booted = True
+
+    arbiter.boot = boot
+    with caplog.at_level(logging.ERROR):
+        arbiter.reload()
+
+    assert (arbiter.killed, settings.steps, arbiter.cfg) == ({NEW: signal.SIGTERM}, ["roll back"], "old")
+    assert [record.getMessage() for record in caplog.records] == [
+        "configuration not reloaded, the old one and the old workers stay: 1 of 2 new workers did not start"
+    ]
+
+
+def test_new_workers_that_hang_are_killed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """They have time to boot, and no more."""
+    monkeypatch.setattr(reload, "BOOT_SECONDS_MAX", 0.05)
+    settings = Settings()
+    arbiter = PlayedArbiter(settings)
+
+    arbiter.reload()
+
+    assert arbiter.killed == {NEW: signal.SIGKILL, SECOND: signal.SIGKILL}
+    assert (settings.steps, arbiter.cfg) == (["roll back"], "old")
+    assert "2 of 2 new workers did not start" in caplog.text
+
+
+def test_fewer_new_workers_than_configured(caplog: pytest.LogCaptureFixture) -> None:
+    """One could not be forked: the other ends at once."""
+    settings = Settings()
+    arbiter = PlayedArbiter(settings, forked=(NEW,))
+
+    arbiter.reload()
+
+    assert (arbiter.killed, settings.steps) == ({NEW: signal.SIGKILL}, ["roll back"])
+    assert "2 of 2 new workers did not start" in caplog.text
+
+
+def test_workers_are_managed_as_before_after_a_reload() -> None:
+    """A refused reload leaves nothing behind that waits."""
+    arbiter = PlayedArbiter(Settings(was_refused=True))
+    arbiter.reload()
+    assert arbiter.killed == {}
+
+    arbiter.manage_workers()
+
+    assert arbiter.killed == {OLD: signal.SIGTERM}
+
+
+def test_a_refused_configuration_replaces_nobody() -> None:
+    """No new worker is forked."""
+    settings = Settings(was_refused=True)
+    arbiter = PlayedArbiter(settings)
+
+    arbiter.reload()
+
+    assert (list(arbiter.WORKERS), settings.steps, arbiter.app.cfg) == ([OLD], ["roll back"], "old")
+
+
+def test_a_broken_file_replaces_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """Gunicorn exits when gunicorn.conf.py cannot be read again, and has forgotten its settings by then."""
+    settings = Settings()
+    arbiter = PlayedArbiter(settings)
+
+    def broken() -> None:
+        arbiter.app.cfg = "none"
+        try:
+            raise ValueError("a syntax error")
+        except ValueError:
+            sys.exit(1)
+
+    arbiter.app.reload = broken
+    reload._refuse_unreadable(arbiter.app, settings)
+    arbiter.reload()
+
+    assert (list(arbiter.WORKERS), settings.steps, arbiter.app.cfg) == ([OLD], ["roll back"], "old")
+    assert "gunicorn.conf.py cannot be read, the old configuration stays: a syntax error" in caplog.text
