@@ -86,12 +86,12 @@ class Server:
             self._before = (self.loaded, self.require_plan(), self._found)
         self.was_refused = True
         try:
-            loaded = startup.load(
-                None, os.environ, startup.PLACES, self._find_sections, partial(rehearse_settings, self._rehearsals)
-            )
-            if self.loaded is not None:
-                problems = startup.unreloadable(self.loaded, loaded) + self._row_problems(loaded.config)
-                if problems:
+            how = (os.environ, startup.PLACES, self._find_sections, partial(rehearse_settings, self._rehearsals))
+            if self.loaded is None:
+                loaded = startup.load(None, *how)
+            else:
+                loaded = startup.reload(self.loaded, *how)
+                if problems := self._row_problems(loaded.config):
                     raise ConfigurationError(problems)
                 self.plan = self._plan_modules(loaded)
         except ConfigurationError as error:

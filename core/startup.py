@@ -100,6 +100,40 @@ def load(
     The file is `path`; if that is None, CONFIG_PATH; if that is unset, the first of `places` that exists; else none.
     Reads that file and the keys file. Raises ConfigurationError with all problems.
     """
+    loaded, problems = _read(path, environ, places, sections_of, rehearse)
+    if problems:
+        raise ConfigurationError([problem.sentence for problem in problems])
+    return loaded
+
+
+def reload(
+    old: Loaded,
+    environ: Mapping[str, str],
+    places: Sequence[str] = (),
+    sections_of: SectionsOf = no_sections,
+    rehearse: Rehearse = no_rehearsal,
+) -> Loaded:
+    """Return what `load` returns, for a server that runs with `old`.
+
+    Raises ConfigurationError with all problems, those of settings that need a restart to change among them.
+    """
+    loaded, problems = _read(None, environ, places, sections_of, rehearse)
+    sentences = [problem.sentence for problem in problems]
+    faulty = {problem.key for problem in problems}
+    sentences += [sentence for key, sentence in unreloadable(old, loaded).items() if key not in faulty]
+    if sentences:
+        raise ConfigurationError(sentences)
+    return loaded
+
+
+def _read(
+    path: str | None,
+    environ: Mapping[str, str],
+    places: Sequence[str],
+    sections_of: SectionsOf,
+    rehearse: Rehearse,
+) -> tuple[Loaded, list[SettingProblem]]:
+    """Return the configuration and what is wrong with it. Where a value is wrong, that of a lower source stands in."""
     variables = environment.read(environ)
     file = config_file.find(path, variables.config_path, places)
     enabled = decoder.find_value(file, variables, SETTINGS[_ENABLED])
@@ -125,11 +159,9 @@ def load(
     keys = key_file.read(keys_path, variables.api_key) if keys_path else KeyFile([], [])
     problems += keys.problems
     problems += judge(config, variables, faulty)
-    if problems:
-        raise ConfigurationError([problem.sentence for problem in problems])
     notes = (f"{_SHORT}; production would refuse it",) if _is_short(variables.api_key) else ()
     keyring = Keyring(variables.api_key, keys.keys)
-    return Loaded(config, modules, file.path, variables.name, keyring, notes)
+    return Loaded(config, modules, file.path, variables.name, keyring, notes), problems
 
 
 def _fault_of(
@@ -186,16 +218,16 @@ def default_config(name: EnvironmentName) -> Config:
     return build_tree(Config, {key: setting.default for key, setting in SETTINGS.items()} | dict(OVERLAYS[name]))
 
 
-def unreloadable(old: Loaded, new: Loaded) -> list[str]:
-    """Return a sentence for each setting that differs and needs a restart to change; [] when a reload is enough."""
+def unreloadable(old: Loaded, new: Loaded) -> dict[str, str]:
+    """Return a sentence for each setting that differs and needs a restart to change, by key."""
     settings = all_settings({name: type(section) for name, section in new.sections.items()})
     was, wanted = old.values(), new.values()
-    return [
-        f"{key} cannot change from {was[key]} to {wanted[key]} while the server runs, "
+    return {
+        key: f"{key} cannot change from {was[key]} to {wanted[key]} while the server runs, "
         f"because {setting.restart_reason}: restart it"
         for key, setting in settings.items()
         if setting.restart_reason and key in was and was[key] != wanted[key]
-    ]
+    }
 
 
 def worker_count(config: Config, root: Path = Path("/")) -> int:

@@ -50,7 +50,7 @@ def refused(options: FaultOptions) -> Outcome:
 
     def once(trial: Trial) -> list[str]:
         size = trial.log_size()
-        problems = FIXED if next(turns) % 4 == 0 else PROBLEMS
+        problems = PROBLEMS if next(turns) % 4 == 0 else FIXED + PROBLEMS[2:]  # each section once
         chosen = chance.sample(problems, chance.randint(1, len(problems)))
         path.write_text("\n".join(line for line, _ in chosen) + "\n")
         before = trial.workers()

@@ -437,7 +437,7 @@ class TestLoaded:
 class TestReload:
     def test_nothing_changed(self) -> None:
         """The same configuration can be reloaded."""
-        assert startup.unreloadable(load(None, {}), load(None, {})) == []
+        assert startup.unreloadable(load(None, {}), load(None, {})) == {}
 
     def test_settings_that_need_a_restart(self) -> None:
         """They are those of the block and of the socket."""
@@ -456,15 +456,25 @@ class TestReload:
         """The sentence names the key, the old value and the new one."""
         wanted = {"server.host": "localhost"}.get(key, "2048")
         changed = load(None, {SETTINGS[key].variable: wanted})
-        [sentence] = startup.unreloadable(load(None, {}), changed)
+        [sentence] = startup.unreloadable(load(None, {}), changed).values()
 
         assert sentence.startswith(f"{key} cannot change from {SETTINGS[key].default} to {wanted} ")
+
+    def test_all_problems_are_named(self) -> None:
+        """Those of values, and those of settings that need a restart; a value that is wrong is named once."""
+        environ = {"MLSDM_CAPACITY": "-1", "MLSDM_PAYLOAD_SIZE_MAX": "2048", "MLSDM_MORAL_FILTER__EMA_ALPHA": "7"}
+        with pytest.raises(ConfigurationError) as raised:
+            startup.reload(load(None, {"MLSDM_CAPACITY": "500"}), environ)
+
+        assert [sentence.split()[0] for sentence in raised.value.problems] == [
+            "capacity", "moral_filter.ema_alpha", "payload_size_max",
+        ]  # fmt: skip
 
     def test_all_other_settings_can_be_reloaded(self) -> None:
         """Workers, thresholds, limits and logs change without a restart."""
         environ = {"WORKERS": "5", "LOG_LEVEL": "DEBUG", "MLSDM_MORAL_FILTER__EMA_ALPHA": "0.2"}
 
-        assert startup.unreloadable(load(None, {}), load(None, {**PRODUCTION, **environ})) == []
+        assert startup.unreloadable(load(None, {}), load(None, {**PRODUCTION, **environ})) == {}
 
 
 class TestWorkerCount:
