@@ -1,7 +1,9 @@
 """A server in unusual surroundings: a hidden /proc, another user, no directory to write to, no docstrings."""
 
 import os
+import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -84,6 +86,34 @@ def test_no_directory_for_metrics(tmp_path: Path) -> None:
         AssertionError, match=r"mlsdm cannot start: metrics cannot be kept in .*/file .*: set PROMETHEUS"
     ):
         server.start()
+
+
+@pytest.mark.skipif(not _works(*IN_NAMESPACE, "mount -t tmpfs none /mnt", "sh"), reason="nothing can be mounted here")
+def test_a_reload_without_room_for_metrics(tmp_path: Path) -> None:
+    """New workers cannot boot: the old ones serve on, with every memory, until there is room again."""
+    metrics = tmp_path / "metrics"
+    metrics.mkdir()
+    launcher = (*IN_NAMESPACE, f'mount -t tmpfs -o size=2m none {metrics} && exec "$@"', "sh")
+    server = LiveServer(tmp_path, {**SMALL, "PROMETHEUS_MULTIPROC_DIR": str(metrics)}, launcher=launcher).start()
+    try:
+        server.event([1.0] * 8, 1.0)
+        before = {worker.pid for worker in psutil.Process(server.pid).children()}
+        filler = Path(f"/proc/{server.pid}/root{metrics}/filler")
+        with suppress(OSError):  # there is no room for all of it
+            filler.write_bytes(bytes(4 << 20))
+
+        os.kill(server.pid, signal.SIGHUP)
+        eventually(lambda: "the old workers stay: " in server.log)
+        eventually(lambda: {worker.pid for worker in psutil.Process(server.pid).children()} == before)
+        assert "No space left on device" in server.log
+        assert server.event([1.0] * 8, 1.0)["memory_id"] == 2
+
+        filler.unlink()
+        os.kill(server.pid, signal.SIGHUP)
+        eventually(lambda: len(before & {worker.pid for worker in psutil.Process(server.pid).children()}) == 1)
+        assert server.event([1.0] * 8, 1.0)["memory_id"] == 3
+    finally:
+        server.stop()
 
 
 def test_two_servers_share_the_directory_for_metrics(tmp_path: Path) -> None:
