@@ -7,9 +7,11 @@ so files do not pile up and no count is lost.
 """
 
 import os
+from inspect import getclosurevars
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, values
+from prometheus_client.mmap_dict import MmapedDict
 
 LATENCY_BUCKETS = (
     25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5,
@@ -22,6 +24,7 @@ WATCHED = (
     "internal_error", "rate_limit_exceeded", "unauthorised", "too_many_connections", "bodies_full", "pipelines_full",
     "store_busy",
 )  # fmt: skip
+KINDS = ("histogram", "counter", "gauge_sum")  # of series, as the names of their files begin; gauges are of modules
 FILE_SIZE = 1 << 17  # bytes: about 200 a series, for some 20 routes with 15 statuses and a hundred codes
 
 
@@ -35,6 +38,11 @@ def measure_into_files_of(owner: int | str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     create_files(directory, owner)
     values.ValueClass = values.MultiProcessValue(process_identifier=lambda: owner)  # type: ignore[no-untyped-call] # untyped
+    # prometheus_client opens a file with the first series of its kind. A module may make one at any time, also when
+    # there are no descriptors left, so all are opened now.
+    files = getclosurevars(values.ValueClass._MmapedValue__reset).nonlocals["files"]
+    for kind in KINDS:
+        files[kind] = MmapedDict(str(directory / f"{kind}_{owner}.db"))  # type: ignore[no-untyped-call] # untyped
 
 
 def event_latency_histogram() -> Histogram:
@@ -69,7 +77,7 @@ def create_files(directory: Path, owner: int | str) -> None:
     if the process is killed in between, every scrape fails until its owner has a successor. Growing a file takes a
     descriptor; if there is none, the library does not recover.
     """
-    for kind in ("histogram", "counter"):
+    for kind in KINDS:
         path = directory / f"{kind}_{owner}.db"
         if path.exists() and path.stat().st_size:
             continue

@@ -19,6 +19,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.api.problem_codes import CODES
+from app.lifecycle.context import make_context
+from app.lifecycle.contract import Module, NoSettings
 from app.routes.metrics import WorkersCollector
 from app.telemetry.series import (
     FILE_SIZE,
@@ -28,6 +30,7 @@ from app.telemetry.series import (
     refusal_counter,
     request_counter,
 )
+from core.settings.config import Config
 from testing.block_fixture import begin, exit_of
 from testing.bodies import EXAMPLE, accepted, of_json, post, sent
 from testing.eventually import eventually
@@ -249,11 +252,33 @@ def test_a_scrape_sees_complete_files_only(tmp_path: Path) -> None:
     sizes = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
     assert sizes == {
         "counter_4.db": 7,
-        **dict.fromkeys(("histogram_3.db", "counter_3.db", "histogram_4.db"), FILE_SIZE),
+        **dict.fromkeys(
+            ("histogram_3.db", "counter_3.db", "gauge_sum_3.db", "histogram_4.db", "gauge_sum_4.db"), FILE_SIZE
+        ),
     }
     assert list(MmapedDict.read_all_values_from_file(str(tmp_path / "counter_3.db"))) == []  # type: ignore[no-untyped-call] # untyped
     (tmp_path / "counter_4.db").unlink()
     assert list(MultiProcessCollector(None, str(tmp_path)).collect()) == []  # type: ignore[no-untyped-call] # untyped
+
+
+def test_the_first_series_of_a_kind_needs_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module may make its first counter, gauge or histogram at any time; a child has made none before."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+
+    def child() -> None:
+        measure_into_files_of("sample-child0")
+        context = make_context(Module(), "child0", NoSettings(), Config())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        context.counter("done", "Done.", ()).inc()
+        context.gauge("open", "Open.", ()).set(2)
+        context.histogram("seconds", "Seconds.", ()).observe(0.1)
+
+    monkeypatch.setattr(Module, "name", "sample", raising=False)
+
+    assert exit_of(begin(child)) == 0
+    assert sorted(family.name for family in MultiProcessCollector(None, str(tmp_path)).collect()) == [  # type: ignore[no-untyped-call] # untyped
+        "mlsdm_sample_done", "mlsdm_sample_open", "mlsdm_sample_seconds",
+    ]  # fmt: skip
 
 
 def test_a_late_series_needs_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
