@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from typing import Annotated, Final, Literal, NamedTuple
 
 import msgspec
@@ -172,12 +173,15 @@ class Report:
     def modules(self) -> list[ModuleReport]:
         """Return every module that the configuration enables, in the order in which they are opened."""
         children = self._children()
-        return [self._module(declared, children) for declared in self._declared]
+        is_alive = cache(lambda writer: writer.alive)  # reads /proc: once for each process, not for each cell
+        return [self._module(declared, children, is_alive) for declared in self._declared]
 
-    def _module(self, declared: Declared, children: Mapping[str, ChildState]) -> ModuleReport:
+    def _module(
+        self, declared: Declared, children: Mapping[str, ChildState], is_alive: Callable[[Identity], bool]
+    ) -> ModuleReport:
         state, since, reason, phases = declared.state, declared.since, declared.reason, dict(declared.phases)
         if not reason:
-            cells = [cell for _, cell in self._board.cells(declared.name) if cell.writer.alive]
+            cells = [cell for _, cell in self._board.cells(declared.name) if is_alive(cell.writer)]
             if cells:
                 worst = max(cells, key=lambda cell: (_SEVERITY.index(cell.state), sum(cell.phases.values())))
                 state, since, reason = worst.state, worst.since, worst.reason

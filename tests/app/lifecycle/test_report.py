@@ -54,6 +54,24 @@ def test_a_reason_is_cut_so_that_the_cell_fits() -> None:
     assert read.reason == "𝄞" * REASON_LENGTH_MAX
 
 
+def test_a_process_is_looked_up_once_for_all_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report is made on the event loop, and each look reads /proc."""
+    asked: list[Identity] = []
+
+    def is_alive(writer: Identity) -> bool:
+        asked.append(writer)
+        return True
+
+    monkeypatch.setattr(Identity, "alive", property(is_alive))
+    board = Board(["a", "b"], 2)
+    for module in "ab":
+        board.write(module, 0, cell())
+        board.write(module, 1, cell(DEAD))
+    Report([DECLARED._replace(name=name) for name in "ab"], board).modules()
+
+    assert sorted(asked) == sorted([ME, DEAD])
+
+
 @pytest.mark.parametrize(
     ("states", "worst"),
     [
