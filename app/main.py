@@ -134,6 +134,7 @@ class Application:
         self.serve = FastPath(self._routes, self._gate, self._deferred.in_front_of(self._api))
         if self._spans is not None:
             self.serve = self._spans.wrap_application(self.serve)
+        worker.close_seconds = self._modules.close_seconds
         self._modules.start()
         self._add_published()
         self.on_beat()
@@ -241,7 +242,7 @@ class Application:
     def close(self) -> None:
         """Give the row back: after the last request."""
         self.on_beat()
-        self._modules.close()
+        self._modules.close(self.worker.seconds_left)
         self._audit.close()
         try:
             self.store.release_row(self.row, process.identify_self())

@@ -35,6 +35,7 @@ BEAT_SECONDS: Final = 0.25
 BOOT_BACKOFF_SECONDS: Final = 0.5
 # Before the end of the graceful timeout, deferred answers are cancelled: at its end the arbiter kills the worker.
 CANCEL_LEAD_SECONDS: Final = 1.0
+EXIT_SECONDS_MAX: Final = 3.0  # for the interpreter, which waits without a limit for threads that are no daemons
 # PERF: with Python's default thresholds (700, 10, 10), thousands of connections that open and close trigger full
 # collections that traverse all of them: 20 to 150 ms every other second in which nobody is served. Connections and
 # requests are freed by reference counting (`RequestParser.close`). For the few reference cycles, frequent collections
@@ -58,6 +59,10 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
     #: The connection counts of all workers. The application's `open(worker)` may set it on the instance.
     occupancy: Occupancy
 
+    #: How long the application's `close` may take. `open(worker)` may set it on the instance. A drain leaves that much
+    #: of the graceful timeout to it, half of it at most.
+    close_seconds: float = 0.0
+
     loop: asyncio.AbstractEventLoop
     worker_state: WorkerState
 
@@ -68,6 +73,7 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
         self._acceptor: Acceptor | None = None
         self._heap_trim = HeapTrim()
         self._drain_until: float | None = None
+        self._end_by: float | None = None  # on the monotonic clock; then the arbiter kills this worker
 
     @property
     def nr(self) -> int:
@@ -82,6 +88,11 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
     def has_booted(self) -> bool:
         """Whether this worker has begun to serve. The arbiter may ask."""
         return self._booted_here[0] == 1
+
+    @property
+    def seconds_left(self) -> float:
+        """Time until the arbiter kills this worker; the graceful timeout as long as it has not been told to end."""
+        return float(self.cfg.graceful_timeout) if self._end_by is None else max(0.0, self._end_by - time.monotonic())
 
     # -- boot --------------------------------------------------------------------------------------------------------
 
@@ -212,20 +223,26 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
         assert self._acceptor is not None
         self.alive = False
         self.worker_state.draining = True
-        self._drain_until = self.loop.time() + self.cfg.graceful_timeout
+        self._end_by = time.monotonic() + self.cfg.graceful_timeout
+        self._drain_until = self.loop.time() + self._drain_seconds
         self._acceptor.stop()
         self.worker_state.deadline_sweep.start_sweep()
         self._check_drain()
+
+    @property
+    def _drain_seconds(self) -> float:
+        timeout: float = self.cfg.graceful_timeout
+        return timeout - min(self.close_seconds, timeout / 2)
 
     def _check_drain(self) -> None:
         assert self._acceptor is not None
         assert self._drain_until is not None
         now = self.loop.time()
-        if now >= self._drain_until - min(CANCEL_LEAD_SECONDS, self.cfg.graceful_timeout / 2):
+        if now >= self._drain_until - min(CANCEL_LEAD_SECONDS, self._drain_seconds / 2):
             self.worker_state.cancel_deferred()
         open_count = self._acceptor.open_count
         if open_count and now >= self._drain_until:
-            self.log.warning("%d connections did not end within %d s", open_count, self.cfg.graceful_timeout)
+            self.log.warning("%d connections did not end within %d s", open_count, self._drain_seconds)
             open_count = 0
         if not open_count:
             self.loop.stop()
@@ -233,6 +250,8 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
     def _quit(self) -> None:
         """SIGQUIT and SIGINT: stop without draining."""
         self.alive = False
+        if self._end_by is None:
+            self._end_by = time.monotonic() + self.cfg.graceful_timeout
         self.cfg.worker_int(self)
         self.loop.stop()
 
@@ -245,3 +264,6 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
             # A route on the thread pool has not returned. The interpreter would wait for it at exit, without a limit.
             self.log.warning("A request on the thread pool did not end; worker %s leaves without it", self.pid)
             os._exit(1)
+        # What the application has left behind may keep the interpreter from ending. Then stderr tells where each thread
+        # is, and the process exits with 1.
+        faulthandler.dump_traceback_later(EXIT_SECONDS_MAX, exit=True, file=2)

@@ -113,7 +113,10 @@ class Module:
         return ()
 
     def open(self, _context: ModuleContext) -> None:
-        """Open what this process needs: connections, pools. Raises what keeps the module from being ready."""
+        """Open what this process needs: connections, pools. Raises what keeps the module from being ready.
+
+        It is called again after a while then, so it closes what it has opened before it raises.
+        """
         return
 
     def check(self) -> str | None:
@@ -121,7 +124,10 @@ class Module:
         return None
 
     def close(self) -> None:
-        """Close what `open` opened. Called once, after the last request. All modules share CLOSE_SECONDS_MAX."""
+        """Close what `open` opened, and end its threads. Called once, after the last request.
+
+        All modules of a process share CLOSE_SECONDS_MAX (docs/design/modules.md).
+        """
         return
 
 

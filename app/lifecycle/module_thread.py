@@ -22,6 +22,8 @@ from shm.process import identify_self
 
 STUCK_SECONDS: Final = 30.0  # a method of a module that runs for longer is reported as stuck
 CHECK_SECONDS: Final = 1.0
+RETRY_SECONDS_MIN: Final = 1.0  # before `open` is called again; doubled each time
+RETRY_SECONDS_MAX: Final = 60.0
 DEATHS_MAX: Final = 3
 DEATHS_FORGOTTEN_SECONDS: Final = 60.0  # the deaths of a module are forgotten when it has been usable for this long
 _WAIT_SECONDS: Final = 0.02  # between two looks at what the module waits for
@@ -87,11 +89,20 @@ class ModuleThread(threading.Thread):
         """What this process reports of the module."""
         return self._cell
 
+    @property
+    def has_close(self) -> bool:
+        """Whether the module has something to do when its process ends."""
+        return type(self.module).close is not Module.close
+
+    @property
+    def may_take_time(self) -> bool:
+        """Whether this thread may not end at once when it is told to."""
+        return self.is_alive() and (self.has_close or bool(self._running_since))
+
     def run(self) -> None:
         """Take the module through its phases. Never raises."""
         try:
-            if self._wait_until_openable():
-                self._open()
+            if self._wait_until_openable() and self._open():
                 self._check_until_closing()
         except BaseException as error:
             log.exception("module %s failed", self.module.name)
@@ -99,7 +110,7 @@ class ModuleThread(threading.Thread):
             self._enter("failed", f"{self._cell.running}: {type(error).__name__}: {error}", running="")
         finally:
             self.settled.set()
-        if self._is_open and type(self.module).close is not Module.close:
+        if self._is_open and self.has_close:
             self._closing.wait()
             self._close()
 
@@ -158,12 +169,14 @@ class ModuleThread(threading.Thread):
         missing = (name for name in self.module.requires if not self._is_usable(name))
         return next((f"it requires the module {name}, which is not ready" for name in missing), "")
 
-    def _open(self) -> None:
+    def _open(self) -> bool:
+        """Take the module from its first method to being ready. False when the process ends before."""
         name = self.module.name
         self._enter("opening")
         context = self._context_of(self.module)
         self._call("routes", lambda: self._publish(Published(name, self.module.routes(context), ())))
-        self._call("open", lambda: self.module.open(context))
+        if not self._open_until_it_succeeds(context):
+            return False
         self._is_open = True
         self._call(
             "authenticators", lambda: self._publish(Published(name, {}, tuple(self.module.authenticators(context))))
@@ -172,6 +185,31 @@ class ModuleThread(threading.Thread):
         self._enter("ready")
         log.info("module %s is ready", name, extra={"role": context.role})
         self.settled.set()
+        return True
+
+    def _open_until_it_succeeds(self, context: ModuleContext) -> bool:
+        """Call `open`, and again with a back-off when it raises, because what it needs may be down.
+
+        An error is logged when it differs from the one before. Returns False when the process ends.
+        """
+        delay = RETRY_SECONDS_MIN
+        while True:
+            try:
+                self._call("open", lambda: self.module.open(context))
+            except Exception as error:
+                self._running_since = 0.0
+                reason = f"open: {type(error).__name__}: {error}"
+                if reason == self._cell.reason:
+                    self._write(running="")
+                else:
+                    log.exception("module %s cannot be opened; it is tried again", self.module.name)
+                    self._enter("failed", reason, running="")
+                self.settled.set()
+            else:
+                return True
+            if self._closing.wait(delay):
+                return False
+            delay = min(2 * delay, RETRY_SECONDS_MAX)
 
     def _check_until_closing(self) -> None:
         """Check the module and forget deaths; returns at once where there is neither a check nor a death."""
@@ -218,7 +256,7 @@ class ModuleThread(threading.Thread):
             return
         if reason:
             log.error("module %s is %s: %s", self.module.name, state, reason)
-        elif self._cell.state in ("degraded", "stuck") and state == "ready":
+        elif self._cell.state in ("degraded", "stuck", "failed") and state == "ready":
             log.info("module %s has recovered", self.module.name)
         self._write(state=state, reason=reason, since=time.time(), **members)
 

@@ -25,6 +25,7 @@ from app.lifecycle.report import Board
 UNAVAILABLE: Final = "module_unavailable"
 OPEN_SECONDS_MAX: Final = 1.0  # that a worker waits for its modules before it accepts connections
 CLOSE_SECONDS_MAX: Final = 5.0  # for all modules of a process together
+CLOSE_PART: Final = 0.8  # of the time that the process has left; the rest is for its own end
 
 log = logging.getLogger("mlsdm.modules")
 
@@ -105,12 +106,26 @@ class Registry:
         thread = self._threads.get(name)
         return thread is not None and thread.is_usable
 
-    def close(self) -> None:
-        """Close the modules in reverse; leave behind those that take longer than CLOSE_SECONDS_MAX together."""
-        deadline = time.monotonic() + CLOSE_SECONDS_MAX
-        for thread in reversed(self._threads.values()):
+    @property
+    def close_seconds(self) -> float:
+        """How long a process should leave for `close` before it has to end; 0 when no module has one."""
+        has_close = any(thread.has_close for thread in self._threads.values())
+        return CLOSE_SECONDS_MAX / CLOSE_PART if has_close else 0.0
+
+    def close(self, seconds_left: float = CLOSE_SECONDS_MAX / CLOSE_PART) -> None:
+        """Close the modules in reverse, and leave behind those that take longer than their part of the time.
+
+        `seconds_left` is when this process has to end. Each module has an equal part of what is left for it and those
+        after it: one that hangs takes no other's part, and what one does not need is left to the others.
+        """
+        deadline = time.monotonic() + min(CLOSE_SECONDS_MAX, CLOSE_PART * seconds_left)
+        threads = [*reversed(self._threads.values())]
+        for number, thread in enumerate(threads):
+            sharing = sum(other.may_take_time for other in threads[number:])
             thread.request_close()
-            thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(max(0.0, deadline - time.monotonic()) / max(1, sharing))
+            if thread.is_alive():
+                log.error("module %s is left behind in its %s", thread.module.name, thread.cell.running or "thread")
             thread.leave_behind()
 
     def process_resource(

@@ -1,14 +1,16 @@
 """The module `sample`: a child, an authenticator, a migration, a command, deferred routes, settings.
 
 The variable SAMPLE_FAULTS tells it to fail: `PHASE:KIND` separated by commas. PHASE is a method of the module or of its
-settings, `import`, `setting`, `child`, `migration` or `request`; KIND is `raise`, `hang`, `die`, `exit3` (or another
-status) or `grow`. With SAMPLE_FAULTS_FILE the same is read from a file at each phase, so that a test can change it
-while a server runs.
+settings, `import`, `setting`, `child`, `migration` or `request`. KIND is `raise`, `hang`, `slow` (2 s), `die`, `exit3`
+(or another status), `grow`, or `thread` (it leaves one behind that is no daemon). With SAMPLE_FAULTS_FILE the same is
+read from a file at each phase, so that a test can change it while a server runs.
 """
 
 import argparse
 import asyncio
+import logging
 import os
+import threading
 import time
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -41,6 +43,10 @@ def fail(phase: str) -> None:
             raise RuntimeError(f"told to raise in {phase}")
         case "hang":
             time.sleep(HANG_SECONDS)
+        case "slow":
+            time.sleep(2.0)
+        case "thread":
+            threading.Thread(target=time.sleep, args=(HANG_SECONDS,), daemon=False).start()
         case "die":
             os._exit(13)
         case str(kind) if kind.startswith("exit"):
@@ -159,6 +165,7 @@ class Sample(Module):
     def close(self) -> None:
         """Close nothing."""
         fail("close")
+        logging.getLogger("mlsdm.sample").info("sample closed in pid=%d", os.getpid())
 
 
 def _run(context: ModuleContext, child: ChildContext) -> int:

@@ -275,6 +275,29 @@ def test_a_module_that_does_not_close_in_order_does_not_keep_the_server(tmp_path
     server.stop()
 
 
+def test_close_has_its_time_also_after_a_drain_that_uses_up_its_own(tmp_path: Path) -> None:
+    """A request does not end; `close` takes 2 s. The worker ends the drain early enough, and is not killed."""
+    server = start(tmp_path, "close:slow", MLSDM_RESOURCES__SHUTDOWN_TIMEOUT="14", MLSDM_SAMPLE__CHILDREN="0")
+    eventually(lambda: later(server, 0).status == 200)
+    client = server.connect()
+    client.request("GET", "/sample/later/3600000", headers=KEY)
+    server.stop()
+    client.close()
+
+    assert len(set(re.findall(r"sample closed in pid=(\d+)", server.log))) == 2
+    assert "SIGKILL" not in server.log
+
+
+def test_a_thread_that_a_module_leaves_behind_does_not_keep_its_worker(tmp_path: Path) -> None:
+    """The interpreter would wait for it; the log says where it is."""
+    server = start(tmp_path, "open:thread", MLSDM_SAMPLE__CHILDREN="0", MLSDM_RESOURCES__SHUTDOWN_TIMEOUT="60")
+    eventually(lambda: later(server, 0).status == 200)
+    server.stop()
+
+    assert "SIGKILL" not in server.log
+    assert "(most recent call first)" in server.log
+
+
 def test_a_request_that_fails_in_a_module_is_an_answer(tmp_path: Path) -> None:
     """500 where the responder raises; where it ends its worker, the next one serves."""
     server = start(tmp_path, "request:raise")

@@ -137,6 +137,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module_thread, "CHECK_SECONDS", 0.01)
     monkeypatch.setattr(registry, "OPEN_SECONDS_MAX", 0.3)
     monkeypatch.setattr(registry, "CLOSE_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(module_thread, "RETRY_SECONDS_MIN", 0.3)
 
 
 @pytest.fixture
@@ -269,6 +270,53 @@ def test_a_module_that_does_not_close_is_left_behind(gate: threading.Event) -> N
     process.registry.close()
 
     assert process.cell("a").state == "ready"
+
+
+def test_a_module_that_does_not_close_takes_no_time_of_the_others(gate: threading.Event) -> None:
+    """Each has an equal part of what is left; the process waits for those that close in theirs."""
+    closed: list[str] = []
+    first, second = (Scripted(name, close=partial(closed.append, name)) for name in ("first", "second"))
+    process = Process(first, second, Scripted("last", close=gate.wait))
+    eventually(lambda: all(process.registry.is_usable(name) for name in ("first", "second", "last")))
+    wanted = process.registry.close_seconds
+    process.registry.close()
+
+    assert wanted == pytest.approx(registry.CLOSE_SECONDS_MAX / registry.CLOSE_PART)
+    assert closed == ["second", "first"]
+    assert [process.cell(name).state for name in ("first", "second", "last")] == ["closed", "closed", "ready"]
+
+
+def test_a_process_without_a_module_that_closes_needs_no_time_for_it() -> None:
+    """Its drain has the whole graceful timeout."""
+
+    class Plain(Module):
+        name = "plain"
+
+    process = Process(Plain())
+
+    assert process.registry.close_seconds == 0.0
+
+
+def test_a_module_that_could_not_be_opened_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    """Once what it needs is there, it is ready, and those that require it. The same error is logged once."""
+    tries: list[int] = []
+
+    def open_late() -> None:
+        tries.append(1)
+        if len(tries) < 4:
+            failing()
+
+    base, user = Scripted("base", open=open_late), Scripted("user", "base")
+    process = Process(base, user)
+    first = process.cell("base")
+    eventually(lambda: process.cell("user").state == "ready")
+    process.registry.close()
+
+    assert (first.state, first.reason) == ("failed", "open: RuntimeError: told to")
+    assert base.calls.count("routes") == 1
+    assert [record.message for record in caplog.records if record.exc_info] == [
+        "module base cannot be opened; it is tried again"
+    ]
 
 
 def test_a_module_waits_for_its_migrations() -> None:
