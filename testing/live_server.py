@@ -221,6 +221,11 @@ class LiveServer:
         state: dict[str, Any] = self.get("/state").json
         return state
 
+    def failed_checks(self) -> set[str]:
+        """Return the readiness checks that fail, except that of the CPU, which other programs may have used up."""
+        checks = self.get("/health/readiness").json["checks"]
+        return {name for name, check in checks.items() if not check["healthy"]} - {"system_cpu"}
+
     # -- looking into it -----------------------------------------------------------------------------------------------
 
     def block(self) -> Block:

@@ -8,6 +8,7 @@ import pytest
 
 from testing.eventually import eventually
 from testing.live_server import LiveServer
+from tests.app.calm_machine import APPLICATION, calm
 from tests.conftest import SMALL
 from tests.deploy.watched import Watched
 from tests.scraped import scraped
@@ -18,8 +19,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """Events accepted and rejected, recalls, a wrong request, probes, and a client above its rate."""
     directory = tmp_path_factory.mktemp("watched")
     limits = "MLSDM_SECURITY__RATE_LIMITING__"
-    environ = {**SMALL, f"{limits}ENABLED": "true", f"{limits}BURST_CAPACITY": "60"}
-    server = LiveServer(directory, environ).start()
+    environ = {**SMALL, f"{limits}ENABLED": "true", f"{limits}BURST_CAPACITY": "60", **calm(directory)}
+    server = LiveServer(directory, environ, application=APPLICATION).start()
     try:
         with scraped(server, directory) as prometheus:
             service = Watched(server, prometheus)

@@ -27,6 +27,7 @@ from core.settings.tiers import tiers
 from testing import keys
 from testing.eventually import HANG_SECONDS, eventually
 from testing.live_server import ROOT, Answer, LiveServer, free_port
+from tests.app.calm_machine import APPLICATION, calm
 from tests.app.httpd.certificate import write_certificate
 from tests.conftest import SMALL
 from tests.programs import needs
@@ -118,8 +119,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
         "LOG_LEVEL": "DEBUG",
         "MLSDM_SECURITY__KEYS_PATH": str(keys.write(directory / "keys.yaml")),
         "MLSDM_SERVER__TRUSTED_PROXIES": "127.0.0.1",
+        **calm(directory),
     }
-    server = LiveServer(directory, environ).start()
+    server = LiveServer(directory, environ, application=APPLICATION).start()
     yield server
     server.stop()
 

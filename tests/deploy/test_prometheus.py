@@ -94,11 +94,17 @@ def test_every_recording_records_something(watched: Watched, name: str) -> None:
 
 
 def test_a_healthy_service_has_no_critical_alert(watched: Watched) -> None:
-    """None is pending, except the one for failed requests: one of a hundred was refused."""
-    active = watched.prometheus.asked("alerts")["alerts"]
+    """None is pending, except the one for failed requests: one of a hundred was refused.
 
-    critical = {alert["labels"]["alertname"] for alert in active if alert["labels"]["severity"] == "critical"}
-    assert critical - {"AvailabilityBurnsFast", "LatencyBurnsFast"} == set()
+    On a busy machine a scrape may take longer than its second, so that one is pending until the next scrape.
+    """
+
+    def is_calm() -> bool:
+        active = watched.prometheus.asked("alerts")["alerts"]
+        critical = {alert["labels"]["alertname"] for alert in active if alert["labels"]["severity"] == "critical"}
+        return critical <= {"AvailabilityBurnsFast", "LatencyBurnsFast"}
+
+    eventually(is_calm)
 
 
 def test_an_operators_stop_makes_its_alert_pending(watched: Watched) -> None:

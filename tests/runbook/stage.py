@@ -26,6 +26,7 @@ import yaml
 
 from testing.eventually import HANG_SECONDS, eventually
 from testing.live_server import ROOT, LiveServer
+from tests.app.calm_machine import APPLICATION, calm
 from tests.runbook.book import Line, without_placeholders
 from tests.runbook.cluster import BIN, IMAGES, LOG, NOTES, PID, POD, SELECTED_LINES, STRICT, VARIABLES
 from tests.scraped import scraped
@@ -73,7 +74,7 @@ class Stage:
             "CONFIG_PATH": str(self.configuration),
             "MLSDM_SECURITY__KEYS_PATH": str(self._keys()),
         }
-        self.server = LiveServer(directory, environ)
+        self.server = LiveServer(directory, {**environ, **calm(directory)}, application=APPLICATION)
         self.environ = self._shell()
 
     @contextmanager
