@@ -45,8 +45,9 @@ class ModuleChild(NamedTuple):
     """A process that the arbiter supervises for a module. Called `<module>-<name>` in logs, metrics and reports.
 
     `run(context, child)` is called in the process, after the module was opened there, and returns the exit status. It
-    must call `child.beat()` or `child.wait()` at least every `silence_seconds`. `access` is what it sees of the block.
-    Above `memory_size_max` bytes of anonymous memory (0: no limit) it is replaced.
+    must call `child.beat()` or `child.wait()` at least every `silence_seconds` (0.5 or more). `access` is what it sees
+    of the block. Above `memory_size_max` bytes of anonymous memory (0: no limit) it is replaced. Opening the module may
+    take `start_seconds` (0.5 to 600), for example to load a model; then the process is replaced.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ModuleChild(NamedTuple):
     access: Access
     silence_seconds: float = 30.0
     memory_size_max: int = 0
+    start_seconds: float = 60.0
 
 
 class Migration(NamedTuple):

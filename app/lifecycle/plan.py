@@ -165,7 +165,15 @@ class Plan:
                     f"because {one.name}-<name> has at most {NAME_SIZE_MAX}"
                 )
             children.append(
-                Child(name, run, child.access, child.silence_seconds, child.memory_size_max, settings=settings)
+                Child(
+                    name,
+                    run,
+                    child.access,
+                    child.silence_seconds,
+                    child.start_seconds,
+                    child.memory_size_max,
+                    settings=settings,
+                )
             )
         names = [child.name for child in (*self.children, *children)]
         if len(set(names)) < len(names):
@@ -208,6 +216,7 @@ def _run(
             return 0
     measure_into_files_of(child.name)
     context = make_context(module, declared.name, settings, child.config)
+    child.begin_start()  # it has beaten while it waited
     module.open(context)
     child.beat()
     try:

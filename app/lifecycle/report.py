@@ -100,6 +100,7 @@ _ENDS: Final = {
     "ended": "ended: no longer configured",
     "finished": "finished",
     "not_started": "the fork failed",
+    "slow_start": "killed: it did not start in time",
 }
 
 

@@ -11,6 +11,7 @@ a child. It never returns into the arbiter's code.
 """
 
 import logging
+import math
 import os
 import re
 import select
@@ -37,7 +38,10 @@ SIGNALS: Final = (
     signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2,
 )  # fmt: skip
 _NAME: Final = re.compile(rf"[a-z][a-z0-9_-]{{0,{NAME_SIZE_MAX - 1}}}")
-SILENCE_SECONDS_MIN: Final = 0.5  # below, the arbiter's turns are too coarse to tell silence from a busy machine
+# Of silence_seconds and start_seconds. The arbiter's loop turns at most twenty times a second, ten times within either.
+SILENCE_SECONDS_MIN: Final = 0.5
+START_SECONDS: Final = 60.0  # unless declared; to load a model of 100 MB from a slow disk takes some 20 s
+START_SECONDS_MAX: Final = 600.0
 _BEATS_PER_SILENCE: Final = 4  # while a child waits, it beats this often within the silence that it is allowed
 
 log = logging.getLogger("mlsdm.server")
@@ -72,16 +76,18 @@ Access.READ = Access(reads=True)
 class Child:
     """One supervised process.
 
-    `run` is called in the child, after the fork; it returns the exit status. A child that has not beaten for
-    `silence_seconds` is killed and started again, and so is one with more than `memory_size_max` bytes of anonymous
-    memory, 0 for no limit; what it shares with the arbiter since the fork, some 30 MB, is counted. With `once` the exit
-    status 0 ends it for good. A reload replaces a child whose `settings` or `access` differ.
+    `run` is called in the child, after the fork; it returns the exit status. A child is killed and started again when
+    it has not beaten for the first time within `start_seconds`, when it has not beaten for `silence_seconds` after
+    that, and when it has more than `memory_size_max` bytes of anonymous memory (0: no limit); what it shares with the
+    arbiter since the fork, some 30 MB, is counted. With `once` the exit status 0 ends it for good. A reload replaces a
+    child whose `settings` or `access` differ.
     """
 
     name: str
     run: Callable[["ChildContext"], int]
     access: Access = Access.NONE
     silence_seconds: float = 30.0
+    start_seconds: float = START_SECONDS
     memory_size_max: int = 0
     once: bool = False
     settings: object = None
@@ -90,12 +96,13 @@ class Child:
         """Raise ValueError for what no supervisor can keep."""
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"the child's name {self.name!r}: expected {_NAME.pattern}")
-        if not self.silence_seconds >= SILENCE_SECONDS_MIN:
-            raise ValueError(
-                f"child {self.name}: silence_seconds is {self.silence_seconds!r}, expected ≥ {SILENCE_SECONDS_MIN}"
-            )
-        if self.memory_size_max < 0:
-            raise ValueError(f"child {self.name}: memory_size_max is {self.memory_size_max!r}, expected ≥ 0")
+        for field, value, least, most in (
+            ("silence_seconds", self.silence_seconds, SILENCE_SECONDS_MIN, math.inf),
+            ("start_seconds", self.start_seconds, SILENCE_SECONDS_MIN, START_SECONDS_MAX),
+            ("memory_size_max", self.memory_size_max, 0, math.inf),
+        ):
+            if not least <= value <= most:  # not a number, too
+                raise ValueError(f"child {self.name}: {field} is {value!r}, expected from {least} to {most}")
 
 
 class ChildContext:
@@ -115,8 +122,15 @@ class ChildContext:
         signal.signal(signal.SIGTERM, self._end)
 
     def beat(self) -> None:
-        """Tell the supervisor that this child makes progress."""
+        """Tell the supervisor that this child makes progress. The first beat tells it that the child has started."""
         self._record.beat()
+
+    def begin_start(self) -> None:
+        """Tell the supervisor that this child starts only now: the next beat may take `start_seconds`.
+
+        For a child that had to beat before, while it waited for something that it needs to start.
+        """
+        self._record.begin_start()
 
     def wait(self, seconds: float) -> bool:
         """Wait, beating, until the time is over or this child should end; return whether it should end."""

@@ -3,9 +3,9 @@
 Owns: one anonymous shared page, made by the arbiter before its first fork and inherited by every process that it forks,
 so each worker can answer which children live, how often they were started and why they ended last.
 
-Invariants: `beats` has one writer, the child itself; every other word is written by the arbiter. A record is a cache
-line of its own twice over, so no two children beat into the same line. `in_use` is written last when a record is
-claimed, so a reader never sees a name that is half written.
+Invariants: `beats` and `beats_before` are written by the child, and before its fork by the arbiter; every other word is
+written by the arbiter. A record is two cache lines, so no two children beat into the same line. `in_use` is written
+last when a record is claimed, so a reader never sees a name that is half written.
 """
 
 import mmap
@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 CHILDREN_MAX: Final = 32
 NAME_SIZE_MAX: Final = 32  # bytes, ASCII
 _WORDS: Final = 16  # of a record, 8 bytes each
-_IN_USE, _PID, _STARTS, _REASON, _STATUS, _NAME, _BEATS = 0, 1, 2, 3, 4, 8, 15
+_IN_USE, _PID, _STARTS, _REASON, _STATUS, _NAME, _BEATS_BEFORE, _BEATS = 0, 1, 2, 3, 4, 8, 14, 15
 _STATUS_BIAS: Final = 1 << 32  # exit statuses of signals are negative, and the words are unsigned
 
 
@@ -32,6 +32,7 @@ class Reason(IntEnum):
     ENDED = 7  # ended: it is wanted no more, or the server stops
     FINISHED = 8  # it was to run once, and has
     NOT_STARTED = 9  # the fork failed
+    SLOW_START = 10  # killed: no first heartbeat in time
 
 
 class ChildState(NamedTuple):
@@ -59,6 +60,15 @@ class ChildRecord:
     def beats(self) -> int:
         """How often the child has beaten."""
         return self._words[_BEATS]
+
+    def begin_start(self) -> None:
+        """Note that the child begins to start, which its next heartbeat ends."""
+        self._words[_BEATS_BEFORE] = self._words[_BEATS]
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the child has beaten since it began to start."""
+        return self._words[_BEATS] != self._words[_BEATS_BEFORE]
 
     def started(self, pid: int) -> None:
         """Note that the child runs."""

@@ -13,6 +13,7 @@ from typing import Final
 
 from app.processes.child import Child
 from app.processes.child_table import ChildRecord, Reason
+from app.processes.heartbeat import Heartbeat
 from app.processes.respawn import Respawn
 from app.processes.silence import Silence
 from shm import process
@@ -24,16 +25,14 @@ log = logging.getLogger("mlsdm.server")
 
 
 class SupervisedChild:
-    """Keeps one child. `heartbeat` returns a number that changes while the child makes progress; `end_seconds` is how
-    long it may take to end in order.
-    """
+    """Keeps one child, which may take `end_seconds` to end in order."""
 
     def __init__(
         self,
         child: Child,
         record: ChildRecord,
         respawn: Respawn,
-        heartbeat: Callable[[], int],
+        heartbeat: Heartbeat,
         end_seconds: float,
     ) -> None:
         self.child = child
@@ -65,11 +64,17 @@ class SupervisedChild:
         """When it needs a check that no signal announces; None when it needs none."""
         if self.process == NOBODY:
             return self.due if self.may_start else None
-        return self._silence.next_check(self.child.silence_seconds) if self._kill_at is None else self._kill_at
+        return self._silence.next_check(self._limit) if self._kill_at is None else self._kill_at
+
+    @property
+    def _limit(self) -> float:
+        """How long it may be without a heartbeat, in seconds."""
+        return self.child.silence_seconds if self._heartbeat.has_started else self.child.start_seconds
 
     def start(self, now: float, fork: Callable[[Child, ChildRecord], int]) -> None:
         """Start it; when the machine cannot, it is due again later."""
         self._respawn.started(now)
+        self._heartbeat.begin_start()
         try:
             pid = fork(self.child, self.record)
         except OSError as error:
@@ -80,7 +85,7 @@ class SupervisedChild:
         self.process = Identity(pid, process.identify(pid).started)
         self.record.started(pid)
         self._killed_for, self._kill_at = Reason.NONE, None
-        self._silence.restart(now, self._heartbeat())
+        self._silence.restart(now, self._heartbeat.beats)
         self._memory_checked_at = now
 
     def reap(self, now: float) -> tuple[int, Reason, int | None] | None:
@@ -107,14 +112,21 @@ class SupervisedChild:
         return pid, reason, status
 
     def check(self, now: float) -> None:
-        """Kill a running child that is silent or too large, and an ending one that is late."""
+        """Kill a running child that is silent, too large or too slow to start, and an ending one that is late."""
         if not self.process.started:  # there was no descriptor to look it up with
             self.process = Identity(self.process.pid, process.identify(self.process.pid).started)
         if self._kill_at is not None:
             self.kill_if_late(now)
-        elif self._silence.is_over(self.child.silence_seconds, now, self._heartbeat()):
-            log.error("%s pid=%d is silent and is killed", self.name, self.process.pid)
-            self._kill(now, Reason.SILENT)
+        elif self._silence.is_over(self._limit, now, self._heartbeat.beats):
+            if self._heartbeat.has_started:
+                log.error("%s pid=%d is silent and is killed", self.name, self.process.pid)
+                self._kill(now, Reason.SILENT)
+            else:
+                log.error(
+                    "%s pid=%d has not started within %g s and is killed",
+                    self.name, self.process.pid, self.child.start_seconds,
+                )  # fmt: skip
+                self._kill(now, Reason.SLOW_START)
         elif self.child.memory_size_max and now - self._memory_checked_at >= MEMORY_CHECK_SECONDS:
             self._memory_checked_at = now
             size = _anonymous_size(self.process.pid)
@@ -128,7 +140,7 @@ class SupervisedChild:
     def _kill(self, now: float, reason: Reason) -> None:
         self._killed_for = reason
         process.kill(self.process)
-        self._silence.restart(now, self._heartbeat())  # the kill may have failed: there may be no descriptors
+        self._silence.restart(now, self._heartbeat.beats)  # the kill may have failed: there may be no descriptors
 
     def end(self, now: float, reason: Reason) -> None:
         """Tell it to end. It is killed when it has not after `end_seconds`; `reap` notices either."""

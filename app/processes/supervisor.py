@@ -23,6 +23,7 @@ from typing import Final
 
 from app.processes.child import CONTROLLER, SIGNALS, Child, Inheritance, become
 from app.processes.child_table import CHILDREN_MAX, ChildRecord, ChildState, ChildTable, Reason
+from app.processes.heartbeat import VitalsHeartbeat
 from app.processes.respawn import Backoff, BurstLimit
 from app.processes.supervised_child import SupervisedChild
 from core.controller.controller import SUPERSEDED
@@ -71,10 +72,8 @@ class Supervisor:
     def _supervise(self, child: Child) -> SupervisedChild:
         record = self._table.claim(child.name)
         if child.name != CONTROLLER:
-            return SupervisedChild(child, record, Backoff(), lambda: record.beats, END_SECONDS_MAX)
-        vitals = self._block.region("vitals")
-        heartbeat = lambda: int(vitals.heartbeat_ns)  # noqa: E731 - reads like the one above
-        return SupervisedChild(child, record, BurstLimit(), heartbeat, CONTROLLER_END_SECONDS_MAX)
+            return SupervisedChild(child, record, Backoff(), record, END_SECONDS_MAX)
+        return SupervisedChild(child, record, BurstLimit(), VitalsHeartbeat(self._block), CONTROLLER_END_SECONDS_MAX)
 
     def spawn(self) -> bool:
         """Start the controller and, once it has formed the first state, all others.

@@ -109,7 +109,11 @@ def _repeat(
     if now != before:
         broken.append(f"the processes {sorted(before)} have become {sorted(now)}")
     logged = trial.log_since(size)
-    broken += [f"the log says {what!r}" for what in ("stuck lock", "is silent", "WORKER TIMEOUT") if what in logged]
+    broken += [
+        f"the log says {what!r}"
+        for what in ("stuck lock", "is silent", "has not started", "WORKER TIMEOUT")
+        if what in logged
+    ]
     holder.kill()
     holder.wait()
     records, verdict = trial.end()

@@ -252,6 +252,17 @@ def test_a_child_that_fails_is_replaced(tmp_path: Path, kind: str, reason: str) 
     assert reason in found["reason"]
 
 
+def test_a_child_may_open_longer_than_it_may_be_silent(tmp_path: Path) -> None:
+    """Its silence counts from its first beat after it was opened, also when it has beaten while it waited before."""
+    server = start(tmp_path, "open:slow", SAMPLE_DIRECTORY=str(tmp_path))
+    eventually(lambda: server.log.count("sample opened as child0") == 1)
+    eventually(lambda: report(server)["state"] == "ready")
+    [child] = [child for child in report(server)["children"] if child["name"] == "child0"]
+    server.stop()
+
+    assert (child["up"], child["starts"], child["reason"]) == (True, 1, "")
+
+
 @pytest.mark.parametrize("kind", ["raise", "die"])
 def test_a_migration_that_fails_keeps_the_module_closed(tmp_path: Path, kind: str) -> None:
     """It is tried again; when it succeeds, the module is opened."""

@@ -34,7 +34,8 @@ def _follow(context: ChildContext) -> int:
     return 0
 
 
-def _hang(_context: ChildContext) -> int:
+def _hang(context: ChildContext) -> int:
+    context.beat()
     while True:
         signal.pause()
 

@@ -120,8 +120,10 @@ def wait_for_end(context: ChildContext) -> int:
     return 0
 
 
-def _controller(run: Callable[[ChildContext], int] = wait_for_end) -> Child:
-    return Child("controller", run, Access.write("vitals"), silence_seconds=600)
+def _controller(
+    run: Callable[[ChildContext], int] = wait_for_end, start_seconds: float = 600.0, settings: object = None
+) -> Child:
+    return Child("controller", run, Access.write("vitals"), 600.0, start_seconds, settings=settings)
 
 
 def test_a_child_that_beats_lives_and_ends_when_told(run_loop: RunLoop, clock: Clock) -> None:
@@ -184,7 +186,8 @@ def test_a_child_that_raises_is_logged_with_its_name_and_respawned(run_loop: Run
 def test_a_child_that_hangs_is_killed_and_respawned(run_loop: RunLoop, caplog: pytest.LogCaptureFixture) -> None:
     """Stopped or in an endless loop, it does not beat."""
 
-    def hang(_context: ChildContext) -> int:
+    def hang(context: ChildContext) -> int:
+        context.beat()
         signal.pause()
         return 0
 
@@ -195,6 +198,93 @@ def test_a_child_that_hangs_is_killed_and_respawned(run_loop: RunLoop, caplog: p
     assert loop.reason() == "silent"
     assert f"child pid={first} is silent and is killed" in caplog.text
     assert f"child pid={first} died (status 9) and is respawned" in caplog.text
+
+
+class SlowStarter:
+    """A child that beats and begins to start when the test says so; it may be silent for 1 s, and start for 20 s."""
+
+    def __init__(self, make: RunLoop, clock: Clock, log: pytest.LogCaptureFixture) -> None:
+        self._told, self._tell = os.pipe()
+        self._done, self._answer = os.pipe()
+        self._clock = clock
+        self._log = log
+        self.loop = make(Child("child", self._run, silence_seconds=1.0, start_seconds=20.0))
+
+    def _run(self, context: ChildContext) -> int:
+        while True:
+            getattr(context, os.read(self._told, 64).decode())()
+            os.write(self._answer, b".")
+
+    def tell(self, method: str) -> None:
+        """Have it call a method of its context, and the arbiter check it."""
+        assert "is killed" not in self._log.text
+        os.write(self._tell, method.encode())
+        os.read(self._done, 1)
+        self.loop.turn()
+
+    def seconds_until_killed(self) -> float:
+        """Move the clock from check to check until it is killed; return for how long."""
+        assert "is killed" not in self._log.text
+        began, pid = self._clock.now, self.loop.pid()
+        while "is killed" not in self._log.text:
+            self._clock.now += self.loop.supervisor.seconds_to_next_check()
+            self.loop.supervisor.watch()
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        self.loop.supervisor.reap(respawn=False)
+        for end in (self._told, self._tell, self._done, self._answer):
+            os.close(end)
+        return self._clock.now - began
+
+
+def test_silence_counts_from_the_first_beat_on(
+    run_loop: RunLoop, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A child that loads something for longer than it may be silent lives, and is then held to its word."""
+    starter = SlowStarter(run_loop, clock, caplog)
+    for _ in range(19):
+        clock.now += 1
+        starter.loop.turn()
+    starter.tell("beat")
+
+    assert 1.0 <= starter.seconds_until_killed() <= 1.3
+    assert (starter.loop.starts(), starter.loop.reason()) == (1, "silent")
+
+
+@pytest.mark.parametrize("beats", [False, True], ids=["at once", "after it has waited"])
+def test_a_child_that_never_beats_is_killed_after_its_start(
+    run_loop: RunLoop, clock: Clock, caplog: pytest.LogCaptureFixture, beats: bool
+) -> None:
+    """A child that had to beat before it could start tells when it begins."""
+    starter = SlowStarter(run_loop, clock, caplog)
+    if beats:
+        starter.tell("beat")
+        starter.tell("begin_start")
+    pid = starter.loop.pid()
+
+    assert 20.0 <= starter.seconds_until_killed() <= 23.0
+    assert starter.loop.reason() == "slow_start"
+    assert f"child pid={pid} has not started within 20 s and is killed" in caplog.text
+
+
+def test_a_controller_that_does_not_start_is_killed(
+    run_loop: RunLoop, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The heartbeat that its predecessor has left in the block is not its own."""
+    loop = run_loop()
+    loop.formed.block.region("vitals").heartbeat_ns = 5
+    replaced = _controller(wait_for_end, start_seconds=2.0, settings="other")
+    loop.supervisor.reload([replaced])
+    loop.until(lambda: loop.starts("controller") == 2)
+    began, pid = clock.now, loop.pid("controller")
+
+    while "is killed" not in caplog.text:
+        clock.now += loop.supervisor.seconds_to_next_check()
+        loop.supervisor.watch()
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    loop.supervisor.reap(respawn=False)
+
+    assert 2.0 <= clock.now - began <= 2.5
+    assert loop.reason("controller") == "slow_start"
 
 
 def test_a_child_that_outgrows_its_limit_is_killed_and_respawned(
@@ -402,6 +492,8 @@ def test_what_cannot_be_kept_is_refused() -> None:
         {"name": "Two Words"},
         {"name": "x", "silence_seconds": 0.4},
         {"name": "x", "silence_seconds": float("nan")},
+        {"name": "x", "start_seconds": 0.4},
+        {"name": "x", "start_seconds": 601},
         {"name": "x", "memory_size_max": -1},
     ):
         with pytest.raises(ValueError, match="expected"):
@@ -422,7 +514,7 @@ def test_many_checks_after_a_freeze_are_no_silence(run_loop: RunLoop, clock: Clo
         signal.pause()
         return 0
 
-    loop = run_loop(Child("child", pause, silence_seconds=1.0))
+    loop = run_loop(Child("child", pause, start_seconds=1.0))
     child = process.identify(loop.pid())
     loop.supervisor.watch()
     clock.now += 5
@@ -443,8 +535,9 @@ def test_a_stopped_child_is_killed_after_its_silence_and_no_earlier(run_loop: Ru
     beaten, tell = os.pipe()
 
     def beat_once(context: ChildContext) -> int:
-        os.write(tell, str(time.monotonic()).encode())
+        before = time.monotonic()
         context.beat()
+        os.write(tell, str(before).encode())
         signal.pause()
         return 0
 
