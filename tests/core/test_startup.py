@@ -276,7 +276,7 @@ class TestPlaces:
 
     def test_places_of_a_server(self) -> None:
         """The path that manifests mount and the path in the image."""
-        assert ("/etc/mlsdm/config.yaml", "/usr/share/mlsdm/production-ready.yaml") == startup.PLACES
+        assert startup.PLACES == ("/etc/mlsdm/config.yaml", "/usr/share/mlsdm/production-ready.yaml")
 
 
 class TestPrecedence:
@@ -435,7 +435,7 @@ class TestLoaded:
 
 
 class TestReload:
-    def test_nothing_changed(self) -> None:
+    def test_equal_configurations_need_no_restart(self) -> None:
         """The same configuration can be reloaded."""
         assert startup.unreloadable(load(None, {}), load(None, {})) == {}
 
@@ -478,7 +478,7 @@ class TestReload:
 
 
 class TestWorkerCount:
-    def test_worker_count(self, tmp_path: Path) -> None:
+    def test_worker_count_is_one_per_usable_core(self, tmp_path: Path) -> None:
         """A number is used as given; 0 means one worker per core of the container, at least one."""
         (tmp_path / "proc/self").mkdir(parents=True)
         (tmp_path / "proc/self/cgroup").write_text("0::/\n")

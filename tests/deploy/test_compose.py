@@ -71,7 +71,7 @@ class TestCompose:
         done = compose(env_file(tmp_path, API_KEY='a$b{c}#d"e-f', GRAFANA_PASSWORD="g$h"), "config")
         resolved = yaml.safe_load(done.stdout)["services"] if done.returncode == 0 else {}
 
-        assert (0, "") == (done.returncode, done.stderr)
+        assert (done.returncode, done.stderr) == (0, "")
         assert set(services()) == set(resolved)
         # It shows a $ as it would have to be written.
         assert resolved["mlsdm-api"]["environment"]["API_KEY"] == 'a$$b{c}#d"e-f'
@@ -108,7 +108,7 @@ class TestService:
         source = Path(mounts(api)[str(Path(PLACES[0]).parent)]) / Path(PLACES[0]).name
         loaded = load(str(ROOT / source), {**api["environment"], "API_KEY": "your-secret-key"})
 
-        assert ("production", "0.0.0.0") == (loaded.environment, loaded.config.server.host)
+        assert (loaded.environment, loaded.config.server.host) == ("production", "0.0.0.0")
         assert api["stop_grace_period"] == "35s"
         assert loaded.config.resources.shutdown_timeout < 35
 
@@ -130,7 +130,7 @@ class TestService:
         """What its image allows: nothing is written but in memory, which is bounded and never on a disk."""
         api = services()["mlsdm-api"]
 
-        assert (True, ["ALL"], ["no-new-privileges:true"]) == (api["read_only"], api["cap_drop"], api["security_opt"])
+        assert (api["read_only"], api["cap_drop"], api["security_opt"]) == (True, ["ALL"], ["no-new-privileges:true"])
         assert "512m" == api["mem_limit"] == api["memswap_limit"]
 
 
@@ -166,7 +166,7 @@ class TestNginx:
         assert mounted["/etc/nginx/tls"] == "./deploy/nginx/tls"
         assert re.findall(r"ssl_certificate(?:_key)? (\S+);", NGINX) == ["tls/certificate.pem", "tls/key.pem"]
         assert command[command.index("-p") + 1] == nginx["tmpfs"][0].split(":")[0] + "/"
-        assert (True, "101:101") == (nginx["read_only"], nginx["user"])
+        assert (nginx["read_only"], nginx["user"]) == (True, "101:101")
 
 
 def test_mounted_files_of_the_tree_exist() -> None:

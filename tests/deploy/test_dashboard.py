@@ -137,9 +137,9 @@ def test_provisioning_names_existing_files() -> None:
     [source] = provisioned("datasources")["datasources"]
     [provider] = provisioned("dashboards")["providers"]
 
-    assert ("prometheus", True, "http://prometheus:9090") == (source["type"], source["isDefault"], source["url"])
-    assert "prometheus" == DASHBOARD["templating"]["list"][0]["query"]
-    assert ("file", "/var/lib/grafana/dashboards") == (provider["type"], provider["options"]["path"])
+    assert (source["type"], source["isDefault"], source["url"]) == ("prometheus", True, "http://prometheus:9090")
+    assert DASHBOARD["templating"]["list"][0]["query"] == "prometheus"
+    assert (provider["type"], provider["options"]["path"]) == ("file", "/var/lib/grafana/dashboards")
     assert [Path(path.name) for path in (GRAFANA / "dashboards").iterdir()] == [Path("mlsdm.json")]
 
 

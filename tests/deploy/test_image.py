@@ -93,7 +93,7 @@ def test_the_image_serves_on_its_exposed_port() -> None:
     assert tuple(ENVIRON[name] for name in ("HOST", "PORT", "MLSDM_ENV")) == ("0.0.0.0", "8000", "production")
     assert texts(FINAL, "EXPOSE") == [ENVIRON["PORT"]]
     loaded = load(str(ROOT / "config/production-ready.yaml"), {**PRODUCTION, "HOST": "0.0.0.0", "PORT": "8000"})
-    assert ("0.0.0.0", 8000) == (loaded.config.server.host, loaded.config.server.port)
+    assert (loaded.config.server.host, loaded.config.server.port) == ("0.0.0.0", 8000)
 
 
 def test_the_command_is_one_that_the_project_installs() -> None:

@@ -176,7 +176,7 @@ class TestPod:
         mounts = {mount["name"]: mount["mountPath"] for mount in container()["volumeMounts"]}
         [item] = next(volume for volume in pod()["volumes"] if volume["name"] == "config")["configMap"]["items"]
 
-        assert (PLACES[0], "config.yaml") == (f"{mounts['config']}/{item['path']}", item["key"])
+        assert (f"{mounts['config']}/{item['path']}", item["key"]) == (PLACES[0], "config.yaml")
         assert {mount["name"] for mount in container()["volumeMounts"]} == {
             volume["name"] for volume in pod()["volumes"]
         }
@@ -190,7 +190,7 @@ class TestPod:
         verb, seconds = container()["lifecycle"]["preStop"]["exec"]["command"]
         resources = production().resources
 
-        assert ("sleep", True) == (verb, int(seconds) >= 5)
+        assert (verb, int(seconds) >= 5) == ("sleep", True)
         assert int(seconds) + resources.shutdown_timeout < pod()["terminationGracePeriodSeconds"] <= 30
         assert 5 + 10 < resources.shutdown_timeout - resources.drain_period  # deadlines of a head and of a body
 
@@ -211,13 +211,13 @@ class TestPod:
         spec, own = pod()["securityContext"], container()["securityContext"]
 
         assert objects()["Namespace"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-        assert (True, {"type": "RuntimeDefault"}) == (spec["runAsNonRoot"], spec["seccompProfile"])
+        assert (spec["runAsNonRoot"], spec["seccompProfile"]) == (True, {"type": "RuntimeDefault"})
         assert spec["runAsUser"] > 0
-        assert (False, True, ["ALL"]) == (
+        assert (
             own["allowPrivilegeEscalation"],
             own["readOnlyRootFilesystem"],
             own["capabilities"]["drop"],
-        )
+        ) == (False, True, ["ALL"])
         assert {"configMap", "secret", "emptyDir"} >= {key for volume in pod()["volumes"] for key in volume} - {"name"}
 
     def test_it_runs_as_the_user_of_the_image(self) -> None:
@@ -228,7 +228,7 @@ class TestPod:
 
     def test_the_cluster_injects_nothing(self) -> None:
         """There are no service variables and no token."""
-        assert (False, False) == (pod()["enableServiceLinks"], pod()["automountServiceAccountToken"])
+        assert (pod()["enableServiceLinks"], pod()["automountServiceAccountToken"]) == (False, False)
 
     def test_its_memory_fits_what_the_service_can_use(self) -> None:
         """The most that the service can use, with full buffers in every worker, is below the point where an emergency
@@ -271,10 +271,10 @@ class TestReplicas:
 
         assert objects()["Deployment"]["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
         assert objects()["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
-        assert (3600, [1]) == (
+        assert (
             scale_down["stabilizationWindowSeconds"],
             [policy["value"] for policy in scale_down["policies"]],
-        )
+        ) == (3600, [1])
 
     def test_a_client_stays_with_one_pod(self) -> None:
         """Service and ingress have affinity, because memory is per pod."""
@@ -336,7 +336,7 @@ class TestServiceMonitor:
         """Its kind is of monitoring.coreos.com/v1; a misspelt member would be dropped."""
         monitor = yaml.safe_load(MONITOR.read_text())
 
-        assert ("monitoring.coreos.com/v1", "ServiceMonitor") == (monitor["apiVersion"], monitor["kind"])
+        assert (monitor["apiVersion"], monitor["kind"]) == ("monitoring.coreos.com/v1", "ServiceMonitor")
         assert set(monitor["spec"]) == {"selector", "namespaceSelector", "endpoints"}
         assert set(self.endpoint()) == {"port", "path", "interval", "scrapeTimeout", "relabelings", "metricRelabelings"}
         for rule in self.endpoint()["relabelings"] + self.endpoint()["metricRelabelings"]:
@@ -362,7 +362,7 @@ class TestServiceMonitor:
         exposed = small_server.get(self.endpoint()["path"]).body.decode()
         names = {re.split(r"[ {]", line)[0] for line in exposed.splitlines() if line and not line.startswith("#")}
 
-        assert ("keep", ["__name__"]) == (keep["action"], keep["sourceLabels"])
+        assert (keep["action"], keep["sourceLabels"]) == ("keep", ["__name__"])
         assert {"mlsdm_memories", "total_events_processed", "process_event_latency_seconds_bucket"} <= names
         assert {name for name in names if not re.fullmatch(keep["regex"], name)} == set()
         assert not re.fullmatch(keep["regex"], "python_gc_objects_collected_total")
@@ -391,7 +391,7 @@ class TestPrometheusRule:
         """Its kind is of monitoring.coreos.com/v1; a misspelt member would be dropped."""
         rule = yaml.safe_load(RULE.read_text())
 
-        assert ("monitoring.coreos.com/v1", "PrometheusRule") == (rule["apiVersion"], rule["kind"])
+        assert (rule["apiVersion"], rule["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
         assert set(rule) == {"apiVersion", "kind", "metadata", "spec"}
         assert set(rule["spec"]) == {"groups"}
         for group in self.groups():
@@ -422,7 +422,7 @@ class TestPrometheusRule:
             check=False,
         )
 
-        assert (0, "") == (checked.returncode, checked.stderr)
+        assert (checked.returncode, checked.stderr) == (0, "")
 
 
 @needs("kubectl")

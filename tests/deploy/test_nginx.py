@@ -156,7 +156,7 @@ def test_nginx_accepts_its_configuration(tmp_path: Path) -> None:
     done = subprocess.run([*front.command, "-t"], capture_output=True, text=True, check=False)
     lines = [line for line in done.stderr.splitlines() if not line.endswith(("syntax is ok", "test is successful"))]
 
-    assert (0, []) == (done.returncode, lines)
+    assert (done.returncode, lines) == (0, [])
 
 
 def test_an_event_passes_through_nginx(server: LiveServer, front: Front) -> None:
@@ -228,7 +228,7 @@ class TestAddress:
             lambda: [line for line in lines_of(server.log) if line.get("request_id") == "address-of-a-client"]
         )
 
-        assert ("auth_failure", "127.0.0.9") == (line["event"], line["address"])
+        assert (line["event"], line["address"]) == ("auth_failure", "127.0.0.9")
 
     def test_a_request_has_one_name_everywhere(self, front: Front) -> None:
         """The client's if it gave one, else one that nginx made; it stands in nginx's log and in the answer."""
@@ -329,7 +329,7 @@ class TestLimits:
 
         assert [answer.status for answer in answers] == [200, 200, 200, 429]
         assert problem(answers[3]) == (429, "rate_limit_exceeded")
-        assert ("1", 200) == (answers[3].headers["retry-after"], other.status)
+        assert (answers[3].headers["retry-after"], other.status) == ("1", 200)
 
     def test_an_address_has_so_many_connections(self, server: LiveServer, front: Front) -> None:
         """64 requests at a time: the next one is 429, that of another address is served. As long as their bodies are
@@ -374,7 +374,7 @@ class TestFailures:
             server.stop()
 
         assert problem(gone) == (502, "upstream_unavailable")
-        assert ("1", 200) == (gone.headers["retry-after"], back.status)
+        assert (gone.headers["retry-after"], back.status) == ("1", 200)
 
     def test_plain_text_on_a_port_of_tls_is_a_problem(self, front: Front) -> None:
         """Nothing is served without TLS."""

@@ -66,7 +66,7 @@ def test_every_label_value_of_a_rule_exists(watched: Watched) -> None:
                 assert codes <= {labels["code"] for labels in series}, name
             elif sign == "=":
                 assert asked in {labels[label] for labels in series}, (name, label)
-    assert set(WATCHED) == codes
+    assert codes == set(WATCHED)
 
 
 def test_the_error_budget_excludes_only_probes_and_scrapes(watched: Watched) -> None:

@@ -60,7 +60,7 @@ def test_promtool_accepts_the_rules(path: Path) -> None:
     """The syntax is valid, and no rule is duplicated."""
     checked = promtool("check", "rules", "--lint=all", "--lint-fatal", path)
 
-    assert (0, "") == (checked.returncode, checked.stderr)
+    assert (checked.returncode, checked.stderr) == (0, "")
 
 
 def test_promtool_accepts_the_configuration() -> None:
@@ -214,7 +214,7 @@ def test_the_runbooks_alerts_have_its_names_severities_and_durations() -> None:
         "HighMemoryUsage": ("critical", "5m"),
         "ServiceDown": ("critical", "1m"),
     }
-    assert expected == {name: there[name] for name in expected}
+    assert {name: there[name] for name in expected} == expected
 
 
 def test_the_runbooks_expressions_are_in_force_as_written() -> None:

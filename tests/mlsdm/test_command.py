@@ -40,7 +40,7 @@ def test_every_command_has_help_with_examples(command: str) -> None:
     """On a terminal without Unicode, characters that cannot be shown are replaced."""
     ended = mlsdm(command, "--help", PYTHONIOENCODING="ascii")
 
-    assert (0, "") == (ended.returncode, ended.stderr)
+    assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.startswith(f"usage: mlsdm {command} [-h]")
     assert "\nexamples:\n" in ended.stdout
 
@@ -68,7 +68,7 @@ def test_a_closed_pipe_ends_it_with_status_141() -> None:
     ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, timeout=HANG_SECONDS, check=False)
     os.close(writing)
 
-    assert (141, b"") == (ended.returncode, ended.stderr)
+    assert (ended.returncode, ended.stderr) == (141, b"")
 
 
 @pytest.mark.parametrize("command", ["serve", "stat"])

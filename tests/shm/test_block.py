@@ -30,7 +30,7 @@ class TestCreate:
             header.layout_version,
             header.created_boot_ns,
         )
-        assert (SMALL.dimension, SMALL.capacity, SMALL.rows) == (header.dimension, header.capacity, header.rows)
+        assert (header.dimension, header.capacity, header.rows) == (SMALL.dimension, SMALL.capacity, SMALL.rows)
         assert bytes(header.boot_id).hex() == formed.block.boot_id
         assert SMALL.fingerprint() == bytes(header.fingerprint)
         assert SMALL.block_size == header.block_size == os.fstat(formed.block.fd).st_size
@@ -154,7 +154,7 @@ class TestObserver:
         assert state.scalars.accepted + state.scalars.rejected == state.position - 1
         observer.close()
 
-    def test_cannot_write(self, form: Form) -> None:
+    def test_a_read_only_mapping_cannot_be_written(self, form: Form) -> None:
         """A write through a read-only mapping ends the observer and leaves the block alone."""
         formed = form()
 

@@ -101,7 +101,7 @@ class Level:
             self.tokens -= count
         full = (self.burst - self.tokens) * self.interval_ns
         wait = missing * self.interval_ns
-        assert (1, 1) == (full.denominator, wait.denominator), "time is whole nanoseconds"
+        assert (full.denominator, wait.denominator) == (1, 1), "time is whole nanoseconds"
         return Quota(int(wait), int(full), int(self.tokens))
 
     def give_back(self, count: int) -> None:
@@ -153,7 +153,7 @@ class TestOneBucket:
             if step in ("take", "one", "all"):
                 count = {"take": 1 + int(share * (burst - 1)), "one": 1, "all": burst}[step]
                 expected = model.take(count)
-                assert expected == draw(buckets, owner, model.now_ns, interval, burst, count)
+                assert draw(buckets, owner, model.now_ns, interval, burst, count) == expected
                 taken, wait = taken + count * (not expected.wait_ns), expected.wait_ns
             elif step == "give" and taken:
                 count = max(1, int(share * min(taken, burst)))
@@ -371,7 +371,7 @@ class TestFlood:
 
         assert before == content(formed, PEERS)
         assert None is owed(formed, owners[0])
-        assert [1_000 + (number + 1) * NS for number in range(1, 9)] == [owed(formed, owner) for owner in owners[1:]]
+        assert [owed(formed, owner) for owner in owners[1:]] == [1_000 + (number + 1) * NS for number in range(1, 9)]
         assert Quota(0, NS, 9) == draw(peers, owners[0], 1_000, NS, 10, 1)
 
     def test_full_bucket_is_replaced_first(self, formed: Formed) -> None:

@@ -43,7 +43,7 @@ class TestWriters:
                     np.stack([vector for _, vector in events]),
                     None,
                 )
-                assert (50, 0) == (len(decisions), status)
+                assert (len(decisions), status) == (50, 0)
                 try:
                     formed.store.forget(
                         formed.now(), max(1, int(formed.store.state().scalars.accepted) - rng.randrange(50))

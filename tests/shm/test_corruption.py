@@ -175,7 +175,7 @@ class TestState:
             assert (seal(position + 1), 50) == (slot.deleted_at, lock.intent_id)
 
         assert used.accept() == 71
-        assert (0, 0) == (slot.deleted_at, lock.intent_id)
+        assert (slot.deleted_at, lock.intent_id) == (0, 0)
         assert memory == used.store.memory(50)
 
 
@@ -440,7 +440,7 @@ class TestReceipts:
                 image = given.block.memory[:]
                 for ordinal, first in firsts.items():
                     expected = None if ordinal % self.CHAINS == chain else first
-                    assert expected == self.answers(given, image, self.key(ordinal))
+                    assert self.answers(given, image, self.key(ordinal)) == expected
         assert {int(heads[chain]) for chain in range(self.CAPACITY)} == {seal(38), seal(39), seal(40), 0}
 
     def test_damaged_head_is_repaired(self, given: Formed) -> None:
@@ -510,7 +510,7 @@ class TestReceipts:
         def ask() -> None:
             for previous in (37, 38, 40, 41, 36, 10**6, WORD // 2, WORD - 8, WORD - 1):
                 image = self.forge(given, previous)
-                assert expected == [self.answers(given, image, self.key(ordinal)) for ordinal in (40, 37, 34, 43)]
+                assert [self.answers(given, image, self.key(ordinal)) for ordinal in (40, 37, 34, 43)] == expected
 
         assert exit_of(begin(ask)) == 0  # apart, so that to run in circles is a failure and not a hang
 

@@ -294,7 +294,7 @@ def batch(formed: Formed) -> Any:
     decisions, status = formed.store.admit_batch(
         formed.now(), np.array([moral, moral]), np.stack([vector, vector]), None, key(1000)
     )
-    assert (2, 0) == (len(decisions), status)
+    assert (len(decisions), status) == (2, 0)
     return Decision._make(decisions[1])
 
 

@@ -43,7 +43,7 @@ layouts = st.builds(
 
 
 class TestTable:
-    def test_golden(self) -> None:
+    def test_document_equals_the_layout(self) -> None:
         """A change of the layout is a visible change of its document.
 
         When it is wanted: bump LAYOUT_VERSION if the meaning changed without the shape, and run `make manual`.

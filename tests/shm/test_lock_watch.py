@@ -79,7 +79,7 @@ class TestStuck:
             formed.accept()
 
         assert time.monotonic() - began >= 0.06
-        assert (1, 1) == (formed.block.region("rows", 0).lock_waits, formed.store.state().position)
+        assert (formed.block.region("rows", 0).lock_waits, formed.store.state().position) == (1, 1)
         assert formed.block.region("rows", 0).lock_wait_ns >= 60_000_000
 
     def test_stopped_holder_is_killed_at_the_fifth_sample(self, formed: Formed, hold: Hold) -> None:
@@ -163,12 +163,12 @@ class TestNotStuck:
 
         assert process.identify(pid).alive
 
-    def test_free_lock(self, formed: Formed) -> None:
+    def test_a_free_lock_has_no_stuck_holder(self, formed: Formed) -> None:
         """Nobody holds it, and nobody is killed."""
         assert formed.block.mutex_owner() == 0
         assert samples(formed, SAMPLES + 1) == []
 
-    def test_dead_holder(self, formed: Formed, hold: Hold) -> None:
+    def test_a_dead_holder_is_not_killed(self, formed: Formed, hold: Hold) -> None:
         """A dead holder is not killed: the next process to enter takes the lock over."""
         end(hold(signal.pause))
 

@@ -45,7 +45,7 @@ class TestCompleteness:
 
         assert [name for name in dir(library) if name not in typed] == []
 
-    def test_no_any(self) -> None:
+    def test_stubs_contain_no_any(self) -> None:
         """No type in a stub is `Any`."""
         assert [path.name for path in DECLARED if "Any" in path.read_text(encoding="utf-8")] == []
 

@@ -19,7 +19,7 @@ class TestIdentity:
         assert (os.getpid(), True) == (me.pid, me.alive)
         assert me == process.identify(os.getpid())
 
-    def test_nobody(self) -> None:
+    def test_nobody_is_never_alive(self) -> None:
         """Nobody is not alive, and a pid that nobody has is Nobody."""
         assert not NOBODY.alive
         assert process.identify(2**22 + 1) == NOBODY
@@ -134,7 +134,7 @@ class TestParent:
             process.die_with_parent(1)
 
 
-def test_cpu_time() -> None:
+def test_cpu_time_grows_with_work() -> None:
     """The CPU time of a process that works grows; that of one that waits stands still."""
 
     def work() -> None:

@@ -91,7 +91,7 @@ class Ledger(RuleBasedStateMachine):
             with pytest.raises(expected):
                 self.formed.decide(moral, b"x", key)
         elif expected:
-            assert expected == self.formed.decide(moral, b"x", key)
+            assert self.formed.decide(moral, b"x", key) == expected
         else:
             decision = self.formed.decide(moral, b"x", key)
             assert decision == decision_of(self.formed.entry(decision.position))
@@ -130,7 +130,7 @@ class Ledger(RuleBasedStateMachine):
                 assert decision == decision_of(self.formed.entry(newest))
                 self.keep(nth(name, number), body, decision)
             else:
-                assert expected == decision
+                assert decision == expected
         assert newest == self.formed.store.state().position
         if len(decisions) < len(morals):
             refused = self.expected(nth(name, len(decisions)), body)
@@ -256,7 +256,7 @@ class TestWindow:
         first = formed.decide(600_000, key=new_idempotency_hash((1, 0), 0))
         formed.apply("reset")
 
-        assert (0, 0.6) == (first.memory_id, first.moral)
+        assert (first.memory_id, first.moral) == (0, 0.6)
         assert first._replace(repeated=1) == formed.decide(600_000, key=new_idempotency_hash((1, 0), 0))
         assert formed.decide(600_000, key=new_idempotency_hash((2, 0), 0)).memory_id
 
@@ -281,7 +281,7 @@ class TestWindow:
         again, _ = formed.store.admit_batch(formed.now(), *events)
 
         assert [repeated for *_, repeated in first + again] == [0] * 20
-        assert list(range(1, 21)) == [Decision._make(decision).sequence for decision in first + again]
+        assert [Decision._make(decision).sequence for decision in first + again] == list(range(1, 21))
 
     def test_repeat_stores_nothing(self, formed: Formed) -> None:
         """A repeated event leaves slots, payloads and tallies as they are."""
@@ -289,7 +289,7 @@ class TestWindow:
         again = formed.decide(950_001, b"twice", new_idempotency_hash((1, 1), 1))
 
         assert first._replace(repeated=1) == again
-        assert ([1], b"once") == (formed.live_ids(), formed.store.memory(1).payload)
+        assert (formed.live_ids(), formed.store.memory(1).payload) == ([1], b"once")
         assert formed.store.tallies()[:2] == (1, 0)
 
 

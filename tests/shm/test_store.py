@@ -23,7 +23,7 @@ STRIDES = {"slots": 64, "codes": 16, "shadow": 16, "vectors": 64, "payloads": 64
 
 class TestMemory:
     @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 63, 64])
-    def test_round_trip(self, formed: Formed, size: int) -> None:
+    def test_a_memory_is_returned_as_it_was_sent(self, formed: Formed, size: int) -> None:
         """A memory is returned as it was sent: vector, payload of any size up to the limit, moral value, phase,
         position.
         """
@@ -67,7 +67,7 @@ class TestMemory:
         formed.accept()
         with pytest.raises(Gone):
             formed.store.memory(1)
-        assert list(range(2, 52)) == formed.live_ids()
+        assert formed.live_ids() == list(range(2, 52))
 
     def test_ids_are_never_reused(self, formed: Formed) -> None:
         """Over many rounds of the ring, with deletions, each accepted event gets the next id."""
@@ -77,15 +77,15 @@ class TestMemory:
             if number % 3 == 0:
                 formed.store.forget(formed.now(), given[-1])
 
-        assert list(range(1, 334)) == given
-        assert [memory_id for memory_id in range(284, 334) if memory_id % 3 != 1] == formed.live_ids()
+        assert given == list(range(1, 334))
+        assert formed.live_ids() == [memory_id for memory_id in range(284, 334) if memory_id % 3 != 1]
 
     def test_rejected_events_take_no_id(self, formed: Formed) -> None:
         """The id is the accepted ordinal, the sequence counts both."""
         formed.admit(1)
         entry = formed.admit(999_999)
 
-        assert (1, 1) == (entry.after.accepted, entry.after.rejected)
+        assert (entry.after.accepted, entry.after.rejected) == (1, 1)
         assert formed.store.memory(1).moral == 999_999 / 1e6
 
     def test_unformed_before_the_first_epoch(self, formed: Formed) -> None:
@@ -114,7 +114,7 @@ class TestForget:
         entry = copied(formed.store.forget(formed.now(), 7))
         decided = decided_of(entry)
 
-        assert ("delete", 7, 49) == (KINDS[entry.kind], decided.memory_id, entry.after.live)
+        assert (KINDS[entry.kind], decided.memory_id, entry.after.live) == ("delete", 7, 49)
         for call in (formed.store.memory, lambda one: formed.store.forget(formed.now(), one)):
             with pytest.raises(Gone):
                 call(7)
@@ -147,7 +147,7 @@ class TestForget:
 
         assert formed.block.memory.find(marker) == -1
         assert formed.block.memory.find(vector.tobytes(), formed.region_bytes("slots")[0]) == -1
-        assert bytes(16) == formed.block.memory[at]
+        assert formed.block.memory[at] == bytes(16)
 
 
 class TestScrub:
@@ -178,7 +178,7 @@ class TestScrub:
 
 
 class TestEntries:
-    def test_paging(self, formed: Formed) -> None:
+    def test_pages_of_the_log_have_no_gap(self, formed: Formed) -> None:
         """Pages follow each other without gap; past the newest there is an empty page, beyond it Unknown."""
         for number in range(9):
             formed.accept(number)
@@ -195,7 +195,7 @@ class TestEntries:
             formed.accept(number)
         entries, oldest = formed.store.entries(100 - 30, 1000)
 
-        assert (70, list(range(70, 101))) == (oldest, [entry.position for entry in entries])
+        assert (oldest, [entry.position for entry in entries]) == (70, list(range(70, 101)))
         for first in (0, 1, 69):
             with pytest.raises(Gone):
                 formed.store.entries(first, 10)
@@ -206,7 +206,7 @@ class TestEntries:
         for number in range(30):
             formed.accept(number)
 
-        assert (31, 1) == (len(formed.store.entries(1, 100)[0]), formed.store.entries(1, 100)[1])
+        assert (len(formed.store.entries(1, 100)[0]), formed.store.entries(1, 100)[1]) == (31, 1)
 
     def test_time_never_runs_backwards(self, formed: Formed) -> None:
         """A caller whose clock is behind gets the time of the transition before."""
@@ -226,8 +226,8 @@ class TestBatch:
             formed.now(), np.array([moral for moral, _ in events]), np.stack([vector for _, vector in events]), payloads
         )
 
-        assert (10, 0) == (len(decisions), status)
-        assert list(range(2, 12)) == [Decision._make(decision).position for decision in decisions]
+        assert (len(decisions), status) == (10, 0)
+        assert [Decision._make(decision).position for decision in decisions] == list(range(2, 12))
         memories = [formed.store.memory(memory_id) for memory_id in range(1, 11)]
         assert payloads == [memory.payload for memory in memories]
         assert [vector.tobytes() for _, vector in events] == [memory.vector for memory in memories]
@@ -240,7 +240,7 @@ class TestBatch:
         vectors[3, 15] = np.nan
         status, index = formed.store.check_vectors(vectors, 5)
 
-        assert (3, True) == (index, status != 0)
+        assert (index, status != 0) == (3, True)
         assert formed.store.state().position == 1
 
 
@@ -304,7 +304,7 @@ class TestCommands:
         entry = formed.store.apply_command(formed.now(), formed.epoch)
 
         assert entry is not None
-        assert "stop" == KINDS[entry.kind]
+        assert KINDS[entry.kind] == "stop"
 
         assert first == formed.store.state().ticket
         assert first + 1 == formed.store.post_command("resume")

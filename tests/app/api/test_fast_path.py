@@ -52,7 +52,7 @@ def test_the_fast_path_and_the_framework_answer_alike(serve: Serve) -> None:
         again = GOOD.headers | keyed | {"Idempotency-Key": way}
         first, retry = (server.request("POST", way, GOOD.content, again) for _ in range(2))
         assert first.body == retry.body
-        assert (None, "true") == (first.headers.get("idempotency-replayed"), retry.headers.get("idempotency-replayed"))
+        assert (first.headers.get("idempotency-replayed"), retry.headers.get("idempotency-replayed")) == (None, "true")
 
 
 def test_a_failure_on_the_fast_path_is_counted_and_audited_once(serve: Serve) -> None:

@@ -216,7 +216,7 @@ def test_every_error_of_the_framework_becomes_a_problem_document(error: Exceptio
     answer = falcon.testing.TestClient(api).simulate_get("/")
 
     assert answer.headers["content-type"] == "application/problem+json"
-    assert expected == (answer.json["status"], answer.json["code"])
+    assert (answer.json["status"], answer.json["code"]) == expected
     assert answer.json["detail"]
     assert answer.json.get("results") == msgspec.to_builtins(getattr(error, "results", None))
 

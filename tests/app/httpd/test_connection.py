@@ -37,7 +37,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
         yield server
 
 
-def test_environ(server: RunningServer) -> None:
+def test_environ_follows_pep_3333(server: RunningServer) -> None:
     """The environ is that of PEP 3333, plus the time at which the request was complete."""
     before = time.monotonic_ns()
     line = b"POST /a%2Fb%C3%A9?x=%20&y HTTP/1.1\r\n"
@@ -57,7 +57,7 @@ def test_environ(server: RunningServer) -> None:
     assert answer.json["body"] == "hi"
 
 
-def test_answer_headers(server: RunningServer) -> None:
+def test_answers_carry_the_server_fields(server: RunningServer) -> None:
     """An answer carries Date, Content-Length, the default headers and its request id; no Server, and no Connection
     while the connection stays open.
     """
@@ -70,7 +70,7 @@ def test_answer_headers(server: RunningServer) -> None:
     assert answer.headers["date"].endswith(" GMT")
 
 
-def test_keep_alive_and_close(server: RunningServer) -> None:
+def test_http_1_1_persists_until_one_side_says_close(server: RunningServer) -> None:
     """HTTP/1.1 persists until one side says close (RFC 9112 §9.3)."""
     with connect(server) as client:
         reader = AnswerReader(client)
@@ -83,7 +83,7 @@ def test_keep_alive_and_close(server: RunningServer) -> None:
         reader.expect_end()
 
 
-def test_http_1_0(server: RunningServer) -> None:
+def test_http_1_0_closes_unless_it_asks_for_keep_alive(server: RunningServer) -> None:
     """HTTP/1.0 closes unless it asks for keep-alive, needs no Host, and its Expect is ignored (RFC 9110 §10.1.1)."""
     with connect(server) as client:
         reader = AnswerReader(client)
@@ -91,7 +91,7 @@ def test_http_1_0(server: RunningServer) -> None:
             b"POST / HTTP/1.0\r\nConnection: keep-alive\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\nx"
         )
         answer = reader.read_answer()
-        assert ("HTTP/1.0", 200) == (answer.environ["SERVER_PROTOCOL"], answer.status)
+        assert (answer.environ["SERVER_PROTOCOL"], answer.status) == ("HTTP/1.0", 200)
         assert answer.headers["connection"] == "keep-alive"
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
 
@@ -99,7 +99,7 @@ def test_http_1_0(server: RunningServer) -> None:
         reader.expect_end()
 
 
-def test_head(server: RunningServer) -> None:
+def test_head_has_the_fields_of_get_and_no_body(server: RunningServer) -> None:
     """HEAD gets the header fields that GET would get, and no body (RFC 9110 §9.3.2)."""
     with connect(server) as client:
         client.sendall(b"HEAD / HTTP/1.1\r\n" + HOST + b"\r\n" + GOOD)
@@ -109,13 +109,13 @@ def test_head(server: RunningServer) -> None:
         assert reader.read_answer().environ["PATH_INFO"] == "/good"
 
 
-def test_chunked_body(server: RunningServer) -> None:
+def test_chunked_body_arrives_whole(server: RunningServer) -> None:
     """A chunked body reaches the application whole, with its length; extensions and trailers are dropped."""
     body = b"5;a=b\r\nhello\r\n6\r\n world\r\n0\r\nHost: evil\r\nX-Trailer: t\r\n\r\n"
     answer, after = fetch(server, post(b"Transfer-Encoding: Chunked\r\n", body) + GOOD, 2)
 
     assert answer.json["body"] == "hello world"
-    assert ("11", "a") == (answer.environ["CONTENT_LENGTH"], answer.environ["HTTP_HOST"])
+    assert (answer.environ["CONTENT_LENGTH"], answer.environ["HTTP_HOST"]) == ("11", "a")
     assert not {"HTTP_X_TRAILER", "HTTP_TRANSFER_ENCODING"} & set(answer.environ)
     assert after.environ["PATH_INFO"] == "/good"
 
@@ -125,8 +125,8 @@ def test_pipelining_keeps_order(server: RunningServer) -> None:
     requests = [get(b"/%d" % i) if i % 3 else post(b"Content-Length: 3\r\n", b"%03d" % i) + b"\r\n" for i in range(60)]
     answers = fetch(server, b"".join(requests), 60)
 
-    assert [f"/{i}" if i % 3 else "/" for i in range(60)] == [answer.environ["PATH_INFO"] for answer in answers]
-    assert [f"{i:03d}" for i in range(0, 60, 3)] == [answer.json["body"] for answer in answers[::3]]
+    assert [answer.environ["PATH_INFO"] for answer in answers] == [f"/{i}" if i % 3 else "/" for i in range(60)]
+    assert [answer.json["body"] for answer in answers[::3]] == [f"{i:03d}" for i in range(0, 60, 3)]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_pipelining_keeps_order(server: RunningServer) -> None:
         (get(b"//c/d"), "//c/d", "a"),
     ],
 )
-def test_forms_of_target(server: RunningServer, request_: bytes, path: str, host: str) -> None:
+def test_authority_of_an_absolute_target_replaces_host(server: RunningServer, request_: bytes, path: str, host: str) -> None:
     """Absolute and asterisk forms are accepted; the authority of the target replaces Host (RFC 9112 §3.2)."""
     (answer,) = fetch(server, request_)
 
@@ -167,7 +167,7 @@ def test_many_upgrades_in_one_read(server: RunningServer) -> None:
     assert {answer.status for answer in answers} == {200}
 
 
-def test_continue(server: RunningServer) -> None:
+def test_continue_follows_the_checks_of_the_head(server: RunningServer) -> None:
     """100 Continue comes when the head has passed the checks and no byte of the body has arrived (RFC 9110 §10.1.1)."""
     with connect(server) as client:
         reader = AnswerReader(client)
@@ -179,12 +179,12 @@ def test_continue(server: RunningServer) -> None:
             assert reader.read_answer().json["body"] == "hello"
 
 
-def test_no_continue_when_the_body_is_there() -> None:
+def test_no_continue_when_the_body_comes_with_the_head() -> None:
     """No 100 Continue is sent when the body arrives with the head."""
     with serving() as server:
         (answer,) = fetch(server, post(b"Expect: 100-continue\r\nContent-Length: 5\r\n", b"hello"))
 
-        assert (200, "hello") == (answer.status, answer.json["body"])
+        assert (answer.status, answer.json["body"]) == (200, "hello")
 
 
 def expecting(path: bytes, framing: bytes = b"Content-Length: 5\r\n") -> bytes:
@@ -205,7 +205,7 @@ def test_unwanted_body_is_not_asked_for(path: bytes, framing: bytes, protocol: t
         assert reader.read_answer().environ["PATH_INFO"] == "/good"
         answer = reader.read_answer()
 
-        assert (200, "close", "") == (answer.status, answer.headers["connection"], answer.json["body"])
+        assert (answer.status, answer.headers["connection"], answer.json["body"]) == (200, "close", "")
         assert answer.environ["CONTENT_LENGTH"] == "0"
         assert "HTTP_TRANSFER_ENCODING" not in answer.environ
         client.sendall(GOOD)
@@ -262,7 +262,7 @@ def test_unwanted_body_behind_a_running_request() -> None:
         reader.expect_end()
 
 
-def test_large_body(server: RunningServer) -> None:
+def test_large_body_arrives_whole_and_is_released(server: RunningServer) -> None:
     """A body of many reads arrives whole, and its reservation is released."""
     body = b"0123456789abcdef" * 20_000
     (answer,) = fetch(server, post(b"Content-Length: %d\r\n" % len(body), body))
@@ -274,7 +274,7 @@ def test_large_body(server: RunningServer) -> None:
 # -- the application ---------------------------------------------------------------------------------------------------
 
 
-def test_application_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_exception_of_the_application_is_500(caplog: pytest.LogCaptureFixture) -> None:
     """An exception is answered 500 without its text; the traceback is logged, and the connection stays usable."""
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -288,7 +288,7 @@ def test_application_error(caplog: pytest.LogCaptureFixture) -> None:
     with serving(app) as server:
         bad, leave, good = fetch(server, get(b"/bad") + get(b"/exit") + GOOD, 3)
 
-    assert (500, "internal_error", 500, 204) == (bad.status, bad.json["code"], leave.status, good.status)
+    assert (bad.status, bad.json["code"], leave.status, good.status) == (500, "internal_error", 500, 204)
     assert b"secret" not in bad.body
     assert "secret detail" in caplog.text
     assert "content-length" not in good.headers
@@ -393,12 +393,12 @@ def test_long_turns_generate_more_pieces() -> None:
         assert turns[0] < 50
 
 
-def test_long_answer_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+def test_long_answer_that_raises_is_500(caplog: pytest.LogCaptureFixture) -> None:
     """When a piece raises, nothing was sent yet: the client gets 500, and the next request is served."""
     with serving(LongAnswerApplication()) as server:
         bad, good = fetch(server, get(b"/long/bad") + GOOD, 2)
 
-    assert (500, "internal_error", 200) == (bad.status, bad.json["code"], good.status)
+    assert (bad.status, bad.json["code"], good.status) == (500, "internal_error", 200)
     assert "a piece that fails" in caplog.text
 
 
@@ -454,7 +454,7 @@ def test_continue_waits_for_its_turn() -> None:
         server.app.gate.set()
         reader = AnswerReader(client)
 
-        assert [200, 100] == [reader.read_answer().status, reader.read_answer().status]
+        assert [reader.read_answer().status, reader.read_answer().status] == [200, 100]
         client.sendall(b"hello")
         assert reader.read_answer().json["body"] == "hello"
 

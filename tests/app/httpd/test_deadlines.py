@@ -32,7 +32,7 @@ def test_head_deadline_is_absolute() -> None:
                 break
         answer = AnswerReader(client).read_answer()
 
-        assert (408, "headers_timeout") == (answer.status, answer.json["code"])
+        assert (answer.status, answer.json["code"]) == (408, "headers_timeout")
 
 
 def test_first_byte_starts_the_head_deadline() -> None:
@@ -43,13 +43,13 @@ def test_first_byte_starts_the_head_deadline() -> None:
         assert AnswerReader(client).read_answer().json["code"] == "headers_timeout"
 
 
-def test_body_deadline() -> None:
+def test_body_deadline_ends_with_408() -> None:
     """A body that does not arrive in time is answered 408."""
     with serving(clock_step=0.2) as server, connect(server) as client:
         client.sendall(post(b"Content-Length: 5\r\n", b"hel"))
         answer = AnswerReader(client).read_answer()
 
-        assert (408, "body_timeout", "close") == (answer.status, answer.json["code"], answer.headers["connection"])
+        assert (answer.status, answer.json["code"], answer.headers["connection"]) == (408, "body_timeout", "close")
 
 
 def test_silence_ends_quietly() -> None:
@@ -66,7 +66,7 @@ def test_silence_ends_quietly() -> None:
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
-def test_write_deadline(tls: bool) -> None:
+def test_write_deadline_disconnects_the_peer(tls: bool) -> None:
     """A peer that does not read its answer is disconnected."""
     with serving(clock_step=0.5, sndbuf=8_192, tls=tls) as server, connect(server, rcvbuf=8_192) as client:
         client.sendall(get(b"/big"))

@@ -88,7 +88,7 @@ def wait_until_waiting(server: RunningServer, count: int) -> None:
     eventually(lambda: server.run_on_loop(lambda: len(server.app.waiting)) == count)
 
 
-def test_hundreds_wait_and_hold_nobody_up() -> None:
+def test_hundreds_of_deferred_answers_delay_no_other() -> None:
     """While several hundred answers are deferred, others are answered; then each client gets its own."""
     app, count = Deferring(), 400
     with serving(app) as server, contextlib.ExitStack() as stack:
@@ -108,7 +108,7 @@ def test_hundreds_wait_and_hold_nobody_up() -> None:
         assert app.cancelled == []
 
 
-def test_requests_behind_it_wait_in_order() -> None:
+def test_requests_behind_a_deferred_answer_wait_in_order() -> None:
     """Pipelined requests are answered after the deferred one, in the order in which they were sent."""
     app = Deferring()
     with serving(app) as server, connect(server) as client:
@@ -126,7 +126,7 @@ def test_requests_behind_it_wait_in_order() -> None:
         assert (good.environ["PATH_INFO"], last.environ["PATH_INFO"]) == ("/good", "/last")
 
 
-def test_head_has_the_length_and_no_body() -> None:
+def test_deferred_head_has_the_length_and_no_body() -> None:
     """RFC 9110 §9.3.2, for an answer that comes later too."""
     app = Deferring()
     with serving(app) as server, connect(server) as client:
@@ -140,7 +140,7 @@ def test_head_has_the_length_and_no_body() -> None:
 
 @pytest.mark.parametrize("leave", [socket.socket.close, reset, lambda client: client.shutdown(socket.SHUT_WR)])
 @pytest.mark.parametrize("behind", [b"", GOOD], ids=["alone", "with a request behind"])
-def test_it_is_cancelled_when_the_client_leaves(leave: Callable[[socket.socket], None], behind: bytes) -> None:
+def test_deferred_answer_is_cancelled_when_the_client_leaves(leave: Callable[[socket.socket], None], behind: bytes) -> None:
     """The future is cancelled, no answer is counted, and nothing of the request is kept."""
     app, size = Deferring(), 200_000
     with serving(app) as server, connect(server) as client:
@@ -164,7 +164,7 @@ def test_it_is_cancelled_when_the_client_leaves(leave: Callable[[socket.socket],
             assert AnswerReader(other).read_answer().status == 200
 
 
-def test_it_is_not_begun_in_vain_for_a_client_that_has_left() -> None:
+def test_no_answer_is_deferred_for_a_client_that_has_left() -> None:
     """A client sends its request and shuts its side at once, while an earlier one is on the pool."""
     app = Deferring()
     with serving(app) as server, connect(server) as client:
@@ -209,7 +209,7 @@ def test_a_future_that_is_cancelled_from_within_is_a_500(caplog: pytest.LogCaptu
         assert AnswerReader(client).read_answer().status == 500
 
 
-def test_on_the_pool_it_is_a_mistake(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_route_on_the_pool_cannot_defer(caplog: pytest.LogCaptureFixture) -> None:
     """A route that runs on a thread cannot defer its answer."""
 
     class Wrong(EchoApplication):
@@ -227,7 +227,7 @@ def test_on_the_pool_it_is_a_mistake(caplog: pytest.LogCaptureFixture) -> None:
     loop.close()
 
 
-def test_what_drains_waits_for_it() -> None:
+def test_a_draining_worker_waits_for_deferred_answers() -> None:
     """A worker that drains answers those that wait, says close to them, and closes."""
     app = Deferring()
     with serving(app) as server, connect(server) as client:
@@ -294,7 +294,7 @@ def ask(server: Gunicorn, count: int) -> list[socket.socket]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_worker_that_ends_answers_those_that_wait(tmp_path: Path, number: int) -> None:
+def test_a_worker_that_ends_sends_its_deferred_answers(tmp_path: Path, number: int) -> None:
     """TERM and HUP: deferred answers are sent, with `Connection: close`, before the worker exits."""
     with gunicorn(tmp_path, app=LATER) as server:
         (pid,) = server.notes("open")
@@ -319,7 +319,7 @@ def test_a_worker_that_ends_answers_those_that_wait(tmp_path: Path, number: int)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_those_still_waiting_at_the_end_are_cancelled(tmp_path: Path, number: int) -> None:
+def test_deferred_answers_left_at_the_end_of_a_drain_are_cancelled(tmp_path: Path, number: int) -> None:
     """Before the graceful timeout is over the coroutines are cancelled, and the worker exits in good order."""
     with gunicorn(tmp_path, "--graceful-timeout", "2", app=LATER) as server:
         (pid,) = server.notes("open")
@@ -331,7 +331,7 @@ def test_those_still_waiting_at_the_end_are_cancelled(tmp_path: Path, number: in
         assert [client.recv(1) for client in clients] == [b""] * 20
 
 
-def test_quit_cancels_them_at_once(tmp_path: Path) -> None:
+def test_quit_cancels_deferred_answers_at_once(tmp_path: Path) -> None:
     """SIGQUIT: coroutines get their CancelledError all the same."""
     with gunicorn(tmp_path, app=LATER) as server:
         clients = ask(server, 3)

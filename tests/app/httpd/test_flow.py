@@ -164,11 +164,11 @@ def test_pipelines_share_a_budget(busy: bool) -> None:
             answers.append(reader.read_answer())
         reader.expect_end()
 
-        assert (503, "pipelines_full", "1") == (
+        assert (
             answers[-1].status, answers[-1].json["code"], answers[-1].headers["retry-after"],
-        )  # fmt: skip
+        ) == (503, "pipelines_full", "1")  # fmt: skip
         assert len(answers) == 4
-        assert PIPELINES_SIZE.value - 5_000 == server.run_on_loop(lambda: server.worker_state.pipelines.size)
+        assert server.run_on_loop(lambda: server.worker_state.pipelines.size) == PIPELINES_SIZE.value - 5_000
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD"])
@@ -186,9 +186,9 @@ def test_pipelines_full_carries_the_names_of_its_request(method: bytes) -> None:
         assert reader.read_answer().environ["PATH_INFO"] == "/slow"
         answer = reader.read_answer(head=method == b"HEAD")
 
-        assert (503, "r-2", "close") == (
+        assert (
             answer.status, answer.headers["x-request-id"], answer.headers["connection"],
-        )  # fmt: skip
+        ) == (503, "r-2", "close")  # fmt: skip
         reader.expect_end()
 
 
@@ -244,7 +244,7 @@ def test_large_bodies_share_a_budget(chunked: bool) -> None:
         refused = AnswerReader(third).read_answer()
         (small,) = fetch(server, post(b"Content-Length: 1\r\n", b"x"))
 
-        assert (503, "bodies_full", "1") == (refused.status, refused.json["code"], refused.headers["retry-after"])
+        assert (refused.status, refused.json["code"], refused.headers["retry-after"]) == (503, "bodies_full", "1")
         assert small.status == 200
         assert held(server) <= 2 * size
         first.close()
@@ -411,7 +411,7 @@ def test_unwanted_large_body_takes_no_memory(before: bytes, framing: bytes, sent
             assert reader.read_answer().environ["PATH_INFO"] == "/slow"
         answer = reader.read_answer()
 
-        assert ("close", "0") == (answer.headers["connection"], answer.environ["CONTENT_LENGTH"])
+        assert (answer.headers["connection"], answer.environ["CONTENT_LENGTH"]) == ("close", "0")
         assert server.run_on_loop(lambda: server.worker_state.bodies.size) == 0
         client.sendall(GOOD)
         reader.expect_end()
@@ -427,5 +427,5 @@ def test_connection_that_is_refused_at_once() -> None:
         reader = AnswerReader(client)
         answer = reader.read_answer()
 
-        assert (503, "1", "close") == (answer.status, answer.headers["retry-after"], answer.headers["connection"])
+        assert (answer.status, answer.headers["retry-after"], answer.headers["connection"]) == (503, "1", "close")
         reader.expect_end()

@@ -359,7 +359,7 @@ def test_refusal_of_a_late_body_carries_the_request_id() -> None:
     with serving(clock_step=0.2) as server:
         (answer,) = fetch(server, post(ID + b"Content-Length: 5\r\n", b"hel"))
 
-        assert (408, "r-1") == (answer.status, answer.headers["x-request-id"])
+        assert (answer.status, answer.headers["x-request-id"]) == (408, "r-1")
 
 
 def test_refusal_of_head_has_no_body() -> None:
@@ -399,7 +399,7 @@ def test_too_many_fields_are_refused_before_the_head_is_complete() -> None:
     with serving() as server:
         (answer,) = fetch(server, get(b"/", b"a:b\r\n" * 1_000)[:-2])
 
-        assert (431, "too_many_headers") == (answer.status, answer.json["code"])
+        assert (answer.status, answer.json["code"]) == (431, "too_many_headers")
 
 
 @pytest.mark.parametrize("protocol", [Connection, ByteByByteConnection])
@@ -410,5 +410,5 @@ def test_limits_are_inclusive(protocol: type[Connection]) -> None:
     size = get(b"/", b"a: " + b"b" * (HEADERS_SIZE.value - 14) + b"\r\n")
     with serving(protocol=protocol) as server:
         assert [answer.status for answer in fetch(server, line + count + size, 3)] == [200] * 3
-        assert REQUEST_LINE_SIZE.value == len(line.split(b"\r\n")[0])
-        assert HEADERS_SIZE.value == len(size) - len(b"GET / HTTP/1.1\r\n\r\n")
+        assert len(line.split(b"\r\n")[0]) == REQUEST_LINE_SIZE.value
+        assert len(size) - len(b"GET / HTTP/1.1\r\n\r\n") == HEADERS_SIZE.value

@@ -340,8 +340,8 @@ def test_too_many_connections(tmp_path: Path) -> None:
         response = refused.getresponse()
         problem = json.loads(response.read())
 
-        assert (503, "1", "close") == (response.status, response.headers["retry-after"], response.headers["connection"])
-        assert ("too_many_connections", 503) == (problem["code"], problem["status"])
+        assert (response.status, response.headers["retry-after"], response.headers["connection"]) == (503, "1", "close")
+        assert (problem["code"], problem["status"]) == ("too_many_connections", 503)
         for client in clients:
             assert client.sock is not None
             client.sock.sendall(b"cd")
@@ -485,7 +485,7 @@ def test_term_finishes_what_is_in_flight(tmp_path: Path) -> None:
 
         for client in (slow, cut):
             response = client.getresponse()
-            assert (200, "close") == (response.status, response.headers["connection"])
+            assert (response.status, response.headers["connection"]) == (200, "close")
         assert server.wait() == 0
         assert len(server.notes("close")) == 1
 
@@ -647,7 +647,7 @@ app = Hasty()
         assert first not in server.workers
 
 
-def test_reload(tmp_path: Path) -> None:
+def test_reload_replaces_workers_when_the_source_changes(tmp_path: Path) -> None:
     """With --reload a change of the source replaces the worker.
 
     The reloader compares times of change that it has seen before, once a second; so the time changes until it has.

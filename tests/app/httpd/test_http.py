@@ -55,7 +55,7 @@ def test_percent_encoding_is_decoded_once(small_server: LiveServer) -> None:
     assert status_of(small_server, "GET", "/%2573tate") == 404
 
 
-def test_options(small_server: LiveServer) -> None:
+def test_options_lists_the_methods_of_a_route(small_server: LiveServer) -> None:
     """OPTIONS of a route lists its methods; OPTIONS * asks about the whole server (RFC 9110 §9.3.7)."""
     answer = exchange(small_server, b"OPTIONS /state HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     head = answer.split(b"\r\n\r\n")[0].lower()

@@ -81,9 +81,9 @@ def test_request_without_memory_gets_503(serve: Serve) -> None:
     enough = server.request("POST", "/events", body, headers, connection)
     connection.close()
 
-    assert (503, "out_of_memory", "1") == (lacking.status, lacking.json["code"], lacking.headers.get("retry-after"))
+    assert (lacking.status, lacking.json["code"], lacking.headers.get("retry-after")) == (503, "out_of_memory", "1")
     assert "is not known" in lacking.json["detail"]
-    assert (200, 200) == (meanwhile.status, enough.status)
+    assert (meanwhile.status, enough.status) == (200, 200)
     assert "MemoryError" in server.log
 
 
@@ -95,7 +95,7 @@ class TestHeapTrim:
         for quarter in range(41):
             heap.trim_if_due(quarter * 0.25)
 
-        assert [0] * round(1 + 10 / TRIM_INTERVAL_SECONDS) == trims
+        assert trims == [0] * round(1 + 10 / TRIM_INTERVAL_SECONDS)
 
     def test_other_c_library(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without malloc_trim in the C library nothing happens."""

@@ -57,7 +57,7 @@ def fixed(status: str, headers: list[tuple[str, str]], body: Any) -> Application
     return application
 
 
-def test_answer() -> None:
+def test_answer_has_a_counted_length() -> None:
     """An answer is a status line, the application's headers in their order, and a length that is counted, not
     believed.
     """
@@ -105,7 +105,7 @@ def test_head_has_the_length_of_get() -> None:
 
 
 @pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
-def test_bodiless(status: str) -> None:
+def test_204_and_304_have_no_content(status: str) -> None:
     """204 and 304 carry neither length nor content (RFC 9110 §8.6)."""
     assert f"HTTP/1.1 {status}\r\n\r\n".encode() == answer(fixed(status, [("Content-Length", "1")], [b"x"]))
 
@@ -194,7 +194,7 @@ def fields(raw: bytes) -> list[tuple[str, str]]:
     return [(name.lower(), value) for name, value in (line.split(": ", 1) for line in lines)]
 
 
-def test_default_headers() -> None:
+def test_default_headers_forbid_sniffing_caching_and_framing() -> None:
     """Every answer forbids sniffing, caching, framing and scripts; over plain HTTP it says nothing about TLS."""
     got = dict(fields(whole(worker_of(fixed("200 OK", [], [])))))
 

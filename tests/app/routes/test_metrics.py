@@ -371,7 +371,7 @@ def test_series_that_alerts_watch_begin_at_0(serve: Callable[..., LiveServer]) -
         for status in ("200", "429", "500", "503")
     }
     assert begun >= {("mlsdm_refusals_total", code) for code in ("internal_error", "store_busy", "unauthorised")}
-    assert set(WATCHED) == {dict(labels)["code"] for name, labels in samples if name == "mlsdm_refusals_total"}
+    assert {dict(labels)["code"] for name, labels in samples if name == "mlsdm_refusals_total"} == set(WATCHED)
 
 
 def test_every_answer_is_counted_once_by_route_and_status(serve: Callable[..., LiveServer]) -> None:
@@ -471,7 +471,7 @@ def test_promtool_accepts_the_exposition(still_server: LiveServer) -> None:
 
     linted = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
 
-    assert (0, b"", b"") == (linted.returncode, linted.stdout, linted.stderr)
+    assert (linted.returncode, linted.stdout, linted.stderr) == (0, b"", b"")
 
 
 def test_no_series_names_a_client(still_server: LiveServer) -> None:

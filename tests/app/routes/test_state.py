@@ -33,7 +33,7 @@ def test_the_state_has_the_documented_members(still_server: LiveServer) -> None:
     assert len(bytes.fromhex(state["boot_id"])) == 16
 
 
-def test_a_fresh_service_is_empty(serve: Any) -> None:
+def test_a_fresh_server_is_empty(serve: Any) -> None:
     """Threshold and mean at their initial values, awake, no memory; one log entry, the controller's first."""
     server = serve(MLSDM_COGNITIVE_RHYTHM__CLOCK="events")
 
@@ -96,7 +96,7 @@ def test_memory_used_never_passes_the_capacity(still_server: LiveServer) -> None
     assert still_server.state()["memory_used"] == 100
 
 
-def test_reading_moves_nothing(still_server: LiveServer) -> None:
+def test_reading_changes_nothing(still_server: LiveServer) -> None:
     """Not by any route that reads."""
     memory_id = accepted(still_server)["memory_id"]
     before = still_server.state()

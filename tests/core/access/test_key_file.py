@@ -89,7 +89,7 @@ class TestRead:
             ("9999-12-31T23:59:59-23:59", None),
         ],
     )
-    def test_times(self, file: Path, text: str, expected: str | None) -> None:
+    def test_times_of_expiry(self, file: Path, text: str, expected: str | None) -> None:
         """A time of RFC 3339, or a date, which means 00:00 UTC; also at both ends of the calendar."""
         [key] = read(str(written(file, f"keys: [{{id: a, digest: {D1}, role: read, expires: {text}}}]")), None).keys
 

@@ -98,7 +98,7 @@ class TestIdentify:
         assert Keyring().is_open
         assert Keyring("").is_open
         assert Keyring().identify("", NOW) is None
-        assert (0, 1, 4) == (len(Keyring()), len(Keyring("k")), len(RING))
+        assert (len(Keyring()), len(Keyring("k")), len(RING)) == (0, 1, 4)
 
     def test_a_ring_of_expired_keys_is_not_open(self) -> None:
         """The server stays closed when its last key expires."""
@@ -181,5 +181,5 @@ def test_exactly_the_tokens_of_the_ring_are_known(known: list[str], api_key: str
 
 def test_the_tiers_are_named_once() -> None:
     """STANDARD, the tier of API_KEY, is one of TIERS."""
-    assert ("standard", "high", "bulk") == TIERS
+    assert TIERS == ("standard", "high", "bulk")
     assert STANDARD in TIERS

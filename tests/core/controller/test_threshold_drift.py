@@ -92,7 +92,7 @@ class TestMean:
         assert watched.hold(0.65, 1) == ["mean_moved"]
         assert watched.said[0].sentence == "the moral threshold's ten-minute mean has moved from 0.500 to 0.650"
 
-    def test_less_is_none(self) -> None:
+    def test_a_smaller_shift_is_no_drift(self) -> None:
         """Adaptation within 0.15 is the threshold's work."""
         watched = Watched()
 

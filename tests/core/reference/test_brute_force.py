@@ -166,7 +166,7 @@ class TestQuiet:
         formed = filled(vectors_of("identical", 130, 16), 100)
         answer = hold(formed, vectors_of("identical", 1, 16)[0], 100)
 
-        assert list(range(130, 30, -1)) == [match.id for match in answer.matches]
+        assert [match.id for match in answer.matches] == list(range(130, 30, -1))
         formed.close()
 
     @pytest.mark.parametrize("window", ["any", "wake", "sleep", "current"])
@@ -210,7 +210,7 @@ class TestQuiet:
 
 
 class TestRefusal:
-    def test_bad_queries(self) -> None:
+    def test_queries_that_are_not_finite_or_too_long_are_refused(self) -> None:
         """NaN and infinity are NotFinite, a norm above the limit is TooLong; the limit itself is not."""
         formed = filled(vectors_of("random", 20, 16), 20)
         recall = Recall(formed.block)

@@ -68,7 +68,7 @@ class TestDecide:
             _, governor = governor.decide(moral, DEFAULT)
             thetas.append(governor.theta)
 
-        assert {round(0.05 * step, 2) for step in range(6, 19)} == set(thetas)
+        assert set(thetas) == {round(0.05 * step, 2) for step in range(6, 19)}
 
     def test_a_steady_stream_is_halved(self) -> None:
         """About half of many equal events in the middle of the range is accepted."""

@@ -46,7 +46,7 @@ class TestAfterRun:
 
         assert [level[0] for level in after] == pytest.approx([5.5, 4.5 * 0.7, 4.5 * 0.3])
 
-    def test_decay(self) -> None:
+    def test_levels_decay_by_their_lambda(self) -> None:
         """Without an event and with closed gates, the levels keep 50, 90 and 99 %."""
         after = levels([1, 2], [1, 2], [1, 2]).after_run(None, CLOSED)
 
@@ -60,7 +60,7 @@ class TestAfterRun:
         assert not Synapse.initial(2).after_run(event, exactly).l2.any()
         assert Synapse.initial(2).after_run(event * np.float32(1.001), exactly).l2.any()
 
-    def test_by_element(self) -> None:
+    def test_the_element_gate_moves_single_elements(self) -> None:
         """Only elements above θ pass, with their sign: −9 is not above 1.2."""
         event = np.array([2, 1, -9], np.float32)
         after = Synapse.initial(3).after_run(event, DEFAULT._replace(by_element=True))

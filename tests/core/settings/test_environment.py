@@ -80,7 +80,7 @@ class TestOverrides:
             ("MLSDM_IDEMPOTENCY_CAPACITY", "1024", "idempotency_capacity", 1024),
         ],
     )
-    def test_values(self, variable: str, text: str, key: str, value: object) -> None:
+    def test_variables_set_values(self, variable: str, text: str, key: str, value: object) -> None:
         """Numbers, switches and names are read in every allowed spelling."""
         assert decoded({variable: text})[key] == value
 

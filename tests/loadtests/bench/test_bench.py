@@ -64,7 +64,7 @@ def test_a_missing_wrk_is_one_sentence_with_the_remedy(tmp_path: Path) -> None:
         cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=HANG_SECONDS, check=False,
     )  # fmt: skip
 
-    assert (2, "", True) == (ended.returncode, ended.stdout, "apt install wrk" in ended.stderr)
+    assert (ended.returncode, ended.stdout, "apt install wrk" in ended.stderr) == (2, "", True)
 
 
 # -- arithmetic --------------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def test_a_mostly_free_lock_has_a_p99_wait_of_zero() -> None:
     """No more than a hundredth of the sections waited, however long."""
     waits = Waits(10_000, [Window(60, 5_000_000), Window(40, 5_000_000)])
 
-    assert (0.0, 100.0) == (waits.p99_us_max, waits.mean_us)
+    assert (waits.p99_us_max, waits.mean_us) == (0.0, 100.0)
 
 
 def test_one_long_wait_does_not_raise_the_bound() -> None:
@@ -153,7 +153,7 @@ def test_every_goal_has_its_row() -> None:
 def test_rows_are_selected_by_name_or_part() -> None:
     """A whole name selects that row alone."""
 
-    assert list(ROWS) == chosen([])
+    assert chosen([]) == list(ROWS)
     assert [row.name for row in chosen(["/event raw"])] == ["/event raw"]
     assert [row.name for row in chosen(["event js", "/event J*", "JSON against"]) if row.name.startswith("/event")] == [
         "/event JSON",
@@ -168,7 +168,7 @@ def test_synthetic_vectors_are_reproducible(given: vectors.Vectors) -> None:
     """They have unit norm and neighbours, and no query is a memory."""
 
     assert np.array_equal(given.memories, vectors.synthetic().memories)
-    assert ((20_000, 384), (1_000, 384)) == (given.memories.shape, given.queries.shape)
+    assert (given.memories.shape, given.queries.shape) == ((20_000, 384), (1_000, 384))
     np.testing.assert_allclose(np.linalg.norm(given.memories, axis=1), 1.0, atol=1e-5)
     nearest = (given.queries[:50] @ given.memories.T).max(axis=1)
     assert 0.5 < nearest.min()
@@ -182,7 +182,7 @@ def test_given_vectors_fill_the_store_and_keep_the_queries_apart(tmp_path: Path)
 
     loaded = vectors.load(tmp_path / "some.npz")
 
-    assert ((20_000, 8), (1_000, 8)) == (loaded.memories.shape, loaded.queries.shape)
+    assert (loaded.memories.shape, loaded.queries.shape) == ((20_000, 8), (1_000, 8))
     assert np.array_equal(loaded.memories[:1_500], loaded.memories[1_500:3_000])
     assert np.array_equal(vectors.unit(found[1_500:]), loaded.queries)
 

@@ -34,8 +34,8 @@ def test_the_pages_formula_of_a_memory_is_right(dimension: int, payload: int) ->
         for number in (4_096, 8_192)
     )
 
-    assert expected == capacity.slot_bytes(dimension, payload)
-    assert expected * 4_096 == more - few
+    assert capacity.slot_bytes(dimension, payload) == expected
+    assert more - few == expected * 4_096
 
 
 @pytest.mark.parametrize("dimension", capacity.DIMENSIONS)

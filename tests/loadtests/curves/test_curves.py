@@ -116,7 +116,7 @@ def test_every_request_is_sent_in_turn_and_timed(programs: Path) -> None:
     with open_loop.instant_server(programs, len(part.requests[0]), 100, CORE) as port:
         run = open_loop.run(programs, port, part, moments, core=LATER)
 
-    assert (400, 400) == (len(run.latency_us), len(run.late_us))
+    assert (len(run.latency_us), len(run.late_us)) == (400, 400)
     assert run.late_us.min() >= 0
     assert (run.latency_us > run.late_us).all()
 
@@ -128,7 +128,7 @@ def test_requests_are_sent_in_a_cycle(programs: Path) -> None:
     with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", seen) as port:
         open_loop.run(programs, port, posts(3), np.zeros(7, np.uint64), core=LATER, connections=1)
 
-    assert [b"%08d" % (number % 3) for number in range(7)] == seen
+    assert seen == [b"%08d" % (number % 3) for number in range(7)]
 
 
 def test_waiting_for_a_connection_counts_as_latency(programs: Path) -> None:
@@ -186,7 +186,7 @@ def test_clustered_vectors_are_reproducible() -> None:
     """They have unit norm, and no query is a memory."""
     memories, queries = clustered(2_500, 64, 10)
 
-    assert ((2_500, 64), (10, 64)) == (memories.shape, queries.shape)
+    assert (memories.shape, queries.shape) == ((2_500, 64), (10, 64))
     np.testing.assert_allclose(np.linalg.norm(memories, axis=1), 1.0, atol=1e-5)
     assert np.array_equal(memories, clustered(2_500, 64, 10)[0])
     assert 0.3 < (queries @ memories.T).max(axis=1).min() < 0.999
@@ -208,7 +208,7 @@ def test_searches_are_measured_size_by_size(programs: Path) -> None:
     """Every figure is present, and the store's bytes follow from its layout."""
     (found,) = searches(programs, [(500, 20)], CORE)
 
-    assert (500, 20, 500 * (32 + 16)) == (found.capacity, found.dimension, found.shadow_size)
+    assert (found.capacity, found.dimension, found.shadow_size) == (500, 20, 500 * (32 + 16))
     assert min(found) > 0
 
 

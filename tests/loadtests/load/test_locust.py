@@ -254,7 +254,7 @@ def test_bodies_are_equal_in_every_form() -> None:
     moral, single = next(bodies.raw)
     batch = next(bodies.batch)
 
-    assert ("0.25", [1.0, 0.0, 0.0]) == (moral, np.frombuffer(single, "<f4").tolist())
+    assert (moral, np.frombuffer(single, "<f4").tolist()) == ("0.25", [1.0, 0.0, 0.0])
     assert json.loads(next(bodies.json)) == {"event_vector": [1.0, 0.0, 0.0], "moral_value": 0.25}
     assert json.loads(next(bodies.base64))["moral_value"] == 0.25
     assert len(batch) == BATCH * (8 + 12)

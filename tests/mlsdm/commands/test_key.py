@@ -121,7 +121,7 @@ def test_wrong_arguments_make_no_key(words: list[str], sentence: str, capsys: py
         key(*words)
     out, err = capsys.readouterr()
 
-    assert (2, "") == (ended.value.code, out)
+    assert (ended.value.code, out) == (2, "")
     assert sentence in err
 
 
@@ -129,7 +129,7 @@ def test_help_shows_examples_and_arguments() -> None:
     """The help names every argument."""
     ended = mlsdm("key", "--help")
 
-    assert (0, "") == (ended.returncode, ended.stderr)
+    assert (ended.returncode, ended.stderr) == (0, "")
     assert "\nexamples:\n  echo keys: > keys.yaml\n  mlsdm key web >> keys.yaml\n" in ended.stdout
     for word in ("read,write,admin", "standard,high,bulk", "2027-01-31T00:00:00Z"):
         assert word in ended.stdout
@@ -140,5 +140,5 @@ def test_no_token_is_printed_when_the_entry_cannot_be_written() -> None:
     with open("/dev/full", "w") as full:
         ended = mlsdm("key", "web", stdout=full.fileno())
 
-    assert (1, 1) == (ended.returncode, ended.stderr.count("\n"))
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
     assert ended.stderr.startswith("mlsdm: cannot write the output (No space left on device): ")

@@ -242,7 +242,7 @@ def test_one_client_replays_the_file_in_order_and_its_decisions_equal_the_refere
     assert status == 0
     assert [float(moral) for moral in events["moral"]] == [moral for moral, _ in server.received]
     np.testing.assert_allclose(sent, exact / np.linalg.norm(exact, axis=1)[:, None], rtol=1e-6)
-    assert list(range(60)) == decided["event"].tolist()
+    assert decided["event"].tolist() == list(range(60))
     for name, key in (
         ("sequence", "sequence"),
         ("accepted", "accepted"),
@@ -265,8 +265,8 @@ def test_parallel_clients_send_every_event_once_over_keep_alive_connections(
 
     decided, events = np.load(saved), np.load(recording)
     assert status == 0
-    assert list(range(1, 61)) == decided["sequence"].tolist()
-    assert list(range(60)) == sorted(decided["event"])
+    assert decided["sequence"].tolist() == list(range(1, 61))
+    assert sorted(decided["event"]) == list(range(60))
     assert [moral for moral, _ in server.received] == events["moral"][decided["event"]].tolist()
     assert server.connections <= 3 + 2  # and one for the state before, one for the state after
 
@@ -424,7 +424,7 @@ def test_only_the_undecided_events_of_an_interrupted_batch_are_sent_again(
 
     assert server.batches == [20, 8, 5, 20, 20]
     assert np.load(recording)["moral"].tolist() == [moral for moral, _ in server.received]
-    assert list(range(1, 61)) == np.load(saved)["sequence"].tolist()
+    assert np.load(saved)["sequence"].tolist() == list(range(1, 61))
     assert "total +60, " in capsys.readouterr().out
 
 

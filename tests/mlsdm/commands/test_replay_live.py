@@ -52,7 +52,7 @@ def test_counts_through_two_workers_equal_the_state_and_the_log(
     entries, _ = store.entries(1, 65_536)
     logged = [entry for entry in entries if entry.kind == KINDS.index("decision")]
     accepted = int(decided["accepted"].sum())
-    assert list(range(1, COUNT + 1)) == decided["sequence"].tolist()
+    assert decided["sequence"].tolist() == list(range(1, COUNT + 1))
     assert (COUNT, accepted, COUNT - accepted) == (
         state["total_events_processed"],
         state["accepted_events_count"],
@@ -79,7 +79,7 @@ def test_one_client_on_a_fresh_server_gets_the_decisions_of_the_reference(
         expected.append((accepted, before, governor.theta, governor.ema))
     decided = np.load(saved)
     accepts, befores, afters, emas = zip(*expected, strict=True)
-    assert list(range(COUNT)) == decided["event"].tolist()
+    assert decided["event"].tolist() == list(range(COUNT))
     assert list(accepts) == decided["accepted"].tolist()
     np.testing.assert_allclose(decided["threshold_before"], befores, rtol=0, atol=1e-9)
     np.testing.assert_allclose(decided["threshold_after"], afters, rtol=0, atol=1e-9)

@@ -71,10 +71,10 @@ def test_the_snapshot_equals_the_state_of_the_server(serve: Serve, capsys: pytes
         "log_oldest": 1,
         "stopped": False,
     }
-    assert expected == {name: state[name] for name in expected}
+    assert {name: state[name] for name in expected} == expected
     assert said["boot_id"] == seen["boot_id"]
     assert (said["dimension"], said["capacity"]) == (seen["sizes"]["dimension"], seen["sizes"]["capacity"])
-    assert (True, True) == (seen["controller"]["alive"], seen["controller"]["arbiter_alive"])
+    assert (seen["controller"]["alive"], seen["controller"]["arbiter_alive"]) == (True, True)
     assert server.pid == seen["controller"]["arbiter_pid"]
     assert [worker["alive"] for worker in seen["workers"]] == [True, True]
     assert len(server.workers(server.block())) == len(seen["workers"])
@@ -136,7 +136,7 @@ def test_watch_prints_one_json_object_per_line_until_ctrl_c(small_server: LiveSe
         _, err = watching.communicate(timeout=HANG_SECONDS)
 
     assert boots == [small_server.state()["boot_id"]] * 3
-    assert (0, "") == (watching.returncode, err)
+    assert (watching.returncode, err) == (0, "")
 
 
 def test_watch_ends_with_the_server(serve: Serve) -> None:
@@ -290,7 +290,7 @@ def test_an_emergency_comes_first(block: Block) -> None:
         "OVERRULED by an operator, memory: memory is nearly full, and events are decided",
     ]
     document = take_snapshot(block, boot_clock(), foreign=False).emergency
-    assert (["corrupt", "lock"], ["memory"], 3) == (document.reasons, document.overruled, document.episodes)
+    assert (document.reasons, document.overruled, document.episodes) == (["corrupt", "lock"], ["memory"], 3)
     assert document.since_seconds is not None
     assert 90 <= document.since_seconds < 900
 

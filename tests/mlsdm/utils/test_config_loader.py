@@ -39,7 +39,7 @@ def test_the_production_file_is_valid(environ: dict[str, str]) -> None:
     """It is valid in production, too, when the key is missing."""
     done = validate("config/production-ready.yaml", **environ)
 
-    assert (0, "Configuration valid\n", "") == (done.returncode, done.stdout, done.stderr)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Configuration valid\n", "")
 
 
 def test_a_bad_file_fails_and_names_every_problem(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_a_bad_file_fails_and_names_every_problem(tmp_path: Path) -> None:
     path.write_text("capacity: 1\ndimensoin: 8\nmoral_filter: {min_threshold: 0.8}\n")
     done = validate(str(path))
 
-    assert (1, "") == (done.returncode, done.stdout)
+    assert (done.returncode, done.stdout) == (1, "")
     for named in ("capacity is 1", "dimensoin is unknown", "moral_filter.min_threshold is 0.8"):
         assert named in done.stderr
 
@@ -61,7 +61,7 @@ def test_load_config_returns_the_complete_tree(tmp_path: Path) -> None:
     expected = effective(Config())
     expected["moral_filter"]["ema_alpha"] = 0.2
 
-    assert expected == config
+    assert config == expected
 
 
 def test_the_exception_is_that_of_a_start() -> None:

@@ -145,7 +145,7 @@ def test_the_vector_is_as_long_as_the_servers(document: dict[str, Any]) -> None:
     """The document is that of this server, whose dimension is configuration."""
     numbers, text = document["components"]["schemas"]["Vector"]["oneOf"]
 
-    assert (8, 8) == (numbers["minItems"], numbers["maxItems"])
+    assert (numbers["minItems"], numbers["maxItems"]) == (8, 8)
     assert text["pattern"] == "^[A-Za-z0-9+/]{43}=$"
     assert document["paths"]["/recall"]["post"]["requestBody"]["content"][RAW]["schema"]["maxLength"] == 32
 

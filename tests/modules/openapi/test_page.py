@@ -78,7 +78,7 @@ class Reader(HTMLParser):
 def text(server: LiveServer) -> str:
     """The page."""
     answer = server.get("/docs")
-    assert (200, "text/html; charset=utf-8") == (answer.status, answer.headers["content-type"])
+    assert (answer.status, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
     return answer.body.decode()
 
 
@@ -142,7 +142,7 @@ def test_every_command_works(server: LiveServer, read: Reader, tmp_path: Path) -
             check=False,
         )  # fmt: skip
 
-        assert (0, "") == (ended.returncode, ended.stderr), command
+        assert (ended.returncode, ended.stderr) == (0, ""), command
         assert ended.stdout
         assert '"type":"about:blank"' not in ended.stdout.replace(" ", "").partition("<html")[0][:300], command
     assert operations + 3 == len(read.commands)  # three of them also with plain bytes
@@ -220,7 +220,7 @@ def test_the_page_is_for_readers_as_everything_else(serve: Any) -> None:
     server = serve(API_KEY="a-key")
 
     for path in ("/docs", "/openapi.json"):
-        assert (401, 200) == (server.get(path).status, server.get(path, **{"X-API-Key": "a-key"}).status)
+        assert (server.get(path).status, server.get(path, **{"X-API-Key": "a-key"}).status) == (401, 200)
 
 
 @needs("chromium")

@@ -237,7 +237,7 @@ def test_forwarding_headers_count_from_trusted_proxies_only(peer: str, forwarded
     """The address is the first from the right that is no trusted proxy: the last one that a trusted proxy has seen."""
     environ = {"REMOTE_ADDR": peer} | ({} if forwarded is None else {"HTTP_X_FORWARDED_FOR": forwarded})
 
-    assert expected == Gate((), PROXIES).address_of(environ)
+    assert Gate((), PROXIES).address_of(environ) == expected
 
 
 def test_without_trusted_proxies_forwarding_headers_are_ignored() -> None:
@@ -348,7 +348,7 @@ def test_a_ring_of_expired_keys_is_closed() -> None:
         ("", 403),
     ],
 )
-def test_an_open_service_is_not_open_to_pages_of_other_origins(origin: str | None, status: int) -> None:
+def test_an_open_server_refuses_pages_of_other_origins(origin: str | None, status: int) -> None:
     """A page that a developer looks at must not stop the server at 127.0.0.1 behind it."""
     headers = {"Host": "127.0.0.1:8000"} | ({} if origin is None else {"Origin": origin})
 
