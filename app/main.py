@@ -88,7 +88,7 @@ class Application:
         return []
 
     def open(self, worker: Any) -> None:
-        """Take a place in the block and build the routes: after the fork, before the first connection."""
+        """Claim a worker row and build the routes, after the fork and before the first connection."""
         block, loaded = server.require()
         block.bind(os.getpid(), NO_ROW, LOCK_WAIT_MILLISECONDS.value, VECTOR_NORM.value)
         block.populate()
@@ -115,7 +115,7 @@ class Application:
         host = loaded.config.server.host
         authenticators: list[Authenticator] = [] if loaded.keyring.is_open else [KeyAuthenticator(loaded.keyring)]
         if server.require_plan().guards:
-            authenticators.append(NoAuthenticator())  # closed from the start, and also when the module fails
+            authenticators.append(NoAuthenticator())  # the server is closed from the start, also when the module fails
         self._gate = Gate(authenticators, trusted_proxies(loaded.config), context.charge, is_loopback(host))
         self.request_sample_ratio = loaded.config.observability.logging.sample_ratio
         self._spans = tracing_setup.start_tracing(loaded.config, block.boot_id, "worker")
@@ -164,7 +164,7 @@ class Application:
             self._has_template_ways = True
 
     def _module_context(self, module: Module) -> ModuleContext:
-        """Return what a module is handed in this worker."""
+        """Return the context that a module gets in this worker."""
         _, loaded = server.require()
         return make_context(
             module, "worker", server.require_plan().sections[module.name], loaded.config,
@@ -183,8 +183,9 @@ class Application:
             self._gate.add(authenticator)
 
     def _refuse(self, request: falcon.Request, response: falcon.Response, error: falcon.HTTPError) -> None:
-        """Falcon error serialiser: whatever a route refuses is answered, counted and audited here, and not paid. What
-        was refused because the lock was not acquired in time is the last request that has waited for it.
+        """Falcon error serialiser: answer, count and audit a refusal of a route, and refund its tokens.
+
+        After a refusal because the lock was not acquired in time, no further request waits for the lock.
         """
         if isinstance(error.__cause__, Busy):
             self._lock_backoff.start()
@@ -192,8 +193,8 @@ class Application:
         refund(request.env)
         self._refusals.labels(code).inc()
         self._audit.record_refusal(request.env, error.status_code, code, field)
-        # Falcon has a name for it in a frame that its traceback leads to: a circle, which would keep the request with
-        # its body, up to 16 MB, until the collector comes by.
+        # Falcon holds the error in a frame that the error's traceback refers to. This reference cycle would keep the
+        # request and its body, up to 16 MB, in memory until the garbage collector runs.
         error.__traceback__ = None
 
     def on_refusal(self, code: str, environ: WSGIEnvironment, status: int) -> None:
@@ -217,7 +218,7 @@ class Application:
         except Exception as error:  # noqa: BLE001 - the fast path raises it again
             environ[RAISED] = error
             return False
-        refund(environ)  # it is taken when the body is there
+        refund(environ)  # it is charged again when the body has arrived
         return True
 
     def way_of(self, method: str, path: str) -> int:
@@ -228,19 +229,19 @@ class Application:
         return self._ways.get(("GET" if method == "HEAD" else method, template or ""), INLINE)
 
     def route_of(self, path: str) -> str | None:
-        """Return the template of the route that a path has: for logs and metrics, and not for the way there."""
+        """Return the template of a path's route, for logs and metrics; requests are not routed by it."""
         found = self._router.find(_bare(path))
         return str(found[3]) if found else None
 
     def on_beat(self) -> None:
-        """Say that the loop turns. Four times a second."""
+        """Write the heartbeat of this worker's row, and do what is due four times a second."""
         self._audit.flush()
         self._row.heartbeat_ns = boot_clock()
         self._row.requests = self._requests_before + self.worker.nr
         self._modules.report_stuck(time.monotonic())
 
     def close(self) -> None:
-        """Give the row back: after the last request."""
+        """Release the worker row, after the last request."""
         self.on_beat()
         self._modules.close(self.worker.seconds_left)
         self._audit.close()
@@ -260,12 +261,12 @@ def _way_of(operation: Operation) -> int:
 
 
 def _bare(path: str) -> str:
-    """Return a path as the router sees it: any number of slashes may lead; one at the end makes another path."""
+    """Return a path as the router sees it: leading slashes count as one; a slash at the end makes another path."""
     return "/" + path.lstrip("/")
 
 
 def _reraise(_request: falcon.Request, _response: falcon.Response, error: Exception, _params: Any) -> NoReturn:
-    """Leave what nobody expected to app/httpd/wsgi_call.py, which logs it with its request and answers 500."""
+    """Raise an unexpected error again: app/httpd/wsgi_call.py logs it with its request and answers 500."""
     raise error
 
 

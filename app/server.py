@@ -66,7 +66,7 @@ class Server:
         self.loaded: Loaded | None = None
         self.block: Block | None = None
         self.plan: Plan | None = None  # the modules of the configuration in force
-        self._found: list[FoundModule] = []  # what the names in `modules.enabled` have led to
+        self._found: list[FoundModule] = []  # the modules that `modules.enabled` names, as they were found
         self._rehearsals = Rehearsals()  # of this start or reload
         # Which children there are beside the controller; asked at the start and at every reload.
         self.children_of: Callable[[Loaded], Sequence[Child]] = lambda _loaded: self.require_plan().children
@@ -189,7 +189,7 @@ class Server:
         return sections_of(self._found)
 
     def _serve_children(self) -> None:
-        """Look after the children while the arbiter waits for a rehearsal.
+        """Check the children while the arbiter waits for a rehearsal.
 
         Workers have to wait: one that was started here would return into a reload that is under way.
         """
@@ -227,7 +227,7 @@ class Server:
             (METRICS_VARIABLE, os.environ[METRICS_VARIABLE]),
         ):
             os.environ[name] = value
-            arbiter.cfg.env_orig[name] = value  # what Gunicorn passes to the next arbiter
+            arbiter.cfg.env_orig[name] = value  # Gunicorn passes this to the next arbiter
         self.block.bind(os.getpid(), NO_ROW, LOCK_WAIT_MILLISECONDS.value, VECTOR_NORM.value)
 
     def when_ready(self, arbiter: Arbiter) -> None:
@@ -277,7 +277,8 @@ class Server:
             log.error("governor settings not reloaded, send HUP again: %s", error)
 
     def _announce_stop(self, arbiter: Arbiter) -> None:
-        """Be unready and serve on for the drain period, so that load balancers look away before anything closes.
+        """Become unready and continue to serve for the drain period, so that load balancers stop sending before
+        anything closes.
 
         A second SIGTERM, SIGINT or SIGQUIT cuts the drain period short. An arbiter that a newer one has replaced
         announces nothing: the newer one serves on the same port.
@@ -318,7 +319,7 @@ def _heartbeat_directory() -> str | None:
 
 
 def _become_unprivileged_child(arbiter: Arbiter) -> None:
-    """Give up, in a child of the arbiter, what only the arbiter may have.
+    """In a child of the arbiter, give up what only the arbiter may have.
 
     These are the sockets, because a child must not hold the port of a server that has stopped, and the privileges that
     workers give up, too (`gunicorn --user`).

@@ -25,7 +25,7 @@ class Context:
     clock: Callable[[], int]  # CLOCK_BOOTTIME in ns
     is_stopping: Callable[[], bool]  # whether the server has been told to stop
     workers: int  # the configured number when this worker was forked
-    # Charges the client of an environ for so many tokens; raises Problem.
+    # charge(environ, tokens): charges the client of a request; raises Problem.
     charge: Callable[[WSGIEnvironment, int], None] = lambda _environ, _tokens: None
     idempotency: IdempotencyKeys = field(init=False)
     codec: VectorCodec = field(init=False)

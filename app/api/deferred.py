@@ -2,8 +2,8 @@
 
 The responder runs like any other: behind router, gate and quotas. What it returns is awaited in a task on the worker's
 loop, and the request goes back into Falcon when the task has its result: an exception meets the same error handlers as
-that of any other responder, and a response is rendered in the same way. The server knows only that the answer comes
-later (`app.httpd.application`).
+that of any other responder, and a response is rendered in the same way. To the server it is an answer that comes later
+(`app.httpd.application`).
 
 Invariants: at most `count_max` requests of a worker wait; one more is refused before its responder is called. Each
 waits for at most `Operation.deferred_seconds_max`. The task is cancelled when the client leaves, and when the worker

@@ -1,1 +1,1 @@
-"""An HTTP/1.1 server on Gunicorn and uvloop. Imports only `core.limits`; knows nothing about memories."""
+"""An HTTP/1.1 server on Gunicorn and uvloop. Imports only `core.limits`; has no code about memories."""

@@ -56,7 +56,7 @@ class Occupancy(Protocol):
 
 
 class SingleWorker:
-    """The occupancy of a worker that knows of no others, and so is never ahead."""
+    """The occupancy of a worker without others, which is never ahead."""
 
     def __init__(self) -> None:
         self._connections = 0

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, fields
 from typing import Final, Protocol, TypeAlias
 from wsgiref.types import StartResponse, WSGIEnvironment
 
-# How a request is answered. A fourth way needs no name, because the application takes it by what it returns:
-# a call on the loop (INLINE) may return an `asyncio.Future` of its chunks, without a call of start_response. Then the
-# answer is deferred. The application calls start_response before the future is done; an exception of the future is
-# answered as if the application had raised it. The requests behind it on the same connection wait. The server cancels
-# the future when the client leaves, which includes that it shuts its side of the connection, and when a worker that
-# drains has no more time; then nobody gets an answer. How many futures wait, and how long, is for the application to
-# limit. On the pool a future is an error.
+# How a request is answered. A fourth way, a deferred answer, needs no constant: the application chooses it by what it
+# returns. A call on the loop (INLINE) may return an `asyncio.Future` of its chunks, without a call of start_response.
+# The application calls start_response before the future is done; an exception of the future is answered as if the
+# application had raised it. The requests behind it on the same connection wait. The server cancels the future when the
+# client leaves, which includes that it shuts its side of the connection, and when a worker that drains has no more
+# time; then no answer is sent. The application has to limit how many futures wait, and how long. On the pool a future
+# is an error.
 INLINE: Final = 0  # on the loop, at once
 POOL: Final = 1  # on the thread pool: the route may block
 # On the loop, in pieces. The application refuses what it has to refuse, then returns a generator. The server takes one

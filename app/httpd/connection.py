@@ -233,7 +233,7 @@ class Connection(asyncio.Protocol):
         return deferred
 
     def _serve_on_thread(self, environ: WSGIEnvironment, persistence: str) -> None:
-        # If the client has left while its request waited for a thread, nobody wants the answer.
+        # If the client has left while its request waited for a thread, no answer is needed.
         answer = b"" if self.state == LINGERING else self._call.answer(self.worker, environ, persistence)
         self.worker.loop.call_soon_threadsafe(self.finish_request, answer)
 

@@ -37,7 +37,7 @@ BOOT_BACKOFF_SECONDS: Final = 0.5
 CANCEL_LEAD_SECONDS: Final = 1.0
 EXIT_SECONDS_MAX: Final = 3.0  # for the interpreter, which waits without a limit for threads that are no daemons
 # PERF: with Python's default thresholds (700, 10, 10), thousands of connections that open and close trigger full
-# collections that traverse all of them: 20 to 150 ms every other second in which nobody is served. Connections and
+# collections that traverse all of them: 20 to 150 ms every other second in which no client is served. Connections and
 # requests are freed by reference counting (`RequestParser.close`). For the few reference cycles, frequent collections
 # of the young generation and rare ones of the old are enough.
 GC_THRESHOLDS: Final = (2_000, 100, 100)

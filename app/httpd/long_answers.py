@@ -1,7 +1,7 @@
 """Scheduler for answers that are generated in pieces.
 
-A page of the log takes 4.5 ms to generate, and the loop serves nobody else meanwhile. Such an answer is generated in
-pieces of at most a quarter of a millisecond, normally one in each turn of the loop, and sent when it is complete.
+A page of the log takes 4.5 ms to generate, and the loop serves no other client meanwhile. Such an answer is generated
+in pieces of at most a quarter of a millisecond, normally one in each turn of the loop, and sent when it is complete.
 
 Answers are generated first come, first served, so that only one is incomplete at a time. While several wait, the pieces
 are spread out: a thousand long answers are an attack, and other requests must not wait for them. When the loop's turns

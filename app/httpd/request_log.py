@@ -5,7 +5,7 @@ path, status, bytes, `duration_ms` from the complete request to its finished ans
 (`app.httpd.request_names.log_fields`). Never a header field, a query or a body: these may contain credentials and other
 people's text.
 
-A busy server would write more of these lines than anybody reads, so the lines of successful requests are sampled
+A busy server would write more of these lines than a person can read, so the lines of successful requests are sampled
 (`observability.logging.sample_ratio`). Requests that failed (status 400 and above) are always logged. Other log lines
 are never sampled.
 

@@ -1,8 +1,8 @@
 """Caps the answer bytes that slow readers leave in the memory of one worker.
 
 Each peer has WRITE_SECONDS to read its answers. A few hundred peers that read the largest answers slowly would fill the
-memory within that time. Above ANSWERS_SIZE the slowest reader is disconnected, so the sum stays bounded and nobody else
-waits. Slowest means: the largest bytes_left / read_rate.
+memory within that time. Above ANSWERS_SIZE the slowest reader is disconnected, so the sum stays bounded and no other
+client waits. Slowest means: the largest bytes_left / read_rate.
 
 Invariants: `size` is never less than what the readers have left. Above twice ANSWERS_SIZE (`is_full`) requests are
 answered one after the other (`app.httpd.fair_queue`) instead of all in one turn of the loop, so that at most one turn's

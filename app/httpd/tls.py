@@ -1,4 +1,4 @@
-"""uvloop's TLS layer, extended so that the connection above it knows what the socket below it has not sent.
+"""uvloop's TLS layer, extended to report to the connection above it what the socket below it has not sent.
 
 uvloop encrypts data as soon as it is written and passes the result to the socket's transport. It neither counts what
 waits there (`get_write_buffer_size`) nor reports it (`pause_writing`), however much it is. Without this layer a peer

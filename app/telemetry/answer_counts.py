@@ -2,7 +2,7 @@
 
 A worker has one AnswerCounts; its connections call `count` for each answer that they are about to write.
 
-Invariants: each request is counted once, whoever answers it (a route, the framework, or the connection). It is counted
+Invariants: each request is counted once, whatever answers it (a route, the framework, or the connection). It is counted
 before the write, so that no answer that a client has seen is missing, even if the worker is killed or the client
 immediately asks another worker for the number. The function that `count` returns counts the time after the write
 (app/telemetry/latency_histogram.py). Requests without a path, and paths without a route, count as the route `other`:

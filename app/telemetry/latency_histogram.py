@@ -90,6 +90,6 @@ def _counts_all(sample: Sample) -> bool:
 def mapped_cell(value: Any) -> tuple[Any, int]:
     """Return the mapped file of a multiprocess value as float64[n], and the index of the value.
 
-    The view stays valid when the file grows: the library maps it anew, and both mappings share its pages.
+    The view stays valid when the file grows: the library maps it again, and both mappings share its pages.
     """
     return memoryview(value._file._m).cast("d"), value._file._positions[value._key] // _WORD

@@ -1,8 +1,8 @@
 """Tracing setup: starts the tracer of a process, if tracing is configured. Otherwise it costs nothing.
 
 Nothing of OpenTelemetry is imported unless it is wanted, and the application is wrapped once, when the process starts,
-instead of asking for each request whether to trace it. Each process has a tracer of its own, made after its fork: it
-has a thread that sends, and threads do not survive a fork.
+instead of asking for each request whether to trace it. Each process makes its own tracer after its fork, because the
+tracer has a thread that sends, and threads do not survive a fork.
 
 Invariants: a tracer that cannot be made is an ERROR in the log and nothing more; the server runs without it.
 """

@@ -1,11 +1,11 @@
 """The emergency state: why the server refuses every event although no operator stopped it, and when that ends.
 
-There are three causes: a checksum of the committed state or of the levels does not match; the lock is lost (nobody can
-acquire it any more); the memory of the container is nearly full, so that the kernel may kill a process. A reason comes
-into force when its cause is seen, and ends when the cause has been absent for the whole cooldown, so memory that hovers
-around its bound does not open and close the server every second. POST /governor/resume ends every reason at once,
-except for a store that is still corrupt or lost. Full memory is then overruled until the cause is gone: the block is
-allocated already, and an event takes no more memory.
+There are three causes: a checksum of the committed state or of the levels does not match; the lock is lost (no process
+can acquire it any more); the memory of the container is nearly full, so that the kernel may kill a process. A reason
+comes into force when its cause is seen, and ends when the cause has been absent for the whole cooldown, so memory that
+hovers around its bound does not open and close the server every second. POST /governor/resume ends every reason at
+once, except for a store that is still corrupt or lost. Full memory is then overruled until the cause is gone: the block
+is allocated already, and an event takes no more memory.
 
 Invariants: deterministic; time (CLOCK_BOOTTIME in ns) and causes are arguments. The controller is the only observer. It
 publishes `in_force` in its vitals, where the native admission reads it (shm/native/governor.c). A successor continues

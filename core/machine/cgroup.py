@@ -1,9 +1,9 @@
 """The limits of this container: memory, CPU time and cores, from control groups v2, v1 or both.
 
 A process is limited by its own group and by every group above it. So each limit is looked up from the group named in
-/proc/self/cgroup up to the root of the mount, and the tightest one applies. /proc/self/mountinfo tells where a
-hierarchy is mounted, which controllers it has, and which group is the root of the mount. A mount point can have any
-name: controllers of v1 share one in any order. With a cgroup namespace the path is `/`. Without one (v1 under an older
+/proc/self/cgroup up to the root of the mount, and the tightest one applies. /proc/self/mountinfo says where a hierarchy
+is mounted, which controllers it has, and which group is the root of the mount. A mount point can have any name:
+controllers of v1 share one in any order. With a cgroup namespace the path is `/`. Without one (v1 under an older
 Docker) it is the host's path, of which only the part below the root of the mount exists inside the container; levels
 that do not exist are skipped.
 

@@ -1,8 +1,8 @@
 """Memory and CPU time of the whole host.
 
 /proc holds both, unless it is mounted with `subset=pid`, which hides everything but processes. Then sysinfo(2) still
-tells the memory; what it calls free leaves out file cache, so less seems to be available than is. Nothing tells the CPU
-time. `proc` is an argument so that tests can lay out its files.
+reports the memory, but its free memory excludes file cache, so less seems available than is. The CPU time is unknown
+then. `proc` is an argument so that tests can lay out its files.
 
 Rejected: psutil, which took 1 MB of every server and 6 ms of its start for these two figures.
 """
@@ -16,7 +16,7 @@ _SECOND_NS: Final = 1_000_000_000
 
 
 class HostMemory(NamedTuple):
-    """In bytes."""
+    """The memory of the host, in bytes."""
 
     total: int
     available: int

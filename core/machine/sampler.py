@@ -90,7 +90,7 @@ class Sampler:
         return _percent(used_ns - used_at_start_ns, elapsed_ns * cores)
 
     def _cpu_used_ns(self) -> int:
-        """Return the CPU time used; always 0 where neither the container nor the host tells it."""
+        """Return the CPU time used; always 0 if neither the container nor the host reports it."""
         used_ns = self._cgroup.cpu_used_ns() if self._accounted else None
         return (host.cpu_used_ns() or 0) if used_ns is None else used_ns
 

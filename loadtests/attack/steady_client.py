@@ -1,4 +1,4 @@
-"""Honest clients at a steady pace, in a process of their own that measures their latencies.
+"""Honest clients at a steady pace, in a separate process that measures their latencies.
 
     python -m loadtests.attack.steady_client PORT CLIENTS SECONDS DIMENSION
 

@@ -119,7 +119,7 @@ class ServerPool:
                 core=self.cores.client, offset=self._sent.get(key, 0), numbered=numbered,
             )  # fmt: skip
             listens(server.port)  # answered last, so all earlier requests are done
-        self._sent[key] = self._sent.get(key, 0) + sample.sent + 1  # wrk asks for one that it does not send
+        self._sent[key] = self._sent.get(key, 0) + sample.sent + 1  # wrk generates one that it does not send
         if sample.errors or not sample.completed:
             raise MeasurementError(
                 f"{side.traffic} on {side.server}: {sample.completed} answers, errors {sample.errors}"

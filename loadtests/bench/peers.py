@@ -109,8 +109,8 @@ class Chroma(Program):
         queries = self.vectors.queries[:_JUDGED]
         exact = np.argsort(-(queries @ self.fill.T), axis=1)[:, :TOP_K]
         args = {"query_embeddings": queries.tolist(), "n_results": TOP_K, "include": []}
-        told = self._ask(f"{self._path}/query", args)["ids"]
-        hits = [len({int(name) for name in names} & set(row.tolist())) for names, row in zip(told, exact, strict=True)]
+        found = self._ask(f"{self._path}/query", args)["ids"]
+        hits = [len({int(name) for name in names} & set(row.tolist())) for names, row in zip(found, exact, strict=True)]
         return sum(hits) / exact.size
 
     def _ask(self, path: str, document: Any) -> Any:

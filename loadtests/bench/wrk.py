@@ -144,7 +144,7 @@ def parse(said: str) -> Sample:
     line = next((line for line in said.splitlines() if line.startswith(_MARK)), None)
     if line is None:
         raise MeasurementError(f"wrk measured nothing; it said: {said.strip()[-500:] or 'nothing'}")
-    told = json.loads(line.removeprefix(_MARK))
-    errors = {kind: told[kind] for kind in ("connect", "read", "write", "status", "timeout") if told[kind]}
-    latencies = tuple(float(latency) for latency in told["latency_us"])
-    return Sample(told["completed"], told["sent"], told["seconds"], latencies, errors)
+    reported = json.loads(line.removeprefix(_MARK))
+    errors = {kind: reported[kind] for kind in ("connect", "read", "write", "status", "timeout") if reported[kind]}
+    latencies = tuple(float(latency) for latency in reported["latency_us"])
+    return Sample(reported["completed"], reported["sent"], reported["seconds"], latencies, errors)

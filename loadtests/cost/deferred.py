@@ -5,7 +5,7 @@
 
 One worker. One client sends events, one after the other, in phases that alternate: `quiet`, without other connections;
 `idle`, beside WAITING connections that ask nothing; `waiting`, beside as many, each with a request whose answer is
-deferred. The phase `idle` tells what the connections cost and what the waiting does. CPU is the worker's, per event.
+deferred. The phase `idle` separates the cost of connections from the cost of waiting. CPU is the worker's, per event.
 
 With --check the exit status is 1 when the median p99 of `waiting` is more than RATIO_MAX times that of `quiet`.
 """

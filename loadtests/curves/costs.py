@@ -4,7 +4,7 @@ Recall and admission are timed in this process on a real block without a server,
 The HTTP figures are processor time per request of the production server and of the floor (loadtests/bench): the
 steadiest figure there is.
 
-Each side runs in a loop of its own after some warm-up calls. Rejected: alternating the two. Brute force would evict the
+Each side runs in a separate loop after some warm-up calls. Rejected: alternating the two. Brute force would evict the
 memories from the cache in which the next recall finds them on a server.
 """
 

@@ -208,7 +208,7 @@ class Load:
     def stop(self) -> ClientRecords:
         """Let every client finish its request; return their records.
 
-        Raises RuntimeError when one of them ended otherwise than by being told to.
+        Raises RuntimeError when one of them ended by itself.
         """
         self._cells[0] = 1
         records = []

@@ -95,8 +95,8 @@ def _read(block: Block, reads: int, counts: mmap.mmap, at: int) -> None:
         except Gone:
             gone += 1
             continue
-        told = (memory.moral, memory.vector, memory.payload)
-        if told == events[(memory_id - 1) % CYCLE] and (memory.id, memory.position) == (memory_id, memory_id + 1):
+        read = (memory.moral, memory.vector, memory.payload)
+        if read == events[(memory_id - 1) % CYCLE] and (memory.id, memory.position) == (memory_id, memory_id + 1):
             whole += 1
         else:
             torn += 1

@@ -54,9 +54,9 @@ def read(text: str, memory: int | None = None) -> ServerMetrics:
         raise ProbeError(f"the metrics cannot be read: {error}") from None
     if boot_id is None or "total_events_processed" not in values:
         raise ProbeError("the metrics are not those of an mlsdm server, or its store cannot be read")
-    told = values.get("memory_usage_bytes")
+    reported = values.get("memory_usage_bytes")
     return ServerMetrics(
-        boot_id, int(values["total_events_processed"]), memory if memory or told is None else int(told)
+        boot_id, int(values["total_events_processed"]), memory if memory or reported is None else int(reported)
     )
 
 

@@ -1,6 +1,6 @@
 """Service level objectives of a load test: figures, bounds, and a sentence for each violation.
 
-The figures come from Locust and from the server's metrics before and after; this file knows neither Locust nor HTTP.
+The figures come from Locust and from the server's metrics before and after; this file imports neither Locust nor HTTP.
 Latency is judged per route: a mean would hide a slow recall behind quick probes. 429 and 503 are not errors and have
 budgets of their own: a rate limit that holds is correct, and a 503 applied nothing.
 
@@ -93,7 +93,7 @@ def _shares(figures: Figures, bounds: Bounds) -> list[str]:
         f"{count:,} of {figures.requests:,} requests {what} ({count / figures.requests:.2%}); at most {allowed:.2%} may"
         for count, what, allowed in (
             (figures.errors, "failed", bounds.error_share_max),
-            (figures.refused, "were refused for want of tokens (429)", bounds.refused_share_max),
+            (figures.refused, "were refused because the client had no tokens (429)", bounds.refused_share_max),
             (figures.unserved, "were not served (503)", bounds.unserved_share_max),
         )
         if count > allowed * figures.requests

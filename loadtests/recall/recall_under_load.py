@@ -233,24 +233,24 @@ def writer_running(writer: socket.socket, memories: Floats, first: int, place: C
         yield decided
         ours.send(None)
         eventually(ours.poll)
-        told = ours.recv()
+        positions = ours.recv()
     finally:
         writing.kill()
         writing.join()
-    if isinstance(told, str):
-        raise MeasurementError(told)
-    decided.append(told)
+    if isinstance(positions, str):
+        raise MeasurementError(positions)
+    decided.append(positions)
 
 
-def _write(writer: socket.socket, memories: Floats, first: int, core: int, told: Connection) -> None:
-    """Send events in pipelines until `told` receives a message; then send all their positions."""
+def _write(writer: socket.socket, memories: Floats, first: int, core: int, control: Connection) -> None:
+    """Send events in pipelines until `control` receives a message; then send all their positions."""
     os.sched_setaffinity(0, {core})
     headers = {**_KEY, "Moral-Value": "1.0"}
     events = [request("POST", "/event", headers, vector.tobytes()) for vector in memories]
     positions: list[int] = []
-    told.send(None)
+    control.send(None)
     try:
-        while not told.poll():
+        while not control.poll():
             number = first + len(positions)
             writer.sendall(b"".join(events[(number + i) % VECTORS] for i in range(PIPELINE)))
             octets, found = b"", list[Any]()
@@ -263,9 +263,9 @@ def _write(writer: socket.socket, memories: Floats, first: int, core: int, told:
                 )
             positions += [int(position) for position, _ in found]
     except (MeasurementError, OSError) as error:
-        told.send(str(error))
+        control.send(str(error))
     else:
-        told.send(np.array(positions, np.int64))
+        control.send(np.array(positions, np.int64))
 
 
 def inexact(answers: list[TimedRecall], positions: Positions, memories: Floats, queries: Floats) -> list[str]:

@@ -1,7 +1,7 @@
 """The decisions of a replay as the client saw them, the report on them, and the comparison with the server's counters.
 
-Owns: the decisions by the row of their event, the latencies, and the .npz file that keeps them. It knows nothing of
-sending. Decisions are reported and saved by sequence number: the server's order, not the order of the answers.
+Owns: the decisions by the row of their event, the latencies, and the .npz file that keeps them. It does not send.
+Decisions are reported and saved by sequence number: the server's order, not the order of the answers.
 
 Threading: every sender writes, under the ledger's lock.
 """

@@ -4,7 +4,7 @@ It applies `mlsdm.commands.check_config.load_as_server`, so it agrees with a ser
 that a missing API_KEY is no problem. An invalid file raises, and the exception's text lists every problem.
 
 Returns a complete tree of plain values, defaults and overlay included, with the names of the file.
-Rejected: the file's own text as a dict, in which settings may be missing or be spelled in four ways.
+Rejected: the file's own text as a dict, in which settings may be missing or written in four ways.
 """
 
 import os

@@ -43,7 +43,7 @@ parameters of a query that are unknown or repeated are refused, not ignored, and
 only probes and metrics ignore their query. Headers that an operation does not know are ignored. Whole numbers are \
 written without a fraction: `1.0` is refused. Members of a response that have no value are left out; later versions \
 may add members to responses. An event takes at most {event_size} bytes in any form, white space included; a batch \
-takes as many for each of its events, and the query of a recall takes {query_size}.
+takes that many for each of its events, and the query of a recall takes {query_size}.
 
 ## Idempotency
 

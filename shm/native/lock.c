@@ -89,8 +89,8 @@ static void intent_resolve(const struct mlsdm_map *map, uint64_t commit) {
 }
 
 /* glibc's trylock reports an irrecoverable mutex once and leaves the caller's thread id in its word, so that the mutex
- * looks held from then on. `lost` tells the other processes that nobody is inside, and the lock watch that nobody is
- * stuck there. */
+ * looks held from then on. `lost` shows the other processes that no process is inside, and the lock watch that none
+ * is stuck there. */
 static int section_enter(const struct mlsdm_map *map) {
     struct mlsdm_lock *lock = lock_of(map);
     int rc = pthread_mutex_trylock(mutex_of(map));

@@ -33,7 +33,7 @@ class Client:
     `cached_until` (Unix seconds) lets the gate reuse this object for requests with the same credentials. The cache
     compares the fields Authorization and X-API-Key and nothing else, so leave it at its default for a client that was
     identified by anything else, such as a cookie. An authenticator that keeps the object may lower `cached_until` at
-    any time; the next request is then authenticated anew.
+    any time; the next request is then authenticated again.
     """
 
     id: str

@@ -91,7 +91,7 @@ class Gate:
         self._authenticators = tuple(authenticators)
         # PERF: clients by their credentials, so that not every request is authenticated again: 0.25 µs instead of 1.5,
         # warm (AMD EPYC, Python 3.11). Only valid credentials are stored. A dictionary compares hashes, which are keyed
-        # anew in each process, before it compares text, so its timing tells a stranger nothing.
+        # anew in each process, before it compares text, so its timing reveals nothing.
         self._cached: dict[tuple[str | None, str | None], Client] = {}
         self._loopback = loopback
         self._proxies = proxies

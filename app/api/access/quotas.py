@@ -5,7 +5,7 @@ shared block (shm/native/bucket.c). One event or one recall costs one token, a b
 
 Invariants: tokens are taken before anything is admitted, and refunded if the request is refused after all; so a refused
 request costs nothing, and a request that got a 429 has changed nothing. A request that failed with 500 stays charged,
-because its effect is unknown. A batch is charged before it is decoded, for as many events as its size must hold
+because its effect is unknown. A batch is charged before it is decoded, for the number of events that its size must hold
 (app/api/codec/body_sizes.py), and for the rest as soon as its events are counted. So the work that a client can cause
 by refused requests is bounded by its burst. A bucket belongs to a client, a rate and a burst: a client whose tier
 changes starts with a full bucket, because a debt at one rate cannot be compared with one at another rate.
@@ -46,7 +46,7 @@ class Quotas:
     def charge(self, environ: WSGIEnvironment, tokens: int) -> None:
         """Take `tokens` from the client's bucket, in place of an earlier charge of the same request.
 
-        Raises Problem: 429 if the bucket holds fewer tokens, 422 if it can never hold so many.
+        Raises Problem: 429 if the bucket holds fewer tokens, 422 if it can never hold that many.
         """
         least = "" if CHARGE in environ and refund(environ) else "at least "  # the first charge of a batch is a minimum
         client: Client = environ[CLIENT]

@@ -141,7 +141,7 @@ def test_pipelining_keeps_order(server: RunningServer) -> None:
         (get(b"//c/d"), "//c/d", "a"),
     ],
 )
-def test_authority_of_an_absolute_target_replaces_host(server: RunningServer, request_: bytes, path: str, host: str) -> None:
+def test_authority_of_the_target_replaces_host(server: RunningServer, request_: bytes, path: str, host: str) -> None:
     """Absolute and asterisk forms are accepted; the authority of the target replaces Host (RFC 9112 §3.2)."""
     (answer,) = fetch(server, request_)
 

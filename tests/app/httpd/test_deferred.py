@@ -140,7 +140,7 @@ def test_deferred_head_has_the_length_and_no_body() -> None:
 
 @pytest.mark.parametrize("leave", [socket.socket.close, reset, lambda client: client.shutdown(socket.SHUT_WR)])
 @pytest.mark.parametrize("behind", [b"", GOOD], ids=["alone", "with a request behind"])
-def test_deferred_answer_is_cancelled_when_the_client_leaves(leave: Callable[[socket.socket], None], behind: bytes) -> None:
+def test_it_is_cancelled_when_its_client_leaves(leave: Callable[[socket.socket], None], behind: bytes) -> None:
     """The future is cancelled, no answer is counted, and nothing of the request is kept."""
     app, size = Deferring(), 200_000
     with serving(app) as server, connect(server) as client:

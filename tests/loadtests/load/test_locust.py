@@ -127,7 +127,7 @@ def test_every_bound_has_its_sentence() -> None:
         "the 95th percentile of /recall is 10 ms; at most 9 ms is promised",
         "499 requests per second were made; at least 500 were asked for",
         "11 of 1,100 requests failed (1.00%); at most 0.10% may",
-        "22 of 1,100 requests were refused for want of tokens (429) (2.00%); at most 1.00% may",
+        "22 of 1,100 requests were refused because the client had no tokens (429) (2.00%); at most 1.00% may",
         "33 of 1,100 requests were not served (503) (3.00%); at most 0.10% may",
         "1,000 events were acknowledged, but the server's count moved by 999 only",
         "the server's memory grew by 17.0 MB; at most 16 MB is promised",
