@@ -12,7 +12,6 @@ Every `now_ns` is CLOCK_BOOTTIME in ns. `shm/native/api.h` has the contract of e
 import struct
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from shm._native import ffi, lib
@@ -57,8 +56,7 @@ assert _DECISION.size == ffi.sizeof("struct mlsdm_decision")
 _new_tuple: Final = tuple.__new__  # PERF: Decision._make without its check of the length, which the format determines
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(NamedTuple):
     """One memory, copied out of the block.
 
     `vector` is float32-LE[dimension] as bytes, `time_ns` CLOCK_BOOTTIME of the admission in ns, `phase` 0 wake, 1
@@ -75,8 +73,7 @@ class Memory:
     payload: bytes
 
 
-@dataclass(frozen=True)
-class Match:
+class Match(NamedTuple):
     """One memory that a recall found.
 
     `score` is the cosine, `time_ns` CLOCK_BOOTTIME of the admission in ns. `vector` (float32-LE[dimension] as bytes)
@@ -92,8 +89,7 @@ class Match:
     vector: bytes | None
 
 
-@dataclass(frozen=True)
-class RecallResult:
+class RecallResult(NamedTuple):
     """What a recall found.
 
     `matches` are the best first, ties newer first; they equal brute force immediately after position `as_of`. `scanned`

@@ -6,8 +6,7 @@ after `open` has run, and uses the defaults of `Hooks` for those that the applic
 
 from asyncio import Future
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass, field, fields
-from typing import Final, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 # How a request is answered. A fourth way, a deferred answer, needs no constant: the application chooses it by what it
@@ -66,8 +65,7 @@ def _routeless(_path: str) -> None:
     """Return None: the application has no route templates."""
 
 
-@dataclass(frozen=True)
-class Hooks:
+class Hooks(NamedTuple):
     """The hooks of one application that a worker calls while it serves requests."""
 
     #: Called in place of the application itself, to save one call per request.
@@ -91,11 +89,10 @@ class Hooks:
     #: The share of the successful requests that get a log line at level DEBUG.
     request_sample_ratio: float = 1.0
     #: (name, value) of the fields that every answer carries in addition to, or in place of, the server's own defaults.
-    default_headers: Iterable[tuple[str, str]] = field(default=())
+    default_headers: Iterable[tuple[str, str]] = ()
 
 
 def hooks_of(application: WsgiApplication) -> Hooks:
     """Return the hooks that `application` has, with the defaults for those that it does not have."""
-    names = [hook.name for hook in fields(Hooks)]
-    found = {name: getattr(application, name) for name in names if hasattr(application, name)}
+    found = {name: getattr(application, name) for name in Hooks._fields if hasattr(application, name)}
     return Hooks(**{"serve": application, **found})

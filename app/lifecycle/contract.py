@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from logging import Logger
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -133,8 +132,7 @@ class Module:
         return
 
 
-@dataclass(frozen=True)
-class ModuleContext:
+class ModuleContext(msgspec.Struct, frozen=True):
     """What a module is handed in each process that opens it.
 
     `role` is `worker`, or the name of the child. `settings` is the module's own section, `config` the core's.

@@ -12,7 +12,6 @@ Rejected: importing every installed entry point to ask what it is; a package wou
 import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import MetadataPathFinder, entry_points
 from typing import Final, NamedTuple
 
@@ -39,14 +38,13 @@ class Finder(NamedTuple):
     load: Callable[[], object]
 
 
-@dataclass
-class FoundModule:
+class FoundModule(msgspec.Struct):
     """One name of `modules.enabled`. `module` is None, and `reason` says why, when it was left out."""
 
     name: str
     module: Module | None = None
     reason: str = ""
-    phases: dict[str, float] = field(default_factory=dict)  # milliseconds
+    phases: dict[str, float] = {}  # milliseconds
     children: Sequence[ModuleChild] = ()
     migrations: Sequence[Migration] = ()
     guards: bool = False  # it may authenticate clients; stays true when the module is left out later

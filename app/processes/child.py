@@ -19,9 +19,10 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from types import FrameType
 from typing import ClassVar, Final, NoReturn, Self
+
+import msgspec
 
 from app.processes.child_table import NAME_SIZE_MAX, ChildRecord
 from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
@@ -47,8 +48,7 @@ _BEATS_PER_SILENCE: Final = 4  # while a child waits, it beats this often within
 log = logging.getLogger("mlsdm.server")
 
 
-@dataclass(frozen=True)
-class Access:
+class Access(msgspec.Struct, frozen=True):
     """What a child may do with the block: nothing, read it, or write the regions `columns` of the layout table too."""
 
     reads: bool = False
@@ -72,8 +72,7 @@ Access.NONE = Access()
 Access.READ = Access(reads=True)
 
 
-@dataclass(frozen=True)
-class Child:
+class Child(msgspec.Struct, frozen=True):
     """One supervised process.
 
     `run` is called in the child, after the fork; it returns the exit status. A child is killed and started again when
@@ -150,8 +149,7 @@ class ChildContext:
             os.write(self._wake, b"\0")
 
 
-@dataclass(frozen=True)
-class Inheritance:
+class Inheritance(msgspec.Struct, frozen=True):
     """What a child gets from its arbiter by the fork. `release` closes what only the arbiter may hold."""
 
     block: Block

@@ -1,9 +1,10 @@
 """Client: who sent a request, as the gate identified it, and where its tokens are kept."""
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 from wsgiref.types import WSGIEnvironment
+
+import msgspec
 
 from app.httpd.request import CLIENT
 from core.access.keys import Key, Role
@@ -23,8 +24,7 @@ class Account(NamedTuple):
 Charge: TypeAlias = tuple[Account, int]  # the account that a request was charged to, and the number of tokens
 
 
-@dataclass(eq=False, slots=True)
-class Client:
+class Client(msgspec.Struct, eq=False):
     """Who sends a request, what it may do, and at which rate. Made by an authenticator.
 
     `id` names the client in logs, rate limits and idempotency receipts, so no other authenticator may use the same id.

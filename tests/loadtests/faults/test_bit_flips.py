@@ -32,7 +32,7 @@ def test_a_torn_read_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     def torn(self: store.Store, memory_id: int) -> store.Memory:
         memory = whole(self, memory_id)
-        return store.Memory(**{**vars(memory), "payload": memory.payload[:-1] + b"x"})
+        return memory._replace(payload=memory.payload[:-1] + b"x")
 
     monkeypatch.setattr(store.Store, "memory", torn)
     _, figures, broken = torn_reads.torn_reads(FaultOptions(0.0001, SEED, tmp_path))
