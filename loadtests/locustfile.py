@@ -43,7 +43,7 @@ from loadtests.load.request_bodies import BATCH, RequestBodies
 
 TIMEOUT_SECONDS: Final = 30  # of a request, and of the wait at the end of a run
 UNSERVED: Final = ", 503"  # suffix of the name of a request that was answered 503
-REFUSED: Final = "429: refused for want of tokens"
+REFUSED: Final = "429: refused because the client had no tokens"
 BROKEN: Final = 1
 UNMEASURED: Final = 2
 # Names in Locust's statistics, and the events per request.

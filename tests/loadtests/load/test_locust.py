@@ -80,7 +80,7 @@ def test_each_broken_objective_is_a_sentence_and_status_1(serve: Serve) -> None:
     ended = locust("--p95-ms-max", "-1", "--growth-mb-max", "inf", host=url(server), users=23, requests=1_000)
 
     assert ended.returncode == 1, ended.stderr
-    assert "refused for want of tokens (429)" in ended.stderr
+    assert "refused because the client had no tokens (429)" in ended.stderr
     assert "the 95th percentile of " in ended.stderr
     assert " failed (" not in ended.stderr
 
