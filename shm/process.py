@@ -46,6 +46,12 @@ class Identity(NamedTuple):
 NOBODY: Final = Identity(0, 0)
 
 
+def state_of(pid: int) -> str:
+    """Return the state of a process as one letter (proc_pid_stat(5)), "" if there is none or it cannot be read."""
+    stat = _stat(pid)
+    return stat[0] if stat else ""
+
+
 def _is_pid(number: int) -> bool:
     """Return whether a process can have this pid. kill(2) reads 0 and negative numbers as groups of processes."""
     return 0 < number <= _PID_MAX

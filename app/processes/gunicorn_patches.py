@@ -7,6 +7,7 @@ Owns: the replaced methods of one arbiter and of its application, and the clock 
 - Exit statuses: Gunicorn ends the whole server when a worker exits with 3 or 4. Code of a module may do that at any
   time, so it ends the server only while no worker has ever served. Workers that die one after the other are started
   again with a back-off.
+- Watch: workers that are stopped or stuck are replaced (app/processes/worker_watch.py).
 - Spawn: a worker that has no row in the block is not started; a failed fork is logged; signals stay pending until the
   worker has its own handlers.
 - Stop: the server announces its end for the drain period before Gunicorn closes anything.
@@ -31,6 +32,7 @@ from gunicorn.errors import HaltServer  # type: ignore[import-untyped]
 
 from app.processes.reload import Configuration, reload_in_two_steps
 from app.processes.respawn import WorkerBackoff
+from app.processes.worker_watch import WorkerWatch
 
 CHECK_SECONDS_MIN: Final = 0.05  # between two checks of the children, whatever they ask for
 
@@ -48,6 +50,7 @@ class Arbiter(Protocol):
     app: Any  # it reads gunicorn.conf.py
     cfg: Any
     num_workers: int
+    timeout: float
     worker_class: Any
     reap_workers: Callable[[], None]
     murder_workers: Callable[[], None]
@@ -88,6 +91,7 @@ def harden_arbiter(
     """
     survive_worker_exits(arbiter)
     delay_respawns(arbiter)
+    watch_workers(arbiter, WorkerWatch(arbiter))
     serve_children(arbiter, children)
     bound_workers(arbiter, rows)
     announce_before_stop(arbiter, announce_stop)
@@ -173,6 +177,32 @@ def serve_children(arbiter: Arbiter, children: Children) -> None:
         return wait(timeout=min(timeout, max(children.seconds_to_next_check(), CHECK_SECONDS_MIN)))
 
     arbiter.reap_workers, arbiter.murder_workers, arbiter.wait_for_signals = reap_all, watch_all, wait_for_signals
+
+
+def watch_workers(arbiter: Arbiter, watch: WorkerWatch) -> None:
+    """Have the arbiter watch its workers in place of its own way; also while a reload waits for old ones to end."""
+    reap, wait = arbiter.reap_workers, arbiter.wait_for_signals
+
+    def reap_and_watch() -> None:
+        reap()
+        if arbiter.LISTENERS:
+            watch.check()
+
+    def wait_for_signals(timeout: float = 1.0) -> list[int]:
+        return wait(timeout=min(timeout, max(watch.seconds_to_next_check(), CHECK_SECONDS_MIN)))
+
+    def correct_cause(record: logging.LogRecord) -> bool:
+        """Take away Gunicorn's guess about a worker that the watch has killed."""
+        if isinstance(record.args, tuple) and record.args and record.args[0] in watch.killed:
+            record.msg = str(record.msg).removesuffix(" Perhaps out of memory?")
+        return True
+
+    arbiter.reap_workers, arbiter.murder_workers, arbiter.wait_for_signals = (
+        reap_and_watch,
+        watch.check,
+        wait_for_signals,
+    )
+    logging.getLogger("gunicorn.error").addFilter(correct_cause)
 
 
 def bound_workers(arbiter: Arbiter, rows: int) -> None:

@@ -1,9 +1,11 @@
 """Health: GET /health/liveness, /health/readiness and /health/detailed.
 
 Liveness: the worker's event loop runs. It reads nothing shared, so it answers while everything else is stuck.
-Readiness: this server should receive traffic, because the store and its lock are sound, memory and CPU are within their
-bounds, and the controller is alive. It reads what the controller has sampled, and never waits for the lock. During an
-emergency (core/controller/emergency.py) the check of the affected part fails until the cooldown is over.
+Readiness: this server should receive traffic, because the store and its lock are sound, memory is within its bound, and
+the controller and the loop of every worker are alive. It reads what the controller has sampled, and never waits for the
+lock. CPU is checked and shown; readiness depends on it only if health.cpu_gates_readiness says so, because a busy
+machine may serve well, and one that does not shows in its workers. During an emergency (core/controller/emergency.py)
+the check of the affected part fails until the cooldown is over.
 """
 
 from collections.abc import Callable, Mapping
@@ -56,10 +58,11 @@ class LivenessView(msgspec.Struct):
 
 
 class Check(msgspec.Struct, omit_defaults=True):
-    """One check of readiness. `reason` is present if it fails."""
+    """One check of readiness. `reason` is present if it fails, `gates` if readiness does not depend on it."""
 
     healthy: bool
     reason: str | None = None
+    gates: Annotated[bool, Meta(description="False: readiness does not depend on this check.", examples=[False])] = True
 
 
 Checks = Annotated[
@@ -225,12 +228,26 @@ class ReadinessResource:
             else Check(True),
             **self._store_checks(int(vitals.emergency)),
             "system_memory": _memory_check(vitals),
-            "system_cpu": _check_below(
-                vitals.cpu_percent_30s, CPU_PERCENT, "% of the CPU allowance was used over 30 s"
-            ),
+            "system_cpu": self._cpu_check(vitals),
+            "workers": self._workers_check(),
             "controller": _check_below(silence, SILENCE_SECONDS, " s since the controller's last beat"),
             **self._module_checks(),
         }
+
+    def _cpu_check(self, vitals: VitalsPointer) -> Check:
+        check = _check_below(vitals.cpu_percent_30s, CPU_PERCENT, "% of the CPU allowance was used over 30 s")
+        check.gates = self.context.config.health.cpu_gates_readiness
+        return check
+
+    def _workers_check(self) -> Check:
+        """Return the check that the loop of every worker turns: a client may be connected to any of them."""
+        block, now_ns = self.context.store.block, self.context.clock()
+        for number in range(block.layout.rows):
+            row = block.region("rows", number)
+            pid, seconds = int(row.pid), elapsed_seconds(row.heartbeat_ns, now_ns)
+            if pid and seconds >= SILENCE_SECONDS and block.row_owner(number).alive:  # the dead leave their rows behind
+                return Check(False, f"worker pid={pid} has been silent for {seconds:.1f} s")
+        return Check(True)
 
     def _module_checks(self) -> dict[str, Check]:
         """Return the check of the required modules by its name; {} if no module is required."""
@@ -253,8 +270,8 @@ class ReadinessResource:
 
 
 def all_hold(checks: Checks) -> bool:
-    """Return whether every check holds."""
-    return all(check.healthy for check in checks.values())
+    """Return whether every check holds that readiness depends on."""
+    return all(check.healthy or not check.gates for check in checks.values())
 
 
 def _emergency_check(emergency: int, reason: int) -> Check:

@@ -67,14 +67,15 @@ class Cgroup:
     def cpu_used_ns(self) -> int | None:
         """Return the CPU time used by the group since its creation, or None when it is not accounted.
 
-        The group is the one with the tightest quota, which its other members share; without a quota the own one.
+        The group is the one with the tightest quota, which its other members share; without a quota the own one. Time
+        of programs that run at a lower priority (nice) does not count, where the kernel tells it.
         """
         if not self._cpu:
             return None
         quotas = [(quota, depth) for depth, level in enumerate(self._cpu) if (quota := _quota(level)) is not None]
         depth = min(quotas)[1] if quotas else 0
         if (used_us := _field(self._cpu[depth] / "cpu.stat", "usage_usec")) is not None:
-            return used_us * 1_000
+            return (used_us - (_field(self._cpu[depth] / "cpu.stat", "nice_usec") or 0)) * 1_000
         # In v1 cpuacct is a separate controller, mounted with cpu or on its own; its groups are usually the same.
         return _number(self._cpuacct[min(depth, len(self._cpuacct) - 1)] / "cpuacct.usage") if self._cpuacct else None
 

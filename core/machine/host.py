@@ -36,13 +36,14 @@ def memory(proc: Path = PROC) -> HostMemory:
 def cpu_used_ns(proc: Path = PROC) -> int | None:
     """Return the CPU time used on the host since boot, or None when it is hidden.
 
-    Time that the hypervisor has stolen counts as used, because it was not available.
+    Time of programs that run at a lower priority (nice) does not count, because they give way to this server; nor does
+    time that the hypervisor has stolen, because nothing here has used it.
     """
     try:
         with (proc / "stat").open(encoding="ascii") as stat:
             line = stat.readline()  # the sum; each core has a line below
     except FileNotFoundError:
         return None
-    _, user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = line.split()  # user includes guest
-    ticks = sum(map(int, (user, nice, system, irq, softirq, steal)))
+    _, user, _nice, system, _idle, _iowait, irq, softirq, *_ = line.split()  # user includes guest
+    ticks = sum(map(int, (user, system, irq, softirq)))
     return ticks * _SECOND_NS // os.sysconf("SC_CLK_TCK")

@@ -240,6 +240,19 @@ class Observability(msgspec.Struct, frozen=True, kw_only=True):
     tracing: Tracing = Tracing()
 
 
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """What readiness follows from."""
+
+    cpu_gates_readiness: Annotated[
+        bool,
+        describe(
+            "Whether the check system_cpu makes the server unready. A busy machine may serve well; the checks of its "
+            "workers and its controller show when it does not.",
+            "switch",
+        ),
+    ] = False
+
+
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
     """Shutdown."""
 
@@ -333,6 +346,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     recall: Recall = Recall()
     security: Security = Security()
     observability: Observability = Observability()
+    health: Health = Health()
     resources: Resources = Resources()
     modules: Modules = Modules()
 

@@ -64,7 +64,7 @@ def failed_checks(server: LiveServer) -> set[str]:
     """Return the names of the readiness checks that fail; assert that the status agrees."""
     answer = server.get("/health/readiness")
     failed = {name for name, check in answer.json["checks"].items() if not check["healthy"]}
-    assert answer.status == (503 if failed else 200)
+    assert answer.status == (503 if failed - {"system_cpu"} else 200)
     return failed
 
 
@@ -155,11 +155,12 @@ def test_an_emergency_outlives_its_controller(server: LiveServer, tmp_path: Path
     assert server.log.count("emergency: ") == 1
 
 
-def test_a_busy_processor_makes_it_unready_and_refuses_no_event(server: LiveServer, tmp_path: Path) -> None:
-    """Load balancers look elsewhere; clients that are connected are served."""
+def test_a_busy_processor_is_reported_and_refuses_no_event(server: LiveServer, tmp_path: Path) -> None:
+    """The server is ready: what the machine does beside it says nothing about how it serves."""
     set_sample(tmp_path, cpu_percent_30s=98.0)
 
     eventually(lambda: failed_checks(server) == {"system_cpu"})
+    assert server.get("/health/readiness").status == 200
     assert event(server).status == 200
     assert emergency(server)["active"] is False
     set_sample(tmp_path, cpu_percent_30s=97.9)

@@ -25,9 +25,9 @@ from app.api.fast_path import FastPath
 from app.routes.health import DetailedResource, LivenessResource, ReadinessResource
 from app.routes.metrics import BlockCollector
 from core.access.keys import Keyring
-from core.settings.config import Config
+from core.settings.config import Config, Health
 from core.settings.tiers import tiers
-from shm import errors
+from shm import errors, process
 from shm.block import Block
 from shm.layout import NO_ROW, Layout
 from shm.records import new_vitals
@@ -42,7 +42,7 @@ from tests.conftest import SMALL
 from tests.programs import needs
 
 PROT_NONE = 0  # sys/mman.h
-CHECKS = {"server", "memory_manager", "lock", "admissions", "system_memory", "system_cpu", "controller"}
+CHECKS = {"server", "memory_manager", "lock", "admissions", "system_memory", "system_cpu", "workers", "controller"}
 
 
 @pytest.mark.parametrize("path", ["/health/liveness", "/livez"])
@@ -259,10 +259,13 @@ def formed() -> Iterator[Formed]:
     block.close()
 
 
-def context_of(block: Block, now_ns: int, is_stopping: bool = False) -> Context:
+def context_of(block: Block, now_ns: int, is_stopping: bool = False, health: Health | None = None) -> Context:
     """Return a worker's view of a block at one moment."""
     config = Config(
-        dimension=SMALL_LAYOUT.dimension, capacity=SMALL_LAYOUT.capacity, log_capacity=SMALL_LAYOUT.log_capacity
+        dimension=SMALL_LAYOUT.dimension,
+        capacity=SMALL_LAYOUT.capacity,
+        log_capacity=SMALL_LAYOUT.log_capacity,
+        health=health or Health(),
     )
     latency: Any = SimpleNamespace(mean_seconds=lambda: 0.0)  # nothing is counted
     store, recall = Store(block), Recall(block)
@@ -329,7 +332,7 @@ def test_a_stopping_server_is_not_ready(formed: Formed) -> None:
     ("figures", "late_ns", "is_stopping", "ready"),
     [
         ({"memory_percent": 50.0}, 0, False, 1),
-        ({"cpu_percent_30s": 98.0}, 0, False, 0),
+        ({"cpu_percent_30s": 98.0}, 0, False, 1),
         ({"memory_percent": 95.0}, 0, False, 0),
         ({}, 2_500_000_000, False, 0),
         ({}, 0, True, 0),
@@ -341,7 +344,33 @@ def test_the_scrape_agrees_with_readiness(
     """As a gauge, so that an alert sees what a probe sees."""
     context = context_of(formed.block, beat(formed, **figures) + late_ns, is_stopping)
 
-    assert (ready, ready) == (metric_values(context)["mlsdm_ready"], int(failing(context) == {}))
+    is_ready = ReadinessResource(context).is_ready()
+    assert (ready, ready) == (metric_values(context)["mlsdm_ready"], int(is_ready))
+
+
+@pytest.mark.parametrize("gates", [False, True])
+def test_cpu_gates_readiness_if_configured(formed: Formed, gates: bool) -> None:
+    """A busy machine may serve well; the check is visible in either case."""
+    now_ns = beat(formed, cpu_percent_30s=98.0)
+    readiness = ReadinessResource(context_of(formed.block, now_ns, health=Health(cpu_gates_readiness=gates)))
+
+    assert readiness.checks()["system_cpu"].healthy is False
+    assert readiness.is_ready() is not gates
+
+
+def test_a_silent_worker_is_unready(formed: Formed) -> None:
+    """Clients may be connected to it. The row of a dead one says nothing."""
+    now_ns = beat(formed)
+    row = formed.block.region("rows", 1)
+    me = process.identify_self()
+    row.pid, row.started, row.heartbeat_ns = me.pid, me.started, now_ns - 1_900_000_000
+    context = context_of(formed.block, now_ns)
+    assert failing(context) == {}
+
+    row.heartbeat_ns = now_ns - 2_100_000_000
+    assert failing(context) == {"workers": f"worker pid={me.pid} has been silent for 2.1 s"}
+    row.started += 1
+    assert failing(context) == {}
 
 
 def test_an_unformed_store_is_not_ready_and_still_described() -> None:
