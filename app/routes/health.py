@@ -62,7 +62,7 @@ class Check(msgspec.Struct, omit_defaults=True):
 
     healthy: bool
     reason: str | None = None
-    gates: Annotated[bool, Meta(description="False: readiness does not depend on this check.", examples=[False])] = True
+    gates: Annotated[bool, Meta(description="False: readiness does not depend on it.", examples=[False])] | None = None
 
 
 Checks = Annotated[
@@ -236,7 +236,8 @@ class ReadinessResource:
 
     def _cpu_check(self, vitals: VitalsPointer) -> Check:
         check = _check_below(vitals.cpu_percent_30s, CPU_PERCENT, "% of the CPU allowance was used over 30 s")
-        check.gates = self.context.config.health.cpu_gates_readiness
+        if not self.context.config.health.cpu_gates_readiness:
+            check.gates = False
         return check
 
     def _workers_check(self) -> Check:
@@ -271,7 +272,7 @@ class ReadinessResource:
 
 def all_hold(checks: Checks) -> bool:
     """Return whether every check holds that readiness depends on."""
-    return all(check.healthy or not check.gates for check in checks.values())
+    return all(check.healthy or check.gates is False for check in checks.values())
 
 
 def _emergency_check(emergency: int, reason: int) -> Check:
