@@ -151,16 +151,16 @@ class ModuleThread(threading.Thread):
             self._enter("failed", f"left out, because {DEATHS_MAX} processes or more died in its methods")
             return False
         deadline = time.monotonic() + STUCK_SECONDS
-        while (missing := self._missing()) and not self._closing.is_set():
-            if missing != self._cell.reason:
-                self._write(reason=missing)
+        while (reason := self._reason_to_wait()) and not self._closing.is_set():
+            if reason != self._cell.reason:
+                self._write(reason=reason)
             if time.monotonic() > deadline and self._cell.state != "stuck":
-                self._enter("stuck", missing)
+                self._enter("stuck", reason)
                 self.settled.set()
             self._closing.wait(_WAIT_SECONDS)
         return not self._closing.is_set()
 
-    def _missing(self) -> str:
+    def _reason_to_wait(self) -> str:
         """Return what this module waits for, "" for nothing."""
         if self._migrations is not None:
             cell = self._migrations.read(self.module.name, 0)

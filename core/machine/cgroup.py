@@ -7,12 +7,6 @@ controllers of v1 share one in any order. With a cgroup namespace the path is `/
 Docker) it is the host's path, of which only the part below the root of the mount exists inside the container; levels
 that do not exist are skipped.
 
-Files of a level:
-    v2       memory.max, memory.current, memory.stat, cpu.max, cpu.stat
-    v1       memory.limit_in_bytes, memory.usage_in_bytes, memory.stat, cpu.cfs_quota_us, cpu.cfs_period_us,
-             cpuacct.usage
-    hybrid   v1 for these controllers; a v2 hierarchy is mounted beside them and has none of them
-
 Nothing is written and nothing blocks: the kernel computes these files when they are read. A file that is missing or
 unreadable counts as "no limit". Limits are read at each call, because a pod can be resized while it runs; groups are
 found once, because a process is not moved. `root` is an argument so that tests can lay out a tree in a directory.
@@ -25,6 +19,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+# Files of a level:
+#     v2       memory.max, memory.current, memory.stat, cpu.max, cpu.stat
+#     v1       memory.limit_in_bytes, memory.usage_in_bytes, memory.stat, cpu.cfs_quota_us, cpu.cfs_period_us,
+#              cpuacct.usage
+#     hybrid   v1 for these controllers; a v2 hierarchy is mounted beside them and has none of them
 _UNLIMITED_V1 = 1 << 62  # v1 reports "no limit" as the largest multiple of a page below 2^63
 
 

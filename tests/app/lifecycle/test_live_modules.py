@@ -56,8 +56,8 @@ def later(server: LiveServer, milliseconds: int, **headers: str) -> Answer:
     return server.get(f"/sample/later/{milliseconds}", **(headers or KEY))
 
 
-def assert_engine_serves(server: LiveServer) -> None:
-    """The engine accepts an event, is ready, and documents itself."""
+def assert_server_serves(server: LiveServer) -> None:
+    """The server accepts an event, is ready, and documents itself."""
     assert server.post("/event", {"event_vector": VECTOR, "moral_value": 0.95}, **KEY).status == 200
     assert server.failed_checks() == set()
     assert server.get("/openapi.json", **KEY).status == 200
@@ -150,7 +150,7 @@ def test_the_command_prints_the_report(served: LiveServer) -> None:
     assert (greeted.returncode, greeted.stdout) == (0, "hello, you\n")
 
 
-def test_a_module_that_may_authenticate_closes_a_service_without_keys(tmp_path: Path) -> None:
+def test_a_module_that_may_authenticate_closes_a_server_without_keys(tmp_path: Path) -> None:
     """From the start, and also when the module fails: nobody gets in because of a fault."""
     server = start(tmp_path, "open:raise", API_KEY="")
     answers = {server.get("/state").status, server.get("/state", Authorization="Sample ann").status}
@@ -198,13 +198,13 @@ def test_an_authenticator_of_a_module_identifies_clients(tmp_path: Path) -> None
     ],
 )
 def test_a_module_that_fails_is_left_out(tmp_path: Path, faults: str, reason: str) -> None:
-    """The report, the log and the metrics say why; the engine serves."""
+    """The report, the log and the metrics say why; the server serves."""
     server = start(tmp_path, faults)
     eventually(lambda: state_of(server) == "failed")
     if faults.endswith(":die") and reason.startswith("left out"):  # until then a worker may die while it answers
         eventually(lambda: server.log.count("module sample is failed: left out") >= 2)
     found = report(server)
-    assert_engine_serves(server)
+    assert_server_serves(server)
     metrics = server.get("/metrics").body.decode()
     answer = later(server, 0)
     server.stop()
@@ -216,11 +216,11 @@ def test_a_module_that_fails_is_left_out(tmp_path: Path, faults: str, reason: st
 
 
 @pytest.mark.parametrize("phase", ["routes", "open", "authenticators"])
-def test_a_module_that_hangs_is_opening_and_the_engine_serves(tmp_path: Path, phase: str) -> None:
+def test_a_module_that_hangs_is_opening_and_the_server_serves(tmp_path: Path, phase: str) -> None:
     """The worker accepts connections after a second; the module's routes answer 503 as soon as they are known."""
     server = start(tmp_path, f"{phase}:hang")
     found = report(server)
-    assert_engine_serves(server)
+    assert_server_serves(server)
     answer = later(server, 0)
     server.stop()
 
@@ -244,7 +244,7 @@ def test_a_child_that_fails_is_replaced(tmp_path: Path, kind: str, reason: str) 
     server = start(tmp_path, f"child:{kind}")
     eventually(lambda: report(server)["children"][0]["starts"] >= 2)
     found = report(server)["children"][0]
-    assert_engine_serves(server)
+    assert_server_serves(server)
     (tmp_path / "faults").write_text("")
     eventually(lambda: report(server)["children"][0]["up"] and report(server)["state"] == "ready")
     server.stop()
@@ -268,7 +268,7 @@ def test_a_migration_that_fails_keeps_the_module_closed(tmp_path: Path, kind: st
     """It is tried again; when it succeeds, the module is opened."""
     server = start(tmp_path, f"migration:{kind}", SAMPLE_DIRECTORY=str(tmp_path))
     eventually(lambda: "its migrations are not done" in report(server)["reason"])
-    assert_engine_serves(server)
+    assert_server_serves(server)
     refused = later(server, 0).status
     (tmp_path / "faults").write_text("")
     eventually(lambda: later(server, 0).status == 200)
@@ -281,7 +281,7 @@ def test_a_migration_that_fails_keeps_the_module_closed(tmp_path: Path, kind: st
 def test_a_module_that_does_not_close_in_order_does_not_keep_the_server(tmp_path: Path, kind: str) -> None:
     """The arbiter exits with 0 and leaves no process behind, as `stop` asserts."""
     server = start(tmp_path, f"close:{kind}")
-    assert_engine_serves(server)
+    assert_server_serves(server)
 
     server.stop()
 
@@ -327,7 +327,7 @@ def test_a_request_that_fails_in_a_module_is_an_answer(tmp_path: Path) -> None:
 def test_no_exit_status_of_a_worker_ends_the_server(tmp_path: Path, status: int) -> None:
     """Gunicorn would halt on these two. Whatever a module exits with, the worker is replaced and nothing is lost."""
     server = start(tmp_path, f"request:exit{status}")
-    assert_engine_serves(server)
+    assert_server_serves(server)
     accepted = server.get("/state", **KEY).json["accepted_events_count"]
     for _ in range(2):
         with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
@@ -411,7 +411,7 @@ def test_a_reload_with_a_required_module_that_fails_changes_nothing(tmp_path: Pa
     config.write_text('modules: {enabled: "openapi, sample", required: sample}\n')
     os.kill(server.pid, signal.SIGHUP)
     eventually(lambda: "configuration not reloaded, the old one stays" in server.log)
-    assert_engine_serves(server)
+    assert_server_serves(server)
     kept = [module["name"] for module in server.get("/modules", **KEY).json["modules"]]
     config.write_text('modules: {enabled: "openapi, sample"}\nsample: {children: 0}\n')
     faults.write_text("")
