@@ -161,10 +161,10 @@ class Report:
         board: Board,
         children: Callable[[], Mapping[str, ChildState]] = dict,
     ) -> None:
-        """`children()` returns the supervised processes by `<module>-<name>`."""
+        """`children()` returns every supervised child by name; `<module>-<name>` are those of modules."""
         self._declared = declared
         self._board = board
-        self._children = children
+        self.child_states = children
 
     @property
     def required(self) -> list[str]:
@@ -173,7 +173,7 @@ class Report:
 
     def modules(self) -> list[ModuleReport]:
         """Return every module that the configuration enables, in the order in which they are opened."""
-        children = self._children()
+        children = self.child_states()
         is_alive = cache(lambda writer: writer.alive)  # reads /proc: once for each process, not for each cell
         return [self._module(declared, children, is_alive) for declared in self._declared]
 
@@ -220,7 +220,7 @@ class ModulesCollector(Collector):
         self._report = report
 
     def collect(self) -> Iterator[Metric]:
-        """Yield `mlsdm_module_state`, and for modules that have children whether they run and how often they began."""
+        """Yield the state of each module, and how long loading it took."""
         modules = self._report.modules()
         states = GaugeMetricFamily("mlsdm_module_state", "1 for the state of a module.", labels=["module", "state"])
         loads = GaugeMetricFamily("mlsdm_module_load_seconds", "Seconds that loading a module took.", labels=["module"])

@@ -8,7 +8,7 @@ them whose names break Prometheus's naming rules are exposed untyped.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import falcon
 from prometheus_client import CollectorRegistry, exposition, multiprocess
@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from app.api.context import Context
 from app.api.operation import Operation
 from app.api.problem_codes import CODES
+from app.processes.child_table import ChildState, Reason
 from app.telemetry.latency_histogram import fix_histogram_totals
 from app.telemetry.series import REFUSALS
 from core.clock import elapsed_seconds
@@ -29,6 +30,9 @@ from core.version import VERSION
 from shm.errors import StoreError
 from shm.layout import FLAG_STOPPED
 from shm.records import State
+
+FINISHED: Final = Reason.FINISHED.name.lower()
+NEVER_ENDED: Final = Reason.NONE.name.lower()
 
 
 class WorkersCollector(Collector):
@@ -195,6 +199,32 @@ class BlockCollector(Collector):
         )
 
 
+class ChildrenCollector(Collector):
+    """The supervised children, the controller among them. `states()` returns them by name."""
+
+    def __init__(self, states: Callable[[], Mapping[str, ChildState]]) -> None:
+        self.states = states
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield whether each child runs, how often it was started, and why it last ended."""
+        up = GaugeMetricFamily(
+            "mlsdm_child_up",
+            "1 while a supervised child runs, else 0. Absent once a child that runs once has finished.",
+            labels=["child"],
+        )
+        starts = CounterMetricFamily("mlsdm_child_starts", "Times that a supervised child started.", labels=["child"])
+        ends = GaugeMetricFamily(
+            "mlsdm_child_last_end", "1 for the reason why a supervised child last ended.", labels=["child", "reason"]
+        )
+        for name, state in self.states().items():
+            if state.pid or state.reason != FINISHED:
+                up.add_metric([name], int(state.pid != 0))
+            starts.add_metric([name], state.starts)
+            if state.reason != NEVER_ENDED:
+                ends.add_metric([name, state.reason], 1)
+        yield from (up, starts, ends)
+
+
 class MetricsResource:
     """GET /health/metrics and /metrics."""
 
@@ -202,11 +232,12 @@ class MetricsResource:
         "GET": Operation("Return metrics for Prometheus.", None, exposition.CONTENT_TYPE_LATEST)
     }
 
-    def __init__(self, context: Context, is_ready: Callable[[], bool], modules: Collector) -> None:
+    def __init__(self, context: Context, is_ready: Callable[[], bool], *collectors: Collector) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(WorkersCollector())
         self.registry.register(BlockCollector(context, is_ready))
-        self.registry.register(modules)
+        for collector in collectors:
+            self.registry.register(collector)
 
     def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
         """Return the exposition."""

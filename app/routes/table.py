@@ -11,7 +11,7 @@ from app.routes.events import BatchResource, EventResource
 from app.routes.governor import CommandResource, GovernorResource
 from app.routes.health import DetailedResource, LivenessResource, ReadinessResource
 from app.routes.memories import MemoryResource
-from app.routes.metrics import MetricsResource
+from app.routes.metrics import ChildrenCollector, MetricsResource
 from app.routes.modules import ModulesResource
 from app.routes.recall import RecallResource
 from app.routes.state import StateResource
@@ -25,7 +25,9 @@ def routes(
 ) -> dict[str, Resource]:
     """Return every route of the core: path → resource. The caller adds the routes of modules."""
     readiness = ReadinessResource(context, modules, is_usable)
-    metrics = MetricsResource(context, readiness.is_ready, ModulesCollector(modules))
+    metrics = MetricsResource(
+        context, readiness.is_ready, ChildrenCollector(modules.child_states), ModulesCollector(modules)
+    )
     large = context.store.block.layout.shadow_stride * context.config.capacity > INLINE_SHADOW_SIZE_MAX
     table: dict[str, Resource] = {
         "/event": EventResource(context),

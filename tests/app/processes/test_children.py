@@ -87,6 +87,10 @@ def test_children_that_die_hang_or_grow_are_replaced_while_requests_are_answered
 
     eventually(lambda: "grows pid=" in one.server.log and "of anonymous memory" in one.server.log)
     assert f"hangs pid={one.pids('hangs')[0]} is silent and is killed" in one.server.log
+    scrape = one.server.get("/metrics").body.decode()
+    assert 'mlsdm_child_last_end{child="dies",reason="killed"} 1.0' in scrape
+    assert 'mlsdm_child_starts_total{child="dies"} 2.0' in scrape
+    assert 'mlsdm_child_up{child="dies"} 1.0' in scrape
     assert f"dies pid={one.pids('dies')[0]} died (status 9) and is respawned" in one.server.log
 
 

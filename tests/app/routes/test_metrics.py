@@ -21,7 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.api.problem_codes import CODES
 from app.lifecycle.context import make_context
 from app.lifecycle.contract import Module, NoSettings
-from app.routes.metrics import WorkersCollector
+from app.processes.child_table import ChildState
+from app.routes.metrics import ChildrenCollector, WorkersCollector
 from app.telemetry.series import (
     FILE_SIZE,
     WATCHED,
@@ -58,6 +59,9 @@ FAMILIES = {
     "mlsdm_workers_configured": "gauge",
     "mlsdm_workers_started": "counter",
     "mlsdm_controller_silence_seconds": "gauge",
+    "mlsdm_child_up": "gauge",
+    "mlsdm_child_starts": "counter",
+    "mlsdm_child_last_end": "gauge",
     "mlsdm_process_start_time_seconds": "gauge",
     "mlsdm_lock_holds_sampled": "counter",
     "mlsdm_lock_hold_seconds": "counter",
@@ -492,6 +496,7 @@ def test_no_series_names_a_client(still_server: LiveServer) -> None:
         "status",
         "outcome",
         "level",
+        "child",
         "reason",
         "kind",
         "version",
@@ -500,3 +505,32 @@ def test_no_series_names_a_client(still_server: LiveServer) -> None:
         "module",
         "state",
     }
+
+
+def test_each_child_says_whether_it_runs_how_often_it_began_and_why_it_last_ended() -> None:
+    """One that was to run once and has finished is neither up nor down."""
+    states = {
+        "runs": ChildState(7, 1, "none", 0),
+        "again": ChildState(8, 3, "silent", -9),
+        "down": ChildState(0, 5, "exited", 1),
+        "unstarted": ChildState(0, 0, "not_started", 0),
+        "done": ChildState(0, 1, "finished", 0),
+    }
+
+    up, starts, ends = ChildrenCollector(lambda: states).collect()
+
+    assert [(sample.labels["child"], sample.value) for sample in up.samples] == [
+        ("runs", 1), ("again", 1), ("down", 0), ("unstarted", 0),
+    ]  # fmt: skip
+    assert [sample.value for sample in starts.samples] == [1, 3, 5, 0, 1]
+    assert [(sample.labels["child"], sample.labels["reason"], sample.value) for sample in ends.samples] == [
+        ("again", "silent", 1), ("down", "exited", 1), ("unstarted", "not_started", 1), ("done", "finished", 1),
+    ]  # fmt: skip
+
+
+def test_the_controller_is_a_child(still_server: LiveServer) -> None:
+    """It runs, and has begun once."""
+    samples = scrape(still_server)
+
+    assert value(samples, "mlsdm_child_up", child="controller") == 1
+    assert value(samples, "mlsdm_child_starts_total", child="controller") == 1
