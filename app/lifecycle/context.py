@@ -1,4 +1,4 @@
-"""Makes the `ModuleContext` of a module in one process: its log, its metrics, its spans."""
+"""Makes the `ModuleContext` of a module in one process, with its log, metrics and spans."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,10 @@ def make_context(
     operations: Callable[[], Mapping[str, Resource]] = dict,
     span: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> ModuleContext:
-    """Return the context. To be called in the process that uses it, after its metrics have their files."""
+    """Return the context, for the process that calls this. Its metric files must exist (`measure_into_files_of`).
+
+    `role` is "worker", or the name of the child. The other arguments are members of ModuleContext.
+    """
     prefix = f"mlsdm_{module.name}_"
 
     def counter(name: str, text: str, labels: Sequence[str]) -> Counter:

@@ -1,6 +1,6 @@
 """The plan: which modules this configuration runs, decided in the arbiter before the fork.
 
-Owns: the board on which all processes report, and the children that the modules declare, as the supervisor takes them.
+Owns: the board on which all processes report, and the children that the modules declare, in the supervisor's form.
 A reload makes a new plan for the new workers; the old workers keep theirs until they have drained.
 """
 
@@ -24,10 +24,10 @@ from core.settings import module_names
 from shm.process import identify_self
 
 MIGRATIONS: Final = "migrations"  # the name of the child that runs them
-MIGRATION_SECONDS_MAX: Final = 600.0  # for one migration; then it is ended and begun anew
+MIGRATION_SECONDS_MAX: Final = 600.0  # for one migration; then its process is killed and started again
 MIGRATION_SIZE_MAX: Final = 512_000_000  # bytes of anonymous memory
 MODULE_CHILDREN_MAX: Final = CHILDREN_MAX // 2  # at a reload the old ones may still be ending
-_WAIT_SECONDS: Final = 0.1  # between two looks of a child at the migrations that it waits for
+_WAIT_SECONDS: Final = 0.1  # between two checks of a child whether the migrations are done
 
 log = logging.getLogger("mlsdm.modules")
 
@@ -47,107 +47,111 @@ class Plan:
         *,
         rehearsals: Rehearsals | None = None,
     ) -> None:
-        """`loaded` in the order in which modules are opened; `sections` are their settings; `required` are names that
-        the configuration asks for; `rows` counts worker rows; `before` is the plan that this one replaces. Raises
-        Shortage when the machine cannot rehearse now what a module declares.
+        """`loaded` is in the order in which modules are opened; `sections` holds their settings by name; `required` are
+        the names in `modules.required`; `rows` is the number of worker rows; `before` is the plan that this one
+        replaces. Raises Shortage when descriptors, processes, memory or time do not suffice to rehearse a module.
         """
         self.sections = {
-            one.name: sections.get(one.name, one.module.settings()) for one in loaded if one.module is not None
+            found.name: sections.get(found.name, found.module.settings())
+            for found in loaded
+            if found.module is not None
         }
         self._loaded = loaded
-        self._required = {*required, *(one.name for one in loaded if one.module is not None and one.module.required)}
+        self._required = set(required)
+        self._required |= {found.name for found in loaded if found.module is not None and found.module.required}
         self.children: list[Child] = []
-        self.board = Board([one.name for one in loaded], rows)
+        self.board = Board([found.name for found in loaded], rows)
         # A board for the migrations of each module. It outlives the plan while the settings stay the same, because a
         # migration that has run, or is running, is not started again.
         self.migrations: dict[str, Board] = {}
-        for one in loaded:
-            self._declare(one, before, rehearsals or Rehearsals())
+        for found in loaded:
+            self._declare(found, before, rehearsals or Rehearsals())
 
     @property
     def guards(self) -> bool:
-        """Whether a module may authenticate clients, also one that was left out after its import."""
-        return any(one.guards for one in self._loaded)
+        """Whether a module may authenticate clients. A module that was left out after its import counts."""
+        return any(found.guards for found in self._loaded)
 
     @property
     def modules(self) -> list[Module]:
         """The modules that are opened, in order."""
-        return [one.module for one in self._loaded if one.module is not None]
+        return [found.module for found in self._loaded if found.module is not None]
 
     @property
     def problems(self) -> list[str]:
         """A sentence for each required module that was left out."""
         return [
-            f"modules.required: the module {one.name} is left out: {one.reason}"
-            for one in self._loaded
-            if one.module is None and one.name in self._required
+            f"modules.required: the module {found.name} is left out: {found.reason}"
+            for found in self._loaded
+            if found.module is None and found.name in self._required
         ]
 
     def log_left_out(self) -> None:
-        """Log why modules were left out; once the log is configured."""
-        for one in self._loaded:
-            if one.module is None:
-                log.error("module %s is left out: %s", one.name, one.reason)
+        """Log why modules were left out. To be called when the log is configured."""
+        for found in self._loaded:
+            if found.module is None:
+                log.error("module %s is left out: %s", found.name, found.reason)
 
     def find_unchanged(self, module: Module, settings: msgspec.Struct) -> FoundModule | None:
-        """Return what this module has declared under these settings, if this plan has asked it."""
-        found = next((one for one in self._loaded if one.module is module), None)
-        return found if found is not None and self.sections[found.name] == settings else None
+        """Return what this module has declared under these settings; None if this plan has not asked it."""
+        same = next((found for found in self._loaded if found.module is module), None)
+        return same if same is not None and self.sections[same.name] == settings else None
 
     def report(self, children: Callable[[], Mapping[str, ChildState]] = dict) -> Report:
         """Return the report of these modules; `children()` returns the supervised processes by name."""
         now = time.time()
         declared = [
             Declared(
-                one.name,
-                one.module.version if one.module else "",
-                one.module.requires if one.module else (),
-                one.name in self._required,
-                "configured" if one.module else "failed",
+                found.name,
+                found.module.version if found.module else "",
+                found.module.requires if found.module else (),
+                found.name in self._required,
+                "configured" if found.module else "failed",
                 now,
-                one.reason,
-                one.phases,
+                found.reason,
+                found.phases,
             )
-            for one in self._loaded
+            for found in self._loaded
         ]
         return Report(declared, self.board, children)
 
-    def _declare(self, one: FoundModule, before: "Plan | None", rehearsals: Rehearsals) -> None:
-        """Ask a module for its children and migrations, and have the supervisor run them."""
-        if one.module is None:
+    def _declare(self, found: FoundModule, before: "Plan | None", rehearsals: Rehearsals) -> None:
+        """Ask a module for its children and migrations, and add them to `children`. A module that fails is left out."""
+        if found.module is None:
             return
-        lacking = next((name for name in one.module.requires if name not in {m.name for m in self.modules}), None)
+        lacking = next((name for name in found.module.requires if name not in {m.name for m in self.modules}), None)
         if lacking is not None:
-            one.leave_out(f"it requires the module {lacking}, which is left out")
+            found.leave_out(f"it requires the module {lacking}, which is left out")
             return
-        settings = self.sections[one.name]
-        same = before.find_unchanged(one.module, settings) if before is not None else None
+        settings = self.sections[found.name]
+        same = before.find_unchanged(found.module, settings) if before is not None else None
         if same is not None:
-            one.children, one.migrations = same.children, same.migrations
+            found.children, found.migrations = same.children, same.migrations
         else:
-            declare(one, settings, rehearsals)
-        if one.module is None:
+            declare(found, settings, rehearsals)
+        if found.module is None:
             return
         try:
-            children = self._children_of(one, settings, before)
+            children = self._children_of(found, settings, before)
         except Exception as error:  # noqa: BLE001 - whatever it is, the arbiter goes on without this module
-            one.leave_out(f"children: {error}")
+            found.leave_out(f"children: {error}")
         else:
             self.children += children
 
-    def _children_of(self, one: FoundModule, settings: msgspec.Struct, before: "Plan | None") -> list[Child]:
+    def _children_of(self, found: FoundModule, settings: msgspec.Struct, before: "Plan | None") -> list[Child]:
         """Return what the supervisor runs for a module. Raises ValueError or TypeError for what it cannot run."""
-        assert one.module is not None
+        assert found.module is not None
         children = []
         board = None
-        if one.migrations:
-            kept = before is not None and before.sections.get(one.name) == settings
-            board = (before.migrations.get(one.name) if before is not None and kept else None) or Board([one.name], 1)
-            self.migrations[one.name] = board
-            migrate = partial(_migrate, one.module, one.migrations, settings, board)
+        if found.migrations:
+            is_unchanged = before is not None and before.sections.get(found.name) == settings
+            board = before.migrations.get(found.name) if before is not None and is_unchanged else None
+            board = board or Board([found.name], 1)
+            self.migrations[found.name] = board
+            migrate = partial(_migrate, found.module, found.migrations, settings, board)
             children.append(
                 Child(
-                    f"{one.name}-{MIGRATIONS}",
+                    f"{found.name}-{MIGRATIONS}",
                     migrate,
                     silence_seconds=MIGRATION_SECONDS_MAX,
                     memory_size_max=MIGRATION_SIZE_MAX,
@@ -155,14 +159,14 @@ class Plan:
                     settings=settings,
                 )
             )
-        for child in one.children:
-            run = partial(_run, one.module, child, settings, board)
-            name = f"{one.name}-{child.name}"
+        for child in found.children:
+            run = partial(_run, found.module, child, settings, board)
+            name = f"{found.name}-{child.name}"
             if len(name) > NAME_SIZE_MAX:
-                length_max = NAME_SIZE_MAX - len(f"{one.name}-")
+                length_max = NAME_SIZE_MAX - len(f"{found.name}-")
                 raise ValueError(
                     f"the child {child.name!r}: expected a name of at most {length_max} characters, "
-                    f"because {one.name}-<name> has at most {NAME_SIZE_MAX}"
+                    f"because {found.name}-<name> has at most {NAME_SIZE_MAX}"
                 )
             children.append(
                 Child(
@@ -186,7 +190,7 @@ class Plan:
 def _migrate(
     module: Module, migrations: Sequence[Migration], settings: msgspec.Struct, board: Board, child: ChildContext
 ) -> int:
-    """Run a module's migrations, in a process of their own; the exit status."""
+    """Run a module's migrations, in a process of their own; return the exit status."""
     measure_into_files_of(child.name)
     context = make_context(module, MIGRATIONS, settings, child.config)
     cell = Cell(*identify_self(), "configured", time.time())
@@ -216,7 +220,7 @@ def _run(
             return 0
     measure_into_files_of(child.name)
     context = make_context(module, declared.name, settings, child.config)
-    child.begin_start()  # it has beaten while it waited
+    child.begin_start()  # the wait for the migrations does not count as part of the start
     module.open(context)
     child.beat()
     try:

@@ -9,7 +9,7 @@ and its main loop calls `watch` at least once a second (app/processes/gunicorn_p
   reload, a child whose settings have changed is told to end; the new one starts when the old one is gone.
 
 Invariants: nothing raises into the arbiter's loop, which would end the server and with it every memory; what fails now
-is tried again by the next `watch`. Only `spawn` and `end` wait.
+is tried again by the next `watch`. Only `spawn` and `end` block.
 
 The reasons are in docs/design/children.md.
 """
@@ -34,11 +34,11 @@ from shm.errors import StoreError
 from shm.process import NOBODY, Identity
 from shm.store import Store
 
-END_SECONDS_MAX: Final = 3.0  # for a child to end in order
+END_SECONDS_MAX: Final = 3.0  # for a child to end by itself, once it was told to; then it is killed
 CONTROLLER_END_SECONDS_MAX: Final = 1.0
 # How long a newer controller may take from the beginning of its epoch to its first vitals, which name its arbiter.
 SIGNING_SECONDS: Final = 5.0
-FORM_SECONDS_MAX: Final = 5.0
+FORM_SECONDS_MAX: Final = 5.0  # for the first controller to form the first state
 
 log = logging.getLogger("mlsdm.server")
 
@@ -46,8 +46,8 @@ log = logging.getLogger("mlsdm.server")
 class Supervisor:
     """Supervises the children of one arbiter. `children` are all of them, the controller first.
 
-    `release` is called in each child and closes what only the arbiter may hold. `on_taken_back` is called when this
-    arbiter has taken the controller back from a newer arbiter that has gone.
+    `config` returns the configuration in force. `release` is called in each child and closes what only the arbiter may
+    hold. `on_taken_back` is called when this arbiter supervises the controller again, because a newer arbiter has gone.
     Raises ValueError when two children have the same name, or when there are too many.
     """
 
@@ -63,7 +63,7 @@ class Supervisor:
         self._config = config
         self._release = release
         self._on_taken_back = on_taken_back
-        self._me = process.identify_self()  # now: later there may be no free file descriptor to look it up with
+        self._identity = process.identify_self()  # now: later there may be no free file descriptor to look it up with
         self._table = ChildTable()
         self._supervised = {name: self._supervise(child) for name, child in _by_name(children).items()}
         self.superseded = False
@@ -97,7 +97,7 @@ class Supervisor:
 
     def _fork(self, child: Child, record: ChildRecord) -> int:
         """Fork a child; returns its pid. Raises OSError when the fork fails."""
-        inherited = Inheritance(self._block, self._config(), self._me, self._release)
+        inherited = Inheritance(self._block, self._config(), self._identity, self._release)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             pid = os.fork()
@@ -122,7 +122,7 @@ class Supervisor:
     # -- called from the arbiter's loop: nothing may raise -----------------------------------------------------------
 
     def reap(self, respawn: bool) -> None:
-        """Notice which children have ended, and start those again that should run, unless the server is stopping."""
+        """Notice which children have ended; if `respawn`, start those again that should run."""
         for supervised in list(self._supervised.values()):
             _guarded(lambda supervised=supervised: self._reap(supervised, respawn))  # type: ignore[misc] # mypy infers no default
 
@@ -178,11 +178,11 @@ class Supervisor:
     def _was_superseded(self, status: int | None) -> bool:
         """Return whether a controller that ended with this wait status was superseded by a newer one.
 
-        There is no status when Gunicorn has reaped it; then the vitals tell.
+        `status` is None when Gunicorn has reaped the controller; then the vitals show it.
         """
         if status is None:
             newer = self._arbiter_in_vitals()
-            return newer not in (NOBODY, self._me) and newer.alive
+            return newer not in (NOBODY, self._identity) and newer.alive
         return os.WIFEXITED(status) and os.WEXITSTATUS(status) == SUPERSEDED
 
     def _stand_back(self, now: float) -> None:
@@ -196,8 +196,8 @@ class Supervisor:
         """Start all children again when the newer arbiter has gone."""
         now, newer = time.monotonic(), self._arbiter_in_vitals()
         # While the vitals still name this arbiter, the newer controller may not have written its first ones yet.
-        is_unsigned = newer == self._me and now - self._superseded_at < SIGNING_SECONDS
-        if is_unsigned or (newer.alive and newer != self._me) or now < self._controller.due:
+        is_unsigned = newer == self._identity and now - self._superseded_at < SIGNING_SECONDS
+        if is_unsigned or (newer.alive and newer != self._identity) or now < self._controller.due:
             return
         self.superseded = False
         for supervised in self._supervised.values():
@@ -246,7 +246,7 @@ class Supervisor:
     def end(self) -> None:
         """Tell all children to end, wait for them together, and kill those that are late.
 
-        A child that survives even that dies with the arbiter.
+        The kernel kills any that is left when the arbiter exits (PR_SET_PDEATHSIG).
         """
         give_up_at = time.monotonic() + 2 * END_SECONDS_MAX
         for supervised in self._supervised.values():

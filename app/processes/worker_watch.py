@@ -1,12 +1,13 @@
-"""The watch over workers that do not answer: Gunicorn's own counts time in which nobody ran, and waits 30 s for all.
+"""The watch over workers that do not answer. It replaces Gunicorn's, which waits 30 s for every worker, by the clock.
 
-- Silent: the loop of a worker has not turned for SILENCE_SECONDS. This is logged, and readiness fails (see
+- Silent: the event loop of a worker has not run for SILENCE_SECONDS. This is logged, and readiness fails (see
   app/routes/health.py).
-- Stopped: by a signal (SIGSTOP, SIGTSTP), for STOPPED_SECONDS. The worker is killed and replaced, because half of the
-  clients may hang in it. One that a debugger has stopped is left alone.
+- Stopped: by a signal (SIGSTOP, SIGTSTP), for STOPPED_SECONDS. The worker is killed and replaced, because its clients
+  get no answers. A worker that a debugger has stopped is left alone.
 - Stuck: it runs, and has been silent for Gunicorn's timeout. It gets SIGABRT, which writes a traceback, then SIGKILL.
 
-Silence is counted by checks (app/processes/silence.py): a machine that stood still must not lose healthy workers.
+Silence is counted in checks, not by the clock (app/processes/silence.py), so that healthy workers survive a time in
+which the whole machine stood still.
 """
 
 import logging
@@ -26,7 +27,7 @@ log = logging.getLogger("mlsdm.server")
 
 
 class Arbiter(Protocol):
-    """What is used of Gunicorn's arbiter. A worker has `tmp`, whose time changes with each beat, and `has_booted`."""
+    """What is used of Gunicorn's arbiter. Its workers have `has_booted` and `tmp`, whose time each beat changes."""
 
     WORKERS: Mapping[int, Any]
     timeout: float
@@ -38,7 +39,7 @@ class _Watched:
     silent: Silence = field(default_factory=Silence)
     stopped: Silence = field(default_factory=Silence)
     stuck: Silence = field(default_factory=Silence)
-    is_told: bool = False
+    is_logged: bool = False
     is_aborted: bool = False
 
 
@@ -49,7 +50,7 @@ class WorkerWatch:
         self._arbiter = arbiter
         self._clock = clock
         self._watched: dict[int, _Watched] = {}
-        self.killed: set[int] = set()  # which this watch has killed and Gunicorn has not reaped
+        self.killed: set[int] = set()  # pids of workers that `check` has sent a signal and Gunicorn has not reaped
 
     def check(self) -> None:
         """Check every worker once, and kill those that are stopped or stuck."""
@@ -69,19 +70,19 @@ class WorkerWatch:
         return max(0.0, min(dues, default=float("inf")) - self._clock())
 
     def _check(self, pid: int, watched: _Watched, beat: int, now: float, has_booted: bool) -> None:
-        # Each is asked at every check, because each counts for itself.
+        # Every check must update all three, because each of them counts its own checks.
         is_silent = watched.silent.is_over(SILENCE_SECONDS, now, beat)
         is_long_silent = watched.stopped.is_over(STOPPED_SECONDS, now, beat)
         is_stuck = bool(self._arbiter.timeout) and watched.stuck.is_over(self._arbiter.timeout, now, beat)
         if not is_silent:
-            watched.is_told = watched.is_aborted = False
+            watched.is_logged = watched.is_aborted = False
             return
         state = process.state_of(pid)
-        if not watched.is_told and has_booted:
+        if not watched.is_logged and has_booted:
             log.warning(
                 "worker pid=%d has been silent for %.0f s (%s)", pid, SILENCE_SECONDS, _STATES.get(state, state)
             )
-            watched.is_told = True
+            watched.is_logged = True
         if is_long_silent and state == _STOPPED:
             log.error("worker pid=%d is stopped, and is killed and replaced", pid)
             self._kill(pid, signal.SIGKILL)
@@ -91,9 +92,9 @@ class WorkerWatch:
             self._kill(pid, signal.SIGKILL if watched.is_aborted else signal.SIGABRT)
             watched.is_aborted = True
 
-    def _kill(self, pid: int, number: signal.Signals) -> None:
+    def _kill(self, pid: int, with_signal: signal.Signals) -> None:
         self.killed.add(pid)
-        self._arbiter.kill_worker(pid, number)
+        self._arbiter.kill_worker(pid, with_signal)
 
 
 _STOPPED: Final = "T"
