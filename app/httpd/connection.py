@@ -7,12 +7,9 @@ turn of the loop.
 Owns: the order of answers, when to read from the socket, and how the connection ends. `app.httpd.connection_state` is
 a table of the states and of what each event does in them.
 
-Invariants: answers leave in the order of their requests. A request waits in the pipeline while an earlier one is being
-answered (on the thread pool, in pieces or deferred), when an earlier one arrived in the same read, while the client
-does not read its answers, and while all clients together leave too many answers unread (docs/design/flow-control.md).
-Reading from the socket pauses while input is unparsed and while PIPELINE_DEPTH requests wait.
-
-Perf: figures, memory per connection, and why a connection lingers at its end: docs/design/connection.md.
+Invariants: answers leave in the order of their requests. Reading from the socket pauses while input is unparsed and
+while PIPELINE_DEPTH requests wait. docs/design/flow-control.md says when a request waits in the pipeline, and
+docs/design/connection.md why a connection lingers at its end, with figures.
 """
 
 import asyncio
@@ -42,14 +39,14 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class ConnectionSnapshot(NamedTuple):
-    """The state of a connection, for tests. Sizes in bytes."""
+    """The state of a connection, for tests. Sizes are in bytes."""
 
     state: int  # app.httpd.connection_state
     phase: int  # app.httpd.request_parser: IDLE, HEAD, BODY
     is_reading: bool
     waiting_count: int  # parsed requests in the pipeline
     unparsed_size: int
-    unread_size: int  # of answers
+    unread_size: int  # of answers that the kernel has not accepted yet
     body_size: int  # received of the body that is being read
     body_size_left: int
     body_pieces_count: int
@@ -59,7 +56,7 @@ class Connection(asyncio.Protocol):
     """One client's connection."""
 
     __slots__ = (
-        "_call", "_client", "_has_served", "_is_reading", "_peer_ended", "_pipeline", "_refusal", "_request",
+        "_call", "_client", "_is_reading", "_must_queue", "_peer_ended", "_pipeline", "_refusal", "_request",
         "_transport", "deadline", "parser", "state", "worker", "writer",
     )  # fmt: skip
 
@@ -77,9 +74,9 @@ class Connection(asyncio.Protocol):
         self.state = READY  # 0, so `if self.state` reads "if not READY"
         # The request that is being answered on the pool, in pieces, or deferred.
         self._request: WSGIEnvironment | None = None
-        # Whether a request of the current feed was answered: those behind it in the same feed are queued. While the
-        # worker drains, it is True from the start of each feed: every request is queued, so that the last one is known.
-        self._has_served = False
+        # Whether further requests of the current feed are queued, because one was answered. While the worker drains,
+        # all requests are queued: only the answer of the last one carries Connection: close.
+        self._must_queue = False
         self._peer_ended = False  # the client has sent EOF
         self._is_reading = True  # from the socket
         self.deadline = worker.now + _KEEPALIVE_SECONDS
@@ -114,10 +111,10 @@ class Connection(asyncio.Protocol):
             self._parse_slices()
 
     def eof_received(self) -> bool:
-        """The client will send nothing more. True keeps our side open for the answers that it still waits for.
+        """The client will send nothing more. Returns True to keep our side open while the client waits for answers.
 
-        On TLS our side closes as well: what was written is still sent, but nothing more can be written. While an answer
-        is deferred, our side closes too, because a client that has left looks the same as one that half-closed.
+        Our side closes too on TLS, where nothing more can be written (what was written is still sent), and while an
+        answer is deferred, because a client that has left looks the same as one that has half-closed.
         """
         self._peer_ended = True
         if self._transport.can_write_eof() and self._call.deferred is None:
@@ -156,9 +153,9 @@ class Connection(asyncio.Protocol):
         """Serve a request, or queue it. Returns False when no further request is wanted."""
         worker = self.worker
         self.deadline = worker.now + _KEEPALIVE_SECONDS
-        if self.state or self._has_served or worker.slow_readers.is_full:
+        if self.state or self._must_queue or worker.slow_readers.is_full:
             return self._queue(environ, persistence)
-        self._has_served = True
+        self._must_queue = True
         self._serve(environ, persistence)
         return self.state < CLOSING
 
@@ -169,7 +166,7 @@ class Connection(asyncio.Protocol):
             self.worker.bodies.release(environ)
             self.refuse(refusal, environ)
             return False
-        self._line_up()
+        self._join_fair_queue()
         if len(self._pipeline) == PIPELINE_DEPTH.value and self._is_blocked():
             self.report_limit(PIPELINE_DEPTH, "The peer has too many requests waiting; reading from it pauses")
         if persistence == CLOSE:
@@ -185,17 +182,17 @@ class Connection(asyncio.Protocol):
         path = environ["PATH_INFO"]
         way = INLINE if path in worker.inline else worker.way_of(environ["REQUEST_METHOD"], path)
         if way == POOL:
-            self._await_answer(environ)
+            self._hold_others_behind(environ)
             worker.run_on_pool(self._serve_on_thread, environ, persistence)
             return
         answer = call.begin(worker, environ, persistence)
         while answer is None:
             if call.deferred is not None:
-                self._await_answer(environ)
-                self._await_deferred(call.deferred)
+                self._hold_others_behind(environ)
+                self._finish_when_done(call.deferred)
                 return
             if way == IN_PIECES:
-                self._await_answer(environ)
+                self._hold_others_behind(environ)
                 worker.long_answers.add(self)
                 return
             answer = call.make_piece()
@@ -208,12 +205,12 @@ class Connection(asyncio.Protocol):
         if BODY_RESERVED in environ:
             worker.bodies.release(environ)
 
-    def _await_answer(self, environ: WSGIEnvironment) -> None:
-        """Hold back further requests until `finish_request` is called for this one."""
+    def _hold_others_behind(self, environ: WSGIEnvironment) -> None:
+        """Queue further requests until `finish_request` is called for this one."""
         self._request = environ
         self.state = self.state or QUEUEING
 
-    def _await_deferred(self, deferred: Future[Chunks]) -> None:
+    def _finish_when_done(self, deferred: Future[Chunks]) -> None:
         deferred.add_done_callback(self._on_deferred_done)
         if self._peer_ended:
             self.close()
@@ -242,7 +239,7 @@ class Connection(asyncio.Protocol):
         return self._call.make_piece()
 
     def finish_request(self, answer: bytes) -> None:
-        """Send the answer of a request that `_await_answer` was called for, and go on with the requests behind it."""
+        """Send the answer of a request that `_hold_others_behind` was called for, and go on with the others."""
         assert self._request is not None
         environ, self._request = self._request, None
         self.worker.bodies.release(environ)
@@ -261,11 +258,11 @@ class Connection(asyncio.Protocol):
     # -- a request that is refused -----------------------------------------------------------------------------------
 
     def refuse(self, refusal: Refusal, environ: WSGIEnvironment | None = None) -> None:
-        """Answer with a problem document, after the answers before it, and close.
+        """Answer with a problem document, after the answers to earlier requests, and close.
 
-        `environ` is the request's, if the caller has it.
+        `environ` is that of the refused request, None if the parser has it.
         """
-        queued, self.state = self.state, CLOSING
+        has_earlier, self.state = self.state != READY, CLOSING
         worker, environ = self.worker, environ or self.parser.refused_environ
         worker.report_refusal(refusal.code, environ, refusal.detail, refusal.status)
         head = self.parser.is_head or environ.get("REQUEST_METHOD") == "HEAD"
@@ -273,9 +270,9 @@ class Connection(asyncio.Protocol):
         answer = problem_answer(refusal, worker, CLOSE, names, head=head)
         worker.on_answer(environ, status_of(refusal))
         worker.bodies.release(self.parser.drop_request())
-        if queued:
+        if has_earlier:
             self._pipeline.end_with(answer)
-            self._line_up()
+            self._join_fair_queue()
         else:
             self._send(answer, CLOSE)
 
@@ -308,19 +305,19 @@ class Connection(asyncio.Protocol):
 
         The answer is sent after those of earlier requests.
         """
-        queued, self.state = self.state, CLOSING
+        has_earlier, self.state = self.state != READY, CLOSING
         environ = self.parser.end_body()
         self.worker.bodies.release(self.parser.drop_request())
-        if queued:
+        if has_earlier:
             self._pipeline.end_with((environ, CLOSE))
-            self._line_up()
+            self._join_fair_queue()
         else:
             self._serve(environ, CLOSE)
 
     # -- flow --------------------------------------------------------------------------------------------------------
 
     def _parse(self, data: bytes | memoryview) -> None:
-        self._has_served = self.worker.draining
+        self._must_queue = self.worker.draining
         try:
             if self.parser.feed(data):
                 self.deadline = self.worker.now + PHASE_SECONDS[self.parser.phase]
@@ -340,13 +337,13 @@ class Connection(asyncio.Protocol):
         While other connections are queued, feed nothing: the bytes wait for this connection's turn.
         """
         must_wait = self.worker.fair_queue.is_busy or (self.state != READY and not self._is_blocked())
-        self._has_served = False
+        self._must_queue = False
         while self._pipeline.unparsed and not (
-            must_wait or self._has_served or self.state >= CLOSING or self._is_full()
+            must_wait or self._must_queue or self.state >= CLOSING or self._is_full()
         ):
             self._parse_slice()
         if self._pipeline.unparsed:
-            self._line_up()
+            self._join_fair_queue()
             try:
                 self._pipeline.reserve_unparsed()
             except Refusal as refusal:
@@ -367,7 +364,7 @@ class Connection(asyncio.Protocol):
     def _is_full(self) -> bool:
         return self.writer.is_paused or self._pipeline.is_full
 
-    def _line_up(self) -> None:
+    def _join_fair_queue(self) -> None:
         """Join `app.httpd.fair_queue`: now, or when the connection is no longer blocked."""
         self.state = self.state or QUEUEING
         self._call.is_followed = True
@@ -419,7 +416,7 @@ class Connection(asyncio.Protocol):
         if self.state == LINGERING or self._is_blocked():
             return
         if self._pipeline:
-            self._line_up()
+            self._join_fair_queue()
         else:
             self._become_ready()
 
@@ -460,7 +457,7 @@ class Connection(asyncio.Protocol):
         self._transport.close()
 
     def abort(self, limit: Limit, what: str) -> None:
-        """Close at once and discard what the client has not read. `what` happened is reported, with `limit`."""
+        """Close at once and discard what the client has not read. Reports `limit` with a sentence on what happened."""
         self.report_limit(limit, what)
         self._stop_serving()
         self._transport.abort()
@@ -484,7 +481,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def idle_until(self) -> float:
-        """When this connection will be closed if it stays idle; the one with the lowest value is idle longest."""
+        """When this connection will be closed if it stays idle. The lowest value has been idle longest."""
         return self.deadline
 
     @property

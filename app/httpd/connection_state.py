@@ -1,20 +1,20 @@
 """The four states of a connection, and what each event does in them.
 
-`app.httpd.connection` implements the table below. Beside the state it has four conditions:
+`app.httpd.connection` implements the table below. Besides the state, a connection has four conditions:
 
 - `_request` is the request whose answer is made on the pool or in pieces, or is deferred.
 - `writer.is_paused` is True while the client reads too slowly. While either of these two holds, nothing is answered, so
   neither occurs in READY.
 - `_peer_ended` is True once the client has sent EOF. A half-closed connection is not possible on TLS, nor while an
   answer is deferred: when the client sends EOF, the connection closes.
-- `_has_served` belongs to one feed of the parser. It is True once a request of that feed was answered; the requests
-  that follow in the same feed are queued.
+- `_must_queue` belongs to one feed of the parser. It is True once a request of that feed was answered, and in every
+  feed while the worker drains: then the requests that follow in the same feed are queued.
 """
 
 from typing import Final
 
 READY: Final = 0  # the next request is answered at once
-QUEUEING: Final = 1  # a request waits or is under way: the next request is queued
+QUEUEING: Final = 1  # a request waits, or its answer is being made: the next request is queued
 CLOSING: Final = 2  # no further input is parsed; queued answers are still sent, and the last of them says close
 LINGERING: Final = 3  # the last answer is written, or none will be; input is discarded until the client closes
 

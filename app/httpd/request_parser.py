@@ -4,8 +4,8 @@
 application runs in the same turn of the loop. `feed` raises Refusal when the bytes are not a request, or are one that
 breaks a rule or a limit; nothing is fed afterwards. A whole request with a cached head bypasses llhttp (`head_cache`).
 
-Owns: the parser, and the target, fields and body that it has delivered so far. Knows no socket, no time and no order of
-answers. The rules for heads are in `app.httpd.framing` and `app.httpd.wsgi_environ`.
+Owns: the parser, and the target, fields and body that it has delivered so far. It has no code about sockets, deadlines
+or the order of answers. The rules for heads are in `app.httpd.framing` and `app.httpd.wsgi_environ`.
 
 Invariants: llhttp bounds nothing, so the bytes that it holds are bounded here: an incomplete head, chunk extensions,
 trailers. Trailers are dropped: nothing reads them, and trailers that were merged into the head would bypass all of its
@@ -37,7 +37,7 @@ BODY: Final = 2
 
 # Bytes of each body that are not reserved in the budget: the number of connections bounds their sum.
 LARGE_BODY_SIZE: Final = 65_536
-# So many pieces of a body are joined into one, because a chunk of two bytes takes 43 bytes as a piece (object,
+# This many pieces of a body are joined into one, because a chunk of two bytes takes 43 bytes as a piece (object and
 # pointer).
 _FOLD_COUNT: Final = 1_024
 _REQUEST_LINE_SIZE_MAX: Final = REQUEST_LINE_SIZE.value
@@ -88,8 +88,8 @@ class RequestParser:
 
         `deliver(environ, persistence)` takes each request and the persistence that it asks for (PERSIST, KEEP_ALIVE or
         CLOSE) and returns whether more requests are wanted. `reserve(size, environ)` is called before `size` more bytes
-        of a large body are kept, and with 0 when a head announces a large body. An exception that it raises, `feed`
-        raises again.
+        of a large body are kept, and with 0 when a head announces a large body. `feed` raises again what `reserve`
+        raises.
         """
         self.phase = IDLE
         self._base = self._environ = base
@@ -107,7 +107,7 @@ class RequestParser:
         self._body: list[bytes] = []
         self._joined_count = 0  # how many pieces at the start of `_body` are joined already
         self._length = 0
-        self.body_size = 0  # bytes of the body that have come
+        self.body_size = 0  # bytes of the body that have arrived
         self._reserved_size = 0  # bytes of it that were reserved
         self._expects = False
         self._upgrade = b""  # the framing of a request whose Upgrade is ignored
@@ -215,9 +215,9 @@ class RequestParser:
         return named
 
     def pop_expectation(self) -> WSGIEnvironment | None:
-        """Return the environ of the request being read if its client waits for 100 Continue, else None. Only once.
+        """Return the environ of the request being read if its client waits for 100 Continue, else None.
 
-        A client waits if it has sent Expect and no byte of the body has come.
+        A client waits if it has sent Expect and no byte of the body has arrived. A second call returns None.
         """
         expects, self._expects = self._expects and self.phase == BODY and not self._body, False
         return self._environ if expects else None
@@ -312,7 +312,7 @@ class RequestParser:
         else:
             environ["wsgi.input"] = BytesIO()
         environ[RECEIVED_NS] = monotonic_ns()
-        # An idle connection keeps nothing of its last request: no budget would count the sixteen megabytes of its body.
+        # An idle connection must not keep its last request: a body of 16 MB would be in no budget.
         self._environ, self._fields = self._base, []
         self.phase = self._last_phase = IDLE
         if not self._deliver(environ, self._persistence):

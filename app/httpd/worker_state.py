@@ -1,8 +1,9 @@
 """What all connections of one worker share.
 
 Owns the application and its hooks, the clock of the deadlines, the lines that all answers carry (Date, the default
-headers), the limits of what clients make the worker hold, the queues of connections, and the thread pool for the few
-routes that may block. Made after the fork. Connections read its attributes for every request, so they are plain ones.
+headers), the budgets of request bodies and pipelined requests, the queues of connections, and the thread pool for the
+few routes that may block. Made after the fork. PERF: connections read its attributes for every request, so these are
+plain attributes, not properties.
 
 Threading: the loop's thread only, except `report_refusal`. Nothing is locked.
 
