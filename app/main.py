@@ -1,8 +1,8 @@
 """The application that Gunicorn serves: `gunicorn -c gunicorn.conf.py app.main:app`.
 
 A composition root. `app` exists from import on, so that it can be preloaded and shared by fork; it opens the block,
-claims a worker row and builds the routes in `open`, which the worker calls after the fork. The table of routes is
-`routes`: a new route is a new module and one line.
+claims a worker row and builds the routes in `open`, which the worker calls after the fork. To add a route, add a file
+to app/routes and a line to app/routes/table.py.
 """
 
 import logging
@@ -65,12 +65,13 @@ class Application:
     """A WSGI application with the hooks that the evented worker calls."""
 
     def __init__(self) -> None:
-        self.serve: Any = self._closed
+        self.serve: Any = self._refuse_before_open
         self._routes: dict[str, Resource] = {}
         self._modules: Registry
         # (method, template) → how the operation is answered, where that is not INLINE.
         self._ways: dict[tuple[str, str], int] = {}
-        self._has_template_ways = False  # a template with parameters is among them, so paths must be matched
+        # Whether `_ways` has a template with parameters; then the path of a request must be matched to its template.
+        self._has_template_ways = False
         self.inline: frozenset[str] = frozenset()  # paths that are answered INLINE whatever the method
         self.on_answer: Callable[[WSGIEnvironment, str], OnWritten | None] = lambda _environ, _status: None
         self.request_sample_ratio = 1.0
@@ -83,7 +84,7 @@ class Application:
         return answer
 
     @staticmethod
-    def _closed(_environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    def _refuse_before_open(_environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         start_response("503 Service Unavailable", [("Retry-After", "1")])
         return []
 
@@ -115,7 +116,7 @@ class Application:
         host = loaded.config.server.host
         authenticators: list[Authenticator] = [] if loaded.keyring.is_open else [KeyAuthenticator(loaded.keyring)]
         if server.require_plan().guards:
-            authenticators.append(NoAuthenticator())  # the server is closed from the start, also when the module fails
+            authenticators.append(NoAuthenticator())  # also when the module fails: then the server stays closed
         self._gate = Gate(authenticators, trusted_proxies(loaded.config), context.charge, is_loopback(host))
         self.request_sample_ratio = loaded.config.observability.logging.sample_ratio
         self._spans = tracing_setup.start_tracing(loaded.config, block.boot_id, "worker")
@@ -130,7 +131,7 @@ class Application:
             wake=lambda: worker.loop.call_soon_threadsafe(self._add_published),
         )  # fmt: skip
         self._lock_backoff = LockBackoff(block, worker.loop)
-        self._api = self._routed()
+        self._api = self._make_falcon_app()
         self.serve = FastPath(self._routes, self._gate, self._deferred.in_front_of(self._api))
         if self._spans is not None:
             self.serve = self._spans.wrap_application(self.serve)
@@ -140,7 +141,7 @@ class Application:
         self.on_beat()
         log.info("worker pid=%d serves from row %d", os.getpid(), self.row)
 
-    def _routed(self) -> Any:
+    def _make_falcon_app(self) -> Any:
         self._router = DefaultRouter()
         api: Any = falcon.App(middleware=[ReraiseMiddleware(), self._gate, self._modules], router=self._router)  # type: ignore[arg-type] # it takes our resources only
         api.req_options.auto_parse_qs_csv = False
@@ -185,7 +186,7 @@ class Application:
     def _refuse(self, request: falcon.Request, response: falcon.Response, error: falcon.HTTPError) -> None:
         """Falcon error serialiser: answer, count and audit a refusal of a route, and refund its tokens.
 
-        After a refusal because the lock was not acquired in time, no further request waits for the lock.
+        When the lock was not acquired in time, requests stop waiting for it until it is free again (LockBackoff).
         """
         if isinstance(error.__cause__, Busy):
             self._lock_backoff.start()
@@ -198,14 +199,15 @@ class Application:
         error.__traceback__ = None
 
     def on_refusal(self, code: str, environ: WSGIEnvironment, status: int) -> None:
-        """Count and audit what the connection refused before any route: called by the worker."""
+        """Count and audit a request that the connection refused before any route. Called by the worker."""
         self._refusals.labels(code).inc()
         environ.setdefault(ADDRESS, self._gate.address_of(environ))
         self._audit.record_refusal(environ, status, code)
 
     def wants_body(self, environ: WSGIEnvironment) -> bool:
-        """Return whether a body should be sent that is held back (Expect: 100-continue), or that is large: not when it
-        is known already that its request will be refused.
+        """Return whether the client should send its body: False when the request would be refused anyway.
+
+        Asked for a body that the client holds back (Expect: 100-continue), and for one that is large.
         """
         found: Any = self._router.find(_bare(environ["PATH_INFO"]))
         operation: Operation | None = found[0].operations.get(environ["REQUEST_METHOD"]) if found else None
@@ -234,7 +236,7 @@ class Application:
         return str(found[3]) if found else None
 
     def on_beat(self) -> None:
-        """Write the heartbeat of this worker's row, and do what is due four times a second."""
+        """Write the heartbeat into the worker's row, flush the audit log, check the modules. Four times a second."""
         self._audit.flush()
         self._row.heartbeat_ns = boot_clock()
         self._row.requests = self._requests_before + self.worker.nr
@@ -248,7 +250,7 @@ class Application:
         try:
             self.store.release_row(self.row, process.identify_self())
         except StoreError:  # the lock is stuck, or lost
-            log.warning("row %d was left to be claimed from the dead", self.row)
+            log.warning("row %d was not released; a later worker claims it", self.row)
         if self._spans is not None:
             self._spans.close()
 
@@ -270,8 +272,8 @@ def _reraise(_request: falcon.Request, _response: falcon.Response, error: Except
     raise error
 
 
-# Before the fork: every Falcon application copies these tables, and would make them once a worker. Python's own are
-# enough: no route asks for them, and each entry that the machine adds is touched, and its page copied, by every worker.
+# Falcon copies these tables. They are made here, before the fork, so that not every worker makes them. The mime.types
+# files of the machine are left out: no route needs them, and every worker would copy the pages with their entries.
 mimetypes.knownfiles.clear()
 mimetypes.init()
 app = Application()

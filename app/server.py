@@ -1,4 +1,4 @@
-"""The server, as the arbiter sees it: configuration, block and children, over reloads, upgrades and deaths.
+"""The server, as the arbiter sees it: configuration, block and children, across reloads, upgrades and crashes.
 
 A composition root. Owns: everything that outlives a worker. Gunicorn executes gunicorn.conf.py again at every HUP and
 forgets its globals; this module is imported once, so the one `server` below stays.
@@ -6,8 +6,8 @@ forgets its globals; this module is imported once, so the one `server` below sta
 Invariants:
 - Nothing raises after the first start: an exception would end the arbiter, and every memory with it. So a reload loads
   and checks everything first; when anything is wrong, one ERROR lists all problems and nothing changes.
-- The block outlives every worker and child. A new arbiter (USR2) is handed its descriptor through the environment that
-  Gunicorn passes on, and adopts it.
+- The block outlives every worker and child. A new arbiter (USR2) inherits its descriptor, finds the number in the
+  environment that Gunicorn passes on, and adopts the block.
 
 Gunicorn's arbiter has too few hooks for this: app/processes/gunicorn_patches.py holds every patch.
 """
@@ -54,7 +54,7 @@ from shm.errors import StoreError
 from shm.layout import NO_ROW
 from shm.store import Store
 
-BLOCK_VARIABLE: Final = "_MLSDM_BLOCK_FD"  # hands the descriptor to the next arbiter
+BLOCK_VARIABLE: Final = "_MLSDM_BLOCK_FD"  # the number of its descriptor, for the next arbiter
 
 log = logging.getLogger("mlsdm.server")
 
@@ -68,10 +68,10 @@ class Server:
         self.plan: Plan | None = None  # the modules of the configuration in force
         self._found: list[FoundModule] = []  # the modules that `modules.enabled` names, as they were found
         self._rehearsals = Rehearsals()  # of this start or reload
-        # Which children there are beside the controller; asked at the start and at every reload.
+        # Returns the children other than the controller; called at the start and at every reload.
         self.children_of: Callable[[Loaded], Sequence[Child]] = lambda _loaded: self.require_plan().children
-        self.was_refused = False  # what was read last; see `configure`
-        # What is in force while a reload is tried: the configuration, its modules, and what their names have led to.
+        self.was_refused = False  # whether `configure` refused the configuration that it read last
+        # While a reload is tried, what is still in force: configuration, plan, and modules as they were found.
         self._before: tuple[Loaded, Plan, list[FoundModule]] | None = None
         self._metrics_lock = -1
         self._supervisor: Supervisor | None = None
@@ -86,11 +86,11 @@ class Server:
             self._before = (self.loaded, self.require_plan(), self._found)
         self.was_refused = True
         try:
-            how = (os.environ, startup.PLACES, self._find_sections, partial(rehearse_settings, self._rehearsals))
+            arguments = (os.environ, startup.PLACES, self._find_sections, partial(rehearse_settings, self._rehearsals))
             if self.loaded is None:
-                loaded = startup.load(None, *how)
+                loaded = startup.load(None, *arguments)
             else:
-                loaded = startup.reload(self.loaded, *how)
+                loaded = startup.reload(self.loaded, *arguments)
                 if problems := self._row_problems(loaded.config):
                     raise ConfigurationError(problems)
                 self.plan = self._plan_modules(loaded)
@@ -108,7 +108,7 @@ class Server:
         return self.loaded
 
     def commit(self) -> None:
-        """Put what a reload has read into force; all new workers have booted with it."""
+        """Put what a reload has read into force. To be called when all new workers have booted with it."""
         self._before = None
         loaded = self.require()[1]
         log_configuration(loaded)
@@ -160,7 +160,7 @@ class Server:
         }
 
     def require(self) -> tuple[Block, Loaded]:
-        """Return block and configuration, for a worker."""
+        """Return block and configuration. Raises RuntimeError when gunicorn.conf.py was not executed."""
         if self.block is None or self.loaded is None:
             raise RuntimeError(
                 "the block is made by gunicorn.conf.py: start with `gunicorn -c gunicorn.conf.py app.main:app`"
@@ -184,14 +184,15 @@ class Server:
         return plan
 
     def _find_sections(self, enabled: tuple[str, ...]) -> FoundSections:
-        """Import the enabled modules, and return the sections of the configuration that modules have."""
+        """Import the enabled modules, and return the sections that modules add to the configuration."""
         self._found = load_modules(enabled, self._rehearsals)
         return sections_of(self._found)
 
     def _serve_children(self) -> None:
         """Check the children while the arbiter waits for a rehearsal.
 
-        Workers have to wait: one that was started here would return into a reload that is under way.
+        Workers that have ended are not replaced meanwhile: a worker that was forked here would return into the middle
+        of the reload.
         """
         if self._supervisor is not None:
             self._supervisor.reap(respawn=True)
@@ -216,7 +217,8 @@ class Server:
             self.plan = self._plan_modules(loaded)
         except (BlockError, ConfigurationError, ValueError, OSError) as error:
             sys.exit(f"mlsdm cannot start: {error}")
-        # `python -m gunicorn` would be started again as a script of its own directory, whose http shadows Python's.
+        # USR2 executes these arguments again. After `python -m gunicorn` they begin with the path of __main__.py; as a
+        # script it would put Gunicorn's directory first in sys.path, where gunicorn/http hides Python's http.
         arguments = arbiter.START_CTX["args"]
         if Path(arguments[1]).name == "__main__.py":
             arguments[1:2] = ["-m", "gunicorn"]
@@ -269,7 +271,7 @@ class Server:
         return self._supervisor.states() if self._supervisor is not None else {}
 
     def _put_settings_into_force(self) -> None:
-        """Have the controller put the configured governor settings into force, unless they were configured before."""
+        """Have the controller put the configured governor settings into force, if the configuration changed them."""
         block, loaded = self.require()
         try:
             post_configured(Store(block), Regime.of(loaded.config).to_record())
@@ -310,19 +312,19 @@ class Server:
 
 
 def _heartbeat_directory() -> str | None:
-    """Return the directory for Gunicorn's heartbeats; None for the one for temporary files.
+    """Return the directory for Gunicorn's heartbeats; None: the directory for temporary files.
 
-    A tmpfs, if there is one: a heartbeat must not wait for a disk.
+    The heartbeats belong on a tmpfs, if there is one, so that they do not wait for a disk.
     """
     candidates = ("/dev/shm", os.environ.get(METRICS_VARIABLE, ""))  # noqa: S108 - the files have no names there
     return next((directory for directory in candidates if os.access(directory, os.W_OK)), None)
 
 
 def _become_unprivileged_child(arbiter: Arbiter) -> None:
-    """In a child of the arbiter, give up what only the arbiter may have.
+    """Close the listening sockets and drop privileges, in a child of the arbiter.
 
-    These are the sockets, because a child must not hold the port of a server that has stopped, and the privileges that
-    workers give up, too (`gunicorn --user`).
+    The sockets, because a child must not hold the port of a server that has stopped. The privileges, because workers
+    drop them, too (`gunicorn --user`).
     """
     for listener in arbiter.LISTENERS:
         listener.sock.close()

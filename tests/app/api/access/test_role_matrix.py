@@ -120,7 +120,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Route]]:
         (), Board((), 0), 0, migrations={}, context_of=_no_context, routes={}, wake=lambda: None
     )
     application._lock_backoff = LockBackoff(formed.block, asyncio.new_event_loop())
-    api = application._routed()
+    api = application._make_falcon_app()
     found = []
     for info in falcon.inspect.inspect_routes(api):
         methods = frozenset(method.method for method in info.methods if not method.internal)
