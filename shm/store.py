@@ -37,7 +37,7 @@ ANY_TICKET: Final = 2**64 - 1  # for `post_command`: post whatever was carried o
 
 
 class Decision(NamedTuple):
-    """The fields of `struct mlsdm_decision`. `repeated` is 1 if an earlier event with the same key was decided."""
+    """The fields of `struct mlsdm_decision`. `repeated` is 1 for the decision of an earlier event with the same key."""
 
     position: int
     sequence: int
@@ -94,7 +94,7 @@ class RecallResult(NamedTuple):
 
     `matches` are the best first, ties newer first; they equal brute force immediately after position `as_of`. `scanned`
     live memories were compared, `candidates` of them scored in full. `corrupt_id` is a memory that was left out because
-    its checksum is wrong, 0 for none.
+    its checksum is wrong, 0 for none. `attempts` is how often the recall began, at least 1.
     """
 
     matches: list[Match]
@@ -278,7 +278,10 @@ class Store:
         return self._is_ok(lib.mlsdm_slot_repair(self._map, slot), otherwise=CORRUPT)
 
     def find_damaged_chain(self, first: int, count: int) -> int | None:
-        """Return the first of `count` chains of receipts, from `first` on, whose head is damaged. Raises nothing."""
+        """Return the first of `count` chains of receipts, from `first` on, whose head is damaged.
+
+        Returns None if all are sound. Raises nothing.
+        """
         found = lib.mlsdm_chains_check(self._map, first, count)
         return found if found < first + count else None
 

@@ -1,7 +1,7 @@
 """Fields: the members that several responses share, each with its type, range and description.
 
-Owns: their only spelling, which the generated documents quote. Annotations have no effect at run time: encoding a
-response does not check it; the tests do.
+Owns: their one definition, from which the OpenAPI document is generated. The server does not check its responses
+against it; the tests do.
 """
 
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def component(name: str) -> Callable[[_Type], _Type]:
     """
 
     def rename(described: _Type) -> _Type:
-        described.__name__ = name  # msgspec calls the component by it
+        described.__name__ = name  # msgspec takes the name of the component from here
         return described
 
     return rename

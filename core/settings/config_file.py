@@ -2,7 +2,8 @@
 
 Invariants: a search follows the names of known settings, never the structure of the document, so that its cost does not
 depend on what the file holds.
-Rejected: a list of all keys and texts of the file. A kilobyte of nested aliases would expand to more than the memory.
+Rejected: a list of all keys and values of the file. A kilobyte of nested YAML aliases would expand to more than the
+machine's memory.
 """
 
 import os
@@ -28,9 +29,10 @@ NO_FILE = ConfigFile("embedded defaults", None)
 
 
 def find(path: str | None, config_path: str | None, places: Sequence[str]) -> ConfigFile:
-    """Return the file at `path`; if that is None, at `config_path`; if that is None, the first of `places` that exists.
+    """Find and read the configuration file. Returns NO_FILE if there is none.
 
-    Otherwise, and if `config_path` is "", return NO_FILE.
+    It is the first of these that is not None: `path`, `config_path` (the variable CONFIG_PATH; "": no file), and the
+    first of `places` that exists. Never raises; a file that cannot be read has a problem.
     """
     if path is None:
         path = next(filter(_exists, places), None) if config_path is None else config_path or None
@@ -49,8 +51,8 @@ def read(path: str) -> ConfigFile:
 def find_nodes(node: yaml.Node | None, key: str) -> Iterator[yaml.Node]:
     """Yield the nodes below `node` at a dotted key, in the order of the file.
 
-    There are two when the key is written both as a section and with its dot. If a name is given twice, the first one
-    counts.
+    There are two when the file has the key in a section and also in dotted form. Of two equal names in one mapping, the
+    first counts.
     """
     seen: set[str] = set()
     for name_node, value_node in node.value if isinstance(node, yaml.MappingNode) else ():
@@ -66,7 +68,8 @@ def find_nodes(node: yaml.Node | None, key: str) -> Iterator[yaml.Node]:
 def _exists(path: str) -> bool:
     """Return whether a path exists.
 
-    A dangling link counts as existing, and so does a path in a directory that cannot be read: both are then reported.
+    A dangling link counts as existing, and so does a path in a directory that cannot be read, so that `read` reports
+    it.
     """
     try:
         os.lstat(path)

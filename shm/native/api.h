@@ -13,7 +13,7 @@
  * Result. A function that returns int returns a status, MLSDM_STATUS_*. OK means that the outputs are set. After any
  *   other status the outputs are undefined and the block holds what it held before.
  * Lock. "Takes the lock" means: the function enters the section, waits up to map->wait_ms ms for it (with 0 it spins
- *   some µs and then gives up), and leaves it before it returns. No function returns with the lock held, so the caller
+ *   for some µs and gives up), and leaves it before it returns. No function returns with the lock held, so the caller
  *   never holds it. Two statuses come from the lock. BUSY: it was not acquired in time. LOST: no
  *   process can acquire it any more, until the server is restarted.
  * Process. The caller maps the block writable, has made `map` after its last fork, and set row and pid in it. Any
@@ -114,7 +114,8 @@ uint64_t mlsdm_position(const struct mlsdm_map *map);
  * Returns    OK; TAKEN if the row no longer belongs to (pid, started); BUSY; LOST. Needs no formed state.
  * Lock       takes it.
  * Process    worker, for itself.
- * Death      pid is stored last: the row then names the old pid with another start time, which is no live process. */
+ * Death      pid is stored last. Before that store, the row has the old pid with the new start time, which is no live
+ *            process. */
 int mlsdm_row_claim(struct mlsdm_map *map, uint32_t row, uint64_t pid, uint64_t started, uint64_t new_pid,
                     uint64_t new_started);
 
@@ -125,7 +126,7 @@ int mlsdm_row_claim(struct mlsdm_map *map, uint32_t row, uint64_t pid, uint64_t 
  * moral          0 to 1.
  * vector         the bytes of float32[D], any alignment.
  * payload        uint8[payload_size], payload_size ≤ payload_size_max of the header. May be NULL if the size is 0.
- * hash           identifies an event with an idempotency key.
+ * hash           identifies an event with an idempotency key; NULL if it has none.
  * decision       receives the decision. If the receipt of `hash` is kept, it receives the first decision, with
  *                repeated = 1, and nothing changes. Such a receipt takes precedence over STOPPED and an emergency.
  * Returns    OK; NOT_FINITE, TOO_LONG (before the lock); BUSY; LOST; UNFORMED; CORRUPT: the committed state, the
@@ -142,7 +143,7 @@ int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8
  * count          events.
  * morals         float64[count].
  * vectors        float32[count][D].
- * payloads       the payloads one behind the other. NULL, together with payload_ends, if no event has one.
+ * payloads       the payloads, concatenated. NULL, together with payload_ends, if no event has one.
  * payload_ends   uint64[count]: payload i ends before byte payload_ends[i].
  * hash           of the batch; item i is identified by words[1] + i.
  * decisions      [count]; receives those that were made.
@@ -173,8 +174,8 @@ int mlsdm_vectors_check(struct mlsdm_map *map, const float vectors[], uint32_t c
  *            was overwritten or deleted.
  * Lock       takes it.
  * Process    worker, controller.
- * Death      before the commit the mark is taken back; after it the next process that takes the lock erases the rest.
- */
+ * Death      before the commit, the mark is rolled back; after it, the next process that takes the lock erases the
+ *            rest. */
 int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t memory_id, struct mlsdm_entry *entry);
 
 /* -- the controller -- */
@@ -189,7 +190,7 @@ int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t memory_id, stru
 int mlsdm_epoch_begin(struct mlsdm_map *map, int64_t now_ns, const struct mlsdm_settings *settings,
                       struct mlsdm_entry *entry);
 
-/* Take one step of the rhythm; asleep, with one consolidation.
+/* Take one step of the rhythm. In the sleep phase it includes one consolidation.
  *
  * epoch          the caller's.
  * entry          receives the log entry.
@@ -212,7 +213,7 @@ int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, s
 /* Publish the vitals and the heartbeat of the controller.
  *
  * epoch          the caller's.
- * Returns    OK; BUSY; LOST; CORRUPT: the committed state, also if there is none yet; STALE.
+ * Returns    OK; BUSY; LOST; CORRUPT: the committed state, or there is none yet; STALE.
  * Lock       takes it. Readers do not: they read word by word and may see words of two beats.
  * Process    controller.
  * Death      some words are of this beat and some of the last one, until a controller writes the next. */
@@ -238,7 +239,7 @@ int mlsdm_vitals_write_unlocked(struct mlsdm_map *map, uint64_t predecessor, con
  * configured     checksum of the settings if the configuration asks for them, else 0.
  * after          ticket of the newest command that the caller knows to be carried out; UINT64_MAX: any.
  * ticket         receives the ticket of the command, above every ticket before it.
- * Returns    OK; BUSY; LOST; CORRUPT: the committed state, also if there is none yet; TAKEN: another command is
+ * Returns    OK; BUSY; LOST; CORRUPT: the committed state, or there is none yet; TAKEN: another command is
  *            pending, or one was carried out after ticket `after`.
  * Lock       takes it.
  * Process    worker, arbiter.
@@ -257,7 +258,7 @@ int mlsdm_command_pending(struct mlsdm_map *map);
  * ticket         of the command, from mlsdm_command_post.
  * Returns    OK: it will never be carried out; this holds for a damaged slot too, which is then made valid again;
  *            TAKEN: it was carried out, or the slot holds another command; BUSY; LOST; CORRUPT: the committed state,
- *            also if there is none yet.
+ *            or there is none yet.
  * Lock       takes it.
  * Process    worker, arbiter.
  * Death      the command is pending, or it is withdrawn. */
@@ -383,7 +384,7 @@ int64_t mlsdm_tokens_spend(struct mlsdm_map *map, const struct mlsdm_account *ac
 
 /* Give back tokens that a request has spent, because the request was refused.
  *
- * count          tokens, at most as many as were spent. If the bucket has a new owner since, nothing happens.
+ * count          tokens, at most as many as were spent. If the bucket has another owner by then, nothing happens.
  * Lock       none: one atomic subtraction. Needs no formed state.
  * Process    worker, any thread.
  * Death      the tokens are given back or are not. */

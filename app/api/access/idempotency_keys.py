@@ -1,14 +1,13 @@
 """Idempotency keys: make an event safe to send again.
 
-A client without a response cannot know whether its event was decided. With an `Idempotency-Key` it may send the same
+A client that gets no response cannot know whether its event was decided. With an `Idempotency-Key` it may send the same
 request again, to any worker, and gets the first decision. In a batch each event has a receipt of its own.
 
 Invariants: the receipt of a decision is published by the same 8-byte store as the decision, so it exists even if the
-worker died before it answered. A key belongs to one client and one request: to the route and the decoded events, their
-moral values as float64, vectors as float32 and payloads as they are stored. Their form does not count: a retry may come
-in another form, with other white space, through a proxy that rewrites fields. With other events or on another route the
-key is refused. Only keyed hashes are stored. The block keeps the newest `idempotency_capacity` receipts; a refused
-request leaves none.
+worker died before it answered. A key belongs to one client, one route and the decoded events (moral values as float64,
+vectors as float32, payloads as they are stored). So a retry may have another media type, other white space or rewritten
+header fields. With other events or on another route the key is refused. Only keyed hashes are stored. The block keeps
+the newest `idempotency_capacity` receipts; a refused request leaves none.
 """
 
 import re
@@ -58,7 +57,7 @@ class IdempotencyKeys:
         client: Client = environ[CLIENT]
         owner = "" if client.is_address else client.id
         key_hash = blake2b(f"{owner}\0{word}".encode(), digest_size=16, key=self._secret).digest()
-        # "//event" is the same route as "/event". The count shows where the vectors end.
+        # "//event" is the same route as "/event". The size of `morals` tells how many vectors follow.
         path = environ["PATH_INFO"].lstrip("/").encode("latin-1")
         request_hash = blake2b(b"%s\0%d\0" % (path, memoryview(morals).nbytes), digest_size=8, key=self._secret)
         request_hash.update(morals)

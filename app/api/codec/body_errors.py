@@ -24,7 +24,7 @@ _COUNT_SIZES: Final = {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}  # bytes of the lengt
 
 
 def refuse_repeats(body: bytes, colons: int) -> None:
-    """Raise the 422 for a JSON body in which one of our members is repeated (RFC 7493 §2.3 forbids it).
+    """Raise the 422 for a JSON body in which a member of this API is repeated (RFC 7493 §2.3 forbids it).
 
     A reader that takes the first value and one that takes the last would act on different values: for example a gateway
     that checks moral values, and this server. `colons` is the number of colons that the body has if each member occurs
@@ -35,9 +35,9 @@ def refuse_repeats(body: bytes, colons: int) -> None:
 
 
 def refuse_repeats_msgpack(body: bytes | memoryview | msgspec.Raw, members: int) -> None:
-    """Raise the same 422 for a msgpack map. `members` is the number of its members if each occurs once.
+    """Raise the 422 of `refuse_repeats` for a msgpack map. `members` is the number of its members if each occurs once.
 
-    The head of a map has the number of its pairs; a map with an unknown key has been refused before.
+    The first bytes of a map have the number of its pairs. The caller has refused unknown keys before.
     """
     if memoryview(body)[0] == 0x80 | members:  # PERF: nearly all maps have the short head: 0.2 µs instead of 0.5
         return

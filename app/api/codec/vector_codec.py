@@ -1,8 +1,8 @@
 """Vector codec: decodes JSON numbers, base64, msgpack and raw bytes into little-endian float32.
 
 One function for each media type returns a buffer that the native core reads as it is. Each error is found once: types
-and numbers by msgspec, lengths here, and NaN, infinities and norms by the native core, which must read each element
-anyway. An element that overflows float32 is an infinity by then, and is refused as one.
+and numbers by msgspec, lengths here, and NaN, infinities and norms by the native core, which reads each element anyway.
+An element that overflows float32 is an infinity by then, and is refused as one.
 """
 
 import binascii
@@ -18,7 +18,7 @@ from app.api.problem import Problem, invalid
 from core.limits import VECTOR_NORM
 from shm.errors import TOO_LONG
 
-# A reference in the documents: the type depends on the dimension (`modules.openapi.schema`).
+# The OpenAPI document refers to this type by name, because it depends on the dimension (`modules.openapi.schema`).
 VECTOR_SCHEMA: Final = {"$ref": "#/components/schemas/Vector"}
 
 _floats_of_json = msgspec.json.Decoder(list[float]).decode
@@ -49,7 +49,7 @@ class VectorCodec:
         if found := self._read(text):
             return found
         try:
-            if text[0] == 0x5B:  # [; a comma between two elements each
+            if text[0] == 0x5B:  # [, and n elements have n - 1 commas
                 self._refuse_more(text.count(b",") + 1, field)
                 return self._of_numbers(_floats_of_json(text), field)
             if text[0] == 0x22:  # "
