@@ -38,6 +38,7 @@ from app.processes.child_table import ChildState
 from app.processes.controller_child import controller_child
 from app.processes.gunicorn_patches import Arbiter, harden_arbiter
 from app.processes.listen_port import require_free_port
+from app.processes.standard_streams import open_missing_streams
 from app.processes.startup_message import log_configuration, log_startup_message
 from app.processes.supervisor import Supervisor
 from app.telemetry import logging_setup, tracing_setup
@@ -136,6 +137,7 @@ class Server:
 
     def gunicorn_settings(self) -> dict[str, Any]:
         """Return Gunicorn's settings for the configuration in force."""
+        open_missing_streams()
         loaded = self.configure()
         config = loaded.config
         host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host

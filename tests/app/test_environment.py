@@ -51,6 +51,33 @@ def test_proc_with_processes_only(tmp_path: Path) -> None:
         server.stop()
 
 
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "0<&- 1>&-"])
+def test_a_closed_standard_stream_is_not_the_block(tmp_path: Path, closed: str) -> None:
+    """A program that prints would write into what has its number; also in the arbiter of an upgrade."""
+    launcher = ("sh", "-c", f'exec "$@" {closed}', "sh")
+    server = LiveServer(tmp_path, dict(SMALL), launcher=launcher).start()
+    store = server.store()
+    vitals = store.block.region("vitals")
+    try:
+        server.event([1.0] * 8, 1.0)
+        assert _streams(server.pid, closed) == {"/dev/null", str(server.log_path)}
+        os.kill(server.pid, signal.SIGUSR2)
+        successor = eventually(lambda: vitals.arbiter_pid != server.pid and int(vitals.arbiter_pid))
+        assert _streams(successor, closed) == {"/dev/null", str(server.log_path)}
+        assert server.get("/memories/1").status == 200
+        psutil.Process(successor).terminate()
+        psutil.wait_procs([psutil.Process(successor)], timeout=HANG_SECONDS)
+    finally:
+        server.stop()
+
+
+def _streams(arbiter: int, closed: str) -> set[str]:
+    """Return what the standard streams of an arbiter and its children are."""
+    processes = [psutil.Process(arbiter), *psutil.Process(arbiter).children()]
+    assert len(processes) >= 3, closed
+    return {os.readlink(f"/proc/{process.pid}/fd/{number}") for process in processes for number in range(3)}
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
 class TestAnotherUser:
     def test_serves_and_is_measured(self, tmp_path: Path) -> None:
