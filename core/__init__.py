@@ -1,4 +1,4 @@
-"""Meaning: governor, rhythm, synaptic levels, recall, configuration, limits and the controller process. No HTTP.
+"""What the bytes of the block mean: governor, rhythm, levels, recall, configuration, limits, controller. No HTTP.
 
 The governor, the rhythm and the cascade exist twice on purpose. Here they are pure Python that reads like the
 specification; in shm/native/governor.c they run under the lock. `replay` applies the log of a live block to the

@@ -43,8 +43,9 @@ FoundSections = Mapping[str, type[msgspec.Struct] | None]
 # Returns the sections of all modules that it knows, with those of the enabled modules among them. Raises
 # ConfigurationError when an enabled module is unknown; must not raise for an empty tuple.
 SectionsOf = Callable[[tuple[str, ...]], FoundSections]
-# (module, section, text, work) → what the code in the settings of a module does beside judging values; "" when it does
-# nothing else. The work runs it: checks of settings, and contradictions. It depends on section and text alone.
+# (module, section, text, work) → what goes wrong when the code in a module's settings runs (it raises, hangs, exits …),
+# "" if nothing does. `work` runs that code: checks of settings, and contradictions. The result depends only on section
+# and text.
 Rehearse = Callable[[str, type[msgspec.Struct], str, Callable[[], object]], str]
 
 
@@ -64,7 +65,7 @@ class Loaded:
     """A valid configuration: the core's, the modules', and the keys (which `repr` omits)."""
 
     config: Config
-    sections: Mapping[str, msgspec.Struct]  # by name, also of modules that are not enabled
+    sections: Mapping[str, msgspec.Struct]  # by name, those of modules that are not enabled included
     source: str  # path of the file, or "embedded defaults"
     environment: EnvironmentName
     keyring: Keyring = field(repr=False)
@@ -84,7 +85,7 @@ def no_sections(_enabled: tuple[str, ...]) -> FoundSections:
 
 
 def no_rehearsal(_name: str, _section: type[msgspec.Struct], _text: str, _work: Callable[[], object]) -> str:
-    """Trust the code of every section."""
+    """Return "", without a rehearsal: trust the code of every section."""
     return ""
 
 
@@ -167,7 +168,7 @@ def _read(
 def _fault_of(
     name: str, section: type[msgspec.Struct], file: ConfigFile, variables: Environment, rehearse: Rehearse
 ) -> str:
-    """Return what the code in the settings of a module does beside judging values, "" if nothing."""
+    """Return what goes wrong when the code in the settings of a module runs, "" if nothing does (see `Rehearse`)."""
     settings = all_settings({name: section})
 
     def read() -> None:
@@ -180,7 +181,7 @@ def _fault_of(
 
 
 def _given(node: yaml.Node) -> tuple[object, ...]:
-    """Return what a value is made of."""
+    """Return what determines the value that is read from a node."""
     return (node.tag, node.style, node.value) if isinstance(node, yaml.ScalarNode) else (node.tag,)
 
 

@@ -1,4 +1,4 @@
-"""Processes: identifies them beyond the reuse of pids, tells whether they are alive, and kills exactly one.
+"""Processes: identifies them although pids are reused, tells whether they are alive, and kills exactly one.
 
 Invariants: a pid alone does not identify a process, because it is reused. An `Identity` adds the start time in clock
 ticks since boot; the kernel never gives the same pair twice. All code that waits for, checks or kills a process uses
@@ -20,7 +20,7 @@ _PID_MAX: Final = 1 << 22  # of every Linux (PID_MAX_LIMIT); /proc/sys/kernel/pi
 
 
 class Identity(NamedTuple):
-    """A process beyond the reuse of its pid. `started` is in clock ticks since boot; (0, 0) is NOBODY."""
+    """A process, identified even if its pid is reused. `started` is in clock ticks since boot; (0, 0) is NOBODY."""
 
     pid: int
     started: int

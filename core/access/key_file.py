@@ -8,7 +8,7 @@
         expires: 2027-01-31T00:00:00Z
 
 It is read at the start and at every reload. All problems are listed with their lines, and nothing is raised. Each
-scalar is its text, quoted or not: the id `010` is the text 010. What is refused: the comment above `read`.
+scalar is its text, quoted or not: the id `010` is the text 010. The comment above `read` lists what is refused.
 
 Invariants: a refused value may be a secret in the wrong place. So no problem shows a digest, an invalid id (it is most
 likely `web.SECRET`), or a text that is longer than a member can be.

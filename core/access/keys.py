@@ -5,7 +5,7 @@ token opens. It is built with the configuration (`core.startup.load`) from API_K
 is inherited by fork. Neither a `Key` nor a `Keyring` prints a digest.
 
 A token of the keys file is `ID.SECRET`; its id selects the one key that it can open, so a lookup compares one digest
-and not a thousand. API_KEY may be any text, also with dots, so its digest is always compared as well.
+and not a thousand. API_KEY may be any text, even with dots, so its digest is always compared as well.
 
 Invariants: response times reveal nothing about a secret. For any token, `identify` computes one hash and compares two
 digests in constant time; for a missing candidate it compares a digest that no token has. Comparing digests, not tokens,

@@ -66,8 +66,8 @@ class Cgroup:
     def cpu_used_ns(self) -> int | None:
         """Return the CPU time used by the group since its creation, or None when it is not accounted.
 
-        The group is the one with the tightest quota, which its other members share; without a quota the own one. Time
-        of programs that run at a lower priority (nice) does not count, where the kernel tells it.
+        The group is the one with the tightest quota, which its other members share; without a quota it is the process's
+        own. Time of programs that run at a lower priority (nice) does not count, where the kernel reports it.
         """
         if not self._cpu:
             return None

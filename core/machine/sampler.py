@@ -117,6 +117,6 @@ def _percent(part: float, whole: float) -> float:
 
 def _disk_percent() -> float:
     """Return how much of the disk is used, of what a process without privileges may use, to a tenth."""
-    disk = os.statvfs(".")  # "." also when the directory has been removed
+    disk = os.statvfs(".")  # "." works even when the directory has been removed
     used = disk.f_blocks - disk.f_bfree
     return round(_percent(used, used + disk.f_bavail), 1)

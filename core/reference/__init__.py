@@ -1,1 +1,1 @@
-"""The specification as programs: readable models that the native core must equal bit by bit."""
+"""The specification as programs: readable models that the native core must equal bit for bit."""

@@ -1,4 +1,4 @@
-"""Brute force: the definition of recall, which the native core's answer must equal id by id and bit by bit.
+"""Brute force: the definition of recall, which the native core's answer must equal id for id and bit for bit.
 
 Every live memory is scored in full, in the order of `core.reference.vector`, without any optimization.
 """

@@ -111,7 +111,7 @@ class MoralFilter(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0.05
 
     def contradictions(self) -> Iterator[str]:
-        """Yield the order of the three thresholds unless they are in it."""
+        """Yield the required order of the three thresholds if they are in another."""
         if not self.min_threshold <= self.initial_threshold <= self.max_threshold:
             yield "{min_threshold} ≤ {initial_threshold} ≤ {max_threshold}"
 
@@ -267,7 +267,7 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0.0
 
     def contradictions(self) -> Iterator[str]:
-        """Yield the order of the two times unless answers have time left after draining."""
+        """Yield the required order of the two times if answers have no time left after draining."""
         if not self.drain_period < self.shutdown_timeout:
             yield "{drain_period} < {shutdown_timeout}"
 
@@ -301,7 +301,7 @@ class Modules(msgspec.Struct, frozen=True, kw_only=True):
     ] = ""
 
     def contradictions(self) -> Iterator[str]:
-        """Yield the relation of the two lists unless every required module is enabled."""
+        """Yield the required relation of the two lists if a required module is not enabled."""
         if not set(module_names.parse(self.required)) <= set(module_names.parse(self.enabled)):
             yield "all names in {required} among those in {enabled}"
 

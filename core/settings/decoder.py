@@ -52,9 +52,9 @@ def find_value(file: ConfigFile, variables: Environment, setting: Setting) -> Va
     given: list[yaml.Node | str] = [*find_nodes(file.root, setting.key)]
     if setting.variable in variables.texts:
         given.append(variables.texts[setting.variable])
-    for one in given:
+    for text in given:
         with suppress(InvalidText):
-            value = decode_value(setting, one)
+            value = decode_value(setting, text)
     return value
 
 

@@ -4,8 +4,8 @@
  * private to a process: each process maps the block at its own address.
  *
  * Invariants: the mutex serialises writers. A reader without it loads the commit word (acquire), copies, and checks
- * with `still_at` that the word has not moved. A store that the next lock holder decides by is an atomic release store,
- * so that the compiler keeps its order: SIGKILL stops a process between two instructions.
+ * with `still_at` that the word has not moved. Stores on which the next lock holder bases a decision are atomic release
+ * stores, so that the compiler keeps their order: SIGKILL may stop a process between any two instructions.
  * docs/design/linearizability.md and docs/design/crash-safety.md have the arguments. */
 
 #ifndef MLSDM_BLOCK_H

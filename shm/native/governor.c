@@ -1,11 +1,11 @@
 /* The transition: governor, rhythm and synaptic cascade compute the next state, which is then committed.
  *
  * core/reference/governor.py, rhythm.py and synapse.py are the same arithmetic, written as the specification. A
- * property test holds both equal to the last bit; -ffp-contract=off, because a fused multiply-add would differ.
+ * property test holds both equal to the last bit. -ffp-contract=off, because a fused multiply-add would differ.
  *
  * Invariants: each transition has the same shape. section_enter; transition_begin checks the committed state and copies
  * it to the other buffer; the copy is changed; transition_publish writes the checksums of entry and state and then the
- * commit word, by one store. A process that dies before that store has changed nothing that counts. */
+ * commit word, by one store. A process that dies before that store has changed nothing that a reader can see. */
 
 #include "block.h"
 

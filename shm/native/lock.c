@@ -30,7 +30,7 @@ static int64_t monotonic_ns(void) {
     return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
-/* Wait for the lock: spin shortly, because a section takes a microsecond or two, then wait in the kernel. */
+/* Wait for the lock: spin briefly, because a section takes a microsecond or two, then wait in the kernel. */
 static int mutex_wait(const struct mlsdm_map *map) {
     int64_t started = monotonic_ns();
     int rc = EBUSY;

@@ -2,7 +2,7 @@
  *
  * A ring of receipt_capacity + 1 places holds them in the order in which they were given. `receipts` of the committed
  * state counts them; ordinal n is in place n mod (capacity + 1), so the newest receipt_capacity of them are kept, and
- * the place of the next one is never one that counts.
+ * the place of the next one is never among them.
  *
  * They are found through chains: the head of a chain is the ordinal of its newest receipt, and each receipt names the
  * next older one of its chain. Ordinals descend along a chain, so everything behind the first one that has left the
