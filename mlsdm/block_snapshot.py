@@ -2,8 +2,8 @@
 
 Invariants:
 - The block is mapped read-only and the lock is never taken; the server is neither asked nor changed.
-- The committed state is read whole at one position and validated like every lock-free read. When a fast writer spoils
-  the native core's tries, the read is repeated.
+- The committed state is read whole at one position and validated like every lock-free read. When a fast writer
+  overtakes all tries of the native core, the read is repeated.
 - Counters of other writers (rows, lock, vitals) are single words, read at different moments: each is exact, but they
   are not consistent with each other.
 

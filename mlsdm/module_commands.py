@@ -21,15 +21,15 @@ def module_commands(taken: Collection[str]) -> list[Command]:
     except Shortage as error:
         print(f"mlsdm: the commands of modules are left out: {error}", file=sys.stderr)
         return []
-    for one in modules:
+    for loaded in modules:
         try:
-            commands = one.module.commands() if one.module is not None else ()
+            commands = loaded.module.commands() if loaded.module is not None else ()
         except Exception as error:  # noqa: BLE001 - the other commands work without it
-            print(f"mlsdm: the commands of module {one.name} are left out: {error}", file=sys.stderr)
+            print(f"mlsdm: the commands of module {loaded.name} are left out: {error}", file=sys.stderr)
             continue
         for command in commands:
             if command.name in taken or command.name in found:
-                print(f"mlsdm: the command {command.name} of module {one.name} is left out: taken", file=sys.stderr)
+                print(f"mlsdm: the command {command.name} of module {loaded.name} is left out: taken", file=sys.stderr)
             else:
                 found[command.name] = command
     return list(found.values())

@@ -1,6 +1,6 @@
 """Fast path: serves the hottest routes without the framework.
 
-A resource takes part by the member `fast_responders`: functions by method that take the environ and return JSON. Its
+A resource takes part by its attribute `fast_responders`: functions by method that take the environ and return JSON. Its
 ordinary responder calls the same function, so both paths give the same response. The path of the request is looked up
 in a dictionary, the gate admits the request, and the function is called.
 

@@ -7,7 +7,7 @@ what was rejected: docs/design/worker-lifecycle.md.
 Owns: the readers on the listening sockets, the number of open connections, and the three reasons not to accept:
 - ahead: more connections than the emptiest worker, plus slack. Checked again every few milliseconds; after
   YIELD_SECONDS_MAX a batch is accepted anyway, because the emptier worker may be stuck.
-- out of descriptors or memory (EMFILE and its kin): a pause, and one log line per episode.
+- out of descriptors or memory (EMFILE and the like): a pause, and one log line per episode.
 - full: at `connections_max` the connection that has been idle longest is closed for the new one. When none is idle,
   the new one gets 503 with Retry-After.
 """
@@ -119,7 +119,7 @@ class Acceptor:
             self._occupancy.publish(NOT_ACCEPTING)
 
     def accept_waiting(self) -> None:
-        """Accept all waiting connections, also when ahead: when the whole server stops, no other worker will."""
+        """Accept all waiting connections, even when ahead: when the whole server stops, no other worker will."""
         for listener in self._listeners:
             self._accept(listener, self._connections_max)
 

@@ -81,7 +81,7 @@ class Hooks(NamedTuple):
     #: `(code, environ, status)`, called when a connection has exceeded a limit or broken a rule, and when a request met
     #: an unexpected error. From any thread. See `WorkerState.report_refusal`.
     on_refusal: Callable[[str, WSGIEnvironment, int], object] = _unreported
-    #: `(environ, status)`, called when an answer is about to be written, also one that no route has made. The result,
+    #: `(environ, status)`, called when an answer is about to be written, even one that no route has made. The result,
     #: unless it is None, is called with the same environ after the write.
     on_answer: Callable[[WSGIEnvironment, str], OnWritten | None] = _uncounted
     #: `(path)` → the template of its route, or None. Used for log lines.

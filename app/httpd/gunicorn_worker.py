@@ -35,7 +35,7 @@ BEAT_SECONDS: Final = 0.25
 BOOT_BACKOFF_SECONDS: Final = 0.5
 # Before the end of the graceful timeout, deferred answers are cancelled: at its end the arbiter kills the worker.
 CANCEL_LEAD_SECONDS: Final = 1.0
-EXIT_SECONDS_MAX: Final = 3.0  # for the interpreter, which waits without a limit for threads that are no daemons
+EXIT_SECONDS_MAX: Final = 3.0  # for the interpreter, which waits without a limit for threads that are not daemons
 # PERF: with Python's default thresholds (700, 10, 10), thousands of connections that open and close trigger full
 # collections that traverse all of them: 20 to 150 ms every other second in which no client is served. Connections and
 # requests are freed by reference counting (`RequestParser.close`). For the few reference cycles, frequent collections

@@ -38,7 +38,7 @@ class HeadCache:
     def __init__(self) -> None:
         self._heads: dict[bytes, CachedHead] = {}
         self._asked_count = 0  # while the cache is full, modulo REPLACE_INTERVAL
-        #: get(head) returns the CachedHead of these bytes, or None. PERF: the dictionary's own method, a call less.
+        #: get(head) returns the CachedHead of these bytes, or None. PERF: the dictionary's own method, one call less.
         self.get = self._heads.get
 
     def __len__(self) -> int:

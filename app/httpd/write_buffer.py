@@ -4,7 +4,7 @@ Above WRITE_BUFFER_SIZE unsent bytes (`is_paused`) the connection answers no fur
 time of one check must be sent within WRITE_SECONDS. That deadline is absolute: a peer that reads one byte a second is
 disconnected like one that reads nothing.
 
-Bytes count as sent when the kernel has accepted them, also on TLS, where they are encrypted earlier (`app.httpd.tls`).
+Bytes count as sent when the kernel has accepted them, even on TLS, where they are encrypted earlier (`app.httpd.tls`).
 How this works together with the other limits: docs/design/flow-control.md.
 """
 

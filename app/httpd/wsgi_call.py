@@ -217,7 +217,7 @@ class WsgiCall:
 
 
 def _join(chunks: Chunks) -> bytes:
-    """Join the chunks of any iterable, then close it, also after an exception (PEP 3333)."""
+    """Join the chunks of any iterable, then close it, even after an exception (PEP 3333)."""
     try:
         return b"".join(chunks)
     finally:

@@ -107,16 +107,16 @@ class Module:
         return {}
 
     def authenticators(self, _context: ModuleContext) -> Sequence[Authenticator]:
-        """Return what identifies clients beside API keys. Called after `open`.
+        """Return what identifies clients besides API keys. Called after `open`.
 
-        A module that overrides this closes a service that has no keys, from the start and also when it fails to open.
+        A module that overrides this closes a server without API keys from the start, even if the module fails to open.
         """
         return ()
 
     def open(self, _context: ModuleContext) -> None:
         """Open what this process needs: connections, pools. Raises what keeps the module from being ready.
 
-        It is called again after a while then, so it closes what it has opened before it raises.
+        After an exception it is called again later, so it must close what it has opened before it raises.
         """
         return
 

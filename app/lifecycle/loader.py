@@ -4,8 +4,8 @@ Names are resolved here and nowhere else: built-in modules by the table below, o
 `mlsdm.modules` of installed packages. A package that is not named is not imported.
 
 Invariants: `load_modules` and `declare` never raise for a module's mistake: they report it, and the module is left out.
-They raise Shortage when the machine cannot load it now. What a module that is not built in makes the arbiter run, it
-runs in a rehearsal before (`app.lifecycle.rehearsal`), once: a reload repeats none for what has not changed.
+They raise Shortage when the machine cannot load it now. Code of a module that is not built in runs in a rehearsal
+(`app.lifecycle.rehearsal`) before it runs in the arbiter; a reload rehearses only what has changed.
 Rejected: importing every installed entry point to ask what it is; a package would run code because it is installed.
 """
 
@@ -50,16 +50,16 @@ class FoundModule(msgspec.Struct):
     guards: bool = False  # it may authenticate clients; stays true when the module is left out later
 
     def leave_out(self, reason: str) -> None:
-        """Say why this module is not opened."""
+        """Note that this module is not opened, and why."""
         self.module, self.reason, self.children, self.migrations = None, reason, (), ()
 
 
 def load_modules(names: Sequence[str], rehearsals: Rehearsals | None = None) -> list[FoundModule]:
-    """Import the modules of these names, and return them so that each stands behind those that it requires.
+    """Import the modules of these names, and return them so that each comes after those that it requires.
 
     Raises Shortage when the machine cannot load one of them now.
     """
-    MetadataPathFinder().invalidate_caches()  # a look-up without descriptors finds nothing, and remembers that
+    MetadataPathFinder().invalidate_caches()  # a look-up without descriptors finds nothing and caches that
     found = {name: _load_one(name, rehearsals or Rehearsals()) for name in names}
     ordered: dict[str, FoundModule] = {}
     for loaded in found.values():
@@ -72,13 +72,13 @@ def sections_of(found: Sequence[FoundModule]) -> FoundSections:
 
     None stands for the section of a module that was left out.
     """
-    missing = [name for name in BUILT_IN if name not in {one.name for one in found}]
+    missing = [name for name in BUILT_IN if name not in {module.name for module in found}]
     sections: dict[str, type[msgspec.Struct] | None] = {}
-    for one in (*found, *(_load_one(name, Rehearsals()) for name in missing)):
-        if one.module is None:
-            sections[one.name] = None
-        elif one.module.settings.__struct_fields__:
-            sections[one.name] = one.module.settings
+    for loaded in (*found, *(_load_one(name, Rehearsals()) for name in missing)):
+        if loaded.module is None:
+            sections[loaded.name] = None
+        elif loaded.module.settings.__struct_fields__:
+            sections[loaded.name] = loaded.module.settings
     return sections
 
 
@@ -171,7 +171,7 @@ def _finder_of(name: str) -> Finder:
 
 
 def _checked(name: str, module: object) -> Module:
-    """Return what was imported as a module of that name; raises TypeError when it is none."""
+    """Return what was imported as a module of that name; raises TypeError when it is not one."""
     if not isinstance(module, Module):
         raise TypeError(f"expected an instance of app.lifecycle.contract.Module, found {type(module).__name__}")
     if module.name != name:
@@ -190,7 +190,7 @@ def _checked(name: str, module: object) -> Module:
 def _order(
     loaded: FoundModule, found: Mapping[str, FoundModule], ordered: dict[str, FoundModule], path: tuple[str, ...]
 ) -> None:
-    """Put a module behind those that it requires; leave it out when one of them is missing."""
+    """Put a module after those that it requires; leave it out when one of them is missing."""
     if loaded.name in ordered:
         return
     for name in loaded.module.requires if loaded.module else ():

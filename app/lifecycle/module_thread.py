@@ -26,7 +26,7 @@ RETRY_SECONDS_MIN: Final = 1.0  # before `open` is called again; doubled each ti
 RETRY_SECONDS_MAX: Final = 60.0
 DEATHS_MAX: Final = 3
 DEATHS_FORGOTTEN_SECONDS: Final = 60.0  # the deaths of a module are forgotten when it has been usable for this long
-_WAIT_SECONDS: Final = 0.02  # between two looks at what the module waits for
+_WAIT_SECONDS: Final = 0.02  # between two checks of what the module waits for
 
 T = TypeVar("T")
 
@@ -96,7 +96,7 @@ class ModuleThread(threading.Thread):
 
     @property
     def may_take_time(self) -> bool:
-        """Whether this thread may not end at once when it is told to."""
+        """Whether this thread may take a while to end when it is told to."""
         return self.is_alive() and (self.has_close or bool(self._running_since))
 
     def run(self) -> None:
@@ -126,7 +126,7 @@ class ModuleThread(threading.Thread):
         self._enter("failed", reason)
 
     def leave_behind(self) -> None:
-        """Note that this process ends in order: a method that still runs has not ended it."""
+        """Note that this process exits normally: a method of the module that still runs is not the cause."""
         if self.is_alive():
             self._write(running="")
 
@@ -212,7 +212,7 @@ class ModuleThread(threading.Thread):
             delay = min(2 * delay, RETRY_SECONDS_MAX)
 
     def _check_until_closing(self) -> None:
-        """Check the module and forget deaths; returns at once where there is neither a check nor a death."""
+        """Check the module, and reset its deaths in time. Returns at once if there is no check and no death."""
         has_check = type(self.module).check is not Module.check
         while (has_check or self._cell.deaths) and not self._closing.wait(CHECK_SECONDS):
             if self._cell.deaths and time.monotonic() - self._usable_since > DEATHS_FORGOTTEN_SECONDS:

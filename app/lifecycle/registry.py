@@ -25,7 +25,7 @@ from app.lifecycle.report import Board
 UNAVAILABLE: Final = "module_unavailable"
 OPEN_SECONDS_MAX: Final = 1.0  # that a worker waits for its modules before it accepts connections
 CLOSE_SECONDS_MAX: Final = 5.0  # for all modules of a process together
-CLOSE_PART: Final = 0.8  # of the time that the process has left; the rest is for its own end
+CLOSE_PART: Final = 0.8  # of the time that the process has left; the rest is for its own exit
 
 log = logging.getLogger("mlsdm.modules")
 
@@ -52,8 +52,8 @@ class Registry:
         self._published: SimpleQueue[Published] = SimpleQueue()
         self._wake = wake
         self._wrap = wrap
-        # Has every route, so that one that cannot be added is refused by it first. It never looks one up: to compile
-        # itself it would run through much of what the processes share, and each page that it touches is copied.
+        # A router that is only added to, so that a route that cannot be added fails here and not in the application. It
+        # never looks up a route: that would compile the router, and copy many pages that the processes share.
         self._trial = DefaultRouter()
         self._templates = {_bare(path) for path in routes}
         self._trying = threading.Lock()
@@ -115,8 +115,9 @@ class Registry:
     def close(self, seconds_left: float = CLOSE_SECONDS_MAX / CLOSE_PART) -> None:
         """Close the modules in reverse, and leave behind those that take longer than their part of the time.
 
-        `seconds_left` is when this process has to end. Each module has an equal part of what is left for it and those
-        after it: one that hangs takes no other's part, and what one does not need is left to the others.
+        `seconds_left` is the time until this process has to end. Each module may take an equal part of what is left for
+        it and the modules after it. So a module that hangs takes no time from the others, and a quick one leaves them
+        its rest.
         """
         deadline = time.monotonic() + min(CLOSE_SECONDS_MAX, CLOSE_PART * seconds_left)
         threads = [*reversed(self._threads.values())]

@@ -27,8 +27,8 @@ REHEARSAL_SECONDS_MAX: Final = 5.0
 REHEARSALS_SECONDS_MAX: Final = 15.0  # all of one start or reload
 REHEARSAL_SIZE_MAX: Final = 1 << 30  # bytes of address space beyond those of the arbiter
 SERVE_SECONDS: Final = 0.05  # between two calls of `serve`
-DESCRIPTORS_MIN: Final = 16  # an import needs some: whoever lacks them with that many free has a fault of its own
-# What a machine lacks for a while. It is no fault of the module that meets it.
+DESCRIPTORS_MIN: Final = 16  # an import needs a few; one that runs out of this many is at fault itself
+# Errors of a machine that is short of something for a while. They say nothing against the module.
 _SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 _DONE, _NO_DESCRIPTORS = b"=", b"!"  # the first byte that a rehearsal writes; what was raised follows
 
@@ -105,7 +105,7 @@ class Rehearsals:
 
 
 def shortage_in(error: BaseException) -> OSError | MemoryError | None:
-    """Return what the machine lacked when `error` was raised, or what it was raised for; None when nothing."""
+    """Return the shortage of the machine that is `error` or led to it; None if there is none."""
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, MemoryError) or (isinstance(link, OSError) and link.errno in _SHORTAGES):

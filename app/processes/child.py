@@ -5,7 +5,7 @@ the block on. A child with `Access.NONE` cannot read it and one with `Access.REA
 protected by the kernel, so a stray pointer in a library ends that child and nothing else. A child with `Access.write`
 keeps the writable mapping; what it may change there is what it declares.
 
-Invariants: a child dies with its arbiter (PR_SET_PDEATHSIG; `wait` also looks who its parent is). It answers SIGTERM
+Invariants: a child dies with its arbiter (PR_SET_PDEATHSIG; `wait` also checks who its parent is). It answers SIGTERM
 only, which makes `wait` return True: a terminal sends SIGINT and its like to the whole group, and only the arbiter ends
 a child. It never returns into the arbiter's code.
 """
@@ -76,7 +76,7 @@ class Child(msgspec.Struct, frozen=True):
     """One supervised process.
 
     `run` is called in the child, after the fork; it returns the exit status. A child is killed and started again when
-    it has not beaten for the first time within `start_seconds`, when it has not beaten for `silence_seconds` after
+    its first beat does not come within `start_seconds`, when no beat comes for `silence_seconds` after
     that, and when it has more than `memory_size_max` bytes of anonymous memory (0: no limit); what it shares with the
     arbiter since the fork, some 30 MB, is counted. With `once` the exit status 0 ends it for good. A reload replaces a
     child whose `settings` or `access` differ.
@@ -100,7 +100,7 @@ class Child(msgspec.Struct, frozen=True):
             ("start_seconds", self.start_seconds, SILENCE_SECONDS_MIN, START_SECONDS_MAX),
             ("memory_size_max", self.memory_size_max, 0, math.inf),
         ):
-            if not least <= value <= most:  # not a number, too
+            if not least <= value <= most:  # false for NaN, too
                 raise ValueError(f"child {self.name}: {field} is {value!r}, expected from {least} to {most}")
 
 
@@ -145,7 +145,7 @@ class ChildContext:
 
     def _end(self, _signal: int, _frame: FrameType | None) -> None:
         self._is_ending = True
-        with suppress(BlockingIOError):  # woken often enough already
+        with suppress(BlockingIOError):  # the pipe is full of wake-ups already
             os.write(self._wake, b"\0")
 
 

@@ -22,15 +22,15 @@ _STATUS_BIAS: Final = 1 << 32  # exit statuses of signals are negative, and the 
 class Reason(IntEnum):
     """Why a child ended last."""
 
-    NONE = 0  # it never has
+    NONE = 0  # it has not ended yet
     EXITED = 1  # by itself
     KILLED = 2  # by a signal that the arbiter did not send
     SILENT = 3  # killed: no heartbeat for too long
     MEMORY = 4  # killed: above its memory limit
     REPLACED = 5  # ended: its settings changed
     SUPERSEDED = 6  # ended: a newer arbiter has taken over
-    ENDED = 7  # ended: it is wanted no more, or the server stops
-    FINISHED = 8  # it was to run once, and has
+    ENDED = 7  # ended: it is no longer wanted, or the server stops
+    FINISHED = 8  # it was to run once, and has done so
     NOT_STARTED = 9  # the fork failed
     SLOW_START = 10  # killed: no first heartbeat in time
 
@@ -58,7 +58,7 @@ class ChildRecord:
 
     @property
     def beats(self) -> int:
-        """How often the child has beaten."""
+        """How many heartbeats the child has sent."""
         return self._words[_BEATS]
 
     def begin_start(self) -> None:
@@ -67,7 +67,7 @@ class ChildRecord:
 
     @property
     def has_started(self) -> bool:
-        """Whether the child has beaten since it began to start."""
+        """Whether the child has sent a heartbeat since it began to start."""
         return self._words[_BEATS] != self._words[_BEATS_BEFORE]
 
     def started(self, pid: int) -> None:

@@ -8,7 +8,7 @@ from core.controller.controller import Controller, run
 from core.settings.config import Config
 from shm.block import Block
 
-START_SECONDS: Final = 2.0  # it needs some 10 ms, and waits for the lock at most 10 ms a round
+START_SECONDS: Final = 2.0  # it needs about 10 ms, and waits for the lock at most 10 ms a round
 SILENCE_SECONDS: Final = 1.5  # replaced within 2 s, after which readiness calls it silent (core/heartbeat.py)
 # Everything but the rows of workers and the token buckets: it is the one that repairs.
 _WRITES: Final = (

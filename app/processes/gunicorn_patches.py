@@ -66,7 +66,7 @@ class Arbiter(Protocol):
 
 
 class Children(Protocol):
-    """What the arbiter's loop asks of the supervised children. Nothing of it may raise."""
+    """What the arbiter's loop needs of the supervised children. No method may raise."""
 
     def reap(self, respawn: bool) -> None:
         """Notice which children have died; respawn them if `respawn`."""
@@ -113,7 +113,7 @@ def survive_worker_exits(arbiter: Arbiter) -> None:
                 if arbiter.LISTENERS and not arbiter.worker_class.booted_before():
                     raise
                 for pid in workers.keys() - arbiter.WORKERS.keys():
-                    workers[pid].tmp.close()  # of the one that Gunicorn had in hand; again for the others does no harm
+                    workers[pid].tmp.close()  # Gunicorn has not closed that of the last one; twice is harmless
                 log.error("a worker has exited with status %d; the server goes on", halt.exit_status)
             else:
                 return
@@ -151,7 +151,7 @@ def delay_respawns(arbiter: Arbiter, clock: Callable[[], float] = time.monotonic
 
 
 def _has_died(pid: int) -> bool:
-    """Return whether a process of ours has ended with an error or by a signal. It stays to be reaped."""
+    """Return whether a child process has ended with an error or by a signal. It is left to be reaped."""
     try:
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -160,7 +160,7 @@ def _has_died(pid: int) -> bool:
 
 
 def serve_children(arbiter: Arbiter, children: Children) -> None:
-    """Have the arbiter's loop reap and watch the supervised children, before Gunicorn reaps them as unknown ones."""
+    """Have the arbiter's loop reap and watch the supervised children, before Gunicorn reaps them as unknown."""
     reap, murder, wait = arbiter.reap_workers, arbiter.murder_workers, arbiter.wait_for_signals
 
     def reap_all() -> None:
@@ -180,7 +180,7 @@ def serve_children(arbiter: Arbiter, children: Children) -> None:
 
 
 def watch_workers(arbiter: Arbiter, watch: WorkerWatch) -> None:
-    """Have the arbiter watch its workers in place of its own way; also while a reload waits for old ones to end."""
+    """Have the watch replace the arbiter's own check of its workers, even while a reload waits for old ones to end."""
     reap, wait = arbiter.reap_workers, arbiter.wait_for_signals
 
     def reap_and_watch() -> None:
@@ -192,7 +192,7 @@ def watch_workers(arbiter: Arbiter, watch: WorkerWatch) -> None:
         return wait(timeout=min(timeout, max(watch.seconds_to_next_check(), CHECK_SECONDS_MIN)))
 
     def correct_cause(record: logging.LogRecord) -> bool:
-        """Take away Gunicorn's guess about a worker that the watch has killed."""
+        """Remove the cause that Gunicorn guesses from its log line about a worker that the watch has killed."""
         if isinstance(record.args, tuple) and record.args and record.args[0] in watch.killed:
             record.msg = str(record.msg).removesuffix(" Perhaps out of memory?")
         return True

@@ -16,7 +16,7 @@ class Heartbeat(Protocol):
 
     @property
     def has_started(self) -> bool:
-        """Whether the child has beaten since its start began."""
+        """Whether the child has sent a heartbeat since its start began."""
 
     def begin_start(self) -> None:
         """Note that a start begins now. The arbiter calls it before the fork."""
@@ -36,7 +36,7 @@ class VitalsHeartbeat:
 
     @property
     def has_started(self) -> bool:
-        """Whether any controller has beaten since the start began."""
+        """Whether any controller has sent a heartbeat since the start began."""
         return self.beats != self._before
 
     def begin_start(self) -> None:

@@ -1,6 +1,6 @@
-"""Lock back-off: after one wait for the shared lock in vain, a worker stops waiting until the lock moves again.
+"""Lock back-off: after one wait for the shared lock that failed, a worker does not wait until the lock moves again.
 
-The loop stands still for one such wait only. From then on this worker merely tries the lock, so that liveness and
+So the loop stands still for one such wait only. From then on this worker merely tries the lock, so that liveness and
 everything else that needs no lock is answered at once. Meanwhile it watches the lock itself: the controller, which
 usually does, may be the process that is stuck.
 
@@ -28,7 +28,7 @@ class LockBackoff:
         self._is_active = False
 
     def start(self) -> None:
-        """Stop waiting for the lock, because a request is refused that has waited in vain.
+        """Stop waiting for the lock, because a request was refused after such a wait.
 
         This holds from the next request on: others may have arrived in the same turn of the loop, and each would wait
         its 40 ms in turn. `_activate` always follows, and with it `_check`, which ends the back-off.

@@ -7,7 +7,7 @@ BURST: Final = 5  # starts at once, within BURST_SECONDS: a controller that cann
 BURST_SECONDS: Final = 1.0
 DELAY_SECONDS_MIN: Final = 0.1
 DELAY_SECONDS_MAX: Final = 30.0
-STABLE_SECONDS: Final = 60.0  # a child that has lived so long starts with a clean slate
+STABLE_SECONDS: Final = 60.0  # the deaths of a child that has lived this long are forgotten
 # Clients wait for workers, so the longest delay is short. PERF: a boot takes 0.2 s of CPU; two workers that
 # die at once would fill a core, and with the delay take a fifth of it.
 WORKER_DELAY_SECONDS_MAX: Final = 2.0
@@ -74,7 +74,7 @@ class WorkerBackoff:
         self._deaths = 0
 
     def died(self, now: float) -> None:
-        """Note that a worker has ended otherwise than in order."""
+        """Note that a worker has ended abnormally."""
         if now - self._died_at >= WORKER_CALM_SECONDS:
             self._deaths = 0
         self._deaths += 1

@@ -1,8 +1,8 @@
-"""How long a child has not beaten: counted by the arbiter's checks, not by comparing clocks.
+"""How long a process has sent no heartbeat: counted by the arbiter's checks, not by comparing clocks.
 
 An arbiter that was frozen together with its children (a frozen container, a suspended machine) finds that much time has
-passed in which nobody ran. So the interval between two checks counts as at most a tenth of the limit, and a child is
-over its limit when eleven tenths are counted. Checks are due a tenth of the limit apart, at most a second.
+passed in which no process ran. So the interval between two checks counts as at most a tenth of the limit, and a child
+is over its limit when eleven tenths are counted. Checks are due a tenth of the limit apart, at most a second.
 
 Invariants, for a limit of L seconds:
 - A child that beats within L of its own running time is never over the limit because of a freeze: a freeze lies in one
@@ -15,7 +15,7 @@ from typing import Final
 
 CHECK_SECONDS_MAX: Final = 1.0  # between two checks; the arbiter's loop turns once a second anyway
 _TENTHS: Final = 10
-_TENTHS_OVER: Final = 11  # one more than the limit has: a freeze may have counted as one
+_TENTHS_OVER: Final = 11  # one more than the limit has, because a freeze may have counted as one tenth
 
 
 class Silence:

@@ -11,7 +11,7 @@ log = logging.getLogger("mlsdm.server")
 
 
 def log_configuration(loaded: Loaded) -> None:
-    """Log which settings are in force and where they come from. Keys are not among them, so nothing of it is secret."""
+    """Log which settings are in force and where they come from. Keys are not among them, so no secret is logged."""
     extra = {
         "environment": loaded.environment,
         "keys": len(loaded.keyring),

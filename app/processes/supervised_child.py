@@ -25,7 +25,7 @@ log = logging.getLogger("mlsdm.server")
 
 
 class SupervisedChild:
-    """Keeps one child, which may take `end_seconds` to end in order."""
+    """Keeps one child, which may take `end_seconds` to end by itself."""
 
     def __init__(
         self,
@@ -39,8 +39,8 @@ class SupervisedChild:
         self.record = record
         self.process = NOBODY
         self.due = 0.0  # when it may be started, while it is absent
-        self.is_finished = False  # it was to run once, and has
-        self.is_removed = False  # it is wanted no more, and forgotten when it has ended
+        self.is_finished = False  # it was to run once, and has done so
+        self.is_removed = False  # it is no longer wanted, and is forgotten when it has ended
         self._respawn = respawn
         self._heartbeat = heartbeat
         self._end_seconds = end_seconds

@@ -1,1 +1,1 @@
-"""One noun, one file: the resources of the HTTP API."""
+"""The resources of the HTTP API, one file for each."""

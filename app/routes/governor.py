@@ -2,7 +2,7 @@
 
 GET shows the settings in force. PATCH changes some of them within the ranges of the configuration (RFC 7396: members
 that are not named stay). Reset sets threshold, rhythm and levels to their initial values. Stop refuses events until
-resume; meanwhile memories can be read, readiness fails and liveness holds.
+resume; meanwhile memories can be read, readiness fails and liveness passes.
 
 Threading: everything but GET is a command to the controller (core/commands.py), which a thread of the worker's pool
 awaits for at most a second. A command that was not carried out in that time is withdrawn, so 503 `controller_busy`

@@ -4,8 +4,8 @@ Liveness: the worker's event loop runs. It reads nothing shared, so it answers w
 Readiness: this server should receive traffic, because the store and its lock are sound, memory is within its bound, and
 the controller and the loop of every worker are alive. It reads what the controller has sampled, and never waits for the
 lock. CPU is checked and shown; readiness depends on it only if health.cpu_gates_readiness says so, because a busy
-machine may serve well, and one that does not shows in its workers. During an emergency (core/controller/emergency.py)
-the check of the affected part fails until the cooldown is over.
+machine may serve well, and if it does not, the loops of its workers show it. During an emergency
+(core/controller/emergency.py) the check of the affected part fails until the cooldown is over.
 """
 
 from collections.abc import Callable, Mapping
@@ -241,12 +241,12 @@ class ReadinessResource:
         return check
 
     def _workers_check(self) -> Check:
-        """Return the check that the loop of every worker turns: a client may be connected to any of them."""
+        """Return the check that the loop of every worker runs: a client may be connected to any of them."""
         block, now_ns = self.context.store.block, self.context.clock()
         for number in range(block.layout.rows):
             row = block.region("rows", number)
             pid, seconds = int(row.pid), elapsed_seconds(row.heartbeat_ns, now_ns)
-            if pid and seconds >= SILENCE_SECONDS and block.row_owner(number).alive:  # the dead leave their rows behind
+            if pid and seconds >= SILENCE_SECONDS and block.row_owner(number).alive:  # dead workers leave rows behind
                 return Check(False, f"worker pid={pid} has been silent for {seconds:.1f} s")
         return Check(True)
 

@@ -41,7 +41,7 @@ class WorkersCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield every family of the workers' files.
 
-        Yields none if the files are removed from the temporary directory, also during the scrape. The figures of the
+        Yields none if the files are removed from the temporary directory, even during the scrape. The figures of the
         block are exposed nevertheless.
         """
         try:

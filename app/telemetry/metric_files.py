@@ -58,7 +58,8 @@ def lock_directory(directory: str) -> int:
     """
     while True:
         with suppress(FileNotFoundError):  # removed since the line before
-            if not os.path.isdir(directory):  # mkdir's own look is after its attempt, and fails if it vanishes between
+            # mkdir(exist_ok=True) alone would fail if the directory vanished between its attempt and its own check.
+            if not os.path.isdir(directory):
                 Path(directory).mkdir(parents=True, exist_ok=True)
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(descriptor, fcntl.LOCK_SH)

@@ -38,8 +38,8 @@ def measure_into_files_of(owner: int | str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     create_files(directory, owner)
     values.ValueClass = values.MultiProcessValue(process_identifier=lambda: owner)  # type: ignore[no-untyped-call] # untyped
-    # prometheus_client opens a file with the first series of its kind. A module may make one at any time, also when
-    # there are no descriptors left, so all are opened now.
+    # prometheus_client opens a file with the first series of its kind. A module may make one at any time, even when
+    # no descriptors are left, so all are opened now.
     files = getclosurevars(values.ValueClass._MmapedValue__reset).nonlocals["files"]
     for kind in KINDS:
         files[kind] = MmapedDict(str(directory / f"{kind}_{owner}.db"))  # type: ignore[no-untyped-call] # untyped

@@ -22,7 +22,7 @@ log = logging.getLogger("mlsdm.tracing")
 def import_tracing(config: Config) -> None:
     """Import what tracing needs, in the arbiter. Never raises.
 
-    Its children share the modules. A controller that has not beaten for 1.5 s is replaced, and the import takes 0.5 s.
+    Its children share the modules. A controller without a heartbeat for 1.5 s is replaced, and the import takes 0.5 s.
     """
     if config.observability.tracing.enabled:
         try:

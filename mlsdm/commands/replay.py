@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     except (ClientError, RecordingError, ReplayError, ledger.LedgerError, plot.PlotError) as error:
         print(f"mlsdm replay: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # before the first event, or a second Ctrl-C that does not want the report
+    except KeyboardInterrupt:  # before the first event; or a second Ctrl-C, which skips the report
         print("mlsdm replay: interrupted", file=sys.stderr)
         return INTERRUPTED
 

@@ -6,7 +6,7 @@ the permission to read the process (same user, or root).
 
 The text is for people and may change; the names in --json are the fields of the snapshot.
 
-Exit status: 0 printed, also when Ctrl-C ends --watch; 1 no server, several servers without --pid, or unreadable state.
+Exit status: 0 printed, even when Ctrl-C ends --watch; 1 no server, several servers without --pid, or unreadable state.
 """
 
 import argparse
@@ -195,7 +195,7 @@ def _problem_lines(snapshot: Snapshot) -> list[str]:
         troubles.append(f"SILENT: the controller, for {_duration_text(controller.heartbeat_age_seconds or 0)}")
     if controller.arbiter_alive is False:
         troubles.append("NO ARBITER: nobody replaces what dies; its memory ends with the last process")
-    living = [worker for worker in snapshot.workers if worker.alive is not False]  # the dead leave their rows behind
+    living = [worker for worker in snapshot.workers if worker.alive is not False]  # a dead worker's row stays
     if snapshot.workers and not living:
         troubles.append("NO WORKER: nobody serves")
     silent = [str(worker.pid) for worker in living if worker.heartbeat_age_seconds >= SILENCE_SECONDS]

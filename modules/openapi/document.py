@@ -49,7 +49,7 @@ _HEADERS: Final[Mapping[str, tuple[str, Schema]]] = {
     "WWW-Authenticate": ("How to send a key, and what is wrong with the key that was sent.", _TEXT),
 }
 _ALWAYS: Final = "X-Request-ID"
-# What comes with a status, beside X-Request-ID: the field, and whether it always does.
+# What comes with a status, besides X-Request-ID: the field, and whether it always does.
 _OF_STATUS: Final[Mapping[int, Mapping[str, bool]]] = {
     401: {"WWW-Authenticate": True},
     403: {"WWW-Authenticate": False},

@@ -80,8 +80,8 @@ class Quotas:
         return Account(bucket, interval_ns, burst, f'RateLimit: "{tier}";r=', policy)
 
     def _owner(self, name: str, *bucket: int) -> int:
-        """Return the owner of a bucket: 64 bits of a keyed hash, so that no client can choose a name with another
-        client's bucket.
+        """Return the owner of a bucket: 64 bits of a keyed hash, so that no client can choose a name that shares a
+        bucket with another client.
         """
         return int.from_bytes(blake2b(f"{name} {bucket}".encode(), digest_size=8, key=self._secret).digest()) or 1
 
