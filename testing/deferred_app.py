@@ -1,4 +1,4 @@
-"""The product with a route whose answers are deferred.
+"""The server with a route whose answers are deferred.
 
     gunicorn -c gunicorn.conf.py testing.deferred_app:app
 

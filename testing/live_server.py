@@ -65,8 +65,8 @@ def is_lock_held(answer: Answer) -> bool:
 class LiveServer:
     """One running server.
 
-    `environ` are its variables beside PATH and HOME; `application` is what Gunicorn serves, with `options`. `launcher`
-    is a command that executes the one behind it.
+    `environ` are its variables besides PATH and HOME; `application` is what Gunicorn serves, with `options`. `launcher`
+    is a command that executes the command that follows it.
     """
 
     directory: Path

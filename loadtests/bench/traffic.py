@@ -1,7 +1,7 @@
 """Traffic: whole requests as bytes, built before the measurement and sent in a cycle.
 
 Every event has the moral value 1.0 and is accepted, because a rejected event is cheaper. JSON numbers have seven
-decimals (4 kB for 384 of them); base64 and raw bytes are float32. The key is part of every request, also for servers
+decimals (4 kB for 384 of them); base64 and raw bytes are float32. The key is part of every request, even for servers
 that ignore it, so that a route and its floor get the same bytes.
 """
 

@@ -34,7 +34,7 @@ _RAW: Final = {"Content-Type": "application/octet-stream"}
 
 
 class WorkerMemory(NamedTuple):
-    """MB beside the block: after the start, after work, and with CONNECTIONS idle connections."""
+    """MB besides the block: after the start, after work, and with CONNECTIONS idle connections."""
 
     started: float
     worked: float
@@ -66,13 +66,13 @@ def footprint(workers: int) -> WorkerMemory:
     with tempfile.TemporaryDirectory(prefix="mlsdm-footprint-") as name:
         server = LiveServer(Path(name), {"WORKERS": str(workers), "MLSDM_RESOURCES__DRAIN_PERIOD": "0"}).start()
         try:
-            started = beside_block_mb(server)
+            started = besides_block_mb(server)
             send_work(server)
-            worked = beside_block_mb(server)
+            worked = besides_block_mb(server)
             idle = [server.connect() for _ in range(CONNECTIONS)]
             for connection in idle:
                 server.request("GET", "/livez", connection=connection)
-            connected = beside_block_mb(server)
+            connected = besides_block_mb(server)
             for connection in idle:
                 connection.close()
         finally:
@@ -80,7 +80,7 @@ def footprint(workers: int) -> WorkerMemory:
     return WorkerMemory(started, worked, connected)
 
 
-def beside_block_mb(server: LiveServer) -> float:
+def besides_block_mb(server: LiveServer) -> float:
     """Return a server's memory besides the block in MB, an upper bound (loadtests/cost/process_memory.py)."""
     found = process_memory.footprint(server.pid)
     return found.own + found.files

@@ -2,8 +2,8 @@
 
 The variable SAMPLE_FAULTS tells it to fail: `PHASE:KIND` separated by commas. PHASE is a method of the module or of its
 settings, `import`, `setting`, `child`, `migration` or `request`. KIND is `raise`, `hang`, `slow` (2 s), `die`, `exit3`
-(or another status), `grow`, or `thread` (it leaves one behind that is no daemon). With SAMPLE_FAULTS_FILE the same is
-read from a file at each phase, so that a test can change it while a server runs.
+(or another status), `grow`, or `thread` (it leaves one behind that is not a daemon). With SAMPLE_FAULTS_FILE the same
+is read from a file at each phase, so that a test can change it while a server runs.
 """
 
 import argparse

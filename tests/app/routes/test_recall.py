@@ -1,4 +1,4 @@
-"""POST /recall: every form of a query, every option, and matches equal to brute force bit by bit."""
+"""POST /recall: every form of a query, every option, and matches equal to brute force, bit for bit."""
 
 import concurrent.futures
 import math

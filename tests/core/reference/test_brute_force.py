@@ -1,4 +1,4 @@
-"""Recall equals brute force: id by id, score bit by bit, on quiet stores of every kind and under concurrent writers."""
+"""Recall equals brute force: id for id, score bit for bit, on idle stores of all kinds and under concurrent writers."""
 
 import contextlib
 import os

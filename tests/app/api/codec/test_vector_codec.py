@@ -45,7 +45,7 @@ def test_every_form_of_a_vector_is_the_same_bytes(values: list[float]) -> None:
 
 @given(VECTORS)
 def test_float32_survives_its_decimal_form(values: list[float]) -> None:
-    """What a client reads back is the float32 that was stored, bit by bit."""
+    """What a client reads back is the float32 that was stored, bit for bit."""
     stored = floats(values)
 
     assert floats(msgspec.json.decode(msgspec.json.encode(to_floats(stored)))) == stored
