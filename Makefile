@@ -38,7 +38,7 @@ format: $(VENV)/tested ## format all code
 
 ci: lint types test ## run what continuous integration runs
 
-bench: install ## measure the cost of requests beside a floor and peers; options in ARGS, such as ARGS=--check
+bench: install ## measure the cost of requests against a floor and peers; options in ARGS, such as ARGS=--check
 	$(BIN)/python -m loadtests.bench $(ARGS)
 
 faults: install ## disturb a server in every known way, for hours; options in ARGS, such as ARGS="'worker killed' --scale 0.1"
