@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PIECE_INTERVAL_SECONDS: Final = 0.001
 # Pieces per second of CPU time that the loop's thread used for other work since the last turn, in addition to the first
 # piece. At most PIECES_PER_TURN_MAX run in one turn, which is 1 ms.
-# PERF: beside 900 busy connections a page of the log took 1.4 s with one piece in each turn of 60 ms.
+# PERF: with 900 busy connections a page of the log took 1.4 s with one piece in each turn of 60 ms.
 PIECES_PER_SECOND: Final = 800
 PIECES_PER_TURN_MAX: Final = 4
 

@@ -9,7 +9,7 @@ reads the answers at full speed. A connection that the server ends is replaced b
 For each line on its standard input the program prints one line of JSON: how the connections ended so far, and its own
 CPU use. It ends when its standard input does, with a last such line.
 
-Perf: one event loop and no task per connection, so that the measurement beside it shows the server and not this
+Perf: one event loop and no task per connection, so that the measurement next to it shows the server and not this
 program.
 """
 

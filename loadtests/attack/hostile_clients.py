@@ -53,7 +53,7 @@ class Phase(NamedTuple):
 
 def main() -> int:
     """Run the program; returns its exit status."""
-    parser = argparse.ArgumentParser(description="Measure honest clients beside hostile ones.")
+    parser = argparse.ArgumentParser(description="Measure honest clients while hostile ones are connected.")
     parser.add_argument(
         "--attack", choices=tuple(KINDS), default="slow", help="behaviour of the attackers (default slow)"
     )

@@ -1,4 +1,4 @@
-"""The benchmark: processor time per request of this server, beside a floor that does nothing with it, and beside peers.
+"""The benchmark: processor time per request of this server, against a floor that does nothing, and against peers.
 
     make bench
     python -m loadtests.bench --check --data vectors.npz

@@ -1,4 +1,4 @@
-"""Cost of requests that wait for a deferred answer, to the events beside them.
+"""What requests that wait for a deferred answer cost the events that are served meanwhile.
 
     python -m loadtests.cost.deferred
     python -m loadtests.cost.deferred --check
