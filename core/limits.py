@@ -95,6 +95,13 @@ DECISIONS_PAGE: Final = Limit(
 IDEMPOTENCY_KEY_LENGTH: Final = Limit(
     255, "characters", 400, "idempotency_key_invalid", "a UUID has 36; only the hash of a key is kept"
 )
+PAYLOAD_DEPTH: Final = Limit(
+    60,
+    "levels",
+    422,
+    "payload_invalid",
+    "some readers of JSON stop at 64; a payload lies at the third level of an answer",
+)
 VECTOR_NORM: Final = Limit(1_000_000, "norm", 422, "norm_too_large", "keeps the synaptic levels finite in float32")
 
 # -- the native core ---------------------------------------------------------------------------------------------------

@@ -89,11 +89,6 @@ def invalid(field: str, code: str, detail: str, expected: str) -> Problem:
     return Problem(422, code, f"{field}: {detail}; expected {expected}", field=field, expected=expected)
 
 
-def malformed(detail: str) -> Problem:
-    """Return the 400 for a body that cannot be parsed."""
-    return Problem(400, "malformed_body", detail)
-
-
 def above_limit(limit: Limit, field: str, found: int) -> Problem:
     """Return the problem for a value that exceeds a limit."""
     expected = f"at most {limit.value} {limit.unit}"

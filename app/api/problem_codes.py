@@ -92,8 +92,10 @@ CODES: Final[Mapping[str, Code]] = {
     "not_finite": Code(422, "An element is NaN or infinite as float32."),
     "norm_too_large": Code(422, "The norm of the vector exceeds its limit."),
     "moral_value_out_of_range": Code(422, "The moral value is not a number from 0 to 1."),
-    "payload_too_large": Code(413, "The payload, as JSON, exceeds the limit of this server."),
-    "payload_invalid": Code(422, "The payload has no JSON form that every reader understands."),
+    "payload_too_large": Code(413, "The payload, as compact JSON in UTF-8, exceeds the limit of this server."),
+    "payload_invalid": Code(
+        422, "The payload holds what JSON cannot express, or what some reader of JSON cannot read back."
+    ),
     "batch_empty": Code(422, "The batch contains no event."),
     "batch_too_long": Code(422, "The batch contains more events than the limit."),
     "batch_above_burst": Code(422, "The batch contains more events than the burst of the client's tier; send less."),

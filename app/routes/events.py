@@ -25,10 +25,10 @@ from app.api.codec.event_codec import (
     EventReader,
     check_moral_value,
     count_colons,
-    decode_payload,
     decode_vector,
 )
 from app.api.codec.media_types import JSON, MSGPACK, RAW, encode, media_type
+from app.api.codec.payload_codec import PayloadCodec
 from app.api.codec.vector_codec import DoubleBuffer, FloatBuffer, refuse_vector
 from app.api.context import Context
 from app.api.decision_view import DecisionView, to_decision_view
@@ -138,6 +138,7 @@ class BatchResource:
         }  # fmt: skip
         self.context = context
         self.codec = context.codec
+        self._payloads = PayloadCodec(context.payload_size_max)
         self._decode_json = msgspec.json.Decoder(list[Event]).decode
         self._decode_packed_event = msgspec.msgpack.Decoder(Event).decode
         self._split_packed_events = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
@@ -191,14 +192,13 @@ class BatchResource:
             return self._read_raw(environ, body)
         try:
             events = self._of_json(environ, body) if media == JSON else self._of_msgpack(environ, body)
-            size_max = self.context.payload_size_max
             morals = [check_moral_value(event.moral_value, f"[{i}].moral_value") for i, event in enumerate(events)]
             vectors = b"".join([decode_vector(self.codec, event, media, f"[{i}].") for i, event in enumerate(events)])
-            payloads = [decode_payload(event, media, size_max, f"[{i}].") for i, event in enumerate(events)]
+            payloads = [self._payloads.decode(event.payload, media, f"[{i}].payload") for i, event in enumerate(events)]
         except DECODE_ERRORS as error:
-            refuse_body(error, media, MEMBERS)
+            refuse_body(error, body, media, MEMBERS)
         if media == JSON:
-            refuse_repeats(body, count_colons(events, payloads))
+            refuse_repeats(body, count_colons(events))
         return Batch(array("d", morals), vectors, payloads)
 
     def _of_json(self, environ: WSGIEnvironment, body: bytes) -> list[Event]:
@@ -221,8 +221,8 @@ class BatchResource:
             try:
                 event = self._decode_packed_event(packed)
             except DECODE_ERRORS as error:
-                refuse_body(error, MSGPACK, MEMBERS, f"[{i}]")
-            refuse_repeats_msgpack(packed, 2 + bool(event.payload))
+                refuse_body(error, bytes(packed), MSGPACK, MEMBERS, f"[{i}]")
+            refuse_repeats_msgpack(packed, 2 + bool(event.payload), f"[{i}]")
             events.append(event)
         return events
 

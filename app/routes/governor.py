@@ -146,7 +146,7 @@ class GovernorResource:
         try:
             changes: dict[str, dict[str, Any]] = msgspec.to_builtins(self.decode(body))
         except DECODE_ERRORS as error:
-            refuse_body(error, JSON, MEMBERS)
+            refuse_body(error, body, JSON, MEMBERS)
         refuse_repeats(body, len(changes) + sum(map(len, changes.values())))
         if not any(changes.values()):
             raise invalid("body", "change_empty", "changes nothing", "at least one member to change")

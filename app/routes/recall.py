@@ -171,9 +171,7 @@ class RecallResource:
             refuse_repeats_msgpack(body, len(_members_of_msgpack(body)))
             return self.codec.of_msgpack(query.vector, "vector"), query
         except DECODE_ERRORS as error:
-            if isinstance(error, msgspec.ValidationError) and str(error).endswith("`$.top_k`"):
-                raise invalid("top_k", TOP_K.code, "is out of range or not a whole number", MEMBERS["top_k"]) from error
-            refuse_body(error, media, MEMBERS)
+            refuse_body(error, body, media, MEMBERS, codes={"top_k": TOP_K.code})
 
 
 def _parse_options(given: Mapping[str, str]) -> RecallOptions:

@@ -317,7 +317,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 20_000
     payload_size_max: Annotated[
-        int, describe("Maximum size of an event's payload.", "bytes", ge=0, le=65_536, restart=_BLOCK)
+        int, describe("Maximum size of an event's payload, as compact JSON.", "bytes", ge=0, le=65_536, restart=_BLOCK)
     ] = 1024
     log_capacity: Annotated[
         int,

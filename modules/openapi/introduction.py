@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from app.api.codec.body_sizes import event_size_max, query_size_max
+from core.limits import PAYLOAD_DEPTH
 from core.settings.config import Config
 from core.settings.tiers import tiers
 
@@ -44,6 +45,12 @@ only probes and metrics ignore their query. Headers that an operation does not k
 written without a fraction: `1.0` is refused. Members of a response that have no value are left out; later versions \
 may add members to responses. An event takes at most {event_size} bytes in any form, white space included; a batch \
 takes that many for each of its events, and the query of a recall takes {query_size}.
+
+A payload is any JSON value of at most {payload_size} bytes, measured as it is stored and returned: compact JSON in \
+UTF-8, without white space between tokens and unnecessary escapes. It holds what every reader of JSON can read back: \
+whole numbers of 64 bits, other numbers finite as float64, no half surrogate pairs, each name once in an object, at \
+most {payload_depth} levels. What comes as msgpack and has no JSON form (bin, extension types, timestamps, NaN, keys \
+that are not str) is refused, not converted.
 
 ## Idempotency
 
@@ -84,6 +91,8 @@ def introduction(config: Config) -> str:
     return _TEXT.format(
         dimension=config.dimension,
         event_size=f"{event_size_max(config.dimension, config.payload_size_max):,}",
+        payload_size=f"{config.payload_size_max:,}",
+        payload_depth=PAYLOAD_DEPTH.value,
         query_size=f"{query_size_max(config.dimension):,}",
         receipts=f"{config.idempotency_capacity:,}",
         tiers=", ".join(named),

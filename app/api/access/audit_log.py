@@ -12,6 +12,7 @@ strangers with many addresses cannot fill memory or disk. Every refusal is also 
 """
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ TEXT_LENGTH_MAX: Final = 200  # characters
 # The event of a refusal, by status; any other status of the 400s is `invalid_input`. Harmless ones are not audited.
 _EVENTS: Final = {401: "auth_failure", 403: "access_denied", 429: "rate_limit_exceeded"}
 _HARMLESS: Final = frozenset({404, 405, 410})
+_INSIDE: Final = re.compile(r"^((?:\[\d+\]\.)?(?:payload|event_vector|vector))[.\[].*", re.DOTALL)
 
 log = logging.getLogger("mlsdm.audit")
 
@@ -57,8 +59,9 @@ class AuditLog:
         `environ` holds what is known of the request, which may not have been read to its end.
         """
         if event := _event_of(status):
-            is_known = field and code != "field_unknown"  # the name of an unknown field is a piece of the body
-            self._refuse(event, **_fields(environ), status=status, code=code, **({"field": field} if is_known else {}))
+            # The name of an unknown field is a piece of the body, and so are names in a payload.
+            known = {"field": _INSIDE.sub(r"\1", field)} if field and code != "field_unknown" else {}
+            self._refuse(event, **_fields(environ), status=status, code=code, **known)
 
     def record_change(self, event: str, environ: WSGIEnvironment, **members: Any) -> None:
         """Write that a request has changed something, or may have changed it."""

@@ -1,4 +1,4 @@
-"""Build the JSON reader as `app.api.codec._json_reader` (cffi, API mode). setuptools runs it through setup.py.
+"""Build the native readers of bodies as `app.api.codec._json_reader` (cffi, API mode); setup.py runs it.
 
 `-ffp-contract=off` forbids fused multiply-add, so that every processor computes the same numbers.
 """
@@ -8,6 +8,7 @@ from pathlib import Path
 import cffi
 
 NATIVE = Path(__file__).resolve().parent / "native"
+SOURCES = ("json_walk.c", "msgpack_walk.c", "json_reader.c")  # one translation unit, in this order
 
 _api = (NATIVE / "api.h").read_text(encoding="utf-8")
 
@@ -15,9 +16,9 @@ ffibuilder = cffi.FFI()
 ffibuilder.cdef(_api)
 ffibuilder.set_source(
     "app.api.codec._json_reader",
-    f'#include <stddef.h>\n#include <stdint.h>\n{_api}\n#include "json_reader.c"',
+    "\n".join(["#include <stddef.h>", "#include <stdint.h>", _api, *(f'#include "{name}"' for name in SOURCES)]),
     include_dirs=[str(NATIVE)],
-    depends=[str(NATIVE / name) for name in ("json_reader.c", "api.h")],
+    depends=[str(NATIVE / name) for name in (*SOURCES, "walk.h", "api.h")],
     extra_compile_args=["-std=gnu11", "-O3", "-ffp-contract=off", "-Wall", "-Wextra"],
 )
 

@@ -14,13 +14,13 @@ from msgspec import Meta
 
 from app.api.codec.body_errors import DECODE_ERRORS, refuse_body, refuse_repeats, refuse_repeats_msgpack
 from app.api.codec.json_reader import JsonReader
-from app.api.codec.media_types import JSON, RAW, encode, media_type
+from app.api.codec.media_types import JSON, RAW, media_type
+from app.api.codec.payload_codec import PayloadCodec
 from app.api.codec.vector_codec import VECTOR_SCHEMA, FloatBuffer, VectorCodec
-from app.api.problem import Problem, invalid
+from app.api.problem import invalid
 
 _DECIMAL: Final = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _UNIT: Final = "a number from 0 to 1"
-_PACKED_PER_JSON: Final = 9  # bytes of msgpack for one of JSON at most: a 0 as 64-bit integer
 MEMBERS: Final = {
     "event_vector": "an array of numbers, or base64 of little-endian float32",
     "moral_value": _UNIT,
@@ -31,7 +31,7 @@ MEMBERS: Final = {
 class Event(msgspec.Struct, forbid_unknown_fields=True):
     """The body of POST /event, and an item of POST /events.
 
-    The payload is any JSON or msgpack value, and is returned as JSON.
+    The payload is any value that JSON can express and every reader of JSON can read. It is returned as JSON.
     """
 
     event_vector: Annotated[msgspec.Raw, Meta(extra_json_schema=VECTOR_SCHEMA)]
@@ -44,39 +44,42 @@ class Event(msgspec.Struct, forbid_unknown_fields=True):
         ),
     ]
     payload: Annotated[
-        msgspec.Raw, Meta(description="Any value; it is returned with the memory.", examples=[{"text": "hello"}])
+        msgspec.Raw,
+        Meta(
+            description="Any JSON value; it is returned with the memory, in compact form.", examples=[{"text": "hello"}]
+        ),
     ] = msgspec.field(default_factory=msgspec.Raw)
 
 
 class EventReader:
-    """Decodes events with vectors of one dimension and payloads of at most `payload_size_max` bytes of JSON."""
+    """Decodes events with vectors of one dimension and payloads of at most `payload_size_max` bytes."""
 
     def __init__(self, codec: VectorCodec, payload_size_max: int) -> None:
         self._codec = codec
-        self._payload_size_max = payload_size_max
+        self._payloads = PayloadCodec(payload_size_max)
         self._native = JsonReader(codec.dimension, payload_size_max)
         self._of_json = msgspec.json.Decoder(Event).decode
         self._of_msgpack = msgspec.msgpack.Decoder(Event).decode
 
     def read(self, environ: WSGIEnvironment, body: bytes) -> tuple[float, FloatBuffer, bytes]:
-        """Return moral value, float32-LE[dimension] and payload (JSON, b"" for none) of a request. Raises Problem."""
+        """Return moral value, float32-LE[dimension], payload (compact JSON, b"" for none). Raises Problem."""
         media = environ.get("CONTENT_TYPE")
         if media not in (RAW, JSON):
             media = media_type(environ)
         if media == RAW:
             return parse_moral_value(environ.get("HTTP_MORAL_VALUE")), self._codec.of_bytes(body, "body"), b""
-        if media == JSON and (found := self._native.event(body)):
+        if media == JSON and (found := self._native.read_event(body)):
             check_moral_value(found[0], "moral_value")
             return found
         try:
             event = self._of_json(body) if media == JSON else self._of_msgpack(body)
             moral = check_moral_value(event.moral_value, "moral_value")
             vector = decode_vector(self._codec, event, media, "")
-            payload = decode_payload(event, media, self._payload_size_max, "")
+            payload = self._payloads.decode(event.payload, media, "payload")
         except DECODE_ERRORS as error:
-            refuse_body(error, media, MEMBERS)
+            refuse_body(error, body, media, MEMBERS)
         if media == JSON:
-            refuse_repeats(body, count_colons([event], [payload]))
+            refuse_repeats(body, count_colons([event]))
         else:
             refuse_repeats_msgpack(body, 2 + bool(event.payload))
         return moral, vector, payload
@@ -105,57 +108,6 @@ def decode_vector(codec: VectorCodec, event: Event, media: str, prefix: str) -> 
     return codec.of_json(event.event_vector, field) if media == JSON else codec.of_msgpack(event.event_vector, field)
 
 
-def decode_payload(event: Event, media: str, size_max: int, prefix: str) -> bytes:
-    """Return the payload of a decoded event as JSON in UTF-8, b"" if it has none. Raises Problem."""
-    if not event.payload:
-        return b""
-    if media == JSON:
-        payload = bytes(event.payload)
-    else:
-        packed = memoryview(event.payload)
-        if len(packed) > _PACKED_PER_JSON * (size_max + 4):  # decoded, it could take eighty times its size; 4: `null`
-            raise _too_large(prefix, f"{len(packed)} bytes of msgpack", size_max)
-        payload = _json_of(event.payload, prefix + "payload")
-    if payload == b"null":
-        return b""
-    if len(payload) > size_max:
-        raise _too_large(prefix, f"{len(payload)} bytes as JSON", size_max)
-    if media == JSON:
-        _check(payload, prefix + "payload")
-    return payload
-
-
-def _check(payload: bytes, field: str) -> None:
-    """Raise the 422 for a number that a strict reader cannot read back (1e999), and one of DECODE_ERRORS for bytes
-    that are not UTF-8.
-
-    msgspec has checked the rest of the grammar already; it checks numbers and characters only when it decodes them.
-    A payload is returned as it came, inside an answer: a reader that cannot parse it cannot parse the memories beside
-    it either (RFC 7493 §2.2; RFC 8259 §6 leaves it open).
-    """
-    try:
-        msgspec.json.decode(payload)
-    except msgspec.ValidationError as error:
-        raise invalid(field, "payload_invalid", "has a number beyond float64", "numbers up to 1.8e308") from error
-
-
-def _too_large(prefix: str, found: str, size_max: int) -> Problem:
-    expected = f"at most {size_max} bytes as JSON"
-    return Problem(413, "payload_too_large", f"{prefix}payload: {found}; expected {expected}",
-                   field=prefix + "payload", expected=expected)  # fmt: skip
-
-
-def count_colons(events: list[Event], payloads: list[bytes]) -> int:
+def count_colons(events: list[Event]) -> int:
     """Return the number of colons in a JSON body with these events, if no member is repeated."""
-    return sum([2 + bool(event.payload) for event in events]) + sum([payload.count(b":") for payload in payloads])
-
-
-def _json_of(packed: msgspec.Raw, field: str) -> bytes:
-    """Return a msgpack value as JSON.
-
-    A bin becomes base64, a timestamp RFC 3339, NaN null; of repeated keys in a map the last one stays.
-    """
-    try:
-        return encode(msgspec.msgpack.decode(packed))
-    except (TypeError, msgspec.ValidationError) as error:  # extensions, keys that are not text, invalid times
-        raise invalid(field, "payload_invalid", "has no JSON form", "a value that can be written as JSON") from error
+    return sum([2 + bool(event.payload) + bytes(event.payload).count(b":") for event in events])

@@ -41,7 +41,7 @@ class VectorCodec:
         self.dimension = dimension
         self.size = 4 * dimension
         self.expected = f"{dimension} finite numbers, or the base64 of {dimension} little-endian float32"
-        self._read = JsonReader(dimension).vector
+        self._read = JsonReader(dimension).read_vector
 
     def of_json(self, raw: msgspec.Raw, field: str) -> FloatBuffer:
         """Return float32-LE[dimension] of a JSON array of numbers or a base64 string."""
@@ -86,7 +86,7 @@ class VectorCodec:
         try:
             return binascii.a2b_base64(text, strict_mode=True)
         except ValueError as error:  # binascii.Error, or characters beyond ASCII
-            raise invalid(field, "vector_invalid", "invalid base64 encoded string", self.expected) from error
+            raise invalid(field, "vector_invalid", "is not base64", self.expected) from error
 
     def _of_numbers(self, numbers: list[float], field: str) -> "array[float]":
         if len(numbers) != self.dimension:

@@ -15,7 +15,6 @@ from app.api.problem import (
     ProblemDocument,
     above_limit,
     invalid,
-    malformed,
     problem_of_store_error,
     write_problem,
 )
@@ -157,7 +156,6 @@ def test_a_problem_names_field_fault_and_expectation() -> None:
     assert (refusal.status_code, refusal.problem_code, refusal.field, refusal.expected, refusal.description) == (
         422, "x_wrong", "x", "a smaller one", "x: is 7; expected a smaller one",
     )  # fmt: skip
-    assert (malformed("so").status_code, malformed("so").problem_code) == (400, "malformed_body")
     assert above_limit(BATCH_COUNT, "body", 1001).description == "body: 1001 events; expected at most 1000 events"
 
 

@@ -152,14 +152,22 @@ def test_payloads_of_every_kind_come_back_as_they_were(still_server: LiveServer,
         assert type(memory["payload"]) is type(payload)
 
 
-@pytest.mark.parametrize("payload", ["-1e308", '"1e999"', "1e-999", "9" * 400, '{"a":1,"a":2}'])
-def test_the_text_of_a_json_payload_is_not_touched(still_server: LiveServer, payload: str) -> None:
-    """Digit for digit, whatever a reader makes of it, as long as one can; a member that stands twice stands twice."""
-    decision = sent(still_server, "/event", json_with(moral_value="1", payload=payload))
-
-    answer = still_server.get(f"/memories/{decision['memory_id']}")
-
-    assert f'"payload":{payload}'.encode() in answer.body
+@pytest.mark.parametrize(
+    ("payload", "kept"),
+    [
+        *[(text, text) for text in ("-1e308", '"1e999"', "1e-999", "-0", "1.10", "18446744073709551615", "-0.0E+00")],
+        (' { "a" : [ 1 , 2 ] } ', '{"a":[1,2]}'),
+        (r'"\u6f22\u00e9\ud83d\ude00\/\u0041"', '"漢é😀/A"'),
+        (r'"\u0000\u001F\n\u000a\"\\\u0022"', r'"\u0000\u001f\n\n\"\\\""'),
+    ],
+)
+def test_a_json_payload_is_kept_in_its_compact_form(still_server: LiveServer, payload: str, kept: str) -> None:
+    """Digit for digit; without white space between tokens, and with no escape but the necessary ones."""
+    for body in (json_with(moral_value="1", payload=payload), json_with(payload=payload, moral_value="1", x="")):
+        content = body.content.replace(b',"x":', b"") + b" " * (body is not None)
+        decision = sent(still_server, "/event", of_json(content))
+        answer = still_server.get(f"/memories/{decision['memory_id']}")
+        assert f'"payload":{kept}}}'.encode() in answer.body
 
 
 @pytest.mark.parametrize(
@@ -175,13 +183,6 @@ def test_null_is_no_payload(still_server: LiveServer, body: Body) -> None:
     decision = sent(still_server, "/event", body)
 
     assert "payload" not in stored(still_server, decision["memory_id"])
-
-
-def test_msgpack_types_without_json_get_their_usual_form(still_server: LiveServer) -> None:
-    """Bytes in a msgpack payload become base64, keys that are numbers become text."""
-    decision = sent(still_server, "/event", of_msgpack(event(moral_value=1.0, payload={"a": b"\x00\x01", 7: 1})))
-
-    assert stored(still_server, decision["memory_id"])["payload"] == {"a": "AAE=", "7": 1}
 
 
 def test_a_payload_of_the_largest_size_is_kept_whole(still_server: LiveServer) -> None:
@@ -252,22 +253,15 @@ MALFORMED = {
     "Infinity is not json": json_with(event_vector="[1,2,3,4,5,6,7,-Infinity]"),
     "a leading zero": json_with(moral_value="00.5"),
     "a payload that is not json": json_with(payload='"\\q"'),
-    "a lone surrogate": json_with(payload='"\\ud800"'),
     "a control character": json_with(payload='"\x01"'),
-    # Newer Pythons decode some thousand levels; there these are texts that end too early.
-    "nested too deeply": json_with(payload="[" * 8_000),
-    "vector nested too deeply": json_with(event_vector="[" * 8_000),
-    "half a surrogate pair": json_with(payload='"\\ud83d"'),
     "payload not utf-8": of_json(json_with(payload='"?"').content.replace(b"?", b"\xff")),
     "member name not utf-8": of_json(b'{"\xff":1}'),
     "no msgpack": of_msgpack(b""),
     "reserved opcode": of_msgpack(b"\xc1"),
     "truncated msgpack": of_msgpack(pack(event())[:-1]),
     "something after msgpack": of_msgpack(pack(event()) + b"\x00"),
-    "msgpack nested too deeply": of_msgpack(ONE_MORE + b"\xa7payload" + b"\x91" * 9_000),
     "msgpack text not utf-8": of_msgpack(ONE_MORE + b"\xa7payload\xa1\xff"),
     "msgpack key not utf-8": of_msgpack(ONE_MORE + b"\xa1\xff\x00"),
-    "a map as a key": of_msgpack(ONE_MORE + b"\xa7payload\x81\x80\x00"),
 }  # fmt: skip
 
 INVALID: dict[str, tuple[Body, str, str]] = {
@@ -278,16 +272,21 @@ INVALID: dict[str, tuple[Body, str, str]] = {
     "no moral value": (of_json(event(moral_value=None)), "field_missing", "moral_value"),
     "an unknown member": (of_json(event(moral=1)), "field_unknown", "moral"),
     "an unknown member in msgpack": (of_msgpack(event(x=1)), "field_unknown", "x"),
-    "a member twice": (of_json(json_with().content[:-1] + b',"moral_value":1}'), "field_repeated", "body"),
-    "a payload twice": (of_json(b'{"payload":{"a":1},' + json_with(payload="1").content[1:]), "field_repeated", "body"),
+    "a member twice": (of_json(json_with().content[:-1] + b',"moral_value":1}'), "field_repeated", "moral_value"),
+    "a payload twice": (
+        of_json(b'{"payload":{"a":1},' + json_with(payload="1").content[1:]), "field_repeated", "payload"
+    ),
+    "a member twice, once escaped": (
+        of_json(json_with().content[:-1] + b',"moral_v\\u0061lue":1}'), "field_repeated", "body"
+    ),
     # the moral value
     "above one": (of_json(event(moral_value=1.0000000000000002)), "moral_value_out_of_range", "moral_value"),
     "below zero": (of_json(event(moral_value=-5e-324)), "moral_value_out_of_range", "moral_value"),
     "moral NaN": (of_msgpack(event(moral_value=NAN)), "moral_value_out_of_range", "moral_value"),
     "moral infinity": (of_msgpack(event(moral_value=1e400)), "moral_value_out_of_range", "moral_value"),
-    "a member twice, msgpack": (twice("moral_value"), "field_repeated", "body"),
-    "a payload twice, msgpack": (twice("payload"), "field_repeated", "body"),
-    "a payload of 1e999": (json_with(payload='{"a":[1,-1e999]}'), "payload_invalid", "payload"),
+    "a member twice, msgpack": (twice("moral_value"), "field_repeated", "moral_value"),
+    "a payload twice, msgpack": (twice("payload"), "field_repeated", "payload"),
+    "a payload of 1e999": (json_with(payload='{"a":[1,-1e999]}'), "payload_invalid", "payload.a[1]"),
     "moral 1e999": (json_with(moral_value="1e999"), "field_invalid", "moral_value"),
     "moral text": (of_json(event(moral_value="0.5")), "field_invalid", "moral_value"),
     "moral true": (of_json(event(moral_value=True)), "field_invalid", "moral_value"),
@@ -367,7 +366,7 @@ def test_one_wrong_item_refuses_the_whole_batch(still_server: LiveServer, case: 
 
     where = "[1]" if field == "body" else f"[1].{field}"
     assert (document["status"], document["code"]) == (422, code)
-    assert document["field"] == ("body" if code == "field_repeated" else where)
+    assert document["field"] == ("body" if code == "field_repeated" and field == "body" else where)
 
 
 @pytest.mark.parametrize(
@@ -396,7 +395,7 @@ def test_a_batch_of_a_wrong_form_is_refused(still_server: LiveServer, body: Body
 
 @pytest.mark.parametrize("path", ["/event", "/events"])
 def test_a_payload_one_byte_too_large_is_413(still_server: LiveServer, path: str) -> None:
-    """1,025 bytes as JSON, however it came."""
+    """1,025 bytes in its compact form, however it came."""
     large = event(payload="x" * 1023)
     document: Any = [event(), large] if path == "/events" else large
 
@@ -404,7 +403,7 @@ def test_a_payload_one_byte_too_large_is_413(still_server: LiveServer, path: str
         refusal = refused(still_server, path, body)
         assert (refusal["status"], refusal["code"]) == (413, "payload_too_large")
         assert refusal["field"] == ("[1].payload" if path == "/events" else "payload")
-        assert refusal["expected"] == "at most 1024 bytes as JSON"
+        assert refusal["expected"] == "at most 1024 bytes as compact JSON in UTF-8"
 
 
 def test_a_refusal_does_not_repeat_a_long_name(still_server: LiveServer) -> None:

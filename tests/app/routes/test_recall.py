@@ -218,9 +218,9 @@ INVALID: dict[str, tuple[Body, str, str]] = {
     "a member twice, msgpack": (
         of_msgpack(b"\x83" + pack({"vector": EXAMPLE, "top_k": 1})[1:] + pack("top_k") + b"\x02"),
         "field_repeated",
-        "body",
+        "top_k",
     ),
-    "a member twice": (of_json(f'{{"vector":{EXAMPLE},"top_k":1,"top_k":2}}'.encode()), "field_repeated", "body"),
+    "a member twice": (of_json(f'{{"vector":{EXAMPLE},"top_k":1,"top_k":2}}'.encode()), "field_repeated", "top_k"),
     "too few": (of_json({"vector": EXAMPLE[1:]}), "dimension_mismatch", "vector"),
     "too many": (of_msgpack({"vector": [*EXAMPLE, 1.0]}), "dimension_mismatch", "vector"),
     "short raw": (of_raw(floats(EXAMPLE[1:])), "dimension_mismatch", "body"),

@@ -35,6 +35,7 @@ DIMENSION: Final = int(SMALL["MLSDM_DIMENSION"])
 # What a request may be refused for although the document allows it: what no schema can say.
 BEYOND_SCHEMAS: Final = {
     "norm_too_large", "not_finite", "payload_too_large",  # of all elements together, of decoded bytes, of encoded ones
+    "payload_invalid",  # a whole number beyond 64 bits
     "settings_contradict", "change_empty", "idempotency_key_reused",
     "memory_unknown", "memory_gone", "other_boot", "position_unknown", "position_gone",
     "store_busy", "controller_busy",  # a machine that is busy with other tests

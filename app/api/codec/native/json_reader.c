@@ -9,17 +9,13 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "walk.h"
+
 /* Each parse and match function gets the place to read from. It returns the place behind what it read, or NULL if the
  * text there is something else. */
-typedef const uint8_t *place;
-
-static inline place skip_space(place at) {
-    while (*at == ' ' || *at == '\n' || *at == '\r' || *at == '\t') at++;
-    return at;
-}
 
 static inline place match_byte(place at, uint8_t byte) {
-    at = skip_space(at);
+    at = walk_space(at);
     return *at == byte ? at + 1 : NULL;
 }
 
@@ -111,7 +107,7 @@ static inline place skip_digits(place at, place end, uint64_t *digits) {
 
 /* A number of RFC 8259 §6, to the nearest double, ties to even. */
 static inline place parse_number(place at, place end, double *value) {
-    at = skip_space(at);
+    at = walk_space(at);
     uint64_t negative = *at == '-', digits = 0;
     at += negative;
     place from = at;
@@ -216,62 +212,23 @@ static place parse_base64(place at, place end, uint32_t dimension, float *vector
 }
 
 static place parse_vector(place at, place end, uint32_t dimension, float *vector) {
-    at = skip_space(at);
+    at = walk_space(at);
     if (*at == '[') return parse_array(at + 1, end, dimension, vector);
     return *at == '"' ? parse_base64(at + 1, end, dimension, vector) : NULL;
 }
 
 /* -- events -- */
 
-/* Find the closing quote of a string, or the end of the text; `at` is behind the opening quote. It compares eight bytes
- * at a time: a byte that is equal becomes zero by the exclusive or, and the first zero byte is the lowest that borrows.
- */
-static place skip_string(place at, place end) {
-    const uint64_t ones = UINT64_C(0x0101010101010101), highs = ones << 7;
-    for (;; at += 2) { /* skip a backslash and the byte that it escapes */
-        for (; end - at >= 8; at += 8) {
-            uint64_t word;
-            memcpy(&word, at, sizeof word);
-            uint64_t quote = word ^ ones * '"', slash = word ^ ones * '\\';
-            uint64_t found = (((quote - ones) & ~quote) | ((slash - ones) & ~slash)) & highs;
-            if (found) {
-                at += __builtin_ctzll(found) >> 3;
-                break;
-            }
-        }
-        while (at < end && *at != '"' && *at != '\\') at++;
-        if (at >= end || *at == '"') return at;
-    }
-}
-
-/* Skip one value; `at` is on its first byte. The content of its brackets and quotes is not checked. */
-static place skip_value(place at, place end) {
-    place from = at;
-    for (int depth = 0; at < end; at++) {
-        if (*at == '"') {
-            at = skip_string(at + 1, end);
-        } else if (*at == '{' || *at == '[') {
-            depth++;
-        } else if (*at == '}' || *at == ']') {
-            if (depth-- == 0) break;
-        } else if (*at == ',' && depth == 0) {
-            break;
-        }
-    }
-    if (at >= end) return NULL;
-    while (at > from && (at[-1] == ' ' || at[-1] == '\n' || at[-1] == '\r' || at[-1] == '\t')) at--;
-    return at > from ? at : NULL;
-}
-
 static place match_name(place at, place end, const char *name, size_t size) {
     return (size_t)(end - at) >= size && !memcmp(at, name, size) ? match_byte(at + size, ':') : NULL;
 }
 
-int mlsdm_read_event(const uint8_t text[], size_t size, uint32_t dimension, float vector[], struct mlsdm_event *event) {
+static int parse_event(struct walk *w, uint32_t dimension, float vector[], struct mlsdm_event *event) {
     enum { VECTOR = 1, MORAL = 2, PAYLOAD = 4 };
-    place at = match_byte(text, '{'), end = text + size, value;
+    place at = match_byte(w->text, '{'), end = w->end, value;
+    uint8_t *payload = w->to;
     int found = 0, member;
-    event->payload = event->payload_size = 0;
+    event->payload_size = 0;
     while (at && (at = match_byte(at, '"'))) {
         if ((value = match_name(at, end, "event_vector\"", 13))) {
             member = VECTOR;
@@ -281,23 +238,32 @@ int mlsdm_read_event(const uint8_t text[], size_t size, uint32_t dimension, floa
             at = parse_number(value, end, &event->moral);
         } else if ((value = match_name(at, end, "payload\"", 8))) {
             member = PAYLOAD;
-            value = skip_space(value);
-            if (!(at = skip_value(value, end))) return 0;
-            event->payload = (uint64_t)(value - text);
-            event->payload_size = (uint64_t)(at - value);
+            at = walk_json_value(w, walk_space(value));
+            event->payload_size = (uint64_t)(w->to - payload);
         } else {
             return 0;
         }
         if (!at || found & member) return 0;
         found |= member;
-        at = skip_space(at);
-        if (*at == '}') return skip_space(at + 1) == end && (found & (VECTOR | MORAL)) == (VECTOR | MORAL);
+        at = walk_space(at);
+        if (*at == '}') return walk_space(at + 1) == end && (found & (VECTOR | MORAL)) == (VECTOR | MORAL);
         at = match_byte(at, ',');
     }
     return 0;
 }
 
+int mlsdm_read_event(const uint8_t text[], size_t size, uint32_t dimension, float vector[], uint8_t payload[],
+                     size_t payload_size_max, uint32_t payload_depth_max, struct mlsdm_event *event) {
+    struct walk w;
+    struct mlsdm_walk found;
+    walk_begin(&w, text, size, MLSDM_WALK_STRICT | MLSDM_WALK_NAMES, &found);
+    w.to = payload, w.to_end = payload + payload_size_max, w.depth_max = payload_depth_max;
+    int is_event = parse_event(&w, dimension, vector, event);
+    walk_end(&w);
+    return is_event;
+}
+
 int mlsdm_read_vector(const uint8_t text[], size_t size, uint32_t dimension, float vector[]) {
     place at = parse_vector(text, text + size, dimension, vector);
-    return at && skip_space(at) == text + size;
+    return at && walk_space(at) == text + size;
 }

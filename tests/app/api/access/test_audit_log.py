@@ -438,6 +438,9 @@ def test_credentials_in_odd_places_are_not_written(keyed_server: LiveServer) -> 
         {secret: 1},
         {"event_vector": secret, "moral_value": 1},
         {"event_vector": EXAMPLE, "moral_value": secret},
+        {"event_vector": {secret: float("nan")}, "moral_value": 1},
+        {"event_vector": EXAMPLE, "moral_value": 1, "payload": {secret: 2**64}},
+        {"event_vector": EXAMPLE, "moral_value": 1, "payload": {secret: float("nan")}},
     ):
         body = of_json(document)
         keyed_server.request(

@@ -196,8 +196,9 @@ def spellings(event: dict[str, Any]) -> list[tuple[str, Body]]:
 @pytest.mark.parametrize("number", range(9))
 def test_the_spelling_of_a_request_is_no_part_of_it(keyed_server: LiveServer, number: int) -> None:
     """Media type parameters and case, white space, the order of members, the form: an event is its values."""
-    event, key = {"event_vector": VECTOR, "moral_value": 0.95}, new_key()
-    first = send(keyed_server, "/event", of_json(event), key)
+    event, key = {"event_vector": VECTOR, "moral_value": 0.95, "payload": {"é": ["漢", 1.5]}}, new_key()
+    plain = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
+    first = send(keyed_server, "/event", of_json(plain), key)
     total = decided(keyed_server)
 
     again = send(keyed_server, *spellings(event)[number], key)

@@ -1,4 +1,7 @@
-"""JSON reader: msgspec accepts what it accepts, with the same bits; and it accepts the usual forms of an event."""
+"""JSON reader: msgspec accepts what it accepts, with the same bits; and it accepts the usual forms of an event.
+
+Of payloads the reference is `testing.compact_json`.
+"""
 
 import base64
 import json
@@ -16,6 +19,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.api.codec.json_reader import JsonReader
+from testing.compact_json import compact
 
 DIMENSION = 3
 VECTOR = [0.25, -1.5, 3e-05]
@@ -36,13 +40,11 @@ decode = msgspec.json.Decoder(Event).decode
 
 
 def peer(body: bytes) -> tuple[float, bytes, bytes]:
-    """Return what msgspec reads, as the reader would; raises what msgspec raises."""
+    """Return what msgspec and the reference read, as the reader would; raises what they raise."""
     event = decode(body)
     vector = event.event_vector if isinstance(event.event_vector, bytes) else array("f", event.event_vector).tobytes()
     assert len(vector) == 4 * DIMENSION
-    payload = bytes(event.payload)
-    if payload:
-        msgspec.json.decode(payload)
+    payload = compact(bytes(event.payload)) if event.payload else b""
     return event.moral_value, vector, payload if payload != b"null" else b""
 
 
@@ -56,7 +58,7 @@ def body_of(*members: tuple[str, str]) -> bytes:
 
 
 def number_of(text: str) -> float | None:
-    found = reader.event(body_of(("event_vector", "[0,0,0]"), ("moral_value", text)))
+    found = reader.read_event(body_of(("event_vector", "[0,0,0]"), ("moral_value", text)))
     return found[0] if found else None
 
 
@@ -79,7 +81,7 @@ def number_of(text: str) -> float | None:
 def test_ordinary_events_are_read(body: dict[str, Any], indent: int | None, ascii_only: bool) -> None:
     """In any order, with any white space."""
     text = json.dumps(body, indent=indent, ensure_ascii=ascii_only).encode()
-    found = reader.event(text)
+    found = reader.read_event(text)
 
     assert found is not None
     assert bits(peer(text)) == bits(found)
@@ -91,8 +93,8 @@ def test_base64_of_every_length(dimension: int) -> None:
     vector = random.Random(dimension).randbytes(4 * dimension)
     text = json.dumps(base64.b64encode(vector).decode()).encode()
 
-    assert vector == bytes(JsonReader(dimension).vector(text) or b"")
-    assert JsonReader(dimension + 1).vector(text) is None
+    assert vector == bytes(JsonReader(dimension).read_vector(text) or b"")
+    assert JsonReader(dimension + 1).read_vector(text) is None
 
 
 # -- what must be left to others ---------------------------------------------------------------------------------------
@@ -118,14 +120,14 @@ def test_base64_of_every_length(dimension: int) -> None:
         body_of(("event_vector", '"' + "." + BASE64[1:] + '"'), ("moral_value", "0.5")),
         body_of(("event_vector", '"' + "\\/" + BASE64[2:] + '"'), ("moral_value", "0.5")),
         *[body_of(("payload", payload), ("event_vector", "[0,0,0]"), ("moral_value", "0.5"))
-          for payload in ("1e999", f'"{"x" * 1_000}"', "", "[",
+          for payload in ("1e999", "1" * 309, r'"\ud83d"', '{"a":1,"a":2}', f'"{"x" * 1_000}"', "", "[",
                           "]", "{]", '"', '"\\', "nul", "1 2", "[1,]", '{"a"}', '"\x01"', "\\", "[" * 10_000)],
         body_of(("payload", '"é"'), ("event_vector", "[0,0,0]"), ("moral_value", "1")).replace(b"\xc3\xa9", b"\xff"),
     ],
 )  # fmt: skip
 def test_everything_else_is_left_alone(body: bytes) -> None:
     """Whatever is wrong, or unusual, msgspec has the last word on."""
-    assert reader.event(body) is None
+    assert reader.read_event(body) is None
 
 
 @pytest.mark.parametrize(
@@ -170,7 +172,7 @@ def test_every_event_that_is_read_msgspec_reads_alike(pieces: list[str], wrapped
     """Any text made of the pieces of events: if it is read here, it is read there, and to the same bits."""
     text = "".join(pieces)
     body = ('{"event_vector":[0,0.5,-1],"moral_value":0.5,' + text + "}" if wrapped else text).encode()
-    found = reader.event(body)
+    found = reader.read_event(body)
 
     assert found is None or bits(peer(body)) == bits(found)
 
@@ -185,6 +187,6 @@ def test_mutated_events_are_read_like_msgspec_or_not_at_all(patch: bytes, at: in
     ][which]
     at %= len(body)
     changed = body[:at] + patch + body[at + cut :]
-    found = reader.event(changed)
+    found = reader.read_event(changed)
 
     assert found is None or bits(peer(changed)) == bits(found)
