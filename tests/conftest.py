@@ -34,7 +34,7 @@ settings.load_profile("patient")
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Start servers of a test's own, with variables as keywords; each must end in order."""
+    """Start servers of a test's own, with variables as keywords; each must end normally."""
     servers: list[LiveServer] = []
 
     def start(**environ: str) -> LiveServer:
@@ -77,7 +77,7 @@ def still_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServe
 def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """A server with an API_KEY and every key of `testing.keys`, which logs all that it ever would; no limits of rate.
 
-    Whoever uses it leaves it admitting events. At its end nothing of any key is found in all that it has logged.
+    Whoever uses it leaves it admitting events. At its end, its log must not contain any part of any key.
     """
     directory = tmp_path_factory.mktemp("keyed")
     environ = {

@@ -1,6 +1,6 @@
 """The import rules of the project. Each rule is one line of RULES; a violation is reported with file and line.
 
-Every import counts, also inside a function or under TYPE_CHECKING, because a reader has to follow it.
+Every import counts, even inside a function or under TYPE_CHECKING, because a reader has to follow it.
 """
 
 import ast

@@ -156,7 +156,7 @@ def test_an_emergency_outlives_its_controller(server: LiveServer, tmp_path: Path
 
 
 def test_a_busy_processor_is_reported_and_refuses_no_event(server: LiveServer, tmp_path: Path) -> None:
-    """The server is ready: what the machine does beside it says nothing about how it serves."""
+    """The server is ready: other load on the machine does not show how well it serves."""
     set_sample(tmp_path, cpu_percent_30s=98.0)
 
     eventually(lambda: failed_checks(server) == {"system_cpu"})

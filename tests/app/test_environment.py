@@ -53,7 +53,7 @@ def test_proc_with_processes_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "0<&- 1>&-"])
 def test_a_closed_standard_stream_is_not_the_block(tmp_path: Path, closed: str) -> None:
-    """A program that prints would write into what has its number; also in the arbiter of an upgrade."""
+    """A print would go to the file that has the number of the closed stream; even in the arbiter of an upgrade."""
     launcher = ("sh", "-c", f'exec "$@" {closed}', "sh")
     server = LiveServer(tmp_path, dict(SMALL), launcher=launcher).start()
     store = server.store()

@@ -14,7 +14,7 @@ class _Route:
 
 @pytest.mark.parametrize("path", ["/a/b", "//a/b", "///a/b", "a/b", "/a/b/", "//a/b//", "/a//b", "/", "//", "/a"])
 def test_bare_path_is_the_one_that_the_router_finds(path: str) -> None:
-    """A path is a route's for us when it is for the router, slash for slash."""
+    """`way_of` finds a route for exactly those paths for which the router finds one."""
     api = falcon.App()
     api.add_route("/a/b", _Route())
     found = api._router.find(path)

@@ -422,7 +422,7 @@ def test_a_killed_arbiter_leaves_no_orphan(serve: Serve) -> None:
 
 
 def test_interrupt_ends_with_status_0_and_no_traceback(serve: Serve) -> None:
-    """Ctrl-C reaches the whole group of a terminal; the server ends in order."""
+    """Ctrl-C reaches the whole group of a terminal; the server ends normally."""
     server = serve()
     children = psutil.Process(server.pid).children(recursive=True)
     assert server.process is not None

@@ -75,7 +75,7 @@ def file(tmp_path: Path) -> Path:
 
 class TestSections:
     def test_a_section_has_its_defaults(self) -> None:
-        """Every section that is known has its values, also when its module is not enabled."""
+        """Every section that is known has its values, even when its module is not enabled."""
         loaded = load(None, {}, (), sections_of)
 
         assert loaded.sections == {"archive": Archive(), "text": Text()}

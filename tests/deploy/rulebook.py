@@ -59,7 +59,7 @@ def recordings() -> dict[str, str]:
 
 @cache
 def selectors(expression: str) -> tuple[Selector, ...]:
-    """Return every selector of an expression, in order. Raises ValueError for what is no PromQL."""
+    """Return every selector of an expression, in order. Raises ValueError for what is not PromQL."""
     found: list[Selector] = []
 
     def visit(node: promql_parser.Expr) -> None:

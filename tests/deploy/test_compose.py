@@ -136,7 +136,7 @@ class TestService:
 
 class TestNginx:
     def test_the_service_believes_nginx_and_nobody_else(self) -> None:
-        """The one address that it trusts is the one that nginx always has; the network gives it to nobody else."""
+        """It trusts one address, which nginx always has and the network gives to no other container."""
         api, nginx = services()["mlsdm-api"], services()["nginx"]
         config = load(None, {**api["environment"], "API_KEY": "your-secret-key"}).config
         [pool] = document()["networks"]["inside"]["ipam"]["config"]
@@ -158,7 +158,7 @@ class TestNginx:
         assert int(port) >= 1024
 
     def test_its_files_are_where_it_looks(self) -> None:
-        """Configuration and certificate, the second beside the first; its prefix is the place that it may write to."""
+        """The certificate lies next to the configuration; its prefix is the directory that it may write to."""
         nginx = services()["nginx"]
         command, mounted = nginx["entrypoint"], mounts(nginx)
 

@@ -116,7 +116,7 @@ def test_panels_fill_the_grid_and_do_not_overlap() -> None:
 
 
 def test_queries_per_instance_use_the_variable() -> None:
-    """A panel without it would show all instances beside the selected one."""
+    """A panel without it would show all instances, not the selected one alone."""
     for title, expression in queries():
         for selector in selectors(filled(expression)):
             of_service = selector.name.startswith("job:") or selector.name in OF_PROMETHEUS

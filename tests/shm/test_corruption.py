@@ -1,4 +1,4 @@
-"""Corruption: bytes of a block change without a writer; nothing is derived from them, and the caller is told."""
+"""Corruption: bytes of a block change without a writer; nothing is derived from them, and the caller gets an error."""
 
 import os
 import random
@@ -387,7 +387,7 @@ class TestReceipts:
         return decision_of(formed.entry(ordinal + 1))._replace(repeated=1)
 
     def answers(self, formed: Formed, image: bytes, key: Any) -> Decision | None:
-        """Ask with a key, None when the answer is Corrupt; what was decided anew is undone."""
+        """Ask with a key, None when the answer is Corrupt; a new decision is undone."""
         position = formed.block.position
         try:
             decision = formed.decide(999_999, key=key)
@@ -444,7 +444,7 @@ class TestReceipts:
         assert {int(heads[chain]) for chain in range(self.CAPACITY)} == {seal(38), seal(39), seal(40), 0}
 
     def test_damaged_head_is_repaired(self, given: Formed) -> None:
-        """The scrub repairs each head, also of a chain whose receipts are all out of reach, and of one without any.
+        """The scrub repairs each head, even of a chain whose receipts are all overwritten, and of one without any.
         Then every kept key has its first decision again.
         """
         heads, store = self.heads(given), given.store

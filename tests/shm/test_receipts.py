@@ -271,7 +271,7 @@ class TestWindow:
             assert decision._replace(repeated=1) == formed.decide(0, key=new_idempotency_hash((9, word), 4))
 
     def test_batch_longer_than_the_window(self, form: Form) -> None:
-        """Each item is decided once; a retry of the whole batch starts anew, because the receipts of its beginning are
+        """Each item is decided once; a retry of the batch is decided again, because the receipts of its beginning are
         gone.
         """
         formed = form(Layout(2, 5, 0, 4096, 1, 4))

@@ -135,7 +135,7 @@ class TestForget:
         assert position == formed.store.state().position
 
     def test_erases_the_bytes(self, formed: Formed) -> None:
-        """Nothing of vector, shadow or payload is left anywhere in the block."""
+        """No part of vector, shadow or payload is left anywhere in the block."""
         marker = os.urandom(48)
         vector = np.frombuffer(os.urandom(16), np.uint8).astype(np.float32)
         memory_id = formed.store.admit(formed.now(), 1.0, vector, marker).memory_id

@@ -13,7 +13,7 @@ READ = Operation("Read.", Role.READ, dict[str, Any])
 
 
 class Declared:
-    """A resource that says everything."""
+    """A resource that declares all of its responders."""
 
     operations: ClassVar[Mapping[str, Operation]] = {"GET": READ, "DELETE": Operation("Forget.", Role.WRITE, None)}
 
@@ -27,14 +27,14 @@ class Declared:
 
 
 class Undeclared(Declared):
-    """One that has a responder more than it says."""
+    """A resource with one responder more than it declares."""
 
     def on_put(self, _request: falcon.Request, _response: falcon.Response) -> None:
         """Do nothing."""
 
 
 class Headless(Declared):
-    """One that has GET and no HEAD."""
+    """A resource that has GET and no HEAD."""
 
     on_head: Any = property()
 
@@ -45,7 +45,7 @@ class Headless(Declared):
 
 
 class Unanswered(Declared):
-    """One that says more than it has."""
+    """A resource that declares an operation without a responder."""
 
     operations: ClassVar[Mapping[str, Operation]] = {**Declared.operations, "PATCH": READ}
 

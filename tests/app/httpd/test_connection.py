@@ -234,7 +234,7 @@ def test_wanted_body_is_asked_for_once() -> None:
 
 @pytest.mark.parametrize("before", [b"", get(b"/slow")], ids=["first", "behind"])
 def test_failing_wants_body_is_500(before: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """When `wants_body` raises, the client gets 500 and the connection ends, also for a request that waited."""
+    """When `wants_body` raises, the client gets 500 and the connection ends, even for a request that waited."""
     with serving(SelectiveApplication()) as server, connect(server) as client:
         client.sendall(before + expecting(b"/maybe"))
         if before:

@@ -244,7 +244,7 @@ FORWARDED = b"X-Forwarded-For: 10.0.0.9\r\nx-forwarded-for: 10.0.0.8 \r\n"
     ],
 )
 def test_refusals_of_fields_report_all_hops(fields: bytes, code: str, protocol: type[Connection]) -> None:
-    """`on_refusal` gets all hops of X-Forwarded-For, also those behind the field that is refused."""
+    """`on_refusal` gets all hops of X-Forwarded-For, even those behind the field that is refused."""
     with serving(RefusalRecorder(), protocol=protocol) as server:
         fetch(server, get(b"/", fields))
         (told,) = server.app.reports

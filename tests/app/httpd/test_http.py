@@ -50,7 +50,7 @@ def test_dot_segments_are_taken_literally(small_server: LiveServer, target: str)
 
 
 def test_percent_encoding_is_decoded_once(small_server: LiveServer) -> None:
-    """%73 is an s; %2573 is the text %73, which is no s (RFC 3986 §2.4)."""
+    """%73 is an s; %2573 is the text %73, not an s (RFC 3986 §2.4)."""
     assert status_of(small_server, "GET", "/%73tate") == 200
     assert status_of(small_server, "GET", "/%2573tate") == 404
 

@@ -19,7 +19,7 @@ def test_every_key_has_one_constant_and_one_row_in_the_table() -> None:
 
 
 def test_environ_keys_are_spelled_in_the_table_only() -> None:
-    """No file of app/ indexes an environ with a literal key of ours."""
+    """No file of app/ indexes an environ with one of these keys as a literal."""
     spelled = re.compile(rf"environ(?:\[|\.\w+\()[\"'](?:{'|'.join(map(re.escape, KEYS.values()))})[\"']")
 
     offenders = [str(path) for path in APP.rglob("*.py") if spelled.search(path.read_text(encoding="utf-8"))]

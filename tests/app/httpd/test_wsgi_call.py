@@ -170,7 +170,7 @@ def test_status_may_be_replaced_after_an_error() -> None:
     ],
 )
 def test_invalid_answers_are_500(status: str, headers: list[tuple[str, str]], body: Any) -> None:
-    """An answer that cannot be sent safely becomes a 500, also when it is repeated; nothing of it is sent."""
+    """An answer that cannot be sent safely becomes a 500, even when it is repeated; no part of it is sent."""
     for _ in range(2):
         got = answer(fixed(status, headers, body))
 

@@ -151,7 +151,7 @@ def test_the_command_prints_the_report(served: LiveServer) -> None:
 
 
 def test_a_module_that_may_authenticate_closes_a_server_without_keys(tmp_path: Path) -> None:
-    """From the start, and also when the module fails: nobody gets in because of a fault."""
+    """From the start, even if the module fails: a fault admits nobody."""
     server = start(tmp_path, "open:raise", API_KEY="")
     answers = {server.get("/state").status, server.get("/state", Authorization="Sample ann").status}
     eventually(lambda: "module sample is failed" in server.log)
@@ -162,7 +162,7 @@ def test_a_module_that_may_authenticate_closes_a_server_without_keys(tmp_path: P
 
 
 def test_an_authenticator_of_a_module_identifies_clients(tmp_path: Path) -> None:
-    """Beside the key; a scheme that nobody knows is refused."""
+    """In addition to the key; a scheme that no authenticator knows is refused."""
     server = start(tmp_path)
     eventually(lambda: later(server, 0, Authorization="Sample ann").status == 200)
     answers = {
@@ -253,7 +253,7 @@ def test_a_child_that_fails_is_replaced(tmp_path: Path, kind: str, reason: str) 
 
 
 def test_a_child_may_open_longer_than_it_may_be_silent(tmp_path: Path) -> None:
-    """Its silence counts from its first beat after it was opened, also when it has beaten while it waited before."""
+    """Its silence counts from its first heartbeat after it was opened, even if it sent some while it waited before."""
     server = start(tmp_path, "open:slow", SAMPLE_DIRECTORY=str(tmp_path))
     eventually(lambda: server.log.count("sample opened as child0") == 1)
     eventually(lambda: report(server)["state"] == "ready")
@@ -300,7 +300,7 @@ def test_close_has_its_time_also_after_a_drain_that_uses_up_its_own(tmp_path: Pa
 
 
 def test_a_thread_that_a_module_leaves_behind_does_not_keep_its_worker(tmp_path: Path) -> None:
-    """The interpreter would wait for it; the log says where it is."""
+    """The interpreter would wait for that thread; the log says where it is."""
     server = start(tmp_path, "open:thread", MLSDM_SAMPLE__CHILDREN="0", MLSDM_RESOURCES__SHUTDOWN_TIMEOUT="60")
     eventually(lambda: later(server, 0).status == 200)
     server.stop()
@@ -360,7 +360,7 @@ def test_a_required_module_that_fails_keeps_the_server_from_starting(tmp_path: P
     ],
 )
 def test_settings_whose_code_fails_keep_the_server_from_starting(tmp_path: Path, fault: str, reason: str) -> None:
-    """It is a problem of the configuration, with the module's name; nothing of it ends or holds the arbiter."""
+    """It is a problem of the configuration, with the module's name; it neither ends nor blocks the arbiter."""
     with pytest.raises(AssertionError, match=rf"\nsample: the settings of this module cannot be read: {reason}"):
         start(tmp_path, fault, MLSDM_SAMPLE__GREETING="good morning")
 

@@ -1,4 +1,4 @@
-"""The loader: from names to modules in order, and nothing of a module can harm the arbiter."""
+"""The loader: from names to modules in order, and no mistake of a module can harm the arbiter."""
 
 import errno
 import os
@@ -68,7 +68,7 @@ def test_a_module_whose_requirement_is_missing_is_left_out(installed: dict[str, 
 
 
 def test_modules_that_require_each_other_are_left_out(installed: dict[str, Module]) -> None:
-    """The reason names the circle."""
+    """The reason names the cycle."""
     for module in (make_module("a", "b"), make_module("b", "a"), make_module("c")):
         installed[module.name] = module
     reasons = {one.name: one.reason for one in load_modules("abc")}
@@ -139,7 +139,7 @@ def test_children_are_asked_for_with_the_settings(installed: dict[str, Module]) 
 
 
 def test_the_module_of_the_design_page_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/design/modules.md shows a whole module; installed as a package, it loads and declares what the page says."""
+    """The module of docs/design/modules.md, installed as a package, loads and declares what the page says."""
     page = (ROOT / "docs/design/modules.md").read_text(encoding="utf-8")
     (tmp_path / "greeter.py").write_text(page.split("```python\n")[1].split("```")[0], encoding="utf-8")
     install(tmp_path, "greeter:module", "greeter")

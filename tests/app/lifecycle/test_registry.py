@@ -445,7 +445,7 @@ def test_what_cannot_be_added_to_the_application_fails_its_module_only() -> None
 
 
 def test_a_process_that_ends_in_order_is_no_death_of_a_module(gate: threading.Event) -> None:
-    """A method that still runs when its process ends has not ended it."""
+    """A method that still runs when its process exits normally is not the cause."""
     process = Process(Scripted("a", close=gate.wait))
     eventually(lambda: process.cell("a").state == "ready")
     process.registry.close()

@@ -1,4 +1,4 @@
-"""Rehearsals: whatever code of a package does happens in a fork, within a time that all of them share."""
+"""Rehearsals: whatever the code of a package does, it does in a fork, within a time that all of them share."""
 
 import os
 import signal

@@ -20,7 +20,7 @@ def cell(writer: Identity = ME, state: str = "ready", **members: object) -> Cell
 
 
 def test_a_cell_is_read_as_it_was_written() -> None:
-    """In another process, too, and beside the others."""
+    """It reads the same in another process, and no other cell changes."""
     board = Board(["a", "b"], 2)
     written = cell(state="degraded", reason="no disk", phases={"open": 1.5}, running="check", deaths=2)
     pid = os.fork()
@@ -35,7 +35,7 @@ def test_a_cell_is_read_as_it_was_written() -> None:
 
 
 def test_a_torn_cell_is_none() -> None:
-    """As a process leaves it that is killed in the middle of writing."""
+    """A process that is killed in the middle of writing leaves one."""
     board = Board(["a"], 1)
     board.write("a", 0, cell(reason="x"))
     at = board._map.find(b"x")

@@ -1,4 +1,4 @@
-"""Supervised children of real servers: they live and die with the arbiter, and are in nobody's way."""
+"""Supervised children of real servers: they live and die with the arbiter, and disturb no other process."""
 
 import json
 import os

@@ -118,7 +118,7 @@ def test_no_exit_status_of_a_worker_ends_a_server_that_has_served(
 
 
 def test_a_server_whose_first_workers_cannot_boot_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broken deployment is noticed at once. While it stops, nothing is raised any more: it stops in order."""
+    """A broken deployment is noticed at once. While it stops, nothing is raised any more: it stops normally."""
     arbiter = reaping_arbiter(monkeypatch, False, 3, 3)
     survive_worker_exits(arbiter)
 
@@ -131,7 +131,7 @@ def test_a_server_whose_first_workers_cannot_boot_ends(monkeypatch: pytest.Monke
 
 
 def test_workers_that_die_one_after_the_other_are_respawned_with_a_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first at once; a calm while later they are again. One that ends in order does not count."""
+    """The first at once; a calm while later they are again. One that ends normally does not count."""
     now = [1000.0]
     arbiter = reaping_arbiter(monkeypatch, True)
     delay_respawns(arbiter, lambda: now[0])

@@ -1,4 +1,4 @@
-"""Lock back-off: after one wait in vain a worker does not wait again until the lock moves."""
+"""Lock back-off: after one wait that failed, a worker does not wait again until the lock moves."""
 
 import asyncio
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def test_no_request_waits_after_the_one_that_waited_in_vain(formed: Formed) -> N
 
 
 def test_waiting_resumes_when_the_lock_moves(formed: Formed) -> None:
-    """However often the back-off was started meanwhile, and also when it is started while it ends."""
+    """However often the back-off was started meanwhile, even while it ends."""
     loop = asyncio.new_event_loop()
     backoff = LockBackoff(formed.block, loop)
 

@@ -239,7 +239,7 @@ class SlowStarter:
 def test_silence_counts_from_the_first_beat_on(
     run_loop: RunLoop, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A child that loads something for longer than it may be silent lives, and is then held to its word."""
+    """A child that loads something for longer than it may be silent lives; from then on its silence is limited."""
     starter = SlowStarter(run_loop, clock, caplog)
     for _ in range(19):
         clock.now += 1
@@ -307,7 +307,7 @@ def test_a_child_that_outgrows_its_limit_is_killed_and_respawned(
 
 
 def test_a_child_that_exits_at_once_is_started_after_growing_delays(run_loop: RunLoop, clock: Clock) -> None:
-    """At once after the first death, then after 0.1 s, doubled up to 30 s; anew after it has lived for a minute."""
+    """At once after the first death, then after 0.1 s, doubled up to 30 s; after a minute of life, at once again."""
     loop = run_loop(Child("child", lambda _context: 0))
     delays = []
     for _ in range(12):
@@ -430,7 +430,7 @@ def test_a_failed_fork_is_tried_again(run_loop: RunLoop, monkeypatch: pytest.Mon
 
 
 def test_a_reload_starts_a_child_in_its_back_off(run_loop: RunLoop) -> None:
-    """Other settings are another chance."""
+    """Other settings start it at once."""
     loop = run_loop(Child("child", lambda _context: 1))
     loop.until(lambda: loop.starts() > 5)
     loop.until(lambda: not loop.pid())
@@ -457,7 +457,7 @@ def test_nothing_is_started_in_a_server_that_stops(run_loop: RunLoop) -> None:
 def test_children_without_access_cannot_read_the_block_and_readers_cannot_write_it(
     run_loop: RunLoop,
 ) -> None:
-    """The kernel ends whoever tries; a reader's facade works."""
+    """The kernel kills a child that tries; a reader's facade works."""
     loop: ArbiterLoop
 
     def read(_context: ChildContext) -> int:
@@ -487,7 +487,7 @@ def test_children_without_access_cannot_read_the_block_and_readers_cannot_write_
 
 
 def test_what_cannot_be_kept_is_refused() -> None:
-    """Names, limits and columns that do not exist, two of one name."""
+    """Columns that do not exist, invalid names and limits, and two children with one name."""
     for bad in (
         {"name": "Two Words"},
         {"name": "x", "silence_seconds": 0.4},

@@ -66,7 +66,7 @@ def test_a_worker_that_beats_is_left_alone(watched: Watched) -> None:
 
 
 def test_silence_is_told_once(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
-    """Soon, with the state of the process; and again after it has beaten."""
+    """Soon, with the state of the process; and again after its next heartbeat."""
     watched.stop()
     for _ in range(2):
         watched.live(SILENCE_SECONDS)
@@ -109,7 +109,7 @@ def test_no_timeout_means_never(watched: Watched) -> None:
 
 @pytest.mark.parametrize("is_stopped", [False, True])
 def test_a_machine_that_stood_still_kills_nobody(watched: Watched, is_stopped: bool) -> None:
-    """An hour passes in which nobody ran, the arbiter included; the worker beats soon after."""
+    """An hour passes in which no process ran, the arbiter included; the worker beats soon after."""
     if is_stopped:
         watched.stop()
     watched.live(SILENCE_SECONDS / 2)
@@ -121,7 +121,7 @@ def test_a_machine_that_stood_still_kills_nobody(watched: Watched, is_stopped: b
 
 
 def test_a_stopped_worker_of_a_server_is_replaced(serve: Serve) -> None:
-    """Readiness says so while it is stopped; the log gives the cause, and guesses no other."""
+    """Readiness says so while it is stopped; the log gives the cause, without Gunicorn's guess."""
     server = serve()
     stopped = max(owner.pid for _, owner in server.store().block.live_workers())
     os.kill(stopped, signal.SIGSTOP)

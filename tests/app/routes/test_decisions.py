@@ -85,7 +85,7 @@ def test_every_kind_of_entry_has_its_members(still_server: LiveServer) -> None:
 
 
 def test_the_last_entry_ends_in_the_live_state(still_server: LiveServer) -> None:
-    """Each entry begins where the one before it ended, and the newest ends where the server is."""
+    """Each entry begins with the state in which the one before it ended; the newest ends with the live state."""
     reject(still_server, 50)
     accepted(still_server)
 
@@ -117,7 +117,7 @@ def test_a_young_log_is_read_from_its_first_entry_in_one_page(serve: Callable[..
 
 @pytest.mark.parametrize("limit", [1, 100, 1000])
 def test_a_full_log_begins_with_its_oldest_entry(still_server: LiveServer, limit: int) -> None:
-    """One place of the ring is the next entry's, so that 1,023 are in reach."""
+    """One place of the ring belongs to the next entry, so 1,023 are readable."""
     reject(still_server, LOG_CAPACITY + 100)
 
     first = page(still_server, limit=limit)
@@ -173,7 +173,7 @@ def test_pages_stay_contiguous_while_events_flow(still_server: LiveServer) -> No
 
 
 def test_an_overwritten_cursor_is_410(still_server: LiveServer) -> None:
-    """A page from there would miss entries without a word; the oldest in reach is still to be had."""
+    """A page from there would silently miss entries; the oldest readable entry can still be asked for."""
     cursor = still_server.state()["position"]
     assert page(still_server, after=cursor)["entries"] == []
 
@@ -188,7 +188,7 @@ def test_an_overwritten_cursor_is_410(still_server: LiveServer) -> None:
 
 
 def test_a_cursor_of_another_boot_is_410(still_server: LiveServer) -> None:
-    """Positions mean nothing in a memory that began empty; the own boot is let through."""
+    """Positions mean nothing in another store; the store's own boot id is accepted."""
     boot_id = still_server.state()["boot_id"]
 
     document = problem(still_server.get("/decisions?after=1&boot_id=" + "0" * 32))
@@ -232,7 +232,7 @@ def test_a_page_has_100_entries_by_default(still_server: LiveServer) -> None:
 
 
 def test_head_encodes_no_piece_of_a_page(still_server: LiveServer) -> None:
-    """It says what GET would say about the request, and reads no more of the log than that takes."""
+    """It checks the request as GET does, and reads no more of the log than that takes."""
     reject(still_server, 10)
 
     answer = still_server.request("HEAD", "/decisions?limit=1000")
@@ -243,7 +243,7 @@ def test_head_encodes_no_piece_of_a_page(still_server: LiveServer) -> None:
 
 @pytest.fixture
 def formed() -> Iterator[Formed]:
-    """A block with 4,096 places in its log, and nobody else in it."""
+    """A block with 4,096 places in its log, used by this test alone."""
     block = Formed()
     yield block
     block.close()
@@ -261,7 +261,7 @@ def pieces(formed: Formed, query: str) -> Iterator[bytes]:
 
 
 def test_a_page_ends_where_the_ring_has_overwritten_it(formed: Formed) -> None:
-    """What was made holds together, and who goes on from `next` is told."""
+    """The page has no gap, and the request that continues from `next` gets the error."""
     for number in range(1_000):
         formed.decide(number)
     made = pieces(formed, "after=0&limit=1000")

@@ -115,7 +115,7 @@ def test_a_rejected_event_has_a_reason_and_no_memory(still_server: LiveServer) -
 
 @pytest.mark.parametrize("moral", [0, 1, 0.0, 1.0, 0.1 + 0.2, 1e-300, 5e-324])
 def test_moral_values_come_back_to_the_last_bit(still_server: LiveServer, moral: float) -> None:
-    """Whole numbers are taken as well, the bounds belong to the range, and no digit is lost."""
+    """Whole numbers are accepted too, the range includes its bounds, and no digit is lost."""
 
     assert sent(still_server, "/event", of_json(event(moral_value=moral)))["moral_value"] == moral
 
@@ -386,7 +386,7 @@ def test_one_wrong_item_refuses_the_whole_batch(still_server: LiveServer, case: 
     ],
 )  # fmt: skip
 def test_a_batch_of_a_wrong_form_is_refused(still_server: LiveServer, body: Body, code: str, field: str) -> None:
-    """Its count, its size, its kind, and single items of its raw form."""
+    """By its number of events, its size, its type, or a single item of its raw form."""
 
     document = refused(still_server, "/events", body)
 

@@ -39,7 +39,7 @@ EVENT: Final = of_json({"event_vector": EXAMPLE, "moral_value": 0.95})
 
 @pytest.fixture(scope="module")
 def steered_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """Two workers, no key, and nothing moves but by requests."""
+    """Two workers without a key; only requests change the state."""
     environ = {**SMALL, "MLSDM_COGNITIVE_RHYTHM__CLOCK": "events"}
     server = LiveServer(tmp_path_factory.mktemp("steered"), environ).start()
     yield server
@@ -68,7 +68,7 @@ def patch(
 
 
 def sent_command(server: LiveServer, command: str) -> int:
-    """Give a command; return the position from which on it holds."""
+    """Send a command; return the log position from which it is in force."""
     answer = server.request("POST", f"/governor/{command}")
     assert answer.status == 200, answer
     assert answer.json["command"] == command
@@ -106,7 +106,7 @@ def change_of(setting: Setting, value: Any) -> dict[str, Any]:
 
 
 def test_the_settings_in_force_can_be_read(steered: LiveServer) -> None:
-    """What was configured, until somebody changes it."""
+    """They are those of the configuration until a request changes them."""
     view = steered.get("/governor").json
 
     assert set(view) == {"moral_filter", "cognitive_rhythm", "stopped", "configured", "position", "boot_id"}
@@ -195,7 +195,7 @@ REFUSED: Final = [
 
 @pytest.mark.parametrize(("body", "status", "code"), REFUSED, ids=range(len(REFUSED)))
 def test_an_invalid_change_is_refused_as_a_whole(steered: LiveServer, body: bytes, status: int, code: str) -> None:
-    """Nothing of it is applied, nothing is logged, and the document says what would do."""
+    """No part of it is applied or logged, and the document says what was expected."""
     before = steered.get("/governor").json
 
     document = problem(patch(steered, body))
@@ -245,7 +245,7 @@ def test_a_change_holds_from_its_position_on(steered: LiveServer) -> None:
 
 
 def test_changes_of_different_members_at_the_same_time_both_hold(steered: LiveServer) -> None:
-    """Neither overwrites the other with what it had read before."""
+    """Neither overwrites the other with settings that it read before."""
 
     def client(name: str, values: list[float]) -> None:
         connection = steered.connect()
@@ -284,7 +284,7 @@ class DelayedStore(Store):
 
 @pytest.mark.parametrize("overwritten", [False, True])
 def test_a_command_is_answered_with_its_own_position(overwritten: bool) -> None:
-    """Also when others were carried out before anybody looked; if the log has forgotten it, with none."""
+    """Even when others were carried out before the caller looked; without one if the log no longer holds it."""
     formed = Formed(SMALL_BLOCK)
     controlled: list[int] = []
 
@@ -347,7 +347,7 @@ def test_a_reset_puts_the_governor_back_and_keeps_the_memories(steered: LiveServ
 
 
 def test_while_stopped_events_are_refused_and_reads_go_on(steered: LiveServer) -> None:
-    """Events get 503 with the reason, from both workers; the server is not ready, and it lives."""
+    """Events get 503 with the reason, from both workers; the server is not ready, but alive."""
     memory_id = sent(steered, "/event", EVENT)["memory_id"]
 
     position = sent_command(steered, "stop")
@@ -423,7 +423,7 @@ def test_the_log_of_all_this_replays_to_the_live_state(steered: LiveServer) -> N
 
 
 def test_a_change_holds_until_the_configuration_changes(serve: Serve, tmp_path: Path) -> None:
-    """Over a dead controller, and over a reload that leaves the governor's configuration alone."""
+    """It survives a dead controller, and a reload that does not change the governor's configuration."""
     path = tmp_path / "mlsdm.yaml"
     path.write_text("moral_filter: {ema_alpha: 0.1}\n")
     server = serve(CONFIG_PATH=str(path))
@@ -451,7 +451,7 @@ def test_a_change_holds_until_the_configuration_changes(serve: Serve, tmp_path: 
 
 
 def test_a_command_that_is_not_carried_out_is_withdrawn(serve: Serve) -> None:
-    """With the controller and whoever would replace it stopped: 503, nothing later, and events go on meanwhile."""
+    """With controller and arbiter stopped: 503, no effect later, and events are decided meanwhile."""
     server = serve(WORKERS="1", MLSDM_COGNITIVE_RHYTHM__CLOCK="events")
     store = server.store()
     controller = int(store.block.region("vitals").controller_pid)

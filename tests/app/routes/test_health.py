@@ -253,7 +253,7 @@ def _status_soon(server: LiveServer, path: str) -> int | None:
 
 @pytest.fixture
 def formed() -> Iterator[Formed]:
-    """A real block with its first state, nobody's but this test's."""
+    """A real block with its first state, used by this test alone."""
     block = Formed()
     yield block
     block.close()
@@ -312,7 +312,7 @@ def test_readiness_fails_where_the_runbook_says(
 
 
 def test_readiness_misses_a_silent_controller(formed: Formed) -> None:
-    """Two seconds without a beat."""
+    """After two seconds without a heartbeat."""
     now_ns = beat(formed)
 
     assert failing(context_of(formed.block, now_ns + 1_999_999_999)) == {}
@@ -359,7 +359,7 @@ def test_cpu_gates_readiness_if_configured(formed: Formed, gates: bool) -> None:
 
 
 def test_a_silent_worker_is_unready(formed: Formed) -> None:
-    """Clients may be connected to it. The row of a dead one says nothing."""
+    """Clients may be connected to it. The row of a dead worker does not count."""
     now_ns = beat(formed)
     row = formed.block.region("rows", 1)
     me = process.identify_self()
@@ -396,7 +396,7 @@ def test_an_unformed_store_is_not_ready_and_still_described() -> None:
 
 
 def test_liveness_and_its_gate_touch_nothing_that_is_shared(formed: Formed) -> None:
-    """With the shared memory taken away, it is answered as ever; the same look at readiness ends the process."""
+    """Without access to the shared memory liveness is still answered, while readiness would end the process."""
     context = context_of(formed.block, beat(formed))
     context.charge = Quotas(formed.block, tiers(context.config), context.clock).charge
     table = {"/livez": LivenessResource()}
@@ -417,7 +417,7 @@ def test_liveness_and_its_gate_touch_nothing_that_is_shared(formed: Formed) -> N
 
 
 def _take_away(block: Block) -> None:
-    """Have any further touch of the block end this process."""
+    """Make any further access to the block end this process."""
     faulthandler.disable()
     size = block.layout.block_size
     start = ctypes.addressof(ctypes.c_char.from_buffer(block.memory))
@@ -425,7 +425,7 @@ def _take_away(block: Block) -> None:
 
 
 def test_readiness_does_not_wait_for_the_lock(formed: Formed) -> None:
-    """While somebody holds it and does not let go, everything is said as if it were free."""
+    """While another process holds the lock for ever, the answers are the same as if it were free."""
     context = context_of(formed.block, beat(formed))
     reading, writing = os.pipe()
 
@@ -450,7 +450,7 @@ def test_readiness_does_not_wait_for_the_lock(formed: Formed) -> None:
 
 
 def test_a_corrupt_state_is_not_ready_and_the_rest_is_shown(formed: Formed) -> None:
-    """Neither the document nor the scrape goes dark when an operator needs them most."""
+    """Document and scrape still have everything that does not depend on the state."""
 
     context = context_of(formed.block, beat(formed, memory_percent=50.0))
     assert context.store.levels()

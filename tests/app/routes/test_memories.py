@@ -128,7 +128,7 @@ def test_an_id_of_another_boot_is_410(still_server: LiveServer, method: str) -> 
 def test_unknown_and_repeated_parameters_are_422(
     still_server: LiveServer, method: str, parameters: str, code: str, field: str
 ) -> None:
-    """A misspelt guard must not be a missing one, nor one of two that is not looked at."""
+    """A misspelt or repeated `boot_id` must not be ignored."""
     decision = accepted(still_server)
     query = parameters.format(boot_id=decision["boot_id"])
 

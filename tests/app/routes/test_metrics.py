@@ -215,8 +215,8 @@ def test_errors_are_what_is_not_the_clients_fault(still_server: LiveServer) -> N
 
 
 def test_an_unexpected_error_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the files of any worker; what closes a connection without a word is none, nor what is not spoken here (501,
-    505), and a worker that has refused nothing has 0.
+    """In the files of any worker. A connection that is closed without an answer does not count, nor do 501 and 505; a
+    worker that has refused nothing has 0.
     """
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
 
@@ -245,8 +245,8 @@ def test_an_unexpected_error_is_counted(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_scrape_sees_complete_files_only(tmp_path: Path) -> None:
-    """A row's files are complete from the first moment, also where a killed worker has left one that was not; what
-    has been counted stays.
+    """A row's files are complete from the first moment, even where a killed worker has left an incomplete one, and
+    earlier counts stay.
     """
     (tmp_path / "counter_3.db").touch()
     (tmp_path / "counter_4.db").write_bytes(b"counted")
@@ -324,7 +324,7 @@ def test_a_successor_continues_its_predecessors_counts(serve: Callable[..., Live
 
 
 def test_the_configured_workers_are_those_of_the_configuration(serve: Callable[..., LiveServer]) -> None:
-    """TTOU takes one away for as long as nobody reloads, and the scrape shows that it is one less than configured."""
+    """TTOU removes one until the next reload, and the scrape shows one less than configured."""
     server = serve(WORKERS="2")
 
     def workers() -> tuple[float, float]:
@@ -342,7 +342,7 @@ def test_the_configured_workers_are_those_of_the_configuration(serve: Callable[.
 def test_without_the_workers_files_the_block_is_exposed(
     serve: Callable[..., LiveServer], tmp_path: Path, takes: str
 ) -> None:
-    """A cleaner of /tmp may take them away: what they held is left out, and nothing is said to be 0 that was not."""
+    """A cleaner of /tmp may remove them: then their series are missing, not 0."""
     server = serve(PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "metrics"))
     [directory] = (tmp_path / "metrics").iterdir()
     server.event([1.0] * 8, 1.0)
@@ -365,7 +365,7 @@ def test_without_the_workers_files_the_block_is_exposed(
 
 
 def test_series_that_alerts_watch_begin_at_0(serve: Callable[..., LiveServer]) -> None:
-    """A rate sees the first burst only of a series that was there before it."""
+    """A rate shows the first burst only if the series existed before it."""
     samples = scrape(serve())
 
     begun = {(name, *sorted(dict(labels).values())) for (name, labels), number in samples.items() if not number}
@@ -379,8 +379,8 @@ def test_series_that_alerts_watch_begin_at_0(serve: Callable[..., LiveServer]) -
 
 
 def test_every_answer_is_counted_once_by_route_and_status(serve: Callable[..., LiveServer]) -> None:
-    """Whoever gives it: a short way, the framework, a pool thread, an answer in pieces, or the connection, which
-    refuses what is no HTTP; over both workers, and after each of them was replaced, once in order and once by a kill.
+    """Whatever gives it: the fast path, the framework, a pool thread, an answer in pieces, or the connection, which
+    refuses malformed requests; in both workers, and after each of them was replaced, by a drain or by a kill.
     """
     server = serve()
 

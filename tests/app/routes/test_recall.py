@@ -121,7 +121,7 @@ def test_a_raw_query_takes_its_parameters_from_the_query_string(
 
 
 def test_an_answer_has_the_documented_members(still_server: LiveServer) -> None:
-    """`as_of` is the log position that the answer is true of; nothing has moved since, so it is the newest."""
+    """`as_of` is the log position at which the answer holds; here it is the newest."""
     decision = accepted(still_server, "payload")
 
     answer = recall(still_server)
@@ -275,7 +275,7 @@ def test_a_wrong_parameter_of_a_raw_query_is_422(
 
 
 def test_parameters_beside_a_document_are_refused(still_server: LiveServer) -> None:
-    """A query string beside JSON or msgpack would be ignored, so it is refused."""
+    """With JSON or msgpack a query string would be ignored, so it is refused."""
 
     for body in (FORMS["json numbers"](EXAMPLE), FORMS["msgpack bin"](EXAMPLE)):
         document = problem(post(still_server, "/recall?top_k=1", body))

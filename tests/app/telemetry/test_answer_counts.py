@@ -19,7 +19,7 @@ ROUTES = {"event": "/event", "state": "/state", "memories/1": "/memories/{memory
 def test_an_answer_is_counted_before_it_is_written_and_its_time_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a route that has a latency, and of 200 alone; in two workers, and in the successor of one."""
+    """Only answers with status 200 of a route with a latency have a time; in two workers and a successor."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
 
     def worker(row: int) -> None:
@@ -59,7 +59,7 @@ def test_paths_of_clients_become_no_labels_and_take_no_memory(tmp_path: Path, mo
 
 
 def test_an_answer_that_cannot_be_counted_is_still_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Descriptors may have run out. What is counted already goes on, the log says it once, and later it may succeed."""
+    """Descriptors may have run out. Existing series still count, one line is logged, and later it may succeed."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
 
     def worker() -> None:

@@ -53,7 +53,7 @@ def test_a_request_is_counted_in_its_bucket(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_request_is_counted_before_its_time_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever has the answer finds it counted: in the last bucket, where one stays whose worker dies on the way."""
+    """A client that has the answer finds it counted in the last bucket; if the worker dies then, it stays there."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
 
     def worker(row: int) -> None:
@@ -71,7 +71,7 @@ def test_a_request_is_counted_before_its_time_is_known(tmp_path: Path, monkeypat
 
 
 def test_the_mean_is_0_without_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cleaner of /tmp may take them away; who asks how the server is gets an answer all the same."""
+    """A cleaner of /tmp may remove them; /health/detailed is still answered."""
     directory = tmp_path / "metrics"
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(directory))
 

@@ -32,7 +32,7 @@ def record(message: str, *arguments: Any, level: int = logging.INFO, **extra: An
 
 
 def test_a_json_line_has_the_documented_members() -> None:
-    """Time in UTC, upper-case level, the message as `event`, and whatever was passed beside it."""
+    """Time in UTC, upper-case level, the message as `event`, and the members of `extra`."""
     line = json.loads(JsonFormatter().format(record("slot %d is torn", 7, level=logging.WARNING, memory_id=7)))
 
     assert datetime.fromisoformat(line.pop("timestamp")).tzinfo == UTC
@@ -51,7 +51,7 @@ def test_a_json_line_is_one_line_whatever_it_says() -> None:
 
 
 def test_a_json_line_takes_what_json_lacks() -> None:
-    """An object without a JSON form is written as text, not raised about."""
+    """An object without a JSON form is written as text, without an exception."""
 
     assert json.loads(JsonFormatter().format(record("x", peer=object)))["peer"] == str(object)
 
@@ -180,7 +180,7 @@ def test_a_log_answers_the_greps_of_an_operator(serve: Serve, tmp_path: Path, st
 
 
 def test_the_configuration_in_force_is_logged_as_values(serve: Serve, tmp_path: Path) -> None:
-    """Machines read out of the line what holds, from whichever source; keys are counted and not shown."""
+    """The line has every value in force, from whichever source; keys are counted, not shown."""
     path = tmp_path / "mlsdm.yaml"
     path.write_text("capacity: 999\nobservability: {logging: {format: json}}\n")
     server = serve(CONFIG_PATH=str(path), API_KEY=keys.API_KEY, MLSDM_CAPACITY="500")
@@ -220,7 +220,7 @@ def test_a_request_has_its_line_at_debug(serve: Serve) -> None:
 
 
 def test_nothing_below_the_level_is_written(serve: Serve) -> None:
-    """At CRITICAL a start and a request say nothing, not even that no key is set."""
+    """At CRITICAL neither a start nor a request is logged, not even that no key is set."""
     server = serve(MLSDM_OBSERVABILITY__LOGGING__FORMAT="json", LOG_LEVEL="CRITICAL", WORKERS="0")
     server.get("/state")
 

@@ -146,7 +146,7 @@ def test_a_batch_and_a_recall_have_spans(recorded: Traced) -> None:
 
 
 def test_every_event_of_every_worker_arrives_once(serve: Serve, collector: Collector) -> None:
-    """From both workers, each under its own name, also those that are queued when a worker is replaced."""
+    """From both workers, each under its own name, even those that are queued when a worker is replaced."""
     server = serve(**to(collector.url), WORKERS="2")
     sequences = []
     for connection in server.connect_to_both_workers():
@@ -163,7 +163,7 @@ def test_every_event_of_every_worker_arrives_once(serve: Serve, collector: Colle
 
 
 def test_the_controllers_steps_have_spans(serve: Serve, collector: Collector) -> None:
-    """Each step of the rhythm once, in order, with the phase that it led to; also after a reload."""
+    """Each step of the rhythm once, in order, with the phase that it led to; even after a reload."""
     server = serve(**to(collector.url), MLSDM_COGNITIVE_RHYTHM__CYCLE_SECONDS="0.05")
 
     spans = eventually(lambda: len(now := collector.named("tick")) >= 12 and now)
@@ -207,7 +207,7 @@ def test_a_share_of_the_traces_that_begin_here_is_recorded(unrecorded: Traced) -
 
 
 def test_the_span_of_a_refusal_has_its_code(serve: Serve, collector: Collector) -> None:
-    """What the client did wrong is no error of the server, and what it sent is nowhere."""
+    """A mistake of the client is not an error of the server, and no span has what it sent."""
     server = serve(**to(collector.url), API_KEY=keys.API_KEY)
     secret = "a-secret-in-a-payload"
     key = {"X-API-Key": keys.API_KEY}
@@ -233,7 +233,7 @@ def test_the_span_of_a_refusal_has_its_code(serve: Serve, collector: Collector) 
 
 
 def test_probes_and_scrapes_are_not_traced(recorded: Traced) -> None:
-    """Nor is anything else that is no event and no recall."""
+    """Only events and recalls are traced."""
     recorded.collector.spans.clear()
     for path in ("/livez", "/readyz", "/health/detailed", "/metrics", "/state", "/decisions", "/event"):
         recorded.server.get(path, **called())
@@ -272,7 +272,7 @@ def test_standard_variables_set_endpoint_and_service_name(serve: Serve, collecto
 
 
 def test_a_process_sends_its_queued_spans_before_it_ends(serve: Serve, collector: Collector) -> None:
-    """A server that stops has told of everything, however long a batch may wait otherwise."""
+    """A server that stops has sent all spans, however long a batch would otherwise wait."""
     server = serve(**{**to(collector.url), "OTEL_BSP_SCHEDULE_DELAY": "600000"})
     for _ in range(50):
         server.event([1.0] * 8, 0.9)
@@ -286,7 +286,7 @@ def test_a_process_sends_its_queued_spans_before_it_ends(serve: Serve, collector
 
 
 def dead() -> Iterator[str]:
-    """The address of nobody: connections are refused."""
+    """An address that refuses connections."""
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{holder.getsockname()[1]}"

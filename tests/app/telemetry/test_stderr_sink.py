@@ -65,7 +65,7 @@ def read(reading: int) -> list[dict[str, object]]:
 
 
 def test_lines_without_room_are_counted_and_others_stay_whole(ends: tuple[int, int]) -> None:
-    """Nobody waits; once there is room again, the number of lost lines comes first, then the next line."""
+    """No caller waits; once there is room again, the number of lost lines comes first, then the next line."""
     reading, writing = ends
     to = handler(Sink(writing))
 
@@ -125,7 +125,7 @@ def drain(reading: int, to: StderrHandler) -> list[dict[str, object]]:
 
 
 def test_a_partly_written_line_is_finished_before_the_next(ends: tuple[int, int]) -> None:
-    """Also one that is larger than there can ever be room for at once."""
+    """Even one that is larger than the pipe."""
     reading, writing = ends
     to = handler(Sink(writing))
 
@@ -144,7 +144,7 @@ def test_a_partly_written_line_is_finished_before_the_next(ends: tuple[int, int]
 
 
 def test_the_parents_descriptor_stays_blocking() -> None:
-    """What a parent shares with us goes on waiting for its reader, as it expects to."""
+    """The descriptor that the parent shares still blocks, as the parent expects."""
     reading, writing = os.pipe()
 
     Sink(writing)
@@ -166,7 +166,7 @@ def test_a_closed_reader_raises_nothing(ends: tuple[int, int]) -> None:
 
 
 def test_a_record_that_cannot_be_formatted_is_reported(ends: tuple[int, int]) -> None:
-    """Neither raised to whoever logs nor written past the formatter."""
+    """The caller gets no exception, and nothing unformatted is written."""
     reading, writing = ends
 
     say(handler(Sink(writing)), "%d", "no number")
@@ -177,7 +177,7 @@ def test_a_record_that_cannot_be_formatted_is_reported(ends: tuple[int, int]) ->
 
 
 def test_a_fork_leaves_the_unfinished_line_to_its_parent(ends: tuple[int, int]) -> None:
-    """Its rest is the parent's, or it would be there twice."""
+    """Only the parent writes the rest; otherwise it would be there twice."""
     _, writing = ends
     to = handler(Sink(writing))
     say(to, "x" * 100_000)

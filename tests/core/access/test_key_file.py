@@ -90,7 +90,7 @@ class TestRead:
         ],
     )
     def test_times_of_expiry(self, file: Path, text: str, expected: str | None) -> None:
-        """A time of RFC 3339, or a date, which means 00:00 UTC; also at both ends of the calendar."""
+        """A time of RFC 3339, or a date, which means 00:00 UTC; even at both ends of the calendar."""
         [key] = read(str(written(file, f"keys: [{{id: a, digest: {D1}, role: read, expires: {text}}}]")), None).keys
 
         if expected is not None:
@@ -127,7 +127,7 @@ class TestRead:
         ]
 
     def test_entries_read_back_as_written(self, file: Path) -> None:
-        """Entries can be appended to one another, also if YAML would read a member as something other than text."""
+        """Entries can be appended to one another, even if YAML would read a member as something other than text."""
         members = [
             {"id": "no", "digest": "1" * 64, "role": "read", "tier": "high", "expires": "2027-01-31"},
             {"id": "-", "digest": D1, "role": "admin"},
@@ -293,7 +293,7 @@ class TestMalformed:
         ],
     )
     def test_invalid_times_are_refused(self, file: Path, text: str, what: str) -> None:
-        """A text that is no time of RFC 3339 is refused, also if other software accepts it."""
+        """A text that is not a time of RFC 3339 is refused, even if other software accepts it."""
         written(file, f"keys: [{{id: a, role: read, digest: {D1}, expires: {text}}}]")
 
         assert problems_of(file) == [f"keys[0].expires {what} (@1): expected {EXPIRES}"]

@@ -41,7 +41,7 @@ class TestIdentify:
 
     @pytest.mark.parametrize("token", ["plain", "web.of.the.environment", ".", "web.", "ops", "a b", "é", "=" * 300])
     def test_the_api_key_may_be_any_text(self, token: str) -> None:
-        """API_KEY may have dots, also if the text before the first dot is an id of the file."""
+        """API_KEY may have dots, even if the text before the first dot is an id of the file."""
         ring = Keyring(token, [key_of(WEB), key_of(OPS)])
         found = ring.identify(token, NOW)
 

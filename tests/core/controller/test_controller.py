@@ -310,7 +310,7 @@ class TestCorrupt:
         stepped.close()
 
     def test_a_corrupt_epoch_is_not_taken_for_a_successor(self, caplog: pytest.LogCaptureFixture) -> None:
-        """Also when the flipped bits are those of the epoch: SUPERSEDED would mean that nobody respawns it."""
+        """Even when the flipped bits are those of the epoch: SUPERSEDED would keep it from being respawned."""
         stepped = SteppedController()
         stepped.run(0.1)
         stepped.formed.block.region("states", int(stepped.formed.store.state().position) & 1).epoch ^= 4

@@ -1,4 +1,4 @@
-"""Drift of the threshold: what begins an episode, that it is said once, and what ends it."""
+"""Drift of the threshold: what begins an episode, that it is reported once, and what ends it."""
 
 import os
 import random
@@ -59,7 +59,7 @@ class TestBound:
         assert watched.hold(0.3, 2) == ["at_minimum"]
 
     def test_a_visit_begins_the_minute_anew(self) -> None:
-        """Two half minutes at a bound are no minute."""
+        """Two separate half minutes at a bound do not add up."""
         watched = Watched()
 
         assert watched.hold(0.9, 40) + watched.hold(0.85, 1) + watched.hold(0.9, 40) == []
@@ -111,7 +111,7 @@ class TestMean:
         assert [kind for _ in range(15) for kind in watched.hold(0.4, 55) + watched.hold(0.8, 55)] == []
 
     def test_it_is_said_once_and_ends(self) -> None:
-        """At a new level for long enough, the means agree again; the next move is news."""
+        """After long enough at a new level the means agree again; the next move is a new episode."""
         watched = Watched()
 
         assert watched.hold(0.4, 1200) + watched.hold(0.7, 900) == ["mean_moved"]
@@ -135,7 +135,7 @@ class TestMean:
 
 class TestSuccession:
     def test_what_was_said_is_not_said_again(self) -> None:
-        """A watch that is told of an episode keeps it as long as it lasts, and says the next."""
+        """A watch that starts with a reported episode keeps it while it lasts, and reports the next one."""
         watched = Watched(["at_maximum", "mean_moved"])
 
         assert watched.hold(0.9, 200) == []

@@ -92,7 +92,7 @@ class TestMemory:
 
     @pytest.mark.parametrize("limit", [UNLIMITED_V1, "", "x"])
     def test_v1_unlimited(self, tmp_path: Path, limit: str) -> None:
-        """The largest number means no limit, and so does a text that is no number."""
+        """The largest number means no limit, and so does a text that is not a number."""
         files = V1_MEMORY | {"proc/self/cgroup": "4:memory:/\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": limit}
 
         assert limit_of(Cgroup(tree(tmp_path, files))) is None
@@ -157,7 +157,7 @@ class TestCpu:
         assert Cgroup(v2(tmp_path, top={"cpu_max": content})).usable_cores() == cores
 
     def test_use_is_counted_where_the_quota_is(self, tmp_path: Path) -> None:
-        """CPU time is that of the group with the tightest quota, or of the own group without a quota."""
+        """CPU time is that of the group with the tightest quota, or of the process's own group if there is no quota."""
         usage = {"cpu_stat": "usage_usec 7\n"}
         limited = v2(
             tmp_path / "a", "/a/b", a={"cpu_max": "1 1", "cpu_stat": "nr 1\nusage_usec 9\nuser_usec 8"}, a_b=usage

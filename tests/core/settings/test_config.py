@@ -38,7 +38,7 @@ class TestLeaves:
 
     @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
     def test_numbers_refuse_other_types(self, setting: Setting) -> None:
-        """NaN and the infinities are in no range, true is no number, and 1.0 is no whole number."""
+        """NaN and the infinities are in no range, true is not a number, and 1.0 is not a whole number."""
         wrong: list[object] = [math.nan, math.inf, -math.inf, None, [], {}]
         wrong += [True, False, "1"] if setting.type in (int, float) else [1, 1.0]
         wrong += [float(setting.default)] if setting.type is int else []

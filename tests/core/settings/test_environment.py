@@ -56,7 +56,7 @@ class TestOverrides:
 
     @pytest.mark.parametrize("key", SETTINGS)
     def test_every_setting_refuses_an_empty_variable(self, key: str) -> None:
-        """An empty variable is a lost value, also for a setting that a file may leave empty."""
+        """An empty variable is a lost value, even for a setting that a file may leave empty."""
         for text in ("", " \n"):
             [problem] = problems_of({SETTINGS[key].variable: text})
 

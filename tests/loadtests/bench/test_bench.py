@@ -118,7 +118,7 @@ def test_one_long_wait_does_not_raise_the_bound() -> None:
 
 
 def test_the_bound_is_never_below_the_true_percentile() -> None:
-    """It holds for several kinds of waits, also when a read falls between the two steps of counting."""
+    """It holds for several kinds of waits, even when a read falls between the two steps of counting."""
     random = np.random.default_rng(7)
     for waits_ns in (random.exponential(5_000, 20_000), random.pareto(1.5, 20_000) * 1_000, np.full(20_000, 3_000.0)):
         for free in (0, 0.5, 0.9, 0.985):

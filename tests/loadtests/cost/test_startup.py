@@ -7,7 +7,7 @@ from loadtests.cost.scrape import ScrapeFigures
 
 
 def test_a_start_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
-    """One start is measured and ended in order; the summary is that of the one."""
+    """One start is measured, and the server ends normally; the summary is of that start."""
 
     assert startup.main(["--starts", "1"]) == 0
 

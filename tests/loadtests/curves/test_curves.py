@@ -348,7 +348,7 @@ def test_a_small_latency_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @needs_wrk
 def test_a_small_growth_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One size of each kind, also over HTTP."""
+    """One size of each kind, over HTTP as well."""
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(growth, "ROUNDS", 1)
     words = ["--capacity-max", "1000", "--dimension-max", "64", "--payload-max", "0"]

@@ -86,7 +86,7 @@ def with_keys(directory: Path, text: str) -> Path:
 def test_the_keys_file_is_checked_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], environ: dict[str, str]
 ) -> None:
-    """API_KEY is not counted among its keys, and production does not need it beside them."""
+    """API_KEY is not counted among its keys, and production does not need it in addition to them."""
     monkeypatch.setenv("MLSDM_ENV", "production")
     for name, value in environ.items():
         monkeypatch.setenv(name, value)

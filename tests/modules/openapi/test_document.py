@@ -172,7 +172,7 @@ def test_open_operations_need_no_key_and_all_others_name_their_role(document: di
 
 
 def test_statuses_have_the_codes_that_can_come_with_them(document: dict[str, Any]) -> None:
-    """Each code under its own status; what anybody may be told is in every operation."""
+    """Each code is under its own status; codes that any request may get are in every operation."""
     for _, _, operation in operations(document):
         codes = codes_of(document, operation)
 
@@ -183,7 +183,7 @@ def test_statuses_have_the_codes_that_can_come_with_them(document: dict[str, Any
 
 
 def test_every_code_that_is_raised_is_in_the_table_and_every_other_one_is_not(document: dict[str, Any]) -> None:
-    """The sources are read: what they raise, with which status. And each code can be told by some operation."""
+    """The sources are read: what they raise, with which status. And each code belongs to some operation."""
     raised = set(_raised())
     table = {(code, about.status) for code, about in CODES.items()}
 

@@ -80,7 +80,7 @@ def environ(**members: Any) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_refusals_have_names(lines: list[dict[str, Any]], status: int, event: str | None) -> None:
-    """What is nobody's fault, or no danger, has no place in this log."""
+    """Refusals that are harmless, or nobody's fault, are not audited."""
     AuditLog().record_refusal(environ(), status, "some_code")
 
     assert ([event] if event else []) == [line["event"] for line in lines]
@@ -110,7 +110,7 @@ def test_a_client_cannot_forge_a_line(lines: list[dict[str, Any]], text: str) ->
 
 
 def test_a_flood_is_counted_and_not_written(lines: list[dict[str, Any]]) -> None:
-    """Of each event twenty lines a second; a line more says of whom how many were not, also when no other comes."""
+    """Each event gets twenty lines a second; then one line per client counts the rest, even if none follows."""
     now = 1000.5
     audit = AuditLog(lambda: now)
 
@@ -219,7 +219,7 @@ class StuckStore(Store):
 def test_a_command_with_unknown_outcome_is_audited(
     lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, error: type[errors.StoreError]
 ) -> None:
-    """It may still be carried out, so nobody may say that nothing was applied, and the log says who asked for it."""
+    """It may still be carried out: the answer does not deny that, and the log says who asked for it."""
     monkeypatch.setattr("core.commands._WAIT_SECONDS", 0.02)
     monkeypatch.setattr("app.routes.governor.Store", StuckStore)
     monkeypatch.setattr(StuckStore, "error", error)
@@ -265,7 +265,7 @@ def told(server: LiveServer, request_id: str) -> dict[str, Any]:
 
 @pytest.fixture(params=["text", "json"])
 def strict(serve: Serve, tmp_path: Path, request: pytest.FixtureRequest) -> LiveServer:
-    """A server with keys and limits behind a proxy, in either format; the rest of its log is reduced to nothing."""
+    """A server with keys and limits behind a proxy, in either format; its other loggers write nothing."""
     config = tmp_path / "mlsdm.yaml"
     text = f"""
         server: {{trusted_proxies: 127.0.0.1}}
@@ -285,7 +285,7 @@ def strict(serve: Serve, tmp_path: Path, request: pytest.FixtureRequest) -> Live
 
 
 def test_every_event_is_one_line_in_either_format_and_at_any_level(strict: LiveServer) -> None:
-    """Refusals of every kind, and what governs: who, from where, which request, which trace."""
+    """Refusals of every kind and commands: each line has client, address, request id and trace id."""
     names = iter(range(100))
 
     def ask(method: str, path: str, body: Body, who: str | None, *addresses: str) -> tuple[int, dict[str, Any]]:
@@ -375,7 +375,7 @@ def test_a_refusal_before_any_request_is_audited(serve: Serve) -> None:
 
 
 def test_a_connection_refused_behind_a_proxy_is_audited_under_its_client(serve: Serve) -> None:
-    """Whoever a listed proxy asks for has sent what broke a rule, if its head was read; else it is the peer."""
+    """If the head was read, the client that a listed proxy names is audited; otherwise the peer is."""
     server = serve(WORKERS="1", API_KEY=keys.API_KEY, MLSDM_SERVER__TRUSTED_PROXIES="127.0.0.0/8")
     for request in (
         b"GET / HTTP/1.1\r\nHost: a b\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n",

@@ -108,7 +108,7 @@ def test_without_the_key_every_route_but_health_is_401(guarded: LiveServer, head
     ],
 )
 def test_the_key_opens_every_route(guarded: LiveServer, headers: dict[str, str]) -> None:
-    """As a bearer token (the scheme in any case, RFC 9110 §11.1), or in a field of its own beside a proxy's scheme."""
+    """As a bearer token (the scheme in any case, RFC 9110 §11.1), or in its own field next to a proxy's scheme."""
     event = of_json({"event_vector": [0.5] * 8, "moral_value": 1.0})
     memory_id = sent(guarded, "/event", Body(event.content, event.headers | headers))["memory_id"]
 
@@ -234,7 +234,7 @@ PROXIES = networks("10.0.0.0/8, 192.0.2.1, fd00::/8, 2001:db8::7")
     ],
 )
 def test_forwarding_headers_count_from_trusted_proxies_only(peer: str, forwarded: str | None, expected: str) -> None:
-    """The address is the first from the right that is no trusted proxy: the last one that a trusted proxy has seen."""
+    """The address is the first from the right that is not a trusted proxy: the last that a trusted proxy saw."""
     environ = {"REMOTE_ADDR": peer} | ({} if forwarded is None else {"HTTP_X_FORWARDED_FOR": forwarded})
 
     assert Gate((), PROXIES).address_of(environ) == expected
@@ -299,7 +299,7 @@ def gated(
 
 
 def test_a_key_opens_until_the_second_in_which_it_expires() -> None:
-    """Not a moment longer; the clock is that of the gate."""
+    """From that second on it is refused, by the clock of the gate."""
     keyring = Keyring(keys=[Key("a", Role.ADMIN, "standard", token_digest("a.token"), expires=1000.0)])
 
     assert gated(keyring, now=999.9)(X_API_Key="a.token").status_code == 200
@@ -360,7 +360,7 @@ def test_an_open_server_refuses_pages_of_other_origins(origin: str | None, statu
 
 
 def test_with_keys_any_origin_may_ask() -> None:
-    """No browser adds a key by itself: a page that shows one was given it."""
+    """No browser adds a key by itself, so a page that sends one was given it."""
     answer = gated(Keyring("the-key"))(X_API_Key="the-key", Origin="http://elsewhere.example")
 
     assert answer.json["code"] == "forbidden"  # the role, not the origin
@@ -516,7 +516,7 @@ def test_a_role_that_is_too_low_is_403_for_every_kind_of_client() -> None:
 
 
 def test_a_client_is_cached_as_long_as_its_authenticator_allows() -> None:
-    """Not by default; not a moment longer than it says; and not at all once the authenticator has withdrawn it."""
+    """Not by default, never beyond `cached_until`, and no longer once the authenticator has lowered that."""
     now = 0.0
     users = UserAuthenticator(user())
     gate = Gate([users], clock=lambda: now)
@@ -557,7 +557,7 @@ def test_a_client_without_a_header_of_its_own_is_never_cached() -> None:
 
 
 def test_the_cache_of_clients_is_bounded() -> None:
-    """It starts anew when it is full, and everybody gets in all the same."""
+    """A full cache is emptied, and all clients are authenticated again."""
     names = [f"k{number}" for number in range(3_000)]
     gate = Gate([KeyAuthenticator(ring(*names))])
 

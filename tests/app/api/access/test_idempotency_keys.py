@@ -251,7 +251,7 @@ def test_a_key_belongs_to_one_client(keyed_server: LiveServer) -> None:
     "key", ["", '"', '""', "a b", "x" * 256, '"' + "x" * 256 + '"', 'a"b', "a\\b", '"a', 'a"', "a\tb", "\xe9", '"a" x']
 )
 def test_an_invalid_idempotency_key_is_400(keyed_server: LiveServer, key: str) -> None:
-    """It would be a promise that cannot be kept; nothing is decided."""
+    """The event could not be recognised again, so it is not decided."""
     total = decided(keyed_server)
 
     answer = send(keyed_server, "/event", of_json({"event_vector": VECTOR, "moral_value": 0.95}), key)
@@ -297,7 +297,7 @@ def test_a_refused_request_leaves_no_receipt(keyed_server: LiveServer) -> None:
 
 
 def test_while_stopped_a_retry_gets_its_first_decision(keyed_server: LiveServer) -> None:
-    """What was decided before the stop was decided; a batch of which nothing was, is refused."""
+    """An event that was decided before the stop gets its decision; a batch without any decision is refused."""
     body, key, admin = of_json({"event_vector": VECTOR, "moral_value": 0.95}), new_key(), keys.bearer("admin")
     batch, batch_key = of_json([{"event_vector": VECTOR, "moral_value": 0.95}] * 3), new_key()
     first, firsts = send(keyed_server, "/event", body, key), send(keyed_server, "/events", batch, batch_key)
@@ -456,7 +456,7 @@ def test_a_batch_whose_worker_died_is_finished_by_its_retry(serve: Serve) -> Non
 
 
 def test_two_idempotency_keys_are_refused(keyed_server: LiveServer) -> None:
-    """Of two fields nobody knows which one the client will send again."""
+    """With two fields, it is unknown which one the client would send again."""
     connection = keyed_server.connect()
     connection.putrequest("POST", "/event")
     for name, value in (*keys.bearer("writer").items(), ("Idempotency-Key", "a"), ("Idempotency-Key", "b")):
@@ -470,7 +470,7 @@ def test_two_idempotency_keys_are_refused(keyed_server: LiveServer) -> None:
 
 
 def test_an_ignored_moral_value_does_not_change_the_request(keyed_server: LiveServer) -> None:
-    """The header counts for raw bodies alone; beside JSON it may differ from try to try."""
+    """The header counts for raw bodies alone; with JSON it may differ between retries."""
     body = of_json({"event_vector": EXAMPLE, "moral_value": 0.9})
     headers = body.headers | keys.bearer("writer") | {"Idempotency-Key": new_key()}
 

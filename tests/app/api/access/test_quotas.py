@@ -49,7 +49,7 @@ def batch(size: int) -> Body:
 
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """Two workers, the keys of `ring`, and a tier of each kind: standard and high all but stand still, bulk refills."""
+    """Two workers, the keys of `ring`, and a tier of each kind: standard and high hardly refill, bulk does."""
     directory = tmp_path_factory.mktemp("limited")
     config = directory / "mlsdm.yaml"
     config.write_text(
@@ -402,7 +402,7 @@ def test_production_limits_and_a_reload_changes_a_tier(serve: Serve, tmp_path: P
 
 
 def test_limits_can_be_switched_off(serve: Serve) -> None:
-    """DISABLE_RATE_LIMIT=1, in production as well: nothing is counted, nothing is said of it."""
+    """DISABLE_RATE_LIMIT=1, in production as well: no tokens are charged, and no answer mentions limits."""
     server = serve(
         MLSDM_ENV="production",
         API_KEY=keys.API_KEY,
@@ -492,7 +492,7 @@ class FailingResource:
 
 @pytest.mark.parametrize("path", ["/fails", "//fails"])
 def test_an_unexpected_error_keeps_the_token(formed: Formed, path: str) -> None:
-    """Its effect is unknown, so it is no refusal; the token was charged once."""
+    """Its effect is unknown, so it does not count as a refusal; the token was charged once."""
     clients = QuotaClients(formed, 0.001, 10)
     gate = Gate((), charge=clients.quotas.charge)
     api: Any = falcon.App(middleware=[ReraiseMiddleware(), gate])  # type: ignore[arg-type] # as the application does

@@ -1,4 +1,4 @@
-"""Body errors: bodies that cannot be decoded are refused with a sentence of ours."""
+"""Body errors: bodies that cannot be decoded are refused with a sentence of this server."""
 
 import msgspec
 import pytest

@@ -126,7 +126,7 @@ def test_base64_of_every_length(dimension: int) -> None:
     ],
 )  # fmt: skip
 def test_everything_else_is_left_alone(body: bytes) -> None:
-    """Whatever is wrong, or unusual, msgspec has the last word on."""
+    """Anything invalid or unusual is left to msgspec."""
     assert reader.read_event(body) is None
 
 
@@ -136,7 +136,7 @@ def test_everything_else_is_left_alone(body: bytes) -> None:
      "1" * 20, "0." + "0" * 1001 + "1", "1e-28", "9" * 17 + "e1", "１"],
 )  # fmt: skip
 def test_invalid_and_overlong_numbers(text: str) -> None:
-    """Those of JSON among them are read elsewhere."""
+    """The reader leaves them to msgspec, which reads those that are valid JSON."""
     assert number_of(text) is None
 
 
@@ -144,7 +144,7 @@ def test_invalid_and_overlong_numbers(text: str) -> None:
 
 
 def test_numbers_are_rounded_exactly() -> None:
-    """Short ones, long ones, ones with exponents, and those that lie just beside the middle of two doubles."""
+    """Short ones, long ones, ones with exponents, and those next to the midpoint of two doubles."""
     rng = random.Random(7)
     read = 0
     for _ in range(30_000):

@@ -44,7 +44,7 @@ def test_declared_parameters_are_accepted(query: str) -> None:
     ],
 )
 def test_other_parameters_are_refused_by_their_names(query: str, code: str, sentence: str) -> None:
-    """Headers and pieces of the path are no parameters of the query."""
+    """Headers and parts of the path do not count as parameters of the query."""
     with pytest.raises(Problem) as refusal:
         check_query(query, OPERATION)
 
@@ -126,7 +126,7 @@ def test_a_stranger_is_not_told_which_parameters_exist(keyed_server: LiveServer)
 @pytest.mark.parametrize("body", [b'{"dry_run":true}', b"[]", b"null", b"dry_run=true", b"\x80"])
 @pytest.mark.parametrize("path", ["/governor/reset", "/governor/stop", "/governor/resume", "/memories/{}"])
 def test_a_body_that_would_be_ignored_is_refused(still_server: LiveServer, path: str, body: bytes) -> None:
-    """It says something; the operation would do something else."""
+    """The body asks for something that the operation would not do."""
     target = path.format(accepted(still_server)["memory_id"])
     method = "DELETE" if "memories" in path else "POST"
     before = still_server.state()
