@@ -1,7 +1,7 @@
-"""How the arbiter gets the shared block: made anew at a start, adopted from the old arbiter at an upgrade (USR2).
+"""How the arbiter gets the shared block: it creates one at a start, and adopts the old arbiter's at an upgrade (USR2).
 
-Invariants: a block that would take nearly all the memory that is left is not made; an adopted block has the layout that
-the configuration asks for, except for its worker rows, which stay as they are.
+Invariants: a block that would take more than SHARE_MAX of the available memory is not created. An adopted block has the
+layout that the configuration asks for, but keeps its number of worker rows.
 """
 
 import logging
@@ -24,7 +24,7 @@ log = logging.getLogger("mlsdm.server")
 
 
 def create_block(config: Config, workers: int) -> Block:
-    """Make the block.
+    """Create the block.
 
     Raises BlockError when it would take more than SHARE_MAX of the memory that the container or the machine has left.
     """
@@ -45,7 +45,7 @@ def create_block(config: Config, workers: int) -> Block:
 def adopt_block(fd: int, config: Config) -> Block:
     """Map the block of the arbiter that this one replaces.
 
-    Raises BlockError when it cannot be used, or was laid out for another configuration.
+    Raises BlockError when it is not valid, or has a layout for another configuration.
     """
     block = Block.open(fd, writable=True)
     wanted = _layout(config, block.layout.rows)

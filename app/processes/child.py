@@ -1,13 +1,13 @@
-"""A supervised child of the arbiter: what it is declared as, what it is handed, and how it begins after the fork.
+"""A supervised child of the arbiter: its declaration, what it is given, and its first steps after the fork.
 
-Owns: the access of children to the block. Together with app/main.py and app/server.py this is the only place that hands
-the block on. A child with `Access.NONE` cannot read it and one with `Access.READ` cannot write it: their mapping is
-protected by the kernel, so a stray pointer in a library ends that child and nothing else. A child with `Access.write`
-keeps the writable mapping; what it may change there is what it declares.
+Owns: the access of children to the block. Only this file, app/main.py and app/server.py pass the block on. A child with
+`Access.NONE` cannot read it and one with `Access.READ` cannot write it: their mapping is protected by the kernel, so a
+stray pointer in a library ends that child and nothing else. A child with `Access.write` keeps the writable mapping. It
+must write only the regions that it declares; the kernel does not check that.
 
-Invariants: a child dies with its arbiter (PR_SET_PDEATHSIG; `wait` also checks who its parent is). It answers SIGTERM
-only, which makes `wait` return True: a terminal sends SIGINT and its like to the whole group, and only the arbiter ends
-a child. It never returns into the arbiter's code.
+Invariants: a child dies with its arbiter (PR_SET_PDEATHSIG; `wait` also checks its parent). It obeys SIGTERM, which
+makes `wait` return True, and ignores the other signals of SIGNALS: a terminal sends SIGINT to the whole process group,
+but only the arbiter ends a child. It never returns into the arbiter's code.
 """
 
 import logging
@@ -34,7 +34,7 @@ from shm.layout import NO_ROW, REGIONS
 from shm.process import Identity
 
 CONTROLLER: Final = "controller"
-# Blocked from the fork until the child has its own handlers: the arbiter's, which it inherits, only queue a signal.
+# Blocked from the fork until the child has its own handlers. It inherits the arbiter's, which only queue a signal.
 SIGNALS: Final = (
     signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2,
 )  # fmt: skip
@@ -92,7 +92,7 @@ class Child(msgspec.Struct, frozen=True):
     settings: object = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError for what no supervisor can keep."""
+        """Raise ValueError when a field is out of its range."""
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"the child's name {self.name!r}: expected {_NAME.pattern}")
         for field, value, least, most in (
@@ -105,7 +105,7 @@ class Child(msgspec.Struct, frozen=True):
 
 
 class ChildContext:
-    """What a child is handed. `memory` is None unless its access is to read; `arbiter` is its parent."""
+    """What a child is given. `memory` is None unless its access includes reading; `arbiter` is its parent."""
 
     def __init__(
         self, child: Child, config: Config, memory: MemoryView | None, record: ChildRecord, arbiter: Identity
@@ -132,7 +132,7 @@ class ChildContext:
         self._record.begin_start()
 
     def wait(self, seconds: float) -> bool:
-        """Wait, beating, until the time is over or this child should end; return whether it should end."""
+        """Wait, and beat meanwhile, until the time is over or this child should end; return whether it should end."""
         deadline = time.monotonic() + seconds
         while True:
             self.beat()
@@ -150,7 +150,7 @@ class ChildContext:
 
 
 class Inheritance(msgspec.Struct, frozen=True):
-    """What a child gets from its arbiter by the fork. `release` closes what only the arbiter may hold."""
+    """What a child gets from its arbiter. `release` closes what only the arbiter may keep open."""
 
     block: Block
     config: Config
@@ -159,7 +159,7 @@ class Inheritance(msgspec.Struct, frozen=True):
 
 
 def become(child: Child, record: ChildRecord, inherited: Inheritance) -> NoReturn:
-    """Be the child. To be called after the fork, with SIGNALS blocked."""
+    """Run a child and exit. To be called in the new process after the fork, with SIGNALS blocked."""
     status = 1
     try:
         inherited.release()
@@ -167,12 +167,12 @@ def become(child: Child, record: ChildRecord, inherited: Inheritance) -> NoRetur
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for ignored in SIGNALS:
-            if ignored != signal.SIGTERM:  # to ignore it, even for a moment, would discard one that is pending
+            if ignored != signal.SIGTERM:  # to ignore SIGTERM even for a moment would discard a pending one
                 signal.signal(ignored, signal.SIG_IGN)
         memory = _hand_on(inherited.block, child.access)
         context = ChildContext(child, inherited.config, memory, record, inherited.arbiter)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        if child.name != CONTROLLER:  # its logger is its own
+        if child.name != CONTROLLER:  # the controller has a logger of its own
             _name_log_lines(child.name)
         status = int(child.run(context)) & 0xFF
     except BaseException:
@@ -187,7 +187,7 @@ def _hand_on(block: Block, access: Access) -> MemoryView | None:
         block.bind(os.getpid(), NO_ROW, LOCK_WAIT_MILLISECONDS.value // 4, VECTOR_NORM.value)
     else:
         block.restrict(readable=access.reads)
-        block.bind(os.getpid(), NO_ROW, 0, VECTOR_NORM.value)  # it only looks, and never takes the lock
+        block.bind(os.getpid(), NO_ROW, 0, VECTOR_NORM.value)  # 0: it reads, and never waits for the lock
     return MemoryView(block) if access.reads else None
 
 

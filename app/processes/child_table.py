@@ -1,7 +1,7 @@
 """The table of supervised children: one record for each, in memory that arbiter, children and workers share.
 
-Owns: one anonymous shared page, made by the arbiter before its first fork and inherited by every process that it forks,
-so each worker can answer which children live, how often they were started and why they ended last.
+Owns: one anonymous shared page. The arbiter makes it before its first fork, and every process that it forks inherits
+it. So each worker knows which children run, how often they were started, and why they ended last.
 
 Invariants: `beats` and `beats_before` are written by the child, and before its fork by the arbiter; every other word is
 written by the arbiter. A record is two cache lines, so no two children beat into the same line. `in_use` is written
@@ -20,7 +20,7 @@ _STATUS_BIAS: Final = 1 << 32  # exit statuses of signals are negative, and the 
 
 
 class Reason(IntEnum):
-    """Why a child ended last."""
+    """Why a child last ended."""
 
     NONE = 0  # it has not ended yet
     EXITED = 1  # by itself
@@ -29,15 +29,15 @@ class Reason(IntEnum):
     MEMORY = 4  # killed: above its memory limit
     REPLACED = 5  # ended: its settings changed
     SUPERSEDED = 6  # ended: a newer arbiter has taken over
-    ENDED = 7  # ended: it is no longer wanted, or the server stops
-    FINISHED = 8  # it was to run once, and has done so
+    ENDED = 7  # ended: it is no longer declared, or the server stops
+    FINISHED = 8  # it was declared to run once, and has exited with status 0
     NOT_STARTED = 9  # the fork failed
     SLOW_START = 10  # killed: no first heartbeat in time
 
 
 class ChildState(NamedTuple):
-    """What is known of one child. `pid` is 0 while it does not run; `reason` and `status` tell of its last end: the
-    name of a Reason in lower case, and the exit status, negative when a signal ended it.
+    """The state of one child. `pid` is 0 while it does not run. `reason` and `status` describe its last end: the name
+    of a Reason in lower case, and the exit status, negative when a signal ended it.
     """
 
     pid: int
@@ -53,7 +53,7 @@ class ChildRecord:
         self._words = words
 
     def beat(self) -> None:
-        """Count one heartbeat. Only the child itself does."""
+        """Count one heartbeat. Called by the child only."""
         self._words[_BEATS] += 1
 
     @property
@@ -76,7 +76,7 @@ class ChildRecord:
         self._words[_STARTS] += 1
 
     def ended(self, reason: Reason, status: int) -> None:
-        """Note that the child does not run any more."""
+        """Note that the child no longer runs."""
         self._words[_PID] = 0
         self._words[_REASON] = reason
         self._words[_STATUS] = status + _STATUS_BIAS

@@ -1,6 +1,6 @@
-"""How many connections each worker has open, so that a full worker leaves new ones to an emptier one.
+"""How many connections each worker has open. A worker with more than others leaves new connections to them.
 
-A row counts while its owner lives and beats: a worker that died or hangs must not keep the others from accepting.
+A row counts only while its owner lives and beats: a dead or hanging worker must not keep the others from accepting.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from shm.block import Block
 
 @dataclass
 class ConnectionCounts:
-    """The counts of all workers, seen by the owner of `row`. `clock` returns CLOCK_BOOTTIME in ns."""
+    """The counts of all workers, for the worker that owns `row`. `clock` returns CLOCK_BOOTTIME in ns."""
 
     block: Block
     row: int

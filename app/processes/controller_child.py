@@ -10,7 +10,7 @@ from shm.block import Block
 
 START_SECONDS: Final = 2.0  # it needs about 10 ms, and waits for the lock at most 10 ms a round
 SILENCE_SECONDS: Final = 1.5  # replaced within 2 s, after which readiness calls it silent (core/heartbeat.py)
-# Everything but the rows of workers and the token buckets: it is the one that repairs.
+# Everything but the rows of workers and the token buckets, because it repairs the block.
 _WRITES: Final = (
     "header", "lock", "commit", "states", "levels", "vitals", "command", "slots", "codes", "shadow", "vectors",
     "payloads", "log", "receipts", "chains",
@@ -18,8 +18,8 @@ _WRITES: Final = (
 
 
 def controller_child(block: Block, config: Config) -> Child:
-    """Declare the controller of a block. A reload replaces it when it logs or traces in another way than before;
-    nothing else of the configuration reaches it otherwise than through the block.
+    """Declare the controller of a block. A reload replaces it when the settings of logging or tracing have changed; it
+    takes all other settings from the block.
     """
 
     def run_controller(context: ChildContext) -> int:

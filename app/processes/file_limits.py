@@ -1,9 +1,9 @@
 """The limit of open files, raised to what the connections of a worker need.
 
-Each connection is a descriptor, and the usual soft limit of 1,024 is a shell's default, not a server's. The arbiter
-raises its soft limit up to the hard limit, and its children inherit it. The hard limit is the operator's: if it is too
-low, one warning names both numbers, and a worker that runs out of descriptors pauses accepting (`app.httpd.acceptor`)
-before anything fails.
+Each connection needs a descriptor, and the usual soft limit of 1,024 is a default for shells. The arbiter raises its
+soft limit up to the hard limit, and its children inherit it. Only the operator can raise the hard limit: if it is too
+low, one warning names both numbers, and a worker without free descriptors stops accepting for a while
+(`app.httpd.acceptor`).
 """
 
 import logging
@@ -12,7 +12,7 @@ from typing import Final
 
 from app.httpd.acceptor import REFUSED_COUNT_MAX
 
-# Listening sockets, the loop, the block, logs, metric files; and connections that are accepted in order to refuse them.
+# Listening sockets, the loop, the block, logs, metric files; and connections that are accepted only to be refused.
 _OTHERS_COUNT: Final = 64 + REFUSED_COUNT_MAX
 
 log = logging.getLogger("mlsdm.server")

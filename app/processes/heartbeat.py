@@ -1,5 +1,5 @@
-"""What the supervisor reads of a child's progress. Every child counts its beats in its record; the controller's
-heartbeat is the one in the block, which workers and other arbiters read too.
+"""The heartbeat of a child, as the supervisor reads it. Most children count beats in their record of the child table
+(`ChildRecord`). The controller writes a time into the block, where workers and other arbiters read it too.
 """
 
 from typing import Protocol
@@ -8,7 +8,7 @@ from shm.block import Block
 
 
 class Heartbeat(Protocol):
-    """The heartbeat of one child, as the arbiter sees it."""
+    """The heartbeat of one child, as the arbiter reads it."""
 
     @property
     def beats(self) -> int:

@@ -1,8 +1,8 @@
-"""Lock back-off: after one wait for the shared lock that failed, a worker does not wait until the lock moves again.
+"""Lock back-off: after one wait for the shared lock has timed out, a worker does not wait for it until it moves again.
 
-So the loop stands still for one such wait only. From then on this worker merely tries the lock, so that liveness and
-everything else that needs no lock is answered at once. Meanwhile it watches the lock itself: the controller, which
-usually does, may be the process that is stuck.
+So the loop is blocked for one such wait only. From then on this worker only tries the lock, and answers at once what
+needs no lock, such as liveness. Meanwhile it watches the lock itself: the controller, which usually does that, may be
+the process that is stuck.
 
 Threading: `start` may be called on any thread; everything else runs on the worker's loop.
 """
@@ -28,10 +28,10 @@ class LockBackoff:
         self._is_active = False
 
     def start(self) -> None:
-        """Stop waiting for the lock, because a request was refused after such a wait.
+        """Stop waiting for the lock. To be called when a request is refused whose wait has timed out.
 
         This holds from the next request on: others may have arrived in the same turn of the loop, and each would wait
-        its 40 ms in turn. `_activate` always follows, and with it `_check`, which ends the back-off.
+        40 ms, one after the other. `_activate` always follows, and with it `_check`, which ends the back-off.
         """
         self._block.map.wait_ms = 0
         self._loop.call_soon_threadsafe(self._activate)
@@ -46,7 +46,7 @@ class LockBackoff:
         self._loop.call_later(INTERVAL_SECONDS, self._check)
 
     def _check(self) -> None:
-        """Wait for the lock again as soon as it is free or has been acquired; else look again, and remove a stuck
+        """End the back-off when the lock is free or has been acquired; otherwise check again later. Remove a stuck
         holder.
         """
         killed = self._watch.sample()

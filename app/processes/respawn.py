@@ -1,21 +1,23 @@
-"""When a child or a worker that has died is started again."""
+"""The delay before a process that has died is started again: one policy each for the controller, for other children and
+for workers.
+"""
 
 from collections import deque
 from typing import Final, Protocol
 
-BURST: Final = 5  # starts at once, within BURST_SECONDS: a controller that cannot live must not fill a processor
+BURST: Final = 5  # starts without a delay within BURST_SECONDS; a process that dies at once must not use a whole core
 BURST_SECONDS: Final = 1.0
 DELAY_SECONDS_MIN: Final = 0.1
 DELAY_SECONDS_MAX: Final = 30.0
-STABLE_SECONDS: Final = 60.0  # the deaths of a child that has lived this long are forgotten
+STABLE_SECONDS: Final = 60.0  # after a life of this length, earlier deaths of the child no longer count
 # Clients wait for workers, so the longest delay is short. PERF: a boot takes 0.2 s of CPU; two workers that
 # die at once would fill a core, and with the delay take a fifth of it.
 WORKER_DELAY_SECONDS_MAX: Final = 2.0
-WORKER_CALM_SECONDS: Final = 10.0  # without a death: those before are forgotten
+WORKER_CALM_SECONDS: Final = 10.0  # without a death; then earlier deaths no longer count
 
 
 class Respawn(Protocol):
-    """A policy; times are seconds of the monotonic clock."""
+    """The policy for one child. Times are seconds of the monotonic clock."""
 
     def started(self, now: float) -> None:
         """Note that the child is being started."""
@@ -25,7 +27,9 @@ class Respawn(Protocol):
 
 
 class BurstLimit:
-    """At once, BURST times within BURST_SECONDS: for the controller, without which no command is carried out."""
+    """No delay, but at most BURST starts within BURST_SECONDS. For the controller: without it no command is carried out
+    and the rhythm stands still.
+    """
 
     def __init__(self) -> None:
         self._started_at: deque[float] = deque(maxlen=BURST)
@@ -42,7 +46,9 @@ class BurstLimit:
 
 
 class Backoff:
-    """At once after the first death; then after DELAY_SECONDS_MIN, doubled each time up to DELAY_SECONDS_MAX."""
+    """No delay after the first death; then DELAY_SECONDS_MIN, doubled after each death up to DELAY_SECONDS_MAX. A life
+    of STABLE_SECONDS resets it.
+    """
 
     def __init__(self) -> None:
         self._started_at = 0.0
@@ -64,8 +70,8 @@ class Backoff:
 
 
 class WorkerBackoff:
-    """For all workers together: at once after BURST deaths, then after DELAY_SECONDS_MIN, doubled each time up to
-    WORKER_DELAY_SECONDS_MAX; from the beginning after WORKER_CALM_SECONDS without a death.
+    """For all workers together: no delay after the first BURST deaths; then DELAY_SECONDS_MIN, doubled after each death
+    up to WORKER_DELAY_SECONDS_MAX. WORKER_CALM_SECONDS without a death reset it.
     """
 
     def __init__(self) -> None:

@@ -1,13 +1,13 @@
 """How long a process has sent no heartbeat: counted by the arbiter's checks, not by comparing clocks.
 
-An arbiter that was frozen together with its children (a frozen container, a suspended machine) finds that much time has
-passed in which no process ran. So the interval between two checks counts as at most a tenth of the limit, and a child
-is over its limit when eleven tenths are counted. Checks are due a tenth of the limit apart, at most a second.
+After a freeze of all processes (a paused container, a suspended machine) the clock has moved on, although none of them
+could run. So the interval between two checks counts as at most a tenth of the limit, and a process is over its limit
+when eleven tenths are counted. Checks are due a tenth of the limit apart, at most a second.
 
 Invariants, for a limit of L seconds:
-- A child that beats within L of its own running time is never over the limit because of a freeze: a freeze lies in one
-  interval, and counts as at most L / 10.
-- A child that does not beat is over the limit after L at the earliest. While the arbiter is on time, that is noticed
+- A process that beats within L of its own running time is never over the limit because of a freeze: a freeze lies in
+  one interval, and counts as at most L / 10.
+- A process that does not beat is over the limit after L at the earliest. While the arbiter is on time, that is noticed
   after 1.1 L at the latest, and one check more: the last beat is counted from the check that notices it.
 """
 

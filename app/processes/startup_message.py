@@ -1,4 +1,4 @@
-"""What the server logs about itself: the configuration in force, and when ready its address and a first request."""
+"""What the server logs about itself: the configuration, and once it is ready, its address and a first request."""
 
 import logging
 import time
@@ -36,7 +36,7 @@ def log_startup_message(block: Block, loaded: Loaded, workers: int, scheme: str,
     )  # fmt: skip
     if not closed:
         log.warning(
-            "no API key is set: everybody who can connect to %s may do everything, stopping the service included",
+            "no API key is set: everybody who can connect to %s may do everything, stopping the server included",
             config.server.host,
         )
     if expired := loaded.keyring.expired(time.time()):

@@ -1,7 +1,8 @@
-"""One child as the arbiter keeps it: its process, its silence, its memory, its end.
+"""One supervised child: starts its process, checks its heartbeat and memory, ends it.
 
-A child is absent (to be started at `due`), running, or ending (it got SIGTERM, and is killed at its deadline). No
-method waits: each checks once and returns, because the arbiter's loop must go on.
+States: absent (to be started at `due`), running, ending (told by SIGTERM, killed at its deadline).
+
+Invariants: no method waits. Each does one step and returns, because the arbiter's loop must go on.
 """
 
 import logging
@@ -25,7 +26,7 @@ log = logging.getLogger("mlsdm.server")
 
 
 class SupervisedChild:
-    """Keeps one child, which may take `end_seconds` to end by itself."""
+    """Supervises one child. It is killed when it has not ended `end_seconds` after SIGTERM."""
 
     def __init__(
         self,
@@ -38,13 +39,13 @@ class SupervisedChild:
         self.child = child
         self.record = record
         self.process = NOBODY
-        self.due = 0.0  # when it may be started, while it is absent
-        self.is_finished = False  # it was to run once, and has done so
-        self.is_removed = False  # it is no longer wanted, and is forgotten when it has ended
+        self.due = 0.0  # while it is absent: when it may be started
+        self.is_finished = False  # declared to run once, and has exited with status 0
+        self.is_removed = False  # no longer declared; its record is freed when it has ended
         self._respawn = respawn
         self._heartbeat = heartbeat
         self._end_seconds = end_seconds
-        self._killed_for = Reason.NONE  # why this arbiter ends the present process
+        self._killed_for = Reason.NONE  # why this arbiter has told the process to end, or killed it
         self._kill_at: float | None = None  # when a process that was told to end is killed
         self._silence = Silence()
         self._memory_checked_at = 0.0
@@ -56,12 +57,12 @@ class SupervisedChild:
 
     @property
     def may_start(self) -> bool:
-        """Whether it is to be started when it is absent and due."""
+        """Whether an absent child is started when it is due."""
         return not (self.is_finished or self.is_removed)
 
     @property
     def wake_at(self) -> float | None:
-        """When it needs a check that no signal announces; None when it needs none."""
+        """When it must be checked or started at the latest, also without a signal; None when never."""
         if self.process == NOBODY:
             return self.due if self.may_start else None
         return self._silence.next_check(self._limit) if self._kill_at is None else self._kill_at
@@ -72,7 +73,7 @@ class SupervisedChild:
         return self.child.silence_seconds if self._heartbeat.has_started else self.child.start_seconds
 
     def start(self, now: float, fork: Callable[[Child, ChildRecord], int]) -> None:
-        """Start it; when the machine cannot, it is due again later."""
+        """Start its process. When the fork fails, it is due again later."""
         self._respawn.started(now)
         self._heartbeat.begin_start()
         try:
@@ -89,9 +90,9 @@ class SupervisedChild:
         self._memory_checked_at = now
 
     def reap(self, now: float) -> tuple[int, Reason, int | None] | None:
-        """Return (pid, reason, wait status) of a process that has ended, None when there is none.
+        """Return (pid, reason, wait status) when the process has ended, else None.
 
-        The wait status is None when Gunicorn's own reaping was faster.
+        The wait status is None when Gunicorn has reaped the process first.
         """
         if self.process == NOBODY:
             return None
@@ -113,7 +114,7 @@ class SupervisedChild:
 
     def check(self, now: float) -> None:
         """Kill a running child that is silent, too large or too slow to start, and an ending one that is late."""
-        if not self.process.started:  # there was no descriptor to look it up with
+        if not self.process.started:  # unknown: at the fork there was no free descriptor to read /proc with
             self.process = Identity(self.process.pid, process.identify(self.process.pid).started)
         if self._kill_at is not None:
             self.kill_if_late(now)
@@ -140,10 +141,10 @@ class SupervisedChild:
     def _kill(self, now: float, reason: Reason) -> None:
         self._killed_for = reason
         process.kill(self.process)
-        self._silence.restart(now, self._heartbeat.beats)  # the kill may have failed: there may be no descriptors
+        self._silence.restart(now, self._heartbeat.beats)  # then once more: the kill fails without a free descriptor
 
     def end(self, now: float, reason: Reason) -> None:
-        """Tell it to end. It is killed when it has not after `end_seconds`; `reap` notices either."""
+        """Send SIGTERM; `kill_if_late` kills it after `end_seconds`, and `reap` notices that it has ended."""
         if self.process == NOBODY or self._kill_at is not None:
             return
         self._killed_for, self._kill_at = reason, now + self._end_seconds
@@ -151,11 +152,11 @@ class SupervisedChild:
             os.kill(self.process.pid, signal.SIGTERM)
 
     def kill_if_late(self, now: float) -> None:
-        """Kill a child that was told to end and has not in time."""
+        """Kill a child that was told to end and has not ended in time."""
         if self._kill_at is not None and now >= self._kill_at:
             log.error("%s pid=%d does not end and is killed", self.name, self.process.pid)
             process.kill(self.process)
-            self._kill_at = now + self._end_seconds  # it may have failed: there may be no descriptors
+            self._kill_at = now + self._end_seconds  # then once more: the kill fails without a free descriptor
 
 
 def _anonymous_size(pid: int) -> int:

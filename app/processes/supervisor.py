@@ -1,17 +1,18 @@
-"""The supervisor of the arbiter's children: starts, respawns and ends them. The first is the controller.
+"""The supervisor of the arbiter's children: starts, respawns and ends them. The controller is the first of them.
 
-Gunicorn does not know these children and would reap them without notice. So the arbiter's reaping calls `reap` first,
-and its main loop calls `watch` at least once a second (app/processes/gunicorn_patches.py).
+Gunicorn does not know these children, and would reap them without telling anybody. So the arbiter calls `reap` before
+its own reaping, and `watch` at least once a second in its main loop (app/processes/gunicorn_patches.py).
 
 - The controller is respawned on SIGCHLD, within milliseconds, and killed after 1.5 s of silence. When it exits
   because the controller of a newer arbiter has taken over (SUPERSEDED), no child is respawned while that arbiter lives.
-- Other children are respawned at once and then with a back-off, and killed when they are silent or too large. At a
-  reload, a child whose settings have changed is told to end; the new one starts when the old one is gone.
+- Other children are respawned at once after the first death, then with a back-off. They are killed when they are
+  silent, too slow to start, or too large. At a reload, a child whose settings have changed is told to end; its
+  successor starts when it has ended.
 
 Invariants: nothing raises into the arbiter's loop, which would end the server and with it every memory; what fails now
 is tried again by the next `watch`. Only `spawn` and `end` block.
 
-The reasons are in docs/design/children.md.
+The design is in docs/design/children.md.
 """
 
 import logging
@@ -34,11 +35,11 @@ from shm.errors import StoreError
 from shm.process import NOBODY, Identity
 from shm.store import Store
 
-END_SECONDS_MAX: Final = 3.0  # for a child to end by itself, once it was told to; then it is killed
+END_SECONDS_MAX: Final = 3.0  # from SIGTERM to SIGKILL
 CONTROLLER_END_SECONDS_MAX: Final = 1.0
-# How long a newer controller may take from the beginning of its epoch to its first vitals, which name its arbiter.
+# How long a newer controller may take from its first epoch to its first vitals, which name its arbiter.
 SIGNING_SECONDS: Final = 5.0
-FORM_SECONDS_MAX: Final = 5.0  # for the first controller to form the first state
+FORM_SECONDS_MAX: Final = 5.0  # for the first controller to write the initial state
 
 log = logging.getLogger("mlsdm.server")
 
@@ -76,9 +77,9 @@ class Supervisor:
         return SupervisedChild(child, record, BurstLimit(), VitalsHeartbeat(self._block), CONTROLLER_END_SECONDS_MAX)
 
     def spawn(self) -> bool:
-        """Start the controller and, once it has formed the first state, all others.
+        """Start the controller and, once it has written the initial state, all other children.
 
-        Returns False when it has not formed the state within FORM_SECONDS_MAX.
+        Returns False when it has not written the state within FORM_SECONDS_MAX.
         """
         self._start(self._controller)
         if not self.wait_until_formed():
@@ -108,7 +109,7 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def wait_until_formed(self) -> bool:
-        """Wait until the controller has formed the first state; False if that takes over FORM_SECONDS_MAX."""
+        """Wait until the controller has written the initial state; return False after FORM_SECONDS_MAX."""
         store, deadline = Store(self._block), time.monotonic() + FORM_SECONDS_MAX
         while time.monotonic() < deadline:
             try:
@@ -186,7 +187,7 @@ class Supervisor:
         return os.WIFEXITED(status) and os.WEXITSTATUS(status) == SUPERSEDED
 
     def _stand_back(self, now: float) -> None:
-        """Leave the block to the newer arbiter: end all other children."""
+        """Leave the block to the newer arbiter: end the other children, too."""
         self.superseded, self._superseded_at = True, now
         log.info("the controller of a newer arbiter has taken over")
         for supervised in self._supervised.values():
@@ -244,7 +245,7 @@ class Supervisor:
         del self._supervised[supervised.name]
 
     def end(self) -> None:
-        """Tell all children to end, wait for them together, and kill those that are late.
+        """Tell all children to end, wait for all at the same time, and kill those that are late.
 
         The kernel kills any that is left when the arbiter exits (PR_SET_PDEATHSIG).
         """
@@ -275,7 +276,7 @@ def _by_name(children: Sequence[Child]) -> dict[str, Child]:
 
 
 def _guarded(step: Callable[[], None]) -> None:
-    """Do one step for one child; an error is logged, and the next `watch` tries again."""
+    """Do one step for one child. An error is logged; the next `watch` tries again."""
     try:
         step()
     except Exception:

@@ -127,7 +127,7 @@ def test_a_server_logs_json_when_told_to(serve: Callable[..., LiveServer]) -> No
     assert {"mlsdm.worker"} <= {line["logger"] for line in lines}
     warnings = [line["event"] for line in lines if line["level"] in ("WARNING", "ERROR")]
     assert warnings == [
-        "no API key is set: everybody who can connect to 127.0.0.1 may do everything, stopping the service included"
+        "no API key is set: everybody who can connect to 127.0.0.1 may do everything, stopping the server included"
     ]
 
 
