@@ -250,7 +250,7 @@ class Application:
         try:
             self.store.release_row(self.row, process.identify_self())
         except StoreError:  # the lock is stuck, or lost
-            log.warning("row %d was not released; a later worker claims it", self.row)
+            log.warning("row %d was left to be claimed from the dead", self.row)
         if self._spans is not None:
             self._spans.close()
 
