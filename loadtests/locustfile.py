@@ -92,14 +92,14 @@ def add_options(parser: LocustArgumentParser) -> None:
 def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
-        raise ArgumentTypeError(f"{text} is no pace: expected a number above 0")
+        raise ArgumentTypeError(f"{text} is not a pace: expected a number above 0")
     return value
 
 
 def _bound(text: str) -> float:
     value = float(text)
     if math.isnan(value):  # comparisons with NaN are always false
-        raise ArgumentTypeError(f"{text} is no bound: expected a number, or inf")
+        raise ArgumentTypeError(f"{text} is not a bound: expected a number, or inf")
     return value
 
 

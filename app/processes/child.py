@@ -41,7 +41,7 @@ SIGNALS: Final = (
 _NAME: Final = re.compile(rf"[a-z][a-z0-9_-]{{0,{NAME_SIZE_MAX - 1}}}")
 # Of silence_seconds and start_seconds. The arbiter's loop turns at most twenty times a second, ten times within either.
 SILENCE_SECONDS_MIN: Final = 0.5
-START_SECONDS: Final = 60.0  # unless declared; to load a model of 100 MB from a slow disk takes some 20 s
+START_SECONDS: Final = 60.0  # unless declared; to load a model of 100 MB from a slow disk takes about 20 s
 START_SECONDS_MAX: Final = 600.0
 _BEATS_PER_SILENCE: Final = 4  # while a child waits, it beats this often within the silence that it is allowed
 

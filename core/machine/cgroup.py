@@ -152,7 +152,7 @@ def _quota(level: Path) -> float | None:
     if not period_us:
         quota_us, period_us = _text(level / "cpu.cfs_quota_us"), _text(level / "cpu.cfs_period_us")
     try:
-        quota = int(quota_us) / int(period_us)  # "max" is no number, v1 says -1
+        quota = int(quota_us) / int(period_us)  # "max" is not a number, v1 says -1
     except (ValueError, ZeroDivisionError):
         return None
     return quota if quota > 0 else None

@@ -21,7 +21,7 @@ from core.settings.tree import settings_of
 WORKERS_MAX: Final = 64
 _BLOCK: Final = "it lays out the shared block"  # a larger block would be a new, empty one
 _SOCKET: Final = "the socket is already open"
-# An IPv6 address, an IPv4 address, or a name whose last label is no number (RFC 1123 §2.1).
+# An IPv6 address, an IPv4 address, or a name whose last label is not a number (RFC 1123 §2.1).
 _HOST: Final = (
     r"^(?:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%[0-9A-Za-z]+)?"
     r"|[0-9]{1,3}(?:\.[0-9]{1,3}){3}"

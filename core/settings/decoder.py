@@ -77,7 +77,7 @@ def decode_value(setting: Setting, given: yaml.Node | str) -> Value:
 def _text_of(node: yaml.Node, wants_text: bool) -> str:
     """Return the text of a node.
 
-    Raises InvalidText for a number or switch in quotes, and for an unquoted value that is no text where one is wanted.
+    Raises InvalidText for a number or switch in quotes, and for an unquoted value of another kind where text is wanted.
     """
     if not isinstance(node, yaml.ScalarNode):
         raise InvalidText(f"is {_kind(node)}")

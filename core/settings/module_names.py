@@ -23,7 +23,7 @@ def is_name(text: object) -> bool:
 def parse(text: str) -> tuple[str, ...]:
     """Return the names that `text` lists, separated by commas; () when it is empty.
 
-    Raises InvalidText, which lists every item that is no name and every name that occurs twice.
+    Raises InvalidText, which lists every item that is not a name and every name that occurs twice.
     """
     items = [item.strip() for item in text.split(",")] if text.strip() else []
     faults = [_fault(item, count) for item, count in Counter(items).items() if count > 1 or not is_name(item)]

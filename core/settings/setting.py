@@ -26,7 +26,7 @@ _SHOWN_LENGTH_MAX = 60  # characters of an operator's text quoted in a refusal
 
 
 class InvalidText(ValueError):
-    """A text has no valid value. `str()` is the finding that follows the key: `has a, which is no address`."""
+    """A text has no valid value. `str()` is the finding that follows the key: `has a, which is not an address`."""
 
 
 class Setting(msgspec.Struct, frozen=True):

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 def http_url(text: str) -> str:
     """Return the address of a server without a slash at its end; raises ValueError for anything but HTTP."""
     if not text.startswith(("http://", "https://")):
-        raise argparse.ArgumentTypeError(f"{text!r} is no http or https URL")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an http or https URL")
     return text.rstrip("/")
 
 

@@ -58,7 +58,7 @@ def fail(phase: str) -> None:
         case None:
             return
         case kind:
-            raise ValueError(f"SAMPLE_FAULTS: {kind} is no kind of fault")
+            raise ValueError(f"SAMPLE_FAULTS: {kind} is not a kind of fault")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -100,7 +100,7 @@ def test_a_server_without_the_key_is_an_error_of_every_request(serve: Serve) -> 
     [
         ((), "http://127.0.0.1:9/health/metrics was not answered"),
         (("--events", "missing.npz"), "missing.npz is not an .npz with `vec` and `moral`"),
-        (("--p95-ms-max", "nan"), "nan is no bound: expected a number, or inf"),
+        (("--p95-ms-max", "nan"), "nan is not a bound: expected a number, or inf"),
     ],
 )
 def test_an_impossible_measurement_is_one_sentence_and_status_2(arguments: Iterable[str], said: str) -> None:

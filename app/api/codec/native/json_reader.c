@@ -79,9 +79,9 @@ static double divide(uint64_t digits, int places) {
     return value;
 }
 
-/* Append a run of digits to `digits`, eight at a time. A byte that is no digit produces a carry, which gives the number
- * of digits among the next eight bytes. These digits are shifted to the end of the word, which puts zeros before them,
- * and added up in pairs. The caller counts the digits: beyond 19, `digits` has overflowed. */
+/* Append a run of digits to `digits`, eight at a time. A byte that is not a digit produces a carry, which gives the
+ * number of digits among the next eight bytes. These digits are shifted to the end of the word, which puts zeros before
+ * them, and added up in pairs. The caller counts the digits: beyond 19, `digits` has overflowed. */
 static inline place skip_digits(place at, place end, uint64_t *digits) {
     uint64_t sum = *digits;
     while (end - at >= 8) {
