@@ -42,6 +42,7 @@ from app.telemetry import tracing_setup
 from app.telemetry.answer_counts import AnswerCounts, OnWritten
 from app.telemetry.latency_histogram import LatencyHistogram
 from app.telemetry.series import (
+    abandoned_counter,
     event_latency_histogram,
     measure_into_files_of,
     recall_latency_histogram,
@@ -124,7 +125,7 @@ class Application:
         report = plan.report(server.child_states)
         is_usable = lambda name: self._modules.is_usable(name)  # noqa: E731, PLW0108 - the registry is made below
         self._routes = routes(context, self._audit, report, is_usable)
-        self._deferred = DeferredAnswers(loaded.config.server.deferred_max)
+        self._deferred = DeferredAnswers(loaded.config.server.deferred_max, abandoned_counter().inc)
         self._modules = Registry(
             plan.modules, plan.board, self.row,
             migrations=plan.migrations, context_of=self._module_context, routes=self._routes, wrap=self._deferred.wrap,

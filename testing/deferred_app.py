@@ -4,7 +4,8 @@
 
 POST /later/{name} waits until `release` is posted to any name, on the same worker. The query says what happens
 afterwards: `?raise=problem`, `store` or `bug`, `?fill` to fill the response in the coroutine, `?bytes` to return bytes.
-Its answers are late after TIMEOUT_SECONDS, 10 unless the environment says otherwise.
+With `?defy` it waits on when it is cancelled. Answers are late after TIMEOUT_SECONDS, 10 unless the environment says
+otherwise.
 """
 
 import asyncio
@@ -37,7 +38,7 @@ class LaterResource:
 
     def __init__(self) -> None:
         name = Parameter("name", "path", Annotated[str, Meta(examples=["one"])], "A name.", required=True)
-        flags = [Parameter(flag, "query", str, "What happens.") for flag in ("raise", "fill", "bytes", "early")]
+        flags = [Parameter(flag, "query", str, "What happens.") for flag in ("raise", "fill", "bytes", "early", "defy")]
         operation = Operation(
             "Wait.", Role.WRITE, Later, {"application/json": Later}, (name, *flags), cost=1, deferred=True,
             deferred_seconds_max=SECONDS_MAX,
@@ -67,10 +68,13 @@ class LaterResource:
         if released is not None and name != "state":
             self.waiting.append(name)
             try:
-                await released.wait()
-            except asyncio.CancelledError:
-                self.cancelled.append(name)
-                raise
+                while not released.is_set():
+                    try:
+                        await released.wait()
+                    except asyncio.CancelledError:
+                        self.cancelled.append(name)
+                        if "defy" not in request.params:
+                            raise
             finally:
                 self.waiting.remove(name)
         match request.params:

@@ -7,16 +7,19 @@ that of any other responder, and a response is rendered in the same way. To the 
 
 Invariants: at most `count_max` requests of a worker wait; one more is refused before its responder is called. Each
 waits for at most `Operation.deferred_seconds_max`. The task is cancelled when the client leaves, and when the worker
-ends. What the request was charged is refunded only when its responder was not called, or refused the request itself:
-otherwise a client could get work done free of charge by leaving before the answer.
+ends. One that does not end then keeps its place, so that such tasks are bounded; it is counted and logged. What the
+request was charged is refunded only when its responder was not called, or refused the request itself: otherwise a
+client could get work done free of charge by leaving before the answer.
 
 Threading: the loop's thread only.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from inspect import isawaitable, iscoroutine
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import falcon
@@ -30,6 +33,10 @@ from app.httpd.request import CHARGE, RAISED
 Framework: TypeAlias = Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]
 Responder: TypeAlias = Callable[..., Any]
 
+CANCEL_SECONDS_MAX: Final = 0.5  # for an operation to clean up when it is cancelled
+
+log = logging.getLogger("mlsdm.worker")
+
 
 class _Call(NamedTuple):
     """A deferred call of a responder."""
@@ -37,6 +44,7 @@ class _Call(NamedTuple):
     awaitable: Awaitable[Any]
     response: falcon.Response
     operation: Operation
+    route: str
 
 
 class _Deferred(Exception):
@@ -60,9 +68,11 @@ class DeferredAnswers:
 
     _framework: Framework
 
-    def __init__(self, count_max: int) -> None:
+    def __init__(self, count_max: int, on_abandoned: Callable[[], object] = lambda: None) -> None:
+        """`on_abandoned()` is called for each operation that does not end when it is cancelled."""
         self.waiting_count = 0
         self._count_max = count_max
+        self._on_abandoned = on_abandoned
 
     def in_front_of(self, framework: falcon.App[Any, Any]) -> "DeferredAnswers":
         """Serve what `framework` routes. It raises what it finds as RAISED in the environ (`app.api.fast_path`)."""
@@ -94,7 +104,7 @@ class DeferredAnswers:
             awaitable = responder(request, response, **params)
             if not isawaitable(awaitable):
                 raise TypeError(f"the responder of a deferred operation has returned {type(awaitable)}")
-            raise _Deferred(_Call(awaitable, response, operation))
+            raise _Deferred(_Call(awaitable, response, operation, request.uri_template or ""))
 
         return defer
 
@@ -102,36 +112,60 @@ class DeferredAnswers:
         self, call: _Call, environ: WSGIEnvironment, start_response: StartResponse
     ) -> asyncio.Future[Iterable[bytes]]:
         """Return the task that makes the answer of a deferred call."""
-        awaitable = call.awaitable
-        task = asyncio.get_running_loop().create_task(self._answer(call, environ, start_response))
+        loop = asyncio.get_running_loop()
+        work = loop.create_task(_await(call.awaitable))
+        answer = loop.create_task(self._answer(call, work, environ, start_response))
         self.waiting_count += 1
+        work.add_done_callback(partial(self._finish, call.awaitable))
+        # An answer that is cancelled before its first step has not seen that its work has to end.
+        answer.add_done_callback(lambda _answer: work.cancel())
+        return answer
 
-        def finish(_task: asyncio.Task[Iterable[bytes]]) -> None:
-            self.waiting_count -= 1
-            # A task that is cancelled before its first step has not awaited anything.
-            if iscoroutine(awaitable):
-                awaitable.close()
-            elif isinstance(awaitable, asyncio.Future):
-                awaitable.cancel()
+    def _finish(self, awaitable: Awaitable[Any], work: asyncio.Task[Any]) -> None:
+        """Free the place of a call whose work has ended, in time or not."""
+        self.waiting_count -= 1
+        if not work.cancelled():
+            work.exception()  # of work that was abandoned nobody else asks for it
+        # A task that is cancelled before its first step has not awaited anything.
+        if iscoroutine(awaitable):
+            awaitable.close()
+        elif isinstance(awaitable, asyncio.Future):
+            awaitable.cancel()
 
-        task.add_done_callback(finish)
-        return task
-
-    async def _answer(self, call: _Call, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        timeout = asyncio.timeout(call.operation.deferred_seconds_max)
+    async def _answer(
+        self, call: _Call, work: asyncio.Task[Any], environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
         try:
-            async with timeout:
-                result = await call.awaitable
-            _fill(call.response, result, call.operation)
-            environ[RAISED] = _Completed(call.response)
-        except SystemExit as error:  # it would end the loop
-            environ[RAISED] = RuntimeError(f"the responder of a deferred operation has raised {error!r}")
-        except Exception as error:  # noqa: BLE001 - it is raised again inside Falcon
-            environ[RAISED] = error
-            if isinstance(error, TimeoutError) and timeout.expired():
+            done, _ = await asyncio.wait({work}, timeout=call.operation.deferred_seconds_max)
+            if not done:
+                await self._cancel(call, work)
+            if not done and (work.cancelled() or not work.done()):
                 environ.pop(CHARGE, None)  # the outcome is unknown, so what was charged is kept
                 environ[RAISED] = Problem.of_code("deferred_timeout")
+            else:
+                _fill(call.response, work.result(), call.operation)
+                environ[RAISED] = _Completed(call.response)
+        except asyncio.CancelledError:
+            await self._cancel(call, work)
+            raise
+        except Exception as error:  # noqa: BLE001 - it is raised again inside Falcon
+            environ[RAISED] = error
         return self._framework(environ, start_response)
+
+    async def _cancel(self, call: _Call, work: asyncio.Task[Any]) -> None:
+        """Cancel the work of a call, and give it a moment to end."""
+        work.cancel()
+        await asyncio.wait({work}, timeout=CANCEL_SECONDS_MAX)
+        if not work.done():
+            self._on_abandoned()
+            log.error("a deferred operation does not end when it is cancelled, and keeps its place: %s", call.route)
+
+
+async def _await(awaitable: Awaitable[Any]) -> Any:
+    try:
+        return await awaitable
+    except SystemExit as error:  # it would end the loop
+        raise RuntimeError(f"the responder of a deferred operation has raised {error!r}") from error
 
 
 class _DeferringResource:

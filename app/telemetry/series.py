@@ -65,6 +65,12 @@ def worker_counter() -> Counter:
     return Counter("mlsdm_workers_started", "Workers that have started serving.", registry=CollectorRegistry())
 
 
+def abandoned_counter() -> Counter:
+    """Return the counter of deferred operations that did not end when they were cancelled, for this worker."""
+    text = "Deferred operations that did not end when they were cancelled."
+    return Counter("mlsdm_deferred_abandoned", text, registry=CollectorRegistry())
+
+
 def request_counter() -> Counter:
     """Return the counter of answers by route and status, for this worker."""
     return Counter("mlsdm_requests", "Answers, by route and status.", ["route", "status"], registry=CollectorRegistry())

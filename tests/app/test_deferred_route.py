@@ -183,6 +183,22 @@ def test_late_answers_are_503(tmp_path: Path) -> None:
         server.stop()
 
 
+def test_an_operation_that_defies_its_cancellation_keeps_its_place(tmp_path: Path) -> None:
+    """Its client is answered all the same. Such operations are logged and counted, and bounded like all others."""
+    environ = {**SMALL, "WORKERS": "1", "TIMEOUT_SECONDS": "0.5", "MLSDM_SERVER__DEFERRED_MAX": "2"}
+    server = LiveServer(tmp_path, environ, application=APPLICATION).start()
+    try:
+        late = [read(ask(server, "/later/ten?defy=1")) for _ in range(2)]
+        eventually(lambda: "mlsdm_deferred_abandoned_total 2.0" in server.get("/metrics").body.decode())
+        refused = read(ask(server, "/later/eleven"))
+    finally:
+        server.stop()
+
+    assert [(answer.status, problem(answer)["code"]) for answer in late] == [(503, "deferred_timeout")] * 2
+    assert problem(refused)["code"] == "too_many_deferred"
+    assert "does not end when it is cancelled, and keeps its place: /later/{name}" in server.log
+
+
 def test_term_answers_those_that_wait(tmp_path: Path) -> None:
     """The whole server stops as with any other request: it finishes what it has."""
     environ = {**SMALL, "WORKERS": "1", "TIMEOUT_SECONDS": "2"}

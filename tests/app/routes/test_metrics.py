@@ -58,6 +58,7 @@ FAMILIES = {
     "mlsdm_workers": "gauge",
     "mlsdm_workers_configured": "gauge",
     "mlsdm_workers_started": "counter",
+    "mlsdm_deferred_abandoned": "counter",
     "mlsdm_controller_silence_seconds": "gauge",
     "mlsdm_child_up": "gauge",
     "mlsdm_child_starts": "counter",
@@ -357,6 +358,7 @@ def test_without_the_workers_files_the_block_is_exposed(
     lost = {name for name, _ in before} - {name for name, _ in after}
     assert lost == {
         "mlsdm_requests_total", "mlsdm_refusals_total", "mlsdm_workers_started_total", "error_count",
+            "mlsdm_deferred_abandoned_total",
         *(f"process_event_latency_seconds_{what}" for what in ("bucket", "count", "sum")),
         *(f"mlsdm_recall_latency_seconds_{what}" for what in ("bucket", "count", "sum")),
     }  # fmt: skip
