@@ -1,4 +1,4 @@
-"""The watch over workers that do not answer. It replaces Gunicorn's, which waits 30 s for every worker, by the clock.
+"""The watch over workers that do not answer. It replaces Gunicorn's, which only counts 30 s by the clock.
 
 - Silent: the event loop of a worker has not run for SILENCE_SECONDS. This is logged, and readiness fails (see
   app/routes/health.py).
