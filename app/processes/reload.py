@@ -127,6 +127,7 @@ def _wait_until_booted(arbiter: Arbiter, old: frozenset[int]) -> None:
         "configuration not reloaded, the old one and the old workers stay: %d of %d new workers did not start",
         wanted - len(booted), wanted,
     )  # fmt: skip
-    for pid in alive:
+    for pid, worker in alive.items():
+        worker.age = 0  # Gunicorn ends the oldest of too many: while these end, none of the others
         arbiter.kill_worker(pid, signal.SIGTERM if pid in booted else signal.SIGKILL)
     raise ReloadRefused

@@ -15,7 +15,7 @@ import pytest
 from app.processes import reload
 from app.processes.reload import Arbiter, reload_in_two_steps
 
-OLD, NEW, SECOND = 11, 21, 22
+OLD, ELDER, NEW, SECOND = 11, 10, 21, 22
 
 
 class Settings:
@@ -38,7 +38,8 @@ class PlayedArbiter(SimpleNamespace):
     """An arbiter whose new workers do what `boot` says when it reaps."""
 
     def __init__(self, settings: Settings, forked: tuple[int, ...] = (NEW, SECOND)) -> None:
-        super().__init__(WORKERS={OLD: worker(has_booted=True)}, num_workers=2, cfg="old", killed={})
+        workers = {ELDER: worker(10, has_booted=True), OLD: worker(11, has_booted=True)}
+        super().__init__(WORKERS=workers, num_workers=2, cfg="old", killed={})
         self.app = SimpleNamespace(cfg="old", reload=self._read)
         self.boot: Callable[[], None] = lambda: None
         self._forked = forked
@@ -56,12 +57,14 @@ class PlayedArbiter(SimpleNamespace):
         self.app.reload()
         self.setup(self.app)
         for pid in self._forked:
-            self.WORKERS[pid] = worker(has_booted=False)
+            self.WORKERS[pid] = worker(pid, has_booted=False)
         self.manage_workers()
 
     def manage_workers(self) -> None:
-        """End the old workers."""
-        self.killed[OLD] = signal.SIGTERM
+        """End the oldest of too many workers."""
+        by_age = sorted(self.WORKERS, key=lambda pid: self.WORKERS[pid].age)
+        for pid in by_age[: -self.num_workers]:
+            self.killed.setdefault(pid, signal.SIGTERM)
 
     def kill_worker(self, pid: int, number: int) -> None:
         """Note the signal."""
@@ -72,8 +75,8 @@ class PlayedArbiter(SimpleNamespace):
         self.boot()
 
 
-def worker(has_booted: bool) -> SimpleNamespace:
-    return SimpleNamespace(has_booted=has_booted)
+def worker(age: int, has_booted: bool) -> SimpleNamespace:
+    return SimpleNamespace(age=age, has_booted=has_booted)
 
 
 def test_old_workers_end_when_all_new_ones_have_booted() -> None:
@@ -89,11 +92,12 @@ def test_old_workers_end_when_all_new_ones_have_booted() -> None:
     arbiter.boot = boot
     arbiter.reload()
 
-    assert (arbiter.killed, settings.steps, arbiter.cfg) == ({OLD: signal.SIGTERM}, ["commit"], "new")
+    ended = dict.fromkeys((ELDER, OLD), signal.SIGTERM)
+    assert (arbiter.killed, settings.steps, arbiter.cfg) == (ended, ["commit"], "new")
 
 
 def test_new_workers_end_when_one_of_them_cannot_boot(caplog: pytest.LogCaptureFixture) -> None:
-    """One serves already and may finish its requests; one ERROR says what has happened."""
+    """One serves already and may finish its requests; no old one ends meanwhile, and one ERROR says what happened."""
     settings = Settings()
     arbiter = PlayedArbiter(settings)
 
@@ -104,6 +108,7 @@ def test_new_workers_end_when_one_of_them_cannot_boot(caplog: pytest.LogCaptureF
     arbiter.boot = boot
     with caplog.at_level(logging.ERROR):
         arbiter.reload()
+    arbiter.manage_workers()
 
     assert (arbiter.killed, settings.steps, arbiter.cfg) == ({NEW: signal.SIGTERM}, ["roll back"], "old")
     assert [record.getMessage() for record in caplog.records] == [
@@ -141,9 +146,10 @@ def test_workers_are_managed_as_before_after_a_reload() -> None:
     arbiter.reload()
     assert arbiter.killed == {}
 
+    arbiter.num_workers = 1
     arbiter.manage_workers()
 
-    assert arbiter.killed == {OLD: signal.SIGTERM}
+    assert arbiter.killed == {ELDER: signal.SIGTERM}
 
 
 def test_a_refused_configuration_replaces_nobody() -> None:
@@ -153,7 +159,7 @@ def test_a_refused_configuration_replaces_nobody() -> None:
 
     arbiter.reload()
 
-    assert (list(arbiter.WORKERS), settings.steps, arbiter.app.cfg) == ([OLD], ["roll back"], "old")
+    assert (list(arbiter.WORKERS), settings.steps, arbiter.app.cfg) == ([ELDER, OLD], ["roll back"], "old")
 
 
 def test_a_broken_file_replaces_nobody(caplog: pytest.LogCaptureFixture) -> None:
@@ -172,5 +178,5 @@ def test_a_broken_file_replaces_nobody(caplog: pytest.LogCaptureFixture) -> None
     reload._refuse_unreadable(arbiter.app, settings)
     arbiter.reload()
 
-    assert (list(arbiter.WORKERS), settings.steps, arbiter.app.cfg) == ([OLD], ["roll back"], "old")
+    assert (list(arbiter.WORKERS), settings.steps, arbiter.app.cfg) == ([ELDER, OLD], ["roll back"], "old")
     assert "gunicorn.conf.py cannot be read, the old configuration stays: a syntax error" in caplog.text
