@@ -4,6 +4,10 @@ Everything comes from `app.server`, which is imported once and keeps configurati
 Every global whose name is a Gunicorn setting becomes that setting.
 """
 
-from app.server import server
+from app.processes.early_stop import stop_at_sigterm
+
+stop_at_sigterm()
+
+from app.server import server  # noqa: E402 - it takes the most of a start
 
 globals().update(server.gunicorn_settings())

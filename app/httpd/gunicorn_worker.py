@@ -42,6 +42,8 @@ EXIT_SECONDS_MAX: Final = 3.0  # for the interpreter, which waits without a limi
 # of the young generation and rare ones of the old are enough.
 GC_THRESHOLDS: Final = (2_000, 100, 100)
 _HANDLED_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGUSR1})
+# For the arbiter. Sent to its process group, or by name, they reach the workers as well, and would end or stop them.
+_ARBITER_SIGNALS: Final = (signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU, signal.SIGWINCH)
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 # One byte, shared by the arbiter and all its workers because the arbiter imports this module before it forks. It is 1
@@ -116,6 +118,8 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
         for number in self.SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a log rotation must not kill a worker that is booting
+        for number in _ARBITER_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         # The arbiter forks with these signals blocked, so that none reaches a handler of the arbiter in a worker.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self.SIGNALS)
         faulthandler.enable()

@@ -18,11 +18,15 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
-from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]  # gunicorn carries no types
-from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
+from app.processes.early_stop import stop_at_sigterm
 
-from app.server import server
-from core.startup import PLACES
+stop_at_sigterm()
+
+from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]  # noqa: E402 - gunicorn carries no types
+from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # noqa: E402
+
+from app.server import server  # noqa: E402
+from core.startup import PLACES  # noqa: E402
 
 VARIABLES: Final = {"host": "HOST", "port": "PORT", "workers": "WORKERS", "config": "CONFIG_PATH"}
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -12,12 +13,13 @@ import pytest
 
 from app.telemetry.metric_files import METRICS_PREFIX
 from testing.eventually import HANG_SECONDS, eventually
-from testing.live_server import LiveServer
+from testing.live_server import ROOT, LiveServer, free_port
 from tests.conftest import SMALL
 
 NOBODY: Final = 65534
 # Runs a command in a mount namespace of its own after a shell command.
 IN_NAMESPACE: Final = ("unshare", "--mount", "sh", "-c")
+FIRST_PROCESS: Final = ("unshare", "--pid", "--fork", "--kill-child")
 HIDE_PROC: Final = (*IN_NAMESPACE, 'mount -t proc -o subset=pid proc /proc && exec "$@"', "sh")
 
 
@@ -170,3 +172,51 @@ def test_without_docstrings(tmp_path: Path) -> None:
         assert "None" not in str(unknown)
     finally:
         server.stop()
+
+
+def test_signals_for_the_arbiter_do_not_end_workers(tmp_path: Path) -> None:
+    """They reach the whole process group, or all processes of a name."""
+    server = LiveServer(tmp_path, dict(SMALL)).start()
+    block = server.store().block
+    try:
+        forked = psutil.Process(server.pid).children()
+        for process in forked:
+            for number in (signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU, signal.SIGWINCH):
+                process.send_signal(number)
+        beats = {row: int(block.region("rows", row).heartbeat_ns) for row, _ in block.live_workers()}
+        assert len(beats) == 2
+        eventually(lambda: all(block.region("rows", row).heartbeat_ns > beat for row, beat in beats.items()))
+        assert psutil.Process(server.pid).children() == forked
+        assert "silent" not in server.log
+    finally:
+        server.stop()
+
+
+@pytest.mark.skipif(not _works(*FIRST_PROCESS), reason="no process namespace can be made here")
+@pytest.mark.parametrize("command", [("gunicorn", "-c", "gunicorn.conf.py", "app.main:app"), ("mlsdm", "serve")])
+def test_sigterm_during_the_start_of_a_container(tmp_path: Path, command: tuple[str, ...]) -> None:
+    """The first process of a container has no default actions: the kernel drops what it does not handle."""
+    program = str(Path(sys.executable).with_name(command[0]))
+    environ = {**SMALL, "PATH": os.environ["PATH"], "PORT": str(free_port()), "TMPDIR": str(tmp_path)}
+
+    def log_of_stopped_start() -> str:
+        """Send SIGTERM as soon as it is handled; return the log."""
+        with subprocess.Popen(
+            [*FIRST_PROCESS, program, *command[1:]], cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True
+        ) as outer:
+            first = eventually(lambda: next(iter(psutil.Process(outer.pid).children()), None))
+            eventually(lambda: _handles(first.pid, signal.SIGTERM))
+            first.send_signal(signal.SIGTERM)
+            _, log = outer.communicate(timeout=HANG_SECONDS)
+        assert outer.returncode == 0
+        return log
+
+    # On a busy machine the server may have started before the signal is sent.
+    assert eventually(lambda: "mlsdm is stopped while it starts" in log_of_stopped_start())
+
+
+def _handles(pid: int, number: signal.Signals) -> bool:
+    """Return whether a process has a handler for a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    [caught] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
+    return bool(int(caught, 16) >> (number - 1) & 1)
