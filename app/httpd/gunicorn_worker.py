@@ -109,7 +109,7 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
             halts = isinstance(error, Exception) or (isinstance(error, SystemExit) and error.code in {3, 4})
             if not halts or not self.booted_before():
                 raise
-            self.log.exception("Worker failed; it will be replaced")
+            self.log.exception("Worker failed")
             time.sleep(BOOT_BACKOFF_SECONDS)  # here, because the arbiter replaces the worker at once
             sys.exit(1)
 

@@ -91,6 +91,7 @@ def harden_arbiter(
     """
     survive_worker_exits(arbiter)
     delay_respawns(arbiter)
+    keep_causes(arbiter)
     watch_workers(arbiter, WorkerWatch(arbiter))
     serve_children(arbiter, children)
     bound_workers(arbiter, rows)
@@ -114,7 +115,8 @@ def survive_worker_exits(arbiter: Arbiter) -> None:
                     raise
                 for pid in workers.keys() - arbiter.WORKERS.keys():
                     workers[pid].tmp.close()  # Gunicorn has not closed that of the last one; twice is harmless
-                log.error("a worker has exited with status %d; the server goes on", halt.exit_status)
+                if arbiter.LISTENERS:
+                    log.error("a worker has exited with status %d; the server goes on", halt.exit_status)
             else:
                 return
 
@@ -191,17 +193,30 @@ def watch_workers(arbiter: Arbiter, watch: WorkerWatch) -> None:
     def wait_for_signals(timeout: float = 1.0) -> list[int]:
         return wait(timeout=min(timeout, max(watch.seconds_to_next_check(), CHECK_SECONDS_MIN)))
 
-    def correct_cause(record: logging.LogRecord) -> bool:
-        """Remove the cause that Gunicorn guesses from its log line about a worker that the watch has killed."""
-        if isinstance(record.args, tuple) and record.args and record.args[0] in watch.killed:
-            record.msg = str(record.msg).removesuffix(" Perhaps out of memory?")
-        return True
-
     arbiter.reap_workers, arbiter.murder_workers, arbiter.wait_for_signals = (
         reap_and_watch,
         watch.check,
         wait_for_signals,
     )
+
+
+def keep_causes(arbiter: Arbiter) -> None:
+    """Remove the cause that Gunicorn guesses from its log line about a worker that this arbiter has killed."""
+    kill_worker = arbiter.kill_worker
+    killed: set[int] = set()
+
+    def kill_and_remember(pid: int, number: int) -> None:
+        if number == signal.SIGKILL:
+            killed.intersection_update(arbiter.WORKERS)  # those that have been reaped are forgotten
+            killed.add(pid)
+        kill_worker(pid, number)
+
+    def correct_cause(record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple) and record.args and record.args[0] in killed:
+            record.msg = str(record.msg).removesuffix(" Perhaps out of memory?")
+        return True
+
+    arbiter.kill_worker = kill_and_remember
     logging.getLogger("gunicorn.error").addFilter(correct_cause)
 
 

@@ -50,13 +50,11 @@ class WorkerWatch:
         self._arbiter = arbiter
         self._clock = clock
         self._watched: dict[int, _Watched] = {}
-        self.killed: set[int] = set()  # pids of workers that `check` has sent a signal and Gunicorn has not reaped
 
     def check(self) -> None:
         """Check every worker once, and kill those that are stopped or stuck."""
         workers, now = dict(self._arbiter.WORKERS), self._clock()
         self._watched = {pid: self._watched.get(pid, _Watched()) for pid in workers}
-        self.killed &= workers.keys()
         for pid, worker in workers.items():
             try:
                 beat = int(1e9 * worker.tmp.last_update())
@@ -85,16 +83,12 @@ class WorkerWatch:
             watched.is_logged = True
         if is_long_silent and state == _STOPPED:
             log.error("worker pid=%d is stopped, and is killed and replaced", pid)
-            self._kill(pid, signal.SIGKILL)
+            self._arbiter.kill_worker(pid, signal.SIGKILL)
         elif is_stuck and state != _TRACED:
             if not watched.is_aborted:
                 log.critical("worker pid=%d has been silent for %.0f s and is ended", pid, self._arbiter.timeout)
-            self._kill(pid, signal.SIGKILL if watched.is_aborted else signal.SIGABRT)
+            self._arbiter.kill_worker(pid, signal.SIGKILL if watched.is_aborted else signal.SIGABRT)
             watched.is_aborted = True
-
-    def _kill(self, pid: int, with_signal: signal.Signals) -> None:
-        self.killed.add(pid)
-        self._arbiter.kill_worker(pid, with_signal)
 
 
 _STOPPED: Final = "T"

@@ -17,6 +17,7 @@ from app.processes.gunicorn_patches import (
     announce_before_stop,
     bound_workers,
     delay_respawns,
+    keep_causes,
     serve_children,
     stay_at_upgrade,
     survive_worker_exits,
@@ -260,3 +261,20 @@ def test_an_arbiter_that_cannot_start_the_next_one_stays(caplog: pytest.LogCaptu
         arbiter.reexec()
         assert reason in caplog.text
     assert os.waitstatus_to_exitcode(os.waitpid(arbiter.child, 0)[1]) == 1
+
+
+def test_the_cause_of_a_kill_is_not_guessed(caplog: pytest.LogCaptureFixture) -> None:
+    """Gunicorn takes every SIGKILL for a lack of memory, also one that its arbiter has sent."""
+    arbiter = SimpleNamespace(WORKERS={1: None, 2: None}, kill_worker=lambda _pid, _number: None)
+    keep_causes(arbiter)
+    log = logging.getLogger("gunicorn.error")
+
+    arbiter.kill_worker(1, signal.SIGKILL)
+    arbiter.kill_worker(2, signal.SIGTERM)
+    for pid in (1, 2):
+        log.error("Worker (pid:%s) was sent %s! Perhaps out of memory?", pid, "SIGKILL")
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "Worker (pid:1) was sent SIGKILL!",
+        "Worker (pid:2) was sent SIGKILL! Perhaps out of memory?",
+    ]
