@@ -112,13 +112,15 @@ class Application:
         )
         self._refusals = refusal_counter()
         self._audit = AuditLog()
+        quotas = None
         if loaded.config.security.rate_limiting.enabled:
-            context.charge = Quotas(block, tiers(loaded.config), boot_clock).charge
+            quotas = Quotas(block, tiers(loaded.config), boot_clock)
+            context.charge = quotas.charge
         host = loaded.config.server.host
         authenticators: list[Authenticator] = [] if loaded.keyring.is_open else [KeyAuthenticator(loaded.keyring)]
         if server.require_plan().guards:
             authenticators.append(NoAuthenticator())  # also when the module fails: then the server stays closed
-        self._gate = Gate(authenticators, trusted_proxies(loaded.config), context.charge, is_loopback(host))
+        self._gate = Gate(authenticators, trusted_proxies(loaded.config), quotas, is_loopback(host))
         self.request_sample_ratio = loaded.config.observability.logging.sample_ratio
         self._spans = tracing_setup.start_tracing(loaded.config, block.boot_id, "worker")
         plan = server.require_plan()

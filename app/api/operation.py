@@ -47,8 +47,8 @@ class Operation(NamedTuple):
     other_responses: Mapping[int, Any] = MappingProxyType({})  # by status: those that are not problem documents
     cost: int = 0  # tokens, charged before the responder runs
     body_size_max: int = BODY_SIZE.value  # bytes
-    # Of a batch: bytes of one item at most. In place of `cost`, one token is charged for each item that a body of this
-    # size must have; the responder charges for the rest as soon as it has counted the items.
+    # Of a batch: bytes of one item at most. In place of `cost`, the responder charges one token for each item, as soon
+    # as it has counted them. A body whose size alone exceeds the client's burst is refused before it is read.
     item_size_max: int = 0
     blocks: bool = False  # runs on the worker's thread pool
     in_pieces: bool = False  # its response is a generator of pieces, each made in its own turn of the loop

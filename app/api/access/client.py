@@ -19,6 +19,7 @@ class Account(NamedTuple):
     burst: int  # tokens in a full bucket
     remaining_prefix: str  # the RateLimit line up to the number of remaining tokens
     policy_line: str  # the whole RateLimit-Policy line, with its CRLF
+    allowance: str  # burst and rate as a sentence for people
 
 
 Charge: TypeAlias = tuple[Account, int]  # the account that a request was charged to, and the number of tokens

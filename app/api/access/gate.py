@@ -24,6 +24,7 @@ from wsgiref.types import WSGIEnvironment
 import falcon
 
 from app.api.access.client import Client
+from app.api.access.quotas import Quotas
 from app.api.codec.body_sizes import item_count_min
 from app.api.codec.query_string import check_query
 from app.api.operation import Operation, Resource, allow_header, operation_of
@@ -79,14 +80,14 @@ class Gate:
         self,
         authenticators: Iterable[Authenticator],
         proxies: tuple[Network, ...] = (),
-        charge: Callable[[WSGIEnvironment, int], None] | None = None,
+        quotas: Quotas | None = None,
         loopback: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`authenticators` are asked in order; without any the server is open.
 
-        `charge(environ, tokens)` takes the cost of an operation and may raise; `loopback` states that the server can
-        be reached from its own machine only; `clock` returns Unix seconds.
+        `quotas` charge for operations, None without rate limits; `loopback` states that the server can be reached from
+        its own machine only; `clock` returns Unix seconds.
         """
         self._authenticators = tuple(authenticators)
         # PERF: clients by their credentials, so that not every request is authenticated again: 0.25 µs instead of 1.5,
@@ -95,7 +96,7 @@ class Gate:
         self._cached: dict[tuple[str | None, str | None], Client] = {}
         self._loopback = loopback
         self._proxies = proxies
-        self._charge = charge
+        self._quotas = quotas
         self._clock = clock
         self._is_proxy = lru_cache(1024)(self._find_proxy)
 
@@ -143,11 +144,12 @@ class Gate:
             self.check(environ, operation.role)
             if environ["QUERY_STRING"]:
                 check_query(environ["QUERY_STRING"], operation)
-            if self._charge is not None:
+            if self._quotas is not None:
                 if operation.cost:
-                    self._charge(environ, operation.cost)
-                elif operation.item_size_max:
-                    self._charge(environ, item_count_min(int(environ.get("CONTENT_LENGTH") or 0), operation))
+                    self._quotas.charge(environ, operation.cost)
+                elif operation.item_size_max:  # the responder charges for the items when it has counted them
+                    tokens_min = item_count_min(int(environ.get("CONTENT_LENGTH") or 0), operation)
+                    self._quotas.check_burst(environ, tokens_min)
 
     def check(self, environ: WSGIEnvironment, role: Role) -> None:
         """Put address and client into `environ`. Raises 401 without a valid credential, 403 below `role`."""

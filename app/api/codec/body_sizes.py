@@ -3,7 +3,7 @@
 The connection accepts bodies up to the size of the largest batch, which is far more than one event needs: that follows
 from the dimension and the largest payload, with room to spare. A larger body is refused before it is decoded, and if
 its length is announced, before it is read. So the cost of refusing a body is bounded: a batch of a given size has a
-minimum number of events, which the gate charges before the batch is decoded (app/api/access/gate.py).
+minimum number of events, which the gate compares with the client's burst (app/api/access/gate.py).
 """
 
 from typing import Final

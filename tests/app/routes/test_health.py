@@ -398,9 +398,10 @@ def test_an_unformed_store_is_not_ready_and_still_described() -> None:
 def test_liveness_and_its_gate_touch_nothing_that_is_shared(formed: Formed) -> None:
     """Without access to the shared memory liveness is still answered, while readiness would end the process."""
     context = context_of(formed.block, beat(formed))
-    context.charge = Quotas(formed.block, tiers(context.config), context.clock).charge
+    quotas = Quotas(formed.block, tiers(context.config), context.clock)
+    context.charge = quotas.charge
     table = {"/livez": LivenessResource()}
-    fast_path = FastPath(table, Gate([KeyAuthenticator(Keyring(keys.API_KEY))], charge=context.charge), None)
+    fast_path = FastPath(table, Gate([KeyAuthenticator(Keyring(keys.API_KEY))], quotas=quotas), None)
 
     def ask() -> None:
         _take_away(formed.block)

@@ -280,12 +280,16 @@ def gated(
 ) -> Ask:
     """Return how to ask an application with one route behind a gate: by method and headers."""
 
-    def charge(_environ: dict[str, Any], tokens: int) -> None:
-        if charged is not None:
-            charged.append(tokens)
+    class ChargeRecorder:
+        """Quotas that note what they are asked for."""
+
+        def charge(self, _environ: dict[str, Any], tokens: int) -> None:
+            if charged is not None:
+                charged.append(tokens)
 
     first = () if keyring.is_open else (KeyAuthenticator(keyring, lambda: now),)
-    gate: Any = Gate((*first, *others), charge=charge, clock=lambda: now)
+    quotas: Any = ChargeRecorder()
+    gate: Any = Gate((*first, *others), quotas=quotas, clock=lambda: now)
     api = falcon.App(middleware=[gate])
     api.set_error_serializer(serialise)
     api.add_route("/admin", AdminResource())
