@@ -12,6 +12,7 @@ Owns: the replaced methods of one arbiter and of its application, and the clock 
   worker has its own handlers.
 - Stop: the server announces its end for the drain period before Gunicorn closes anything.
 - Reload: new workers boot before old ones end (app/processes/reload.py).
+- Files: an arbiter that cannot open its log files again (USR1), or write its pid when it is promoted, goes on.
 - Upgrade: Gunicorn exits when it cannot fork. A fork that cannot execute the new program would go on as a second copy
   of this arbiter and end its workers.
 - Clock: Gunicorn waits for its last workers by the wall clock, and kills them in the middle of a request when the clock
@@ -63,6 +64,8 @@ class Arbiter(Protocol):
     reload: Callable[[], None]
     stop: Callable[[bool], None]
     reexec: Callable[[], None]
+    handle_usr1: Callable[[], None]
+    maybe_promote_master: Callable[[], None]
 
 
 class Children(Protocol):
@@ -98,6 +101,7 @@ def harden_arbiter(
     announce_before_stop(arbiter, announce_stop)
     reload_in_two_steps(arbiter, configuration)
     stay_at_upgrade(arbiter)
+    survive_files(arbiter)
     gunicorn.arbiter.time = SimpleNamespace(time=time.monotonic, monotonic=time.monotonic, sleep=time.sleep)
 
 
@@ -270,3 +274,22 @@ def stay_at_upgrade(arbiter: Arbiter) -> None:
                 os._exit(1)
 
     arbiter.reexec = reexec_or_stay
+
+
+def survive_files(arbiter: Arbiter) -> None:
+    """Have no file that cannot be written end the arbiter: the directory may be gone, or its file system full."""
+    reopen, promote = arbiter.handle_usr1, arbiter.maybe_promote_master
+
+    def reopen_or_go_on() -> None:
+        try:
+            reopen()
+        except Exception:
+            log.exception("SIGUSR1: log files are not open")
+
+    def promote_or_go_on() -> None:
+        try:
+            promote()
+        except Exception:
+            log.exception("this arbiter has been promoted, but cannot write its pid")
+
+    arbiter.handle_usr1, arbiter.maybe_promote_master = reopen_or_go_on, promote_or_go_on

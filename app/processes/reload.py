@@ -9,22 +9,34 @@ does not match its key or a file system is full, nobody serves. So a reload is
    Or taken back when one of them has died, or has not booted in time: the new ones end, the old ones stay.
 
 The arbiter waits meanwhile, and reaps workers and watches children as it does while Gunicorn waits for old workers.
+A signal that stops the server ends both waits.
+
+Invariants: no exception leaves a reload, because it would end the arbiter, and every memory with it. Gunicorn writes
+files between the steps (its pid, its logs), and a directory may be gone or a file system full. Whatever fails before
+step 3 takes the reload back.
 """
 
 import logging
+import queue
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 BOOT_SECONDS_MAX: Final = 30.0  # for all new workers together, which boot side by side in tenths of a second
 POLL_SECONDS: Final = 0.01
+_STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 
 log = logging.getLogger("mlsdm.server")
 
 
 class ReloadRefused(Exception):
     """A reload does not come into force. The reason has been logged."""
+
+
+class _Stopping(Exception):
+    """The arbiter has been told to end. The signal is still in its queue."""
 
 
 class Application(Protocol):
@@ -38,6 +50,7 @@ class Arbiter(Protocol):
     """What is used of Gunicorn's arbiter."""
 
     WORKERS: Mapping[int, Any]
+    SIG_QUEUE: "queue.SimpleQueue[int]"
     app: Any
     cfg: Any
     num_workers: int
@@ -64,29 +77,51 @@ class Configuration(Protocol):
 
 def reload_in_two_steps(arbiter: Arbiter, configuration: Configuration) -> None:
     """Have SIGHUP replace the workers only by workers that serve."""
-    reload, manage = arbiter.reload, arbiter.manage_workers
+    reload, manage, reap = arbiter.reload, arbiter.manage_workers, arbiter.reap_workers
     old: frozenset[int] | None = None  # the workers from before the reload that is in progress
+    is_in_force = False  # whether step 3 of that reload has been reached
 
     def reload_or_keep() -> None:
-        nonlocal old
-        old, cfg = frozenset(arbiter.WORKERS), arbiter.app.cfg
+        nonlocal old, is_in_force
+        old, is_in_force, cfg = frozenset(arbiter.WORKERS), False, arbiter.app.cfg
         try:
             reload()
         except ReloadRefused:
-            configuration.roll_back()
-            arbiter.app.cfg = cfg
-            if arbiter.cfg is not cfg:  # it was tried
-                arbiter.setup(arbiter.app)
+            take_back(old, cfg)
+        except _Stopping:
+            if not is_in_force:
+                log.warning("configuration not reloaded: the server is told to stop")
+                take_back(old, cfg)
+        except Exception:
+            if is_in_force:
+                log.exception("a step of the reload has failed; the new configuration is in force")
+            else:
+                log.exception("configuration not reloaded, the old one and the old workers stay")
+                take_back(old, cfg)
         finally:
             old = None
 
+    def take_back(old: frozenset[int], cfg: Any) -> None:
+        _end_new_workers(arbiter, old)
+        configuration.roll_back()
+        arbiter.app.cfg = cfg
+        if arbiter.cfg is not cfg:  # it was tried
+            arbiter.setup(arbiter.app)
+
     def boot_and_manage() -> None:
+        nonlocal is_in_force
         if old is not None:
             _wait_until_booted(arbiter, old)
+            is_in_force = True
             configuration.commit()
         manage()
 
-    arbiter.reload, arbiter.manage_workers = reload_or_keep, boot_and_manage
+    def reap_until_stop() -> None:
+        reap()
+        if old is not None and _is_told_to_stop(arbiter):
+            raise _Stopping
+
+    arbiter.reload, arbiter.manage_workers, arbiter.reap_workers = reload_or_keep, boot_and_manage, reap_until_stop
     _refuse_unreadable(arbiter.app, configuration)
 
 
@@ -111,7 +146,7 @@ def _refuse_unreadable(application: Application, configuration: Configuration) -
 
 
 def _wait_until_booted(arbiter: Arbiter, old: frozenset[int]) -> None:
-    """Wait until all workers that are not in `old` have booted. Ends them and raises ReloadRefused when they do not."""
+    """Wait until all workers that are not in `old` have booted. Raises ReloadRefused when they do not."""
     new, deadline = arbiter.WORKERS.keys() - old, time.monotonic() + BOOT_SECONDS_MAX
     wanted = max(arbiter.num_workers, len(new))
     while True:
@@ -127,7 +162,23 @@ def _wait_until_booted(arbiter: Arbiter, old: frozenset[int]) -> None:
         "configuration not reloaded, the old one and the old workers stay: %d of %d new workers did not start",
         wanted - len(booted), wanted,
     )  # fmt: skip
-    for pid, worker in alive.items():
-        worker.age = 0  # Gunicorn ends the oldest of too many: while these end, none of the others
-        arbiter.kill_worker(pid, signal.SIGTERM if pid in booted else signal.SIGKILL)
     raise ReloadRefused
+
+
+def _end_new_workers(arbiter: Arbiter, old: frozenset[int]) -> None:
+    """End all workers that are not in `old`: at once, unless they serve already."""
+    for pid, worker in [*arbiter.WORKERS.items()]:
+        if pid not in old:
+            worker.age = 0  # Gunicorn ends the oldest of too many: while these end, none of the others
+            arbiter.kill_worker(pid, signal.SIGTERM if worker.has_booted else signal.SIGKILL)
+
+
+def _is_told_to_stop(arbiter: Arbiter) -> bool:
+    """Return whether a signal that stops the server waits in the arbiter's queue. All signals stay there."""
+    waiting = []
+    with suppress(queue.Empty):
+        while True:
+            waiting.append(arbiter.SIG_QUEUE.get_nowait())
+    for number in waiting:
+        arbiter.SIG_QUEUE.put(number)
+    return not _STOP_SIGNALS.isdisjoint(waiting)

@@ -5,12 +5,15 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from gunicorn.arbiter import Arbiter as GunicornArbiter  # type: ignore[import-untyped]
 from gunicorn.errors import HaltServer  # type: ignore[import-untyped]
+from gunicorn.pidfile import Pidfile  # type: ignore[import-untyped]
 
 from app.processes.gunicorn_patches import (
     CHECK_SECONDS_MIN,
@@ -20,6 +23,7 @@ from app.processes.gunicorn_patches import (
     keep_causes,
     serve_children,
     stay_at_upgrade,
+    survive_files,
     survive_worker_exits,
 )
 from app.processes.respawn import BURST, DELAY_SECONDS_MIN, WORKER_CALM_SECONDS, WORKER_DELAY_SECONDS_MAX
@@ -277,4 +281,30 @@ def test_the_cause_of_a_kill_is_not_guessed(caplog: pytest.LogCaptureFixture) ->
     assert [record.getMessage() for record in caplog.records] == [
         "Worker (pid:1) was sent SIGKILL!",
         "Worker (pid:2) was sent SIGKILL! Perhaps out of memory?",
+    ]
+
+
+def test_a_file_that_cannot_be_written_does_not_end_the_arbiter(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Gunicorn's own steps, in a directory that is gone: the log at USR1, the pid at the promotion of an upgrade."""
+    log_file = logging.FileHandler(tmp_path / "gone" / "log", delay=True)
+    pid_file = Pidfile(str(tmp_path / "gone" / "pid.2"))
+    arbiter: Any = SimpleNamespace(
+        log=SimpleNamespace(reopen_files=log_file._open), kill_workers=lambda _number: None,
+        dirty_arbiter_pid=0, master_pid=1, pid=os.getpid(), pidfile=pid_file,
+        cfg=SimpleNamespace(proc_name="mlsdm", pidfile=str(tmp_path / "gone" / "pid")),
+    )  # fmt: skip
+    arbiter.handle_usr1 = partial(GunicornArbiter.handle_usr1, arbiter)
+    arbiter.maybe_promote_master = partial(GunicornArbiter.maybe_promote_master, arbiter)
+    survive_files(arbiter)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("GUNICORN_PID", "1")
+        arbiter.handle_usr1()
+        arbiter.maybe_promote_master()
+
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
+        "SIGUSR1: log files are not open",
+        "this arbiter has been promoted, but cannot write its pid",
     ]

@@ -4,6 +4,7 @@ With real servers: tests/loadtests/faults/test_reload.py.
 """
 
 import logging
+import queue
 import signal
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from app.processes import reload
 from app.processes.reload import Arbiter, reload_in_two_steps
 
 OLD, ELDER, NEW, SECOND = 11, 10, 21, 22
+TURNS_MAX = 10  # of the wait for old workers
 
 
 class Settings:
@@ -41,6 +43,8 @@ class PlayedArbiter(SimpleNamespace):
         workers = {ELDER: worker(10, has_booted=True), OLD: worker(11, has_booted=True)}
         super().__init__(WORKERS=workers, num_workers=2, cfg="old", killed={})
         self.app = SimpleNamespace(cfg="old", reload=self._read)
+        self.SIG_QUEUE: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.write_pid: Callable[[], None] = lambda: None
         self.boot: Callable[[], None] = lambda: None
         self._forked = forked
         reload_in_two_steps(cast(Arbiter, self), settings)
@@ -56,9 +60,13 @@ class PlayedArbiter(SimpleNamespace):
         """Do what Gunicorn does at SIGHUP."""
         self.app.reload()
         self.setup(self.app)
+        self.write_pid()
         for pid in self._forked:
             self.WORKERS[pid] = worker(pid, has_booted=False)
         self.manage_workers()
+        for _ in range(TURNS_MAX):  # Gunicorn does so for the graceful timeout
+            if self.killed.keys() & self.WORKERS.keys():
+                self.reap_workers()
 
     def manage_workers(self) -> None:
         """End the oldest of too many workers."""
@@ -86,8 +94,11 @@ def test_old_workers_end_when_all_new_ones_have_booted() -> None:
     booting = [NEW, SECOND]
 
     def boot() -> None:
-        assert (arbiter.killed, settings.steps) == ({}, [])
-        arbiter.WORKERS[booting.pop(0)].has_booted = True
+        if booting:
+            assert (arbiter.killed, settings.steps) == ({}, [])
+            arbiter.WORKERS[booting.pop(0)].has_booted = True
+        else:
+            del arbiter.WORKERS[min(arbiter.WORKERS)]  # an old one has ended
 
     arbiter.boot = boot
     arbiter.reload()
@@ -180,3 +191,77 @@ def test_a_broken_file_replaces_nobody(caplog: pytest.LogCaptureFixture) -> None
 
     assert (list(arbiter.WORKERS), settings.steps, arbiter.app.cfg) == ([ELDER, OLD], ["roll back"], "old")
     assert "gunicorn.conf.py cannot be read, the old configuration stays: a syntax error" in caplog.text
+
+
+def test_a_step_that_fails_replaces_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """Gunicorn writes its pid before it forks; an exception would end the arbiter, and every memory with it."""
+    settings = Settings()
+    arbiter = PlayedArbiter(settings)
+
+    def write_pid() -> None:
+        raise OSError("No space left on device")
+
+    arbiter.write_pid = write_pid
+    arbiter.reload()
+
+    assert (list(arbiter.WORKERS), settings.steps, arbiter.cfg) == ([ELDER, OLD], ["roll back"], "old")
+    assert "configuration not reloaded, the old one and the old workers stay" in caplog.text
+    assert "No space left on device" in caplog.text
+
+
+def test_a_step_that_fails_later_takes_nothing_back(caplog: pytest.LogCaptureFixture) -> None:
+    """The new workers serve, and the new settings are in force."""
+    settings = Settings()
+    arbiter = PlayedArbiter(settings)
+    booting = [NEW, SECOND]
+
+    def boot() -> None:
+        if not booting:
+            raise OSError("no descriptors")
+        arbiter.WORKERS[booting.pop(0)].has_booted = True
+
+    arbiter.boot = boot
+    arbiter.reload()
+
+    assert (settings.steps, arbiter.cfg) == (["commit"], "new")
+    assert arbiter.killed == dict.fromkeys((ELDER, OLD), signal.SIGTERM)
+    assert "no descriptors" in caplog.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_a_stop_does_not_wait_until_new_workers_have_booted(number: signal.Signals) -> None:
+    """The reload is taken back. All signals stay in the queue, for the arbiter's loop."""
+    settings = Settings()
+    arbiter = PlayedArbiter(settings)
+
+    def boot() -> None:
+        arbiter.WORKERS[NEW].has_booted = True
+        for queued in (signal.SIGCHLD, number, signal.SIGCHLD):
+            arbiter.SIG_QUEUE.put(queued)
+
+    arbiter.boot = boot
+    arbiter.reload()
+
+    assert arbiter.killed == {NEW: signal.SIGTERM, SECOND: signal.SIGKILL}
+    assert (settings.steps, arbiter.cfg) == (["roll back"], "old")
+    queued = [arbiter.SIG_QUEUE.get_nowait() for _ in range(arbiter.SIG_QUEUE.qsize())]
+    assert queued == [signal.SIGCHLD, number, signal.SIGCHLD]
+
+
+def test_a_stop_does_not_wait_until_old_workers_have_ended() -> None:
+    """They would have the graceful timeout twice. What is in force stays in force."""
+    settings = Settings()
+    arbiter = PlayedArbiter(settings)
+    booting = [NEW, SECOND]
+
+    def boot() -> None:
+        if booting:
+            arbiter.WORKERS[booting.pop(0)].has_booted = True
+        else:
+            arbiter.SIG_QUEUE.put(signal.SIGTERM)
+
+    arbiter.boot = boot
+    arbiter.reload()
+
+    assert (settings.steps, arbiter.cfg, arbiter.SIG_QUEUE.qsize()) == (["commit"], "new", 1)
+    assert arbiter.killed == dict.fromkeys((ELDER, OLD), signal.SIGTERM)
