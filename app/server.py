@@ -169,6 +169,11 @@ class Server:
             )
         return self.block, self.loaded
 
+    @property
+    def in_force(self) -> Loaded:
+        """The configuration in force. While a reload is tried, `loaded` is that of the new workers and nobody else."""
+        return self.require()[1] if self._before is None else self._before[0]
+
     def require_plan(self) -> Plan:
         """Return the modules of the configuration in force."""
         assert self.plan is not None
@@ -244,7 +249,7 @@ class Server:
         supervisor = self._supervisor = Supervisor(
             block,
             self._children(),
-            lambda: self.require()[1].config,
+            lambda: self.in_force.config,
             lambda: _become_unprivileged_child(arbiter),
             self._put_settings_into_force,
         )
@@ -274,9 +279,9 @@ class Server:
 
     def _put_settings_into_force(self) -> None:
         """Have the controller put the configured governor settings into force, if the configuration changed them."""
-        block, loaded = self.require()
+        block, _ = self.require()
         try:
-            post_configured(Store(block), Regime.of(loaded.config).to_record())
+            post_configured(Store(block), Regime.of(self.in_force.config).to_record())
         except StoreError as error:
             log.error("governor settings not reloaded, send HUP again: %s", error)
 
