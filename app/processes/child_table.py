@@ -126,6 +126,11 @@ class ChildTable:
                 return record
         raise ValueError(f"more than {CHILDREN_MAX} children cannot be supervised")
 
+    @property
+    def is_full(self) -> bool:
+        """Whether every record belongs to a child."""
+        return all(record.in_use for record in self._records)
+
     def states(self) -> dict[str, ChildState]:
         """Return the state of each child by its name."""
         return {record.name: record.state() for record in self._records if record.in_use}

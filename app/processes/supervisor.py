@@ -67,6 +67,7 @@ class Supervisor:
         self._identity = process.identify_self()  # now: later there may be no free file descriptor to look it up with
         self._table = ChildTable()
         self._supervised = {name: self._supervise(child) for name, child in _by_name(children).items()}
+        self._waiting: list[Child] = []  # for a record, until children that are no longer declared have ended
         self.superseded = False
         self._superseded_at = 0.0
 
@@ -155,6 +156,9 @@ class Supervisor:
         """Check every child: start what is due, kill what is silent, too large, or late to end."""
         if self.superseded:
             _guarded(self._take_back)
+        while self._waiting and not self._table.is_full:
+            child = self._waiting.pop(0)
+            self._supervised[child.name] = self._supervise(child)
         for supervised in list(self._supervised.values()):
             _guarded(lambda supervised=supervised: self._watch(supervised))  # type: ignore[misc] # mypy infers no default
 
@@ -215,8 +219,9 @@ class Supervisor:
     def reload(self, children: Sequence[Child]) -> None:
         """Supervise these children from now on.
 
-        Replaces those whose settings or access differ, ends those that are gone, and starts those that are new. Raises
-        ValueError as the constructor does, and then changes nothing.
+        Replaces those whose settings or access differ, ends those that are gone, and starts those that are new. If
+        the table has no room for both, the last of these wait until those that are gone have ended. Raises ValueError
+        as the constructor does, and then changes nothing.
         """
         wanted, now = _by_name(children), time.monotonic()
         for name, supervised in list(self._supervised.items()):
@@ -230,8 +235,7 @@ class Supervisor:
                 supervised.is_removed = supervised.is_finished = False
                 supervised.due = now
                 supervised.end(now, Reason.REPLACED)
-        for name, child in wanted.items():
-            self._supervised[name] = self._supervise(child)
+        self._waiting = list(wanted.values())
         self.watch()
 
     def _remove(self, supervised: SupervisedChild, now: float) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.processes import supervised_child, supervisor
+from app.processes import child_table, supervised_child, supervisor
 from app.processes.child import Access, Child, ChildContext
 from app.processes.controller_child import controller_child
 from app.processes.respawn import BURST, BURST_SECONDS
@@ -364,6 +364,16 @@ def test_a_reload_replaces_children_whose_settings_differ_only(
     assert loop.pid("new")
     assert loop.supervisor.states()["child"][1:] == (2, "replaced", 0)
     assert "died" not in caplog.text
+
+
+def test_a_reload_may_replace_a_full_table(run_loop: RunLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new children start when the old ones have given their records back; none is forgotten."""
+    monkeypatch.setattr(child_table, "CHILDREN_MAX", 4)
+    loop = run_loop(*(Child(f"old{number}", wait_for_end) for number in range(2)))
+
+    loop.supervisor.reload([_controller(), *(Child(f"new{number}", wait_for_end) for number in range(3))])
+    new = {"controller", "new0", "new1", "new2"}
+    loop.until(lambda: loop.supervisor.states().keys() == new and all(map(loop.pid, new)))
 
 
 def test_a_reload_does_not_wait_for_a_child_that_does_not_end(run_loop: RunLoop, clock: Clock) -> None:
