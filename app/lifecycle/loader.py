@@ -47,7 +47,7 @@ class FoundModule(msgspec.Struct):
     phases: dict[str, float] = {}  # milliseconds
     children: Sequence[ModuleChild] = ()
     migrations: Sequence[Migration] = ()
-    guards: bool = False  # it may authenticate clients; stays true when the module is left out later
+    guards: bool = False  # it may authenticate clients; stays true when it is left out later, also by a reload
 
     def leave_out(self, reason: str) -> None:
         """Note that this module is not opened, and why."""

@@ -64,7 +64,9 @@ class Plan:
         # A board for the migrations of each module. It outlives the plan while the settings stay the same, because a
         # migration that has run, or is running, is not started again.
         self.migrations: dict[str, Board] = {}
+        guarding = {found.name for found in before._loaded if found.guards} if before is not None else ()
         for found in loaded:
+            found.guards = found.guards or (found.module is None and found.name in guarding)
             self._declare(found, before, rehearsals or Rehearsals())
 
     @property

@@ -139,3 +139,15 @@ def test_migrations_outlive_a_reload_while_the_settings_stay() -> None:
     assert cell is not None
     assert cell.state == "ready"
     assert third.migrations["a"].read("a", 0) is None
+
+
+def test_a_reload_that_does_not_find_a_module_again_keeps_the_server_closed() -> None:
+    """Its package may be in the middle of an update, and nobody else may know who is a client."""
+
+    first = Plan([FoundModule("a", Scripted("a"), guards=True)], {}, (), 2)
+    second = Plan([FoundModule("a", reason="import: no")], {}, (), 2, first)
+    third = Plan([FoundModule("a", reason="import: no")], {}, (), 2, second)
+    fourth = Plan([FoundModule("a", Scripted("a"))], {}, (), 2, third)
+    fifth = Plan([], {}, (), 2, third)
+
+    assert [made.guards for made in (second, third, fourth, fifth)] == [True, True, False, False]
