@@ -1,7 +1,9 @@
 """Rehearsals: code of a package runs once in a fork, with a deadline and a bound on memory, before the arbiter runs it.
 
 The arbiter must survive everything, because every memory ends with it. A rehearsal reports what was raised; whatever
-hangs, dies or grows does so in the fork.
+hangs, dies or grows does so in the fork. It also reports what would stay in the arbiter: a thread, which makes each
+later fork unsafe and may keep the arbiter from ending, and the handler of a signal, by which the arbiter is told to end
+or learns of deaths.
 
 Owns: the time of all rehearsals of one start or reload. Each may take at most half of what is left, so that packages
 that hang cannot take the time of those that do not.
@@ -15,9 +17,11 @@ import os
 import resource
 import select
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from types import FrameType
 from typing import Final
 
 from core.startup import ConfigurationError
@@ -134,13 +138,16 @@ def _rehearse_here(work: Callable[[], object], writing: int, arbiter: int) -> No
     try:
         die_with_parent(arbiter)
         os.setpgid(0, 0)  # so that what the work starts is killed with it
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+            signal.signal(number, _leave)  # not SIG_DFL, so that work that sets that is noticed
+        signal.signal(signal.SIGCHLD, _ignore)
         signal.set_wakeup_fd(-1)
         with open("/proc/self/statm", encoding="ascii") as statm:
             size = int(statm.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + REHEARSAL_SIZE_MAX, size + REHEARSAL_SIZE_MAX))
+        handlers = _handlers()
         work()
+        said += _left_behind(handlers).encode()
     except BaseException as error:  # noqa: BLE001 - that is what is asked
         lack = shortage_in(error)
         is_short = isinstance(lack, OSError) and lack.errno in (errno.EMFILE, errno.ENFILE)
@@ -148,3 +155,26 @@ def _rehearse_here(work: Callable[[], object], writing: int, arbiter: int) -> No
     finally:
         os.write(writing, said[:1000])
         os._exit(0)
+
+
+def _left_behind(handlers: Mapping[signal.Signals, object]) -> str:
+    """Return what is left of some work in this process that the arbiter must not have; `handlers` were set before it.
+
+    Threads of native libraries are not seen; those libraries are prepared for a fork.
+    """
+    if others := [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]:
+        return f"it leaves the thread {others[0]} behind"
+    changed = [number.name for number, handler in _handlers().items() if handlers[number] != handler]
+    return f"it changes the handler of {', '.join(changed)}" if changed else ""
+
+
+def _handlers() -> dict[signal.Signals, object]:
+    return {number: signal.getsignal(number) for number in signal.Signals}
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    os._exit(1)
+
+
+def _ignore(_signal: int, _frame: FrameType | None) -> None:
+    """Do nothing, as the default does for SIGCHLD."""

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -37,6 +39,27 @@ def test_a_rehearsal_tells_what_would_have_happened(patient: None) -> None:
     assert rehearse("a", lambda: sys.exit(3)) == "SystemExit: 3"
     assert rehearse("a", lambda: os._exit(3)) == "the process died"
     assert rehearse("a", _grow) == "MemoryError: "
+
+
+def test_a_rehearsal_tells_what_would_be_left_in_the_arbiter(patient: None) -> None:
+    """A thread makes each fork unsafe, and keeps the arbiter from ending. Without handlers it hears of nothing."""
+    rehearse = Rehearsals(seconds=600.0).rehearse
+
+    def start_thread() -> None:
+        threading.Thread(target=time.sleep, args=(3600,), name="sender", daemon=True).start()
+
+    def end_thread() -> None:
+        ended = threading.Thread(target=time.sleep, args=(0,))
+        ended.start()
+        ended.join()
+
+    assert rehearse("a", start_thread) == "it leaves the thread sender behind"
+    assert rehearse("a", end_thread) == ""
+    for handler in (signal.SIG_IGN, signal.SIG_DFL, signal.default_int_handler):
+        reason = "it changes the handler of SIGTERM"
+        assert rehearse("a", partial(signal.signal, signal.SIGTERM, handler)) == reason
+    assert rehearse("a", lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN)) == "it changes the handler of SIGCHLD"
+    assert rehearse("a", lambda: subprocess.run(["true"], check=True)) == ""
 
 
 def test_rehearsals_share_their_time() -> None:
