@@ -8,12 +8,11 @@ does not match its key or a file system is full, nobody serves. So a reload is
 3. put into force when all of them have booted; only then do the old ones get SIGTERM.
    Or taken back when one of them has died, or has not booted in time: the new ones end, the old ones stay.
 
-The arbiter waits meanwhile, and reaps workers and watches children as it does while Gunicorn waits for old workers.
-A signal that stops the server ends both waits.
+The arbiter reaps workers and watches children meanwhile. A signal that stops the server ends the wait for new workers
+and Gunicorn's for old ones.
 
-Invariants: no exception leaves a reload, because it would end the arbiter, and every memory with it. Gunicorn writes
-files between the steps (its pid, its logs), and a directory may be gone or a file system full. Whatever fails before
-step 3 takes the reload back.
+Invariants: no exception leaves a reload; it would end the arbiter, and every memory with it. Whatever fails before step
+3, such as writing Gunicorn's pid on a full file system, takes the reload back.
 """
 
 import logging
