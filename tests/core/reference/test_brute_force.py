@@ -14,7 +14,7 @@ from core.phases import SLEEP, WAKE, phase_masks
 from core.reference.brute_force import Scored, brute_force
 from core.reference.vector import LANES, Vector
 from core.regime import Regime, RhythmSettings
-from shm.errors import Corrupt, Gone, NotFinite, TooLong, Unformed
+from shm.errors import Corrupt, Gone, NotFinite, TooLong, Unformed, Unknown
 from shm.layout import KINDS, Layout, seal
 from shm.records import decided_of
 from shm.store import Recall, RecallResult
@@ -377,6 +377,7 @@ class TestUnderWriters:
     def _write(formed: Formed, row: int) -> None:
         formed.be(row)
         rng = random.Random(SEED + row)
+        newest = 1
         while formed.store.state().position < 900_000:
             choice = rng.random()
             if choice < 0.9:
@@ -384,7 +385,7 @@ class TestUnderWriters:
             elif choice < 0.97:
                 try:
                     formed.store.forget(formed.now(), max(1, newest - rng.randrange(TestUnderWriters.CAPACITY)))
-                except Gone:
+                except (Gone, Unknown):  # or none has been accepted yet
                     continue
             else:
                 formed.store.tick(formed.now(), formed.epoch)
