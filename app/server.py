@@ -211,6 +211,7 @@ class Server:
         """Make the block, or adopt it from the arbiter that this one replaces."""
         loaded = self.loaded
         assert loaded is not None
+        owner = (arbiter.cfg.uid, arbiter.cfg.gid)  # of the workers
         try:
             inherited = os.environ.get(BLOCK_VARIABLE)
             if inherited and "GUNICORN_PID" in os.environ:
@@ -218,9 +219,8 @@ class Server:
             else:
                 require_free_port(loaded.config)
                 self.block = create_block(loaded.config, arbiter.cfg.workers)
-                uid, gid = arbiter.cfg.uid, arbiter.cfg.gid
-                os.environ[METRICS_VARIABLE] = make_directory(os.environ.get(METRICS_VARIABLE), uid, gid)
-            self._metrics_lock = lock_directory(os.environ[METRICS_VARIABLE])
+                os.environ[METRICS_VARIABLE] = make_directory(os.environ.get(METRICS_VARIABLE), *owner)
+            self._metrics_lock = lock_directory(os.environ[METRICS_VARIABLE], *owner)
             self.plan = self._plan_modules(loaded)
         except (BlockError, ConfigurationError, ValueError, OSError) as error:
             sys.exit(f"mlsdm cannot start: {error}")

@@ -30,13 +30,17 @@ def make_directory(parent: str | None, uid: int, gid: int) -> str:
         directory.mkdir(parents=True, exist_ok=True)
         _remove_left_over(directory)
         made = tempfile.mkdtemp(prefix=METRICS_PREFIX, dir=directory)
-        if (uid, gid) != (os.geteuid(), os.getegid()):
-            os.chown(made, uid, gid)
+        _give_to(made, uid, gid)
     except OSError as error:
         where = parent or "a directory for temporary files"
         remedy = f"set {METRICS_VARIABLE} to a directory that can be written"
         raise ValueError(f"metrics cannot be kept in {where} ({error.strerror}): {remedy}") from error
     return made
+
+
+def _give_to(directory: str, uid: int, gid: int) -> None:
+    if (uid, gid) != (os.geteuid(), os.getegid()):
+        os.chown(directory, uid, gid)
 
 
 def _remove_left_over(parent: Path) -> None:
@@ -50,17 +54,19 @@ def _remove_left_over(parent: Path) -> None:
                 os.close(descriptor)
 
 
-def lock_directory(directory: str) -> int:
+def lock_directory(directory: str, uid: int, gid: int) -> int:
     """Return a descriptor that keeps `directory` from being removed while this arbiter or one of its children lives.
 
     Each arbiter has its own descriptor: during an upgrade two arbiters share the directory, and either may stay. Before
-    it is locked, a server that starts at the same moment may remove it as left over: then it is made anew.
+    it is locked, a server that starts at the same moment may remove it as left over: then it is made again, for workers
+    that run as `uid` and `gid`.
     """
     while True:
         with suppress(FileNotFoundError):  # removed since the line before
             # mkdir(exist_ok=True) alone would fail if the directory vanished between its attempt and its own check.
             if not os.path.isdir(directory):
-                Path(directory).mkdir(parents=True, exist_ok=True)
+                Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+                _give_to(directory, uid, gid)
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             if os.path.exists(directory) and os.path.samestat(os.fstat(descriptor), os.stat(directory)):

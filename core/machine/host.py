@@ -4,7 +4,7 @@
 reports the memory, but its free memory excludes file cache, so less seems available than is. The CPU time is unknown
 then. `proc` is an argument so that tests can lay out its files.
 
-Rejected: psutil, which took 1 MB of every server and 6 ms of its start for these two figures.
+Rejected: psutil, whose import took 1 MB of every server for these two figures.
 """
 
 import os

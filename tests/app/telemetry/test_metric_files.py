@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from app.telemetry.metric_files import METRICS_PREFIX, lock_directory, make_directory, remove_directory
-from testing.eventually import eventually
+from testing.eventually import HANG_SECONDS, eventually
+
+OWNER = (os.geteuid(), os.getegid())
+OTHER = (65534, 65533) if os.geteuid() == 0 else OWNER  # only root may give files away
 
 
 @pytest.fixture(autouse=True)
@@ -23,9 +26,9 @@ def test_a_directory_that_nobody_has_locked_is_removed_at_the_next_start(tempora
     left_over, in_use = temporary / f"{METRICS_PREFIX}dead", temporary / f"{METRICS_PREFIX}alive"
     left_over.mkdir()
     in_use.mkdir()
-    descriptor = lock_directory(str(in_use))
+    descriptor = lock_directory(str(in_use), *OWNER)
 
-    made = Path(make_directory(None, os.geteuid(), os.getegid()))
+    made = Path(make_directory(None, *OWNER))
 
     assert sorted(temporary.iterdir()) == sorted([in_use, made])
     os.close(descriptor)
@@ -33,13 +36,13 @@ def test_a_directory_that_nobody_has_locked_is_removed_at_the_next_start(tempora
 
 def test_the_directory_of_the_operator_is_shared(temporary: Path) -> None:
     """Two servers may be given the same one; what else is in it stays."""
-    given, owner = temporary / "new/metrics", (os.geteuid(), os.getegid())
-    one, other = make_directory(str(given), *owner), make_directory(str(given), *owner)
-    locks = {directory: lock_directory(directory) for directory in (one, other)}
+    given = temporary / "new/metrics"
+    one, other = make_directory(str(given), *OWNER), make_directory(str(given), *OWNER)
+    locks = {directory: lock_directory(directory, *OWNER) for directory in (one, other)}
     foreign = [given / name for name in ("counter_1.db", "accounts.db", "notes")]
     for file in foreign:
         file.touch()
-    third = make_directory(str(given), *owner)
+    third = make_directory(str(given), *OWNER)
 
     assert sorted(given.iterdir()) == sorted([Path(one), Path(other), Path(third), *foreign])
     for directory, lock in locks.items():
@@ -61,7 +64,7 @@ def test_a_directory_that_cannot_be_made(temporary: Path) -> None:
     (temporary / "file").touch()
 
     with pytest.raises(ValueError, match=r"kept in .*/file/metrics \(Not a directory\): set PROMETHEUS_MULTIPROC_DIR"):
-        make_directory(str(temporary / "file/metrics"), os.geteuid(), os.getegid())
+        make_directory(str(temporary / "file/metrics"), *OWNER)
 
 
 def test_no_directory_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,13 +73,13 @@ def test_no_directory_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: ["/proc/none"])
 
     with pytest.raises(ValueError, match=r"kept in a directory for temporary files \(No usable temporary directory"):
-        make_directory(None, os.geteuid(), os.getegid())
+        make_directory(None, *OWNER)
 
 
 def test_the_last_arbiter_removes_the_directory(temporary: Path) -> None:
     """During an upgrade two have locked it."""
-    made = make_directory(None, os.geteuid(), os.getegid())
-    old, new = lock_directory(made), lock_directory(made)
+    made = make_directory(None, *OWNER)
+    old, new = lock_directory(made, *OWNER), lock_directory(made, *OWNER)
 
     remove_directory(made, old)
     assert Path(made).exists()
@@ -88,7 +91,7 @@ def test_the_last_arbiter_removes_the_directory(temporary: Path) -> None:
 
 
 def test_a_directory_that_is_removed_before_it_is_locked_is_made_anew(temporary: Path) -> None:
-    """A server that starts at the same moment may remove it as left over by a dead one."""
+    """A server that starts at the same moment may remove it as left over by a dead one. The workers own it again."""
     directory = temporary / "metrics"
     directory.mkdir()
     other = os.open(directory, os.O_RDONLY)
@@ -99,11 +102,13 @@ def test_a_directory_that_is_removed_before_it_is_locked_is_made_anew(temporary:
         return sum(link.exists() and link.samefile(directory) for link in descriptors) == 2
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        held = pool.submit(lock_directory, str(directory))
+        held = pool.submit(lock_directory, str(directory), *OTHER)
         eventually(opened)
         directory.rmdir()
         os.close(other)
-        descriptor = held.result(10)
+        descriptor = held.result(HANG_SECONDS)
 
-    assert os.path.samestat(directory.stat(), os.fstat(descriptor))
+    made = directory.stat()
+    assert os.path.samestat(made, os.fstat(descriptor))
+    assert (made.st_uid, made.st_gid, made.st_mode & 0o777) == (*OTHER, 0o700)
     os.close(descriptor)
