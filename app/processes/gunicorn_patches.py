@@ -35,7 +35,7 @@ from app.processes.reload import Configuration, reload_in_two_steps
 from app.processes.respawn import WorkerBackoff
 from app.processes.worker_watch import WorkerWatch
 
-CHECK_SECONDS_MIN: Final = 0.05  # between two checks of the children, whatever they ask for
+CHECK_SECONDS_MIN: Final = 0.05  # the shortest wait of the loop, whatever is due
 
 log = logging.getLogger("mlsdm.server")
 
@@ -133,7 +133,7 @@ def delay_respawns(arbiter: Arbiter, clock: Callable[[], float] = time.monotonic
     A reload starts its workers at once: an operator may have mended what kills them.
     """
     backoff = WorkerBackoff()
-    reap, spawn, wait = arbiter.reap_workers, arbiter.spawn_workers, arbiter.wait_for_signals
+    reap, spawn = arbiter.reap_workers, arbiter.spawn_workers
 
     def reap_and_count() -> None:
         for pid in list(arbiter.WORKERS):
@@ -145,15 +145,22 @@ def delay_respawns(arbiter: Arbiter, clock: Callable[[], float] = time.monotonic
         if clock() >= backoff.due:
             spawn()
 
-    def wait_for_signals(timeout: float = 1.0) -> list[int]:
+    def seconds_left() -> float:
         left = backoff.due - clock()
-        return wait(timeout=min(timeout, max(left, CHECK_SECONDS_MIN)) if left > 0 else timeout)
+        return left if left > 0 else float("inf")
 
-    arbiter.reap_workers, arbiter.spawn_workers, arbiter.wait_for_signals = (
-        reap_and_count,
-        spawn_when_due,
-        wait_for_signals,
-    )
+    arbiter.reap_workers, arbiter.spawn_workers = reap_and_count, spawn_when_due
+    _wake_within(arbiter, seconds_left)
+
+
+def _wake_within(arbiter: Arbiter, seconds: Callable[[], float]) -> None:
+    """Have the arbiter's loop wait for signals no longer than `seconds()`, and at least CHECK_SECONDS_MIN."""
+    wait = arbiter.wait_for_signals
+
+    def wait_for_signals(timeout: float = 1.0) -> list[int]:
+        return wait(timeout=min(timeout, max(seconds(), CHECK_SECONDS_MIN)))
+
+    arbiter.wait_for_signals = wait_for_signals
 
 
 def _has_died(pid: int) -> bool:
@@ -167,7 +174,7 @@ def _has_died(pid: int) -> bool:
 
 def serve_children(arbiter: Arbiter, children: Children) -> None:
     """Have the arbiter's loop reap and watch the supervised children, before Gunicorn reaps them as unknown."""
-    reap, murder, wait = arbiter.reap_workers, arbiter.murder_workers, arbiter.wait_for_signals
+    reap, murder = arbiter.reap_workers, arbiter.murder_workers
 
     def reap_all() -> None:
         children.reap(respawn=bool(arbiter.LISTENERS))  # without listeners the server is stopping
@@ -179,29 +186,21 @@ def serve_children(arbiter: Arbiter, children: Children) -> None:
         children.watch()
         murder()
 
-    def wait_for_signals(timeout: float = 1.0) -> list[int]:
-        return wait(timeout=min(timeout, max(children.seconds_to_next_check(), CHECK_SECONDS_MIN)))
-
-    arbiter.reap_workers, arbiter.murder_workers, arbiter.wait_for_signals = reap_all, watch_all, wait_for_signals
+    arbiter.reap_workers, arbiter.murder_workers = reap_all, watch_all
+    _wake_within(arbiter, children.seconds_to_next_check)
 
 
 def watch_workers(arbiter: Arbiter, watch: WorkerWatch) -> None:
     """Have the watch replace the arbiter's own check of its workers, even while a reload waits for old ones to end."""
-    reap, wait = arbiter.reap_workers, arbiter.wait_for_signals
+    reap = arbiter.reap_workers
 
     def reap_and_watch() -> None:
         reap()
         if arbiter.LISTENERS:
             watch.check()
 
-    def wait_for_signals(timeout: float = 1.0) -> list[int]:
-        return wait(timeout=min(timeout, max(watch.seconds_to_next_check(), CHECK_SECONDS_MIN)))
-
-    arbiter.reap_workers, arbiter.murder_workers, arbiter.wait_for_signals = (
-        reap_and_watch,
-        watch.check,
-        wait_for_signals,
-    )
+    arbiter.reap_workers, arbiter.murder_workers = reap_and_watch, watch.check
+    _wake_within(arbiter, watch.seconds_to_next_check)
 
 
 def keep_causes(arbiter: Arbiter) -> None:
