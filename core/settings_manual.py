@@ -74,13 +74,20 @@ If they have a problem, or a setting marked *restart* differs, it refuses the ch
 |---|---|
 | `MLSDM_ENV` | `development` (`dev`), `staging` or `production`. |
 | `CONFIG_PATH` | Path of the YAML file; without it, the first of the places above. |
-| `API_KEY` | An API key with role `write` and tier `standard`, in addition to those of the keys file. |
+| `API_KEY` | A key with role `write` and the tier `security.api_key_tier`, in addition to those of the keys file. |
 | `HOST`, `PORT`, `WORKERS` | `server.host`, `server.port`, `server.workers`. |
 | `LOG_LEVEL` | `observability.logging.level`. |
 | `DISABLE_RATE_LIMIT` | `1` switches `security.rate_limiting.enabled` off; `0` leaves it as configured. |
 
 `API_KEY` is visible ASCII without spaces. Whitespace around it is removed, and a blank key counts as unset. Production
 requires at least {API_KEY_LENGTH_MIN} characters; other environments log a note when it is shorter.
+
+`security.api_key_tier` is `bulk` in every environment. `API_KEY` is the one key of the application that the server
+belongs to, and there is no other client to be fair to. So its limit only has to stop a program that runs wild: 10,000
+events a second is below what one core decides, and a burst of 20,000 accepts the largest batch (1,000 events), which
+the tiers `standard` and `high` refuse. Choose a lower tier when the key leaves your own servers, for example for a
+public API. Better still, give each client a key of its own in the keys file, with the tier `standard` unless it names
+another.
 
 Any other variable whose name begins with `MLSDM_` is refused, except `MLSDM_API_SERVICE_*` and `MLSDM_API_PORT*`, which
 Kubernetes injects for a service called `mlsdm-api`. If a service in the cluster has another name that begins with

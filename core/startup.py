@@ -161,7 +161,7 @@ def _read(
     problems += keys.problems
     problems += judge(config, variables, faulty)
     notes = (f"{_SHORT}; production would refuse it",) if _is_short(variables.api_key) else ()
-    keyring = Keyring(variables.api_key, keys.keys)
+    keyring = Keyring(variables.api_key, keys.keys, config.security.api_key_tier)
     return Loaded(config, modules, file.path, variables.name, keyring, notes), problems
 
 

@@ -23,8 +23,10 @@ from hashlib import sha256
 from hmac import compare_digest
 from typing import Final, NamedTuple
 
+from core.settings.config import Security
 from core.settings.tiers import STANDARD
 
+_TIER: Final = Security().api_key_tier
 API_KEY_ID: Final = "API_KEY"  # reserved: logs and limits distinguish keys by their ids
 ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -59,13 +61,15 @@ class Keyring:
 
     __slots__ = ("_api_key", "_by_id")
 
-    def __init__(self, api_key: str | None = None, keys: Iterable[Key] = ()) -> None:
-        """`api_key` gets role write and tier standard; `keys` are those of the file, whose ids are distinct."""
+    def __init__(self, api_key: str | None = None, keys: Iterable[Key] = (), api_key_tier: str = _TIER) -> None:
+        """`api_key` gets role write and `api_key_tier`; `keys` are those of the file, whose ids are distinct."""
         keys = tuple(keys)
         self._by_id = {key.id: key for key in keys}
         assert len(self._by_id) == len(keys)
         assert API_KEY_ID not in self._by_id
-        self._api_key = Key(API_KEY_ID, Role.WRITE, STANDARD, token_digest(api_key), math.inf) if api_key else _NO_KEY
+        self._api_key = _NO_KEY
+        if api_key:
+            self._api_key = Key(API_KEY_ID, Role.WRITE, api_key_tier, token_digest(api_key), math.inf)
 
     def identify(self, token: str, now: float) -> Key | None:
         """Return the key that `token` opens at `now` (Unix seconds); None for an unknown token or an expired key.

@@ -148,6 +148,7 @@ class Recall(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0.15
 
 
+TierName = Literal["standard", "high", "bulk"]
 _Rate = Annotated[float, describe("Refill rate of a bucket.", "requests per second", ge=0.001, le=1_000_000)]
 _Burst = Annotated[
     int, describe("Size of a bucket: the requests that a full one allows at once.", "requests", ge=1, le=1_000_000)
@@ -190,6 +191,9 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
     keys_path: Annotated[
         str, describe('File that holds the API keys; "" for none.', "path", "the path of a YAML file")
     ] = ""
+    api_key_tier: Annotated[
+        TierName, describe("Tier of `API_KEY`, which has the role write; keys of the file name their own.", "name")
+    ] = "bulk"
     rate_limiting: RateLimiting = RateLimiting()
 
 

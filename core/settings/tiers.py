@@ -1,11 +1,11 @@
 """The rate tiers of keys: their names, and the token bucket that a configuration gives each."""
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, get_args
 
-from core.settings.config import BulkTier, Config, HighTier, RateLimiting
+from core.settings.config import BulkTier, Config, HighTier, RateLimiting, TierName
 
 STANDARD: Final = "standard"
-TIERS: Final = (STANDARD, "high", "bulk")
+TIERS: Final[tuple[str, ...]] = get_args(TierName)
 
 
 class Tier(NamedTuple):

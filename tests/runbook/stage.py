@@ -73,6 +73,7 @@ class Stage:
             "LOG_LEVEL": "DEBUG",
             "CONFIG_PATH": str(self.configuration),
             "MLSDM_SECURITY__KEYS_PATH": str(self._keys()),
+            "MLSDM_SECURITY__API_KEY_TIER": "standard",  # so that a few requests exceed its rate
         }
         self.server = LiveServer(directory, {**environ, **calm(directory)}, application=APPLICATION)
         self.environ = self._shell()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from core.access import keys
 from core.access.keys import API_KEY_ID, Key, Keyring, Role, token_digest
 from core.settings.tiers import STANDARD, TIERS
+from core.startup import load
 
 NOW = 1_800_000_000.0
 SECRET = "x" * 43
@@ -46,8 +47,19 @@ class TestIdentify:
         found = ring.identify(token, NOW)
 
         assert found is not None
-        assert (API_KEY_ID, Role.WRITE, STANDARD, math.inf) == (found.id, found.role, found.tier, found.expires)
+        assert (API_KEY_ID, Role.WRITE, "bulk", math.inf) == (found.id, found.role, found.tier, found.expires)
         assert ring.identify(WEB, NOW) == key_of(WEB)
+
+    @pytest.mark.parametrize("tier", TIERS)
+    def test_the_api_key_has_the_tier_of_the_settings(self, tier: str) -> None:
+        """A reload with another tier is another keyring."""
+        loaded = load(None, {"API_KEY": "k7", "MLSDM_SECURITY__API_KEY_TIER": tier})
+
+        found = loaded.keyring.identify("k7", NOW)
+
+        assert found is not None
+        assert found.tier == tier
+        assert (loaded.keyring == load(None, {"API_KEY": "k7"}).keyring) == (tier == "bulk")
 
     @pytest.mark.parametrize(
         "token",

@@ -426,9 +426,11 @@ def test_without_keys_every_peer_has_a_bucket(serve: Serve) -> None:
 
 
 def test_production_limits_and_a_reload_changes_a_tier(serve: Serve, tmp_path: Path) -> None:
-    """5 per second, burst 10, for API_KEY, too; HUP puts another rate in force without a restart."""
+    """API_KEY has the rate of a database unless told otherwise; HUP puts another rate or tier in force without a
+    restart.
+    """
     path = tmp_path / "mlsdm.yaml"
-    path.write_text("resources: {drain_period: 0}\n")
+    path.write_text("resources: {drain_period: 0}\nsecurity: {api_key_tier: standard}\n")
     server = serve(MLSDM_ENV="production", API_KEY=keys.API_KEY, WORKERS="1", CONFIG_PATH=str(path))
 
     def send() -> Answer:
@@ -441,11 +443,17 @@ def test_production_limits_and_a_reload_changes_a_tier(serve: Serve, tmp_path: P
     assert {answer.headers["ratelimit-policy"] for answer in answers} == {'"standard";q=10;w=2'}
 
     path.write_text(
-        "resources: {drain_period: 0}\nsecurity: {rate_limiting: {requests_per_second: 1000, burst_capacity: 2000}}\n"
+        "resources: {drain_period: 0}\n"
+        "security: {api_key_tier: standard, rate_limiting: {requests_per_second: 1000, burst_capacity: 2000}}\n"
     )
     os.kill(server.pid, signal.SIGHUP)
     eventually(lambda: send().headers["ratelimit-policy"] == '"standard";q=2000;w=2')
     assert [send().status for _ in range(30)] == [200] * 30
+    path.write_text("resources: {drain_period: 0}\n")
+    os.kill(server.pid, signal.SIGHUP)
+    eventually(lambda: send().headers["ratelimit-policy"] == '"bulk";q=20000;w=2')
+    largest = batch(1000)
+    assert post(server, "/events", Body(largest.content, largest.headers | {"X-API-Key": keys.API_KEY})).status == 200
 
 
 def test_limits_can_be_switched_off(serve: Serve) -> None:
