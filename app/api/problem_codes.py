@@ -62,6 +62,9 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     # The gate, the router, the quotas.
     "unauthorised": Code(401, "The request has no key, or one that is unknown or expired."),
+    "credentials_conflict": Code(
+        400, "Authorization and X-API-Key have two different keys, and each could mean another client; send one."
+    ),
     "forbidden": Code(403, "The role of the client is too low for this operation."),
     "misdirected": Code(421, "Host names another server; a server without keys answers only to its own machine."),
     "other_origin": Code(
@@ -148,7 +151,7 @@ CODES: Final[Mapping[str, Code]] = {
 # -- groups, for `Operation.refusals`
 CONNECTION: Final = tuple(CODES)[: tuple(CODES).index("unauthorised")]  # any request, whatever its route
 # Any operation that needs a role.
-GATE: Final = ("unauthorised", "misdirected", "other_origin", "field_unknown", "field_repeated")
+GATE: Final = ("unauthorised", "credentials_conflict", "misdirected", "other_origin", "field_unknown", "field_repeated")
 STORE: Final = ("store_busy", "store_starting", "store_corrupt", "store_lost")
 DEFERRED: Final = ("too_many_deferred", "deferred_timeout")  # any operation whose answer is deferred
 COMMAND: Final = (*STORE, "controller_busy", "outcome_unknown")

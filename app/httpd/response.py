@@ -28,6 +28,10 @@ CLOSE: Final = "Connection: close\r\n"
 # RFC 9110 §8.6 and §6.4.1: answers with these statuses have neither a length nor content.
 BODILESS: Final = ("204", "304")
 
+# The phrases of RFC 9110 §15 where Python's table, which depends on its version, has those of older standards. The
+# title of a problem document is the phrase, so a status has one title, whoever refuses.
+_PHRASES: Final = {413: "Content Too Large", 414: "URI Too Long"}
+
 UNEXPECTED: Final = Refusal(500, "internal_error", "The server met an error it did not expect; its log says more.")
 # Memory may run out after an event was decided, while its answer is made. So the outcome is unknown.
 OUT_OF_MEMORY: Final = Refusal(
@@ -131,7 +135,7 @@ def problem_answer(refusal: Refusal, common: CommonLines, persistence: str, name
 
 def status_of(refusal: Refusal) -> str:
     """Return the status of a refusal with its phrase."""
-    return f"{refusal.status} {HTTPStatus(refusal.status).phrase}"
+    return f"{refusal.status} {_PHRASES.get(refusal.status) or HTTPStatus(refusal.status).phrase}"
 
 
 def refusal_of(error: BaseException) -> Refusal:

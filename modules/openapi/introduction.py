@@ -32,9 +32,9 @@ rejects it. Every decision has a number, a reason, and a position in a log that 
 
 ## Authentication
 
-Send a key as `Authorization: Bearer KEY` or as `X-API-Key: KEY`. A key has a role, `read` < `write` < `admin`; each \
-operation names the lowest role that may call it. Probes and metrics require no key and read none. A server without \
-any keys, as in development, is open to every client that can reach it.
+Send a key as `Authorization: Bearer KEY` or as `X-API-Key: KEY`; two different keys in one request are refused. A key \
+has a role, `read` < `write` < `admin`; each operation names the lowest role that may call it. Probes and metrics \
+require no key and read none. A server without any keys, as in development, is open to every client that can reach it.
 
 ## Bodies
 

@@ -6,8 +6,8 @@ Owns: the chain of authenticators, the cache of clients that they identified, th
 Invariants: the gate stands behind the router, so it protects the route that will run, however its path is written.
 Paths without a route need a credential too: no stranger finds out which exist. Open operations (probes, scrapes) read
 no credential and no query: neither a rotated secret nor a parameter that a balancer adds may restart a healthy server.
-Every other operation refuses what it would ignore: undeclared parameters, and a body that it does not take. Without
-authenticators (development and staging) the server is open, and every client is an administrator.
+Every other operation refuses what it would ignore: undeclared parameters, a body that it does not take, and a second
+credential. Without authenticators (development and staging) the server is open, and every client is an administrator.
 
 A page of another origin, open in a browser on the same machine, must not reach an open server. So it refuses a foreign
 Origin and, on a loopback address, any Host that is a name other than `localhost` (DNS rebinding). With authenticators
@@ -37,6 +37,7 @@ from core.settings.tiers import STANDARD
 
 # RFC 6750 §3: a 401 names the accepted scheme, and says when a token was sent and is not valid.
 _CHALLENGE: Final = 'Bearer realm="mlsdm"'
+_MAPPED: Final = "::ffff:"
 _CACHED_COUNT_MAX: Final = 1_024
 _NO_CREDENTIALS: Final = (None, None)
 _WITHOUT_BODY: Final = frozenset({"GET", "HEAD"})  # RFC 9110 §9.3.1: content has no meaning there, and is ignored
@@ -160,6 +161,8 @@ class Gate:
             if self._loopback:
                 _refuse_names(environ.get("HTTP_HOST", ""))
             _refuse_other_origins(environ)
+            if address[:7] == _MAPPED:  # PERF: 25 ns in place of 70 for the call
+                address = plain_address(address)
             environ[CLIENT] = Client(address, Role.ADMIN, STANDARD, is_address=True)
             return
         credentials = environ.get("HTTP_AUTHORIZATION"), environ.get("HTTP_X_API_KEY")
@@ -174,7 +177,11 @@ class Gate:
             raise Problem(403, "forbidden", detail, headers={"WWW-Authenticate": challenge})
 
     def _authenticate(self, environ: WSGIEnvironment, credentials: tuple[str | None, str | None]) -> Client:
-        """Ask the authenticators in order, and cache the client as long as it allows. Raises 401."""
+        """Ask the authenticators in order, and cache the client as long as it allows. Raises 401, and 400 if there are
+        two credentials.
+        """
+        if None not in credentials:
+            _refuse_conflict(environ)
         for authenticator in self._authenticators:
             client = authenticator.identify(environ)
             if client is not None:
@@ -191,7 +198,7 @@ class Gate:
         Each hop appends to X-Forwarded-For on the right, so it is read from the right: the first address that is not a
         trusted proxy was seen by a trusted one. Anybody may have written what stands left of it.
         """
-        address: str = environ["REMOTE_ADDR"]
+        address: str = plain_address(environ["REMOTE_ADDR"])
         if "HTTP_X_FORWARDED_FOR" not in environ:
             return address
         hops = environ["HTTP_X_FORWARDED_FOR"].split(",")
@@ -207,7 +214,6 @@ class Gate:
             parsed = ip_address(address)
         except ValueError:  # a peer on a Unix socket has none
             return False
-        parsed = getattr(parsed, "ipv4_mapped", None) or parsed
         return any(parsed in network for network in self._proxies)
 
 
@@ -223,10 +229,27 @@ def unauthorised(*, has_token: bool) -> Problem:
 
 def token_of(environ: WSGIEnvironment) -> str:
     """Return the token of Authorization: Bearer, or of X-API-Key; "" when a request has none."""
+    bearer = _bearer_token(environ)
+    return str(environ.get("HTTP_X_API_KEY", "").strip()) if bearer is None else bearer
+
+
+def _bearer_token(environ: WSGIEnvironment) -> str | None:
+    """Return the token of Authorization: Bearer, which may be empty; None without it, or with another scheme."""
     scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-    if scheme.lower() == "bearer":  # RFC 9110 §11.1: schemes are case-insensitive
-        return str(token.strip())
-    return str(environ.get("HTTP_X_API_KEY", "").strip())
+    return str(token.strip()) if scheme.lower() == "bearer" else None  # RFC 9110 §11.1: schemes in any case
+
+
+def _refuse_conflict(environ: WSGIEnvironment) -> None:
+    """Raise the 400 for two different credentials: whichever was meant, the other one would be ignored.
+
+    Another scheme in Authorization is that of a proxy, and no credential of this server.
+    """
+    bearer, key = _bearer_token(environ), environ.get("HTTP_X_API_KEY", "").strip()
+    if bearer and key and bearer != key:
+        raise Problem(
+            400, "credentials_conflict", CODES["credentials_conflict"].sentence,
+            field="X-API-Key", expected="one of the two fields, or the same key in both",
+        )  # fmt: skip
 
 
 def _refuse_body(body: bytes) -> None:
@@ -270,9 +293,17 @@ def is_address(text: str) -> bool:
     return True
 
 
+def plain_address(address: str) -> str:
+    """Return an IPv4 address that a socket for both families shows as `::ffff:192.0.2.1` (RFC 4291 §2.5.5.2) as IPv4;
+    any other text as it is.
+    """
+    return address[len(_MAPPED) :] if address.startswith(_MAPPED) and "." in address else address
+
+
 def is_loopback(host: str) -> bool:
     """Return whether a server that listens on `host` can be reached from its own machine only."""
-    return host.lower() == "localhost" or (is_address(host) and ip_address(host).is_loopback)
+    host = plain_address(host.lower())
+    return host == "localhost" or (is_address(host) and ip_address(host).is_loopback)
 
 
 def _address(hop: str) -> str | None:
@@ -287,6 +318,7 @@ def _address(hop: str) -> str | None:
     elif hop.count(":") == 1:
         hop = hop.partition(":")[0]
     try:
-        return None if "%" in hop else str(ip_address(hop))
+        parsed = ip_address(hop)
     except ValueError:
         return None
+    return None if "%" in hop else str(getattr(parsed, "ipv4_mapped", None) or parsed)

@@ -18,9 +18,10 @@ from app.api.problem import (
     problem_of_store_error,
     write_problem,
 )
+from app.api.problem_codes import CODES, CONNECTION
 from app.httpd.problem_document import problem_document
 from app.httpd.refusal import Refusal
-from app.httpd.response import DefaultHeaders, problem_answer
+from app.httpd.response import DefaultHeaders, problem_answer, status_of
 from core.limits import BATCH_COUNT, BODY_SIZE
 from shm import errors
 from testing.bodies import JSON, Body, of_json, post, problem
@@ -238,6 +239,13 @@ def test_a_problem_document_is_the_json_of_its_members(detail: str, members: dic
 
     expected = ProblemDocument("about:blank", "Unprocessable Entity", 422, "field_invalid", detail, **members)
     assert response.data == msgspec.json.encode(expected)
+
+
+@pytest.mark.parametrize("status", sorted({CODES[code].status for code in CONNECTION}))
+def test_a_status_has_one_title(status: int) -> None:
+    """The connection and the routes take their phrases from different tables."""
+
+    assert status_of(Refusal(status, "code", "detail")) == falcon.code_to_http_status(status)
 
 
 def test_the_connection_and_the_routes_answer_the_same_document() -> None:

@@ -19,7 +19,7 @@ import falcon.testing
 import pytest
 
 from app.api.access.client import Client
-from app.api.access.gate import Authenticator, Gate, KeyAuthenticator, token_of, unauthorised
+from app.api.access.gate import Authenticator, Gate, KeyAuthenticator, is_loopback, token_of, unauthorised
 from app.api.operation import Operation
 from app.api.problem import Problem
 from app.httpd.request import CLIENT, RAISED
@@ -80,7 +80,6 @@ def environ_of(headers: dict[str, str]) -> dict[str, str]:
         {"X-API-Key": ""},
         {"X-API-Key": "\xff\xfe"},
         {"X_API_Key": KEY},
-        {"Authorization": "Bearer wrong", "X-API-Key": KEY},
     ],
 )
 def test_without_the_key_every_route_but_health_is_401(guarded: LiveServer, headers: dict[str, str]) -> None:
@@ -221,7 +220,9 @@ PROXIES = networks("10.0.0.0/8, 192.0.2.1, fd00::/8, 2001:db8::7")
         ("10.0.0.1", "2001:DB8:0::1", "2001:db8::1"),
         ("fd00::1", "1.1.1.1, 2001:db8::1, 2001:db8::7", "2001:db8::1"),
         ("::ffff:10.0.0.1", "198.51.100.1", "198.51.100.1"),  # a dual-stack socket sees IPv4 like that
-        ("::ffff:203.0.113.9", "198.51.100.1", "::ffff:203.0.113.9"),
+        ("::ffff:203.0.113.9", "198.51.100.1", "203.0.113.9"),
+        ("10.0.0.1", "::FFFF:203.0.113.9, 10.0.0.2", "203.0.113.9"),
+        ("10.0.0.1", "2001:db8::ffff:1.2.3.4", "2001:db8::ffff:102:304"),
         ("10.0.0.1", "198.51.100.1, ::ffff:10.0.0.2", "198.51.100.1"),
         ("10.0.0.1", "fe80::1%" + "z" * 4000, "10.0.0.1"),  # a scope may be any text
         ("10.0.0.1", "256.1.1.1", "10.0.0.1"),
@@ -245,6 +246,29 @@ def test_without_trusted_proxies_forwarding_headers_are_ignored() -> None:
     environ = {"REMOTE_ADDR": "127.0.0.1", "HTTP_X_FORWARDED_FOR": "198.51.100.1"}
 
     assert Gate(()).address_of(environ) == "127.0.0.1"
+
+
+@pytest.mark.parametrize("proxies", [(), PROXIES])
+@pytest.mark.parametrize(
+    ("peer", "expected"), [("::ffff:192.0.2.9", "192.0.2.9"), ("2001:db8::9", "2001:db8::9"), ("::1", "::1"), ("", "")]
+)
+def test_a_client_without_a_key_is_named_by_its_plain_address(proxies: Any, peer: str, expected: str) -> None:
+    """A socket for both families shows IPv4 within IPv6: a client has one name, whatever the server listens on."""
+    environ = {"REMOTE_ADDR": peer}
+
+    Gate((), proxies).check(environ, Role.READ)
+
+    assert (environ[CLIENT].id, environ[CLIENT].is_address) == (expected, True)  # type: ignore[attr-defined] # a Client
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost", "LOCALHOST", "::ffff:127.0.0.1"])
+def test_loopback_is_found_in_any_spelling(host: str) -> None:
+    """Then a name of another host is refused."""
+
+    assert is_loopback(host)
+    assert not is_loopback(
+        host.replace("127", "128").replace("::1", "::2").replace("host", "hose").replace("HOST", "X")
+    )
 
 
 # -- the gate alone ---------------------------------------------------------------------------------------------------
