@@ -57,6 +57,7 @@ class Operation(NamedTuple):
     # StoreError like any responder. It is cancelled when the client leaves, so work that must not be interrupted
     # belongs in its own task. See `app.api.deferred`.
     deferred: bool = False
+    documented: bool = True  # False: a help for browsers, which is no part of the API
     deferred_seconds_max: float = 30.0  # then the awaitable is cancelled and the client gets 503 `deferred_timeout`
 
 

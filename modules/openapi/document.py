@@ -5,11 +5,14 @@ Owns: nothing. Routes and methods come from the router, parameters, bodies, resp
 `app.api.problem_codes`, limits from `core.limits`. The document is that of this server: vectors have its dimension, and
 its rate limits are named.
 
-Invariants: statuses are exact. An operation lists those that it can answer, each with its codes. What the connection
-may answer to any request (timeouts, framing, sizes) is the same everywhere and listed once, under `components`. Roles
-are where OpenAPI 3.1 has a place for them: in the requirement of a security scheme.
+Invariants: statuses are exact. An operation lists those that it can answer, each with its codes (`x-codes`). What the
+connection may answer to any request (timeouts, framing, sizes) is the same everywhere and listed once, under
+`components`. Roles are where OpenAPI 3.1 has a place for them: in the requirement of a security scheme. Generators of
+clients understand the document: a type beside every `enum` and `const`, one type for all problems, and a code that is
+any string, so that a client can read the answers of a later server.
 
-Rejected: a file in the repository, which would be wrong for every dimension but one.
+Rejected: the codes of a status as a schema (generators make a type of every response, or leave it out); a file in the
+repository, which would be wrong for every dimension but one.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,7 +38,7 @@ _HEADERS: Final[Mapping[str, tuple[str, Schema]]] = {
     ),
     "Idempotency-Replayed": (
         "The response repeats the decision of an earlier request with the same key.",
-        {"const": "true"},
+        {"type": "string", "const": "true"},
     ),
     "RateLimit": (
         "r tokens remain; the bucket is full again in t seconds. Only with rate limits.",
@@ -74,8 +77,10 @@ class OpenApiDocument:
             path: {
                 method.lower(): self._operation(path, method, operation, _group_of(resource))
                 for method, operation in resource.operations.items()
+                if operation.documented
             }
             for path, resource in self._routes.items()
+            if any(operation.documented for operation in resource.operations.values())
         }
         used = dict.fromkeys(_group_of(resource) for resource in self._routes.values())
         return {
@@ -137,7 +142,8 @@ class OpenApiDocument:
             size = 4 * self._config.dimension + body.extra_size
             largest = min(size * body.count_max, BODY_SIZE.value)
             # OpenAPI 3.1.1 §4.7.14.3: lengths of unencoded bytes are in octets.
-            return {"schema": {"description": body.meaning, "minLength": size, "maxLength": largest}}
+            octets = {"type": "string", "format": "binary"}  # the form that generators know, as of OpenAPI 3.0
+            return {"schema": octets | {"description": body.meaning, "minLength": size, "maxLength": largest}}
         schema = self._schemas.of_request(body)
         return {"schema": schema, "example": self._schemas.example(schema)}
 
@@ -182,21 +188,18 @@ class OpenApiDocument:
 
 
 def _code() -> Schema:
-    """Return the schema of all codes, each with its meaning and its status."""
-    meanings = [
-        {"const": code, "description": about.meaning, "x-status": about.status} for code, about in CODES.items()
-    ]
-    return {"description": "Stable name of the problem, for programs.", "type": "string", "oneOf": meanings,
+    """Return the schema of all codes, each with its meaning and its status; later versions may add codes."""
+    codes = [{"code": code, "status": about.status, "meaning": about.meaning} for code, about in CODES.items()]
+    return {"description": "Stable name of the problem, for programs.", "type": "string", "x-codes": codes,
             "examples": ["moral_value_out_of_range"]}  # fmt: skip
 
 
 def _refusal(status: int, codes: tuple[str, ...]) -> dict[str, Any]:
     """Return the response for a status, and the codes that can come with it."""
-    exactly = {"properties": {"status": {"const": status}, "code": {"enum": [*codes]}}}
     return {
         "description": "\n".join(f"- `{code}`: {CODES[code].meaning}" for code in codes),
         "headers": _headers(_OF_STATUS.get(status, {})),
-        "content": {PROBLEM_JSON: {"schema": {"allOf": [ref("Problem"), exactly]}}},
+        "content": {PROBLEM_JSON: {"schema": ref("Problem"), "x-codes": [*codes]}},
     }
 
 

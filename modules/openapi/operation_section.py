@@ -146,7 +146,7 @@ class Articles:
         for status, response in operation["responses"].items():
             resolved = self._responses[response["$ref"].rpartition("/")[2]] if "$ref" in response else response
             if problem := resolved["content"].get(_PROBLEM):
-                of_status = problem["schema"]["allOf"][1]["properties"]["code"]["enum"]
+                of_status = problem["x-codes"]
                 codes |= dict.fromkeys(of_status, int(status))
         return codes
 

@@ -113,14 +113,12 @@ def _types(document: Mapping[str, Any], articles: Articles) -> Markup:
 
 
 def _codes(document: Mapping[str, Any], articles: Articles) -> Markup:
-    codes = sorted(document["components"]["schemas"]["Code"]["oneOf"], key=lambda code: code["x-status"])
+    codes = sorted(document["components"]["schemas"]["Code"]["x-codes"], key=lambda code: code["status"])
     rows = [
         (
-            element("code", code["const"], id=f"code-{code['const']}"),
-            str(code["x-status"]),
-            joined(
-                prose(code["description"]), element("i", " To any request.") if code["const"] in articles.common else ""
-            ),
+            element("code", code["code"], id=f"code-{code['code']}"),
+            str(code["status"]),
+            joined(prose(code["meaning"]), element("i", " To any request.") if code["code"] in articles.common else ""),
         )
         for code in codes
     ]

@@ -1,8 +1,9 @@
 """Schemas: the types of the code as JSON Schema 2020-12, and examples made from them.
 
-msgspec describes a type as it would decode it. Three things are made exact here, for every type: a member of a response
+msgspec describes a type as it would decode it. Four things are made exact here, for every type: a member of a response
 that may be None is left out if it is (`omit_defaults`), so it is optional and never null, and all others are always
-present; a vector has the dimension of this server; and names are not repeated as titles.
+present; a vector has the dimension of this server; names are not repeated as titles; and where values are listed
+(`enum`, `const`), their type is named, because generators of clients do not infer it.
 
 An example is assembled from the `examples` of the members, so it always has the shape of its type. Tests send each one.
 """
@@ -18,6 +19,8 @@ from core.limits import VECTOR_NORM
 Schema = dict[str, Any]
 
 _REF: Final = "#/components/schemas/"
+_VALUES: Final = frozenset({"default", "examples", "enum", "const"})  # members that hold values, not schemas
+_JSON_TYPES: Final = {bool: "boolean", int: "integer", float: "number", str: "string"}
 _NULL: Final = {"type": "null"}
 
 
@@ -29,13 +32,13 @@ class Schemas:
 
     def of_request(self, annotation: Any) -> Schema:
         """Return the schema of what a client sends."""
-        (schema,), components = msgspec.json.schema_components((annotation,), ref_template=_REF + "{name}")
+        schema, components = _described(annotation)
         self.components |= {name: _tidy(component) for name, component in components.items()}
         return schema
 
     def of_answer(self, annotation: Any) -> Schema:
         """Return the schema of what the server answers."""
-        (schema,), components = msgspec.json.schema_components((annotation,), ref_template=_REF + "{name}")
+        schema, components = _described(annotation)
         self.components |= {name: _sent(_tidy(component)) for name, component in components.items()}
         return schema
 
@@ -66,6 +69,29 @@ class Schemas:
                 if name in schema.get("required", ()) or "examples" in member
             }
         return schema.get("type") == "boolean"
+
+
+def _described(annotation: Any) -> tuple[Schema, dict[str, Schema]]:
+    """Return the schema of a type, and those of the types with names that it refers to, with a type for every value."""
+    (schema,), components = msgspec.json.schema_components((annotation,), ref_template=_REF + "{name}")
+    typed: tuple[Schema, dict[str, Schema]] = _typed((schema, components))
+    return typed
+
+
+def _typed(node: Any) -> Any:
+    """Return a piece of schemas in which listed values have a type; one value alone is a `const`."""
+    if isinstance(node, list | tuple):
+        return type(node)(map(_typed, node))
+    if not isinstance(node, dict):
+        return node
+    node = {key: member if key in _VALUES else _typed(member) for key, member in node.items()}
+    if isinstance(node.get("enum"), list) and len(node["enum"]) == 1:
+        node["const"] = node.pop("enum")[0]
+    values = node.get("enum", [node["const"]] if "const" in node else [])
+    if isinstance(values, list) and values and "type" not in node:
+        (kind,) = {_JSON_TYPES[type(value)] for value in values}
+        node["type"] = kind
+    return node
 
 
 def ref(name: str) -> Schema:

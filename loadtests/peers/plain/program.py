@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 
 import numpy as np
 from fastapi import FastAPI  # type: ignore[import-not-found]  # lives in the peer's own environment
-from pydantic import BaseModel, Field  # type: ignore[import-not-found]  # as above
+from pydantic import BaseModel, Field
 
 memories: Final = np.load(os.environ["BENCH_VECTORS"])
 lock: Final = asyncio.Lock()
@@ -22,14 +22,14 @@ state: Final = {"threshold": 0.5, "ema": 0.5, "accepted": 0, "rejected": 0}
 app: Final = FastAPI()
 
 
-class Event(BaseModel):  # type: ignore[misc]  # pydantic is not there for the checker
+class Event(BaseModel):
     """One event."""
 
     event_vector: Annotated[list[float], Field(min_length=384, max_length=384)]
     moral_value: Annotated[float, Field(ge=0, le=1)]
 
 
-class Query(BaseModel):  # type: ignore[misc]  # as above
+class Query(BaseModel):
     """One recall."""
 
     vector: Annotated[list[float], Field(min_length=384, max_length=384)]

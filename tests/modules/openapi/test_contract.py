@@ -88,12 +88,26 @@ class Survey(NamedTuple):
 
 
 def document_of(server: LiveServer, **headers: str) -> dict[str, Any]:
-    """Return the server's document with every type closed: a member that it does not mention is a finding."""
+    """Return the server's document with every type closed, and every status with its codes: a member or a code that it
+    does not mention is a finding.
+    """
     document: dict[str, Any] = copy.deepcopy(server.get("/openapi.json", **headers).json)
+    for status, response in _responses(document):
+        if problem := response["content"].get("application/problem+json"):
+            exactly = {"status": {"const": int(status)}, "code": {"enum": problem["x-codes"]}}
+            problem["schema"] = {"allOf": [problem["schema"], {"properties": exactly}]}
     for schema in document["components"]["schemas"].values():
         if "properties" in schema:
             schema["additionalProperties"] = False
     return document
+
+
+def _responses(document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (status, response) of every response, those that operations share once."""
+    yield from ((name[:3], response) for name, response in document["components"]["responses"].items())
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            yield from ((s, response) for s, response in operation["responses"].items() if "content" in response)
 
 
 def labels_of(document: Mapping[str, Any]) -> set[str]:
