@@ -1,19 +1,20 @@
-"""GET /decisions: the log, oldest first, with a cursor.
+"""GET /decisions: the log, oldest or newest first, with a cursor.
 
 The log holds every change of the committed state, not only decisions; `kind` tells them apart. `after` is the position
 of the last entry that the client has seen: it takes `next` of the previous page. The log is a ring, so a cursor that
-was overwritten is 410: a page from there would silently miss entries.
+was overwritten is 410: a page from there would silently miss entries. With the newest first it is the end of the log.
 
 Perf: a page is read and encoded in pieces, between which the worker serves other requests (app/httpd/long_answers.py).
 An error in the first piece refuses the request. A later piece that was overwritten meanwhile ends the page early: its
 entries are correct and without a gap, `next` points behind them, and the next request reports the error.
+With `kind` a page looks at _SCAN_COUNT_MAX entries at most, and `next` is the last one that it has looked at.
 Rejected: reading the whole page first, which takes 0.7 ms in one turn of the loop.
 
 HEAD has no Content-Length, because the length is unknown until the page is made (RFC 9110 §9.3.2 permits this).
 """
 
-from collections.abc import Generator, Mapping, Sequence
-from typing import Annotated, ClassVar, Final
+from collections.abc import Collection, Generator, Mapping, Sequence
+from typing import Annotated, ClassVar, Final, Literal, cast, get_args
 
 import falcon
 import msgspec
@@ -48,9 +49,14 @@ from core.phases import PHASE_NAMES
 from shm import errors
 from shm.layout import FLAG_STOPPED, KINDS, NO_ROW
 from shm.records import Entry, Scalars, decided_of
+from shm.store import Store
 
+Order = Literal["oldest", "newest"]
+_ORDERS: Final = get_args(Order)
+_KIND: Final = "|".join(KINDS[1:])
 _LIMIT_DEFAULT: Final = 100  # entries
 _PIECE_COUNT: Final = 50  # entries of about 4.5 µs each
+_SCAN_COUNT_MAX: Final = 10_000  # entries, of about 0.5 µs each where they are left out
 _POSITION_MAX: Final = (1 << 63) - 1
 
 
@@ -98,7 +104,8 @@ class LogEntry(msgspec.Struct, omit_defaults=True):
 class LogPage(msgspec.Struct):
     """One page. `next` is the cursor for the following page, `oldest` and `newest` are the positions that can be read.
 
-    A page may have fewer entries than `limit`: the end of the log is reached when `next` equals `newest`.
+    A page may have fewer entries than `limit`, with `kind` even none: the end of the log is reached when `next` equals
+    `newest`; with `order=newest`, when `next` is at most `oldest`.
     """
 
     entries: list[LogEntry]
@@ -113,10 +120,15 @@ class DecisionsResource:
 
     operations: ClassVar[Mapping[str, Operation]] = {
         "GET": Operation(
-            "Read a page of the log, oldest first.", Role.READ, LogPage, parameters=(
+            "Read a page of the log, oldest or newest first.", Role.READ, LogPage, parameters=(
                 Parameter(
                     "after", "query", Annotated[int, Meta(ge=0, le=_POSITION_MAX)],
-                    "Position of the last entry that the client has seen (default: start at the oldest entry).",
+                    "Position of the last entry that the client has seen (default: start at the first in `order`).",
+                ),
+                Parameter("order", "query", Order, "Which entries come first (default `oldest`)."),
+                Parameter(
+                    "kind", "query", Annotated[str, Meta(pattern=f"^({_KIND})(,({_KIND}))*$")],
+                    "Kinds of the entries, separated by commas (default: all).",
                 ),
                 Parameter(
                     "limit", "query", Annotated[int, Meta(ge=1, le=DECISIONS_PAGE.value, examples=[10])],
@@ -139,10 +151,12 @@ class DecisionsResource:
         context = self.context
         given = parameters_of_boot(request, context.boot_id)
         limit = parse_whole_number(given, "limit", _LIMIT_DEFAULT, 1, DECISIONS_PAGE.value, code=DECISIONS_PAGE.code)
-        newest = int(context.store.state().position)
         after = parse_whole_number(given, "after", -1, 0, _POSITION_MAX, code="field_invalid")
+        order, kinds = _parse_order(given), _parse_kinds(given)
+        newest = int(context.store.state().position)
+        scan = _Scan(context.store, context.config.log_capacity, newest, after, order)
         try:
-            entries, oldest, after = self._read_oldest(newest, limit) if after < 0 else self._read(after, limit)
+            entries = scan.read_first(min(limit, _PIECE_COUNT))
         except errors.Gone as error:
             detail = f"after: position {after + 1} has been overwritten; start again without `after`"
             raise Problem(410, "position_gone", detail, field="after") from error
@@ -151,51 +165,118 @@ class DecisionsResource:
                 "after", "position_unknown", f"is {after}", f"at most the newest position, {newest}"
             ) from error
         response.content_type = JSON
-        response.stream = self._encode_in_pieces(
-            entries, after, limit, LogPage([], after, oldest, newest, context.boot_id)
-        )
+        page = LogPage([], scan.position, scan.oldest, newest, context.boot_id)
+        response.stream = self._encode_in_pieces(scan, entries, limit, kinds, page)
 
     on_head = on_get  # RFC 9110 §9.1; Falcon drops the stream before its first piece is made
 
-    def _read_oldest(self, newest: int, limit: int) -> tuple[Sequence[Entry], int, int]:
-        """Return the first piece of the oldest page, like `_read`. Raises Gone."""
-        capacity = self.context.config.log_capacity
-        try:
-            return self._read(max(0, newest + 1 - capacity), limit)
-        except errors.Gone:  # overwritten while it was read: start one page later
-            return self._read(newest + limit - capacity, limit)
-
-    def _read(self, after: int, limit: int) -> tuple[Sequence[Entry], int, int]:
-        """Return at most `limit` entries after position `after`, the oldest readable position, and `after`.
-
-        Raises Gone and Unknown.
-        """
-        return *self.context.store.entries(after + 1, min(limit, _PIECE_COUNT)), after
-
     def _encode_in_pieces(
-        self, entries: Sequence[Entry], after: int, limit: int, page: LogPage
+        self, scan: "_Scan", entries: Sequence[Entry], limit: int, kinds: Collection[int], page: LogPage
     ) -> Generator[bytes, None, None]:
         """Yield the page as JSON, in pieces that take a quarter of a millisecond each.
 
-        `entries` is the first piece, which follows position `after`; `page` is the page without its entries.
+        `entries` is the first piece of `scan`; `page` is the page without its entries.
         """
         now_ns = self.context.clock()
         opening, _ = encode(page).split(b"[]", 1)
         yield opening + b"["
-        separator = b""
+        separator, looked_at = b"", 0
+        asked = min(limit, _PIECE_COUNT)
         while entries:
-            yield separator + encode([_entry_view(entry, now_ns) for entry in entries])[1:-1]
-            separator = b","
-            limit -= len(entries)
-            after += len(entries)
-            if len(entries) < _PIECE_COUNT or not limit:
+            looked_at += len(entries)
+            is_last = len(entries) < asked or looked_at >= _SCAN_COUNT_MAX
+            chosen = [entry for entry in entries if entry.kind in kinds]
+            if len(chosen) >= limit:
+                chosen = chosen[:limit]
+                scan.position = chosen[-1].position
+            limit -= len(chosen)
+            yield separator + encode([_entry_view(entry, now_ns) for entry in chosen])[1:-1] if chosen else b""
+            separator = b"," if chosen else separator
+            if is_last or not limit:
                 break
+            asked = _PIECE_COUNT if len(kinds) < len(_ALL) else min(limit, _PIECE_COUNT)
             try:
-                entries, page.oldest, _ = self._read(after, limit)
+                entries = scan.read(asked)
             except errors.StoreError:
                 break
-        page.next, page.newest = after, max(page.newest, after)
+        page.next, page.oldest, page.newest = scan.position, scan.oldest, max(page.newest, scan.position)
         yield b"]" + encode(page).split(b"[]", 1)[1]
+
+
+class _Scan:
+    """Reads the log in pieces, in one direction."""
+
+    def __init__(self, store: Store, capacity: int, newest: int, after: int, order: Order) -> None:
+        """`after` is the position behind which to begin, -1 for the first entry in `order`."""
+        self._store = store
+        self._capacity = capacity
+        self._newest = newest
+        self._is_backward = order == "newest"
+        self._is_from_start = after < 0
+        self.oldest = self._oldest_of(newest)  # that can be read, as of the last read
+        self.position = after  # of the last entry that was read
+
+    def read_first(self, count: int) -> Sequence[Entry]:
+        """Return the first piece, like `read`. Raises Unknown and Gone for a wrong position to begin at."""
+        if self._is_backward:
+            if self.position > self._newest:
+                raise errors.Unknown
+            if self._is_from_start:
+                self.position = self._newest + 1
+        elif self._is_from_start:
+            self.position = self.oldest - 1
+            try:
+                return self.read(count)
+            except errors.Gone:  # overwritten while it was read: start one page later
+                self.position = min(self.position + DECISIONS_PAGE.value, self._newest)
+        return self.read(count)
+
+    def read(self, count: int) -> Sequence[Entry]:
+        """Return at most `count` further entries: fewer where the log ends. Raises Gone and other StoreErrors."""
+        entries = self._read_backward(count) if self._is_backward else self._read(self.position + 1, count)
+        if entries:
+            self.position = entries[-1].position
+        return entries
+
+    def _read(self, first: int, count: int) -> Sequence[Entry]:
+        entries, self.oldest = self._store.entries(first, count)
+        return entries
+
+    def _read_backward(self, count: int) -> Sequence[Entry]:
+        """Return the entries before `position`, the newest first. What is overwritten meanwhile is left out."""
+        last = self.position - 1
+        while (first := max(last + 1 - count, self.oldest)) <= last:
+            try:
+                return self._read(first, last + 1 - first)[::-1]
+            except errors.Gone:
+                self.oldest = self._oldest_of(int(self._store.state().position))
+        return ()
+
+    def _oldest_of(self, newest: int) -> int:
+        return max(1, newest + 2 - self._capacity)
+
+
+_ALL: Final = frozenset(range(len(KINDS)))
+
+
+def _parse_order(given: Mapping[str, str]) -> Order:
+    """Return the order of a page. Raises 422."""
+    order = given.get("order", "oldest")
+    if order not in _ORDERS:
+        raise invalid("order", "field_invalid", f"is {order[:40]!r}", " or ".join(_ORDERS))
+    return cast(Order, order)
+
+
+def _parse_kinds(given: Mapping[str, str]) -> Collection[int]:
+    """Return the kinds of entries that a page may have, as numbers in KINDS. Raises 422."""
+    if "kind" not in given:
+        return _ALL
+    kinds = given["kind"].split(",")
+    for kind in kinds:
+        if kind not in KINDS[1:]:
+            expected = f"one of {', '.join(KINDS[1:])}, or several with commas between them"
+            raise invalid("kind", "field_invalid", f"has {kind[:40]!r}", expected)
+    return frozenset(map(KINDS.index, kinds))
 
 
 def _entry_view(entry: Entry, now_ns: int) -> LogEntry:

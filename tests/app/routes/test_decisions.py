@@ -15,7 +15,7 @@ from app.api.problem import Problem
 from app.routes.decisions import DecisionsResource
 from core.limits import DECISIONS_PAGE
 from core.settings.config import Config
-from testing.block_fixture import Formed
+from testing.block_fixture import SMALL, Formed
 from testing.bodies import EXAMPLE, accepted, of_json, of_raw, problem, sent
 from testing.eventually import HANG_SECONDS
 from testing.live_server import LiveServer
@@ -241,6 +241,96 @@ def test_head_encodes_no_piece_of_a_page(still_server: LiveServer) -> None:
     assert still_server.request("HEAD", "/decisions?after=9223372036854775807").status == 422
 
 
+def positions_of(document: dict[str, Any]) -> list[int]:
+    """Return the positions of the entries of a page."""
+    return [entry["position"] for entry in document["entries"]]
+
+
+def test_the_newest_entries_come_first_on_request(still_server: LiveServer) -> None:
+    """The last decision is one request away, however long the log is."""
+    reject(still_server, LOG_CAPACITY + 5)
+    last = sent(still_server, "/event", of_json({"event_vector": EXAMPLE, "moral_value": 0.125}))["position"]
+
+    first = page(still_server, order="newest", limit=3)
+
+    assert positions_of(first) == [last, last - 1, last - 2]
+    assert (first["next"], first["newest"]) == (last - 2, last)
+    assert positions_of(page(still_server, order="newest", limit=3, after=first["next"])) == [
+        last - 3,
+        last - 4,
+        last - 5,
+    ]
+    assert positions_of(page(still_server, after=last - 3, order="oldest")) == [last - 2, last - 1, last]
+
+
+@pytest.mark.parametrize("limit", [7, 50, 1000])
+@pytest.mark.parametrize("order", ["oldest", "newest"])
+@pytest.mark.parametrize("kind", ["", "decision", "delete", "stop,resume", "delete,stop,resume,decision", "reset"])
+def test_pages_join_in_both_orders_and_of_any_kind(still_server: LiveServer, limit: int, order: str, kind: str) -> None:
+    """The pages from the start to the end of the log are the whole log, filtered."""
+    for _ in range(3):
+        memory_id = accepted(still_server)["memory_id"]
+        reject(still_server, 60)
+        still_server.request("DELETE", f"/memories/{memory_id}")
+        for command in ("stop", "resume"):
+            assert still_server.request("POST", f"/governor/{command}").status == 200
+    whole = (
+        page(still_server, limit=1000)["entries"]
+        + page(still_server, after=still_server.state()["position"] - 23)["entries"]
+    )
+    kinds = set(kind.split(",")) if kind else {entry["kind"] for entry in whole}
+    expected = [entry["position"] for entry in {e["position"]: e for e in whole}.values() if entry["kind"] in kinds]
+    found: list[int] = []
+    parameters: dict[str, Any] = {"order": order, "limit": limit} | ({"kind": kind} if kind else {})
+
+    following = page(still_server, **parameters)
+    while True:
+        assert len(following["entries"]) <= limit
+        assert {entry["kind"] for entry in following["entries"]} <= kinds
+        found += positions_of(following)
+        if following["next"] == following["newest"] if order == "oldest" else following["next"] <= following["oldest"]:
+            break
+        following = page(still_server, **parameters, after=following["next"])
+
+    assert found == (expected if order == "oldest" else expected[::-1])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "field", "expected"),
+    [
+        ("order=up", "order", "oldest or newest"),
+        ("order=", "order", "oldest or newest"),
+        ("order=Newest", "order", "oldest or newest"),
+        ("kind=", "kind", "one of decision, tick, "),
+        ("kind=none", "kind", "one of decision, tick, "),
+        ("kind=decision,", "kind", "one of decision, tick, "),
+        ("kind=decision,ticks", "kind", "one of decision, tick, "),
+        ("kind=" + "x" * 3000, "kind", "one of decision, tick, "),
+    ],
+)
+def test_an_unknown_order_or_kind_is_named(
+    still_server: LiveServer, parameters: str, field: str, expected: str
+) -> None:
+    """It is refused, not ignored; the detail quotes a part of it."""
+    document = problem(still_server.get("/decisions?" + parameters))
+
+    assert (document["status"], document["code"], document["field"]) == (422, "field_invalid", field)
+    assert document["expected"].startswith(expected)
+    assert len(document["detail"]) < 300
+
+
+def test_a_position_that_has_not_happened_is_unknown_in_both_orders(still_server: LiveServer) -> None:
+    """The newest itself is known: before it there are entries, behind it there are none yet."""
+    newest_position = still_server.state()["position"]
+
+    for order in ("oldest", "newest"):
+        document = problem(still_server.get(f"/decisions?order={order}&after={newest_position + 1}"))
+        assert (document["code"], document["field"]) == ("position_unknown", "after")
+    assert positions_of(page(still_server, order="newest", after=newest_position, limit=1)) == [newest_position - 1]
+    assert page(still_server, order="newest", after=0)["entries"] == []
+    assert page(still_server, order="newest", after=1)["entries"] == []
+
+
 @pytest.fixture
 def formed() -> Iterator[Formed]:
     """A block with 4,096 places in its log, used by this test alone."""
@@ -292,3 +382,47 @@ def test_a_page_has_at_most_limit_entries(formed: Formed, count: int, limit: int
     held = min(count, limit)
     assert [entry["position"] for entry in document["entries"]] == list(range(start + 1, start + held + 1))
     assert (document["next"], document["oldest"], document["newest"]) == (start + held, 1, start + count)
+
+
+def test_a_page_newest_first_ends_where_the_ring_has_overwritten_it(formed: Formed) -> None:
+    """Its entries are without a gap, and the cursor is at the end of the log: nothing older is left."""
+    for number in range(1_000):
+        formed.decide(number)
+    newest_position = int(formed.store.state().position)
+    made = pieces(formed, "order=newest&limit=1000")
+    begun = [next(made), next(made), next(made)]
+
+    for number in range(formed.block.layout.log_capacity):
+        formed.decide(number)
+    document = json.loads(b"".join([*begun, *made]))
+
+    positions = positions_of(document)
+    assert positions == list(range(newest_position, document["next"] - 1, -1))
+    assert 1 < len(positions) < 1_000
+    assert document["next"] <= document["oldest"]
+    again = json.loads(b"".join(pieces(formed, f"order=newest&after={document['next']}")))
+    assert (again["entries"], again["next"]) == ([], document["next"])
+
+
+@pytest.mark.parametrize("order", ["oldest", "newest"])
+def test_a_rare_kind_costs_a_bounded_page(order: str) -> None:
+    """A page looks at a bounded number of entries, and the next one goes on from there; a piece is no longer."""
+    formed = Formed(SMALL._replace(log_capacity=32_768))
+    for number in range(25_000):
+        formed.decide(number % 1_000)
+    formed.accept()
+    newest_position, pages, parts = int(formed.store.state().position), [], []
+    query, after = f"order={order}&kind=epoch", ""
+
+    while True:
+        made = list(pieces(formed, query + after))
+        pages.append(json.loads(b"".join(made)))
+        parts.append(len(made))
+        if pages[-1]["next"] in ({newest_position} if order == "oldest" else {1}):
+            break
+        after = f"&after={pages[-1]['next']}"
+    formed.close()
+
+    assert [position for document in pages for position in positions_of(document)] == [1]
+    assert len(pages) == 3
+    assert max(parts) <= 10_000 / 50 + 2
