@@ -19,6 +19,7 @@ import falcon
 from falcon.routing import DefaultRouter
 
 from app.api.access.audit_log import AuditLog
+from app.api.access.cross_origin import CrossOrigin
 from app.api.access.gate import Authenticator, Gate, KeyAuthenticator, NoAuthenticator, is_loopback
 from app.api.access.quotas import Quotas, refund
 from app.api.codec.body_sizes import refuse_above
@@ -29,7 +30,7 @@ from app.api.operation import Operation, Resource, check_operations
 from app.api.problem import on_store_error, write_problem
 from app.httpd.application import IN_PIECES, INLINE, POOL, Chunks
 from app.httpd.problem_document import problem_document
-from app.httpd.request import ADDRESS, RAISED
+from app.httpd.request import ADDRESS, RAISED, REFUSAL_LINES
 from app.lifecycle.context import make_context
 from app.lifecycle.contract import Module, ModuleContext
 from app.lifecycle.module_thread import Published
@@ -52,7 +53,7 @@ from app.telemetry.series import (
 )
 from core.clock import boot_clock
 from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
-from core.settings.config import trusted_proxies
+from core.settings.config import cors_origins, trusted_proxies
 from core.settings.tiers import tiers
 from shm import process
 from shm.errors import Busy, StoreError
@@ -78,6 +79,7 @@ class Application:
         self.request_sample_ratio = 1.0
         self._router = DefaultRouter()
         self._deferred = DeferredAnswers(0)
+        self._cross_origin: CrossOrigin | None = None  # where origins are named
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Chunks | Future[Chunks]:
         """Serve one request."""
@@ -120,7 +122,10 @@ class Application:
         authenticators: list[Authenticator] = [] if loaded.keyring.is_open else [KeyAuthenticator(loaded.keyring)]
         if server.require_plan().guards:
             authenticators.append(NoAuthenticator())  # also when the module fails: then the server stays closed
-        self._gate = Gate(authenticators, trusted_proxies(loaded.config), quotas, is_loopback(host))
+        origins = cors_origins(loaded.config)
+        self._gate = Gate(
+            authenticators, trusted_proxies(loaded.config), quotas, loopback=is_loopback(host), origins=origins
+        )
         self.request_sample_ratio = loaded.config.observability.logging.sample_ratio
         self._spans = tracing_setup.start_tracing(loaded.config, block.boot_id, "worker")
         plan = server.require_plan()
@@ -136,6 +141,8 @@ class Application:
         self._lock_backoff = LockBackoff(block, worker.loop)
         self._api = self._make_falcon_app()
         self.serve = FastPath(self._routes, self._gate, self._deferred.in_front_of(self._api))
+        if origins:
+            self.serve = self._cross_origin = CrossOrigin(self.serve, origins)
         if self._spans is not None:
             self.serve = self._spans.wrap_application(self.serve)
         worker.close_seconds = self._modules.close_seconds
@@ -205,6 +212,8 @@ class Application:
         """Count and audit a request that the connection refused before any route. Called by the worker."""
         self._refusals.labels(code).inc()
         environ.setdefault(ADDRESS, self._gate.address_of(environ))
+        if self._cross_origin is not None:
+            environ[REFUSAL_LINES] = self._cross_origin.lines(environ)
         self._audit.record_refusal(environ, status, code)
 
     def wants_body(self, environ: WSGIEnvironment) -> bool:

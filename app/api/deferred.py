@@ -164,9 +164,7 @@ class DeferredAnswers:
 async def _await(awaitable: Awaitable[Any]) -> Any:
     try:
         return await awaitable
-    except (Exception, asyncio.CancelledError, GeneratorExit):
-        raise
-    except BaseException as error:  # it would end the loop, or no answer would be made of it
+    except SystemExit as error:  # it would end the loop
         raise RuntimeError(f"the responder of a deferred operation has raised {error!r}") from error
 
 

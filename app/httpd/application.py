@@ -79,7 +79,7 @@ class Hooks(NamedTuple):
     #: answers why it does not want the real one.
     wants_body: Callable[[WSGIEnvironment], bool] = _wanted
     #: `(code, environ, status)`, called when a connection has exceeded a limit or broken a rule, and when a request met
-    #: an unexpected error. From any thread. See `WorkerState.report_refusal`.
+    #: an unexpected error. From any thread. May set REFUSAL_LINES in the environ. See `WorkerState.report_refusal`.
     on_refusal: Callable[[str, WSGIEnvironment, int], object] = _unreported
     #: `(environ, status)`, called when an answer is about to be written, even one that no route has made. The result,
     #: unless it is None, is called with the same environ after the write.

@@ -23,7 +23,7 @@ from app.httpd.connection_deadlines import PHASE_SECONDS, check_deadlines, close
 from app.httpd.connection_state import CLOSING, LINGERING, QUEUEING, READY
 from app.httpd.pipeline import SLICE_SIZE, Pipeline
 from app.httpd.refusal import Refusal
-from app.httpd.request import BODY_RESERVED
+from app.httpd.request import BODY_RESERVED, REFUSAL_LINES
 from app.httpd.request_names import log_fields, peer_only_environ
 from app.httpd.request_parser import RequestParser
 from app.httpd.response import CLOSE, PERSIST, problem_answer, refusal_of, status_of
@@ -266,7 +266,7 @@ class Connection(asyncio.Protocol):
         worker, environ = self.worker, environ or self.parser.refused_environ
         worker.report_refusal(refusal.code, environ, refusal.detail, refusal.status)
         head = self.parser.is_head or environ.get("REQUEST_METHOD") == "HEAD"
-        names = worker.request_names.response_lines(environ)
+        names = worker.request_names.response_lines(environ) + environ.get(REFUSAL_LINES, "")
         answer = problem_answer(refusal, worker, CLOSE, names, head=head)
         worker.on_answer(environ, status_of(refusal))
         worker.bodies.release(self.parser.drop_request())

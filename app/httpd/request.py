@@ -16,6 +16,7 @@ from typing import Final
 # | TRACE | request_names.TraceContext | `request_names`; spans replace it by their own | answers, log lines, spans |
 # | BODY_RESERVED | int | `connection`, for a large body | `connection`, when the request ends |
 # | HEADER_LINES | str | quotas, idempotent replays | `wsgi_call`, for the head of the answer |
+# | REFUSAL_LINES | str | `on_refusal` of the application | `connection` and `wsgi_call`, for a refusal of their own |
 # | ADDRESS | str | gate, where proxies are configured | log lines, audit log |
 # | CLIENT | api.access Client | gate | quotas, idempotency keys, log lines, audit log |
 # | CHARGE | api.access Charge | quotas | quotas, when a request is refused |
@@ -26,6 +27,7 @@ REQUEST_ID: Final = "mlsdm.request_id"  # the client's X-Request-ID, or one that
 TRACE: Final = "mlsdm.trace"  # absent without a valid traceparent
 BODY_RESERVED: Final = "mlsdm.reserved"  # bytes of its body that are counted in the worker's budget
 HEADER_LINES: Final = "mlsdm.lines"  # finished header lines, each with its CRLF, made of constants and numbers only
+REFUSAL_LINES: Final = "mlsdm.refusal_lines"  # finished header lines, as above
 ADDRESS: Final = "mlsdm.address"  # of the client, as trusted proxies report it; absent without them: REMOTE_ADDR
 CLIENT: Final = "mlsdm.client"  # who sent the request; absent until a client was identified
 CHARGE: Final = "mlsdm.charge"  # the account that was charged, and how many tokens

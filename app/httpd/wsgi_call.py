@@ -23,7 +23,7 @@ from typing import Protocol
 from wsgiref.types import WSGIEnvironment
 
 from app.httpd.application import Chunks, WsgiApplication
-from app.httpd.request import HEADER_LINES
+from app.httpd.request import HEADER_LINES, REFUSAL_LINES
 from app.httpd.request_log import RequestLog, quote_path
 from app.httpd.request_names import RequestNames, log_fields
 from app.httpd.response import (
@@ -169,7 +169,7 @@ class WsgiCall:
         refusal = refusal_of(error)
         worker.report_refusal(refusal.code, environ, refusal.detail, refusal.status)
         self.status = status_of(refusal)
-        names = worker.request_names.response_lines(environ)
+        names = worker.request_names.response_lines(environ) + environ.get(REFUSAL_LINES, "")
         answer = problem_answer(refusal, worker, self.persistence, names, head=method == "HEAD")
         if worker.logs_requests:
             worker.request_log.write(environ, refusal.status, len(answer))

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from core.settings import module_names, proxies
+from core.settings import module_names, origins, proxies
 from core.settings.setting import InvalidText, describe
 from core.settings.tree import settings_of
 
@@ -64,6 +64,16 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
             "addresses and networks such as 10.0.0.0/8, separated by commas",
             proxies.networks,
             max_length=4096,  # a hundred networks in their longest spelling
+        ),
+    ] = ""
+    cors_origins: Annotated[
+        str,
+        describe(
+            'Origins of web pages that may read the answers (CORS); "" for none.',
+            "origins",
+            "origins such as https://app.example, separated by commas",
+            origins.origins,
+            max_length=4096,
         ),
     ] = ""
 
@@ -194,6 +204,10 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
     api_key_tier: Annotated[
         TierName, describe("Tier of `API_KEY`, which has the role write; keys of the file name their own.", "name")
     ] = "bulk"
+    docs_open: Annotated[
+        bool,
+        describe("Whether `/docs` and `/openapi.json` need no key; they describe the API and hold no data.", "switch"),
+    ] = True
     rate_limiting: RateLimiting = RateLimiting()
 
 
@@ -367,3 +381,8 @@ def effective(config: Config) -> dict[str, Any]:
 def trusted_proxies(config: Config) -> tuple[proxies.Network, ...]:
     """Return the networks of the proxies whose forwarding headers are trusted."""
     return proxies.networks(config.server.trusted_proxies)
+
+
+def cors_origins(config: Config) -> frozenset[str]:
+    """Return the origins whose pages may read the answers, as browsers send them."""
+    return origins.origins(config.server.cors_origins)

@@ -34,7 +34,8 @@ rejects it. Every decision has a number, a reason, and a position in a log that 
 
 Send a key as `Authorization: Bearer KEY` or as `X-API-Key: KEY`; two different keys in one request are refused. A key \
 has a role, `read` < `write` < `admin`; each operation names the lowest role that may call it. Probes and metrics \
-require no key and read none. A server without any keys, as in development, is open to every client that can reach it.
+require no key and read none{docs}. A server without any keys, as in development, is open to every client that can \
+reach it.
 
 ## Bodies
 
@@ -89,6 +90,7 @@ def introduction(config: Config) -> str:
     """Return the introduction for a server with this configuration."""
     named = [f"`{name}` {tier.rate:,g} per second up to {tier.burst:,}" for name, tier in tiers(config).items()]
     return _TEXT.format(
+        docs=", and neither does this document" if config.security.docs_open else "",
         dimension=config.dimension,
         event_size=f"{event_size_max(config.dimension, config.payload_size_max):,}",
         payload_size=f"{config.payload_size_max:,}",

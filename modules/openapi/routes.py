@@ -1,13 +1,15 @@
-"""GET /openapi.json and GET /docs.
+"""GET /openapi.json and GET /docs, and `/`, which leads a browser to the latter.
 
-Both are built at the first request, on the thread pool, because that takes milliseconds. They are kept as bytes until
-the routes of the worker change. Their code is imported then, so a worker without such a request spends no memory on it.
+They hold nothing secret, and a browser has no way to send a key, so they need none unless the configuration says so
+(`security.docs_open`). Both are built at the first request, on the thread pool, because that takes milliseconds. They
+are kept as bytes until the routes of the worker change. Their code is imported then, so a worker without such a request
+spends no memory on it.
 """
 
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import falcon
 
@@ -25,13 +27,13 @@ _PLAIN: Final = re.compile(r"https?://[A-Za-z0-9.\-]+(?::[0-9]{1,5})?|https?://\
 class DocumentResource:
     """The OpenAPI document."""
 
-    operations: ClassVar[Mapping[str, Operation]] = {
-        "GET": Operation(
-            "Return this API as an OpenAPI 3.1 document.", Role.READ, dict[str, Any], refusals=_UNAVAILABLE, blocks=True
-        )
-    }
-
     def __init__(self, context: ModuleContext) -> None:
+        role = role_of(context)
+        self.operations: Mapping[str, Operation] = {
+            "GET": Operation(
+                "Return this API as an OpenAPI 3.1 document.", role, dict[str, Any], refusals=_UNAVAILABLE, blocks=True
+            )
+        }
         self._context = context
         self._routes_count = 0
         self._text = b""
@@ -58,11 +60,11 @@ class DocumentResource:
 class PageResource:
     """The page. Only the address in its examples is that of the request, so that they can be pasted."""
 
-    operations: ClassVar[Mapping[str, Operation]] = {
-        "GET": Operation("Return this API as a page for people.", Role.READ, HTML, refusals=_UNAVAILABLE, blocks=True)
-    }
-
-    def __init__(self, document: DocumentResource) -> None:
+    def __init__(self, context: ModuleContext, document: DocumentResource) -> None:
+        role = role_of(context)
+        self.operations: Mapping[str, Operation] = {
+            "GET": Operation("Return this API as a page for people.", role, HTML, refusals=_UNAVAILABLE, blocks=True)
+        }
         self._document = document
         self._made_of = b""
         self._page = b""
@@ -81,3 +83,24 @@ class PageResource:
         response.data = self._page.replace(ORIGIN.encode(), origin.encode())
 
     on_head = on_get
+
+
+class HomeResource:
+    """`/`, which leads to the page."""
+
+    def __init__(self, context: ModuleContext) -> None:
+        self.operations: Mapping[str, Operation] = {
+            "GET": Operation("Lead to the page.", role_of(context), HTML, refusals=_UNAVAILABLE, documented=False)
+        }
+
+    def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
+        """Redirect to the page. The reference is relative (RFC 9110 §10.2.2), so it keeps the prefix of a proxy."""
+        response.status = falcon.HTTP_307
+        response.set_header("Location", "docs")
+
+    on_head = on_get
+
+
+def role_of(context: ModuleContext) -> Role | None:
+    """Return the role that the documents need; None when they are open."""
+    return None if context.config.security.docs_open else Role.READ

@@ -141,7 +141,7 @@ class TestFile:
             "server:\n  host: {}\n  prot: 80\nema_alpha: 1\n"
         )
         where = f"{file}, line"
-        in_server = "connections_max, deferred_max, host, port, trusted_proxies, workers"
+        in_server = "connections_max, cors_origins, deferred_max, host, port, trusted_proxies, workers"
         at_top = ", ".join(sorted(Config.__struct_fields__))
 
         assert problems_of(file, {}) == [

@@ -121,7 +121,7 @@ def test_every_operation_type_code_and_limit_is_there(server: LiveServer, read: 
     document = server.get("/openapi.json").json
     named = {operation["operationId"] for methods in document["paths"].values() for operation in methods.values()}
     types = {f"type-{name}" for name in document["components"]["schemas"]}
-    codes = {f"code-{code['const']}" for code in document["components"]["schemas"]["Code"]["oneOf"]}
+    codes = {f"code-{code['code']}" for code in document["components"]["schemas"]["Code"]["x-codes"]}
 
     assert named | types | codes <= set(read.ids)
     for name, limit in vars(limits).items():
@@ -197,7 +197,7 @@ def test_markup_in_text_is_escaped() -> None:
             "responses": {},
             "schemas": {
                 "Vector": {"description": evil, "examples": [[1, 2]], "oneOf": [{"const": evil}]},
-                "Code": {"oneOf": [{"const": evil, "description": evil, "x-status": 400}]},
+                "Code": {"x-codes": [{"code": evil, "meaning": evil, "status": 400}]},
             },
         },
     }
@@ -215,23 +215,36 @@ def test_markup_escapes_what_is_no_markup() -> None:
     assert prose("a `<b>` c") == "a <code>&lt;b&gt;</code> c"
 
 
-def test_the_page_is_for_readers_as_everything_else(serve: Any) -> None:
-    """Only probes and metrics are open."""
-    server = serve(API_KEY="a-key")
+@pytest.mark.parametrize(("is_open", "status"), [("true", 200), ("false", 401)])
+def test_a_browser_needs_no_key_unless_the_operator_wants_it(serve: Any, is_open: str, status: int) -> None:
+    """The documents hold nothing secret; what they say of access is true in both cases."""
+    server = serve(API_KEY="a-key", MLSDM_SECURITY__DOCS_OPEN=is_open)
+    key = {"X-API-Key": "a-key"}
 
     for path in ("/docs", "/openapi.json"):
-        assert (server.get(path).status, server.get(path, **{"X-API-Key": "a-key"}).status) == (401, 200)
+        assert (server.get(path).status, server.get(path, **key).status) == (status, 200)
+        assert server.request("HEAD", path).status == status
+        assert server.request("POST", path).status == 401
+        operation = server.get("/openapi.json", **key).json["paths"][path]["get"]
+        assert (operation["security"] == []) == (is_open == "true")
+        assert ("401" in operation["responses"]) == (is_open == "false")
+    home = server.get("/", **key)
+    assert (home.status, home.headers["location"], home.body) == (307, "docs", b"")
+    assert server.get("/").status == (307 if is_open == "true" else 401)
+    assert "/" not in server.get("/openapi.json", **key).json["paths"]
 
 
 @needs("chromium")
-def test_a_browser_reports_no_error(server: LiveServer, tmp_path: Path) -> None:
-    """The style applies, and the console stays empty: no violation of the policy, nothing that was not found."""
+def test_a_browser_reports_no_error(keyed_server: LiveServer, tmp_path: Path) -> None:
+    """It is led from `/` to the page, without a key. The style applies, and the console stays empty: no violation of
+    the policy, nothing that was not found.
+    """
     ended = subprocess.run(
         [
             "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
             f"--user-data-dir={tmp_path}/profile", "--enable-logging=stderr", "--virtual-time-budget=2000",
-            "--dump-dom", f"http://127.0.0.1:{server.port}/docs",
+            "--dump-dom", f"http://127.0.0.1:{keyed_server.port}/",
         ],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=HANG_SECONDS, check=False,
     )  # fmt: skip

@@ -39,7 +39,7 @@ KEY = "a-Key~with+signs/42="
 CLOSED = [
     ("POST", "/event"), ("POST", "/events"), ("POST", "/recall"), ("GET", "/memories/1"), ("DELETE", "/memories/1"),
     ("GET", "/decisions"), ("GET", "/state"), ("GET", "/nope"), ("OPTIONS", "/event"), ("PUT", "/state"),
-    ("GET", "/healthy"), ("GET", "/"), ("GET", "/governor"), ("POST", "/governor/stop"),
+    ("GET", "/healthy"), ("POST", "/"), ("GET", "/governor"), ("POST", "/governor/stop"),
 ]  # fmt: skip
 OPEN = ["/health/liveness", "/health/readiness", "/health/detailed", "/health/metrics", "/livez", "/readyz", "/metrics"]
 

@@ -215,7 +215,7 @@ def test_access_follows_from_the_role(table: list[Route], keyed_server: LiveServ
             elif method not in route.methods:
                 assert answer.status == (501 if method in UNKNOWN_METHODS else 405), what
             else:
-                assert answer.status in (200, 400, 404, 422, 503), what
+                assert answer.status in (200, 307, 400, 404, 422, 503), what
     for connection in connections:
         connection.close()
 
@@ -238,7 +238,7 @@ def test_two_different_credentials_are_refused(table: list[Route], keyed_server:
             for headers in both:
                 answer = ask(keyed_server, method, route.path, headers, connection)
                 if route.roles[method] is None:  # open: reads no credential
-                    assert answer.status in (200, 503)
+                    assert answer.status in (200, 307, 503)
                 else:
                     assert answer.status == 400, (method, route.path)
                     if method != "HEAD":
@@ -289,7 +289,8 @@ def test_no_spelling_of_a_path_gets_past_the_gate(table: list[Route], keyed_serv
         for _, headers, role in CREDENTIALS[:6]:
             assert role is None
             answer = ask(keyed_server, method, path, headers, connection)
-            assert answer.status == 401 or answer.body in probes, (method, headers, answer)
+            home = path in ("/", "//", "/%2f") and answer.headers.get("location") == "docs"
+            assert answer.status == 401 or answer.body in probes or home, (method, headers, answer)
         reader = ask(keyed_server, method, path, bearer("reader"), connection)
         assert reader.status not in (401, 500), (method, reader)
     connection.close()
