@@ -19,6 +19,7 @@ import falcon
 from falcon.routing import DefaultRouter
 
 from app.api.access.audit_log import AuditLog
+from app.api.access.client import Client
 from app.api.access.cross_origin import CrossOrigin
 from app.api.access.gate import Authenticator, Gate, KeyAuthenticator, NoAuthenticator, is_loopback
 from app.api.access.quotas import Quotas, refund
@@ -30,27 +31,32 @@ from app.api.operation import Operation, Resource, check_operations
 from app.api.problem import on_store_error, write_problem
 from app.httpd.application import IN_PIECES, INLINE, POOL, Chunks
 from app.httpd.problem_document import problem_document
-from app.httpd.request import ADDRESS, RAISED, REFUSAL_LINES
+from app.httpd.request import ADDRESS, CLIENT, RAISED, REFUSAL_LINES
 from app.lifecycle.context import make_context
 from app.lifecycle.contract import Module, ModuleContext
 from app.lifecycle.module_thread import Published
 from app.lifecycle.registry import Registry
 from app.processes.connection_counts import ConnectionCounts
 from app.processes.lock_backoff import LockBackoff
+from app.routes.metrics import ArbiterCollector
 from app.routes.table import routes
 from app.server import server
 from app.telemetry import tracing_setup
 from app.telemetry.answer_counts import AnswerCounts, OnWritten
 from app.telemetry.latency_histogram import LatencyHistogram
+from app.telemetry.rejection_counts import RejectionCounts
 from app.telemetry.series import (
     abandoned_counter,
     event_latency_histogram,
     measure_into_files_of,
+    rate_limited_counter,
     recall_latency_histogram,
     refusal_counter,
+    rejected_counter,
     request_counter,
     worker_counter,
 )
+from app.telemetry.stderr_sink import STDERR, sink_of
 from core.clock import boot_clock
 from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
 from core.settings.config import cors_origins, trusted_proxies
@@ -104,15 +110,7 @@ class Application:
         self._row = block.region("rows", self.row)
         self._requests_before = int(self._row.requests)
         worker.occupancy = ConnectionCounts(block, self.row, boot_clock)
-        measure_into_files_of(self.row)
-        worker_counter().inc()
-        events, recalls = LatencyHistogram(event_latency_histogram()), LatencyHistogram(recall_latency_histogram())
-        latencies = {"/event": events, "/events": events, "/recall": recalls}
-        self.on_answer = AnswerCounts(request_counter(), latencies, self.route_of).count
-        context = Context(
-            loaded.config, self.store, Recall(block), events, boot_clock, lambda: server.draining, worker.cfg.workers
-        )
-        self._refusals = refusal_counter()
+        context = self._make_context(worker)
         self._audit = AuditLog()
         quotas = None
         if loaded.config.security.rate_limiting.enabled:
@@ -131,7 +129,8 @@ class Application:
         plan = server.require_plan()
         report = plan.report(server.child_states)
         is_usable = lambda name: self._modules.is_usable(name)  # noqa: E731, PLW0108 - the registry is made below
-        self._routes = routes(context, self._audit, report, is_usable)
+        record = ArbiterCollector(server.record.state, lambda: sink_of(STDERR).lost_lines.count)
+        self._routes = routes(context, self._audit, report, is_usable, (record,))
         self._deferred = DeferredAnswers(loaded.config.server.deferred_max, abandoned_counter().inc)
         self._modules = Registry(
             plan.modules, plan.board, self.row,
@@ -150,6 +149,27 @@ class Application:
         self._add_published()
         self.on_beat()
         log.info("worker pid=%d serves from row %d", os.getpid(), self.row)
+
+    def _make_context(self, worker: Any) -> Context:
+        """Open the files into which this worker measures, and return what its routes share."""
+        measure_into_files_of(self.row)
+        worker_counter().inc()
+        events, recalls = LatencyHistogram(event_latency_histogram()), LatencyHistogram(recall_latency_histogram())
+        latencies = {"/event": events, "/events": events, "/recall": recalls}
+        self.on_answer = AnswerCounts(request_counter(), latencies, self.route_of).count
+        context = Context(
+            server.require()[1].config,
+            self.store,
+            Recall(self.block),
+            events,
+            boot_clock,
+            lambda: server.draining,
+            worker.cfg.workers,
+        )
+        self._refusals = refusal_counter()
+        self._rate_limited = rate_limited_counter()
+        context.count_rejected = RejectionCounts(rejected_counter()).add
+        return context
 
     def _make_falcon_app(self) -> Any:
         self._router = DefaultRouter()
@@ -203,6 +223,9 @@ class Application:
         code, field = write_problem(response, error, problem_document)
         refund(request.env)
         self._refusals.labels(code).inc()
+        client: Client | None = request.env.get(CLIENT)
+        if code == "rate_limit_exceeded" and client is not None:
+            self._rate_limited.labels(client.tier).inc()
         self._audit.record_refusal(request.env, error.status_code, code, field)
         # Falcon holds the error in a frame that the error's traceback refers to. This reference cycle would keep the
         # request and its body, up to 16 MB, in memory until the garbage collector runs.

@@ -32,6 +32,7 @@ from app.lifecycle.loader import FoundModule, load_modules, rehearse_settings, s
 from app.lifecycle.plan import Plan
 from app.lifecycle.rehearsal import Rehearsals
 from app.processes import file_limits
+from app.processes.arbiter_record import ArbiterRecord, ReloadResult
 from app.processes.block_startup import adopt_block, create_block
 from app.processes.child import Child
 from app.processes.child_table import ChildState
@@ -43,6 +44,7 @@ from app.processes.startup_message import log_configuration, log_startup_message
 from app.processes.supervisor import Supervisor
 from app.telemetry import logging_setup, tracing_setup
 from app.telemetry.metric_files import METRICS_VARIABLE, lock_directory, make_directory, remove_directory
+from app.telemetry.stderr_sink import STDERR, sink_of
 from core import startup
 from core.commands import post_configured
 from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
@@ -76,6 +78,7 @@ class Server:
         self._before: tuple[Loaded, Plan, list[FoundModule]] | None = None
         self._metrics_lock = -1
         self._supervisor: Supervisor | None = None
+        self.record = ArbiterRecord()
         self._draining = mmap.mmap(-1, 1)  # a byte shared with this arbiter's workers, not with those of the next one
 
     # -- configuration: at the start and at every HUP -----------------------------------------------------------------
@@ -108,18 +111,23 @@ class Server:
         assert self.loaded is not None
         return self.loaded
 
-    def commit(self) -> None:
-        """Put what a reload has read into force. To be called when all new workers have booted with it."""
+    def commit(self) -> bool:
+        """Put what a reload has read into force. To be called when all new workers have booted with it.
+
+        Return False when the children, or the governor's settings, are the old ones nevertheless.
+        """
         self._before = None
         loaded = self.require()[1]
         log_configuration(loaded)
         self.require_plan().log_left_out()
+        is_complete = True
         if self._supervisor is not None:
             try:
                 self._supervisor.reload(self._children())
             except Exception:
                 log.exception("the children are not reloaded, the old ones stay")
-        self._put_settings_into_force()
+                is_complete = False
+        return self._put_settings_into_force() and is_complete
 
     def roll_back(self) -> None:
         """Go back to what was in force before a reload that was refused."""
@@ -253,10 +261,14 @@ class Server:
             lambda: _become_unprivileged_child(arbiter),
             self._put_settings_into_force,
         )
-        harden_arbiter(arbiter, supervisor, self, block.layout.rows, lambda: self._announce_stop(arbiter))
+        harden_arbiter(
+            arbiter, supervisor, self, rows=block.layout.rows, announce_stop=lambda: self._announce_stop(arbiter),
+            record=self.record,
+        )  # fmt: skip
         if not supervisor.spawn():
             sys.exit("mlsdm cannot start: the controller did not form the store in time; its log lines say why")
-        self._put_settings_into_force()
+        result = ReloadResult.SUCCEEDED if self._put_settings_into_force() else ReloadResult.INCOMPLETE
+        self.record.started(result, sink_of(STDERR).lost_lines.descriptor)
         log_configuration(loaded)
         self.require_plan().log_left_out()
         scheme = "https" if arbiter.cfg.is_ssl else "http"
@@ -277,13 +289,18 @@ class Server:
         """Return the state of each supervised child by its name. Works in the arbiter and in every worker."""
         return self._supervisor.states() if self._supervisor is not None else {}
 
-    def _put_settings_into_force(self) -> None:
-        """Have the controller put the configured governor settings into force, if the configuration changed them."""
+    def _put_settings_into_force(self) -> bool:
+        """Have the controller put the configured governor settings into force, if the configuration changed them.
+
+        Return False when that failed, which is logged.
+        """
         block, _ = self.require()
         try:
             post_configured(Store(block), Regime.of(self.in_force.config).to_record())
         except StoreError as error:
             log.error("governor settings not reloaded, send HUP again: %s", error)
+            return False
+        return True
 
     def _announce_stop(self, arbiter: Arbiter) -> None:
         """Become unready and continue to serve for the drain period, so that load balancers stop sending before

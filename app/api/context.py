@@ -27,6 +27,8 @@ class Context:
     workers: int  # the configured number when this worker was forked
     # charge(environ, tokens): charges the client of a request; raises Problem.
     charge: Callable[[WSGIEnvironment, int], None] = lambda _environ, _tokens: None
+    # count_rejected(tier, count): counts events of a client that the moral filter has rejected.
+    count_rejected: Callable[[str, int], None] = lambda _tier, _count: None
     idempotency: IdempotencyKeys = field(init=False)
     codec: VectorCodec = field(init=False)
     boot_id: str = field(init=False)

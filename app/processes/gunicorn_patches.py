@@ -31,6 +31,7 @@ from typing import Any, Final, Protocol
 import gunicorn.arbiter  # type: ignore[import-untyped]  # gunicorn carries no types
 from gunicorn.errors import HaltServer  # type: ignore[import-untyped]
 
+from app.processes.arbiter_record import ArbiterRecord
 from app.processes.reload import Configuration, reload_in_two_steps
 from app.processes.respawn import WorkerBackoff
 from app.processes.worker_watch import WorkerWatch
@@ -85,21 +86,24 @@ def harden_arbiter(
     arbiter: Arbiter,
     children: Children,
     configuration: Configuration,
+    *,
     rows: int,
     announce_stop: Callable[[], None],
+    record: ArbiterRecord,
 ) -> None:
     """Install every patch.
 
-    `rows` is how many workers may live at a time; `announce_stop` returns when the drain period is over.
+    `rows` is how many workers may live at a time; `announce_stop` returns when the drain period is over; `record` gets
+    the results of reloads and the workers that the watch has killed.
     """
     survive_worker_exits(arbiter)
     delay_respawns(arbiter)
     keep_causes(arbiter)
-    watch_workers(arbiter, WorkerWatch(arbiter))
+    watch_workers(arbiter, WorkerWatch(arbiter, record.worker_killed))
     serve_children(arbiter, children)
     bound_workers(arbiter, rows)
     announce_before_stop(arbiter, announce_stop)
-    reload_in_two_steps(arbiter, configuration)
+    reload_in_two_steps(arbiter, configuration, record.reloaded)
     stay_at_upgrade(arbiter)
     survive_files(arbiter)
     gunicorn.arbiter.time = SimpleNamespace(time=time.monotonic, monotonic=time.monotonic, sleep=time.sleep)

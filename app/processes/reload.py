@@ -23,6 +23,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
+from app.processes.arbiter_record import ReloadResult
+
 BOOT_SECONDS_MAX: Final = 30.0  # for all new workers together, which boot side by side in tenths of a second
 POLL_SECONDS: Final = 0.01
 _STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
@@ -32,6 +34,10 @@ log = logging.getLogger("mlsdm.server")
 
 class ReloadRefused(Exception):
     """A reload does not come into force. The reason has been logged."""
+
+    def __init__(self, result: ReloadResult) -> None:
+        super().__init__(result)
+        self.result = result
 
 
 class _Stopping(Exception):
@@ -67,15 +73,20 @@ class Configuration(Protocol):
     def was_refused(self) -> bool:
         """Whether the last attempt to read the configuration has kept the old one."""
 
-    def commit(self) -> None:
-        """Put what was read into force."""
+    def commit(self) -> bool:
+        """Put what was read into force. Return False when that failed for a part of it, which has been logged."""
 
     def roll_back(self) -> None:
         """Go back to what was in force before it was read."""
 
 
-def reload_in_two_steps(arbiter: Arbiter, configuration: Configuration) -> None:
-    """Have SIGHUP replace the workers only by workers that serve."""
+def reload_in_two_steps(
+    arbiter: Arbiter, configuration: Configuration, on_result: Callable[[ReloadResult], None]
+) -> None:
+    """Have SIGHUP replace the workers only by workers that serve.
+
+    `on_result` is called once for each reload, unless the server is told to stop before it is in force.
+    """
     reload, manage, reap = arbiter.reload, arbiter.manage_workers, arbiter.reap_workers
     old: frozenset[int] | None = None  # the workers from before the reload that is in progress
     is_in_force = False  # whether step 3 of that reload has been reached
@@ -85,8 +96,9 @@ def reload_in_two_steps(arbiter: Arbiter, configuration: Configuration) -> None:
         old, is_in_force, cfg = frozenset(arbiter.WORKERS), False, arbiter.app.cfg
         try:
             reload()
-        except ReloadRefused:
+        except ReloadRefused as refused:
             take_back(old, cfg)
+            on_result(refused.result)
         except _Stopping:
             if not is_in_force:
                 log.warning("configuration not reloaded: the server is told to stop")
@@ -97,6 +109,7 @@ def reload_in_two_steps(arbiter: Arbiter, configuration: Configuration) -> None:
             else:
                 log.exception("configuration not reloaded, the old one and the old workers stay")
                 take_back(old, cfg)
+                on_result(ReloadResult.FAILED)
         finally:
             old = None
 
@@ -111,8 +124,11 @@ def reload_in_two_steps(arbiter: Arbiter, configuration: Configuration) -> None:
         nonlocal is_in_force
         if old is not None:
             _wait_until_booted(arbiter, old)
-            is_in_force = True
-            configuration.commit()
+            is_in_force, is_complete = True, False
+            try:
+                is_complete = configuration.commit()
+            finally:
+                on_result(ReloadResult.SUCCEEDED if is_complete else ReloadResult.INCOMPLETE)
         manage()
 
     def reap_until_stop() -> None:
@@ -137,9 +153,9 @@ def _refuse_unreadable(application: Application, configuration: Configuration) -
             reload()
         except (Exception, SystemExit) as error:
             log.error("gunicorn.conf.py cannot be read, the old configuration stays: %s", error.__context__ or error)
-            raise ReloadRefused from error
+            raise ReloadRefused(ReloadResult.REFUSED) from error
         if configuration.was_refused:
-            raise ReloadRefused
+            raise ReloadRefused(ReloadResult.REFUSED)
 
     application.reload = reload_or_refuse
 
@@ -161,7 +177,7 @@ def _wait_until_booted(arbiter: Arbiter, old: frozenset[int]) -> None:
         "configuration not reloaded, the old one and the old workers stay: %d of %d new workers did not start",
         wanted - len(booted), wanted,
     )  # fmt: skip
-    raise ReloadRefused
+    raise ReloadRefused(ReloadResult.NOT_BOOTED)
 
 
 def _end_new_workers(arbiter: Arbiter, old: frozenset[int]) -> None:

@@ -58,7 +58,7 @@ class Supervisor:
         children: Sequence[Child],
         config: Callable[[], Config],
         release: Callable[[], None],
-        on_taken_back: Callable[[], None],
+        on_taken_back: Callable[[], object],
     ) -> None:
         self._block = block
         self._config = config

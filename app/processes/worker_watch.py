@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from app.processes.arbiter_record import KillReason
 from app.processes.silence import Silence
 from core.heartbeat import SILENCE_SECONDS
 from shm import process
@@ -41,13 +42,20 @@ class _Watched:
     stuck: Silence = field(default_factory=Silence)
     is_logged: bool = False
     is_aborted: bool = False
+    is_killed: bool = False  # it has got a signal, and the arbiter has not reaped it yet
 
 
 class WorkerWatch:
-    """Watches the workers of one arbiter. `clock` returns monotonic seconds."""
+    """Watches the workers of one arbiter.
 
-    def __init__(self, arbiter: Arbiter, clock: Callable[[], float] = time.monotonic) -> None:
+    `on_kill` is called once for each worker that is killed; `clock` returns monotonic seconds.
+    """
+
+    def __init__(
+        self, arbiter: Arbiter, on_kill: Callable[[KillReason], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._arbiter = arbiter
+        self._on_kill = on_kill
         self._clock = clock
         self._watched: dict[int, _Watched] = {}
 
@@ -83,12 +91,18 @@ class WorkerWatch:
             watched.is_logged = True
         if is_long_silent and state == _STOPPED:
             log.error("worker pid=%d is stopped, and is killed and replaced", pid)
-            self._arbiter.kill_worker(pid, signal.SIGKILL)
+            self._kill(pid, watched, signal.SIGKILL, KillReason.STOPPED)
         elif is_stuck and state != _TRACED:
             if not watched.is_aborted:
                 log.critical("worker pid=%d has been silent for %.0f s and is ended", pid, self._arbiter.timeout)
-            self._arbiter.kill_worker(pid, signal.SIGKILL if watched.is_aborted else signal.SIGABRT)
+            self._kill(pid, watched, signal.SIGKILL if watched.is_aborted else signal.SIGABRT, KillReason.STUCK)
             watched.is_aborted = True
+
+    def _kill(self, pid: int, watched: _Watched, with_signal: signal.Signals, reason: KillReason) -> None:
+        if not watched.is_killed:
+            watched.is_killed = True
+            self._on_kill(reason)
+        self._arbiter.kill_worker(pid, with_signal)
 
 
 _STOPPED: Final = "T"

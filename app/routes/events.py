@@ -15,6 +15,7 @@ import falcon
 import msgspec
 from msgspec import Meta
 
+from app.api.access.client import client_of
 from app.api.access.idempotency_keys import IDEMPOTENCY_KEY, KEY_MEMBER
 from app.api.access.quotas import refund
 from app.api.codec.body_errors import DECODE_ERRORS, msgpack_count, refuse_body, refuse_repeats, refuse_repeats_msgpack
@@ -41,7 +42,10 @@ from core.access.keys import Role
 from core.limits import BATCH_COUNT, BODY_SIZE
 from shm import errors
 from shm.records import NO_IDEMPOTENCY_HASH, IdempotencyHash
+from shm.store import Decision
 
+_MEMORY_ID: Final = Decision._fields.index("memory_id")
+_REPEATED: Final = Decision._fields.index("repeated")
 REPLAYED: Final = "Idempotency-Replayed: true\r\n"  # a whole header line
 _Events = Annotated[list[Event], Meta(min_length=1, max_length=BATCH_COUNT.value)]
 
@@ -110,6 +114,8 @@ class EventResource:
             refuse_vector(errors.NOT_FINITE, vector, "event_vector")
         except errors.TooLong:
             refuse_vector(errors.TOO_LONG, vector, "event_vector")
+        if not decided.memory_id and not decided.repeated:
+            context.count_rejected(client_of(environ).tier, 1)
         if decided.repeated:
             environ[HEADER_LINES] = environ.get(HEADER_LINES, "") + REPLAYED
         return encode(to_decision_view(decided, context.boot_id))
@@ -163,6 +169,8 @@ class BatchResource:
             refuse_vector(code, memoryview(vectors)[index * size : (index + 1) * size], f"[{index}].event_vector")
         decisions, code = context.store.admit_batch(context.clock(), morals, vectors, payloads, key)
         results = [to_decision_view(decided, context.boot_id) for decided in decisions]
+        if rejected := sum([not decided[_MEMORY_ID] and not decided[_REPEATED] for decided in decisions]):
+            context.count_rejected(client_of(environ).tier, rejected)
         if code != errors.OK:
             refund(environ, spent=len(results))
             self._refuse_rest(code, results, len(morals))

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from app.api.context import Context
 from app.api.operation import Operation
 from app.api.problem_codes import CODES
+from app.processes.arbiter_record import ArbiterState, ReloadResult
 from app.processes.child_table import ChildState, Reason
 from app.telemetry.latency_histogram import fix_histogram_totals
 from app.telemetry.series import REFUSALS
@@ -32,6 +33,7 @@ from shm.layout import FLAG_STOPPED
 from shm.records import State
 
 FINISHED: Final = Reason.FINISHED.name.lower()
+SUCCEEDED: Final = ReloadResult.SUCCEEDED.name.lower()
 NEVER_ENDED: Final = Reason.NONE.name.lower()
 
 
@@ -223,6 +225,41 @@ class ChildrenCollector(Collector):
             if state.reason != NEVER_ENDED:
                 ends.add_metric([name, state.reason], 1)
         yield from (up, starts, ends)
+
+
+class ArbiterCollector(Collector):
+    """What the arbiter has recorded, and the lost lines of the log. `lost_lines()` returns None when it cannot tell."""
+
+    def __init__(self, state: Callable[[], ArbiterState], lost_lines: Callable[[], int | None]) -> None:
+        self.state = state
+        self.lost_lines = lost_lines
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the last reload, the counts of reloads and of killed workers, and the lost lines."""
+        state = self.state()
+        yield GaugeMetricFamily(
+            "mlsdm_config_last_reload_successful",
+            "1 if the configuration that was read last, at the start or at a reload, is in force as a whole, else 0.",
+            state.last_result == SUCCEEDED,
+        )
+        yield GaugeMetricFamily(
+            "mlsdm_config_last_reload_timestamp_seconds",
+            "Unix time of the start or of the last reload, whatever its result.",
+            state.loaded_at,
+        )
+        reloads = CounterMetricFamily("mlsdm_reloads", "Reloads of the configuration, by result.", labels=["result"])
+        for result, count in state.reloads.items():
+            reloads.add_metric([result], count)
+        killed = CounterMetricFamily(
+            "mlsdm_workers_killed", "Workers that were killed because they did not answer.", labels=["reason"]
+        )
+        for reason, count in state.workers_killed.items():
+            killed.add_metric([reason], count)
+        yield from (reloads, killed)
+        if (lost := self.lost_lines()) is not None:
+            yield CounterMetricFamily(
+                "mlsdm_log_lines_lost", "Lines of standard error that could not be written and are lost.", lost
+            )
 
 
 class MetricsResource:

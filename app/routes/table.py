@@ -1,6 +1,8 @@
 """The table of routes: path → resource. A new route is a new file in this folder and one line here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from prometheus_client.registry import Collector
 
 from app.api.access.audit_log import AuditLog
 from app.api.context import Context
@@ -21,12 +23,19 @@ INLINE_SHADOW_SIZE_MAX = 32_000_000
 
 
 def routes(
-    context: Context, audit: AuditLog, modules: Report, is_usable: Callable[[str], bool] = lambda _name: True
+    context: Context,
+    audit: AuditLog,
+    modules: Report,
+    is_usable: Callable[[str], bool] = lambda _name: True,
+    collectors: Sequence[Collector] = (),
 ) -> dict[str, Resource]:
-    """Return every route of the core: path → resource. The caller adds the routes of modules."""
+    """Return every route of the core: path → resource. The caller adds the routes of modules.
+
+    `collectors` are further ones for the metrics.
+    """
     readiness = ReadinessResource(context, modules, is_usable)
     metrics = MetricsResource(
-        context, readiness.is_ready, ChildrenCollector(modules.child_states), ModulesCollector(modules)
+        context, readiness.is_ready, ChildrenCollector(modules.child_states), ModulesCollector(modules), *collectors
     )
     large = context.store.block.layout.shadow_stride * context.config.capacity > INLINE_SHADOW_SIZE_MAX
     table: dict[str, Resource] = {

@@ -13,6 +13,8 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Histogram, values
 from prometheus_client.mmap_dict import MmapedDict
 
+from core.settings.tiers import TIERS
+
 LATENCY_BUCKETS = (
     25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5,
 )  # fmt: skip
@@ -74,6 +76,23 @@ def abandoned_counter() -> Counter:
 def request_counter() -> Counter:
     """Return the counter of answers by route and status, for this worker."""
     return Counter("mlsdm_requests", "Answers, by route and status.", ["route", "status"], registry=CollectorRegistry())
+
+
+def rate_limited_counter() -> Counter:
+    """Return the counter of requests that their client's rate limit refused, by tier, for this worker."""
+    return _by_tier("mlsdm_rate_limited", "Requests refused with 429, by tier of the client.")
+
+
+def rejected_counter() -> Counter:
+    """Return the counter of events that the moral filter rejected, by tier of their client, for this worker."""
+    return _by_tier("mlsdm_events_rejected", "Events rejected by the moral filter, by tier of the client.")
+
+
+def _by_tier(name: str, text: str) -> Counter:
+    counter = Counter(name, text, ["tier"], registry=CollectorRegistry())
+    for tier in TIERS:
+        counter.labels(tier)  # the series exists from now on: rate() ignores its first value
+    return counter
 
 
 def create_files(directory: Path, owner: int | str) -> None:

@@ -2,8 +2,9 @@
 
 The standard error of a container is a pipe of 64 kB, or a socket. If its reader stops (a stuck log collector, a full
 disk), a plain write waits, and with it the loop of a worker, then the arbiter, then the whole server. So a line that
-does not fit is dropped and counted, and the next line that fits is preceded by one with the number of lost lines. A
-slow reader is waited for once, for WAIT_MILLISECONDS. If it does not read, no line waits until it has read.
+does not fit is dropped and counted (`lost_lines`, for metrics), and the next line that fits is preceded by one with
+the number of lost lines. A slow reader is waited for once, for WAIT_MILLISECONDS. If it does not read, no line waits
+until it has read.
 
 Invariants: a line is written whole, or not at all, or its rest is written next: lines of one process never mix. Nothing
 is raised, whatever the kernel answers: logging must not make its caller fail. The parent's descriptor is not changed:
@@ -24,6 +25,8 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Final
 
+from app.telemetry.lost_lines import LostLines
+
 STDERR: Final = 2
 WAIT_MILLISECONDS: Final = 20  # once for a slow reader, then not again until it has read
 
@@ -35,7 +38,8 @@ class Sink:
         self._descriptor = descriptor
         self._socket: socket.socket | None = None
         self._rest = b""  # of a line that was written in part
-        self._lost = 0
+        self._lost = 0  # lines since the last one that was written
+        self.lost_lines = LostLines()
         self._may_wait = True
         self._lock = threading.Lock()
         mode = os.fstat(descriptor).st_mode
@@ -60,6 +64,7 @@ class Sink:
                 self._lost = 0
             if self._lost or self._rest or not self._begin(line):
                 self._lost += 1
+                self.lost_lines.add()
 
     def _begin(self, data: bytes) -> bool:
         """Write a line, or a part of it. Return False if nothing was written."""
@@ -112,7 +117,14 @@ class StderrHandler(logging.Handler):
 
     def lost_lines_record(self, count: int) -> bytes:
         """Return the line with the number of lost lines."""
-        return self._line(_record(logging.WARNING, "nobody read the log: %d lines are lost", count, lost=count))
+        return self._line(
+            _record(
+                logging.WARNING,
+                "the log could not be written (no reader, or a full disk): %d lines are lost",
+                count,
+                lost=count,
+            )
+        )
 
     def _line(self, record: logging.LogRecord) -> bytes:
         return self.format(record).encode("utf-8", "backslashreplace") + b"\n"

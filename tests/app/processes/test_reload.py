@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 
 from app.processes import reload
+from app.processes.arbiter_record import ReloadResult
 from app.processes.reload import Arbiter, reload_in_two_steps
 
 OLD, ELDER, NEW, SECOND = 11, 10, 21, 22
@@ -21,19 +22,25 @@ TURNS_MAX = 10  # of the wait for old workers
 
 
 class Settings:
-    """What is put into force or taken back, as a list of both."""
+    """What is put into force or taken back, and the result of the reload, as a list of steps."""
 
     def __init__(self, was_refused: bool = False) -> None:
         self.was_refused = was_refused
+        self.is_complete = True  # whether every part of it can be put into force
         self.steps: list[str] = []
 
-    def commit(self) -> None:
+    def commit(self) -> bool:
         """Note it."""
         self.steps.append("commit")
+        return self.is_complete
 
     def roll_back(self) -> None:
         """Note it."""
         self.steps.append("roll back")
+
+    def note(self, result: ReloadResult) -> None:
+        """Note what became of the reload."""
+        self.steps.append(result.name.lower())
 
 
 class PlayedArbiter(SimpleNamespace):
@@ -47,7 +54,7 @@ class PlayedArbiter(SimpleNamespace):
         self.write_pid: Callable[[], None] = lambda: None
         self.boot: Callable[[], None] = lambda: None
         self._forked = forked
-        reload_in_two_steps(cast(Arbiter, self), settings)
+        reload_in_two_steps(cast(Arbiter, self), settings, settings.note)
 
     def _read(self) -> None:
         self.app.cfg = "new"
@@ -104,7 +111,19 @@ def test_old_workers_end_when_all_new_ones_have_booted() -> None:
     arbiter.reload()
 
     ended = dict.fromkeys((ELDER, OLD), signal.SIGTERM)
-    assert (arbiter.killed, settings.steps, arbiter.cfg) == (ended, ["commit"], "new")
+    assert (arbiter.killed, settings.steps, arbiter.cfg) == (ended, ["commit", "succeeded"], "new")
+
+
+def test_a_reload_without_the_governors_settings_is_incomplete() -> None:
+    """The rest of it is in force."""
+    settings = Settings()
+    settings.is_complete = False
+    arbiter = PlayedArbiter(settings, forked=())
+    arbiter.num_workers = 0
+
+    arbiter.reload()
+
+    assert (settings.steps, arbiter.cfg) == (["commit", "incomplete"], "new")
 
 
 def test_new_workers_end_when_one_of_them_cannot_boot(caplog: pytest.LogCaptureFixture) -> None:
@@ -121,7 +140,7 @@ def test_new_workers_end_when_one_of_them_cannot_boot(caplog: pytest.LogCaptureF
         arbiter.reload()
     arbiter.manage_workers()
 
-    assert (arbiter.killed, settings.steps, arbiter.cfg) == ({NEW: signal.SIGTERM}, ["roll back"], "old")
+    assert (arbiter.killed, settings.steps, arbiter.cfg) == ({NEW: signal.SIGTERM}, ["roll back", "not_booted"], "old")
     assert [record.getMessage() for record in caplog.records] == [
         "configuration not reloaded, the old one and the old workers stay: 1 of 2 new workers did not start"
     ]
@@ -136,7 +155,7 @@ def test_new_workers_that_hang_are_killed(monkeypatch: pytest.MonkeyPatch, caplo
     arbiter.reload()
 
     assert arbiter.killed == {NEW: signal.SIGKILL, SECOND: signal.SIGKILL}
-    assert (settings.steps, arbiter.cfg) == (["roll back"], "old")
+    assert (settings.steps, arbiter.cfg) == (["roll back", "not_booted"], "old")
     assert "2 of 2 new workers did not start" in caplog.text
 
 
@@ -147,7 +166,7 @@ def test_fewer_new_workers_than_configured(caplog: pytest.LogCaptureFixture) -> 
 
     arbiter.reload()
 
-    assert (arbiter.killed, settings.steps) == ({NEW: signal.SIGKILL}, ["roll back"])
+    assert (arbiter.killed, settings.steps) == ({NEW: signal.SIGKILL}, ["roll back", "not_booted"])
     assert "2 of 2 new workers did not start" in caplog.text
 
 
@@ -170,7 +189,7 @@ def test_a_refused_configuration_replaces_nobody() -> None:
 
     arbiter.reload()
 
-    assert (list(arbiter.WORKERS), settings.steps, arbiter.app.cfg) == ([ELDER, OLD], ["roll back"], "old")
+    assert (list(arbiter.WORKERS), settings.steps, arbiter.app.cfg) == ([ELDER, OLD], ["roll back", "refused"], "old")
 
 
 def test_a_broken_file_replaces_nobody(caplog: pytest.LogCaptureFixture) -> None:
@@ -189,7 +208,7 @@ def test_a_broken_file_replaces_nobody(caplog: pytest.LogCaptureFixture) -> None
     reload._refuse_unreadable(arbiter.app, settings)
     arbiter.reload()
 
-    assert (list(arbiter.WORKERS), settings.steps, arbiter.app.cfg) == ([ELDER, OLD], ["roll back"], "old")
+    assert (list(arbiter.WORKERS), settings.steps, arbiter.app.cfg) == ([ELDER, OLD], ["roll back", "refused"], "old")
     assert "gunicorn.conf.py cannot be read, the old configuration stays: a syntax error" in caplog.text
 
 
@@ -204,7 +223,7 @@ def test_a_step_that_fails_replaces_nobody(caplog: pytest.LogCaptureFixture) -> 
     arbiter.write_pid = write_pid
     arbiter.reload()
 
-    assert (list(arbiter.WORKERS), settings.steps, arbiter.cfg) == ([ELDER, OLD], ["roll back"], "old")
+    assert (list(arbiter.WORKERS), settings.steps, arbiter.cfg) == ([ELDER, OLD], ["roll back", "failed"], "old")
     assert "configuration not reloaded, the old one and the old workers stay" in caplog.text
     assert "No space left on device" in caplog.text
 
@@ -223,7 +242,7 @@ def test_a_step_that_fails_later_takes_nothing_back(caplog: pytest.LogCaptureFix
     arbiter.boot = boot
     arbiter.reload()
 
-    assert (settings.steps, arbiter.cfg) == (["commit"], "new")
+    assert (settings.steps, arbiter.cfg) == (["commit", "succeeded"], "new")
     assert arbiter.killed == dict.fromkeys((ELDER, OLD), signal.SIGTERM)
     assert "no descriptors" in caplog.text
 
@@ -263,5 +282,5 @@ def test_a_stop_does_not_wait_until_old_workers_have_ended() -> None:
     arbiter.boot = boot
     arbiter.reload()
 
-    assert (settings.steps, arbiter.cfg, arbiter.SIG_QUEUE.qsize()) == (["commit"], "new", 1)
+    assert (settings.steps, arbiter.cfg, arbiter.SIG_QUEUE.qsize()) == (["commit", "succeeded"], "new", 1)
     assert arbiter.killed == dict.fromkeys((ELDER, OLD), signal.SIGTERM)

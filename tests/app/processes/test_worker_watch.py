@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from app.processes.arbiter_record import KillReason
 from app.processes.silence import CHECK_SECONDS_MAX
 from app.processes.worker_watch import STOPPED_SECONDS, WorkerWatch
 from core.heartbeat import SILENCE_SECONDS
@@ -32,7 +33,8 @@ class Watched:
             timeout=TIMEOUT,
             kill_worker=lambda _pid, number: self.signals.append(number),
         )
-        self.watch = WorkerWatch(self.arbiter, lambda: self.now)
+        self.kills: list[KillReason] = []
+        self.watch = WorkerWatch(self.arbiter, self.kills.append, lambda: self.now)
         self.watch.check()
 
     def live(self, seconds: float, beats: bool = False) -> None:
@@ -87,6 +89,7 @@ def test_a_stopped_worker_is_killed(watched: Watched, caplog: pytest.LogCaptureF
     watched.live(2)
 
     assert watched.signals[0] == signal.SIGKILL
+    assert watched.kills == [KillReason.STOPPED]
     assert "is stopped, and is killed and replaced" in caplog.text
 
 
@@ -97,6 +100,7 @@ def test_a_stuck_worker_is_aborted_and_then_killed(watched: Watched) -> None:
     watched.live(0.2 * TIMEOUT)
 
     assert watched.signals[:2] == [signal.SIGABRT, signal.SIGKILL]
+    assert watched.kills == [KillReason.STUCK]
 
 
 def test_no_timeout_means_never(watched: Watched) -> None:
@@ -104,6 +108,7 @@ def test_no_timeout_means_never(watched: Watched) -> None:
     watched.arbiter.timeout = 0
     watched.live(3 * TIMEOUT)
     assert watched.signals == []
+    assert watched.kills == []
 
 
 @pytest.mark.parametrize("is_stopped", [False, True])
@@ -132,3 +137,7 @@ def test_a_stopped_worker_of_a_server_is_replaced(serve: Serve) -> None:
     assert f"worker pid={stopped} has been silent for 2 s (stopped by a signal)" in server.log
     assert f"worker pid={stopped} is stopped, and is killed and replaced" in server.log
     assert "out of memory" not in server.log
+    killed = [line for line in server.get("/metrics").body.splitlines() if line.startswith(b"mlsdm_workers_killed")]
+    assert killed == [
+        b'mlsdm_workers_killed_total{reason="stopped"} 1.0', b'mlsdm_workers_killed_total{reason="stuck"} 0.0',
+    ]  # fmt: skip

@@ -32,6 +32,8 @@ from app.telemetry.series import (
     request_counter,
 )
 from core.settings.config import Config
+from core.settings.tiers import TIERS
+from testing import keys
 from testing.block_fixture import begin, exit_of
 from testing.bodies import EXAMPLE, accepted, of_json, post, sent
 from testing.eventually import eventually
@@ -89,6 +91,13 @@ FAMILIES = {
     "mlsdm_slots_scrubbed": "counter",
     "mlsdm_drift_episodes": "counter",
     "mlsdm_controller_epochs": "counter",
+    "mlsdm_config_last_reload_successful": "gauge",
+    "mlsdm_config_last_reload_timestamp_seconds": "gauge",
+    "mlsdm_reloads": "counter",
+    "mlsdm_workers_killed": "counter",
+    "mlsdm_log_lines_lost": "counter",
+    "mlsdm_rate_limited": "counter",
+    "mlsdm_events_rejected": "counter",
     "mlsdm_build": "gauge",
 }
 
@@ -358,7 +367,7 @@ def test_without_the_workers_files_the_block_is_exposed(
     lost = {name for name, _ in before} - {name for name, _ in after}
     assert lost == {
         "mlsdm_requests_total", "mlsdm_refusals_total", "mlsdm_workers_started_total", "error_count",
-            "mlsdm_deferred_abandoned_total",
+            "mlsdm_deferred_abandoned_total", "mlsdm_rate_limited_total", "mlsdm_events_rejected_total",
         *(f"process_event_latency_seconds_{what}" for what in ("bucket", "count", "sum")),
         *(f"mlsdm_recall_latency_seconds_{what}" for what in ("bucket", "count", "sum")),
     }  # fmt: skip
@@ -506,6 +515,8 @@ def test_no_series_names_a_client(still_server: LiveServer) -> None:
         "code",
         "module",
         "state",
+        "result",
+        "tier",
     }
 
 
@@ -536,3 +547,36 @@ def test_the_controller_is_a_child(still_server: LiveServer) -> None:
 
     assert value(samples, "mlsdm_child_up", child="controller") == 1
     assert value(samples, "mlsdm_child_starts_total", child="controller") == 1
+
+
+def test_rejections_and_refusals_are_counted_by_the_tier_of_the_key(
+    serve: Callable[..., LiveServer], tmp_path: Path
+) -> None:
+    """Single events and batches; an answer that is repeated for an idempotency key was counted before."""
+    path = keys.write(tmp_path / "keys.yaml", "slow", "quick")
+    server = serve(MLSDM_SECURITY__KEYS_PATH=str(path), MLSDM_SECURITY__RATE_LIMITING__ENABLED="true")
+    octets = {"Content-Type": "application/octet-stream"}
+    event, batch = np.ones(8, "<f4").tobytes(), np.array([0.1] * 10).tobytes() + np.ones((10, 8), "<f4").tobytes()
+
+    def send_batch() -> int:
+        return server.request("POST", "/events", batch, keys.bearer("slow") | octets).status
+
+    assert send_batch() == 200
+    eventually(lambda: send_batch() == 429)
+    for moral in ("0.1", "0.1", "1.0"):
+        fields = keys.bearer("quick") | octets | {"Moral-Value": moral, "Idempotency-Key": moral}
+        assert server.request("POST", "/event", event, fields).status == 200
+
+    samples = scrape(server)
+    limited, rejected = (
+        {tier: value(samples, name, tier=tier) for tier in TIERS}
+        for name in ("mlsdm_rate_limited_total", "mlsdm_events_rejected_total")
+    )
+    assert limited == {
+        "standard": value(samples, "mlsdm_refusals_total", code="rate_limit_exceeded"),
+        "high": 0,
+        "bulk": 0,
+    }
+    assert limited["standard"] >= 1
+    assert rejected["standard"] == value(samples, "rejected_events_count") - 1
+    assert (rejected["high"], rejected["bulk"]) == (1, 0)

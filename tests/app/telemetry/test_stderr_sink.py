@@ -80,6 +80,7 @@ def test_lines_without_room_are_counted_and_others_stay_whole(ends: tuple[int, i
     assert kept[:3] == ["line 0", "line 1", "line 2"]
     assert kept == [f"line {number}" for number in range(len(kept))]
     assert lost == 1000 - len(kept) > 0
+    assert to._sink.lost_lines.count == lost
     assert last[-1]["event"] == "the end"
 
 
@@ -231,6 +232,9 @@ def test_an_unread_log_stops_no_process(tmp_path: Path) -> None:
         os.kill(server.pid, signal.SIGHUP)
         eventually(lambda: _replaced(server, before))
         assert server.get("/health/readiness").json["checks"]["controller"] == {"healthy": True}
+
+        lost = [line for line in server.get("/metrics").body.splitlines() if b"log_lines_lost_total " in line]
+        assert [float(line.split()[1]) > 0 for line in lost if not line.startswith(b"#")] == [True]
 
         server.is_read = True
         eventually(lambda: server.get("/livez").status == 200 and '"lost": ' in server.log)
