@@ -76,7 +76,9 @@ def test_every_request_of_the_load_is_answered_and_counted(serve: Serve, tmp_pat
 
 def test_each_broken_objective_is_a_sentence_and_status_1(serve: Serve) -> None:
     """A small bucket and an impossible latency bound fail; nothing else does."""
-    server = serve(**LARGE, API_KEY=TOKEN, MLSDM_SECURITY__RATE_LIMITING__ENABLED="true")
+    server = serve(
+        **LARGE, API_KEY=TOKEN, MLSDM_SECURITY__RATE_LIMITING__ENABLED="true", MLSDM_SECURITY__API_KEY_TIER="standard"
+    )
     ended = locust("--p95-ms-max", "-1", "--growth-mb-max", "inf", host=url(server), users=23, requests=1_000)
 
     assert ended.returncode == 1, ended.stderr

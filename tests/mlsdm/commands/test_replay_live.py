@@ -95,6 +95,7 @@ def test_a_rate_limited_replay_waits_and_finishes(
         MLSDM_SECURITY__RATE_LIMITING__ENABLED="true",
         MLSDM_SECURITY__RATE_LIMITING__REQUESTS_PER_SECOND="0.2",
         MLSDM_SECURITY__RATE_LIMITING__BURST_CAPACITY="19",
+        MLSDM_SECURITY__API_KEY_TIER="standard",
         API_KEY="the-key",
     )
     url = f"http://127.0.0.1:{server.port}"
