@@ -81,6 +81,7 @@ class Application:
         # Whether `_ways` has a template with parameters; then the path of a request must be matched to its template.
         self._has_template_ways = False
         self.inline: frozenset[str] = frozenset()  # paths that are answered INLINE whatever the method
+        self.compressed: set[str] = set()  # paths whose large answers may be sent in gzip
         self.on_answer: Callable[[WSGIEnvironment, str], OnWritten | None] = lambda _environ, _status: None
         self.request_sample_ratio = 1.0
         self._router = DefaultRouter()
@@ -189,6 +190,8 @@ class Application:
         api.add_route(path, self._deferred.wrap(resource))
         ways = {(method, path): _way_of(operation) for method, operation in resource.operations.items()}
         self._ways |= {key: way for key, way in ways.items() if way != INLINE}
+        if any(operation.compressed for operation in resource.operations.values()):
+            self.compressed.add(path)
         if not ways.keys() & self._ways.keys():
             self.inline |= {path}
         elif "{" in path:

@@ -32,6 +32,13 @@ CONTENT_LENGTH_DIGITS: Final = Limit(
     10, "digits", 400, "content_length_invalid", "more digits serve only to overflow a counter"
 )
 BODY_SIZE: Final = Limit(16_777_216, "bytes", 413, "body_too_large", "a raw batch of 1,000 vectors of 4,096 is 16.4 MB")
+BODY_RATIO: Final = Limit(
+    100,
+    "times",
+    413,
+    "body_ratio_too_high",
+    "expansion of a body in gzip above 64 kB; that of JSON is about ten",
+)
 BODIES_SIZE: Final = Limit(
     33_554_432,
     "bytes",

@@ -74,6 +74,8 @@ class Hooks(NamedTuple):
     inline: Container[str] = frozenset()
     #: `(method, path)` → INLINE, POOL or IN_PIECES.
     way_of: Callable[[str, str], int] = _inline
+    #: Paths whose large answers are sent in gzip to clients that accept it. The application may add to it at any time.
+    compressed: Container[str] = frozenset()
     #: `(environ)` → whether the server should read a body that is large, or that the client holds back (Expect:
     #: 100-continue). Called before the body arrives. After False the application is called with an empty body, and
     #: answers why it does not want the real one.

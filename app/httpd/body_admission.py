@@ -8,10 +8,13 @@ Threading: the loop's thread only.
 """
 
 from collections.abc import Callable
+from typing import Final
 from wsgiref.types import WSGIEnvironment
 
 from app.httpd.byte_budget import ByteBudget
 from app.httpd.request import BODY_RESERVED
+
+_UNANNOUNCED: Final = frozenset({"HTTP_TRANSFER_ENCODING", "HTTP_CONTENT_ENCODING"})
 
 
 class BodyUnwanted(Exception):
@@ -36,12 +39,13 @@ class BodyAdmission:
     def reserve(self, size: int, environ: WSGIEnvironment) -> None:
         """Count `size` more bytes of a large body; 0 when the body is only announced.
 
-        Raises BodyUnwanted, and Refusal when the budget is used up.
+        The application is asked once for a body whose size was announced, and for any other again at each call, with
+        the size so far as CONTENT_LENGTH. Raises BodyUnwanted, and Refusal when the budget is used up.
         """
-        if BODY_RESERVED not in environ:
+        if BODY_RESERVED not in environ or not _UNANNOUNCED.isdisjoint(environ):
             if not self.wants(environ):
                 raise BodyUnwanted
-            environ[BODY_RESERVED] = 0
+            environ.setdefault(BODY_RESERVED, 0)
         self._budget.reserve(size)
         environ[BODY_RESERVED] += size
 

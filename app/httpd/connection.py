@@ -191,7 +191,7 @@ class Connection(asyncio.Protocol):
                 self._hold_others_behind(environ)
                 self._finish_when_done(call.deferred)
                 return
-            if way == IN_PIECES:
+            if way == IN_PIECES or call.is_compressing:
                 self._hold_others_behind(environ)
                 worker.long_answers.add(self)
                 return
@@ -216,7 +216,11 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def _on_deferred_done(self, _deferred: Future[Chunks]) -> None:
-        self.finish_request(self._call.finish_deferred(is_wanted=self.state != LINGERING))
+        answer = self._call.finish_deferred(is_wanted=self.state != LINGERING)
+        if answer is None:
+            self.worker.long_answers.add(self)
+        else:
+            self.finish_request(answer)
 
     def cancel_deferred(self) -> Future[Chunks] | None:
         """Cancel the deferred answer of the current request, if there is one, and close without an answer.

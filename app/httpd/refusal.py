@@ -12,14 +12,16 @@ class Refusal(Exception):
 
     `status` is the HTTP status, `code` the stable name under which it is counted, `detail` a sentence for the author
     of the client. `retry_after` is in seconds, for a client that did nothing wrong and may come back; otherwise 0.
+    `lines` are further header lines of the answer, each with its CRLF.
     """
 
-    def __init__(self, status: int, code: str, detail: str, *, retry_after: int = 0) -> None:
+    def __init__(self, status: int, code: str, detail: str, *, retry_after: int = 0, lines: str = "") -> None:
         super().__init__(detail)
         self.status = status
         self.code = code
         self.detail = detail
         self.retry_after = retry_after
+        self.lines = lines
 
     @classmethod
     def over(cls, limit: Limit, what: str) -> "Refusal":

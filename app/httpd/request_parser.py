@@ -21,6 +21,7 @@ from wsgiref.types import WSGIEnvironment
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 
+from app.httpd.body_decoder import BodyDecoder, decoder_of
 from app.httpd.framing import CHUNKED, body_length
 from app.httpd.head_cache import HeadCache
 from app.httpd.refusal import Refusal
@@ -46,6 +47,7 @@ _HEAD_SIZE_MAX: Final = REQUEST_LINE_SIZE.value + HEADERS_SIZE.value + 4
 # RFC 9112 §7.1.1 and §7.1.2 bound neither chunk extensions nor trailers. A byte of content takes at most six bytes with
 # the frame of its chunk ("1\r\nx\r\n"); everything else together may have the size of a head.
 _CHUNK_SIZE_MIN: Final = 6
+_UNCACHED: Final = frozenset({"HTTP_EXPECT", "HTTP_CONTENT_ENCODING"})  # fields that only the parser acts on
 
 
 class RequestParser:
@@ -54,6 +56,7 @@ class RequestParser:
     __slots__ = (
         "_base",
         "_body",
+        "_decoder",
         "_deliver",
         "_environ",
         "_expects",
@@ -107,7 +110,8 @@ class RequestParser:
         self._body: list[bytes] = []
         self._joined_count = 0  # how many pieces at the start of `_body` are joined already
         self._length = 0
-        self.body_size = 0  # bytes of the body that have arrived
+        self._decoder: BodyDecoder | None = None  # of the body that is being read, if it has a content coding
+        self.body_size = 0  # bytes of the body that have arrived, decoded
         self._reserved_size = 0  # bytes of it that were reserved
         self._expects = False
         self._upgrade = b""  # the framing of a request whose Upgrade is ignored
@@ -177,6 +181,7 @@ class RequestParser:
         environ, self._environ = self._environ, self._base
         self._fields.clear()
         self._body.clear()
+        self._decoder = None
         return environ
 
     @property
@@ -190,7 +195,12 @@ class RequestParser:
     @property
     def body_size_left(self) -> int:
         """Bytes that are still to come of the body being read, 0 if it is chunked. No request begins in them."""
-        return self._length - self.body_size if self.phase == BODY and self._length > 0 else 0
+        return self._length - self._received_size if self.phase == BODY and self._length > 0 else 0
+
+    @property
+    def _received_size(self) -> int:
+        """Bytes of the body that have arrived, as they were sent."""
+        return self.body_size if self._decoder is None else self._decoder.received_size
 
     @property
     def body_pieces_count(self) -> int:
@@ -230,6 +240,7 @@ class RequestParser:
         environ = self._environ
         environ["CONTENT_LENGTH"] = "0"
         environ.pop("HTTP_TRANSFER_ENCODING", None)
+        environ.pop("HTTP_CONTENT_ENCODING", None)
         environ["wsgi.input"] = BytesIO()
         environ[RECEIVED_NS] = monotonic_ns()
         return environ
@@ -279,17 +290,34 @@ class RequestParser:
             self._body = []
             self._joined_count = self.body_size = self._reserved_size = 0
             self._expects = "HTTP_EXPECT" in environ
+            if "HTTP_CONTENT_ENCODING" in environ:
+                self._decoder = decoder_of(environ["HTTP_CONTENT_ENCODING"])
+            if "HTTP_CONTENT_RANGE" in environ:
+                raise Refusal(
+                    400, "content_range_unsupported",
+                    "A body must be whole; this server does not put parts together (RFC 9110 §14.5).",
+                )  # fmt: skip
             if length > LARGE_BODY_SIZE:
                 self._reserve(0, environ)  # refuses at once a client that may not send it
         if parser.should_upgrade():
             self._upgrade = b"Transfer-Encoding: chunked" if length == CHUNKED else b"Content-Length: %d" % length
 
     def on_body(self, piece: bytes) -> None:
+        if self._decoder is None:
+            self._keep(piece)
+            return
+        self._expects = False
+        for decoded in self._decoder.decode(piece):
+            self._keep(decoded)
+
+    def _keep(self, piece: bytes) -> None:
         self._body.append(piece)
         self.body_size += len(piece)
         if self.body_size > BODY_SIZE.value:
-            raise Refusal.over(BODY_SIZE, "A chunked body")
+            raise Refusal.over(BODY_SIZE, "A body of unannounced size")
         if self.body_size > self._reserved_size + LARGE_BODY_SIZE:
+            if self._length == CHUNKED or self._decoder is not None:
+                self._environ["CONTENT_LENGTH"] = str(self.body_size)  # at least; the application may refuse it now
             self._reserve(self.body_size - self._reserved_size, self._environ)
             self._reserved_size = self.body_size
         if len(self._body) > self._joined_count + _FOLD_COUNT:
@@ -302,13 +330,17 @@ class RequestParser:
         environ = self._environ
         if self._length:
             body = self._body
+            if self._decoder is not None:
+                self._decoder.finish()
             content = body[0] if len(body) == 1 else b"".join(body)
             self._body = []
             environ["wsgi.input"] = BytesIO(content)
-            if self._length == CHUNKED:
-                # The body is decoded and complete, so the application is told its length instead of its coding.
+            if self._length == CHUNKED or self._decoder is not None:
+                # The body is decoded and complete, so the application is told its length instead of its codings.
                 environ["CONTENT_LENGTH"] = str(len(content))
-                del environ["HTTP_TRANSFER_ENCODING"]
+                environ.pop("HTTP_TRANSFER_ENCODING", None)
+                environ.pop("HTTP_CONTENT_ENCODING", None)
+                self._decoder = None
         else:
             environ["wsgi.input"] = BytesIO()
         environ[RECEIVED_NS] = monotonic_ns()
@@ -319,8 +351,12 @@ class RequestParser:
             raise _StopParsing
 
     def _cache_head(self, head: bytes, method: str) -> None:
-        """Add a head to the cache, unless it asks for an upgrade or for 100 Continue."""
-        if self._parser.should_upgrade() or "HTTP_EXPECT" in self._environ or not self._head_cache.admits_new():
+        """Add a head to the cache, unless it asks for an upgrade or for 100 Continue, or its body has a coding."""
+        if (
+            self._parser.should_upgrade()
+            or not _UNCACHED.isdisjoint(self._environ)
+            or not self._head_cache.admits_new()
+        ):
             return
         lines = b"".join(b"%s: %s\r\n" % field for field in self._fields)
         request = method.encode(), self._target, lines
@@ -343,7 +379,7 @@ class RequestParser:
         if self.phase == HEAD:
             if self._phase_size > _HEAD_SIZE_MAX:
                 raise Refusal.over(HEADERS_SIZE, "The head of this request")
-        elif self._length == CHUNKED and self._phase_size > _CHUNK_SIZE_MIN * self.body_size + _HEAD_SIZE_MAX:
+        elif self._length == CHUNKED and self._phase_size > _CHUNK_SIZE_MIN * self._received_size + _HEAD_SIZE_MAX:
             raise Refusal.over(HEADERS_SIZE, "The chunk framing of this request, extensions and trailers included,")
         return False
 

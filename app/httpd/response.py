@@ -127,7 +127,7 @@ def problem_answer(refusal: Refusal, common: CommonLines, persistence: str, name
     body = problem_document(status, refusal.code, refusal.detail)
     retry = f"Retry-After: {refusal.retry_after}\r\n" if refusal.retry_after else ""
     lines = (
-        f"HTTP/1.1 {status}\r\n{common.date}{persistence}{names}{retry}"
+        f"HTTP/1.1 {status}\r\n{common.date}{persistence}{names}{retry}{refusal.lines}"
         f"Content-Type: application/problem+json\r\n{common.default_headers.text}Content-Length: {len(body)}\r\n\r\n"
     )
     return lines.encode("latin-1") + (b"" if head else body)

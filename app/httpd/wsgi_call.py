@@ -16,12 +16,21 @@ Perf: start_response is a bound method of the connection's `WsgiCall`; other ser
 """
 
 from asyncio import CancelledError, Future
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Container, Generator, Sized
 from logging import Logger
 from types import TracebackType
 from typing import Protocol
 from wsgiref.types import WSGIEnvironment
 
+from app.httpd.answer_compression import (
+    COMPRESSED_SIZE_MAX,
+    COMPRESSED_SIZE_MIN,
+    ENCODED,
+    VARY,
+    WAITING_COUNT_MAX,
+    accepts_gzip,
+    compress,
+)
 from app.httpd.application import Chunks, WsgiApplication
 from app.httpd.request import HEADER_LINES, REFUSAL_LINES
 from app.httpd.request_log import RequestLog, quote_path
@@ -51,6 +60,14 @@ class CallingWorker(CommonLines, Protocol):
     request_log: RequestLog
     request_names: RequestNames
 
+    @property
+    def compressed(self) -> Container[str]:
+        """The paths whose large answers may be compressed."""
+
+    @property
+    def long_answers(self) -> Sized:
+        """The connections whose answers are made in pieces."""
+
     def report_refusal(self, code: str, environ: WSGIEnvironment, detail: str, status: int = 0) -> None:
         """Log a refusal and tell the application about it."""
 
@@ -58,7 +75,10 @@ class CallingWorker(CommonLines, Protocol):
 class WsgiCall:
     """The calls of one connection, one at a time."""
 
-    __slots__ = ("_chunks", "_headers", "_pieces", "_request", "deferred", "is_followed", "persistence", "status")
+    __slots__ = (
+        "_chunks", "_headers", "_pieces", "_request", "deferred", "is_compressing", "is_followed", "persistence",
+        "status",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.persistence = PERSIST  # what the latest answer said; CLOSE means that it is the last one
@@ -67,6 +87,7 @@ class WsgiCall:
         self._headers: list[tuple[str, str]] = []
         self._chunks: list[bytes] = []  # from write() of PEP 3333, and the pieces made so far
         self._pieces: Generator[bytes, None, None] | None = None
+        self.is_compressing = False  # the answer is complete, and the pieces are those of its compressed form
         self.deferred: Future[Chunks] | None = None  # the answer comes later: see `finish_deferred`
         self._request: tuple[CallingWorker, WSGIEnvironment, str]  # the request that is answered in pieces or deferred
 
@@ -89,7 +110,8 @@ class WsgiCall:
     def begin(self, worker: CallingWorker, environ: WSGIEnvironment, persistence: str) -> bytes | None:
         """Like `answer`, but return None when the answer is not complete.
 
-        Then either the application makes it in pieces (see `make_piece`), or it is `deferred`.
+        Then it is made in pieces (see `make_piece`), by the application or because it is compressed; or it is
+        `deferred`.
         """
         self.status = ""
         try:
@@ -112,19 +134,24 @@ class WsgiCall:
     def make_piece(self) -> bytes | None:
         """Take one more piece from the application. Returns the whole answer when that piece was the last."""
         assert self._pieces is not None
+        request = self._request
         try:
             self._chunks.append(next(self._pieces))
             return None
         except StopIteration:
-            answer = self._complete_pieces()
+            self._pieces = None
+            del self._request
+            return self._complete_pieces(*request)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - as in `begin`
-            answer = self._fail(*self._request, error)
-        self._pieces = None
-        del self._request
-        return answer
+            self._pieces = None
+            del self._request
+            return self._fail(*request, error)
 
-    def finish_deferred(self, *, is_wanted: bool) -> bytes:
-        """Return the answer of a deferred call whose future is done; empty unless it `is_wanted`."""
+    def finish_deferred(self, *, is_wanted: bool) -> bytes | None:
+        """Return the answer of a deferred call whose future is done; empty unless it `is_wanted`.
+
+        None when the answer is now compressed, in pieces.
+        """
         assert self.deferred is not None
         deferred, self.deferred = self.deferred, None
         request = self._request
@@ -139,25 +166,47 @@ class WsgiCall:
                 return self._fail(*request, error)
         return b""
 
-    def _complete_pieces(self) -> bytes:
+    def _complete_pieces(self, worker: CallingWorker, environ: WSGIEnvironment, persistence: str) -> bytes | None:
         try:
-            return self._complete(*self._request, b"")
+            return self._complete(worker, environ, persistence, b"")
         except Exception as error:  # noqa: BLE001 - an invalid status or header cannot be sent
-            return self._fail(*self._request, error)
+            return self._fail(worker, environ, persistence, error)
 
-    def _complete(self, worker: CallingWorker, environ: WSGIEnvironment, persistence: str, body: bytes) -> bytes:
+    def _complete(self, worker: CallingWorker, environ: WSGIEnvironment, persistence: str, body: bytes) -> bytes | None:
         if self._chunks:
             body = b"".join(self._chunks) + body
             self._chunks.clear()
+        if len(body) >= COMPRESSED_SIZE_MIN and self._must_compress(worker, environ, body):
+            self._pieces, self._request = compress(body), (worker, environ, persistence)
+            return None
         self.persistence = CLOSE if worker.draining and not self.is_followed else persistence
         answer = self._serialise(worker, environ, body)
+        self.is_compressing = False
         if worker.logs_requests:
             worker.request_log.write(environ, int(self.status[:3]), len(answer))
         return answer
 
+    def _must_compress(self, worker: CallingWorker, environ: WSGIEnvironment, body: bytes) -> bool:
+        """Return whether to compress a large answer now; False when it is compressed already."""
+        if self.is_compressing or environ["REQUEST_METHOD"] == "HEAD" or environ["PATH_INFO"] not in worker.compressed:
+            return False
+        self.is_compressing = (
+            len(body) <= COMPRESSED_SIZE_MAX
+            and len(worker.long_answers) < WAITING_COUNT_MAX
+            and self._is_compressible(environ)
+        )
+        return self.is_compressing
+
+    def _is_compressible(self, environ: WSGIEnvironment) -> bool:
+        """Return whether the client accepts gzip, and the application has set no coding of its own."""
+        if not accepts_gzip(environ.get("HTTP_ACCEPT_ENCODING", "")) or self.status.startswith(BODILESS):
+            return False
+        return all(name.lower() != "content-encoding" for name, _ in self._headers)
+
     def _fail(self, worker: CallingWorker, environ: WSGIEnvironment, persistence: str, error: BaseException) -> bytes:
         """Log `error`, and return the answer 500, or 503 when memory ran out."""
         self._chunks.clear()
+        self.is_compressing = False
         self.persistence = CLOSE if worker.draining and not self.is_followed else persistence
         method = environ["REQUEST_METHOD"]
         worker.log.error(
@@ -203,8 +252,18 @@ class WsgiCall:
         if self.status.startswith(BODILESS):
             return (head + "\r\n").encode("latin-1")
         if environ["REQUEST_METHOD"] == "HEAD":
-            return f"{head}{self._length_line(len(body))}\r\n".encode("latin-1")
+            return (head + self._lines_of_head(worker, environ, len(body)) + "\r\n").encode("latin-1")
+        if len(body) >= COMPRESSED_SIZE_MIN or self.is_compressing:
+            head += ENCODED if self.is_compressing else VARY if environ["PATH_INFO"] in worker.compressed else ""
         return f"{head}Content-Length: {len(body)}\r\n\r\n".encode("latin-1") + body
+
+    def _lines_of_head(self, worker: CallingWorker, environ: WSGIEnvironment, size: int) -> str:
+        """Return the lines on coding and length of an answer to HEAD; GET would have had `size` bytes, if not 0."""
+        if environ["PATH_INFO"] not in worker.compressed:
+            return self._length_line(size)
+        if size >= COMPRESSED_SIZE_MIN and self._is_compressible(environ):
+            return ENCODED  # the length would be known only after compressing
+        return VARY + self._length_line(size)
 
     def _length_line(self, size: int) -> str:
         """Return the line with the length that the answer to GET would have had; empty when that is unknown.

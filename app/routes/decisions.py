@@ -139,7 +139,7 @@ class DecisionsResource:
             refusals=(
                 "position_gone", "other_boot", "position_unknown", DECISIONS_PAGE.code, "field_invalid", *STORE,
             ),
-            in_pieces=True,
+            compressed=True, in_pieces=True,
         )
     }  # fmt: skip
 

@@ -20,7 +20,7 @@ from msgspec import Meta, structs
 
 from app.api.access.audit_log import AuditLog
 from app.api.codec.body_errors import DECODE_ERRORS, refuse_body, refuse_repeats
-from app.api.codec.media_types import JSON, encode
+from app.api.codec.media_types import JSON, check_charset, encode
 from app.api.context import Context
 from app.api.fields import BootId, Position, component
 from app.api.operation import Operation
@@ -136,12 +136,14 @@ class GovernorResource:
 
     def _read(self, request: falcon.Request) -> dict[str, dict[str, Any]]:
         """Return the values to change, by section and name. Raises Problem."""
-        media = request.env.get("CONTENT_TYPE", JSON).partition(";")[0].strip().lower()
+        content_type = request.env.get("CONTENT_TYPE", JSON)
+        media = content_type.partition(";")[0].strip().lower()
         if media not in (JSON, MERGE_PATCH):
             raise Problem(
                 415, "unsupported_media_type", f"Content-Type is {media[:40]!r}; expected {JSON} or {MERGE_PATCH}",
                 field="Content-Type", expected=f"{JSON} or {MERGE_PATCH}",
             )  # fmt: skip
+        check_charset(content_type)
         body = request.env["wsgi.input"].read()
         try:
             changes: dict[str, dict[str, Any]] = msgspec.to_builtins(self.decode(body))

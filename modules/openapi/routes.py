@@ -31,7 +31,12 @@ class DocumentResource:
         role = role_of(context)
         self.operations: Mapping[str, Operation] = {
             "GET": Operation(
-                "Return this API as an OpenAPI 3.1 document.", role, dict[str, Any], refusals=_UNAVAILABLE, blocks=True
+                "Return this API as an OpenAPI 3.1 document.",
+                role,
+                dict[str, Any],
+                refusals=_UNAVAILABLE,
+                compressed=True,
+                blocks=True,
             )
         }
         self._context = context
@@ -63,7 +68,14 @@ class PageResource:
     def __init__(self, context: ModuleContext, document: DocumentResource) -> None:
         role = role_of(context)
         self.operations: Mapping[str, Operation] = {
-            "GET": Operation("Return this API as a page for people.", role, HTML, refusals=_UNAVAILABLE, blocks=True)
+            "GET": Operation(
+                "Return this API as a page for people.",
+                role,
+                HTML,
+                refusals=_UNAVAILABLE,
+                compressed=True,
+                blocks=True,
+            )
         }
         self._document = document
         self._made_of = b""

@@ -32,7 +32,7 @@ _BEGINNINGS: Final = (
     (b"\xff\xfe", "is UTF-16 or UTF-32", "JSON in UTF-8"),
     (b"\xfe\xff", "is UTF-16 or UTF-32", "JSON in UTF-8"),
     (b"\0\0\xfe\xff", "is UTF-16 or UTF-32", "JSON in UTF-8"),
-    (b"\x1f\x8b", "is compressed with gzip", "JSON that is not compressed"),
+    (b"\x1f\x8b", "is compressed with gzip", "the field Content-Encoding: gzip, or JSON that is not compressed"),
 )
 
 

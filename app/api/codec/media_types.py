@@ -1,5 +1,6 @@
 """Media types: the three of bodies that carry vectors, and the one of responses."""
 
+import re
 from typing import Final
 from wsgiref.types import WSGIEnvironment
 
@@ -10,6 +11,8 @@ from app.api.problem import Problem
 JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
 RAW: Final = "application/octet-stream"
+
+_CHARSET: Final = re.compile(r';\s*charset\s*=\s*"?([^\s;"]*)', re.IGNORECASE)
 
 encode = msgspec.json.Encoder().encode
 
@@ -25,4 +28,20 @@ def media_type(environ: WSGIEnvironment) -> str:
             415, "unsupported_media_type", f"Content-Type is {bare[:40]!r}; expected {JSON}, {MSGPACK} or {RAW}",
             field="Content-Type", expected=f"{JSON}, {MSGPACK} or {RAW}",
         )  # fmt: skip
+    if bare == JSON:
+        check_charset(media)
     return str(bare)
+
+
+def check_charset(content_type: str) -> None:
+    """Raise 415 when a Content-Type says that JSON is in another encoding than UTF-8.
+
+    RFC 8259 §8.1 allows no other, and §11 defines no parameter `charset`. Bytes in another one may be valid UTF-8 by
+    chance, and would be stored as another text.
+    """
+    charset = _CHARSET.search(content_type)
+    if charset is not None and charset[1].lower() not in {"utf-8", "utf8", "us-ascii"}:
+        raise Problem(
+            415, "unsupported_media_type", f"Content-Type has the charset {charset[1][:40]!r}; expected utf-8",
+            field="Content-Type", expected="utf-8",
+        )  # fmt: skip

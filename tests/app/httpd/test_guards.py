@@ -4,6 +4,7 @@ Every guard is tried in one piece and byte by byte (so that a read ends at every
 and pipelined behind a good request, whose answer must come first and whole.
 """
 
+import gzip
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -37,6 +38,7 @@ from tests.app.httpd.serving import (
     serving,
 )
 
+GZIP = gzip.compress(b"hello", mtime=0)
 GUARDS: dict[str, tuple[bytes, int, str]] = {
     # RFC 9112 §3.2: Host
     "no host": (b"GET / HTTP/1.1\r\n\r\n", 400, "host_missing"),
@@ -116,6 +118,32 @@ GUARDS: dict[str, tuple[bytes, int, str]] = {
     "endless target": (b"GET /" + b"a" * 65_536, 414, "request_line_too_long"),
     "endless trailer": (post(CHUNKED, b"0\r\na: " + b"b" * 65_536), 431, "headers_too_large"),
     "endless chunk extension": (post(CHUNKED, b"5;" + b"a" * 65_536), 431, "headers_too_large"),
+    # RFC 9110 §8.4 and §14.5: what the bytes of a body are
+    "unknown content coding": (
+        post(b"Content-Encoding: br\r\nContent-Length: 5\r\n", b"hello"), 415, "content_encoding_unsupported",
+    ),
+    "two content codings": (
+        post(b"Content-Encoding: gzip\r\nContent-Encoding: gzip\r\nContent-Length: 40\r\n", bytes(40)), 415,
+        "content_encoding_unsupported",
+    ),
+    "plain body as gzip": (
+        post(b"Content-Encoding: gzip\r\nContent-Length: 5\r\n", b"hello"), 400, "content_encoding_invalid",
+    ),
+    "truncated gzip": (
+        post(b"Content-Encoding: gzip\r\nContent-Length: %d\r\n" % len(GZIP[:-1]), GZIP[:-1]), 400,
+        "content_encoding_invalid",
+    ),
+    "gzip with a wrong checksum": (
+        post(b"Content-Encoding: gzip\r\nContent-Length: %d\r\n" % len(GZIP), GZIP[:-8] + bytes(4) + GZIP[-4:]), 400,
+        "content_encoding_invalid",
+    ),
+    "bytes after gzip": (
+        post(b"Content-Encoding: gzip\r\n" + CHUNKED, b"%x\r\n%s!\r\n" % (len(GZIP) + 1, GZIP) + LAST_CHUNK), 400,
+        "content_encoding_invalid",
+    ),
+    "part of a body": (
+        post(b"Content-Range: bytes 0-4/10\r\nContent-Length: 5\r\n", b"hello"), 400, "content_range_unsupported",
+    ),
     # duplicates and expectations
     "two authorizations": (get(b"/", b"Authorization: a\r\nAuthorization: a\r\n"), 400, "duplicate_field"),
     "two content types": (post(b"Content-Type: a/b\r\ncontent-type: a/b\r\n"), 400, "duplicate_field"),

@@ -1,6 +1,9 @@
 """Body sizes: an event fits in every form that it may have, and a larger body is not read."""
 
+import contextlib
+import gzip
 import json
+import random
 import socket
 from typing import Any, Final
 
@@ -95,3 +98,43 @@ def test_the_size_of_a_chunked_body_is_limited(still_server: LiveServer) -> None
 
     assert (answer.status, json.loads(answer.read())["code"]) == (413, "body_too_large")
     connection.close()
+
+
+def test_the_size_of_a_body_in_gzip_is_that_of_what_it_holds(still_server: LiveServer) -> None:
+    """Accepted up to the maximum size of the operation, refused above it; what is refused moves nothing."""
+    event = {"event_vector": EXAMPLE, "moral_value": 0.0}
+    cases: list[tuple[str, Any, int]] = [
+        ("/event", event, EVENT), ("/events", [event], EVENT), ("/recall", {"vector": EXAMPLE}, QUERY),
+    ]  # fmt: skip
+    for path, document, size in cases:
+        fits, above = padded(document, size), padded(document, size + 1)
+        before = still_server.state()["total_events_processed"]
+
+        assert post(still_server, path, in_gzip(fits)).status == 200
+        found = problem(post(still_server, path, in_gzip(above)))
+        assert (found["status"], found["code"], found["field"]) == (413, "body_too_large", "body")
+        assert still_server.state()["total_events_processed"] - before == (path != "/recall")
+
+
+def test_a_body_in_gzip_that_expands_beyond_its_operation_is_not_read(still_server: LiveServer) -> None:
+    """A megabyte of digits is refused when it has grown above what an event may have, not when it is complete."""
+    digits = bytes(random.Random(7).choices(b"0123456789", k=1_000_000))
+
+    packed = gzip.compress(digits)
+    pieces = iter([packed[i : i + 1_000] for i in range(0, len(packed), 1_000)])
+    connection = still_server.connect()
+    with contextlib.suppress(OSError):  # the server closes as soon as it has refused
+        headers = {"Content-Type": JSON, "Content-Encoding": "gzip"}
+        connection.request("POST", "/event", pieces, headers, encode_chunked=True)
+
+    answer = connection.getresponse()
+    found = json.loads(answer.read())
+    connection.close()
+
+    assert (answer.status, found["code"]) == (413, "body_too_large")
+    assert int(found["detail"].split()[1]) < 250_000
+
+
+def in_gzip(body: Body) -> Body:
+    """Return a body with the content coding gzip."""
+    return Body(gzip.compress(body.content), {**body.headers, "Content-Encoding": "gzip"})
