@@ -79,6 +79,13 @@ BODY_SECONDS: Final = Limit(
 WRITE_SECONDS: Final = Limit(
     10, "seconds", 0, "write_timeout", "a peer that reads nothing for this long counts as gone"
 )
+READ_RATE: Final = Limit(
+    4_096,
+    "bytes a second",
+    0,
+    "write_timeout",
+    "a peer that reads at this rate gets its whole answer, whatever its size",
+)
 KEEPALIVE_SECONDS: Final = Limit(75, "seconds", 0, "keepalive_timeout", "longer than the 60 s of common load balancers")
 IDLE_SECONDS: Final = Limit(
     1, "second", 0, "idle_made_room", "idle time after which a full or draining worker may close a connection"

@@ -466,6 +466,11 @@ class Connection(asyncio.Protocol):
         self._stop_serving()
         self._transport.abort()
 
+    def abort_reading(self, limit: Limit, what: str) -> None:
+        """Close at once, like `abort`, because of how the peer reads its answers; logs bytes and rate."""
+        self.worker.slow_readers.log_disconnected(self._client[0], self.writer.reading(self.worker.now), limit)
+        self.abort(limit, what)
+
     def _stop_serving(self) -> None:
         """Parse and write nothing more. The client may still read what was written."""
         self.state = LINGERING

@@ -2,8 +2,9 @@
 
 Deadlines are absolute, so a client that sends one byte a second is disconnected like one that sends none. There
 are deadlines for the silence between requests, for a head (from its first byte), for a body (from the end of its head),
-for answers (from their writing until the kernel has accepted them, `app.httpd.write_buffer`), and for lingering. While
-a request waits for the server, only the write deadline runs.
+for answers (until the kernel has accepted them), and for lingering. Only the one for answers is moved by progress
+(`app.httpd.write_buffer`): a client can send smaller bodies, but cannot ask for a smaller answer. While a request waits
+for the server, only the write deadline runs.
 
 Which state has which deadline: the table in `app.httpd.connection_state`. Times are in seconds on the worker's clock.
 """
@@ -52,6 +53,9 @@ class TimedConnection(SweptConnection, Protocol):
     def abort(self, limit: Limit, what: str) -> None:
         """Close at once and report the limit."""
 
+    def abort_reading(self, limit: Limit, what: str) -> None:
+        """Like `abort`, for a peer that has not read its answers; logs how it was reading them."""
+
 
 def check_deadlines(connection: TimedConnection) -> bool:
     """Close `connection` when one of its deadlines is over, and tell the sweep when it is idle.
@@ -62,7 +66,7 @@ def check_deadlines(connection: TimedConnection) -> bool:
     now, state = worker.now, connection.state
     exceeded = connection.writer.check_deadline(now)
     if exceeded is WRITE_SECONDS:
-        connection.abort(exceeded, "The peer did not take its answer in time and is disconnected")
+        connection.abort_reading(exceeded, "The peer did not take its answer in time and is disconnected")
         return True
     if exceeded is not None:
         connection.report_limit(exceeded, "The peer does not take its answers and gets no more until it does")

@@ -1,7 +1,7 @@
 """Caps the answer bytes that slow readers leave in the memory of one worker.
 
-Each peer has WRITE_SECONDS to read its answers. A few hundred peers that read the largest answers slowly would fill the
-memory within that time. Above ANSWERS_SIZE the slowest reader is disconnected, so the sum stays bounded and no other
+A peer may read its answers as slowly as READ_RATE. A few hundred peers that do so with the largest answers would fill
+the memory. Above ANSWERS_SIZE the slowest reader is disconnected, so the sum stays bounded and no other
 client waits. Slowest means: the largest bytes_left / read_rate.
 
 Invariants: `size` is never less than what the readers have left. Above twice ANSWERS_SIZE (`is_full`) requests are
@@ -16,8 +16,10 @@ most 64 MiB / 64 kB = 1,024 are measured, in 0.3 ms.
 """
 
 from collections.abc import Callable
+from logging import Logger
 from typing import TYPE_CHECKING, Final, Protocol
 
+from app.httpd.write_buffer import Reading
 from core.limits import ANSWERS_SIZE, WRITE_BUFFER_SIZE, Limit
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 # Answers are written faster than the fastest peer can read, a hundred in one turn of the loop. So readers get this long
 # to read before the slowest one is chosen.
 CHECK_DELAY_SECONDS: Final = 0.05
+LOG_INTERVAL_SECONDS: Final = 1.0
 _FULL_SIZE: Final = 2 * ANSWERS_SIZE.value
 
 
@@ -36,8 +39,8 @@ class ReadingConnection(Protocol):
     def pending_size(self) -> int:
         """Bytes that were written and that the kernel has not accepted yet."""
 
-    def abort(self, limit: Limit, what: str) -> object:
-        """Close the connection at once and report the limit."""
+    def abort_reading(self, limit: Limit, what: str) -> object:
+        """Close the connection at once, report the limit, and log how the peer was reading."""
 
 
 class SlowReader:
@@ -63,7 +66,7 @@ class SlowReader:
 class SlowReaders:
     """The slow readers of one worker."""
 
-    def __init__(self, loop: "AbstractEventLoop", now: Callable[[], float]) -> None:
+    def __init__(self, loop: "AbstractEventLoop", now: Callable[[], float], log: Logger) -> None:
         """`now` returns seconds on the worker's clock (`WorkerState.now`)."""
         self.size = 0  # bytes left by all readers when they were last measured
         self.is_full = False
@@ -71,6 +74,24 @@ class SlowReaders:
         self._now = now
         self._readers: dict[ReadingConnection, SlowReader] = {}
         self._is_check_scheduled = False
+        self._log = log
+        self._logged_at = -LOG_INTERVAL_SECONDS
+        self._suppressed_count = 0  # disconnected since the last line, without one of their own
+
+    def log_disconnected(self, address: str, reading: Reading, limit: Limit) -> None:
+        """Log how a peer was reading that is disconnected for it: one line a second, with the number of the others."""
+        now = self._now()
+        if now - self._logged_at < LOG_INTERVAL_SECONDS:
+            self._suppressed_count += 1
+            return
+        others = f" ({self._suppressed_count} more since the last such line)" if self._suppressed_count else ""
+        self._logged_at, self._suppressed_count = now, 0
+        self._log.info(
+            "A client read its answers too slowly and was disconnected: %d bytes read, %d left, %.0f bytes a second "
+            "over %.0f s%s",
+            reading.bytes_read, reading.bytes_left, reading.rate, reading.seconds, others,
+            extra={"code": limit.code, "address": address},
+        )  # fmt: skip
 
     def add(self, connection: ReadingConnection) -> None:
         """Count the pending bytes of `connection` from now on, because its write buffer is over the limit."""
@@ -106,6 +127,6 @@ class SlowReaders:
             connection, reader = remaining.pop()
             size -= reader.bytes_left
             reader.is_disconnected = True  # its memory is freed in the loop's next turn, in `connection_lost`
-            connection.abort(
+            connection.abort_reading(
                 ANSWERS_SIZE, "Unread answers exceed the worker's limit; the slowest reader is disconnected"
             )

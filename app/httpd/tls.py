@@ -20,11 +20,11 @@ from typing import Any, Final
 
 from uvloop.loop import SSLProtocol  # type: ignore[attr-defined]  # missing from uvloop's stubs
 
-from core.limits import HEADERS_SECONDS, WRITE_SECONDS
+from core.limits import ANSWERS_SIZE, HEADERS_SECONDS, READ_RATE
 
-# Longer than the connection's own deadlines, which end it first: the peer has WRITE_SECONDS for what was written when
-# the deadline was set, and WRITE_SECONDS again for what was written after that.
-_SHUTDOWN_SECONDS: Final = 3 * WRITE_SECONDS.value
+# Longer than the connection's own deadlines, which end it first: the slowest reader may take so long for the most that
+# can wait for it (`app.httpd.write_buffer`).
+_SHUTDOWN_SECONDS: Final = 2 * ANSWERS_SIZE.value // READ_RATE.value
 _UNLIMITED: Final = 2**31 - 1
 
 

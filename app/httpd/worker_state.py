@@ -93,7 +93,7 @@ class WorkerState:
         self.pipelines = ByteBudget(PIPELINES_SIZE, "pipelined requests; send one at a time")
         self.fair_queue = FairQueue(loop, clock)
         self.long_answers = LongAnswerQueue(loop)
-        self.slow_readers = SlowReaders(loop, lambda: self.now)
+        self.slow_readers = SlowReaders(loop, lambda: self.now, log)
         self.deadline_sweep = DeadlineSweep(loop, self.connections)
         self.now = 0.0  # seconds since an arbitrary origin; see above
         self.date = ""

@@ -9,7 +9,7 @@ import ssl
 import pytest
 
 from app.httpd.worker_state import WorkerState
-from core.limits import IDLE_SECONDS, KEEPALIVE_SECONDS, LINGER_SECONDS
+from core.limits import IDLE_SECONDS, KEEPALIVE_SECONDS, LINGER_SECONDS, READ_RATE, WRITE_SECONDS
 from testing.eventually import HANG_SECONDS, eventually
 from tests.app.httpd.serving import (
     GOOD,
@@ -74,6 +74,52 @@ def test_write_deadline_disconnects_the_peer(tls: bool) -> None:
 
         assert dict(server.app.refusals) == {"reader_too_slow": 1, "write_timeout": 1}
         assert server.worker_state.slow_readers.size == 0
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+@pytest.mark.parametrize("last", [False, True], ids=["kept", "closed after it"])
+def test_steady_reader_gets_its_answer_whole(last: bool, tls: bool) -> None:
+    """A peer that reads 38 kB/s gets 2 MB: far longer than WRITE_SECONDS, whether or not it is the last answer."""
+    with serving(sndbuf=8_192, tls=tls) as server, connect(server, rcvbuf=8_192) as client:
+        server.app.size = 2_000_000
+        client.sendall(get(b"/big", b"Connection: close\r\n" if last else b""))
+        reader = AnswerReader(client)
+        rounds = 0
+        while b"\r\n\r\n" not in reader.buffer or len(reader.buffer) < server.app.size:
+            size = len(reader.buffer) + 38_000
+            while len(reader.buffer) < min(size, server.app.size):
+                reader.buffer += client.recv(4_096)
+            server.advance(1)
+            rounds += 1
+
+        assert len(reader.read_answer().body) == server.app.size
+        assert rounds > 4 * WRITE_SECONDS.value
+        if last:
+            reader.expect_end()
+        assert dict(server.app.refusals) == {"reader_too_slow": 1}
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+def test_trickling_reader_is_disconnected_and_logged(tls: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """A peer that makes progress, but less than READ_RATE, is disconnected; one line says how it was reading."""
+    caplog.set_level(logging.INFO, "test")
+    with serving(sndbuf=8_192, tls=tls) as server, connect(server, rcvbuf=8_192) as client:
+        server.app.size = 2_000_000
+        client.sendall(get(b"/big"))
+        eventually(lambda: "/big" in server.app.calls)
+        received, rounds = 0, 0
+        while not server.lost and rounds < 100:
+            received += len(client.recv(READ_RATE.value // 4))
+            server.advance(1)
+            rounds += 1
+        eventually(lambda: bool(server.lost))
+
+    (line,) = [record for record in caplog.records if record.levelno == logging.INFO]
+    assert (line.code, line.address) == ("write_timeout", "127.0.0.1")  # type: ignore[attr-defined]  # from `extra`
+    bytes_read, bytes_left, rate, seconds = line.args[:4]  # type: ignore[index,misc]  # four numbers
+    assert 0 < bytes_read + bytes_left <= server.app.size + 300_000  # on TLS, the framing is counted, too
+    assert WRITE_SECONDS.value < seconds < 100
+    assert rate == pytest.approx(bytes_read / seconds)
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
