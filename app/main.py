@@ -82,6 +82,7 @@ class Application:
         self._has_template_ways = False
         self.inline: frozenset[str] = frozenset()  # paths that are answered INLINE whatever the method
         self.compressed: set[str] = set()  # paths whose large answers may be sent in gzip
+        self.probes: set[str] = set()  # paths that are answered even above the cap of connections
         self.on_answer: Callable[[WSGIEnvironment, str], OnWritten | None] = lambda _environ, _status: None
         self.request_sample_ratio = 1.0
         self._router = DefaultRouter()
@@ -192,6 +193,8 @@ class Application:
         self._ways |= {key: way for key, way in ways.items() if way != INLINE}
         if any(operation.compressed for operation in resource.operations.values()):
             self.compressed.add(path)
+        if any(operation.probe for operation in resource.operations.values()):
+            self.probes.add(path)
         if not ways.keys() & self._ways.keys():
             self.inline |= {path}
         elif "{" in path:

@@ -90,6 +90,9 @@ KEEPALIVE_SECONDS: Final = Limit(75, "seconds", 0, "keepalive_timeout", "longer 
 IDLE_SECONDS: Final = Limit(
     1, "second", 0, "idle_made_room", "idle time after which a full or draining worker may close a connection"
 )
+PROBE_SECONDS: Final = Limit(
+    1, "second", 503, "too_many_connections", "time for the request of a client above the cap of connections"
+)
 LINGER_SECONDS: Final = Limit(
     2, "seconds", 0, "linger_timeout", "time for the peer to read the last answer and close (RFC 9112 §9.6)"
 )

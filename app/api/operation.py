@@ -50,6 +50,7 @@ class Operation(NamedTuple):
     # Of a batch: bytes of one item at most. In place of `cost`, the responder charges one token for each item, as soon
     # as it has counted them. A body whose size alone exceeds the client's burst is refused before it is read.
     item_size_max: int = 0
+    probe: bool = False  # answered even above the cap of connections, because the server is judged by it
     compressed: bool = False  # large responses are sent in gzip to clients that accept it
     blocks: bool = False  # runs on the worker's thread pool
     in_pieces: bool = False  # its response is a generator of pieces, each made in its own turn of the loop

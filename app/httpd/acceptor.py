@@ -7,9 +7,10 @@ what was rejected: docs/design/worker-lifecycle.md.
 Owns: the readers on the listening sockets, the number of open connections, and the three reasons not to accept:
 - ahead: more connections than the emptiest worker, plus slack. Checked again every few milliseconds; after
   YIELD_SECONDS_MAX a batch is accepted anyway, because the emptier worker may be stuck.
-- out of descriptors or memory (EMFILE and the like): a pause, and one log line per episode.
+- out of descriptors or memory (EMFILE and the like): a pause, and one log line per episode. For a descriptor, the
+  connection that has been idle longest is closed.
 - full: at `connections_max` the connection that has been idle longest is closed for the new one. When none is idle,
-  the new one gets 503 with Retry-After.
+  the new one is a `SurplusConnection`: a probe is answered, anything else gets 503 with Retry-After.
 """
 
 import asyncio
@@ -21,8 +22,9 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from app.httpd.connection import Connection
-from app.httpd.refusal import Refusal
-from app.httpd.request_names import peer_only_environ
+from app.httpd.connection_caps import ConnectionCaps
+from app.httpd.socket_address import peer_of
+from app.httpd.surplus_connection import SurplusConnection
 from app.httpd.tls import open_tls
 from app.httpd.worker_state import WorkerState
 from core.limits import KERNEL_BUFFER_SIZE
@@ -36,13 +38,12 @@ ACCEPTED_PER_SECOND: Final = 1_333
 YIELD_SECONDS: Final = 0.002
 YIELD_SECONDS_MAX: Final = 0.05
 NO_RESOURCES_PAUSE_SECONDS: Final = 0.2
-# Connections above the maximum that get a 503 at the same time. Beyond these, connections are closed without an answer.
-REFUSED_COUNT_MAX: Final = 64
+DESCRIPTOR_PAUSE_SECONDS: Final = 0.02  # after a connection was closed for its descriptor
 # Published by a worker that no longer accepts, so that the others do not take it for the emptiest one.
 NOT_ACCEPTING: Final = 2**31 - 1
-_TOO_MANY: Final = "too_many_connections"
 
 _NO_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 class Occupancy(Protocol):
@@ -76,11 +77,11 @@ class Acceptor:
         worker: WorkerState,
         listeners: Sequence[socket.socket],
         occupancy: Occupancy,
-        connections_max: int,
+        caps: ConnectionCaps,
         tls: ssl.SSLContext | None,
     ) -> None:
         """`listeners` are bound, listening and non-blocking."""
-        self.open_count = 0  # accepted and not yet closed, TLS handshakes included
+        self.open_count = 0  # accepted and not yet closed, TLS handshakes and surplus connections included
         for listener in listeners:
             # Without the option the kernel would hold up to 4 MB for each peer that does not read (tcp(7)). Accepted
             # sockets inherit the option.
@@ -90,7 +91,9 @@ class Acceptor:
         self._loop = worker.loop
         self._listeners = listeners
         self._occupancy = occupancy
-        self._connections_max = connections_max
+        self._caps = caps
+        # Connections above the cap, the oldest first, with the task that opens them.
+        self._surplus: dict[SurplusConnection, asyncio.Task[Any]] = {}
         self._tls = tls
         self._yielding_since: float | None = None
         self._batch_ended_at: float | None = None  # when the last batch ended, if more connections may have waited
@@ -121,7 +124,7 @@ class Acceptor:
     def accept_waiting(self) -> None:
         """Accept all waiting connections, even when ahead: when the whole server stops, no other worker will."""
         for listener in self._listeners:
-            self._accept(listener, self._connections_max)
+            self._accept(listener, self._caps.connections)
 
     def _on_readable(self, listener: socket.socket) -> None:
         if self._is_ahead():
@@ -173,19 +176,40 @@ class Acceptor:
                 return
         self._batch_ended_at = self._loop.time()
 
-    def _open(self, accepted: socket.socket, address: tuple[Any, ...]) -> None:
-        refusal = None
-        client = address[0], address[1]  # an IPv6 address has four parts; WSGI uses the first two
-        if self.open_count >= self._connections_max and not self._worker.deadline_sweep.close_longest_idle():
-            detail = f"This worker has its maximum of {self._connections_max} connections; try again in a second."
-            if self.open_count >= self._connections_max + REFUSED_COUNT_MAX:
-                accepted.close()
-                self._worker.report_refusal(_TOO_MANY, peer_only_environ(client), detail)
-                return
-            refusal = Refusal(503, _TOO_MANY, detail, retry_after=1)
+    def _open(self, accepted: socket.socket, name: Any) -> None:
+        """Open a connection on an accepted socket; `name` is that of its other end."""
+        client = peer_of(name)
+        if accepted.family == socket.AF_UNIX:
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BUFFER_SIZE.value)
+        is_full = self.open_count - len(self._surplus) >= self._caps.connections
+        if is_full and not self._worker.deadline_sweep.close_longest_idle():
+            self._open_surplus(accepted, client)
+        else:
+            self._start_opening(Connection(self._worker, client), accepted)
+
+    def _open_surplus(self, accepted: socket.socket, client: tuple[str, int]) -> None:
+        """Open a connection above the cap, in place of the oldest one if there are too many."""
+        if len(self._surplus) >= self._caps.surplus:
+            self._drop_oldest_surplus()
+        connection = SurplusConnection(self._worker, client, self._caps.connections, self._forget_surplus)
+        self._surplus[connection] = self._start_opening(connection, accepted)
+
+    def _forget_surplus(self, connection: SurplusConnection) -> None:
+        self._surplus.pop(connection, None)
+
+    def _drop_oldest_surplus(self) -> bool:
+        """Close the oldest connection above the cap; returns False when there is none."""
+        if not self._surplus:
+            return False
+        connection = next(iter(self._surplus))
+        opening = self._surplus.pop(connection)
+        if not connection.make_way():
+            opening.cancel()  # its TLS handshake is under way
+        return True
+
+    def _start_opening(self, connection: Connection, accepted: socket.socket) -> asyncio.Task[Any]:
         self.open_count += 1
         self._occupancy.publish(self.open_count)
-        connection = Connection(self._worker, client, refusal)
         handshake: Coroutine[Any, Any, object]
         if self._tls is None:
             handshake = self._loop.connect_accepted_socket(lambda: connection, accepted)
@@ -194,14 +218,18 @@ class Acceptor:
         opening = self._loop.create_task(handshake)
         self._openings.add(opening)
         opening.add_done_callback(partial(self._on_opened, connection))
+        return opening
 
     def _on_opened(self, connection: Connection, opening: asyncio.Task[Any]) -> None:
         self._openings.discard(opening)
-        if opening.cancelled() or opening.exception() is None:
-            return
-        # A failed handshake: plain HTTP on the TLS port, an unknown protocol, a port scan. There is nobody to answer,
-        # and nothing that an operator could fix.
-        self._worker.log.debug("A connection could not be opened: %r", opening.exception())
+        if not opening.cancelled():
+            if opening.exception() is None:
+                return
+            # A failed handshake: plain HTTP on the TLS port, an unknown protocol, a port scan. There is nobody to
+            # answer, and nothing that an operator could fix.
+            self._worker.log.debug("A connection could not be opened: %r", opening.exception())
+        if isinstance(connection, SurplusConnection):
+            self._forget_surplus(connection)
         if connection not in self._worker.connections:
             self._on_lost()
 
@@ -214,8 +242,10 @@ class Acceptor:
         if not self._is_out_of_resources:
             self._is_out_of_resources = True
             self._worker.log.error("Cannot accept connections for now: %s (%d are open)", error, self.open_count)
+        sweep = self._worker.deadline_sweep
+        is_freed = error.errno in _NO_DESCRIPTORS and (sweep.close_longest_idle() or self._drop_oldest_surplus())
         if not self._is_stopped:
-            self._suspend(NO_RESOURCES_PAUSE_SECONDS, self.start)
+            self._suspend(DESCRIPTOR_PAUSE_SECONDS if is_freed else NO_RESOURCES_PAUSE_SECONDS, self.start)
 
     def _end_episode(self) -> None:
         """Log that a shortage is over: no connection waits. A freed descriptor that is used at once does not end it."""

@@ -76,6 +76,8 @@ class Hooks(NamedTuple):
     way_of: Callable[[str, str], int] = _inline
     #: Paths whose large answers are sent in gzip to clients that accept it. The application may add to it at any time.
     compressed: Container[str] = frozenset()
+    #: Paths that are answered even above the cap of connections: probes and metrics, by which the server is judged.
+    probes: Container[str] = frozenset()
     #: `(environ)` → whether the server should read a body that is large, or that the client holds back (Expect:
     #: 100-continue). Called before the body arrives. After False the application is called with an empty body, and
     #: answers why it does not want the real one.

@@ -27,6 +27,7 @@ from app.httpd.request import BODY_RESERVED, REFUSAL_LINES
 from app.httpd.request_names import log_fields, peer_only_environ
 from app.httpd.request_parser import RequestParser
 from app.httpd.response import CLOSE, PERSIST, problem_answer, refusal_of, status_of
+from app.httpd.socket_address import server_of
 from app.httpd.worker_state import WorkerState
 from app.httpd.write_buffer import WriteBuffer
 from app.httpd.wsgi_call import WsgiCall
@@ -56,19 +57,18 @@ class Connection(asyncio.Protocol):
     """One client's connection."""
 
     __slots__ = (
-        "_call", "_client", "_is_reading", "_must_queue", "_peer_ended", "_pipeline", "_refusal", "_request",
-        "_transport", "deadline", "parser", "state", "worker", "writer",
+        "_call", "_client", "_is_reading", "_must_queue", "_peer_ended", "_pipeline", "_request", "_transport",
+        "deadline", "parser", "state", "worker", "writer",
     )  # fmt: skip
 
     _transport: asyncio.Transport
     parser: RequestParser
     writer: WriteBuffer
 
-    def __init__(self, worker: WorkerState, client: tuple[str, int], refusal: Refusal | None = None) -> None:
-        """`client` is the peer's (address, port). A `refusal` is sent at once; what the client sends is discarded."""
+    def __init__(self, worker: WorkerState, client: tuple[str, int]) -> None:
+        """`client` is the peer's (address, port), as `app.httpd.socket_address` has it."""
         self.worker = worker
         self._client = client
-        self._refusal = refusal
         self._call = WsgiCall()
         self._pipeline = Pipeline(worker.pipelines)
         self.state = READY  # 0, so `if self.state` reads "if not READY"
@@ -87,12 +87,10 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self.writer = WriteBuffer(self._transport)
         worker = self.worker
-        environ = base_environ(worker.scheme, transport.get_extra_info("sockname"), self._client)
-        reserve = worker.bodies.reserve
-        self.parser = RequestParser(environ, worker.request_names, worker.head_cache, self._on_request, reserve)
+        server = server_of(transport.get_extra_info("sockname"), worker.scheme)
+        environ = base_environ(worker.scheme, server, self._client)
+        self.parser = RequestParser(environ, worker.request_names, worker.head_cache, self._on_request, self._reserve)
         worker.connections.add(self)
-        if self._refusal is not None:
-            self.refuse(self._refusal)
 
     def data_received(self, data: bytes) -> None:
         if self.state >= CLOSING:
@@ -158,6 +156,10 @@ class Connection(asyncio.Protocol):
         self._must_queue = True
         self._serve(environ, persistence)
         return self.state < CLOSING
+
+    def _reserve(self, size: int, environ: WSGIEnvironment) -> None:
+        """Called before `size` more bytes of a large body are kept (`BodyAdmission.reserve`)."""
+        self.worker.bodies.reserve(size, environ)
 
     def _queue(self, environ: WSGIEnvironment, persistence: str) -> bool:
         try:

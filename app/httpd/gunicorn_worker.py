@@ -17,6 +17,7 @@ import faulthandler
 import gc
 import mmap
 import os
+import resource
 import signal
 import sys
 import time
@@ -28,6 +29,7 @@ from gunicorn.sock import ssl_context  # type: ignore[import-untyped]  # gunicor
 from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
 from app.httpd.acceptor import Acceptor, Occupancy, SingleWorker
+from app.httpd.connection_caps import ConnectionCaps, caps_of, count_descriptors
 from app.httpd.heap_trim import HeapTrim, share_one_heap
 from app.httpd.worker_state import WorkerState
 
@@ -150,9 +152,7 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
             retire=self._retire,
         )
         listeners = [listener.sock for listener in self.sockets]
-        self._acceptor = Acceptor(
-            self.worker_state, listeners, self.occupancy, self.cfg.worker_connections, self._tls()
-        )
+        self._acceptor = Acceptor(self.worker_state, listeners, self.occupancy, self._caps(), self._tls())
         self.booted = True
         _booted[0] = self._booted_here[0] = 1
         gc.freeze()  # objects that exist now live as long as the worker
@@ -163,6 +163,18 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
             loop.run_forever()
         finally:
             self._clean_up()
+
+    def _caps(self) -> ConnectionCaps:
+        """Return how many connections this worker holds, and log when its descriptors do not suffice for all."""
+        configured, used = self.cfg.worker_connections, count_descriptors()
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        caps = caps_of(configured, sys.maxsize if limit == resource.RLIM_INFINITY else limit, used)
+        if caps.connections < configured:
+            self.log.warning(
+                "This worker holds at most %d connections, not %d: RLIMIT_NOFILE is %d, and %d files are open",
+                caps.connections, configured, limit, used,
+            )  # fmt: skip
+        return caps
 
     def _tls(self) -> Any:
         if not self.cfg.is_ssl:

@@ -79,8 +79,12 @@ async def open_tls(
 ) -> None:
     """Open `connection` on the socket `accepted` after a TLS handshake. Raises what made the handshake fail."""
     opened: asyncio.Future[None] = loop.create_future()
-    await loop.connect_accepted_socket(lambda: TlsLayer(loop, connection, context, opened), accepted)
-    await opened
+    transport, _ = await loop.connect_accepted_socket(lambda: TlsLayer(loop, connection, context, opened), accepted)
+    try:
+        await opened
+    except asyncio.CancelledError:
+        transport.abort()
+        raise
 
 
 def limit_socket_buffer(transport: asyncio.Transport, size_max: int) -> asyncio.Transport:

@@ -73,6 +73,7 @@ class WorkerState:
         self.inline = hooks.inline
         self.way_of = hooks.way_of
         self.compressed = hooks.compressed
+        self.probes = hooks.probes
         self.on_answer = hooks.on_answer
         self._on_refusal = hooks.on_refusal
         self.default_headers = DefaultHeaders(hooks.default_headers, secure=scheme == "https")

@@ -2,18 +2,18 @@
 
 Each connection needs a descriptor, and the usual soft limit of 1,024 is a default for shells. The arbiter raises its
 soft limit up to the hard limit, and its children inherit it. Only the operator can raise the hard limit: if it is too
-low, one warning names both numbers, and a worker without free descriptors stops accepting for a while
-(`app.httpd.acceptor`).
+low, one warning names both numbers, and a worker holds no more connections than it has descriptors for
+(`app.httpd.connection_caps`).
 """
 
 import logging
 import resource
 from typing import Final
 
-from app.httpd.acceptor import REFUSED_COUNT_MAX
+from app.httpd.connection_caps import SURPLUS_COUNT_MAX
 
-# Listening sockets, the loop, the block, logs, metric files; and connections that are accepted only to be refused.
-_OTHERS_COUNT: Final = 64 + REFUSED_COUNT_MAX
+# Listening sockets, the loop, the block, logs, metric files; and connections above the cap.
+_OTHERS_COUNT: Final = 64 + SURPLUS_COUNT_MAX
 
 log = logging.getLogger("mlsdm.server")
 

@@ -164,7 +164,7 @@ class LivenessResource:
     """GET /health/liveness."""
 
     operations: ClassVar[Mapping[str, Operation]] = {
-        "GET": Operation("Report that the process is alive.", None, LivenessView)
+        "GET": Operation("Report that the process is alive.", None, LivenessView, probe=True)
     }
 
     def __init__(self) -> None:
@@ -192,6 +192,7 @@ class ReadinessResource:
             None,
             ReadinessView,
             other_responses={503: ReadinessView},
+            probe=True,
         )
     }
 
@@ -303,7 +304,7 @@ class DetailedResource:
     """GET /health/detailed."""
 
     operations: ClassVar[Mapping[str, Operation]] = {
-        "GET": Operation("Show machine, memory and governor at a glance.", None, DetailedView)
+        "GET": Operation("Show machine, memory and governor at a glance.", None, DetailedView, probe=True)
     }
 
     def __init__(self, context: Context, readiness: ReadinessResource) -> None:

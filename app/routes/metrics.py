@@ -266,7 +266,9 @@ class MetricsResource:
     """GET /health/metrics and /metrics."""
 
     operations: ClassVar[Mapping[str, Operation]] = {
-        "GET": Operation("Return metrics for Prometheus.", None, exposition.CONTENT_TYPE_LATEST, compressed=True)
+        "GET": Operation(
+            "Return metrics for Prometheus.", None, exposition.CONTENT_TYPE_LATEST, probe=True, compressed=True
+        )
     }
 
     def __init__(self, context: Context, is_ready: Callable[[], bool], *collectors: Collector) -> None:

@@ -50,7 +50,14 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
         int, describe("Worker processes; 0 starts one per core of the container.", "processes", ge=0, le=WORKERS_MAX)
     ] = 0
     connections_max: Annotated[
-        int, describe("Maximum number of open connections per worker.", "connections", ge=1, le=65_536)
+        int,
+        describe(
+            "Maximum number of open connections per worker, fewer if RLIMIT_NOFILE is too low. Above it, only probes "
+            "and metrics are answered.",
+            "connections",
+            ge=1,
+            le=65_536,
+        ),
     ] = 1024
     deferred_max: Annotated[
         int,

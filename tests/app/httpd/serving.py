@@ -22,7 +22,6 @@ from typing import Any
 import uvloop
 
 from app.httpd.connection import Connection
-from app.httpd.refusal import Refusal
 from app.httpd.tls import TlsLayer
 from app.httpd.worker_state import WorkerState
 from testing.eventually import HANG_SECONDS, eventually
@@ -150,7 +149,6 @@ def serving(
     protocol: type[Connection] = Connection,
     clock_step: float = 0.0,
     sndbuf: int = 0,
-    refusal: Refusal | None = None,
     tls: bool = False,
 ) -> Iterator[RunningServer]:
     """Serve `app`, an EchoApplication by default.
@@ -181,7 +179,7 @@ def serving(
         worker_state = WorkerState(app, loop, logging.getLogger("test"), scheme=scheme, clock=clock)
 
         def make() -> Any:
-            connection = RegisteredConnection(worker_state, ("127.0.0.1", 4242), refusal)
+            connection = RegisteredConnection(worker_state, ("127.0.0.1", 4242))
             return connection if context is None else TlsLayer(loop, connection, context)
 
         holder.append(RunningServer(listener.getsockname(), worker_state, loop, app, trust))

@@ -7,6 +7,7 @@ import socket
 import time
 
 from app.httpd.acceptor import BATCH_COUNT, Acceptor, SingleWorker
+from app.httpd.connection_caps import ConnectionCaps
 from app.httpd.worker_state import WorkerState
 from core.limits import KERNEL_BUFFER_SIZE
 from testing.eventually import HANG_SECONDS
@@ -17,7 +18,7 @@ def test_accepted_sockets_inherit_the_bound_on_unsent_bytes() -> None:
     loop = asyncio.new_event_loop()
     worker_state = WorkerState(lambda _environ, _start_response: [], loop, logging.getLogger("test"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        Acceptor(worker_state, [listener], SingleWorker(), 1, None)
+        Acceptor(worker_state, [listener], SingleWorker(), ConnectionCaps(1, 1), None)
         with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == KERNEL_BUFFER_SIZE.value
     loop.close()
@@ -33,7 +34,7 @@ def test_long_turns_accept_more_connections() -> None:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2 * count))
         listener.setblocking(False)
         clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(count)]
-        acceptor = Acceptor(worker_state, [listener], SingleWorker(), 2 * count, None)
+        acceptor = Acceptor(worker_state, [listener], SingleWorker(), ConnectionCaps(2 * count, 1), None)
 
         def busy() -> None:
             turns[0] += 1

@@ -7,7 +7,6 @@ from collections import Counter
 import pytest
 
 from app.httpd.fair_queue import TURN_COUNT
-from app.httpd.refusal import Refusal
 from app.httpd.request_parser import LARGE_BODY_SIZE
 from core.limits import (
     ANSWERS_SIZE,
@@ -416,16 +415,3 @@ def test_unwanted_large_body_takes_no_memory(before: bytes, framing: bytes, sent
         client.sendall(GOOD)
         reader.expect_end()
         assert "/good" not in server.app.calls
-
-
-def test_connection_that_is_refused_at_once() -> None:
-    """A connection that is created with a refusal sends it at once and closes."""
-    with (
-        serving(refusal=Refusal(503, "too_many_connections", "Full.", retry_after=1)) as server,
-        connect(server) as client,
-    ):
-        reader = AnswerReader(client)
-        answer = reader.read_answer()
-
-        assert (answer.status, answer.headers["retry-after"], answer.headers["connection"]) == (503, "1", "close")
-        reader.expect_end()

@@ -28,6 +28,7 @@ import psutil
 import pytest
 
 import app.httpd.gunicorn_worker
+from app.httpd.connection_caps import SURPLUS_COUNT_MAX
 from app.httpd.gunicorn_worker import BEAT_SECONDS
 from core.limits import IDLE_SECONDS, LINGER_SECONDS
 from testing.eventually import HANG_SECONDS, eventually
@@ -348,6 +349,46 @@ def test_too_many_connections(tmp_path: Path) -> None:
             assert client.getresponse().status == 200
 
 
+PROBED = """
+class Probed(App):
+    probes = {"/probe"}
+app = Probed()
+"""
+
+
+def test_probes_are_answered_above_the_maximum(tmp_path: Path) -> None:
+    """In a full worker, among more clients above the maximum than it holds, a probe is answered, and nothing else."""
+    with gunicorn(tmp_path, "--worker-connections", "3", app=APP + PROBED) as server:
+        busy = [start_request(server) for _ in range(3)]
+        silent = [server.connect() for _ in range(SURPLUS_COUNT_MAX + 20)]
+        for _ in range(3):
+            assert fetch(server.connect(), "/probe")["connection"] == "close"
+        refused = server.connect()
+        refused.request("GET", "/")
+        assert refused.getresponse().status == 503
+        for client in busy:
+            assert client.sock is not None
+            client.sock.sendall(b"cd")
+            assert client.getresponse().status == 200
+        assert {client.sock.recv(65_536)[:12] for client in silent[-20:] if client.sock is not None} == {
+            b"HTTP/1.1 503"
+        }
+
+
+def test_probes_are_answered_above_the_maximum_on_tls(tmp_path: Path) -> None:
+    """Clients that never begin a TLS handshake keep no probe out."""
+    options = ("--certfile", "certificate.pem", "--keyfile", "key.pem", "--worker-connections", "1")
+    write_certificate(tmp_path)
+    trust = ssl.create_default_context(cadata=CERTIFICATE)
+    with gunicorn(tmp_path, *options, app=APP + PROBED) as server:
+        silent = [socket.create_connection(server.address, HANG_SECONDS) for _ in range(SURPLUS_COUNT_MAX + 20)]
+        client = http.client.HTTPSConnection(*server.address, timeout=HANG_SECONDS, context=trust)
+
+        assert fetch(client, "/probe")["connection"] == "close"
+        for each in silent:
+            each.close()
+
+
 def test_the_longest_idle_makes_room(tmp_path: Path) -> None:
     """In a full worker a new connection replaces the one that has been idle longest, and no other."""
     with gunicorn(tmp_path, "--worker-connections", "4") as server:
@@ -436,32 +477,47 @@ def test_stuck_worker_does_not_starve_clients(tmp_path: Path) -> None:
         assert {fetch(client)["pid"] for client in clients} == {server.workers[0]}
 
 
-def test_accepting_pauses_without_descriptors(tmp_path: Path) -> None:
-    """Without free descriptors the worker stops accepting, logs one line, and resumes when some are free."""
+def test_idle_connections_make_room_without_descriptors(tmp_path: Path) -> None:
+    """When descriptors run out, idle connections are closed for those that wait; one line is logged."""
     app = (
         APP
         + """
 import resource
 class Poor(App):
-    def open(self, worker):
-        super().open(worker)
-        used = len(os.listdir("/proc/self/fd"))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 24, used + 24))
+    def __call__(self, environ, start_response):
+        if environ["PATH_INFO"] == "/poor":
+            used = len(os.listdir("/proc/self/fd"))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used + 8, used + 8))
+        return super().__call__(environ, start_response)
 app = Poor()
 """
     )
     with gunicorn(tmp_path, app=app) as server:
+        fetch(server.connect(), "/poor")
         clients = [server.connect() for _ in range(48)]
         wait_until(lambda: "Cannot accept" in server.log, server)
-        time.sleep(0.5)
-        for client in clients[:40]:
-            client.close()
+
         for client in clients[40:]:
             fetch(client)
-
+        for client in clients:
+            client.close()
         # The end is logged when an attempt to accept finds nobody, which may be after the next connection.
         wait_until(lambda: fetch(server.connect()) and "Accepting connections again" in server.log, server)
         assert server.log.count("Cannot accept") == 1
+
+
+def test_the_maximum_follows_from_the_descriptors(tmp_path: Path) -> None:
+    """With few descriptors a worker holds fewer connections than configured, says so, and answers probes."""
+    conf = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+    with gunicorn(tmp_path, app=APP + PROBED, conf=conf) as server:
+        clients = [server.connect() for _ in range(80)]
+        answer = fetch(server.connect(), "/probe")
+
+        assert answer["connection"] == "close"
+        assert re.search(r"holds at most \d+ connections, not 1000: RLIMIT_NOFILE is 64", server.log)
+        assert "Cannot accept" not in server.log
+        for client in clients:
+            client.close()
 
 
 # -- ending ----------------------------------------------------------------------------------------------------------
