@@ -302,15 +302,12 @@ class RequestParser:
         if parser.should_upgrade():
             self._upgrade = b"Transfer-Encoding: chunked" if length == CHUNKED else b"Content-Length: %d" % length
 
-    def on_body(self, piece: bytes) -> None:
-        if self._decoder is None:
-            self._keep(piece)
+    def on_body(self, piece: bytes, *, is_decoded: bool = False) -> None:
+        if self._decoder is not None and not is_decoded:
+            self._expects = False
+            for decoded in self._decoder.decode(piece):
+                self.on_body(decoded, is_decoded=True)
             return
-        self._expects = False
-        for decoded in self._decoder.decode(piece):
-            self._keep(decoded)
-
-    def _keep(self, piece: bytes) -> None:
         self._body.append(piece)
         self.body_size += len(piece)
         if self.body_size > BODY_SIZE.value:
@@ -330,13 +327,13 @@ class RequestParser:
         environ = self._environ
         if self._length:
             body = self._body
-            if self._decoder is not None:
-                self._decoder.finish()
             content = body[0] if len(body) == 1 else b"".join(body)
             self._body = []
             environ["wsgi.input"] = BytesIO(content)
             if self._length == CHUNKED or self._decoder is not None:
-                # The body is decoded and complete, so the application is told its length instead of its codings.
+                # The body is complete and decoded, so the application is told its length instead of its codings.
+                if self._decoder is not None:
+                    self._decoder.finish()
                 environ["CONTENT_LENGTH"] = str(len(content))
                 environ.pop("HTTP_TRANSFER_ENCODING", None)
                 environ.pop("HTTP_CONTENT_ENCODING", None)

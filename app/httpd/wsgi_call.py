@@ -167,8 +167,14 @@ class WsgiCall:
         return b""
 
     def _complete_pieces(self, worker: CallingWorker, environ: WSGIEnvironment, persistence: str) -> bytes | None:
+        was_compressed = self.is_compressing
+        if was_compressed:
+            environ[HEADER_LINES] = environ.get(HEADER_LINES, "") + ENCODED
         try:
-            return self._complete(worker, environ, persistence, b"")
+            answer = self._complete(worker, environ, persistence, b"")
+            if was_compressed:
+                self.is_compressing = False
+            return answer
         except Exception as error:  # noqa: BLE001 - an invalid status or header cannot be sent
             return self._fail(worker, environ, persistence, error)
 
@@ -176,26 +182,27 @@ class WsgiCall:
         if self._chunks:
             body = b"".join(self._chunks) + body
             self._chunks.clear()
-        if len(body) >= COMPRESSED_SIZE_MIN and self._must_compress(worker, environ, body):
-            self._pieces, self._request = compress(body), (worker, environ, persistence)
-            return None
+        if len(body) >= COMPRESSED_SIZE_MIN and not self.is_compressing and environ["PATH_INFO"] in worker.compressed:
+            if self._must_compress(worker, environ, body):
+                self.is_compressing = True
+                self._pieces, self._request = compress(body), (worker, environ, persistence)
+                return None
+            if environ["REQUEST_METHOD"] != "HEAD":  # its lines: `_lines_of_head`
+                environ[HEADER_LINES] = environ.get(HEADER_LINES, "") + VARY
         self.persistence = CLOSE if worker.draining and not self.is_followed else persistence
         answer = self._serialise(worker, environ, body)
-        self.is_compressing = False
         if worker.logs_requests:
             worker.request_log.write(environ, int(self.status[:3]), len(answer))
         return answer
 
     def _must_compress(self, worker: CallingWorker, environ: WSGIEnvironment, body: bytes) -> bool:
-        """Return whether to compress a large answer now; False when it is compressed already."""
-        if self.is_compressing or environ["REQUEST_METHOD"] == "HEAD" or environ["PATH_INFO"] not in worker.compressed:
-            return False
-        self.is_compressing = (
+        """Return whether to compress a large answer of a path where that is allowed."""
+        return (
             len(body) <= COMPRESSED_SIZE_MAX
             and len(worker.long_answers) < WAITING_COUNT_MAX
+            and environ["REQUEST_METHOD"] != "HEAD"
             and self._is_compressible(environ)
         )
-        return self.is_compressing
 
     def _is_compressible(self, environ: WSGIEnvironment) -> bool:
         """Return whether the client accepts gzip, and the application has set no coding of its own."""
@@ -253,8 +260,6 @@ class WsgiCall:
             return (head + "\r\n").encode("latin-1")
         if environ["REQUEST_METHOD"] == "HEAD":
             return (head + self._lines_of_head(worker, environ, len(body)) + "\r\n").encode("latin-1")
-        if len(body) >= COMPRESSED_SIZE_MIN or self.is_compressing:
-            head += ENCODED if self.is_compressing else VARY if environ["PATH_INFO"] in worker.compressed else ""
         return f"{head}Content-Length: {len(body)}\r\n\r\n".encode("latin-1") + body
 
     def _lines_of_head(self, worker: CallingWorker, environ: WSGIEnvironment, size: int) -> str:
