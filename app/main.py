@@ -32,6 +32,7 @@ from app.api.problem import on_store_error, write_problem
 from app.httpd.application import IN_PIECES, INLINE, POOL, Chunks
 from app.httpd.problem_document import problem_document
 from app.httpd.request import ADDRESS, CLIENT, RAISED, REFUSAL_LINES
+from app.httpd.socket_address import peer_of
 from app.lifecycle.context import make_context
 from app.lifecycle.contract import Module, ModuleContext
 from app.lifecycle.module_thread import Published
@@ -118,13 +119,12 @@ class Application:
         if loaded.config.security.rate_limiting.enabled:
             quotas = Quotas(block, tiers(loaded.config), boot_clock)
             context.charge = quotas.charge
-        host = loaded.config.server.host
         authenticators: list[Authenticator] = [] if loaded.keyring.is_open else [KeyAuthenticator(loaded.keyring)]
         if server.require_plan().guards:
             authenticators.append(NoAuthenticator())  # also when the module fails: then the server stays closed
         origins = cors_origins(loaded.config)
         self._gate = Gate(
-            authenticators, trusted_proxies(loaded.config), quotas, loopback=is_loopback(host), origins=origins
+            authenticators, trusted_proxies(loaded.config), quotas, loopback=_listens_locally(worker), origins=origins
         )
         self.request_sample_ratio = loaded.config.observability.logging.sample_ratio
         self._spans = tracing_setup.start_tracing(loaded.config, block.boot_id, "worker")
@@ -294,6 +294,16 @@ class Application:
             log.warning("row %d was left to be claimed from the dead", self.row)
         if self._spans is not None:
             self._spans.close()
+
+
+def _listens_locally(worker: Any) -> bool:
+    """Return whether only this machine can connect to a worker, by TCP.
+
+    No page in a browser can open a Unix socket, and a proxy that does passes on the names of its own clients.
+    """
+    names = [listener.sock.getsockname() for listener in worker.sockets]
+    hosts = [peer_of(name)[0] for name in names if isinstance(name, tuple)]
+    return bool(hosts) and all(map(is_loopback, hosts))
 
 
 def _way_of(operation: Operation) -> int:

@@ -38,7 +38,7 @@ from app.processes.child import Child
 from app.processes.child_table import ChildState
 from app.processes.controller_child import controller_child
 from app.processes.gunicorn_patches import Arbiter, harden_arbiter
-from app.processes.listen_port import require_free_port
+from app.processes.listen_addresses import has_inherited_sockets, require_free_addresses
 from app.processes.standard_streams import open_missing_streams
 from app.processes.startup_message import log_configuration, log_startup_message
 from app.processes.supervisor import Supervisor
@@ -225,7 +225,8 @@ class Server:
             if inherited and "GUNICORN_PID" in os.environ:
                 self.block = adopt_block(int(inherited), loaded.config)
             else:
-                require_free_port(loaded.config)
+                if not has_inherited_sockets(arbiter.cfg.address, os.environ):
+                    require_free_addresses(arbiter.cfg.address, reuse_port=arbiter.cfg.reuse_port)
                 self.block = create_block(loaded.config, arbiter.cfg.workers)
                 os.environ[METRICS_VARIABLE] = make_directory(os.environ.get(METRICS_VARIABLE), *owner)
             self._metrics_lock = lock_directory(os.environ[METRICS_VARIABLE], *owner)
@@ -272,7 +273,9 @@ class Server:
         log_configuration(loaded)
         self.require_plan().log_left_out()
         scheme = "https" if arbiter.cfg.is_ssl else "http"
-        log_startup_message(block, loaded, arbiter.cfg.workers, scheme, arbiter.LISTENERS[0].sock.getsockname()[1])
+        # With --reuse-port every worker opens sockets of its own.
+        addresses = [listener.sock.getsockname() for listener in arbiter.LISTENERS] or arbiter.cfg.address
+        log_startup_message(block, loaded, arbiter.cfg.workers, scheme, addresses)
 
     def on_reload(self, _arbiter: Arbiter) -> None:
         """Prepare the arbiter for the workers that it forks now, with a configuration that is valid as a whole."""

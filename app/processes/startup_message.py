@@ -2,7 +2,9 @@
 
 import logging
 import time
+from collections.abc import Sequence
 
+from app.processes.listen_addresses import Address, curl_of, url_of
 from core.settings.config import effective
 from core.startup import Loaded
 from shm.block import Block
@@ -22,30 +24,32 @@ def log_configuration(loaded: Loaded) -> None:
         log.warning("%s", note)
 
 
-def log_startup_message(block: Block, loaded: Loaded, workers: int, scheme: str, port: int) -> None:
-    """Log that the server is ready; on a terminal, with a request to paste. Secrets are not logged."""
+def log_startup_message(block: Block, loaded: Loaded, workers: int, scheme: str, addresses: Sequence[Address]) -> None:
+    """Log that the server is ready; on a terminal, with a request to paste. Secrets are not logged.
+
+    `addresses` are those of its sockets, one at least.
+    """
     config = loaded.config
-    host = "127.0.0.1" if config.server.host in ("0.0.0.0", "::") else config.server.host  # noqa: S104 - not bound here
-    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+    where = ", ".join(url_of(address, scheme) for address in addresses)
     closed = not loaded.keyring.is_open
     keys = f"a key is needed ({len(loaded.keyring)} known)" if closed else "no key is needed"
     log.info(
         "ready at %s: %d workers, %s; %d slots of %d dimensions, %.0f MB shared; %s configuration from %s",
-        url, workers, keys, config.capacity, config.dimension, block.layout.block_size / 1e6, loaded.environment,
+        where, workers, keys, config.capacity, config.dimension, block.layout.block_size / 1e6, loaded.environment,
         loaded.source,
     )  # fmt: skip
     if not closed:
         log.warning(
-            "no API key is set: everybody who can connect to %s may do everything, stopping the server included",
-            config.server.host,
+            "no API key is set: everybody who can connect to %s may do everything, stopping the server included", where
         )
     if expired := loaded.keyring.expired(time.time()):
         log.warning("expired keys: %s", ", ".join(expired))
     if config.observability.logging.format == "text":
+        option, url = curl_of(addresses[0], scheme)
         key = ' -H "Authorization: Bearer $API_KEY"' if closed else ""
         log.info(
-            "try it:\ncurl -s %s/event%s -H 'Content-Type: application/json' \\\n"
+            "try it:\ncurl -s%s %s/event%s -H 'Content-Type: application/json' \\\n"
             "  -d '{\"moral_value\": 0.8, \"payload\": \"hello\", \"event_vector\": ['$(seq -s, %d)']}'\n"
-            "curl -s %s/state%s",
-            url, key, config.dimension, url, key,
+            "curl -s%s %s/state%s",
+            option, url, key, config.dimension, option, url, key,
         )  # fmt: skip

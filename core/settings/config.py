@@ -68,7 +68,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
         describe(
             'Proxies whose forwarding headers are trusted; "" for none.',
             "networks",
-            "addresses and networks such as 10.0.0.0/8, separated by commas",
+            "addresses, networks such as 10.0.0.0/8, and unix for Unix sockets, separated by commas",
             proxies.networks,
             max_length=4096,  # a hundred networks in their longest spelling
         ),
@@ -385,8 +385,8 @@ def effective(config: Config) -> dict[str, Any]:
     return tree
 
 
-def trusted_proxies(config: Config) -> tuple[proxies.Network, ...]:
-    """Return the networks of the proxies whose forwarding headers are trusted."""
+def trusted_proxies(config: Config) -> tuple[proxies.Proxy, ...]:
+    """Return the networks of the proxies whose forwarding headers are trusted; `unix`: those on Unix sockets."""
     return proxies.networks(config.server.trusted_proxies)
 
 

@@ -1,21 +1,25 @@
-"""The grammar of `server.trusted_proxies`: addresses and networks, separated by commas.
+"""The grammar of `server.trusted_proxies`: addresses, networks and the word `unix`, separated by commas.
 
 How forwarding headers are read is defined in the HTTP layer. The default is an empty list, which trusts no such header,
 because any client can send one.
 
 A network with host bits (`10.0.0.1/8`) is refused: either the length or the address is a typing error, and one of the
-two readings trusts too many peers. A scope (`fe80::1%eth0`) is refused, because addresses are compared without scopes.
+two readings trusts too many peers. `unix` stands for the peers on Unix sockets, which have no address; the permissions
+of the socket decide who they are. A scope (`fe80::1%eth0`) is refused, because addresses are compared without scopes.
 """
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Final, Literal, TypeAlias
 
 from core.settings.setting import InvalidText, quote_if_needed
 
-Network = IPv4Network | IPv6Network
+UNIX: Final = "unix"
+Network: TypeAlias = IPv4Network | IPv6Network
+Proxy: TypeAlias = Network | Literal["unix"]
 
 
-def networks(text: str) -> tuple[Network, ...]:
-    """Return the networks in `text`; () when it is empty. An address is a network of one.
+def networks(text: str) -> tuple[Proxy, ...]:
+    """Return the networks in `text`, and UNIX as it is; () when it is empty. An address is a network of one.
 
     Raises InvalidText, which names every item that is not a network.
     """
@@ -23,13 +27,15 @@ def networks(text: str) -> tuple[Network, ...]:
     faults = [fault for fault in map(_fault, items) if fault]
     if faults:
         raise InvalidText("has " + "; ".join(faults))
-    return tuple(ip_network(item) for item in items)
+    return tuple(UNIX if item == UNIX else ip_network(item) for item in items)
 
 
 def _fault(item: str) -> str:
     """Return the finding about an item; "" when it is a network."""
     if not item:
         return "an empty item"
+    if item == UNIX:
+        return ""
     wide = _parsed(item, strict=False)
     if wide is None:
         return f"{quote_if_needed(item)}, which is neither an address nor a network"

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.settings.config import SETTINGS, Config, trusted_proxies
-from core.settings.proxies import networks
+from core.settings.proxies import UNIX, networks
 from core.settings.setting import InvalidText
 from core.startup import ConfigurationError, load
 
@@ -29,6 +29,11 @@ NEITHER = "which is neither an address nor a network"
 def test_addresses_and_networks(text: str, expected: list[str]) -> None:
     """Both families, separated by commas with or without blanks; an address is a network of one."""
     assert list(networks(text)) == [ip_network(network) for network in expected]
+
+
+def test_unix_sockets_have_a_word() -> None:
+    """Peers on Unix sockets have no address."""
+    assert networks("unix, 10.0.0.1") == (UNIX, ip_network("10.0.0.1"))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +69,8 @@ def test_the_refusal_names_the_setting_and_the_item() -> None:
 
     assert str(refusal.value) == (
         f"server.trusted_proxies has 10.256.0.0/16, {NEITHER} (MLSDM_SERVER__TRUSTED_PROXIES): "
-        "expected addresses and networks such as 10.0.0.0/8, separated by commas (unit: networks)"
+        "expected addresses, networks such as 10.0.0.0/8, and unix for Unix sockets, separated by commas "
+        "(unit: networks)"
     )
 
 

@@ -23,10 +23,11 @@ from app.api.access.gate import Authenticator, Gate, KeyAuthenticator, is_loopba
 from app.api.operation import Operation
 from app.api.problem import Problem
 from app.httpd.request import CLIENT, RAISED
+from app.httpd.socket_address import peer_of
 from app.main import Application
 from app.processes.startup_message import log_configuration
 from core.access.keys import Key, Keyring, Role, token_digest
-from core.settings.proxies import networks
+from core.settings.proxies import UNIX, networks
 from core.startup import load
 from testing import keys
 from testing.bodies import EXAMPLE, Body, of_json, post, problem, sent
@@ -231,14 +232,23 @@ PROXIES = networks("10.0.0.0/8, 192.0.2.1, fd00::/8, 2001:db8::7")
         ("10.0.0.1", "\xb2.1.1.1", "10.0.0.1"),
         ("10.0.0.1", ", ".join(["1.1.1.1", *["10.9.9.9"] * 100]), "1.1.1.1"),
         ("10.0.0.1", "," * 8000, "10.0.0.1"),
-        ("", "198.51.100.1", ""),  # a Unix socket has no address to be listed
+        ("unix", "198.51.100.1", "unix"),  # a Unix socket is trusted only if it is listed
     ],
 )
 def test_forwarding_headers_count_from_trusted_proxies_only(peer: str, forwarded: str | None, expected: str) -> None:
     """The address is the first from the right that is not a trusted proxy: the last that a trusted proxy saw."""
-    environ = {"REMOTE_ADDR": peer} | ({} if forwarded is None else {"HTTP_X_FORWARDED_FOR": forwarded})
+    environ = {"REMOTE_ADDR": peer_of((peer, 1))[0]} | (
+        {} if forwarded is None else {"HTTP_X_FORWARDED_FOR": forwarded}
+    )
 
     assert Gate((), PROXIES).address_of(environ) == expected
+
+
+def test_a_proxy_on_a_unix_socket_is_trusted_if_it_is_listed() -> None:
+    environ = {"REMOTE_ADDR": UNIX, "HTTP_X_FORWARDED_FOR": "203.0.113.7, 198.51.100.1"}
+
+    assert Gate((), networks("unix")).address_of(environ) == "198.51.100.1"
+    assert Gate((), networks("198.51.100.1, unix")).address_of(environ) == "203.0.113.7"
 
 
 def test_without_trusted_proxies_forwarding_headers_are_ignored() -> None:
@@ -250,15 +260,15 @@ def test_without_trusted_proxies_forwarding_headers_are_ignored() -> None:
 
 @pytest.mark.parametrize("proxies", [(), PROXIES])
 @pytest.mark.parametrize(
-    ("peer", "expected"), [("::ffff:192.0.2.9", "192.0.2.9"), ("2001:db8::9", "2001:db8::9"), ("::1", "::1"), ("", "")]
+    ("peer", "expected"), [("::ffff:192.0.2.9", "192.0.2.9"), ("2001:db8::9", "2001:db8::9"), ("::1", "::1")]
 )
 def test_a_client_without_a_key_is_named_by_its_plain_address(proxies: Any, peer: str, expected: str) -> None:
     """A socket for both families shows IPv4 within IPv6: a client has one name, whatever the server listens on."""
-    environ = {"REMOTE_ADDR": peer}
+    environ: dict[str, Any] = {"REMOTE_ADDR": peer_of((peer, 1))[0]}
 
     Gate((), proxies).check(environ, Role.READ)
 
-    assert (environ[CLIENT].id, environ[CLIENT].is_address) == (expected, True)  # type: ignore[attr-defined] # a Client
+    assert (environ[CLIENT].id, environ[CLIENT].is_address) == (expected, True)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost", "LOCALHOST", "::ffff:127.0.0.1"])
