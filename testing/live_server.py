@@ -183,7 +183,9 @@ class LiveServer:
         try:
             used.request(method, path, body, dict(headers or {}))
             response = used.getresponse()
-            return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+            # RFC 9110 §5.3: fields of one name are joined by commas.
+            headers = {name.lower(): ", ".join(response.headers.get_all(name, [])) for name in response.headers}
+            return Answer(response.status, headers, response.read())
         finally:
             if connection is None:
                 used.close()

@@ -16,7 +16,8 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 _METHODS: Final = "GET, HEAD, POST, PATCH, DELETE"
 _REQUEST_FIELDS: Final = (
-    "Authorization, X-API-Key, Content-Type, Idempotency-Key, Moral-Value, X-Request-ID, traceparent, tracestate"
+    "Authorization, X-API-Key, Content-Type, Content-Encoding, Idempotency-Key, Moral-Value, X-Request-ID, "
+    "traceparent, tracestate"
 )
 _ANSWER_FIELDS: Final = (
     "X-Request-ID, RateLimit, RateLimit-Policy, Retry-After, Idempotency-Replayed, WWW-Authenticate, Allow"
