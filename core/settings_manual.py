@@ -145,8 +145,8 @@ permissions of those before it. Tokens come from `API_KEY` and from the file tha
 to the working directory. Production refuses to start without a key; in other environments a server without keys is
 open to every client that can connect.
 
-`mlsdm key` makes a key. It prints the entry for the file to stdout and the token to stderr. The token is not stored
-anywhere:
+`mlsdm key` makes a key. It prints the entry for the file to stdout, and the token to stderr, or with `--token PATH` to
+a new file that only you can read. The server needs the digest alone, so the token is stored nowhere else:
 
 ```console
 $ (umask 027; echo keys: > keys.yaml)

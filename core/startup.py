@@ -121,7 +121,7 @@ def reload(
     loaded, problems = _read(None, environ, places, sections_of, rehearse)
     sentences = [problem.sentence for problem in problems]
     faulty = {problem.key for problem in problems}
-    sentences += [sentence for key, sentence in unreloadable(old, loaded).items() if key not in faulty]
+    sentences += [sentence for key, sentence in unreloadable(old.values(), loaded).items() if key not in faulty]
     if sentences:
         raise ConfigurationError(sentences)
     return loaded
@@ -219,10 +219,13 @@ def default_config(name: EnvironmentName) -> Config:
     return build_tree(Config, {key: setting.default for key, setting in SETTINGS.items()} | dict(OVERLAYS[name]))
 
 
-def unreloadable(old: Loaded, new: Loaded) -> dict[str, str]:
-    """Return a sentence for each setting that differs and needs a restart to change, by key."""
+def unreloadable(was: Mapping[str, Value], new: Loaded) -> dict[str, str]:
+    """Return a sentence for each setting that differs and needs a restart to change, by key.
+
+    `was` are the values in force by key. Settings that are not among them are taken to be the same.
+    """
     settings = all_settings({name: type(section) for name, section in new.sections.items()})
-    was, wanted = old.values(), new.values()
+    wanted = new.values()
     return {
         key: f"{key} cannot change from {was[key]} to {wanted[key]} while the server runs, "
         f"because {setting.restart_reason}: restart it"
@@ -234,6 +237,14 @@ def unreloadable(old: Loaded, new: Loaded) -> dict[str, str]:
 def worker_count(config: Config, root: Path = Path("/")) -> int:
     """Return the number of workers to run: `server.workers`, or one per core of the container when that is 0."""
     return config.server.workers or min(Cgroup(root).usable_cores(), WORKERS_MAX)
+
+
+def too_many_workers(config: Config, rows: int) -> list[str]:
+    """Return the problem of a reload whose old and new workers need more than the `rows` of the block, if any."""
+    workers = worker_count(config)
+    if 2 * workers <= rows:
+        return []
+    return [f"server.workers: {workers} old and {workers} new ones need more than {rows} worker rows: restart it"]
 
 
 def _is_in(key: str, section: str) -> bool:
@@ -270,7 +281,7 @@ def _has_opentelemetry() -> bool:
 
 _ENABLED: Final = "modules.enabled"
 _TRACING: Final = "observability.tracing.enabled"
-_EXTRA: Final = "pip install 'mlsdm[otel]'"
+_EXTRA: Final = "pip install '.[otel]' in a clone of mlsdm"
 _KEYLESS: Final = (
     f"API_KEY is not set: expected a secret key, because MLSDM_ENV is production and {key_file.KEYS_PATH} names no file"
 )

@@ -1,4 +1,4 @@
-"""A read-only snapshot of a live server's block, as plain values.
+"""A read-only snapshot of a live server, as plain values: of its block, and of the record of its arbiter.
 
 Invariants:
 - The block is mapped read-only and the lock is never taken; the server is neither asked nor changed.
@@ -12,23 +12,31 @@ for a server in another pid namespace (a container seen from its host), whose pi
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from app.processes.arbiter_record import ReloadResult, state_of
+from app.telemetry.lost_lines import lost_lines_of
 from core.clock import elapsed_seconds
 from core.controller.emergency import ReasonName, reason_names
 from core.controller.threshold_drift import BITS
 from core.phases import PHASE_NAMES
+from mlsdm.process_usage import ProcessUsage
 from shm.block import Block
 from shm.errors import Busy, Gone, StoreError
-from shm.layout import FLAG_STOPPED, LAYOUT_VERSION, LOST
+from shm.layout import FLAG_STOPPED, KINDS, LAYOUT_VERSION, LOST
 from shm.process import Identity, process_of_thread
+from shm.records import EntryPointer, decided_of
 from shm.store import Store
 
 ATTEMPTS: Final = 100  # each makes four tries in the native core; the first attempt nearly always succeeds
 ATTEMPT_SECONDS: Final = 0.001
+RECENT_EVENTS: Final = 100  # whose acceptance is shown
+_RECENT_ENTRIES: Final = 1_000  # of the log, in which these events are looked for
+_DECISION: Final = KINDS.index("decision")
 
 
 class Sizes(msgspec.Struct, frozen=True):
@@ -43,8 +51,18 @@ class Sizes(msgspec.Struct, frozen=True):
     block_size: int
 
 
+class Recent(msgspec.Struct, frozen=True):
+    """The newest decisions of the log, RECENT_EVENTS at most. `seconds` is the age of the oldest of them."""
+
+    events: int
+    accepted: int
+    seconds: float
+
+
 class State(msgspec.Struct, frozen=True):
-    """The committed state at `position`. `memories` counts live ones; `phase_steps_left` is until the phase changes."""
+    """The committed state at `position`. `memories` counts live ones; `phase_steps_left` is until the phase changes;
+    `threshold_min` and `threshold_max` are the bounds in force.
+    """
 
     position: int
     log_oldest: int
@@ -60,6 +78,9 @@ class State(msgspec.Struct, frozen=True):
     level_norms: tuple[float, float, float]
     stopped: bool
     epoch: int
+    threshold_min: float
+    threshold_max: float
+    recent: Recent
 
 
 class Worker(msgspec.Struct, frozen=True):
@@ -109,6 +130,25 @@ class EmergencyState(msgspec.Struct, frozen=True):
     episodes: int
 
 
+class Arbiter(msgspec.Struct, frozen=True):
+    """What the arbiter has recorded since its start.
+
+    `last_reload` is the result of the start or of the last reload, `last_reload_age_seconds` its age; `reloads` are
+    counts by result, `workers_killed` counts by reason; `log_lines_lost` is None when it cannot be read.
+    """
+
+    last_reload: str
+    last_reload_age_seconds: float
+    reloads: dict[str, int]
+    workers_killed: dict[str, int]
+    log_lines_lost: int | None
+
+    @property
+    def reload_succeeded(self) -> bool:
+        """Whether the configuration that was read last is in force as a whole."""
+        return self.last_reload == ReloadResult.SUCCEEDED.name.lower()
+
+
 class Machine(msgspec.Struct, frozen=True):
     """The controller's newest samples, in percent of the container's limits."""
 
@@ -135,6 +175,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     emergency: EmergencyState
     drift: list[str]
     machine: Machine
+    arbiter: Arbiter | None = None  # None when its record cannot be read
+    processes: Sequence[ProcessUsage] = ()  # empty for a server in another pid namespace
 
     @property
     def abandoned(self) -> bool:
@@ -148,7 +190,7 @@ def take_snapshot(block: Block, now_ns: int, *, foreign: bool) -> Snapshot:
     """Return a snapshot of `block`. `now_ns` is CLOCK_BOOTTIME; `foreign`: its pids are of another namespace."""
     state, problem = None, None
     try:
-        state = _read_state(Store(block))
+        state = _read_state(Store(block), now_ns)
     except StoreError as error:
         problem = f"{type(error).__name__.lower()}: {error}"
     layout = block.layout
@@ -168,6 +210,18 @@ def take_snapshot(block: Block, now_ns: int, *, foreign: bool) -> Snapshot:
     )
 
 
+def read_arbiter(pid: int, now: float) -> Arbiter | None:
+    """Return the record of the arbiter of a server, None if there is none. `pid` is of the arbiter or of a process that
+    it has forked; `now` is in Unix seconds.
+    """
+    state = state_of(pid)
+    if state is None or not state.loaded_at:
+        return None
+    lost = lost_lines_of(pid, state.lost_lines_descriptor) if state.lost_lines_descriptor >= 0 else None
+    age_seconds = max(0.0, now - state.loaded_at)
+    return Arbiter(state.last_result, age_seconds, state.reloads, state.workers_killed, lost)
+
+
 def is_foreign(pid: int) -> bool:
     """Return whether a process is in another pid namespace, so that its pids are meaningless here."""
     try:
@@ -176,12 +230,14 @@ def is_foreign(pid: int) -> bool:
         return False  # it has just ended
 
 
-def _read_state(store: Store) -> State:
+def _read_state(store: Store, now_ns: int) -> State:
     for _ in range(ATTEMPTS):
         try:
             state, norms = store.levels()
             _, oldest = store.entries(state.position, 0)
-        except (Busy, Gone):  # Gone: a short log wrapped around between the two reads
+            first = max(oldest, state.position + 1 - _RECENT_ENTRIES)
+            entries, _ = store.entries(first, state.position + 1 - first)
+        except (Busy, Gone):  # Gone: a short log wrapped around between two reads
             time.sleep(ATTEMPT_SECONDS)
             continue
         scalars = state.scalars
@@ -200,8 +256,18 @@ def _read_state(store: Store) -> State:
             level_norms=norms,
             stopped=bool(scalars.flags & FLAG_STOPPED),
             epoch=state.epoch,
+            threshold_min=state.settings.min_threshold,
+            threshold_max=state.settings.max_threshold,
+            recent=_recent(entries, now_ns),
         )
     raise Busy(f"it changed during each of {ATTEMPTS} reads")
+
+
+def _recent(entries: Sequence[EntryPointer], now_ns: int) -> Recent:
+    decisions = [entry for entry in entries if entry.kind == _DECISION][-RECENT_EVENTS:]
+    accepted = sum(decided_of(entry).memory_id != 0 for entry in decisions)
+    seconds = elapsed_seconds(decisions[0].time_ns, now_ns) if decisions else 0.0
+    return Recent(len(decisions), accepted, seconds)
 
 
 def _read_controller(block: Block, now_ns: int, foreign: bool) -> Controller:

@@ -63,7 +63,8 @@ COMMANDS: Final = (
         INTERRUPTED,
         """\
   mlsdm check-config config/default.yaml
-  MLSDM_ENV=production mlsdm check-config -v config/production-ready.yaml""",
+  MLSDM_ENV=production mlsdm check-config -v config/production-ready.yaml
+  mlsdm check-config --against $(cat mlsdm.pid) mlsdm.yaml""",
     ),
     Command(
         "key",
@@ -73,7 +74,7 @@ COMMANDS: Final = (
         """\
   echo keys: > keys.yaml
   mlsdm key web >> keys.yaml
-  mlsdm key loader --role write --tier bulk --expires 2027-01-31 >> keys.yaml 2> loader.token""",
+  mlsdm key loader --role write --tier bulk --expires 2027-01-31 --token loader.token >> keys.yaml""",
     ),
     Command(
         "stat",

@@ -72,8 +72,9 @@ RULES: Final = (
     Rule("the server imports neither core.reference nor NumPy",
          lambda a, b: within(a, "app", "modules", "shm") and within(b, "core.reference", "numpy"),
          ("app.main", "numpy")),
-    Rule("the product reads /proc itself: psutil is for tests and load tests",
-         lambda a, b: within(a, "app", "core", "shm", "modules", "mlsdm", "deploy") and within(b, "psutil"),
+    Rule("psutil is for `mlsdm stat`, tests and load tests: the server reads /proc itself",
+         lambda a, b: within(a, "app", "core", "shm", "modules", "mlsdm", "deploy") and within(b, "psutil")
+         and a not in ("mlsdm.process_usage", "mlsdm.running_server"),
          ("core.machine.host", "psutil")),
     Rule("app.httpd imports core.limits only",
          lambda a, b: within(a, "app.httpd") and within(b, *OURS) and not within(b, "app.httpd", "core.limits"),

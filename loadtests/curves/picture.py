@@ -36,7 +36,9 @@ _LONG: Final = re.compile(r"(?<![#\w])(-?\d+\.\d{2})\d+")
 def require() -> None:
     """Raise MeasurementError when matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise MeasurementError("pictures need matplotlib, which is not installed: pip install 'mlsdm[plot]'")
+        raise MeasurementError(
+            "pictures need matplotlib, which is not installed: pip install '.[plot]' in a clone of mlsdm"
+        )
 
 
 @contextmanager

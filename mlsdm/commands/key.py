@@ -2,20 +2,22 @@
 
     echo keys: > keys.yaml                                  # once: the parent of the entries
     mlsdm key web --tier high >> keys.yaml
-    mlsdm key web --tier high >> keys.yaml 2> web.token
+    mlsdm key web --tier high --token web.token >> keys.yaml
 
-The entry goes to stdout, to be appended to the file. The token goes to stderr: with a sentence for a terminal, alone on
-its line otherwise. It is shown once and stored nowhere, because the server needs only its digest. The arguments are
-checked by the reader of the file (`core.access.key_file`); `mlsdm check-config` finds what only the file can tell, such
-as a duplicate id.
+The entry goes to stdout, to be appended to the file. The token goes to a new file that only its owner may read, if
+`--token` names one; else to stderr: with a sentence for a terminal, alone on its line otherwise. (`2> web.token` would
+put errors into that file, too, where nobody reads them.) It is shown once and stored nowhere, because the server needs
+only its digest. The arguments are checked by the reader of the file (`core.access.key_file`); `mlsdm check-config`
+finds what only the file can tell, such as a duplicate id.
 
 Rejected: writing into the file (its comments, owner and mode would have to be kept); `--secret` (a secret that a person
 invents is weak, and would appear in the shell's history).
 
-Exit status: 0 made; 2 an argument is wrong.
+Exit status: 0 made; 1 the token cannot be written; 2 an argument is wrong.
 """
 
 import argparse
+import os
 import secrets
 import sys
 import time
@@ -40,11 +42,31 @@ def run(arguments: argparse.Namespace) -> int:
         "tier": arguments.tier,
         "expires": arguments.expires,
     }
-    print(to_yaml_entry({name: text for name, text in members.items() if text is not None}), end="", flush=True)
+    entry = to_yaml_entry({name: text for name, text in members.items() if text is not None})
+    if arguments.token is not None:
+        return _write_both(entry, token, arguments.token)
+    print(entry, end="", flush=True)
     if sys.stderr.isatty():
         print(f"\nThe token of {arguments.id}, shown only this once:\n\n  {token}\n", file=sys.stderr)
     else:
         print(token, file=sys.stderr)
+    return 0
+
+
+def _write_both(entry: str, token: str, path: str) -> int:
+    """Write the token to a new file, and then the entry to stdout; leave no token whose entry could not be written."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        print(f"mlsdm key: cannot write the token to {path}: {error.strerror}: nothing was made", file=sys.stderr)
+        return 1
+    try:
+        with open(descriptor, "w", encoding="ascii") as file:
+            file.write(f"{token}\n")
+        print(entry, end="", flush=True)
+    except OSError:
+        os.unlink(path)
+        raise
     return 0
 
 
@@ -55,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--role", choices=ROLES_BY_NAME, default="write", help="what it may do (default: write)")
     parser.add_argument("--tier", choices=TIERS, default=STANDARD, help=f"how fast it may ask (default: {STANDARD})")
+    parser.add_argument("--token", metavar="PATH", help="a new file for the token (default: stderr)")
     parser.add_argument(
         "--expires",
         metavar="DATE",

@@ -1,8 +1,9 @@
 """`mlsdm serve`: the server in the foreground, as `gunicorn -c gunicorn.conf.py app.main:app` starts it.
 
-Each option sets an environment variable and is checked with the rest of the configuration, so that all problems of a
-start are listed together. Gunicorn runs in this process through its embedding interface, with the settings of
-`app.server`, which are all that gunicorn.conf.py holds. Gunicorn's own options and GUNICORN_CMD_ARGS do not apply.
+Each option (`mlsdm.serve_options`) sets an environment variable and is checked with the rest of the configuration, so
+that all problems of a start are listed together. Gunicorn runs in this process through its embedding interface, with
+the settings of `app.server`, which are all that gunicorn.conf.py holds. Gunicorn's own options and GUNICORN_CMD_ARGS do
+not apply.
 
 Ctrl-C ends it with status 0 at any moment. A terminal sends SIGINT to the whole process group, and every process
 handles it; before the arbiter does, `mlsdm.command` turns the KeyboardInterrupt into that status.
@@ -16,7 +17,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 from app.processes.early_stop import stop_at_sigterm
 
@@ -26,30 +27,18 @@ from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]  #
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # noqa: E402
 
 from app.server import server  # noqa: E402
-from core.startup import PLACES  # noqa: E402
-
-VARIABLES: Final = {"host": "HOST", "port": "PORT", "workers": "WORKERS", "config": "CONFIG_PATH"}
+from mlsdm.serve_options import add_options, to_variables  # noqa: E402
 
 
 def run(arguments: argparse.Namespace) -> NoReturn:
     """Serve until stopped; Gunicorn exits with its own status."""
-    for option, variable in VARIABLES.items():
-        value = getattr(arguments, option)
-        if value is not None:
-            os.environ[variable] = value
+    os.environ.update(to_variables(arguments))
     Embedded().run()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `mlsdm serve`."""
-    parser.add_argument("--host", metavar="ADDRESS", help="address to listen on (variable HOST; default: 127.0.0.1)")
-    parser.add_argument("--port", metavar="PORT", help="TCP port (variable PORT; default: 8000)")
-    parser.add_argument("--workers", metavar="N", help="worker processes (variable WORKERS; default: one per core)")
-    parser.add_argument(
-        "--config",
-        metavar="PATH",
-        help=f"YAML file (variable CONFIG_PATH; default: {PLACES[0]} if it exists, else built-in values)",
-    )
+    add_options(parser)
 
 
 class Embedded(BaseApplication):  # type: ignore[misc]  # the base class is untyped

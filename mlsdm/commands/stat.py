@@ -2,11 +2,13 @@
 
 It finds the blocks that this user may read, selects the server, and prints its snapshot (`mlsdm.block_snapshot`) as
 text or JSON, once or repeatedly. It works while the server does not answer: it needs no port, no key and no lock, only
-the permission to read the process (same user, or root).
+the permission to read the process (same user, or root). With it go what the arbiter has recorded
+(`app.processes.arbiter_record`), and CPU and memory of each process (`mlsdm.process_usage`).
 
 The text is for people and may change; the names in --json are the fields of the snapshot.
 
-Exit status: 0 printed, even when Ctrl-C ends --watch; 1 no server, several servers without --pid, or unreadable state.
+Exit status: 0 nothing is wrong, or Ctrl-C has ended --watch; 1 a problem is printed first, or no state can be printed:
+no server, or several without --pid. With --json a document with `problems` is status 0, so that a pipe goes on.
 """
 
 import argparse
@@ -23,10 +25,13 @@ import msgspec
 from core.clock import boot_clock
 from core.controller.emergency import REASONS, REMEDIES, SENTENCES
 from core.heartbeat import SILENCE_SECONDS
-from mlsdm.block_snapshot import Snapshot, Worker, is_foreign, take_snapshot
+from mlsdm.block_snapshot import Arbiter, Snapshot, State, Worker, is_foreign, read_arbiter, take_snapshot
+from mlsdm.process_usage import ProcessUsage, UsageMeter
 from shm.block import Block, BlockError, find_blocks
 
 WATCH_SECONDS_MIN: Final = 0.1
+CPU_SECONDS: Final = 0.2  # over which a single snapshot measures the CPU; the kernel counts in hundredths of a second
+JUDGED_EVENTS_MIN: Final = 20  # recent events of which none was accepted, for this to be a problem
 _WORDS: Final[dict[str, tuple[str, str]]] = {name: (SENTENCES[bit], REMEDIES[bit]) for bit, name in REASONS.items()}
 _DRIFTS: Final = {
     "at_minimum": "the threshold sits at its minimum and cannot fall further",
@@ -42,21 +47,24 @@ class StatError(Exception):
 
 def run(arguments: argparse.Namespace) -> int:
     """Print one snapshot, or one per interval; return the exit status."""
+    is_first = True
     try:
-        server = _select_server(arguments.pid)
-        snapshot = server.snapshot()
+        server, meter = _select_server(arguments.pid), UsageMeter()
+        server.complete_snapshot(meter)  # the CPU is measured from here on
+        time.sleep(CPU_SECONDS)
         while True:
+            snapshot = server.complete_snapshot(meter)
+            if snapshot.abandoned and not is_first:
+                raise StatError(f"the server of process {server.pid} has ended")
+            is_first = False
             if arguments.json:
                 _print_json(snapshot, pretty=arguments.watch is None)
             else:
                 clear = _CLEAR if arguments.watch is not None and sys.stdout.isatty() else ""
                 print(clear + "\n".join(to_lines(snapshot)), flush=True)
             if arguments.watch is None:
-                return 0 if snapshot.state is not None else 1
+                return 1 if snapshot.state is None or (problem_lines(snapshot) and not arguments.json) else 0
             time.sleep(arguments.watch)
-            snapshot = server.snapshot()
-            if snapshot.abandoned:
-                raise StatError(f"the server of process {server.pid} has ended")
     except StatError as error:
         print(f"mlsdm stat: {error}", file=sys.stderr)
         return 1
@@ -79,6 +87,23 @@ class Server(NamedTuple):
     def snapshot(self) -> Snapshot:
         """Return a snapshot of its block."""
         return take_snapshot(self.block, boot_clock(), foreign=self.foreign)
+
+    def complete_snapshot(self, meter: UsageMeter) -> Snapshot:
+        """Return a snapshot of its block, with the record of its arbiter and the use of its processes."""
+        snapshot = self.snapshot()
+        controller = snapshot.controller
+        pid = controller.arbiter_pid if controller.arbiter_alive else self.pid
+        processes = [] if self.foreign or not controller.arbiter_pid else meter.measure(_parts(snapshot), pid)
+        return msgspec.structs.replace(snapshot, arbiter=read_arbiter(pid, time.time()), processes=processes)
+
+
+def _parts(snapshot: Snapshot) -> dict[int, str]:
+    """Return which part of the server each of its living processes is, by pid."""
+    controller = snapshot.controller
+    workers = {worker.pid: f"worker {worker.row}" for worker in snapshot.workers if worker.alive}
+    parts = {controller.arbiter_pid: "arbiter", controller.pid: "controller", **workers}
+    alive = {controller.arbiter_pid: controller.arbiter_alive, controller.pid: controller.alive}
+    return {pid: part for pid, part in parts.items() if alive.get(pid, True)}
 
 
 def _select_server(pid: int | None) -> Server:
@@ -137,7 +162,7 @@ def _server_line(server: Server) -> str:
 def to_lines(snapshot: Snapshot) -> Iterator[str]:
     """Yield a snapshot as text: first the problems, then a line per subject."""
     sizes, controller, lock = snapshot.sizes, snapshot.controller, snapshot.lock
-    for number, line in enumerate(_problem_lines(snapshot) or ["nothing is wrong, as far as can be seen from here"]):
+    for number, line in enumerate(problem_lines(snapshot) or ["nothing is wrong, as far as can be seen from here"]):
         yield f"{'' if number else 'status':12}{line}"
     yield (
         f"boot        {snapshot.boot_id}, {_duration_text(snapshot.age_seconds)} old, "
@@ -169,11 +194,15 @@ def to_lines(snapshot: Snapshot) -> Iterator[str]:
     yield f"workers     {len(snapshot.workers)} of {sizes.rows} rows"
     for worker in snapshot.workers:
         yield f"            {_worker_line(worker)}"
+    if snapshot.arbiter is not None:
+        yield from _arbiter_lines(snapshot.arbiter)
+    for number, usage in enumerate(snapshot.processes):
+        yield f"{'' if number else 'processes':12}{_usage_line(usage)}"
     if controller.alive is None:
         yield "note        another pid namespace: its pids are not those of here, and who is alive cannot be told"
 
 
-def _problem_lines(snapshot: Snapshot) -> list[str]:
+def problem_lines(snapshot: Snapshot) -> list[str]:
     """Return the problems, worst first, each with its remedy where one is known."""
     emergency, controller = snapshot.emergency, snapshot.controller
     troubles = []
@@ -201,8 +230,40 @@ def _problem_lines(snapshot: Snapshot) -> list[str]:
     silent = [str(worker.pid) for worker in living if worker.heartbeat_age_seconds >= SILENCE_SECONDS]
     if silent:
         troubles.append(f"SILENT: workers {', '.join(silent)}")
+    if snapshot.state is not None and (rejecting := _rejecting_line(snapshot.state)):
+        troubles.append(rejecting)
     troubles += [f"DRIFT: {_DRIFTS[kind]}" for kind in snapshot.drift]
+    arbiter = snapshot.arbiter
+    if arbiter is not None and not arbiter.reload_succeeded:
+        troubles.append(f"NOT RELOADED: {_reload_text(arbiter)}; the log says why")
     return troubles
+
+
+def _rejecting_line(state: State) -> str:
+    """Return the problem of a server that accepts nothing, "" if it accepts something or has decided too little."""
+    recent = state.recent
+    if state.stopped or recent.accepted or recent.events < JUDGED_EVENTS_MIN:
+        return ""
+    said = f"REJECTING: none of the last {recent.events} events was accepted; the threshold is {state.threshold:.12g}"
+    if state.threshold > state.threshold_min:
+        return f"{said}, and falls until some are, or to {state.threshold_min:.12g}"
+    return f"{said}, its lower bound: look at the moral values, or PATCH /governor with a lower min_threshold"
+
+
+_RELOADS: Final = {
+    "succeeded": "succeeded",
+    "refused": "was refused: the configuration or the keys file has problems, and the old ones stay",
+    "not_booted": "was taken back: the new workers did not start, and the old ones stay",
+    "incomplete": "is in force without the children or the governor's settings: send HUP again",
+    "failed": "was taken back: a step of it failed",
+}
+
+
+def _reload_text(arbiter: Arbiter) -> str:
+    ago = f"{_duration_text(arbiter.last_reload_age_seconds)} ago"
+    if not any(arbiter.reloads.values()) and arbiter.reload_succeeded:
+        return f"none since the start {ago}"
+    return f"the last, {ago}, {_RELOADS[arbiter.last_reload]}"
 
 
 def _state_lines(snapshot: Snapshot) -> Iterator[str]:
@@ -215,11 +276,36 @@ def _state_lines(snapshot: Snapshot) -> Iterator[str]:
         f"{sizes.dimension} dimensions, payload up to {sizes.payload_size_max:,} bytes"
     )
     yield f"events      {state.total:,} = {state.accepted:,} accepted + {state.rejected:,} rejected"
-    yield f"threshold   {state.threshold:.12g}, EMA {state.ema:.6g}"
+    recent = state.recent
+    yield (
+        f"recent      {recent.accepted} of the last {recent.events} events accepted "
+        f"({recent.accepted / recent.events:.0%}), within {_duration_text(recent.seconds)}"
+        if recent.events
+        else "recent      no event"
+    )
+    yield (
+        f"threshold   {state.threshold:.12g}, from {state.threshold_min:.12g} to {state.threshold_max:.12g}; "
+        f"EMA {state.ema:.6g}"
+    )
     yield f"phase       {state.phase}, {state.phase_steps_left} steps left, step {state.step:,}"
     yield "levels      " + ", ".join(f"|L{i}| {norm:.6g}" for i, norm in enumerate(state.level_norms, 1))
     yield f"log         position {state.position:,}, oldest {state.log_oldest:,}, room for {sizes.log_capacity:,}"
     yield f"epoch       {state.epoch} of controllers"
+
+
+def _arbiter_lines(arbiter: Arbiter) -> Iterator[str]:
+    counts = ", ".join(f"{count:,} {result.replace('_', ' ')}" for result, count in arbiter.reloads.items() if count)
+    yield f"reload      {_reload_text(arbiter)}{f' ({counts})' if counts else ''}"
+    killed, lost = arbiter.workers_killed, arbiter.log_lines_lost
+    yield (
+        f"            {killed['stopped']:,} stopped and {killed['stuck']:,} stuck workers killed, "
+        f"{'?' if lost is None else f'{lost:,}'} lines of the log lost, since the arbiter's start"
+    )
+
+
+def _usage_line(usage: ProcessUsage) -> str:
+    memory = "     ?" if usage.memory_bytes is None else f"{usage.memory_bytes / 1e6:6.1f}"
+    return f"{usage.part:<11} pid {usage.pid:<8} CPU {usage.cpu_percent:5.1f} %, memory {memory} MB"
 
 
 def _worker_line(worker: Worker) -> str:
@@ -251,7 +337,7 @@ def _duration_text(seconds: float) -> str:
 
 
 def _print_json(snapshot: Snapshot, *, pretty: bool) -> None:
-    document = msgspec.json.encode(snapshot)
+    document = msgspec.json.encode({**msgspec.structs.asdict(snapshot), "problems": problem_lines(snapshot)})
     print((msgspec.json.format(document, indent=2) if pretty else document).decode(), flush=True)
 
 

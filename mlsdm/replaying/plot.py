@@ -59,7 +59,7 @@ def draw(path: Path, decided: npt.NDArray[Any]) -> None:
 def require(path: Path) -> None:
     """Raise PlotError unless a picture can be drawn in the format that `path` names."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise PlotError("--plot needs matplotlib, which is not installed: pip install 'mlsdm[plot]'")
+        raise PlotError("--plot needs matplotlib, which is not installed: pip install '.[plot]' in a clone of mlsdm")
     from matplotlib.figure import Figure  # noqa: PLC0415 — an optional extra
 
     formats = Figure().canvas.get_supported_filetypes()

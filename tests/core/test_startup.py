@@ -437,7 +437,7 @@ class TestLoaded:
 class TestReload:
     def test_equal_configurations_need_no_restart(self) -> None:
         """The same configuration can be reloaded."""
-        assert startup.unreloadable(load(None, {}), load(None, {})) == {}
+        assert startup.unreloadable(load(None, {}).values(), load(None, {})) == {}
 
     def test_settings_that_need_a_restart(self) -> None:
         """They are those of the block and of the socket."""
@@ -456,7 +456,7 @@ class TestReload:
         """The sentence names the key, the old value and the new one."""
         wanted = {"server.host": "localhost"}.get(key, "2048")
         changed = load(None, {SETTINGS[key].variable: wanted})
-        [sentence] = startup.unreloadable(load(None, {}), changed).values()
+        [sentence] = startup.unreloadable(load(None, {}).values(), changed).values()
 
         assert sentence.startswith(f"{key} cannot change from {SETTINGS[key].default} to {wanted} ")
 
@@ -474,7 +474,7 @@ class TestReload:
         """Workers, thresholds, limits and logs change without a restart."""
         environ = {"WORKERS": "5", "LOG_LEVEL": "DEBUG", "MLSDM_MORAL_FILTER__EMA_ALPHA": "0.2"}
 
-        assert startup.unreloadable(load(None, {}), load(None, {**PRODUCTION, **environ})) == {}
+        assert startup.unreloadable(load(None, {}).values(), load(None, {**PRODUCTION, **environ})) == {}
 
 
 class TestWorkerCount:

@@ -178,7 +178,7 @@ class TestSections:
         was = load_sections("archive: {path: a, wait: 1}\n", file)
         wanted = load_sections("archive: {path: b, wait: 2}\n", file)
 
-        assert list(unreloadable(was, wanted).values()) == [
+        assert list(unreloadable(was.values(), wanted).values()) == [
             "archive.path cannot change from a to b while the server runs, because the files are open: restart it"
         ]
 

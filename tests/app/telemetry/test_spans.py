@@ -375,7 +375,7 @@ def test_tracing_without_its_extra_is_refused_by_name() -> None:
 
     assert ended.stderr.splitlines()[-1] == (
         "core.startup.ConfigurationError: observability.tracing.enabled is true: "
-        "expected OpenTelemetry: pip install 'mlsdm[otel]'"
+        "expected OpenTelemetry: pip install '.[otel]' in a clone of mlsdm"
     )
 
 

@@ -2,11 +2,18 @@
 
 import argparse
 import os
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from mlsdm.commands.check_config import add_arguments, run
+from testing.eventually import eventually
+from testing.live_server import ROOT, free_port
+from tests.conftest import Serve
 
 CONFIG = Path(__file__).resolve().parents[3] / "config"
 
@@ -153,3 +160,100 @@ def test_verbose_prints_the_settings_that_would_be_in_force(
     for line in ("capacity: 1000", "observability.logging.format: json", "security.rate_limiting.enabled: false"):
         assert line in lines
     assert 'security.keys_path: ""' in lines
+
+
+# -- against a running server ------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_a_hup_accepts(serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the variables of the server: here its dimension and capacity are theirs. Any of its processes will do."""
+    path = tmp_path / "config.yaml"
+    path.write_text("moral_filter: {max_threshold: 0.8}\ncapacity: 900\n")
+    server = serve(CONFIG_PATH=str(path))
+
+    for pid in (server.pid, server.workers(server.block())[0]):
+        assert check("--against", pid, path) == 0
+        assert capsys.readouterr() == (f"Configuration valid; process {server.pid} accepts it at HUP\n", "")
+    os.kill(server.pid, signal.SIGHUP)
+    eventually(lambda: server.log.count(f"Configuration loaded from {path}") == 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("payload_size_max: 512", "payload_size_max"),
+        ("idempotency_capacity: 2048", "idempotency_capacity"),
+        ("server: {host: 0.0.0.0}", "server.host"),
+    ],
+)
+def test_a_file_that_a_hup_refuses(
+    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, key: str
+) -> None:
+    """The file is valid for a start; the server refuses it, and names the same setting."""
+    path = tmp_path / "config.yaml"
+    path.write_text("{}\n")
+    server = serve(CONFIG_PATH=str(path))
+    path.write_text(text + "\n")
+
+    assert check(path) == 0
+    capsys.readouterr()
+    assert check("--against", server.pid, path) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.splitlines()[0]) == ("", "HUP would be refused, 1 problem:")
+    assert err.splitlines()[1].startswith(f"{key}")
+    os.kill(server.pid, signal.SIGHUP)
+    eventually(lambda: f"configuration not reloaded, the old one stays; problems:\n    {key}" in server.log)
+
+
+def test_options_of_the_command_outrank_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`mlsdm serve --port` holds at a HUP, too; a port in the file alone would not be that of the server."""
+    path, port = tmp_path / "config.yaml", free_port()
+    path.write_text(f"server: {{port: {port}}}\ncapacity: 100\ndimension: 8\n")
+    for words, status in ((["--port", str(port)], 0), ([], 1)):
+        command = [sys.executable, "-m", "mlsdm", "serve", "--config", str(path), "--workers", "1", *words]
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as server:
+            eventually(lambda: _answers(port))
+            path.write_text("server: {port: 9}\ncapacity: 100\ndimension: 8\n")
+            assert check("--against", server.pid, path) == status
+            path.write_text(f"server: {{port: {port}}}\ncapacity: 100\ndimension: 8\n")
+            server.terminate()
+
+    refused = f"server.port cannot change to 9 while the server runs, because it listens on 127.0.0.1 port {port}"
+    assert refused in capsys.readouterr().err
+
+
+def _answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+            return client.recv(12) == b"HTTP/1.1 200"
+    except OSError:
+        return False
+
+
+def test_another_file_than_that_of_the_server_is_noted(
+    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A HUP would not read it."""
+    path, other = tmp_path / "config.yaml", tmp_path / "other.yaml"
+    for one in (path, other):
+        one.write_text("{}\n")
+    server = serve(CONFIG_PATH=str(path))
+
+    assert check("--against", server.pid, other) == 0
+
+    assert capsys.readouterr().err == f"note: process {server.pid} reads {path} at HUP, not this file\n"
+
+
+def test_a_process_of_no_server_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The process of this test, and one that has gone."""
+    path = tmp_path / "config.yaml"
+    path.write_text("{}\n")
+
+    assert check("--against", os.getppid(), path) == 1
+    assert check("--against", 2**22 + 1, path) == 1
+
+    assert capsys.readouterr().err == (
+        f"mlsdm check-config: process {os.getppid()} is no process of an mlsdm server, or this user may not read it\n"
+        f"mlsdm check-config: there is no process {2**22 + 1}\n"
+    )

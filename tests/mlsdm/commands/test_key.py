@@ -142,3 +142,50 @@ def test_no_token_is_printed_when_the_entry_cannot_be_written() -> None:
 
     assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
     assert ended.stderr.startswith("mlsdm: cannot write the output (No space left on device): ")
+
+
+def test_a_token_goes_to_a_new_file_of_its_owner(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody else may read it, whatever the umask is; the terminal gets nothing of it."""
+    path = tmp_path / "web.token"
+    before = os.umask(0)
+    try:
+        assert key("web", "--token", str(path)) == 0
+    finally:
+        os.umask(before)
+    out, err = capsys.readouterr()
+    with file.open("a") as stream:
+        stream.write(out)
+
+    assert (path.stat().st_mode & 0o777, err) == (0o600, "")
+    keyring = Keyring(None, read(str(file), None).keys)
+    assert keyring.identify(path.read_text().removesuffix("\n"), 0.0) is not None
+
+
+def test_a_token_replaces_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The key whose token it holds would be lost; no entry is printed, and the error is."""
+    path = tmp_path / "web.token"
+    path.write_text("another")
+
+    assert key("web", "--token", str(path)) == 1
+    assert key("web", "--token", str(tmp_path / "missing" / "web.token")) == 1
+
+    out, err = capsys.readouterr()
+    assert (out, path.read_text()) == ("", "another")
+    assert err == (
+        f"mlsdm key: cannot write the token to {path}: File exists: nothing was made\n"
+        f"mlsdm key: cannot write the token to {tmp_path}/missing/web.token: No such file or directory: "
+        "nothing was made\n"
+    )
+
+
+def test_no_token_is_left_without_its_entry(tmp_path: Path) -> None:
+    """The disk of the keys file is full."""
+    path = tmp_path / "web.token"
+    with Path("/dev/full").open("w") as full:
+        ended = mlsdm("key", "web", "--token", str(path), stdout=full.fileno())
+
+    assert ended.returncode == 1
+    assert "cannot write the output" in ended.stderr
+    assert not path.exists()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from core.clock import boot_clock
@@ -70,7 +71,10 @@ def test_the_snapshot_equals_the_state_of_the_server(serve: Serve, capsys: pytes
         "level_norms": [said["L1_norm"], said["L2_norm"], said["L3_norm"]],
         "log_oldest": 1,
         "stopped": False,
+        "threshold_min": 0.3,
+        "threshold_max": 0.9,
     }
+    assert {"events": 50, "accepted": said["accepted_events_count"]}.items() <= state["recent"].items()
     assert {name: state[name] for name in expected} == expected
     assert said["boot_id"] == seen["boot_id"]
     assert (said["dimension"], said["capacity"]) == (seen["sizes"]["dimension"], seen["sizes"]["capacity"])
@@ -91,7 +95,10 @@ def test_the_text_names_what_an_operator_looks_for(
 
     lines = capsys.readouterr().out.splitlines()
     named = [line.split()[0] for line in lines if not line.startswith(" ")]
-    expected = "status boot slots events threshold phase levels log epoch controller machine lock workers"
+    expected = """
+        status boot slots events recent threshold phase levels log epoch controller machine lock workers reload
+        processes
+    """
     assert expected.split() == named
     assert any(f": pid {worker}, " in line for line in lines)
 
@@ -115,7 +122,7 @@ def test_each_snapshot_under_load_is_of_one_position(
     sender.start()
     try:
         states = []
-        for _ in range(50):
+        for _ in range(20):
             assert stat("--pid", small_server.pid, "--json") == 0
             states.append(json.loads(capsys.readouterr().out)["state"])
     finally:
@@ -163,6 +170,83 @@ def test_several_servers_are_listed(serve: Serve, small_server: LiveServer, caps
     assert err.startswith("mlsdm stat: several servers run; choose one with --pid:\n")
     for server in (other, small_server):
         assert f"  --pid {server.pid}: boot {server.state()['boot_id'][:8]}, " in err
+
+
+def test_a_refused_reload_is_a_problem_with_status_1(
+    serve: Serve, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The next one that succeeds ends it; the counts stay."""
+    file = tmp_path / "config.yaml"
+    file.write_text("health: {cpu_gates_readiness: false}\n")
+    server = serve(CONFIG_PATH=str(file))
+
+    def lines_of(status: int) -> list[str]:
+        assert stat("--pid", server.pid) == status
+        return [line for line in capsys.readouterr().out.splitlines() if "reload" in line.lower()]
+
+    def reload(text: str, result: str) -> None:
+        file.write_text(text)
+        os.kill(server.pid, signal.SIGHUP)
+        eventually(lambda: server.log.count(result) == 1)
+
+    [line] = lines_of(0)
+    assert line.startswith("reload      none since the start ")
+    reload("health: {cpu_gates_readiness: perhaps}\n", "configuration not reloaded")
+    problem, line = eventually(lambda: len(lines := lines_of(1)) == 2 and lines)
+    reason = "was refused: the configuration or the keys file has problems, and the old ones stay"
+    assert problem.startswith("status      NOT RELOADED: the last, ")
+    assert problem.endswith(f" ago, {reason}; the log says why")
+    assert line.endswith(f" ago, {reason} (1 refused)")
+
+    file.write_text("health: {cpu_gates_readiness: true}\n")
+    os.kill(server.pid, signal.SIGHUP)
+    eventually(lambda: "succeeded (1 succeeded, 1 refused)" in "".join(lines_of_any(server, capsys)))
+    assert len(lines_of(0)) == 1
+
+
+def lines_of_any(server: LiveServer, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return the lines of a snapshot, whatever its status."""
+    stat("--pid", server.pid)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_bound_that_rejects_everything_is_a_problem(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is none while few events were decided, and ends with the first event that is accepted."""
+    bound = {"MLSDM_MORAL_FILTER__MIN_THRESHOLD": "0.85", "MLSDM_MORAL_FILTER__INITIAL_THRESHOLD": "0.85"}
+    server = serve(**bound)
+
+    def send(moral: float, count: int) -> None:
+        for _ in range(count):
+            server.event(np.ones(8), moral)
+
+    send(0.8, 19)
+    assert stat("--pid", server.pid) == 0
+    send(0.8, 1)
+    capsys.readouterr()
+    assert stat("--pid", server.pid) == 1
+    out = capsys.readouterr().out
+    assert stat("--pid", server.pid, "--json") == 0  # a pipe to jq goes on
+    assert json.loads(capsys.readouterr().out)["problems"] == [out.splitlines()[0].removeprefix("status      ")]
+    assert out.startswith(
+        "status      REJECTING: none of the last 20 events was accepted; the threshold is 0.85, its lower bound: "
+        "look at the moral values, or PATCH /governor with a lower min_threshold\n"
+    )
+    assert "\nrecent      0 of the last 20 events accepted (0%), within " in out
+    assert "\nthreshold   0.85, from 0.85 to 0.9; EMA " in out
+    send(1.0, 1)
+    assert stat("--pid", server.pid) == 0
+
+
+def test_each_process_has_its_cpu_and_memory(small_server: LiveServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of them, the controller once; the sum of the memory is that of the server."""
+    assert stat("--pid", small_server.pid, "--json") == 0
+
+    processes = json.loads(capsys.readouterr().out)["processes"]
+    children = psutil.Process(small_server.pid).children()
+    assert {one["pid"] for one in processes} == {small_server.pid, *(child.pid for child in children)}
+    assert sorted(one["part"] for one in processes)[:2] == ["arbiter", "controller"]
+    assert sum(one["part"].startswith("worker ") for one in processes) == 2
+    assert all(one["memory_bytes"] > 1e6 and one["cpu_percent"] >= 0 for one in processes)
 
 
 # -- nothing to see --------------------------------------------------------------------------------------------------
@@ -317,6 +401,22 @@ def test_other_problems_come_first_too(block: Block) -> None:
     ]
 
 
+def test_a_problem_is_status_1(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever it is: here a worker whose loop does not run."""
+    vitals, row = controlled(block), block.region("rows", 1)
+    row.pid, row.started = process.identify_self()
+    row.heartbeat_ns = vitals.heartbeat_ns = boot_clock() + 3_600 * 10**9  # no machine is too slow for that
+
+    with holder(block) as held:
+        assert stat("--pid", held.pid) == 0
+        row.heartbeat_ns = boot_clock() - 10 * 10**9
+        capsys.readouterr()
+        assert stat("--pid", held.pid) == 1
+        held.communicate()
+
+    assert capsys.readouterr().out.startswith(f"status      SILENT: workers {os.getpid()}\n")
+
+
 def test_dead_processes_come_first(block: Block) -> None:
     """One dead worker among living ones is no problem: its row waits for a successor."""
     vitals = controlled(block)
@@ -402,10 +502,14 @@ def test_the_json_names_are_stable(small_server: LiveServer, capsys: pytest.Capt
     stat("--pid", small_server.pid, "--json")
 
     document: dict[str, Any] = json.loads(capsys.readouterr().out)
-    members = [*document, *document["lock"], *document["workers"][0]]
+    members = [*document, *document["lock"], *document["workers"][0], *document["arbiter"],
+               *document["processes"][0]]  # fmt: skip
     expected = """
         boot_id age_seconds layout_version sizes state problem controller workers lock emergency drift machine
+        arbiter processes problems
         holder_pid acquisitions deaths rollbacks kills lost
         row pid alive connections requests heartbeat_age_seconds
+        last_reload last_reload_age_seconds reloads workers_killed log_lines_lost
+        pid part cpu_percent memory_bytes
     """
     assert expected.split() == members

@@ -41,7 +41,7 @@ def test_a_missing_matplotlib_is_one_sentence_with_the_remedy(tmp_path: Path, mo
     """It is an optional extra."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
-    with pytest.raises(plot.PlotError, match=r"not installed: pip install 'mlsdm\[plot\]'"):
+    with pytest.raises(plot.PlotError, match=r"not installed: pip install '\.\[plot\]'"):
         plot.require(tmp_path / "replay.png")
 
 
