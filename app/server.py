@@ -26,7 +26,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from gunicorn.util import set_owner_process  # type: ignore[import-untyped]  # gunicorn carries no types
+from gunicorn import systemd  # type: ignore[import-untyped]  # gunicorn carries no types
+from gunicorn.util import set_owner_process  # type: ignore[import-untyped]
 
 from app.lifecycle.loader import FoundModule, load_modules, rehearse_settings, sections_of
 from app.lifecycle.plan import Plan
@@ -50,7 +51,6 @@ from core.commands import post_configured
 from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
 from core.regime import Regime
 from core.settings import module_names
-from core.settings.config import Config
 from core.startup import ConfigurationError, FoundSections, Loaded, worker_count
 from shm.block import Block, BlockError
 from shm.errors import StoreError
@@ -95,7 +95,8 @@ class Server:
                 loaded = startup.load(None, *arguments)
             else:
                 loaded = startup.reload(self.loaded, *arguments)
-                if problems := self._row_problems(loaded.config):
+                assert self.block is not None
+                if problems := startup.too_many_workers(loaded.config, self.block.layout.rows):
                     raise ConfigurationError(problems)
                 self.plan = self._plan_modules(loaded)
         except ConfigurationError as error:
@@ -134,14 +135,6 @@ class Server:
         if self._before is not None:
             self.loaded, self.plan, self._found = self._before
         self._before = None
-
-    def _row_problems(self, config: Config) -> list[str]:
-        """Return the problem when the rows of the block cannot hold two generations of the configured workers."""
-        assert self.block is not None
-        workers, rows = worker_count(config), self.block.layout.rows
-        if 2 * workers <= rows:
-            return []
-        return [f"server.workers: {workers} old and {workers} new ones need more than {rows} worker rows: restart it"]
 
     def gunicorn_settings(self) -> dict[str, Any]:
         """Return Gunicorn's settings for the configuration in force."""
@@ -331,11 +324,16 @@ class Server:
         """True in this arbiter's workers from its SIGTERM on."""
         return self._draining[0] == 1
 
-    def on_exit(self, _arbiter: Arbiter) -> None:
-        """End the children, and remove what only this arbiter needed."""
+    def on_exit(self, arbiter: Arbiter) -> None:
+        """End the children, remove what only this arbiter needed, and name the next arbiter to the service manager.
+
+        Without that, systemd would take the end of its main process for the end of the service, and kill what is left.
+        """
         if self._supervisor is not None:
             self._supervisor.end()
         remove_directory(os.environ[METRICS_VARIABLE], self._metrics_lock)
+        if arbiter.reexec_pid:  # sd_notify(3); nothing is sent without NOTIFY_SOCKET
+            systemd.sd_notify(f"MAINPID={arbiter.reexec_pid}", log)
 
 
 def _heartbeat_directory() -> str | None:

@@ -53,6 +53,7 @@ class Arbiter(Protocol):
     cfg: Any
     num_workers: int
     timeout: float
+    reexec_pid: int  # the next arbiter, 0 without an upgrade
     worker_class: Any
     reap_workers: Callable[[], None]
     murder_workers: Callable[[], None]
