@@ -28,6 +28,7 @@ from core import limits
 from core.limits import Limit
 from testing.eventually import HANG_SECONDS, eventually
 from testing.live_server import ROOT, free_port
+from tests.conftest import Serve
 from tests.programs import needs
 from tests.runbook.cluster import BIN, IMAGES, LOG, NOTES, STRICT
 from tests.runbook.stage import check_out
@@ -210,3 +211,52 @@ def test_every_limit_of_the_guide_is_the_one_in_force() -> None:
     }
 
     assert {(value, answer) for _, value, answer in rows("Limits")} == told
+
+
+DOCUMENTS: Final = [*(ROOT / page for page in ("README.md", "docker-compose.yml")), *(ROOT / "docs").glob("*.md")]
+_MAKES_SECRET: Final = re.compile(r"mlsdm key |openssl rand|kubectl get secret .*-o yaml")
+_WRITES: Final = re.compile(r"(?:--token |-keyout |\d?>>? ?)([\w./-]*\w)")
+
+
+def test_a_secret_in_a_clone_is_ignored_by_git() -> None:
+    """Every file that a command of a document writes a secret or a digest into."""
+    commands = [line for path in DOCUMENTS for line in path.read_text().splitlines() if _MAKES_SECRET.search(line)]
+    written = {name for line in commands for name in _WRITES.findall(re.sub(r"\$\(date [^)]*\)", "20270101", line))}
+
+    assert {"token", "keys.yaml", "reader.token", "backup/secrets-20270101.yaml"} <= written
+    kept = [name for name in written if not name.startswith(("1", "/dev"))]
+    ignored = subprocess.run(["git", "check-ignore", *kept], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert sorted(ignored.stdout.split()) == sorted(kept)
+
+
+def test_no_line_installs_a_package_of_this_name_from_an_index() -> None:
+    """The package of that name there is another project: extras are installed from the clone."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    installs = re.compile(r"(?:pip|pipx|uv)\S* (?:pip )?(?:install|add|run)\b.*[\s'\"]mlsdm\b(?!/bin)")
+
+    assert installs.search("pip install 'mlsdm[otel]'")
+    assert not installs.search(["pip install '.[otel]'", "a clone of mlsdm"][0])
+    found = [
+        f"{name}: {line}"
+        for name in listed
+        if name != "tests/test_examples.py" and (ROOT / name).is_file()
+        for line in (ROOT / name).read_text(errors="replace").splitlines()
+        if installs.search(line.split(" in a clone")[0])
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
+def test_a_first_program_names_the_reason_of_a_refusal(serve: Serve, tmp_path: Path, page: str) -> None:
+    """Here a missing or wrong key: not the traceback of a member that a problem document does not have."""
+    server = serve(API_KEY="another-secret-key")
+    program = next(step.text for step in steps(page) if step.language == "python")
+    (tmp_path / "token").write_text("no-key-of-that-server")
+
+    ended = subprocess.run(
+        [sys.executable, "-c", PORT.sub(str(server.port), program)], cwd=tmp_path, capture_output=True, text=True,
+        timeout=HANG_SECONDS, check=False,
+    )  # fmt: skip
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("unauthorised: ")

@@ -25,7 +25,8 @@ class DecisionView(msgspec.Struct, omit_defaults=True, gc=False):
     sequence: Ordinal
     moral_value: MoralValue
     threshold_before: Annotated[Threshold, Meta(description="The threshold that this event was compared with.")]
-    moral_filter_threshold: Annotated[Threshold, Meta(description="The threshold for the next event.")]
+    # After the example of an event: the first acceptance raises the threshold from 0.5.
+    moral_filter_threshold: Annotated[Threshold, Meta(description="The threshold for the next event.", examples=[0.55])]
     ema: Ema
     current_phase: Phase
     position: Position

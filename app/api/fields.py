@@ -20,7 +20,7 @@ Position: TypeAlias = Annotated[
     int, Meta(description="Position in the log of all changes of the state.", ge=0, examples=[42])
 ]
 Ordinal: TypeAlias = Annotated[int, Meta(description="Number of a decision: 1, 2, 3 …", ge=1, examples=[7])]
-MoralValue: TypeAlias = Annotated[float, Meta(description="Moral value of the event.", ge=0, le=1, examples=[0.8])]
+MoralValue: TypeAlias = Annotated[float, Meta(description="Moral value of the event.", ge=0, le=1, examples=[1.0])]
 Threshold: TypeAlias = Annotated[
     float, Meta(description="Moral value that an event must reach to be accepted.", ge=0, le=1, examples=[0.5])
 ]

@@ -49,7 +49,7 @@ def log_startup_message(block: Block, loaded: Loaded, workers: int, scheme: str,
         key = ' -H "Authorization: Bearer $API_KEY"' if closed else ""
         log.info(
             "try it:\ncurl -s%s %s/event%s -H 'Content-Type: application/json' \\\n"
-            "  -d '{\"moral_value\": 0.8, \"payload\": \"hello\", \"event_vector\": ['$(seq -s, %d)']}'\n"
+            "  -d '{\"moral_value\": 1.0, \"payload\": \"hello\", \"event_vector\": ['$(seq -s, %d)']}'\n"
             "curl -s%s %s/state%s",
             option, url, key, config.dimension, option, url, key,
         )  # fmt: skip

@@ -70,8 +70,8 @@ class BatchView(msgspec.Struct):
 MORAL_VALUE: Final = Parameter(
     "Moral-Value",
     "header",
-    Annotated[float, Meta(ge=0, le=1, examples=[0.8])],
-    f"Moral value of the event. Required with a body in `{RAW}`, ignored with any other.",
+    Annotated[float, Meta(ge=0, le=1, examples=[1.0])],
+    f"Moral value of the event; 1 is always accepted. Required with a body in `{RAW}`, ignored with any other.",
 )
 
 

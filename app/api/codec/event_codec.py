@@ -38,8 +38,8 @@ class Event(msgspec.Struct, forbid_unknown_fields=True):
     moral_value: Annotated[
         float,  # its range is checked here, not by msgspec, because the refusal has a code of its own
         Meta(
-            description="How acceptable the event is.",
-            examples=[0.8],
+            description="How acceptable the event is. 1 is always accepted.",
+            examples=[1.0],
             extra_json_schema={"minimum": 0, "maximum": 1},
         ),
     ]

@@ -45,6 +45,24 @@ class TestDecide:
         """Accepted iff m ≥ 0.90, or m ≥ 0.30 and m ≥ θ."""
         assert accepted == Governor(theta).decide(moral, DEFAULT)[0]
 
+    @pytest.mark.parametrize("moral", [0.3, 0.5, 0.8, 0.89])
+    def test_half_of_equal_values_between_the_bounds_is_rejected(self, moral: float) -> None:
+        """That is what the threshold aims at, and what the documents say of 0.8."""
+        governor, verdicts = Governor.initial(DEFAULT), []
+        for _ in range(1000):
+            accepted, governor = governor.decide(moral, DEFAULT)
+            verdicts.append(accepted)
+
+        assert 0.4 <= sum(verdicts) / len(verdicts) <= 0.6
+
+    @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+    def test_one_is_accepted_under_all_settings(self, one: float, other: float, third: float) -> None:
+        """So a client that just wants a memory sends 1.0."""
+        minimum, initial, maximum = sorted((one, other, third))
+        settings = DEFAULT._replace(min_threshold=minimum, initial_threshold=initial, max_threshold=maximum)
+
+        assert Governor.initial(settings).decide(1.0, settings)[0]
+
     def test_first_events(self) -> None:
         """Computed by hand. 0.55 − 0.5 is 0.05000000000000004 in IEEE doubles, so the first acceptance moves θ."""
         assert after([1.0]) == Governor(0.55, 0.55)
