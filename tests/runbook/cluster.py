@@ -31,6 +31,7 @@ from core.settings.environment import PLAIN
 NOTES: Final = "STAGE_NOTES"  # a file that gets a line for each command: how it was judged
 LOG: Final = "STAGE_LOG"  # the log of the live server
 PID: Final = "STAGE_PID"  # its arbiter, process 1 of a container
+CONFIG: Final = "STAGE_CONFIG"  # its configuration, /etc/mlsdm/config.yaml of a container
 STRICT: Final = "STAGE_STRICT"  # set: what misleads is an error
 BIN: Final = "STAGE_BIN"  # the folder of the words that mean something else, which is left to reach the real ones
 IMAGES: Final = "STAGE_IMAGES"  # a file: which image runs, ran before, and stood in the file when it was last applied
@@ -277,10 +278,14 @@ class Kubectl:
         self._pods(self.asked.words)
         if self.inside[0] not in PROGRAMS:
             fail(f'exec: "{self.inside[0]}": executable file not found in $PATH')
-        words = [re.sub(r"(kill -[A-Z]+) 1\b", rf"\1 {os.environ[PID]}", word) for word in self.inside]
+        words = [re.sub(r"(kill -[A-Z0-9]+) 1\b", rf"\1 {os.environ[PID]}", word) for word in self.inside]
+        words = [os.environ[CONFIG] if word == "/etc/mlsdm/config.yaml" else word for word in words]
         if words[:2] == ["mlsdm", "stat"]:
             words += ["--pid", os.environ[PID]]
-        subprocess.run(words, check=True)
+        if "--against" in words:
+            words[words.index("--against") + 1] = os.environ[PID]
+        if status := subprocess.run(words, check=False).returncode:
+            sys.exit(status)
         return "names resolved; run beside the live server"
 
     def top(self) -> str:

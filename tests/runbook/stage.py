@@ -28,7 +28,7 @@ from testing.eventually import HANG_SECONDS, eventually
 from testing.live_server import ROOT, LiveServer
 from tests.app.calm_machine import APPLICATION, calm
 from tests.runbook.book import Line, without_placeholders
-from tests.runbook.cluster import BIN, IMAGES, LOG, NOTES, PID, POD, SELECTED_LINES, STRICT, VARIABLES
+from tests.runbook.cluster import BIN, CONFIG, IMAGES, LOG, NOTES, PID, POD, SELECTED_LINES, STRICT, VARIABLES
 from tests.scraped import scraped
 
 API_KEY: Final = "a-key-for-the-runbook"
@@ -125,6 +125,7 @@ class Stage:
             BIN: str(programs),
             NOTES: str(self.directory / "notes"),
             LOG: str(self.server.log_path),
+            CONFIG: str(self.configuration),
             IMAGES: str(self.directory / "images"),
             **({STRICT: "1"} if self.strict else {}),
         }
@@ -162,6 +163,8 @@ class Stage:
         os.kill(self.server.pid, signal.SIGHUP)
         eventually(lambda: "configuration not reloaded" in self.server.log)
         self.configuration.write_text(good)
+        os.kill(self.server.pid, signal.SIGHUP)
+        eventually(lambda: self.server.log.count("Configuration loaded") == 2)
         eventually(lambda: self.prometheus.series("up == 1") and self.prometheus.series("total_events_processed > 0"))
 
     # -- playing -------------------------------------------------------------------------------------------------------
@@ -195,7 +198,9 @@ class Stage:
         seen = (ended.stdout + ended.stderr).strip()
         how = "; ".join(notes.read_text().splitlines()) or "run"
         empty = "| jq" in text and ended.stdout.strip() in ("", "null")
-        return Outcome(ended.returncode == 0 and not empty, how, seen)
+        # 1 is a problem of the server, which this command is there to print; a busy machine has some.
+        well = (0, 1) if "mlsdm stat" in text and ended.stdout.strip() else (0,)
+        return Outcome(ended.returncode in well and not empty, how, seen)
 
     def _named(self, text: str) -> Outcome:
         """An endpoint, or the name of a metric, with what it is behind a dash."""
