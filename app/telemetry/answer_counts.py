@@ -86,7 +86,7 @@ class AnswerCounts:
         If they cannot be made, because descriptors or memory have run out, the answer is sent without being counted.
         """
         try:
-            route = self._route_of(path) or OTHER
+            route = (self._route_of(path) if path else None) or OTHER  # "" would match the route `/`
             cells = self._cells.get(status, {}).get(route) or self._make_cells(route, status)
         except Exception:
             if not self._has_failed:
