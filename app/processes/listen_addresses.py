@@ -88,6 +88,13 @@ def url_of(address: Address, scheme: str) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{address[1]}"
 
 
+def name_of(address: Address) -> str:
+    """Return the address that a socket is bound to, with the port of a TCP socket."""
+    if not isinstance(address, tuple):
+        return f"unix:{path_of(address)}"
+    return f"[{address[0]}]:{address[1]}" if ":" in str(address[0]) else f"{address[0]}:{address[1]}"
+
+
 def path_of(address: Address) -> str:
     """Return the path of a Unix socket, with @ for the NUL of the abstract namespace."""
     path = os.fsdecode(address) if isinstance(address, bytes) else str(address)

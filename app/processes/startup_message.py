@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 
-from app.processes.listen_addresses import Address, curl_of, url_of
+from app.processes.listen_addresses import Address, curl_of, name_of, url_of
 from core.settings.config import effective
 from core.startup import Loaded
 from shm.block import Block
@@ -40,7 +40,8 @@ def log_startup_message(block: Block, loaded: Loaded, workers: int, scheme: str,
     )  # fmt: skip
     if not closed:
         log.warning(
-            "no API key is set: everybody who can connect to %s may do everything, stopping the server included", where
+            "no API key is set: everybody who can connect to %s may do everything, stopping the server included",
+            ", ".join(map(name_of, addresses)),
         )
     if expired := loaded.keyring.expired(time.time()):
         log.warning("expired keys: %s", ", ".join(expired))

@@ -12,6 +12,7 @@ from app.processes.listen_addresses import (
     Address,
     curl_of,
     has_inherited_sockets,
+    name_of,
     require_free_addresses,
     url_of,
 )
@@ -88,6 +89,20 @@ def test_inherited_sockets_make_other_addresses_void() -> None:
     assert has_inherited_sockets([3], {})
     assert not has_inherited_sockets([("127.0.0.1", 8000)], {**activated, "LISTEN_PID": "1"})
     assert not has_inherited_sockets([("127.0.0.1", 8000)], {})
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        (("0.0.0.0", 80), "0.0.0.0:80"),
+        (("::", 80, 0, 0), "[::]:80"),
+        (("127.0.0.1", 8000), "127.0.0.1:8000"),
+        ("/run/s", "unix:/run/s"),
+    ],
+)
+def test_the_warning_names_what_is_bound(address: Address, name: str) -> None:
+    """Not one of the addresses at which a server for every interface can be reached."""
+    assert name_of(address) == name
 
 
 @pytest.mark.parametrize(

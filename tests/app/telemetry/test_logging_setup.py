@@ -126,8 +126,9 @@ def test_a_server_logs_json_when_told_to(serve: Callable[..., LiveServer]) -> No
     assert {line["level"] for line in lines} <= {"DEBUG", "INFO", "WARNING", "ERROR"}
     assert {"mlsdm.worker"} <= {line["logger"] for line in lines}
     warnings = [line["event"] for line in lines if line["level"] in ("WARNING", "ERROR")]
+    where = f"127.0.0.1:{server.port}"
     assert warnings == [
-        "no API key is set: everybody who can connect to 127.0.0.1 may do everything, stopping the server included"
+        f"no API key is set: everybody who can connect to {where} may do everything, stopping the server included"
     ]
 
 
