@@ -66,6 +66,7 @@ class Server:
     """Everything that outlives a worker."""
 
     def __init__(self) -> None:
+        open_missing_streams()  # the record of the arbiter is the first file that stays open
         self.loaded: Loaded | None = None
         self.block: Block | None = None
         self.plan: Plan | None = None  # the modules of the configuration in force
@@ -138,7 +139,6 @@ class Server:
 
     def gunicorn_settings(self) -> dict[str, Any]:
         """Return Gunicorn's settings for the configuration in force."""
-        open_missing_streams()
         loaded = self.configure()
         config = loaded.config
         host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host

@@ -125,6 +125,13 @@ class LiveServer:
             return False
         return live is not None and int(live[1]) >= int(self.environ.get("WORKERS", "2"))
 
+    def reload(self) -> None:
+        """Have it read its configuration again; wait until its old workers have ended and all new ones serve."""
+        block = self.block()
+        old = set(self._worker_processes(block))
+        os.kill(self.pid, signal.SIGHUP)
+        eventually(lambda: old.isdisjoint(self._worker_processes(block)) and self._all_workers_serve())
+
     def stop(self) -> None:
         """End it with SIGTERM and assert exit status 0 and that no process is left."""
         if self.process is None:
@@ -249,3 +256,8 @@ class LiveServer:
         A killed worker's row stays occupied until a successor takes it; the successor may take another free row.
         """
         return [owner.pid for _, owner in block.live_workers()]
+
+    def _worker_processes(self, block: Block) -> list[int]:
+        """Return the pids of workers that have not ended, be they known to the block or not."""
+        ended = {process.pid for process in psutil.Process(self.pid).children() if process.status() == "zombie"}
+        return [pid for pid in self.workers(block) if psutil.pid_exists(pid) and pid not in ended]

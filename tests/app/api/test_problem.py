@@ -80,7 +80,6 @@ def test_every_get_has_a_head(still_server: LiveServer, path: str) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
         "/nope",
         "/event/",
         "/events/1",

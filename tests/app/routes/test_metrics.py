@@ -432,9 +432,7 @@ def test_every_answer_is_counted_once_by_route_and_status(serve: Callable[..., L
         return len(now) == 2 and not now & set(old)
 
     ask()
-    old = server.workers(server.block())
-    os.kill(server.pid, signal.SIGHUP)
-    eventually(lambda: replaced(old))
+    server.reload()
     ask()
     for pid in (old := server.workers(server.block())):
         os.kill(pid, signal.SIGKILL)

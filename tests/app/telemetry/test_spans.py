@@ -342,11 +342,8 @@ def test_a_reload_enables_and_disables_tracing(serve: Serve, collector: Collecto
 
 def _reloaded(server: LiveServer, path: Any, text: str) -> None:
     """Have a server of one worker serve with another configuration."""
-    block = server.block()
-    before = server.workers(block)
     path.write_text(text)
-    os.kill(server.pid, signal.SIGHUP)
-    eventually(lambda: (now := server.workers(block)) and not set(now) & set(before) and len(now) == 1)
+    server.reload()
 
 
 def test_nothing_of_opentelemetry_is_loaded_when_tracing_is_off(serve: Serve) -> None:

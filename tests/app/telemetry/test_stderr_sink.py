@@ -4,13 +4,11 @@ import fcntl
 import json
 import logging
 import os
-import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import pytest
 
 from app.telemetry.logging_setup import JsonFormatter
@@ -228,9 +226,7 @@ def test_an_unread_log_stops_no_process(tmp_path: Path) -> None:
             for _ in range(200):  # 300 bytes each: twice what the pipe holds
                 assert server.request("GET", "/state", connection=connection).status == 200
             connection.close()
-        before = server.workers(server.block())
-        os.kill(server.pid, signal.SIGHUP)
-        eventually(lambda: _replaced(server, before))
+        server.reload()
         assert server.get("/health/readiness").json["checks"]["controller"] == {"healthy": True}
 
         lost = [line for line in server.get("/metrics").body.splitlines() if b"log_lines_lost_total " in line]
@@ -242,9 +238,3 @@ def test_an_unread_log_stops_no_process(tmp_path: Path) -> None:
     finally:
         server.kill()
         os.close(server.reading)
-
-
-def _replaced(server: LiveServer, before: list[int]) -> bool:
-    """Whether two other workers serve, and those before have gone."""
-    now = server.workers(server.block())
-    return len(now) == 2 and not set(now) & set(before) and not any(psutil.pid_exists(pid) for pid in before)

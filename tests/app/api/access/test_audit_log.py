@@ -3,8 +3,6 @@
 import io
 import json
 import logging
-import os
-import signal
 import socket
 import threading
 import time
@@ -276,11 +274,8 @@ def strict(serve: Serve, tmp_path: Path, request: pytest.FixtureRequest) -> Live
         """
     config.write_text(text.replace("LEVEL", "INFO"))
     server = serve(CONFIG_PATH=str(config), WORKERS="1")
-    block = server.block()
-    before = server.workers(block)
     config.write_text(text.replace("LEVEL", "CRITICAL"))
-    os.kill(server.pid, signal.SIGHUP)
-    eventually(lambda: (now := server.workers(block)) and now != before and len(now) == 1)
+    server.reload()
     return server
 
 
