@@ -174,6 +174,7 @@ class Scalars(CData):
     accepted: int
     rejected: int
     step: int
+    newest_id: int
     live: int
 class ScalarsPointer(Scalars):
     def __add__(self, offset: int) -> ScalarsPointer: ...
@@ -216,10 +217,7 @@ class State(CData):
     receipts: int
     configured: int
     ticket_position: int
-    @property
-    def reserved(self) -> UInt64Array: ...
-    @reserved.setter
-    def reserved(self, values: UInt64Array | Sequence[int]) -> None: ...
+    reserved: int
     checksum: int
 class StatePointer(State):
     def __add__(self, offset: int) -> StatePointer: ...

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-LAYOUT_VERSION: Final = 7
+LAYOUT_VERSION: Final = 8
 MAGIC: Final = int.from_bytes(b"MLSDMBLK", "little")
 CACHE_LINE: Final = 64
 PAGE: Final = 4096
@@ -148,7 +148,7 @@ RECORDS: Final = (
     ),
     Record(
         "scalars",
-        56,
+        64,
         "lock",
         (
             Field("theta", "f8", "moral value", "threshold"),
@@ -156,9 +156,10 @@ RECORDS: Final = (
             Field("phase", "u2", "0 wake, 1 sleep", "phase of the rhythm"),
             Field("flags", "u2", "bits", "1: an operator has stopped admissions"),
             Field("counter", "u4", "steps", "steps left in this phase"),
-            Field("accepted", "u8", "events", "accepted in total; also the newest memory id"),
+            Field("accepted", "u8", "events", "accepted in total"),
             Field("rejected", "u8", "events", "rejected in total; accepted + rejected is the newest sequence number"),
             Field("step", "u8", "steps", "steps of the rhythm in total"),
+            Field("newest_id", "u8", "memory id", "newest memory id that was given; none is given twice"),
             Field("live", "u8", "memories", "memories in the window and not deleted"),
         ),
     ),
@@ -202,7 +203,7 @@ RECORDS: Final = (
             Field("receipts", "u8", "receipts", "receipts in total; also the newest ordinal"),
             Field("configured", "u8", "–", "checksum of the settings that the configuration asked for last"),
             Field("ticket_position", "u8", "position", "position that carried out the newest command"),
-            Field("reserved", "u8", "–", "zero", 2),
+            Field("reserved", "u8", "–", "zero"),
             Field("checksum", "u8", "–", "checksum of the bytes above"),
         ),
     ),
@@ -339,7 +340,7 @@ RECORDS: Final = (
     ),
     Record(
         "entry",
-        256,
+        320,
         "lock",
         (
             Field("position", "u8", "position", "position of this entry; valid while at or before the commit word"),
@@ -349,20 +350,20 @@ RECORDS: Final = (
             Field("epoch", "u8", "count", "number of the controller"),
             Field("before", "scalars", "", "scalars before the transition"),
             Field("after", "scalars", "", "scalars after the transition"),
-            Field("detail", "u8", "–", "`decided` of a decision or delete, `settings` replaced by a configure", 13),
+            Field("detail", "u8", "–", "`decided` of a decision or delete, `settings` replaced by a configure", 19),
             Field("checksum", "u8", "–", "checksum of the bytes above"),
         ),
     ),
     Record(
         "decided",
-        104,
+        152,
         "lock",
         (
             Field("moral", "f8", "moral value", "moral value of the event"),
             Field("memory_id", "u8", "memory id", "memory that was admitted or deleted, else 0"),
             Field("vector_checksum", "u8", "–", "checksum of the vector"),
             Field("receipt", "u8", "ordinal", "ordinal of its receipt, 0 if it came without an idempotency key"),
-            Field("reserved", "u8", "–", "zero", 9),
+            Field("reserved", "u8", "–", "zero", 15),
         ),
     ),
     Record(

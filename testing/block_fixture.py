@@ -90,7 +90,7 @@ class Formed:
 
     def accept(self, number: int = 0, payload: bytes = b"") -> int:
         """Admit an event that no threshold rejects. Returns its memory id."""
-        return self.admit(950_000 + number % 50_000, payload).after.accepted
+        return self.admit(950_000 + number % 50_000, payload).after.newest_id
 
     def apply(self, kind: str, regime: Regime | None = None) -> EntryPointer:
         """Post a command and carry it out at once. Returns a copy of its log entry."""
@@ -101,7 +101,7 @@ class Formed:
 
     def live_ids(self) -> list[int]:
         """Return the ids of all live memories."""
-        newest = int(self.store.state().scalars.accepted)
+        newest = int(self.store.state().scalars.newest_id)
         found = []
         for memory_id in range(max(1, newest - self.block.layout.capacity + 1), newest + 1):
             try:

@@ -39,6 +39,7 @@ class Scalars(NamedTuple):
     accepted: int
     rejected: int
     step: int
+    newest_id: int
     live: int
 
     @classmethod
@@ -57,6 +58,7 @@ class Model(NamedTuple):
     flags: int
     accepted: int
     rejected: int
+    newest_id: int
     live: int
     settings: Regime
 
@@ -72,6 +74,7 @@ class Model(NamedTuple):
             found.flags,
             found.accepted,
             found.rejected,
+            found.newest_id,
             found.live,
             settings,
         )
@@ -88,6 +91,7 @@ class Model(NamedTuple):
             self.accepted,
             self.rejected,
             self.rhythm.step,
+            self.newest_id,
             self.live,
         )
 
@@ -119,7 +123,7 @@ class Model(NamedTuple):
         decided = decided_of(entry)
         settings = self.settings
         accepted, governor = self.governor.decide(decided.moral, settings.governor)
-        _check_equal(entry.position, "memory_id", decided.memory_id, self.accepted + 1 if accepted else 0)
+        _check_equal(entry.position, "memory_id", decided.memory_id, self.newest_id + 1 if accepted else 0)
         levels, rhythm = self.levels, self.rhythm
         if accepted and levels is not None:
             levels = levels.after_run(vectors(decided.memory_id), settings.synapse)
@@ -131,6 +135,7 @@ class Model(NamedTuple):
             levels=levels,
             accepted=self.accepted + accepted,
             rejected=self.rejected + (not accepted),
+            newest_id=self.newest_id + accepted,
         )
 
     def _tick(self, _entry: Entry, _replaced_by: Regime, _vectors: Vectors) -> Self:
@@ -161,7 +166,7 @@ class Model(NamedTuple):
 
     def _delete(self, entry: Entry, _replaced_by: Regime, _vectors: Vectors) -> Self:
         deleted = decided_of(entry).memory_id
-        _check_equal(entry.position, "deleted id was given", True, 1 <= deleted <= self.accepted)
+        _check_equal(entry.position, "deleted id was given", True, 1 <= deleted <= self.newest_id)
         return self
 
     def _stop(self, _entry: Entry, _replaced_by: Regime, _vectors: Vectors) -> Self:

@@ -189,11 +189,11 @@ int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8
         return section_leave(map, MLSDM_STATUS_CORRUPT);
     if (accepted) {
         now->accepted += 1;
-        decision->memory_id = now->accepted;
+        decision->memory_id = now->newest_id += 1;
         cascade(map, &t, memory.vector);
-        int evicts = now->accepted > map->capacity && slot_is_live(map, slot_of(map, now->accepted - map->capacity));
+        int evicts = now->newest_id > map->capacity && slot_is_live(map, slot_of(map, now->newest_id - map->capacity));
         now->live += 1 - (uint64_t)evicts;
-        memory_write(map, &memory, now->accepted, t.position, t.next->time_ns, moral, decision->phase);
+        memory_write(map, &memory, now->newest_id, t.position, t.next->time_ns, moral, decision->phase);
     } else {
         now->rejected += 1;
     }
@@ -236,7 +236,7 @@ int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t memory_id, stru
     if (status) return status;
     struct transition t;
     if ((status = transition_begin(map, &t, MLSDM_KIND_DELETE, now_ns))) return section_leave(map, status);
-    uint64_t newest = t.before->scalars.accepted;
+    uint64_t newest = t.before->scalars.newest_id;
     struct mlsdm_slot *slot = slot_at(map, slot_of(map, memory_id));
     if (memory_id == 0 || memory_id > newest) return section_leave(map, MLSDM_STATUS_UNKNOWN);
     if (memory_id + map->capacity <= newest || !slot_is_live(map, slot_of(map, memory_id)))

@@ -63,7 +63,7 @@ static int memory_prepare(const struct mlsdm_map *map, struct memory *memory, co
 /* Prefetch the cache lines of the slot that the next memory will probably be written to: it was last used one round of
  * the ring ago. A wrong guess costs only time. */
 static void memory_prefetch(const struct mlsdm_map *map) {
-    uint64_t at = slot_of(map, state_at(map, commit_of(map))->scalars.accepted + 1);
+    uint64_t at = slot_of(map, state_at(map, commit_of(map))->scalars.newest_id + 1);
     const char *vector = (const char *)vector_at(map, at), *shadow = (const char *)shadow_at(map, at);
     for (size_t i = 0; i < map->padded * sizeof(float); i += 64) __builtin_prefetch(vector + i, 1);
     for (size_t i = 0; i < map->shadow_stride; i += 64) __builtin_prefetch(shadow + i, 1);

@@ -91,7 +91,7 @@ static int memory_copy(const struct mlsdm_map *map, uint64_t commit, uint64_t id
     if (commit == 0) return MLSDM_STATUS_UNFORMED;
     const struct mlsdm_state *state = committed_state(map, commit);
     if (!state) return MLSDM_STATUS_CORRUPT;
-    uint64_t newest = state->scalars.accepted, at = slot_of(map, id);
+    uint64_t newest = state->scalars.newest_id, at = slot_of(map, id);
     if (id == 0 || id > newest) return MLSDM_STATUS_UNKNOWN;
     if (id + map->capacity <= newest) return MLSDM_STATUS_GONE;
     *slot = *slot_at(map, at);
@@ -119,7 +119,7 @@ int mlsdm_slot_check(struct mlsdm_map *map, uint64_t at, uint64_t *id) {
     for (int try = 0; try < 2; try++) { /* a slot that changes during the check is checked again in the next round */
         uint64_t commit = commit_of(map);
         if (commit == 0 || commit == DAMAGED) return 1;
-        *id = resident_id(map, at, state_at(map, commit)->scalars.accepted);
+        *id = resident_id(map, at, state_at(map, commit)->scalars.newest_id);
         uint64_t deleted_at = unseal(slot_at(map, at)->deleted_at);
         if (*id == 0 || (deleted_at && deleted_at != DAMAGED)) return 1;
         if (!deleted_at && slot_at(map, at)->id == *id && code_at(map, at)->live == 1 && slot_sound(map, at)) return 1;
@@ -136,7 +136,7 @@ int mlsdm_slot_repair(struct mlsdm_map *map, uint64_t at) {
     uint64_t commit = commit_of(map);
     if ((status = state_copy(map, commit, &state, NULL))) return section_leave(map, status);
     struct mlsdm_slot *slot = slot_at(map, at);
-    uint64_t id = resident_id(map, at, state.scalars.accepted);
+    uint64_t id = resident_id(map, at, state.scalars.newest_id);
     if (id && slot_is_live(map, at)) {
         if (slot->id != id || !slot_sound(map, at)) return section_leave(map, MLSDM_STATUS_CORRUPT);
         store_release(&slot->deleted_at, 0);

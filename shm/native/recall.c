@@ -226,7 +226,7 @@ static int settle(const struct mlsdm_map *map, struct search *s, uint64_t seen, 
     result->count = 0;
     for (uint32_t i = 0; i < s->shortlisted && result->count < k && s->shortlist[i].score >= bound; i++) {
         uint64_t id = s->shortlist[i].id;
-        if (!memory_is_live(map, id, now->accepted)) continue;
+        if (!memory_is_live(map, id, now->newest_id)) continue;
         if (!s->shortlist[i].sound && !slot_sound(map, slot_of(map, id)))
             result->corrupt_id = id;
         else
@@ -234,10 +234,10 @@ static int settle(const struct mlsdm_map *map, struct search *s, uint64_t seen, 
     }
     int complete = s->lowers < k && s->candidates <= SHORTLIST; /* every memory that matches is on the shortlist */
     if (result->count < k && !complete) return 0;
-    for (uint64_t id = seen + 1; id <= now->accepted; id++) {
+    for (uint64_t id = seen + 1; id <= now->newest_id; id++) {
         uint64_t slot = slot_of(map, id);
         const struct mlsdm_code *code = code_at(map, slot);
-        if (!memory_is_live(map, id, now->accepted) || !(s->mask >> (code->phase & 1) & 1)) continue;
+        if (!memory_is_live(map, id, now->newest_id) || !(s->mask >> (code->phase & 1) & 1)) continue;
         s->scanned += 1;
         if (result->count == k &&
             center_of(s, code, shadow_at(map, slot), map->shadow_stride) + radius_of(s, code) < matches[k - 1].score)
@@ -274,7 +274,7 @@ int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct 
         status = held ? section_enter(map) : mlsdm_state_read(map, &state, NULL);
         if (status) break;
         if (held && (status = state_copy(map, commit_of(map), &state, NULL))) return section_leave(map, status);
-        uint64_t seen = state.scalars.accepted, first = seen > map->capacity ? seen - map->capacity + 1 : 1;
+        uint64_t seen = state.scalars.newest_id, first = seen > map->capacity ? seen - map->capacity + 1 : 1;
         uint32_t phase = state.scalars.phase;
         s->mask = query->phase_masks[phase];
         s->lowers = s->shortlisted = 0;
@@ -283,9 +283,9 @@ int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct 
         /* Scan what was admitted meanwhile, if it is much, before the lock is taken. */
         for (int round = 0; !held && round < 3; round++) {
             if ((status = mlsdm_state_read(map, &state, NULL))) return status;
-            if (state.scalars.accepted - seen <= NEW_MAX || state.scalars.accepted - seen >= map->capacity) break;
-            scan_ids(map, s, seen + 1, state.scalars.accepted);
-            seen = state.scalars.accepted;
+            if (state.scalars.newest_id - seen <= NEW_MAX || state.scalars.newest_id - seen >= map->capacity) break;
+            scan_ids(map, s, seen + 1, state.scalars.newest_id);
+            seen = state.scalars.newest_id;
         }
         qsort(s->shortlist, s->shortlisted, sizeof *s->shortlist, by_rank);
         for (uint32_t i = 0; i < s->shortlisted && i < query->k; i++)
@@ -297,7 +297,7 @@ int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct 
         if (!(status = state_copy(map, commit, &state, NULL))) {
             const struct mlsdm_scalars *now = &state.scalars;
             done = s->mask == query->phase_masks[now->phase] && settle(map, s, seen, now, matches, result);
-            if (held && !done) quarantine(map, now->accepted, result);
+            if (held && !done) quarantine(map, now->newest_id, result);
             result->as_of = commit, result->time_ns = state.time_ns, result->attempts = (uint32_t)attempt;
             result->scanned = s->scanned, result->candidates = s->candidates;
         }

@@ -61,7 +61,7 @@ class TestCreate:
         def work() -> None:
             before = len(os.listdir("/proc/self/fd"))
             resource.setrlimit(resource.RLIMIT_FSIZE, (PAGE, PAGE))  # a limit that costs the machine nothing to reach
-            with pytest.raises(BlockError, match=r"cannot allocate 2 MB of shared memory .* lower `capacity`"):
+            with pytest.raises(BlockError, match=r"cannot allocate 3 MB of shared memory .* lower `capacity`"):
                 Block.create(SMALL, os.urandom(16), os.urandom(16), 1, 2)
             assert before == len(os.listdir("/proc/self/fd"))
 

@@ -46,7 +46,7 @@ class TestWriters:
                 assert (len(decisions), status) == (50, 0)
                 try:
                     formed.store.forget(
-                        formed.now(), max(1, int(formed.store.state().scalars.accepted) - rng.randrange(50))
+                        formed.now(), max(1, int(formed.store.state().scalars.newest_id) - rng.randrange(50))
                     )
                 except (Gone, Unknown):
                     continue
@@ -143,7 +143,7 @@ class TestTornReads:
         """Slot, vector and payload of one memory belong together; a memory that left the window meanwhile is Gone."""
         whole = gone = 0
         while whole + gone < READS:
-            memory_id = int(busy.store.state().scalars.accepted) - (whole + gone) % 22
+            memory_id = int(busy.store.state().scalars.newest_id) - (whole + gone) % 22
             try:
                 memory = busy.store.memory(memory_id)
             except Gone:
@@ -184,7 +184,7 @@ class TestTornReads:
             try:
                 state, _ = store.levels()
                 assert state.scalars.accepted == state.position - 1
-                memory = store.memory(int(state.scalars.accepted))
+                memory = store.memory(int(state.scalars.newest_id))
                 assert memory.vector == np.full(64, memory.id % 100_000, np.float32).tobytes()
                 answers["whole"] += 1
             except Busy:
@@ -202,7 +202,7 @@ class TestTornReads:
         """No read of a sound block under a busy writer raises Corrupt."""
         for number in range(READS // 4):
             try:
-                busy.store.memory(int(busy.store.state().scalars.accepted) - number % 25)
+                busy.store.memory(int(busy.store.state().scalars.newest_id) - number % 25)
             except (Gone, Unknown):
                 continue
             except Corrupt as error:

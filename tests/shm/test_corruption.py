@@ -96,10 +96,10 @@ class TestState:
         position = int(used.store.state().position)
         offset = used.region_bytes("states")[0] + (position & 1) * SIZES["state"]
         scalars = next(member.offset for field, member in ffi.typeof("struct mlsdm_state").fields if field == "scalars")
-        accepted = next(
-            member.offset for field, member in ffi.typeof("struct mlsdm_scalars").fields if field == "accepted"
+        newest_id = next(
+            member.offset for field, member in ffi.typeof("struct mlsdm_scalars").fields if field == "newest_id"
         )
-        for _ in flipped(used, offset + scalars + accepted, 8):
+        for _ in flipped(used, offset + scalars + newest_id, 8):
             with pytest.raises(Corrupt):
                 used.store.memory(50) if name == "memory" else used.store.forget(used.now(), 50)
 
@@ -241,7 +241,7 @@ class TestMark:
         if deleted:
             used.store.forget(used.now(), oldest)
         used.block.region("slots", oldest % 51).deleted_at ^= 1 << random.randrange(64)
-        while int(used.store.state().scalars.accepted) < oldest + 50:
+        while int(used.store.state().scalars.newest_id) < oldest + 50:
             used.accept()
 
         assert len(used.live_ids()) == used.store.state().scalars.live

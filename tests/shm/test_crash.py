@@ -59,7 +59,7 @@ class TestRandom:
                     key = new_idempotency_hash((rng.getrandbits(64), 0), 0) if number % 2 else NO_IDEMPOTENCY_HASH
                     formed.store.admit_batch(formed.now(), morals, vectors, payloads, key)
                     formed.store.tick(formed.now(), formed.epoch)
-                    newest = int(formed.store.state().scalars.accepted)
+                    newest = int(formed.store.state().scalars.newest_id)
                     for back in (3, 7, 20):
                         try:
                             formed.store.forget(formed.now(), max(1, newest - back))
@@ -117,7 +117,7 @@ class TestStaged:
         layout = used.block.layout
         before = copied(used.store.entries(int(used.store.state().position), 1)[0][0])
         state = used.store.state()
-        levels, spare = int(state.levels) ^ 1, (int(state.scalars.accepted) + 1) % (layout.capacity + 1)
+        levels, spare = int(state.levels) ^ 1, (int(state.scalars.newest_id) + 1) % (layout.capacity + 1)
         receipt = (int(state.receipts) + 1) % (layout.receipt_capacity + 1)
         strides = {region.name: region.stride for region in layout.regions()}
 

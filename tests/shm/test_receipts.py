@@ -178,7 +178,7 @@ class Ledger(RuleBasedStateMachine):
         elif what == "epoch":
             formed.epoch = int(formed.store.begin_epoch(formed.now(), formed.regime.to_record()).epoch)
         else:
-            newest = int(formed.store.state().scalars.accepted)
+            newest = int(formed.store.state().scalars.newest_id)
             try:
                 formed.store.forget(formed.now(), max(newest - 1, 0))
             except (Gone, Unknown):

@@ -136,7 +136,7 @@ class History:
             del self.moments[old]
         self._oldest = kept
         seen = self.moments[kept].seen
-        first_id = seen.scalars.accepted - self.layout.capacity
+        first_id = seen.scalars.newest_id - self.layout.capacity
         first_receipt = seen.receipts - self.layout.receipt_capacity
         self.memories = {i: memory for i, memory in self.memories.items() if i >= first_id}
         self.receipts = {n: receipt for n, receipt in self.receipts.items() if n >= first_receipt}

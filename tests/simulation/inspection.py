@@ -77,7 +77,7 @@ class Inspection:
         store, layout = self.formed.store, self.formed.block.layout
         slots = range(layout.capacity + 1)
         check_equal("sound slots", [(True, 0)] * len(slots), [store.check_slot(slot) for slot in slots])
-        newest, live = self.history.model.accepted, set(self.history.now.live)
+        newest, live = self.history.model.newest_id, set(self.history.now.live)
         for memory_id in range(max(1, newest - layout.capacity), newest + 2):
             found: Any
             try:

@@ -89,7 +89,7 @@ class Judge:
 
     def _not_there(self, what: str, status: str, memory_id: int, moments: list[Moment]) -> None:
         def true(moment: Moment) -> bool:
-            given = 1 <= memory_id <= moment.seen.scalars.accepted
+            given = 1 <= memory_id <= moment.seen.scalars.newest_id
             return given and memory_id not in moment.live if status == "Gone" else not given
 
         check(f"{what}: and it was so", any(true(moment) for moment in moments))

@@ -143,7 +143,7 @@ class Workload:
 
     def _id(self) -> int:
         """Return an id inside the window, at its edges, or beyond."""
-        newest = self._history.model.accepted
+        newest = self._history.model.newest_id
         return max(0, newest + 2 - self._random.randrange(LAYOUT.capacity + 4))
 
     def _tokens(self) -> tuple[int, int, int]:

@@ -269,6 +269,7 @@ class History(RuleBasedStateMachine):
             len(self.vectors),
             self.rejected,
             self.rhythm.step,
+            len(self.vectors),
             len(self._live()),
         )
         assert Scalars.of(state.scalars) == expected
