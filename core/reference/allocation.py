@@ -49,6 +49,10 @@ class Allocation:
             if isinstance(memory, Memory):
                 yield slot, memory
 
+    def memories_of(self, namespace: NamespaceId) -> list[tuple[int, Memory]]:
+        """Return slot and memory of all of one namespace that are not freed."""
+        return [(slot, memory) for slot, memory in self.memories() if memory.namespace == namespace]
+
     def find(self, memory_id: int) -> tuple[int, Memory] | None:
         """Return the slot of a memory and the memory."""
         return next((found for found in self.memories() if found[1].memory_id == memory_id), None)
@@ -66,19 +70,20 @@ class Allocation:
 
         This is for a memory that takes the place of no other one. Raises Refused.
         """
-        own = [(slot, memory) for slot, memory in self.memories() if memory.namespace == namespace.id]
+        own = self.memories_of(namespace.id)
         limit = namespace.terms.limit
         if limit is not None and len(own) >= limit:
-            victim = _expired_first(own, now_ns) or _oldest(own, "limit")
-            if victim is None:
+            victims = expired(own, now_ns) or _unpinned(own, "limit")
+            if not victims:
                 raise Refused(
-                    "namespace_full", f"all memories of namespace {namespace.name} are pinned, at its limit {limit}"
+                    "namespace_full", f"namespace {namespace.name} is at its limit {limit}, and all are pinned"
                 )
-            return victim
+            return victims[0]
         live = list(self.memories())
         if len(live) < self.capacity:
             return None
-        return _expired_first(live, now_ns) or self._victim_of_the_full_store(namespace, namespaces)
+        victims = expired(live, now_ns)
+        return victims[0] if victims else self._victim_of_the_full_store(namespace, namespaces)
 
     def _victim_of_the_full_store(self, newcomer: Namespace, namespaces: Mapping[NamespaceId, Namespace]) -> Victim:
         """Return the oldest unpinned memory of the namespace that is furthest over its reserved share.
@@ -86,22 +91,17 @@ class Allocation:
         The newcomer counts. Only a namespace that is over its share gives a memory. Of namespaces that are equally far
         over, the one whose oldest unpinned memory is the oldest gives it.
         """
-        best: tuple[int, int] | None = None
-        chosen: Victim | None = None
+        candidates = []
         for namespace in namespaces.values():
-            own = [(slot, memory) for slot, memory in self.memories() if memory.namespace == namespace.id]
+            own = self.memories_of(namespace.id)
             over = len(own) + (namespace.id == newcomer.id) - namespace.terms.reserved
-            oldest = _oldest(own, "capacity")
-            if oldest is None or over < 1:
-                continue
-            memory = self.slots[oldest.slot]
-            assert isinstance(memory, Memory)
-            rank = (-over, memory.queued_at)
-            if best is None or rank < best:
-                best, chosen = rank, oldest
-        if chosen is None:
+            victims = _unpinned(own, "capacity")
+            if victims and over >= 1:
+                queued_at = min(memory.queued_at for _, memory in own if not memory.pinned)
+                candidates.append((-over, queued_at, victims[0]))
+        if not candidates:
             raise Refused("no_room", "the store is full, and every memory is pinned or within a reserved share")
-        return chosen
+        return min(candidates)[2]
 
     def write(self, memory: Memory, victim: Victim | None, position: int) -> int:
         """Write a memory into the spare, free the victim's slot, and return the slot that was written."""
@@ -117,18 +117,10 @@ class Allocation:
             self.slots[victim.slot] = Freed(position, place)
 
 
-def _oldest(memories: Iterable[tuple[int, Memory]], cause: Cause) -> Victim | None:
-    """Return the first of an eviction list: the unpinned memory that joined it first."""
-    unpinned = [(memory.queued_at, slot, memory.memory_id) for slot, memory in memories if not memory.pinned]
-    if not unpinned:
-        return None
-    _, slot, memory_id = min(unpinned)
-    return Victim(cause, slot, memory_id)
-
-
-def _expired_first(memories: Iterable[tuple[int, Memory]], now_ns: int) -> Victim | None:
-    """Return the memory that expired first, if one has."""
-    return next(iter(expired(memories, now_ns)), None)
+def _unpinned(memories: Iterable[tuple[int, Memory]], cause: Cause) -> list[Victim]:
+    """Return an eviction list: the unpinned memories in the order in which they joined it."""
+    found = [(memory.queued_at, slot, memory.memory_id) for slot, memory in memories if not memory.pinned]
+    return [Victim(cause, slot, memory_id) for _, slot, memory_id in sorted(found)]
 
 
 def expired(memories: Iterable[tuple[int, Memory]], now_ns: int) -> list[Victim]:

@@ -70,8 +70,9 @@ class Entry(NamedTuple):
     `namespace` is the one that the transition is about. `own_before` and `own_after` are the state of its own governor,
     None if it shares the server's. `memory_id` is the memory that was written or, for delete and lost, removed; 0 if
     nothing was. `slot` is the slot that was written. `victims` are the memories that were removed: at most one, but up
-    to EXPIRED_PER_ENTRY for expire. `verdict` is what the governor said, None if it was off; `stored` whether a memory
-    was written for the event. `content` is the checksum of what was written, or of the event that was not stored.
+    to EXPIRED_PER_ENTRY for expire. `verdict` is what the governor said, None if it was off; `stored` says whether a
+    memory was written for the event. `content` is the checksum of what was written. `pinned`, `own_id` and `content` of
+    an event that was not stored are the event's.
     `terms`, `name` and `step` belong to namespace entries, `settings` to start and configure: those in force after it.
     """
 

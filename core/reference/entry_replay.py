@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from core.reference.entry import Entry
 from core.reference.memory import Content
 from core.reference.namespace import Terms
+from core.reference.refusal import Refused
 from core.reference.settings import Settings, Sizes
 from core.reference.store import Change, Event, Restored, Store
 
@@ -17,14 +18,19 @@ Contents = Callable[[int], Content]  # position → the content that its entry w
 
 
 class EntryDivergenceError(Exception):
-    """An entry does not follow from the ones before; the message names the position, the field and both values."""
+    """An entry does not follow from those before; the message names the position, and the field with both values."""
 
 
 def replay(entries: Iterable[Entry], contents: Contents, sizes: Sizes) -> Store:
     """Return the store after consecutive entries, of which the first is `start`. Raises EntryDivergenceError."""
     store = Store(sizes)
     for entry in entries:
-        made = repeat(store, entry, contents)
+        try:
+            made = repeat(store, entry, contents)
+        except Refused as refused:
+            raise EntryDivergenceError(
+                f"position {entry.position}: the reference model refuses it: {refused}"
+            ) from refused
         for field, logged, expected in zip(Entry._fields, entry, made, strict=True):
             if logged != expected:
                 raise EntryDivergenceError(

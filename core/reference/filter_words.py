@@ -26,6 +26,10 @@ class InvalidMetadata(Exception):
     """Metadata that cannot be stored; the message names the member, what was wrong and what was expected."""
 
 
+class InvalidFilter(Exception):
+    """A filter that cannot be evaluated; the message names the field, what was wrong and what was expected."""
+
+
 class Word(NamedTuple):
     """The value of a member: `bits` are those of a double, 0 or 1 for a boolean, a keyed hash for a string."""
 
@@ -64,6 +68,34 @@ def check_metadata(metadata: Metadata) -> None:
             raise InvalidMetadata(f"metadata.{name} is {value}, an integer must be within ±2^53")
         if not math.isfinite(value):
             raise InvalidMetadata(f"metadata.{name} is {value}, a number must be finite")
+
+
+def check_filter(condition: Filter) -> None:
+    """Raise InvalidFilter unless every operand is what its operator needs."""
+    for field, tests in condition.all + condition.any + condition.none:
+        for operator, operand in tests:
+            if operator == "exists":
+                if not isinstance(operand, bool):
+                    raise InvalidFilter(f"{field}: exists needs true or false")
+            elif operator == "in":
+                if not isinstance(operand, tuple):
+                    raise InvalidFilter(f"{field}: in needs a list")
+                for one in operand:
+                    _check_operand(field, operator, one)
+            else:
+                _check_operand(field, operator, operand)
+
+
+def _check_operand(field: str, operator: Operator, operand: object) -> None:
+    if operator not in ("eq", "in") and not _is_number(operand):
+        raise InvalidFilter(f"{field}: {operator} needs a number")
+    if not isinstance(operand, bool | int | float | str):
+        raise InvalidFilter(f"{field}: {operator} needs strings, numbers or booleans")
+    if field.startswith("metadata."):
+        try:
+            check_metadata({field.removeprefix("metadata."): operand})
+        except InvalidMetadata as error:
+            raise InvalidFilter(f"{operator}: {error}") from error
 
 
 def word_of(value: Scalar, hashed: Hash) -> Word:
@@ -117,7 +149,9 @@ def _equal(one: object, other: object) -> bool:
 
 
 def _kind(value: object) -> str:
-    return "boolean" if isinstance(value, bool) else "string" if isinstance(value, str) else "number"
+    if isinstance(value, bool):
+        return "boolean"
+    return "number" if isinstance(value, int | float) else "string"
 
 
 def _is_number(value: object) -> bool:

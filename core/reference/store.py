@@ -98,6 +98,17 @@ class Restored(NamedTuple):
     replace_oldest: bool = False
 
 
+class Plan(NamedTuple):
+    """How an event is stored if it is let through: with which expiry and pin, instead of which memory."""
+
+    namespace: Namespace
+    expires_at: int
+    pinned: bool = False
+    replaced: Memory | None = None
+    victim: Victim | None = None
+    skipped: bool = False
+
+
 class State(NamedTuple):
     """Everything that a store holds at a position, in a form that can be compared."""
 
@@ -191,38 +202,12 @@ class Store:
     def decide_known(self, now_ns: int, event: Event, duplicate: Duplicate | None) -> Entry:
         """Decide an event whose duplicate is known. What could not be stored is refused before it is judged."""
         time_ns = self._time(now_ns)
-        if self.stopped:
-            raise Refused("stopped", "an operator has stopped admissions")
-        namespace = self._open(event.namespace)
-        expires_at = end_of(event.expires_at, event.ttl_ns, namespace.terms.ttl_ns, time_ns)
-        known = self._known(namespace.id, event.own_id, time_ns)
-        if known and event.create_only:
-            raise Refused("exists", f"memory {known[1].memory_id} has the id {event.own_id}")
-        if duplicate and duplicate.policy == "supersede":
-            known = self.allocation.find(duplicate.memory_id)
-        skipped = duplicate is not None and duplicate.policy == "skip"
-        first = known[1] if known else None
-        pinned = event.pinned or (first is not None and first.pinned)
-        victim: Victim | None = None
-        if not skipped:
-            self._check_pins(namespace, pinned, first)
-            if known:
-                victim = Victim("superseded", known[0], known[1].memory_id)
-            else:
-                victim = self.allocation.victim_of_newcomer(namespace, self.namespaces, time_ns)
-
-        entry = self._begin("decision", time_ns, namespace)
-        verdict = self._judge(namespace, event.moral)
-        let_through = verdict is not False or self._policy(namespace).mode == "shadow"
-        stored = let_through and not skipped
-        self.accepted += let_through
-        self.rejected += not let_through
-        namespace = self._row(namespace.id)
-        self._put(
-            namespace._replace(
-                accepted=namespace.accepted + let_through, rejected=namespace.rejected + (not let_through)
-            )
-        )
+        plan = self._plan(time_ns, event, duplicate)
+        entry = self._begin("decision", time_ns, plan.namespace)
+        verdict = self._judge(plan.namespace, event.moral)
+        let_through = verdict is not False or self._policy(plan.namespace).mode == "shadow"
+        stored = let_through and not plan.skipped
+        self._count(plan.namespace.id, let_through)
         entry = entry._replace(
             verdict=verdict,
             stored=stored,
@@ -230,33 +215,64 @@ class Store:
             moral_defaulted=event.moral_defaulted,
             scorer=event.scorer,
             phase=self.rhythm.phase,
+            pinned=event.pinned,
+            own_id=event.own_id,
             duplicate=duplicate,
             content=event.content.checksum(),
             origin=event.origin,
         )
         if stored:
             self.newest_id += 1
-            memory = Memory(
-                memory_id=self.newest_id,
-                version=entry.position,
-                admitted_at=entry.position,
-                queued_at=0 if pinned else entry.position,
-                namespace=namespace.id,
-                own_id=event.own_id if event.own_id is not None or first is None else first.own_id,
-                created_at=first.created_at if first else time_ns if event.created_at is None else event.created_at,
-                updated_at=time_ns,
-                expires_at=expires_at,
-                moral=event.moral,
-                moral_defaulted=event.moral_defaulted,
-                scorer=event.scorer,
-                phase=self.rhythm.phase,
-                content=event.content,
-            )
-            entry = self._write(entry, memory, victim)
+            entry = self._write(entry, self._memory_of(entry, event, plan), plan.victim)
             self.levels = self.levels.after_run(event.content.values(), self.settings.regime.synapse)
         if self.settings.regime.rhythm.by_events:
             self._step()
         return self._publish(entry)
+
+    def _plan(self, time_ns: int, event: Event, duplicate: Duplicate | None) -> Plan:
+        """Return how an event is stored if it is let through. Raises Refused, whatever the governor would say."""
+        if self.stopped:
+            raise Refused("stopped", "an operator has stopped admissions")
+        namespace = self._open(event.namespace)
+        expires_at = end_of(event.expires_at, event.ttl_ns, namespace.terms.ttl_ns, time_ns)
+        replaced = self._known(namespace.id, event.own_id, time_ns)
+        if replaced and event.create_only:
+            raise Refused("exists", f"memory {replaced[1].memory_id} has the id {event.own_id}")
+        if duplicate and duplicate.policy == "skip":
+            return Plan(namespace, expires_at, skipped=True)
+        if duplicate and duplicate.policy == "supersede":
+            replaced = self.allocation.find(duplicate.memory_id)
+        if replaced:
+            slot, memory = replaced
+            pinned = event.pinned or memory.pinned
+            self._check_pins(namespace, pinned, memory)
+            return Plan(namespace, expires_at, pinned, memory, Victim("superseded", slot, memory.memory_id))
+        self._check_pins(namespace, event.pinned, None)
+        victim = self.allocation.victim_of_newcomer(namespace, self.namespaces, time_ns)
+        return Plan(namespace, expires_at, event.pinned, None, victim)
+
+    def _memory_of(self, entry: Entry, event: Event, plan: Plan) -> Memory:
+        """Return the memory of an event. It inherits own id and first `created_at` of a memory that it replaces."""
+        own_id, created_at = event.own_id, event.created_at
+        if plan.replaced:
+            own_id = plan.replaced.own_id if own_id is None else own_id
+            created_at = plan.replaced.created_at
+        return Memory(
+            memory_id=self.newest_id,
+            version=entry.position,
+            admitted_at=entry.position,
+            queued_at=0 if plan.pinned else entry.position,
+            namespace=plan.namespace.id,
+            own_id=own_id,
+            created_at=entry.time_ns if created_at is None else created_at,
+            updated_at=entry.time_ns,
+            expires_at=plan.expires_at,
+            moral=event.moral,
+            moral_defaulted=event.moral_defaulted,
+            scorer=event.scorer,
+            phase=entry.phase,
+            content=event.content,
+        )
 
     def update(self, now_ns: int, memory_id: int, change: Change) -> Entry:
         """Write a new version of a memory. It keeps its id, its vector and its place in the eviction list.
@@ -386,7 +402,7 @@ class Store:
         before = self._namespace(namespace_id)
         if not before.closing:
             raise Refused("invalid", f"namespace {before.name} is not closing")
-        if any(memory.namespace == namespace_id for _, memory in self.allocation.memories()):
+        if self.allocation.memories_of(namespace_id):
             raise Refused("not_empty", f"namespace {before.name} has memories")
         entry = self._begin("namespace", now_ns, before)
         self.rows[namespace_id.number] = FreeRow(namespace_id.generation, entry.position)
@@ -495,7 +511,7 @@ class Store:
     def _remove(self, kind: Kind, time_ns: int, memory: Memory, victim: Victim) -> Entry:
         entry = self._begin(kind, time_ns, self._row(memory.namespace))
         self.allocation.free((victim,), entry.position)
-        return self._publish(entry._replace(memory_id=memory.memory_id, victims=(victim,), moral=memory.moral))
+        return self._publish(entry._replace(memory_id=memory.memory_id, victims=(victim,)))
 
     def _step(self) -> None:
         """Take one step of the rhythm; asleep, it runs the cascade."""
@@ -518,6 +534,13 @@ class Store:
             self._put(namespace._replace(governor=governor))
         return verdict
 
+    def _count(self, namespace_id: NamespaceId, let_through: bool) -> None:
+        """Count a decision, for the server and for the namespace."""
+        self.accepted += let_through
+        self.rejected += not let_through
+        row = self._row(namespace_id)
+        self._put(row._replace(accepted=row.accepted + let_through, rejected=row.rejected + (not let_through)))
+
     def _duplicate(self, time_ns: int, event: Event) -> Duplicate | None:
         """Return the nearest memory of the event's namespace if it is a duplicate.
 
@@ -534,8 +557,8 @@ class Store:
         """Return the memory that has an own id and is not expired, with its slot."""
         if own_id is None:
             return None
-        for slot, memory in self.allocation.memories():
-            if (memory.namespace, memory.own_id) == (namespace, own_id) and not memory.has_expired(time_ns):
+        for slot, memory in self.allocation.memories_of(namespace):
+            if memory.own_id == own_id and not memory.has_expired(time_ns):
                 return slot, memory
         return None
 
@@ -576,7 +599,7 @@ class Store:
         return namespace
 
     def _pinned(self, namespace_id: NamespaceId) -> int:
-        return sum(memory.pinned for _, memory in self.allocation.memories() if memory.namespace == namespace_id)
+        return sum(memory.pinned for _, memory in self.allocation.memories_of(namespace_id))
 
     def _promised(self, changed: Namespace, pins: int) -> int:
         """Return the memories that no other namespace can evict, of all namespaces: reserved or pinned.
