@@ -139,7 +139,15 @@ class Lock(CData):
     deaths: int
     rollbacks: int
     intent_position: int
-    intent_id: int
+    intent_erase: int
+    @property
+    def intent_slot(self) -> UInt64Array: ...
+    @intent_slot.setter
+    def intent_slot(self, values: UInt64Array | Sequence[int]) -> None: ...
+    @property
+    def intent_mark(self) -> UInt64Array: ...
+    @intent_mark.setter
+    def intent_mark(self, values: UInt64Array | Sequence[int]) -> None: ...
     intent_row: int
     intent_chain: int
     intent_head: int
@@ -303,7 +311,7 @@ class Slot(CData):
     norm: float
     payload_size: int
     phase: int
-    deleted_at: int
+    mark: int
     checksum: int
 class SlotPointer(Slot):
     def __add__(self, offset: int) -> SlotPointer: ...
@@ -314,7 +322,8 @@ class Code(CData):
     scale: float
     error: float
     phase: int
-    live: int
+    excluded: int
+    mark: int
 class CodePointer(Code):
     def __add__(self, offset: int) -> CodePointer: ...
     def __getitem__(self, index: int) -> Code: ...
@@ -903,8 +912,10 @@ class Lib:
     MLSDM_EMERGENCY_MEMORY: int
     MLSDM_BUCKET_WAYS: int
     MLSDM_LOST: int
+    MLSDM_EXCLUDED: int
     MLSDM_TOP_K_MAX: int
     def mlsdm_lock_create(self, map: MapPointer, /) -> int: ...
+    def mlsdm_slots_create(self, map: MapPointer, /) -> None: ...
     def mlsdm_header_checksum(self, header: HeaderPointer, /) -> int: ...
     def mlsdm_position(self, map: MapPointer, /) -> int: ...
     def mlsdm_row_claim(self, map: MapPointer, row: int, pid: int, started: int, new_pid: int, new_started: int, /) -> int: ...

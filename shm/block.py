@@ -103,6 +103,7 @@ class Block:
         refused = lib.mlsdm_lock_create(block.map)
         if refused:
             raise BlockError(f"cannot create a robust mutex: {os.strerror(refused)}")
+        lib.mlsdm_slots_create(block.map)
         return block._with_header(header)
 
     @classmethod

@@ -97,7 +97,7 @@ RECORDS: Final = (
     ),
     Record(
         "lock",
-        192,
+        256,
         "lock",
         (
             Field(
@@ -119,7 +119,11 @@ RECORDS: Final = (
                 "position",
                 "position being prepared; changes in place are undone while it is commit + 1",
             ),
-            Field("intent_id", "u8", "memory id", "memory being deleted; 0 when nothing is left to erase"),
+            Field(
+                "intent_erase", "u8", "slot + 1", "slot of the memory being deleted; 0 when nothing is left to erase"
+            ),
+            Field("intent_slot", "u8", "slot + 1", "slots whose marks are being changed; 0 for none", 2),
+            Field("intent_mark", "u8", "mark", "the marks of those slots before the change", 2),
             Field("intent_row", "u8", "row", "row whose tally is being changed"),
             Field("intent_chain", "u8", "chain + 1", "chain whose head is being changed; 0 for none"),
             Field("intent_head", "u8", "sealed ordinal", "head of that chain before the change"),
@@ -129,7 +133,7 @@ RECORDS: Final = (
             Field(
                 "sampled_ns", "i8", "ns", "CLOCK_MONOTONIC at which the section was entered; 0 if it is not measured"
             ),
-            Field("reserved", "u8", "–", "zero", 5),
+            Field("reserved", "u8", "–", "zero", 9),
         ),
     ),
     Record(
@@ -272,9 +276,7 @@ RECORDS: Final = (
             Field("emergency_since_ns", "i8", "ns", "CLOCK_BOOTTIME at which the emergency began, 0 if there is none"),
             Field("emergency_episodes", "u8", "count", "times that a reason came into force"),
             Field("drift", "u8", "bits", "drift that lasts. 1: at the minimum · 2: at the maximum · 4: the mean moved"),
-            Field(
-                "mended", "u8", "count", "damaged headers, deletion marks, hints and heads of chains that were repaired"
-            ),
+            Field("mended", "u8", "count", "damaged headers, marks of slots and heads of chains that were repaired"),
             Field("service_bytes", "u8", "bytes", "proportional memory of all processes of the server"),
         ),
     ),
@@ -314,28 +316,30 @@ RECORDS: Final = (
             Field("payload_size", "u4", "bytes", "length of the payload"),
             Field("phase", "u4", "0 wake, 1 sleep", "phase in which it was admitted"),
             Field(
-                "deleted_at",
+                "mark",
                 "u8",
-                "sealed position",
-                "position that deleted it, 0 while it lives; does not count while above the commit word",
+                "mark",
+                "since which position the memory lives or the slot is free; the opposite holds while that is above the "
+                "commit word",
             ),
             Field(
                 "checksum",
                 "u8",
                 "–",
-                "checksum of vector, code, shadow, payload and of the fields above but `deleted_at`",
+                "checksum of vector, code, shadow, payload and of the fields above but `mark`",
             ),
         ),
     ),
     Record(
         "code",
-        16,
+        24,
         "lock",
         (
             Field("scale", "f4", "–", "v ÷ |v| ≈ scale × codes"),
             Field("error", "f4", "–", "no less than the norm of what that approximation leaves out"),
             Field("phase", "u4", "0 wake, 1 sleep", "phase again, because the scan reads only codes and shadows"),
-            Field("live", "u4", "0 or 1", "hint for the scan; `deleted_at` decides"),
+            Field("excluded", "u4", "–", "EXCLUDED if recall has found the memory damaged: scans leave it out"),
+            Field("mark", "u8", "mark", "mark of the slot again"),
         ),
     ),
     Record(
@@ -425,6 +429,7 @@ BUCKET_WAYS: Final = 8  # buckets that one client may have: two cache lines
 KEY_BUCKETS: Final = 8_192  # eight for each key that a key file may list
 PEER_BUCKETS: Final = 65_536
 LOST: Final = int.from_bytes(b"LOCKLOST", "little")
+EXCLUDED: Final = int.from_bytes(b"EXCL", "little")
 FLAG_STOPPED: Final = 1
 FLAG_CONSOLIDATION: Final = 1
 FLAG_EVENTS_CLOCK: Final = 2
@@ -441,6 +446,16 @@ def seal(position: int) -> int:
     """
     assert 0 <= position < 2**48
     return position | (position * 0x9E3779B97F4A7C15 % 2**64) >> 48 << 48
+
+
+def live_since(position: int) -> int:
+    """Return the mark of a slot whose memory was published at `position`."""
+    return seal(2 * position)
+
+
+def free_since(position: int) -> int:
+    """Return the mark of a slot that became free at `position`, 0 if it was never used."""
+    return seal(2 * position + 1)
 
 
 _RECORD: Final = {record.name: record for record in RECORDS}
@@ -582,7 +597,7 @@ def declarations() -> str:
     lines.append(f"#define MLSDM_REGIONS {len(REGIONS)}")
     constants = (
         "FLAG_STOPPED", "FLAG_CONSOLIDATION", "FLAG_EVENTS_CLOCK", "FLAG_ELEMENT_GATE", "EMERGENCY_CORRUPT",
-        "EMERGENCY_LOST", "EMERGENCY_MEMORY", "BUCKET_WAYS", "LOST", "TOP_K_MAX",
+        "EMERGENCY_LOST", "EMERGENCY_MEMORY", "BUCKET_WAYS", "LOST", "EXCLUDED", "TOP_K_MAX",
     )  # fmt: skip
     lines += [f"#define MLSDM_{name} {globals()[name]}" for name in constants]
     return "\n".join(lines) + "\n"

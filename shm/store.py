@@ -262,7 +262,7 @@ class Store:
     # -- scrub and repair --------------------------------------------------------------------------------------------
 
     def check_slot(self, slot: int) -> tuple[bool, int]:
-        """Return (True, 0) if the visible memory of a slot is sound or there is none, else (False, its memory id).
+        """Return (True, 0) if a slot is sound, else (False, the id of its memory, 0 if there is none).
 
         Raises nothing. `slot` is an index, at most `capacity`.
         """
@@ -270,7 +270,7 @@ class Store:
         return (True, 0) if sound else (False, self._words[0])
 
     def repair_slot(self, slot: int) -> bool:
-        """Repair the deletion mark and the hint of a slot from the bytes of its memory.
+        """Repair the marks of a slot: each from the other, both from the bytes of its memory.
 
         Returns False if the bytes themselves are damaged (then the memory has to be forgotten), or the committed state.
         Raises Unformed, Busy, Lost.

@@ -182,7 +182,7 @@ class Controller:
     def _repair_slot(self, now_ns: int, slot: int, memory_id: int) -> None:
         if self.store.repair_slot(slot):
             self.vitals.mended += 1
-            log.error("memory %d had a damaged mark, which has been repaired", memory_id)
+            log.error("slot %d had a damaged mark, which has been repaired", slot)
             return
         self.vitals.torn += 1
         log.error("memory %d is corrupt and is forgotten", memory_id)

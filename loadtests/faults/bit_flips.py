@@ -6,7 +6,7 @@
 - Sampled log entries, receipts and chain heads: no page and no answer is built on them, and no event is decided again.
 - Sampled memories (line, code, shadow, vector, payload): a read reports it, no recall finds it, and within a minute the
   scrub forgets, counts and logs it.
-- Sampled deletion marks: what lives is not reported gone, what was deleted does not return, and within a minute the
+- Sampled marks of slots: what lives is not reported gone, what was deleted does not return, and within a minute the
   scrub repairs and counts the mark.
 
 Not covered: the words of the lock and of the tallies, which change in place without a check.
@@ -41,7 +41,7 @@ ENVIRON: Final = {
 }
 MEMORIES: Final = 1000  # in the block; half of them are sampled in full
 RECEIPTS: Final = 100
-MARKS: Final = 100  # of deletions; half of them of memories that live
+MARKS: Final = 100  # half of them of memories that live
 SCRUB_SECONDS_MAX: Final = 60.0
 RECOVERY_SECONDS_MAX: Final = 90.0  # includes the cooldown of an emergency
 GUARDED: Final = {  # the bytes of a memory that its checksum covers
@@ -53,11 +53,7 @@ GUARDED: Final = {  # the bytes of a memory that its checksum covers
 }
 _SIZE: Final = {record.name: record.size for record in RECORDS}
 MARK: Final = next(
-    offset
-    for record in RECORDS
-    if record.name == "slot"
-    for field, offset in offsets(record)
-    if field.name == "deleted_at"
+    offset for record in RECORDS if record.name == "slot" for field, offset in offsets(record) if field.name == "mark"
 )
 
 

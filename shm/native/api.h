@@ -93,6 +93,12 @@ struct mlsdm_recall_result {
  * Process    the creator, once, before any other process can see the block. */
 int mlsdm_lock_create(struct mlsdm_map *map);
 
+/* Mark every slot of a new block as free.
+ *
+ * Lock       none.
+ * Process    the creator, once, before any other process can see the block. */
+void mlsdm_slots_create(struct mlsdm_map *map);
+
 /* Compute the checksum of a header.
  *
  * header     need not lie in the block.
@@ -174,7 +180,7 @@ int mlsdm_vectors_check(struct mlsdm_map *map, const float vectors[], uint32_t c
  *            was overwritten or deleted.
  * Lock       takes it.
  * Process    worker, controller.
- * Death      before the commit, the mark is rolled back; after it, the next process that takes the lock erases the
+ * Death      before the commit, the marks are rolled back; after it, the next process that takes the lock erases the
  *            rest. */
 int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t memory_id, struct mlsdm_entry *entry);
 
@@ -326,30 +332,29 @@ int mlsdm_memory_read(struct mlsdm_map *map, uint64_t memory_id, struct mlsdm_sl
  *            memory is left out and named by `corrupt_id` instead; BUSY; LOST.
  * Lock       takes it to settle the answer (some µs), and for the whole scan if three attempts were overtaken. Where
  *            the lock is lost, the answer is settled without it and validated.
- * Process    worker, any thread. A memory that is found damaged under the lock loses its `live` hint.
- * Death      nothing changes but such hints. */
+ * Process    worker, any thread. A memory that is found damaged under the lock is excluded from scans.
+ * Death      nothing changes but such exclusions. */
 int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct mlsdm_match matches[],
                  struct mlsdm_recall_result *result);
 
 /* -- scrub and repair -- */
 
-/* Check the visible memory of a slot: checksum, deletion mark and hint.
+/* Check a slot: its marks, and the checksum of a visible memory.
  *
  * slot           index, at most C.
  * memory_id      receives the id of the memory if the result is 0.
- * Returns    1 if it is sound, if the slot holds no visible memory, if it changes during the check, or if the commit
- *            word is damaged; else 0.
+ * Returns    1 if it is sound, if it changes during the check, or if the commit word is damaged; else 0.
  * Lock       none. Does not write the block. */
 int mlsdm_slot_check(struct mlsdm_map *map, uint64_t slot, uint64_t *memory_id);
 
-/* Check a slot again, under the lock, and repair its deletion mark and hint from the bytes of the memory.
+/* Check a slot again, under the lock, and repair its marks: each from the other, both from the bytes of the memory.
  *
  * slot           index, at most C.
  * Returns    OK: the slot is sound now; CORRUPT: the memory's own bytes are damaged (delete it), or the committed state
  *            is; UNFORMED; BUSY; LOST.
  * Lock       takes it.
  * Process    controller.
- * Death      mark and hint are repaired or are still damaged; the next scrub finds them. */
+ * Death      the marks are repaired or are still damaged; the next scrub finds them. */
 int mlsdm_slot_repair(struct mlsdm_map *map, uint64_t slot);
 
 /* Find a chain of receipts whose head is damaged.

@@ -91,11 +91,10 @@ static inline void store_release(uint64_t *word, uint64_t value) {
 
 /* -- sealed words --
  *
- * A word that changes by one store cannot have a checksum beside it. The three words of that kind (the commit word, the
- * deletion mark, the head of a chain of receipts) therefore carry a check inside: the low 48 bits are a position or an
- * ordinal, the high 16 bits are the top 16 bits of position · SEAL_FACTOR. SEAL_FACTOR has no sixteen equal bits in a
- * row, so a flip of one bit of the position always changes the check; wider damage passes with probability 2^-16. Zero
- * is sealed as zero. 2^48 positions last nine years at a million a second. */
+ * A word that changes by one store cannot have a checksum beside it. The words of that kind (the commit word, the mark
+ * of a slot, the head of a chain of receipts) therefore carry a check inside: the low 48 bits are a number, the high 16
+ * bits are the top 16 bits of number · SEAL_FACTOR. SEAL_FACTOR has no sixteen equal bits in a row, so a flip of one
+ * bit of the number always changes the check; wider damage passes with probability 2^-16. Zero is sealed as zero. */
 #define SEAL_FACTOR UINT64_C(0x9E3779B97F4A7C15)
 #define DAMAGED UINT64_MAX /* the value of a word whose check is wrong: above every position */
 
@@ -110,6 +109,38 @@ static inline uint64_t *commit_word(const struct mlsdm_map *map) {
 }
 /* The committed position, or DAMAGED; no state buffer matches the latter. */
 static inline uint64_t commit_of(const struct mlsdm_map *map) { return unseal(load_acquire(commit_word(map))); }
+
+/* -- marks: what a slot says of itself --
+ *
+ * A mark is a sealed number, 2 · position + kind. Kind 0: the memory in the slot lives since that position. Kind 1: the
+ * slot is free since that position, since 0 if it was never used. So no mark is zero, and 2^47 positions last four
+ * years at a million a second. The mark stands twice, in the slot's line and in the code line that the scan reads: one
+ * of them may be damaged. A mark above the commit word belongs to a transition that has not happened; before it, the
+ * opposite held. */
+static inline uint64_t live_since(uint64_t position) { return seal(2 * position); }
+static inline uint64_t free_since(uint64_t position) { return seal(2 * position + 1); }
+
+/* 1 if by this mark a memory lives at position `commit`, 0 if the slot is free, -1 if the mark is damaged. */
+static inline int mark_lives(uint64_t mark, uint64_t commit) {
+    uint64_t said = unseal(mark);
+    if (said == 0 || said == DAMAGED) return -1;
+    return (said >> 1 <= commit) != (said & 1);
+}
+/* The same by both marks of a slot; -1 also if they contradict each other. */
+static inline int slot_lives(const struct mlsdm_map *map, uint64_t at, uint64_t commit) {
+    int line = mark_lives(load_acquire(&slot_at(map, at)->mark), commit);
+    int code = mark_lives(load_acquire(&code_at(map, at)->mark), commit);
+    return line == code || code < 0 ? line : line < 0 ? code : -1;
+}
+/* The mark of a slot, from the copy that is sound. */
+static inline uint64_t mark_of(const struct mlsdm_map *map, uint64_t at) {
+    uint64_t mark = slot_at(map, at)->mark;
+    return mark_lives(mark, 0) < 0 ? code_at(map, at)->mark : mark;
+}
+static inline void slot_mark(const struct mlsdm_map *map, uint64_t at, uint64_t mark) {
+    store_release(&slot_at(map, at)->mark, mark);
+    store_release(&code_at(map, at)->mark, mark);
+}
 
 /* 1 while nothing that was visible at `position` can have been overwritten. */
 static inline int still_at(const struct mlsdm_map *map, uint64_t position) {

@@ -14,6 +14,8 @@ struct transition {
     struct mlsdm_state *next;
     struct mlsdm_entry *entry;
     uint64_t position; /* of the next state */
+    uint64_t written;  /* slot + 1 of the memory that it publishes, 0 for none */
+    uint64_t freed;    /* slot + 1 of the memory that it ends, 0 for none */
 };
 
 /* -- the governor -- */
@@ -101,6 +103,7 @@ static int transition_begin(const struct mlsdm_map *map, struct transition *t, u
     t->next = state_at(map, commit + 1);
     t->entry = entry_at(map, commit + 1);
     t->position = commit + 1;
+    t->written = t->freed = 0;
     if (commit == 0) return MLSDM_STATUS_UNFORMED;
     if (!t->before) return MLSDM_STATUS_CORRUPT;
     atomic_thread_fence(memory_order_release); /* readers: see block.h */
@@ -129,18 +132,29 @@ static int levels_sound(const struct mlsdm_map *map, const struct mlsdm_state *s
     return levels_checksum(map, levels_at(map, state->levels)) == state->levels_checksum;
 }
 
-/* Record what is about to change in place; it is undone unless the commit word reaches this position. Chain and head
- * are stored before the position: from then on the next lock holder would restore that head. The id is stored after the
- * position: an id without its position would mean a published deletion with bytes left to erase. */
-static void intent_write(const struct mlsdm_map *map, const struct transition *t, uint64_t deleted_id,
+/* Record what is about to change in place; it is undone unless the commit word reaches this position. Slots, marks,
+ * chain and head are stored before the position: from then on the next lock holder would restore them. `erase` is
+ * stored after the position: without it, it would mean a published deletion with bytes left to erase. */
+static void intent_write(const struct mlsdm_map *map, const struct transition *t, uint64_t erase,
                          const uint64_t *head) {
     struct mlsdm_lock *lock = lock_of(map);
+    const uint64_t slots[2] = {t->written, t->freed};
+    for (int i = 0; i < 2; i++) {
+        store_release(&lock->intent_slot[i], slots[i]);
+        store_release(&lock->intent_mark[i], slots[i] ? mark_of(map, slots[i] - 1) : 0);
+    }
     store_release(&lock->intent_row, map->row);
     store_release(&lock->intent_chain, head ? (uint64_t)(head - head_at(map, 0)) + 1 : 0);
     store_release(&lock->intent_head, head ? *head : 0);
     store_release(&lock->intent_position, t->position);
-    store_release(&lock->intent_id, deleted_id);
+    store_release(&lock->intent_erase, erase);
     atomic_signal_fence(memory_order_seq_cst);
+}
+
+/* Set the marks of the slots that a transition writes and frees, under the intent. */
+static void slots_change(const struct mlsdm_map *map, const struct transition *t) {
+    if (t->written) slot_mark(map, t->written - 1, live_since(t->position));
+    if (t->freed) slot_mark(map, t->freed - 1, free_since(t->position));
 }
 
 /* Count a decision for the row of this process, in the older of its two cells, under the intent. The position is stored
@@ -191,9 +205,11 @@ int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8
         now->accepted += 1;
         decision->memory_id = now->newest_id += 1;
         cascade(map, &t, memory.vector);
-        int evicts = now->newest_id > map->capacity && slot_is_live(map, slot_of(map, now->newest_id - map->capacity));
-        now->live += 1 - (uint64_t)evicts;
-        memory_write(map, &memory, now->newest_id, t.position, t.next->time_ns, moral, decision->phase);
+        uint64_t oldest = slot_of(map, now->newest_id - map->capacity);
+        t.written = slot_of(map, now->newest_id) + 1;
+        if (now->newest_id > map->capacity && slot_is_live(map, oldest)) t.freed = oldest + 1;
+        now->live += 1 - (uint64_t)(t.freed != 0);
+        memory_write(map, t.written - 1, &memory, now->newest_id, t.position, t.next->time_ns, moral, decision->phase);
     } else {
         now->rejected += 1;
     }
@@ -204,6 +220,7 @@ int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8
     }
     uint64_t *head = hash ? head_of(map, hash->words) : NULL;
     intent_write(map, &t, 0, head);
+    slots_change(map, &t);
     tally_add(map, &t, accepted);
     if (head) t.next->receipts = receipt_write(map, head, t.next->receipts + 1, hash, decision);
     *(struct mlsdm_decided *)t.entry->detail = (struct mlsdm_decided){.moral = moral,
@@ -230,25 +247,25 @@ int mlsdm_admit_batch(struct mlsdm_map *map, int64_t now_ns, uint32_t count, con
     return MLSDM_STATUS_OK;
 }
 
-/* The mark is set in place under the intent; the bytes are erased once the deletion is published. */
+/* The marks are set in place under the intent; the bytes are erased once the deletion is published. */
 int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t memory_id, struct mlsdm_entry *entry) {
     int status = section_enter(map);
     if (status) return status;
     struct transition t;
     if ((status = transition_begin(map, &t, MLSDM_KIND_DELETE, now_ns))) return section_leave(map, status);
     uint64_t newest = t.before->scalars.newest_id;
-    struct mlsdm_slot *slot = slot_at(map, slot_of(map, memory_id));
+    uint64_t at = slot_of(map, memory_id);
     if (memory_id == 0 || memory_id > newest) return section_leave(map, MLSDM_STATUS_UNKNOWN);
-    if (memory_id + map->capacity <= newest || !slot_is_live(map, slot_of(map, memory_id)))
-        return section_leave(map, MLSDM_STATUS_GONE);
-    intent_write(map, &t, memory_id, NULL);
-    store_release(&slot->deleted_at, seal(t.position));
+    if (memory_id + map->capacity <= newest || !slot_is_live(map, at)) return section_leave(map, MLSDM_STATUS_GONE);
+    t.freed = at + 1;
+    intent_write(map, &t, t.freed, NULL);
+    slots_change(map, &t);
     ((struct mlsdm_decided *)t.entry->detail)->memory_id = memory_id;
-    ((struct mlsdm_decided *)t.entry->detail)->moral = slot->moral;
+    ((struct mlsdm_decided *)t.entry->detail)->moral = slot_at(map, at)->moral;
     t.next->scalars.live -= 1;
     transition_publish(map, &t);
     *entry = *t.entry;
-    memory_erase(map, memory_id);
+    memory_erase(map, at);
     return section_leave(map, MLSDM_STATUS_OK);
 }
 

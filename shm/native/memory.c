@@ -36,7 +36,7 @@ static int vector_accept(const struct mlsdm_map *map, float *padded, const void 
 static void shadow_make(const struct mlsdm_map *map, struct memory *memory) {
     float left[DIMENSION_MAX], lifted[DIMENSION_MAX], *vector = memory->vector;
     double most = magnitude_max(vector, map->padded), norm = memory->norm;
-    memory->code = (struct mlsdm_code){.live = 1};
+    memory->code = (struct mlsdm_code){0};
     memset(memory->shadow, 0, map->shadow_stride);
     if (most == 0) return;
     if (most < 0x1p-64) {
@@ -71,21 +71,27 @@ static void memory_prefetch(const struct mlsdm_map *map) {
     __builtin_prefetch(code_at(map, at), 1);
 }
 
-/* The checksum of everything in a slot but the deletion mark and the live hint. */
+/* The checksum of everything in a slot but its marks and `excluded`. */
 static uint64_t slot_checksum(const struct mlsdm_map *map, const struct mlsdm_slot *slot, const struct mlsdm_code *code,
                               const int8_t *shadow, const uint8_t *payload, uint64_t vector_checksum) {
-    uint64_t sum = checksum_of(slot, offsetof(struct mlsdm_slot, deleted_at), vector_checksum);
+    uint64_t sum = checksum_of(slot, offsetof(struct mlsdm_slot, mark), vector_checksum);
     sum = checksum_of(code, 8, sum);
     sum = checksum_of(shadow, map->shadow_stride, sum + code->phase);
     uint32_t size = slot->payload_size < map->payload_stride ? slot->payload_size : map->payload_stride;
     return size ? checksum_of(payload, (size + 7) & ~7u, sum) : sum;
 }
 
-/* Write a prepared memory to the spare slot. No reader looks at it before its position is published. */
-static void memory_write(const struct mlsdm_map *map, const struct memory *memory, uint64_t id, uint64_t position,
-                         int64_t time_ns, double moral, uint32_t phase) {
-    uint64_t at = slot_of(map, id);
-    struct mlsdm_slot *slot = slot_at(map, at);
+/* Write a prepared memory to a free slot, but for its marks. No reader looks at it before they are set and published.
+ */
+static void memory_write(const struct mlsdm_map *map, uint64_t at, struct memory *memory, uint64_t id,
+                         uint64_t position, int64_t time_ns, double moral, uint32_t phase) {
+    struct mlsdm_slot *slot = slot_at(map, at), line = {.id = id,
+                                                        .position = position,
+                                                        .time_ns = time_ns,
+                                                        .moral = moral,
+                                                        .norm = memory->norm,
+                                                        .payload_size = memory->payload_size,
+                                                        .phase = phase};
     uint8_t *payload = payload_at(map, at);
     memcpy(vector_at(map, at), memory->vector, map->padded * sizeof(float));
     memcpy(shadow_at(map, at), memory->shadow, map->shadow_stride);
@@ -94,15 +100,9 @@ static void memory_write(const struct mlsdm_map *map, const struct memory *memor
         memset(payload + whole - 8, 0, 8);
         memcpy(payload, memory->payload, memory->payload_size);
     }
-    *code_at(map, at) = memory->code;
-    code_at(map, at)->phase = phase;
-    *slot = (struct mlsdm_slot){.id = id,
-                                .position = position,
-                                .time_ns = time_ns,
-                                .moral = moral,
-                                .norm = memory->norm,
-                                .payload_size = memory->payload_size,
-                                .phase = phase};
+    memory->code.phase = phase;
+    memcpy(code_at(map, at), &memory->code, offsetof(struct mlsdm_code, mark));
+    memcpy(slot, &line, offsetof(struct mlsdm_slot, mark));
     slot->checksum = slot_checksum(map, slot, code_at(map, at), memory->shadow, payload, memory->vector_checksum);
 }
 
@@ -122,16 +122,20 @@ static int is_zero(const void *bytes, size_t size) {
     return 1;
 }
 
-/* 1 if the memory in a slot has not been deleted. Under the lock.
+/* 1 if a memory lives in a slot. Under the lock.
  *
- * If the mark's seal is broken, the bytes decide: a deleted memory is erased before another process enters the section.
- * The slot record itself may be damaged as a whole, so vector, shadow, payload and hint are looked at. A memory that is
+ * If both marks are damaged, the bytes decide: a deleted memory is erased before another process enters the section.
+ * The slot record itself may be damaged as a whole, so vector, shadow and payload are looked at. A memory that is
  * neither sound nor erased has not been deleted. */
 static int slot_is_live(const struct mlsdm_map *map, uint64_t at) {
-    uint64_t mark = slot_at(map, at)->deleted_at;
-    if (mark == 0 || unseal(mark) != DAMAGED) return mark == 0;
-    return slot_sound(map, at) || code_at(map, at)->live || !is_zero(vector_at(map, at), map->padded * sizeof(float)) ||
+    int lives = slot_lives(map, at, commit_of(map));
+    if (lives >= 0) return lives;
+    return slot_sound(map, at) || !is_zero(vector_at(map, at), map->padded * sizeof(float)) ||
            !is_zero(shadow_at(map, at), map->shadow_stride) || !is_zero(payload_at(map, at), map->payload_stride);
+}
+
+void mlsdm_slots_create(struct mlsdm_map *map) {
+    for (uint64_t at = 0; at <= map->capacity; at++) slot_mark(map, at, free_since(0));
 }
 
 int mlsdm_vectors_check(struct mlsdm_map *map, const float vectors[], uint32_t count, uint32_t *bad) {

@@ -95,9 +95,9 @@ static int memory_copy(const struct mlsdm_map *map, uint64_t commit, uint64_t id
     if (id == 0 || id > newest) return MLSDM_STATUS_UNKNOWN;
     if (id + map->capacity <= newest) return MLSDM_STATUS_GONE;
     *slot = *slot_at(map, at);
-    uint64_t deleted_at = unseal(slot->deleted_at);
-    if (deleted_at && deleted_at <= commit) return MLSDM_STATUS_GONE;
-    if (deleted_at == DAMAGED || !slot_sound(map, at) || slot->id != id || slot->payload_size > map->payload_stride)
+    int lives = slot_lives(map, at, commit);
+    if (lives == 0) return MLSDM_STATUS_GONE;
+    if (lives < 0 || !slot_sound(map, at) || slot->id != id || slot->payload_size > map->payload_stride)
         return MLSDM_STATUS_CORRUPT;
     memcpy(vector, vector_at(map, at), map->dimension * sizeof(float));
     memcpy(payload, payload_at(map, at), slot->payload_size);
@@ -120,15 +120,18 @@ int mlsdm_slot_check(struct mlsdm_map *map, uint64_t at, uint64_t *id) {
         uint64_t commit = commit_of(map);
         if (commit == 0 || commit == DAMAGED) return 1;
         *id = resident_id(map, at, state_at(map, commit)->scalars.newest_id);
-        uint64_t deleted_at = unseal(slot_at(map, at)->deleted_at);
-        if (*id == 0 || (deleted_at && deleted_at != DAMAGED)) return 1;
-        if (!deleted_at && slot_at(map, at)->id == *id && code_at(map, at)->live == 1 && slot_sound(map, at)) return 1;
+        int line = mark_lives(load_acquire(&slot_at(map, at)->mark), commit);
+        int code = mark_lives(load_acquire(&code_at(map, at)->mark), commit);
+        if (line == 0 && code == 0) return 1;
+        if (line == 1 && code == 1 && *id && slot_at(map, at)->id == *id && !code_at(map, at)->excluded &&
+            slot_sound(map, at))
+            return 1;
         if (still_at(map, commit)) return 0;
     }
     return 1;
 }
 
-/* If the memory is sound, its mark and hint are set; if it was erased, its mark is set to the committed position. */
+/* If the memory is sound, its marks say so afterwards; if the slot is free, so do they. */
 int mlsdm_slot_repair(struct mlsdm_map *map, uint64_t at) {
     struct mlsdm_state state;
     int status = section_enter(map);
@@ -139,10 +142,10 @@ int mlsdm_slot_repair(struct mlsdm_map *map, uint64_t at) {
     uint64_t id = resident_id(map, at, state.scalars.newest_id);
     if (id && slot_is_live(map, at)) {
         if (slot->id != id || !slot_sound(map, at)) return section_leave(map, MLSDM_STATUS_CORRUPT);
-        store_release(&slot->deleted_at, 0);
-        code_at(map, at)->live = 1;
-    } else if (unseal(slot->deleted_at) == DAMAGED) {
-        store_release(&slot->deleted_at, seal(commit));
+        slot_mark(map, at, live_since(slot->position));
+        code_at(map, at)->excluded = 0;
+    } else {
+        slot_mark(map, at, mark_lives(mark_of(map, at), commit) ? free_since(commit) : mark_of(map, at));
     }
     return section_leave(map, MLSDM_STATUS_OK);
 }

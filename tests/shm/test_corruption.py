@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from shm._native import ffi
 from shm.block import Block, BlockError
 from shm.errors import Corrupt, Gone
-from shm.layout import RECORDS, Layout, seal
+from shm.layout import EXCLUDED, RECORDS, Layout, free_since, live_since, seal
 from shm.records import new_idempotency_hash, new_settings, new_vitals
 from shm.store import Decision, Recall, settings_checksum
 from testing.block_fixture import Formed, begin, decision_of, exit_of
 from tests.shm.conftest import Form
 
 SIZES = {record.name: record.size for record in RECORDS}
-MARK: Final = next(member.offset for name, member in ffi.typeof("struct mlsdm_slot").fields if name == "deleted_at")
+MARK: Final = next(member.offset for name, member in ffi.typeof("struct mlsdm_slot").fields if name == "mark")
 
 
 @pytest.fixture
@@ -166,16 +166,17 @@ class TestState:
         """What a dead writer left is undone once the committed position is known again, and not before."""
         position, lock, slot = used.block.position, used.block.region("lock"), used.block.region("slots", 50)
         memory = used.store.memory(50)
-        lock.intent_position, lock.intent_row, lock.intent_id = position + 1, 0, 50
-        slot.deleted_at = seal(position + 1)
+        lock.intent_slot, lock.intent_mark = (0, 51), (0, slot.mark)
+        lock.intent_position, lock.intent_row, lock.intent_erase = position + 1, 0, 51
+        slot.mark = free_since(position + 1)
         offset, _ = used.region_bytes("commit")
         for _ in flipped_bits(used, offset, 8):
             with pytest.raises(Corrupt):
                 used.accept()
-            assert (seal(position + 1), 50) == (slot.deleted_at, lock.intent_id)
+            assert (free_since(position + 1), 51) == (slot.mark, lock.intent_erase)
 
         assert used.accept() == 71
-        assert (slot.deleted_at, lock.intent_id) == (0, 0)
+        assert (slot.mark, lock.intent_erase) == (live_since(memory.position), 0)
         assert memory == used.store.memory(50)
 
 
@@ -196,33 +197,51 @@ class TestSeal:
             block.close()
 
 
+MARKS: Final = ("slots", "codes", "both")
+
+
+def damaged_marks(formed: Formed, slot: int, which: str) -> Iterator[int]:
+    """Flip each bit in turn of one mark of a slot or of both; yields while it is flipped. What is repaired stays so."""
+    names = ("slots", "codes") if which == "both" else (which,)
+    records: list[Any] = [formed.block.region(name, slot) for name in names]
+    for bit in range(64):
+        for record in records:
+            record.mark ^= 1 << bit
+        yield bit
+
+
 class TestMark:
+    @pytest.mark.parametrize("marks", MARKS)
     @pytest.mark.parametrize("payload", [b"", b"z" * 64])
     @pytest.mark.parametrize("number", [0, 3])  # number 3 is a vector of zeros
-    def test_damaged_mark_of_a_live_memory(self, used: Formed, number: int, payload: bytes) -> None:
-        """With any bit of its mark changed, a memory is not Gone; recall finds it, and the scrub repairs the mark."""
+    def test_damaged_mark_of_a_live_memory(self, used: Formed, number: int, payload: bytes, marks: str) -> None:
+        """With any bit of a mark changed, a memory is not Gone; recall finds it, and the scrub repairs the marks. It is
+        Corrupt only if both are damaged.
+        """
         memory_id = used.accept(number, payload)
         memory, live = used.store.memory(memory_id), int(used.store.state().scalars.live)
-        offset = used.region_bytes("slots")[0] + memory_id % 51 * SIZES["slot"] + MARK
-        for _ in flipped_bits(used, offset, 8):
-            with pytest.raises(Corrupt):
-                used.store.memory(memory_id)
+        for _ in damaged_marks(used, memory_id % 51, marks):
+            if marks == "both":
+                with pytest.raises(Corrupt):
+                    used.store.memory(memory_id)
+            else:
+                assert memory == used.store.memory(memory_id)
             assert memory_id in recalled(used, memory.vector)
             assert unsound(used) == [(False, memory_id)]
             assert used.store.repair_slot(memory_id % 51)
             assert (memory, []) == (used.store.memory(memory_id), unsound(used))
             assert live == used.store.state().scalars.live
 
+    @pytest.mark.parametrize("marks", MARKS)
     @pytest.mark.parametrize("payload", [b"", b"z" * 64])
     @pytest.mark.parametrize("number", [0, 3])
-    def test_damaged_mark_of_a_deleted_memory(self, used: Formed, number: int, payload: bytes) -> None:
-        """With any bit of its mark changed, a deleted memory does not return, and the scrub repairs the mark."""
+    def test_damaged_mark_of_a_deleted_memory(self, used: Formed, number: int, payload: bytes, marks: str) -> None:
+        """With any bit of a mark changed, a deleted memory does not return, and the scrub repairs the marks."""
         memory_id = used.accept(number, payload)
         vector, live = used.store.memory(memory_id).vector, int(used.store.state().scalars.live)
         used.store.forget(used.now(), memory_id)
-        offset = used.region_bytes("slots")[0] + memory_id % 51 * SIZES["slot"] + MARK
-        for _ in flipped_bits(used, offset, 8):
-            with pytest.raises(Corrupt):
+        for _ in damaged_marks(used, memory_id % 51, marks):
+            with pytest.raises(Corrupt if marks == "both" else Gone):
                 used.store.memory(memory_id)
             with pytest.raises(Gone):
                 used.store.forget(used.now(), memory_id)
@@ -234,13 +253,16 @@ class TestMark:
                 used.store.memory(memory_id)
             assert live - 1 == used.store.state().scalars.live
 
+    @pytest.mark.parametrize("marks", MARKS)
     @pytest.mark.parametrize("deleted", [False, True])
-    def test_damaged_mark_of_an_overwritten_memory(self, used: Formed, deleted: bool) -> None:
-        """The number of live memories is right when a memory with a damaged mark is overwritten."""
+    def test_damaged_mark_of_an_overwritten_memory(self, used: Formed, deleted: bool, marks: str) -> None:
+        """The number of live memories is right when a memory with damaged marks is overwritten."""
         oldest = used.live_ids()[0]
         if deleted:
             used.store.forget(used.now(), oldest)
-        used.block.region("slots", oldest % 51).deleted_at ^= 1 << random.randrange(64)
+        for region in ("slots", "codes") if marks == "both" else (marks,):
+            record: Any = used.block.region(region, oldest % 51)
+            record.mark ^= 1 << random.randrange(64)
         while int(used.store.state().scalars.newest_id) < oldest + 50:
             used.accept()
 
@@ -254,7 +276,7 @@ class TestMark:
             used.store.forget(used.now(), 50)
         for _ in range(20):
             ffi.buffer(used.block.region("slots", 50))[:] = os.urandom(SIZES["slot"])
-            used.block.region("slots", 50).deleted_at = seal(50) ^ 1  # of random ones, one in 65,536 fits its seal
+            used.block.region("slots", 50).mark = seal(50) ^ 1  # of random ones, one in 65,536 fits its seal
             assert unsound(used) == [(False, 50)]
             assert used.store.repair_slot(50) is deleted
         if not deleted:
@@ -263,16 +285,26 @@ class TestMark:
         assert unsound(used) == []
         assert live - 1 == used.store.state().scalars.live == len(used.live_ids())
 
-    def test_cleared_hint_is_repaired(self, used: Formed) -> None:
-        """A memory that the scan would skip is found by the scrub and repaired, not deleted."""
+    def test_sound_memory_that_is_excluded(self, used: Formed) -> None:
+        """A memory that the scan leaves out is found by the scrub and repaired, not deleted."""
         memory = used.store.memory(50)
-        used.block.region("codes", 50).live = 0
+        used.block.region("codes", 50).excluded = EXCLUDED
         assert 50 not in recalled(used, memory.vector)
         assert unsound(used) == [(False, 50)]
         assert used.store.repair_slot(50)
 
         assert 50 in recalled(used, memory.vector)
         assert unsound(used) == []
+
+    def test_no_bit_excludes_a_memory(self, used: Formed) -> None:
+        """With any bit of `excluded` changed, recall finds the memory; the scrub finds the damage and repairs it."""
+        memory, code = used.store.memory(50), used.block.region("codes", 50)
+        for bit in range(32):
+            code.excluded ^= 1 << bit
+            assert 50 in recalled(used, memory.vector)
+            assert unsound(used) == [(False, 50)]
+            assert used.store.repair_slot(50)
+            assert unsound(used) == []
 
     def test_nothing_else_is_repaired(self, used: Formed) -> None:
         """A memory whose bytes are damaged is not repaired."""
@@ -320,7 +352,7 @@ class TestMemory:
         """A memory with a changed byte in its slot, code, shadow, vector or payload is Corrupt."""
         memory_id = used.accept(0, b"z" * 64)
         stride = {"slots": 56, "codes": 12, "shadow": 16, "vectors": 64, "payloads": 64}[part]
-        whole = {"slots": 64, "codes": 16}.get(part, stride)
+        whole = {"slots": 64, "codes": 24}.get(part, stride)
         offset = used.region_bytes(part)[0] + memory_id % 51 * whole
         for byte in flipped(used, offset, min(stride, MARK) if part == "slots" else stride):
             with pytest.raises(Corrupt):

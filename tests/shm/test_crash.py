@@ -20,7 +20,7 @@ import pytest
 
 from shm._native import ffi, lib
 from shm.errors import Gone
-from shm.layout import NO_ROW, Layout, seal
+from shm.layout import NO_ROW, Layout, free_since, live_since, seal
 from shm.records import NO_IDEMPOTENCY_HASH, IdempotencyHash, new_idempotency_hash
 from shm.store import Decision, Recall, Store
 from testing.block_fixture import REGIME, Formed, Witness, begin, copied, end, exit_of, take_mutex, wait_until
@@ -109,8 +109,8 @@ class TestStaged:
         formed.block.memory[offset + index * stride : offset + (index + 1) * stride] = random.randbytes(stride)
 
     def test_garbage_where_no_reader_looks(self, used: Formed) -> None:
-        """The other state buffer, the other levels, the next log entry, the spare slot and the spare place of a receipt
-        may hold anything: no reader looks there, and the next transition overwrites it.
+        """The other state buffer, the other levels, the next log entry, the spare slot but for its marks and the spare
+        place of a receipt may hold anything: no reader looks there, and the next transition overwrites it.
         """
         witness = Witness(used)
         witness.check()
@@ -126,8 +126,12 @@ class TestStaged:
             self.fill(used, "states", (commit + 1) & 1, strides["states"])
             self.fill(used, "levels", levels, strides["levels"])
             self.fill(used, "log", (commit + 1) % layout.log_capacity, strides["log"])
+            marked = [marked_record(used, name, spare) for name in ("slots", "codes")]
+            marks = [record.mark for record in marked]
             for name in ("slots", "codes", "shadow", "vectors", "payloads"):
                 self.fill(used, name, spare, strides[name])
+            for record, mark in zip(marked, marks, strict=True):
+                record.mark = mark
 
         self.die(used, garble)
         used.be(NO_ROW)
@@ -154,7 +158,7 @@ class TestStaged:
             self.fill(used, "receipts", 121 % (layout.receipt_capacity + 1), ffi.sizeof("struct mlsdm_receipt"))
             lock = used.block.region("lock")
             lock.intent_row, lock.intent_chain, lock.intent_head = 1, chain + 1, heads[chain]
-            lock.intent_position, lock.intent_id = commit + 1, 0
+            lock.intent_position, lock.intent_erase, lock.intent_slot = commit + 1, 0, (0, 0)
             heads[chain] = head
 
         witness = Witness(used)
@@ -169,7 +173,7 @@ class TestStaged:
 
         def garble(commit: int) -> None:
             lock, cells = used.block.region("lock"), used.block.region("rows", 1).tally
-            lock.intent_row, lock.intent_position, lock.intent_id = 1, commit + 1, 0
+            lock.intent_row, lock.intent_position, lock.intent_erase, lock.intent_slot = 1, commit + 1, 0, (0, 0)
             older = 0 if cells[0].position < cells[1].position else 1
             cells[older].position, cells[older].accepted, cells[older].rejected = commit + 1, 12345, 67890
 
@@ -185,7 +189,7 @@ class TestStaged:
 
         def garble(commit: int) -> None:
             lock, cell = used.block.region("lock"), used.block.region("rows", 3).tally[1]
-            lock.intent_row, lock.intent_position, lock.intent_id = 3, commit + 1, 0
+            lock.intent_row, lock.intent_position, lock.intent_erase, lock.intent_slot = 3, commit + 1, 0, (0, 0)
             cell.position, cell.accepted, cell.rejected = commit + 1, 12345, 67890
 
         self.die(used, garble)
@@ -194,15 +198,16 @@ class TestStaged:
         witness = Witness(used)
         witness.check()
 
-    @pytest.mark.parametrize("marked", [False, True])
-    def test_unpublished_deletion_is_undone(self, used: Formed, marked: bool) -> None:
-        """With the intent written, with or without the mark, the memory lives: before the repair and after it."""
+    @pytest.mark.parametrize("marked", [(), ("slots",), ("slots", "codes")])
+    def test_unpublished_deletion_is_undone(self, used: Formed, marked: tuple[str, ...]) -> None:
+        """With the intent written and none, one or both marks, the memory lives: before the repair and after it."""
 
         def garble(commit: int) -> None:
-            lock = used.block.region("lock")
-            lock.intent_row, lock.intent_position, lock.intent_id = 1, commit + 1, 110
-            if marked:
-                used.block.region("slots", 110 % 51).deleted_at = seal(commit + 1)
+            lock, slot = used.block.region("lock"), 110 % 51
+            lock.intent_slot, lock.intent_mark = (0, slot + 1), (0, used.block.region("slots", slot).mark)
+            lock.intent_row, lock.intent_position, lock.intent_erase = 1, commit + 1, slot + 1
+            for region in marked:
+                marked_record(used, region, slot).mark = free_since(commit + 1)
 
         witness = Witness(used)
         memory = used.store.memory(110)
@@ -212,6 +217,42 @@ class TestStaged:
         used.accept()
         assert memory == used.store.memory(110)
         witness.check()
+
+    @pytest.mark.parametrize("marks", range(5))
+    def test_unpublished_memory_is_undone(self, used: Formed, marks: int) -> None:
+        """However many marks of the written and of the evicted slot are set, nothing has changed: before the repair and
+        after it.
+        """
+        newest = int(used.store.state().scalars.newest_id)
+        written, evicted = (newest + 1) % 51, (newest - 49) % 51
+        before = [int(used.block.region("slots", slot).mark) for slot in (written, evicted)]
+
+        def garble(commit: int) -> None:
+            lock = used.block.region("lock")
+            lock.intent_slot, lock.intent_mark = (written + 1, evicted + 1), before
+            lock.intent_row, lock.intent_position, lock.intent_erase = 1, commit + 1, 0
+            for name in ("vectors", "payloads", "shadow"):
+                self.fill(used, name, written, 64 if name != "shadow" else 16)
+            for region, slot, mark in (
+                ("slots", written, live_since(commit + 1)),
+                ("codes", written, live_since(commit + 1)),
+                ("slots", evicted, free_since(commit + 1)),
+                ("codes", evicted, free_since(commit + 1)),
+            )[:marks]:
+                marked_record(used, region, slot).mark = mark
+
+        witness, oldest = Witness(used), used.store.memory(newest - 49)
+        self.die(used, garble)
+        used.be(NO_ROW)
+        used.block.map.wait_ms = 0  # look only
+        witness.check()
+        assert oldest == used.store.memory(newest - 49)
+        assert oldest.id in [match.id for match in self.recalled(used, oldest.vector)]
+        used.be(0)
+        used.store.tick(used.now(), used.epoch)  # takes the position
+        witness.check()
+        assert oldest == used.store.memory(newest - 49)
+        assert before == [marked_record(used, "codes", slot).mark for slot in (written, evicted)]
 
     def test_published_deletion_is_erased(self, used: Formed) -> None:
         """The memory is gone at once, and the next process to enter erases its bytes."""
@@ -224,14 +265,14 @@ class TestStaged:
         used.block.memory[offset : offset + len(vector)] = vector
 
         def half(_commit: int) -> None:
-            used.block.region("lock").intent_id = 110
+            used.block.region("lock").intent_erase = 110 % 51 + 1
 
         self.die(used, half)
         with pytest.raises(Gone):
             used.store.memory(110)
         used.accept()
         assert bytes(len(vector)) == used.block.memory[offset : offset + len(vector)]
-        assert used.block.region("lock").intent_id == 0
+        assert used.block.region("lock").intent_erase == 0
         Witness(used).check()
 
     def test_death_before_the_first_store(self, used: Formed) -> None:
@@ -256,6 +297,11 @@ class TestStaged:
     def recalled(formed: Formed, vector: bytes) -> list[Any]:
         """Return what recall finds for a vector."""
         return Recall(formed.block).nearest(vector, 100, (3, 3), payloads=False, vectors=False).matches
+
+
+def marked_record(formed: Formed, region: str, slot: int) -> Any:
+    """Return the line or the code line of a slot: both have a mark."""
+    return formed.block.region(region, slot)
 
 
 def key(number: int) -> IdempotencyHash:
@@ -372,10 +418,9 @@ class Death(NamedTuple):
         try:
             witness = self.witness.copy()
             committed = looked_at(formed) > self.position
-            was_deleted = formed.block.region("slots", 15 % 9).deleted_at
             formed.accept(3)
             witness.check()
-            if was_deleted and was_deleted <= formed.store.state().position - 1:
+            if self.operation is forget and committed:
                 with pytest.raises(Gone):
                     formed.store.memory(15)
                 assert not np.frombuffer(

@@ -143,7 +143,7 @@ class TestRegions:
         layout = Layout(dimension, capacity, 1024, 65_536, 8, 16)
         vector = -(-dimension * 4 // 64) * 64
         shadow = -(-dimension // 16) * 16
-        parts = (capacity + 1) * (64 + 16 + shadow + vector + 1024) + 65_536 * 320 + 8 * 128 + 2 * 3 * vector
+        parts = (capacity + 1) * (64 + 24 + shadow + vector + 1024) + 65_536 * 320 + 8 * 128 + 2 * 3 * vector
         parts += 17 * 112 + 16 * 8 + (8_192 + 65_536) * 16
 
         assert parts < layout.block_size < parts + 6 * PAGE + len(REGIONS) * CACHE_LINE

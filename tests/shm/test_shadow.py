@@ -39,7 +39,7 @@ def test_error_is_no_less_than_what_the_codes_leave_out(formed: Formed, values: 
     slot = memory_id % 51
     layout = formed.block.layout
     shadow = np.frombuffer(region(formed, "shadow", slot, layout.shadow_stride), "i1")
-    scale, error = struct.unpack_from("<2f", region(formed, "codes", slot, 16))
+    scale, error = struct.unpack_from("<2f", region(formed, "codes", slot, 24))
 
     assert not shadow[DIMENSION:].any()
     with localcontext(prec=60):

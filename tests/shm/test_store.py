@@ -18,7 +18,7 @@ from shm.store import Decision, Store
 from testing.block_fixture import NORM_MAX, REGIME, Formed, Witness, begin, copied, exit_of, take_mutex
 from tests.shm.conftest import Form
 
-STRIDES = {"slots": 64, "codes": 16, "shadow": 16, "vectors": 64, "payloads": 64}  # of the small layout
+STRIDES = {"slots": 64, "codes": 24, "shadow": 16, "vectors": 64, "payloads": 64}  # of the small layout
 
 
 class TestMemory:
@@ -153,7 +153,7 @@ class TestForget:
 class TestScrub:
     @pytest.mark.parametrize("part", STRIDES)
     def test_finds_every_flipped_byte(self, formed: Formed, part: str) -> None:
-        """A flip of any byte of a live memory is found and its id is named, in the deletion mark, too."""
+        """A flip of any byte of a live memory is found and its id is named, in its marks, too."""
         for number in range(60):
             formed.accept(number, b"y" * 64)
         stride, (offset, _) = STRIDES[part], formed.region_bytes(part)
@@ -166,8 +166,22 @@ class TestScrub:
             assert [one for one in found if not one[0]] == [(False, memory_id)], f"byte {byte}"
             formed.block.memory[at] = before
 
+    def test_finds_every_flipped_bit_in_the_marks_of_free_slots(self, formed: Formed) -> None:
+        """Of slots never used, deleted and evicted, the marks are checked, too."""
+        for number in range(5):
+            formed.accept(number)
+        formed.store.forget(formed.now(), 3)
+        for slot in (0, 3, 6):
+            for region, index in (("slots", 6), ("codes", 2)):
+                word = ffi.cast("uint64_t *", formed.block.region(region, slot)) + index
+                for bit in range(64):
+                    word[0] ^= 1 << bit
+                    assert [at for at in range(51) if not formed.store.check_slot(at)[0]] == [slot]
+                    assert formed.store.repair_slot(slot)
+                    assert all(formed.store.check_slot(at)[0] for at in range(51))
+
     def test_invisible_slots_are_sound(self, formed: Formed) -> None:
-        """The spare slot, slots never used and deleted ones may hold anything."""
+        """But for its marks, a free slot may hold anything."""
         for number in range(5):
             formed.accept(number)
         formed.store.forget(formed.now(), 3)

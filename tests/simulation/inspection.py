@@ -95,9 +95,9 @@ class Inspection:
         """Check that the bytes of a deleted memory are erased, unless the actor that deletes it is stopped or dead: the
         intent record says so.
         """
-        if self.formed.block.region("lock").intent_id == memory_id:
-            return
         slot = memory_id % (self.formed.block.layout.capacity + 1)
+        if self.formed.block.region("lock").intent_erase == slot + 1:
+            return
         for region in self.formed.block.layout.regions():
             if region.name in ("vectors", "shadow", "payloads"):
                 at = region.offset + slot * region.stride

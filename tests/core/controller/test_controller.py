@@ -237,7 +237,7 @@ class TestScrub:
         ids = [stepped.formed.accept(number) for number in range(20)]
         stepped.formed.store.forget(stepped.formed.now(), 9)
         for memory_id in (7, 9):
-            stepped.formed.block.region("slots", memory_id).deleted_at ^= 1 << random.randrange(64)
+            stepped.formed.block.region("slots", memory_id).mark ^= 1 << random.randrange(64)
         stepped.formed.block.memory[random.randrange(192)] ^= 1
         chains, size = stepped.formed.region_bytes("chains")
         stepped.formed.block.memory[chains + random.randrange(size)] ^= 1
@@ -248,8 +248,8 @@ class TestScrub:
         vitals = stepped.formed.block.region("vitals")
         assert (vitals.torn, vitals.mended) == (0, 4)
         for what in (
-            "memory 7 had a damaged mark",
-            "memory 9 had a damaged mark",
+            "slot 7 had a damaged mark",
+            "slot 9 had a damaged mark",
             "the header of the block was damaged",
             "the head of a chain of receipts was damaged",
         ):

@@ -15,7 +15,7 @@ from core.reference.brute_force import Scored, brute_force
 from core.reference.vector import LANES, Vector
 from core.regime import Regime, RhythmSettings
 from shm.errors import Corrupt, Gone, NotFinite, TooLong, Unformed, Unknown
-from shm.layout import KINDS, Layout, seal
+from shm.layout import KINDS, Layout, free_since
 from shm.records import decided_of
 from shm.store import Recall, RecallResult
 from testing.block_fixture import NORM_MAX, REGIME, Formed, begin, end, exit_of, wait_until
@@ -275,17 +275,20 @@ class TestCorruptMemory:
         assert exit_of(begin(ask)) == 0
         formed.close()
 
-    @pytest.mark.parametrize("mark", [1, seal(40)])
-    def test_damaged_mark_does_not_hang_recall(self, mark: int) -> None:
-        """A flipped bit in a deletion mark hides no memory, a forged mark hides one, and recall returns."""
+    @pytest.mark.parametrize("forged", [False, True])
+    @pytest.mark.parametrize("where", ["slots", "codes", "both"])
+    def test_damaged_mark_does_not_hang_recall(self, where: str, forged: bool) -> None:
+        """A flipped bit in a mark hides no memory, forged marks hide one, and recall returns."""
         vectors = vectors_of("random", 60, 16)
         formed = filled(vectors, 50)
-        formed.block.region("slots", 41 % 51).deleted_at = mark
+        for region in ("slots", "codes") if where == "both" else (where,):
+            record: Any = formed.block.region(region, 41 % 51)
+            record.mark = free_since(40) if forged else record.mark ^ 1  # the bit that says whether it lives
 
         def ask() -> None:
             formed.be(1)
             answer = Recall(formed.block).nearest(vectors[40], 1, (3, 3), payloads=False, vectors=False)
-            assert (mark == 1) == (41 in [match.id for match in answer.matches])
+            assert (forged and where != "slots") == (41 not in [match.id for match in answer.matches])
 
         assert exit_of(begin(ask)) == 0
         formed.close()
@@ -296,13 +299,13 @@ class TestCorruptMemory:
         """
         rng = np.random.default_rng(SEED)
         vectors = vectors_of("random", 130, 16)
-        strides = {"slots": 64, "codes": 16, "shadow": 16, "vectors": 64}
+        strides = {"slots": 64, "codes": 24, "shadow": 16, "vectors": 64}
         for _ in range(40):
             formed = filled(vectors, 120)
             for _ in range(rng.integers(1, 60)):
                 part = str(rng.choice(list(strides)))
                 at, byte = formed.region_bytes(part)[0], int(rng.integers(0, 121 * strides[part]))
-                marks = {"slots": range(48, 56), "codes": range(12, 16)}.get(part, range(0))  # no part of the checksum
+                marks = {"slots": range(48, 56), "codes": range(12, 24)}.get(part, range(0))  # no part of the checksum
                 if byte % strides[part] not in marks:
                     formed.block.memory[at + byte] = int(rng.integers(0, 256))
             sound = []
