@@ -357,7 +357,7 @@ class History(RuleBasedStateMachine):
 
 
 TestHistory = History.TestCase
-TestHistory.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestHistory.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 
 
 def test_an_entry_that_does_not_follow_is_named() -> None:
