@@ -440,6 +440,22 @@ def test_dead_processes_come_first(block: Block) -> None:
     assert "NO WORKER: nobody serves" not in problem_lines_of(block)
 
 
+def test_a_stopped_arbiter_is_a_problem(block: Block) -> None:
+    """Workers serve, and their heartbeats show nothing."""
+    vitals = controlled(block)
+    with holder(block) as arbiter:
+        vitals.arbiter_pid, vitals.arbiter_started = process.identify(arbiter.pid)
+        vitals.heartbeat_ns = boot_clock() + 3_600 * 10**9  # no machine is too slow for that
+        arbiter.send_signal(signal.SIGSTOP)
+        eventually(lambda: process.state_of(arbiter.pid) == "T")
+        lines = problem_lines_of(block)
+        arbiter.send_signal(signal.SIGCONT)
+        arbiter.communicate()
+
+    remedy = f"kill -CONT {arbiter.pid}, or detach its debugger"
+    assert lines == [f"ARBITER STOPPED: nobody replaces what dies, and no reload or stop is carried out; {remedy}"]
+
+
 def test_an_unreadable_state_comes_first(block: Block) -> None:
     """The line has the reason that the store gives."""
     controlled(block)
