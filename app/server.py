@@ -39,6 +39,7 @@ from app.processes.child import Child
 from app.processes.child_table import ChildState
 from app.processes.controller_child import controller_child
 from app.processes.gunicorn_patches import Arbiter, harden_arbiter
+from app.processes.inherited_sockets import INHERITED_VARIABLE, pass_sockets, take_sockets
 from app.processes.listen_addresses import has_inherited_sockets, require_free_addresses
 from app.processes.standard_streams import open_missing_streams
 from app.processes.startup_message import log_configuration, log_startup_message
@@ -159,6 +160,7 @@ class Server:
             "on_starting": self.on_starting,
             "when_ready": self.when_ready,
             "on_reload": self.on_reload,
+            "pre_exec": pass_sockets,
             "on_exit": self.on_exit,
         }
 
@@ -217,8 +219,12 @@ class Server:
             inherited = os.environ.get(BLOCK_VARIABLE)
             if inherited and "GUNICORN_PID" in os.environ:
                 self.block = adopt_block(int(inherited), loaded.config)
+                take_sockets(arbiter, os.environ)
             else:
-                if not has_inherited_sockets(arbiter.cfg.address, os.environ):
+                if has_inherited_sockets(arbiter.cfg.address, os.environ):
+                    os.environ[INHERITED_VARIABLE] = "1"
+                else:
+                    os.environ.pop(INHERITED_VARIABLE, None)
                     require_free_addresses(arbiter.cfg.address, reuse_port=arbiter.cfg.reuse_port)
                 self.block = create_block(loaded.config, arbiter.cfg.workers)
                 os.environ[METRICS_VARIABLE] = make_directory(os.environ.get(METRICS_VARIABLE), *owner)
@@ -236,6 +242,7 @@ class Server:
         for name, value in (
             (BLOCK_VARIABLE, str(self.block.fd)),
             (METRICS_VARIABLE, os.environ[METRICS_VARIABLE]),
+            (INHERITED_VARIABLE, os.environ.get(INHERITED_VARIABLE, "")),
         ):
             os.environ[name] = value
             arbiter.cfg.env_orig[name] = value  # Gunicorn passes this to the next arbiter
@@ -243,6 +250,7 @@ class Server:
 
     def when_ready(self, arbiter: Arbiter) -> None:
         """Start the controller, patch the arbiter, and log that the server is ready."""
+        arbiter.systemd = bool(os.environ[INHERITED_VARIABLE])
         tracing_setup.import_tracing(self.require()[1].config)
         # What exists now is shared by every fork; a collection would copy its pages. PERF: no gc.collect() before: it
         # took 15 ms of each start and freed 212 objects, because collections run during the imports.
