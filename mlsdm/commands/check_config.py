@@ -2,7 +2,8 @@
 
 The file, its overlay (`MLSDM_ENV`), the variables and the keys file are checked by the code that reads them at a start,
 so the two cannot disagree. One thing is left out: API_KEY. A pipeline that checks a ConfigMap does not have the secret,
-so a placeholder replaces a missing key, and a note says so. Expired keys are noted too.
+so a placeholder replaces a missing key, and a note says so. Expired keys are noted too. Required modules are imported;
+what they declare is not asked.
 
 With `--against PID` it reports whether a HUP of that server would put the file into force (`mlsdm.running_server`): it
 reads the file with the variables, and in the directory, of the server, and compares the settings that need a restart.
@@ -21,11 +22,12 @@ from contextlib import chdir, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from app.lifecycle.loader import load_modules, rehearse_settings, sections_of
+from app.lifecycle.loader import FoundModule, load_modules, problems_of, rehearse_settings, sections_of
 from app.lifecycle.rehearsal import Rehearsals
 from core import startup
-from core.settings import config_file, environment
+from core.settings import config_file, environment, module_names
 from core.settings.yaml_document import to_yaml_scalar
+from core.startup import FoundSections
 
 if TYPE_CHECKING:
     from mlsdm.running_server import RunningServer
@@ -102,12 +104,16 @@ def load_as_server(path: str, environ: Mapping[str, str]) -> startup.Loaded:
     """Return what a server would load from the file at `path`. Raises ConfigurationError, with every problem."""
     variables = {**environ, **(_STAND_IN if _is_keyless(environ) else {})}
     rehearsals = Rehearsals()
-    return startup.load(
-        path,
-        variables,
-        sections_of=lambda enabled: sections_of(load_modules(enabled, rehearsals)),
-        rehearse=partial(rehearse_settings, rehearsals),
-    )
+    modules: list[FoundModule] = []
+
+    def find_sections(enabled: tuple[str, ...]) -> FoundSections:
+        modules[:] = load_modules(enabled, rehearsals)
+        return sections_of(modules)
+
+    loaded = startup.load(path, variables, sections_of=find_sections, rehearse=partial(rehearse_settings, rehearsals))
+    if problems := problems_of(modules, module_names.parse(loaded.config.modules.required)):
+        raise startup.ConfigurationError(problems)
+    return loaded
 
 
 def _is_keyless(environ: Mapping[str, str]) -> bool:

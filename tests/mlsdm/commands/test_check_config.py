@@ -144,6 +144,19 @@ def test_every_problem_is_listed(
         assert f"\n{key}" in err
 
 
+@pytest.mark.parametrize(("required", "status"), [("nowhere", 1), ('""', 0)])
+def test_a_required_module_that_is_left_out_is_a_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], required: str, status: int
+) -> None:
+    """A start and a HUP refuse it, too; they go on without any other module."""
+    path = tmp_path / "mlsdm.yaml"
+    path.write_text(f"modules:\n  enabled: nowhere\n  required: {required}\n")
+
+    assert check(path) == status
+    sentence = "modules.required: the module nowhere is left out: import: LookupError: no module has that name"
+    assert (sentence in capsys.readouterr().err) is bool(status)
+
+
 def test_verbose_prints_the_settings_that_would_be_in_force(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
