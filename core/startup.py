@@ -123,11 +123,16 @@ def reload(
     sentences = [problem.sentence for problem in problems]
     faulty = {problem.key for problem in problems}
     sentences += [sentence for key, sentence in unreloadable(old.values(), loaded).items() if key not in faulty]
-    if loaded.keyring.is_open and not old.keyring.is_open and not loaded.config.security.keys_path:
-        sentences.append(_OPENED)
+    if not old.keyring.is_open:
+        sentences += opened(loaded)
     if sentences:
         raise ConfigurationError(sentences)
     return loaded
+
+
+def opened(loaded: Loaded) -> list[str]:
+    """Return the problem that a configuration without any key is for a running server that has keys."""
+    return [_OPENED] if loaded.keyring.is_open and not loaded.config.security.keys_path else []
 
 
 def _read(
