@@ -29,6 +29,7 @@ from app.api.deferred import DeferredAnswers
 from app.api.fast_path import FastPath, ReraiseMiddleware
 from app.api.operation import Operation, Resource, check_operations
 from app.api.problem import on_store_error, write_problem
+from app.api.route_path import route_path
 from app.httpd.application import IN_PIECES, INLINE, POOL, Chunks
 from app.httpd.problem_document import problem_document
 from app.httpd.request import ADDRESS, CLIENT, RAISED, REFUSAL_LINES
@@ -250,7 +251,7 @@ class Application:
 
         Asked for a body that the client holds back (Expect: 100-continue), and for one that is large.
         """
-        found: Any = self._router.find(_bare(environ["PATH_INFO"]))
+        found: Any = self._router.find(route_path(environ["PATH_INFO"]))
         operation: Operation | None = found[0].operations.get(environ["REQUEST_METHOD"]) if found else None
         if operation is None or operation.role is None:  # an open operation reads no body
             return False
@@ -266,14 +267,14 @@ class Application:
 
     def way_of(self, method: str, path: str) -> int:
         """Return how a request is answered: on the loop, on the thread pool, or in pieces. HEAD does what GET does."""
-        template: str | None = _bare(path)
+        template: str | None = route_path(path)
         if self._has_template_ways:
             template = self.route_of(path)
         return self._ways.get(("GET" if method == "HEAD" else method, template or ""), INLINE)
 
     def route_of(self, path: str) -> str | None:
         """Return the template of a path's route, for logs and metrics; requests are not routed by it."""
-        found = self._router.find(_bare(path))
+        found = self._router.find(route_path(path))
         return str(found[3]) if found else None
 
     def on_beat(self) -> None:
@@ -311,11 +312,6 @@ def _way_of(operation: Operation) -> int:
     if operation.blocks:
         return POOL
     return IN_PIECES if operation.in_pieces else INLINE
-
-
-def _bare(path: str) -> str:
-    """Return a path as the router sees it: leading slashes count as one; a slash at the end makes another path."""
-    return "/" + path.lstrip("/")
 
 
 def _reraise(_request: falcon.Request, _response: falcon.Response, error: Exception, _params: Any) -> NoReturn:

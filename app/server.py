@@ -39,6 +39,7 @@ from app.processes.child import Child
 from app.processes.child_table import ChildState
 from app.processes.controller_child import controller_child
 from app.processes.gunicorn_patches import Arbiter, harden_arbiter
+from app.processes.inherited_sockets import INHERITED_VARIABLE, pass_sockets, take_sockets
 from app.processes.listen_addresses import has_inherited_sockets, require_free_addresses
 from app.processes.standard_streams import open_missing_streams
 from app.processes.startup_message import log_configuration, log_startup_message
@@ -57,7 +58,9 @@ from shm.errors import StoreError
 from shm.layout import NO_ROW
 from shm.store import Store
 
-BLOCK_VARIABLE: Final = "_MLSDM_BLOCK_FD"  # the number of its descriptor, for the next arbiter
+# For the next arbiter, after USR2:
+BLOCK_VARIABLE: Final = "_MLSDM_BLOCK_FD"  # the number of its descriptor
+CLOSED_VARIABLE: Final = "_MLSDM_CLOSED"  # not empty when clients need a key
 
 log = logging.getLogger("mlsdm.server")
 
@@ -159,6 +162,7 @@ class Server:
             "on_starting": self.on_starting,
             "when_ready": self.when_ready,
             "on_reload": self.on_reload,
+            "pre_exec": self.pre_exec,
             "on_exit": self.on_exit,
         }
 
@@ -214,16 +218,23 @@ class Server:
         assert loaded is not None
         owner = (arbiter.cfg.uid, arbiter.cfg.gid)  # of the workers
         try:
-            inherited = os.environ.get(BLOCK_VARIABLE)
-            if inherited and "GUNICORN_PID" in os.environ:
-                self.block = adopt_block(int(inherited), loaded.config)
+            is_upgrade = BLOCK_VARIABLE in os.environ and "GUNICORN_PID" in os.environ
+            if is_upgrade:
+                self.block = adopt_block(int(os.environ[BLOCK_VARIABLE]), loaded.config)
+                take_sockets(arbiter, os.environ)
             else:
-                if not has_inherited_sockets(arbiter.cfg.address, os.environ):
+                if has_inherited_sockets(arbiter.cfg.address, os.environ):
+                    os.environ[INHERITED_VARIABLE] = "1"
+                else:
+                    os.environ.pop(INHERITED_VARIABLE, None)
                     require_free_addresses(arbiter.cfg.address, reuse_port=arbiter.cfg.reuse_port)
                 self.block = create_block(loaded.config, arbiter.cfg.workers)
                 os.environ[METRICS_VARIABLE] = make_directory(os.environ.get(METRICS_VARIABLE), *owner)
             self._metrics_lock = lock_directory(os.environ[METRICS_VARIABLE], *owner)
             self.plan = self._plan_modules(loaded)
+            was_closed = is_upgrade and bool(os.environ.get(CLOSED_VARIABLE))
+            if was_closed and not self.plan.guards and (problems := startup.opened(loaded)):
+                raise ConfigurationError(problems)
         except (BlockError, ConfigurationError, ValueError, OSError) as error:
             sys.exit(f"mlsdm cannot start: {error}")
         # USR2 executes these arguments again. After `python -m gunicorn` they begin with the path of __main__.py; as a
@@ -236,6 +247,7 @@ class Server:
         for name, value in (
             (BLOCK_VARIABLE, str(self.block.fd)),
             (METRICS_VARIABLE, os.environ[METRICS_VARIABLE]),
+            (INHERITED_VARIABLE, os.environ.get(INHERITED_VARIABLE, "")),
         ):
             os.environ[name] = value
             arbiter.cfg.env_orig[name] = value  # Gunicorn passes this to the next arbiter
@@ -243,6 +255,7 @@ class Server:
 
     def when_ready(self, arbiter: Arbiter) -> None:
         """Start the controller, patch the arbiter, and log that the server is ready."""
+        arbiter.systemd = bool(os.environ[INHERITED_VARIABLE])
         tracing_setup.import_tracing(self.require()[1].config)
         # What exists now is shared by every fork; a collection would copy its pages. PERF: no gc.collect() before: it
         # took 15 ms of each start and freed 212 objects, because collections run during the imports.
@@ -269,6 +282,12 @@ class Server:
         # With --reuse-port every worker opens sockets of its own.
         addresses = [listener.sock.getsockname() for listener in arbiter.LISTENERS] or arbiter.cfg.address
         log_startup_message(block, loaded, arbiter.cfg.workers, scheme, addresses)
+
+    def pre_exec(self, arbiter: Arbiter) -> None:
+        """Prepare the next arbiter, in the process that becomes it."""
+        pass_sockets(arbiter)
+        is_closed = self.require_plan().guards or not self.in_force.keyring.is_open
+        arbiter.cfg.env_orig[CLOSED_VARIABLE] = "1" if is_closed else ""
 
     def on_reload(self, _arbiter: Arbiter) -> None:
         """Prepare the arbiter for the workers that it forks now, with a configuration that is valid as a whole."""

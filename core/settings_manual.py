@@ -66,7 +66,8 @@ empty section are valid.
 
 `mlsdm check-config PATH` checks a file, and the keys file that it names, without starting anything.
 `config/default.yaml` and `config/production-ready.yaml` list every setting. On `HUP` the server reads both files again.
-If they have a problem, or a setting marked *restart* differs, it refuses the change and keeps the old configuration.
+If they have a problem, a setting marked *restart* differs, or there is no key left, it refuses the change and keeps the
+old configuration.
 
 ## Variables
 

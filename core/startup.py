@@ -116,15 +116,23 @@ def reload(
 ) -> Loaded:
     """Return what `load` returns, for a server that runs with `old`.
 
-    Raises ConfigurationError with all problems, those of settings that need a restart to change among them.
+    Raises ConfigurationError with all problems, those of settings that need a restart to change among them, and the
+    loss of every key: a file that a full disk has emptied is valid, and would open the server to everybody.
     """
     loaded, problems = _read(None, environ, places, sections_of, rehearse)
     sentences = [problem.sentence for problem in problems]
     faulty = {problem.key for problem in problems}
     sentences += [sentence for key, sentence in unreloadable(old.values(), loaded).items() if key not in faulty]
+    if not old.keyring.is_open:
+        sentences += opened(loaded)
     if sentences:
         raise ConfigurationError(sentences)
     return loaded
+
+
+def opened(loaded: Loaded) -> list[str]:
+    """Return the problem that a configuration without any key is for a running server that has keys."""
+    return [_OPENED] if loaded.keyring.is_open and not loaded.config.security.keys_path else []
 
 
 def _read(
@@ -284,6 +292,10 @@ _TRACING: Final = "observability.tracing.enabled"
 _EXTRA: Final = "pip install '.[otel]' in a clone of mlsdm"
 _KEYLESS: Final = (
     f"API_KEY is not set: expected a secret key, because MLSDM_ENV is production and {key_file.KEYS_PATH} names no file"
+)
+_OPENED: Final = (
+    f"{key_file.KEYS_PATH} is empty: expected the path of a YAML file of keys, because the running server has keys and "
+    "without any is open to everybody: restart it"
 )
 # Characters. API_KEY can be guessed as fast as the network allows, and there is no lock-out. Twelve random letters and
 # digits have 62^12 = 3e21 values: at a million guesses a second, half of them take fifty million years; half of those

@@ -29,6 +29,7 @@ from shm.block import Block
 from shm.errors import Busy, Gone, StoreError
 from shm.layout import FLAG_STOPPED, KINDS, LAYOUT_VERSION, LOST
 from shm.process import Identity, process_of_thread
+from shm.process import state_of as state_of_process
 from shm.records import EntryPointer, decided_of
 from shm.store import Store
 
@@ -37,6 +38,7 @@ ATTEMPT_SECONDS: Final = 0.001
 RECENT_EVENTS: Final = 100  # whose acceptance is shown
 _RECENT_ENTRIES: Final = 1_000  # of the log, in which these events are looked for
 _DECISION: Final = KINDS.index("decision")
+_STOPPED: Final = frozenset({"T", "t"})  # proc_pid_stat(5): by a signal, by a debugger
 
 
 class Sizes(msgspec.Struct, frozen=True):
@@ -95,7 +97,10 @@ class Worker(msgspec.Struct, frozen=True):
 
 
 class Controller(msgspec.Struct, frozen=True):
-    """The controller that wrote the vitals, and its counters. `pid` 0: none has written yet."""
+    """The controller that wrote the vitals, and its counters. `pid` 0: none has written yet.
+
+    `arbiter_stopped`: the arbiter is alive and runs no code, because of a signal or a debugger.
+    """
 
     pid: int
     alive: bool | None
@@ -106,6 +111,7 @@ class Controller(msgspec.Struct, frozen=True):
     torn: int
     drift_episodes: int
     late_steps: int
+    arbiter_stopped: bool | None
 
 
 class Lock(msgspec.Struct, frozen=True):
@@ -284,6 +290,7 @@ def _read_controller(block: Block, now_ns: int, foreign: bool) -> Controller:
         torn=vitals.torn,
         drift_episodes=vitals.drift_episodes,
         late_steps=vitals.late_steps,
+        arbiter_stopped=None if foreign else arbiter.alive and state_of_process(arbiter.pid) in _STOPPED,
     )
 
 

@@ -7,7 +7,8 @@ Only the module of the chosen subcommand is imported, inside the `try` that hand
 `mlsdm --help` answers at once and works on a machine where nothing else does.
 
 Exit status: 0 done; 1 failed, with a sentence; 2 wrong usage; 130 or 141 after Ctrl-C or a closed pipe, as shells
-report them. A subcommand that Ctrl-C ends normally (`serve`, `stat`) returns 0.
+report them. A subcommand that Ctrl-C ends normally (`serve`, `stat`) returns 0. A closed standard output or error is a
+failure before anything is done, except for `serve`: what is printed may be the only copy, such as that of a token.
 """
 
 import argparse
@@ -19,6 +20,8 @@ import os
 import sys
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol, cast
+
+from app.processes.standard_streams import open_missing_streams
 
 WRONG_USAGE: Final = 2
 INTERRUPTED: Final = 130  # 128 + SIGINT
@@ -110,6 +113,8 @@ COMMANDS: Final = (
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line `words` (default: that of the process) and return the exit status."""
+    closed = [name for name, stream in (("output", sys.stdout), ("error", sys.stderr)) if stream is None]
+    open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # θ and █ must not fail on a terminal without Unicode
@@ -117,6 +122,9 @@ def main(words: Sequence[str] | None = None) -> int:
     # No option before the subcommand takes a value, so the first word without a dash is the subcommand.
     name = next((word for word in words if not word.startswith("-")), None)
     command = next((command for command in COMMANDS if command.name == name), None)
+    if closed and name != "serve":
+        print(f"mlsdm: standard {closed[0]} is closed: expected a file, a pipe or /dev/null", file=sys.stderr)
+        return 1
     try:
         status = _run(words, command, name)
         sys.stdout.flush()  # inside the try, so that a closed pipe is handled

@@ -3,7 +3,8 @@
     gunicorn -c gunicorn.conf.py testing.deferred_app:app
 
 POST /later/{name} waits until `release` is posted to any name, on the same worker. The query says what happens
-afterwards: `?raise=problem`, `store` or `bug`, `?fill` to fill the response in the coroutine, `?bytes` to return bytes.
+afterwards: `?raise=problem`, `store`, `bug`, `interrupt` or `other`, `?fill` to fill the response in the coroutine,
+`?bytes` to return bytes.
 With `?defy` it waits on when it is cancelled. Answers are late after TIMEOUT_SECONDS, 10 unless the environment says
 otherwise.
 """
@@ -24,6 +25,7 @@ from core.access.keys import Role
 from shm import errors
 
 SECONDS_MAX: Final = float(os.environ.get("TIMEOUT_SECONDS", "10"))
+BUGS: Final = {"bug": ValueError, "interrupt": KeyboardInterrupt, "other": BaseException}
 
 
 class Later(msgspec.Struct):
@@ -82,8 +84,8 @@ class LaterResource:
                 raise Problem(422, "field_invalid", "from the coroutine", field="name")
             case {"raise": "store"}:
                 raise errors.Stopped
-            case {"raise": "bug"}:
-                raise ValueError("a bug in the coroutine")
+            case {"raise": kind}:
+                raise BUGS[str(kind)]("a bug in the coroutine")
             case {"bytes": _}:
                 return b"bytes"
             case {"fill": _}:

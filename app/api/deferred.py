@@ -164,7 +164,9 @@ class DeferredAnswers:
 async def _await(awaitable: Awaitable[Any]) -> Any:
     try:
         return await awaitable
-    except SystemExit as error:  # it would end the loop
+    except (Exception, asyncio.CancelledError, GeneratorExit):
+        raise
+    except BaseException as error:  # it would end the loop, or no answer would be made of it
         raise RuntimeError(f"the responder of a deferred operation has raised {error!r}") from error
 
 

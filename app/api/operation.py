@@ -7,6 +7,7 @@ Invariants: a resource with a responder that has no operation is not routed. So 
 charge or undocumented by accident.
 """
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
@@ -83,10 +84,12 @@ def allow_header(resource: Resource) -> str:
 
 
 def check_operations(path: str, resource: Resource) -> None:
-    """Assert that the responders of a resource and its operations have the same methods."""
+    """Assert that the responders of a resource and its operations have the same methods, and that these make sense."""
     responders = {method for method in falcon.constants.COMBINED_METHODS if hasattr(resource, f"on_{method.lower()}")}
     declared = set(resource.operations) | ({"HEAD"} if "GET" in resource.operations else set())
     assert responders == declared, f"{path}: responders {sorted(responders)}, operations {sorted(declared)}"
     for method, operation in resource.operations.items():
         ways = operation.blocks + operation.in_pieces + operation.deferred
         assert ways <= 1, f"{method} {path}: answered on the pool, in pieces or deferred, not in two ways"
+        seconds = operation.deferred_seconds_max
+        assert 0 < seconds < math.inf, f"{method} {path}: deferred_seconds_max is {seconds}; expected more than 0"

@@ -203,7 +203,9 @@ class Acceptor:
             return False
         connection = next(iter(self._surplus))
         opening = self._surplus.pop(connection)
-        if not connection.make_way():
+        # Without TLS the connection is made in one of the next turns, and then closes. A task that is cancelled in
+        # between would close the socket without telling the connection, which would be open for good.
+        if not connection.make_way() and self._tls is not None:
             opening.cancel()  # its TLS handshake is under way
         return True
 

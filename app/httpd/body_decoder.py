@@ -6,7 +6,9 @@ The application gets the plain body with its plain length, as it gets a chunked 
 Invariants: the output of one step is bounded by STEP_SIZE, and each step is checked before the next is made: against
 BODY_SIZE, against BODY_RATIO, and, above 64 kB, against what the application accepts of this request
 (`app.httpd.body_admission`). So a small body that expands to a large one takes neither memory nor time. The compressed
-bytes are not kept. A body that is truncated, damaged, or followed by other bytes is a 400 and never reaches a route.
+bytes are not kept. The memory of the decoder itself is reserved in the same budget as large bodies, before the first
+byte arrives, so the application has admitted the client by then. A body that is truncated, damaged, or followed by
+other bytes is a 400 and never reaches a route.
 
 Rejected: `deflate`, which clients send in two forms (RFC 9110 §8.4.1.2); gzip of several members, each of which costs
 some microseconds for 20 bytes.
@@ -21,6 +23,7 @@ from typing import Final
 from app.httpd.refusal import Refusal
 from core.limits import BODY_RATIO, BODY_SIZE
 
+DECODER_SIZE: Final = 40_960  # bytes: the window of deflate, 32 kB, and zlib's state
 STEP_SIZE: Final = 65_536  # bytes that are inflated between two checks; of these, the ratio of the first is free
 ACCEPTED: Final = "Accept-Encoding: gzip\r\n"  # RFC 9110 §12.5.3: what a 415 says about codings
 _GZIP: Final = frozenset({"gzip", "x-gzip"})  # RFC 9110 §8.4.1.3: the same coding

@@ -95,12 +95,9 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.state >= CLOSING:
             return
-        # llhttp cannot be stopped inside a buffer, so one feed delivers every request in it. A read is fed as a whole
-        # only when no head can end beyond the first slice, which bounds the number of requests in one feed.
         if (
             not self.state
-            and len(data) <= _FEED_SIZE_MAX
-            and data.find(b"\r", SLICE_SIZE) < 0
+            and (len(data) <= SLICE_SIZE or self._fits_one_feed(data))
             and not (self.worker.fair_queue.is_busy and data.count(b"\r\n\r\n") > 1)
         ):
             self._parse(data)
@@ -337,6 +334,14 @@ class Connection(asyncio.Protocol):
             self.worker.log.exception("Error reading a request", extra=log_fields(environ))
             self.refuse(refusal_of(error), environ)
 
+    def _fits_one_feed(self, data: bytes) -> bool:
+        """Return whether a read of more than a slice may be fed as a whole.
+
+        llhttp cannot be stopped inside a buffer, so one feed delivers every request in it. No head may end beyond the
+        first slice, which bounds the number of requests; and nothing is inflated, which would multiply the bytes.
+        """
+        return len(data) <= _FEED_SIZE_MAX and data.find(b"\r", SLICE_SIZE) < 0 and not self.parser.is_inflating
+
     def _parse_slices(self) -> None:
         """Feed what was read until nothing is left, a request was answered, or the pipeline is full.
 
@@ -348,6 +353,7 @@ class Connection(asyncio.Protocol):
             must_wait or self._must_queue or self.state >= CLOSING or self._is_full()
         ):
             self._parse_slice()
+            must_wait = self.parser.is_inflating  # for other turns of the loop: a slice may hold 200 kB
         if self._pipeline.unparsed:
             self._join_fair_queue()
             try:

@@ -103,13 +103,15 @@ class EventedWorker(Worker):  # type: ignore[misc]  # the base class is untyped
     def init_process(self) -> None:
         """Boot and serve. Return when the worker has drained.
 
-        Exits with 1 instead of the arbiter's "halt" statuses when the boot fails and a worker has booted before.
+        Exits with 1 instead of the arbiter's "halt" statuses when the boot fails and a worker has booted before. Raises
+        nothing but Exception and SystemExit, because this process is a copy of the arbiter: with another exception
+        (KeyboardInterrupt, by code of a module) it would return into the arbiter's loop and stop the server.
         """
         try:
             super().init_process()
         except BaseException as error:
             halts = isinstance(error, Exception) or (isinstance(error, SystemExit) and error.code in {3, 4})
-            if not halts or not self.booted_before():
+            if isinstance(error, (Exception, SystemExit)) and not (halts and self.booted_before()):
                 raise
             self.log.exception("Worker failed")
             time.sleep(BOOT_BACKOFF_SECONDS)  # here, because the arbiter replaces the worker at once

@@ -21,7 +21,7 @@ from wsgiref.types import WSGIEnvironment
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 
-from app.httpd.body_decoder import BodyDecoder, decoder_of
+from app.httpd.body_decoder import DECODER_SIZE, BodyDecoder, decoder_of
 from app.httpd.framing import CHUNKED, body_length
 from app.httpd.head_cache import HeadCache
 from app.httpd.refusal import Refusal
@@ -194,8 +194,17 @@ class RequestParser:
 
     @property
     def body_size_left(self) -> int:
-        """Bytes that are still to come of the body being read, 0 if it is chunked. No request begins in them."""
-        return self._length - self._received_size if self.phase == BODY and self._length > 0 else 0
+        """Bytes that are still to come of the body being read, in which no request begins.
+
+        0 if it is chunked; and if it is inflated, because a few of its bytes may hold as much as a whole read.
+        """
+        is_announced = self.phase == BODY and self._length > 0 and self._decoder is None
+        return self._length - self.body_size if is_announced else 0
+
+    @property
+    def is_inflating(self) -> bool:
+        """Whether the body being read has a content coding."""
+        return self._decoder is not None
 
     @property
     def _received_size(self) -> int:
@@ -297,7 +306,9 @@ class RequestParser:
                     400, "content_range_unsupported",
                     "A body must be whole; this server does not put parts together (RFC 9110 §14.5).",
                 )  # fmt: skip
-            if length > LARGE_BODY_SIZE:
+            if self._decoder is not None:
+                self._reserve(DECODER_SIZE, environ)
+            elif length > LARGE_BODY_SIZE:
                 self._reserve(0, environ)  # refuses at once a client that may not send it
         if parser.should_upgrade():
             self._upgrade = b"Transfer-Encoding: chunked" if length == CHUNKED else b"Content-Length: %d" % length

@@ -26,7 +26,7 @@ TOO_MANY: Final = "too_many_connections"
 class SurplusConnection(Connection):
     """One client's connection above the cap."""
 
-    __slots__ = ("_answer_by", "_connections_max", "_on_lost")
+    __slots__ = ("_answer_by", "_connections_max", "_makes_way", "_on_lost")
 
     def __init__(
         self,
@@ -39,10 +39,13 @@ class SurplusConnection(Connection):
         super().__init__(worker, client)
         self._connections_max = connections_max
         self._on_lost = on_lost
+        self._makes_way = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.deadline = self._answer_by = self.worker.now + PROBE_SECONDS.value
+        if self._makes_way:
+            self.make_way()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._on_lost(self)
@@ -58,9 +61,11 @@ class SurplusConnection(Connection):
         return True
 
     def make_way(self) -> bool:
-        """Close at once, for a newer one; returns False while TLS has not handed the transport over."""
+        """Close at once, for a newer one; returns False if there is no transport yet, and then closes when it comes."""
+        self._makes_way = True
         transport = getattr(self, "_transport", None)
         if transport is not None:
+            self._stop_serving()  # until the loop says that it is lost, no deadline may answer on it
             transport.abort()
         return transport is not None
 

@@ -36,8 +36,8 @@ class WriteBuffer:
     """The output side of one connection."""
 
     __slots__ = (
-        "_began_at", "_began_size", "_deadline", "_sent_size", "_socket_transport", "_transport", "_written_size",
-        "is_paused",
+        "_began_at", "_began_size", "_deadline", "_is_reported", "_sent_size", "_socket_transport", "_transport",
+        "_written_size", "is_paused",
     )  # fmt: skip
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -49,6 +49,7 @@ class WriteBuffer:
         self._deadline = 0.0  # 0 when nothing waited at the last check
         self._began_at = 0.0  # when something was first found waiting; `_began_size` is what was sent by then
         self._began_size = 0
+        self._is_reported = False  # whether a check has reported that the peer is too slow since then
 
     def write(self, answer: bytes) -> None:
         """Send an answer. What the kernel does not accept now waits in the transport."""
@@ -77,7 +78,7 @@ class WriteBuffer:
         """
         pending_size = self.pending_size
         if not pending_size:
-            self._deadline = 0.0
+            self._deadline, self._is_reported = 0.0, False
             return None
         # On TLS `pending_size` also counts the framing of TLS records, so this may be a little low.
         sent_size = self._written_size - pending_size
@@ -85,9 +86,13 @@ class WriteBuffer:
             self._deadline = now + WRITE_SECONDS.value
             self._began_at = now
             self._began_size = self._sent_size = sent_size
-            return WRITE_BUFFER_SIZE if self.is_paused else None
-        if sent_size > self._sent_size:
+        elif sent_size > self._sent_size:
             earned = (sent_size - self._sent_size) / READ_RATE.value
             self._deadline = min(self._deadline + earned, now + STALL_SECONDS)
             self._sent_size = sent_size
-        return WRITE_SECONDS if now > self._deadline else None
+        if now > self._deadline:
+            return WRITE_SECONDS
+        if self.is_paused and not self._is_reported:
+            self._is_reported = True
+            return WRITE_BUFFER_SIZE
+        return None

@@ -11,7 +11,7 @@ Rejected: importing every installed entry point to ask what it is; a package wou
 
 import importlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import MetadataPathFinder, entry_points
 from typing import Final, NamedTuple
 
@@ -52,6 +52,15 @@ class FoundModule(msgspec.Struct):
     def leave_out(self, reason: str) -> None:
         """Note that this module is not opened, and why."""
         self.module, self.reason, self.children, self.migrations = None, reason, (), ()
+
+
+def problems_of(found: Sequence[FoundModule], required: Collection[str]) -> list[str]:
+    """Return a sentence for each module that is left out and in `required`."""
+    return [
+        f"modules.required: the module {one.name} is left out: {one.reason}"
+        for one in found
+        if one.module is None and one.name in required
+    ]
 
 
 def load_modules(names: Sequence[str], rehearsals: Rehearsals | None = None) -> list[FoundModule]:

@@ -14,7 +14,7 @@ import msgspec
 
 from app.lifecycle.context import make_context
 from app.lifecycle.contract import Migration, Module, ModuleChild
-from app.lifecycle.loader import FoundModule, declare
+from app.lifecycle.loader import FoundModule, declare, problems_of
 from app.lifecycle.rehearsal import Rehearsals
 from app.lifecycle.report import Board, Cell, Declared, Report
 from app.processes.child import Child, ChildContext
@@ -82,11 +82,7 @@ class Plan:
     @property
     def problems(self) -> list[str]:
         """A sentence for each required module that was left out."""
-        return [
-            f"modules.required: the module {found.name} is left out: {found.reason}"
-            for found in self._loaded
-            if found.module is None and found.name in self._required
-        ]
+        return problems_of(self._loaded, self._required)
 
     def log_left_out(self) -> None:
         """Log why modules were left out. To be called when the log is configured."""

@@ -18,6 +18,7 @@ from falcon.routing import DefaultRouter
 
 from app.api.operation import Resource, check_operations
 from app.api.problem import Problem
+from app.api.route_path import route_path
 from app.lifecycle.contract import Module, ModuleContext
 from app.lifecycle.module_thread import ModuleThread, Published
 from app.lifecycle.report import Board
@@ -55,7 +56,7 @@ class Registry:
         # A router that is only added to, so that a route that cannot be added fails here and not in the application. It
         # never looks up a route: that would compile the router, and copy many pages that the processes share.
         self._trial = DefaultRouter()
-        self._templates = {_bare(path) for path in routes}
+        self._templates = {route_path(path) for path in routes}
         self._trying = threading.Lock()
         for path, resource in routes.items():
             self._trial.add_route(path, wrap(resource))
@@ -148,14 +149,9 @@ class Registry:
             if not path.startswith("/"):
                 raise ValueError(f"the route {path!r} does not begin with a slash")
             with self._trying:
-                if _bare(path) in self._templates:
+                if route_path(path) in self._templates:
                     raise ValueError(f"{path} is a route already")
                 self._trial.add_route(path, self._wrap(resource))
-                self._templates.add(_bare(path))
+                self._templates.add(route_path(path))
         self._published.put(published)
         self._wake()
-
-
-def _bare(path: str) -> str:
-    """Return a template as the router reads it: any number of slashes may lead."""
-    return path.lstrip("/")

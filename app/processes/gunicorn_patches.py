@@ -44,6 +44,7 @@ log = logging.getLogger("mlsdm.server")
 class Arbiter(Protocol):
     """What is used of Gunicorn's arbiter."""
 
+    is_stopping: bool  # set here; Gunicorn's own sign, no LISTENERS, always holds with --reuse-port
     LISTENERS: list[Any]
     WORKERS: Mapping[int, Any]
     SIGNALS: Sequence[signal.Signals]
@@ -51,6 +52,8 @@ class Arbiter(Protocol):
     SIG_QUEUE: "queue.SimpleQueue[int]"
     app: Any  # it reads gunicorn.conf.py
     cfg: Any
+    log: Any
+    systemd: bool
     num_workers: int
     timeout: float
     reexec_pid: int  # the next arbiter, 0 without an upgrade
@@ -97,6 +100,7 @@ def harden_arbiter(
     `rows` is how many workers may live at a time; `announce_stop` returns when the drain period is over; `record` gets
     the results of reloads and the workers that the watch has killed.
     """
+    arbiter.is_stopping = False
     survive_worker_exits(arbiter)
     delay_respawns(arbiter)
     keep_causes(arbiter)
@@ -120,11 +124,11 @@ def survive_worker_exits(arbiter: Arbiter) -> None:
             try:
                 reap()
             except HaltServer as halt:  # raised in the middle: others may have ended, too
-                if arbiter.LISTENERS and not arbiter.worker_class.booted_before():
+                if not arbiter.is_stopping and not arbiter.worker_class.booted_before():
                     raise
                 for pid in workers.keys() - arbiter.WORKERS.keys():
                     workers[pid].tmp.close()  # Gunicorn has not closed that of the last one; twice is harmless
-                if arbiter.LISTENERS:
+                if not arbiter.is_stopping:
                     log.error("a worker has exited with status %d; the server goes on", halt.exit_status)
             else:
                 return
@@ -182,9 +186,9 @@ def serve_children(arbiter: Arbiter, children: Children) -> None:
     reap, murder = arbiter.reap_workers, arbiter.murder_workers
 
     def reap_all() -> None:
-        children.reap(respawn=bool(arbiter.LISTENERS))  # without listeners the server is stopping
+        children.reap(respawn=not arbiter.is_stopping)
         reap()
-        if arbiter.LISTENERS:
+        if not arbiter.is_stopping:
             children.watch()  # at a reload Gunicorn waits for the old workers in a loop that only reaps
 
     def watch_all() -> None:
@@ -201,7 +205,7 @@ def watch_workers(arbiter: Arbiter, watch: WorkerWatch) -> None:
 
     def reap_and_watch() -> None:
         reap()
-        if arbiter.LISTENERS:
+        if not arbiter.is_stopping:
             watch.check()
 
     arbiter.reap_workers, arbiter.murder_workers = reap_and_watch, watch.check
@@ -257,8 +261,9 @@ def announce_before_stop(arbiter: Arbiter, announce_stop: Callable[[], None]) ->
     stop = arbiter.stop
 
     def stop_announced(graceful: bool = True) -> None:
-        if graceful and arbiter.LISTENERS:
+        if graceful and not arbiter.is_stopping:
             announce_stop()
+        arbiter.is_stopping = True
         stop(graceful)
 
     arbiter.stop = stop_announced

@@ -152,7 +152,7 @@ def _refuse_unreadable(application: Application, configuration: Configuration) -
         try:
             reload()
         except (Exception, SystemExit) as error:
-            log.error("gunicorn.conf.py cannot be read, the old configuration stays: %s", error.__context__ or error)
+            log.error("configuration not reloaded, the old one stays: %s", error.__context__ or error)
             raise ReloadRefused(ReloadResult.REFUSED) from error
         if configuration.was_refused:
             raise ReloadRefused(ReloadResult.REFUSED)

@@ -66,7 +66,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     trusted_proxies: Annotated[
         str,
         describe(
-            'Proxies whose forwarding headers are trusted; "" for none.',
+            'Proxies whose X-Forwarded-For is trusted; "" for none. Forwarded (RFC 7239) is not read.',
             "networks",
             "addresses, networks such as 10.0.0.0/8, and unix for Unix sockets, separated by commas",
             proxies.networks,

@@ -9,15 +9,16 @@ from core.settings.setting import InvalidText, quote_if_needed
 # A child is called `<module>-<its name>`, in at most 32 characters; `-migrations` is the longest that the server adds.
 NAME_LENGTH_MAX: Final = 20
 EXPECTED: Final = (
-    f"names of 1 to {NAME_LENGTH_MAX} lower-case letters, digits and _, each beginning with a letter, "
-    "separated by commas"
+    f"names of 1 to {NAME_LENGTH_MAX} lower-case letters, digits and single _ between them, each beginning with a "
+    "letter, separated by commas"
 )
-_NAME: Final = re.compile(rf"[a-z][a-z0-9_]{{0,{NAME_LENGTH_MAX - 1}}}")
+# Two _ separate the parts of a variable: MLSDM_A__B__C is `b__c` of `a`, and not `c` of a module `a__b`.
+_NAME: Final = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)*")
 
 
 def is_name(text: object) -> bool:
     """Return whether this is a module's name."""
-    return isinstance(text, str) and _NAME.fullmatch(text) is not None
+    return isinstance(text, str) and len(text) <= NAME_LENGTH_MAX and _NAME.fullmatch(text) is not None
 
 
 def parse(text: str) -> tuple[str, ...]:

@@ -4,7 +4,8 @@ How forwarding headers are read is defined in the HTTP layer. The default is an 
 because any client can send one.
 
 A network with host bits (`10.0.0.1/8`) is refused: either the length or the address is a typing error, and one of the
-two readings trusts too many peers. `unix` stands for the peers on Unix sockets, which have no address; the permissions
+two readings trusts too many peers. IPv4 in the notation of IPv6 (`::ffff:192.0.2.1`) means the IPv4 address, as it
+does in the addresses of clients. `unix` stands for the peers on Unix sockets, which have no address; the permissions
 of the socket decide who they are. A scope (`fe80::1%eth0`) is refused, because addresses are compared without scopes.
 """
 
@@ -16,6 +17,7 @@ from core.settings.setting import InvalidText, quote_if_needed
 UNIX: Final = "unix"
 Network: TypeAlias = IPv4Network | IPv6Network
 Proxy: TypeAlias = Network | Literal["unix"]
+_MAPPED: Final = IPv6Network("::ffff:0:0/96")  # RFC 4291 §2.5.5.2
 
 
 def networks(text: str) -> tuple[Proxy, ...]:
@@ -27,7 +29,14 @@ def networks(text: str) -> tuple[Proxy, ...]:
     faults = [fault for fault in map(_fault, items) if fault]
     if faults:
         raise InvalidText("has " + "; ".join(faults))
-    return tuple(UNIX if item == UNIX else ip_network(item) for item in items)
+    return tuple(UNIX if item == UNIX else _plain(ip_network(item)) for item in items)
+
+
+def _plain(network: Network) -> Network:
+    """Return a network of IPv4 addresses in the notation of IPv6 as IPv4; any other as it is."""
+    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
+        return IPv4Network((int(network.network_address) & 0xFFFF_FFFF, network.prefixlen - _MAPPED.prefixlen))
+    return network
 
 
 def _fault(item: str) -> str:

@@ -2,7 +2,8 @@
 
 The file, its overlay (`MLSDM_ENV`), the variables and the keys file are checked by the code that reads them at a start,
 so the two cannot disagree. One thing is left out: API_KEY. A pipeline that checks a ConfigMap does not have the secret,
-so a placeholder replaces a missing key, and a note says so. Expired keys are noted too.
+so a placeholder replaces a missing key, and a note says so. Expired keys are noted too. Required modules are imported;
+what they declare is not asked.
 
 With `--against PID` it reports whether a HUP of that server would put the file into force (`mlsdm.running_server`): it
 reads the file with the variables, and in the directory, of the server, and compares the settings that need a restart.
@@ -21,11 +22,12 @@ from contextlib import chdir, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from app.lifecycle.loader import load_modules, rehearse_settings, sections_of
+from app.lifecycle.loader import FoundModule, load_modules, problems_of, rehearse_settings, sections_of
 from app.lifecycle.rehearsal import Rehearsals
 from core import startup
-from core.settings import config_file, environment
+from core.settings import config_file, environment, module_names
 from core.settings.yaml_document import to_yaml_scalar
+from core.startup import FoundSections
 
 if TYPE_CHECKING:
     from mlsdm.running_server import RunningServer
@@ -48,10 +50,11 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"mlsdm check-config: {error}", file=sys.stderr)
             return 1
         path, environ = os.path.abspath(path), running.environ
-    keyless = _is_keyless(environ)
+    has_api_key = not _is_keyless(environ)
+    keyless = running is None and not has_api_key  # the variables of a server are all known
     try:
         with chdir(running.directory) if running is not None else nullcontext():
-            loaded = load_as_server(path, environ)
+            loaded = load_as_server(path, environ) if running is None else _load(path, environ)
     except startup.ConfigurationError as error:
         print(f"Configuration invalid, {_counted(len(error.problems), 'problem')}:\n{error}", file=sys.stderr)
         return 1
@@ -59,23 +62,29 @@ def run(arguments: argparse.Namespace) -> int:
     if running is not None and (problems := _hup_problems(loaded, running)):
         print(f"HUP would be refused, {_counted(len(problems), 'problem')}:", *problems, sep="\n", file=sys.stderr)
         return 1
-    print("Configuration valid" if running is None else f"Configuration valid; process {running.pid} accepts it at HUP")
+    print("Configuration valid" if running is None else f"Configuration valid; {_verdict(loaded, running)}")
     if running is not None and (note := _other_file(path, running)):
         print(f"note: {note}", file=sys.stderr)
     if keys_path:
-        print(f"{_counted(len(loaded.keyring) - 1, 'key')} in {keys_path}")  # the other one is API_KEY
+        print(f"{_counted(len(loaded.keyring) - (has_api_key or keyless), 'key')} in {keys_path}")
     if arguments.verbose:
         whose = "this environment" if running is None else "the server"
         print(f"# {loaded.source} in {loaded.environment}, with the variables of {whose}")
         for key, value in loaded.values().items():
             print(f"{key}: {to_yaml_scalar(value)}")
-    if running is None and keyless and loaded.environment == "production" and not keys_path:
+    if keyless and loaded.environment == "production" and not keys_path:
         print("note: API_KEY is not set here; without it a production server refuses to start", file=sys.stderr)
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)
     if expired := loaded.keyring.expired(time.time()):
         print(f"note: {_counted(len(expired), 'key')} expired: {', '.join(expired)}", file=sys.stderr)
     return 0
+
+
+def _verdict(loaded: startup.Loaded, running: "RunningServer") -> str:
+    """Return what a server does at HUP with a configuration without problems; it alone knows whether it has keys."""
+    unless = ", unless it has keys: there are none in this one" if loaded.keyring.is_open else ""
+    return f"process {running.pid} accepts it at HUP{unless}"
 
 
 def _hup_problems(loaded: startup.Loaded, running: "RunningServer") -> list[str]:
@@ -99,15 +108,25 @@ def _other_file(path: str, running: "RunningServer") -> str:
 
 
 def load_as_server(path: str, environ: Mapping[str, str]) -> startup.Loaded:
-    """Return what a server would load from the file at `path`. Raises ConfigurationError, with every problem."""
-    variables = {**environ, **(_STAND_IN if _is_keyless(environ) else {})}
+    """Return what a server would load from the file at `path`. Raises ConfigurationError, with every problem.
+
+    Without an API_KEY, a stand-in takes its place: a secret may be absent where a file is checked.
+    """
+    return _load(path, {**environ, **(_STAND_IN if _is_keyless(environ) else {})})
+
+
+def _load(path: str, environ: Mapping[str, str]) -> startup.Loaded:
     rehearsals = Rehearsals()
-    return startup.load(
-        path,
-        variables,
-        sections_of=lambda enabled: sections_of(load_modules(enabled, rehearsals)),
-        rehearse=partial(rehearse_settings, rehearsals),
-    )
+    modules: list[FoundModule] = []
+
+    def find_sections(enabled: tuple[str, ...]) -> FoundSections:
+        modules[:] = load_modules(enabled, rehearsals)
+        return sections_of(modules)
+
+    loaded = startup.load(path, environ, sections_of=find_sections, rehearse=partial(rehearse_settings, rehearsals))
+    if problems := problems_of(modules, module_names.parse(loaded.config.modules.required)):
+        raise startup.ConfigurationError(problems)
+    return loaded
 
 
 def _is_keyless(environ: Mapping[str, str]) -> bool:

@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from app.routes.modules import Modules
+from mlsdm import server_url
 
 SECONDS_MAX: Final = 10.0  # timeout of the request
 _COLUMNS: Final = ("module", "state", "since", "load ms", "required", "reason")
@@ -50,9 +51,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def http_url(text: str) -> str:
-    """Return the address of a server without a slash at its end; raises ValueError for anything but HTTP."""
-    if not text.startswith(("http://", "https://")):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an http or https URL")
+    """Return the URL of a server without a slash at its end; raises ArgumentTypeError for any other text."""
+    try:
+        server_url.parse(text)
+    except server_url.InvalidUrl as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return text.rstrip("/")
 
 

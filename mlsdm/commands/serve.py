@@ -22,6 +22,10 @@ from typing import Any, NoReturn
 from app.processes.early_stop import stop_at_sigterm
 
 stop_at_sigterm()
+try:
+    os.getcwd()
+except FileNotFoundError:  # Gunicorn asks for it when it is imported, and its children begin in it
+    sys.exit("mlsdm serve: the current directory was removed: change to one that exists")
 
 from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]  # noqa: E402 - gunicorn carries no types
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # noqa: E402

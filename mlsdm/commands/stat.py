@@ -224,6 +224,11 @@ def problem_lines(snapshot: Snapshot) -> list[str]:
         troubles.append(f"SILENT: the controller, for {_duration_text(controller.heartbeat_age_seconds or 0)}")
     if controller.arbiter_alive is False:
         troubles.append("NO ARBITER: nobody replaces what dies; its memory ends with the last process")
+    elif controller.arbiter_stopped:
+        troubles.append(
+            "ARBITER STOPPED: nobody replaces what dies, and no reload or stop is carried out; "
+            f"kill -CONT {controller.arbiter_pid}, or detach its debugger"
+        )
     living = [worker for worker in snapshot.workers if worker.alive is not False]  # a dead worker's row stays
     if snapshot.workers and not living:
         troubles.append("NO WORKER: nobody serves")

@@ -20,11 +20,12 @@ import select
 import socket
 import threading
 import time
-import urllib.parse
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
+
+from mlsdm import server_url
 
 ATTEMPTS_MAX: Final = 10  # refusals per connection, with no success on any of them, before a replay gives up
 WAIT_SECONDS_MAX: Final = 60.0  # a server that asks for more is not throttling, it is unavailable
@@ -96,7 +97,10 @@ class Connection:
     def __init__(
         self, url: str, api_key: str | None, retry_budget: "RetryBudget", timeout: float = ANSWER_SECONDS_MAX
     ) -> None:
-        parts = _parse_url(url)
+        try:
+            parts = server_url.parse(url)
+        except server_url.InvalidUrl as error:
+            raise RefusedError(str(error)) from error
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise RefusedError(
                 "the API key contains characters that an HTTP header cannot carry: expected printable ASCII"
@@ -278,17 +282,6 @@ class RetryBudget:
 
 def _idempotency_field() -> str:
     return f"Idempotency-Key: {uuid.uuid4().hex}\r\n"
-
-
-def _parse_url(url: str) -> urllib.parse.SplitResult:
-    try:
-        parts = urllib.parse.urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
-    except ValueError:  # an unclosed bracket, or a port that is not 0–65535
-        usable = False
-    if not usable or parts.query or parts.fragment or not url.isascii() or not url.isprintable() or " " in url:
-        raise RefusedError(f"the URL {url!r} cannot be used: expected http://HOST[:PORT] or https://HOST[:PORT]")
-    return parts
 
 
 def _error_of(answer: Answer, what: str) -> ClientError:

@@ -42,10 +42,10 @@ reach it.
 A body is JSON, msgpack with the same members, or plain bytes: `application/octet-stream` is little-endian float32 and \
 by far the fastest. A vector in JSON is an array of numbers, or the base64 of those bytes. Members of a body and \
 parameters of a query that are unknown or repeated are refused, not ignored, and so is a body where none is taken; \
-only probes and metrics ignore their query. Headers that an operation does not know are ignored. Whole numbers are \
-written without a fraction: `1.0` is refused. Members of a response that have no value are left out; later versions \
-may add members to responses. An event takes at most {event_size} bytes in any form, white space included; a batch \
-takes that many for each of its events, and the query of a recall takes {query_size}.
+only GET and HEAD ignore a body, and only routes that need no key their query. Headers that an operation does not know \
+are ignored. Whole numbers are written without a fraction: `1.0` is refused. Members of a response that have no value \
+are left out; later versions may add members to responses. An event takes at most {event_size} bytes in any form, \
+white space included; a batch takes that many for each of its events, and the query of a recall takes {query_size}.
 
 A payload is any JSON value of at most {payload_size} bytes, measured as it is stored and returned: compact JSON in \
 UTF-8, without white space between tokens and unnecessary escapes. It holds what every reader of JSON can read back: \
@@ -75,7 +75,8 @@ request costs nothing. A request that is answered 500 keeps its price, because i
 Every refusal is a problem document (RFC 9457): `code` is stable and for programs, `detail` is for people, `field` \
 names the value at fault, and `expected` states what would be valid. 400 is for bytes that cannot be parsed, 422 for \
 values that can be parsed and are wrong, 503 for a server that cannot serve the request now; `Retry-After` states when \
-to retry. A refused request has changed nothing. The only exception is `batch_interrupted`, which lists what it did.
+to retry. A refused request has changed nothing, with two exceptions: `batch_interrupted` lists what it did, and \
+after a 500, `out_of_memory` or `outcome_unknown` the effect is not known.
 
 ## Every request
 

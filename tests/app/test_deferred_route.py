@@ -95,6 +95,8 @@ def test_head_and_options(server: LiveServer) -> None:
         ("raise=problem", 422, "field_invalid"),
         ("raise=store", 503, "stopped"),
         ("raise=bug", 500, "internal_error"),
+        ("raise=interrupt", 500, "internal_error"),
+        ("raise=other", 500, "internal_error"),
     ],
 )
 def test_what_the_coroutine_raises_is_a_problem(server: LiveServer, query: str, status: int, code: str) -> None:

@@ -1,7 +1,9 @@
 """A server in unusual surroundings: a hidden /proc, another user, no directory to write to, no docstrings."""
 
+import http.client
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from contextlib import suppress
@@ -14,6 +16,7 @@ import pytest
 from app.telemetry.metric_files import METRICS_PREFIX
 from testing.eventually import HANG_SECONDS, eventually
 from testing.live_server import ROOT, LiveServer, free_port
+from tests.app.httpd.certificate import CERTIFICATE, KEY, OTHER_KEY, write_certificate
 from tests.conftest import SMALL
 
 NOBODY: Final = 65534
@@ -140,6 +143,39 @@ def test_a_reload_without_room_for_metrics(tmp_path: Path) -> None:
         filler.unlink()
         os.kill(server.pid, signal.SIGHUP)
         eventually(lambda: len(before & {worker.pid for worker in psutil.Process(server.pid).children()}) == 1)
+        assert server.event([1.0] * 8, 1.0)["memory_id"] == 3
+    finally:
+        server.stop()
+
+
+class TlsServer(LiveServer):
+    """A server that is reached over TLS."""
+
+    def connect(self) -> http.client.HTTPConnection:
+        trust = ssl.create_default_context(cadata=CERTIFICATE)
+        connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=HANG_SECONDS, context=trust)
+        connection.connect()
+        return connection
+
+
+def test_a_reload_with_the_key_of_another_certificate(tmp_path: Path) -> None:
+    """New workers cannot boot: the old ones serve on, with every memory, until the key is the right one again."""
+    certificate, key = write_certificate(tmp_path)
+    server = TlsServer(tmp_path, dict(SMALL), options=("--certfile", certificate, "--keyfile", key)).start()
+    arbiter = psutil.Process(server.pid)
+    try:
+        server.event([1.0] * 8, 1.0)
+        before = set(arbiter.children())
+        Path(key).write_text(OTHER_KEY)
+
+        os.kill(server.pid, signal.SIGHUP)
+        eventually(lambda: "the old workers stay: " in server.log)
+        eventually(lambda: set(arbiter.children()) == before)
+        assert server.event([1.0] * 8, 1.0)["memory_id"] == 2
+
+        Path(key).write_text(KEY)
+        os.kill(server.pid, signal.SIGHUP)
+        eventually(lambda: len(before & set(arbiter.children())) == 1)  # the controller
         assert server.event([1.0] * 8, 1.0)["memory_id"] == 3
     finally:
         server.stop()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from testing.eventually import HANG_SECONDS, eventually
@@ -26,6 +27,14 @@ listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
 os.dup2(listener.fileno(), 3)
 os.set_inheritable(3, True)  # it may have been 3 already
 os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+# Executes a command with a listening socket as descriptor 9.
+INHERIT = """
+import os, socket, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+os.dup2(listener.fileno(), 9, inheritable=True)
 os.execvp(sys.argv[2], sys.argv[2:])
 """
 
@@ -139,16 +148,56 @@ def test_bound_address_decides_who_can_reach_an_open_server(tmp_path: Path) -> N
 
 
 def test_socket_activation(tmp_path: Path) -> None:
-    """Sockets that systemd passes are served, and an upgrade keeps them."""
+    """Sockets that systemd passes are served, and a reload and an upgrade keep them."""
     port = free_port()
     launcher: Sequence[str] = (sys.executable, "-c", ACTIVATE, str(port))
     with running(LiveServer(tmp_path, variables(), port=port, launcher=launcher)) as server:
-        assert server.event([0.1] * 8, 0.9)["accepted"]
         assert f"ready at http://127.0.0.1:{port}: " in server.log
         os.kill(server.pid, signal.SIGHUP)
         eventually(lambda: server.log.count("serves from row") == 2)
+        assert server.get("/state").status == 200
 
-        assert server.state()["accepted_events_count"] == 1
+
+@pytest.mark.parametrize(
+    ("launched", "options"), [(ACTIVATE, ()), (INHERIT, ("-b", "fd://9")), ("", ("--reuse-port",))]
+)
+def test_an_upgrade_keeps_the_sockets(tmp_path: Path, launched: str, options: Sequence[str]) -> None:
+    """Whoever has opened them: systemd, another supervisor, or each worker for itself."""
+    port = free_port()
+    launcher: Sequence[str] = (sys.executable, "-c", launched, str(port)) if launched else ()
+    server = LiveServer(tmp_path, variables(), port=port, launcher=launcher, options=options).start()
+    try:
+        server.event([0.1] * 8, 1.0)
+        block, old = server.block(), server.process
+        vitals = block.region("vitals")
+        assert old is not None
+        os.kill(server.pid, signal.SIGUSR2)
+        eventually(lambda: vitals.arbiter_pid != old.pid)
+        successor = psutil.Process(int(vitals.arbiter_pid))
+        eventually(lambda: server.log.count("serves from row") == 2)
+        old.terminate()
+        assert old.wait(HANG_SECONDS) == 0
+
+        assert server.get("/memories/1").status == 200
+        successor.terminate()
+        psutil.wait_procs([successor], timeout=HANG_SECONDS)
+    finally:
+        server.kill()
+
+
+def test_a_stop_is_announced_where_the_arbiter_has_no_socket(tmp_path: Path) -> None:
+    """With --reuse-port each worker opens its own. On a busy machine the question takes a longer drain period."""
+
+    def is_announced(seconds: int) -> bool:
+        environ = variables(MLSDM_RESOURCES__DRAIN_PERIOD=str(seconds))
+        with running(LiveServer(tmp_path, environ, options=("--reuse-port",))) as server:
+            assert server.process is not None
+            server.process.terminate()
+            with contextlib.suppress(OSError):  # the period is over
+                return eventually(lambda: server.get("/readyz").status == 503)
+        return False
+
+    assert any(is_announced(seconds) for seconds in (2, 10, 60))
 
 
 def test_ipv4_clients_of_a_socket_for_both_families(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from loadtests.cost.process_memory import footprint
 from shm.block import find_blocks
 from shm.layout import KINDS
 from shm.store import Store
+from testing import keys
 from testing.eventually import HANG_SECONDS, eventually
 from testing.live_server import Answer, LiveServer
 from tests.conftest import Serve
@@ -388,6 +389,21 @@ def test_an_upgrade_that_is_taken_back_keeps_everything(serve: Serve, tmp_path: 
     assert server.event(np.ones(8), 0.95)["memory_id"] == 2
     assert server.get("/memories/1").status == 200
     assert server.get("/metrics").status == 200
+
+
+def test_an_upgrade_does_not_open_a_server_that_has_keys(serve: Serve, tmp_path: Path) -> None:
+    """A file that was emptied is valid: the next arbiter ends and says why, and the old one serves on."""
+    path = tmp_path / "mlsdm.yaml"
+    path.write_text(f"security: {{keys_path: {keys.write(tmp_path / 'keys.yaml')}}}\n")
+    server = serve(CONFIG_PATH=str(path))
+    path.write_text("")
+
+    os.kill(server.pid, signal.SIGUSR2)
+    eventually(lambda: "mlsdm cannot start: " in server.log)
+
+    assert "security.keys_path is empty: expected the path of a YAML file of keys" in server.log
+    assert server.get("/state").status == 401
+    assert server.get("/state", **keys.bearer("reader")).status == 200
 
 
 def test_more_workers_than_rows_are_not_started(serve: Serve) -> None:

@@ -56,7 +56,7 @@ def test_a_child_that_is_respawned_while_a_reload_is_tried_gets_what_is_in_force
             """Do nothing."""
 
     monkeypatch.setattr("app.server.Supervisor", Recorder)
-    monkeypatch.setattr("app.server.harden_arbiter", lambda *_arguments: None)
+    monkeypatch.setattr("app.server.harden_arbiter", lambda *_arguments, **_options: None)
     with pytest.raises(SystemExit):
         server.when_ready(cast(Arbiter, None))
     gc.unfreeze()

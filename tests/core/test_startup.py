@@ -470,6 +470,20 @@ class TestReload:
             "capacity", "moral_filter.ema_alpha", "payload_size_max",
         ]  # fmt: skip
 
+    def test_a_server_with_keys_does_not_become_open(self, tmp_path: Path) -> None:
+        """An empty file is valid, and is what a full disk leaves behind; API_KEY alone keeps a server closed."""
+        keys = tmp_path / "keys.yaml"
+        keys.write_text(f"keys: [{{id: web, role: write, digest: {'0' * 64}}}]\n")
+        keys.chmod(0o600)
+        with_file = {"MLSDM_SECURITY__KEYS_PATH": str(keys)}
+        closed, opened = load(None, with_file), load(None, {})
+        with pytest.raises(ConfigurationError, match=r"^security\.keys_path is empty: .* open to everybody"):
+            startup.reload(closed, {})
+
+        assert startup.reload(load(None, with_file | {"API_KEY": "x"}), {"API_KEY": "x"}).keyring == Keyring("x")
+        assert startup.reload(opened, with_file).keyring == closed.keyring
+        assert startup.reload(opened, {}).keyring.is_open
+
     def test_all_other_settings_can_be_reloaded(self) -> None:
         """Workers, thresholds, limits and logs change without a restart."""
         environ = {"WORKERS": "5", "LOG_LEVEL": "DEBUG", "MLSDM_MORAL_FILTER__EMA_ALPHA": "0.2"}

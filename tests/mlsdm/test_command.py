@@ -71,6 +71,21 @@ def test_a_closed_pipe_ends_it_with_status_141() -> None:
     assert (ended.returncode, ended.stderr) == (141, b"")
 
 
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_closed_stream_is_an_error(tmp_path: Path, closed: str) -> None:
+    """What it would print is lost, and the next file that it opens would get the number of the stream."""
+    token = tmp_path / "web.token"
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "mlsdm", "key", "web"]
+    ended = [
+        subprocess.run([*command, *more], capture_output=True, text=True, cwd=ROOT, timeout=HANG_SECONDS, check=False)
+        for more in ([], ["--token", str(token)])
+    ]
+
+    sentence = "" if "2>&-" in closed else "mlsdm: standard output is closed: expected a file, a pipe or /dev/null\n"
+    assert [(one.returncode, one.stdout, one.stderr) for one in ended] == [(1, "", sentence)] * 2
+    assert not token.exists()
+
+
 @pytest.mark.parametrize("command", ["serve", "stat"])
 def test_a_missing_native_core_is_one_sentence_with_the_remedy(command: str) -> None:
     """In a checkout without the extension, commands that do not need it still work."""

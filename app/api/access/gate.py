@@ -37,6 +37,11 @@ from core.settings.tiers import STANDARD
 
 # RFC 6750 §3: a 401 names the accepted scheme, and says when a token was sent and is not valid.
 _CHALLENGE: Final = 'Bearer realm="mlsdm"'
+_MISSING_KEY: Final = "This route needs an API key: `Authorization: Bearer KEY` or `X-API-Key: KEY`."
+_INVALID_KEY: Final = (
+    "The API key is unknown or has expired. This route needs a valid one: `Authorization: Bearer KEY` or "
+    "`X-API-Key: KEY`, with the whole token and nothing else."
+)
 _MAPPED: Final = "::ffff:"
 _CACHED_COUNT_MAX: Final = 1_024
 _NO_CREDENTIALS: Final = (None, None)
@@ -220,10 +225,10 @@ class Gate:
 
 def unauthorised(*, has_token: bool) -> Problem:
     """Return the 401 for a request without a valid credential; `has_token` states that it had an invalid one (RFC 6750
-    §3.1).
+    §3.1). Unknown and expired keys get the same answer, so nobody learns that a key was valid once.
     """
     return Problem(
-        401, "unauthorised", "This route needs an API key: `Authorization: Bearer KEY` or `X-API-Key: KEY`.",
+        401, "unauthorised", _INVALID_KEY if has_token else _MISSING_KEY,
         headers={"WWW-Authenticate": _CHALLENGE + (', error="invalid_token"' if has_token else "")},
     )  # fmt: skip
 
@@ -280,9 +285,9 @@ def _refuse_names(host: str) -> None:
     """Raise 421 for a Host that is a name other than `localhost`: DNS may have been rebound to this machine."""
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     if name and name.lower() != "localhost" and not is_address(name):
-        detail = f"{name[:40]} is not this server, which has no keys and listens on this machine alone."
+        detail = f"is {name[:40]!r}, and this server has no keys and listens on this machine alone"
         expected = "localhost or an address"
-        raise Problem(421, "misdirected", f"Host: {detail} expected {expected}", field="Host", expected=expected)
+        raise Problem(421, "misdirected", f"Host: {detail}; expected {expected}", field="Host", expected=expected)
 
 
 def is_address(text: str) -> bool:

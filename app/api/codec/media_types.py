@@ -39,9 +39,9 @@ def check_charset(content_type: str) -> None:
     RFC 8259 §8.1 allows no other, and §11 defines no parameter `charset`. Bytes in another one may be valid UTF-8 by
     chance, and would be stored as another text.
     """
-    charset = _CHARSET.search(content_type)
-    if charset is not None and charset[1].lower() not in {"utf-8", "utf8", "us-ascii"}:
-        raise Problem(
-            415, "unsupported_media_type", f"Content-Type has the charset {charset[1][:40]!r}; expected utf-8",
-            field="Content-Type", expected="utf-8",
-        )  # fmt: skip
+    for charset in _CHARSET.findall(content_type):
+        if charset.lower() not in {"utf-8", "utf8", "us-ascii"}:
+            raise Problem(
+                415, "unsupported_media_type", f"Content-Type has the charset {charset[:40]!r}; expected utf-8",
+                field="Content-Type", expected="utf-8",
+            )  # fmt: skip

@@ -1,5 +1,6 @@
 """Operations: what a route declares, and that no responder can be routed without one."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -44,6 +45,13 @@ class Headless(Declared):
         return super().__getattribute__(name)
 
 
+class Deferred(Declared):
+    """A resource with a time limit for its answer."""
+
+    def __init__(self, seconds: float) -> None:
+        self.operations = {**Declared.operations, "GET": READ._replace(deferred=True, deferred_seconds_max=seconds)}  # type: ignore[misc] # of one resource
+
+
 class Unanswered(Declared):
     """A resource that declares an operation without a responder."""
 
@@ -71,3 +79,11 @@ def test_the_operation_of_a_method() -> None:
     assert [operation_of(resource, method) for method in methods] == [
         READ, None, None, Declared.operations["DELETE"], READ, None, None, None,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.inf, math.nan])
+def test_a_time_limit_must_end(seconds: float) -> None:
+    """Without one a deferred answer would keep its place for as long as its client stays."""
+    with pytest.raises(AssertionError, match="GET /route: deferred_seconds_max is"):
+        check_operations("/route", Deferred(seconds))
+    check_operations("/route", Deferred(0.5))

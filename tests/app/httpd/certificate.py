@@ -4,10 +4,17 @@ from pathlib import Path
 
 # A key and certificate for localhost and 127.0.0.1, made for these tests and used nowhere else:
 # openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 36500 -subj /CN=localhost
+# OTHER_KEY has no certificate.
 KEY = """-----BEGIN PRIVATE KEY-----
 MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg6COYhZaJcnD2hn7k
 BiPml6NSu/4+vbw8YV5hkTBuWiChRANCAASrdHc0RFnloWWXctDwiwNBpjet1TEx
 RMxUI/6rZCRpNpK+fPwnPDjwOWIBI7jkxRBr9OxK1qYNvwcpAPYaZ8YG
+-----END PRIVATE KEY-----
+"""
+OTHER_KEY = """-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgsTib6e/Vf1+q/iQX
+n1qBtJlTLpteumdy02jZOG2n+9GhRANCAAR4j4SBekYoUKehxxk7pqj3Na2W2nr4
+gtufYSB3e4QB8wERK00HLEkVmhxxEzY3R2FxG3JpBz2ZFMgy4r8AGXon
 -----END PRIVATE KEY-----
 """
 CERTIFICATE = """-----BEGIN CERTIFICATE-----

@@ -3,8 +3,12 @@
 import asyncio
 import contextlib
 import logging
+import select
 import socket
 import time
+from collections.abc import Callable
+
+import uvloop
 
 from app.httpd.acceptor import BATCH_COUNT, Acceptor, SingleWorker
 from app.httpd.connection_caps import ConnectionCaps
@@ -57,3 +61,31 @@ def test_long_turns_accept_more_connections() -> None:
 
     assert acceptor.open_count == 0
     assert turns[0] < count // BATCH_COUNT // 2
+
+
+def test_a_crowd_above_the_cap_leaves_nothing_behind() -> None:
+    """Connections that make way while they are being opened are closed, counted as closed and forgotten."""
+    count = 100
+    loop = uvloop.new_event_loop()
+    worker_state = WorkerState(lambda _environ, _start_response: [], loop, logging.getLogger("test"))
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2 * count))
+        listener.setblocking(False)
+        clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(count)]
+        acceptor = Acceptor(worker_state, [listener], SingleWorker(), ConnectionCaps(1, 1), None)
+        acceptor.start()
+
+        def run_until(done: Callable[[], bool]) -> None:
+            deadline = time.monotonic() + HANG_SECONDS
+            while not done() and time.monotonic() < deadline:
+                loop.run_until_complete(asyncio.sleep(0.01))
+
+        run_until(lambda: acceptor.open_count == 2 and not select.select([listener], [], [], 0)[0])
+        assert (acceptor.open_count, len(worker_state.connections)) == (2, 2)
+        for client in clients:
+            client.close()
+        run_until(lambda: not acceptor.open_count)
+        acceptor.stop()
+    loop.close()
+
+    assert (acceptor.open_count, worker_state.connections) == (0, set())

@@ -175,7 +175,9 @@ def test_a_client_that_leaves_ends_the_compression() -> None:
         ("gzip ; q=0.5", True), ("identity, gzip", True), ("", False), ("identity", False), ("br", False),
         ("gzip;q=0", False), ("gzip;q=0.000", False), ("*;q=0", False), ("gzip;q=0, *", False),
         ("identity, gzip;q=0.5", False), ("gzip;q=x", False), ("gzip;q=", False), ("gzip;level=1", False),
-        ("gzip;q=1e9", False), ("gzip;q=-1", False), ("gzipped", False),
+        ("gzip;q=1e9", False), ("gzip;q=-1", False), ("gzipped", False), ("gzip;Q=0.5", True),
+        ("gzip;q=\xb2", False), ("gzip;q=0.\xb9", False), ("gzip;q=1;q=1", False), ("gzip;q=.5", False),
+        ("gzip;q=0.1234", False), (";" * 8_000, False), ("," * 8_000, False),
     ],
 )  # fmt: skip
 def test_accepts_gzip(field: str, accepted: bool) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from app.httpd.body_decoder import STEP_SIZE, BodyDecoder, decoder_of
+from app.httpd.body_decoder import DECODER_SIZE, STEP_SIZE, BodyDecoder, decoder_of
+from app.httpd.connection import Connection
+from app.httpd.pipeline import SLICE_SIZE
 from app.httpd.refusal import Refusal
 from core.limits import BODY_RATIO, BODY_SIZE
 from testing.eventually import eventually
@@ -22,6 +24,7 @@ from tests.app.httpd.serving import (
     AnswerReader,
     ByteByByteConnection,
     EchoApplication,
+    SelectiveApplication,
     connect,
     fetch,
     post,
@@ -175,10 +178,9 @@ def test_other_formats_of_zlib_are_refused(wbits: int) -> None:
 class SizeApplication(EchoApplication):
     """An echo that wants a body up to `size_max` bytes, and records each size that it is asked about."""
 
-    size_max = 200_000
-
-    def __init__(self) -> None:
+    def __init__(self, size_max: int = 200_000) -> None:
         super().__init__()
+        self.size_max = size_max
         self.asked: list[int] = []
 
     def wants_body(self, environ: dict[str, Any]) -> bool:
@@ -207,3 +209,56 @@ def test_a_body_of_unknown_size_is_dropped_as_soon_as_it_is_too_large(coding: st
         assert grown == sorted(grown)
         assert application.size_max < grown[-1] < application.size_max + 3 * STEP_SIZE
         assert server.run_on_loop(lambda: server.worker_state.bodies.size) == 0
+
+
+def test_the_memory_of_a_decoder_is_reserved_before_the_body_arrives() -> None:
+    """It is counted with large bodies, and released with the answer."""
+    packed = gzip.compress(TEXT)
+    with serving() as server, connect(server) as client:
+        client.sendall(post(CODED + b"Content-Length: %d\r\n" % len(packed)))
+        eventually(lambda: server.run_on_loop(lambda: server.worker_state.bodies.size) == DECODER_SIZE)
+        client.sendall(packed)
+
+        assert AnswerReader(client).read_answer().json["body"].encode() == TEXT
+        assert server.run_on_loop(lambda: server.worker_state.bodies.size) == 0
+
+
+def test_a_client_whose_body_is_not_wanted_gets_no_decoder() -> None:
+    """It is answered before its body arrives, however small that is."""
+    request = post(CODED + b"Content-Length: 30\r\n").replace(b"/", b"/no", 1)
+    with serving(SelectiveApplication()) as server:
+        (answer,) = fetch(server, request)
+
+    assert (answer.json["body"], answer.headers["connection"]) == ("", "close")
+
+
+class MeteredConnection(Connection):
+    """A connection that records how many bytes of a body arrive, decoded, in one turn of the loop."""
+
+    grown: list[int] = []  # noqa: RUF012 - of all connections of one test
+
+    def data_received(self, data: bytes) -> None:
+        before = self.parser.body_size
+        super().data_received(data)
+        self.grown.append(self.parser.body_size - before)
+
+    def run_step(self) -> bool:
+        before = self.parser.body_size
+        is_left = super().run_step()
+        self.grown.append(self.parser.body_size - before)
+        return is_left
+
+
+def test_one_turn_of_the_loop_inflates_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read that holds megabytes is inflated in slices, between which others are served."""
+    monkeypatch.setattr(MeteredConnection, "grown", [])
+    source = random.Random(7)
+    text = b"".join(source.randbytes(8) + b"a" * 900 for _ in range(5_000))
+    packed = gzip.compress(text)
+    with serving(SizeApplication(len(text)), protocol=MeteredConnection) as server, connect(server) as client:
+        client.sendall(post(CODED + b"Content-Length: %d\r\n" % len(packed)))
+        eventually(lambda: bool(server.by_client))
+        client.sendall(packed)
+
+        assert AnswerReader(client).read_answer().environ["CONTENT_LENGTH"] == str(len(text))
+    assert STEP_SIZE < max(MeteredConnection.grown) <= BODY_RATIO.value * SLICE_SIZE

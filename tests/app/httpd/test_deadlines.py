@@ -88,7 +88,9 @@ def test_steady_reader_gets_its_answer_whole(last: bool, tls: bool) -> None:
         while b"\r\n\r\n" not in reader.buffer or len(reader.buffer) < server.app.size:
             size = len(reader.buffer) + 38_000
             while len(reader.buffer) < min(size, server.app.size):
-                reader.buffer += client.recv(4_096)
+                piece = client.recv(4_096)
+                assert piece, "the connection was closed before its end"
+                reader.buffer += piece
             server.advance(1)
             rounds += 1
 

@@ -657,9 +657,15 @@ def test_first_boot_fails_loudly(tmp_path: Path) -> None:
         assert "ValueError: broken" in server.log
 
 
-@pytest.mark.parametrize("failure", ["raise ValueError('broken')", "raise SystemExit(3)", "import nowhere_to_be_found"])
+@pytest.mark.parametrize(
+    "failure",
+    ["raise ValueError('broken')", "raise SystemExit(3)", "import nowhere_to_be_found", "raise KeyboardInterrupt"],
+)
 def test_later_boot_does_not_halt_the_server(tmp_path: Path, failure: str) -> None:
-    """After the first boot a worker that cannot boot is retried, and the server recovers when the cause is gone."""
+    """After the first boot a worker that cannot boot is retried, and the server recovers when the cause is gone.
+
+    A worker is a copy of the arbiter: KeyboardInterrupt would return into the arbiter's loop and stop the server.
+    """
     with gunicorn(tmp_path, app=APP + FRAGILE.format(failure=failure)) as server:
         fetch(server.connect())
         (tmp_path / "broken").touch()
@@ -670,6 +676,7 @@ def test_later_boot_does_not_halt_the_server(tmp_path: Path, failure: str) -> No
 
         fetch(server.connect())
         assert server.process.poll() is None
+        assert "Shutting down" not in server.log
 
 
 def test_open_that_fails_is_a_failed_boot(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.httpd.write_buffer import STALL_SECONDS, WriteBuffer
-from core.limits import READ_RATE, WRITE_SECONDS
+from core.limits import READ_RATE, WRITE_BUFFER_SIZE, WRITE_SECONDS, Limit
 
 SWEEP_SECONDS = 0.25
 
@@ -87,3 +87,25 @@ def test_reading_says_how_fast() -> None:
 
     assert buffer.reading(110.0) == (600, 400, 10.0)
     assert buffer.reading(110.0).rate == 60.0
+
+
+def test_each_wait_of_a_slow_peer_is_reported_once() -> None:
+    """From the check on at which it is first found paused, also when less than that was waiting before."""
+    transport = FakeTransport()
+    buffer = WriteBuffer(transport)  # type: ignore[arg-type]  # as above
+
+    def checks(*paused: bool) -> list[Limit | None]:
+        found = []
+        for is_paused in paused:
+            buffer.is_paused = is_paused
+            found.append(buffer.check_deadline(1.0))
+        return found
+
+    buffer.write(bytes(1_000))
+    transport.unread_size = 1_000
+    assert checks(False, True, True) == [None, WRITE_BUFFER_SIZE, None]
+    transport.unread_size = 0
+    assert checks(False) == [None]
+    buffer.write(bytes(1_000))
+    transport.unread_size = 1_000
+    assert checks(True, True) == [WRITE_BUFFER_SIZE, None]

@@ -209,7 +209,7 @@ def test_a_broken_file_replaces_nobody(caplog: pytest.LogCaptureFixture) -> None
     arbiter.reload()
 
     assert (list(arbiter.WORKERS), settings.steps, arbiter.app.cfg) == ([ELDER, OLD], ["roll back", "refused"], "old")
-    assert "gunicorn.conf.py cannot be read, the old configuration stays: a syntax error" in caplog.text
+    assert "configuration not reloaded, the old one stays: a syntax error" in caplog.text
 
 
 def test_a_step_that_fails_replaces_nobody(caplog: pytest.LogCaptureFixture) -> None:

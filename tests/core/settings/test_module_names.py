@@ -15,6 +15,7 @@ from core.startup import ConfigurationError, load
         ("openapi", ("openapi",)),
         ("storage, archive,text_2", ("storage", "archive", "text_2")),
         ("a" * 20, ("a" * 20,)),
+        ("a_1_b", ("a_1_b",)),
     ],
 )
 def test_names_are_separated_by_commas(text: str, expected: tuple[str, ...]) -> None:
@@ -31,6 +32,7 @@ def test_names_are_separated_by_commas(text: str, expected: tuple[str, ...]) -> 
         ("a-b,a b", "has a-b, which is not a name; 'a b', which is not a name"),
         ("a" * 21, f"has {'a' * 21}, which is not a name"),
         ("archive,text,archive", "has archive 2 times"),
+        ("a__b,a_", "has a__b, which is not a name; a_, which is not a name"),
     ],
 )
 def test_every_wrong_item_is_named(text: str, finding: str) -> None:

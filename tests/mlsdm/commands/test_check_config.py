@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlsdm.commands.check_config import add_arguments, run
+from testing import keys
 from testing.eventually import eventually
 from testing.live_server import ROOT, free_port
 from tests.conftest import Serve
@@ -144,6 +145,19 @@ def test_every_problem_is_listed(
         assert f"\n{key}" in err
 
 
+@pytest.mark.parametrize(("required", "status"), [("nowhere", 1), ('""', 0)])
+def test_a_required_module_that_is_left_out_is_a_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], required: str, status: int
+) -> None:
+    """A start and a HUP refuse it, too; they go on without any other module."""
+    path = tmp_path / "mlsdm.yaml"
+    path.write_text(f"modules:\n  enabled: nowhere\n  required: {required}\n")
+
+    assert check(path) == status
+    sentence = "modules.required: the module nowhere is left out: import: LookupError: no module has that name"
+    assert (sentence in capsys.readouterr().err) is bool(status)
+
+
 def test_verbose_prints_the_settings_that_would_be_in_force(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,7 +187,8 @@ def test_a_file_that_a_hup_accepts(serve: Serve, tmp_path: Path, capsys: pytest.
 
     for pid in (server.pid, server.workers(server.block())[0]):
         assert check("--against", pid, path) == 0
-        assert capsys.readouterr() == (f"Configuration valid; process {server.pid} accepts it at HUP\n", "")
+        sentence = f"Configuration valid; process {server.pid} accepts it at HUP, unless it has keys"
+        assert capsys.readouterr() == (f"{sentence}: there are none in this one\n", "")
     os.kill(server.pid, signal.SIGHUP)
     eventually(lambda: server.log.count(f"Configuration loaded from {path}") == 2)
 
@@ -203,6 +218,24 @@ def test_a_file_that_a_hup_refuses(
     assert err.splitlines()[1].startswith(f"{key}")
     os.kill(server.pid, signal.SIGHUP)
     eventually(lambda: f"configuration not reloaded, the old one stays; problems:\n    {key}" in server.log)
+
+
+def test_a_server_with_keys_refuses_a_file_without_any(
+    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that a full disk has emptied is valid, and does not open the server to everybody."""
+    path = tmp_path / "config.yaml"
+    path.write_text(f"security: {{keys_path: {keys.write(tmp_path / 'keys.yaml', 'reader')}}}\n")
+    server = serve(CONFIG_PATH=str(path))
+    assert check("--against", server.pid, path) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"Configuration valid; process {server.pid} accepts it at HUP"
+    path.write_text("")
+
+    assert check("--against", server.pid, path) == 0
+    assert capsys.readouterr().out.endswith("unless it has keys: there are none in this one\n")
+    os.kill(server.pid, signal.SIGHUP)
+    eventually(lambda: "the old one stays; problems:\n    security.keys_path is empty" in server.log)
+    assert server.get("/state").status == 401
 
 
 def test_options_of_the_command_outrank_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -203,3 +203,19 @@ def test_usr2_starts_a_successor_with_the_same_arguments_on_the_same_memory(serv
     assert eventually(state)["boot_id"] == block.boot_id
     os.kill(successor, signal.SIGTERM)
     eventually(lambda: not psutil.pid_exists(successor))
+
+
+def test_a_removed_directory_is_one_sentence(tmp_path: Path) -> None:
+    """A deployment may replace the directory from which an operator works."""
+    directory = tmp_path / "release"
+    directory.mkdir()
+    ended = subprocess.run(
+        ["sh", "-c", f"cd {directory} && rmdir {directory} && exec {sys.executable} -m mlsdm serve"],
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+        check=False,
+    )
+
+    assert ended.returncode == 1
+    assert ended.stderr == "mlsdm serve: the current directory was removed: change to one that exists\n"

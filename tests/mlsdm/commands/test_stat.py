@@ -91,7 +91,7 @@ def test_the_text_names_what_an_operator_looks_for(
     """--pid accepts any process of the server, here a worker."""
     worker = eventually(lambda: small_server.workers(small_server.block()))[0]
 
-    assert stat("--pid", worker) == 0
+    stat("--pid", worker)  # with the status that the tests before have left
 
     lines = capsys.readouterr().out.splitlines()
     named = [line.split()[0] for line in lines if not line.startswith(" ")]
@@ -219,10 +219,13 @@ def test_a_bound_that_rejects_everything_is_a_problem(serve: Serve, capsys: pyte
         for _ in range(count):
             server.event(np.ones(8), moral)
 
+    def is_seen() -> bool:
+        stat("--pid", server.pid)
+        return "REJECTING" in capsys.readouterr().out
+
     send(0.8, 19)
-    assert stat("--pid", server.pid) == 0
+    assert not is_seen()
     send(0.8, 1)
-    capsys.readouterr()
     assert stat("--pid", server.pid) == 1
     out = capsys.readouterr().out
     assert stat("--pid", server.pid, "--json") == 0  # a pipe to jq goes on
@@ -234,7 +237,7 @@ def test_a_bound_that_rejects_everything_is_a_problem(serve: Serve, capsys: pyte
     assert "\nrecent      0 of the last 20 events accepted (0%), within " in out
     assert "\nthreshold   0.85, from 0.85 to 0.9; EMA " in out
     send(1.0, 1)
-    assert stat("--pid", server.pid) == 0
+    assert not is_seen()
 
 
 def test_each_process_has_its_cpu_and_memory(small_server: LiveServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -435,6 +438,22 @@ def test_dead_processes_come_first(block: Block) -> None:
     other.pid, other.started = process.identify_self()
     other.heartbeat_ns = boot_clock()
     assert "NO WORKER: nobody serves" not in problem_lines_of(block)
+
+
+def test_a_stopped_arbiter_is_a_problem(block: Block) -> None:
+    """Workers serve, and their heartbeats show nothing."""
+    vitals = controlled(block)
+    with holder(block) as arbiter:
+        vitals.arbiter_pid, vitals.arbiter_started = process.identify(arbiter.pid)
+        vitals.heartbeat_ns = boot_clock() + 3_600 * 10**9  # no machine is too slow for that
+        arbiter.send_signal(signal.SIGSTOP)
+        eventually(lambda: process.state_of(arbiter.pid) == "T")
+        lines = problem_lines_of(block)
+        arbiter.send_signal(signal.SIGCONT)
+        arbiter.communicate()
+
+    remedy = f"kill -CONT {arbiter.pid}, or detach its debugger"
+    assert lines == [f"ARBITER STOPPED: nobody replaces what dies, and no reload or stop is carried out; {remedy}"]
 
 
 def test_an_unreadable_state_comes_first(block: Block) -> None:

@@ -59,17 +59,19 @@ def run(folder: Path, *arguments: str) -> str:
 
 
 PYTHON_CLIENT = """
-import io, json, sys
-from mlsdm_client import AuthenticatedClient
+import importlib, io, json, pkgutil, sys
+from mlsdm_client import AuthenticatedClient, api
 from mlsdm_client.api.decisions import get_decisions
 from mlsdm_client.api.events import post_event
-from mlsdm_client.api.governor import get_governor
+from mlsdm_client.api.governor import get_governor, patch_governor
 from mlsdm_client.api.probes import get_health_detailed
 from mlsdm_client.api.recall import post_recall
 from mlsdm_client.api.state import get_state
-from mlsdm_client.models import Event, Query, QueryIncludeItem
+from mlsdm_client.models import Event, GovernorChange, Query, QueryIncludeItem
 from mlsdm_client.types import File
 
+for module in pkgutil.walk_packages(api.__path__, "mlsdm_client.api."):
+    importlib.import_module(module.name)
 url, token, vector = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 client = AuthenticatedClient(base_url=url, token=token)
 event = Event(event_vector=vector, moral_value=0.95, payload={"text": "hello"})
@@ -87,6 +89,9 @@ print(json.dumps([
     [entry.kind.value for entry in page.entries if entry.kind.value != "epoch"],
     [get_state.sync(client=client).dimension, get_governor.sync(client=client).moral_filter.dead_band],
     get_health_detailed.sync(client=client).status.value,
+    patch_governor.sync(
+        client=client, body=GovernorChange.from_dict({"moral_filter": {"dead_band": 0.04}})
+    ).moral_filter.dead_band,
 ]))
 """
 
@@ -116,8 +121,9 @@ def test_a_generated_python_client_calls_the_api(server: LiveServer, document: A
     url = f"http://127.0.0.1:{server.port}"
     found = json.loads(run(folder / "client", "script.py", url, TOKENS["admin"], json.dumps(EXAMPLE)))
 
-    events, recalled, refusals, kinds, figures, status = found
+    events, recalled, refusals, kinds, figures, status, changed = found
     assert events == [True, False]
+    assert changed == 0.04
     assert recalled == [True, 1, 1, {"text": "hello"}]
     assert refusals == [422, "dimension_mismatch", "event_vector", "unauthorised"]
     assert kinds == ["decision"] * 2

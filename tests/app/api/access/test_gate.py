@@ -93,6 +93,7 @@ def test_without_the_key_every_route_but_health_is_401(guarded: LiveServer, head
         assert (answer.status, document["code"]) == (401, "unauthorised"), (method, path)
         error = ', error="invalid_token"' if token_of(environ_of(headers)) else ""
         assert answer.headers["www-authenticate"] == 'Bearer realm="mlsdm"' + error
+        assert document["detail"].startswith("The API key is unknown or has expired" if error else "This route needs")
         assert KEY not in document["detail"]
 
 

@@ -20,7 +20,14 @@ def test_json_in_utf_8_is_accepted(still_server: LiveServer, parameters: str) ->
 
 @pytest.mark.parametrize("path", ["/event", "/events", "/recall"])
 @pytest.mark.parametrize(
-    "parameters", ["; charset=iso-8859-1", ';a=b; CHARSET="UTF-16"', "; charset=", "; charset=cp1252;a=b"]
+    "parameters",
+    [
+        "; charset=iso-8859-1",
+        ';a=b; CHARSET="UTF-16"',
+        "; charset=",
+        "; charset=cp1252;a=b",
+        "; charset=utf-8; charset=utf-16",
+    ],
 )
 def test_another_charset_is_refused(still_server: LiveServer, path: str, parameters: str) -> None:
     """Bytes in another encoding may be valid UTF-8, and would be stored as another text."""
