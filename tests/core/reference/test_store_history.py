@@ -15,7 +15,7 @@ from core.reference.governor import Governor
 from core.reference.memory import NEVER, Content, Memory, NamespaceId
 from core.reference.namespace import Namespace, Policy, Terms
 from core.reference.recall import Match
-from core.reference.refusal import Refused
+from core.reference.refusal import Reason, Refused
 from core.reference.settings import Settings, Sizes
 from core.reference.store import Change, Dedupe, Event, Restored, Store
 from core.reference.vector import cosine
@@ -68,6 +68,7 @@ class History(RuleBasedStateMachine):
         self.store = Store(self.sizes)
         self.ledger = Ledger(capacity, slack)
         self.now = 100
+        self.refused: Reason | None = None
         self.entries: list[Entry] = []
         self.contents: dict[int, Content] = {}
         self.gone: dict[NamespaceId, tuple[int, int]] = {}
@@ -87,6 +88,10 @@ class History(RuleBasedStateMachine):
         event = Event(self.namespace(number), content, moral, **options)
         predicted = self.prediction(event.namespace)
         entry = self.attempt(lambda: self.store.decide(self.now, event), content)
+        if self.refused in ("no_room", "namespace_full"):
+            assert predicted is None
+        if self.refused == "no_room":
+            assert self.ledger.count(event.namespace) >= self.ledger.terms[event.namespace].reserved
         if entry is not None:
             assert entry.stored == bool(entry.memory_id)
             self.check_victim(entry, predicted)
@@ -208,10 +213,12 @@ class History(RuleBasedStateMachine):
     def attempt(self, transition: Callable[[], Entry], content: Content | None = None) -> Entry | None:
         """Make a transition; a refused one changes nothing."""
         before = self.store.state()
+        self.refused = None
         try:
             entry = transition()
-        except Refused:
+        except Refused as refused:
             assert before == self.store.state()
+            self.refused = refused.reason
             return None
         if content is not None:
             self.contents[entry.position] = content
