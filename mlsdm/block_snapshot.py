@@ -50,6 +50,7 @@ class Sizes(msgspec.Struct, frozen=True):
     log_capacity: int
     rows: int
     receipt_capacity: int
+    slack: int
     block_size: int
 
 

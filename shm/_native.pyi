@@ -103,7 +103,7 @@ class Header(CData):
     log_capacity: int
     rows: int
     receipt_capacity: int
-    reserved0: int
+    slack: int
     block_size: int
     created_wall_ns: int
     created_boot_ns: int
@@ -153,6 +153,8 @@ class Lock(CData):
     intent_head: int
     lost: int
     sampled_ns: int
+    caches: int
+    rebuilds: int
     @property
     def reserved(self) -> UInt64Array: ...
     @reserved.setter
@@ -225,7 +227,7 @@ class State(CData):
     receipts: int
     configured: int
     ticket_position: int
-    reserved: int
+    spare: int
     checksum: int
 class StatePointer(State):
     def __add__(self, offset: int) -> StatePointer: ...
@@ -329,6 +331,27 @@ class CodePointer(Code):
     def __getitem__(self, index: int) -> Code: ...
     def __setitem__(self, index: int, value: Code) -> None: ...
 
+class Link(CData):
+    id: int
+    next: int
+    older: int
+    newer: int
+    list: int
+class LinkPointer(Link):
+    def __add__(self, offset: int) -> LinkPointer: ...
+    def __getitem__(self, index: int) -> Link: ...
+    def __setitem__(self, index: int, value: Link) -> None: ...
+
+class List(CData):
+    oldest: int
+    newest: int
+    count: int
+    reserved: int
+class ListPointer(List):
+    def __add__(self, offset: int) -> ListPointer: ...
+    def __getitem__(self, index: int) -> List: ...
+    def __setitem__(self, index: int, value: List) -> None: ...
+
 class Entry(CData):
     position: int
     kind: int
@@ -352,6 +375,11 @@ class Decided(CData):
     memory_id: int
     vector_checksum: int
     receipt: int
+    victim_id: int
+    slot: int
+    victim_slot: int
+    cause: int
+    reserved0: int
     @property
     def reserved(self) -> UInt64Array: ...
     @reserved.setter
@@ -409,6 +437,9 @@ class Map(CData):
     padded: int
     shadow_stride: int
     capacity: int
+    slots: int
+    index_mask: int
+    index_key: int
     payload_stride: int
     log_capacity: int
     rows: int
@@ -515,6 +546,10 @@ class FFI:
     @overload
     def new(self, cdecl: Literal["struct mlsdm_code *"], init: object = ...) -> CodePointer: ...
     @overload
+    def new(self, cdecl: Literal["struct mlsdm_link *"], init: object = ...) -> LinkPointer: ...
+    @overload
+    def new(self, cdecl: Literal["struct mlsdm_list *"], init: object = ...) -> ListPointer: ...
+    @overload
     def new(self, cdecl: Literal["struct mlsdm_entry *"], init: object = ...) -> EntryPointer: ...
     @overload
     def new(self, cdecl: Literal["struct mlsdm_decided *"], init: object = ...) -> DecidedPointer: ...
@@ -575,6 +610,10 @@ class FFI:
     @overload
     def new(self, cdecl: Literal["struct mlsdm_code[]"], init: int | Sequence[object]) -> Array[Code]: ...
     @overload
+    def new(self, cdecl: Literal["struct mlsdm_link[]"], init: int | Sequence[object]) -> Array[Link]: ...
+    @overload
+    def new(self, cdecl: Literal["struct mlsdm_list[]"], init: int | Sequence[object]) -> Array[List]: ...
+    @overload
     def new(self, cdecl: Literal["struct mlsdm_entry[]"], init: int | Sequence[object]) -> Array[Entry]: ...
     @overload
     def new(self, cdecl: Literal["struct mlsdm_decided[]"], init: int | Sequence[object]) -> Array[Decided]: ...
@@ -634,6 +673,10 @@ class FFI:
     def cast(self, cdecl: Literal["struct mlsdm_slot *"], value: _CData | int) -> SlotPointer: ...
     @overload
     def cast(self, cdecl: Literal["struct mlsdm_code *"], value: _CData | int) -> CodePointer: ...
+    @overload
+    def cast(self, cdecl: Literal["struct mlsdm_link *"], value: _CData | int) -> LinkPointer: ...
+    @overload
+    def cast(self, cdecl: Literal["struct mlsdm_list *"], value: _CData | int) -> ListPointer: ...
     @overload
     def cast(self, cdecl: Literal["struct mlsdm_entry *"], value: _CData | int) -> EntryPointer: ...
     @overload
@@ -697,6 +740,10 @@ class FFI:
     @overload
     def from_buffer(self, cdecl: Literal["struct mlsdm_code *"], python_buffer: Buffer) -> CodePointer: ...
     @overload
+    def from_buffer(self, cdecl: Literal["struct mlsdm_link *"], python_buffer: Buffer) -> LinkPointer: ...
+    @overload
+    def from_buffer(self, cdecl: Literal["struct mlsdm_list *"], python_buffer: Buffer) -> ListPointer: ...
+    @overload
     def from_buffer(self, cdecl: Literal["struct mlsdm_entry *"], python_buffer: Buffer) -> EntryPointer: ...
     @overload
     def from_buffer(self, cdecl: Literal["struct mlsdm_decided *"], python_buffer: Buffer) -> DecidedPointer: ...
@@ -756,6 +803,10 @@ class FFI:
     def from_buffer(self, cdecl: Literal["struct mlsdm_slot[]"], python_buffer: Buffer) -> Array[Slot]: ...
     @overload
     def from_buffer(self, cdecl: Literal["struct mlsdm_code[]"], python_buffer: Buffer) -> Array[Code]: ...
+    @overload
+    def from_buffer(self, cdecl: Literal["struct mlsdm_link[]"], python_buffer: Buffer) -> Array[Link]: ...
+    @overload
+    def from_buffer(self, cdecl: Literal["struct mlsdm_list[]"], python_buffer: Buffer) -> Array[List]: ...
     @overload
     def from_buffer(self, cdecl: Literal["struct mlsdm_entry[]"], python_buffer: Buffer) -> Array[Entry]: ...
     @overload
@@ -831,6 +882,10 @@ class FFI:
     @overload
     def addressof(self, cdata: CodePointer, index: int) -> CodePointer: ...
     @overload
+    def addressof(self, cdata: LinkPointer, index: int) -> LinkPointer: ...
+    @overload
+    def addressof(self, cdata: ListPointer, index: int) -> ListPointer: ...
+    @overload
     def addressof(self, cdata: EntryPointer, index: int) -> EntryPointer: ...
     @overload
     def addressof(self, cdata: DecidedPointer, index: int) -> DecidedPointer: ...
@@ -874,6 +929,9 @@ class Lib:
     MLSDM_REGION_SHADOW: int
     MLSDM_REGION_VECTORS: int
     MLSDM_REGION_PAYLOADS: int
+    MLSDM_REGION_LINKS: int
+    MLSDM_REGION_LISTS: int
+    MLSDM_REGION_INDEX: int
     MLSDM_REGION_LOG: int
     MLSDM_REGION_RECEIPTS: int
     MLSDM_REGION_CHAINS: int
@@ -902,6 +960,14 @@ class Lib:
     MLSDM_STATUS_LOST: int
     MLSDM_STATUS_REUSED: int
     MLSDM_STATUS_EXHAUSTED: int
+    MLSDM_CAUSE_NONE: int
+    MLSDM_CAUSE_EXPIRED: int
+    MLSDM_CAUSE_SUPERSEDED: int
+    MLSDM_CAUSE_UPDATED: int
+    MLSDM_CAUSE_LIMIT: int
+    MLSDM_CAUSE_CAPACITY: int
+    MLSDM_CAUSE_DELETED: int
+    MLSDM_CAUSE_LOST: int
     MLSDM_REGIONS: int
     MLSDM_FLAG_STOPPED: int
     MLSDM_FLAG_CONSOLIDATION: int
@@ -913,6 +979,7 @@ class Lib:
     MLSDM_BUCKET_WAYS: int
     MLSDM_LOST: int
     MLSDM_EXCLUDED: int
+    MLSDM_LISTS: int
     MLSDM_TOP_K_MAX: int
     def mlsdm_lock_create(self, map: MapPointer, /) -> int: ...
     def mlsdm_slots_create(self, map: MapPointer, /) -> None: ...
@@ -940,6 +1007,7 @@ class Lib:
     def mlsdm_recall(self, map: MapPointer, query: QueryPointer, matches: Array[Match], result: RecallResultPointer, /) -> int: ...
     def mlsdm_slot_check(self, map: MapPointer, slot: int, memory_id: UInt64Pointer, /) -> int: ...
     def mlsdm_slot_repair(self, map: MapPointer, slot: int, /) -> int: ...
+    def mlsdm_links_check(self, map: MapPointer, slot: int, count: int, rebuilt: UInt32Pointer, /) -> int: ...
     def mlsdm_chains_check(self, map: MapPointer, chain: int, count: int, /) -> int: ...
     def mlsdm_chain_repair(self, map: MapPointer, chain: int, /) -> int: ...
     def mlsdm_tokens_spend(self, map: MapPointer, account: AccountPointer, now_ns: int, count: int, /) -> int: ...

@@ -30,6 +30,8 @@ from shm.records import (
     CommitPointer,
     EntryPointer,
     HeaderPointer,
+    LinkPointer,
+    ListPointer,
     LockPointer,
     MapPointer,
     RowPointer,
@@ -42,7 +44,10 @@ NAME: Final = "mlsdm"
 _HEADER_SIZE: Final = ffi.sizeof("struct mlsdm_header")
 _MADV_POPULATE_READ: Final = 22
 _DAMAGED: Final = 2**64 - 1  # the native core's value of a sealed word whose check is wrong
-_RECORDS: Final = {"states": "state", "rows": "row", "slots": "slot", "codes": "code", "log": "entry"}
+_RECORDS: Final = {
+    "states": "state", "rows": "row", "slots": "slot", "codes": "code", "links": "link", "lists": "list",
+    "log": "entry",
+}  # fmt: skip
 
 
 class BlockError(Exception):
@@ -93,6 +98,7 @@ class Block:
         header.log_capacity = layout.log_capacity
         header.rows = layout.rows
         header.receipt_capacity = layout.receipt_capacity
+        header.slack = layout.slack
         header.block_size = layout.block_size
         header.created_wall_ns = wall_ns
         header.created_boot_ns = boot_ns
@@ -103,8 +109,9 @@ class Block:
         refused = lib.mlsdm_lock_create(block.map)
         if refused:
             raise BlockError(f"cannot create a robust mutex: {os.strerror(refused)}")
+        block._with_header(header)
         lib.mlsdm_slots_create(block.map)
-        return block._with_header(header)
+        return block
 
     @classmethod
     def open(cls, fd: int, writable: bool) -> Self:
@@ -146,6 +153,8 @@ class Block:
         view.padded = layout.vector_stride // 4
         view.shadow_stride = layout.shadow_stride
         view.capacity = layout.capacity
+        view.slots = layout.slots
+        view.index_mask = layout.index_size - 1
         view.payload_stride = layout.regions()[REGIONS.index("payloads")].stride
         view.log_capacity = layout.log_capacity
         view.rows = layout.rows
@@ -159,6 +168,7 @@ class Block:
     def _with_header(self, header: HeaderPointer) -> Self:
         """Keep a copy of the header, so that damage of the shared one cannot reach this process and its children."""
         self.header = bytes(ffi.buffer(header))
+        self.map.index_key = int.from_bytes(self.secret[:8], "little")
         return self
 
     @property
@@ -236,6 +246,10 @@ class Block:
     def region(self, name: Literal["slots"], index: int = 0) -> SlotPointer: ...
     @overload
     def region(self, name: Literal["codes"], index: int = 0) -> CodePointer: ...
+    @overload
+    def region(self, name: Literal["links"], index: int = 0) -> LinkPointer: ...
+    @overload
+    def region(self, name: Literal["lists"], index: int = 0) -> ListPointer: ...
     @overload
     def region(self, name: Literal["log"], index: int = 0) -> EntryPointer: ...
     @overload

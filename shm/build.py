@@ -18,6 +18,7 @@ SOURCES = (
     "block.h",
     "checksum.c",
     "vector.c",
+    "allocation.c",
     "lock.c",
     "memory.c",
     "receipt.c",

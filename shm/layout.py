@@ -71,12 +71,12 @@ RECORDS: Final = (
             Field("magic", "u8", "–", "MLSDMBLK"),
             Field("layout_version", "u4", "–", "LAYOUT_VERSION of the code that created the block"),
             Field("dimension", "u4", "floats", "length D of every vector"),
-            Field("capacity", "u4", "slots", "memories kept, C; there are C + 1 physical slots"),
+            Field("capacity", "u4", "memories", "memories kept, C; there are C + 1 + slack slots"),
             Field("payload_size_max", "u4", "bytes", "largest payload of a memory"),
             Field("log_capacity", "u4", "entries", "length of the log ring"),
             Field("rows", "u4", "rows", "worker rows"),
             Field("receipt_capacity", "u4", "receipts", "receipts that are kept"),
-            Field("reserved0", "u4", "–", "zero"),
+            Field("slack", "u4", "slots", "slots that stay free besides the spare one"),
             Field("block_size", "u8", "bytes", "size of the whole block"),
             Field("created_wall_ns", "i8", "ns", "CLOCK_REALTIME at creation"),
             Field("created_boot_ns", "i8", "ns", "CLOCK_BOOTTIME at creation"),
@@ -133,7 +133,9 @@ RECORDS: Final = (
             Field(
                 "sampled_ns", "i8", "ns", "CLOCK_MONOTONIC at which the section was entered; 0 if it is not measured"
             ),
-            Field("reserved", "u8", "–", "zero", 9),
+            Field("caches", "u8", "count", "odd while index and lists change; whoever finds it odd rebuilds them"),
+            Field("rebuilds", "u8", "count", "times that index and lists were made again from the slots"),
+            Field("reserved", "u8", "–", "zero", 7),
         ),
     ),
     Record(
@@ -164,7 +166,7 @@ RECORDS: Final = (
             Field("rejected", "u8", "events", "rejected in total; accepted + rejected is the newest sequence number"),
             Field("step", "u8", "steps", "steps of the rhythm in total"),
             Field("newest_id", "u8", "memory id", "newest memory id that was given; none is given twice"),
-            Field("live", "u8", "memories", "memories in the window and not deleted"),
+            Field("live", "u8", "memories", "memories that live"),
         ),
     ),
     Record(
@@ -207,7 +209,7 @@ RECORDS: Final = (
             Field("receipts", "u8", "receipts", "receipts in total; also the newest ordinal"),
             Field("configured", "u8", "–", "checksum of the settings that the configuration asked for last"),
             Field("ticket_position", "u8", "position", "position that carried out the newest command"),
-            Field("reserved", "u8", "–", "zero"),
+            Field("spare", "u8", "slot", "free slot that the next memory is written into"),
             Field("checksum", "u8", "–", "checksum of the bytes above"),
         ),
     ),
@@ -276,7 +278,9 @@ RECORDS: Final = (
             Field("emergency_since_ns", "i8", "ns", "CLOCK_BOOTTIME at which the emergency began, 0 if there is none"),
             Field("emergency_episodes", "u8", "count", "times that a reason came into force"),
             Field("drift", "u8", "bits", "drift that lasts. 1: at the minimum · 2: at the maximum · 4: the mean moved"),
-            Field("mended", "u8", "count", "damaged headers, marks of slots and heads of chains that were repaired"),
+            Field(
+                "mended", "u8", "count", "damaged headers, marks of slots, links and heads of chains that were repaired"
+            ),
             Field("service_bytes", "u8", "bytes", "proportional memory of all processes of the server"),
         ),
     ),
@@ -343,6 +347,29 @@ RECORDS: Final = (
         ),
     ),
     Record(
+        "link",
+        24,
+        "lock",
+        (
+            Field("id", "u8", "memory id", "memory in the slot, again; 0 while the slot is free"),
+            Field("next", "u4", "slot + 1", "next memory of this chain of the index, 0 for none"),
+            Field("older", "u4", "slot + 1", "neighbour in the list, towards `oldest`; 0 for none"),
+            Field("newer", "u4", "slot + 1", "neighbour in the list, towards `newest`; 0 for none"),
+            Field("list", "u4", "list", "list that the slot is in: 0 the free slots, 1 the memories"),
+        ),
+    ),
+    Record(
+        "list",
+        16,
+        "lock",
+        (
+            Field("oldest", "u4", "slot + 1", "freed longest ago, or evicted next; 0 if the list is empty"),
+            Field("newest", "u4", "slot + 1", "the other end"),
+            Field("count", "u4", "slots", "slots in the list"),
+            Field("reserved", "u4", "–", "zero"),
+        ),
+    ),
+    Record(
         "entry",
         320,
         "lock",
@@ -367,7 +394,12 @@ RECORDS: Final = (
             Field("memory_id", "u8", "memory id", "memory that was admitted or deleted, else 0"),
             Field("vector_checksum", "u8", "–", "checksum of the vector"),
             Field("receipt", "u8", "ordinal", "ordinal of its receipt, 0 if it came without an idempotency key"),
-            Field("reserved", "u8", "–", "zero", 15),
+            Field("victim_id", "u8", "memory id", "memory that went, 0 for none"),
+            Field("slot", "u4", "slot + 1", "slot that was written, 0 for none"),
+            Field("victim_slot", "u4", "slot + 1", "slot that became free, 0 for none"),
+            Field("cause", "u4", "cause", "why the memory went, see CAUSES"),
+            Field("reserved0", "u4", "–", "zero"),
+            Field("reserved", "u8", "–", "zero", 12),
         ),
     ),
     Record(
@@ -424,6 +456,9 @@ STATUSES: Final = (
     "ok", "busy", "stopped", "stale", "corrupt", "unknown", "gone", "unformed", "taken", "not_finite", "too_long",
     "lost", "reused", "exhausted",
 )  # fmt: skip
+# Why a memory went. core/reference/allocation.py has the same.
+CAUSES: Final = ("none", "expired", "superseded", "updated", "limit", "capacity", "deleted", "lost")
+LISTS: Final = 2  # the free slots, and the memories in the order in which they are evicted
 NO_ROW: Final = 0xFFFF_FFFF
 BUCKET_WAYS: Final = 8  # buckets that one client may have: two cache lines
 KEY_BUCKETS: Final = 8_192  # eight for each key that a key file may list
@@ -502,7 +537,8 @@ class Region:
 # In this order in memory, and in this order in the native core's table of offsets.
 REGIONS: Final = (
     "header", "lock", "commit", "states", "levels", "vitals", "command", "rows",
-    "slots", "codes", "shadow", "vectors", "payloads", "log", "receipts", "chains", "keys", "peers",
+    "slots", "codes", "shadow", "vectors", "payloads", "links", "lists", "index", "log", "receipts", "chains", "keys",
+    "peers",
 )  # fmt: skip
 
 
@@ -511,7 +547,7 @@ def _round_up(size: int, multiple: int) -> int:
 
 
 class Layout(NamedTuple):
-    """The six sizes of a block. With the table they determine everything else about it."""
+    """The sizes of a block. With the table they determine everything else about it."""
 
     dimension: int
     capacity: int
@@ -519,6 +555,17 @@ class Layout(NamedTuple):
     log_capacity: int
     rows: int
     receipt_capacity: int
+    slack: int = 0
+
+    @property
+    def slots(self) -> int:
+        """Slots of the block. One is spare: a half-written slot is never a visible one."""
+        return self.capacity + 1 + self.slack
+
+    @property
+    def index_size(self) -> int:
+        """Chains of the index: a power of two, no less than the slots."""
+        return 1 << (self.slots - 1).bit_length()
 
     @property
     def vector_stride(self) -> int:
@@ -532,7 +579,8 @@ class Layout(NamedTuple):
 
     def regions(self) -> tuple[Region, ...]:
         """Return the regions in memory order. Lock and commit word have their own pages; slots begin on one."""
-        slots = self.capacity + 1  # one spare: a half-written slot is never a visible one
+        slots = self.slots
+        assert slots < 2**20, "references to slots have 20 bits"
         shapes = {
             "header": (_RECORD["header"].size, 1, "creator"),
             "lock": (_RECORD["lock"].size, 1, "lock"),
@@ -547,6 +595,9 @@ class Layout(NamedTuple):
             "shadow": (self.shadow_stride, slots, "lock"),
             "vectors": (self.vector_stride, slots, "lock"),
             "payloads": (_round_up(self.payload_size_max, 8), slots, "lock"),
+            "links": (_RECORD["link"].size, slots, "lock"),
+            "lists": (_RECORD["list"].size, LISTS, "lock"),
+            "index": (4, self.index_size, "lock"),
             "log": (_RECORD["entry"].size, self.log_capacity, "lock"),
             "receipts": (_RECORD["receipt"].size, self.receipt_capacity + 1, "lock"),  # one spare
             "chains": (8, self.receipt_capacity, "lock"),
@@ -579,7 +630,9 @@ class Layout(NamedTuple):
             )
             for record in RECORDS
         ]
-        return hashlib.sha256(repr((LAYOUT_VERSION, table, KINDS, tuple(self), self.regions())).encode()).digest()
+        return hashlib.sha256(
+            repr((LAYOUT_VERSION, table, KINDS, CAUSES, tuple(self), self.regions())).encode()
+        ).digest()
 
 
 def declarations() -> str:
@@ -591,13 +644,14 @@ def declarations() -> str:
             ctype = DTYPES[field.dtype][1] if field.dtype in DTYPES else f"struct mlsdm_{field.dtype}"
             lines.append(f"    {ctype} {field.name}{f'[{field.count}]' if field.count > 1 else ''};")
         lines.append("};")
-    for prefix, names in (("REGION", REGIONS), ("KIND", KINDS), ("STATUS", STATUSES)):
+    for prefix, names in (("REGION", REGIONS), ("KIND", KINDS), ("STATUS", STATUSES), ("CAUSE", CAUSES)):
         members = ", ".join(f"MLSDM_{prefix}_{name.upper()} = {number}" for number, name in enumerate(names))
         lines.append(f"enum mlsdm_{prefix.lower()} {{ {members} }};")
     lines.append(f"#define MLSDM_REGIONS {len(REGIONS)}")
     constants = (
         "FLAG_STOPPED", "FLAG_CONSOLIDATION", "FLAG_EVENTS_CLOCK", "FLAG_ELEMENT_GATE", "EMERGENCY_CORRUPT",
-        "EMERGENCY_LOST", "EMERGENCY_MEMORY", "BUCKET_WAYS", "LOST", "EXCLUDED", "TOP_K_MAX",
+        "EMERGENCY_LOST", "EMERGENCY_MEMORY", "BUCKET_WAYS", "LOST", "EXCLUDED", "LISTS",
+        "TOP_K_MAX",
     )  # fmt: skip
     lines += [f"#define MLSDM_{name} {globals()[name]}" for name in constants]
     return "\n".join(lines) + "\n"

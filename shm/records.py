@@ -21,6 +21,8 @@ if TYPE_CHECKING:
         EntryPointer,
         HeaderPointer,
         IdempotencyHashPointer,
+        LinkPointer,
+        ListPointer,
         LockPointer,
         MapPointer,
         Null,
@@ -36,15 +38,17 @@ if TYPE_CHECKING:
     )  # fmt: skip
 else:
     CData = CodePointer = CommandPointer = CommitPointer = DecidedPointer = Entry = EntryPointer = ffi.CData
-    HeaderPointer = IdempotencyHashPointer = LockPointer = MapPointer = Null = RowPointer = Scalars = ffi.CData
+    HeaderPointer = IdempotencyHashPointer = LinkPointer = ListPointer = LockPointer = MapPointer = Null = ffi.CData
+    RowPointer = Scalars = ffi.CData
     Settings = SettingsPointer = SlotPointer = State = StatePointer = Vitals = VitalsPointer = ffi.CData
     Buffer = object
 
 __all__ = (
-    "NO_IDEMPOTENCY_HASH", "Buffer", "CData", "CodePointer", "CommandPointer", "CommitPointer", "Entry", "EntryPointer",
-    "HeaderPointer", "IdempotencyHash", "LockPointer", "MapPointer", "RowPointer", "Scalars", "Settings",
-    "SettingsPointer", "SlotPointer", "State", "StatePointer", "Vitals", "VitalsPointer", "bytes_of", "decided_of",
-    "new_idempotency_hash", "new_settings", "new_vitals", "replaced_settings_of",
+    "NO_IDEMPOTENCY_HASH", "Buffer", "CData", "CodePointer", "CommandPointer", "CommitPointer", "Entry",
+    "EntryPointer", "HeaderPointer", "IdempotencyHash", "LinkPointer", "ListPointer", "LockPointer", "MapPointer",
+    "RowPointer", "Scalars", "Settings", "SettingsPointer", "SlotPointer", "State", "StatePointer", "Vitals",
+    "VitalsPointer", "bytes_of", "decided_of", "new_idempotency_hash", "new_settings", "new_vitals",
+    "replaced_settings_of",
 )  # fmt: skip
 
 IdempotencyHash = IdempotencyHashPointer | Null

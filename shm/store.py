@@ -264,7 +264,7 @@ class Store:
     def check_slot(self, slot: int) -> tuple[bool, int]:
         """Return (True, 0) if a slot is sound, else (False, the id of its memory, 0 if there is none).
 
-        Raises nothing. `slot` is an index, at most `capacity`.
+        Raises nothing. `slot` is an index, below `slots` of the layout.
         """
         sound = lib.mlsdm_slot_check(self._map, slot, self._words)
         return (True, 0) if sound else (False, self._words[0])
@@ -276,6 +276,16 @@ class Store:
         Raises Unformed, Busy, Lost.
         """
         return self._is_ok(lib.mlsdm_slot_repair(self._map, slot), otherwise=CORRUPT)
+
+    def repair_links(self, first: int, count: int) -> bool:
+        """Hold index and lists against `count` slots from `first` on. Returns whether they had to be made again.
+
+        `count` is at most 32: the lock is held for it. Raises Unformed, Busy, Corrupt, Lost.
+        """
+        status = lib.mlsdm_links_check(self._map, first, count, self._count)
+        if status != OK:
+            raise_for(status)
+        return bool(self._count[0])
 
     def find_damaged_chain(self, first: int, count: int) -> int | None:
         """Return the first of `count` chains of receipts, from `first` on, whose head is damaged.
@@ -405,7 +415,7 @@ class Recall(threading.local):
         assert block.writable, "recall settles its answer under the lock"
         self._map = block.map
         self._dimension = block.layout.dimension
-        self._bounds = ffi.new("float[]", block.layout.capacity + 1)
+        self._bounds = ffi.new("float[]", block.layout.slots)
         self._vectors = ffi.new("float[]", TOP_K_MAX * self._dimension)
         self._payloads = ffi.new("uint8_t[]", TOP_K_MAX * block.map.payload_stride)
         self._matches = ffi.new("struct mlsdm_match[]", TOP_K_MAX)

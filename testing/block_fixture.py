@@ -30,7 +30,7 @@ from core.settings.config import Config
 from shm import process
 from shm._native import ffi
 from shm.block import Block
-from shm.errors import Gone
+from shm.errors import Gone, Unknown
 from shm.layout import KINDS, NO_ROW, Layout
 from shm.records import (
     NO_IDEMPOTENCY_HASH,
@@ -101,14 +101,18 @@ class Formed:
 
     def live_ids(self) -> list[int]:
         """Return the ids of all live memories."""
-        newest = int(self.store.state().scalars.newest_id)
         found = []
-        for memory_id in range(max(1, newest - self.block.layout.capacity + 1), newest + 1):
+        for memory_id in sorted({int(self.block.region("slots", slot).id) for slot in range(self.block.layout.slots)}):
             try:
                 found.append(self.store.memory(memory_id).id)
-            except Gone:
+            except (Gone, Unknown):  # Unknown: the slot was never used, or its event was never published
                 continue
         return found
+
+    def slot_of(self, memory_id: int) -> int:
+        """Return the slot in which a memory is, or was if it has not been overwritten: the newest version of it."""
+        slots = [slot for slot in range(self.block.layout.slots) if self.block.region("slots", slot).id == memory_id]
+        return max(slots, key=lambda slot: int(self.block.region("slots", slot).position))
 
     def region_bytes(self, name: str) -> tuple[int, int]:
         """Return (offset, size) of a region in the block."""
@@ -176,10 +180,11 @@ class Witness:
         assert [level.tobytes() for level in model.levels] == [level.tobytes() for level in levels]
         assert store.tallies() == (model.accepted, model.rejected, model.position)
         assert self.decisions == model.accepted + model.rejected
-        assert [(True, 0)] * (layout.capacity + 1) == [store.check_slot(slot) for slot in range(layout.capacity + 1)]
+        assert [(True, 0)] * layout.slots == [store.check_slot(slot) for slot in range(layout.slots)]
         assert model.live == len(formed.live_ids())
         assert self.receipts == state.receipts
-        if formed.block.map.wait_ms:  # an observer cannot admit
+        if formed.block.map.wait_ms:  # an observer cannot take the lock
+            assert not store.repair_links(0, layout.slots)
             self._retry()
 
     def _retry(self) -> None:

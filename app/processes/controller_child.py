@@ -13,7 +13,7 @@ SILENCE_SECONDS: Final = 1.5  # replaced within 2 s, after which readiness calls
 # Everything but the rows of workers and the token buckets, because it repairs the block.
 _WRITES: Final = (
     "header", "lock", "commit", "states", "levels", "vitals", "command", "slots", "codes", "shadow", "vectors",
-    "payloads", "log", "receipts", "chains",
+    "payloads", "links", "lists", "index", "log", "receipts", "chains",
 )  # fmt: skip
 
 

@@ -166,6 +166,7 @@ class BlockCollector(Collector):
             ("mlsdm_lock_acquisitions", "Critical sections entered.", lock.acquisitions),
             ("mlsdm_lock_deaths", "Processes that died in the critical section.", lock.deaths),
             ("mlsdm_lock_rollbacks", "Unpublished transitions rolled back.", lock.rollbacks),
+            ("mlsdm_index_rebuilds", "Times the index of memories was built again from the slots.", lock.rebuilds),
             ("mlsdm_lock_kills", "Stuck lock holders that were killed.", vitals.lock_kills),
             ("mlsdm_lock_waits", "Critical sections that waited for the lock.", sum(row.lock_waits for row in rows)),
             (

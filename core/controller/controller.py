@@ -42,7 +42,8 @@ from shm.store import Store
 
 ROOT: Final = Path("/")
 SUPERSEDED: Final = 9  # exit status: a newer controller has taken over; the arbiter must not respawn this one
-SCRUB_SECONDS: Final = 50  # for one pass over all slots and all chains; the documents promise 60
+SCRUB_SECONDS: Final = 50  # for one pass over all slots, links and chains; the documents promise 60
+LINKS_PER_SECTION: Final = 32  # slots whose links are checked while the lock is held: 10 µs
 VITALS_SECONDS: Final = 1.0
 FOOTPRINT_SECONDS: Final = 5.0
 LATE_LOG_SECONDS: Final = 60.0  # between two lines about late steps: an overloaded machine is late every time
@@ -71,6 +72,7 @@ class Controller:
         self._causes = 0
         self.vitals = self._inherit_vitals(arbiter)
         self._scrub_at = 0
+        self._link_at = 0
         self._chain_at = 0
         self._sample_due_ns = 0
         self._footprint_due_ns = 0
@@ -108,6 +110,7 @@ class Controller:
             self.apply_pending_command(now_ns)
             self.store.state()  # raises Corrupt: a corrupt state does not tell which slots are in use
             self.scrub(now_ns)
+            self.scrub_links()
             self.scrub_chains()
             self.tick(now_ns)
             self.store.levels()  # a tick in the wake phase does not check them
@@ -172,11 +175,11 @@ class Controller:
 
         A damaged mark is repaired. A corrupt memory is forgotten, so that no recall returns it.
         """
-        for _ in range(_per_round(self.block.layout.capacity + 1)):
+        for _ in range(_per_round(self.block.layout.slots)):
             sound, memory_id = self.store.check_slot(self._scrub_at)
             if not sound:
                 self._repair_slot(now_ns, self._scrub_at, memory_id)
-            self._scrub_at = (self._scrub_at + 1) % (self.block.layout.capacity + 1)
+            self._scrub_at = (self._scrub_at + 1) % (self.block.layout.slots)
             self.vitals.scrubbed += 1
 
     def _repair_slot(self, now_ns: int, slot: int, memory_id: int) -> None:
@@ -188,6 +191,17 @@ class Controller:
         log.error("memory %d is corrupt and is forgotten", memory_id)
         with suppress(Unknown, Gone):  # evicted or deleted meanwhile: no recall returns it
             self.store.forget(now_ns, memory_id)
+
+    def scrub_links(self) -> None:
+        """Hold index and lists against the next few slots. Where they differ, they are made again from the slots."""
+        left = _per_round(self.block.layout.slots)
+        while left:
+            count = min(left, LINKS_PER_SECTION, self.block.layout.slots - self._link_at)
+            if self.store.repair_links(self._link_at, count):
+                self.vitals.mended += 1
+                log.error("the index of memories did not agree with the slots and has been made again")
+            self._link_at = (self._link_at + count) % self.block.layout.slots
+            left -= count
 
     def scrub_chains(self) -> None:
         """Check the heads of the next few chains of receipts.

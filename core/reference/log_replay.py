@@ -105,19 +105,16 @@ class Model(NamedTuple):
         _check_equal(position, "before", Scalars.of(entry.before), self.scalars)
         follow: Callable[[Entry, Regime, Vectors], Self] = getattr(self, "_" + KINDS[entry.kind])
         model = follow(entry, replaced_by, vectors)._replace(position=position)
-        model = model._replace(live=self._live(entry, model.accepted - self.accepted))
+        model = model._replace(live=self._live(entry))
         _check_equal(position, "after", Scalars.of(entry.after), model.scalars)
         return model
 
-    def _live(self, entry: Entry, accepted: int) -> int:
-        """Return the number of live memories after an entry.
-
-        An accepted memory evicts a live one or fills a free slot. Only the slots show which, so both numbers are
-        allowed.
-        """
-        if entry.kind == KINDS.index("delete"):
-            return self.live - 1
-        return entry.after.live if accepted and entry.after.live == self.live else self.live + accepted
+    def _live(self, entry: Entry) -> int:
+        """Return the number of live memories after an entry, which names the slots that it wrote and freed."""
+        if entry.kind not in (KINDS.index("decision"), KINDS.index("delete")):
+            return self.live
+        decided = decided_of(entry)
+        return self.live + (decided.slot != 0) - (decided.victim_slot != 0)
 
     def _decision(self, entry: Entry, _replaced_by: Regime, vectors: Vectors) -> Self:
         decided = decided_of(entry)

@@ -37,7 +37,7 @@ def layout(workers: int = 2, **sizes: int) -> Layout:
 
 def slot_bytes(dimension: int, payload_size_max: int) -> int:
     """Return the bytes of one memory."""
-    per_slot = ("slots", "codes", "shadow", "vectors", "payloads")
+    per_slot = ("slots", "codes", "shadow", "vectors", "payloads", "links")
     regions = layout(dimension=dimension, payload_size_max=payload_size_max).regions()
     return sum(region.stride for region in regions if region.name in per_slot)
 
@@ -52,9 +52,12 @@ def block_max(budget: int, workers: int) -> int:
 
 def room(budget: int, workers: int, **sizes: int) -> int:
     """Return how many memories fit a container limited to `budget` bytes, in thousands; at most CAPACITY_MAX."""
-    fixed = layout(workers, capacity=0, **sizes).block_size
-    memories = (block_max(budget, workers) - fixed) // slot_bytes(sizes["dimension"], sizes["payload_size_max"])
-    return max(0, min(CAPACITY_MAX, memories // 1_000 * 1_000))
+    most, fixed = block_max(budget, workers), layout(workers, capacity=0, **sizes).block_size
+    memories = (most - fixed) // slot_bytes(sizes["dimension"], sizes["payload_size_max"])
+    memories = max(0, min(CAPACITY_MAX, memories // 1_000 * 1_000))
+    while memories and layout(workers, capacity=memories, **sizes).block_size > most:
+        memories -= 1_000  # the index grows by powers of two
+    return memories
 
 
 def tables() -> Iterator[tuple[str, list[str]]]:
@@ -73,10 +76,11 @@ def _memory() -> Iterator[str]:
     for name, formula in (
         ("slots", "64"), ("codes", "24"), ("shadow", "dimension, rounded up to 16"),
         ("vectors", "4 × dimension, rounded up to 64"), ("payloads", "payload_size_max, rounded up to 8"),
+        ("links", "24"),
     ):  # fmt: skip
         yield f"| {name} | {formula} | {strides[name]:,} |"
     total = slot_bytes(_DEFAULT.dimension, _DEFAULT.payload_size_max)
-    yield f"| **a memory** | 88 + 5 × dimension + payload_size_max, and the rounding | **{total:,}** |"
+    yield f"| **a memory** | 112 + 5 × dimension + payload_size_max, and the rounding | **{total:,}** |"
 
 
 def _settings() -> Iterator[str]:
@@ -96,7 +100,7 @@ def _settings() -> Iterator[str]:
     yield f"| none ({named}) | | {sizes['keys'].stride:,} | {buckets:,} |"
     block = layout().block_size
     counted = each * (_DEFAULT.capacity + 1) + log.size + receipts.size + chains.size + rows.size + buckets
-    yield f"| none (header, lock, state, levels, whole pages) | | | {block - counted:,} |"
+    yield f"| none (header, lock, state, levels, index, whole pages) | | | {block - counted:,} |"
     yield f"| **the block** | | | **{block:,}** |"
 
 

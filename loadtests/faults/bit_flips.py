@@ -214,7 +214,7 @@ class BitFlips:
     def memories(self, count: int) -> list[int]:
         """Flip a bit in many memories, and leave it so; returns their ids."""
         chosen = self.random.sample(range(1, self.filled + 1), count)
-        slots = self.block.layout.capacity + 1
+        slots = self.block.layout.slots
         for memory_id in chosen:
             name = self.random.choice(list(GUARDED))
             bit = 8 * self.random.choice(GUARDED[name]) + self.random.randrange(8)
@@ -256,7 +256,7 @@ class BitFlips:
         living = [i for i in range(1, self.filled + 1) if self._get(f"/memories/{i}")[0] == 200]
         chosen = self.random.sample(living, min(count, len(living)))
         right = {memory_id: 200 if at % 2 else 410 for at, memory_id in enumerate(chosen)}
-        slots = self.block.layout.capacity + 1
+        slots = self.block.layout.slots
         for memory_id, expected in right.items():
             if expected == 410:
                 self._request("DELETE", f"/memories/{memory_id}", None)

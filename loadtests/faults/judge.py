@@ -231,7 +231,7 @@ class _Follower:
             )
         broken += [
             f"slot {slot} with memory {memory_id} does not fit its checksum"
-            for slot in range(store.block.layout.capacity + 1)
+            for slot in range(store.block.layout.slots)
             for sound, memory_id in [store.check_slot(slot)]
             if not sound
         ]

@@ -30,7 +30,10 @@ struct mlsdm_map {
     uint32_t dimension;             /* floats of a vector, D */
     uint32_t padded;                /* floats of a stored vector: D rounded up to 16; the rest is zero */
     uint32_t shadow_stride;         /* bytes of a shadow: D rounded up to 16; the rest is zero */
-    uint32_t capacity;              /* memories in the window, C; there are C + 1 slots */
+    uint32_t capacity;              /* memories at most, C */
+    uint32_t slots;                 /* slots: C + 1 + slack */
+    uint32_t index_mask;            /* chains of the index, less one */
+    uint64_t index_key;             /* keys the hash of the index */
     uint32_t payload_stride;        /* bytes of a slot's payload */
     uint32_t log_capacity;          /* entries of the log ring */
     uint32_t rows;                  /* worker rows */
@@ -60,7 +63,7 @@ struct mlsdm_query {
     const float *vector;             /* float32[D], any norm up to norm_max */
     uint32_t k;                      /* matches wanted, 1 ≤ k ≤ 100 */
     uint32_t phase_masks[2];         /* by the phase of the rhythm: bit t is set if memories tagged t match */
-    float *bounds;                   /* float32[C + 1], scratch memory of the caller; undefined afterwards */
+    float *bounds;                   /* float32[slots], scratch memory of the caller; undefined afterwards */
     float *vectors /* or NULL */;    /* float32[k][D] that receives the vectors of the matches */
     uint8_t *payloads /* or NULL */; /* uint8[k][payload_stride] that receives the payloads of the matches */
 };
@@ -93,7 +96,7 @@ struct mlsdm_recall_result {
  * Process    the creator, once, before any other process can see the block. */
 int mlsdm_lock_create(struct mlsdm_map *map);
 
-/* Mark every slot of a new block as free.
+/* Mark every slot of a new block as free, and make index and lists. `map` is complete, with the index key.
  *
  * Lock       none.
  * Process    the creator, once, before any other process can see the block. */
@@ -341,7 +344,7 @@ int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct 
 
 /* Check a slot: its marks, and the checksum of a visible memory.
  *
- * slot           index, at most C.
+ * slot           index, below map->slots.
  * memory_id      receives the id of the memory if the result is 0.
  * Returns    1 if it is sound, if it changes during the check, or if the commit word is damaged; else 0.
  * Lock       none. Does not write the block. */
@@ -349,13 +352,23 @@ int mlsdm_slot_check(struct mlsdm_map *map, uint64_t slot, uint64_t *memory_id);
 
 /* Check a slot again, under the lock, and repair its marks: each from the other, both from the bytes of the memory.
  *
- * slot           index, at most C.
+ * slot           index, below map->slots.
  * Returns    OK: the slot is sound now; CORRUPT: the memory's own bytes are damaged (delete it), or the committed state
  *            is; UNFORMED; BUSY; LOST.
  * Lock       takes it.
  * Process    controller.
  * Death      the marks are repaired or are still damaged; the next scrub finds them. */
 int mlsdm_slot_repair(struct mlsdm_map *map, uint64_t slot);
+
+/* Hold index and lists against the slots, under the lock, and make them again if they differ.
+ *
+ * slot, count    the slots to look at: slot + count ≤ slots. 32 take 10 µs.
+ * rebuilt        receives 1 if index and lists were made again, else 0.
+ * Returns    OK; BUSY; LOST; UNFORMED; CORRUPT: the committed state.
+ * Lock       takes it; a rebuild takes some ms.
+ * Process    controller.
+ * Death      during a rebuild: the next process that takes the lock rebuilds. */
+int mlsdm_links_check(struct mlsdm_map *map, uint32_t slot, uint32_t count, uint32_t *rebuilt);
 
 /* Find a chain of receipts whose head is damaged.
  *

@@ -55,7 +55,6 @@ static inline struct mlsdm_row *row_at(const struct mlsdm_map *map, uint32_t row
 static inline struct mlsdm_entry *entry_at(const struct mlsdm_map *map, uint64_t position) {
     return (struct mlsdm_entry *)region(map, MLSDM_REGION_LOG) + position % map->log_capacity;
 }
-static inline uint64_t slot_of(const struct mlsdm_map *map, uint64_t id) { return id % ((uint64_t)map->capacity + 1); }
 static inline struct mlsdm_slot *slot_at(const struct mlsdm_map *map, uint64_t slot) {
     return (struct mlsdm_slot *)region(map, MLSDM_REGION_SLOTS) + slot;
 }
@@ -72,6 +71,9 @@ static inline uint8_t *payload_at(const struct mlsdm_map *map, uint64_t slot) {
     return (uint8_t *)region(map, MLSDM_REGION_PAYLOADS) + slot * map->payload_stride;
 }
 
+static inline struct mlsdm_link *link_at(const struct mlsdm_map *map, uint64_t slot) {
+    return (struct mlsdm_link *)region(map, MLSDM_REGION_LINKS) + slot;
+}
 static inline struct mlsdm_receipt *receipt_at(const struct mlsdm_map *map, uint64_t ordinal) {
     return (struct mlsdm_receipt *)region(map, MLSDM_REGION_RECEIPTS) + ordinal % ((uint64_t)map->receipt_capacity + 1);
 }
@@ -98,9 +100,10 @@ static inline void store_release(uint64_t *word, uint64_t value) {
 #define SEAL_FACTOR UINT64_C(0x9E3779B97F4A7C15)
 #define DAMAGED UINT64_MAX /* the value of a word whose check is wrong: above every position */
 
+#define SEALED_MAX UINT64_C(0xFFFFFFFFFFFF)
 static inline uint64_t seal(uint64_t position) { return position | (position * SEAL_FACTOR) >> 48 << 48; }
 static inline uint64_t unseal(uint64_t word) {
-    uint64_t position = word & UINT64_C(0xFFFFFFFFFFFF);
+    uint64_t position = word & SEALED_MAX;
     return seal(position) == word ? position : DAMAGED;
 }
 

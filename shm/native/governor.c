@@ -14,8 +14,7 @@ struct transition {
     struct mlsdm_state *next;
     struct mlsdm_entry *entry;
     uint64_t position; /* of the next state */
-    uint64_t written;  /* slot + 1 of the memory that it publishes, 0 for none */
-    uint64_t freed;    /* slot + 1 of the memory that it ends, 0 for none */
+    struct allocation slots;
 };
 
 /* -- the governor -- */
@@ -103,7 +102,7 @@ static int transition_begin(const struct mlsdm_map *map, struct transition *t, u
     t->next = state_at(map, commit + 1);
     t->entry = entry_at(map, commit + 1);
     t->position = commit + 1;
-    t->written = t->freed = 0;
+    t->slots = (struct allocation){0};
     if (commit == 0) return MLSDM_STATUS_UNFORMED;
     if (!t->before) return MLSDM_STATUS_CORRUPT;
     atomic_thread_fence(memory_order_release); /* readers: see block.h */
@@ -126,6 +125,7 @@ static void transition_publish(const struct mlsdm_map *map, struct transition *t
     t->entry->checksum = entry_checksum(t->entry);
     t->next->checksum = state_checksum(t->next);
     store_release(commit_word(map), seal(t->position)); /* the linearization point */
+    if (lock_of(map)->caches & 1) caches_close(map);
 }
 
 static int levels_sound(const struct mlsdm_map *map, const struct mlsdm_state *state) {
@@ -138,7 +138,7 @@ static int levels_sound(const struct mlsdm_map *map, const struct mlsdm_state *s
 static void intent_write(const struct mlsdm_map *map, const struct transition *t, uint64_t erase,
                          const uint64_t *head) {
     struct mlsdm_lock *lock = lock_of(map);
-    const uint64_t slots[2] = {t->written, t->freed};
+    const uint64_t slots[2] = {t->slots.written, t->slots.freed};
     for (int i = 0; i < 2; i++) {
         store_release(&lock->intent_slot[i], slots[i]);
         store_release(&lock->intent_mark[i], slots[i] ? mark_of(map, slots[i] - 1) : 0);
@@ -151,10 +151,41 @@ static void intent_write(const struct mlsdm_map *map, const struct transition *t
     atomic_signal_fence(memory_order_seq_cst);
 }
 
-/* Set the marks of the slots that a transition writes and frees, under the intent. */
-static void slots_change(const struct mlsdm_map *map, const struct transition *t) {
-    if (t->written) slot_mark(map, t->written - 1, live_since(t->position));
-    if (t->freed) slot_mark(map, t->freed - 1, free_since(t->position));
+/* Choose the spare, and a victim unless there is one or there is room. Where lists and slots disagree, the lists are
+ * made again. */
+static int slots_choose(const struct mlsdm_map *map, struct transition *t) {
+    const struct allocation given = t->slots;
+    allocation_choose(map, t->before, &t->slots);
+    if (t->slots.written == t->before->spare + 1 && allocation_sound(map, t->before, &t->slots)) return MLSDM_STATUS_OK;
+    caches_rebuild(map, t->before->position);
+    t->slots = given;
+    allocation_choose(map, t->before, &t->slots);
+    return allocation_sound(map, t->before, &t->slots) ? MLSDM_STATUS_OK : MLSDM_STATUS_CORRUPT;
+}
+
+/* Let a memory be the victim, by its id. Returns OK, UNKNOWN or GONE. */
+static int slots_find(const struct mlsdm_map *map, struct transition *t, uint64_t id, uint32_t cause) {
+    if (id == 0 || id > t->before->scalars.newest_id) return MLSDM_STATUS_UNKNOWN;
+    for (int again = 0;; again = 1) {
+        uint32_t found = index_find(map, id, t->before->position);
+        if (!found) return MLSDM_STATUS_GONE;
+        allocation_free(map, &t->slots, found, cause);
+        if (found != BROKEN && allocation_sound(map, t->before, &t->slots)) return MLSDM_STATUS_OK;
+        if (again) return MLSDM_STATUS_CORRUPT;
+        caches_rebuild(map, t->before->position);
+    }
+}
+
+/* Change marks, lists and index, under the intent, and say so in the entry. `id` is that of the written memory. */
+static void slots_change(const struct mlsdm_map *map, struct transition *t, uint64_t id) {
+    caches_open(map);
+    if (t->slots.written) slot_mark(map, t->slots.written - 1, live_since(t->position));
+    if (t->slots.freed) slot_mark(map, t->slots.freed - 1, free_since(t->position));
+    t->next->spare = allocation_apply(map, &t->slots, id);
+    t->next->scalars.live += (uint64_t)(t->slots.written != 0) - (uint64_t)(t->slots.freed != 0);
+    struct mlsdm_decided *decided = (struct mlsdm_decided *)t->entry->detail;
+    decided->slot = (uint32_t)t->slots.written, decided->victim_slot = (uint32_t)t->slots.freed;
+    decided->victim_id = t->slots.victim_id, decided->cause = t->slots.cause;
 }
 
 /* Count a decision for the row of this process, in the older of its two cells, under the intent. The position is stored
@@ -202,14 +233,12 @@ int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8
     if ((accepted || (steps && consolidates(t.next))) && !levels_sound(map, t.next))
         return section_leave(map, MLSDM_STATUS_CORRUPT);
     if (accepted) {
+        if ((status = slots_choose(map, &t))) return section_leave(map, status);
         now->accepted += 1;
         decision->memory_id = now->newest_id += 1;
         cascade(map, &t, memory.vector);
-        uint64_t oldest = slot_of(map, now->newest_id - map->capacity);
-        t.written = slot_of(map, now->newest_id) + 1;
-        if (now->newest_id > map->capacity && slot_is_live(map, oldest)) t.freed = oldest + 1;
-        now->live += 1 - (uint64_t)(t.freed != 0);
-        memory_write(map, t.written - 1, &memory, now->newest_id, t.position, t.next->time_ns, moral, decision->phase);
+        memory_write(map, t.slots.written - 1, &memory, now->newest_id, t.position, t.next->time_ns, moral,
+                     decision->phase);
     } else {
         now->rejected += 1;
     }
@@ -220,13 +249,12 @@ int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8
     }
     uint64_t *head = hash ? head_of(map, hash->words) : NULL;
     intent_write(map, &t, 0, head);
-    slots_change(map, &t);
+    if (accepted) slots_change(map, &t, decision->memory_id);
     tally_add(map, &t, accepted);
     if (head) t.next->receipts = receipt_write(map, head, t.next->receipts + 1, hash, decision);
-    *(struct mlsdm_decided *)t.entry->detail = (struct mlsdm_decided){.moral = moral,
-                                                                      .memory_id = decision->memory_id,
-                                                                      .vector_checksum = memory.vector_checksum,
-                                                                      .receipt = head ? t.next->receipts : 0};
+    struct mlsdm_decided *decided = (struct mlsdm_decided *)t.entry->detail;
+    decided->moral = moral, decided->memory_id = decision->memory_id;
+    decided->vector_checksum = memory.vector_checksum, decided->receipt = head ? t.next->receipts : 0;
     transition_publish(map, &t);
     return section_leave(map, MLSDM_STATUS_OK);
 }
@@ -253,19 +281,14 @@ int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t memory_id, stru
     if (status) return status;
     struct transition t;
     if ((status = transition_begin(map, &t, MLSDM_KIND_DELETE, now_ns))) return section_leave(map, status);
-    uint64_t newest = t.before->scalars.newest_id;
-    uint64_t at = slot_of(map, memory_id);
-    if (memory_id == 0 || memory_id > newest) return section_leave(map, MLSDM_STATUS_UNKNOWN);
-    if (memory_id + map->capacity <= newest || !slot_is_live(map, at)) return section_leave(map, MLSDM_STATUS_GONE);
-    t.freed = at + 1;
-    intent_write(map, &t, t.freed, NULL);
-    slots_change(map, &t);
+    if ((status = slots_find(map, &t, memory_id, MLSDM_CAUSE_DELETED))) return section_leave(map, status);
+    intent_write(map, &t, t.slots.freed, NULL);
+    slots_change(map, &t, 0);
     ((struct mlsdm_decided *)t.entry->detail)->memory_id = memory_id;
-    ((struct mlsdm_decided *)t.entry->detail)->moral = slot_at(map, at)->moral;
-    t.next->scalars.live -= 1;
+    ((struct mlsdm_decided *)t.entry->detail)->moral = slot_at(map, t.slots.freed - 1)->moral;
     transition_publish(map, &t);
     *entry = *t.entry;
-    memory_erase(map, at);
+    memory_erase(map, t.slots.freed - 1);
     return section_leave(map, MLSDM_STATUS_OK);
 }
 
@@ -284,6 +307,7 @@ int mlsdm_epoch_begin(struct mlsdm_map *map, int64_t now_ns, const struct mlsdm_
             .settings = *settings,
             .configured = settings_checksum(settings),
             .time_ns = now_ns,
+            .spare = refers_to(map, list_at(map, FREE_SLOTS)->oldest) - 1,
             .scalars = {.theta = settings->initial_threshold, .ema = 0.5, .counter = settings->wake_duration},
         };
         t.next->levels_checksum = levels_checksum(map, levels_at(map, 0));

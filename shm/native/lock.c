@@ -6,8 +6,8 @@
  * Invariants: there is no recovery mode. Every entry into the section compares the intent record with the commit word,
  * whether or not the kernel has reported a death. An intent for commit + 1 belongs to a transition that never happened,
  * so its changes in place are undone. A slot that the record still names for erasure after the deletion was published
- * has bytes left to erase. Everything else that a dead writer changed lies where no reader looks, and is overwritten.
- * docs/design/crash-safety.md has the argument. */
+ * has bytes left to erase. Index and lists that were being changed are made again. Everything else that a dead writer
+ * changed lies where no reader looks, and is overwritten. docs/design/crash-safety.md has the argument. */
 
 #include "block.h"
 
@@ -62,7 +62,7 @@ static void memory_erase(const struct mlsdm_map *map, uint64_t slot) {
     memset(vector_at(map, slot), 0, (size_t)map->padded * sizeof(float));
     memset(shadow_at(map, slot), 0, map->shadow_stride);
     memset(payload_at(map, slot), 0, map->payload_stride);
-    slot_at(map, slot)->checksum = 0; /* erased bytes must not match it: see slot_is_live */
+    slot_at(map, slot)->checksum = 0; /* erased bytes must not match it */
     code_at(map, slot)->excluded = 0;
     store_release(&lock_of(map)->intent_erase, 0);
 }
@@ -70,7 +70,6 @@ static void memory_erase(const struct mlsdm_map *map, uint64_t slot) {
 /* Undo the transition that a dead holder prepared but did not publish, or complete the erasure of a published one. */
 static void intent_resolve(const struct mlsdm_map *map, uint64_t commit) {
     struct mlsdm_lock *lock = lock_of(map);
-    uint64_t slots = (uint64_t)map->capacity + 1;
     if (lock->intent_position == commit + 1) {
         if (lock->intent_row < map->rows)
             for (int cell = 0; cell < 2; cell++) {
@@ -78,14 +77,14 @@ static void intent_resolve(const struct mlsdm_map *map, uint64_t commit) {
                 if (tally->position > commit) store_release(&tally->position, 0);
             }
         for (int i = 0; i < 2; i++)
-            if (lock->intent_slot[i] && lock->intent_slot[i] <= slots)
+            if (lock->intent_slot[i] && lock->intent_slot[i] <= map->slots)
                 slot_mark(map, lock->intent_slot[i] - 1, lock->intent_mark[i]);
         if (lock->intent_chain && lock->intent_chain <= map->receipt_capacity)
             store_release(head_at(map, lock->intent_chain - 1), lock->intent_head);
         store_release(&lock->intent_erase, 0);
         store_release(&lock->intent_position, 0);
         lock->rollbacks += 1;
-    } else if (lock->intent_erase && lock->intent_erase <= slots) {
+    } else if (lock->intent_erase && lock->intent_erase <= map->slots) {
         memory_erase(map, lock->intent_erase - 1);
     }
 }
@@ -109,6 +108,7 @@ static int section_enter(const struct mlsdm_map *map) {
     lock->sampled_ns = lock->acquisitions % 64 ? 0 : monotonic_ns(); /* PERF: reading the clock twice takes 50 ns */
     uint64_t commit = commit_of(map);
     if ((lock->intent_position > commit || lock->intent_erase) && commit != DAMAGED) intent_resolve(map, commit);
+    if ((lock->caches & 1) && commit != DAMAGED) caches_rebuild(map, commit);
     return MLSDM_STATUS_OK;
 }
 

@@ -60,10 +60,10 @@ static int memory_prepare(const struct mlsdm_map *map, struct memory *memory, co
     return MLSDM_STATUS_OK;
 }
 
-/* Prefetch the cache lines of the slot that the next memory will probably be written to: it was last used one round of
- * the ring ago. A wrong guess costs only time. */
+/* Prefetch the cache lines of the slot that the next memory will probably be written to: it has not been used for long.
+ * A wrong guess costs only time. */
 static void memory_prefetch(const struct mlsdm_map *map) {
-    uint64_t at = slot_of(map, state_at(map, commit_of(map))->scalars.newest_id + 1);
+    uint64_t at = state_at(map, commit_of(map))->spare % map->slots;
     const char *vector = (const char *)vector_at(map, at), *shadow = (const char *)shadow_at(map, at);
     for (size_t i = 0; i < map->padded * sizeof(float); i += 64) __builtin_prefetch(vector + i, 1);
     for (size_t i = 0; i < map->shadow_stride; i += 64) __builtin_prefetch(shadow + i, 1);
@@ -113,29 +113,6 @@ static int slot_sound(const struct mlsdm_map *map, uint64_t at) {
     return slot->payload_size <= map->payload_stride &&
            slot->checksum ==
                slot_checksum(map, slot, code_at(map, at), shadow_at(map, at), payload_at(map, at), vector_checksum);
-}
-
-static int is_zero(const void *bytes, size_t size) {
-    const uint64_t *word = bytes;
-    for (size_t i = 0; i < size / 8; i++)
-        if (word[i]) return 0;
-    return 1;
-}
-
-/* 1 if a memory lives in a slot. Under the lock.
- *
- * If both marks are damaged, the bytes decide: a deleted memory is erased before another process enters the section.
- * The slot record itself may be damaged as a whole, so vector, shadow and payload are looked at. A memory that is
- * neither sound nor erased has not been deleted. */
-static int slot_is_live(const struct mlsdm_map *map, uint64_t at) {
-    int lives = slot_lives(map, at, commit_of(map));
-    if (lives >= 0) return lives;
-    return slot_sound(map, at) || !is_zero(vector_at(map, at), map->padded * sizeof(float)) ||
-           !is_zero(shadow_at(map, at), map->shadow_stride) || !is_zero(payload_at(map, at), map->payload_stride);
-}
-
-void mlsdm_slots_create(struct mlsdm_map *map) {
-    for (uint64_t at = 0; at <= map->capacity; at++) slot_mark(map, at, free_since(0));
 }
 
 int mlsdm_vectors_check(struct mlsdm_map *map, const float vectors[], uint32_t count, uint32_t *bad) {

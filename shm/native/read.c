@@ -86,45 +86,60 @@ int mlsdm_entries_read(struct mlsdm_map *map, uint64_t first, uint32_t count, st
     return MLSDM_STATUS_OK;
 }
 
-static int memory_copy(const struct mlsdm_map *map, uint64_t commit, uint64_t id, struct mlsdm_slot *slot,
-                       float *vector, uint8_t *payload) {
+/* Copy the memory in slot + 1 `found`. */
+static int memory_copy(const struct mlsdm_map *map, uint64_t commit, uint64_t id, uint32_t found,
+                       struct mlsdm_slot *slot, float *vector, uint8_t *payload) {
     if (commit == 0) return MLSDM_STATUS_UNFORMED;
     const struct mlsdm_state *state = committed_state(map, commit);
     if (!state) return MLSDM_STATUS_CORRUPT;
-    uint64_t newest = state->scalars.newest_id, at = slot_of(map, id);
-    if (id == 0 || id > newest) return MLSDM_STATUS_UNKNOWN;
-    if (id + map->capacity <= newest) return MLSDM_STATUS_GONE;
-    *slot = *slot_at(map, at);
-    int lives = slot_lives(map, at, commit);
-    if (lives == 0) return MLSDM_STATUS_GONE;
-    if (lives < 0 || !slot_sound(map, at) || slot->id != id || slot->payload_size > map->payload_stride)
+    if (id == 0 || id > state->scalars.newest_id) return MLSDM_STATUS_UNKNOWN;
+    if (found == 0 || found > map->slots) return MLSDM_STATUS_GONE;
+    *slot = *slot_at(map, found - 1);
+    if (slot_lives(map, found - 1, commit) != 1 || !slot_sound(map, found - 1) || slot->id != id ||
+        slot->payload_size > map->payload_stride)
         return MLSDM_STATUS_CORRUPT;
-    memcpy(vector, vector_at(map, at), map->dimension * sizeof(float));
-    memcpy(payload, payload_at(map, at), slot->payload_size);
+    memcpy(vector, vector_at(map, found - 1), map->dimension * sizeof(float));
+    memcpy(payload, payload_at(map, found - 1), slot->payload_size);
     return MLSDM_STATUS_OK;
 }
 
+/* A miss of the index counts only between two equal even readings of `caches`; the commit word is compared in any case.
+ * The last try is made under the lock; a process that cannot have it looks into every slot. */
 int mlsdm_memory_read(struct mlsdm_map *map, uint64_t memory_id, struct mlsdm_slot *slot, float vector[],
                       uint8_t payload[]) {
-    VALIDATED(map, commit, status = memory_copy(map, commit, memory_id, slot, vector, payload));
+    for (int try = 0;; try++) {
+        int last = try == TRIES, status = last && map->wait_ms ? section_enter(map) : MLSDM_STATUS_LOST;
+        if (status == MLSDM_STATUS_BUSY) return status;
+        int locked = status == MLSDM_STATUS_OK;
+        uint64_t caches = load_acquire(&lock_of(map)->caches), commit = commit_of(map);
+        uint32_t found = last && !locked ? slots_search(map, memory_id, commit) : index_find(map, memory_id, commit);
+        if (locked && found == BROKEN && commit != DAMAGED) {
+            caches_rebuild(map, commit);
+            found = index_find(map, memory_id, commit);
+        }
+        status = memory_copy(map, commit, memory_id, found, slot, vector, payload);
+        int valid = locked || commit == DAMAGED || still_at(map, commit);
+        int hit = last || (found && found != BROKEN) || status == MLSDM_STATUS_UNKNOWN;
+        if (!hit) valid = valid && found != BROKEN && !(caches & 1) && caches == load_acquire(&lock_of(map)->caches);
+        if (locked) section_leave(map, status);
+        if (valid) return status;
+        if (last) return MLSDM_STATUS_BUSY;
+    }
 }
 
-/* The id of the visible memory in a slot, 0 for none: the newest id of that slot, unless it has left the window. */
-static uint64_t resident_id(const struct mlsdm_map *map, uint64_t at, uint64_t newest) {
-    uint64_t id = newest - (newest + map->capacity + 1 - at) % ((uint64_t)map->capacity + 1);
-    return id > newest || id + map->capacity <= newest ? 0 : id;
+/* 1 if both marks of a slot are sound and agree. */
+static int marks_sound(const struct mlsdm_map *map, uint64_t at, uint64_t commit) {
+    int line = mark_lives(load_acquire(&slot_at(map, at)->mark), commit);
+    return line >= 0 && line == mark_lives(load_acquire(&code_at(map, at)->mark), commit);
 }
 
 int mlsdm_slot_check(struct mlsdm_map *map, uint64_t at, uint64_t *id) {
     for (int try = 0; try < 2; try++) { /* a slot that changes during the check is checked again in the next round */
         uint64_t commit = commit_of(map);
         if (commit == 0 || commit == DAMAGED) return 1;
-        *id = resident_id(map, at, state_at(map, commit)->scalars.newest_id);
-        int line = mark_lives(load_acquire(&slot_at(map, at)->mark), commit);
-        int code = mark_lives(load_acquire(&code_at(map, at)->mark), commit);
-        if (line == 0 && code == 0) return 1;
-        if (line == 1 && code == 1 && *id && slot_at(map, at)->id == *id && !code_at(map, at)->excluded &&
-            slot_sound(map, at))
+        *id = load_acquire(&link_at(map, at)->id);
+        if (marks_sound(map, at, commit) &&
+            (!slot_lives(map, at, commit) || (!code_at(map, at)->excluded && slot_sound(map, at))))
             return 1;
         if (still_at(map, commit)) return 0;
     }
@@ -138,15 +153,28 @@ int mlsdm_slot_repair(struct mlsdm_map *map, uint64_t at) {
     if (status) return status;
     uint64_t commit = commit_of(map);
     if ((status = state_copy(map, commit, &state, NULL))) return section_leave(map, status);
-    struct mlsdm_slot *slot = slot_at(map, at);
-    uint64_t id = resident_id(map, at, state.scalars.newest_id);
-    if (id && slot_is_live(map, at)) {
-        if (slot->id != id || !slot_sound(map, at)) return section_leave(map, MLSDM_STATUS_CORRUPT);
-        slot_mark(map, at, live_since(slot->position));
+    if (slot_is_live(map, at)) {
+        if (!slot_sound(map, at)) return section_leave(map, MLSDM_STATUS_CORRUPT);
+        slot_mark(map, at, live_since(slot_at(map, at)->position));
         code_at(map, at)->excluded = 0;
     } else {
         slot_mark(map, at, mark_lives(mark_of(map, at), commit) ? free_since(commit) : mark_of(map, at));
     }
+    return section_leave(map, MLSDM_STATUS_OK);
+}
+
+int mlsdm_links_check(struct mlsdm_map *map, uint32_t slot, uint32_t count, uint32_t *rebuilt) {
+    struct mlsdm_state state;
+    int status = section_enter(map);
+    if (status) return status;
+    uint64_t commit = commit_of(map);
+    if ((status = state_copy(map, commit, &state, NULL))) return section_leave(map, status);
+    uint64_t live = state.scalars.live;
+    int agree = list_agrees(map, FREE_SLOTS, map->slots - live) && list_agrees(map, MEMORIES, live) &&
+                list_at(map, FREE_SLOTS)->oldest == reference_to(state.spare);
+    for (uint32_t at = slot; agree && at < slot + count; at++) agree = caches_agree(map, at);
+    *rebuilt = (uint32_t)!agree;
+    if (!agree) caches_rebuild(map, commit);
     return section_leave(map, MLSDM_STATUS_OK);
 }
 

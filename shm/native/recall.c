@@ -4,8 +4,11 @@
  * (1) Without the lock, scan the int8 shadows, a quarter of the vectors' bytes. Each row gives an interval that holds
  * its cosine. L is the k-th largest lower end: only rows whose upper end reaches L can be among the best k, about a
  * hundred of 20,000 on real data. (2) Still without the lock, score these candidates in full and keep the best ones on
- * a shortlist, in order. (3) Under the lock, drop from the shortlist what was overwritten or deleted meanwhile, score
- * what was admitted meanwhile, and copy the k best.
+ * a shortlist, in order. (3) Under the lock, drop from the shortlist what has gone meanwhile, score what the log
+ * entries since the scan have written, and copy the k best.
+ *
+ * A candidate is a slot and a version, the position that wrote the slot: if the slot still holds that version under the
+ * lock, it has not changed since the scan began.
  *
  * docs/design/recall.md proves the interval and the exactness of step 3. */
 
@@ -17,11 +20,12 @@
 #define ATTEMPTS_UNLOCKED 3
 #define ATTEMPTS_MAX 6      /* two under the lock suffice: one finds the damage, the next works without it */
 #define PREFETCH_AHEAD 5120 /* bytes of shadow that are prefetched ahead of the row that is scanned */
-#define NEW_MAX 256         /* memories admitted since the scan, scored under the lock: 4 µs for their bounds */
+#define NEW_MAX 128         /* log entries since the scan that are read under the lock: under 10 µs */
 
 struct scored {
     double score;
-    uint64_t id;
+    uint64_t id, version;
+    uint32_t slot;
     int sound;
 };
 
@@ -41,6 +45,7 @@ struct search {
     float duplicate[DIMENSION_MAX]; /* a private copy of a vector that two memories share */
     int has_duplicate;
     uint64_t scanned, candidates;
+    uint64_t seen; /* position up to which memories were looked at without the lock */
 };
 
 static int search_prepare(const struct mlsdm_map *map, struct search *s, const struct mlsdm_query *query) {
@@ -98,31 +103,38 @@ static void lower_offer(struct search *s, float lower) {
 /* L: no memory below it can be among the best k. */
 static float lower_bound(const struct search *s) { return s->lowers == s->query->k ? s->lower[0] : -INFINITY; }
 
-/* 1 if no memory of a row can be in the answer. A mark that is damaged does not hide a memory.
+/* 1 if no memory of a row can be in the answer at position `commit`. A mark that is damaged does not hide a memory.
  *
- * PERF: the seal is computed only if the mark says so; of most rows two bits of the mark tell that they live. */
+ * PERF: the seal is computed only where the number in the mark says that no memory lives: in few rows. */
 static inline int row_is_out(const struct mlsdm_code *code, uint64_t commit) {
-    return code->excluded == MLSDM_EXCLUDED || ((code->mark & 1) && mark_lives(code->mark, commit) == 0);
+    uint64_t said = code->mark & SEALED_MAX;
+    return code->excluded == MLSDM_EXCLUDED ||
+           (((said & 1) || said >> 1 > commit) && mark_lives(code->mark, commit) == 0);
 }
 
-/* Step 1 over consecutive slots.
+/* Put the interval of one row into `upper` and the heap of lower ends. */
+static inline __attribute__((always_inline)) void row_scan(const struct mlsdm_map *map, struct search *s,
+                                                           uint64_t commit, const struct mlsdm_code *code,
+                                                           const int8_t *shadow, float *upper) {
+    *upper = -INFINITY;
+    if (row_is_out(code, commit) || !(s->mask >> (code->phase & 1) & 1)) return;
+    float center = center_of(s, code, shadow, map->shadow_stride), radius = radius_of(s, code);
+    *upper = center + radius;
+    lower_offer(s, center - radius);
+    s->scanned += 1;
+}
+
+/* Step 1.
  *
  * PERF: the processor's own prefetching stops at the end of each 4 KiB page; this one does not (what it fetches behind
  * the last row is wasted). 20,000 × 384 take 345 µs instead of 410 from a cache that all cores share; only reading
  * these bytes takes 250. */
-MLSDM_WIDE static void scan(const struct mlsdm_map *map, struct search *s, uint64_t commit, uint64_t slot,
-                            uint64_t count) {
-    const struct mlsdm_code *code = code_at(map, slot);
-    const int8_t *shadow = shadow_at(map, slot);
-    float *upper = s->query->bounds + slot;
-    for (uint64_t i = 0; i < count; i++, code++, shadow += map->shadow_stride) {
+MLSDM_WIDE static void scan(const struct mlsdm_map *map, struct search *s, uint64_t commit) {
+    const struct mlsdm_code *code = code_at(map, 0);
+    const int8_t *shadow = shadow_at(map, 0);
+    for (uint64_t i = 0; i < map->slots; i++, code++, shadow += map->shadow_stride) {
         for (uint32_t at = 0; at < map->shadow_stride; at += 64) __builtin_prefetch(shadow + PREFETCH_AHEAD + at);
-        upper[i] = -INFINITY;
-        if (row_is_out(code, commit) || !(s->mask >> (code->phase & 1) & 1)) continue;
-        float center = center_of(s, code, shadow, map->shadow_stride), radius = radius_of(s, code);
-        upper[i] = center + radius;
-        lower_offer(s, center - radius);
-        s->scanned += 1;
+        row_scan(map, s, commit, code, shadow, s->query->bounds + i);
     }
 }
 
@@ -173,93 +185,139 @@ static void shortlist_offer(struct search *s, struct scored new) {
 }
 static int by_rank(const void *a, const void *b) { return ranks_below(a, b) ? 1 : ranks_below(b, a) ? -1 : 0; }
 
-/* Score some memories, newest first in `found`, and offer them to the shortlist. The newest is offered first: of equal
- * scores it ranks first, so that the older ones are rejected at once. The oldest is scored first: where nearly all are
- * candidates, that is the direction in which the processor prefetches.
+/* Score some memories and offer them to the shortlist. `found` has them in descending order of their slots, which is
+ * that from the newest on unless memories were deleted: of equal scores the newest ranks first, so that the older ones
+ * are rejected at once. The last is scored first: where nearly all are candidates, that is the direction in which the
+ * processor prefetches.
  *
  * PERF: 20,000 identical vectors of 384 dimensions take 1.7 ms; with the newest scored first 3.3 ms. */
 static void shortlist_fill(const struct mlsdm_map *map, struct search *s, struct scored *found, uint32_t count) {
-    for (uint32_t i = count; i--;) found[i].score = score_of(map, s, slot_of(map, found[i].id));
+    for (uint32_t i = count; i--;) found[i].score = score_of(map, s, found[i].slot);
     for (uint32_t i = 0; i < count; i++) shortlist_offer(s, found[i]);
     s->candidates += count;
 }
 
-/* Steps 1 and 2 for the ids first … last, which are all admitted. */
-static void scan_ids(const struct mlsdm_map *map, struct search *s, uint64_t commit, uint64_t first, uint64_t last) {
-    uint64_t slots = (uint64_t)map->capacity + 1, from = slot_of(map, first), count = last + 1 - first;
-    uint64_t straight = count < slots - from ? count : slots - from;
-    scan(map, s, commit, from, straight);
-    if (count > straight) scan(map, s, commit, 0, count - straight);
+/* The position that wrote the memory in a slot: by its marks, unless they are damaged, or about to free the slot. */
+static uint64_t version_of(const struct mlsdm_map *map, uint64_t slot) {
+    uint64_t said = unseal(mark_of(map, slot));
+    return said == 0 || said & 1 ? slot_at(map, slot)->position : said >> 1; /* DAMAGED is odd */
+}
+
+/* Step 2 for one row that was scanned: 1 if it is a candidate, which is written to `found`. What was written after the
+ * scan began comes from the log. */
+static int candidate(const struct mlsdm_map *map, const struct search *s, float bound, uint64_t slot,
+                     struct scored *found) {
+    if (!(s->query->bounds[slot] >= bound && s->query->bounds[slot] > -INFINITY)) return 0; /* false for NaN, too */
+    *found = (struct scored){.version = version_of(map, slot), .id = slot_at(map, slot)->id, .slot = (uint32_t)slot};
+    return found->version <= s->seen;
+}
+
+/* Steps 1 and 2 for every memory that lives at position `s->seen`. */
+static void scan_all(const struct mlsdm_map *map, struct search *s, uint64_t spare) {
+    scan(map, s, s->seen);
     float bound = lower_bound(s);
     struct scored found[BATCH];
     uint32_t run = 0;
-    for (uint64_t id = last, slot = slot_of(map, last); id >= first; id--, slot = slot ? slot - 1 : slots - 1) {
-        if (!(s->query->bounds[slot] >= bound && s->query->bounds[slot] > -INFINITY)) continue; /* false for NaN, too */
-        found[run++] = (struct scored){.id = id};
+    for (uint64_t i = 0, slot = spare % map->slots; i < map->slots; i++) {
+        slot = slot ? slot - 1 : map->slots - 1;
+        run += (uint32_t)candidate(map, s, bound, slot, found + run);
         if (run == BATCH) shortlist_fill(map, s, found, run), run = 0;
     }
     shortlist_fill(map, s, found, run);
 }
 
-/* 1 if the memory is in the window and not deleted. Under the lock. */
-static int memory_is_live(const struct mlsdm_map *map, uint64_t id, uint64_t newest) {
-    return id + map->capacity > newest && slot_is_live(map, slot_of(map, id));
+/* The slot + 1 that the log entry of a position wrote, 0 for none; more than any slot if the entry is damaged. */
+static uint64_t slot_written(const struct mlsdm_map *map, uint64_t position) {
+    const struct mlsdm_entry *entry = entry_at(map, position);
+    if (entry->position != position || entry->checksum != entry_checksum(entry)) return UINT64_MAX;
+    return entry->kind == MLSDM_KIND_DECISION ? ((const struct mlsdm_decided *)entry->detail)->slot : 0;
 }
 
-static void match_insert(struct mlsdm_match *matches, uint32_t *count, uint32_t k, uint64_t id, double score) {
-    uint32_t at = *count < k ? (*count)++ : k;
-    while (at && (matches[at - 1].score < score || (matches[at - 1].score == score && matches[at - 1].id < id))) {
-        if (at < k) matches[at] = matches[at - 1];
-        at--;
+/* Steps 1 and 2, still without the lock, for what was written after `s->seen`, up to position `commit`. Returns 0 if
+ * the log does not tell. */
+static int scan_since(const struct mlsdm_map *map, struct search *s, uint64_t commit) {
+    uint64_t first = s->seen + 1;
+    s->seen = commit;
+    for (uint64_t at = first; at <= commit; at++) {
+        uint64_t slot = slot_written(map, at);
+        if (slot == 0) continue;
+        if (slot > map->slots) return 0;
+        row_scan(map, s, commit, code_at(map, slot - 1), shadow_at(map, slot - 1), s->query->bounds + slot - 1);
+        struct scored found;
+        if (candidate(map, s, lower_bound(s), slot - 1, &found) && found.version == at)
+            shortlist_fill(map, s, &found, 1);
     }
-    if (at < k) matches[at] = (struct mlsdm_match){.id = id, .score = score};
+    return 1;
+}
+
+/* 1 if a slot holds the memory that was written at position `version`. Under the lock. */
+static int still_holds(const struct mlsdm_map *map, uint64_t slot, uint64_t version) {
+    return slot_is_live(map, slot) && version_of(map, slot) == version;
+}
+
+/* Put one memory among the k best so far. */
+static void best_insert(struct scored *best, uint32_t *count, uint32_t k, struct scored new) {
+    uint32_t at = *count < k ? (*count)++ : k;
+    for (; at && ranks_below(&best[at - 1], &new); at--)
+        if (at < k) best[at] = best[at - 1];
+    if (at < k) best[at] = new;
 }
 
 /* Exclude every damaged memory from the scan, where its bounds are misleading. The scrub finds such slots and deletes
  * the memories. Under the lock. */
-static void quarantine(const struct mlsdm_map *map, uint64_t newest, struct mlsdm_recall_result *result) {
-    for (uint64_t id = newest > map->capacity ? newest - map->capacity + 1 : 1; id <= newest; id++) {
-        uint64_t slot = slot_of(map, id);
-        if (memory_is_live(map, id, newest) && slot_sound(map, slot)) continue;
-        if (memory_is_live(map, id, newest)) result->corrupt_id = id;
+static void quarantine(const struct mlsdm_map *map, struct mlsdm_recall_result *result) {
+    for (uint64_t slot = 0; slot < map->slots; slot++) {
+        int lives = slot_is_live(map, slot);
+        if (lives && slot_sound(map, slot)) continue;
+        if (lives) result->corrupt_id = link_at(map, slot)->id;
         code_at(map, slot)->excluded = MLSDM_EXCLUDED;
     }
 }
 
-/* Step 3, under the lock. Returns 0 if too few of the shortlist are still live to prove the answer. */
-static int settle(const struct mlsdm_map *map, struct search *s, uint64_t seen, const struct mlsdm_scalars *now,
-                  struct mlsdm_match *matches, struct mlsdm_recall_result *result) {
-    uint32_t k = s->query->k;
+/* Step 3, under the lock, at position `commit`. Returns 0 if too few of the shortlist are still live to prove the
+ * answer, or if the log does not tell what was written since the scan. */
+static int settle(const struct mlsdm_map *map, struct search *s, uint64_t commit, struct mlsdm_match *matches,
+                  struct mlsdm_recall_result *result) {
+    uint32_t k = s->query->k, count = 0;
     double bound = lower_bound(s);
-    result->count = 0;
-    for (uint32_t i = 0; i < s->shortlisted && result->count < k && s->shortlist[i].score >= bound; i++) {
-        uint64_t id = s->shortlist[i].id;
-        if (!memory_is_live(map, id, now->newest_id)) continue;
-        if (!s->shortlist[i].sound && !slot_sound(map, slot_of(map, id)))
-            result->corrupt_id = id;
+    struct scored best[MLSDM_TOP_K_MAX];
+    for (uint32_t i = 0; i < s->shortlisted && count < k && s->shortlist[i].score >= bound; i++) {
+        struct scored *found = &s->shortlist[i];
+        if (!still_holds(map, found->slot, found->version)) continue;
+        if (!found->sound && !slot_sound(map, found->slot))
+            result->corrupt_id = link_at(map, found->slot)->id;
         else
-            match_insert(matches, &result->count, k, id, s->shortlist[i].score);
+            best_insert(best, &count, k, *found);
     }
     int complete = s->lowers < k && s->candidates <= SHORTLIST; /* every memory that matches is on the shortlist */
-    if (result->count < k && !complete) return 0;
-    for (uint64_t id = seen + 1; id <= now->newest_id; id++) {
-        uint64_t slot = slot_of(map, id);
+    if ((count < k && !complete) || commit - s->seen >= map->log_capacity) return 0;
+    for (uint64_t at = s->seen + 1; at <= commit; at++) {
+        uint64_t slot = slot_written(map, at) - 1;
+        if (slot == UINT64_MAX) continue;
+        if (slot >= map->slots) return 0;
         const struct mlsdm_code *code = code_at(map, slot);
-        if (!memory_is_live(map, id, now->newest_id) || !(s->mask >> (code->phase & 1) & 1)) continue;
+        if (!still_holds(map, slot, at) || !(s->mask >> (code->phase & 1) & 1)) continue;
         s->scanned += 1;
-        if (result->count == k &&
-            center_of(s, code, shadow_at(map, slot), map->shadow_stride) + radius_of(s, code) < matches[k - 1].score)
+        if (count == k &&
+            center_of(s, code, shadow_at(map, slot), map->shadow_stride) + radius_of(s, code) < best[k - 1].score)
             continue;
         if (!slot_sound(map, slot))
-            result->corrupt_id = id;
+            result->corrupt_id = link_at(map, slot)->id;
         else
-            match_insert(matches, &result->count, k, id, score_of(map, s, slot));
+            best_insert(
+                best, &count, k,
+                (struct scored){.score = score_of(map, s, slot), .id = slot_at(map, slot)->id, .slot = (uint32_t)slot});
     }
-    for (uint32_t i = 0; i < result->count; i++) {
-        uint64_t at = slot_of(map, matches[i].id);
+    result->count = count;
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t at = best[i].slot;
         const struct mlsdm_slot *slot = slot_at(map, at);
-        matches[i].moral = slot->moral, matches[i].time_ns = slot->time_ns;
-        matches[i].phase = slot->phase, matches[i].payload_size = slot->payload_size;
+        matches[i] = (struct mlsdm_match){.id = slot->id,
+                                          .score = best[i].score,
+                                          .moral = slot->moral,
+                                          .time_ns = slot->time_ns,
+                                          .phase = slot->phase,
+                                          .payload_size = slot->payload_size};
         if (s->query->vectors)
             memcpy(s->query->vectors + (size_t)i * map->dimension, vector_at(map, at), map->dimension * sizeof(float));
         if (s->query->payloads)
@@ -282,30 +340,29 @@ int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct 
         status = held ? section_enter(map) : mlsdm_state_read(map, &state, NULL);
         if (status) break;
         if (held && (status = state_copy(map, commit_of(map), &state, NULL))) return section_leave(map, status);
-        uint64_t seen = state.scalars.newest_id, first = seen > map->capacity ? seen - map->capacity + 1 : 1;
-        uint32_t phase = state.scalars.phase;
-        s->mask = query->phase_masks[phase];
+        s->mask = query->phase_masks[state.scalars.phase];
         s->lowers = s->shortlisted = 0;
         s->scanned = s->candidates = 0;
-        if (seen) scan_ids(map, s, state.position, first, seen);
-        /* Scan what was admitted meanwhile, if it is much, before the lock is taken. */
+        s->seen = state.position;
+        scan_all(map, s, state.spare);
+        /* Read what was written meanwhile, if it is much, before the lock is taken. */
+        int told = 1;
         for (int round = 0; !held && round < 3; round++) {
             if ((status = mlsdm_state_read(map, &state, NULL))) return status;
-            if (state.scalars.newest_id - seen <= NEW_MAX || state.scalars.newest_id - seen >= map->capacity) break;
-            scan_ids(map, s, state.position, seen + 1, state.scalars.newest_id);
-            seen = state.scalars.newest_id;
+            if (state.position - s->seen <= NEW_MAX || state.position - s->seen >= map->log_capacity) break;
+            if (!(told = scan_since(map, s, state.position))) break;
         }
         qsort(s->shortlist, s->shortlisted, sizeof *s->shortlist, by_rank);
         for (uint32_t i = 0; i < s->shortlisted && i < query->k; i++)
-            s->shortlist[i].sound = slot_sound(map, slot_of(map, s->shortlist[i].id));
+            s->shortlist[i].sound = slot_sound(map, s->shortlist[i].slot);
         int lost = !held && (status = section_enter(map)) == MLSDM_STATUS_LOST;
         if (lost) status = MLSDM_STATUS_OK;
         if (status) return status;
         uint64_t commit = commit_of(map);
         if (!(status = state_copy(map, commit, &state, NULL))) {
-            const struct mlsdm_scalars *now = &state.scalars;
-            done = s->mask == query->phase_masks[now->phase] && settle(map, s, seen, now, matches, result);
-            if (held && !done) quarantine(map, now->newest_id, result);
+            done =
+                told && s->mask == query->phase_masks[state.scalars.phase] && settle(map, s, commit, matches, result);
+            if (held && !done) quarantine(map, result);
             result->as_of = commit, result->time_ns = state.time_ns, result->attempts = (uint32_t)attempt;
             result->scanned = s->scanned, result->candidates = s->candidates;
         }

@@ -131,7 +131,7 @@ def memory_read(block: Block, memory_id: int = 1) -> int:
 
 def recall(block: Block, vector: np.ndarray = VECTOR) -> int:
     """Recall three memories."""
-    floats, bounds = ffi.from_buffer("float[]", vector), ffi.new("float[]", LAYOUT.capacity + 1)
+    floats, bounds = ffi.from_buffer("float[]", vector), ffi.new("float[]", LAYOUT.slots)
     query = ffi.new("struct mlsdm_query *", {"vector": floats, "k": 3, "phase_masks": (3, 3), "bounds": bounds})
     matches, result = ffi.new("struct mlsdm_match[]", 3), ffi.new("struct mlsdm_recall_result *")
     return lib.mlsdm_recall(block.map, query, matches, result)
@@ -147,6 +147,11 @@ def slot_repair(block: Block) -> int:
     return lib.mlsdm_slot_repair(block.map, 1)
 
 
+def links_check(block: Block) -> int:
+    """Hold the links of all slots against the slots."""
+    return lib.mlsdm_links_check(block.map, 0, LAYOUT.slots, ffi.new("uint32_t *"))
+
+
 def chain_repair(block: Block) -> int:
     """Repair a chain."""
     return lib.mlsdm_chain_repair(block.map, 1)
@@ -156,9 +161,9 @@ def chain_repair(block: Block) -> int:
 CALLS: Final[dict[str, Call]] = {
     call.__name__: call
     for call in (
-        vectors_check, state_read, tallies_read, entries_read, memory_read, recall, slot_repair, chain_repair,
-        row_claim, admit, admit_batch, tick, vitals_write, vitals_write_unlocked, command_withdraw, command_post,
-        command_apply, forget, epoch_begin,
+        vectors_check, state_read, tallies_read, entries_read, memory_read, recall, slot_repair, links_check,
+        chain_repair, row_claim, admit, admit_batch, tick, vitals_write, vitals_write_unlocked, command_withdraw,
+        command_post, command_apply, forget, epoch_begin,
     )
 }  # fmt: skip
 UNLOCKED: Final = {"vectors_check", "vitals_write_unlocked", "entries_read"}

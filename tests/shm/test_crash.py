@@ -117,7 +117,7 @@ class TestStaged:
         layout = used.block.layout
         before = copied(used.store.entries(int(used.store.state().position), 1)[0][0])
         state = used.store.state()
-        levels, spare = int(state.levels) ^ 1, (int(state.scalars.newest_id) + 1) % (layout.capacity + 1)
+        levels, spare = int(state.levels) ^ 1, int(state.spare)
         receipt = (int(state.receipts) + 1) % (layout.receipt_capacity + 1)
         strides = {region.name: region.stride for region in layout.regions()}
 
@@ -344,6 +344,16 @@ def batch(formed: Formed) -> Any:
     return Decision._make(decisions[1])
 
 
+def reuse(formed: Formed) -> object:
+    """Admit an event that is accepted into a store with room; `Death.of` has deleted a memory."""
+    return formed.decide(950_007, b"payload")
+
+
+def rebuild(formed: Formed) -> object:
+    """Reject an event, after index and lists were made again; `Death.of` has said that they were being changed."""
+    return formed.decide(1)
+
+
 def forget(formed: Formed) -> object:
     """Delete a memory."""
     return formed.store.forget(formed.now(), 15)
@@ -375,7 +385,8 @@ def claim(formed: Formed) -> object:
 
 
 OPERATIONS = (
-    accept, reject, accept_keyed, reject_keyed, repeat, batch, forget, tick, epoch, command, post, claim,
+    accept, reject, accept_keyed, reject_keyed, repeat, batch, reuse, rebuild, forget, tick, epoch, command, post,
+    claim,
 )  # fmt: skip
 KEYED = (accept_keyed, reject_keyed, repeat, batch)
 NOTHING_COMMITTED = (repeat, post, claim)
@@ -400,8 +411,12 @@ class Death(NamedTuple):
         """Prove the block, then record the path; the block is left as it was."""
         if operation is command:
             formed.store.post_command("reset")
+        if operation is reuse:
+            formed.store.forget(formed.now(), 17)
         witness = Witness(formed)
         witness.check()
+        if operation is rebuild:
+            formed.block.region("lock").caches += 1
         image, section = formed.block.memory[:], SECOND if operation is batch else tracee.SECTION
         position = int(formed.store.state().position) + (operation is batch)
         path = tracee.path_of(lambda: operation(formed), section)
@@ -495,7 +510,7 @@ class TestStepped:
             assert not committed[0]
             assert committed[-1] or STRIDE > 70  # the instructions behind the commit are about so many
 
-    @pytest.mark.parametrize("operation", [accept, forget])
+    @pytest.mark.parametrize("operation", [accept, reuse, rebuild, forget])
     def test_death_of_the_successor(self, small: Formed, operation: Callable[[Formed], Any]) -> None:
         """A process dies inside, and the next one to enter dies during the repair."""
         death = Death.of(small, operation)

@@ -42,7 +42,7 @@ class TestMemory:
             formed.accept(number, b"x" * 64)
         memory_id = formed.accept(0, b"abc")
 
-        assert memory_id % 51 == 52 % 51
+        assert formed.slot_of(memory_id) == 52 % 51
         assert formed.store.memory(memory_id).payload == b"abc"
 
     @pytest.mark.parametrize("payload_size_max", [0, 1, 8, 100])
@@ -70,7 +70,7 @@ class TestMemory:
         assert formed.live_ids() == list(range(2, 52))
 
     def test_ids_are_never_reused(self, formed: Formed) -> None:
-        """Over many rounds of the ring, with deletions, each accepted event gets the next id."""
+        """Over many rounds of the store, with deletions, each accepted event gets the next id."""
         given = []
         for number in range(333):
             given.append(formed.accept(number))
@@ -78,7 +78,7 @@ class TestMemory:
                 formed.store.forget(formed.now(), given[-1])
 
         assert given == list(range(1, 334))
-        assert formed.live_ids() == [memory_id for memory_id in range(284, 334) if memory_id % 3 != 1]
+        assert formed.live_ids() == [memory_id for memory_id in range(334) if memory_id % 3 != 1][-50:]
 
     def test_rejected_events_take_no_id(self, formed: Formed) -> None:
         """The id is the accepted ordinal, the sequence counts both."""
@@ -109,7 +109,7 @@ class TestMemory:
 
 class TestForget:
     def test_deleted_memory_is_gone(self, formed: Formed) -> None:
-        """A deleted memory is Gone, cannot be deleted again, and leaves a hole until the ring passes."""
+        """A deleted memory is Gone, cannot be deleted again, and leaves room for another one."""
         ids = [formed.accept(number) for number in range(50)]
         entry = copied(formed.store.forget(formed.now(), 7))
         decided = decided_of(entry)

@@ -136,7 +136,7 @@ class History:
             del self.moments[old]
         self._oldest = kept
         seen = self.moments[kept].seen
-        first_id = seen.scalars.newest_id - self.layout.capacity
+        first_id = min(self.moments[kept].live, default=seen.scalars.newest_id)
         first_receipt = seen.receipts - self.layout.receipt_capacity
         self.memories = {i: memory for i, memory in self.memories.items() if i >= first_id}
         self.receipts = {n: receipt for n, receipt in self.receipts.items() if n >= first_receipt}
@@ -220,8 +220,9 @@ class History:
             int(decided.memory_id), int(entry.position), int(entry.time_ns), moral, norm(vector),
             int(entry.before.phase), vector.tobytes(), payload,
         )  # fmt: skip
-        oldest = decided.memory_id - self.layout.capacity
-        return (*(i for i in moment.live if i > oldest), int(decided.memory_id)), receipts
+        victim = moment.live[0] if len(moment.live) == self.layout.capacity else 0
+        check_equal(f"{what}: victim", victim, int(decided.victim_id))
+        return (*(i for i in moment.live if i != victim), int(decided.memory_id)), receipts
 
     def _keep(self, entry: Any, live: tuple[int, ...], receipts: int) -> None:
         model = self.model

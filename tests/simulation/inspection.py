@@ -75,10 +75,10 @@ class Inspection:
 
     def _memories(self) -> None:
         store, layout = self.formed.store, self.formed.block.layout
-        slots = range(layout.capacity + 1)
+        slots = range(layout.slots)
         check_equal("sound slots", [(True, 0)] * len(slots), [store.check_slot(slot) for slot in slots])
         newest, live = self.history.model.newest_id, set(self.history.now.live)
-        for memory_id in range(max(1, newest - layout.capacity), newest + 2):
+        for memory_id in sorted(live.union(range(max(1, newest - layout.capacity), newest + 2))):
             found: Any
             try:
                 found = store.memory(memory_id)
@@ -88,21 +88,24 @@ class Inspection:
             check_equal(
                 f"memory {memory_id}", self.history.memories[memory_id] if memory_id in live else expected, found
             )
-            if memory_id not in live and 0 < newest - memory_id < layout.capacity:
-                self._erased(memory_id)
+        for slot in slots:
+            freed_at = int(self.formed.block.region("slots", slot).mark) % 2**48
+            moment = self.history.moments.get(freed_at // 2) if freed_at % 2 else None
+            if moment and moment.kind == "delete":
+                self._erased(slot)
 
-    def _erased(self, memory_id: int) -> None:
-        """Check that the bytes of a deleted memory are erased, unless the actor that deletes it is stopped or dead: the
-        intent record says so.
+    def _erased(self, slot: int) -> None:
+        """Check that the bytes of a deleted memory are erased, unless the actor that deletes it is stopped or dead, or
+        another one is writing the next memory there: the intent record says so.
         """
-        slot = memory_id % (self.formed.block.layout.capacity + 1)
-        if self.formed.block.region("lock").intent_erase == slot + 1:
+        lock = self.formed.block.region("lock")
+        if lock.intent_erase == slot + 1 or self.formed.store.state().spare == slot:
             return
         for region in self.formed.block.layout.regions():
             if region.name in ("vectors", "shadow", "payloads"):
                 at = region.offset + slot * region.stride
                 left = self.formed.block.memory[at : at + region.stride]
-                check(f"{region.name} of the deleted memory {memory_id} are erased", not any(left))
+                check(f"{region.name} of slot {slot}, whose memory was deleted, are erased", not any(left))
 
     def _command(self, actor: Actor) -> None:
         """Check that only an allowed operation changed the command slot: post, withdraw, or apply (`History.enter`)."""

@@ -212,4 +212,4 @@ class Judge:
         """What it entered was followed, and what it result is for the alarm to judge."""
 
     def _scrub(self, what: str, found: Any, _trace: Trace, _moments: list[Moment]) -> None:
-        check_equal(what, [(True, 0)] * (self.history.layout.capacity + 1), found)
+        check_equal(what, [(True, 0)] * self.history.layout.slots, found)

@@ -269,7 +269,7 @@ class Player:
         return emergency
 
     def scrub(self) -> list[tuple[bool, int]]:
-        return [self.store.check_slot(slot) for slot in range(self.block.layout.capacity + 1)]
+        return [self.store.check_slot(slot) for slot in range(self.block.layout.slots)]
 
 
 def image_of(entry: Any) -> bytes:

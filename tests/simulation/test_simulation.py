@@ -60,7 +60,7 @@ class TestReportsFailures:
         """A memory that changes without an operation is found in the next step; the report says how to repeat it."""
         with World(3) as world:
             world.run(100)
-            slot = world.history.now.live[-1] % (world.formed.block.layout.capacity + 1)
+            slot = world.formed.slot_of(world.history.now.live[-1])
             offset, _ = world.formed.region_bytes("vectors")
             world.formed.block.memory[offset + slot * world.formed.block.layout.vector_stride] ^= 1
 

@@ -137,18 +137,19 @@ def test_unknown_and_repeated_parameters_are_422(
     assert (document["status"], document["code"], document["field"]) == (422, code, field)
 
 
-def test_a_deleted_slot_stays_empty_until_the_ring_reaches_it(still_server: LiveServer) -> None:
-    """`memory_used` comes back to the capacity only when the hole's slot is taken again."""
+def test_a_deleted_memory_makes_room_for_another(still_server: LiveServer) -> None:
+    """In a full store the next accepted event takes the room, and nothing is evicted for it."""
     sent(still_server, "/events", of_json([{"event_vector": EXAMPLE, "moral_value": 1.0}] * 100))
     memory_id = accepted(still_server)["memory_id"]
     assert delete(still_server, memory_id).status == 200
 
-    used = []
-    for _ in range(100):
-        still_server.event(EXAMPLE, 1.0)
-        used.append(still_server.state()["memory_used"])
+    oldest = memory_id - 99
+    assert still_server.state()["memory_used"] == 99
 
-    assert used == [99] * 99 + [100]
+    for answer, used in ((200, 100), (410, 100)):
+        still_server.event(EXAMPLE, 1.0)
+        assert still_server.state()["memory_used"] == used
+        assert still_server.request("GET", f"/memories/{oldest}").status == answer
 
 
 def test_a_body_is_ignored(still_server: LiveServer) -> None:

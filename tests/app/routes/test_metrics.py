@@ -84,6 +84,7 @@ FAMILIES = {
     "mlsdm_lock_acquisitions": "counter",
     "mlsdm_lock_deaths": "counter",
     "mlsdm_lock_rollbacks": "counter",
+    "mlsdm_index_rebuilds": "counter",
     "mlsdm_lock_kills": "counter",
     "mlsdm_lock_waits": "counter",
     "mlsdm_lock_wait_seconds": "counter",

@@ -404,7 +404,7 @@ class TestUnderWriters:
                     decided = decided_of(entry)
                     if KINDS[entry.kind] == "decision":
                         live[decided.memory_id] = formed.pool.index_of(decided.moral), entry.before.phase
-                        live.pop(decided.memory_id - self.CAPACITY, None)
+                        live.pop(decided.victim_id, None)
                     elif KINDS[entry.kind] == "delete":
                         del live[decided.memory_id]
                     phase = entry.after.phase

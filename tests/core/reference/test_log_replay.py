@@ -85,7 +85,7 @@ class History(RuleBasedStateMachine):
         self.rejected = 0
         self.position = 1
         self.vectors: dict[int, Vector] = {}
-        self.deleted: set[int] = set()
+        self.live: list[int] = []  # in the order in which they are evicted
         self.receipts = 0
         self.promised: deque[tuple[int, Decision]] = deque(maxlen=RECEIPT_CAPACITY)
 
@@ -117,13 +117,17 @@ class History(RuleBasedStateMachine):
         if accepted:
             self.levels = self.levels.after_run(vector, self.regime.synapse)
             self.vectors[len(self.vectors) + 1] = vector
+            evicted = [self.live.pop(0)] if len(self.live) == self.formed.block.layout.capacity else [0]
+            self.live.append(len(self.vectors))
         else:
+            evicted = [0]
             self.rejected += 1
         if self.regime.rhythm.by_events:
             self._step()
         self._logged(entry, "decision")
         decided = decided_of(entry)
         assert (value, len(self.vectors) if accepted else 0) == (decided.moral, decided.memory_id)
+        assert evicted == [decided.victim_id]
         if keyed:
             self.receipts += 1
             self.promised.append((self.receipts, decision))
@@ -232,12 +236,12 @@ class History(RuleBasedStateMachine):
         assert self.formed
         memory_id = len(self.vectors) - back
         given = 1 <= memory_id <= len(self.vectors)
-        if memory_id not in self._live():
+        if memory_id not in self.live:
             with pytest.raises(Gone if given else Unknown):
                 self.formed.store.forget(self.formed.now(), max(memory_id, 0))
             return
         entry = self.formed.store.forget(self.formed.now(), memory_id)
-        self.deleted.add(memory_id)
+        self.live.remove(memory_id)
         self._logged(entry, "delete")
         assert memory_id == decided_of(entry).memory_id
 
@@ -248,11 +252,6 @@ class History(RuleBasedStateMachine):
         vector = np.full(len(self.levels.l1), bad, np.float32)
         with pytest.raises(TooLong if math.isfinite(bad) else NotFinite):
             self.formed.store.admit(self.formed.now(), 1.0, vector, b"")
-
-    def _live(self) -> set[int]:
-        assert self.formed
-        newest = len(self.vectors)
-        return set(range(max(1, newest - self.formed.block.layout.capacity + 1), newest + 1)) - self.deleted
 
     @invariant()
     def same(self) -> None:
@@ -270,7 +269,7 @@ class History(RuleBasedStateMachine):
             self.rejected,
             self.rhythm.step,
             len(self.vectors),
-            len(self._live()),
+            len(self.live),
         )
         assert Scalars.of(state.scalars) == expected
         assert (self.position, self.receipts) == (state.position, state.receipts)
@@ -295,7 +294,7 @@ class History(RuleBasedStateMachine):
         assert [level.tobytes() for level in self.levels] == [level.tobytes() for level in model.levels]
         middle = random.randrange(len(entries))
         assert replay(entries[middle:], live).scalars == model.scalars == Scalars.of(store.state().scalars)
-        assert sorted(self._live()) == self.formed.live_ids()
+        assert sorted(self.live) == self.formed.live_ids()
         self.formed.close()
 
 
