@@ -262,7 +262,7 @@ def _read_state(store: Store, now_ns: int) -> State:
             step=scalars.step,
             level_norms=norms,
             stopped=bool(scalars.flags & FLAG_STOPPED),
-            epoch=state.epoch,
+            epoch=store.block.epoch,
             threshold_min=state.settings.min_threshold,
             threshold_max=state.settings.max_threshold,
             recent=_recent(entries, now_ns),

@@ -155,6 +155,7 @@ class Lock(CData):
     sampled_ns: int
     caches: int
     rebuilds: int
+    epoch: int
     @property
     def reserved(self) -> UInt64Array: ...
     @reserved.setter
@@ -220,7 +221,6 @@ class State(CData):
     scalars: Scalars
     settings: Settings
     time_ns: int
-    epoch: int
     ticket: int
     levels: int
     levels_checksum: int
@@ -228,6 +228,7 @@ class State(CData):
     configured: int
     ticket_position: int
     spare: int
+    reserved: int
     checksum: int
 class StatePointer(State):
     def __add__(self, offset: int) -> StatePointer: ...
@@ -288,6 +289,7 @@ class Vitals(CData):
     drift: int
     mended: int
     service_bytes: int
+    epoch: int
 class VitalsPointer(Vitals):
     def __add__(self, offset: int) -> VitalsPointer: ...
     def __getitem__(self, index: int) -> Vitals: ...
@@ -357,7 +359,7 @@ class Entry(CData):
     kind: int
     row: int
     time_ns: int
-    epoch: int
+    reserved: int
     before: Scalars
     after: Scalars
     @property
@@ -945,7 +947,7 @@ class Lib:
     MLSDM_KIND_DELETE: int
     MLSDM_KIND_STOP: int
     MLSDM_KIND_RESUME: int
-    MLSDM_KIND_EPOCH: int
+    MLSDM_KIND_START: int
     MLSDM_STATUS_OK: int
     MLSDM_STATUS_BUSY: int
     MLSDM_STATUS_STOPPED: int
@@ -990,7 +992,8 @@ class Lib:
     def mlsdm_admit_batch(self, map: MapPointer, now_ns: int, count: int, morals: DoublePointer, vectors: FloatPointer, payloads: UInt8Pointer | bytes | Null, payload_ends: UInt64Pointer | Null, hash: IdempotencyHashPointer | Null, decisions: Array[Decision], done: UInt32Pointer, /) -> int: ...
     def mlsdm_vectors_check(self, map: MapPointer, vectors: FloatPointer, count: int, bad: UInt32Pointer, /) -> int: ...
     def mlsdm_forget(self, map: MapPointer, now_ns: int, memory_id: int, entry: EntryPointer, /) -> int: ...
-    def mlsdm_epoch_begin(self, map: MapPointer, now_ns: int, settings: SettingsPointer, entry: EntryPointer, /) -> int: ...
+    def mlsdm_epoch_begin(self, map: MapPointer, now_ns: int, settings: SettingsPointer, epoch: UInt64Pointer, /) -> int: ...
+    def mlsdm_epoch(self, map: MapPointer, /) -> int: ...
     def mlsdm_tick(self, map: MapPointer, now_ns: int, epoch: int, entry: EntryPointer, /) -> int: ...
     def mlsdm_command_apply(self, map: MapPointer, now_ns: int, epoch: int, entry: EntryPointer, /) -> int: ...
     def mlsdm_vitals_write(self, map: MapPointer, epoch: int, vitals: VitalsPointer, /) -> int: ...

@@ -21,7 +21,7 @@ from typing import Final, Literal, Self, overload
 
 from shm._native import ffi, lib
 from shm.errors import Corrupt
-from shm.layout import LAYOUT_VERSION, MAGIC, NO_ROW, PAGE, REGIONS, Layout
+from shm.layout import LAYOUT_VERSION, MAGIC, NO_ROW, PAGE, REGIONS, Layout, seal
 from shm.process import Identity
 from shm.records import (
     CData,
@@ -202,6 +202,20 @@ class Block:
         if position == _DAMAGED:
             raise Corrupt("the commit word is damaged: its seal is broken")
         return position
+
+    @property
+    def epoch(self) -> int:
+        """The number of the newest controller, 0 before the first. Raises Corrupt if both words of it are damaged."""
+        epoch = lib.mlsdm_epoch(self.map)
+        if epoch == _DAMAGED:
+            raise Corrupt("the epoch is damaged: the seals of both of its words are broken")
+        return epoch
+
+    @property
+    def is_epoch_damaged(self) -> bool:
+        """Whether the word of the epoch is damaged: then no controller may write, until the next one has begun."""
+        word = int(self.region("lock").epoch)
+        return word != seal(word % 2**48)
 
     def repair_header(self) -> bool:
         """Write the header again from the copy. Returns False if it was not damaged."""

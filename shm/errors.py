@@ -29,7 +29,7 @@ class Stopped(StoreError):
 
 
 class Stale(StoreError):
-    message = "A newer controller has taken over; this one may not write."
+    message = "A newer controller has taken over, or the word of the epoch is damaged; this one may not write."
 
 
 class Corrupt(StoreError):

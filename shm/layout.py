@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-LAYOUT_VERSION: Final = 8
+LAYOUT_VERSION: Final = 9
 MAGIC: Final = int.from_bytes(b"MLSDMBLK", "little")
 CACHE_LINE: Final = 64
 PAGE: Final = 4096
@@ -135,7 +135,13 @@ RECORDS: Final = (
             ),
             Field("caches", "u8", "count", "odd while index and lists change; whoever finds it odd rebuilds them"),
             Field("rebuilds", "u8", "count", "times that index and lists were made again from the slots"),
-            Field("reserved", "u8", "–", "zero", 7),
+            Field(
+                "epoch",
+                "u8",
+                "sealed count",
+                "number of the newest controller; an older one may not write, and none while the word is damaged",
+            ),
+            Field("reserved", "u8", "–", "zero", 6),
         ),
     ),
     Record(
@@ -202,7 +208,6 @@ RECORDS: Final = (
             Field("scalars", "scalars", "", "the part that each log entry has before and after"),
             Field("settings", "settings", "", "settings in force"),
             Field("time_ns", "i8", "ns", "CLOCK_BOOTTIME of the transition; never goes back"),
-            Field("epoch", "u8", "count", "number of the controller; an older one may not write"),
             Field("ticket", "u8", "count", "newest command that was carried out"),
             Field("levels", "u8", "0 or 1", "level buffer of this state"),
             Field("levels_checksum", "u8", "–", "checksum of that buffer"),
@@ -210,6 +215,7 @@ RECORDS: Final = (
             Field("configured", "u8", "–", "checksum of the settings that the configuration asked for last"),
             Field("ticket_position", "u8", "position", "position that carried out the newest command"),
             Field("spare", "u8", "slot", "free slot that the next memory is written into"),
+            Field("reserved", "u8", "–", "zero"),
             Field("checksum", "u8", "–", "checksum of the bytes above"),
         ),
     ),
@@ -248,7 +254,7 @@ RECORDS: Final = (
     ),
     Record(
         "vitals",
-        192,
+        200,
         "lock",
         (
             Field("heartbeat_ns", "i8", "ns", "CLOCK_BOOTTIME of the controller's newest round"),
@@ -282,6 +288,12 @@ RECORDS: Final = (
                 "mended", "u8", "count", "damaged headers, marks of slots, links and heads of chains that were repaired"
             ),
             Field("service_bytes", "u8", "bytes", "proportional memory of all processes of the server"),
+            Field(
+                "epoch",
+                "u8",
+                "sealed count",
+                "number of the newest controller, from which the next one counts if the word in `lock` is damaged",
+            ),
         ),
     ),
     Record(
@@ -378,10 +390,16 @@ RECORDS: Final = (
             Field("kind", "u4", "kind", "see KINDS"),
             Field("row", "u4", "row", "row of the worker, NO_ROW for the controller"),
             Field("time_ns", "i8", "ns", "CLOCK_BOOTTIME"),
-            Field("epoch", "u8", "count", "number of the controller"),
+            Field("reserved", "u8", "–", "zero"),
             Field("before", "scalars", "", "scalars before the transition"),
             Field("after", "scalars", "", "scalars after the transition"),
-            Field("detail", "u8", "–", "`decided` of a decision or delete, `settings` replaced by a configure", 19),
+            Field(
+                "detail",
+                "u8",
+                "–",
+                "`decided` of a decision or delete, the `settings` that a configure replaced or a start began with",
+                19,
+            ),
             Field("checksum", "u8", "–", "checksum of the bytes above"),
         ),
     ),
@@ -449,8 +467,9 @@ RECORDS: Final = (
     ),
 )
 
-# The kinds of log entries. `detail` is `decided` for decision and delete, the replaced `settings` for configure.
-KINDS: Final = ("none", "decision", "tick", "configure", "reset", "delete", "stop", "resume", "epoch")
+# The kinds of log entries; the first of a block is a start. `detail` is `decided` for decision and delete, the replaced
+# `settings` for configure, the initial ones for start.
+KINDS: Final = ("none", "decision", "tick", "configure", "reset", "delete", "stop", "resume", "start")
 # The statuses of native calls. shm/errors.py has a class for each but ok, whose `message` is its meaning.
 STATUSES: Final = (
     "ok", "busy", "stopped", "stale", "corrupt", "unknown", "gone", "unformed", "taken", "not_finite", "too_long",

@@ -47,7 +47,8 @@ __all__ = (
     "NO_IDEMPOTENCY_HASH", "Buffer", "CData", "CodePointer", "CommandPointer", "CommitPointer", "Entry",
     "EntryPointer", "HeaderPointer", "IdempotencyHash", "LinkPointer", "ListPointer", "LockPointer", "MapPointer",
     "RowPointer", "Scalars", "Settings", "SettingsPointer", "SlotPointer", "State", "StatePointer", "Vitals",
-    "VitalsPointer", "bytes_of", "decided_of", "new_idempotency_hash", "new_settings", "new_vitals",
+    "VitalsPointer", "bytes_of", "decided_of", "initial_settings_of", "new_idempotency_hash", "new_settings",
+    "new_vitals",
     "replaced_settings_of",
 )  # fmt: skip
 
@@ -82,6 +83,11 @@ def bytes_of(record: CData) -> bytes:
 def decided_of(entry: Entry) -> DecidedPointer:
     """Return the detail of a log entry of kind decision or delete: a view, valid while the entry is."""
     return ffi.cast("struct mlsdm_decided *", entry.detail)
+
+
+def initial_settings_of(entry: Entry) -> SettingsPointer:
+    """Return the settings with which a log entry of kind start began: a view, valid while the entry is."""
+    return ffi.cast("struct mlsdm_settings *", entry.detail)
 
 
 def replaced_settings_of(entry: Entry) -> SettingsPointer:

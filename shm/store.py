@@ -326,24 +326,28 @@ class Store:
 
     # -- the controller ----------------------------------------------------------------------------------------------
 
-    def begin_epoch(self, now_ns: int, settings: SettingsPointer) -> EntryPointer:
-        """Become the controller; the first one forms the initial state from `settings`. Returns the log entry.
+    def begin_epoch(self, now_ns: int, settings: SettingsPointer) -> int:
+        """Become the controller; the first one forms the initial state from `settings`. Returns the epoch.
 
         Raises Busy, Corrupt, Lost.
         """
-        return self._entry_after(lib.mlsdm_epoch_begin(self._map, now_ns, settings, self._entry))
+        status = lib.mlsdm_epoch_begin(self._map, now_ns, settings, self._words)
+        if status != OK:
+            raise_for(status)
+        return self._words[0]
 
     def tick(self, now_ns: int, epoch: int) -> EntryPointer:
         """Take one step of the rhythm. Returns the log entry.
 
-        Raises Stale if a newer controller has taken over; Unformed, Busy, Corrupt, Lost.
+        Raises Stale if a newer controller has taken over or the word of the epoch is damaged; Unformed, Busy, Corrupt,
+        Lost.
         """
         return self._entry_after(lib.mlsdm_tick(self._map, now_ns, epoch, self._entry))
 
     def apply_command(self, now_ns: int, epoch: int) -> EntryPointer | None:
         """Carry out the pending command. Returns its log entry, None if nothing is pending.
 
-        Raises Stale if a newer controller has taken over; Busy, Corrupt, Lost.
+        Raises Stale if a newer controller has taken over or the word of the epoch is damaged; Busy, Corrupt, Lost.
         """
         entry = self._entry_after(lib.mlsdm_command_apply(self._map, now_ns, epoch, self._entry))
         return entry if entry.position else None
@@ -351,14 +355,14 @@ class Store:
     def write_vitals(self, epoch: int, vitals: VitalsPointer) -> None:
         """Publish the controller's vitals and heartbeat.
 
-        Raises Stale if a newer controller has taken over; Busy, Corrupt, Lost.
+        Raises Stale if a newer controller has taken over or the word of the epoch is damaged; Busy, Corrupt, Lost.
         """
         status = lib.mlsdm_vitals_write(self._map, epoch, vitals)
         if status != OK:
             raise_for(status)
 
     def write_vitals_unlocked(self, predecessor: int, vitals: VitalsPointer) -> None:
-        """Publish the vitals without the lock, for use when the lock is lost or the state with the epoch is corrupt.
+        """Publish the vitals without the lock, for use when the lock is lost or the committed state is corrupt.
 
         `predecessor` is the pid of the controller that signed them before this one began. Raises Stale if another
         process has signed them since.

@@ -62,7 +62,7 @@ class Formed:
         self.block.bind(os.getpid(), NO_ROW, wait_ms, NORM_MAX)
         self.wait_ms = wait_ms
         self.store = Store(self.block)
-        self.epoch = int(self.store.begin_epoch(self.now(), regime.to_record()).epoch)
+        self.epoch = self.store.begin_epoch(self.now(), regime.to_record())
         self.pool = Pool(layout.dimension)
         self.be(0)
 

@@ -53,7 +53,9 @@ from shm.store import Store
 
 Order = Literal["oldest", "newest"]
 _ORDERS: Final = get_args(Order)
-_KIND: Final = "|".join(KINDS[1:])
+# `epoch` is a kind of former logs: still accepted, and no entry has it.
+_KINDS_ASKED: Final = (*KINDS[1:], "epoch")
+_KIND: Final = "|".join(_KINDS_ASKED)
 _LIMIT_DEFAULT: Final = 100  # entries
 _PIECE_COUNT: Final = 50  # entries of about 4.5 µs each
 _SCAN_COUNT_MAX: Final = 10_000  # entries, of about 0.5 µs each where they are left out
@@ -63,6 +65,15 @@ _POSITION_MAX: Final = (1 << 63) - 1
 _Kind = Annotated[
     str, Meta(description="The kind of change.", examples=["decision"], extra_json_schema={"enum": [*KINDS[1:]]})
 ]
+
+
+_Epoch = Annotated[
+    int,
+    Meta(
+        description="Number of the newest controller when this page was made: equal for all entries.",
+        ge=0, examples=[1], extra_json_schema={"deprecated": True},
+    ),
+]  # fmt: skip
 
 
 class ScalarState(msgspec.Struct):
@@ -88,7 +99,7 @@ class LogEntry(msgspec.Struct, omit_defaults=True):
     position: Position
     kind: _Kind
     age_seconds: AgeSeconds
-    epoch: Annotated[int, Meta(description="Number of the controller at that time.", ge=0, examples=[1])]
+    epoch: _Epoch
     before: ScalarState
     after: ScalarState
     worker: (
@@ -190,7 +201,8 @@ class DecisionsResource:
                 chosen = chosen[:limit]
                 scan.position = chosen[-1].position
             limit -= len(chosen)
-            yield separator + encode([_entry_view(entry, now_ns) for entry in chosen])[1:-1] if chosen else b""
+            views = [_entry_view(entry, now_ns, scan.epoch) for entry in chosen]
+            yield separator + encode(views)[1:-1] if views else b""
             separator = b"," if chosen else separator
             if is_last or not limit:
                 break
@@ -213,6 +225,7 @@ class _Scan:
         self._newest = newest
         self._is_backward = order == "newest"
         self._is_from_start = after < 0
+        self.epoch = store.block.epoch
         self.oldest = self._oldest_of(newest)  # that can be read, as of the last read
         self.position = after  # of the last entry that was read
 
@@ -273,13 +286,13 @@ def _parse_kinds(given: Mapping[str, str]) -> Collection[int]:
         return _ALL
     kinds = given["kind"].split(",")
     for kind in kinds:
-        if kind not in KINDS[1:]:
+        if kind not in _KINDS_ASKED:
             expected = f"one of {', '.join(KINDS[1:])}, or several with commas between them"
             raise invalid("kind", "field_invalid", f"has {kind[:40]!r}", expected)
-    return frozenset(map(KINDS.index, kinds))
+    return frozenset(KINDS.index(kind) for kind in kinds if kind in KINDS)
 
 
-def _entry_view(entry: Entry, now_ns: int) -> LogEntry:
+def _entry_view(entry: Entry, now_ns: int, epoch: int) -> LogEntry:
     kind = KINDS[entry.kind]
     decided = decided_of(entry) if kind in ("decision", "delete") else None
     decision = kind == "decision"
@@ -287,7 +300,7 @@ def _entry_view(entry: Entry, now_ns: int) -> LogEntry:
         entry.position,
         kind,
         age_seconds(entry.time_ns, now_ns),
-        entry.epoch,
+        epoch,
         _state_view(entry.before),
         _state_view(entry.after),
         None if entry.row == NO_ROW else entry.row,

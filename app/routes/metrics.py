@@ -8,6 +8,7 @@ them whose names break Prometheus's naming rules are exposed untyped.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import ClassVar, Final
 
 import falcon
@@ -28,7 +29,7 @@ from core.controller.threshold_drift import BITS
 from core.heartbeat import row_is_served
 from core.phases import SLEEP
 from core.version import VERSION
-from shm.errors import StoreError
+from shm.errors import Corrupt, StoreError
 from shm.layout import FLAG_STOPPED
 from shm.records import State
 
@@ -121,7 +122,6 @@ class BlockCollector(Collector):
             ("mlsdm_log_entries", "Log entries written (changes of the committed state).", state.position),
             ("mlsdm_rhythm_steps", "Steps of the wake/sleep rhythm.", scalars.step),
             ("mlsdm_receipts", "Receipts of events with an idempotency key.", state.receipts),
-            ("mlsdm_controller_epochs", "Controllers that have taken charge, the first included.", state.epoch),
         ):
             yield CounterMetricFamily(name, text, value)
 
@@ -195,6 +195,11 @@ class BlockCollector(Collector):
             ),
         ):
             yield CounterMetricFamily(name, text, value)
+        with suppress(Corrupt):  # alerts need the other families
+            epoch = block.epoch
+            yield CounterMetricFamily(
+                "mlsdm_controller_epochs", "Controllers that have taken charge, the first included.", epoch
+            )
         yield InfoMetricFamily(
             "mlsdm_build",
             "Version of the server, and boot_id of the store.",

@@ -6,6 +6,7 @@ Owns: the initial state, the ticks of the rhythm, pending commands, the vitals, 
 Invariants: admissions continue while the controller is dead: workers decide events under the lock. A successor finds
 everything that it needs in the block. Each controller takes an epoch and passes it with every write that only the
 controller may do, so a controller that was stopped and continues later finds a newer epoch and exits with SUPERSEDED.
+While the word of the epoch is damaged no controller may write: it exits, and its successor takes the next epoch.
 Until then it can do only work that is correct for any process: repair a mark or the header, forget a corrupt memory,
 kill a stuck lock holder. If the committed state is corrupt or the lock is lost, no epoch can be taken or checked: the
 controller then does only work that needs neither, and writes its vitals without the lock.
@@ -125,7 +126,7 @@ class Controller:
 
     def _begin_epoch(self) -> None:
         """Take a new epoch, which makes every older one void."""
-        self.epoch = int(self.store.begin_epoch(self.clock(), self._settings).epoch)
+        self.epoch = self.store.begin_epoch(self.clock(), self._settings)
         self._tick_due_ns = self.clock() + self._cycle_ns()
         log.info("controller pid=%d begins epoch %d", os.getpid(), self.epoch)
 
@@ -323,6 +324,9 @@ def run(
             controller.run_round()
             time.sleep(max(0.001, INTERVAL_SECONDS - (time.monotonic() - began)))
     except Stale:
+        if block.is_epoch_damaged:
+            log.error("controller pid=%d exits: the epoch was damaged, and its successor repairs it", os.getpid())
+            return 1
         log.info("controller pid=%d is superseded and exits", os.getpid())
         return SUPERSEDED
     except StoreError as error:

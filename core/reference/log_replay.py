@@ -19,7 +19,7 @@ from core.reference.vector import Vector
 from core.regime import Regime
 from shm import records
 from shm.layout import FLAG_STOPPED, KINDS
-from shm.records import Entry, decided_of, replaced_settings_of
+from shm.records import Entry, decided_of, initial_settings_of, replaced_settings_of
 
 Vectors = Callable[[int], Vector]  # memory id → float32[D]
 
@@ -172,7 +172,10 @@ class Model(NamedTuple):
     def _resume(self, _entry: Entry, _replaced_by: Regime, _vectors: Vectors) -> Self:
         return self._replace(flags=self.flags & ~FLAG_STOPPED)
 
-    def _epoch(self, _entry: Entry, _replaced_by: Regime, _vectors: Vectors) -> Self:
+    def _start(self, entry: Entry, _replaced_by: Regime, _vectors: Vectors) -> Self:
+        _check_equal(entry.position, "position of the start", entry.position, 1)
+        initial = Regime.of_record(initial_settings_of(entry))
+        _check_equal(entry.position, "initial settings", initial, self.settings)
         return self
 
 

@@ -1,15 +1,17 @@
 """Bits of a running server's block are flipped from outside, one at a time; every reader must notice.
 
 - Header, every bit: opening the block fails, and the controller restores the header.
+- The word of the epoch, every bit: the controller writes nothing more, its successor makes the word whole, and events
+  are decided meanwhile.
 - Committed state, commit word, bytes of the levels: no state is returned, no event is decided, and the server is
   unready but live, until the bit is restored.
 - Sampled log entries, receipts and chain heads: no page and no answer is built on them, and no event is decided again.
 - Sampled memories (line, code, shadow, vector, payload): a read reports it, no recall finds it, and within a minute the
-  scrub forgets, counts and logs it.
+  scrub enters it as lost, counts and logs it.
 - Sampled marks of slots: what lives is not reported gone, what was deleted does not return, and within a minute the
   scrub repairs and counts the mark.
 
-Not covered: the words of the lock and of the tallies, which change in place without a check.
+Not covered: the other words of the lock and those of the tallies, which change in place without a check.
 The rhythm is stepped by events, so that nothing else changes the state.
 """
 
@@ -52,9 +54,20 @@ GUARDED: Final = {  # the bytes of a memory that its checksum covers
     "payloads": range(40),
 }
 _SIZE: Final = {record.name: record.size for record in RECORDS}
-MARK: Final = next(
-    offset for record in RECORDS if record.name == "slot" for field, offset in offsets(record) if field.name == "mark"
-)
+
+
+def _offset_of(name: str, field: str) -> int:
+    return next(
+        offset
+        for record in RECORDS
+        if record.name == name
+        for member, offset in offsets(record)
+        if member.name == field
+    )
+
+
+MARK: Final = _offset_of("slot", "mark")
+EPOCH: Final = _offset_of("lock", "epoch")
 
 
 def bit_flips(options: FaultOptions) -> Outcome:
@@ -86,12 +99,13 @@ class BitFlips:
         """Flip everything, and let the server recover."""
         self.fill(MEMORIES)
         self.header()
+        self.epoch()
         self.state()
         self.levels()
         self.log()
         self.receipts()
         self.heads()
-        figures = {"forgotten within, s": self.scrub_memories(self.options.scaled(MEMORIES // 2))}
+        figures = {"lost within, s": self.scrub_memories(self.options.scaled(MEMORIES // 2))}
         figures["marks right within, s"] = self.repair_marks(self.options.scaled(MARKS))
         began = time.monotonic()
         try:
@@ -134,6 +148,21 @@ class BitFlips:
 
     def _is_header(self, whole: bytes) -> bool:
         return self.block.memory[: len(whole)] == whole
+
+    def epoch(self) -> None:
+        """Flip bits of the epoch; each controller that dies of one is replaced."""
+        for bit in self._sample(64):
+            epoch = self.block.epoch
+            self._flip("lock", EPOCH, bit)
+            if self._event(0) != 200:
+                self.broken.append(f"no event was decided with bit {bit} of the epoch flipped")
+            try:
+                eventually(lambda epoch=epoch: self._is_succeeded(epoch), RECOVERY_SECONDS_MAX)  # type: ignore[misc]
+            except AssertionError:
+                self._unnoticed("lock: the epoch,", bit)
+
+    def _is_succeeded(self, epoch: int) -> bool:
+        return not self.block.is_epoch_damaged and self.block.epoch == epoch + 1
 
     def state(self) -> None:
         """Flip bits of the committed state and of the commit word."""
@@ -229,19 +258,19 @@ class BitFlips:
         return chosen
 
     def scrub_memories(self, count: int) -> float:
-        """Wait for the scrub to forget `count` corrupt memories; returns the seconds since the first was flipped."""
+        """Wait for the scrub to lose `count` corrupt memories; returns the seconds since the first was flipped."""
         before, began = int(self.block.region("vitals").torn), time.monotonic()
         chosen = self.memories(count)
         left = set(chosen)
 
-        def forgotten() -> bool:
+        def lost() -> bool:
             left.difference_update([i for i in left if self._get(f"/memories/{i}")[0] == 410])
             return not left
 
         try:
-            eventually(forgotten, SCRUB_SECONDS_MAX)
+            eventually(lost, SCRUB_SECONDS_MAX)
         except AssertionError:
-            self.broken.append(f"the scrub has not forgotten {len(left)} memories, {sorted(left)[:5]} among them")
+            self.broken.append(f"the scrub has not found {len(left)} memories, {sorted(left)[:5]} among them")
         seconds = time.monotonic() - began
         torn = int(self.block.region("vitals").torn) - before
         said = self.server.log.count("is corrupt and is forgotten")

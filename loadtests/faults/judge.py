@@ -40,7 +40,7 @@ class Verdict(NamedTuple):
 
     decisions: int  # in the log
     kinds: dict[str, int]  # how many entries of each kind
-    epochs: list[tuple[int, int]]  # position and time (CLOCK_BOOTTIME in ns) of every controller's first entry
+    controllers: int  # that have taken charge
     broken: list[str]
 
 
@@ -136,7 +136,7 @@ def _follow(store: Store, events: Events, parent: int, channel: Connection) -> N
         broken = ["the log was overwritten before it was read: nothing is proven (enlarge log_capacity)"]
     except StoreError as error:
         broken = [f"the store cannot be read: {error}"]
-    channel.send(((follower.decisions, follower.kinds, follower.epochs, broken), bytes(follower.logged)))
+    channel.send(((follower.decisions, follower.kinds, store.block.epoch, broken), bytes(follower.logged)))
 
 
 class _Follower:
@@ -149,7 +149,6 @@ class _Follower:
         self.numbers: dict[int, int] = {}  # memory id → event, of those in the window
         self.decisions = 0
         self.kinds: dict[str, int] = {}
-        self.epochs: list[tuple[int, int]] = []
         self.logged = bytearray()
 
     def caught_up(self) -> bool:
@@ -177,10 +176,6 @@ class _Follower:
     def _follow_entry(self, entry: Entry, settings: Regime) -> None:
         kind = KINDS[entry.kind]
         self.kinds[kind] = self.kinds.get(kind, 0) + 1
-        if kind == "epoch":
-            self.epochs.append((int(entry.position), int(entry.time_ns)))
-        if entry.epoch != len(self.epochs):
-            raise DivergenceError(f"position {entry.position}: epoch {entry.epoch}, expected {len(self.epochs)}")
         if entry.kind == _DECISION:
             self._follow_decision(entry)
         assert self.model is not None

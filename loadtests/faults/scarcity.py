@@ -172,7 +172,7 @@ def _repeat(trial: Trial, times: int, once: Callable[[Trial, bool], list[str]]) 
     figures: dict[str, float | int | str] = {
         "events": len(records.decided),
         "longest stall, s": max(stall for stall, _ in records.stalls()),
-        "controllers": len(verdict.epochs),
+        "controllers": verdict.controllers,
         **{f"answers {what}": count for what, count in failures_by_kind(records).items()},
     }
     return Outcome(times, figures, broken + verdict.broken)

@@ -192,19 +192,26 @@ int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t memory_id, stru
 /* Become the controller: from here on, every call with an older epoch is refused. The first call forms the first state.
  *
  * settings       used by the first call only.
- * entry          receives the log entry; its `epoch` is the caller's.
- * Returns    OK; BUSY; LOST; CORRUPT: the committed state.
+ * epoch          receives the caller's epoch: the newest one + 1.
+ * Returns    OK; BUSY; LOST; CORRUPT: the committed state, or both words that hold the newest epoch.
  * Lock       takes it.
- * Process    controller. */
-int mlsdm_epoch_begin(struct mlsdm_map *map, int64_t now_ns, const struct mlsdm_settings *settings,
-                      struct mlsdm_entry *entry);
+ * Process    controller.
+ * Death      the first state is published, or is not; the epoch is taken by one store, or is not. */
+int mlsdm_epoch_begin(struct mlsdm_map *map, int64_t now_ns, const struct mlsdm_settings *settings, uint64_t *epoch);
+
+/* Read the newest epoch.
+ *
+ * Returns    the newest epoch, of the vitals if the word in `lock` is damaged; 0 before the first; UINT64_MAX if both
+ *            words are damaged.
+ * Lock       none. Does not write the block. */
+uint64_t mlsdm_epoch(const struct mlsdm_map *map);
 
 /* Take one step of the rhythm. In the sleep phase it includes one consolidation.
  *
  * epoch          the caller's.
  * entry          receives the log entry.
  * Returns    OK; BUSY; LOST; UNFORMED; CORRUPT: the committed state, or the levels that a consolidation needs; STALE: a
- *            newer controller has taken over.
+ *            newer controller has taken over, or the word of the epoch is damaged.
  * Lock       takes it.
  * Process    controller. */
 int mlsdm_tick(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mlsdm_entry *entry);
@@ -221,18 +228,18 @@ int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, s
 
 /* Publish the vitals and the heartbeat of the controller.
  *
- * epoch          the caller's.
+ * epoch          the caller's; `vitals->epoch` is not read.
  * Returns    OK; BUSY; LOST; CORRUPT: the committed state, or there is none yet; STALE.
  * Lock       takes it. Readers do not: they read word by word and may see words of two beats.
  * Process    controller.
  * Death      some words are of this beat and some of the last one, until a controller writes the next. */
 int mlsdm_vitals_write(struct mlsdm_map *map, uint64_t epoch, const struct mlsdm_vitals *vitals);
 
-/* Publish the vitals without the lock: for a controller that finds that the lock is lost, or that the state with its
- * epoch is corrupt.
+/* Publish the vitals without the lock: for a controller that finds that the lock is lost, or that the committed
+ * state is corrupt.
  *
  * predecessor    pid of the controller that signed the vitals before this one began.
- * vitals         its `controller_pid` is the caller's.
+ * vitals         its `controller_pid` is the caller's; its `epoch` is not read, and that of the block stays.
  * Returns    OK; STALE if a process other than the caller and `predecessor` has signed them. Needs no formed state.
  * Lock       none. The signature is one compare-and-swap of `controller_pid`; the words follow one by one.
  * Process    controller.

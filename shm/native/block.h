@@ -94,9 +94,10 @@ static inline void store_release(uint64_t *word, uint64_t value) {
 /* -- sealed words --
  *
  * A word that changes by one store cannot have a checksum beside it. The words of that kind (the commit word, the mark
- * of a slot, the head of a chain of receipts) therefore carry a check inside: the low 48 bits are a number, the high 16
- * bits are the top 16 bits of number · SEAL_FACTOR. SEAL_FACTOR has no sixteen equal bits in a row, so a flip of one
- * bit of the number always changes the check; wider damage passes with probability 2^-16. Zero is sealed as zero. */
+ * of a slot, the head of a chain of receipts, the epoch) therefore carry a check inside: the low 48 bits are a number,
+ * the high 16 bits are the top 16 bits of number · SEAL_FACTOR. SEAL_FACTOR has no sixteen equal bits in a row, so a
+ * flip of one bit of the number always changes the check; wider damage passes with probability 2^-16. Zero is sealed as
+ * zero. */
 #define SEAL_FACTOR UINT64_C(0x9E3779B97F4A7C15)
 #define DAMAGED UINT64_MAX /* the value of a word whose check is wrong: above every position */
 

@@ -114,7 +114,6 @@ static int transition_begin(const struct mlsdm_map *map, struct transition *t, u
         .kind = kind,
         .row = map->row,
         .time_ns = t->next->time_ns,
-        .epoch = t->next->epoch,
         .before = t->before->scalars,
     };
     return MLSDM_STATUS_OK;
@@ -294,32 +293,46 @@ int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t memory_id, stru
 
 /* -- what the controller does -- */
 
-int mlsdm_epoch_begin(struct mlsdm_map *map, int64_t now_ns, const struct mlsdm_settings *settings,
-                      struct mlsdm_entry *entry) {
+/* Publish position 1: the state with which a block begins. `t` is of a block that has none. */
+static void start_publish(const struct mlsdm_map *map, struct transition *t, int64_t now_ns,
+                          const struct mlsdm_settings *settings) {
+    memset(levels_at(map, 0), 0, levels_size(map));
+    *t->next = (struct mlsdm_state){
+        .position = 1,
+        .settings = *settings,
+        .configured = settings_checksum(settings),
+        .time_ns = now_ns,
+        .spare = refers_to(map, list_at(map, FREE_SLOTS)->oldest) - 1,
+        .scalars = {.theta = settings->initial_threshold, .ema = 0.5, .counter = settings->wake_duration},
+    };
+    t->next->levels_checksum = levels_checksum(map, levels_at(map, 0));
+    *t->entry = (struct mlsdm_entry){
+        .position = 1, .kind = MLSDM_KIND_START, .row = map->row, .time_ns = now_ns, .before = t->next->scalars};
+    memcpy(t->entry->detail, settings, sizeof *settings);
+    transition_publish(map, t);
+}
+
+/* 1 if no controller has taken over since `epoch` was given. A damaged word is no controller's. Under the lock. */
+static int epoch_is(const struct mlsdm_map *map, uint64_t epoch) { return unseal(lock_of(map)->epoch) == epoch; }
+
+uint64_t mlsdm_epoch(const struct mlsdm_map *map) {
+    uint64_t epoch = unseal(load_acquire(&lock_of(map)->epoch));
+    return epoch == DAMAGED ? unseal(load_acquire(&vitals_of(map)->epoch)) : epoch;
+}
+
+int mlsdm_epoch_begin(struct mlsdm_map *map, int64_t now_ns, const struct mlsdm_settings *settings, uint64_t *epoch) {
     int status = section_enter(map);
     if (status) return status;
     struct transition t;
-    status = transition_begin(map, &t, MLSDM_KIND_EPOCH, now_ns);
-    if (status == MLSDM_STATUS_UNFORMED) {
-        memset(levels_at(map, 0), 0, levels_size(map));
-        *t.next = (struct mlsdm_state){
-            .position = 1,
-            .settings = *settings,
-            .configured = settings_checksum(settings),
-            .time_ns = now_ns,
-            .spare = refers_to(map, list_at(map, FREE_SLOTS)->oldest) - 1,
-            .scalars = {.theta = settings->initial_threshold, .ema = 0.5, .counter = settings->wake_duration},
-        };
-        t.next->levels_checksum = levels_checksum(map, levels_at(map, 0));
-        *t.entry = (struct mlsdm_entry){
-            .position = 1, .kind = MLSDM_KIND_EPOCH, .row = map->row, .time_ns = now_ns, .before = t.next->scalars};
-    } else if (status) {
-        return section_leave(map, status);
-    }
-    t.next->epoch += 1;
-    t.entry->epoch = t.next->epoch;
-    transition_publish(map, &t);
-    *entry = *t.entry;
+    status = transition_begin(map, &t, MLSDM_KIND_START, now_ns);
+    uint64_t newest = mlsdm_epoch(map);
+    if (newest == DAMAGED) status = MLSDM_STATUS_CORRUPT;
+    if (status && status != MLSDM_STATUS_UNFORMED) return section_leave(map, status);
+    if (status == MLSDM_STATUS_UNFORMED) start_publish(map, &t, now_ns, settings);
+    *epoch = newest + 1;
+    /* The vitals first: from the store of the other word on, they must not lead back to an epoch that was given. */
+    store_release(&vitals_of(map)->epoch, seal(*epoch));
+    store_release(&lock_of(map)->epoch, seal(*epoch));
     return section_leave(map, MLSDM_STATUS_OK);
 }
 
@@ -328,7 +341,7 @@ int mlsdm_tick(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mls
     if (status) return status;
     struct transition t;
     if ((status = transition_begin(map, &t, MLSDM_KIND_TICK, now_ns))) return section_leave(map, status);
-    if (t.next->epoch != epoch) return section_leave(map, MLSDM_STATUS_STALE);
+    if (!epoch_is(map, epoch)) return section_leave(map, MLSDM_STATUS_STALE);
     if (consolidates(t.next)) {
         if (!levels_sound(map, t.next)) return section_leave(map, MLSDM_STATUS_CORRUPT);
         cascade(map, &t, NULL);
@@ -356,7 +369,7 @@ int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, s
     const struct mlsdm_command *command = command_of(map);
     struct transition t;
     if ((status = transition_begin(map, &t, (uint32_t)command->kind, now_ns))) return section_leave(map, status);
-    if (t.next->epoch != epoch) return section_leave(map, MLSDM_STATUS_STALE);
+    if (!epoch_is(map, epoch)) return section_leave(map, MLSDM_STATUS_STALE);
     if (!mlsdm_command_pending(map)) return section_leave(map, MLSDM_STATUS_OK);
     struct mlsdm_scalars *now = &t.next->scalars;
     struct mlsdm_settings *set = &t.next->settings;
@@ -394,10 +407,11 @@ int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, s
 int mlsdm_vitals_write(struct mlsdm_map *map, uint64_t epoch, const struct mlsdm_vitals *vitals) {
     int status = section_enter(map);
     if (status) return status;
-    const struct mlsdm_state *state = committed_state(map, commit_of(map));
-    if (!state) return section_leave(map, MLSDM_STATUS_CORRUPT);
-    if (state->epoch != epoch) return section_leave(map, MLSDM_STATUS_STALE);
-    memcpy(vitals_of(map), vitals, sizeof *vitals);
+    if (!committed_state(map, commit_of(map))) return section_leave(map, MLSDM_STATUS_CORRUPT);
+    if (!epoch_is(map, epoch)) return section_leave(map, MLSDM_STATUS_STALE);
+    struct mlsdm_vitals next = *vitals;
+    next.epoch = seal(epoch);
+    memcpy(vitals_of(map), &next, sizeof next);
     return section_leave(map, MLSDM_STATUS_OK);
 }
 
@@ -408,7 +422,8 @@ int mlsdm_vitals_write_unlocked(struct mlsdm_map *map, uint64_t predecessor, con
         !atomic_compare_exchange_strong(signer, &predecessor, vitals->controller_pid))
         return MLSDM_STATUS_STALE;
     memcpy(words, vitals, sizeof words);
-    for (size_t i = 0; i < sizeof words / 8; i++) store_release(shared + i, words[i]);
+    for (size_t i = 0; i < sizeof words / 8; i++)
+        if (i != offsetof(struct mlsdm_vitals, epoch) / 8) store_release(shared + i, words[i]);
     return MLSDM_STATUS_OK;
 }
 

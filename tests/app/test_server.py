@@ -162,7 +162,7 @@ def test_reload_keeps_every_memory_and_applies_the_new_settings(serve: Serve, tm
     newest = int(store.state().position)
     kinds = [KINDS[entry.kind] for entry in store.entries(1, newest)[0]]
     assert kinds.count("configure") == 1
-    assert kinds.count("epoch") == 1
+    assert kinds.count("start") == 1
 
 
 def test_reload_changes_how_the_controller_logs(serve: Serve, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_reload_changes_how_the_controller_logs(serve: Serve, tmp_path: Path) ->
 
     path.write_text("observability: {logging: {format: json}}\n")
     os.kill(server.pid, signal.SIGHUP)
-    eventually(lambda: store.state().epoch == 2)
+    eventually(lambda: store.block.epoch == 2)
     assert server.request("POST", "/governor/reset").status == 200
 
     lines = [line for line in server.log.splitlines() if "carried out reset" in line]
@@ -229,7 +229,7 @@ def test_a_dead_controller_is_respawned_and_loses_nothing(serve: Serve, number: 
     assert decision["memory_id"] == 2
     eventually(lambda: _controller_pid(store) != first)
     eventually(lambda: store.state().scalars.step > step + 2)
-    assert store.state().epoch == 2
+    assert store.block.epoch == 2
     assert server.get("/health/readiness").json["checks"]["controller"]["healthy"]
 
 
@@ -359,7 +359,7 @@ def test_an_upgrade_keeps_every_memory(serve: Serve) -> None:
         assert server.event(np.ones(8), 0.95)["memory_id"] == 2
         assert server.get("/memories/1").status == 200
         time.sleep(1.5)  # a superseded controller's arbiter looks once a second
-        assert store.state().epoch == 2
+        assert store.block.epoch == 2
     finally:
         os.kill(new, signal.SIGTERM)
         eventually(lambda: not psutil.pid_exists(new))

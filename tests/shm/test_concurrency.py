@@ -87,7 +87,7 @@ class TestWriters:
         done = 0
         while done < 200_000:
             accepted, rejected, position = formed.store.tallies()
-            assert accepted + rejected == position - 1  # the first position was the epoch
+            assert accepted + rejected == position - 1  # the first position was the start
             done += 1
 
 

@@ -71,7 +71,7 @@ def vectors_check(block: Block) -> int:
 
 def epoch_begin(block: Block) -> int:
     """Become the controller."""
-    return lib.mlsdm_epoch_begin(block.map, NOW_NS, REGIME.to_record(), ffi.new("struct mlsdm_entry *"))
+    return lib.mlsdm_epoch_begin(block.map, NOW_NS, REGIME.to_record(), ffi.new("uint64_t *"))
 
 
 def tick(block: Block, epoch: int = EPOCH) -> int:
@@ -206,6 +206,7 @@ class TestTable:
         """`CALLS` has every native function that returns a status."""
         others = {
             "lock_create", "slots_create", "settings_checksum", "header_checksum", "command_pending", "position",
+            "epoch",
             "levels_norms", "slot_check", "chains_check", "tokens_spend", "tokens_refund",
         }  # fmt: skip
         functions = {name.removeprefix("mlsdm_") for name in dir(lib) if name.startswith("mlsdm_")}

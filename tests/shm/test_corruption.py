@@ -13,15 +13,22 @@ from hypothesis import strategies as st
 
 from shm._native import ffi
 from shm.block import Block, BlockError
-from shm.errors import Corrupt, Gone
-from shm.layout import EXCLUDED, RECORDS, Layout, free_since, live_since, seal
-from shm.records import new_idempotency_hash, new_settings, new_vitals
+from shm.errors import Corrupt, Gone, Stale
+from shm.layout import EXCLUDED, RECORDS, Layout, free_since, live_since, offsets, seal
+from shm.records import bytes_of, new_idempotency_hash, new_settings, new_vitals
 from shm.store import Decision, Recall, settings_checksum
-from testing.block_fixture import Formed, begin, decision_of, exit_of
+from testing.block_fixture import SMALL, Formed, begin, decision_of, exit_of
 from tests.shm.conftest import Form
 
 SIZES = {record.name: record.size for record in RECORDS}
 MARK: Final = next(member.offset for name, member in ffi.typeof("struct mlsdm_slot").fields if name == "mark")
+
+
+def place_of(record: str, field: str) -> tuple[int, int]:
+    """Return (offset in the block, size) of a field of 8 bytes in a region that has the name of its record."""
+    region = next(region for region in SMALL.regions() if region.name == record)
+    fields = next(offsets(found) for found in RECORDS if found.name == record)
+    return region.offset + next(offset for member, offset in fields if member.name == field), 8
 
 
 @pytest.fixture
@@ -102,15 +109,6 @@ class TestState:
         for _ in flipped(used, offset + scalars + newest_id, 8):
             with pytest.raises(Corrupt):
                 used.store.memory(50) if name == "memory" else used.store.forget(used.now(), 50)
-
-    def test_changed_epoch_is_corrupt_not_stale(self, used: Formed) -> None:
-        """A changed epoch in the state is corruption and not a newer controller."""
-        position = int(used.store.state().position)
-        vitals = ffi.new("struct mlsdm_vitals *")
-        used.block.region("states", position & 1).epoch += 1
-
-        with pytest.raises(Corrupt):
-            used.store.write_vitals(used.epoch, vitals)
 
     def test_other_buffer_does_not_matter(self, used: Formed) -> None:
         """The buffer that is not committed may hold anything."""
@@ -314,6 +312,64 @@ class TestMark:
 
         assert not used.store.repair_slot(50)
         assert unsound(used) == [(False, 50)]
+
+
+class TestEpoch:
+    def test_any_changed_bit_of_the_epoch(self, used: Formed) -> None:
+        """While any bit is changed no controller writes, and events are decided."""
+        used.store.post_command("reset")
+        vitals, position = bytes_of(used.block.region("vitals")), used.block.position
+        given = range(used.epoch + 2)
+        unnoticed = []
+        for bit in flipped_bits(used, *place_of("lock", "epoch")):
+            for epoch in given:
+                calls: tuple[Callable[[], object], ...] = (
+                    lambda epoch=epoch: used.store.tick(used.now(), epoch),  # type: ignore[misc]  # mypy infers no default
+                    lambda epoch=epoch: used.store.apply_command(used.now(), epoch),  # type: ignore[misc]
+                    lambda epoch=epoch: used.store.write_vitals(epoch, new_vitals()),  # type: ignore[misc]
+                )
+                for call in calls:
+                    with pytest.raises(Stale):
+                        call()
+            if not used.block.is_epoch_damaged:
+                unnoticed.append(bit)
+
+        assert unnoticed == []
+        assert (vitals, position) == (bytes_of(used.block.region("vitals")), used.block.position)
+        assert not used.block.is_epoch_damaged
+        assert used.store.apply_command(used.now(), used.epoch)
+
+    def test_next_controller_counts_on_from_the_vitals(self, used: Formed) -> None:
+        """No epoch is given twice, and the word is whole afterwards; a damaged copy in the vitals does not matter."""
+        given = [used.epoch]
+        for _ in flipped_bits(used, *place_of("lock", "epoch")):
+            given.append(used.store.begin_epoch(used.now(), used.regime.to_record()))
+            assert not used.block.is_epoch_damaged
+            used.store.write_vitals(given[-1], new_vitals())
+            for _ in flipped_bits(used, *place_of("vitals", "epoch")):
+                assert used.block.epoch == given[-1]
+            used.block.region("lock").epoch = seal(given[-1])
+        assert given == list(range(used.epoch, used.epoch + 65))
+
+    def test_both_words_damaged(self, used: Formed) -> None:
+        """No controller begins, because it could be given the epoch of another one; events are decided."""
+        used.block.region("lock").epoch ^= 1
+        used.block.region("vitals").epoch ^= 2
+
+        with pytest.raises(Corrupt):
+            used.store.begin_epoch(used.now(), used.regime.to_record())
+        with pytest.raises(Corrupt):
+            _ = used.block.epoch
+        assert used.accept() == 71
+
+    def test_vitals_written_without_the_lock_keep_the_epoch(self, used: Formed) -> None:
+        """A controller that has no epoch writes what it inherited, which may be older by then."""
+        vitals = new_vitals()
+        vitals.epoch, vitals.controller_pid, vitals.service_bytes = seal(7), os.getpid(), 9
+        used.store.write_vitals_unlocked(0, vitals)
+        found = used.block.region("vitals")
+
+        assert (found.epoch, found.service_bytes) == (seal(used.epoch), 9)
 
 
 class TestLevels:

@@ -365,7 +365,7 @@ def tick(formed: Formed) -> object:
 
 
 def epoch(formed: Formed) -> object:
-    """Become the controller."""
+    """Become the controller; nothing is committed by it."""
     return formed.store.begin_epoch(formed.now(), REGIME.to_record())
 
 
@@ -389,7 +389,7 @@ OPERATIONS = (
     claim,
 )  # fmt: skip
 KEYED = (accept_keyed, reject_keyed, repeat, batch)
-NOTHING_COMMITTED = (repeat, post, claim)
+NOTHING_COMMITTED = (repeat, epoch, post, claim)
 SECOND = tracee.SECTION._replace(passes=1)
 
 

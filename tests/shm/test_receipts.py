@@ -176,7 +176,7 @@ class Ledger(RuleBasedStateMachine):
         elif what == "reset":
             formed.apply("reset")
         elif what == "epoch":
-            formed.epoch = int(formed.store.begin_epoch(formed.now(), formed.regime.to_record()).epoch)
+            formed.epoch = formed.store.begin_epoch(formed.now(), formed.regime.to_record())
         else:
             newest = int(formed.store.state().scalars.newest_id)
             try:

@@ -328,7 +328,7 @@ class TestCommands:
         formed.store.post_command("reset")
         assert formed.store.apply_command(formed.now(), formed.epoch)
         assert formed.store.apply_command(formed.now(), formed.epoch) is None
-        epoch = formed.store.begin_epoch(formed.now(), REGIME.to_record()).epoch
+        epoch = formed.store.begin_epoch(formed.now(), REGIME.to_record())
 
         assert formed.store.apply_command(formed.now(), epoch) is None
 
@@ -378,8 +378,9 @@ class TestCommands:
         after = formed.store.state()
 
         assert (threshold, accepted, 0.5, 2) == (
-            after.scalars.theta, after.scalars.accepted, after.settings.initial_threshold, after.epoch,
+            after.scalars.theta, after.scalars.accepted, after.settings.initial_threshold, formed.block.epoch,
         )  # fmt: skip
+        assert after.position == 2
 
 
 class TestReadOnly:

@@ -146,7 +146,7 @@ class Emergencies:
         if trace.operation.name in ("apply", "round") and resumes and after == resumed:
             return
         check_equal(f"{what}: who writes {after} over {before}", "round", trace.operation.name)
-        newest = actor.epoch == self._history.now.seen.epoch
+        newest = actor.epoch == self._history.epoch
         heir = any(words.signer in {actor.pid, *actor.predecessors} for words in trace.words)
         troubled = any(causes & ~EMERGENCY_MEMORY for causes in trace.causes)
         without_lock = troubled or not actor.epoch  # one that has no epoch yet signs, too

@@ -24,7 +24,7 @@ FULL: Final = float(MEMORY_PERCENT.value)
 PERCENTS: Final = (10.0, FULL - 0.1, FULL, 99.0)
 # Fields of the state that no reader uses before it has compared the checksum (unlike the ticket and the count of
 # accepted).
-FIELDS: Final = ("position", "scalars", "settings", "time_ns", "epoch", "levels_checksum", "receipts", "checksum")
+FIELDS: Final = ("position", "scalars", "settings", "time_ns", "levels_checksum", "receipts", "checksum")
 
 
 class Faults:

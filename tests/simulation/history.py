@@ -25,9 +25,8 @@ from testing.block_fixture import Formed, decision_of
 from tests.simulation.actor import Actor
 from tests.simulation.player import PHASE_TOLERANCE, KeyOf, Seen, image_of
 
-# What an operation may enter into the log. "apply" enters what was pending; "round" may, too, and an epoch before that,
-# and a tick after it.
-WRITES: Final = {"admit": "decision", "batch": "decision", "forget": "delete", "take_over": "epoch", "tick": "tick"}
+# What an operation may enter into the log. "apply" enters what was pending; "round" may, too, and a tick after it.
+WRITES: Final = {"admit": "decision", "batch": "decision", "forget": "delete", "tick": "tick"}
 COMMAND_KINDS: Final = ("configure", "reset", "stop", "resume")
 
 
@@ -95,6 +94,7 @@ class History:
         self.tallies: dict[int, tuple[int, int]] = {}  # by row: accepted, rejected
         self.pending: Pending | None = None
         self.commands = 0  # newest ticket that was carried out
+        self.epoch = formed.epoch  # newest that was taken
         self._oldest = 1
         entry = formed.entry(1)
         regime = Regime.of_record(formed.store.state().settings)
@@ -152,11 +152,8 @@ class History:
         check_equal(f"{what}: kind", kind, KINDS[entry.kind])
         check_equal(f"{what}: row", actor.row, entry.row)
         check_equal(f"{what}: time", max(before.time_ns, operation.arguments[0]), entry.time_ns)
-        check_equal(f"{what}: epoch", before.epoch + (kind == "epoch"), entry.epoch)
-        if kind == "epoch":
-            actor.epoch = int(entry.epoch)
-        elif operation.name in ("tick", "apply", "round"):
-            check_equal(f"{what}: epoch of the controller that wrote it", before.epoch, actor.epoch)
+        if operation.name in ("tick", "apply", "round"):
+            check_equal(f"{what}: epoch of the controller that wrote it", self.epoch, actor.epoch)
         check(f"{what}: is the only one of its operation", not made or operation.name in ("batch", "round"))
         live, receipts, regime = self.now.live, before.receipts, self.model.settings
         decided = decided_of(entry)
@@ -185,7 +182,7 @@ class History:
         if name != "round":
             return commanded if name == "apply" else WRITES.get(name)
         before = {self.moments[position].kind for position in made}
-        may = ["epoch"] * (not actor.epoch) + [commanded] * (not before & {*COMMAND_KINDS, "tick"}) + ["tick"]
+        may = [commanded] * (not before & {*COMMAND_KINDS, "tick"}) + ["tick"]
         return found if found in may and found not in before else None
 
     def _decided(self, entry: Any, actor: Actor, made: list[int]) -> tuple[tuple[int, ...], int]:
@@ -229,7 +226,7 @@ class History:
         assert model.levels is not None
         levels = np.zeros((3, self.layout.vector_stride // 4), np.float32)
         levels[:, : self.layout.dimension] = model.levels
-        seen = Seen(model.position, model.scalars, levels.tobytes(), receipts, int(entry.epoch), int(entry.time_ns))
+        seen = Seen(model.position, model.scalars, levels.tobytes(), receipts, int(entry.time_ns))
         self.moments[model.position] = Moment(seen, live, image_of(entry), decision_of(entry))
 
 

@@ -10,7 +10,7 @@ from core.reference.log_replay import Scalars
 from core.regime import Regime
 from shm._native import ffi
 from shm.errors import Corrupt, Gone, StoreError, Unknown
-from shm.layout import KINDS, NO_ROW
+from shm.layout import KINDS, NO_ROW, seal
 from testing.block_fixture import Formed
 from tests.simulation.actor import Actor
 from tests.simulation.faults import Faults
@@ -29,6 +29,7 @@ class Inspection:
 
     def look(self, actor: Actor, made: list[int]) -> None:
         """Follow the log and look at everything. `made` gets the positions that the actor's operation entered."""
+        self._epoch(actor)
         commit = self.formed.block.position
         while self.history.newest < commit:
             self.history.enter(self.formed.entry(self.history.newest + 1), actor, made)
@@ -47,11 +48,24 @@ class Inspection:
             check(f"what is committed can be read: {error!r}", False)
         self._command(actor)
 
+    def _epoch(self, actor: Actor) -> None:
+        """Check that only a controller that has no epoch yet takes one, and that it is the next."""
+        lock, vitals, epoch = self.formed.block.region("lock"), self.formed.block.region("vitals"), self.history.epoch
+        check(f"the words of the epoch are sealed: {lock.epoch:#x}", not self.formed.block.is_epoch_damaged)
+        found = self.formed.block.epoch
+        if found != epoch:
+            assert actor.operation is not None
+            check_equal("an epoch after another", epoch + 1, found)
+            check(f"who takes epoch {found}: {actor.operation}", actor.operation.name in ("take_over", "round"))
+            check_equal(f"{actor.name}'s epoch before it takes {found}", 0, actor.epoch)
+            self.history.epoch = actor.epoch = found
+        check("the vitals lead to no epoch that was given", vitals.epoch in (lock.epoch, seal(found + 1)))
+
     def _state(self, commit: int) -> None:
         state, _ = self.formed.store.levels()
         scalars = Scalars.of(state.scalars)
         levels = self.formed.store.level_bytes()
-        seen = Seen(commit, scalars, levels, int(state.receipts), int(state.epoch), int(state.time_ns))
+        seen = Seen(commit, scalars, levels, int(state.receipts), int(state.time_ns))
         check_equal("the committed state", self.history.now.seen, seen)
         check_equal("the settings in force", self.history.model.settings, Regime.of_record(state.settings))
         check_equal("the newest command", self.history.commands, int(state.ticket))

@@ -48,7 +48,7 @@ class Judge:
         elif status == "Stale":
             troubled = any(causes & ~EMERGENCY_MEMORY for causes in trace.causes)  # then they know each other by pid
             signers = {words.signer for words in trace.words} - {actor.pid, *actor.predecessors}
-            superseded = actor.epoch < moments[-1].seen.epoch or (troubled and signers)
+            superseded = actor.epoch < self.history.epoch or (troubled and signers)
             check(f"{what}: a newer controller had taken over", superseded)
         elif status in ("Stopped", "Reused"):
             self._not_decided(what, status, items_of(operation.arguments)[0][2], moments)
@@ -189,11 +189,9 @@ class Judge:
     # -- what a controller is answered ---------------------------------------------------------------------------------
 
     def _take_over(self, what: str, value: Any, trace: Trace, _moments: list[Moment], *_arguments: Any) -> None:
-        _, image = value
-        if image:
-            self._entered(what, image, trace)
-            return
         check_equal(f"{what}, having entered", [], trace.made)
+        if value[1]:
+            return  # the inspection has seen that it took it
         troubled = any(causes & ~EMERGENCY_MEMORY for causes in trace.causes)
         check(f"{what}: it could not take its epoch", troubled or trace.contended)
 

@@ -58,7 +58,6 @@ class Seen(NamedTuple):
     scalars: Scalars
     levels: bytes
     receipts: int
-    epoch: int
     time_ns: int
 
 
@@ -199,9 +198,7 @@ class Player:
     def read_state(self) -> Seen:
         state, _ = self.store.levels()
         scalars = Scalars.of(state.scalars)
-        return Seen(
-            state.position, scalars, self.store.level_bytes(), state.receipts, state.epoch, state.time_ns
-        )  # fmt: skip
+        return Seen(state.position, scalars, self.store.level_bytes(), state.receipts, state.time_ns)
 
     def read_tallies(self) -> tuple[int, int, int]:
         return self.store.tallies()
@@ -227,16 +224,13 @@ class Player:
 
     # -- a controller's ------------------------------------------------------------------------------------------------
 
-    def take_over(self, now_ns: int) -> tuple[tuple[int, int, int], bytes | None]:
-        """Become a new controller; returns the emergency fields that it found, and the entry of its epoch; None if it
-        will take the epoch in a round.
-        """
+    def take_over(self, now_ns: int) -> tuple[tuple[int, int, int], int]:
+        """Become a new controller; returns the emergency fields that it found, and its epoch, 0 if it has none yet."""
         self.now_ns = now_ns
         self.controller = made = _UnwatchedController(self.block, CONFIG, process.Identity(0, 0), lambda: self.now_ns)
         made.emergency = left = _RecordingEmergency(made.emergency)
         made.sampler = self.machine  # type: ignore[assignment]  # it has the one method that is called
-        image = image_of(made.store._entry) if made.epoch else None
-        return (left.in_force, left.overruled, left.since_ns), image
+        return (left.in_force, left.overruled, left.since_ns), made.epoch
 
     def tick(self, now_ns: int) -> bytes:
         return image_of(self.store.tick(now_ns, self._current_controller.epoch))

@@ -103,14 +103,14 @@ def test_the_last_entry_ends_in_the_live_state(still_server: LiveServer) -> None
 
 
 def test_a_young_log_is_read_from_its_first_entry_in_one_page(serve: Callable[..., LiveServer]) -> None:
-    """Without a cursor the oldest entry in reach comes first: after a start, the controller taking over."""
+    """Without a cursor the oldest entry in reach comes first: after a start, the one that forms the first state."""
     server = serve(MLSDM_COGNITIVE_RHYTHM__CLOCK="events", MLSDM_LOG_CAPACITY="1024")
     reject(server, 99)
 
     whole = page(server, limit=1000)
 
     assert [entry["position"] for entry in whole["entries"]] == list(range(1, 101))
-    assert whole["entries"][0]["kind"] == "epoch"
+    assert whole["entries"][0]["kind"] == "start"
     assert "worker" not in whole["entries"][0]
     assert (whole["next"], whole["oldest"], whole["newest"]) == (100, 1, 100)
 
@@ -412,7 +412,7 @@ def test_a_rare_kind_costs_a_bounded_page(order: str) -> None:
         formed.decide(number % 1_000)
     formed.accept()
     newest_position, pages, parts = int(formed.store.state().position), [], []
-    query, after = f"order={order}&kind=epoch", ""
+    query, after = f"order={order}&kind=start", ""
 
     while True:
         made = list(pieces(formed, query + after))

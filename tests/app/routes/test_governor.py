@@ -487,7 +487,7 @@ def test_a_command_that_is_not_carried_out_is_withdrawn(serve: Serve) -> None:
     eventually(lambda: store.block.region("vitals").heartbeat_ns > beat + 500_000_000)
     after = server.get("/governor").json
     assert (after["moral_filter"], after["stopped"]) == (before["moral_filter"], False)
-    assert {"epoch", "decision"} >= {found["kind"] for found in server.get("/decisions").json["entries"]}
+    assert {"start", "decision"} >= {found["kind"] for found in server.get("/decisions").json["entries"]}
     assert patch(server, {"moral_filter": {"ema_alpha": 0.7}}).status == 200  # and the next one is carried out
 
 

@@ -149,8 +149,8 @@ class TestApplyPendingCommand:
         entries, _ = stepped.formed.store.entries(1, 100)
 
         assert ticket == stepped.formed.store.state().ticket
-        assert [KINDS[entry.kind] for entry in entries] == ["epoch", "epoch", "stop"]
-        assert "carried out stop at position 3" in caplog.text
+        assert [KINDS[entry.kind] for entry in entries] == ["start", "stop"]
+        assert "carried out stop at position 2" in caplog.text
         stepped.close()
 
     def test_each_kind_of_command_takes_effect(self) -> None:
@@ -309,15 +309,6 @@ class TestCorrupt:
         caplog.clear()  # the record holds the exception, and that the frames it passed
         stepped.close()
 
-    def test_a_corrupt_epoch_is_not_taken_for_a_successor(self, caplog: pytest.LogCaptureFixture) -> None:
-        """Even when the flipped bits are those of the epoch: SUPERSEDED would keep it from being respawned."""
-        stepped = SteppedController()
-        stepped.run(0.1)
-        stepped.formed.block.region("states", int(stepped.formed.store.state().position) & 1).epoch ^= 4
-        stepped.run(3)
-        caplog.clear()
-        stepped.close()
-
 
 class TestStuck:
     def test_a_stuck_holder_is_killed(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -368,7 +359,7 @@ class TestRun:
             child = self.child(formed)
             steps = int(formed.store.state().scalars.step)
             wait_until(lambda steps=steps: formed.store.state().scalars.step >= steps + 4)  # type: ignore[misc]
-            assert formed.store.state().epoch == 2 + life
+            assert formed.block.epoch == 2 + life
             formed.accept(life)
             end(child)
             formed.accept(life + 10)  # while there is none
@@ -391,11 +382,26 @@ class TestRun:
         assert exit_of(child) == 0
         formed.close()
 
+    def test_a_damaged_epoch_is_not_taken_for_a_successor(self) -> None:
+        """SUPERSEDED would keep it from being respawned; its successor continues."""
+        formed = Formed(regime=Regime.of(self.FAST))
+        child = self.child(formed)
+        wait_until(lambda: formed.block.epoch == 2)
+        formed.block.region("lock").epoch ^= 4
+
+        assert exit_of(child) == 1
+        successor = self.child(formed)
+        steps = int(formed.store.state().scalars.step)
+        wait_until(lambda: formed.store.state().scalars.step > steps)
+        assert (formed.block.is_epoch_damaged, formed.block.epoch) == (False, 3)
+        end(successor)
+        formed.close()
+
     def test_an_older_controller_exits_with_superseded(self) -> None:
         """It does so as soon as a newer one has taken its epoch."""
         formed = Formed(regime=Regime.of(self.FAST))
         older = self.child(formed)
-        wait_until(lambda: formed.store.state().epoch == 2)
+        wait_until(lambda: formed.block.epoch == 2)
         newer = self.child(formed)
 
         assert exit_of(older) == SUPERSEDED

@@ -121,7 +121,7 @@ def test_requests_without_answer_are_reported(serve: Serve, monkeypatch: pytest.
     assert verdict.broken == []
     assert {miss.what for miss in records.failed_attempts} == {"503 stopped"}
     assert records.unanswered
-    assert {kind: verdict.kinds[kind] for kind in ("epoch", "stop")} == {"epoch": 1, "stop": 1}
+    assert {kind: verdict.kinds[kind] for kind in ("start", "stop")} == {"start": 1, "stop": 1}
 
 
 def test_a_refused_load_raises(serve: Serve) -> None:

@@ -86,7 +86,7 @@ print(json.dumps([
     [first.accepted, raw.accepted],
     [recalled.exact, recalled.scanned, recalled.matches[0].memory_id, recalled.matches[0].payload],
     [int(refused.status_code), refused.parsed.code, refused.parsed.field, stranger.code],
-    [entry.kind.value for entry in page.entries if entry.kind.value != "epoch"],
+    [entry.kind.value for entry in page.entries if entry.kind.value != "start"],
     [get_state.sync(client=client).dimension, get_governor.sync(client=client).moral_filter.dead_band],
     get_health_detailed.sync(client=client).status.value,
     patch_governor.sync(
