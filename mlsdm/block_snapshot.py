@@ -195,15 +195,15 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 def take_snapshot(block: Block, now_ns: int, *, foreign: bool) -> Snapshot:
     """Return a snapshot of `block`. `now_ns` is CLOCK_BOOTTIME; `foreign`: its pids are of another namespace."""
-    state, problem = None, None
+    state, problem, time_ns = None, None, block.log_time(now_ns)
     try:
-        state = _read_state(Store(block), now_ns)
+        state = _read_state(Store(block), time_ns)
     except StoreError as error:
         problem = f"{type(error).__name__.lower()}: {error}"
     layout = block.layout
     return Snapshot(
         boot_id=block.boot_id,
-        age_seconds=elapsed_seconds(block.created_boot_ns, now_ns),
+        age_seconds=elapsed_seconds(block.created_ns, time_ns),
         layout_version=LAYOUT_VERSION,  # a block of another version is not mapped at all
         sizes=Sizes(*layout, layout.block_size),
         state=state,
@@ -211,7 +211,7 @@ def take_snapshot(block: Block, now_ns: int, *, foreign: bool) -> Snapshot:
         controller=_read_controller(block, now_ns, foreign),
         workers=_read_workers(block, now_ns, foreign),
         lock=_read_lock(block),
-        emergency=_read_emergency(block, now_ns),
+        emergency=_read_emergency(block, time_ns),
         drift=[kind for kind, bit in BITS.items() if block.region("vitals").drift & bit],
         machine=Machine(*(getattr(block.region("vitals"), name) for name in Machine.__struct_fields__)),
     )
@@ -237,7 +237,7 @@ def is_foreign(pid: int) -> bool:
         return False  # it has just ended
 
 
-def _read_state(store: Store, now_ns: int) -> State:
+def _read_state(store: Store, time_ns: int) -> State:
     for _ in range(ATTEMPTS):
         try:
             state, norms = store.levels()
@@ -265,15 +265,15 @@ def _read_state(store: Store, now_ns: int) -> State:
             epoch=store.block.epoch,
             threshold_min=state.settings.min_threshold,
             threshold_max=state.settings.max_threshold,
-            recent=_recent(entries, now_ns),
+            recent=_recent(entries, time_ns),
         )
     raise Busy(f"it changed during each of {ATTEMPTS} reads")
 
 
-def _recent(entries: Sequence[EntryPointer], now_ns: int) -> Recent:
+def _recent(entries: Sequence[EntryPointer], time_ns: int) -> Recent:
     decisions = [entry for entry in entries if entry.kind == _DECISION][-RECENT_EVENTS:]
     accepted = sum(decided_of(entry).memory_id != 0 for entry in decisions)
-    seconds = elapsed_seconds(decisions[0].time_ns, now_ns) if decisions else 0.0
+    seconds = elapsed_seconds(decisions[0].time_ns, time_ns) if decisions else 0.0
     return Recent(len(decisions), accepted, seconds)
 
 
@@ -317,10 +317,10 @@ def _read_lock(block: Block) -> Lock:
     return Lock(holder_pid, lock.acquisitions, lock.deaths, lock.rollbacks, block.region("vitals").lock_kills, lost)
 
 
-def _read_emergency(block: Block, now_ns: int) -> EmergencyState:
+def _read_emergency(block: Block, time_ns: int) -> EmergencyState:
     vitals = block.region("vitals")
     reasons, overruled = list(reason_names(int(vitals.emergency))), list(reason_names(int(vitals.emergency_overruled)))
-    since_seconds = elapsed_seconds(vitals.emergency_since_ns, now_ns) if reasons else None
+    since_seconds = elapsed_seconds(vitals.emergency_since_ns, time_ns) if reasons else None
     return EmergencyState(reasons, overruled, since_seconds, vitals.emergency_episodes)
 
 

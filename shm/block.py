@@ -60,6 +60,7 @@ class Block:
 
     `fd` is its descriptor, `memory` the mapping, `header` a copy of the header as the creator wrote it. `map` is the
     native core's view of the block (`struct mlsdm_map`), private to this process: `bind` completes it after each fork.
+    `_log_offset_ns` is what log time is ahead of CLOCK_BOOTTIME, fixed at the creation.
     """
 
     fd: int
@@ -68,6 +69,7 @@ class Block:
     header: bytes
     map: MapPointer
     writable: bool
+    _log_offset_ns: int = 0
 
     @classmethod
     def create(cls, layout: Layout, boot_id: bytes, secret: bytes, wall_ns: int, boot_ns: int) -> Self:
@@ -169,6 +171,7 @@ class Block:
         """Keep a copy of the header, so that damage of the shared one cannot reach this process and its children."""
         self.header = bytes(ffi.buffer(header))
         self.map.index_key = int.from_bytes(self.secret[:8], "little")
+        self._log_offset_ns = header.created_wall_ns - header.created_boot_ns
         return self
 
     @property
@@ -182,14 +185,17 @@ class Block:
         return bytes(self._header.secret)
 
     @property
-    def created_boot_ns(self) -> int:
-        """CLOCK_BOOTTIME of the creation, in ns."""
-        return self._header.created_boot_ns
-
-    @property
-    def created_wall_ns(self) -> int:
-        """CLOCK_REALTIME of the creation, in ns."""
+    def created_ns(self) -> int:
+        """Log time of the creation, in ns UTC."""
         return self._header.created_wall_ns
+
+    def log_time(self, boot_ns: int) -> int:
+        """Return log time, in ns UTC, at a reading of CLOCK_BOOTTIME in ns.
+
+        It is the wall clock of the creation, advanced by the boot clock: a wall clock that is set meanwhile does not
+        move it. Everything that the block stores or tells is log time but heartbeats and token buckets.
+        """
+        return boot_ns + self._log_offset_ns
 
     @property
     def _header(self) -> HeaderPointer:

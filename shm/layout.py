@@ -78,8 +78,8 @@ RECORDS: Final = (
             Field("receipt_capacity", "u4", "receipts", "receipts that are kept"),
             Field("slack", "u4", "slots", "slots that stay free besides the spare one"),
             Field("block_size", "u8", "bytes", "size of the whole block"),
-            Field("created_wall_ns", "i8", "ns", "CLOCK_REALTIME at creation"),
-            Field("created_boot_ns", "i8", "ns", "CLOCK_BOOTTIME at creation"),
+            Field("created_wall_ns", "i8", "ns UTC, log time", "time of the creation: CLOCK_REALTIME then"),
+            Field("created_boot_ns", "i8", "ns", "CLOCK_BOOTTIME then; log time advances with it"),
             Field(
                 "boot_id",
                 "u1",
@@ -207,7 +207,7 @@ RECORDS: Final = (
             Field("position", "u8", "position", "position that published this buffer"),
             Field("scalars", "scalars", "", "the part that each log entry has before and after"),
             Field("settings", "settings", "", "settings in force"),
-            Field("time_ns", "i8", "ns", "CLOCK_BOOTTIME of the transition; never goes back"),
+            Field("time_ns", "i8", "ns UTC, log time", "time of the transition; never goes back"),
             Field("ticket", "u8", "count", "newest command that was carried out"),
             Field("levels", "u8", "0 or 1", "level buffer of this state"),
             Field("levels_checksum", "u8", "–", "checksum of that buffer"),
@@ -281,7 +281,12 @@ RECORDS: Final = (
                 "reasons for which no event is decided. 1: corrupt · 2: lock lost · 4: memory full",
             ),
             Field("emergency_overruled", "u8", "bits", "reasons that an operator has overruled until their cause ends"),
-            Field("emergency_since_ns", "i8", "ns", "CLOCK_BOOTTIME at which the emergency began, 0 if there is none"),
+            Field(
+                "emergency_since_ns",
+                "i8",
+                "ns UTC, log time",
+                "time at which the emergency began, 0 if there is none",
+            ),
             Field("emergency_episodes", "u8", "count", "times that a reason came into force"),
             Field("drift", "u8", "bits", "drift that lasts. 1: at the minimum · 2: at the maximum · 4: the mean moved"),
             Field(
@@ -326,7 +331,7 @@ RECORDS: Final = (
         (
             Field("id", "u8", "memory id", "memory in this slot"),
             Field("position", "u8", "position", "position that admitted it"),
-            Field("time_ns", "i8", "ns", "CLOCK_BOOTTIME of the admission"),
+            Field("time_ns", "i8", "ns UTC, log time", "time of the admission"),
             Field("moral", "f8", "moral value", "moral value of the event"),
             Field("norm", "f8", "–", "norm of its vector"),
             Field("payload_size", "u4", "bytes", "length of the payload"),
@@ -389,7 +394,7 @@ RECORDS: Final = (
             Field("position", "u8", "position", "position of this entry; valid while at or before the commit word"),
             Field("kind", "u4", "kind", "see KINDS"),
             Field("row", "u4", "row", "row of the worker, NO_ROW for the controller"),
-            Field("time_ns", "i8", "ns", "CLOCK_BOOTTIME"),
+            Field("time_ns", "i8", "ns UTC, log time", "time of the transition"),
             Field("reserved", "u8", "–", "zero"),
             Field("before", "scalars", "", "scalars before the transition"),
             Field("after", "scalars", "", "scalars after the transition"),
@@ -422,12 +427,13 @@ RECORDS: Final = (
     ),
     Record(
         "decision",
-        64,
+        72,
         "lock",
         (
             Field("position", "u8", "position", "position that published it"),
             Field("sequence", "u8", "count", "number of the decision, without gaps"),
             Field("memory_id", "u8", "memory id", "memory that was admitted, 0 if the event was rejected"),
+            Field("time_ns", "i8", "ns UTC, log time", "time of the decision"),
             Field("moral", "f8", "moral value", "moral value of the event"),
             Field("theta_before", "f8", "moral value", "threshold that decided the event"),
             Field("theta_after", "f8", "moral value", "threshold afterwards"),
@@ -438,7 +444,7 @@ RECORDS: Final = (
     ),
     Record(
         "receipt",
-        112,
+        120,
         "lock",
         (
             Field(

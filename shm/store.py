@@ -6,7 +6,8 @@ kind; decisions are tuples, because the event path reads all of their fields at 
 Threading: a `Store` belongs to one thread of one process. A `Recall` and a `Bucket` may be used by any thread.
 Perf: output buffers are allocated once, so that a call creates as few objects as possible.
 
-Every `now_ns` is CLOCK_BOOTTIME in ns. `shm/native/api.h` has the contract of each native function.
+Every `time_ns` is log time in ns UTC (`Block.log_time`); a `now_ns` is CLOCK_BOOTTIME in ns. No method reads a clock.
+`shm/native/api.h` has the contract of each native function.
 """
 
 import struct
@@ -42,6 +43,7 @@ class Decision(NamedTuple):
     position: int
     sequence: int
     memory_id: int
+    time_ns: int
     moral: float
     theta_before: float
     theta_after: float
@@ -50,8 +52,8 @@ class Decision(NamedTuple):
     repeated: int
 
 
-DecisionFields = tuple[int, int, int, float, float, float, float, int, int]  # of a Decision
-_DECISION: Final = struct.Struct("<3Q4d2I")  # PERF: one unpack costs as much as two attributes of a cffi structure
+DecisionFields = tuple[int, int, int, int, float, float, float, float, int, int]  # of a Decision
+_DECISION: Final = struct.Struct("<3Qq4d2I")  # PERF: one unpack costs as much as two attributes of a cffi structure
 assert _DECISION.size == ffi.sizeof("struct mlsdm_decision")
 _new_tuple: Final = tuple.__new__  # PERF: Decision._make without its check of the length, which the format determines
 
@@ -59,8 +61,7 @@ _new_tuple: Final = tuple.__new__  # PERF: Decision._make without its check of t
 class Memory(NamedTuple):
     """One memory, copied out of the block.
 
-    `vector` is float32-LE[dimension] as bytes, `time_ns` CLOCK_BOOTTIME of the admission in ns, `phase` 0 wake, 1
-    sleep.
+    `vector` is float32-LE[dimension] as bytes, `time_ns` log time of the admission, `phase` 0 wake, 1 sleep.
     """
 
     id: int
@@ -76,7 +77,7 @@ class Memory(NamedTuple):
 class Match(NamedTuple):
     """One memory that a recall found.
 
-    `score` is the cosine, `time_ns` CLOCK_BOOTTIME of the admission in ns. `vector` (float32-LE[dimension] as bytes)
+    `score` is the cosine, `time_ns` log time of the admission. `vector` (float32-LE[dimension] as bytes)
     and `payload` are None unless they were asked for.
     """
 
@@ -126,7 +127,7 @@ class Store:
     # -- admission ---------------------------------------------------------------------------------------------------
 
     def admit(
-        self, now_ns: int, moral: float, vector: Buffer, payload: bytes, key: IdempotencyHash = NO_IDEMPOTENCY_HASH
+        self, time_ns: int, moral: float, vector: Buffer, payload: bytes, key: IdempotencyHash = NO_IDEMPOTENCY_HASH
     ) -> Decision:
         """Decide one event, and remember it if it is accepted.
 
@@ -138,14 +139,14 @@ class Store:
         octets = vector if type(vector) is bytes else ffi.from_buffer("uint8_t[]", vector)
         assert len(octets) == self._size
         assert len(payload) <= self._payload_size_max
-        status = lib.mlsdm_admit(self._map, now_ns, moral, octets, payload, len(payload), key, self._decision)
+        status = lib.mlsdm_admit(self._map, time_ns, moral, octets, payload, len(payload), key, self._decision)
         if status != OK:
             raise_for(status)
         return _new_tuple(Decision, _DECISION.unpack(self._decision_bytes))
 
     def admit_batch(
         self,
-        now_ns: int,
+        time_ns: int,
         morals: Buffer,
         vectors: Buffer,
         payloads: Sequence[bytes] | None,
@@ -165,7 +166,7 @@ class Store:
         decisions = ffi.new("struct mlsdm_decision[]", count)
         if payloads is None:
             status = lib.mlsdm_admit_batch(
-                self._map, now_ns, count, moral, floats, ffi.NULL, ffi.NULL, key, decisions, self._count
+                self._map, time_ns, count, moral, floats, ffi.NULL, ffi.NULL, key, decisions, self._count
             )
         else:
             assert len(payloads) == count
@@ -173,7 +174,7 @@ class Store:
             total = 0
             ends = ffi.new("uint64_t[]", [total := total + len(payload) for payload in payloads])
             status = lib.mlsdm_admit_batch(
-                self._map, now_ns, count, moral, floats, b"".join(payloads), ends, key, decisions, self._count
+                self._map, time_ns, count, moral, floats, b"".join(payloads), ends, key, decisions, self._count
             )
         return list(_DECISION.iter_unpack(ffi.buffer(decisions, self._count[0] * _DECISION.size))), status
 
@@ -187,13 +188,13 @@ class Store:
         status = lib.mlsdm_vectors_check(self._map, floats, count, self._count)
         return status, self._count[0]
 
-    def forget(self, now_ns: int, memory_id: int) -> EntryPointer:
+    def forget(self, time_ns: int, memory_id: int) -> EntryPointer:
         """Delete one memory and erase its bytes. Returns the log entry.
 
         Raises Unknown if the id was never given, Gone if the memory was overwritten or deleted; Unformed, Busy,
         Corrupt, Lost.
         """
-        return self._entry_after(lib.mlsdm_forget(self._map, now_ns, memory_id, self._entry))
+        return self._entry_after(lib.mlsdm_forget(self._map, time_ns, memory_id, self._entry))
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -326,30 +327,30 @@ class Store:
 
     # -- the controller ----------------------------------------------------------------------------------------------
 
-    def begin_epoch(self, now_ns: int, settings: SettingsPointer) -> int:
+    def begin_epoch(self, time_ns: int, settings: SettingsPointer) -> int:
         """Become the controller; the first one forms the initial state from `settings`. Returns the epoch.
 
         Raises Busy, Corrupt, Lost.
         """
-        status = lib.mlsdm_epoch_begin(self._map, now_ns, settings, self._words)
+        status = lib.mlsdm_epoch_begin(self._map, time_ns, settings, self._words)
         if status != OK:
             raise_for(status)
         return self._words[0]
 
-    def tick(self, now_ns: int, epoch: int) -> EntryPointer:
+    def tick(self, time_ns: int, epoch: int) -> EntryPointer:
         """Take one step of the rhythm. Returns the log entry.
 
         Raises Stale if a newer controller has taken over or the word of the epoch is damaged; Unformed, Busy, Corrupt,
         Lost.
         """
-        return self._entry_after(lib.mlsdm_tick(self._map, now_ns, epoch, self._entry))
+        return self._entry_after(lib.mlsdm_tick(self._map, time_ns, epoch, self._entry))
 
-    def apply_command(self, now_ns: int, epoch: int) -> EntryPointer | None:
+    def apply_command(self, time_ns: int, epoch: int) -> EntryPointer | None:
         """Carry out the pending command. Returns its log entry, None if nothing is pending.
 
         Raises Stale if a newer controller has taken over or the word of the epoch is damaged; Busy, Corrupt, Lost.
         """
-        entry = self._entry_after(lib.mlsdm_command_apply(self._map, now_ns, epoch, self._entry))
+        entry = self._entry_after(lib.mlsdm_command_apply(self._map, time_ns, epoch, self._entry))
         return entry if entry.position else None
 
     def write_vitals(self, epoch: int, vitals: VitalsPointer) -> None:

@@ -14,7 +14,6 @@ import os
 import random
 import signal
 import sys
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -53,12 +52,14 @@ WAIT_MS: Final = 2000  # for the lock: far above the delay of a section on a loa
 
 
 class Formed:
-    """A block with its first state. Its clock is the test's: it starts at a random time and moves with each `now()`."""
+    """A block with its first state. Log time is the test's: it starts at a random time and moves with each `now()`."""
 
     def __init__(self, layout: Layout = SMALL, regime: Regime = REGIME, wait_ms: int = WAIT_MS) -> None:
         self.started_ns = self._time_ns = random.randrange(10**18)
+        self.booted_ns = self.started_ns - random.randrange(10**17)
         self.regime = regime
-        self.block = Block.create(layout, os.urandom(16), os.urandom(16), time.time_ns(), self.started_ns)
+        boot_ns = self.started_ns - self.booted_ns
+        self.block = Block.create(layout, os.urandom(16), os.urandom(16), self.started_ns, boot_ns)
         self.block.bind(os.getpid(), NO_ROW, wait_ms, NORM_MAX)
         self.wait_ms = wait_ms
         self.store = Store(self.block)
@@ -67,9 +68,13 @@ class Formed:
         self.be(0)
 
     def now(self) -> int:
-        """Return a time in ns, 1 µs later than the last one."""
+        """Return a log time in ns UTC, 1 µs later than the last one."""
         self._time_ns += 1000
         return self._time_ns
+
+    def boot_now(self) -> int:
+        """Return what CLOCK_BOOTTIME is, in ns, at the next log time."""
+        return self.now() - self.booted_ns
 
     def be(self, row: int) -> None:
         """Bind the block to this process as the owner of `row`: after a fork, or to act as another process."""
@@ -232,6 +237,7 @@ def decision_of(entry: Entry) -> Decision:
         entry.position,
         after.accepted + after.rejected,
         decided.memory_id,
+        entry.time_ns,
         decided.moral,
         before.theta,
         after.theta,

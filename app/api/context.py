@@ -33,9 +33,12 @@ class Context:
     codec: VectorCodec = field(init=False)
     boot_id: str = field(init=False)
     payload_size_max: int = field(init=False)
+    log_time: Callable[[], int] = field(init=False)  # log time now, in ns UTC
 
     def __post_init__(self) -> None:
         self.codec = VectorCodec(self.config.dimension)
         self.idempotency = IdempotencyKeys(self.store.block.secret)
-        self.boot_id = self.store.block.boot_id
+        block, clock = self.store.block, self.clock
+        self.boot_id = block.boot_id
+        self.log_time = lambda: block.log_time(clock())
         self.payload_size_max = self.config.payload_size_max

@@ -32,6 +32,14 @@ Ema: TypeAlias = Annotated[
     ),
 ]  # fmt: skip
 AgeSeconds: TypeAlias = Annotated[float, Meta(description="Age in seconds.", ge=0, examples=[12.5])]
+CreatedAt: TypeAlias = Annotated[
+    str,
+    Meta(
+        description="Log time: UTC as RFC 3339, with nine decimals; never earlier than that of the position before.",
+        pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z$",
+        examples=["2026-01-31T12:00:00.123456789Z"], extra_json_schema={"format": "date-time"},
+    ),
+]  # fmt: skip
 Total: TypeAlias = Annotated[int, Meta(description="Events decided since the store was created.", ge=0, examples=[7])]
 Accepted: TypeAlias = Annotated[int, Meta(description="Accepted events.", ge=0, examples=[5])]
 Rejected: TypeAlias = Annotated[int, Meta(description="Rejected events.", ge=0, examples=[2])]
@@ -52,7 +60,7 @@ MILLISECOND_NS: Final = 1_000_000
 
 
 def age_seconds(then_ns: int, now_ns: int, resolution_ns: int = MICROSECOND_NS) -> float:
-    """Return the time from `then_ns` to `now_ns` (CLOCK_BOOTTIME), rounded down to `resolution_ns`; never negative."""
+    """Return the time from `then_ns` to `now_ns` (log time), rounded down to `resolution_ns`; never negative."""
     return max(0, now_ns - then_ns) // resolution_ns * resolution_ns / 1_000_000_000
 
 

@@ -27,6 +27,7 @@ from app.api.fields import (
     Accepted,
     AgeSeconds,
     BootId,
+    CreatedAt,
     Ema,
     Live,
     MemoryId,
@@ -44,6 +45,7 @@ from app.api.operation import Operation, Parameter
 from app.api.problem import Problem, invalid
 from app.api.problem_codes import STORE
 from core.access.keys import Role
+from core.clock import rfc3339
 from core.limits import DECISIONS_PAGE
 from core.phases import PHASE_NAMES
 from shm import errors
@@ -99,6 +101,7 @@ class LogEntry(msgspec.Struct, omit_defaults=True):
     position: Position
     kind: _Kind
     age_seconds: AgeSeconds
+    created_at: CreatedAt
     epoch: _Epoch
     before: ScalarState
     after: ScalarState
@@ -188,7 +191,7 @@ class DecisionsResource:
 
         `entries` is the first piece of `scan`; `page` is the page without its entries.
         """
-        now_ns = self.context.clock()
+        now_ns = self.context.log_time()
         opening, _ = encode(page).split(b"[]", 1)
         yield opening + b"["
         separator, looked_at = b"", 0
@@ -300,6 +303,7 @@ def _entry_view(entry: Entry, now_ns: int, epoch: int) -> LogEntry:
         entry.position,
         kind,
         age_seconds(entry.time_ns, now_ns),
+        rfc3339(entry.time_ns),
         epoch,
         _state_view(entry.before),
         _state_view(entry.after),

@@ -109,7 +109,7 @@ class EventResource:
         if KEY_MEMBER in environ:
             key = context.idempotency.hash_of(environ, array("d", (moral,)), vector, [payload])
         try:
-            decided = context.store.admit(context.clock(), moral, vector, payload, key)
+            decided = context.store.admit(context.log_time(), moral, vector, payload, key)
         except errors.NotFinite:
             refuse_vector(errors.NOT_FINITE, vector, "event_vector")
         except errors.TooLong:
@@ -167,7 +167,7 @@ class BatchResource:
         if code != errors.OK:
             size = self.codec.size
             refuse_vector(code, memoryview(vectors)[index * size : (index + 1) * size], f"[{index}].event_vector")
-        decisions, code = context.store.admit_batch(context.clock(), morals, vectors, payloads, key)
+        decisions, code = context.store.admit_batch(context.log_time(), morals, vectors, payloads, key)
         results = [to_decision_view(decided, context.boot_id) for decided in decisions]
         if rejected := sum([not decided[_MEMORY_ID] and not decided[_REPEATED] for decided in decisions]):
             context.count_rejected(client_of(environ).tier, rejected)

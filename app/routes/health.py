@@ -327,7 +327,7 @@ class DetailedResource:
         document = DetailedView(
             "healthy" if all_hold(checks) else "unhealthy",
             datetime.now(UTC).isoformat(),
-            age_seconds(context.store.block.created_boot_ns, context.clock(), MILLISECOND_NS),
+            age_seconds(context.store.block.created_ns, context.log_time(), MILLISECOND_NS),
             SystemView(
                 memory_percent=vitals.memory_percent,
                 memory_available_mb=vitals.memory_available_mb,
@@ -354,7 +354,7 @@ class DetailedResource:
     def _emergency(self) -> EmergencyState:
         vitals = self.context.store.block.region("vitals")
         reasons, since_ns = list(reason_names(int(vitals.emergency))), int(vitals.emergency_since_ns)
-        since = age_seconds(since_ns, self.context.clock(), MILLISECOND_NS) if reasons else None
+        since = age_seconds(since_ns, self.context.log_time(), MILLISECOND_NS) if reasons else None
         return EmergencyState(bool(reasons), reasons, int(vitals.emergency_episodes), since)
 
     def _add_state(self, document: DetailedView) -> None:

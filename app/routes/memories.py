@@ -15,11 +15,12 @@ from app.api.codec.media_types import JSON, encode
 from app.api.codec.query_string import BOOT_ID, parameters_of_boot
 from app.api.codec.vector_codec import to_floats
 from app.api.context import Context
-from app.api.fields import AgeSeconds, BootId, MemoryId, MoralValue, Phase, Position, age_seconds, component
+from app.api.fields import AgeSeconds, BootId, CreatedAt, MemoryId, MoralValue, Phase, Position, age_seconds, component
 from app.api.operation import Operation, Parameter
 from app.api.problem import Problem, invalid
 from app.api.problem_codes import STORE
 from core.access.keys import Role
+from core.clock import rfc3339
 from core.phases import PHASE_NAMES
 from shm import errors
 
@@ -33,6 +34,7 @@ class MemoryView(msgspec.Struct, omit_defaults=True):
     age_seconds: AgeSeconds
     position: Position
     boot_id: BootId
+    created_at: CreatedAt
     payload: Annotated[msgspec.Raw, Meta(examples=[{"text": "hello"}])] | None = None
     vector: Annotated[list[float], Meta(description="The stored vector (float32).")] | None = None
 
@@ -91,9 +93,10 @@ class MemoryResource:
                 memory.id,
                 memory.moral,
                 PHASE_NAMES[memory.phase],
-                age_seconds(memory.time_ns, context.clock()),
+                age_seconds(memory.time_ns, context.log_time()),
                 memory.position,
                 context.boot_id,
+                rfc3339(memory.time_ns),
                 msgspec.Raw(memory.payload) if memory.payload else None,
                 to_floats(memory.vector) if include else None,
             )
@@ -107,7 +110,7 @@ class MemoryResource:
         parameters_of_boot(request, context.boot_id)
         number = _parse_id(memory_id)
         try:
-            entry = context.store.forget(context.clock(), number)
+            entry = context.store.forget(context.log_time(), number)
         except errors.StoreError as error:
             _refuse(number, error)
         response.content_type = JSON

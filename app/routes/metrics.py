@@ -145,7 +145,7 @@ class BlockCollector(Collector):
             (
                 "mlsdm_process_start_time_seconds",
                 "Unix time at which the store was created.",
-                block.created_wall_ns / 1e9,
+                block.created_ns / 1e9,
             ),
             ("mlsdm_memories_max", "Capacity of the store, in memories.", self.context.config.capacity),
             ("mlsdm_block_bytes", "Size of the shared block, in bytes.", block.layout.block_size),

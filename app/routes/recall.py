@@ -17,11 +17,12 @@ from app.api.codec.media_types import JSON, MSGPACK, RAW, encode, media_type
 from app.api.codec.query_string import parameters_of, parse_whole_number
 from app.api.codec.vector_codec import VECTOR_SCHEMA, FloatBuffer, refuse_vector, to_floats
 from app.api.context import Context
-from app.api.fields import AgeSeconds, BootId, MemoryId, MoralValue, Phase, Position, age_seconds, component
+from app.api.fields import AgeSeconds, BootId, CreatedAt, MemoryId, MoralValue, Phase, Position, age_seconds, component
 from app.api.operation import Octets, Operation, Parameter
 from app.api.problem import invalid
 from app.api.problem_codes import BODY, DECIDED
 from core.access.keys import Role
+from core.clock import rfc3339
 from core.limits import TOP_K
 from core.phases import PHASE_NAMES, PhaseWindow, phase_masks
 from shm import errors
@@ -76,6 +77,7 @@ class MatchView(msgspec.Struct, omit_defaults=True):
     phase: Phase
     moral_value: MoralValue
     age_seconds: AgeSeconds
+    created_at: CreatedAt
     payload: Annotated[msgspec.Raw, Meta(examples=[{"text": "hello"}])] | None = None
     vector: Annotated[list[float], Meta(description="The stored vector (float32).")] | None = None
 
@@ -139,7 +141,7 @@ class RecallResource:
             refuse_vector(errors.NOT_FINITE, vector, "vector")
         except errors.TooLong:
             refuse_vector(errors.TOO_LONG, vector, "vector")
-        now_ns = context.clock()
+        now_ns = context.log_time()
         response.content_type = JSON
         response.data = encode(
             RecallView(
@@ -191,13 +193,14 @@ def _parse_options(given: Mapping[str, str]) -> RecallOptions:
 
 
 def match_view(match: Match, now_ns: int) -> MatchView:
-    """Return the view of a match; `now_ns` is the CLOCK_BOOTTIME from which its age is counted."""
+    """Return the view of a match; `now_ns` is the log time from which its age is counted."""
     return MatchView(
         match.id,
         match.score,
         PHASE_NAMES[match.phase],
         match.moral,
         age_seconds(match.time_ns, now_ns),
+        rfc3339(match.time_ns),
         msgspec.Raw(match.payload) if match.payload else None,
         to_floats(match.vector) if match.vector else None,
     )

@@ -184,11 +184,11 @@ class Spans:
         """Put a span around each step of the rhythm of a controller."""
         step = controller.step
 
-        def traced(now_ns: int, epoch: int) -> Any:
+        def traced(time_ns: int, epoch: int) -> Any:
             if self._chance() >= self._ratio:
-                return step(now_ns, epoch)
+                return step(time_ns, epoch)
             with self._tracer.start_as_current_span("tick", context=_NO_PARENT, record_exception=False) as span:
-                entry = step(now_ns, epoch)
+                entry = step(time_ns, epoch)
                 after = entry.after
                 span.set_attributes(
                     {

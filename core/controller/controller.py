@@ -126,7 +126,7 @@ class Controller:
 
     def _begin_epoch(self) -> None:
         """Take a new epoch, which makes every older one void."""
-        self.epoch = self.store.begin_epoch(self.clock(), self._settings)
+        self.epoch = self.store.begin_epoch(self.block.log_time(self.clock()), self._settings)
         self._tick_due_ns = self.clock() + self._cycle_ns()
         log.info("controller pid=%d begins epoch %d", os.getpid(), self.epoch)
 
@@ -145,7 +145,7 @@ class Controller:
 
     def apply_pending_command(self, now_ns: int) -> None:
         """Carry out the pending command, if there is one."""
-        entry = self.store.apply_command(now_ns, self.epoch)
+        entry = self.store.apply_command(self.block.log_time(now_ns), self.epoch)
         if entry:
             log.info("carried out %s at position %d", KINDS[entry.kind], entry.position)
             if KINDS[entry.kind] == "resume":  # before the state is read again: it may be corrupt by then
@@ -159,7 +159,7 @@ class Controller:
         if now_ns < self._tick_due_ns:
             return
         late = (now_ns - self._tick_due_ns) // self._cycle_ns()
-        self.step(now_ns, self.epoch)
+        self.step(self.block.log_time(now_ns), self.epoch)
         if late:
             self.vitals.late_steps += late
             self._late_unlogged += late
@@ -191,7 +191,7 @@ class Controller:
         self.vitals.torn += 1
         log.error("memory %d is corrupt and is forgotten", memory_id)
         with suppress(Unknown, Gone):  # evicted or deleted meanwhile: no recall returns it
-            self.store.forget(now_ns, memory_id)
+            self.store.forget(self.block.log_time(now_ns), memory_id)
 
     def scrub_links(self) -> None:
         """Hold index and lists against the next few slots. Where they differ, they are made again from the slots."""
@@ -276,7 +276,7 @@ class Controller:
     def _declare_emergency(self, now_ns: int) -> None:
         """Write the emergency that follows from the causes into the vitals, and log what changes."""
         full = EMERGENCY_MEMORY if self.vitals.memory_percent >= MEMORY_PERCENT.value else 0
-        self._log_changes(self.emergency.observe(now_ns, self._causes | full))
+        self._log_changes(self.emergency.observe(self.block.log_time(now_ns), self._causes | full))
         self.vitals.emergency = self.emergency.in_force
         self.vitals.emergency_overruled = self.emergency.overruled
         self.vitals.emergency_since_ns = self.emergency.since_ns

@@ -7,7 +7,7 @@ hovers around its bound does not open and close the server every second. POST /g
 once, except for a store that is still corrupt or lost. Full memory is then overruled until the cause is gone: the block
 is allocated already, and an event takes no more memory.
 
-Invariants: deterministic; time (CLOCK_BOOTTIME in ns) and causes are arguments. The controller is the only observer. It
+Invariants: deterministic; log time (ns UTC) and causes are arguments. The controller is the only observer. It
 publishes `in_force` in its vitals, where the native admission reads it (shm/native/governor.c). A successor continues
 with the reasons that it finds, logs no episode twice, and restarts a cooldown. Safety does not depend on this: the
 native core itself refuses to use corrupt data or to enter a section without the lock.
@@ -59,8 +59,8 @@ class Emergency:
         self._causes = in_force & _OVERRULABLE  # until causes are observed: a resume may come first
         self._absent_since_ns: dict[int, int] = {}
 
-    def observe(self, now_ns: int, causes: int) -> list[Change]:
-        """Return what changes when exactly these causes are present. `now_ns` never decreases."""
+    def observe(self, time_ns: int, causes: int) -> list[Change]:
+        """Return what changes when exactly these causes are present. `time_ns` never decreases."""
         self._causes = causes
         self.overruled &= causes
         changes = []
@@ -69,11 +69,11 @@ class Emergency:
                 self._absent_since_ns.pop(reason, None)
                 if not self.in_force & reason:
                     self.in_force |= reason
-                    self.since_ns = self.since_ns or now_ns
+                    self.since_ns = self.since_ns or time_ns
                     sentence = f"{SENTENCES[reason]}; events are refused; {REMEDIES[reason]}"
                     changes.append(Change(reason, True, sentence))
             elif self.in_force & reason:
-                absent_ns = now_ns - self._absent_since_ns.setdefault(reason, now_ns)
+                absent_ns = time_ns - self._absent_since_ns.setdefault(reason, time_ns)
                 if absent_ns >= self._cooldown_ns:
                     how = f"no longer so for {absent_ns / 1e9:.0f} s: {SENTENCES[reason]}"
                     changes.append(self._end(reason, how))

@@ -153,7 +153,7 @@ def _admit_us(memories: Floats, size: int) -> float:
     try:
         for number in range(_ADMISSIONS):
             began = time.perf_counter_ns()
-            inside.store.admit(boot_clock(), ACCEPTED, vectors[number % _EVENTS], payload)
+            inside.store.admit(inside.block.log_time(boot_clock()), ACCEPTED, vectors[number % _EVENTS], payload)
             taken.append(time.perf_counter_ns() - began)
     finally:
         inside.close()

@@ -32,14 +32,15 @@ class NativeStore:
         self.block = Block.create(layout, os.urandom(16), os.urandom(16), time.time_ns(), boot_clock())
         self.block.bind(os.getpid(), 0, LOCK_WAIT_MILLISECONDS.value, VECTOR_NORM.value)
         self.store = Store(self.block)
-        self.store.begin_epoch(boot_clock(), Regime.of(Config()).to_record())
+        self.store.begin_epoch(self.block.log_time(boot_clock()), Regime.of(Config()).to_record())
         self._recall = Recall(self.block)
 
     def fill(self, memories: Floats) -> None:
         """Remember float32[n, D], in order."""
         for first in range(0, len(memories), BATCH):
             batch = memories[first : first + BATCH]
-            decisions, status = self.store.admit_batch(boot_clock(), np.full(len(batch), ACCEPTED), batch, None)
+            time_ns, morals = self.block.log_time(boot_clock()), np.full(len(batch), ACCEPTED)
+            decisions, status = self.store.admit_batch(time_ns, morals, batch, None)
             assert (status, len(decisions)) == (OK, len(batch))
 
     def nearest(self, query: Floats, k: int) -> list[int]:

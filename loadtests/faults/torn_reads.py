@@ -17,6 +17,7 @@ from typing import Final
 
 import numpy as np
 
+from core.clock import boot_clock
 from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
 from core.regime import Regime
 from core.settings.config import Config
@@ -38,9 +39,9 @@ Event = tuple[float, bytes, bytes]
 
 def torn_reads(options: FaultOptions) -> Outcome:
     """Read memories that are being overwritten; no read may be torn."""
-    block = Block.create(LAYOUT, os.urandom(16), os.urandom(16), time.time_ns(), time.monotonic_ns())
+    block = Block.create(LAYOUT, os.urandom(16), os.urandom(16), time.time_ns(), boot_clock())
     _bind(block, NO_ROW)
-    Store(block).begin_epoch(time.monotonic_ns(), Regime.of(Config()).to_record())
+    Store(block).begin_epoch(block.log_time(boot_clock()), Regime.of(Config()).to_record())
     reads = -(-options.scaled(READS) // READERS)
     counts = mmap.mmap(-1, READERS * _COUNTS.size)
     writer = _fork(lambda: _write(block))
@@ -78,7 +79,7 @@ def _write(block: Block) -> None:
     store, events = Store(block), _events()
     while True:
         for moral, vector, payload in events:
-            store.admit(time.monotonic_ns(), moral, vector, payload)
+            store.admit(block.log_time(boot_clock()), moral, vector, payload)
 
 
 def _read(block: Block, reads: int, counts: mmap.mmap, at: int) -> None:

@@ -8,8 +8,9 @@
  * Arguments. The caller owns all memory that it passes. A function uses it during the call only and keeps no pointer.
  *   Pointers are aligned for their type and are not NULL. Sizes, indices and moral values are not checked: the caller
  *   keeps them within the ranges that are given here, otherwise the behaviour is undefined.
- * Time. `now_ns` is CLOCK_BOOTTIME in ns. It may be older than the newest transition: the time of the log never goes
- *   back.
+ * Time. `time_ns` is the time of the transition in ns UTC: log time (Block.log_time in shm/block.py). A transition
+ *   happens at this time or at that of the one before, whichever is later: log time never goes back. No function reads
+ *   a clock for it. `now_ns` is CLOCK_BOOTTIME in ns, for token buckets only.
  * Result. A function that returns int returns a status, MLSDM_STATUS_*. OK means that the outputs are set. After any
  *   other status the outputs are undefined and the block holds what it held before.
  * Lock. "Takes the lock" means: the function enters the section, waits up to map->wait_ms ms for it (with 0 it spins
@@ -72,14 +73,14 @@ struct mlsdm_match {
     uint64_t id;
     double score; /* cosine, from -1 to 1 */
     double moral;
-    int64_t time_ns; /* CLOCK_BOOTTIME of the admission */
+    int64_t time_ns; /* log time of the admission, ns UTC */
     uint32_t phase;  /* 0 wake, 1 sleep */
     uint32_t payload_size;
 };
 
 struct mlsdm_recall_result {
     uint64_t as_of;      /* position: the matches equal brute force immediately after it */
-    int64_t time_ns;     /* CLOCK_BOOTTIME of the transition at that position */
+    int64_t time_ns;     /* log time of the transition at that position, ns UTC */
     uint64_t scanned;    /* live memories that were compared */
     uint64_t candidates; /* of these, scored in full */
     uint64_t corrupt_id; /* a memory that was left out because its checksum is wrong, 0 for none */
@@ -143,7 +144,7 @@ int mlsdm_row_claim(struct mlsdm_map *map, uint32_t row, uint64_t pid, uint64_t 
  *            STOPPED: an operator has stopped admissions; CORRUPT, LOST, EXHAUSTED: the vitals declare an emergency.
  * Lock       takes it.
  * Process    worker. */
-int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8_t *vector,
+int mlsdm_admit(struct mlsdm_map *map, int64_t time_ns, double moral, const uint8_t *vector,
                 const uint8_t *payload /* or NULL */, uint32_t payload_size,
                 const struct mlsdm_idempotency_hash *hash /* or NULL */, struct mlsdm_decision *decision);
 
@@ -161,7 +162,7 @@ int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8
  * Lock       takes it `count` times.
  * Process    worker.
  * Death      each event by itself is decided or is not. */
-int mlsdm_admit_batch(struct mlsdm_map *map, int64_t now_ns, uint32_t count, const double morals[],
+int mlsdm_admit_batch(struct mlsdm_map *map, int64_t time_ns, uint32_t count, const double morals[],
                       const float vectors[], const uint8_t payloads[] /* or NULL */,
                       const uint64_t payload_ends[] /* or NULL */,
                       const struct mlsdm_idempotency_hash *hash /* or NULL */, struct mlsdm_decision decisions[],
@@ -185,7 +186,7 @@ int mlsdm_vectors_check(struct mlsdm_map *map, const float vectors[], uint32_t c
  * Process    worker, controller.
  * Death      before the commit, the marks are rolled back; after it, the next process that takes the lock erases the
  *            rest. */
-int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t memory_id, struct mlsdm_entry *entry);
+int mlsdm_forget(struct mlsdm_map *map, int64_t time_ns, uint64_t memory_id, struct mlsdm_entry *entry);
 
 /* -- the controller -- */
 
@@ -197,7 +198,7 @@ int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t memory_id, stru
  * Lock       takes it.
  * Process    controller.
  * Death      the first state is published, or is not; the epoch is taken by one store, or is not. */
-int mlsdm_epoch_begin(struct mlsdm_map *map, int64_t now_ns, const struct mlsdm_settings *settings, uint64_t *epoch);
+int mlsdm_epoch_begin(struct mlsdm_map *map, int64_t time_ns, const struct mlsdm_settings *settings, uint64_t *epoch);
 
 /* Read the newest epoch.
  *
@@ -214,7 +215,7 @@ uint64_t mlsdm_epoch(const struct mlsdm_map *map);
  *            newer controller has taken over, or the word of the epoch is damaged.
  * Lock       takes it.
  * Process    controller. */
-int mlsdm_tick(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mlsdm_entry *entry);
+int mlsdm_tick(struct mlsdm_map *map, int64_t time_ns, uint64_t epoch, struct mlsdm_entry *entry);
 
 /* Carry out the pending command.
  *
@@ -224,7 +225,7 @@ int mlsdm_tick(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mls
  * Lock       takes it, if a command is pending.
  * Process    controller.
  * Death      a resume clears the emergency of the vitals before its commit; the command stays pending until then. */
-int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mlsdm_entry *entry);
+int mlsdm_command_apply(struct mlsdm_map *map, int64_t time_ns, uint64_t epoch, struct mlsdm_entry *entry);
 
 /* Publish the vitals and the heartbeat of the controller.
  *

@@ -96,7 +96,7 @@ static void rhythm_step(struct mlsdm_scalars *now, const struct mlsdm_settings *
 
 /* -- from one committed state to the next -- */
 
-static int transition_begin(const struct mlsdm_map *map, struct transition *t, uint32_t kind, int64_t now_ns) {
+static int transition_begin(const struct mlsdm_map *map, struct transition *t, uint32_t kind, int64_t time_ns) {
     uint64_t commit = commit_of(map);
     t->before = committed_state(map, commit);
     t->next = state_at(map, commit + 1);
@@ -108,7 +108,7 @@ static int transition_begin(const struct mlsdm_map *map, struct transition *t, u
     atomic_thread_fence(memory_order_release); /* readers: see block.h */
     *t->next = *t->before;
     t->next->position = t->position;
-    if (now_ns > t->next->time_ns) t->next->time_ns = now_ns;
+    if (time_ns > t->next->time_ns) t->next->time_ns = time_ns;
     *t->entry = (struct mlsdm_entry){
         .position = t->position,
         .kind = kind,
@@ -213,20 +213,23 @@ static int emergency_of(const struct mlsdm_map *map) {
 
 /* -- admission: the hot path -- */
 
-int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8_t *vector, const uint8_t *payload,
+int mlsdm_admit(struct mlsdm_map *map, int64_t time_ns, double moral, const uint8_t *vector, const uint8_t *payload,
                 uint32_t payload_size, const struct mlsdm_idempotency_hash *hash, struct mlsdm_decision *decision) {
     struct memory memory;
     memory_prefetch(map);
     int status = memory_prepare(map, &memory, vector, payload, payload_size);
     if (status || (status = section_enter(map))) return status;
     struct transition t;
-    if ((status = transition_begin(map, &t, MLSDM_KIND_DECISION, now_ns))) return section_leave(map, status);
+    if ((status = transition_begin(map, &t, MLSDM_KIND_DECISION, time_ns))) return section_leave(map, status);
     if (hash && receipt_find(map, t.before->receipts, hash, decision, &status)) return section_leave(map, status);
     struct mlsdm_scalars *now = &t.next->scalars;
     if (now->flags & MLSDM_FLAG_STOPPED) return section_leave(map, MLSDM_STATUS_STOPPED);
     if ((status = emergency_of(map))) return section_leave(map, status);
-    *decision = (struct mlsdm_decision){
-        .position = t.position, .moral = moral, .theta_before = now->theta, .phase = now->phase};
+    *decision = (struct mlsdm_decision){.position = t.position,
+                                        .time_ns = t.next->time_ns,
+                                        .moral = moral,
+                                        .theta_before = now->theta,
+                                        .phase = now->phase};
     int steps = (t.next->settings.flags & MLSDM_FLAG_EVENTS_CLOCK) != 0;
     int accepted = governor_decide(now, &t.next->settings, moral);
     if ((accepted || (steps && consolidates(t.next))) && !levels_sound(map, t.next))
@@ -258,7 +261,7 @@ int mlsdm_admit(struct mlsdm_map *map, int64_t now_ns, double moral, const uint8
     return section_leave(map, MLSDM_STATUS_OK);
 }
 
-int mlsdm_admit_batch(struct mlsdm_map *map, int64_t now_ns, uint32_t count, const double morals[],
+int mlsdm_admit_batch(struct mlsdm_map *map, int64_t time_ns, uint32_t count, const double morals[],
                       const float vectors[], const uint8_t payloads[], const uint64_t payload_ends[],
                       const struct mlsdm_idempotency_hash *hash, struct mlsdm_decision decisions[], uint32_t *done) {
     struct mlsdm_idempotency_hash item = {{0, 0}, 0};
@@ -266,7 +269,7 @@ int mlsdm_admit_batch(struct mlsdm_map *map, int64_t now_ns, uint32_t count, con
     for (*done = 0; *done < count; *done += 1, item.words[1] += 1) {
         uint32_t i = *done;
         uint64_t start = payload_ends && i ? payload_ends[i - 1] : 0, end = payload_ends ? payload_ends[i] : 0;
-        int status = mlsdm_admit(map, now_ns, morals[i], (const uint8_t *)(vectors + (size_t)i * map->dimension),
+        int status = mlsdm_admit(map, time_ns, morals[i], (const uint8_t *)(vectors + (size_t)i * map->dimension),
                                  payloads ? payloads + start : NULL, (uint32_t)(end - start), hash ? &item : NULL,
                                  decisions + i);
         if (status) return status;
@@ -275,11 +278,11 @@ int mlsdm_admit_batch(struct mlsdm_map *map, int64_t now_ns, uint32_t count, con
 }
 
 /* The marks are set in place under the intent; the bytes are erased once the deletion is published. */
-int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t memory_id, struct mlsdm_entry *entry) {
+int mlsdm_forget(struct mlsdm_map *map, int64_t time_ns, uint64_t memory_id, struct mlsdm_entry *entry) {
     int status = section_enter(map);
     if (status) return status;
     struct transition t;
-    if ((status = transition_begin(map, &t, MLSDM_KIND_DELETE, now_ns))) return section_leave(map, status);
+    if ((status = transition_begin(map, &t, MLSDM_KIND_DELETE, time_ns))) return section_leave(map, status);
     if ((status = slots_find(map, &t, memory_id, MLSDM_CAUSE_DELETED))) return section_leave(map, status);
     intent_write(map, &t, t.slots.freed, NULL);
     slots_change(map, &t, 0);
@@ -294,20 +297,20 @@ int mlsdm_forget(struct mlsdm_map *map, int64_t now_ns, uint64_t memory_id, stru
 /* -- what the controller does -- */
 
 /* Publish position 1: the state with which a block begins. `t` is of a block that has none. */
-static void start_publish(const struct mlsdm_map *map, struct transition *t, int64_t now_ns,
+static void start_publish(const struct mlsdm_map *map, struct transition *t, int64_t time_ns,
                           const struct mlsdm_settings *settings) {
     memset(levels_at(map, 0), 0, levels_size(map));
     *t->next = (struct mlsdm_state){
         .position = 1,
         .settings = *settings,
         .configured = settings_checksum(settings),
-        .time_ns = now_ns,
+        .time_ns = time_ns,
         .spare = refers_to(map, list_at(map, FREE_SLOTS)->oldest) - 1,
         .scalars = {.theta = settings->initial_threshold, .ema = 0.5, .counter = settings->wake_duration},
     };
     t->next->levels_checksum = levels_checksum(map, levels_at(map, 0));
     *t->entry = (struct mlsdm_entry){
-        .position = 1, .kind = MLSDM_KIND_START, .row = map->row, .time_ns = now_ns, .before = t->next->scalars};
+        .position = 1, .kind = MLSDM_KIND_START, .row = map->row, .time_ns = time_ns, .before = t->next->scalars};
     memcpy(t->entry->detail, settings, sizeof *settings);
     transition_publish(map, t);
 }
@@ -320,15 +323,15 @@ uint64_t mlsdm_epoch(const struct mlsdm_map *map) {
     return epoch == DAMAGED ? unseal(load_acquire(&vitals_of(map)->epoch)) : epoch;
 }
 
-int mlsdm_epoch_begin(struct mlsdm_map *map, int64_t now_ns, const struct mlsdm_settings *settings, uint64_t *epoch) {
+int mlsdm_epoch_begin(struct mlsdm_map *map, int64_t time_ns, const struct mlsdm_settings *settings, uint64_t *epoch) {
     int status = section_enter(map);
     if (status) return status;
     struct transition t;
-    status = transition_begin(map, &t, MLSDM_KIND_START, now_ns);
+    status = transition_begin(map, &t, MLSDM_KIND_START, time_ns);
     uint64_t newest = mlsdm_epoch(map);
     if (newest == DAMAGED) status = MLSDM_STATUS_CORRUPT;
     if (status && status != MLSDM_STATUS_UNFORMED) return section_leave(map, status);
-    if (status == MLSDM_STATUS_UNFORMED) start_publish(map, &t, now_ns, settings);
+    if (status == MLSDM_STATUS_UNFORMED) start_publish(map, &t, time_ns, settings);
     *epoch = newest + 1;
     /* The vitals first: from the store of the other word on, they must not lead back to an epoch that was given. */
     store_release(&vitals_of(map)->epoch, seal(*epoch));
@@ -336,11 +339,11 @@ int mlsdm_epoch_begin(struct mlsdm_map *map, int64_t now_ns, const struct mlsdm_
     return section_leave(map, MLSDM_STATUS_OK);
 }
 
-int mlsdm_tick(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mlsdm_entry *entry) {
+int mlsdm_tick(struct mlsdm_map *map, int64_t time_ns, uint64_t epoch, struct mlsdm_entry *entry) {
     int status = section_enter(map);
     if (status) return status;
     struct transition t;
-    if ((status = transition_begin(map, &t, MLSDM_KIND_TICK, now_ns))) return section_leave(map, status);
+    if ((status = transition_begin(map, &t, MLSDM_KIND_TICK, time_ns))) return section_leave(map, status);
     if (!epoch_is(map, epoch)) return section_leave(map, MLSDM_STATUS_STALE);
     if (consolidates(t.next)) {
         if (!levels_sound(map, t.next)) return section_leave(map, MLSDM_STATUS_CORRUPT);
@@ -361,14 +364,14 @@ int mlsdm_command_pending(struct mlsdm_map *map) {
            command->checksum == command_checksum(command);
 }
 
-int mlsdm_command_apply(struct mlsdm_map *map, int64_t now_ns, uint64_t epoch, struct mlsdm_entry *entry) {
+int mlsdm_command_apply(struct mlsdm_map *map, int64_t time_ns, uint64_t epoch, struct mlsdm_entry *entry) {
     entry->position = 0;
     if (!mlsdm_command_pending(map)) return MLSDM_STATUS_OK;
     int status = section_enter(map);
     if (status) return status;
     const struct mlsdm_command *command = command_of(map);
     struct transition t;
-    if ((status = transition_begin(map, &t, (uint32_t)command->kind, now_ns))) return section_leave(map, status);
+    if ((status = transition_begin(map, &t, (uint32_t)command->kind, time_ns))) return section_leave(map, status);
     if (!epoch_is(map, epoch)) return section_leave(map, MLSDM_STATUS_STALE);
     if (!mlsdm_command_pending(map)) return section_leave(map, MLSDM_STATUS_OK);
     struct mlsdm_scalars *now = &t.next->scalars;

@@ -28,7 +28,7 @@ class TestCreate:
         assert (MAGIC, LAYOUT_VERSION, formed.started_ns) == (
             header.magic,
             header.layout_version,
-            header.created_boot_ns,
+            header.created_wall_ns,
         )
         assert (header.dimension, header.capacity, header.rows) == (SMALL.dimension, SMALL.capacity, SMALL.rows)
         assert bytes(header.boot_id).hex() == formed.block.boot_id
@@ -82,8 +82,17 @@ class TestOpen:
         other.bind(os.getpid(), 1, 100, 1e6)
         formed.accept()
 
-        assert (formed.block.boot_id, formed.started_ns, SMALL) == (other.boot_id, other.created_boot_ns, other.layout)
+        assert (formed.block.boot_id, formed.started_ns, SMALL) == (other.boot_id, other.created_ns, other.layout)
         assert Store(other).state().scalars.accepted == 1
+        other.close()
+
+    def test_log_time_is_the_same_in_every_process(self, formed: Formed) -> None:
+        """It is the wall clock of the creation, advanced by the boot clock; its offset is in the header."""
+        other = Block.open(os.dup(formed.block.fd), writable=False)
+        header = formed.block.region("header")
+        boot_ns = header.created_boot_ns + 12_345_678_901
+
+        assert formed.block.log_time(boot_ns) == other.log_time(boot_ns) == header.created_wall_ns + 12_345_678_901
         other.close()
 
     @pytest.mark.parametrize("content", [b"", b"x" * 100, bytes(PAGE), os.urandom(PAGE)])

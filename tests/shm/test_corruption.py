@@ -506,7 +506,9 @@ class TestReceipts:
         seen: Counter[str] = Counter()
         for byte in flipped(given, offset, size):
             image = given.block.memory[:]
-            touched = next(o for o in range(self.NEWEST - self.CAPACITY, self.NEWEST + 1) if o % 9 == byte // 112)
+            touched = next(
+                o for o in range(self.NEWEST - self.CAPACITY, self.NEWEST + 1) if o % 9 == byte // SIZES["receipt"]
+            )
             for ordinal, first in firsts.items():
                 answer = self.answers(given, image, self.key(ordinal))
                 assert answer in (first, None)
@@ -606,7 +608,7 @@ class TestReceipts:
 
     def test_receipt_out_of_reach_is_not_read(self, given: Formed) -> None:
         """A receipt out of reach is never read, whatever is in its place."""
-        ffi.buffer(self.receipt(given, 32))[:] = os.urandom(112)  # the place that the next one goes to
+        ffi.buffer(self.receipt(given, 32))[:] = os.urandom(SIZES["receipt"])  # the place that the next one goes to
         first = self.first(given, 37)
         for previous in (0, 1, 31, 32):
             image = self.forge(given, previous)

@@ -149,7 +149,7 @@ class TestRegions:
         index = {100: 128, 20_000: 32_768}[capacity]
         parts = (capacity + 1) * (64 + 24 + 24 + shadow + vector + 1024) + 4 * index + 2 * 16
         parts += 65_536 * 320 + 8 * 128 + 2 * 3 * vector
-        parts += 17 * 112 + 16 * 8 + (8_192 + 65_536) * 16
+        parts += 17 * 120 + 16 * 8 + (8_192 + 65_536) * 16
 
         assert parts < layout.block_size < parts + 6 * PAGE + len(REGIONS) * CACHE_LINE
 

@@ -77,9 +77,9 @@ class _Reference:
                 reason.order()
         else:
             for reason in self.reasons:
-                if reason.look(heard.now_ns, bool(heard.causes & reason.bit)):
+                if reason.look(heard.time_ns, bool(heard.causes & reason.bit)):
                     self.began += 1
-                    self.since_ns = self.since_ns or heard.now_ns
+                    self.since_ns = self.since_ns or heard.time_ns
         if not self.in_force:
             self.since_ns = 0
 
@@ -180,7 +180,8 @@ class Emergencies:
         for heard in result.heard:
             reference.hear(heard)
         looks = [heard for heard in result.heard if heard.causes is not None]
-        check_equal(f"{what}: when it looked", {trace.operation.arguments[0]}, {heard.now_ns for heard in looks})
+        looked_ns = self._formed.block.log_time(trace.operation.arguments[0])
+        check_equal(f"{what}: when it looked", {looked_ns}, {heard.time_ns for heard in looks})
         self._seen(actor, what, trace, looks[-1].causes or 0, contended=contended)
         check_equal(f"{what}: reasons in force", reference.in_force, result.in_force)
         check_equal(f"{what}: reasons overruled", reference.overruled, result.overruled)

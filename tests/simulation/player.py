@@ -64,7 +64,7 @@ class Seen(NamedTuple):
 class Observation(NamedTuple):
     """One input of an emergency: the causes seen at a time, or an operator's order if `causes` is None."""
 
-    now_ns: int
+    time_ns: int
     causes: int | None
 
 
@@ -86,9 +86,9 @@ class _RecordingEmergency(Emergency):
         super().__init__(cooldown_ns, left.in_force, left.overruled, left.since_ns)
         self._heard: list[Observation] = []
 
-    def observe(self, now_ns: int, causes: int) -> list[Change]:
-        self._heard.append(Observation(now_ns, causes))
-        return super().observe(now_ns, causes)
+    def observe(self, time_ns: int, causes: int) -> list[Change]:
+        self._heard.append(Observation(time_ns, causes))
+        return super().observe(time_ns, causes)
 
     def overrule(self) -> list[Change]:
         self._heard.append(Observation(0, None))
@@ -168,18 +168,18 @@ class Player:
         self.store.release_row(self.row, self.me)
         self._be(NO_ROW)
 
-    def admit(self, now_ns: int, number: int, payload: bytes, key: KeyOf | None) -> Decision:
+    def admit(self, time_ns: int, number: int, payload: bytes, key: KeyOf | None) -> Decision:
         moral, vector = self.pool.event(number)
         return self.store.admit(
-            now_ns, moral, vector, payload, new_idempotency_hash(key[:2], key[2]) if key else NO_IDEMPOTENCY_HASH
+            time_ns, moral, vector, payload, new_idempotency_hash(key[:2], key[2]) if key else NO_IDEMPOTENCY_HASH
         )
 
     def batch(
-        self, now_ns: int, numbers: list[int], payloads: list[bytes], key: KeyOf | None
+        self, time_ns: int, numbers: list[int], payloads: list[bytes], key: KeyOf | None
     ) -> tuple[list[Decision], int]:
         events = [self.pool.event(number) for number in numbers]
         fields, status = self.store.admit_batch(
-            now_ns,
+            time_ns,
             np.array([moral for moral, _ in events]),
             np.stack([vector for _, vector in events]),
             payloads,
@@ -187,8 +187,8 @@ class Player:
         )
         return [Decision(*decision) for decision in fields], status
 
-    def forget(self, now_ns: int, memory_id: int) -> bytes:
-        return image_of(self.store.forget(now_ns, memory_id))
+    def forget(self, time_ns: int, memory_id: int) -> bytes:
+        return image_of(self.store.forget(time_ns, memory_id))
 
     def recall(self, number: int, k: int, window: PhaseWindow) -> tuple[list[tuple[Any, ...]], int, int]:
         answer = self.recaller.nearest(self.pool.event(number)[1], k, phase_masks(window, PHASE_TOLERANCE), True, True)
@@ -232,8 +232,8 @@ class Player:
         made.sampler = self.machine  # type: ignore[assignment]  # it has the one method that is called
         return (left.in_force, left.overruled, left.since_ns), made.epoch
 
-    def tick(self, now_ns: int) -> bytes:
-        return image_of(self.store.tick(now_ns, self._current_controller.epoch))
+    def tick(self, time_ns: int) -> bytes:
+        return image_of(self.store.tick(time_ns, self._current_controller.epoch))
 
     def apply(self, now_ns: int) -> tuple[bytes | None, list[Observation]]:
         controller = self._current_controller

@@ -98,7 +98,7 @@ class TestReportsFailures:
         with World(4) as world:
             world.run(100)
             worker = next(actor for actor in world.actors if actor.row >= 0)
-            asked = Operation("admit", (world.workload.now_ns, 990_000, b"", None))
+            asked = Operation("admit", (world.workload.time_ns, 990_000, b"", None))
             trace = world.trace(asked)
             told = Outcome("ok", world.history.now.decision)
 

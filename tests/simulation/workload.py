@@ -3,9 +3,9 @@
 The layout is so small that every ring wraps every few steps, keys and accounts are so few that most are known, and ids
 and positions are at the edges of what exists: cases that are rare in a large block are common here.
 
-One clock jumps forward by years and falls back; most operations use it, because the block must tolerate any time. The
-other only advances and jumps ahead, like CLOCK_BOOTTIME: emergencies require one that never falls back, and so do
-buckets, which with the first clock would mostly refuse.
+The log times that are given jump forward by years and fall back; most operations use them, because the block must
+tolerate any time. The boot clock only advances and jumps ahead: emergencies require one that never falls back, and so
+do buckets, which with the first times would mostly refuse.
 """
 
 import random
@@ -16,6 +16,7 @@ from core.regime import GovernorSettings, Regime, RhythmSettings
 from core.settings.config import Config
 from shm.layout import Layout
 from shm.store import ANY_TICKET
+from testing.block_fixture import Formed
 from tests.simulation.accounts import ACCOUNTS
 from tests.simulation.actor import Actor
 from tests.simulation.faults import Faults
@@ -59,10 +60,10 @@ TOKEN_OPERATIONS: Final = ("spend", "refund")  # without the lock
 
 
 class Workload:
-    """The operations of one world, which begins at `now_ns`."""
+    """The operations of one world, which begins at the times of `formed`."""
 
-    def __init__(self, chance: random.Random, now_ns: int, history: History, faults: Faults) -> None:
-        self.now_ns = self.boot_ns = now_ns
+    def __init__(self, chance: random.Random, formed: Formed, history: History, faults: Faults) -> None:
+        self.time_ns, self.boot_ns = formed.now(), formed.boot_now()
         self._random = chance
         self._history = history
         self._faults = faults
@@ -71,9 +72,9 @@ class Workload:
         """Advance both clocks; at times one jumps, and one falls back."""
         chance = self._random.random()
         if chance < 0.01:
-            self.now_ns = self._random.randrange(-10 * YEAR_NS, 60 * YEAR_NS)
+            self.time_ns = self._random.randrange(-10 * YEAR_NS, 60 * YEAR_NS)
         else:
-            self.now_ns += self._random.randrange(-(10**6), 10**9)
+            self.time_ns += self._random.randrange(-(10**6), 10**9)
         self.boot_ns += self._random.randrange(YEAR_NS if chance > 0.999 else 10**9)
 
     def next_operation(self, actor: Actor, *, begun: bool, paying: bool, alarmed: bool) -> Operation:
@@ -102,9 +103,9 @@ class Workload:
         if name == "refund" and not actor.paid:
             name = "spend"
         asks: dict[str, Callable[[], tuple[Any, ...]]] = {
-            "admit": lambda: (self.now_ns, *self._event()),
+            "admit": lambda: (self.time_ns, *self._event()),
             "batch": self._batch,
-            "forget": lambda: (self.now_ns, self._id()),
+            "forget": lambda: (self.time_ns, self._id()),
             "recall": self._query,
             "read_memory": lambda: (self._id(),),
             "read_entries": self._page,
@@ -113,8 +114,8 @@ class Workload:
             "spend": self._tokens,
             "refund": lambda: self._random.choice(actor.paid),
             "take_over": lambda: (self.boot_ns,),
-            "tick": lambda: (self.now_ns,),
-            "apply": lambda: (self.now_ns,),
+            "tick": lambda: (self.time_ns,),
+            "apply": lambda: (self.time_ns,),
             "round": self._round,
         }
         return Operation(name, asks[name]() if name in asks else ())
@@ -135,7 +136,7 @@ class Workload:
     def _batch(self) -> tuple[int, list[int], list[bytes], KeyOf | None]:
         count = self._random.randint(1, LAYOUT.receipt_capacity - 1)
         key = (1, self._random.randrange(KEYS), 0) if self._random.random() < 0.5 else None
-        return self.now_ns, [self._number() for _ in range(count)], [self._payload() for _ in range(count)], key
+        return self.time_ns, [self._number() for _ in range(count)], [self._payload() for _ in range(count)], key
 
     def _query(self) -> tuple[int, int, str]:
         k = self._random.randint(1, LAYOUT.capacity + 2)
@@ -150,7 +151,7 @@ class Workload:
         """Return the arguments of a spend: often for one of a few accounts, so that actors meet there."""
         few = ACCOUNTS if self._random.random() < 0.6 else ACCOUNTS[4:8]
         account = ACCOUNTS.index(self._random.choice(few))
-        now_ns = self.now_ns if self._random.random() < 0.03 else self.boot_ns
+        now_ns = self.time_ns if self._random.random() < 0.03 else self.boot_ns
         return now_ns, account, self._random.randint(1, ACCOUNTS[account].burst)
 
     def _round(self) -> tuple[int, float]:

@@ -3,9 +3,9 @@
 In each step the scheduler picks an actor. An idle actor gets an operation and completes it or is stopped on the way: at
 the entry of the native function, where it takes or releases the mutex, or up to some thousand instructions later. A
 stopped actor completes, continues for some instructions, or is killed. The successor of a dead actor claims its row or
-takes over from it; controllers also take over from living ones, which continue with a stale epoch. The clock advances,
-jumps ahead by years and falls back. At times a fault of the block or the machine is injected (`faults`); then the real
-controllers declare an emergency, which is judged as well.
+takes over from it; controllers also take over from living ones, which continue with a stale epoch. The times that are
+given advance, jump ahead by years and fall back. At times a fault of the block or the machine is injected (`faults`);
+then the real controllers declare an emergency, which is judged as well.
 
 Nothing else runs, so a run depends on its seed only, as far as the machine allows (`__main__`). After every step the
 whole block is inspected; an answer is judged as soon as it exists.
@@ -80,7 +80,7 @@ class World:
         self.formed.block.bind(0, NO_ROW, 0, NORM_MAX)  # from here on this process only reads
         self.history = History(self.formed)
         self.faults = Faults(self.formed, self.random)
-        self.workload = Workload(self.random, self.formed.now(), self.history, self.faults)
+        self.workload = Workload(self.random, self.formed, self.history, self.faults)
         self.inspection = Inspection(self.formed, self.history, self.faults)
         self.emergencies = Emergencies(self.formed, self.history, self.faults)
         self.judge = Judge(self.history)

@@ -25,7 +25,7 @@ SCALARS = {
     "moral_filter_threshold", "ema", "phase", "counter", "step", "accepted_events_count", "rejected_events_count",
     "memory_used", "stopped",
 }  # fmt: skip
-COMMON = {"position", "kind", "age_seconds", "epoch", "before", "after"}
+COMMON = {"position", "kind", "age_seconds", "created_at", "epoch", "before", "after"}
 
 
 def page(server: LiveServer, **parameters: Any) -> dict[str, Any]:
@@ -342,7 +342,7 @@ def formed() -> Iterator[Formed]:
 def pieces(formed: Formed, query: str) -> Iterator[bytes]:
     """Return the pieces of a page."""
     config = Config(log_capacity=formed.block.layout.log_capacity)
-    context: Any = SimpleNamespace(store=formed.store, boot_id="b", clock=formed.now, config=config)
+    context: Any = SimpleNamespace(store=formed.store, boot_id="b", log_time=formed.now, config=config)
     request = falcon.Request(falcon.testing.create_environ("/decisions", query_string=query))
     response = falcon.Response()
     DecisionsResource(context).on_get(request, response)

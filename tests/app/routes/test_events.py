@@ -2,6 +2,7 @@
 
 import json
 import struct
+import uuid
 from typing import Any
 
 import msgspec
@@ -33,7 +34,7 @@ from testing.live_server import LiveServer
 
 MEMBERS = {
     "accepted", "reason", "sequence", "moral_value", "threshold_before", "moral_filter_threshold", "ema",
-    "current_phase", "position", "boot_id",
+    "current_phase", "position", "boot_id", "created_at",
 }  # fmt: skip
 # Values whose shortest decimal form is long, tiny, or signed zero.
 AWKWARD = [1 / 3, 1e-45, -0.0, 16777217.0 / 2**40, 2.0**-126, 3.0e5, -1e-7, 0.1]
@@ -484,3 +485,30 @@ def test_a_msgpack_payload_is_bounded_before_it_is_decoded(still_server: LiveSer
 
     assert (answer.status, answer.json["code"], answer.json["field"]) == (413, "payload_too_large", "payload")
     assert "bytes of msgpack" in answer.json["detail"]
+
+
+def test_an_event_has_one_time_on_every_surface(still_server: LiveServer) -> None:
+    """`created_at` of the decision is that of the memory, of the match, of the log entry, and of a repeated answer."""
+    key = {"Idempotency-Key": str(uuid.uuid4())}
+    document = json.dumps(event(moral_value=1.0)).encode()
+    first, again = (still_server.request("POST", "/event", document, headers=key) for _ in range(2))
+    decision = first.json
+
+    memory = still_server.get(f"/memories/{decision['memory_id']}").json
+    [entry] = still_server.get(f"/decisions?after={decision['position'] - 1}&limit=1").json["entries"]
+    [match] = still_server.request("POST", "/recall", json.dumps({"vector": EXAMPLE, "top_k": 1}).encode()).json[
+        "matches"
+    ]
+
+    assert first.body == again.body
+    assert [memory["created_at"], entry["created_at"], match["created_at"]] == [decision["created_at"]] * 3
+
+
+def test_times_never_go_back(still_server: LiveServer) -> None:
+    """The later position has the later time, or the same one; the texts compare as the times do."""
+    for _ in range(20):
+        accepted(still_server)
+    entries = still_server.get("/decisions?limit=1000").json["entries"]
+    times = [entry["created_at"] for entry in entries]
+
+    assert times == sorted(times)

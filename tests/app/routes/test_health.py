@@ -276,7 +276,7 @@ def context_of(block: Block, now_ns: int, is_stopping: bool = False, health: Hea
 def beat(formed: Formed, **figures: float) -> int:
     """Write vitals as the controller does; returns the moment."""
     vitals = new_vitals()
-    vitals.heartbeat_ns = now_ns = formed.now()
+    vitals.heartbeat_ns = now_ns = formed.boot_now()
     for name, value in figures.items():
         setattr(vitals, name, value)
     formed.store.write_vitals(formed.epoch, vitals)

@@ -27,13 +27,16 @@ def test_a_memory_has_the_documented_members(still_server: LiveServer) -> None:
 
     memory = still_server.get(f"/memories/{decision['memory_id']}").json
 
-    assert set(memory) == {"memory_id", "moral_value", "phase", "age_seconds", "position", "boot_id", "payload"}
+    assert set(memory) == {
+        "memory_id", "moral_value", "phase", "age_seconds", "created_at", "position", "boot_id", "payload",
+    }  # fmt: skip
     assert memory["memory_id"] == decision["memory_id"]
     assert memory["moral_value"] == decision["moral_value"]
     assert memory["phase"] == decision["current_phase"]
     assert memory["position"] == decision["position"]
     assert memory["boot_id"] == decision["boot_id"]
     assert memory["age_seconds"] >= 0
+    assert memory["created_at"] == decision["created_at"]
     assert memory["payload"] == {"note": "x"}
 
 

@@ -134,7 +134,7 @@ def test_an_answer_has_the_documented_members(still_server: LiveServer) -> None:
     assert answer["exact"] is True
     assert len(answer["matches"]) == 10
     assert {frozenset(match) for match in answer["matches"]} == {
-        frozenset({"memory_id", "score", "phase", "moral_value", "age_seconds"})
+        frozenset({"memory_id", "score", "phase", "moral_value", "age_seconds", "created_at"})
     }
 
 

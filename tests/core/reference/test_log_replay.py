@@ -136,6 +136,7 @@ class History(RuleBasedStateMachine):
             self.position,
             len(self.vectors) + self.rejected,
             decided.memory_id,
+            entry.time_ns,
             value,
             before,
             self.governor.theta,

@@ -292,7 +292,7 @@ def block() -> Block:
 def formed(block: Block) -> Block:
     """Form the first state, as a controller would."""
     block.bind(os.getpid(), 0, 40, 1e6)
-    Store(block).begin_epoch(boot_clock(), Regime.of(Config()).to_record())
+    Store(block).begin_epoch(block.log_time(boot_clock()), Regime.of(Config()).to_record())
     return block
 
 
@@ -367,7 +367,7 @@ def test_an_emergency_comes_first(block: Block) -> None:
     """Each reason has its remedy and its age; overruled reasons are listed."""
     vitals = controlled(block)
     vitals.emergency, vitals.emergency_overruled = EMERGENCY_CORRUPT | EMERGENCY_LOST, EMERGENCY_MEMORY
-    vitals.emergency_since_ns = boot_clock() - 90 * 10**9
+    vitals.emergency_since_ns = block.log_time(boot_clock()) - 90 * 10**9
     vitals.emergency_episodes = 3
 
     assert problem_lines_of(block) == [
@@ -387,7 +387,7 @@ def test_other_problems_come_first_too(block: Block) -> None:
     vitals = controlled(block)
     store = Store(block)
     store.post_command("stop")
-    store.apply_command(boot_clock(), 1)
+    store.apply_command(block.log_time(boot_clock()), 1)
     block.region("lock").lost = LOST
     vitals.drift = BITS["at_maximum"] | BITS["mean_moved"]
     row = block.region("rows", 1)
