@@ -128,7 +128,7 @@ class Application:
             authenticators, trusted_proxies(loaded.config), quotas, loopback=_listens_locally(worker), origins=origins
         )
         self.request_sample_ratio = loaded.config.observability.logging.sample_ratio
-        self._spans = tracing_setup.start_tracing(loaded.config, block.boot_id, "worker")
+        self._spans = tracing_setup.start_tracing(loaded.config, block, "worker")
         plan = server.require_plan()
         report = plan.report(server.child_states)
         is_usable = lambda name: self._modules.is_usable(name)  # noqa: E731, PLW0108 - the registry is made below

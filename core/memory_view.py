@@ -37,6 +37,11 @@ class MemoryView:
         return self._block.boot_id
 
     @property
+    def log_id(self) -> str:
+        """The identity of the history, in hexadecimal digits."""
+        return self._block.log_id
+
+    @property
     def dimension(self) -> int:
         """The number of elements in a vector."""
         return self._block.layout.dimension

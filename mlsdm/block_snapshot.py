@@ -171,6 +171,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     """
 
     boot_id: str
+    log_id: str
     age_seconds: float
     layout_version: int
     sizes: Sizes
@@ -203,6 +204,7 @@ def take_snapshot(block: Block, now_ns: int, *, foreign: bool) -> Snapshot:
     layout = block.layout
     return Snapshot(
         boot_id=block.boot_id,
+        log_id=block.log_id,
         age_seconds=elapsed_seconds(block.created_ns, time_ns),
         layout_version=LAYOUT_VERSION,  # a block of another version is not mapped at all
         sizes=Sizes(*layout, layout.block_size),

@@ -13,11 +13,12 @@ import ctypes
 import fcntl
 import mmap
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Self, overload
+from typing import Final, Literal, NamedTuple, Self, overload
 
 from shm._native import ffi, lib
 from shm.errors import Corrupt
@@ -54,6 +55,19 @@ class BlockError(Exception):
     """The memory is not a block that this code can use. The message gives the reason in one sentence."""
 
 
+class BlockIdentity(NamedTuple):
+    """The random words of a new block, 16 bytes each."""
+
+    boot_id: bytes
+    log_id: bytes
+    secret: bytes
+
+    @classmethod
+    def new(cls) -> Self:
+        """Draw the identity of a block that begins a history of its own."""
+        return cls(secrets.token_bytes(16), secrets.token_bytes(16), secrets.token_bytes(16))
+
+
 @dataclass
 class Block:
     """A mapped block.
@@ -72,10 +86,10 @@ class Block:
     _log_offset_ns: int = 0
 
     @classmethod
-    def create(cls, layout: Layout, boot_id: bytes, secret: bytes, wall_ns: int, boot_ns: int) -> Self:
+    def create(cls, layout: Layout, identity: BlockIdentity, wall_ns: int, boot_ns: int) -> Self:
         """Create a block: allocate and seal the memory, write the header, initialise the mutex.
 
-        `boot_id` and `secret` are 16 random bytes each, `wall_ns` is CLOCK_REALTIME and `boot_ns` CLOCK_BOOTTIME in ns.
+        `wall_ns` is CLOCK_REALTIME and `boot_ns` CLOCK_BOOTTIME in ns.
         The store has no state until a controller has begun its first epoch.
         Raises BlockError if the machine does not have that much memory, or no robust mutexes.
         """
@@ -104,8 +118,9 @@ class Block:
         header.block_size = layout.block_size
         header.created_wall_ns = wall_ns
         header.created_boot_ns = boot_ns
-        ffi.memmove(header.boot_id, boot_id, 16)
-        ffi.memmove(header.secret, secret, 16)
+        ffi.memmove(header.boot_id, identity.boot_id, 16)
+        ffi.memmove(header.log_id, identity.log_id, 16)
+        ffi.memmove(header.secret, identity.secret, 16)
         ffi.memmove(header.fingerprint, layout.fingerprint(), 32)
         header.checksum = lib.mlsdm_header_checksum(header)
         refused = lib.mlsdm_lock_create(block.map)
@@ -129,14 +144,17 @@ class Block:
             raise BlockError(f"descriptor {fd} is not a block: {error}") from error
         if header.magic != MAGIC:
             raise BlockError(f"descriptor {fd} is not a block: it starts with {header.magic:#x}, expected {MAGIC:#x}")
+        other_code = BlockError(
+            f"the block was laid out by other code (version {header.layout_version}, this is {LAYOUT_VERSION}): "
+            "stop the old server and start the new one; what it remembers ends with it"
+        )
+        if header.layout_version != LAYOUT_VERSION:  # first: the checksum of another version may lie elsewhere
+            raise other_code
         if header.checksum != lib.mlsdm_header_checksum(header) or any(header.reserved):
             raise BlockError("the header of the block is damaged: its checksum does not match")
         layout = Layout(*(getattr(header, name) for name in Layout._fields))
-        if header.layout_version != LAYOUT_VERSION or bytes(header.fingerprint) != layout.fingerprint():
-            raise BlockError(
-                f"the block was laid out by other code (version {header.layout_version}, this is {LAYOUT_VERSION}): "
-                "stop the old server and start the new one"
-            )
+        if bytes(header.fingerprint) != layout.fingerprint():
+            raise other_code
         if os.fstat(fd).st_size != header.block_size or header.block_size != layout.block_size:
             raise BlockError(f"the block has {os.fstat(fd).st_size} bytes, expected {layout.block_size}")
         return cls._mapped(fd, layout, writable)._with_header(header)
@@ -178,6 +196,11 @@ class Block:
     def boot_id(self) -> str:
         """The identity of this memory: 32 hexadecimal digits."""
         return bytes(self._header.boot_id).hex()
+
+    @property
+    def log_id(self) -> str:
+        """The identity of the history, in which positions and ids have their meaning: 32 hexadecimal digits."""
+        return bytes(self._header.log_id).hex()
 
     @property
     def secret(self) -> bytes:

@@ -84,15 +84,22 @@ RECORDS: Final = (
                 "boot_id",
                 "u1",
                 "–",
-                "random identity of this block; positions and ids are valid only together with it",
+                "random identity of this block",
+                16,
+            ),
+            Field(
+                "log_id",
+                "u1",
+                "–",
+                "random identity of the history; positions and ids are valid only together with it",
                 16,
             ),
             Field(
                 "secret", "u1", "–", "random and secret; keys the hashes of clients' names and of idempotency keys", 16
             ),
             Field("fingerprint", "u1", "–", "SHA-256 of the table and the sizes", 32),
-            Field("checksum", "u8", "–", "checksum of the 128 bytes above"),
-            Field("reserved", "u8", "–", "zero", 7),
+            Field("checksum", "u8", "–", "checksum of the 144 bytes above"),
+            Field("reserved", "u8", "–", "zero", 5),
         ),
     ),
     Record(

@@ -28,7 +28,7 @@ from core.regime import Regime
 from core.settings.config import Config
 from shm import process
 from shm._native import ffi
-from shm.block import Block
+from shm.block import Block, BlockIdentity
 from shm.errors import Gone, Unknown
 from shm.layout import KINDS, NO_ROW, Layout
 from shm.records import (
@@ -54,12 +54,18 @@ WAIT_MS: Final = 2000  # for the lock: far above the delay of a section on a loa
 class Formed:
     """A block with its first state. Log time is the test's: it starts at a random time and moves with each `now()`."""
 
-    def __init__(self, layout: Layout = SMALL, regime: Regime = REGIME, wait_ms: int = WAIT_MS) -> None:
+    def __init__(
+        self,
+        layout: Layout = SMALL,
+        regime: Regime = REGIME,
+        wait_ms: int = WAIT_MS,
+        identity: BlockIdentity | None = None,
+    ) -> None:
         self.started_ns = self._time_ns = random.randrange(10**18)
         self.booted_ns = self.started_ns - random.randrange(10**17)
         self.regime = regime
         boot_ns = self.started_ns - self.booted_ns
-        self.block = Block.create(layout, os.urandom(16), os.urandom(16), self.started_ns, boot_ns)
+        self.block = Block.create(layout, identity or BlockIdentity.new(), self.started_ns, boot_ns)
         self.block.bind(os.getpid(), NO_ROW, wait_ms, NORM_MAX)
         self.wait_ms = wait_ms
         self.store = Store(self.block)

@@ -32,6 +32,7 @@ class Context:
     idempotency: IdempotencyKeys = field(init=False)
     codec: VectorCodec = field(init=False)
     boot_id: str = field(init=False)
+    log_id: str = field(init=False)
     payload_size_max: int = field(init=False)
     log_time: Callable[[], int] = field(init=False)  # log time now, in ns UTC
 
@@ -39,6 +40,6 @@ class Context:
         self.codec = VectorCodec(self.config.dimension)
         self.idempotency = IdempotencyKeys(self.store.block.secret)
         block, clock = self.store.block, self.clock
-        self.boot_id = block.boot_id
+        self.boot_id, self.log_id = block.boot_id, block.log_id
         self.log_time = lambda: block.log_time(clock())
         self.payload_size_max = self.config.payload_size_max

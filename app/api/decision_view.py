@@ -5,7 +5,19 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from app.api.fields import BootId, CreatedAt, Ema, MemoryId, MoralValue, Ordinal, Phase, Position, Threshold, component
+from app.api.fields import (
+    BootId,
+    CreatedAt,
+    Ema,
+    LogId,
+    MemoryId,
+    MoralValue,
+    Ordinal,
+    Phase,
+    Position,
+    Threshold,
+    component,
+)
 from core.clock import rfc3339
 from core.phases import PHASE_NAMES
 from shm import store
@@ -32,11 +44,12 @@ class DecisionView(msgspec.Struct, omit_defaults=True, gc=False):
     current_phase: Phase
     position: Position
     boot_id: BootId
+    log_id: LogId
     created_at: CreatedAt
     memory_id: MemoryId | None = None
 
 
-def to_decision_view(decided: store.DecisionFields, boot_id: str) -> DecisionView:
+def to_decision_view(decided: store.DecisionFields, boot_id: str, log_id: str) -> DecisionView:
     """Return the view of a decision. `current_phase` is the phase that the event was tagged with."""
     position, sequence, memory_id, time_ns, moral, theta_before, theta_after, ema, phase, _repeated = decided
     return DecisionView(
@@ -50,6 +63,7 @@ def to_decision_view(decided: store.DecisionFields, boot_id: str) -> DecisionVie
         PHASE_NAMES[phase],
         position,
         boot_id,
+        log_id,
         rfc3339(time_ns),
         memory_id or None,
     )

@@ -50,8 +50,22 @@ Norm: TypeAlias = Annotated[float, Meta(description="Euclidean norm of a synapti
 BootId: TypeAlias = Annotated[
     str,
     Meta(
-        description="The store that ids and positions belong to; a restart creates a new, empty one.",
+        description="The store's memory, which ends with the server.",
         pattern="^[0-9a-f]{32}$", examples=["5e0b7c1f9d2a4e868f3a1c0d7b6e5f42"],
+    ),
+]  # fmt: skip
+LogId: TypeAlias = Annotated[
+    str,
+    Meta(
+        description="The history that ids and positions belong to; those of another history mean nothing in it.",
+        pattern="^[0-9a-f]{32}$", examples=["0c9d4b7ae1f35826b1d0a7c4e96f8325"],
+    ),
+]  # fmt: skip
+Cursor: TypeAlias = Annotated[
+    str,
+    Meta(
+        description="A position together with its history: `log_id:position`.",
+        pattern="^[0-9a-f]{32}:[0-9]{1,19}$", examples=["0c9d4b7ae1f35826b1d0a7c4e96f8325:42"],
     ),
 ]  # fmt: skip
 

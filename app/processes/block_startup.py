@@ -5,7 +5,6 @@ layout that the configuration asks for, but keeps its number of worker rows.
 """
 
 import logging
-import secrets
 import time
 from pathlib import Path
 from typing import Final
@@ -14,7 +13,7 @@ from core.clock import boot_clock
 from core.machine import host
 from core.machine.cgroup import Cgroup
 from core.settings.config import Config
-from shm.block import Block, BlockError
+from shm.block import Block, BlockError, BlockIdentity
 from shm.layout import Layout
 
 ROWS_PER_WORKER: Final = 4  # old and new workers overlap at a reload, twice at an upgrade
@@ -39,7 +38,7 @@ def create_block(config: Config, workers: int) -> Block:
             f"{available / 1e6:.0f} MB of memory that are left: "
             "lower `capacity`, `dimension`, `payload_size_max` or `log_capacity`, or give it more memory"
         )
-    return Block.create(layout, secrets.token_bytes(16), secrets.token_bytes(16), time.time_ns(), boot_clock())
+    return Block.create(layout, BlockIdentity.new(), time.time_ns(), boot_clock())
 
 
 def adopt_block(fd: int, config: Config) -> Block:
@@ -53,7 +52,7 @@ def adopt_block(fd: int, config: Config) -> Block:
         raise BlockError(
             f"the running block has {block.layout}, the configuration wants {wanted}: restart instead of USR2"
         )
-    log.info("adopted the block of boot %s", block.boot_id)
+    log.info("adopted the block of boot %s, log %s", block.boot_id, block.log_id)
     return block
 
 

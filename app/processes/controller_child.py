@@ -23,7 +23,7 @@ def controller_child(block: Block, config: Config) -> Child:
     """
 
     def run_controller(context: ChildContext) -> int:
-        spans = tracing_setup.start_tracing(context.config, block.boot_id, CONTROLLER)
+        spans = tracing_setup.start_tracing(context.config, block, CONTROLLER)
         try:
             return run(block, context.config, context.arbiter, spans.wrap_steps if spans else _without_spans)
         finally:

@@ -1,8 +1,9 @@
 """GET /decisions: the log, oldest or newest first, with a cursor.
 
 The log holds every change of the committed state, not only decisions; `kind` tells them apart. `after` is the position
-of the last entry that the client has seen: it takes `next` of the previous page. The log is a ring, so a cursor that
-was overwritten is 410: a page from there would silently miss entries. With the newest first it is the end of the log.
+of the last entry that the client has seen: it takes `next` or `cursor` of the previous page. The log is a ring, so a
+cursor that was overwritten is 410: a page from there would silently miss entries. With the newest first it is the end
+of the log.
 
 Perf: a page is read and encoded in pieces, between which the worker serves other requests (app/httpd/long_answers.py).
 An error in the first piece refuses the request. A later piece that was overwritten meanwhile ends the page early: its
@@ -21,15 +22,17 @@ import msgspec
 from msgspec import Meta
 
 from app.api.codec.media_types import JSON, encode
-from app.api.codec.query_string import BOOT_ID, parameters_of_boot, parse_whole_number
+from app.api.codec.query_string import BOOT_ID, LOG_ID, parameters_of_log, parse_cursor, parse_whole_number
 from app.api.context import Context
 from app.api.fields import (
     Accepted,
     AgeSeconds,
     BootId,
     CreatedAt,
+    Cursor,
     Ema,
     Live,
+    LogId,
     MemoryId,
     MoralValue,
     Ordinal,
@@ -116,7 +119,7 @@ class LogEntry(msgspec.Struct, omit_defaults=True):
 
 @component("Page")
 class LogPage(msgspec.Struct):
-    """One page. `next` is the cursor for the following page, `oldest` and `newest` are the positions that can be read.
+    """One page. `next` and `cursor` lead to the following one; `oldest` and `newest` are the positions in reach.
 
     A page may have fewer entries than `limit`, with `kind` even none: the end of the log is reached when `next` equals
     `newest`; with `order=newest`, when `next` is at most `oldest`.
@@ -127,6 +130,8 @@ class LogPage(msgspec.Struct):
     oldest: Position
     newest: Position
     boot_id: BootId
+    log_id: LogId
+    cursor: Annotated[Cursor, Meta(description="`log_id:next`: `next` as a cursor that no other history accepts.")]
 
 
 class DecisionsResource:
@@ -136,8 +141,9 @@ class DecisionsResource:
         "GET": Operation(
             "Read a page of the log, oldest or newest first.", Role.READ, LogPage, parameters=(
                 Parameter(
-                    "after", "query", Annotated[int, Meta(ge=0, le=_POSITION_MAX)],
-                    "Position of the last entry that the client has seen (default: start at the first in `order`).",
+                    "after", "query", Annotated[int, Meta(ge=0, le=_POSITION_MAX)] | Cursor,
+                    "Position of the last entry that the client has seen, or `cursor` of the previous page (default: "
+                    "start at the first in `order`).",
                 ),
                 Parameter("order", "query", Order, "Which entries come first (default `oldest`)."),
                 Parameter(
@@ -149,6 +155,7 @@ class DecisionsResource:
                     f"Maximum number of entries (default {_LIMIT_DEFAULT}).",
                 ),
                 BOOT_ID,
+                LOG_ID,
             ),
             refusals=(
                 "position_gone", "other_boot", "position_unknown", DECISIONS_PAGE.code, "field_invalid", *STORE,
@@ -163,9 +170,9 @@ class DecisionsResource:
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         """Return a page of the log."""
         context = self.context
-        given = parameters_of_boot(request, context.boot_id)
+        given = parameters_of_log(request, context)
         limit = parse_whole_number(given, "limit", _LIMIT_DEFAULT, 1, DECISIONS_PAGE.value, code=DECISIONS_PAGE.code)
-        after = parse_whole_number(given, "after", -1, 0, _POSITION_MAX, code="field_invalid")
+        after = parse_cursor(given, "after", context.log_id, _POSITION_MAX)
         order, kinds = _parse_order(given), _parse_kinds(given)
         newest = int(context.store.state().position)
         scan = _Scan(context.store, context.config.log_capacity, newest, after, order)
@@ -179,7 +186,7 @@ class DecisionsResource:
                 "after", "position_unknown", f"is {after}", f"at most the newest position, {newest}"
             ) from error
         response.content_type = JSON
-        page = LogPage([], scan.position, scan.oldest, newest, context.boot_id)
+        page = LogPage([], scan.position, scan.oldest, newest, context.boot_id, context.log_id, "")
         response.stream = self._encode_in_pieces(scan, entries, limit, kinds, page)
 
     on_head = on_get  # RFC 9110 §9.1; Falcon drops the stream before its first piece is made
@@ -214,6 +221,7 @@ class DecisionsResource:
                 entries = scan.read(asked)
             except errors.StoreError:
                 break
+        page.cursor = f"{page.log_id}:{scan.position}"
         page.next, page.oldest, page.newest = scan.position, scan.oldest, max(page.newest, scan.position)
         yield b"]" + encode(page).split(b"[]", 1)[1]
 

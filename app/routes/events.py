@@ -118,7 +118,7 @@ class EventResource:
             context.count_rejected(client_of(environ).tier, 1)
         if decided.repeated:
             environ[HEADER_LINES] = environ.get(HEADER_LINES, "") + REPLAYED
-        return encode(to_decision_view(decided, context.boot_id))
+        return encode(to_decision_view(decided, context.boot_id, context.log_id))
 
 
 class BatchResource:
@@ -168,7 +168,7 @@ class BatchResource:
             size = self.codec.size
             refuse_vector(code, memoryview(vectors)[index * size : (index + 1) * size], f"[{index}].event_vector")
         decisions, code = context.store.admit_batch(context.log_time(), morals, vectors, payloads, key)
-        results = [to_decision_view(decided, context.boot_id) for decided in decisions]
+        results = [to_decision_view(decided, context.boot_id, context.log_id) for decided in decisions]
         if rejected := sum([not decided[_MEMORY_ID] and not decided[_REPEATED] for decided in decisions]):
             context.count_rejected(client_of(environ).tier, rejected)
         if code != errors.OK:

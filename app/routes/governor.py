@@ -22,7 +22,7 @@ from app.api.access.audit_log import AuditLog
 from app.api.codec.body_errors import DECODE_ERRORS, refuse_body, refuse_repeats
 from app.api.codec.media_types import JSON, check_charset, encode
 from app.api.context import Context
-from app.api.fields import BootId, Position, component
+from app.api.fields import BootId, LogId, Position, component
 from app.api.operation import Operation
 from app.api.problem import Problem, invalid
 from app.api.problem_codes import BODY, COMMAND, STORE
@@ -47,6 +47,7 @@ class GovernorView(msgspec.Struct):
     configured: bool
     position: Position
     boot_id: BootId
+    log_id: LogId
 
 
 @component("Commanded")
@@ -55,6 +56,7 @@ class CommandView(msgspec.Struct, omit_defaults=True):
 
     command: Literal["reset", "stop", "resume"]
     boot_id: BootId
+    log_id: LogId
     position: Position | None = None
 
 
@@ -113,7 +115,7 @@ class GovernorResource:
     def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
         """Return the settings in force."""
         response.content_type = JSON
-        response.data = encode(_view(self.context.store.state(), self.context.boot_id))
+        response.data = encode(_view(self.context.store.state(), self.context.boot_id, self.context.log_id))
 
     on_head = on_get  # RFC 9110 §9.1: every GET has a HEAD; the server omits the body
 
@@ -123,7 +125,7 @@ class GovernorResource:
         replaced: dict[str, Any] = {}
 
         def settings(state: State) -> SettingsPointer:
-            before = msgspec.to_builtins(_view(state, ""))
+            before = msgspec.to_builtins(_view(state))
             replaced.update(
                 {section: {name: before[section][name] for name in changes[section]} for section in changes}
             )
@@ -133,7 +135,7 @@ class GovernorResource:
         with audited(self.audit, "governor_changed", request, before=replaced, after=changes) as line:
             state, line["position"] = carry_out(store, "configure", settings)
         response.content_type = JSON
-        response.data = encode(_view(state, self.context.boot_id))
+        response.data = encode(_view(state, self.context.boot_id, self.context.log_id))
 
     def _read(self, request: falcon.Request) -> dict[str, dict[str, Any]]:
         """Return the values to change, by section and name. Raises Problem."""
@@ -176,7 +178,7 @@ class CommandResource:
         with audited(self.audit, f"governor_{self.command}", request) as line:
             _, line["position"] = carry_out(Store(self.context.store.block), self.command, lambda _state: None)
         response.content_type = JSON
-        response.data = encode(CommandView(self.command, self.context.boot_id, line["position"]))
+        response.data = encode(CommandView(self.command, self.context.boot_id, self.context.log_id, line["position"]))
 
 
 @contextmanager
@@ -193,7 +195,7 @@ def audited(audit: AuditLog, event: str, request: falcon.Request, **members: Any
     audit.record_change(event, request.env, **members)
 
 
-def _view(state: State, boot_id: str) -> GovernorView:
+def _view(state: State, boot_id: str = "", log_id: str = "") -> GovernorView:
     """Return the view of the settings in a state."""
     governor, rhythm, _, cycle_ns = Regime.of_record(state.settings)
     return GovernorView(
@@ -209,12 +211,13 @@ def _view(state: State, boot_id: str) -> GovernorView:
         is_configured(state),
         int(state.position),
         boot_id,
+        log_id,
     )
 
 
 def _regime(config: Config, state: State, changes: Mapping[str, Mapping[str, Any]]) -> Regime:
     """Return the settings in force with `changes` (by section and name). Raises 422 if they contradict each other."""
-    view = _view(state, "")
+    view = _view(state)
     sections = {
         name: structs.replace(section, **changes.get(name, {}))
         for name, section in (("moral_filter", view.moral_filter), ("cognitive_rhythm", view.cognitive_rhythm))

@@ -26,6 +26,7 @@ from app.api.fields import (
     BootId,
     Capacity,
     Live,
+    LogId,
     Norm,
     Phase,
     Rejected,
@@ -152,6 +153,7 @@ class DetailedView(msgspec.Struct, omit_defaults=True):
     rate_limiting: RateLimits
     version: Annotated[str, Meta(examples=[VERSION])]
     boot_id: BootId
+    log_id: LogId
     memory_state: MemoryState | None = None
     phase: Phase | None = None
     statistics: Statistics | None = None
@@ -346,6 +348,7 @@ class DetailedResource:
             ),
             VERSION,
             context.boot_id,
+            context.log_id,
         )
         with suppress(StoreError):  # a check reports it, and the rest is still useful
             self._add_state(document)

@@ -1,7 +1,7 @@
 """GET and DELETE /memories/{id}: one memory by its id.
 
 Ids are never reused. The id of an overwritten or deleted memory answers 410, an id that was never given 404. An id
-from an earlier start of the server is not valid here, so a client that sends the `boot_id` of its id gets 410 as well.
+from another history is not valid here, so a client that sends the `log_id` or `boot_id` of its id gets 410 as well.
 """
 
 from collections.abc import Mapping
@@ -12,10 +12,21 @@ import msgspec
 from msgspec import Meta
 
 from app.api.codec.media_types import JSON, encode
-from app.api.codec.query_string import BOOT_ID, parameters_of_boot
+from app.api.codec.query_string import BOOT_ID, LOG_ID, parameters_of_log
 from app.api.codec.vector_codec import to_floats
 from app.api.context import Context
-from app.api.fields import AgeSeconds, BootId, CreatedAt, MemoryId, MoralValue, Phase, Position, age_seconds, component
+from app.api.fields import (
+    AgeSeconds,
+    BootId,
+    CreatedAt,
+    LogId,
+    MemoryId,
+    MoralValue,
+    Phase,
+    Position,
+    age_seconds,
+    component,
+)
 from app.api.operation import Operation, Parameter
 from app.api.problem import Problem, invalid
 from app.api.problem_codes import STORE
@@ -34,6 +45,7 @@ class MemoryView(msgspec.Struct, omit_defaults=True):
     age_seconds: AgeSeconds
     position: Position
     boot_id: BootId
+    log_id: LogId
     created_at: CreatedAt
     payload: Annotated[msgspec.Raw, Meta(examples=[{"text": "hello"}])] | None = None
     vector: Annotated[list[float], Meta(description="The stored vector (float32).")] | None = None
@@ -46,6 +58,7 @@ class DeletionView(msgspec.Struct):
     memory_id: MemoryId
     position: Position
     boot_id: BootId
+    log_id: LogId
 
 
 _MEMORY_ID: Final = Parameter(
@@ -64,11 +77,12 @@ class MemoryResource:
 
     operations: ClassVar[Mapping[str, Operation]] = {
         "GET": Operation(
-            "Read one memory.", Role.READ, MemoryView, parameters=(_MEMORY_ID, _INCLUDE, BOOT_ID), refusals=_REFUSALS,
+            "Read one memory.", Role.READ, MemoryView,
+            parameters=(_MEMORY_ID, _INCLUDE, BOOT_ID, LOG_ID), refusals=_REFUSALS,
         ),
         "DELETE": Operation(
             "Delete one memory permanently and erase its bytes.", Role.WRITE, DeletionView,
-            parameters=(_MEMORY_ID, BOOT_ID), refusals=_REFUSALS,
+            parameters=(_MEMORY_ID, BOOT_ID, LOG_ID), refusals=_REFUSALS,
         ),
     }  # fmt: skip
 
@@ -78,7 +92,7 @@ class MemoryResource:
     def on_get(self, request: falcon.Request, response: falcon.Response, memory_id: str) -> None:
         """Return one memory."""
         context = self.context
-        given = parameters_of_boot(request, context.boot_id)
+        given = parameters_of_log(request, context)
         number = _parse_id(memory_id)
         include = given.get("include")
         if include is not None and include != "vector":
@@ -96,6 +110,7 @@ class MemoryResource:
                 age_seconds(memory.time_ns, context.log_time()),
                 memory.position,
                 context.boot_id,
+                context.log_id,
                 rfc3339(memory.time_ns),
                 msgspec.Raw(memory.payload) if memory.payload else None,
                 to_floats(memory.vector) if include else None,
@@ -107,14 +122,14 @@ class MemoryResource:
     def on_delete(self, request: falcon.Request, response: falcon.Response, memory_id: str) -> None:
         """Delete one memory permanently and erase its bytes."""
         context = self.context
-        parameters_of_boot(request, context.boot_id)
+        parameters_of_log(request, context)
         number = _parse_id(memory_id)
         try:
             entry = context.store.forget(context.log_time(), number)
         except errors.StoreError as error:
             _refuse(number, error)
         response.content_type = JSON
-        response.data = encode(DeletionView(number, entry.position, context.boot_id))
+        response.data = encode(DeletionView(number, entry.position, context.boot_id, context.log_id))
 
 
 def _parse_id(text: str) -> int:

@@ -202,8 +202,8 @@ class BlockCollector(Collector):
             )
         yield InfoMetricFamily(
             "mlsdm_build",
-            "Version of the server, and boot_id of the store.",
-            {"version": VERSION, "boot_id": block.boot_id},
+            "Version of the server, boot_id and log_id of the store.",
+            {"version": VERSION, "boot_id": block.boot_id, "log_id": block.log_id},
         )
 
 

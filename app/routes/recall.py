@@ -17,7 +17,18 @@ from app.api.codec.media_types import JSON, MSGPACK, RAW, encode, media_type
 from app.api.codec.query_string import parameters_of, parse_whole_number
 from app.api.codec.vector_codec import VECTOR_SCHEMA, FloatBuffer, refuse_vector, to_floats
 from app.api.context import Context
-from app.api.fields import AgeSeconds, BootId, CreatedAt, MemoryId, MoralValue, Phase, Position, age_seconds, component
+from app.api.fields import (
+    AgeSeconds,
+    BootId,
+    CreatedAt,
+    LogId,
+    MemoryId,
+    MoralValue,
+    Phase,
+    Position,
+    age_seconds,
+    component,
+)
 from app.api.operation import Octets, Operation, Parameter
 from app.api.problem import invalid
 from app.api.problem_codes import BODY, DECIDED
@@ -91,6 +102,7 @@ class RecallView(msgspec.Struct):
     as_of: Position
     exact: Annotated[Literal[True], Meta(description="Always true: a recall never approximates.")]
     boot_id: BootId
+    log_id: LogId
 
 
 _PARAMETERS: Final = (
@@ -150,6 +162,7 @@ class RecallResource:
                 answer.as_of,
                 True,
                 context.boot_id,
+                context.log_id,
             )
         )
 

@@ -16,6 +16,7 @@ from app.api.fields import (
     Capacity,
     Ema,
     Live,
+    LogId,
     Norm,
     Phase,
     Position,
@@ -48,6 +49,7 @@ class StateView(msgspec.Struct):
     step: Step
     position: Position
     boot_id: BootId
+    log_id: LogId
 
 
 class StateResource:
@@ -89,5 +91,6 @@ class StateResource:
                 scalars.step,
                 state.position,
                 context.boot_id,
+                context.log_id,
             )
         )

@@ -47,6 +47,7 @@ from core.controller.controller import Controller
 from core.phases import PHASE_NAMES
 from core.settings.config import Tracing
 from core.version import VERSION
+from shm.block import Block
 
 FLUSH_SECONDS_MAX: Final = 0.5
 _SAMPLED: Final = 1  # the flag `sampled` (Trace Context, level 2, §3.2.2.5)
@@ -126,14 +127,14 @@ _problem_of: Final = msgspec.json.Decoder(_Problem).decode
 class Spans:
     """The tracer of one process."""
 
-    def __init__(self, tracing: Tracing, boot_id: str, part: str, chance: Callable[[], float] = random.random) -> None:
+    def __init__(self, tracing: Tracing, block: Block, part: str, chance: Callable[[], float] = random.random) -> None:
         """`part` is `worker` or `controller`; `chance` returns numbers in [0, 1). Make it after the fork: it starts a
         thread.
         """
         endpoint = f"{tracing.endpoint.rstrip('/')}/v1/traces" if tracing.endpoint else None
         self._ratio = tracing.sample_ratio
         self._chance = chance
-        self._provider = TracerProvider(sampler=ALWAYS_ON, resource=_resource(boot_id, part), shutdown_on_exit=False)
+        self._provider = TracerProvider(sampler=ALWAYS_ON, resource=_resource(block, part), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
         self._tracer = self._provider.get_tracer("mlsdm", VERSION)
 
@@ -252,13 +253,14 @@ def _parent(trace: TraceContext) -> Context:
     return set_span_in_context(NonRecordingSpan(parent), _NO_PARENT)
 
 
-def _resource(boot_id: str, part: str) -> Resource:
+def _resource(block: Block, part: str) -> Resource:
     """Return the resource of all spans; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES add to it and may rename it."""
     resource = Resource.create(
         {
             "service.version": VERSION,
-            "service.instance.id": f"{boot_id}.{os.getpid()}",
-            "mlsdm.boot_id": boot_id,
+            "service.instance.id": f"{block.boot_id}.{os.getpid()}",
+            "mlsdm.boot_id": block.boot_id,
+            "mlsdm.log_id": block.log_id,
             "mlsdm.part": part,
         }
     )

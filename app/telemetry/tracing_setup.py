@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from core.settings.config import Config
+from shm.block import Block
 
 if TYPE_CHECKING:
     from app.telemetry.spans import Spans
@@ -31,14 +32,14 @@ def import_tracing(config: Config) -> None:
             log.exception("nothing will be traced")
 
 
-def start_tracing(config: Config, boot_id: str, part: str) -> "Spans | None":
+def start_tracing(config: Config, block: Block, part: str) -> "Spans | None":
     """Return the tracer of this process (`part`: worker or controller); None if not configured, or not possible."""
     if not config.observability.tracing.enabled:
         return None
     try:
         from app.telemetry.spans import Spans  # noqa: PLC0415 - imported only if tracing is configured
 
-        return Spans(config.observability.tracing, boot_id, part)
+        return Spans(config.observability.tracing, block, part)
     except Exception:
         log.exception("nothing is traced here")
         return None

@@ -28,11 +28,13 @@ class Recall:
         count = request.get_param_as_int("top_k", default=10)
         best = np.argpartition(scores, -count)[-count:]
         best = best[np.argsort(-scores[best])]
-        rest = {"phase": "wake", "moral_value": 1.0, "age_seconds": 1.234567}
+        rest = {
+            "phase": "wake", "moral_value": 1.0, "age_seconds": 1.234567,
+            "created_at": "2026-01-31T12:00:00.123456789Z",
+        }  # fmt: skip
         matches = [{"memory_id": int(i), "score": float(scores[i]), **rest} for i in best]
-        response.data = _encode(
-            {"matches": matches, "scanned": len(_memories), "as_of": len(_memories), "exact": True, "boot_id": "0" * 32}
-        )
+        whole = {"scanned": len(_memories), "as_of": len(_memories), "exact": True}
+        response.data = _encode({"matches": matches, **whole, "boot_id": "0" * 32, "log_id": "0" * 32})
         response.content_type = "application/json"
 
 

@@ -14,7 +14,7 @@ from core.limits import LOCK_WAIT_MILLISECONDS, VECTOR_NORM
 from core.regime import Regime
 from core.settings.config import Config
 from loadtests.bench.vectors import CLUSTERS, SEED, SPREAD, Floats, unit
-from shm.block import Block
+from shm.block import Block, BlockIdentity
 from shm.errors import OK
 from shm.layout import Layout
 from shm.store import Recall, Store
@@ -29,7 +29,7 @@ class NativeStore:
 
     def __init__(self, dimension: int, capacity: int, payload_size_max: int = 0) -> None:
         layout = Layout(dimension, capacity, payload_size_max, log_capacity=65_536, rows=4, receipt_capacity=16)
-        self.block = Block.create(layout, os.urandom(16), os.urandom(16), time.time_ns(), boot_clock())
+        self.block = Block.create(layout, BlockIdentity.new(), time.time_ns(), boot_clock())
         self.block.bind(os.getpid(), 0, LOCK_WAIT_MILLISECONDS.value, VECTOR_NORM.value)
         self.store = Store(self.block)
         self.store.begin_epoch(self.block.log_time(boot_clock()), Regime.of(Config()).to_record())

@@ -23,7 +23,7 @@ from core.regime import Regime
 from core.settings.config import Config
 from loadtests.faults.fault import FaultOptions, Outcome
 from shm import process
-from shm.block import Block
+from shm.block import Block, BlockIdentity
 from shm.errors import Gone
 from shm.layout import NO_ROW, Layout
 from shm.store import Store
@@ -39,7 +39,7 @@ Event = tuple[float, bytes, bytes]
 
 def torn_reads(options: FaultOptions) -> Outcome:
     """Read memories that are being overwritten; no read may be torn."""
-    block = Block.create(LAYOUT, os.urandom(16), os.urandom(16), time.time_ns(), boot_clock())
+    block = Block.create(LAYOUT, BlockIdentity.new(), time.time_ns(), boot_clock())
     _bind(block, NO_ROW)
     Store(block).begin_epoch(block.log_time(boot_clock()), Regime.of(Config()).to_record())
     reads = -(-options.scaled(READS) // READERS)

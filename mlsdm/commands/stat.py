@@ -294,7 +294,8 @@ def _state_lines(snapshot: Snapshot) -> Iterator[str]:
     )
     yield f"phase       {state.phase}, {state.phase_steps_left} steps left, step {state.step:,}"
     yield "levels      " + ", ".join(f"|L{i}| {norm:.6g}" for i, norm in enumerate(state.level_norms, 1))
-    yield f"log         position {state.position:,}, oldest {state.log_oldest:,}, room for {sizes.log_capacity:,}"
+    yield f"log         {snapshot.log_id}"
+    yield f"            position {state.position:,}, oldest {state.log_oldest:,}, room for {sizes.log_capacity:,}"
     yield f"epoch       {state.epoch} of controllers"
 
 

@@ -82,7 +82,7 @@ after a 500, `out_of_memory` or `outcome_unknown` the effect is not known.
 
 Every response carries `X-Request-ID`: the client's own if it is valid (up to 128 characters), otherwise one that the \
 server made. `traceparent` (W3C Trace Context) is passed on. Every GET has a HEAD, and OPTIONS lists the methods of a \
-route. Positions and ids belong to the `boot_id` that they came with: the store lives as long as the server, and a \
+route. Positions and ids belong to the `log_id` that they came with: the store lives as long as the server, and a \
 restart begins with an empty one.
 """
 

@@ -106,7 +106,7 @@ void mlsdm_slots_create(struct mlsdm_map *map);
 /* Compute the checksum of a header.
  *
  * header     need not lie in the block.
- * Returns    the checksum of the 128 bytes before the field `checksum`.
+ * Returns    the checksum of the 144 bytes before the field `checksum`.
  * Lock       none. Does not write the block. */
 uint64_t mlsdm_header_checksum(const struct mlsdm_header *header);
 

@@ -17,5 +17,6 @@ def test_it_shows_the_committed_state() -> None:
     assert (state.accepted, state.rejected, state.memories) == (1, 0, 1)
     assert (state.phase, state.stopped) == ("wake", True)
     assert state.threshold == formed.store.state().scalars.theta
-    assert (view.dimension, view.capacity, view.boot_id) == (16, 50, formed.block.boot_id)
+    assert (view.dimension, view.capacity) == (16, 50)
+    assert (view.boot_id, view.log_id) == (formed.block.boot_id, formed.block.log_id)
     formed.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shm._native import ffi, lib
-from shm.block import Block, BlockError, find_blocks
+from shm.block import Block, BlockError, BlockIdentity, find_blocks
 from shm.errors import Unformed
 from shm.layout import LAYOUT_VERSION, MAGIC, PAGE
 from shm.store import Store
@@ -32,6 +32,7 @@ class TestCreate:
         )
         assert (header.dimension, header.capacity, header.rows) == (SMALL.dimension, SMALL.capacity, SMALL.rows)
         assert bytes(header.boot_id).hex() == formed.block.boot_id
+        assert bytes(header.log_id).hex() == formed.block.log_id
         assert SMALL.fingerprint() == bytes(header.fingerprint)
         assert SMALL.block_size == header.block_size == os.fstat(formed.block.fd).st_size
 
@@ -45,7 +46,7 @@ class TestCreate:
 
     def test_new_block_has_no_state(self) -> None:
         """A new block has no state until a controller has begun an epoch."""
-        block = Block.create(SMALL, os.urandom(16), os.urandom(16), 1, 2)
+        block = Block.create(SMALL, BlockIdentity.new(), 1, 2)
         block.bind(os.getpid(), 0, 100, 1e6)
         with pytest.raises(Unformed):
             Store(block).state()
@@ -62,7 +63,7 @@ class TestCreate:
             before = len(os.listdir("/proc/self/fd"))
             resource.setrlimit(resource.RLIMIT_FSIZE, (PAGE, PAGE))  # a limit that costs the machine nothing to reach
             with pytest.raises(BlockError, match=r"cannot allocate 3 MB of shared memory .* lower `capacity`"):
-                Block.create(SMALL, os.urandom(16), os.urandom(16), 1, 2)
+                Block.create(SMALL, BlockIdentity.new(), 1, 2)
             assert before == len(os.listdir("/proc/self/fd"))
 
         assert exit_of(begin(work)) == 0
@@ -70,7 +71,7 @@ class TestCreate:
     def test_closed_block_leaves_no_descriptor(self) -> None:
         """A closed block without references leaves no descriptor."""
         before = len(os.listdir("/proc/self/fd"))
-        Block.create(SMALL, os.urandom(16), os.urandom(16), 1, 2).close()
+        Block.create(SMALL, BlockIdentity.new(), 1, 2).close()
 
         assert before == len(os.listdir("/proc/self/fd"))
 
@@ -83,6 +84,7 @@ class TestOpen:
         formed.accept()
 
         assert (formed.block.boot_id, formed.started_ns, SMALL) == (other.boot_id, other.created_ns, other.layout)
+        assert formed.block.log_id == other.log_id
         assert Store(other).state().scalars.accepted == 1
         other.close()
 
@@ -112,6 +114,14 @@ class TestOpen:
                 Block.open(fd, writable=True)
         for fd in ends:
             os.close(fd)
+
+    def test_block_of_the_version_before_is_refused(self, formed: Formed) -> None:
+        """Its header has another form, and is not called damaged: an upgrade says what to do instead."""
+        header = formed.block.region("header")
+        header.layout_version, header.checksum = LAYOUT_VERSION - 1, 0
+
+        with pytest.raises(BlockError, match=r"version .*: stop the old server and start the new one"):
+            Block.open(formed.block.fd, writable=True)
 
     @pytest.mark.parametrize(
         ("field", "value", "sentence"),

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shm._native import ffi
-from shm.block import Block, BlockError
+from shm.block import Block, BlockError, BlockIdentity
 from shm.errors import Corrupt, Gone, Stale
 from shm.layout import EXCLUDED, RECORDS, Layout, free_since, live_since, offsets, seal
 from shm.records import bytes_of, new_idempotency_hash, new_settings, new_vitals
@@ -182,7 +182,7 @@ class TestSeal:
     @given(position=st.integers(0, 2**48 - 1))
     def test_any_changed_bit_is_noticed(self, position: int) -> None:
         """The native core reads a sealed position as itself, and as damaged if any one bit of the word is changed."""
-        block = Block.create(Layout(2, 1, 0, 4, 1, 1), bytes(16), bytes(16), 0, 0)
+        block = Block.create(Layout(2, 1, 0, 4, 1, 1), BlockIdentity.new(), 0, 0)
         commit = block.region("commit")
         try:
             commit.sealed = seal(position)

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from core.regime import Regime
+from shm.block import BlockIdentity
 from shm.layout import KINDS, NO_ROW, RECORDS, offsets
 from shm.records import NO_IDEMPOTENCY_HASH, initial_settings_of, new_idempotency_hash, new_vitals
 from testing.block_fixture import REGIME, Formed, begin, exit_of
@@ -16,17 +17,21 @@ from tests.shm.conftest import Form
 
 DEATHS = 20
 # What tells two blocks apart that hold the same: who they are, and what processes did in them.
-IDENTITY = {"boot_id", "secret", "created_wall_ns", "created_boot_ns", "checksum"}
+IDENTITY = {"boot_id", "log_id", "secret", "created_wall_ns", "created_boot_ns", "checksum"}
 PROCESSES = {"lock", "vitals", "rows"}
 
 
 @pytest.fixture
-def twins(form: Form) -> tuple[Formed, Formed]:
-    """Two blocks whose clocks show the same times."""
-    before = random.getstate()
-    one = form()
-    random.setstate(before)
-    return one, form()
+def twins() -> Iterator[tuple[Formed, Formed]]:
+    """Two blocks whose clocks show the same times, and whose index is keyed by the same secret."""
+    before, secret = random.getstate(), os.urandom(16)
+    made = []
+    for _ in range(2):
+        random.setstate(before)
+        made.append(Formed(identity=BlockIdentity.new()._replace(secret=secret)))
+    yield made[0], made[1]
+    for formed in made:
+        formed.close()
 
 
 def live(formed: Formed, deaths: int) -> None:

@@ -14,11 +14,13 @@ from typing import Final, cast
 import falcon
 from falcon.uri import parse_query_string
 
+from app.api.context import Context
 from app.api.operation import Operation, Parameter
 from app.api.problem import Problem, invalid
 
 _QUOTE_LENGTH_MAX: Final = 40  # characters
 BOOT_ID: Final = Parameter("boot_id", "query", str, "The store of the ids and positions; another one is refused (410).")
+LOG_ID: Final = Parameter("log_id", "query", str, "The history of the ids and positions; another one is refused (410).")
 
 
 def check_query(query: str, operation: Operation) -> None:
@@ -41,14 +43,38 @@ def parameters_of(request: falcon.Request) -> Mapping[str, str]:
     return cast(Mapping[str, str], request.params)
 
 
-def parameters_of_boot(request: falcon.Request, boot_id: str) -> Mapping[str, str]:
-    """Return the decoded parameters of a request; raise 410 if `boot_id` is among them and not that of this store."""
+def parameters_of_log(request: falcon.Request, context: Context) -> Mapping[str, str]:
+    """Return the decoded parameters of a request.
+
+    Raises 410 if `boot_id` or `log_id` is among them and not that of this store.
+    """
     given = parameters_of(request)
-    named = given.get(BOOT_ID.name, boot_id)
-    if named != boot_id:
-        detail = f"is {named[:_QUOTE_LENGTH_MAX]!r}, another store than this one, which began empty"
-        raise Problem(410, "other_boot", f"boot_id: {detail}; expected {boot_id}", field="boot_id", expected=boot_id)
+    for name, own in ((BOOT_ID.name, context.boot_id), (LOG_ID.name, context.log_id)):
+        if given.get(name, own) != own:
+            raise _other_log(name, given[name], own)
     return given
+
+
+def parse_cursor(given: Mapping[str, str], name: str, log_id: str, high: int) -> int:
+    """Return the position of a cursor, `log_id:position` or a bare position; -1 if it is missing.
+
+    Raises 410 for a position of another history, 422 `field_invalid`.
+    """
+    text = given.get(name)
+    if text is None:
+        return -1
+    history, colon, position = text.rpartition(":")
+    if colon and history != log_id:
+        raise _other_log(name, text, f"{log_id}:position")
+    if not (position.isascii() and position.isdigit() and len(position) <= 19 and int(position) <= high):
+        expected = f"a position, a whole number from 0 to {high}, or log_id:position"
+        raise invalid(name, "field_invalid", f"is {text[:_QUOTE_LENGTH_MAX]!r}", expected)
+    return int(position)
+
+
+def _other_log(name: str, found: str, expected: str) -> Problem:
+    detail = f"{name}: is {found[:_QUOTE_LENGTH_MAX]!r}, another store than this one, which began empty"
+    return Problem(410, "other_boot", f"{detail}; expected {expected}", field=name, expected=expected)
 
 
 def parse_whole_number(given: Mapping[str, str], name: str, default: int, low: int, high: int, *, code: str) -> int:

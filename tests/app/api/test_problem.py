@@ -180,7 +180,7 @@ def test_a_store_that_cannot_serve_is_503_with_retry_after(
     assert dict(refusal.headers or {})["Retry-After"] == retry_after
 
 
-DECISION = DecisionView(True, "accepted", 1, 0.5, 0.5, 0.5, 0.5, "wake", 2, "boot", "", 1)
+DECISION = DecisionView(True, "accepted", 1, 0.5, 0.5, 0.5, 0.5, "wake", 2, "boot", "log", "", 1)
 
 
 class FailingResource:

@@ -34,7 +34,7 @@ def page(server: LiveServer, **parameters: Any) -> dict[str, Any]:
     answer = server.get("/decisions?" + query)
     assert answer.status == 200, answer.body
     document: dict[str, Any] = answer.json
-    assert set(document) == {"entries", "next", "oldest", "newest", "boot_id"}
+    assert set(document) == {"entries", "next", "oldest", "newest", "boot_id", "log_id", "cursor"}
     return document
 
 
@@ -197,6 +197,22 @@ def test_a_cursor_of_another_boot_is_410(still_server: LiveServer) -> None:
     assert page(still_server, boot_id=boot_id, limit=1)["boot_id"] == boot_id
 
 
+def test_a_cursor_names_its_history(still_server: LiveServer) -> None:
+    """`cursor` leads to the same page as `next`, which stays valid; that of another history is refused."""
+    reject(still_server, 3)
+    log_id = still_server.state()["log_id"]
+
+    first = page(still_server, limit=1)
+
+    assert first["cursor"] == f"{log_id}:{first['next']}"
+    following = [page(still_server, after=after, limit=2) for after in (first["cursor"], first["next"])]
+    assert positions_of(following[0]) == positions_of(following[1]) == [first["next"] + 1, first["next"] + 2]
+    for query, field in ((f"after={'0' * 32}:1", "after"), ("after=:1", "after"), ("log_id=x", "log_id")):
+        document = problem(still_server.get(f"/decisions?{query}"))
+        assert (document["status"], document["code"], document["field"]) == (410, "other_boot", field)
+    assert document["expected"] == log_id
+
+
 @pytest.mark.parametrize(
     ("parameters", "code", "field"),
     [
@@ -209,6 +225,10 @@ def test_a_cursor_of_another_boot_is_410(still_server: LiveServer) -> None:
         ("after=x", "field_invalid", "after"),
         ("after=%D9%A1", "field_invalid", "after"),
         ("after=9223372036854775808", "field_invalid", "after"),
+        ("after={log_id}:", "field_invalid", "after"),
+        ("after={log_id}:x", "field_invalid", "after"),
+        ("after={log_id}:9223372036854775808", "field_invalid", "after"),
+        ("after={log_id}:9223372036854775807", "position_unknown", "after"),
         ("after=9223372036854775807", "position_unknown", "after"),
         ("since=1", "field_unknown", "since"),
         ("limit=1000000&limit=1", "field_repeated", "limit"),
@@ -218,7 +238,8 @@ def test_a_cursor_of_another_boot_is_410(still_server: LiveServer) -> None:
 def test_wrong_parameters_are_422(still_server: LiveServer, parameters: str, code: str, field: str) -> None:
     """Including a position that has not happened yet."""
 
-    document = problem(still_server.get("/decisions?" + parameters))
+    query = parameters.format(log_id=still_server.state()["log_id"])
+    document = problem(still_server.get("/decisions?" + query))
 
     assert (document["status"], document["code"], document["field"]) == (422, code, field)
 
@@ -342,7 +363,7 @@ def formed() -> Iterator[Formed]:
 def pieces(formed: Formed, query: str) -> Iterator[bytes]:
     """Return the pieces of a page."""
     config = Config(log_capacity=formed.block.layout.log_capacity)
-    context: Any = SimpleNamespace(store=formed.store, boot_id="b", log_time=formed.now, config=config)
+    context: Any = SimpleNamespace(store=formed.store, boot_id="b", log_id="l", log_time=formed.now, config=config)
     request = falcon.Request(falcon.testing.create_environ("/decisions", query_string=query))
     response = falcon.Response()
     DecisionsResource(context).on_get(request, response)

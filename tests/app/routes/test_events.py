@@ -34,7 +34,7 @@ from testing.live_server import LiveServer
 
 MEMBERS = {
     "accepted", "reason", "sequence", "moral_value", "threshold_before", "moral_filter_threshold", "ema",
-    "current_phase", "position", "boot_id", "created_at",
+    "current_phase", "position", "boot_id", "log_id", "created_at",
 }  # fmt: skip
 # Values whose shortest decimal form is long, tiny, or signed zero.
 AWKWARD = [1 / 3, 1e-45, -0.0, 16777217.0 / 2**40, 2.0**-126, 3.0e5, -1e-7, 0.1]

@@ -109,7 +109,7 @@ def test_the_settings_in_force_can_be_read(steered: LiveServer) -> None:
     """They are those of the configuration until a request changes them."""
     view = steered.get("/governor").json
 
-    assert set(view) == {"moral_filter", "cognitive_rhythm", "stopped", "configured", "position", "boot_id"}
+    assert set(view) == {"moral_filter", "cognitive_rhythm", "stopped", "configured", "position", "boot_id", "log_id"}
     assert view["moral_filter"] == {
         "initial_threshold": 0.5, "min_threshold": 0.3, "max_threshold": 0.9, "dead_band": 0.05, "ema_alpha": 0.1,
         "adaptation_rate": 0.05,
@@ -119,7 +119,7 @@ def test_the_settings_in_force_can_be_read(steered: LiveServer) -> None:
     }  # fmt: skip
     assert (view["stopped"], view["configured"]) == (False, True)
     state = steered.state()
-    assert (view["position"], view["boot_id"]) == (state["position"], state["boot_id"])
+    assert (view["position"], view["boot_id"], view["log_id"]) == (state["position"], state["boot_id"], state["log_id"])
 
 
 @pytest.mark.parametrize("setting", MEMBERS, ids=lambda setting: setting.key)

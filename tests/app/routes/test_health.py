@@ -28,7 +28,7 @@ from core.access.keys import Keyring
 from core.settings.config import Config, Health
 from core.settings.tiers import tiers
 from shm import errors, process
-from shm.block import Block
+from shm.block import Block, BlockIdentity
 from shm.layout import NO_ROW, Layout
 from shm.records import new_vitals
 from shm.store import Recall, Store
@@ -82,7 +82,7 @@ def test_the_detailed_document_has_the_documented_members(still_server: LiveServ
 
     assert set(document) == {
         "status", "timestamp", "uptime_seconds", "system", "checks", "memory_state", "phase", "statistics",
-        "rate_limiting", "version", "boot_id", "emergency",
+        "rate_limiting", "version", "boot_id", "log_id", "emergency",
     }  # fmt: skip
     assert document["status"] in ("healthy", "unhealthy")
     assert abs((datetime.now(UTC) - datetime.fromisoformat(document["timestamp"])).total_seconds()) < 60
@@ -115,7 +115,7 @@ def test_the_detailed_document_has_the_documented_members(still_server: LiveServ
             "bulk": {"rate": 10_000.0, "burst": 20_000},
         },
     }
-    assert document["boot_id"] == state["boot_id"]
+    assert (document["boot_id"], document["log_id"]) == (state["boot_id"], state["log_id"])
     assert document["version"]
 
 
@@ -379,8 +379,7 @@ def test_an_unformed_store_is_not_ready_and_still_described() -> None:
     now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     block = Block.create(
         Layout(dimension=16, capacity=50, payload_size_max=64, log_capacity=4096, rows=4, receipt_capacity=16),
-        bytes(16),
-        bytes(16),
+        BlockIdentity.new(),
         0,
         now_ns,
     )

@@ -28,7 +28,7 @@ def test_a_memory_has_the_documented_members(still_server: LiveServer) -> None:
     memory = still_server.get(f"/memories/{decision['memory_id']}").json
 
     assert set(memory) == {
-        "memory_id", "moral_value", "phase", "age_seconds", "created_at", "position", "boot_id", "payload",
+        "memory_id", "moral_value", "phase", "age_seconds", "created_at", "position", "boot_id", "log_id", "payload",
     }  # fmt: skip
     assert memory["memory_id"] == decision["memory_id"]
     assert memory["moral_value"] == decision["moral_value"]
@@ -55,7 +55,7 @@ def test_a_deleted_memory_is_gone_for_good(still_server: LiveServer) -> None:
     answer = delete(still_server, memory_id)
 
     after = still_server.state()
-    assert (answer.status, set(answer.json)) == (200, {"memory_id", "position", "boot_id"})
+    assert (answer.status, set(answer.json)) == (200, {"memory_id", "position", "boot_id", "log_id"})
     assert answer.json["memory_id"] == memory_id
     assert answer.json["position"] == after["position"] == before["position"] + 1
     assert after["memory_used"] == before["memory_used"] - 1
@@ -102,17 +102,18 @@ def test_an_invalid_id_is_422(still_server: LiveServer, method: str, memory_id: 
     assert (document["status"], document["code"], document["field"]) == (422, "field_invalid", "memory_id")
 
 
+@pytest.mark.parametrize("name", ["boot_id", "log_id"])
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-def test_an_id_of_another_boot_is_410(still_server: LiveServer, method: str) -> None:
-    """A client that names the boot its id came with never reaches another boot's memory by accident."""
+def test_an_id_of_another_store_is_410(still_server: LiveServer, method: str, name: str) -> None:
+    """A client that names the boot or the log its id came with never reaches another memory by accident."""
     decision = accepted(still_server)
-    path = f"/memories/{decision['memory_id']}?boot_id="
+    path = f"/memories/{decision['memory_id']}?{name}="
 
     document = refusal(still_server, method, path + "0" * 32)
 
-    assert (document["status"], document["code"], document["field"]) == (410, "other_boot", "boot_id")
-    assert document["expected"] == decision["boot_id"]
-    assert still_server.request(method, path + decision["boot_id"]).status == 200
+    assert (document["status"], document["code"], document["field"]) == (410, "other_boot", name)
+    assert document["expected"] == decision[name]
+    assert still_server.request(method, path + decision[name]).status == 200
 
 
 @pytest.mark.parametrize(

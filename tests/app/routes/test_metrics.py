@@ -171,7 +171,7 @@ def test_the_blocks_figures_are_those_of_the_state(still_server: LiveServer) -> 
     for level in ("1", "2", "3"):
         assert value(samples, "mlsdm_level_norm", level=level) == state[f"L{level}_norm"]
     build = next(dict(labels) for name, labels in samples if name == "mlsdm_build_info")
-    assert build["boot_id"] == state["boot_id"]
+    assert (build["boot_id"], build["log_id"]) == (state["boot_id"], state["log_id"])
 
 
 def test_latencies_of_all_workers_are_counted_exactly(still_server: LiveServer) -> None:
@@ -511,6 +511,7 @@ def test_no_series_names_a_client(still_server: LiveServer) -> None:
         "kind",
         "version",
         "boot_id",
+        "log_id",
         "code",
         "module",
         "state",

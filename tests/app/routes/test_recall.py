@@ -127,9 +127,9 @@ def test_an_answer_has_the_documented_members(still_server: LiveServer) -> None:
     answer = recall(still_server)
 
     state = still_server.state()
-    assert set(answer) == {"matches", "scanned", "as_of", "exact", "boot_id"}
+    assert set(answer) == {"matches", "scanned", "as_of", "exact", "boot_id", "log_id"}
     assert answer["as_of"] == state["position"] == decision["position"]
-    assert answer["boot_id"] == state["boot_id"]
+    assert (answer["boot_id"], answer["log_id"]) == (state["boot_id"], state["log_id"])
     assert answer["scanned"] == state["memory_used"]
     assert answer["exact"] is True
     assert len(answer["matches"]) == 10

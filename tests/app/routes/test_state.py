@@ -16,7 +16,7 @@ from testing.live_server import LiveServer
 MEMBERS = {
     "L1_norm", "L2_norm", "L3_norm", "current_phase", "latent_events_count", "accepted_events_count",
     "total_events_processed", "moral_filter_threshold", "ema", "memory_used", "capacity", "dimension", "step",
-    "position", "boot_id",
+    "position", "boot_id", "log_id",
 }  # fmt: skip
 
 
@@ -30,7 +30,8 @@ def test_the_state_has_the_documented_members(still_server: LiveServer) -> None:
     assert 0.3 <= state["moral_filter_threshold"] <= 0.9
     assert 0 <= state["ema"] <= 1
     assert state["memory_used"] <= state["capacity"]
-    assert len(bytes.fromhex(state["boot_id"])) == 16
+    assert [len(bytes.fromhex(state[name])) for name in ("boot_id", "log_id")] == [16, 16]
+    assert state["boot_id"] != state["log_id"]
 
 
 def test_a_fresh_server_is_empty(serve: Any) -> None:

@@ -117,6 +117,7 @@ def test_the_span_of_an_event_is_in_its_callers_trace(recorded: Traced) -> None:
     assert span.resource["service.name"] == "mlsdm"
     assert span.resource["service.version"] == server.get("/health/detailed").json["version"]
     assert span.resource["mlsdm.boot_id"] == decision["boot_id"]
+    assert span.resource["mlsdm.log_id"] == decision["log_id"]
     assert span.resource["mlsdm.part"] == "worker"
 
 

@@ -24,7 +24,7 @@ from core.settings.config import Config
 from mlsdm.block_snapshot import take_snapshot
 from mlsdm.commands.stat import _duration_text, add_arguments, run, to_lines
 from shm import process
-from shm.block import Block
+from shm.block import Block, BlockIdentity
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY, LOST, Layout
 from shm.store import Store
 from testing.eventually import HANG_SECONDS, eventually
@@ -76,7 +76,7 @@ def test_the_snapshot_equals_the_state_of_the_server(serve: Serve, capsys: pytes
     }
     assert {"events": 50, "accepted": said["accepted_events_count"]}.items() <= state["recent"].items()
     assert {name: state[name] for name in expected} == expected
-    assert said["boot_id"] == seen["boot_id"]
+    assert (said["boot_id"], said["log_id"]) == (seen["boot_id"], seen["log_id"])
     assert (said["dimension"], said["capacity"]) == (seen["sizes"]["dimension"], seen["sizes"]["capacity"])
     assert (seen["controller"]["alive"], seen["controller"]["arbiter_alive"]) == (True, True)
     assert server.pid == seen["controller"]["arbiter_pid"]
@@ -286,7 +286,12 @@ def test_numbers_out_of_range_are_refused(words: tuple[str, str], capsys: pytest
 @pytest.fixture
 def block() -> Block:
     """A block of this process that nobody has formed."""
-    return Block.create(Layout(8, 100, 64, 1024, 2, 16), bytes(range(16)), bytes(16), time.time_ns(), boot_clock())
+    return Block.create(
+        Layout(8, 100, 64, 1024, 2, 16),
+        BlockIdentity(bytes(range(16)), bytes(range(16, 32)), bytes(16)),
+        time.time_ns(),
+        boot_clock(),
+    )
 
 
 def formed(block: Block) -> Block:
@@ -524,7 +529,7 @@ def test_the_json_names_are_stable(small_server: LiveServer, capsys: pytest.Capt
     members = [*document, *document["lock"], *document["workers"][0], *document["arbiter"],
                *document["processes"][0]]  # fmt: skip
     expected = """
-        boot_id age_seconds layout_version sizes state problem controller workers lock emergency drift machine
+        boot_id log_id age_seconds layout_version sizes state problem controller workers lock emergency drift machine
         arbiter processes problems
         holder_pid acquisitions deaths rollbacks kills lost
         row pid alive connections requests heartbeat_age_seconds

@@ -222,7 +222,7 @@ def test_a_command_with_unknown_outcome_is_audited(
     monkeypatch.setattr("app.routes.governor.Store", StuckStore)
     monkeypatch.setattr(StuckStore, "error", error)
     formed = Formed()
-    context: Any = SimpleNamespace(store=formed.store, boot_id="", config=Config())
+    context: Any = SimpleNamespace(store=formed.store, boot_id="", log_id="", config=Config())
     change = b'{"moral_filter": {"ema_alpha": 0.2}}'
     asked: Any = SimpleNamespace(env=environ(**{"wsgi.input": io.BytesIO(change)}))
     told: Any = SimpleNamespace()
