@@ -41,7 +41,7 @@ class Unknown(StoreError):
 
 
 class Gone(StoreError):
-    message = "The memory or the log entry was overwritten or deleted."
+    message = "The memory was overwritten, deleted or lost, or the log entry was overwritten."
 
 
 class Unformed(StoreError):

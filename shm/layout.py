@@ -127,7 +127,7 @@ RECORDS: Final = (
                 "position being prepared; changes in place are undone while it is commit + 1",
             ),
             Field(
-                "intent_erase", "u8", "slot + 1", "slot of the memory being deleted; 0 when nothing is left to erase"
+                "intent_erase", "u8", "slot + 1", "slot of the memory being removed; 0 when nothing is left to erase"
             ),
             Field("intent_slot", "u8", "slot + 1", "slots whose marks are being changed; 0 for none", 2),
             Field("intent_mark", "u8", "mark", "the marks of those slots before the change", 2),
@@ -277,7 +277,7 @@ RECORDS: Final = (
             Field("cpu_count", "f8", "cores", "CPU allowance"),
             Field("disk_percent", "f8", "%", "used of the working directory's file system"),
             Field("scrubbed", "u8", "slots", "slots that the scrub has checked"),
-            Field("torn", "u8", "slots", "memories that the scrub has found corrupt and deleted"),
+            Field("torn", "u8", "slots", "memories that the scrub has found corrupt and entered as lost"),
             Field("drift_episodes", "u8", "count", "times the threshold drifted"),
             Field("lock_kills", "u8", "count", "stuck lock holders that the controller has killed"),
             Field("late_steps", "u8", "steps", "steps of the rhythm that were skipped because they were late"),
@@ -409,7 +409,7 @@ RECORDS: Final = (
                 "detail",
                 "u8",
                 "–",
-                "`decided` of a decision or delete, the `settings` that a configure replaced or a start began with",
+                "`decided` of decision, delete and lost, `settings` that a configure replaced or a start began with",
                 19,
             ),
             Field("checksum", "u8", "–", "checksum of the bytes above"),
@@ -420,9 +420,14 @@ RECORDS: Final = (
         152,
         "lock",
         (
-            Field("moral", "f8", "moral value", "moral value of the event"),
-            Field("memory_id", "u8", "memory id", "memory that was admitted or deleted, else 0"),
-            Field("vector_checksum", "u8", "–", "checksum of the vector"),
+            Field("moral", "f8", "moral value", "moral value of the event; 0 of a lost memory"),
+            Field("memory_id", "u8", "memory id", "memory that was admitted, deleted or lost, else 0"),
+            Field(
+                "vector_checksum",
+                "u8",
+                "–",
+                "checksum of the vector; of a lost memory that of its admission, 0 if the log does not hold it",
+            ),
             Field("receipt", "u8", "ordinal", "ordinal of its receipt, 0 if it came without an idempotency key"),
             Field("victim_id", "u8", "memory id", "memory that went, 0 for none"),
             Field("slot", "u4", "slot + 1", "slot that was written, 0 for none"),
@@ -480,9 +485,10 @@ RECORDS: Final = (
     ),
 )
 
-# The kinds of log entries; the first of a block is a start. `detail` is `decided` for decision and delete, the replaced
-# `settings` for configure, the initial ones for start.
-KINDS: Final = ("none", "decision", "tick", "configure", "reset", "delete", "stop", "resume", "start")
+# The kinds of log entries; the first of a block is a start. `detail` is `decided` for decision, delete and lost, the
+# replaced `settings` for configure, the initial ones for start. A client has asked for a delete; the scrub enters a
+# corrupt memory as lost, which may be restored.
+KINDS: Final = ("none", "decision", "tick", "configure", "reset", "delete", "stop", "resume", "start", "lost")
 # The statuses of native calls. shm/errors.py has a class for each but ok, whose `message` is its meaning.
 STATUSES: Final = (
     "ok", "busy", "stopped", "stale", "corrupt", "unknown", "gone", "unformed", "taken", "not_finite", "too_long",

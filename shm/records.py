@@ -81,7 +81,7 @@ def bytes_of(record: CData) -> bytes:
 
 
 def decided_of(entry: Entry) -> DecidedPointer:
-    """Return the detail of a log entry of kind decision or delete: a view, valid while the entry is."""
+    """Return the detail of a log entry of kind decision, delete or lost: a view, valid while the entry is."""
     return ffi.cast("struct mlsdm_decided *", entry.detail)
 
 

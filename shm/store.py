@@ -189,9 +189,9 @@ class Store:
         return status, self._count[0]
 
     def forget(self, time_ns: int, memory_id: int) -> EntryPointer:
-        """Delete one memory and erase its bytes. Returns the log entry.
+        """Delete one memory because a client asked for it, and erase its bytes. Returns the log entry.
 
-        Raises Unknown if the id was never given, Gone if the memory was overwritten or deleted; Unformed, Busy,
+        Raises Unknown if the id was never given, Gone if the memory was overwritten, deleted or lost; Unformed, Busy,
         Corrupt, Lost.
         """
         return self._entry_after(lib.mlsdm_forget(self._map, time_ns, memory_id, self._entry))
@@ -246,8 +246,8 @@ class Store:
     def memory(self, memory_id: int) -> Memory:
         """Return one memory.
 
-        Raises Unknown if the id was never given, Gone if the memory was overwritten or deleted; Unformed, Corrupt,
-        Busy, Lost.
+        Raises Unknown if the id was never given, Gone if the memory was overwritten, deleted or lost; Unformed,
+        Corrupt, Busy, Lost.
         """
         slot = ffi.new("struct mlsdm_slot *")
         vector = ffi.new("float[]", self.block.layout.dimension)
@@ -273,7 +273,7 @@ class Store:
     def repair_slot(self, slot: int) -> bool:
         """Repair the marks of a slot: each from the other, both from the bytes of its memory.
 
-        Returns False if the bytes themselves are damaged (then the memory has to be forgotten), or the committed state.
+        Returns False if the bytes themselves are damaged (then `lose` the memory), or the committed state.
         Raises Unformed, Busy, Lost.
         """
         return self._is_ok(lib.mlsdm_slot_repair(self._map, slot), otherwise=CORRUPT)
@@ -287,6 +287,14 @@ class Store:
         if status != OK:
             raise_for(status)
         return bool(self._count[0])
+
+    def lose(self, time_ns: int, memory_id: int) -> EntryPointer | None:
+        """Enter a corrupt memory as lost and erase its bytes. Returns the log entry, None if the memory is sound.
+
+        Raises as `forget` does.
+        """
+        entry = self._entry_after(lib.mlsdm_lose(self._map, time_ns, memory_id, self._entry))
+        return entry if entry.position else None
 
     def find_damaged_chain(self, first: int, count: int) -> int | None:
         """Return the first of `count` chains of receipts, from `first` on, whose head is damaged.

@@ -114,7 +114,7 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     # Memories and the log.
     "memory_unknown": Code(404, "No memory has been given this id."),
-    "memory_gone": Code(410, "The memory was overwritten or deleted; its id is never used again."),
+    "memory_gone": Code(410, "The memory was overwritten, deleted or lost; its id is never used again."),
     "other_boot": Code(410, "The boot_id, log_id or cursor is of another store; this one began empty."),
     "position_unknown": Code(422, "The log has not reached this position."),
     "position_gone": Code(410, "The log has overwritten this position; start again without `after`."),

@@ -58,7 +58,7 @@ from shm.store import Store
 
 Order = Literal["oldest", "newest"]
 _ORDERS: Final = get_args(Order)
-# `epoch` is a kind of former logs: still accepted, and no entry has it.
+# Clients may ask for `epoch`, which is the kind of no entry.
 _KINDS_ASKED: Final = (*KINDS[1:], "epoch")
 _KIND: Final = "|".join(_KINDS_ASKED)
 _LIMIT_DEFAULT: Final = 100  # entries
@@ -98,7 +98,7 @@ class ScalarState(msgspec.Struct):
 class LogEntry(msgspec.Struct, omit_defaults=True):
     """One entry of the log.
 
-    Decisions have `sequence`, `accepted` and `moral_value`; accepted ones and deletions have `memory_id`.
+    Decisions have `sequence`, `accepted` and `moral_value`; accepted ones, deletions and losses have `memory_id`.
     """
 
     position: Position
@@ -305,7 +305,7 @@ def _parse_kinds(given: Mapping[str, str]) -> Collection[int]:
 
 def _entry_view(entry: Entry, now_ns: int, epoch: int) -> LogEntry:
     kind = KINDS[entry.kind]
-    decided = decided_of(entry) if kind in ("decision", "delete") else None
+    decided = decided_of(entry) if kind in ("decision", "delete", "lost") else None
     decision = kind == "decision"
     return LogEntry(
         entry.position,
@@ -318,7 +318,7 @@ def _entry_view(entry: Entry, now_ns: int, epoch: int) -> LogEntry:
         None if entry.row == NO_ROW else entry.row,
         entry.after.accepted + entry.after.rejected if decision else None,
         decided.memory_id != 0 if decision and decided else None,
-        decided.moral if decided else None,
+        decided.moral if decided and kind != "lost" else None,
         (decided.memory_id or None) if decided else None,
     )
 

@@ -144,5 +144,6 @@ def _refuse(number: int, error: errors.StoreError) -> NoReturn:
     if isinstance(error, errors.Unknown):
         raise Problem(404, "memory_unknown", f"No memory has been given the id {number}.", field="memory_id") from error
     if isinstance(error, errors.Gone):
-        raise Problem(410, "memory_gone", f"Memory {number} was overwritten or deleted.", field="memory_id") from error
+        detail = f"Memory {number} was overwritten, deleted or lost."
+        raise Problem(410, "memory_gone", detail, field="memory_id") from error
     raise error

@@ -185,7 +185,7 @@ class BlockCollector(Collector):
                 sum(row.lock_hold_ns for row in rows) / 1e9,
             ),
             ("mlsdm_slots_mended", "Damaged marks, headers and chain heads repaired.", vitals.mended),
-            ("mlsdm_slots_torn", "Memories found corrupt and deleted.", vitals.torn),
+            ("mlsdm_slots_torn", "Memories found corrupt, which are lost.", vitals.torn),
             ("mlsdm_slots_scrubbed", "Slots whose checksums were verified.", vitals.scrubbed),
             ("mlsdm_drift_episodes", "Number of drifts of the threshold.", vitals.drift_episodes),
             (

@@ -6,10 +6,10 @@ Owns: the initial state, the ticks of the rhythm, pending commands, the vitals, 
 Invariants: admissions continue while the controller is dead: workers decide events under the lock. A successor finds
 everything that it needs in the block. Each controller takes an epoch and passes it with every write that only the
 controller may do, so a controller that was stopped and continues later finds a newer epoch and exits with SUPERSEDED.
-While the word of the epoch is damaged no controller may write: it exits, and its successor takes the next epoch.
-Until then it can do only work that is correct for any process: repair a mark or the header, forget a corrupt memory,
-kill a stuck lock holder. If the committed state is corrupt or the lock is lost, no epoch can be taken or checked: the
-controller then does only work that needs neither, and writes its vitals without the lock.
+Until then it can do only work that is correct for any process: repair a mark or the header, enter a corrupt memory as
+lost, kill a stuck lock holder. While the word of the epoch is damaged no controller may write: it exits, and its
+successor takes the next epoch. If the committed state is corrupt or the lock is lost, no epoch can be taken or checked:
+the controller then does only work that needs neither, and writes its vitals without the lock.
 
 Rejected: catching up on late ticks. A burst of consolidation after a pause delays events to no purpose.
 """
@@ -174,7 +174,7 @@ class Controller:
     def scrub(self, now_ns: int) -> None:
         """Check the next few slots against their checksums.
 
-        A damaged mark is repaired. A corrupt memory is forgotten, so that no recall returns it.
+        A damaged mark is repaired. A corrupt memory is entered as lost, so that no recall returns it.
         """
         for _ in range(_per_round(self.block.layout.slots)):
             sound, memory_id = self.store.check_slot(self._scrub_at)
@@ -188,10 +188,10 @@ class Controller:
             self.vitals.mended += 1
             log.error("slot %d had a damaged mark, which has been repaired", slot)
             return
-        self.vitals.torn += 1
-        log.error("memory %d is corrupt and is forgotten", memory_id)
         with suppress(Unknown, Gone):  # evicted or deleted meanwhile: no recall returns it
-            self.store.forget(self.block.log_time(now_ns), memory_id)
+            if self.store.lose(self.block.log_time(now_ns), memory_id):
+                self.vitals.torn += 1
+                log.error("memory %d was corrupt and is lost", memory_id)
 
     def scrub_links(self) -> None:
         """Hold index and lists against the next few slots. Where they differ, they are made again from the slots."""

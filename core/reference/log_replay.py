@@ -111,7 +111,7 @@ class Model(NamedTuple):
 
     def _live(self, entry: Entry) -> int:
         """Return the number of live memories after an entry, which names the slots that it wrote and freed."""
-        if entry.kind not in (KINDS.index("decision"), KINDS.index("delete")):
+        if KINDS[entry.kind] not in ("decision", "delete", "lost"):
             return self.live
         decided = decided_of(entry)
         return self.live + (decided.slot != 0) - (decided.victim_slot != 0)
@@ -162,9 +162,12 @@ class Model(NamedTuple):
         )
 
     def _delete(self, entry: Entry, _replaced_by: Regime, _vectors: Vectors) -> Self:
-        deleted = decided_of(entry).memory_id
-        _check_equal(entry.position, "deleted id was given", True, 1 <= deleted <= self.newest_id)
+        removed = decided_of(entry).memory_id
+        _check_equal(entry.position, "removed id was given", True, 1 <= removed <= self.newest_id)
         return self
+
+    def _lost(self, entry: Entry, replaced_by: Regime, vectors: Vectors) -> Self:
+        return self._delete(entry, replaced_by, vectors)
 
     def _stop(self, _entry: Entry, _replaced_by: Regime, _vectors: Vectors) -> Self:
         return self._replace(flags=self.flags | FLAG_STOPPED)

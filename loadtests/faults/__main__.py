@@ -58,7 +58,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     Fault("full log", "only readers of the log notice", scarcity.full_log),
     Fault("clock jumps", "rhythm, limits and deadlines are unaffected", clocks.jumps),
     Fault("torn reads", "every read is whole", torn_reads.torn_reads),
-    Fault("bit flips", "every flip is noticed, a corrupt memory is forgotten in 60 s", bit_flips.bit_flips),
+    Fault("bit flips", "every flip is noticed, a corrupt memory is entered as lost in 60 s", bit_flips.bit_flips),
     Fault("soak", "memory, descriptors and scrapes do not grow", soak.soak),
 )
 

@@ -273,7 +273,7 @@ class BitFlips:
             self.broken.append(f"the scrub has not found {len(left)} memories, {sorted(left)[:5]} among them")
         seconds = time.monotonic() - began
         torn = int(self.block.region("vitals").torn) - before
-        said = self.server.log.count("is corrupt and is forgotten")
+        said = self.server.log.count("was corrupt and is lost")
         if (torn, said) != (count, count):
             self.broken.append(f"of {count} corrupt memories {torn} were counted and {said} logged")
         return seconds

@@ -176,14 +176,14 @@ int mlsdm_admit_batch(struct mlsdm_map *map, int64_t time_ns, uint32_t count, co
  * Lock       none. Does not write the block, and does not read it. */
 int mlsdm_vectors_check(struct mlsdm_map *map, const float vectors[], uint32_t count, uint32_t *bad);
 
-/* Delete one memory, and erase its vector, shadow and payload.
+/* Delete one memory because a client asked for it, and erase its vector, shadow and payload.
  *
  * memory_id      any number.
  * entry          receives the log entry.
  * Returns    OK; BUSY; LOST; UNFORMED; CORRUPT: the committed state; UNKNOWN: the id was never given; GONE: the memory
- *            was overwritten or deleted.
+ *            was overwritten, deleted or lost.
  * Lock       takes it.
- * Process    worker, controller.
+ * Process    worker.
  * Death      before the commit, the marks are rolled back; after it, the next process that takes the lock erases the
  *            rest. */
 int mlsdm_forget(struct mlsdm_map *map, int64_t time_ns, uint64_t memory_id, struct mlsdm_entry *entry);
@@ -329,8 +329,8 @@ int mlsdm_entries_read(struct mlsdm_map *map, uint64_t first, uint32_t count, st
  * slot           receives its line.
  * vector         float32[D].
  * payload        uint8[payload_stride]; slot->payload_size bytes are set.
- * Returns    OK; UNFORMED; UNKNOWN: the id was never given; GONE: overwritten or deleted; CORRUPT: the state or the
- *            memory; BUSY; LOST. */
+ * Returns    OK; UNFORMED; UNKNOWN: the id was never given; GONE: overwritten, deleted or lost; CORRUPT: the state or
+ * the memory; BUSY; LOST. */
 int mlsdm_memory_read(struct mlsdm_map *map, uint64_t memory_id, struct mlsdm_slot *slot, float vector[],
                       uint8_t payload[]);
 
@@ -361,8 +361,8 @@ int mlsdm_slot_check(struct mlsdm_map *map, uint64_t slot, uint64_t *memory_id);
 /* Check a slot again, under the lock, and repair its marks: each from the other, both from the bytes of the memory.
  *
  * slot           index, below map->slots.
- * Returns    OK: the slot is sound now; CORRUPT: the memory's own bytes are damaged (delete it), or the committed state
- *            is; UNFORMED; BUSY; LOST.
+ * Returns    OK: the slot is sound now; CORRUPT: the memory's own bytes are damaged (then mlsdm_lose), or the
+ *            committed state is; UNFORMED; BUSY; LOST.
  * Lock       takes it.
  * Process    controller.
  * Death      the marks are repaired or are still damaged; the next scrub finds them. */
@@ -377,6 +377,17 @@ int mlsdm_slot_repair(struct mlsdm_map *map, uint64_t slot);
  * Process    controller.
  * Death      during a rebuild: the next process that takes the lock rebuilds. */
 int mlsdm_links_check(struct mlsdm_map *map, uint32_t slot, uint32_t count, uint32_t *rebuilt);
+
+/* Enter a corrupt memory as lost, and erase what is left of it. A flipped bit must not look like a client's deletion.
+ *
+ * memory_id      any number.
+ * entry          receives the log entry; its `position` is 0 if the memory is sound, and then nothing has changed. Its
+ *                detail has the id, and the checksum of the vector as it was admitted, 0 if the log does not hold it.
+ * Returns    as mlsdm_forget.
+ * Lock       takes it.
+ * Process    controller.
+ * Death      as mlsdm_forget. */
+int mlsdm_lose(struct mlsdm_map *map, int64_t time_ns, uint64_t memory_id, struct mlsdm_entry *entry);
 
 /* Find a chain of receipts whose head is damaged.
  *

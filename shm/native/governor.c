@@ -277,21 +277,52 @@ int mlsdm_admit_batch(struct mlsdm_map *map, int64_t time_ns, uint32_t count, co
     return MLSDM_STATUS_OK;
 }
 
-/* The marks are set in place under the intent; the bytes are erased once the deletion is published. */
-int mlsdm_forget(struct mlsdm_map *map, int64_t time_ns, uint64_t memory_id, struct mlsdm_entry *entry) {
+/* The checksum of the vector of a memory when it was admitted, from the entry that its slot names; 0 if the log does
+ * not hold that entry, or if the slot's line is damaged. */
+static uint64_t admitted_checksum(const struct mlsdm_map *map, const struct mlsdm_slot *slot, uint64_t memory_id) {
+    const struct mlsdm_entry *entry = entry_at(map, slot->position);
+    const struct mlsdm_decided *decided = (const struct mlsdm_decided *)entry->detail;
+    int found = entry->position == slot->position && entry->kind == MLSDM_KIND_DECISION &&
+                decided->memory_id == memory_id && entry->checksum == entry_checksum(entry);
+    return found ? decided->vector_checksum : 0;
+}
+
+/* Remove one memory, which a client has deleted or which is lost; a sound one is not lost. The marks are set in
+ * place under the intent; the bytes are erased once the removal is published. */
+static int memory_remove(struct mlsdm_map *map, uint32_t kind, int64_t time_ns, uint64_t memory_id,
+                         struct mlsdm_entry *entry) {
     int status = section_enter(map);
     if (status) return status;
     struct transition t;
-    if ((status = transition_begin(map, &t, MLSDM_KIND_DELETE, time_ns))) return section_leave(map, status);
-    if ((status = slots_find(map, &t, memory_id, MLSDM_CAUSE_DELETED))) return section_leave(map, status);
+    if ((status = transition_begin(map, &t, kind, time_ns))) return section_leave(map, status);
+    int lost = kind == MLSDM_KIND_LOST;
+    status = slots_find(map, &t, memory_id, lost ? MLSDM_CAUSE_LOST : MLSDM_CAUSE_DELETED);
+    if (status) return section_leave(map, status);
+    uint64_t at = t.slots.freed - 1;
+    struct mlsdm_slot *slot = slot_at(map, at);
+    struct mlsdm_decided *decided = (struct mlsdm_decided *)t.entry->detail;
+    decided->memory_id = memory_id;
+    if (lost) {
+        entry->position = 0;
+        if (slot->id == memory_id && slot_sound(map, at)) return section_leave(map, MLSDM_STATUS_OK);
+        decided->vector_checksum = admitted_checksum(map, slot, memory_id);
+    } else {
+        decided->moral = slot->moral;
+    }
     intent_write(map, &t, t.slots.freed, NULL);
     slots_change(map, &t, 0);
-    ((struct mlsdm_decided *)t.entry->detail)->memory_id = memory_id;
-    ((struct mlsdm_decided *)t.entry->detail)->moral = slot_at(map, t.slots.freed - 1)->moral;
     transition_publish(map, &t);
     *entry = *t.entry;
-    memory_erase(map, t.slots.freed - 1);
+    memory_erase(map, at);
     return section_leave(map, MLSDM_STATUS_OK);
+}
+
+int mlsdm_forget(struct mlsdm_map *map, int64_t time_ns, uint64_t memory_id, struct mlsdm_entry *entry) {
+    return memory_remove(map, MLSDM_KIND_DELETE, time_ns, memory_id, entry);
+}
+
+int mlsdm_lose(struct mlsdm_map *map, int64_t time_ns, uint64_t memory_id, struct mlsdm_entry *entry) {
+    return memory_remove(map, MLSDM_KIND_LOST, time_ns, memory_id, entry);
 }
 
 /* -- what the controller does -- */

@@ -263,8 +263,8 @@ static void best_insert(struct scored *best, uint32_t *count, uint32_t k, struct
     if (at < k) best[at] = new;
 }
 
-/* Exclude every damaged memory from the scan, where its bounds are misleading. The scrub finds such slots and deletes
- * the memories. Under the lock. */
+/* Exclude every damaged memory from the scan, where its bounds are misleading. The scrub finds such slots and enters
+ * the memories as lost. Under the lock. */
 static void quarantine(const struct mlsdm_map *map, struct mlsdm_recall_result *result) {
     for (uint64_t slot = 0; slot < map->slots; slot++) {
         int lives = slot_is_live(map, slot);

@@ -64,6 +64,11 @@ def forget(block: Block, memory_id: int = 1) -> int:
     return lib.mlsdm_forget(block.map, NOW_NS, memory_id, ffi.new("struct mlsdm_entry *"))
 
 
+def lose(block: Block, memory_id: int = 1) -> int:
+    """Lose a memory; a sound one stays."""
+    return lib.mlsdm_lose(block.map, NOW_NS, memory_id, ffi.new("struct mlsdm_entry *"))
+
+
 def vectors_check(block: Block) -> int:
     """Check one vector."""
     return lib.mlsdm_vectors_check(block.map, ffi.new("float[]", 16), 1, ffi.new("uint32_t *"))
@@ -163,7 +168,7 @@ CALLS: Final[dict[str, Call]] = {
     for call in (
         vectors_check, state_read, tallies_read, entries_read, memory_read, recall, slot_repair, links_check,
         chain_repair, row_claim, admit, admit_batch, tick, vitals_write, vitals_write_unlocked, command_withdraw,
-        command_post, command_apply, forget, epoch_begin,
+        command_post, command_apply, lose, forget, epoch_begin,
     )
 }  # fmt: skip
 UNLOCKED: Final = {"vectors_check", "vitals_write_unlocked", "entries_read"}
@@ -353,7 +358,7 @@ class TestAdmission:
 
 
 class TestIds:
-    @pytest.mark.parametrize("call", [forget, memory_read], ids=["forget", "memory_read"])
+    @pytest.mark.parametrize("call", [forget, lose, memory_read], ids=["forget", "lose", "memory_read"])
     def test_unknown_and_gone(self, used: Formed, call: Callable[[Block, int], int]) -> None:
         """An id that was never given is UNKNOWN; one that was overwritten or deleted is GONE."""
         for number in range(LAYOUT.capacity):

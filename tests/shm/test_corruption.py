@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from shm._native import ffi
 from shm.block import Block, BlockError, BlockIdentity
 from shm.errors import Corrupt, Gone, Stale
-from shm.layout import EXCLUDED, RECORDS, Layout, free_since, live_since, offsets, seal
-from shm.records import bytes_of, new_idempotency_hash, new_settings, new_vitals
+from shm.layout import EXCLUDED, KINDS, RECORDS, Layout, free_since, live_since, offsets, seal
+from shm.records import bytes_of, decided_of, new_idempotency_hash, new_settings, new_vitals
 from shm.store import Decision, Recall, settings_checksum
 from testing.block_fixture import SMALL, Formed, begin, decision_of, exit_of
 from tests.shm.conftest import Form
@@ -144,6 +144,7 @@ class TestState:
             lambda: used.store.memory(50),
             lambda: used.store.entries(10, 5),
             lambda: used.store.forget(used.now(), 50),
+            lambda: used.store.lose(used.now(), 50),
             used.accept,
             lambda: used.store.begin_epoch(used.now(), used.regime.to_record()),
             lambda: used.store.tick(used.now(), used.epoch),
@@ -447,6 +448,62 @@ def checksum_of(content: bytes, seed: int) -> int:
             mix(lane, turned(lane + half))
     mix(0, seed ^ len(content))
     return lanes[0] ^ lanes[0] >> 32
+
+
+class TestLost:
+    def test_lost_memory_keeps_id_and_checksum(self, used: Formed) -> None:
+        """The entry has what restores the memory from elsewhere: its id and the checksum of the vector as admitted."""
+        admitted = {
+            decided.memory_id: decided.vector_checksum
+            for entry in used.store.entries(1, 1000)[0]
+            if (decided := decided_of(entry)) and KINDS[entry.kind] == "decision"
+        }
+        vectors, live = used.region_bytes("vectors")[0], int(used.store.state().scalars.live)
+        used.block.memory[vectors + 55 % 51 * 64 + 8] ^= 4
+        entry = used.store.lose(used.now(), 55)
+
+        assert entry
+        lost = decided_of(entry)
+        assert (KINDS[entry.kind], lost.memory_id, lost.vector_checksum) == ("lost", 55, admitted[55])
+        assert entry.after.live == live - 1
+        with pytest.raises(Gone):
+            used.store.memory(55)
+        assert not any(used.block.memory[vectors + 55 % 51 * 64 :][:64])
+        with pytest.raises(Gone):
+            used.store.lose(used.now(), 55)
+
+    def test_sound_memory_is_not_lost(self, used: Formed) -> None:
+        """A controller that was stopped after its check and continues may be wrong about what it has found."""
+        position, memory = used.block.position, used.store.memory(55)
+
+        assert used.store.lose(used.now(), 55) is None
+        assert (position, memory) == (used.block.position, used.store.memory(55))
+
+    def test_any_changed_bit_of_the_line(self, used: Formed) -> None:
+        """A memory is lost and not deleted, whichever field of its line is damaged."""
+        image = used.block.memory[:]
+        offset, _ = used.region_bytes("slots")
+        kinds = Counter[str]()
+        for bit in range(8 * MARK):
+            used.block.memory[:] = image
+            used.block.memory[offset + 55 % 51 * SIZES["slot"] + bit // 8] ^= 1 << bit % 8
+            entry = used.store.lose(used.now(), 55)
+            assert entry
+            kinds[KINDS[entry.kind]] += decided_of(entry).memory_id == 55
+
+        assert kinds == {"lost": 8 * MARK}
+
+    def test_old_memory_is_lost_without_its_checksum(self, form: Form) -> None:
+        """The log has overwritten its admission."""
+        formed = form(SMALL._replace(log_capacity=16))
+        formed.accept()
+        for _ in range(16):
+            formed.store.tick(formed.now(), formed.epoch)
+        formed.block.memory[formed.region_bytes("vectors")[0] + 1 * 64] ^= 1
+        entry = formed.store.lose(formed.now(), 1)
+
+        assert entry
+        assert (decided_of(entry).memory_id, decided_of(entry).vector_checksum) == (1, 0)
 
 
 class TestReceipts:

@@ -359,6 +359,17 @@ def forget(formed: Formed) -> object:
     return formed.store.forget(formed.now(), 15)
 
 
+def lose(formed: Formed) -> object:
+    """Lose the same memory: a bit of its vector has flipped."""
+    formed.block.memory[lost_byte(formed)] ^= 1
+    return formed.store.lose(formed.now(), 15)
+
+
+def lost_byte(formed: Formed) -> int:
+    """Return the offset of the byte that `lose` finds damaged."""
+    return formed.region_bytes("vectors")[0] + 15 % 9 * 64
+
+
 def tick(formed: Formed) -> object:
     """Take a step of the rhythm, with a consolidation."""
     return formed.store.tick(formed.now(), formed.epoch)
@@ -385,8 +396,8 @@ def claim(formed: Formed) -> object:
 
 
 OPERATIONS = (
-    accept, reject, accept_keyed, reject_keyed, repeat, batch, reuse, rebuild, forget, tick, epoch, command, post,
-    claim,
+    accept, reject, accept_keyed, reject_keyed, repeat, batch, reuse, rebuild, forget, lose, tick, epoch, command,
+    post, claim,
 )  # fmt: skip
 KEYED = (accept_keyed, reject_keyed, repeat, batch)
 NOTHING_COMMITTED = (repeat, epoch, post, claim)
@@ -427,6 +438,8 @@ class Death(NamedTuple):
         """Die before one instruction; `formed` shows the block as it is left."""
         formed.block.memory[:] = self.image
         tracee.kill_at(self.path, lambda: self.operation(formed), number, self.section)
+        if self.operation is lose and formed.block.position == self.position:  # the proof is for sound memories
+            formed.block.memory[lost_byte(formed)] = self.image[lost_byte(formed)]
 
     def prove(self, formed: Formed, where: str) -> bool:
         """Prove the block after the death. Returns whether the operation was committed."""

@@ -31,6 +31,7 @@ CALLS: Final = {
     "admit": "admit",
     "batch": "admit_batch",
     "forget": "forget",
+    "lose": "lose",
     "recall": "recall",
     "read_state": "state_read",
     "read_tallies": "tallies_read",

@@ -52,7 +52,7 @@ class Judge:
             check(f"{what}: a newer controller had taken over", superseded)
         elif status in ("Stopped", "Reused"):
             self._not_decided(what, status, items_of(operation.arguments)[0][2], moments)
-        elif status in ("Gone", "Unknown") and operation.name in ("forget", "read_memory"):
+        elif status in ("Gone", "Unknown") and operation.name in ("forget", "lose", "read_memory"):
             self._not_there(what, status, operation.arguments[-1], moments)
         elif status == "Gone" and operation.name == "read_entries":
             oldest = moments[-1].seen.position + 2 - self.history.layout.log_capacity
@@ -140,6 +140,12 @@ class Judge:
 
     def _forget(self, what: str, image: bytes, trace: Trace, _moments: list[Moment], *_arguments: Any) -> None:
         self._entered(what, image, trace)
+
+    def _lose(self, what: str, image: bytes | None, trace: Trace, moments: list[Moment], *arguments: Any) -> None:
+        """No memory is corrupt here, so nothing is lost."""
+        check_equal(what, None, image)
+        check_equal(f"{what}, having entered", [], trace.made)
+        check(f"{what}: it lived", any(arguments[-1] in moment.live for moment in moments))
 
     def _entered(self, what: str, image: bytes, trace: Trace) -> None:
         check_equal(f"{what}: entries", 1, len(trace.made))

@@ -190,6 +190,10 @@ class Player:
     def forget(self, time_ns: int, memory_id: int) -> bytes:
         return image_of(self.store.forget(time_ns, memory_id))
 
+    def lose(self, time_ns: int, memory_id: int) -> bytes | None:
+        entry = self.store.lose(time_ns, memory_id)
+        return image_of(entry) if entry else None
+
     def recall(self, number: int, k: int, window: PhaseWindow) -> tuple[list[tuple[Any, ...]], int, int]:
         answer = self.recaller.nearest(self.pool.event(number)[1], k, phase_masks(window, PHASE_TOLERANCE), True, True)
         found = [(m.id, m.score, m.moral, m.time_ns, m.phase, m.payload, m.vector) for m in answer.matches]

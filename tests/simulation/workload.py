@@ -54,7 +54,7 @@ WORKER_WEIGHTS: Final = {
     "read_entries": 6, "post": 5, "withdraw": 3, "release": 2, "spend": 12, "refund": 9,
 }  # fmt: skip
 CONTROLLER_WEIGHTS: Final = {
-    "round": 12, "tick": 5, "apply": 5, "scrub": 3, "forget": 1, "read_state": 1, "take_over": 2,
+    "round": 12, "tick": 5, "apply": 5, "scrub": 3, "lose": 1, "read_state": 1, "take_over": 2,
 }  # fmt: skip
 TOKEN_OPERATIONS: Final = ("spend", "refund")  # without the lock
 
@@ -106,6 +106,7 @@ class Workload:
             "admit": lambda: (self.time_ns, *self._event()),
             "batch": self._batch,
             "forget": lambda: (self.time_ns, self._id()),
+            "lose": lambda: (self.time_ns, self._id()),
             "recall": self._query,
             "read_memory": lambda: (self._id(),),
             "read_entries": self._page,

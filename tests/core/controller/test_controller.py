@@ -9,11 +9,13 @@ import pytest
 
 from core.controller.controller import SUPERSEDED, VITALS_SECONDS, Controller, run
 from core.controller.threshold_drift import BITS
+from core.reference.log_replay import Scalars, replay
 from core.regime import Regime
 from core.settings.config import CognitiveRhythm, Config, MoralFilter
 from shm import process
 from shm.errors import Stale
 from shm.layout import KINDS, NO_ROW, Layout
+from shm.records import decided_of
 from testing.block_fixture import NORM_MAX, SMALL, WAIT_MS, Formed, Witness, begin, end, exit_of, take_mutex, wait_until
 from testing.eventually import eventually
 
@@ -219,8 +221,8 @@ class TestScrub:
         assert stepped.controller.vitals.scrubbed >= 20_001
         stepped.close()
 
-    def test_a_corrupt_memory_is_forgotten(self, caplog: pytest.LogCaptureFixture) -> None:
-        """A memory whose bytes changed is found, named, counted and deleted; the others live."""
+    def test_a_corrupt_memory_is_lost(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A memory whose bytes changed is found, named, counted and entered as lost; the others live."""
         stepped = SteppedController()
         ids = [stepped.formed.accept(number) for number in range(20)]
         stepped.formed.block.memory[stepped.formed.region_bytes("vectors")[0] + 7 * 64] ^= 1
@@ -228,10 +230,15 @@ class TestScrub:
 
         assert stepped.formed.live_ids() == [one for one in ids if one != 7]
         assert stepped.formed.block.region("vitals").torn == 1
-        assert "memory 7 is corrupt and is forgotten" in caplog.text
+        assert "memory 7 was corrupt and is lost" in caplog.text
+        entries, _ = stepped.formed.store.entries(1, 1000)
+        assert [decided_of(entry).memory_id for entry in entries if KINDS[entry.kind] == "lost"] == [7]
+        assert [entry for entry in entries if KINDS[entry.kind] == "delete"] == []
+        state = stepped.formed.store.state()
+        assert replay(entries, Regime.of_record(state.settings)).scalars == Scalars.of(state.scalars)
         stepped.close()
 
-    def test_what_can_be_repaired_is_not_forgotten(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_what_can_be_repaired_is_not_lost(self, caplog: pytest.LogCaptureFixture) -> None:
         """A damaged mark (of a live or deleted memory), header and chain head are repaired, counted and logged."""
         stepped = SteppedController()
         ids = [stepped.formed.accept(number) for number in range(20)]
