@@ -255,7 +255,7 @@ class Server:
 
     def when_ready(self, arbiter: Arbiter) -> None:
         """Start the controller, patch the arbiter, and log that the server is ready."""
-        arbiter.systemd = bool(os.environ[INHERITED_VARIABLE])
+        arbiter.systemd = bool(os.environ.get(INHERITED_VARIABLE))
         tracing_setup.import_tracing(self.require()[1].config)
         # What exists now is shared by every fork; a collection would copy its pages. PERF: no gc.collect() before: it
         # took 15 ms of each start and freed 212 objects, because collections run during the imports.

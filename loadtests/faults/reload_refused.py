@@ -99,7 +99,7 @@ def no_descriptors(options: FaultOptions) -> Outcome:
         resource.prlimit(trial.server.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))
         try:
             os.kill(trial.server.pid, signal.SIGHUP)
-            eventually(lambda: "the old configuration stays" in trial.log_since(size) or _server_ended(trial))
+            eventually(lambda: "not reloaded, the old one stays" in trial.log_since(size) or _server_ended(trial))
         finally:
             path.write_text("{}\n")
             if not _server_ended(trial):

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -58,7 +59,7 @@ def test_a_child_that_is_respawned_while_a_reload_is_tried_gets_what_is_in_force
     monkeypatch.setattr("app.server.Supervisor", Recorder)
     monkeypatch.setattr("app.server.harden_arbiter", lambda *_arguments, **_options: None)
     with pytest.raises(SystemExit):
-        server.when_ready(cast(Arbiter, None))
+        server.when_ready(cast(Arbiter, SimpleNamespace()))
     gc.unfreeze()
 
     assert configs[0]().server.deferred_max == 10
