@@ -314,11 +314,18 @@ class CommandPointer(Command):
 class Slot(CData):
     id: int
     position: int
+    admitted: int
+    queued: int
     time_ns: int
+    updated_ns: int
     moral: float
     norm: float
     payload_size: int
     phase: int
+    @property
+    def reserved(self) -> UInt64Array: ...
+    @reserved.setter
+    def reserved(self, values: UInt64Array | Sequence[int]) -> None: ...
     mark: int
     checksum: int
 class SlotPointer(Slot):
@@ -954,6 +961,7 @@ class Lib:
     MLSDM_KIND_RESUME: int
     MLSDM_KIND_START: int
     MLSDM_KIND_LOST: int
+    MLSDM_KIND_UPDATE: int
     MLSDM_STATUS_OK: int
     MLSDM_STATUS_BUSY: int
     MLSDM_STATUS_STOPPED: int
@@ -995,6 +1003,8 @@ class Lib:
     def mlsdm_position(self, map: MapPointer, /) -> int: ...
     def mlsdm_row_claim(self, map: MapPointer, row: int, pid: int, started: int, new_pid: int, new_started: int, /) -> int: ...
     def mlsdm_admit(self, map: MapPointer, time_ns: int, moral: float, vector: UInt8Pointer | bytes, payload: UInt8Pointer | bytes | Null, payload_size: int, hash: IdempotencyHashPointer | Null, decision: DecisionPointer, /) -> int: ...
+    def mlsdm_supersede(self, map: MapPointer, time_ns: int, memory_id: int, moral: float, vector: UInt8Pointer | bytes, payload: UInt8Pointer | bytes | Null, payload_size: int, hash: IdempotencyHashPointer | Null, decision: DecisionPointer, /) -> int: ...
+    def mlsdm_update(self, map: MapPointer, time_ns: int, memory_id: int, payload: UInt8Pointer | bytes | Null, payload_size: int, entry: EntryPointer, /) -> int: ...
     def mlsdm_admit_batch(self, map: MapPointer, time_ns: int, count: int, morals: DoublePointer, vectors: FloatPointer, payloads: UInt8Pointer | bytes | Null, payload_ends: UInt64Pointer | Null, hash: IdempotencyHashPointer | Null, decisions: Array[Decision], done: UInt32Pointer, /) -> int: ...
     def mlsdm_vectors_check(self, map: MapPointer, vectors: FloatPointer, count: int, bad: UInt32Pointer, /) -> int: ...
     def mlsdm_forget(self, map: MapPointer, time_ns: int, memory_id: int, entry: EntryPointer, /) -> int: ...

@@ -333,16 +333,20 @@ RECORDS: Final = (
     ),
     Record(
         "slot",
-        64,
+        128,
         "lock",
         (
             Field("id", "u8", "memory id", "memory in this slot"),
-            Field("position", "u8", "position", "position that admitted it"),
-            Field("time_ns", "i8", "ns UTC, log time", "time of the admission"),
+            Field("position", "u8", "position", "position that wrote this slot: the version of the memory"),
+            Field("admitted", "u8", "position", "position that admitted the memory; an update keeps it"),
+            Field("queued", "u8", "position", "position since which it waits to be evicted; an update keeps it"),
+            Field("time_ns", "i8", "ns UTC, log time", "first admission; what supersedes a memory keeps it"),
+            Field("updated_ns", "i8", "ns UTC, log time", "time of the transition that wrote this slot"),
             Field("moral", "f8", "moral value", "moral value of the event"),
             Field("norm", "f8", "–", "norm of its vector"),
             Field("payload_size", "u4", "bytes", "length of the payload"),
             Field("phase", "u4", "0 wake, 1 sleep", "phase in which it was admitted"),
+            Field("reserved", "u8", "–", "zero", 5),
             Field(
                 "mark",
                 "u8",
@@ -409,7 +413,7 @@ RECORDS: Final = (
                 "detail",
                 "u8",
                 "–",
-                "`decided` of decision, delete and lost, `settings` that a configure replaced or a start began with",
+                "`settings` that a configure replaced or a start began with, `decided` of kinds that name a memory",
                 19,
             ),
             Field("checksum", "u8", "–", "checksum of the bytes above"),
@@ -421,7 +425,7 @@ RECORDS: Final = (
         "lock",
         (
             Field("moral", "f8", "moral value", "moral value of the event; 0 of a lost memory"),
-            Field("memory_id", "u8", "memory id", "memory that was admitted, deleted or lost, else 0"),
+            Field("memory_id", "u8", "memory id", "memory that was admitted, deleted, lost or updated, else 0"),
             Field(
                 "vector_checksum",
                 "u8",
@@ -485,10 +489,10 @@ RECORDS: Final = (
     ),
 )
 
-# The kinds of log entries; the first of a block is a start. `detail` is `decided` for decision, delete and lost, the
+# The kinds of log entries; the first of a block is a start. `detail` is `decided` for kinds that name a memory, the
 # replaced `settings` for configure, the initial ones for start. A client has asked for a delete; the scrub enters a
 # corrupt memory as lost, which may be restored.
-KINDS: Final = ("none", "decision", "tick", "configure", "reset", "delete", "stop", "resume", "start", "lost")
+KINDS: Final = ("none", "decision", "tick", "configure", "reset", "delete", "stop", "resume", "start", "lost", "update")
 # The statuses of native calls. shm/errors.py has a class for each but ok, whose `message` is its meaning.
 STATUSES: Final = (
     "ok", "busy", "stopped", "stale", "corrupt", "unknown", "gone", "unformed", "taken", "not_finite", "too_long",

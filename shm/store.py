@@ -144,6 +144,41 @@ class Store:
             raise_for(status)
         return _new_tuple(Decision, _DECISION.unpack(self._decision_bytes))
 
+    def supersede(
+        self,
+        time_ns: int,
+        memory_id: int,
+        moral: float,
+        vector: Buffer,
+        payload: bytes,
+        *,
+        key: IdempotencyHash = NO_IDEMPOTENCY_HASH,
+    ) -> Decision:
+        """Decide one event that takes the place of a memory if it is accepted. The rest is as in `admit`.
+
+        Raises Unknown if the id was never given, Gone if the memory does not live, and what `admit` raises.
+        """
+        octets = vector if type(vector) is bytes else ffi.from_buffer("uint8_t[]", vector)
+        assert len(octets) == self._size
+        assert len(payload) <= self._payload_size_max
+        status = lib.mlsdm_supersede(
+            self._map, time_ns, memory_id, moral, octets, payload, len(payload), key, self._decision
+        )
+        if status != OK:
+            raise_for(status)
+        return _new_tuple(Decision, _DECISION.unpack(self._decision_bytes))
+
+    def update(self, time_ns: int, memory_id: int, payload: bytes | None) -> EntryPointer:
+        """Write a new version of a memory, with another payload, or with its own if that is None.
+
+        Returns the log entry. Raises Unknown if the id was never given, Gone if the memory does not live; Unformed,
+        Busy, Corrupt, Lost.
+        """
+        assert payload is None or len(payload) <= self._payload_size_max
+        size = 0 if payload is None else len(payload)
+        octets = ffi.NULL if payload is None else payload
+        return self._entry_after(lib.mlsdm_update(self._map, time_ns, memory_id, octets, size, self._entry))
+
     def admit_batch(
         self,
         time_ns: int,

@@ -305,7 +305,7 @@ def _parse_kinds(given: Mapping[str, str]) -> Collection[int]:
 
 def _entry_view(entry: Entry, now_ns: int, epoch: int) -> LogEntry:
     kind = KINDS[entry.kind]
-    decided = decided_of(entry) if kind in ("decision", "delete", "lost") else None
+    decided = decided_of(entry) if kind in ("decision", "delete", "lost", "update") else None
     decision = kind == "decision"
     return LogEntry(
         entry.position,

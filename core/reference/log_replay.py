@@ -111,7 +111,7 @@ class Model(NamedTuple):
 
     def _live(self, entry: Entry) -> int:
         """Return the number of live memories after an entry, which names the slots that it wrote and freed."""
-        if KINDS[entry.kind] not in ("decision", "delete", "lost"):
+        if KINDS[entry.kind] not in ("decision", "delete", "lost", "update"):
             return self.live
         decided = decided_of(entry)
         return self.live + (decided.slot != 0) - (decided.victim_slot != 0)
@@ -168,6 +168,11 @@ class Model(NamedTuple):
 
     def _lost(self, entry: Entry, replaced_by: Regime, vectors: Vectors) -> Self:
         return self._delete(entry, replaced_by, vectors)
+
+    def _update(self, entry: Entry, _replaced_by: Regime, _vectors: Vectors) -> Self:
+        updated = decided_of(entry).memory_id
+        _check_equal(entry.position, "updated id was given", True, 1 <= updated <= self.newest_id)
+        return self
 
     def _stop(self, _entry: Entry, _replaced_by: Regime, _vectors: Vectors) -> Self:
         return self._replace(flags=self.flags | FLAG_STOPPED)

@@ -74,13 +74,13 @@ def _memory() -> Iterator[str]:
     yield "|---|---|---:|"
     strides = {region.name: region.stride for region in layout().regions()}
     for name, formula in (
-        ("slots", "64"), ("codes", "24"), ("shadow", "dimension, rounded up to 16"),
+        ("slots", "128"), ("codes", "24"), ("shadow", "dimension, rounded up to 16"),
         ("vectors", "4 × dimension, rounded up to 64"), ("payloads", "payload_size_max, rounded up to 8"),
         ("links", "24"),
     ):  # fmt: skip
         yield f"| {name} | {formula} | {strides[name]:,} |"
     total = slot_bytes(_DEFAULT.dimension, _DEFAULT.payload_size_max)
-    yield f"| **a memory** | 112 + 5 × dimension + payload_size_max, and the rounding | **{total:,}** |"
+    yield f"| **a memory** | 176 + 5 × dimension + payload_size_max, and the rounding | **{total:,}** |"
 
 
 def _settings() -> Iterator[str]:

@@ -47,7 +47,7 @@ MARKS: Final = 100  # half of them of memories that live
 SCRUB_SECONDS_MAX: Final = 60.0
 RECOVERY_SECONDS_MAX: Final = 90.0  # includes the cooldown of an emergency
 GUARDED: Final = {  # the bytes of a memory that its checksum covers
-    "slots": [*range(48), *range(56, 64)],
+    "slots": [*range(112), *range(120, 128)],
     "codes": range(12),
     "shadow": range(DIMENSION),
     "vectors": range(4 * DIMENSION),

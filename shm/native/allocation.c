@@ -77,6 +77,16 @@ static void list_remove(const struct mlsdm_map *map, uint64_t at) {
     list->count -= 1;
 }
 
+/* Put a slot into the place of another one, which is in no list then. */
+static void list_replace(const struct mlsdm_map *map, uint64_t replaced, uint64_t at) {
+    const struct mlsdm_link *old = link_at(map, replaced);
+    struct mlsdm_link *link = link_at(map, at);
+    struct mlsdm_list *list = list_at(map, old->list);
+    link->list = old->list, link->older = old->older, link->newer = old->newer;
+    *from_older(map, list, refers_to(map, link->older)) = reference_to(at);
+    *from_newer(map, list, refers_to(map, link->newer)) = reference_to(at);
+}
+
 /* 1 if a slot is in list `which` and its neighbours agree: then it can be removed. */
 static int link_sound(const struct mlsdm_map *map, uint64_t at, uint32_t which) {
     const struct mlsdm_link *link = link_at(map, at);
@@ -160,7 +170,7 @@ static int slot_is_live(const struct mlsdm_map *map, uint64_t at) {
 
 /* The position since which a slot is in its list. */
 static uint64_t rank_of(const struct mlsdm_map *map, uint64_t at) {
-    return link_at(map, at)->list == FREE_SLOTS ? (mark_of(map, at) & SEALED_MAX) >> 1 : slot_at(map, at)->position;
+    return link_at(map, at)->list == FREE_SLOTS ? (mark_of(map, at) & SEALED_MAX) >> 1 : slot_at(map, at)->queued;
 }
 
 /* Sort slots, chained by `newer` from slot + 1 `first` on (plain numbers, 0 behind the last), by their ranks: a merge
@@ -269,19 +279,25 @@ static int allocation_sound(const struct mlsdm_map *map, const struct mlsdm_stat
            (!a->cause || (a->freed && can_leave(map, a->freed - 1, 1)));
 }
 
-/* Change lists and index, while `caches` is odd. Returns the next spare slot. */
+/* Change lists and index, while `caches` is odd; `id` is that of the memory that is written. A new version of a memory
+ * keeps its place in the list. Returns the next spare slot. */
 static uint64_t allocation_apply(const struct mlsdm_map *map, const struct allocation *a, uint64_t id) {
+    uint64_t written = a->written - 1, freed = a->freed - 1;
+    int in_place = a->cause == MLSDM_CAUSE_UPDATED;
     if (a->written) {
-        list_remove(map, a->written - 1);
-        index_insert(map, a->written - 1, id);
-        list_append(map, MEMORIES, a->written - 1);
+        list_remove(map, written);
+        index_insert(map, written, id);
+        if (in_place)
+            list_replace(map, freed, written);
+        else
+            list_append(map, MEMORIES, written);
     }
     if (a->freed) {
-        struct mlsdm_link *link = link_at(map, a->freed - 1);
-        list_remove(map, a->freed - 1);
-        *index_reference(map, a->freed - 1) = link->next;
+        struct mlsdm_link *link = link_at(map, freed);
+        if (!in_place) list_remove(map, freed);
+        *index_reference(map, freed) = link->next;
         link->id = link->next = 0;
-        list_append(map, FREE_SLOTS, a->freed - 1);
+        list_append(map, FREE_SLOTS, freed);
     }
     return refers_to(map, list_at(map, FREE_SLOTS)->oldest) - 1;
 }

@@ -148,6 +148,37 @@ int mlsdm_admit(struct mlsdm_map *map, int64_t time_ns, double moral, const uint
                 const uint8_t *payload /* or NULL */, uint32_t payload_size,
                 const struct mlsdm_idempotency_hash *hash /* or NULL */, struct mlsdm_decision *decision);
 
+/* Decide one event that takes the place of a memory if it is accepted: it gets a new id, and keeps the time of the
+ * first admission. The bytes of the memory whose place it takes are erased. If the event is rejected, that memory
+ * stays.
+ *
+ * memory_id      any number.
+ *                The rest is as in mlsdm_admit.
+ * Returns    as mlsdm_admit; UNKNOWN: the id was never given; GONE: the memory does not live. A kept receipt takes
+ *            precedence over both.
+ * Lock       takes it.
+ * Process    worker.
+ * Death      the event is decided and the memory gone, or neither; the next process that takes the lock erases the
+ *            rest. */
+int mlsdm_supersede(struct mlsdm_map *map, int64_t time_ns, uint64_t memory_id, double moral, const uint8_t *vector,
+                    const uint8_t *payload /* or NULL */, uint32_t payload_size,
+                    const struct mlsdm_idempotency_hash *hash /* or NULL */, struct mlsdm_decision *decision);
+
+/* Write a new version of a memory, with another payload. It keeps its id, its vector, the position that admitted it and
+ * its place among those that wait to be evicted; its version is the position of this transition. Governor, counters and
+ * levels stay as they are. The bytes of the version before are erased.
+ *
+ * memory_id      any number.
+ * payload        uint8[payload_size], payload_size ≤ payload_size_max of the header; NULL: the memory keeps its own.
+ * entry          receives the log entry.
+ * Returns    OK; BUSY; LOST; UNFORMED; CORRUPT: the committed state, or the memory; UNKNOWN: the id was never given;
+ *            GONE: the memory does not live.
+ * Lock       takes it.
+ * Process    worker.
+ * Death      the memory has the new version or the old one; the next process that takes the lock erases the rest. */
+int mlsdm_update(struct mlsdm_map *map, int64_t time_ns, uint64_t memory_id, const uint8_t *payload /* or NULL */,
+                 uint32_t payload_size, struct mlsdm_entry *entry);
+
 /* Decide events in order, each in a section of its own, so that events of other processes may come between them.
  *
  * count          events.

@@ -213,8 +213,10 @@ static int emergency_of(const struct mlsdm_map *map) {
 
 /* -- admission: the hot path -- */
 
-int mlsdm_admit(struct mlsdm_map *map, int64_t time_ns, double moral, const uint8_t *vector, const uint8_t *payload,
-                uint32_t payload_size, const struct mlsdm_idempotency_hash *hash, struct mlsdm_decision *decision) {
+/* `superseded` is the id of the memory whose place an accepted event takes, 0 for none. */
+static int admit(const struct mlsdm_map *map, int64_t time_ns, double moral, const uint8_t *vector,
+                 const uint8_t *payload, uint32_t payload_size, const struct mlsdm_idempotency_hash *hash,
+                 uint64_t superseded, struct mlsdm_decision *decision) {
     struct memory memory;
     memory_prefetch(map);
     int status = memory_prepare(map, &memory, vector, payload, payload_size);
@@ -225,6 +227,8 @@ int mlsdm_admit(struct mlsdm_map *map, int64_t time_ns, double moral, const uint
     struct mlsdm_scalars *now = &t.next->scalars;
     if (now->flags & MLSDM_FLAG_STOPPED) return section_leave(map, MLSDM_STATUS_STOPPED);
     if ((status = emergency_of(map))) return section_leave(map, status);
+    if (superseded && (status = slots_find(map, &t, superseded, MLSDM_CAUSE_SUPERSEDED)))
+        return section_leave(map, status);
     *decision = (struct mlsdm_decision){.position = t.position,
                                         .time_ns = t.next->time_ns,
                                         .moral = moral,
@@ -239,10 +243,20 @@ int mlsdm_admit(struct mlsdm_map *map, int64_t time_ns, double moral, const uint
         now->accepted += 1;
         decision->memory_id = now->newest_id += 1;
         cascade(map, &t, memory.vector);
-        memory_write(map, t.slots.written - 1, &memory, now->newest_id, t.position, t.next->time_ns, moral,
-                     decision->phase);
+        memory_write(map, t.slots.written - 1, &memory,
+                     (struct mlsdm_slot){
+                         .id = now->newest_id,
+                         .position = t.position,
+                         .admitted = t.position,
+                         .queued = t.position,
+                         .time_ns = superseded ? slot_at(map, t.slots.freed - 1)->time_ns : t.next->time_ns,
+                         .updated_ns = t.next->time_ns,
+                         .moral = moral,
+                         .phase = decision->phase,
+                     });
     } else {
         now->rejected += 1;
+        t.slots = (struct allocation){0};
     }
     decision->sequence = now->accepted + now->rejected, decision->theta_after = now->theta, decision->ema = now->ema;
     if (steps) {
@@ -250,7 +264,8 @@ int mlsdm_admit(struct mlsdm_map *map, int64_t time_ns, double moral, const uint
         rhythm_step(now, &t.next->settings);
     }
     uint64_t *head = hash ? head_of(map, hash->words) : NULL;
-    intent_write(map, &t, 0, head);
+    uint64_t erase = superseded ? t.slots.freed : 0;
+    intent_write(map, &t, erase, head);
     if (accepted) slots_change(map, &t, decision->memory_id);
     tally_add(map, &t, accepted);
     if (head) t.next->receipts = receipt_write(map, head, t.next->receipts + 1, hash, decision);
@@ -258,7 +273,20 @@ int mlsdm_admit(struct mlsdm_map *map, int64_t time_ns, double moral, const uint
     decided->moral = moral, decided->memory_id = decision->memory_id;
     decided->vector_checksum = memory.vector_checksum, decided->receipt = head ? t.next->receipts : 0;
     transition_publish(map, &t);
+    if (erase) memory_erase(map, erase - 1);
     return section_leave(map, MLSDM_STATUS_OK);
+}
+
+int mlsdm_admit(struct mlsdm_map *map, int64_t time_ns, double moral, const uint8_t *vector, const uint8_t *payload,
+                uint32_t payload_size, const struct mlsdm_idempotency_hash *hash, struct mlsdm_decision *decision) {
+    return admit(map, time_ns, moral, vector, payload, payload_size, hash, 0, decision);
+}
+
+int mlsdm_supersede(struct mlsdm_map *map, int64_t time_ns, uint64_t memory_id, double moral, const uint8_t *vector,
+                    const uint8_t *payload, uint32_t payload_size, const struct mlsdm_idempotency_hash *hash,
+                    struct mlsdm_decision *decision) {
+    if (memory_id == 0) return MLSDM_STATUS_UNKNOWN;
+    return admit(map, time_ns, moral, vector, payload, payload_size, hash, memory_id, decision);
 }
 
 int mlsdm_admit_batch(struct mlsdm_map *map, int64_t time_ns, uint32_t count, const double morals[],
@@ -277,12 +305,39 @@ int mlsdm_admit_batch(struct mlsdm_map *map, int64_t time_ns, uint32_t count, co
     return MLSDM_STATUS_OK;
 }
 
+/* A whole new slot is written, so that no reader sees a memory change. */
+int mlsdm_update(struct mlsdm_map *map, int64_t time_ns, uint64_t memory_id, const uint8_t *payload,
+                 uint32_t payload_size, struct mlsdm_entry *entry) {
+    struct memory memory;
+    int status = section_enter(map);
+    if (status) return status;
+    struct transition t;
+    if ((status = transition_begin(map, &t, MLSDM_KIND_UPDATE, time_ns)) ||
+        (status = slots_find(map, &t, memory_id, MLSDM_CAUSE_UPDATED)))
+        return section_leave(map, status);
+    uint64_t from = t.slots.freed - 1;
+    if ((status = memory_again(map, from, &memory, payload, payload_size))) return section_leave(map, status);
+    struct mlsdm_slot line = *slot_at(map, from);
+    if ((status = slots_choose(map, &t))) return section_leave(map, status);
+    line.position = t.position, line.updated_ns = t.next->time_ns;
+    memory_write(map, t.slots.written - 1, &memory, line);
+    intent_write(map, &t, t.slots.freed, NULL);
+    slots_change(map, &t, memory_id);
+    struct mlsdm_decided *decided = (struct mlsdm_decided *)t.entry->detail;
+    decided->memory_id = memory_id, decided->moral = line.moral, decided->vector_checksum = memory.vector_checksum;
+    transition_publish(map, &t);
+    *entry = *t.entry;
+    memory_erase(map, from);
+    return section_leave(map, MLSDM_STATUS_OK);
+}
+
 /* The checksum of the vector of a memory when it was admitted, from the entry that its slot names; 0 if the log does
  * not hold that entry, or if the slot's line is damaged. */
 static uint64_t admitted_checksum(const struct mlsdm_map *map, const struct mlsdm_slot *slot, uint64_t memory_id) {
     const struct mlsdm_entry *entry = entry_at(map, slot->position);
     const struct mlsdm_decided *decided = (const struct mlsdm_decided *)entry->detail;
-    int found = entry->position == slot->position && entry->kind == MLSDM_KIND_DECISION &&
+    int found = entry->position == slot->position &&
+                (entry->kind == MLSDM_KIND_DECISION || entry->kind == MLSDM_KIND_UPDATE) &&
                 decided->memory_id == memory_id && entry->checksum == entry_checksum(entry);
     return found ? decided->vector_checksum : 0;
 }

@@ -81,17 +81,12 @@ static uint64_t slot_checksum(const struct mlsdm_map *map, const struct mlsdm_sl
     return size ? checksum_of(payload, (size + 7) & ~7u, sum) : sum;
 }
 
-/* Write a prepared memory to a free slot, but for its marks. No reader looks at it before they are set and published.
+/* Write a prepared memory to a free slot, but for its marks. `line` has what the transition knows. No reader looks at
+ * it before they are set and published.
  */
-static void memory_write(const struct mlsdm_map *map, uint64_t at, struct memory *memory, uint64_t id,
-                         uint64_t position, int64_t time_ns, double moral, uint32_t phase) {
-    struct mlsdm_slot *slot = slot_at(map, at), line = {.id = id,
-                                                        .position = position,
-                                                        .time_ns = time_ns,
-                                                        .moral = moral,
-                                                        .norm = memory->norm,
-                                                        .payload_size = memory->payload_size,
-                                                        .phase = phase};
+static void memory_write(const struct mlsdm_map *map, uint64_t at, struct memory *memory, struct mlsdm_slot line) {
+    struct mlsdm_slot *slot = slot_at(map, at);
+    line.norm = memory->norm, line.payload_size = memory->payload_size;
     uint8_t *payload = payload_at(map, at);
     memcpy(vector_at(map, at), memory->vector, map->padded * sizeof(float));
     memcpy(shadow_at(map, at), memory->shadow, map->shadow_stride);
@@ -100,7 +95,7 @@ static void memory_write(const struct mlsdm_map *map, uint64_t at, struct memory
         memset(payload + whole - 8, 0, 8);
         memcpy(payload, memory->payload, memory->payload_size);
     }
-    memory->code.phase = phase;
+    memory->code.phase = line.phase;
     memcpy(code_at(map, at), &memory->code, offsetof(struct mlsdm_code, mark));
     memcpy(slot, &line, offsetof(struct mlsdm_slot, mark));
     slot->checksum = slot_checksum(map, slot, code_at(map, at), memory->shadow, payload, memory->vector_checksum);
@@ -113,6 +108,23 @@ static int slot_sound(const struct mlsdm_map *map, uint64_t at) {
     return slot->payload_size <= map->payload_stride &&
            slot->checksum ==
                slot_checksum(map, slot, code_at(map, at), shadow_at(map, at), payload_at(map, at), vector_checksum);
+}
+
+/* Prepare the memory in a slot to be written again, with another payload or, if that is NULL, its own. Under the lock.
+ * Returns OK, or CORRUPT if the memory is not sound. */
+static int memory_again(const struct mlsdm_map *map, uint64_t at, struct memory *memory, const uint8_t *payload,
+                        uint32_t payload_size) {
+    const struct mlsdm_slot *slot = slot_at(map, at);
+    if (!slot_sound(map, at)) return MLSDM_STATUS_CORRUPT;
+    memcpy(memory->vector, vector_at(map, at), map->padded * sizeof(float));
+    memcpy(memory->shadow, shadow_at(map, at), map->shadow_stride);
+    memory->code = *code_at(map, at);
+    memory->code.excluded = 0;
+    memory->norm = slot->norm;
+    memory->vector_checksum = checksum_of(memory->vector, map->padded * sizeof(float), 4);
+    memory->payload = payload ? payload : payload_at(map, at);
+    memory->payload_size = payload ? payload_size : slot->payload_size;
+    return MLSDM_STATUS_OK;
 }
 
 int mlsdm_vectors_check(struct mlsdm_map *map, const float vectors[], uint32_t count, uint32_t *bad) {

@@ -230,7 +230,8 @@ static void scan_all(const struct mlsdm_map *map, struct search *s, uint64_t spa
 static uint64_t slot_written(const struct mlsdm_map *map, uint64_t position) {
     const struct mlsdm_entry *entry = entry_at(map, position);
     if (entry->position != position || entry->checksum != entry_checksum(entry)) return UINT64_MAX;
-    return entry->kind == MLSDM_KIND_DECISION ? ((const struct mlsdm_decided *)entry->detail)->slot : 0;
+    int writes = entry->kind == MLSDM_KIND_DECISION || entry->kind == MLSDM_KIND_UPDATE;
+    return writes ? ((const struct mlsdm_decided *)entry->detail)->slot : 0;
 }
 
 /* Steps 1 and 2, still without the lock, for what was written after `s->seen`, up to position `commit`. Returns 0 if

@@ -13,14 +13,21 @@ from core.reference.memory import Content, Memory, NamespaceId
 from core.reference.namespace import DEFAULT, Namespace
 from shm.errors import Gone, Unknown
 from shm.layout import CAUSES, Layout
-from shm.records import decided_of
+from shm.records import EntryPointer, decided_of
 from shm.store import Recall
-from testing.block_fixture import Formed, Witness
+from testing.block_fixture import Formed, Witness, copied
 from tests.shm.conftest import Form
 
 NAMESPACE = Namespace(NamespaceId(0, 1), DEFAULT)
 NAMESPACES = {NAMESPACE.id: NAMESPACE}
 REGIONS = ("links", "lists", "index")
+
+
+def memory_of(memory_id: int, version: int, admitted_at: int, queued_at: int) -> Memory:
+    """Return a memory of which only the place matters."""
+    return Memory(
+        memory_id, version, admitted_at, queued_at, NAMESPACE.id, None, 0, 0, 0, 0.0, False, 0, 0, Content(b"")
+    )
 
 
 class Twin:
@@ -41,16 +48,47 @@ class Twin:
         victim = self.reference.victim_of_newcomer(NAMESPACE, NAMESPACES, 0)
         entry = self.formed.admit(950_000 + self.newest % 50_000)
         position = int(entry.position)
-        slot = self.reference.write(
-            Memory(
-                self.newest, position, position, position, NAMESPACE.id, None, 0, 0, 0, 0.0, False, 0, 0, Content(b"")
-            ),
-            victim,
-            position,
-        )
+        self.written(entry, memory_of(self.newest, position, position, position), victim)
+
+    def supersede(self, memory_id: int) -> None:
+        """Store an event in the place of a memory, if that lives."""
+        found = self.reference.find(memory_id)
+        number = 950_000 + self.newest % 50_000
+        moral, vector = self.formed.pool.event(number)
+        if found is None:
+            with pytest.raises(Gone if 0 < memory_id <= self.newest else Unknown):
+                self.formed.store.supersede(self.formed.now(), memory_id, moral, vector, b"")
+            return
+        self.newest += 1
+        before = self.formed.store.memory(memory_id)
+        decision = self.formed.store.supersede(self.formed.now(), memory_id, moral, vector, b"")
+        assert self.newest == decision.memory_id
+        position = decision.position
+        memory = memory_of(self.newest, position, position, position)
+        self.written(self.formed.entry(position), memory, Victim("superseded", found[0], memory_id))
+        assert before.time_ns == self.formed.store.memory(self.newest).time_ns
+
+    def update(self, memory_id: int) -> None:
+        """Write a new version of a memory, if it lives."""
+        found = self.reference.find(memory_id)
+        if found is None:
+            with pytest.raises(Gone if 0 < memory_id <= self.newest else Unknown):
+                self.formed.store.update(self.formed.now(), memory_id, b"new")
+            return
+        before = self.formed.store.memory(memory_id)
+        payload = None if memory_id % 2 else b"v%d" % self.formed.block.position
+        entry = copied(self.formed.store.update(self.formed.now(), memory_id, payload))
+        memory = found[1]._replace(version=int(entry.position))
+        self.written(entry, memory, Victim("updated", found[0], memory_id))
+        expected = before._replace(position=memory.version, payload=before.payload if payload is None else payload)
+        assert expected == self.formed.store.memory(memory_id)
+
+    def written(self, entry: EntryPointer, memory: Memory, victim: Victim | None) -> None:
+        """Let the reference write a memory; the entry must name its slot and its victim."""
+        slot = self.reference.write(memory, victim, int(entry.position))
         decided = decided_of(entry)
         cause, freed, victim_id = victim or Victim("capacity", -1, 0)
-        assert (self.newest, slot + 1) == (decided.memory_id, decided.slot)
+        assert (memory.memory_id, slot + 1) == (decided.memory_id, decided.slot)
         assert (victim_id, freed + 1) == (decided.victim_id, decided.victim_slot)
         assert CAUSES[decided.cause] == (cause if victim else "none")
 
@@ -101,18 +139,22 @@ def walked(formed: Formed, which: int) -> list[int]:
 @given(
     capacity=st.integers(1, 6),
     slack=st.integers(0, 2),
-    operations=st.lists(st.one_of(st.just("accept"), st.just("reject"), st.integers(-1, 8)), max_size=60),
+    operations=st.lists(
+        st.tuples(st.sampled_from(["accept", "accept", "reject", "forget", "update", "supersede"]), st.integers(-1, 8)),
+        max_size=60,
+    ),
 )
-def test_equals_the_reference(capacity: int, slack: int, operations: list[str | int]) -> None:
-    """Whatever is accepted, rejected and deleted: slots, victims, lists and index are the reference's."""
+def test_equals_the_reference(capacity: int, slack: int, operations: list[tuple[str, int]]) -> None:
+    """Whatever happens to the memories: slots, victims, lists and index are the reference's."""
     twin = Twin(capacity, slack)
     try:
-        for operation in operations:
-            if isinstance(operation, int):
-                twin.forget(max(0, twin.newest - operation))
-            else:
+        for operation, back in operations:
+            if operation in ("accept", "reject"):
                 getattr(twin, operation)()
+            else:
+                getattr(twin, operation)(max(0, twin.newest - back))
             twin.check()
+        Witness(twin.formed).check()
     finally:
         twin.formed.close()
 

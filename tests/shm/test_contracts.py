@@ -59,9 +59,22 @@ def admit_batch(block: Block) -> int:
     return lib.mlsdm_admit_batch(block.map, NOW_NS, 2, morals, vectors, ffi.NULL, ffi.NULL, ffi.NULL, decisions, done)
 
 
-def forget(block: Block, memory_id: int = 1) -> int:
-    """Delete a memory."""
-    return lib.mlsdm_forget(block.map, NOW_NS, memory_id, ffi.new("struct mlsdm_entry *"))
+def forget(block: Block, memory_id: int | None = None) -> int:
+    """Delete a memory, the newest one if none is named."""
+    newest = max(block.region("slots", slot).id for slot in range(LAYOUT.slots))
+    entry = ffi.new("struct mlsdm_entry *")
+    return lib.mlsdm_forget(block.map, NOW_NS, newest if memory_id is None else memory_id, entry)
+
+
+def supersede(block: Block, memory_id: int = 1, vector: np.ndarray = VECTOR) -> int:
+    """Supersede a memory."""
+    decision = ffi.new("struct mlsdm_decision *")
+    return lib.mlsdm_supersede(block.map, NOW_NS, memory_id, 0.95, vector.tobytes(), ffi.NULL, 0, ffi.NULL, decision)
+
+
+def update(block: Block, memory_id: int = 1) -> int:
+    """Update a memory."""
+    return lib.mlsdm_update(block.map, NOW_NS, memory_id, b"new", 3, ffi.new("struct mlsdm_entry *"))
 
 
 def lose(block: Block, memory_id: int = 1) -> int:
@@ -167,8 +180,8 @@ CALLS: Final[dict[str, Call]] = {
     call.__name__: call
     for call in (
         vectors_check, state_read, tallies_read, entries_read, memory_read, recall, slot_repair, links_check,
-        chain_repair, row_claim, admit, admit_batch, tick, vitals_write, vitals_write_unlocked, command_withdraw,
-        command_post, command_apply, lose, forget, epoch_begin,
+        chain_repair, row_claim, admit, admit_batch, update, tick, vitals_write, vitals_write_unlocked,
+        command_withdraw, command_post, command_apply, lose, supersede, forget, epoch_begin,
     )
 }  # fmt: skip
 UNLOCKED: Final = {"vectors_check", "vitals_write_unlocked", "entries_read"}
@@ -358,7 +371,7 @@ class TestAdmission:
 
 
 class TestIds:
-    @pytest.mark.parametrize("call", [forget, lose, memory_read], ids=["forget", "lose", "memory_read"])
+    @pytest.mark.parametrize("call", [forget, lose, update, supersede, memory_read], ids=lambda call: call.__name__)
     def test_unknown_and_gone(self, used: Formed, call: Callable[[Block, int], int]) -> None:
         """An id that was never given is UNKNOWN; one that was overwritten or deleted is GONE."""
         for number in range(LAYOUT.capacity):

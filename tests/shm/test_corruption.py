@@ -410,8 +410,8 @@ class TestMemory:
     def test_changed_memory_is_not_returned(self, used: Formed, part: str) -> None:
         """A memory with a changed byte in its slot, code, shadow, vector or payload is Corrupt."""
         memory_id = used.accept(0, b"z" * 64)
-        stride = {"slots": 56, "codes": 12, "shadow": 16, "vectors": 64, "payloads": 64}[part]
-        whole = {"slots": 64, "codes": 24}.get(part, stride)
+        stride = {"slots": 120, "codes": 12, "shadow": 16, "vectors": 64, "payloads": 64}[part]
+        whole = {"slots": 128, "codes": 24}.get(part, stride)
         offset = used.region_bytes(part)[0] + memory_id % 51 * whole
         for byte in flipped(used, offset, min(stride, MARK) if part == "slots" else stride):
             with pytest.raises(Corrupt):

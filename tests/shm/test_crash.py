@@ -9,6 +9,7 @@ committed answer or is decided now, exactly one of the two, and all earlier answ
 """
 
 import bisect
+import contextlib
 import os
 import random
 import time
@@ -40,8 +41,8 @@ def rollbacks(formed: Formed) -> int:
 
 class TestRandom:
     def test_kills_at_random_moments(self, form: Form) -> None:
-        """Writers that admit, delete and tick as fast as they can are killed one after the other; after each death the
-        next event is admitted, and the block equals a replay of its log.
+        """Writers that admit, delete, update, supersede and tick as fast as they can are killed one after the other;
+        after each death the next event is admitted, and the block equals a replay of its log.
         """
         print(f"rerun with SEED={SEED} KILLS={KILLS} pytest {__file__}")
         rng = random.Random(SEED)
@@ -61,10 +62,14 @@ class TestRandom:
                     formed.store.tick(formed.now(), formed.epoch)
                     newest = int(formed.store.state().scalars.newest_id)
                     for back in (3, 7, 20):
-                        try:
+                        with contextlib.suppress(Gone):
                             formed.store.forget(formed.now(), max(1, newest - back))
-                        except Gone:
-                            continue
+                        with contextlib.suppress(Gone):
+                            formed.store.update(formed.now(), max(1, newest - back - 1), b"version")
+                        with contextlib.suppress(Gone):
+                            formed.store.supersede(
+                                formed.now(), max(1, newest - back - 2), morals[0], vectors[0], payloads[number]
+                            )
 
         for _ in range(KILLS):
             before = int(lock.acquisitions)
@@ -354,6 +359,17 @@ def rebuild(formed: Formed) -> object:
     return formed.decide(1)
 
 
+def update(formed: Formed) -> object:
+    """Write a new version of a memory."""
+    return formed.store.update(formed.now(), 15, b"other")
+
+
+def supersede(formed: Formed) -> object:
+    """Admit an event that is accepted and takes the place of a memory."""
+    moral, vector = formed.pool.event(950_007)
+    return formed.store.supersede(formed.now(), 15, moral, vector, b"other")
+
+
 def forget(formed: Formed) -> object:
     """Delete a memory."""
     return formed.store.forget(formed.now(), 15)
@@ -396,11 +412,12 @@ def claim(formed: Formed) -> object:
 
 
 OPERATIONS = (
-    accept, reject, accept_keyed, reject_keyed, repeat, batch, reuse, rebuild, forget, lose, tick, epoch, command,
-    post, claim,
+    accept, reject, accept_keyed, reject_keyed, repeat, batch, reuse, rebuild, update, supersede, forget, lose, tick,
+    epoch, command, post, claim,
 )  # fmt: skip
 KEYED = (accept_keyed, reject_keyed, repeat, batch)
 NOTHING_COMMITTED = (repeat, epoch, post, claim)
+ERASES = (forget, lose, update, supersede)
 SECOND = tracee.SECTION._replace(passes=1)
 
 
@@ -441,19 +458,24 @@ class Death(NamedTuple):
         if self.operation is lose and formed.block.position == self.position:  # the proof is for sound memories
             formed.block.memory[lost_byte(formed)] = self.image[lost_byte(formed)]
 
-    def prove(self, formed: Formed, where: str) -> bool:
-        """Prove the block after the death. Returns whether the operation was committed."""
+    def prove(self, formed: Formed, where: str, erases: bool) -> bool:
+        """Prove the block after the death. Returns whether the operation was committed.
+
+        `erases`: if it was, the bytes of memory 15 must be erased by the next process that enters.
+        """
         try:
             witness = self.witness.copy()
             committed = looked_at(formed) > self.position
-            formed.accept(3)
-            witness.check()
-            if self.operation is forget and committed:
-                with pytest.raises(Gone):
-                    formed.store.memory(15)
+            if erases and committed:
+                formed.store.repair_links(0, 1)  # enters the section, and has nothing else to do
                 assert not np.frombuffer(
                     formed.block.memory, np.float32, 16, formed.region_bytes("vectors")[0] + 15 % 9 * 64
                 ).any()
+            formed.accept(3)
+            witness.check()
+            if self.operation in (forget, lose, supersede) and committed:
+                with pytest.raises(Gone):
+                    formed.store.memory(15)
             if self.operation in KEYED:
                 self._retry(formed, witness, committed)
         except Exception as error:
@@ -513,7 +535,7 @@ class TestStepped:
         committed = []
         for number in range(random.Random(SEED).randrange(STRIDE), len(death.path), STRIDE):
             death.at(small, number)
-            committed.append(death.prove(small, f"instruction {number} of {len(death.path)}"))
+            committed.append(death.prove(small, f"instruction {number} of {len(death.path)}", operation in ERASES))
         print(
             f"{operation.__name__}: {len(committed)} deaths along {len(death.path)} instructions, "
             f"{committed.count(False)} before and {committed.count(True)} after the commit; SEED={SEED}"
@@ -523,7 +545,7 @@ class TestStepped:
             assert not committed[0]
             assert committed[-1] or STRIDE > 70  # the instructions behind the commit are about so many
 
-    @pytest.mark.parametrize("operation", [accept, reuse, rebuild, forget])
+    @pytest.mark.parametrize("operation", [accept, reuse, rebuild, update, supersede, forget])
     def test_death_of_the_successor(self, small: Formed, operation: Callable[[Formed], Any]) -> None:
         """A process dies inside, and the next one to enter dies during the repair."""
         death = Death.of(small, operation)
@@ -566,5 +588,6 @@ class TestStepped:
         for successor in numbers:
             formed.block.memory[:] = left
             tracee.kill_at(path, lambda: accept(formed), successor)
-            death.prove(formed, f"instruction {number}, and of the successor at {successor} of {len(path)}")
+            where = f"instruction {number}, and of the successor at {successor} of {len(path)}"
+            death.prove(formed, where, death.operation is forget)  # others erase the slot that the successor writes
         return len(numbers)

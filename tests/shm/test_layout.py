@@ -147,7 +147,7 @@ class TestRegions:
         vector = -(-dimension * 4 // 64) * 64
         shadow = -(-dimension // 16) * 16
         index = {100: 128, 20_000: 32_768}[capacity]
-        parts = (capacity + 1) * (64 + 24 + 24 + shadow + vector + 1024) + 4 * index + 2 * 16
+        parts = (capacity + 1) * (128 + 24 + 24 + shadow + vector + 1024) + 4 * index + 2 * 16
         parts += 65_536 * 320 + 8 * 128 + 2 * 3 * vector
         parts += 17 * 120 + 16 * 8 + (8_192 + 65_536) * 16
 

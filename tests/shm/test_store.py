@@ -18,7 +18,7 @@ from shm.store import Decision, Store
 from testing.block_fixture import NORM_MAX, REGIME, Formed, Witness, begin, copied, exit_of, take_mutex
 from tests.shm.conftest import Form
 
-STRIDES = {"slots": 64, "codes": 24, "shadow": 16, "vectors": 64, "payloads": 64}  # of the small layout
+STRIDES = {"slots": 128, "codes": 24, "shadow": 16, "vectors": 64, "payloads": 64}  # of the small layout
 
 
 class TestMemory:
@@ -172,7 +172,7 @@ class TestScrub:
             formed.accept(number)
         formed.store.forget(formed.now(), 3)
         for slot in (0, 3, 6):
-            for region, index in (("slots", 6), ("codes", 2)):
+            for region, index in (("slots", 14), ("codes", 2)):
                 word = ffi.cast("uint64_t *", formed.block.region(region, slot)) + index
                 for bit in range(64):
                     word[0] ^= 1 << bit

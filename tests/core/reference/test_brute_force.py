@@ -261,8 +261,8 @@ class TestCorruptMemory:
         formed = filled(vectors, 50)
         best = [match.id for match in expected(formed, vectors[40], 50, 3)]
         offset, _ = formed.region_bytes(part)
-        stride = {"vectors": 64, "payloads": 16, "slots": 64}[part]
-        at = offset + best[victim - 1] % 51 * stride + {"vectors": 0, "payloads": 0, "slots": 24}[part]
+        stride = {"vectors": 64, "payloads": 16, "slots": 128}[part]
+        at = offset + best[victim - 1] % 51 * stride + {"vectors": 0, "payloads": 0, "slots": 48}[part]
         formed.block.memory[at] ^= 1
         others = expected_without(formed, vectors[40], best[victim - 1])[:k]
 
@@ -299,13 +299,15 @@ class TestCorruptMemory:
         """
         rng = np.random.default_rng(SEED)
         vectors = vectors_of("random", 130, 16)
-        strides = {"slots": 64, "codes": 24, "shadow": 16, "vectors": 64}
+        strides = {"slots": 128, "codes": 24, "shadow": 16, "vectors": 64}
         for _ in range(40):
             formed = filled(vectors, 120)
             for _ in range(rng.integers(1, 60)):
                 part = str(rng.choice(list(strides)))
                 at, byte = formed.region_bytes(part)[0], int(rng.integers(0, 121 * strides[part]))
-                marks = {"slots": range(48, 56), "codes": range(12, 24)}.get(part, range(0))  # no part of the checksum
+                marks = {"slots": range(112, 120), "codes": range(12, 24)}.get(
+                    part, range(0)
+                )  # no part of the checksum
                 if byte % strides[part] not in marks:
                     formed.block.memory[at + byte] = int(rng.integers(0, 256))
             sound = []
@@ -354,8 +356,8 @@ class TestUnderWriters:
     RECALLS = 400
 
     def test_answers_hold_at_their_position(self) -> None:
-        """While two processes admit, delete and tick as fast as they can, each answer equals brute force over the store
-        as it was immediately after `as_of`, reconstructed from the log.
+        """While two processes admit, delete, update, supersede and tick as fast as they can, each answer equals brute
+        force over the store as it was immediately after `as_of`, reconstructed from the log.
         """
         formed = Formed(Layout(24, self.CAPACITY, 8, 1_000_000, 3, 16), OPEN)
         writers = [begin(lambda row=row: self._write(formed, row)) for row in (1, 2)]  # type: ignore[misc]
@@ -382,16 +384,19 @@ class TestUnderWriters:
         rng = random.Random(SEED + row)
         newest = 1
         while formed.store.state().position < 900_000:
-            choice = rng.random()
-            if choice < 0.9:
-                newest = formed.accept(rng.randrange(50_000))
-            elif choice < 0.97:
-                try:
-                    formed.store.forget(formed.now(), max(1, newest - rng.randrange(TestUnderWriters.CAPACITY)))
-                except (Gone, Unknown):  # or none has been accepted yet
-                    continue
-            else:
-                formed.store.tick(formed.now(), formed.epoch)
+            choice, memory_id = rng.random(), max(1, newest - rng.randrange(TestUnderWriters.CAPACITY))
+            with contextlib.suppress(Gone, Unknown):  # or none has been accepted yet
+                if choice < 0.8:
+                    newest = formed.accept(rng.randrange(50_000))
+                elif choice < 0.87:
+                    formed.store.forget(formed.now(), memory_id)
+                elif choice < 0.92:
+                    formed.store.update(formed.now(), memory_id, b"version")
+                elif choice < 0.97:
+                    moral, vector = formed.pool.event(950_000 + rng.randrange(50_000))
+                    formed.store.supersede(formed.now(), memory_id, moral, vector, b"")
+                else:
+                    formed.store.tick(formed.now(), formed.epoch)
 
     def _hold(self, formed: Formed, asked: Sequence[tuple[RecallResult, int, int, tuple[int, int]]]) -> None:
         pooled = {index: scores(formed.pool.vectors[index], formed.pool.vectors) for _, index, *_ in asked}

@@ -28,7 +28,7 @@ def test_the_pages_formula_of_a_memory_is_right(dimension: int, payload: int) ->
     def up(size: int, multiple: int) -> int:
         return -(-size // multiple) * multiple
 
-    expected = 64 + 24 + 24 + up(dimension, 16) + up(4 * dimension, 64) + up(payload, 8)
+    expected = 128 + 24 + 24 + up(dimension, 16) + up(4 * dimension, 64) + up(payload, 8)
     few, more = (
         capacity.layout(capacity=number, dimension=dimension, payload_size_max=payload).block_size
         for number in (4_096, 8_192)
