@@ -432,7 +432,7 @@ uint32_t mlsdm_chains_check(struct mlsdm_map *map, uint32_t chain, uint32_t coun
  * chain          index, below receipt_capacity.
  * Returns    OK: the head is sound now; CORRUPT: a receipt that the head may have named is damaged too, so the head
  *            stays until that receipt has left the ring; or the committed state is corrupt or missing; BUSY; LOST.
- * Lock       takes it, for 2 ms at most: a ring of 32,768 receipts that holds none of the chain is read as a whole.
+ * Lock       takes it, to change the head; the ring is read without it.
  * Process    controller.
  * Death      the head is repaired by one store, or is still damaged. */
 int mlsdm_chain_repair(struct mlsdm_map *map, uint32_t chain);
