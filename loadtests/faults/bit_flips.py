@@ -6,6 +6,7 @@
 - Committed state, commit word, bytes of the levels: no state is returned, no event is decided, and the server is
   unready but live, until the bit is restored.
 - Sampled log entries, receipts and chain heads: no page and no answer is built on them, and no event is decided again.
+- Sampled links: the memory is found in spite of it, and the index is built again.
 - Sampled memories (line, code, shadow, vector, payload): a read reports it, no recall finds it, and within a minute the
   scrub enters it as lost, counts and logs it.
 - Sampled marks of slots: what lives is not reported gone, what was deleted does not return, and within a minute the
@@ -105,6 +106,7 @@ class BitFlips:
         self.log()
         self.receipts()
         self.heads()
+        self.links()
         figures = {"lost within, s": self.scrub_memories(self.options.scaled(MEMORIES // 2))}
         figures["marks right within, s"] = self.repair_marks(self.options.scaled(MARKS))
         began = time.monotonic()
@@ -239,6 +241,16 @@ class BitFlips:
                     self._unnoticed(f"chains: event {number} was answered {status},", bit)
         if position != self.block.position:
             self.broken.append(f"{self.block.position - position} events were decided again")
+
+    def links(self) -> None:
+        """Flip bits of the links through which memories are found; the next read puts each right."""
+        lock, region = self.block.region("lock"), self._region("links")
+        for memory_id in self.random.sample(range(1, self.filled + 1), self.options.scaled(RECEIPTS)):
+            before, bit = int(lock.rebuilds), self.random.randrange(64)  # of the id, its first field
+            self._flip("links", memory_id % region.count * region.stride, bit)
+            status, rebuilds = self._get(f"/memories/{memory_id}")[0], lock.rebuilds - before
+            if status != 200 or not rebuilds:
+                self._unnoticed(f"links: memory {memory_id} was answered {status} with {rebuilds} rebuilds,", bit)
 
     def memories(self, count: int) -> list[int]:
         """Flip a bit in many memories, and leave it so; returns their ids."""

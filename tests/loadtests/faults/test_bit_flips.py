@@ -56,7 +56,7 @@ def flips(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BitFlips]:
 
 
 class TestBitFlips:
-    @pytest.mark.parametrize("part", ["header", "epoch", "state", "levels", "log", "receipts", "heads"])
+    @pytest.mark.parametrize("part", ["header", "epoch", "state", "levels", "log", "receipts", "heads", "links"])
     def test_a_flipped_bit_is_noticed(self, flips: BitFlips, part: str) -> None:
         """Nothing is built on a flipped bit, and with the bit restored the server continues."""
         flips.broken.clear()
