@@ -21,6 +21,7 @@
 #define ATTEMPTS_MAX 6      /* two under the lock suffice: one finds the damage, the next works without it */
 #define PREFETCH_AHEAD 5120 /* bytes of shadow that are prefetched ahead of the row that is scanned */
 #define NEW_MAX 128         /* log entries since the scan that are read under the lock: under 10 µs */
+#define ROUNDS_MAX 8        /* times that the log is read without the lock, because more came */
 
 struct scored {
     double score;
@@ -38,7 +39,7 @@ struct search {
     uint32_t mask;
     float lower[MLSDM_TOP_K_MAX]; /* min-heap of the k largest lower ends */
     uint32_t lowers;
-    struct scored shortlist[SHORTLIST]; /* min-heap of the best, sorted at the end */
+    struct scored shortlist[SHORTLIST]; /* min-heap of the best; sorted, worst first, it is still one */
     uint32_t shortlisted;
     double last_score;
     double duplicate_score;
@@ -183,7 +184,7 @@ static void shortlist_offer(struct search *s, struct scored new) {
     }
     heap[at] = new;
 }
-static int by_rank(const void *a, const void *b) { return ranks_below(a, b) ? 1 : ranks_below(b, a) ? -1 : 0; }
+static int by_rank(const void *a, const void *b) { return ranks_below(a, b) ? -1 : ranks_below(b, a) ? 1 : 0; }
 
 /* Score some memories and offer them to the shortlist. `found` has them in descending order of their slots, which is
  * that from the newest on unless memories were deleted: of equal scores the newest ranks first, so that the older ones
@@ -251,6 +252,13 @@ static int scan_since(const struct mlsdm_map *map, struct search *s, uint64_t co
     return 1;
 }
 
+/* Sort the shortlist, and check the best already: that takes longer than anything else in step 3. */
+static void shortlist_sort(const struct mlsdm_map *map, struct search *s) {
+    qsort(s->shortlist, s->shortlisted, sizeof *s->shortlist, by_rank);
+    for (uint32_t i = s->shortlisted, k = s->query->k; i && k; i--, k--)
+        s->shortlist[i - 1].sound = s->shortlist[i - 1].sound || slot_sound(map, s->shortlist[i - 1].slot);
+}
+
 /* 1 if a slot holds the memory that was written at position `version`. Under the lock. */
 static int still_holds(const struct mlsdm_map *map, uint64_t slot, uint64_t version) {
     return slot_is_live(map, slot) && version_of(map, slot) == version;
@@ -282,8 +290,8 @@ static int settle(const struct mlsdm_map *map, struct search *s, uint64_t commit
     uint32_t k = s->query->k, count = 0;
     double bound = lower_bound(s);
     struct scored best[MLSDM_TOP_K_MAX];
-    for (uint32_t i = 0; i < s->shortlisted && count < k && s->shortlist[i].score >= bound; i++) {
-        struct scored *found = &s->shortlist[i];
+    for (uint32_t i = s->shortlisted; i && count < k && s->shortlist[i - 1].score >= bound; i--) {
+        struct scored *found = &s->shortlist[i - 1];
         if (!still_holds(map, found->slot, found->version)) continue;
         if (!found->sound && !slot_sound(map, found->slot))
             result->corrupt_id = link_at(map, found->slot)->id;
@@ -327,6 +335,23 @@ static int settle(const struct mlsdm_map *map, struct search *s, uint64_t commit
     return 1;
 }
 
+/* Enter the section for step 3, as soon as few entries of the log are left to be read in it. Returns its status; OK
+ * with `lost` = 1 if the lock is lost. `told` becomes 0 if the log does not tell what was written. */
+static int settle_begin(struct mlsdm_map *map, struct search *s, int *told, int *lost) {
+    for (int round = 0;; round++) {
+        struct mlsdm_state state;
+        int status = mlsdm_state_read(map, &state, NULL);
+        if (status) return status;
+        uint64_t new = state.position - s->seen;
+        if (new > NEW_MAX) *told = new < map->log_capacity && scan_since(map, s, state.position);
+        shortlist_sort(map, s);
+        status = section_enter(map);
+        if ((*lost = status == MLSDM_STATUS_LOST)) return MLSDM_STATUS_OK;
+        if (status || !*told || round == ROUNDS_MAX || commit_of(map) - s->seen <= NEW_MAX) return status;
+        section_leave(map, status);
+    }
+}
+
 /* A lost lock excludes every writer until the server is restarted, so step 3 does without it then. A process that was
  * inside when the lock was lost may still publish once; the commit word is compared to detect that. */
 int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct mlsdm_match matches[],
@@ -346,19 +371,11 @@ int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct 
         s->scanned = s->candidates = 0;
         s->seen = state.position;
         scan_all(map, s, state.spare);
-        /* Read what was written meanwhile, if it is much, before the lock is taken. */
-        int told = 1;
-        for (int round = 0; !held && round < 3; round++) {
-            if ((status = mlsdm_state_read(map, &state, NULL))) return status;
-            if (state.position - s->seen <= NEW_MAX || state.position - s->seen >= map->log_capacity) break;
-            if (!(told = scan_since(map, s, state.position))) break;
-        }
-        qsort(s->shortlist, s->shortlisted, sizeof *s->shortlist, by_rank);
-        for (uint32_t i = 0; i < s->shortlisted && i < query->k; i++)
-            s->shortlist[i].sound = slot_sound(map, s->shortlist[i].slot);
-        int lost = !held && (status = section_enter(map)) == MLSDM_STATUS_LOST;
-        if (lost) status = MLSDM_STATUS_OK;
-        if (status) return status;
+        int told = 1, lost = 0;
+        if (held)
+            shortlist_sort(map, s);
+        else if ((status = settle_begin(map, s, &told, &lost)))
+            return status;
         uint64_t commit = commit_of(map);
         if (!(status = state_copy(map, commit, &state, NULL))) {
             done =
