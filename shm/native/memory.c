@@ -67,8 +67,14 @@ static void memory_prefetch(const struct mlsdm_map *map) {
     const char *vector = (const char *)vector_at(map, at), *shadow = (const char *)shadow_at(map, at);
     for (size_t i = 0; i < map->padded * sizeof(float); i += 64) __builtin_prefetch(vector + i, 1);
     for (size_t i = 0; i < map->shadow_stride; i += 64) __builtin_prefetch(shadow + i, 1);
-    __builtin_prefetch(slot_at(map, at), 1);
-    __builtin_prefetch(code_at(map, at), 1);
+    uint32_t oldest = refers_to(map, list_at(map, MEMORIES)->oldest); /* it will be evicted if the store is full */
+    const uint64_t slots[2] = {at, oldest && oldest != BROKEN ? oldest - 1 : at};
+    for (int i = 0; i < 2; i++) {
+        __builtin_prefetch(slot_at(map, slots[i]), 1);
+        __builtin_prefetch((const char *)slot_at(map, slots[i]) + 64, 1);
+        __builtin_prefetch(code_at(map, slots[i]), 1);
+        __builtin_prefetch(link_at(map, slots[i]), 1);
+    }
 }
 
 /* The checksum of everything in a slot but its marks and `excluded`. */
