@@ -207,7 +207,7 @@ static uint32_t list_sort(const struct mlsdm_map *map, uint32_t first) {
  * holds a memory if otherwise fewer memories were found than the state counts. The id stands in slot and link; where
  * they differ, that of a sound slot counts.
  *
- * PERF: 1.1 ms for 20,000 memories. */
+ * PERF: for 20,000 memories 0.4 ms if they were admitted in the order of their slots, 5 ms in random order. */
 static void caches_rebuild(const struct mlsdm_map *map, uint64_t commit) {
     struct mlsdm_lock *lock = lock_of(map);
     if (!(lock->caches & 1)) caches_open(map);
