@@ -8,8 +8,9 @@ row, `creator` the arbiter that made the block, `anyone` a process that changes 
 then publishes all of it. (3) Records carry a checksum, words that change by one store carry a check inside (`seal`).
 (4) Little-endian, naturally aligned; records are multiples of 8 bytes, regions begin on a cache line of 64.
 A new field is one line here. A change of meaning without a change of shape must bump LAYOUT_VERSION.
-Rejected: NumPy structured arrays (1 µs for each field update), `multiprocessing.shared_memory` (its resource tracker
-unlinks a live segment when an attached process exits), a C header as the source (Python would have to parse it).
+Rejected: NumPy structured arrays for writing (1 µs for each field update), `multiprocessing.shared_memory` (its
+resource tracker unlinks a live segment when an attached process exits), a C header as the source (Python would have to
+parse it).
 docs/design/crash-safety.md says which fields change in place and how.
 """
 
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-LAYOUT_VERSION: Final = 9
+LAYOUT_VERSION: Final = 10
 MAGIC: Final = int.from_bytes(b"MLSDMBLK", "little")
 CACHE_LINE: Final = 64
 PAGE: Final = 4096

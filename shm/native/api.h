@@ -103,6 +103,16 @@ int mlsdm_lock_create(struct mlsdm_map *map);
  * Process    the creator, once, before any other process can see the block. */
 void mlsdm_slots_create(struct mlsdm_map *map);
 
+/* Compute the checksum of a record with vectors of one width. All widths give the same sum.
+ *
+ * width      16, 32 or 64 bytes.
+ * words      uint64[size / 8].
+ * size       in bytes, a multiple of 8.
+ * sum        set to the checksum if 1 is returned.
+ * Returns    1, or 0 if this processor or this build has no vectors of that width.
+ * Lock       none. Does not read or write the block. */
+int mlsdm_checksum(uint32_t width, const uint64_t words[], uint64_t size, uint64_t seed, uint64_t *sum);
+
 /* Compute the checksum of a header.
  *
  * header     need not lie in the block.

@@ -24,13 +24,10 @@
 /* One binary serves every x86-64: the loader picks the clone for the processor. FMA stays off (-ffp-contract=off), so
  * all clones compute the same numbers. */
 #define MLSDM_WIDE __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
-#define MLSDM_WIDEST __attribute__((target_clones("arch=x86-64-v4", "default")))
 #elif defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
 #define MLSDM_WIDE __attribute__((target_clones("avx2", "default")))
-#define MLSDM_WIDEST
 #else
 #define MLSDM_WIDE /* the baseline of AArch64 has NEON */
-#define MLSDM_WIDEST
 #endif
 
 /* -- addresses of elements -- */

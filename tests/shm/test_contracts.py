@@ -223,9 +223,8 @@ class TestTable:
     def test_every_status_function_is_called(self) -> None:
         """`CALLS` has every native function that returns a status."""
         others = {
-            "lock_create", "slots_create", "settings_checksum", "header_checksum", "command_pending", "position",
-            "epoch",
-            "levels_norms", "slot_check", "chains_check", "tokens_spend", "tokens_refund",
+            "lock_create", "slots_create", "checksum", "settings_checksum", "header_checksum", "command_pending",
+            "position", "epoch", "levels_norms", "slot_check", "chains_check", "tokens_spend", "tokens_refund",
         }  # fmt: skip
         functions = {name.removeprefix("mlsdm_") for name in dir(lib) if name.startswith("mlsdm_")}
 

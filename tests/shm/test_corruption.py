@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.reference.checksum import checksum
 from shm._native import ffi
 from shm.block import Block, BlockError, BlockIdentity
 from shm.errors import Corrupt, Gone, Stale
 from shm.layout import EXCLUDED, KINDS, RECORDS, Layout, free_since, live_since, offsets, seal
-from shm.records import bytes_of, decided_of, new_idempotency_hash, new_settings, new_vitals
-from shm.store import Decision, Recall, settings_checksum
+from shm.records import bytes_of, decided_of, new_idempotency_hash, new_vitals
+from shm.store import Decision, Recall
 from testing.block_fixture import SMALL, Formed, begin, decision_of, exit_of
 from tests.shm.conftest import Form
 
@@ -423,33 +424,6 @@ class TestMemory:
 WORD: Final = 2**64
 
 
-def checksum_of(content: bytes, seed: int) -> int:
-    """Return the block's checksum of whole words, as checksum.c computes it: for forgeries that fit."""
-    odd = 0x9E3779B97F4A7C15
-    words = [int.from_bytes(content[at : at + 8], "little") for at in range(0, len(content), 8)]
-    lanes = [number * odd % WORD for number in range(1, 17)]
-
-    def mix(lane: int, word: int) -> None:
-        mixed = lanes[lane] ^ word
-        lanes[lane] = (mixed << 29 | mixed >> 35) % WORD * odd % WORD
-
-    def turned(lane: int) -> int:
-        return (lanes[lane] << 13 | lanes[lane] >> 51) % WORD
-
-    whole = len(words) // 16 * 16
-    for number, word in enumerate(words[:whole]):
-        mix(number % 16, word)
-    for lane in range(8):
-        mix(lane, turned(lane + 8))
-    for number, word in enumerate(words[whole:]):
-        mix(number % 8, word)
-    for half in (4, 2, 1):
-        for lane in range(half):
-            mix(lane, turned(lane + half))
-    mix(0, seed ^ len(content))
-    return lanes[0] ^ lanes[0] >> 32
-
-
 class TestLost:
     def test_lost_memory_keeps_id_and_checksum(self, used: Formed) -> None:
         """The entry has what restores the memory from elsewhere: its id and the checksum of the vector as admitted."""
@@ -635,19 +609,11 @@ class TestReceipts:
         for _ in flipped(given, given.region_bytes("states")[0] + (given.block.position & 1) * SIZES["state"], 8):
             assert not given.store.repair_chain(0)
 
-    def test_the_forger_knows_the_checksum(self) -> None:
-        """The checksum that the next tests forge with is the block's."""
-        names = [name for name, _ in ffi.typeof("struct mlsdm_settings").fields]
-        values: dict[str, Any] = dict.fromkeys(names, 7) | {"decay": [0.25, 0.5, 3]}
-        record = new_settings(**values)
-
-        assert settings_checksum(record) == checksum_of(bytes(ffi.buffer(record)), 7)
-
     def forge(self, formed: Formed, previous: int) -> bytes:
         """Let receipt 37, of the chain of 40, 37 and 34, name another older one; returns the block with it."""
         forged = self.receipt(formed, 37)
         forged.previous = previous
-        forged.checksum = checksum_of(bytes(ffi.buffer(forged))[:-8], 6)
+        forged.checksum = checksum(bytes(ffi.buffer(forged))[:-8], 6)
         return formed.block.memory[:]
 
     def test_chain_that_does_not_descend(self, given: Formed) -> None:
