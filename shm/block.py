@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, Self, overload
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self, overload
 
 from shm._native import ffi, lib
 from shm.errors import Corrupt
@@ -40,6 +40,9 @@ from shm.records import (
     StatePointer,
     VitalsPointer,
 )  # fmt: skip
+
+if TYPE_CHECKING:
+    from shm.numpy_views import Array, Codes, Records, Vectors
 
 NAME: Final = "mlsdm"
 _HEADER_SIZE: Final = ffi.sizeof("struct mlsdm_header")
@@ -304,6 +307,26 @@ class Block:
         pointer = f"struct mlsdm_{_RECORDS.get(name, name)} *"
         return ffi.cast(pointer, self.map.base + region.offset + index * region.stride)
 
+    @property
+    def vectors(self) -> "Vectors":
+        """All vectors as float32[slots, D]: a read-only view, see shm/numpy_views.py."""
+        return _view(self, "vectors")
+
+    @property
+    def shadow(self) -> "Codes":
+        """The int8 codes of all vectors as int8[slots, D]: a read-only view."""
+        return _view(self, "shadow")
+
+    @property
+    def slots(self) -> "Records":
+        """The slot records as a structured array[slots]: a read-only view."""
+        return _view(self, "slots")
+
+    @property
+    def entries(self) -> "Records":
+        """The log as a structured array[log_capacity]: a read-only view. Index = position mod log_capacity."""
+        return _view(self, "log")
+
     def row_owner(self, row: int) -> Identity:
         """Return the process that owns a worker row, NOBODY if it is free. A killed worker's row still names it."""
         record = self.region("rows", row)
@@ -339,6 +362,12 @@ class Block:
     def close(self) -> None:
         """Close the descriptor. The mapping stays until the process ends, because a held mutex must stay mapped."""
         os.close(self.fd)
+
+
+def _view(block: Block, region: str) -> "Array":
+    from shm.numpy_views import view  # noqa: PLC0415 - no process of the server has NumPy
+
+    return view(block, region)
 
 
 def find_blocks(pid: int | None = None) -> Iterator[tuple[int, Path]]:

@@ -31,6 +31,7 @@ from shm._native import ffi
 from shm.block import Block, BlockIdentity
 from shm.errors import Gone, Unknown
 from shm.layout import KINDS, NO_ROW, Layout
+from shm.numpy_views import view
 from shm.records import (
     NO_IDEMPOTENCY_HASH,
     Entry,
@@ -175,7 +176,7 @@ class Witness:
         """Compare the block with a replay of its log. No process may write meanwhile."""
         formed, store, layout = self.formed, self.formed.store, self.formed.block.layout
         state, _ = store.levels()
-        levels = np.frombuffer(store.level_bytes(), np.float32).reshape(3, -1)[:, : layout.dimension]
+        levels = view(formed.block, "levels")[state.levels]
         regime = Regime.of_record(state.settings)
         at = self.model.position + 1 if self.model else 1
         while at <= state.position:
@@ -201,13 +202,13 @@ class Witness:
     def _retry(self) -> None:
         """Send every event again whose receipt must be kept: each gets its first decision."""
         formed, position = self.formed, int(self.formed.store.state().position)
-        offset, _ = formed.region_bytes("receipts")
-        places = ffi.cast("struct mlsdm_receipt *", formed.block.map.base + offset)
+        places = view(formed.block, "receipts")
         nothing = np.zeros(formed.block.layout.dimension, np.float32)
         for ordinal, first in zip(range(self.receipts, 0, -1), reversed(self.promised), strict=False):
             receipt = places[ordinal % (formed.block.layout.receipt_capacity + 1)]
-            assert ordinal == receipt.ordinal
-            key = new_idempotency_hash((receipt.key[0], receipt.key[1]), receipt.body)
+            assert ordinal == receipt["ordinal"]
+            first_key, second_key = receipt["key"].tolist()
+            key = new_idempotency_hash((first_key, second_key), int(receipt["body"]))
             assert first._replace(repeated=1) == formed.store.admit(formed.now(), 0.0, nothing, b"", key)
         assert position == formed.store.state().position
 

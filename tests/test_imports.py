@@ -70,8 +70,13 @@ RULES: Final = (
          lambda a, b: within(a, "core") and not within(a, "core.reference") and within(b, "core.reference", "numpy"),
          ("core.regime", "numpy")),
     Rule("the server imports neither core.reference nor NumPy",
-         lambda a, b: within(a, "app", "modules", "shm") and within(b, "core.reference", "numpy"),
+         lambda a, b: within(a, "app", "modules", "shm") and within(b, "core.reference", "numpy")
+         and (a, b.split(".")[0]) != ("shm.numpy_views", "numpy"),
          ("app.main", "numpy")),
+    Rule("of shm, core and app only the block, whose views need it, and core.reference import shm.numpy_views",
+         lambda a, b: within(a, "app", "core", "modules", "shm") and b == "shm.numpy_views"
+         and a != "shm.block" and not within(a, "core.reference"),
+         ("core.memory_view", "shm.numpy_views")),
     Rule("psutil is for `mlsdm stat`, tests and load tests: the server reads /proc itself",
          lambda a, b: within(a, "app", "core", "shm", "modules", "mlsdm", "deploy") and within(b, "psutil")
          and a not in ("mlsdm.process_usage", "mlsdm.running_server"),

@@ -30,6 +30,7 @@ import numpy as np
 from loadtests.faults.fault import FaultOptions, Outcome
 from shm.block import Block, BlockError, find_blocks
 from shm.layout import RECORDS, Region, offsets
+from shm.numpy_views import view
 from testing.eventually import eventually
 from testing.live_server import LiveServer
 
@@ -230,9 +231,8 @@ class BitFlips:
     def heads(self) -> None:
         """Flip bits of the heads under which receipts are found."""
         position = self.block.position
-        region, memory = self._region("chains"), self.block.memory
-        words = np.frombuffer(memory[region.offset : region.offset + region.size], "<u8")
-        used = [(8 * chain, int(word) % 2**48 - 1) for chain, word in enumerate(words) if word]
+        words = view(self.block, "chains")
+        used = [(8 * chain, int(word) % 2**48 - 1) for chain, word in enumerate(words.tolist()) if word]
         for base, number in self.random.sample(used, min(len(used), self.options.scaled(RECEIPTS))):
             bit = self.random.randrange(64)
             with self._flipped("chains", base, bit):

@@ -468,9 +468,7 @@ class Death(NamedTuple):
             committed = looked_at(formed) > self.position
             if erases and committed:
                 formed.store.repair_links(0, 1)  # enters the section, and has nothing else to do
-                assert not np.frombuffer(
-                    formed.block.memory, np.float32, 16, formed.region_bytes("vectors")[0] + 15 % 9 * 64
-                ).any()
+                assert not formed.block.vectors[15 % 9].any()
             formed.accept(3)
             witness.check()
             if self.operation in (forget, lose, supersede) and committed:

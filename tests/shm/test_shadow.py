@@ -1,6 +1,5 @@
 """The shadow: for any vector, the stored error is no less than what the codes leave out."""
 
-import struct
 from collections.abc import Iterator
 from decimal import Decimal, localcontext
 
@@ -10,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shm.layout import Layout
+from shm.numpy_views import view
 from testing.block_fixture import Formed
 
 DIMENSION = 20  # no multiple of the padding
@@ -38,10 +38,11 @@ def test_error_is_no_less_than_what_the_codes_leave_out(formed: Formed, values: 
     memory_id = formed.store.admit(formed.now(), 1.0, vector.tobytes(), b"").memory_id
     slot = memory_id % 51
     layout = formed.block.layout
-    shadow = np.frombuffer(region(formed, "shadow", slot, layout.shadow_stride), "i1")
-    scale, error = struct.unpack_from("<2f", region(formed, "codes", slot, 24))
+    shadow, record = formed.block.shadow[slot], view(formed.block, "codes")[slot]
+    scale, error = float(record["scale"]), float(record["error"])
+    padding = formed.region_bytes("shadow")[0] + slot * layout.shadow_stride + DIMENSION
 
-    assert not shadow[DIMENSION:].any()
+    assert not any(formed.block.memory[padding : padding + layout.shadow_stride - DIMENSION])
     with localcontext(prec=60):
         exact = [Decimal(float(value)) for value in vector]
         norm = sum((value * value for value in exact), Decimal()).sqrt()
@@ -51,9 +52,3 @@ def test_error_is_no_less_than_what_the_codes_leave_out(formed: Formed, values: 
         )
         assert Decimal(left).sqrt() <= Decimal(error)
         assert Decimal(error) <= Decimal(left).sqrt() * Decimal("1.0001") + Decimal("1e-6")
-
-
-def region(formed: Formed, name: str, index: int, stride: int) -> bytes:
-    """Return one element of a region, as it is in the block."""
-    start, _ = formed.region_bytes(name)
-    return bytes(formed.block.memory[start + index * stride : start + (index + 1) * stride])

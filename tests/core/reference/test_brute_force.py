@@ -422,7 +422,7 @@ class TestUnderWriters:
         """The comparison of the test above gives the numbers of core.reference.brute_force."""
         formed = filled(vectors_of("scales", 100, 24), 100)
         query = vectors_of("random", 1, 24)[0]
-        matrix = np.stack([np.frombuffer(formed.store.memory(i).vector, np.float32) for i in range(1, 101)])
+        matrix = formed.block.vectors[1:101]
 
         assert {match.id: match.score for match in expected(formed, query, 100, 3)} == dict(
             enumerate(scores(query, matrix).tolist(), 1)
