@@ -304,6 +304,17 @@ class TestRebuild:
                 with pytest.raises(Gone):
                     used.store.memory(memory_id)
 
+    @pytest.mark.parametrize("locked", [True, False])
+    def test_a_miss_does_not_count_while_they_change(self, used: Formed, locked: bool) -> None:
+        """A reader that comes while the index is empty, because it is being changed, finds every memory."""
+        live = used.live_ids()
+        offset, size = used.region_bytes("index")
+        for memory_id in live:
+            used.block.memory[offset : offset + size] = bytes(size)
+            used.block.region("lock").caches |= 1
+            used.block.map.wait_ms = used.wait_ms if locked else 0
+            assert used.store.memory(memory_id).id == memory_id
+
     def test_recall_needs_neither(self, used: Formed) -> None:
         """A recall finds all memories, whatever index and lists say."""
         query = np.ones(16, np.float32)
