@@ -177,7 +177,7 @@ def test_reload_changes_how_the_controller_logs(serve: Serve, tmp_path: Path) ->
     eventually(lambda: store.block.epoch == 2)
     assert server.request("POST", "/governor/reset").status == 200
 
-    lines = [line for line in server.log.splitlines() if "carried out reset" in line]
+    lines = eventually(lambda: [line for line in server.log.splitlines() if "carried out reset" in line])
     assert [json.loads(line)["logger"] for line in lines] == ["mlsdm.controller"]
     assert "died" not in server.log
 
