@@ -30,7 +30,7 @@ from app.api.fast_path import FastPath, ReraiseMiddleware
 from app.api.operation import Operation, Resource, check_operations
 from app.api.problem import on_store_error, write_problem
 from app.api.route_path import route_path
-from app.httpd.application import IN_PIECES, INLINE, POOL, Chunks
+from app.httpd.application import IN_PIECES, IN_TURN, INLINE, POOL, Chunks
 from app.httpd.problem_document import problem_document
 from app.httpd.request import ADDRESS, CLIENT, RAISED, REFUSAL_LINES
 from app.httpd.socket_address import peer_of
@@ -266,7 +266,7 @@ class Application:
         return True
 
     def way_of(self, method: str, path: str) -> int:
-        """Return how a request is answered: on the loop, on the thread pool, or in pieces. HEAD does what GET does."""
+        """Return how a request is answered (`app.httpd.application`). HEAD does what GET does."""
         template: str | None = route_path(path)
         if self._has_template_ways:
             template = self.route_of(path)
@@ -308,10 +308,12 @@ def _listens_locally(worker: Any) -> bool:
 
 
 def _way_of(operation: Operation) -> int:
-    """Return how an operation is answered: on the loop, on the thread pool, or in pieces."""
+    """Return how an operation is answered (`app.httpd.application`)."""
     if operation.blocks:
         return POOL
-    return IN_PIECES if operation.in_pieces else INLINE
+    if operation.in_pieces:
+        return IN_PIECES
+    return IN_TURN if operation.in_turn else INLINE
 
 
 def _reraise(_request: falcon.Request, _response: falcon.Response, error: Exception, _params: Any) -> NoReturn:

@@ -50,7 +50,7 @@ PIPELINE_DEPTH: Final = Limit(
     16, "requests", 0, "pipeline_full", "bounds the queue of one connection; above, reading pauses"
 )
 PIPELINES_SIZE: Final = Limit(
-    16_777_216, "bytes", 503, "pipelines_full", "pipelined requests of all clients of one worker"
+    16_777_216, "bytes", 503, "pipelines_full", "waiting requests of all clients of one worker"
 )
 KERNEL_BUFFER_SIZE: Final = Limit(
     65_536,

@@ -55,6 +55,7 @@ class Operation(NamedTuple):
     compressed: bool = False  # large responses are sent in gzip to clients that accept it
     blocks: bool = False  # runs on the worker's thread pool
     in_pieces: bool = False  # its response is a generator of pieces, each made in its own turn of the loop
+    in_turn: bool = False  # takes more than 0.3 ms on the loop: when many arrive, each waits for its turn
     # The responder returns an awaitable, which runs on the worker's loop. Its result is the body: bytes, a value that
     # msgspec can encode, sent as JSON, or None when the coroutine has filled `response`. It may raise Problem and
     # StoreError like any responder. It is cancelled when the client leaves, so work that must not be interrupted
@@ -89,7 +90,7 @@ def check_operations(path: str, resource: Resource) -> None:
     declared = set(resource.operations) | ({"HEAD"} if "GET" in resource.operations else set())
     assert responders == declared, f"{path}: responders {sorted(responders)}, operations {sorted(declared)}"
     for method, operation in resource.operations.items():
-        ways = operation.blocks + operation.in_pieces + operation.deferred
-        assert ways <= 1, f"{method} {path}: answered on the pool, in pieces or deferred, not in two ways"
+        ways = operation.blocks + operation.in_pieces + operation.in_turn + operation.deferred
+        assert ways <= 1, f"{method} {path}: answered on the pool, in pieces, in turn or deferred, not in two ways"
         seconds = operation.deferred_seconds_max
         assert 0 < seconds < math.inf, f"{method} {path}: deferred_seconds_max is {seconds}; expected more than 0"

@@ -33,7 +33,7 @@ CODES: Final[Mapping[str, Code]] = {
     # The connection, before any route, in the order in which a request meets them. Their details are written in
     # app/httpd, which imports nothing of this package.
     "too_many_connections": Code(503, "The worker has reached its limit of connections; retry in a second."),
-    "pipelines_full": Code(503, "The worker holds too many bytes of pipelined requests; retry in a second."),
+    "pipelines_full": Code(503, "The worker holds too many bytes of waiting requests; retry in a second."),
     "malformed_request": Code(400, "The bytes are not an HTTP/1.1 request."),
     "target_invalid": Code(400, "The request target is neither a path nor an http URI, or it has a fragment."),
     "request_line_too_long": Code(414, "The request line exceeds its limit."),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Container, Iterable
 from typing import Final, NamedTuple, Protocol, TypeAlias
 from wsgiref.types import StartResponse, WSGIEnvironment
 
-# How a request is answered. A fourth way, a deferred answer, needs no constant: the application chooses it by what it
+# How a request is answered. A fifth way, a deferred answer, needs no constant: the application chooses it by what it
 # returns. A call on the loop (INLINE) may return an `asyncio.Future` of its chunks, without a call of start_response.
 # The application calls start_response before the future is done; an exception of the future is answered as if the
 # application had raised it. The requests behind it on the same connection wait. The server cancels the future when the
@@ -21,6 +21,9 @@ POOL: Final = 1  # on the thread pool: the route may block
 # On the loop, in pieces. The application refuses what it has to refuse, then returns a generator. The server takes one
 # piece from it in each turn of the loop; a piece should take no more than a quarter of a millisecond.
 IN_PIECES: Final = 2
+# On the loop, for what takes about a millisecond and cannot be divided: at once while the turn of the loop is short,
+# else in the fair queue. It may do all that a call INLINE may do.
+IN_TURN: Final = 3
 
 Chunks: TypeAlias = Iterable[bytes]
 OnWritten: TypeAlias = Callable[[WSGIEnvironment], object]
@@ -72,7 +75,7 @@ class Hooks(NamedTuple):
     serve: WsgiApplication
     #: Paths that are answered INLINE whatever the method. `way_of` is asked about all others.
     inline: Container[str] = frozenset()
-    #: `(method, path)` → INLINE, POOL or IN_PIECES.
+    #: `(method, path)` → INLINE, POOL, IN_PIECES or IN_TURN.
     way_of: Callable[[str, str], int] = _inline
     #: Paths whose large answers are sent in gzip to clients that accept it. The application may add to it at any time.
     compressed: Container[str] = frozenset()

@@ -17,7 +17,7 @@ from asyncio import Future
 from typing import Final, NamedTuple, cast
 from wsgiref.types import WSGIEnvironment
 
-from app.httpd.application import IN_PIECES, INLINE, POOL, Chunks
+from app.httpd.application import IN_PIECES, IN_TURN, INLINE, POOL, Chunks
 from app.httpd.body_admission import BodyUnwanted
 from app.httpd.connection_deadlines import PHASE_SECONDS, check_deadlines, close_if_idle
 from app.httpd.connection_state import CLOSING, LINGERING, QUEUEING, READY
@@ -173,13 +173,17 @@ class Connection(asyncio.Protocol):
         return self.state < CLOSING
 
     def _serve(self, environ: WSGIEnvironment, persistence: str) -> None:
-        """Have the application answer a request in the way that its route declares."""
+        """Have the application answer a request in the way that its route declares, or queue it until its turn."""
         worker, call = self.worker, self._call
+        path = environ["PATH_INFO"]
+        way = INLINE if path in worker.inline else worker.way_of(environ["REQUEST_METHOD"], path)
+        # In any state but READY it is the turn of this request, or it is refused without its body.
+        if way == IN_TURN and self.state == READY and not worker.fair_queue.admits_at_once():
+            self._queue(environ, persistence)
+            return
         worker.served += 1
         if worker.served == worker.served_max:
             worker.retire()
-        path = environ["PATH_INFO"]
-        way = INLINE if path in worker.inline else worker.way_of(environ["REQUEST_METHOD"], path)
         if way == POOL:
             self._hold_others_behind(environ)
             worker.run_on_pool(self._serve_on_thread, environ, persistence)

@@ -13,6 +13,7 @@ from wsgiref.types import WSGIEnvironment
 
 from app.httpd.byte_budget import ByteBudget
 from app.httpd.refusal import Refusal
+from app.httpd.request import BODY_RESERVED
 from core.limits import PIPELINE_DEPTH
 
 SLICE_SIZE: Final = 2_048  # bytes in one feed of the parser, where requests may begin
@@ -51,8 +52,11 @@ class Pipeline:
         return len(self._items) >= PIPELINE_DEPTH.value
 
     def append(self, environ: WSGIEnvironment, persistence: str) -> None:
-        """Add a request. Raises Refusal when the budget is used up."""
-        size = _ENVIRON_SIZE + int(environ.get("CONTENT_LENGTH") or 0)
+        """Add a request. Raises Refusal when the budget is used up.
+
+        The bytes of a large body are not counted again: they have a budget of their own (`app.httpd.body_admission`).
+        """
+        size = _ENVIRON_SIZE + int(environ.get("CONTENT_LENGTH") or 0) - environ.get(BODY_RESERVED, 0)
         self._budget.reserve(size)
         self._items.append(Waiting(environ, persistence, size))
 

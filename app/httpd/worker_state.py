@@ -1,7 +1,7 @@
 """What all connections of one worker share.
 
 Owns the application and its hooks, the clock of the deadlines, the lines that all answers carry (Date, the default
-headers), the budgets of request bodies and pipelined requests, the queues of connections, and the thread pool for the
+headers), the budgets of request bodies and waiting requests, the queues of connections, and the thread pool for the
 few routes that may block. Made after the fork. PERF: connections read its attributes for every request, so these are
 plain attributes, not properties.
 
@@ -91,7 +91,7 @@ class WorkerState:
         self.retire = retire
         self.on_connection_lost: Callable[[], None] = lambda: None  # set by the acceptor
         self.bodies = BodyAdmission(ByteBudget(BODIES_SIZE, "request bodies; try again in a second"), hooks.wants_body)
-        self.pipelines = ByteBudget(PIPELINES_SIZE, "pipelined requests; send one at a time")
+        self.pipelines = ByteBudget(PIPELINES_SIZE, "requests that wait for their turn; try again in a second")
         self.fair_queue = FairQueue(loop, clock)
         self.long_answers = LongAnswerQueue(loop)
         self.slow_readers = SlowReaders(loop, lambda: self.now, log)

@@ -139,7 +139,7 @@ class BatchResource:
                 parameters=(IDEMPOTENCY_KEY,),
                 refusals=(*EVENT, "batch_empty", BATCH_COUNT.code, "batch_above_burst", "batch_interrupted"),
                 body_size_max=min(BODY_SIZE.value, BATCH_COUNT.value * self.event_size_max),
-                item_size_max=self.event_size_max,
+                item_size_max=self.event_size_max, in_turn=True,
             )
         }  # fmt: skip
         self.context = context

@@ -306,7 +306,7 @@ class DetailedResource:
     """GET /health/detailed."""
 
     operations: ClassVar[Mapping[str, Operation]] = {
-        "GET": Operation("Show machine, memory and governor at a glance.", None, DetailedView, probe=True)
+        "GET": Operation("Show machine, memory and governor at a glance.", None, DetailedView, probe=True, in_turn=True)
     }
 
     def __init__(self, context: Context, readiness: ReadinessResource) -> None:

@@ -273,9 +273,10 @@ class MetricsResource:
 
     operations: ClassVar[Mapping[str, Operation]] = {
         "GET": Operation(
-            "Return metrics for Prometheus.", None, exposition.CONTENT_TYPE_LATEST, probe=True, compressed=True
+            "Return metrics for Prometheus.", None, exposition.CONTENT_TYPE_LATEST,
+            probe=True, compressed=True, in_turn=True,
         )
-    }
+    }  # fmt: skip
 
     def __init__(self, context: Context, is_ready: Callable[[], bool], *collectors: Collector) -> None:
         self.registry = CollectorRegistry()

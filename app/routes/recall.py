@@ -131,7 +131,7 @@ class RecallResource:
                     RAW: Octets("The vector as little-endian float32, without anything else."),
                 },
                 parameters=_PARAMETERS, refusals=(*BODY, *DECIDED, TOP_K.code), cost=1,
-                body_size_max=self.size_max, compressed=True, blocks=blocks,
+                body_size_max=self.size_max, compressed=True, blocks=blocks, in_turn=not blocks,
             )
         }  # fmt: skip
         self.context = context

@@ -19,7 +19,7 @@ CAPACITY_MAX: Final = 1_000_000  # the largest configurable capacity
 # Bytes of arbiter and controller together, and of each worker.
 RESERVE_BASE: Final = 50_000_000
 RESERVE_WORKER: Final = 20_000_000
-# The most that a worker holds for its clients: large bodies, pipelined requests, unread answers.
+# The most that a worker holds for its clients: large bodies, waiting requests, unread answers.
 BUFFERS_WORKER: Final = BODIES_SIZE.value + PIPELINES_SIZE.value + ANSWERS_SIZE.value
 DIMENSIONS: Final = (384, 768, 1_024, 1_536, 3_072)
 PAYLOADS: Final = (0, 1_024, 4_096, 16_384)

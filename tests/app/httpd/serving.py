@@ -148,12 +148,14 @@ def serving(
     *,
     protocol: type[Connection] = Connection,
     clock_step: float = 0.0,
+    clock: Callable[[], float] = time.monotonic,
     sndbuf: int = 0,
     tls: bool = False,
 ) -> Iterator[RunningServer]:
     """Serve `app`, an EchoApplication by default.
 
     `clock_step` is by how many seconds the clock of the deadlines advances in each beat; 0 means that it stands still.
+    Then `clock` measures how long a turn of the loop lasts.
     """
     context, trust = tls_contexts() if tls else (None, None)
     app = app or EchoApplication()
@@ -174,9 +176,10 @@ def serving(
 
     async def main() -> None:
         moment = [1e6]
-        clock = (lambda: moment[0]) if clock_step else time.monotonic
         scheme = "http" if context is None else "https"
-        worker_state = WorkerState(app, loop, logging.getLogger("test"), scheme=scheme, clock=clock)
+        worker_state = WorkerState(
+            app, loop, logging.getLogger("test"), scheme=scheme, clock=(lambda: moment[0]) if clock_step else clock
+        )
 
         def make() -> Any:
             connection = RegisteredConnection(worker_state, ("127.0.0.1", 4242))

@@ -1,12 +1,17 @@
 """Flow control over real sockets: pipelines, the fair queue, byte budgets and slow readers."""
 
 import contextlib
+import select
+import socket
 import threading
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import pytest
 
-from app.httpd.fair_queue import TURN_COUNT
+from app.httpd.application import IN_TURN
+from app.httpd.fair_queue import TURN_COUNT, TURN_SECONDS
 from app.httpd.request_parser import LARGE_BODY_SIZE
 from core.limits import (
     ANSWERS_SIZE,
@@ -22,6 +27,7 @@ from tests.app.httpd.serving import (
     GOOD,
     HOST,
     AnswerReader,
+    EchoApplication,
     RunningServer,
     SelectiveApplication,
     connect,
@@ -415,3 +421,172 @@ def test_unwanted_large_body_takes_no_memory(before: bytes, framing: bytes, sent
         client.sendall(GOOD)
         reader.expect_end()
         assert "/good" not in server.app.calls
+
+
+class HeavyApplication(EchoApplication):
+    """An echo whose /heavy… requests are answered IN_TURN. Each advances `clock` by `seconds`, which nothing else does,
+    and calls `during` with its path.
+    """
+
+    seconds = 2 * TURN_SECONDS
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.during: Callable[[str], object] = lambda _path: None
+
+    def clock(self) -> float:
+        return self.now
+
+    def way_of(self, method: str, path: str) -> int:
+        return IN_TURN if path.startswith("/heavy") else super().way_of(method, path)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any], /) -> Iterable[bytes]:
+        if environ["PATH_INFO"].startswith("/heavy"):
+            self.now += self.seconds
+            self.during(environ["PATH_INFO"])
+        return super().__call__(environ, start_response)
+
+
+@contextlib.contextmanager
+def serving_heavy(count: int, *, tls: bool = False) -> Iterator[tuple[RunningServer, list[socket.socket]]]:
+    """Serve a HeavyApplication with `count` clients that are connected."""
+    app = HeavyApplication()
+    with serving(app, clock=app.clock, tls=tls) as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(server)) for _ in range(count)]
+        server_sides(server, *clients)
+        yield server, clients
+
+
+def receive_in_one_turn(server: RunningServer, requests: Iterable[tuple[socket.socket, bytes]]) -> None:
+    """Have the server receive all `requests`, each from a client, in one turn of its loop."""
+    received = [(side, request) for client, request in requests for side in server_sides(server, client)]
+
+    def receive() -> None:
+        for side, request in received:
+            side.data_received(request)
+
+    server.run_on_loop(receive)
+
+
+def heavy(*numbers: int) -> list[str]:
+    """Return the paths of heavy requests."""
+    return [f"/heavy/{number}" for number in numbers]
+
+
+def test_light_requests_do_not_wait_for_heavy_ones() -> None:
+    """Of many heavy requests that arrive in one turn of the loop, the first is answered in it; a light request of the
+    same turn, and one of the next turn, are answered before the others. Each counts as served once.
+    """
+    with serving_heavy(52) as (server, [*clients, probe, later]):
+        (later_side,) = server_sides(server, later)
+
+        def receive_later(path: str) -> None:
+            if path == "/heavy/1":
+                later_side.data_received(get(b"/later"))
+
+        server.app.during = receive_later
+        requests = [(client, get(b"/heavy/%d" % number)) for number, client in enumerate(clients)]
+        receive_in_one_turn(server, [*requests, (probe, get(b"/probe"))])
+        answers = [AnswerReader(client).read_answer() for client in (*clients, probe, later)]
+
+        assert {answer.status for answer in answers} == {200}
+        assert server.app.calls == [*heavy(0), "/probe", "/later", *heavy(*range(1, 50))]
+        assert server.worker_state.served == 52
+
+
+def test_heavy_requests_that_fit_into_a_turn_are_answered_at_once() -> None:
+    """Heavy requests are answered in the turn in which they arrive until TURN_SECONDS have passed; so are those of the
+    next turn, when none waits.
+    """
+    with serving_heavy(7) as (server, [*clients, probe]):
+        server.app.seconds = TURN_SECONDS / 2
+        first = [(client, get(b"/heavy/%d" % number)) for number, client in enumerate(clients[:4])]
+        receive_in_one_turn(server, [*first, (probe, get(b"/probe"))])
+        assert [AnswerReader(client).read_answer().status for client in clients[:4]] == [200] * 4
+        second = [(client, get(b"/heavy/%d" % number)) for number, client in enumerate(clients[4:], 4)]
+        receive_in_one_turn(server, [*second, (probe, get(b"/probe"))])
+        assert [AnswerReader(client).read_answer().status for client in clients[4:]] == [200] * 2
+
+        assert server.app.calls == [*heavy(0, 1), "/probe", *heavy(2, 3), *heavy(4, 5), "/probe"]
+
+
+def test_heavy_requests_take_turns() -> None:
+    """Heavy requests of two clients that pipeline are answered alternately, where parsing one that came in a later read
+    is a step too; each client gets its answers in the order of its requests.
+    """
+    with serving_heavy(2) as (server, [one, two]):
+        receive_in_one_turn(server, [
+            (one, get(b"/heavy/1") + get(b"/heavy/2") + get(b"/heavy/3") + get(b"/light")),
+            (two, get(b"/heavy/4")), (two, get(b"/heavy/5")),
+        ])  # fmt: skip
+        reader, other_reader = AnswerReader(one), AnswerReader(two)
+        paths = [reader.read_answer().environ["PATH_INFO"] for _ in range(4)]
+        other_paths = [other_reader.read_answer().environ["PATH_INFO"] for _ in range(2)]
+
+        assert (paths, other_paths) == ([*heavy(1, 2, 3), "/light"], heavy(4, 5))
+        assert server.app.calls == [*heavy(1, 2, 4, 3), "/light", *heavy(5)]
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["tcp", "tls"])
+def test_heavy_request_whose_client_has_left_is_not_served(tls: bool) -> None:
+    """The server reads from a client whose request waits, so it learns that the client has left; on TLS, also that it
+    has closed its side. The others are answered.
+    """
+    with serving_heavy(30, tls=tls) as (server, clients):
+        sides = server_sides(server, *clients)
+
+        def leave(path: str) -> None:
+            if path == "/heavy/1":
+                clients[29].close() if tls else reset(clients[29])
+                descriptor = sides[29]._transport.get_extra_info("socket").fileno()
+                eventually(lambda: select.select([descriptor], [], [], 0)[0])
+
+        server.app.during = leave
+        receive_in_one_turn(server, [(client, get(b"/heavy/%d" % number)) for number, client in enumerate(clients)])
+        assert {AnswerReader(client).read_answer().status for client in clients[:29]} == {200}
+        eventually(lambda: bool(server.lost))
+        server.run_on_loop(lambda: None)
+
+        assert server.app.calls == heavy(*range(29))
+        assert server.run_on_loop(lambda: (server.worker_state.pipelines.size, server.worker_state.served)) == (0, 29)
+
+
+def test_heavy_requests_that_wait_are_answered_as_others() -> None:
+    """A request that says close is answered, and closes; so is one whose client has closed its side while the request
+    waited, and one that waits when the worker begins to drain.
+    """
+    with serving_heavy(4) as (server, [first, closing, half_closed, drained]):
+        (side,) = server_sides(server, half_closed)
+
+        def during(path: str) -> None:
+            if path == "/heavy/1":  # in a turn of the fair queue, so the end is read in its own turn
+                half_closed.shutdown(socket.SHUT_WR)
+                eventually(lambda: select.select([side._transport.get_extra_info("socket")], [], [], 0)[0])
+            if path == "/heavy/2":
+                server.worker_state.draining = True
+
+        server.app.during = during
+        receive_in_one_turn(server, [
+            (first, get(b"/heavy/0")), (closing, get(b"/heavy/1", b"Connection: close\r\n")),
+            (half_closed, get(b"/heavy/2")), (drained, get(b"/heavy/3")),
+        ])  # fmt: skip
+        readers = [AnswerReader(client) for client in (first, closing, half_closed, drained)]
+        answers = [reader.read_answer() for reader in readers]
+        for reader in readers[1:]:
+            reader.expect_end()
+
+        assert [answer.status for answer in answers] == [200] * 4
+        assert [answer.headers.get("connection") for answer in answers] == [None, "close", "close", "close"]
+        assert server.app.calls == heavy(0, 1, 2, 3)
+
+
+def test_large_body_that_waits_counts_in_one_budget() -> None:
+    """A heavy request with the largest body waits for its turn: its bytes count as those of a body, and only once."""
+    size = BODY_SIZE.value
+    request = b"POST /heavy/2 HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % size + b"x" * size
+    with serving_heavy(2) as (server, [one, two]):
+        receive_in_one_turn(server, [(one, get(b"/heavy/1")), (two, request)])
+
+        assert AnswerReader(two).read_answer().status == 200
+        assert (held(server), server.run_on_loop(lambda: server.worker_state.pipelines.size)) == (0, 0)
