@@ -13,6 +13,7 @@ else is real. The tables of docs/api.md are compared with their sources.
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -78,6 +79,9 @@ class Reader:
             script = f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.runbook.{module} "$@"\n'
             (programs / name).write_text(script)
             (programs / name).chmod(0o755)
+        # The installation is a link to that of the tests: what is newer than it must not be installed from here.
+        (programs / "make").write_text(f'#!/bin/sh\nexec {shutil.which("make")} -o .venv/installed "$@"\n')
+        (programs / "make").chmod(0o755)
         self._environ = {name: value for name, value in os.environ.items() if name in {"HOME", "LANG", "TMPDIR"}}
         self._environ |= {
             "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
