@@ -33,7 +33,6 @@ from core.limits import KERNEL_BUFFER_SIZE
 # open connections are busy, more are accepted: at 150 µs each, a fifth of the time, and at most 10 ms in one turn.
 # PERF: with four in each turn of 60 ms (900 busy connections), the last of a hundred new ones waited 1.7 s; now 0.3 s.
 BATCH_COUNT: Final = 4
-BATCH_COUNT_MAX: Final = 64
 ACCEPTED_PER_SECOND: Final = 1_333
 YIELD_SECONDS: Final = 0.002
 YIELD_SECONDS_MAX: Final = 0.05
@@ -155,7 +154,7 @@ class Acceptor:
         if self._batch_ended_at is None:
             return BATCH_COUNT
         earned = int(ACCEPTED_PER_SECOND * (self._loop.time() - self._batch_ended_at))
-        return max(BATCH_COUNT, min(BATCH_COUNT_MAX, earned))
+        return max(BATCH_COUNT, min(self._caps.batch, earned))
 
     def _accept(self, listener: socket.socket, count_max: int, *, yielding: bool = False) -> None:
         """Accept up to `count_max` connections; when `yielding`, stop as soon as this worker is ahead."""

@@ -10,10 +10,10 @@ import logging
 import resource
 from typing import Final
 
-from app.httpd.connection_caps import SURPLUS_COUNT_MAX
+from app.httpd.connection_caps import BATCH_COUNT_MAX, SURPLUS_COUNT_MAX
 
-# Listening sockets, the loop, the block, logs, metric files; and connections above the cap.
-_OTHERS_COUNT: Final = 64 + SURPLUS_COUNT_MAX
+# Listening sockets, the loop, the block, logs, metric files; connections above the cap, and a batch of new ones.
+_OTHERS_COUNT: Final = 64 + SURPLUS_COUNT_MAX + BATCH_COUNT_MAX
 
 log = logging.getLogger("mlsdm.server")
 

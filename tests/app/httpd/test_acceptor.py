@@ -22,7 +22,7 @@ def test_accepted_sockets_inherit_the_bound_on_unsent_bytes() -> None:
     loop = asyncio.new_event_loop()
     worker_state = WorkerState(lambda _environ, _start_response: [], loop, logging.getLogger("test"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        Acceptor(worker_state, [listener], SingleWorker(), ConnectionCaps(1, 1), None)
+        Acceptor(worker_state, [listener], SingleWorker(), ConnectionCaps(1, 1, 64), None)
         with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == KERNEL_BUFFER_SIZE.value
     loop.close()
@@ -38,7 +38,7 @@ def test_long_turns_accept_more_connections() -> None:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2 * count))
         listener.setblocking(False)
         clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(count)]
-        acceptor = Acceptor(worker_state, [listener], SingleWorker(), ConnectionCaps(2 * count, 1), None)
+        acceptor = Acceptor(worker_state, [listener], SingleWorker(), ConnectionCaps(2 * count, 1, 64), None)
 
         def busy() -> None:
             turns[0] += 1
@@ -72,7 +72,7 @@ def test_a_crowd_above_the_cap_leaves_nothing_behind() -> None:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2 * count))
         listener.setblocking(False)
         clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(count)]
-        acceptor = Acceptor(worker_state, [listener], SingleWorker(), ConnectionCaps(1, 1), None)
+        acceptor = Acceptor(worker_state, [listener], SingleWorker(), ConnectionCaps(1, 1, 64), None)
         acceptor.start()
 
         def run_until(done: Callable[[], bool]) -> None:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from app.httpd.connection_caps import SURPLUS_COUNT_MAX, caps_of, count_descriptors
+from app.httpd.connection_caps import BATCH_COUNT_MAX, SURPLUS_COUNT_MAX, caps_of, count_descriptors
 from app.processes.file_limits import _OTHERS_COUNT
 
 
@@ -15,18 +15,18 @@ def test_the_raised_limit_suffices_for_the_configured_number(configured: int) ->
 
 
 def test_an_unlimited_worker_has_all() -> None:
-    assert caps_of(1_024, 2**63 - 1, 30) == (1_024, SURPLUS_COUNT_MAX)
+    assert caps_of(1_024, 2**63 - 1, 30) == (1_024, SURPLUS_COUNT_MAX, BATCH_COUNT_MAX)
 
 
 @pytest.mark.parametrize("limit", [48, 64, 128, 256, 1_024])
 def test_the_caps_stay_below_the_descriptors(limit: int) -> None:
-    """Connections, those above the cap, and what is open already: some descriptors are left."""
+    """Connections, those above the cap, a batch of new ones, and what is open already: some descriptors are left."""
     used = 26
-    connections, surplus = caps_of(65_536, limit, used)
+    connections, surplus, batch = caps_of(65_536, limit, used)
 
     assert connections >= 1
-    assert surplus >= 4
-    assert used + connections + surplus < limit
+    assert min(surplus, batch) >= 4
+    assert used + connections + surplus + batch < limit
 
 
 def test_too_few_descriptors_leave_one_connection() -> None:
