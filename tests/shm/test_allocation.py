@@ -106,7 +106,7 @@ class Twin:
         decided = decided_of(entry := self.formed.store.forget(self.formed.now(), memory_id))
         self.reference.free([Victim("deleted", found[0], memory_id)], int(entry.position))
         assert (memory_id, found[0] + 1) == (decided.victim_id, decided.victim_slot)
-        assert (0, "deleted") == (decided.slot, CAUSES[decided.cause])
+        assert (decided.slot, CAUSES[decided.cause]) == (0, "deleted")
 
     def check(self) -> None:
         """Compare every slot, every list and every id."""

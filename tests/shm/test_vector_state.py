@@ -69,7 +69,7 @@ def test_vector_arithmetic_leaves_no_wide_half_in_use(formed: Formed, halves_aft
     query.vector, query.k, query.phase_masks, query.bounds = vector, 5, (3, 3), bounds
     matches, result = ffi.new("struct mlsdm_match[]", 100), ffi.new("struct mlsdm_recall_result *")
 
-    assert 0 == halves_after(ffi.addressof(lib, "mlsdm_vectors_check"), block.map, vector, 1, count)
-    assert 0 == halves_after(ffi.addressof(lib, "mlsdm_levels_norms"), block.map, ffi.new("float[]", 3 * padded), norms)
-    assert 0 == halves_after(ffi.addressof(lib, "mlsdm_recall"), block.map, query, matches, result)
+    assert halves_after(ffi.addressof(lib, "mlsdm_vectors_check"), block.map, vector, 1, count) == 0
+    assert halves_after(ffi.addressof(lib, "mlsdm_levels_norms"), block.map, ffi.new("float[]", 3 * padded), norms) == 0
+    assert halves_after(ffi.addressof(lib, "mlsdm_recall"), block.map, query, matches, result) == 0
     assert result.count == 5

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from core.reference.filter_words import (
@@ -135,6 +135,7 @@ class TestDecide:
         numeric = {name: value for name, value in metadata.items() if not isinstance(value, str)}
         assert matches(condition, fields(numeric)) == decide(condition, words_of(numeric, one_hash), one_hash)
 
+    @example(0.0, -0.0)
     @given(scalars, scalars)
     def test_words_are_equal_as_values_are(self, one: Any, other: Any) -> None:
         """For all values but strings, which have a hash."""

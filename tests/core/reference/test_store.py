@@ -104,8 +104,8 @@ class TestVictim:
             store.add(ann, own_id=own_id)
         store.add(), store.add()
 
-        assert [("superseded", 2)] == removed(store.add(ann, own_id="b"))
-        assert {1, 3, 4, 5} == store.ids()
+        assert removed(store.add(ann, own_id="b")) == [("superseded", 2)]
+        assert store.ids() == {1, 3, 4, 5}
 
     def test_at_its_limit_a_namespace_loses_its_own_oldest(self) -> None:
         """Though slots are free, and other namespaces have older memories."""
@@ -114,8 +114,8 @@ class TestVictim:
         store.add()
         store.add(ann), store.add(ann)
 
-        assert [("limit", 2)] == removed(store.add(ann))
-        assert (1, 0) == (store.namespaces[ann].evicted, store.namespaces[DEFAULT].evicted)
+        assert removed(store.add(ann)) == [("limit", 2)]
+        assert (store.namespaces[ann].evicted, store.namespaces[DEFAULT].evicted) == (1, 0)
 
     def test_while_a_slot_is_free_nothing_goes(self) -> None:
         """The slot freed longest ago is written."""
@@ -125,13 +125,13 @@ class TestVictim:
         store.delete(0, 3), store.delete(0, 1)
 
         entries = [store.add() for _ in range(3)]
-        assert [0, 3, 1] == [entry.slot for entry in entries]
-        assert [[], [], [("capacity", 2)]] == [removed(entry) for entry in entries]
+        assert [entry.slot for entry in entries] == [0, 3, 1]
+        assert [removed(entry) for entry in entries] == [[], [], [("capacity", 2)]]
 
     def test_slack_delays_the_reuse_of_a_slot(self) -> None:
         """With a slack of 2, what a victim held stays as it is for two more transitions."""
         store = Made(capacity=2, slack=2)
-        assert [1, 2, 3, 4, 0, 1, 2] == [store.add().slot for _ in range(7)]
+        assert [store.add().slot for _ in range(7)] == [1, 2, 3, 4, 0, 1, 2]
 
     def test_an_expired_memory_goes_before_a_live_one(self) -> None:
         """The first that expired; of those that expired at once, the older one. No eviction is counted."""
@@ -140,10 +140,10 @@ class TestVictim:
         store.add(ttl_ns=5), store.add(ttl_ns=3), store.add(ttl_ns=3)
         store.now = 9
 
-        assert [("expired", 3)] == removed(store.add())
-        assert [("expired", 4)] == removed(store.add())
-        assert [("expired", 2)] == removed(store.add())
-        assert [("capacity", 1)] == removed(store.add())
+        assert removed(store.add()) == [("expired", 3)]
+        assert removed(store.add()) == [("expired", 4)]
+        assert removed(store.add()) == [("expired", 2)]
+        assert removed(store.add()) == [("capacity", 1)]
         assert store.namespaces[DEFAULT].evicted == 1
 
     def test_a_free_slot_comes_before_an_expired_memory(self) -> None:
@@ -151,7 +151,7 @@ class TestVictim:
         store = Made()
         store.add(ttl_ns=1)
         store.now = 9
-        assert [] == removed(store.add())
+        assert removed(store.add()) == []
 
     def test_an_expired_memory_does_not_count_for_the_limit(self) -> None:
         """It makes room for the newcomer, and only one of the same namespace does."""
@@ -161,8 +161,8 @@ class TestVictim:
         store.add(ann), store.add(ann, ttl_ns=2)
         store.now = 9
 
-        assert [("expired", 3)] == removed(store.add(ann))
-        assert [("limit", 2)] == removed(store.add(ann))
+        assert removed(store.add(ann)) == [("expired", 3)]
+        assert removed(store.add(ann)) == [("limit", 2)]
 
     def test_the_namespace_furthest_over_its_reserved_share_loses_its_oldest(self) -> None:
         """Its share counts, not its size alone."""
@@ -171,7 +171,8 @@ class TestVictim:
         for namespace in (ann, ann, ann, ann, bob, bob):  # 1 over, 2 over
             store.add(namespace)
 
-        assert [("capacity", 5)] == removed(store.add(DEFAULT))
+        assert removed(store.add(DEFAULT)) == [("capacity", 5)]
+        assert (store.namespaces[bob].evicted, store.namespaces[DEFAULT].evicted) == (1, 0)
 
     def test_the_newcomer_counts(self) -> None:
         """So a namespace within its share never loses a memory to another one."""
@@ -180,8 +181,8 @@ class TestVictim:
         for namespace in (ann, ann, bob, bob):
             store.add(namespace)
 
-        assert [("capacity", 3)] == removed(store.add(bob))
-        assert "no_room" == store.refusal(lambda: store.add(DEFAULT))
+        assert removed(store.add(bob)) == [("capacity", 3)]
+        assert store.refusal(lambda: store.add(DEFAULT)) == "no_room"
 
     def test_of_equals_the_one_with_the_oldest_memory_loses(self) -> None:
         """The age of a memory is when it joined its eviction list."""
@@ -190,7 +191,7 @@ class TestVictim:
         for namespace in (bob, ann, ann, bob):
             store.add(namespace)
 
-        assert [("capacity", 1)] == removed(store.add(DEFAULT))
+        assert removed(store.add(DEFAULT)) == [("capacity", 1)]
 
     def test_a_lower_limit_deletes_nothing(self) -> None:
         """From there on each event of the namespace evicts one, so it does not grow."""
@@ -199,9 +200,9 @@ class TestVictim:
         for _ in range(3):
             store.add(ann)
 
-        assert [] == removed(store.change_namespace(0, ann, Terms(limit=1)))
-        assert [("limit", 1)] == removed(store.add(ann))
-        assert {2, 3, 4} == store.ids()
+        assert removed(store.change_namespace(0, ann, Terms(limit=1))) == []
+        assert removed(store.add(ann)) == [("limit", 1)]
+        assert store.ids() == {2, 3, 4}
 
 
 class TestPins:
@@ -210,8 +211,8 @@ class TestPins:
         store = Made(2)
         store.add(pinned=True), store.add()
 
-        assert [("capacity", 2)] == removed(store.add())
-        assert {1, 3} == store.ids()
+        assert removed(store.add()) == [("capacity", 2)]
+        assert store.ids() == {1, 3}
 
     def test_a_memory_that_is_unpinned_joins_as_the_newest(self) -> None:
         """It goes after those that joined before."""
@@ -219,50 +220,50 @@ class TestPins:
         store.add(pinned=True), store.add()
         store.update(0, 1, Change(pinned=False))
 
-        assert [("capacity", 2)] == removed(store.add())
-        assert [("capacity", 1)] == removed(store.add())
+        assert removed(store.add()) == [("capacity", 2)]
+        assert removed(store.add()) == [("capacity", 1)]
 
     def test_an_update_keeps_the_place_in_the_list(self) -> None:
         """A change of the payload does not make a memory younger."""
         store = Made(2)
         store.add(), store.add()
         store.update(0, 1, Change(payload=b"new"))
-        assert [("capacity", 1)] == removed(store.add())
+        assert removed(store.add()) == [("capacity", 1)]
 
     def test_a_full_namespace_of_pinned_memories_refuses(self) -> None:
         """Before the governor judges, so that refusals do not move the threshold."""
         store = Made()
         ann = store.namespace("ann", limit=1)
         store.add(ann, pinned=True)
-        assert "namespace_full" == store.refusal(lambda: store.add(ann))
-        assert "namespace_full" == store.refusal(lambda: store.add(ann, moral=0))
+        assert store.refusal(lambda: store.add(ann)) == "namespace_full"
+        assert store.refusal(lambda: store.add(ann, moral=0)) == "namespace_full"
 
     def test_a_full_store_of_pinned_memories_refuses(self) -> None:
         """Nothing is evicted and nothing is judged."""
         store = Made(2)
         store.add(pinned=True), store.add(pinned=True)
-        assert "no_room" == store.refusal(store.add)
+        assert store.refusal(store.add) == "no_room"
 
     def test_pins_have_a_share(self) -> None:
         """One more is refused, by an event, an update and a restore; superseding a pinned memory needs no other pin."""
         store = Made(pins_max=1)
         store.add(pinned=True, own_id="a"), store.add()
-        assert "pins_full" == store.refusal(lambda: store.add(pinned=True))
-        assert "pins_full" == store.refusal(lambda: store.update(0, 2, Change(pinned=True)))
-        assert "pins_full" == store.refusal(
-            lambda: store.restore(0, Restored(DEFAULT, content(), 1, 0, 0, pinned=True))
+        assert store.refusal(lambda: store.add(pinned=True)) == "pins_full"
+        assert store.refusal(lambda: store.update(0, 2, Change(pinned=True))) == "pins_full"
+        assert (
+            store.refusal(lambda: store.restore(0, Restored(DEFAULT, content(), 1, 0, 0, pinned=True))) == "pins_full"
         )
-        assert [("superseded", 1)] == removed(store.add(pinned=True, own_id="a"))
+        assert removed(store.add(pinned=True, own_id="a")) == [("superseded", 1)]
 
     def test_pins_do_not_take_what_is_reserved(self) -> None:
         """Pins within a reserved share are part of it; others are refused when the rest is reserved."""
         store = Made(4)
         ann = store.namespace("ann", reserved=3)
         store.add(pinned=True)
-        assert "pins_full" == store.refusal(lambda: store.add(pinned=True))
+        assert store.refusal(lambda: store.add(pinned=True)) == "pins_full"
         for _ in range(3):
             store.add(ann, pinned=True)
-        assert "promised" == store.refusal(lambda: store.create_namespace(0, "bob", Terms(reserved=1)))
+        assert store.refusal(lambda: store.create_namespace(0, "bob", Terms(reserved=1))) == "promised"
 
     def test_a_pin_stays_with_a_superseded_id(self) -> None:
         """Only an update takes it away."""
@@ -275,7 +276,7 @@ class TestPins:
         store = Made(2)
         store.add(pinned=True, ttl_ns=1), store.add()
         store.now = 1
-        assert [("expired", 1)] == removed(store.add())
+        assert removed(store.add()) == [("expired", 1)]
 
 
 class TestVersions:
@@ -291,7 +292,7 @@ class TestVersions:
             version=3, updated_at=5, expires_at=8, content=before.content._replace(payload=b"new", metadata={"n": 1})
         )
         assert expected == store.memory(1)
-        assert ([("updated", 1)], 2) == (removed(entry), entry.slot)
+        assert (removed(entry), entry.slot) == ([("updated", 1)], 2)
         assert entry.before == entry.after
         assert levels is store.levels
 
@@ -304,7 +305,7 @@ class TestVersions:
         store.add(own_id="a", created_at=2)
 
         memory = store.memory(2)
-        assert (-7, 5, 3, 3) == (memory.created_at, memory.updated_at, memory.version, memory.admitted_at)
+        assert (memory.created_at, memory.updated_at, memory.version, memory.admitted_at) == (-7, 5, 3, 3)
         assert levels is not store.levels
 
     def test_a_rejected_event_supersedes_nothing(self) -> None:
@@ -312,21 +313,21 @@ class TestVersions:
         store = Made()
         store.add(own_id="a")
         entry = store.add(own_id="a", moral=0)
-        assert ((), 0, "a") == (entry.victims, entry.memory_id, entry.own_id)
-        assert {1} == store.ids()
+        assert (entry.victims, entry.memory_id, entry.own_id) == ((), 0, "a")
+        assert store.ids() == {1}
 
     def test_own_ids_belong_to_a_namespace(self) -> None:
         """Two namespaces may use the same."""
         store = Made()
         ann = store.namespace("ann")
         store.add(own_id="a")
-        assert [] == removed(store.add(ann, own_id="a"))
+        assert removed(store.add(ann, own_id="a")) == []
 
     def test_an_event_may_only_create(self) -> None:
         """It is refused while a memory that is not expired has its own id."""
         store = Made()
         store.add(own_id="a", ttl_ns=3)
-        assert "exists" == store.refusal(lambda: store.add(own_id="a", create_only=True))
+        assert store.refusal(lambda: store.add(own_id="a", create_only=True)) == "exists"
         store.now = 3
         assert store.add(own_id="a", create_only=True).stored
 
@@ -335,11 +336,11 @@ class TestVersions:
         store = Made()
         store.add()
         store.update(0, 1, Change(payload=b"new"))
-        assert "changed" == store.refusal(lambda: store.update(0, 1, Change(version=2)))
-        assert "changed" == store.refusal(lambda: store.delete(0, 1, version=2))
+        assert store.refusal(lambda: store.update(0, 1, Change(version=2))) == "changed"
+        assert store.refusal(lambda: store.delete(0, 1, version=2)) == "changed"
         store.delete(0, 1, version=3)
-        assert "gone" == store.refusal(lambda: store.update(0, 1, Change()))
-        assert "unknown" == store.refusal(lambda: store.delete(0, 2))
+        assert store.refusal(lambda: store.update(0, 1, Change())) == "gone"
+        assert store.refusal(lambda: store.delete(0, 2)) == "unknown"
 
     def test_restoring_keeps_what_a_memory_was(self) -> None:
         """Ids above the newest raise it; governor, counters and levels stay."""
@@ -349,16 +350,16 @@ class TestVersions:
         entry = store.restore(9, Restored(DEFAULT, content(), 0.1, 3, 4, phase=1, memory_id=7))
         assert entry.before._replace(newest_id=7, live=2) == entry.after
         memory = store.memory(7)
-        assert (3, 4, 1, 0.1) == (memory.created_at, memory.updated_at, memory.phase, memory.moral)
+        assert (memory.created_at, memory.updated_at, memory.phase, memory.moral) == (3, 4, 1, 0.1)
         assert levels is store.levels
         assert store.add().memory_id == 8
-        assert "exists" == store.refusal(lambda: store.restore(9, Restored(DEFAULT, content(), 1, 3, 4, memory_id=7)))
+        assert store.refusal(lambda: store.restore(9, Restored(DEFAULT, content(), 1, 3, 4, memory_id=7))) == "exists"
 
     def test_a_lost_memory_can_be_healed_with_its_id(self) -> None:
         """The newest id stays."""
         store = Made()
         store.add(), store.add()
-        assert [("lost", 1)] == removed(store.lost(0, 1))
+        assert removed(store.lost(0, 1)) == [("lost", 1)]
         assert store.restore(0, Restored(DEFAULT, content(), 1, 0, 0, memory_id=1)).after.newest_id == 2
 
     def test_restoring_evicts_only_when_it_may(self) -> None:
@@ -366,9 +367,9 @@ class TestVersions:
         store = Made(2)
         store.add(ttl_ns=1), store.add()
         new = Restored(DEFAULT, content(), 1, 0, 0)
-        assert "no_room" == store.refusal(lambda: store.restore(0, new))
-        assert [("expired", 1)] == removed(store.restore(1, new))
-        assert [("capacity", 2)] == removed(store.restore(1, new._replace(replace_oldest=True)))
+        assert store.refusal(lambda: store.restore(0, new)) == "no_room"
+        assert removed(store.restore(1, new)) == [("expired", 1)]
+        assert removed(store.restore(1, new._replace(replace_oldest=True))) == [("capacity", 2)]
 
 
 class TestExpiry:
@@ -376,26 +377,26 @@ class TestExpiry:
         """For reads, own ids, updates and deletions; before anything frees it."""
         store = Made()
         store.add(own_id="a", ttl_ns=5, created_at=-1)
-        assert {1} == {memory.memory_id for memory in store.visible(4)}
-        assert [] == list(store.visible(5))
+        assert {memory.memory_id for memory in store.visible(4)} == {1}
+        assert list(store.visible(5)) == []
         store.now = 5
-        assert "gone" == store.refusal(lambda: store.update(5, 1, Change()))
-        assert "gone" == store.refusal(lambda: store.delete(5, 1))
-        assert [] == removed(store.add(own_id="a"))
-        assert (5, 2) == (store.memory(2).created_at, store.scalars.live)
+        assert store.refusal(lambda: store.update(5, 1, Change())) == "gone"
+        assert store.refusal(lambda: store.delete(5, 1)) == "gone"
+        assert removed(store.add(own_id="a")) == []
+        assert (store.memory(2).created_at, store.scalars.live) == (5, 2)
 
     def test_reads_judge_by_the_later_of_clock_and_log_time(self) -> None:
         """A clock behind the log does not bring a memory back."""
         store = Made()
         store.add(ttl_ns=5)
         store.tick(7)
-        assert [] == list(store.visible(2))
+        assert list(store.visible(2)) == []
 
     def test_log_time_never_goes_back(self) -> None:
         """Lifetimes begin at the time of the entry."""
         store = Made()
         store.tick(10)
-        assert (10, 12) == (store.add(ttl_ns=2).time_ns, store.memory(1).expires_at)
+        assert (store.add(ttl_ns=2).time_ns, store.memory(1).expires_at) == (10, 12)
 
     def test_the_lifetime_of_a_namespace_is_for_events_that_name_none(self) -> None:
         """An event may live for ever, and a restored memory keeps its own."""
@@ -413,29 +414,29 @@ class TestExpiry:
         store = Made()
         store.add()
         store.now = 3
-        assert "invalid" == store.refusal(lambda: store.add(**options))
-        assert "invalid" == store.refusal(lambda: store.update(3, 1, Change(**options)))
+        assert store.refusal(lambda: store.add(**options)) == "invalid"
+        assert store.refusal(lambda: store.update(3, 1, Change(**options))) == "invalid"
 
     def test_one_entry_frees_up_to_eight(self) -> None:
         """In the order of their instants, then of their ids; a round frees up to 512."""
         store = Made(20)
         for ttl_ns in range(20, 0, -1):
             store.add(ttl_ns=ttl_ns // 2 or 1)
-        assert "nothing" == store.refusal(lambda: store.expire(0))
+        assert store.refusal(lambda: store.expire(0)) == "nothing"
         entries = store.expire_round(9)
 
         freed = [victim.memory_id for entry in entries for victim in entry.victims]
-        assert [8, 8, 3] == [len(entry.victims) for entry in entries]
-        assert [18, 19, 20, 16, 17, 14, 15] == freed[:7]
-        assert [1] == [memory.memory_id for _, memory in store.allocation.memories()]
-        assert [0, 18, 19, 20, 16] == [store.add().slot for _ in range(5)]
+        assert [len(entry.victims) for entry in entries] == [8, 8, 3]
+        assert freed[:7] == [18, 19, 20, 16, 17, 14, 15]
+        assert [memory.memory_id for _, memory in store.allocation.memories()] == [1]
+        assert [store.add().slot for _ in range(5)] == [0, 18, 19, 20, 16]
 
     def test_a_round_is_bounded(self) -> None:
         """What is left expires in the next one."""
         store = Made(520)
         for _ in range(520):
             store.add(ttl_ns=1)
-        assert [64, 1] == [len(store.expire_round(1)) for _ in range(2)]
+        assert [len(store.expire_round(1)) for _ in range(2)] == [64, 1]
 
 
 class TestModes:
@@ -483,14 +484,14 @@ class TestModes:
         assert Governor(0.8) == store.namespaces[ann].governor
         store.change_namespace(0, ann, Terms())
         assert store.namespaces[ann].governor is None
-        assert "invalid" == store.refusal(lambda: store.reset(0, ann))
+        assert store.refusal(lambda: store.reset(0, ann)) == "invalid"
 
     def test_a_stopped_store_decides_nothing(self) -> None:
         """Everything else goes on."""
         store = Made()
         store.add()
         store.stop(0)
-        assert "stopped" == store.refusal(store.add)
+        assert store.refusal(store.add) == "stopped"
         store.delete(0, 1)
         store.resume(0)
         assert store.add().stored
@@ -506,17 +507,17 @@ class TestDuplicates:
         entry = store.add(stored=content(2, 0), dedupe=Dedupe(1.0, policy))
 
         assert Duplicate(policy, 1, 1.0) == entry.duplicate
-        assert (3, True) == (entry.after.accepted, entry.verdict)
+        assert (entry.after.accepted, entry.verdict) == (3, True)
         assert entry.before.ema != entry.after.ema
         if policy == "skip":
-            assert ((), 0, None) == (entry.victims, entry.memory_id, entry.slot)
+            assert (entry.victims, entry.memory_id, entry.slot) == ((), 0, None)
             assert levels is store.levels
         elif policy == "keep":
-            assert ([], None) == (removed(entry), store.memory(3).own_id)
+            assert (removed(entry), store.memory(3).own_id) == ([], None)
         else:
             memory = store.memory(3)
-            assert [("superseded", 1)] == removed(entry)
-            assert ("a", -7, True) == (memory.own_id, memory.created_at, memory.pinned)
+            assert removed(entry) == [("superseded", 1)]
+            assert (memory.own_id, memory.created_at, memory.pinned) == ("a", -7, True)
 
     def test_a_rejected_duplicate_changes_nothing(self) -> None:
         """The entry names the duplicate all the same."""
@@ -524,7 +525,7 @@ class TestDuplicates:
         store.add()
         entry = store.add(moral=0, dedupe=Dedupe(0.9, "supersede"))
         assert (Duplicate("supersede", 1, 1.0), 1) == (entry.duplicate, entry.after.rejected)
-        assert {1} == store.ids()
+        assert store.ids() == {1}
 
     def test_what_is_no_duplicate(self) -> None:
         """What scores less than the threshold, lies in another namespace, or is expired."""
@@ -545,13 +546,13 @@ class TestDuplicates:
         store = Made()
         store.add(own_id="a"), store.add()
         entry = store.add(own_id="a", dedupe=Dedupe(0.9, "skip"))
-        assert ([("superseded", 1)], None) == (removed(entry), entry.duplicate)
+        assert (removed(entry), entry.duplicate) == ([("superseded", 1)], None)
 
     def test_a_skipped_duplicate_needs_no_room(self) -> None:
         """It is let through where nothing can be evicted."""
         store = Made(1)
         store.add(pinned=True)
-        assert "no_room" == store.refusal(store.add)
+        assert store.refusal(store.add) == "no_room"
         assert store.add(dedupe=Dedupe(0.9, "skip")).after.accepted == 2
 
 
@@ -562,10 +563,10 @@ class TestNamespaces:
         ann, bob = store.namespace("ann"), store.namespace("bob")
         store.close_namespace(0, ann), store.free_namespace(0, ann)
         for _ in range(2):
-            assert "namespaces_full" == store.refusal(lambda: store.create_namespace(0, "eve", Terms()))
+            assert store.refusal(lambda: store.create_namespace(0, "eve", Terms())) == "namespaces_full"
             store.tick(0)
         assert NamespaceId(1, 2) == store.namespace("eve")
-        assert "unknown" == store.refusal(lambda: store.add(ann))
+        assert store.refusal(lambda: store.add(ann)) == "unknown"
         assert bob in store.namespaces
 
     def test_a_closing_namespace_is_empty_for_all_but_deletions(self) -> None:
@@ -573,15 +574,15 @@ class TestNamespaces:
         store = Made()
         ann = store.namespace("ann", reserved=4)
         store.add(ann)
-        assert "invalid" == store.refusal(lambda: store.free_namespace(0, ann))
+        assert store.refusal(lambda: store.free_namespace(0, ann)) == "invalid"
         store.close_namespace(0, ann)
         assert set() == store.ids()
-        assert [] == store.recall(0, content().values(), 5, {ann})
-        assert "closing" == store.refusal(lambda: store.add(ann))
-        assert "closing" == store.refusal(lambda: store.update(0, 1, Change()))
-        assert "closing" == store.refusal(lambda: store.change_namespace(0, ann, Terms()))
-        assert "closing" == store.refusal(lambda: store.restore(0, Restored(ann, content(), 1, 0, 0)))
-        assert "not_empty" == store.refusal(lambda: store.free_namespace(0, ann))
+        assert store.recall(0, content().values(), 5, {ann}) == []
+        assert store.refusal(lambda: store.add(ann)) == "closing"
+        assert store.refusal(lambda: store.update(0, 1, Change())) == "closing"
+        assert store.refusal(lambda: store.change_namespace(0, ann, Terms())) == "closing"
+        assert store.refusal(lambda: store.restore(0, Restored(ann, content(), 1, 0, 0))) == "closing"
+        assert store.refusal(lambda: store.free_namespace(0, ann)) == "not_empty"
         store.namespace("bob", reserved=4)
         store.delete(0, 1), store.free_namespace(0, ann)
         assert store.find_namespace("ann") is None
@@ -603,14 +604,14 @@ class TestNamespaces:
         store.namespace("ann", reserved=2)
         bob = store.namespace("bob")
         assert reason == store.refusal(lambda: store.change_namespace(0, bob, terms))
-        assert "exists" == store.refusal(lambda: store.create_namespace(0, "bob", Terms()))
-        assert "invalid" == store.refusal(lambda: store.close_namespace(0, DEFAULT))
+        assert store.refusal(lambda: store.create_namespace(0, "bob", Terms())) == "exists"
+        assert store.refusal(lambda: store.close_namespace(0, DEFAULT)) == "invalid"
 
     def test_a_namespace_within_its_share_finds_room(self) -> None:
         """Whatever others have pinned before."""
         store = Made(4)
         ann = store.namespace("ann", reserved=2)
         store.add(pinned=True), store.add(pinned=True), store.add(ann), store.add(ann)
-        assert "no_room" == store.refusal(store.add)
+        assert store.refusal(store.add) == "no_room"
         store.delete(0, 3), store.add(ann)
-        assert [("capacity", 4)] == removed(store.add(ann))
+        assert removed(store.add(ann)) == [("capacity", 4)]
