@@ -3,9 +3,10 @@
 Each method that takes `now_ns` is one transition: it makes one log entry at the next position, or raises Refused and
 changes nothing. The time of an entry is `now_ns`, or the log time before it if that is later.
 
-Invariants: deterministic; equal to the native core bit for bit. One victim per transition at most, but up to
-EXPIRED_PER_ENTRY for `expire`. The order of the checks of each transition is part of the specification, because it
-decides which refusal a caller gets. docs/design/allocation.md has the semantics in words.
+Invariants: deterministic, so that an implementation can be compared with it bit for bit. One victim per transition at
+most, but up to EXPIRED_PER_ENTRY for `expire`. The order of the checks of each transition is part of the specification,
+because it decides which refusal a caller gets. docs/design/allocation.md has the semantics in words, and what of them
+the block has.
 Rejected: counters and lists kept up to date. All counts are counted from the slots, so they cannot disagree with them.
 """
 
