@@ -4,8 +4,11 @@
  * property test holds both equal to the last bit. -ffp-contract=off, because a fused multiply-add would differ.
  *
  * Invariants: each transition has the same shape. section_enter; transition_begin checks the committed state and copies
- * it to the other buffer; the copy is changed; transition_publish writes the checksums of entry and state and then the
- * commit word, by one store. A process that dies before that store has changed nothing that a reader can see. */
+ * it to the other buffer; a function *_make changes the copy, writes the entry and, if there is one, the new memory,
+ * and nothing that a reader can see; transition_commit changes in place what must be, under the intent, writes the
+ * checksum of the state and then the commit word, by one store. A process that dies before that store has changed
+ * nothing that a reader can see. Between make and commit a transition can be left without a trace: apply.c compares its
+ * entry there. */
 
 #include "block.h"
 
@@ -15,7 +18,12 @@ struct transition {
     struct mlsdm_entry *entry;
     uint64_t position; /* of the next state */
     struct allocation slots;
+    int erases;                                /* 1 if the bytes of the victim are erased once it has gone */
+    const struct mlsdm_idempotency_hash *hash; /* of an event with an idempotency key, else NULL */
+    struct mlsdm_decision decision;            /* of an event */
 };
+
+static struct mlsdm_decided *decided_in(const struct transition *t) { return (struct mlsdm_decided *)t->entry->detail; }
 
 /* -- the governor -- */
 
@@ -103,6 +111,7 @@ static int transition_begin(const struct mlsdm_map *map, struct transition *t, u
     t->entry = entry_at(map, commit + 1);
     t->position = commit + 1;
     t->slots = (struct allocation){0};
+    t->erases = 0, t->hash = NULL;
     if (commit == 0) return MLSDM_STATUS_UNFORMED;
     if (!t->before) return MLSDM_STATUS_CORRUPT;
     atomic_thread_fence(memory_order_release); /* readers: see block.h */
@@ -119,35 +128,20 @@ static int transition_begin(const struct mlsdm_map *map, struct transition *t, u
     return MLSDM_STATUS_OK;
 }
 
-static void transition_publish(const struct mlsdm_map *map, struct transition *t) {
+/* The end of each *_make: complete the entry by what the slots and the next state are. */
+static void transition_describe(struct transition *t) {
+    if (t->slots.written || t->slots.freed) {
+        struct mlsdm_decided *decided = decided_in(t);
+        decided->slot = (uint32_t)t->slots.written, decided->victim_slot = (uint32_t)t->slots.freed;
+        decided->victim_id = t->slots.victim_id, decided->cause = t->slots.cause;
+        t->next->scalars.live += (uint64_t)(t->slots.written != 0) - (uint64_t)(t->slots.freed != 0);
+    }
     t->entry->after = t->next->scalars;
     t->entry->checksum = entry_checksum(t->entry);
-    t->next->checksum = state_checksum(t->next);
-    store_release(commit_word(map), seal(t->position)); /* the linearization point */
-    if (lock_of(map)->caches & 1) caches_close(map);
 }
 
 static int levels_sound(const struct mlsdm_map *map, const struct mlsdm_state *state) {
     return levels_checksum(map, levels_at(map, state->levels)) == state->levels_checksum;
-}
-
-/* Record what is about to change in place; it is undone unless the commit word reaches this position. Slots, marks,
- * chain and head are stored before the position: from then on the next lock holder would restore them. `erase` is
- * stored after the position: without it, it would mean a published deletion with bytes left to erase. */
-static void intent_write(const struct mlsdm_map *map, const struct transition *t, uint64_t erase,
-                         const uint64_t *head) {
-    struct mlsdm_lock *lock = lock_of(map);
-    const uint64_t slots[2] = {t->slots.written, t->slots.freed};
-    for (int i = 0; i < 2; i++) {
-        store_release(&lock->intent_slot[i], slots[i]);
-        store_release(&lock->intent_mark[i], slots[i] ? mark_of(map, slots[i] - 1) : 0);
-    }
-    store_release(&lock->intent_row, map->row);
-    store_release(&lock->intent_chain, head ? (uint64_t)(head - head_at(map, 0)) + 1 : 0);
-    store_release(&lock->intent_head, head ? *head : 0);
-    store_release(&lock->intent_position, t->position);
-    store_release(&lock->intent_erase, erase);
-    atomic_signal_fence(memory_order_seq_cst);
 }
 
 /* Choose the spare, and a victim unless there is one or there is room. Where lists and slots disagree, the lists are
@@ -175,29 +169,60 @@ static int slots_find(const struct mlsdm_map *map, struct transition *t, uint64_
     }
 }
 
-/* Change marks, lists and index, under the intent, and say so in the entry. `id` is that of the written memory. */
-static void slots_change(const struct mlsdm_map *map, struct transition *t, uint64_t id) {
+/* -- the commit -- */
+
+/* Record what is about to change in place; it is undone unless the commit word reaches this position. Slots, marks,
+ * chain and head are stored before the position: from then on the next lock holder would restore them. `erase` is
+ * stored after the position: without it, it would mean a published deletion with bytes left to erase. */
+static void intent_write(const struct mlsdm_map *map, const struct transition *t, uint32_t row, uint64_t erase,
+                         const uint64_t *head) {
+    struct mlsdm_lock *lock = lock_of(map);
+    const uint64_t slots[2] = {t->slots.written, t->slots.freed};
+    for (int i = 0; i < 2; i++) {
+        store_release(&lock->intent_slot[i], slots[i]);
+        store_release(&lock->intent_mark[i], slots[i] ? mark_of(map, slots[i] - 1) : 0);
+    }
+    store_release(&lock->intent_row, row);
+    store_release(&lock->intent_chain, head ? (uint64_t)(head - head_at(map, 0)) + 1 : 0);
+    store_release(&lock->intent_head, head ? *head : 0);
+    store_release(&lock->intent_position, t->position);
+    store_release(&lock->intent_erase, erase);
+    atomic_signal_fence(memory_order_seq_cst);
+}
+
+/* Change marks, lists and index, under the intent. */
+static void slots_change(const struct mlsdm_map *map, struct transition *t) {
     caches_open(map);
     if (t->slots.written) slot_mark(map, t->slots.written - 1, live_since(t->position));
     if (t->slots.freed) slot_mark(map, t->slots.freed - 1, free_since(t->position));
-    t->next->spare = allocation_apply(map, &t->slots, id);
-    t->next->scalars.live += (uint64_t)(t->slots.written != 0) - (uint64_t)(t->slots.freed != 0);
-    struct mlsdm_decided *decided = (struct mlsdm_decided *)t->entry->detail;
-    decided->slot = (uint32_t)t->slots.written, decided->victim_slot = (uint32_t)t->slots.freed;
-    decided->victim_id = t->slots.victim_id, decided->cause = t->slots.cause;
+    t->next->spare = allocation_apply(map, &t->slots, decided_in(t)->memory_id);
 }
 
-/* Count a decision for the row of this process, in the older of its two cells, under the intent. The position is stored
- * first: from then on the cell does not count until the commit word reaches it. */
-static void tally_add(const struct mlsdm_map *map, const struct transition *t, int accepted) {
-    if (map->row >= map->rows) return;
-    struct mlsdm_tally *cells = row_at(map, map->row)->tally;
+/* Count a decision for a row, in the older of its two cells, under the intent. The position is stored first: from then
+ * on the cell does not count until the commit word reaches it. */
+static void tally_add(const struct mlsdm_map *map, const struct transition *t, uint32_t row) {
+    if (row >= map->rows) return;
+    struct mlsdm_tally *cells = row_at(map, row)->tally;
     const struct mlsdm_tally *newer = &cells[cells[1].position > cells[0].position];
     struct mlsdm_tally *older = &cells[cells[1].position <= cells[0].position];
     store_release(&older->position, t->position);
     atomic_signal_fence(memory_order_seq_cst);
-    older->accepted = newer->accepted + (uint64_t)accepted;
-    older->rejected = newer->rejected + (uint64_t)!accepted;
+    older->accepted = newer->accepted + (t->next->scalars.accepted - t->before->scalars.accepted);
+    older->rejected = newer->rejected + (t->next->scalars.rejected - t->before->scalars.rejected);
+}
+
+/* Commit a transition that was made. */
+static void transition_commit(const struct mlsdm_map *map, struct transition *t) {
+    int decides = t->entry->kind == MLSDM_KIND_DECISION, moves = t->slots.written || t->slots.freed;
+    uint64_t *head = t->hash ? head_of(map, t->hash->words) : NULL, erase = t->erases ? t->slots.freed : 0;
+    if (decides || moves) intent_write(map, t, t->entry->row, erase, head);
+    if (moves) slots_change(map, t);
+    if (decides) tally_add(map, t, t->entry->row);
+    if (head) receipt_write(map, head, t->next->receipts, t->hash, &t->decision);
+    t->next->checksum = state_checksum(t->next);
+    store_release(commit_word(map), seal(t->position)); /* the linearization point */
+    if (moves) caches_close(map);
+    if (erase) memory_erase(map, erase - 1);
 }
 
 static struct mlsdm_vitals *vitals_of(const struct mlsdm_map *map) { return region(map, MLSDM_REGION_VITALS); }
@@ -213,7 +238,56 @@ static int emergency_of(const struct mlsdm_map *map) {
 
 /* -- admission: the hot path -- */
 
-/* `superseded` is the id of the memory whose place an accepted event takes, 0 for none. */
+/* Decide an event. `superseded` is the id of the memory whose place it takes if it is accepted, 0 for none. */
+static int decision_make(const struct mlsdm_map *map, struct transition *t, double moral, struct memory *memory,
+                         const struct mlsdm_idempotency_hash *hash, uint64_t superseded) {
+    struct mlsdm_scalars *now = &t->next->scalars;
+    int status;
+    if (superseded && (status = slots_find(map, t, superseded, MLSDM_CAUSE_SUPERSEDED))) return status;
+    t->decision = (struct mlsdm_decision){.position = t->position,
+                                          .time_ns = t->next->time_ns,
+                                          .moral = moral,
+                                          .theta_before = now->theta,
+                                          .phase = now->phase};
+    int steps = (t->next->settings.flags & MLSDM_FLAG_EVENTS_CLOCK) != 0;
+    int accepted = governor_decide(now, &t->next->settings, moral);
+    if ((accepted || (steps && consolidates(t->next))) && !levels_sound(map, t->next)) return MLSDM_STATUS_CORRUPT;
+    if (accepted) {
+        if ((status = slots_choose(map, t))) return status;
+        now->accepted += 1;
+        t->decision.memory_id = now->newest_id += 1;
+        t->erases = superseded != 0;
+        cascade(map, t, memory->vector);
+        memory_write(map, t->slots.written - 1, memory,
+                     (struct mlsdm_slot){
+                         .id = now->newest_id,
+                         .position = t->position,
+                         .admitted = t->position,
+                         .queued = t->position,
+                         .time_ns = superseded ? slot_at(map, t->slots.freed - 1)->time_ns : t->next->time_ns,
+                         .updated_ns = t->next->time_ns,
+                         .moral = moral,
+                         .phase = t->decision.phase,
+                     });
+    } else {
+        now->rejected += 1;
+        t->slots = (struct allocation){0};
+    }
+    t->decision.sequence = now->accepted + now->rejected;
+    t->decision.theta_after = now->theta, t->decision.ema = now->ema;
+    if (steps) {
+        if (consolidates(t->next)) cascade(map, t, NULL);
+        rhythm_step(now, &t->next->settings);
+    }
+    struct mlsdm_decided *decided = decided_in(t);
+    decided->moral = moral, decided->memory_id = t->decision.memory_id;
+    decided->vector_checksum = memory->vector_checksum;
+    if ((t->hash = hash)) decided->receipt = t->next->receipts += 1;
+    transition_describe(t);
+    return MLSDM_STATUS_OK;
+}
+
+/* `superseded` as in decision_make. */
 static int admit(const struct mlsdm_map *map, int64_t time_ns, double moral, const uint8_t *vector,
                  const uint8_t *payload, uint32_t payload_size, const struct mlsdm_idempotency_hash *hash,
                  uint64_t superseded, struct mlsdm_decision *decision) {
@@ -224,56 +298,11 @@ static int admit(const struct mlsdm_map *map, int64_t time_ns, double moral, con
     struct transition t;
     if ((status = transition_begin(map, &t, MLSDM_KIND_DECISION, time_ns))) return section_leave(map, status);
     if (hash && receipt_find(map, t.before->receipts, hash, decision, &status)) return section_leave(map, status);
-    struct mlsdm_scalars *now = &t.next->scalars;
-    if (now->flags & MLSDM_FLAG_STOPPED) return section_leave(map, MLSDM_STATUS_STOPPED);
-    if ((status = emergency_of(map))) return section_leave(map, status);
-    if (superseded && (status = slots_find(map, &t, superseded, MLSDM_CAUSE_SUPERSEDED)))
+    if (t.before->scalars.flags & MLSDM_FLAG_STOPPED) return section_leave(map, MLSDM_STATUS_STOPPED);
+    if ((status = emergency_of(map)) || (status = decision_make(map, &t, moral, &memory, hash, superseded)))
         return section_leave(map, status);
-    *decision = (struct mlsdm_decision){.position = t.position,
-                                        .time_ns = t.next->time_ns,
-                                        .moral = moral,
-                                        .theta_before = now->theta,
-                                        .phase = now->phase};
-    int steps = (t.next->settings.flags & MLSDM_FLAG_EVENTS_CLOCK) != 0;
-    int accepted = governor_decide(now, &t.next->settings, moral);
-    if ((accepted || (steps && consolidates(t.next))) && !levels_sound(map, t.next))
-        return section_leave(map, MLSDM_STATUS_CORRUPT);
-    if (accepted) {
-        if ((status = slots_choose(map, &t))) return section_leave(map, status);
-        now->accepted += 1;
-        decision->memory_id = now->newest_id += 1;
-        cascade(map, &t, memory.vector);
-        memory_write(map, t.slots.written - 1, &memory,
-                     (struct mlsdm_slot){
-                         .id = now->newest_id,
-                         .position = t.position,
-                         .admitted = t.position,
-                         .queued = t.position,
-                         .time_ns = superseded ? slot_at(map, t.slots.freed - 1)->time_ns : t.next->time_ns,
-                         .updated_ns = t.next->time_ns,
-                         .moral = moral,
-                         .phase = decision->phase,
-                     });
-    } else {
-        now->rejected += 1;
-        t.slots = (struct allocation){0};
-    }
-    decision->sequence = now->accepted + now->rejected, decision->theta_after = now->theta, decision->ema = now->ema;
-    if (steps) {
-        if (consolidates(t.next)) cascade(map, &t, NULL);
-        rhythm_step(now, &t.next->settings);
-    }
-    uint64_t *head = hash ? head_of(map, hash->words) : NULL;
-    uint64_t erase = superseded ? t.slots.freed : 0;
-    intent_write(map, &t, erase, head);
-    if (accepted) slots_change(map, &t, decision->memory_id);
-    tally_add(map, &t, accepted);
-    if (head) t.next->receipts = receipt_write(map, head, t.next->receipts + 1, hash, decision);
-    struct mlsdm_decided *decided = (struct mlsdm_decided *)t.entry->detail;
-    decided->moral = moral, decided->memory_id = decision->memory_id;
-    decided->vector_checksum = memory.vector_checksum, decided->receipt = head ? t.next->receipts : 0;
-    transition_publish(map, &t);
-    if (erase) memory_erase(map, erase - 1);
+    *decision = t.decision;
+    transition_commit(map, &t);
     return section_leave(map, MLSDM_STATUS_OK);
 }
 
@@ -305,29 +334,36 @@ int mlsdm_admit_batch(struct mlsdm_map *map, int64_t time_ns, uint32_t count, co
     return MLSDM_STATUS_OK;
 }
 
-/* A whole new slot is written, so that no reader sees a memory change. */
+/* Write a new version of a memory, with another payload or, if that is NULL, its own. A whole new slot is written, so
+ * that no reader sees a memory change. */
+static int update_make(const struct mlsdm_map *map, struct transition *t, uint64_t memory_id, const uint8_t *payload,
+                       uint32_t payload_size) {
+    struct memory memory;
+    int status = slots_find(map, t, memory_id, MLSDM_CAUSE_UPDATED);
+    if (status) return status;
+    uint64_t from = t->slots.freed - 1;
+    if ((status = memory_again(map, from, &memory, payload, payload_size))) return status;
+    struct mlsdm_slot line = *slot_at(map, from);
+    if ((status = slots_choose(map, t))) return status;
+    line.position = t->position, line.updated_ns = t->next->time_ns;
+    memory_write(map, t->slots.written - 1, &memory, line);
+    t->erases = 1;
+    struct mlsdm_decided *decided = decided_in(t);
+    decided->memory_id = memory_id, decided->moral = line.moral, decided->vector_checksum = memory.vector_checksum;
+    transition_describe(t);
+    return MLSDM_STATUS_OK;
+}
+
 int mlsdm_update(struct mlsdm_map *map, int64_t time_ns, uint64_t memory_id, const uint8_t *payload,
                  uint32_t payload_size, struct mlsdm_entry *entry) {
-    struct memory memory;
     int status = section_enter(map);
     if (status) return status;
     struct transition t;
     if ((status = transition_begin(map, &t, MLSDM_KIND_UPDATE, time_ns)) ||
-        (status = slots_find(map, &t, memory_id, MLSDM_CAUSE_UPDATED)))
+        (status = update_make(map, &t, memory_id, payload, payload_size)))
         return section_leave(map, status);
-    uint64_t from = t.slots.freed - 1;
-    if ((status = memory_again(map, from, &memory, payload, payload_size))) return section_leave(map, status);
-    struct mlsdm_slot line = *slot_at(map, from);
-    if ((status = slots_choose(map, &t))) return section_leave(map, status);
-    line.position = t.position, line.updated_ns = t.next->time_ns;
-    memory_write(map, t.slots.written - 1, &memory, line);
-    intent_write(map, &t, t.slots.freed, NULL);
-    slots_change(map, &t, memory_id);
-    struct mlsdm_decided *decided = (struct mlsdm_decided *)t.entry->detail;
-    decided->memory_id = memory_id, decided->moral = line.moral, decided->vector_checksum = memory.vector_checksum;
-    transition_publish(map, &t);
+    transition_commit(map, &t);
     *entry = *t.entry;
-    memory_erase(map, from);
     return section_leave(map, MLSDM_STATUS_OK);
 }
 
@@ -342,33 +378,37 @@ static uint64_t admitted_checksum(const struct mlsdm_map *map, const struct mlsd
     return found ? decided->vector_checksum : 0;
 }
 
-/* Remove one memory, which a client has deleted or which is lost; a sound one is not lost. The marks are set in
- * place under the intent; the bytes are erased once the removal is published. */
+/* Remove one memory, which a client has deleted or which is lost. The bytes are erased once that is published. */
+static int removal_make(const struct mlsdm_map *map, struct transition *t, uint64_t memory_id) {
+    int lost = t->entry->kind == MLSDM_KIND_LOST;
+    int status = slots_find(map, t, memory_id, lost ? MLSDM_CAUSE_LOST : MLSDM_CAUSE_DELETED);
+    if (status) return status;
+    const struct mlsdm_slot *slot = slot_at(map, t->slots.freed - 1);
+    struct mlsdm_decided *decided = decided_in(t);
+    decided->memory_id = memory_id;
+    if (lost)
+        decided->vector_checksum = admitted_checksum(map, slot, memory_id);
+    else
+        decided->moral = slot->moral;
+    t->erases = 1;
+    transition_describe(t);
+    return MLSDM_STATUS_OK;
+}
+
+/* A sound memory is not lost: then `entry->position` is 0. */
 static int memory_remove(struct mlsdm_map *map, uint32_t kind, int64_t time_ns, uint64_t memory_id,
                          struct mlsdm_entry *entry) {
     int status = section_enter(map);
     if (status) return status;
     struct transition t;
-    if ((status = transition_begin(map, &t, kind, time_ns))) return section_leave(map, status);
-    int lost = kind == MLSDM_KIND_LOST;
-    status = slots_find(map, &t, memory_id, lost ? MLSDM_CAUSE_LOST : MLSDM_CAUSE_DELETED);
-    if (status) return section_leave(map, status);
+    if ((status = transition_begin(map, &t, kind, time_ns)) || (status = removal_make(map, &t, memory_id)))
+        return section_leave(map, status);
+    entry->position = 0;
     uint64_t at = t.slots.freed - 1;
-    struct mlsdm_slot *slot = slot_at(map, at);
-    struct mlsdm_decided *decided = (struct mlsdm_decided *)t.entry->detail;
-    decided->memory_id = memory_id;
-    if (lost) {
-        entry->position = 0;
-        if (slot->id == memory_id && slot_sound(map, at)) return section_leave(map, MLSDM_STATUS_OK);
-        decided->vector_checksum = admitted_checksum(map, slot, memory_id);
-    } else {
-        decided->moral = slot->moral;
-    }
-    intent_write(map, &t, t.slots.freed, NULL);
-    slots_change(map, &t, 0);
-    transition_publish(map, &t);
+    if (kind == MLSDM_KIND_LOST && slot_at(map, at)->id == memory_id && slot_sound(map, at))
+        return section_leave(map, MLSDM_STATUS_OK);
+    transition_commit(map, &t);
     *entry = *t.entry;
-    memory_erase(map, at);
     return section_leave(map, MLSDM_STATUS_OK);
 }
 
@@ -382,9 +422,9 @@ int mlsdm_lose(struct mlsdm_map *map, int64_t time_ns, uint64_t memory_id, struc
 
 /* -- what the controller does -- */
 
-/* Publish position 1: the state with which a block begins. `t` is of a block that has none. */
-static void start_publish(const struct mlsdm_map *map, struct transition *t, int64_t time_ns,
-                          const struct mlsdm_settings *settings) {
+/* Form the state with which a block begins, at position 1. `t` is of a block that has none. */
+static void start_make(const struct mlsdm_map *map, struct transition *t, int64_t time_ns,
+                       const struct mlsdm_settings *settings) {
     memset(levels_at(map, 0), 0, levels_size(map));
     *t->next = (struct mlsdm_state){
         .position = 1,
@@ -398,7 +438,7 @@ static void start_publish(const struct mlsdm_map *map, struct transition *t, int
     *t->entry = (struct mlsdm_entry){
         .position = 1, .kind = MLSDM_KIND_START, .row = map->row, .time_ns = time_ns, .before = t->next->scalars};
     memcpy(t->entry->detail, settings, sizeof *settings);
-    transition_publish(map, t);
+    transition_describe(t);
 }
 
 /* 1 if no controller has taken over since `epoch` was given. A damaged word is no controller's. Under the lock. */
@@ -417,12 +457,25 @@ int mlsdm_epoch_begin(struct mlsdm_map *map, int64_t time_ns, const struct mlsdm
     uint64_t newest = mlsdm_epoch(map);
     if (newest == DAMAGED) status = MLSDM_STATUS_CORRUPT;
     if (status && status != MLSDM_STATUS_UNFORMED) return section_leave(map, status);
-    if (status == MLSDM_STATUS_UNFORMED) start_publish(map, &t, time_ns, settings);
+    if (status == MLSDM_STATUS_UNFORMED) {
+        start_make(map, &t, time_ns, settings);
+        transition_commit(map, &t);
+    }
     *epoch = newest + 1;
     /* The vitals first: from the store of the other word on, they must not lead back to an epoch that was given. */
     store_release(&vitals_of(map)->epoch, seal(*epoch));
     store_release(&lock_of(map)->epoch, seal(*epoch));
     return section_leave(map, MLSDM_STATUS_OK);
+}
+
+static int tick_make(const struct mlsdm_map *map, struct transition *t) {
+    if (consolidates(t->next)) {
+        if (!levels_sound(map, t->next)) return MLSDM_STATUS_CORRUPT;
+        cascade(map, t, NULL);
+    }
+    rhythm_step(&t->next->scalars, &t->next->settings);
+    transition_describe(t);
+    return MLSDM_STATUS_OK;
 }
 
 int mlsdm_tick(struct mlsdm_map *map, int64_t time_ns, uint64_t epoch, struct mlsdm_entry *entry) {
@@ -431,12 +484,8 @@ int mlsdm_tick(struct mlsdm_map *map, int64_t time_ns, uint64_t epoch, struct ml
     struct transition t;
     if ((status = transition_begin(map, &t, MLSDM_KIND_TICK, time_ns))) return section_leave(map, status);
     if (!epoch_is(map, epoch)) return section_leave(map, MLSDM_STATUS_STALE);
-    if (consolidates(t.next)) {
-        if (!levels_sound(map, t.next)) return section_leave(map, MLSDM_STATUS_CORRUPT);
-        cascade(map, &t, NULL);
-    }
-    rhythm_step(&t.next->scalars, &t.next->settings);
-    transition_publish(map, &t);
+    if ((status = tick_make(map, &t))) return section_leave(map, status);
+    transition_commit(map, &t);
     *entry = *t.entry;
     return section_leave(map, MLSDM_STATUS_OK);
 }
@@ -450,6 +499,39 @@ int mlsdm_command_pending(struct mlsdm_map *map) {
            command->checksum == command_checksum(command);
 }
 
+/* Carry out the command of the entry's kind. */
+static void command_make(const struct mlsdm_map *map, struct transition *t, uint64_t ticket,
+                         const struct mlsdm_settings *settings, uint64_t configured) {
+    struct mlsdm_scalars *now = &t->next->scalars;
+    struct mlsdm_settings *set = &t->next->settings;
+    t->next->ticket = ticket;
+    t->next->ticket_position = t->position;
+    switch (t->entry->kind) {
+    case MLSDM_KIND_CONFIGURE: {
+        /* With the replaced settings and the live ones, a reader of the log knows the settings at each position. */
+        memcpy(t->entry->detail, set, sizeof *set);
+        *set = *settings;
+        if (configured) t->next->configured = configured;
+        now->theta = clamp(now->theta, set->min_threshold, set->max_threshold);
+        uint32_t duration = now->phase ? set->sleep_duration : set->wake_duration;
+        if (now->counter > duration) now->counter = duration;
+        break;
+    }
+    case MLSDM_KIND_RESET:
+        now->theta = set->initial_threshold, now->ema = 0.5, now->phase = 0, now->counter = set->wake_duration;
+        t->next->levels ^= 1;
+        memset(levels_at(map, t->next->levels), 0, levels_size(map));
+        t->next->levels_checksum = levels_checksum(map, levels_at(map, t->next->levels));
+        break;
+    case MLSDM_KIND_STOP:
+        now->flags |= MLSDM_FLAG_STOPPED;
+        break;
+    case MLSDM_KIND_RESUME:
+        now->flags &= (uint16_t)~MLSDM_FLAG_STOPPED;
+    }
+    transition_describe(t);
+}
+
 int mlsdm_command_apply(struct mlsdm_map *map, int64_t time_ns, uint64_t epoch, struct mlsdm_entry *entry) {
     entry->position = 0;
     if (!mlsdm_command_pending(map)) return MLSDM_STATUS_OK;
@@ -460,27 +542,8 @@ int mlsdm_command_apply(struct mlsdm_map *map, int64_t time_ns, uint64_t epoch, 
     if ((status = transition_begin(map, &t, (uint32_t)command->kind, time_ns))) return section_leave(map, status);
     if (!epoch_is(map, epoch)) return section_leave(map, MLSDM_STATUS_STALE);
     if (!mlsdm_command_pending(map)) return section_leave(map, MLSDM_STATUS_OK);
-    struct mlsdm_scalars *now = &t.next->scalars;
-    struct mlsdm_settings *set = &t.next->settings;
-    t.next->ticket = command->ticket;
-    t.next->ticket_position = t.position;
-    if (command->kind == MLSDM_KIND_CONFIGURE) {
-        /* With the replaced settings and the live ones, a reader of the log knows the settings at each position. */
-        memcpy(t.entry->detail, set, sizeof *set);
-        *set = command->settings;
-        if (command->configured) t.next->configured = command->configured;
-        now->theta = clamp(now->theta, set->min_threshold, set->max_threshold);
-        uint32_t duration = now->phase ? set->sleep_duration : set->wake_duration;
-        if (now->counter > duration) now->counter = duration;
-    } else if (command->kind == MLSDM_KIND_RESET) {
-        now->theta = set->initial_threshold, now->ema = 0.5, now->phase = 0, now->counter = set->wake_duration;
-        t.next->levels ^= 1;
-        memset(levels_at(map, t.next->levels), 0, levels_size(map));
-        t.next->levels_checksum = levels_checksum(map, levels_at(map, t.next->levels));
-    } else if (command->kind == MLSDM_KIND_STOP) {
-        now->flags |= MLSDM_FLAG_STOPPED;
-    } else if (command->kind == MLSDM_KIND_RESUME) {
-        now->flags &= (uint16_t)~MLSDM_FLAG_STOPPED;
+    command_make(map, &t, command->ticket, &command->settings, command->configured);
+    if (command->kind == MLSDM_KIND_RESUME) {
         /* Here too, so that the command takes effect even if the controller dies before it writes its next vitals.
          * Those restore the reasons that cannot be overruled. */
         struct mlsdm_vitals *vitals = vitals_of(map);
@@ -488,7 +551,7 @@ int mlsdm_command_apply(struct mlsdm_map *map, int64_t time_ns, uint64_t epoch, 
         store_release(&vitals->emergency_overruled, overruled);
         store_release(&vitals->emergency, 0);
     }
-    transition_publish(map, &t);
+    transition_commit(map, &t);
     *entry = *t.entry;
     return section_leave(map, MLSDM_STATUS_OK);
 }

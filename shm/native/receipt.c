@@ -44,9 +44,9 @@ static int receipt_find(const struct mlsdm_map *map, uint64_t newest, const stru
     return 0;
 }
 
-/* Write receipt `ordinal` to its place and make it the head of its chain. Returns `ordinal`. */
-static uint64_t receipt_write(const struct mlsdm_map *map, uint64_t *head, uint64_t ordinal,
-                              const struct mlsdm_idempotency_hash *hash, const struct mlsdm_decision *decision) {
+/* Write receipt `ordinal` to its place and make it the head of its chain. */
+static void receipt_write(const struct mlsdm_map *map, uint64_t *head, uint64_t ordinal,
+                          const struct mlsdm_idempotency_hash *hash, const struct mlsdm_decision *decision) {
     struct mlsdm_receipt *receipt = receipt_at(map, ordinal);
     *receipt = (struct mlsdm_receipt){.ordinal = ordinal,
                                       .key = {hash->words[0], hash->words[1]},
@@ -55,7 +55,6 @@ static uint64_t receipt_write(const struct mlsdm_map *map, uint64_t *head, uint6
                                       .decision = *decision};
     receipt->checksum = receipt_checksum(receipt);
     store_release(head, seal(ordinal));
-    return ordinal;
 }
 
 uint32_t mlsdm_chains_check(struct mlsdm_map *map, uint32_t chain, uint32_t count) {
