@@ -24,6 +24,7 @@ SOURCES = (
     "lock.c",
     "memory.c",
     "receipt.c",
+    "search.c",
     "governor.c",
     "bucket.c",
     "read.c",
