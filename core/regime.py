@@ -95,6 +95,7 @@ class Regime(NamedTuple):
             gain23=synapse.gating23,
             wake_duration=rhythm.wake_duration,
             sleep_duration=rhythm.sleep_duration,
+            mode=0,
             flags=FLAG_CONSOLIDATION * rhythm.consolidation
             + FLAG_EVENTS_CLOCK * rhythm.by_events
             + FLAG_ELEMENT_GATE * synapse.by_element,

@@ -42,7 +42,7 @@ _STOPPED: Final = frozenset({"T", "t"})  # proc_pid_stat(5): by a signal, by a d
 
 
 class Sizes(msgspec.Struct, frozen=True):
-    """The sizes of the block's layout. `block_size` and `payload_size_max` are in bytes."""
+    """The sizes of the block's layout. `block_size`, `payload_size_max` and all that end in `_size` are in bytes."""
 
     dimension: int
     capacity: int
@@ -51,6 +51,12 @@ class Sizes(msgspec.Struct, frozen=True):
     rows: int
     receipt_capacity: int
     slack: int
+    namespaces: int
+    pins_max: int
+    archivist_size: int
+    identity_size: int
+    modules_size: int
+    outbox_size: int
     block_size: int
 
 

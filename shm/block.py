@@ -35,6 +35,8 @@ from shm.records import (
     ListPointer,
     LockPointer,
     MapPointer,
+    MembersPointer,
+    NamespacePointer,
     RowPointer,
     SlotPointer,
     StatePointer,
@@ -49,8 +51,8 @@ _HEADER_SIZE: Final = ffi.sizeof("struct mlsdm_header")
 _MADV_POPULATE_READ: Final = 22
 _DAMAGED: Final = 2**64 - 1  # the native core's value of a sealed word whose check is wrong
 _RECORDS: Final = {
-    "states": "state", "rows": "row", "slots": "slot", "codes": "code", "links": "link", "lists": "list",
-    "log": "entry",
+    "states": "state", "rows": "row", "namespaces": "namespace", "slots": "slot", "codes": "code", "links": "link",
+    "lists": "list", "log": "entry",
 }  # fmt: skip
 
 
@@ -118,6 +120,12 @@ class Block:
         header.rows = layout.rows
         header.receipt_capacity = layout.receipt_capacity
         header.slack = layout.slack
+        header.namespaces = layout.namespaces
+        header.pins_max = layout.pins_max
+        header.archivist_size = layout.archivist_size
+        header.identity_size = layout.identity_size
+        header.modules_size = layout.modules_size
+        header.outbox_size = layout.outbox_size
         header.block_size = layout.block_size
         header.created_wall_ns = wall_ns
         header.created_boot_ns = boot_ns
@@ -181,6 +189,8 @@ class Block:
         view.payload_stride = layout.regions()[REGIONS.index("payloads")].stride
         view.log_capacity = layout.log_capacity
         view.rows = layout.rows
+        view.namespaces = layout.namespaces
+        view.pins_max = layout.pins_max
         view.receipt_capacity = layout.receipt_capacity
         for number, name in enumerate(("keys", "peers")):
             view.buckets[number] = layout.regions()[REGIONS.index(name)].count
@@ -288,6 +298,10 @@ class Block:
     def region(self, name: Literal["command"], index: int = 0) -> CommandPointer: ...
     @overload
     def region(self, name: Literal["rows"], index: int = 0) -> RowPointer: ...
+    @overload
+    def region(self, name: Literal["namespaces"], index: int = 0) -> NamespacePointer: ...
+    @overload
+    def region(self, name: Literal["members"], index: int = 0) -> MembersPointer: ...
     @overload
     def region(self, name: Literal["slots"], index: int = 0) -> SlotPointer: ...
     @overload

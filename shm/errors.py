@@ -72,6 +72,46 @@ class Exhausted(StoreError):
     message = "The container's memory is nearly full."
 
 
+class Closing(StoreError):
+    message = "The namespace is being deleted."
+
+
+class Exists(StoreError):
+    message = "There is one of this name or id."
+
+
+class Changed(StoreError):
+    message = "The memory has another version than the one that was named."
+
+
+class Invalid(StoreError):
+    message = "A value is outside of its range."
+
+
+class PinsFull(StoreError):
+    message = "One more pin would exceed the share of pins, or the room that is promised to others."
+
+
+class NamespaceFull(StoreError):
+    message = "The namespace is at its limit, and all of its memories are pinned."
+
+
+class NoRoom(StoreError):
+    message = "Every memory is pinned or within a reserved share."
+
+
+class Promised(StoreError):
+    message = "The reserved shares and the pins of all namespaces would exceed the capacity."
+
+
+class NamespacesFull(StoreError):
+    message = "No row of the table of namespaces is free, or the log still names those that are."
+
+
+class NotEmpty(StoreError):
+    message = "The namespace has memories."
+
+
 OK: Final = layout.STATUSES.index("ok")
 CORRUPT: Final = layout.STATUSES.index("corrupt")
 TAKEN: Final = layout.STATUSES.index("taken")

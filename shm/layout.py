@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-LAYOUT_VERSION: Final = 10
+LAYOUT_VERSION: Final = 11
 MAGIC: Final = int.from_bytes(b"MLSDMBLK", "little")
 CACHE_LINE: Final = 64
 PAGE: Final = 4096
@@ -78,6 +78,12 @@ RECORDS: Final = (
             Field("rows", "u4", "rows", "worker rows"),
             Field("receipt_capacity", "u4", "receipts", "receipts that are kept"),
             Field("slack", "u4", "slots", "slots that stay free besides the spare one"),
+            Field("namespaces", "u4", "rows", "rows of the table of namespaces"),
+            Field("pins_max", "u4", "memories", "pinned memories at most"),
+            Field("archivist_size", "u4", "bytes", "size of the region `archivist`"),
+            Field("identity_size", "u4", "bytes", "size of the region `identity`"),
+            Field("modules_size", "u4", "bytes", "size of the region `modules`"),
+            Field("outbox_size", "u4", "bytes", "size of the region `outbox`"),
             Field("block_size", "u8", "bytes", "size of the whole block"),
             Field("created_wall_ns", "i8", "ns UTC, log time", "time of the creation: CLOCK_REALTIME then"),
             Field("created_boot_ns", "i8", "ns", "CLOCK_BOOTTIME then; log time advances with it"),
@@ -99,8 +105,8 @@ RECORDS: Final = (
                 "secret", "u1", "–", "random and secret; keys the hashes of clients' names and of idempotency keys", 16
             ),
             Field("fingerprint", "u1", "–", "SHA-256 of the table and the sizes", 32),
-            Field("checksum", "u8", "–", "checksum of the 144 bytes above"),
-            Field("reserved", "u8", "–", "zero", 5),
+            Field("checksum", "u8", "–", "checksum of the 168 bytes above"),
+            Field("reserved", "u8", "–", "zero", 2),
         ),
     ),
     Record(
@@ -135,6 +141,7 @@ RECORDS: Final = (
             Field("intent_row", "u8", "row", "row whose tally is being changed"),
             Field("intent_chain", "u8", "chain + 1", "chain whose head is being changed; 0 for none"),
             Field("intent_head", "u8", "sealed ordinal", "head of that chain before the change"),
+            Field("intent_namespace", "u2", "row + 1", "namespaces that are being changed; 0 for none", 8),
             Field(
                 "lost", "u8", "–", "LOST once the mutex was found irrecoverable; then its word does not name an owner"
             ),
@@ -149,7 +156,7 @@ RECORDS: Final = (
                 "sealed count",
                 "number of the newest controller; an older one may not write, and none while the word is damaged",
             ),
-            Field("reserved", "u8", "–", "zero", 6),
+            Field("reserved", "u8", "–", "zero", 4),
         ),
     ),
     Record(
@@ -204,7 +211,8 @@ RECORDS: Final = (
             Field("gain23", "f4", "–", "share that passes from level 2 to 3"),
             Field("wake_duration", "u4", "steps", "length of the wake phase"),
             Field("sleep_duration", "u4", "steps", "length of the sleep phase"),
-            Field("flags", "u4", "bits", "1: consolidation · 2: a step per decision · 4: gate by element"),
+            Field("flags", "u2", "bits", "1: consolidation · 2: a step per decision · 4: gate by element"),
+            Field("mode", "u2", "mode", "mode of the server's governor, see MODES"),
         ),
     ),
     Record(
@@ -223,7 +231,8 @@ RECORDS: Final = (
             Field("configured", "u8", "–", "checksum of the settings that the configuration asked for last"),
             Field("ticket_position", "u8", "position", "position that carried out the newest command"),
             Field("spare", "u8", "slot", "free slot that the next memory is written into"),
-            Field("reserved", "u8", "–", "zero"),
+            Field("pinned", "u4", "memories", "memories that are pinned"),
+            Field("promised", "u4", "memories", "sum over the namespaces: the larger of reserved share and pins"),
             Field("checksum", "u8", "–", "checksum of the bytes above"),
         ),
     ),
@@ -258,6 +267,64 @@ RECORDS: Final = (
             Field("lock_holds", "u8", "count", "sections that were measured: one of 64"),
             Field("lock_hold_ns", "u8", "ns", "sum of the measured times in the section"),
             Field("reserved", "u8", "–", "zero"),
+        ),
+    ),
+    Record(
+        "governor",
+        48,
+        "lock",
+        (
+            Field("initial_threshold", "f8", "moral value", "threshold with which it begins, and after a reset"),
+            Field("min_threshold", "f8", "moral value", "as in `settings`"),
+            Field("max_threshold", "f8", "moral value", "as in `settings`"),
+            Field("dead_band", "f8", "–", "as in `settings`"),
+            Field("ema_alpha", "f8", "–", "as in `settings`"),
+            Field("adaptation_rate", "f8", "moral value", "as in `settings`"),
+        ),
+    ),
+    Record(
+        "terms",
+        168,
+        "lock",
+        (
+            Field("position", "u8", "position", "position that wrote this copy"),
+            Field("name", "u1", "–", "UTF-8, zeros behind it", 64),
+            Field("generation", "u4", "count", "namespaces that the row has held, this one included"),
+            Field("flags", "u4", "bits", "1: in use · 2: closing · 4: it has its own governor"),
+            Field("limit", "u4", "memories", "its memories at most, 0 for no limit"),
+            Field("reserved", "u4", "memories", "its memories that no other namespace can evict"),
+            Field("ttl_ns", "i8", "ns", "lifetime of a memory whose event names none, 0 for ever"),
+            Field("governor", "governor", "", "constants of its own governor, zero without one"),
+            Field("mode", "u4", "mode", "mode of its own governor, see MODES"),
+            Field("reserved0", "u4", "–", "zero"),
+            Field("freed", "u8", "position", "position that freed the row, 0 if it was never used"),
+            Field("checksum", "u8", "–", "checksum of the bytes above"),
+        ),
+    ),
+    Record(
+        "cell",
+        72,
+        "lock",
+        (
+            Field("position", "u8", "position", "position that wrote this copy"),
+            Field("theta", "f8", "moral value", "threshold of its own governor, 0 without one"),
+            Field("ema", "f8", "–", "exponential mean of its own governor, 0 without one"),
+            Field("accepted", "u8", "events", "let through"),
+            Field("rejected", "u8", "events", "not let through"),
+            Field("evicted", "u8", "memories", "lost to the limit or to the capacity"),
+            Field("live", "u8", "memories", "memories that are not freed"),
+            Field("pinned", "u8", "memories", "of these, pinned"),
+            Field("checksum", "u8", "–", "checksum of the bytes above"),
+        ),
+    ),
+    Record(
+        "namespace",
+        512,
+        "lock",
+        (
+            Field("cells", "cell", "", "two copies of what decisions change; see docs/design/namespaces.md", 2),
+            Field("terms", "terms", "", "two copies of what an operator sets", 2),
+            Field("reserved", "u8", "–", "zero", 4),
         ),
     ),
     Record(
@@ -340,14 +407,26 @@ RECORDS: Final = (
             Field("id", "u8", "memory id", "memory in this slot"),
             Field("position", "u8", "position", "position that wrote this slot: the version of the memory"),
             Field("admitted", "u8", "position", "position that admitted the memory; an update keeps it"),
-            Field("queued", "u8", "position", "position since which it waits to be evicted; an update keeps it"),
-            Field("time_ns", "i8", "ns UTC, log time", "first admission; what supersedes a memory keeps it"),
+            Field("queued", "u8", "position", "position since which it waits to be evicted; 0 while it is pinned"),
+            Field(
+                "time_ns",
+                "i8",
+                "ns UTC, log time",
+                "first admission, or the time that the client named; what supersedes a memory keeps it",
+            ),
             Field("updated_ns", "i8", "ns UTC, log time", "time of the transition that wrote this slot"),
             Field("moral", "f8", "moral value", "moral value of the event"),
             Field("norm", "f8", "–", "norm of its vector"),
+            Field("expires_ns", "i8", "ns UTC, log time", "instant from which the memory is absent, 0 for none"),
+            Field("own_id", "u8", "–", "keyed hash of namespace and own id, 0 0 without one", 2),
+            Field("namespace", "u4", "row", "namespace of the memory"),
+            Field("generation", "u4", "count", "generation of that namespace"),
             Field("payload_size", "u4", "bytes", "length of the payload"),
-            Field("phase", "u4", "0 wake, 1 sleep", "phase in which it was admitted"),
-            Field("reserved", "u8", "–", "zero", 5),
+            Field("metadata_size", "u4", "bytes", "length of the metadata, which follow the payload"),
+            Field("scorer", "u4", "version", "version of the scorer that made the moral value, 0 for none"),
+            Field("own_id_size", "u2", "bytes", "length of the own id, which follows the metadata"),
+            Field("phase", "u1", "0 wake, 1 sleep", "phase in which it was admitted"),
+            Field("flags", "u1", "bits", "1: the moral value is a default"),
             Field(
                 "mark",
                 "u8",
@@ -359,7 +438,7 @@ RECORDS: Final = (
                 "checksum",
                 "u8",
                 "–",
-                "checksum of vector, code, shadow, payload and of the fields above but `mark`",
+                "checksum of vector, code, shadow, payload, metadata, own id, members, and the fields above but `mark`",
             ),
         ),
     ),
@@ -373,6 +452,16 @@ RECORDS: Final = (
             Field("phase", "u4", "0 wake, 1 sleep", "phase again, because the scan reads only codes and shadows"),
             Field("excluded", "u4", "–", "EXCLUDED if recall has found the memory damaged: scans leave it out"),
             Field("mark", "u8", "mark", "mark of the slot again"),
+        ),
+    ),
+    Record(
+        "members",
+        272,
+        "lock",
+        (
+            Field("names", "u8", "–", "keyed hashes of the names of metadata members, ascending; 0 for none", 16),
+            Field("values", "u8", "–", "their values: a number, a boolean, or the keyed hash of a string", 16),
+            Field("kinds", "u1", "–", "their kinds, 0 for none", 16),
         ),
     ),
     Record(
@@ -400,29 +489,29 @@ RECORDS: Final = (
     ),
     Record(
         "entry",
-        320,
+        384,
         "lock",
         (
             Field("position", "u8", "position", "position of this entry; valid while at or before the commit word"),
             Field("kind", "u4", "kind", "see KINDS"),
             Field("row", "u4", "row", "row of the worker, NO_ROW for the controller"),
             Field("time_ns", "i8", "ns UTC, log time", "time of the transition"),
-            Field("reserved", "u8", "–", "zero"),
             Field("before", "scalars", "", "scalars before the transition"),
             Field("after", "scalars", "", "scalars after the transition"),
             Field(
                 "detail",
                 "u8",
                 "–",
-                "`settings` that a configure replaced or a start began with, `decided` of kinds that name a memory",
-                19,
+                "by kind: `regimes` of start and configure, `changed` of namespace, `decided` of the kinds that name a "
+                "memory and of a reset of a namespace",
+                28,
             ),
             Field("checksum", "u8", "–", "checksum of the bytes above"),
         ),
     ),
     Record(
         "decided",
-        152,
+        224,
         "lock",
         (
             Field("moral", "f8", "moral value", "moral value of the event; 0 of a lost memory"),
@@ -433,13 +522,59 @@ RECORDS: Final = (
                 "–",
                 "checksum of the vector; of a lost memory that of its admission, 0 if the log does not hold it",
             ),
+            Field("content", "u8", "–", "checksum of the slot that was written, 0 if none was"),
             Field("receipt", "u8", "ordinal", "ordinal of its receipt, 0 if it came without an idempotency key"),
             Field("victim_id", "u8", "memory id", "memory that went, 0 for none"),
             Field("slot", "u4", "slot + 1", "slot that was written, 0 for none"),
             Field("victim_slot", "u4", "slot + 1", "slot that became free, 0 for none"),
             Field("cause", "u4", "cause", "why the memory went, see CAUSES"),
-            Field("reserved0", "u4", "–", "zero"),
-            Field("reserved", "u8", "–", "zero", 12),
+            Field("victim_namespace", "u4", "row", "namespace of the memory that went, 0 for none"),
+            Field(
+                "flags",
+                "u4",
+                "bits",
+                "1: judged · 2: verdict · 4: stored · 8: the moral value is a default · 16: pinned; to be done with a "
+                "duplicate: 32 keep · 64 skip · 128 supersede",
+            ),
+            Field("phase", "u4", "0 wake, 1 sleep", "tag of the memory"),
+            Field("namespace", "u4", "row", "namespace that the transition is about"),
+            Field("generation", "u4", "count", "its generation, 0 if the transition is about none"),
+            Field("own_theta", "f8", "moral value", "threshold of its own governor before and after, 0 without one", 2),
+            Field("own_ema", "f8", "–", "exponential mean of its own governor before and after, 0 without one", 2),
+            Field("created_ns", "i8", "ns UTC, log time", "first admission of the memory, 0 if none was written"),
+            Field("updated_ns", "i8", "ns UTC, log time", "time of this version of the memory, 0 if none was written"),
+            Field("expires_ns", "i8", "ns UTC, log time", "instant from which the memory is absent, 0 for none"),
+            Field("own_id", "u8", "–", "keyed hash of namespace and own id, 0 0 without one", 2),
+            Field("key", "u8", "–", "keyed hash of client and idempotency key, 0 0 without one", 2),
+            Field("body", "u8", "–", "keyed hash of the route and of the decoded events, 0 without a key"),
+            Field("scorer", "u4", "version", "version of the scorer that made the moral value, 0 for none"),
+            Field("key_id", "u4", "number", "number of the API key, 0 for none"),
+            Field("duplicate_of", "u8", "memory id", "nearest memory, if it was near enough; 0 for none"),
+            Field("duplicate_score", "f8", "cosine", "its score"),
+            Field("reserved", "u8", "–", "zero", 3),
+        ),
+    ),
+    Record(
+        "regimes",
+        224,
+        "lock",
+        (
+            Field("replaced", "settings", "", "settings before a configure; of a start equal to `settings`"),
+            Field("settings", "settings", "", "settings after it"),
+            Field("reserved", "u8", "–", "zero", 2),
+        ),
+    ),
+    Record(
+        "changed",
+        224,
+        "lock",
+        (
+            Field("namespace", "u4", "row", "namespace that the transition is about"),
+            Field("step", "u4", "step", "what it did, see STEPS"),
+            Field("own_theta", "f8", "moral value", "threshold of its own governor before and after, 0 without one", 2),
+            Field("own_ema", "f8", "–", "exponential mean of its own governor before and after, 0 without one", 2),
+            Field("terms", "terms", "", "terms after it; of a freed row those that it had"),
+            Field("reserved", "u8", "–", "zero", 2),
         ),
     ),
     Record(
@@ -452,10 +587,11 @@ RECORDS: Final = (
             Field("memory_id", "u8", "memory id", "memory that was admitted, 0 if the event was rejected"),
             Field("time_ns", "i8", "ns UTC, log time", "time of the decision"),
             Field("moral", "f8", "moral value", "moral value of the event"),
-            Field("theta_before", "f8", "moral value", "threshold that decided the event"),
+            Field("theta_before", "f8", "moral value", "threshold that decided the event, of the governor that judged"),
             Field("theta_after", "f8", "moral value", "threshold afterwards"),
             Field("ema", "f8", "–", "ema afterwards"),
-            Field("phase", "u4", "0 wake, 1 sleep", "phase in which it was decided"),
+            Field("phase", "u2", "0 wake, 1 sleep", "phase in which it was decided"),
+            Field("flags", "u2", "bits", "1: judged · 2: verdict · 4: stored"),
             Field("repeated", "u4", "0 or 1", "1 if it was read from a receipt: decided earlier, not now"),
         ),
     ),
@@ -493,16 +629,25 @@ RECORDS: Final = (
 # The kinds of log entries; the first of a block is a start. `detail` is `decided` for kinds that name a memory, the
 # replaced `settings` for configure, the initial ones for start. A client has asked for a delete; the scrub enters a
 # corrupt memory as lost, which may be restored.
-KINDS: Final = ("none", "decision", "tick", "configure", "reset", "delete", "stop", "resume", "start", "lost", "update")
+KINDS: Final = (
+    "none", "decision", "tick", "configure", "reset", "delete", "stop", "resume", "start", "lost", "update",
+    "restore", "expire", "namespace",
+)  # fmt: skip
 # The statuses of native calls. shm/errors.py has a class for each but ok, whose `message` is its meaning.
 STATUSES: Final = (
     "ok", "busy", "stopped", "stale", "corrupt", "unknown", "gone", "unformed", "taken", "not_finite", "too_long",
-    "lost", "reused", "exhausted",
+    "lost", "reused", "exhausted", "closing", "exists", "changed", "invalid", "pins_full", "namespace_full", "no_room",
+    "promised", "namespaces_full", "not_empty",
 )  # fmt: skip
 # Why a memory went. core/reference/allocation.py has the same.
 CAUSES: Final = ("none", "expired", "superseded", "updated", "limit", "capacity", "deleted", "lost")
+MODES: Final = ("enforce", "shadow", "off")  # of a governor; core/reference/namespace.py has the same
+STEPS: Final = ("none", "create", "change", "close", "free")  # of an entry of kind namespace
+NAMESPACES: Final = 1_024  # rows of the table, unless a layout has another number
+MEMBERS: Final = 16  # of the metadata of a memory
 LISTS: Final = 2  # the free slots, and the memories in the order in which they are evicted
 NO_ROW: Final = 0xFFFF_FFFF
+UNLIMITED: Final = 0xFFFF_FFFF  # pins: any memory may be pinned
 BUCKET_WAYS: Final = 8  # buckets that one client may have: two cache lines
 KEY_BUCKETS: Final = 8_192  # eight for each key that a key file may list
 PEER_BUCKETS: Final = 65_536
@@ -512,6 +657,17 @@ FLAG_STOPPED: Final = 1
 FLAG_CONSOLIDATION: Final = 1
 FLAG_EVENTS_CLOCK: Final = 2
 FLAG_ELEMENT_GATE: Final = 4
+NAMESPACE_USED: Final = 1
+NAMESPACE_CLOSING: Final = 2
+NAMESPACE_OWN: Final = 4
+DECIDED_JUDGED: Final = 1
+DECIDED_VERDICT: Final = 2
+DECIDED_STORED: Final = 4
+DECIDED_DEFAULTED: Final = 8
+DECIDED_PINNED: Final = 16
+DECIDED_KEEP: Final = 32
+DECIDED_SKIP: Final = 64
+DECIDED_SUPERSEDE: Final = 128
 EMERGENCY_CORRUPT: Final = 1
 EMERGENCY_LOST: Final = 2
 EMERGENCY_MEMORY: Final = 4
@@ -579,9 +735,9 @@ class Region:
 
 # In this order in memory, and in this order in the native core's table of offsets.
 REGIONS: Final = (
-    "header", "lock", "commit", "states", "levels", "vitals", "command", "rows",
-    "slots", "codes", "shadow", "vectors", "payloads", "links", "lists", "index", "log", "receipts", "chains", "keys",
-    "peers",
+    "header", "lock", "commit", "states", "levels", "vitals", "command", "rows", "namespaces",
+    "slots", "codes", "shadow", "vectors", "payloads", "members", "links", "lists", "index", "log", "receipts",
+    "chains", "keys", "peers", "archivist", "identity", "modules", "outbox",
 )  # fmt: skip
 
 
@@ -599,6 +755,12 @@ class Layout(NamedTuple):
     rows: int
     receipt_capacity: int
     slack: int = 0
+    namespaces: int = NAMESPACES
+    pins_max: int = UNLIMITED
+    archivist_size: int = 0
+    identity_size: int = 0
+    modules_size: int = 0
+    outbox_size: int = 0
 
     @property
     def slots(self) -> int:
@@ -633,11 +795,13 @@ class Layout(NamedTuple):
             "vitals": (_RECORD["vitals"].size, 1, "lock"),
             "command": (_RECORD["command"].size, 1, "lock"),
             "rows": (_RECORD["row"].size, self.rows, "row"),
+            "namespaces": (_RECORD["namespace"].size, self.namespaces, "lock"),
             "slots": (_RECORD["slot"].size, slots, "lock"),
             "codes": (_RECORD["code"].size, slots, "lock"),
             "shadow": (self.shadow_stride, slots, "lock"),
             "vectors": (self.vector_stride, slots, "lock"),
             "payloads": (_round_up(self.payload_size_max, 8), slots, "lock"),
+            "members": (_RECORD["members"].size, slots, "lock"),
             "links": (_RECORD["link"].size, slots, "lock"),
             "lists": (_RECORD["list"].size, LISTS, "lock"),
             "index": (4, self.index_size, "lock"),
@@ -646,6 +810,11 @@ class Layout(NamedTuple):
             "chains": (8, self.receipt_capacity, "lock"),
             "keys": (_RECORD["bucket"].size, KEY_BUCKETS, "anyone"),
             "peers": (_RECORD["bucket"].size, PEER_BUCKETS, "anyone"),
+            # Reserved for supervised children: zero bytes unless the layout asks for more.
+            "archivist": (_round_up(self.archivist_size, 8), 1, "child"),
+            "identity": (_round_up(self.identity_size, 8), 1, "child"),
+            "modules": (_round_up(self.modules_size, 8), 1, "child"),
+            "outbox": (_round_up(self.outbox_size, 8), 1, "child"),
         }
         assert tuple(shapes) == REGIONS
         placed = []
@@ -674,7 +843,7 @@ class Layout(NamedTuple):
             for record in RECORDS
         ]
         return hashlib.sha256(
-            repr((LAYOUT_VERSION, table, KINDS, CAUSES, tuple(self), self.regions())).encode()
+            repr((LAYOUT_VERSION, table, KINDS, CAUSES, MODES, STEPS, tuple(self), self.regions())).encode()
         ).digest()
 
 
@@ -687,14 +856,22 @@ def declarations() -> str:
             ctype = DTYPES[field.dtype][1] if field.dtype in DTYPES else f"struct mlsdm_{field.dtype}"
             lines.append(f"    {ctype} {field.name}{f'[{field.count}]' if field.count > 1 else ''};")
         lines.append("};")
-    for prefix, names in (("REGION", REGIONS), ("KIND", KINDS), ("STATUS", STATUSES), ("CAUSE", CAUSES)):
+    for prefix, names in (
+        ("REGION", REGIONS),
+        ("KIND", KINDS),
+        ("STATUS", STATUSES),
+        ("CAUSE", CAUSES),
+        ("MODE", MODES),
+        ("STEP", STEPS),
+    ):
         members = ", ".join(f"MLSDM_{prefix}_{name.upper()} = {number}" for number, name in enumerate(names))
         lines.append(f"enum mlsdm_{prefix.lower()} {{ {members} }};")
     lines.append(f"#define MLSDM_REGIONS {len(REGIONS)}")
     constants = (
         "FLAG_STOPPED", "FLAG_CONSOLIDATION", "FLAG_EVENTS_CLOCK", "FLAG_ELEMENT_GATE", "EMERGENCY_CORRUPT",
-        "EMERGENCY_LOST", "EMERGENCY_MEMORY", "BUCKET_WAYS", "LOST", "EXCLUDED", "LISTS",
-        "TOP_K_MAX",
+        "EMERGENCY_LOST", "EMERGENCY_MEMORY", "BUCKET_WAYS", "LOST", "EXCLUDED", "LISTS", "TOP_K_MAX", "MEMBERS",
+        "NAMESPACE_USED", "NAMESPACE_CLOSING", "NAMESPACE_OWN", "DECIDED_JUDGED", "DECIDED_VERDICT", "DECIDED_STORED",
+        "DECIDED_DEFAULTED", "DECIDED_PINNED", "DECIDED_KEEP", "DECIDED_SKIP", "DECIDED_SUPERSEDE",
     )  # fmt: skip
     lines += [f"#define MLSDM_{name} {globals()[name]}" for name in constants]
     return "\n".join(lines) + "\n"

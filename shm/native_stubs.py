@@ -150,7 +150,8 @@ def _structure(name: str, fields: tuple[Member, ...]) -> Iterator[str]:
     yield f"class {own}(CData):"
     for field in fields:
         if field.pointer:
-            yield f"    {field.name}: {SCALARS[field.ctype][1]}Pointer{' | Null' if field.nullable else ''}"
+            prefix = SCALARS[field.ctype][1] if field.ctype in SCALARS else _class(field.ctype)
+            yield f"    {field.name}: {prefix}Pointer{' | Null' if field.nullable else ''}"
         elif field.array:
             array, given = _array(field.ctype)
             yield "    @property"

@@ -32,8 +32,9 @@ class Mapped(Protocol):
 # Region → the record that it consists of.
 _RECORDS: Final = {
     "header": "header", "lock": "lock", "commit": "commit", "states": "state", "vitals": "vitals",
-    "command": "command", "rows": "row", "slots": "slot", "codes": "code", "links": "link", "lists": "list",
-    "log": "entry", "receipts": "receipt", "keys": "bucket", "peers": "bucket",
+    "command": "command", "rows": "row", "namespaces": "namespace", "slots": "slot", "codes": "code",
+    "members": "members", "links": "link", "lists": "list", "log": "entry", "receipts": "receipt", "keys": "bucket",
+    "peers": "bucket",
 }  # fmt: skip
 _BY_NAME: Final = {record.name: record for record in RECORDS}
 
@@ -74,6 +75,7 @@ def view(block: Mapped, region: str) -> Array:
         "payloads": (dtype_of("u1"), (place.stride,), (1,)),
         "index": (dtype_of("u4"), (), ()),
         "chains": (dtype_of("u8"), (), ()),
+        **{name: (dtype_of("u1"), (place.stride,), (1,)) for name in ("archivist", "identity", "modules", "outbox")},
     }.get(region) or (dtype_of(_RECORDS[region]), (), ())
     # Read-only by its base and not by a flag, because NumPy lets the owner of a writable buffer set the flag again.
     # `frombuffer` keeps the export of the mapping; the constructor alone would drop it, and `mmap.close` would unmap.

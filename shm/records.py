@@ -25,6 +25,8 @@ if TYPE_CHECKING:
         ListPointer,
         LockPointer,
         MapPointer,
+        MembersPointer,
+        NamespacePointer,
         Null,
         RowPointer,
         Scalars,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 else:
     CData = CodePointer = CommandPointer = CommitPointer = DecidedPointer = Entry = EntryPointer = ffi.CData
     HeaderPointer = IdempotencyHashPointer = LinkPointer = ListPointer = LockPointer = MapPointer = Null = ffi.CData
+    MembersPointer = NamespacePointer = ffi.CData
     RowPointer = Scalars = ffi.CData
     Settings = SettingsPointer = SlotPointer = State = StatePointer = Vitals = VitalsPointer = ffi.CData
     Buffer = object
@@ -46,10 +49,9 @@ else:
 __all__ = (
     "NO_IDEMPOTENCY_HASH", "Buffer", "CData", "CodePointer", "CommandPointer", "CommitPointer", "Entry",
     "EntryPointer", "HeaderPointer", "IdempotencyHash", "LinkPointer", "ListPointer", "LockPointer", "MapPointer",
-    "RowPointer", "Scalars", "Settings", "SettingsPointer", "SlotPointer", "State", "StatePointer", "Vitals",
-    "VitalsPointer", "bytes_of", "decided_of", "initial_settings_of", "new_idempotency_hash", "new_settings",
-    "new_vitals",
-    "replaced_settings_of",
+    "MembersPointer", "NamespacePointer", "RowPointer", "Scalars", "Settings", "SettingsPointer", "SlotPointer",
+    "State", "StatePointer", "Vitals", "VitalsPointer", "bytes_of", "decided_of", "initial_settings_of",
+    "new_idempotency_hash", "new_settings", "new_vitals", "replaced_settings_of",
 )  # fmt: skip
 
 IdempotencyHash = IdempotencyHashPointer | Null

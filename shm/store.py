@@ -49,11 +49,12 @@ class Decision(NamedTuple):
     theta_after: float
     ema: float
     phase: int
+    flags: int
     repeated: int
 
 
-DecisionFields = tuple[int, int, int, int, float, float, float, float, int, int]  # of a Decision
-_DECISION: Final = struct.Struct("<3Qq4d2I")  # PERF: one unpack costs as much as two attributes of a cffi structure
+DecisionFields = tuple[int, int, int, int, float, float, float, float, int, int, int]  # of a Decision
+_DECISION: Final = struct.Struct("<3Qq4d2HI")  # PERF: one unpack costs as much as two attributes of a cffi structure
 assert _DECISION.size == ffi.sizeof("struct mlsdm_decision")
 _new_tuple: Final = tuple.__new__  # PERF: Decision._make without its check of the length, which the format determines
 

@@ -30,7 +30,7 @@ from shm import process
 from shm._native import ffi
 from shm.block import Block, BlockIdentity
 from shm.errors import Gone, Unknown
-from shm.layout import KINDS, NO_ROW, Layout
+from shm.layout import DECIDED_JUDGED, DECIDED_STORED, DECIDED_VERDICT, KINDS, NO_ROW, Layout
 from shm.numpy_views import view
 from shm.records import (
     NO_IDEMPOTENCY_HASH,
@@ -250,6 +250,7 @@ def decision_of(entry: Entry) -> Decision:
         after.theta,
         after.ema,
         before.phase,
+        decided.flags & (DECIDED_JUDGED | DECIDED_VERDICT | DECIDED_STORED),
         0,
     )
 

@@ -51,7 +51,7 @@ class DecisionView(msgspec.Struct, omit_defaults=True, gc=False):
 
 def to_decision_view(decided: store.DecisionFields, boot_id: str, log_id: str) -> DecisionView:
     """Return the view of a decision. `current_phase` is the phase that the event was tagged with."""
-    position, sequence, memory_id, time_ns, moral, theta_before, theta_after, ema, phase, _repeated = decided
+    position, sequence, memory_id, time_ns, moral, theta_before, theta_after, ema, phase, _flags, _repeated = decided
     return DecisionView(
         memory_id != 0,
         "accepted" if memory_id else "moral",

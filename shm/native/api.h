@@ -38,6 +38,8 @@ struct mlsdm_map {
     uint32_t payload_stride;        /* bytes of a slot's payload */
     uint32_t log_capacity;          /* entries of the log ring */
     uint32_t rows;                  /* worker rows */
+    uint32_t namespaces;            /* rows of the table of namespaces */
+    uint32_t pins_max;              /* pinned memories at most */
     uint32_t receipt_capacity;      /* receipts that are kept; also the number of chains */
     uint32_t buckets[2];            /* buckets in the tables of keys and of peers: multiples of BUCKET_WAYS */
     uint32_t row;                   /* index of this process's row, or NO_ROW */
@@ -50,6 +52,41 @@ struct mlsdm_map {
 struct mlsdm_idempotency_hash {
     uint64_t words[2]; /* keyed hash of the client and its idempotency key */
     uint64_t body;     /* keyed hash of the route and of the decoded events */
+};
+
+enum mlsdm_event_flag {
+    MLSDM_EVENT_PINNED = 1,
+    MLSDM_EVENT_CREATE_ONLY = 2, /* refuse the event if a memory has its own id */
+    MLSDM_EVENT_DEFAULTED = 4,   /* the moral value is a default */
+    MLSDM_EVENT_EXPIRES = 8,     /* expires_ns counts */
+    MLSDM_EVENT_TTL = 16,        /* ttl_ns counts */
+    MLSDM_EVENT_CREATED = 32     /* created_ns counts */
+};
+
+/* An event. Zero means that it has none of what it may have, but for `generation`: that of the default namespace is 1.
+ */
+struct mlsdm_event {
+    uint32_t namespace;    /* row of its namespace, below map->namespaces */
+    uint32_t generation;   /* of that namespace */
+    double moral;          /* 0 to 1 */
+    const uint8_t *vector; /* the bytes of float32[D], any alignment */
+    const uint8_t *payload /* or NULL */;
+    const uint8_t *metadata /* or NULL */; /* the encoded members */
+    const uint8_t *own_id /* or NULL */;   /* UTF-8 */
+    uint32_t payload_size;                 /* bytes; the three sizes together ≤ payload_size_max of the header */
+    uint32_t metadata_size;
+    uint32_t own_id_size;                              /* < 2^16 */
+    uint32_t flags;                                    /* MLSDM_EVENT_* */
+    const struct mlsdm_members *members /* or NULL */; /* of the metadata; NULL exactly if metadata_size is 0 */
+    uint64_t own_id_hash[2];                           /* keyed hash of namespace and own id; not 0 0 if it has one */
+    int64_t ttl_ns;                                    /* lifetime from the time of the entry on, at least 1 */
+    int64_t expires_ns;                                /* instant from which it is absent, 0 for never */
+    int64_t created_ns;                                /* time that the client names */
+    double dedupe_threshold;                           /* least score of a duplicate, -1 to 1 */
+    uint32_t dedupe;                                   /* MLSDM_DECIDED_KEEP, _SKIP or _SUPERSEDE; 0: do not look */
+    uint32_t scorer;                                   /* version of the scorer that made the moral value */
+    uint32_t key_id;                                   /* number of the API key */
+    const struct mlsdm_idempotency_hash *hash /* or NULL */;
 };
 
 /* A token bucket and its owner. One token comes every `interval_ns`, up to `burst`; burst × interval_ns < 2^62. */
@@ -116,7 +153,7 @@ int mlsdm_checksum(uint32_t width, const uint64_t words[], uint64_t size, uint64
 /* Compute the checksum of a header.
  *
  * header     need not lie in the block.
- * Returns    the checksum of the 144 bytes before the field `checksum`.
+ * Returns    the checksum of the 168 bytes before the field `checksum`.
  * Lock       none. Does not write the block. */
 uint64_t mlsdm_header_checksum(const struct mlsdm_header *header);
 
@@ -157,6 +194,18 @@ int mlsdm_row_claim(struct mlsdm_map *map, uint32_t row, uint64_t pid, uint64_t 
 int mlsdm_admit(struct mlsdm_map *map, int64_t time_ns, double moral, const uint8_t *vector,
                 const uint8_t *payload /* or NULL */, uint32_t payload_size,
                 const struct mlsdm_idempotency_hash *hash /* or NULL */, struct mlsdm_decision *decision);
+
+/* Decide one event with everything that an event may have. mlsdm_admit is the same for an event of the default
+ * namespace that has only what its arguments name.
+ *
+ * event          see struct mlsdm_event.
+ * decision       as in mlsdm_admit.
+ * Returns    as mlsdm_admit; after STOPPED and the emergencies, in this order: UNKNOWN: the namespace is not in use;
+ *            CLOSING: it is being deleted; INVALID: the expiry has passed, or the event has both kinds of it.
+ * Lock       takes it.
+ * Process    worker. */
+int mlsdm_admit_event(struct mlsdm_map *map, int64_t time_ns, const struct mlsdm_event *event,
+                      struct mlsdm_decision *decision);
 
 /* Decide one event that takes the place of a memory if it is accepted: it gets a new id, and keeps the time of the
  * first admission. The bytes of the memory whose place it takes are erased. If the event is rejected, that memory

@@ -68,6 +68,13 @@ static inline uint8_t *payload_at(const struct mlsdm_map *map, uint64_t slot) {
     return (uint8_t *)region(map, MLSDM_REGION_PAYLOADS) + slot * map->payload_stride;
 }
 
+static inline struct mlsdm_members *members_at(const struct mlsdm_map *map, uint64_t slot) {
+    return (struct mlsdm_members *)region(map, MLSDM_REGION_MEMBERS) + slot;
+}
+static inline struct mlsdm_namespace *namespace_at(const struct mlsdm_map *map, uint64_t row) {
+    return (struct mlsdm_namespace *)region(map, MLSDM_REGION_NAMESPACES) + row;
+}
+
 static inline struct mlsdm_link *link_at(const struct mlsdm_map *map, uint64_t slot) {
     return (struct mlsdm_link *)region(map, MLSDM_REGION_LINKS) + slot;
 }

@@ -238,68 +238,100 @@ static int emergency_of(const struct mlsdm_map *map) {
 
 /* -- admission: the hot path -- */
 
+/* The instant at which the memory of an event ends, 0 for never. `ttl_ns` is the lifetime for events that name none.
+ * Returns OK or INVALID. */
+static int expiry_of(const struct mlsdm_event *event, int64_t ttl_ns, int64_t time_ns, int64_t *expires_ns) {
+    int has_ttl = event->flags & MLSDM_EVENT_TTL, has_instant = event->flags & MLSDM_EVENT_EXPIRES;
+    if (has_ttl && (has_instant || event->ttl_ns < 1)) return MLSDM_STATUS_INVALID;
+    if (has_instant && event->expires_ns && event->expires_ns <= time_ns) return MLSDM_STATUS_INVALID;
+    if (has_ttl) ttl_ns = event->ttl_ns;
+    *expires_ns = has_instant ? event->expires_ns : ttl_ns ? time_ns + ttl_ns : 0;
+    return MLSDM_STATUS_OK;
+}
+
+/* Say in the entry what a memory is that was written. */
+static void describe_memory(struct mlsdm_decided *decided, const struct mlsdm_slot *line) {
+    decided->created_ns = line->time_ns, decided->updated_ns = line->updated_ns, decided->expires_ns = line->expires_ns;
+    decided->own_id[0] = line->own_id[0], decided->own_id[1] = line->own_id[1];
+    decided->namespace = line->namespace, decided->generation = line->generation;
+    decided->scorer = line->scorer, decided->phase = line->phase, decided->moral = line->moral;
+    if (line->flags) decided->flags |= MLSDM_DECIDED_DEFAULTED;
+}
+
 /* Decide an event. `superseded` is the id of the memory whose place it takes if it is accepted, 0 for none. */
-static int decision_make(const struct mlsdm_map *map, struct transition *t, double moral, struct memory *memory,
-                         const struct mlsdm_idempotency_hash *hash, uint64_t superseded) {
+static int decision_make(const struct mlsdm_map *map, struct transition *t, const struct mlsdm_event *event,
+                         struct memory *memory, uint64_t superseded) {
     struct mlsdm_scalars *now = &t->next->scalars;
-    int status;
+    struct mlsdm_decided *decided = decided_in(t);
+    if (event->namespace != 0 || event->generation != 1) return MLSDM_STATUS_UNKNOWN;
+    struct mlsdm_slot line = {
+        .position = t->position,
+        .admitted = t->position,
+        .queued = t->position,
+        .time_ns = event->flags & MLSDM_EVENT_CREATED ? event->created_ns : t->next->time_ns,
+        .updated_ns = t->next->time_ns,
+        .own_id = {event->own_id_hash[0], event->own_id_hash[1]},
+        .moral = event->moral,
+        .namespace = event->namespace,
+        .generation = event->generation,
+        .scorer = event->scorer,
+        .phase = (uint8_t)now->phase,
+        .flags = (event->flags & MLSDM_EVENT_DEFAULTED) != 0,
+    };
+    int status = expiry_of(event, 0, t->next->time_ns, &line.expires_ns);
+    if (status) return status;
     if (superseded && (status = slots_find(map, t, superseded, MLSDM_CAUSE_SUPERSEDED))) return status;
     t->decision = (struct mlsdm_decision){.position = t->position,
                                           .time_ns = t->next->time_ns,
-                                          .moral = moral,
+                                          .moral = event->moral,
                                           .theta_before = now->theta,
                                           .phase = now->phase};
     int steps = (t->next->settings.flags & MLSDM_FLAG_EVENTS_CLOCK) != 0;
-    int accepted = governor_decide(now, &t->next->settings, moral);
+    int accepted = governor_decide(now, &t->next->settings, event->moral);
     if ((accepted || (steps && consolidates(t->next))) && !levels_sound(map, t->next)) return MLSDM_STATUS_CORRUPT;
     if (accepted) {
         if ((status = slots_choose(map, t))) return status;
         now->accepted += 1;
-        t->decision.memory_id = now->newest_id += 1;
+        line.id = t->decision.memory_id = now->newest_id += 1;
         t->erases = superseded != 0;
         cascade(map, t, memory->vector);
-        memory_write(map, t->slots.written - 1, memory,
-                     (struct mlsdm_slot){
-                         .id = now->newest_id,
-                         .position = t->position,
-                         .admitted = t->position,
-                         .queued = t->position,
-                         .time_ns = superseded ? slot_at(map, t->slots.freed - 1)->time_ns : t->next->time_ns,
-                         .updated_ns = t->next->time_ns,
-                         .moral = moral,
-                         .phase = t->decision.phase,
-                     });
+        if (superseded) line.time_ns = slot_at(map, t->slots.freed - 1)->time_ns;
+        decided->content = memory_write(map, t->slots.written - 1, memory, line);
     } else {
         now->rejected += 1;
         t->slots = (struct allocation){0};
     }
     t->decision.sequence = now->accepted + now->rejected;
     t->decision.theta_after = now->theta, t->decision.ema = now->ema;
+    t->decision.flags = MLSDM_DECIDED_JUDGED | (accepted ? MLSDM_DECIDED_VERDICT | MLSDM_DECIDED_STORED : 0);
     if (steps) {
         if (consolidates(t->next)) cascade(map, t, NULL);
         rhythm_step(now, &t->next->settings);
     }
-    struct mlsdm_decided *decided = decided_in(t);
-    decided->moral = moral, decided->memory_id = t->decision.memory_id;
-    decided->vector_checksum = memory->vector_checksum;
-    if ((t->hash = hash)) decided->receipt = t->next->receipts += 1;
+    decided->flags = t->decision.flags, decided->memory_id = t->decision.memory_id;
+    describe_memory(decided, &line);
+    decided->vector_checksum = memory->vector_checksum, decided->key_id = event->key_id;
+    if ((t->hash = event->hash)) {
+        decided->receipt = t->next->receipts += 1;
+        decided->key[0] = t->hash->words[0], decided->key[1] = t->hash->words[1], decided->body = t->hash->body;
+    }
     transition_describe(t);
     return MLSDM_STATUS_OK;
 }
 
 /* `superseded` as in decision_make. */
-static int admit(const struct mlsdm_map *map, int64_t time_ns, double moral, const uint8_t *vector,
-                 const uint8_t *payload, uint32_t payload_size, const struct mlsdm_idempotency_hash *hash,
-                 uint64_t superseded, struct mlsdm_decision *decision) {
+static int admit(const struct mlsdm_map *map, int64_t time_ns, const struct mlsdm_event *event, uint64_t superseded,
+                 struct mlsdm_decision *decision) {
     struct memory memory;
     memory_prefetch(map);
-    int status = memory_prepare(map, &memory, vector, payload, payload_size);
+    int status = memory_prepare(map, &memory, event);
     if (status || (status = section_enter(map))) return status;
     struct transition t;
     if ((status = transition_begin(map, &t, MLSDM_KIND_DECISION, time_ns))) return section_leave(map, status);
-    if (hash && receipt_find(map, t.before->receipts, hash, decision, &status)) return section_leave(map, status);
+    if (event->hash && receipt_find(map, t.before->receipts, event->hash, decision, &status))
+        return section_leave(map, status);
     if (t.before->scalars.flags & MLSDM_FLAG_STOPPED) return section_leave(map, MLSDM_STATUS_STOPPED);
-    if ((status = emergency_of(map)) || (status = decision_make(map, &t, moral, &memory, hash, superseded)))
+    if ((status = emergency_of(map)) || (status = decision_make(map, &t, event, &memory, superseded)))
         return section_leave(map, status);
     *decision = t.decision;
     transition_commit(map, &t);
@@ -308,14 +340,31 @@ static int admit(const struct mlsdm_map *map, int64_t time_ns, double moral, con
 
 int mlsdm_admit(struct mlsdm_map *map, int64_t time_ns, double moral, const uint8_t *vector, const uint8_t *payload,
                 uint32_t payload_size, const struct mlsdm_idempotency_hash *hash, struct mlsdm_decision *decision) {
-    return admit(map, time_ns, moral, vector, payload, payload_size, hash, 0, decision);
+    const struct mlsdm_event event = {.generation = 1,
+                                      .moral = moral,
+                                      .vector = vector,
+                                      .payload = payload,
+                                      .payload_size = payload_size,
+                                      .hash = hash};
+    return admit(map, time_ns, &event, 0, decision);
+}
+
+int mlsdm_admit_event(struct mlsdm_map *map, int64_t time_ns, const struct mlsdm_event *event,
+                      struct mlsdm_decision *decision) {
+    return admit(map, time_ns, event, 0, decision);
 }
 
 int mlsdm_supersede(struct mlsdm_map *map, int64_t time_ns, uint64_t memory_id, double moral, const uint8_t *vector,
                     const uint8_t *payload, uint32_t payload_size, const struct mlsdm_idempotency_hash *hash,
                     struct mlsdm_decision *decision) {
     if (memory_id == 0) return MLSDM_STATUS_UNKNOWN;
-    return admit(map, time_ns, moral, vector, payload, payload_size, hash, memory_id, decision);
+    const struct mlsdm_event event = {.generation = 1,
+                                      .moral = moral,
+                                      .vector = vector,
+                                      .payload = payload,
+                                      .payload_size = payload_size,
+                                      .hash = hash};
+    return admit(map, time_ns, &event, memory_id, decision);
 }
 
 int mlsdm_admit_batch(struct mlsdm_map *map, int64_t time_ns, uint32_t count, const double morals[],
@@ -346,10 +395,11 @@ static int update_make(const struct mlsdm_map *map, struct transition *t, uint64
     struct mlsdm_slot line = *slot_at(map, from);
     if ((status = slots_choose(map, t))) return status;
     line.position = t->position, line.updated_ns = t->next->time_ns;
-    memory_write(map, t->slots.written - 1, &memory, line);
-    t->erases = 1;
     struct mlsdm_decided *decided = decided_in(t);
-    decided->memory_id = memory_id, decided->moral = line.moral, decided->vector_checksum = memory.vector_checksum;
+    decided->content = memory_write(map, t->slots.written - 1, &memory, line);
+    decided->memory_id = memory_id, decided->vector_checksum = memory.vector_checksum;
+    describe_memory(decided, &line);
+    t->erases = 1;
     transition_describe(t);
     return MLSDM_STATUS_OK;
 }
@@ -437,7 +487,7 @@ static void start_make(const struct mlsdm_map *map, struct transition *t, int64_
     t->next->levels_checksum = levels_checksum(map, levels_at(map, 0));
     *t->entry = (struct mlsdm_entry){
         .position = 1, .kind = MLSDM_KIND_START, .row = map->row, .time_ns = time_ns, .before = t->next->scalars};
-    memcpy(t->entry->detail, settings, sizeof *settings);
+    *(struct mlsdm_regimes *)t->entry->detail = (struct mlsdm_regimes){.replaced = *settings, .settings = *settings};
     transition_describe(t);
 }
 
@@ -508,8 +558,7 @@ static void command_make(const struct mlsdm_map *map, struct transition *t, uint
     t->next->ticket_position = t->position;
     switch (t->entry->kind) {
     case MLSDM_KIND_CONFIGURE: {
-        /* With the replaced settings and the live ones, a reader of the log knows the settings at each position. */
-        memcpy(t->entry->detail, set, sizeof *set);
+        *(struct mlsdm_regimes *)t->entry->detail = (struct mlsdm_regimes){.replaced = *set, .settings = *settings};
         *set = *settings;
         if (configured) t->next->configured = configured;
         now->theta = clamp(now->theta, set->min_threshold, set->max_threshold);

@@ -62,6 +62,7 @@ static void memory_erase(const struct mlsdm_map *map, uint64_t slot) {
     memset(vector_at(map, slot), 0, (size_t)map->padded * sizeof(float));
     memset(shadow_at(map, slot), 0, map->shadow_stride);
     memset(payload_at(map, slot), 0, map->payload_stride);
+    if (slot_at(map, slot)->metadata_size) memset(members_at(map, slot), 0, sizeof(struct mlsdm_members));
     slot_at(map, slot)->checksum = 0; /* erased bytes must not match it */
     code_at(map, slot)->excluded = 0;
     store_release(&lock_of(map)->intent_erase, 0);

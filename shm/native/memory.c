@@ -9,8 +9,9 @@
 struct memory {
     float vector[DIMENSION_MAX];
     int8_t shadow[DIMENSION_MAX];
-    const uint8_t *payload;
-    uint32_t payload_size;
+    const uint8_t *payload, *metadata, *own_id;
+    uint32_t payload_size, metadata_size, own_id_size;
+    const struct mlsdm_members *members; /* NULL without metadata */
     struct mlsdm_code code;
     double norm;
     uint64_t vector_checksum;
@@ -49,12 +50,13 @@ static void shadow_make(const struct mlsdm_map *map, struct memory *memory) {
     memory->code.error = nextafterf((float)error, INFINITY);
 }
 
-static int memory_prepare(const struct mlsdm_map *map, struct memory *memory, const void *vector,
-                          const uint8_t *payload, uint32_t payload_size) {
-    int status = vector_accept(map, memory->vector, vector, &memory->norm);
+static int memory_prepare(const struct mlsdm_map *map, struct memory *memory, const struct mlsdm_event *event) {
+    int status = vector_accept(map, memory->vector, event->vector, &memory->norm);
     if (status) return status;
-    memory->payload = payload;
-    memory->payload_size = payload_size;
+    memory->payload = event->payload, memory->payload_size = event->payload_size;
+    memory->metadata = event->metadata, memory->metadata_size = event->metadata_size;
+    memory->own_id = event->own_id, memory->own_id_size = event->own_id_size;
+    memory->members = event->members;
     memory->vector_checksum = checksum_of(memory->vector, map->padded * sizeof(float), 4);
     shadow_make(map, memory);
     return MLSDM_STATUS_OK;
@@ -77,43 +79,51 @@ static void memory_prefetch(const struct mlsdm_map *map) {
     }
 }
 
-/* The checksum of everything in a slot but its marks and `excluded`. */
-static uint64_t slot_checksum(const struct mlsdm_map *map, const struct mlsdm_slot *slot, const struct mlsdm_code *code,
-                              const int8_t *shadow, const uint8_t *payload, uint64_t vector_checksum) {
+/* Bytes of payload, metadata and own id, which lie one behind the other. */
+static uint64_t bytes_of(const struct mlsdm_slot *slot) {
+    return (uint64_t)slot->payload_size + slot->metadata_size + slot->own_id_size;
+}
+
+/* The checksum of everything in slot `at` but its marks and `excluded`. `slot` and `code` may be copies. */
+static uint64_t slot_checksum(const struct mlsdm_map *map, uint64_t at, const struct mlsdm_slot *slot,
+                              const struct mlsdm_code *code, const int8_t *shadow, uint64_t vector_checksum) {
     uint64_t sum = checksum_of(slot, offsetof(struct mlsdm_slot, mark), vector_checksum);
     sum = checksum_of(code, 8, sum);
     sum = checksum_of(shadow, map->shadow_stride, sum + code->phase);
-    uint32_t size = slot->payload_size < map->payload_stride ? slot->payload_size : map->payload_stride;
-    return size ? checksum_of(payload, (size + 7) & ~7u, sum) : sum;
+    uint64_t size = bytes_of(slot) < map->payload_stride ? bytes_of(slot) : map->payload_stride;
+    if (size) sum = checksum_of(payload_at(map, at), (size + 7) & ~UINT64_C(7), sum);
+    return slot->metadata_size ? checksum_of(members_at(map, at), sizeof(struct mlsdm_members), sum) : sum;
 }
 
 /* Write a prepared memory to a free slot, but for its marks. `line` has what the transition knows. No reader looks at
- * it before they are set and published.
- */
-static void memory_write(const struct mlsdm_map *map, uint64_t at, struct memory *memory, struct mlsdm_slot line) {
+ * it before they are set and published. Returns the checksum of the slot. */
+static uint64_t memory_write(const struct mlsdm_map *map, uint64_t at, struct memory *memory, struct mlsdm_slot line) {
     struct mlsdm_slot *slot = slot_at(map, at);
-    line.norm = memory->norm, line.payload_size = memory->payload_size;
-    uint8_t *payload = payload_at(map, at);
+    line.norm = memory->norm;
+    line.payload_size = memory->payload_size, line.metadata_size = memory->metadata_size;
+    line.own_id_size = (uint16_t)memory->own_id_size;
     memcpy(vector_at(map, at), memory->vector, map->padded * sizeof(float));
     memcpy(shadow_at(map, at), memory->shadow, map->shadow_stride);
-    if (memory->payload_size) {
-        uint32_t whole = (memory->payload_size + 7) & ~7u;
-        memset(payload + whole - 8, 0, 8);
-        memcpy(payload, memory->payload, memory->payload_size);
+    if (bytes_of(&line)) {
+        uint8_t *bytes = payload_at(map, at);
+        memset(bytes + ((bytes_of(&line) + 7) & ~UINT64_C(7)) - 8, 0, 8);
+        if (line.payload_size) memcpy(bytes, memory->payload, line.payload_size);
+        if (line.metadata_size) memcpy(bytes + line.payload_size, memory->metadata, line.metadata_size);
+        if (line.own_id_size) memcpy(bytes + line.payload_size + line.metadata_size, memory->own_id, line.own_id_size);
+        if (line.metadata_size) *members_at(map, at) = *memory->members;
     }
     memory->code.phase = line.phase;
     memcpy(code_at(map, at), &memory->code, offsetof(struct mlsdm_code, mark));
     memcpy(slot, &line, offsetof(struct mlsdm_slot, mark));
-    slot->checksum = slot_checksum(map, slot, code_at(map, at), memory->shadow, payload, memory->vector_checksum);
+    return slot->checksum = slot_checksum(map, at, slot, code_at(map, at), memory->shadow, memory->vector_checksum);
 }
 
 /* 1 if a slot matches its checksum. The sizes in the slot are not trusted before that. */
 static int slot_sound(const struct mlsdm_map *map, uint64_t at) {
     const struct mlsdm_slot *slot = slot_at(map, at);
     uint64_t vector_checksum = checksum_of(vector_at(map, at), map->padded * sizeof(float), 4);
-    return slot->payload_size <= map->payload_stride &&
-           slot->checksum ==
-               slot_checksum(map, slot, code_at(map, at), shadow_at(map, at), payload_at(map, at), vector_checksum);
+    return bytes_of(slot) <= map->payload_stride &&
+           slot->checksum == slot_checksum(map, at, slot, code_at(map, at), shadow_at(map, at), vector_checksum);
 }
 
 /* Prepare the memory in a slot to be written again, with another payload or, if that is NULL, its own. Under the lock.
@@ -128,8 +138,12 @@ static int memory_again(const struct mlsdm_map *map, uint64_t at, struct memory 
     memory->code.excluded = 0;
     memory->norm = slot->norm;
     memory->vector_checksum = checksum_of(memory->vector, map->padded * sizeof(float), 4);
-    memory->payload = payload ? payload : payload_at(map, at);
+    const uint8_t *bytes = payload_at(map, at);
+    memory->payload = payload ? payload : bytes;
     memory->payload_size = payload ? payload_size : slot->payload_size;
+    memory->metadata = bytes + slot->payload_size, memory->metadata_size = slot->metadata_size;
+    memory->own_id = memory->metadata + slot->metadata_size, memory->own_id_size = slot->own_id_size;
+    memory->members = members_at(map, at);
     return MLSDM_STATUS_OK;
 }
 

@@ -96,10 +96,10 @@ static int memory_copy(const struct mlsdm_map *map, uint64_t commit, uint64_t id
     if (found == 0 || found > map->slots) return MLSDM_STATUS_GONE;
     *slot = *slot_at(map, found - 1);
     if (slot_lives(map, found - 1, commit) != 1 || !slot_sound(map, found - 1) || slot->id != id ||
-        slot->payload_size > map->payload_stride)
+        bytes_of(slot) > map->payload_stride)
         return MLSDM_STATUS_CORRUPT;
     memcpy(vector, vector_at(map, found - 1), map->dimension * sizeof(float));
-    memcpy(payload, payload_at(map, found - 1), slot->payload_size);
+    memcpy(payload, payload_at(map, found - 1), bytes_of(slot));
     return MLSDM_STATUS_OK;
 }
 

@@ -51,6 +51,14 @@ def admit(block: Block, hash_: IdempotencyHash = NO_IDEMPOTENCY_HASH, vector: np
     return lib.mlsdm_admit(block.map, NOW_NS, 0.95, vector.tobytes(), ffi.NULL, 0, hash_, decision)
 
 
+def admit_event(block: Block, namespace: int = 0, generation: int = 1, **fields: object) -> int:
+    """Admit the same event with everything that an event may have."""
+    vector = ffi.from_buffer("uint8_t[]", VECTOR)
+    event = ffi.new("struct mlsdm_event *", {"vector": vector, "moral": 0.95, **fields})
+    event.namespace, event.generation = namespace, generation
+    return lib.mlsdm_admit_event(block.map, NOW_NS, event, ffi.new("struct mlsdm_decision *"))
+
+
 def admit_batch(block: Block) -> int:
     """Admit two events."""
     morals = ffi.new("double[]", [0.95, 0.95])
@@ -180,7 +188,7 @@ CALLS: Final[dict[str, Call]] = {
     call.__name__: call
     for call in (
         vectors_check, state_read, tallies_read, entries_read, memory_read, recall, slot_repair, links_check,
-        chain_repair, row_claim, admit, admit_batch, update, tick, vitals_write, vitals_write_unlocked,
+        chain_repair, row_claim, admit, admit_event, admit_batch, update, tick, vitals_write, vitals_write_unlocked,
         command_withdraw, command_post, command_apply, lose, supersede, forget, epoch_begin,
     )
 }  # fmt: skip
@@ -355,8 +363,8 @@ class TestAdmission:
         """An emergency that the vitals declare refuses events, and nothing else."""
         used.block.region("vitals").emergency = emergency
 
-        assert statuses(used.block, {"admit", "admit_batch", "memory_read", "recall", "tick"}) == {
-            "memory_read": "ok", "recall": "ok", "admit": status, "admit_batch": status, "tick": "ok",
+        assert statuses(used.block, {"admit", "admit_event", "admit_batch", "recall", "tick"}) == {
+            "admit": status, "admit_event": status, "admit_batch": status, "recall": "ok", "tick": "ok",
         }  # fmt: skip
 
     def test_batch_sets_done_whatever_happens(self, used: Formed) -> None:

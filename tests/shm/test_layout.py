@@ -40,6 +40,12 @@ layouts = st.builds(
     rows=st.integers(1, 256),
     receipt_capacity=st.integers(1, 1_000_000),
     slack=st.integers(0, 40_000),
+    namespaces=st.integers(1, 1024),
+    pins_max=st.integers(0, 2**32 - 1),
+    archivist_size=st.integers(0, 65_536),
+    identity_size=st.integers(0, 65_536),
+    modules_size=st.integers(0, 65_536),
+    outbox_size=st.integers(0, 65_536),
 )
 
 
@@ -140,15 +146,15 @@ class TestRegions:
     @pytest.mark.parametrize("dimension", [2, 384, 4096])
     @pytest.mark.parametrize("capacity", [100, 20_000])
     def test_block_size_is_the_sum_of_its_parts(self, dimension: int, capacity: int) -> None:
-        """C + 1 slots of record, code, shadow, vector, payload and link, the index, two lists, the log, the rows,
-        receipts and buckets, six pages of control, and less than a page between parts.
+        """C + 1 slots of record, code, shadow, vector, payload, members and link, the index, two lists, the log, the
+        rows, the namespaces, receipts and buckets, six pages of control, and less than a page between parts.
         """
         layout = Layout(dimension, capacity, 1024, 65_536, 8, 16)
         vector = -(-dimension * 4 // 64) * 64
         shadow = -(-dimension // 16) * 16
         index = {100: 128, 20_000: 32_768}[capacity]
-        parts = (capacity + 1) * (128 + 24 + 24 + shadow + vector + 1024) + 4 * index + 2 * 16
-        parts += 65_536 * 320 + 8 * 128 + 2 * 3 * vector
+        parts = (capacity + 1) * (128 + 24 + 24 + shadow + vector + 1024 + 272) + 4 * index + 2 * 16
+        parts += 65_536 * 384 + 8 * 128 + 1024 * 512 + 2 * 3 * vector
         parts += 17 * 120 + 16 * 8 + (8_192 + 65_536) * 16
 
         assert parts < layout.block_size < parts + 6 * PAGE + len(REGIONS) * CACHE_LINE

@@ -112,7 +112,7 @@ def test_view_keeps_the_mapping_alive() -> None:
 
 def test_unknown_region_is_refused(formed: Formed) -> None:
     """The error names what was given and what exists."""
-    with pytest.raises(ValueError, match=r"^region is 'vector', expected one of header, .*peers$"):
+    with pytest.raises(ValueError, match=r"^region is 'vector', expected one of header, .*outbox$"):
         view(formed.block, "vector")
 
 

@@ -29,7 +29,7 @@ from tests.shm.conftest import Form
 SEED: Final = int(os.environ.get("SEED") or random.randrange(2**32))
 RACES: Final = int(os.environ.get("RACES", "1"))
 LAST: Final = 2**64 - 1
-DECISION: Final = struct.Struct("<3Qq4d2I")
+DECISION: Final = struct.Struct("<3Qq4d2HI")
 
 Name = tuple[int, int]  # the words of a key
 NAMES = st.tuples(st.sampled_from([0, 1, 5, LAST]), st.sampled_from([0, 1, 2, 3, 8, LAST - 2, LAST]))

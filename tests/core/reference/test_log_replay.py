@@ -26,7 +26,7 @@ from core.reference.vector import Vector, norm
 from core.regime import GovernorSettings, Regime, RhythmSettings, SynapseSettings
 from shm._native import ffi
 from shm.errors import Gone, NotFinite, Reused, Stopped, TooLong, Unknown
-from shm.layout import FLAG_STOPPED, KINDS, Layout
+from shm.layout import DECIDED_JUDGED, DECIDED_STORED, DECIDED_VERDICT, FLAG_STOPPED, KINDS, Layout
 from shm.records import NO_IDEMPOTENCY_HASH, decided_of, new_idempotency_hash
 from shm.store import Decision
 from testing.block_fixture import NORM_MAX, REGIME, Formed, Witness, copied
@@ -142,6 +142,7 @@ class History(RuleBasedStateMachine):
             self.governor.theta,
             self.governor.ema,
             phase,
+            DECIDED_JUDGED | (DECIDED_VERDICT | DECIDED_STORED) * accepted,
             0,
         )
         if accepted:
