@@ -5,6 +5,7 @@ Never takes the lock, so it works on a mapping that cannot be written.
 
 from typing import NamedTuple
 
+from core.follower import Cursor, Follower
 from core.phases import PHASE_NAMES
 from shm.block import Block
 from shm.layout import FLAG_STOPPED
@@ -55,6 +56,10 @@ class MemoryView:
     def position(self) -> int:
         """The position that was committed last. Raises Corrupt where the commit word is damaged."""
         return self._block.position
+
+    def follow(self, cursor: Cursor | None = None) -> Follower:
+        """Return a follower of the history, from a cursor on or from its beginning. Raises CursorError, Corrupt."""
+        return Follower(self._block, cursor)
 
     def state(self) -> CommittedState:
         """Return the committed state. Raises Busy when it changed during each of three attempts, Corrupt, Unformed."""

@@ -26,6 +26,7 @@ SOURCES = (
     "receipt.c",
     "search.c",
     "governor.c",
+    "apply.c",
     "bucket.c",
     "read.c",
     "recall.c",

@@ -112,11 +112,22 @@ class NotEmpty(StoreError):
     message = "The namespace has memories."
 
 
+class Gap(StoreError):
+    message = "The entry is not the next one: entries before it are missing."
+
+
+class Diverged(StoreError):
+    message = "The entry does not follow from the state of this block."
+
+
 OK: Final = layout.STATUSES.index("ok")
 CORRUPT: Final = layout.STATUSES.index("corrupt")
+GONE: Final = layout.STATUSES.index("gone")
 TAKEN: Final = layout.STATUSES.index("taken")
 NOT_FINITE: Final = layout.STATUSES.index("not_finite")
 TOO_LONG: Final = layout.STATUSES.index("too_long")
+GAP: Final = layout.STATUSES.index("gap")
+DIVERGED: Final = layout.STATUSES.index("diverged")
 
 _BY_NAME: Final = {error.__name__: error for error in StoreError.__subclasses__()}
 ERRORS: Final[Mapping[int, type[StoreError]]] = {

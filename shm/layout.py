@@ -493,25 +493,28 @@ RECORDS: Final = (
         "lock",
         (
             Field("position", "u8", "position", "position of this entry; valid while at or before the commit word"),
-            Field("kind", "u4", "kind", "see KINDS"),
+            Field("kind", "u2", "kind", "see KINDS"),
+            Field("flags", "u2", "bits", "1: the configuration asked for the settings of a configure, no operator did"),
             Field("row", "u4", "row", "row of the worker, NO_ROW for the controller"),
             Field("time_ns", "i8", "ns UTC, log time", "time of the transition"),
+            Field("ticket", "u8", "count", "command that was carried out, 0 if the kind is none of a command"),
             Field("before", "scalars", "", "scalars before the transition"),
             Field("after", "scalars", "", "scalars after the transition"),
+            Field("state", "u8", "–", "checksum of the state before the transition, 0 of a start"),
             Field(
                 "detail",
                 "u8",
                 "–",
                 "by kind: `regimes` of start and configure, `changed` of namespace, `decided` of the kinds that name a "
                 "memory and of a reset of a namespace",
-                28,
+                26,
             ),
             Field("checksum", "u8", "–", "checksum of the bytes above"),
         ),
     ),
     Record(
         "decided",
-        224,
+        208,
         "lock",
         (
             Field("moral", "f8", "moral value", "moral value of the event; 0 of a lost memory"),
@@ -551,22 +554,21 @@ RECORDS: Final = (
             Field("key_id", "u4", "number", "number of the API key, 0 for none"),
             Field("duplicate_of", "u8", "memory id", "nearest memory, if it was near enough; 0 for none"),
             Field("duplicate_score", "f8", "cosine", "its score"),
-            Field("reserved", "u8", "–", "zero", 3),
+            Field("reserved", "u8", "–", "zero"),
         ),
     ),
     Record(
         "regimes",
-        224,
+        208,
         "lock",
         (
             Field("replaced", "settings", "", "settings before a configure; of a start equal to `settings`"),
             Field("settings", "settings", "", "settings after it"),
-            Field("reserved", "u8", "–", "zero", 2),
         ),
     ),
     Record(
         "changed",
-        224,
+        208,
         "lock",
         (
             Field("namespace", "u4", "row", "namespace that the transition is about"),
@@ -574,7 +576,6 @@ RECORDS: Final = (
             Field("own_theta", "f8", "moral value", "threshold of its own governor before and after, 0 without one", 2),
             Field("own_ema", "f8", "–", "exponential mean of its own governor before and after, 0 without one", 2),
             Field("terms", "terms", "", "terms after it; of a freed row those that it had"),
-            Field("reserved", "u8", "–", "zero", 2),
         ),
     ),
     Record(
@@ -626,18 +627,22 @@ RECORDS: Final = (
     ),
 )
 
-# The kinds of log entries; the first of a block is a start. `detail` is `decided` for kinds that name a memory, the
-# replaced `settings` for configure, the initial ones for start. A client has asked for a delete; the scrub enters a
-# corrupt memory as lost, which may be restored.
+# The kinds of log entries; the first of a block is a start. A client has asked for a delete; the scrub enters a corrupt
+# memory as lost, which may be restored.
 KINDS: Final = (
     "none", "decision", "tick", "configure", "reset", "delete", "stop", "resume", "start", "lost", "update",
     "restore", "expire", "namespace",
 )  # fmt: skip
+# The record in `detail` of an entry, by kind; the other kinds leave it zero.
+DETAILS: Final = {
+    "decision": "decided", "delete": "decided", "lost": "decided", "update": "decided", "start": "regimes",
+    "configure": "regimes", "restore": "decided", "namespace": "changed",
+}  # fmt: skip
 # The statuses of native calls. shm/errors.py has a class for each but ok, whose `message` is its meaning.
 STATUSES: Final = (
     "ok", "busy", "stopped", "stale", "corrupt", "unknown", "gone", "unformed", "taken", "not_finite", "too_long",
     "lost", "reused", "exhausted", "closing", "exists", "changed", "invalid", "pins_full", "namespace_full", "no_room",
-    "promised", "namespaces_full", "not_empty",
+    "promised", "namespaces_full", "not_empty", "gap", "diverged",
 )  # fmt: skip
 # Why a memory went. core/reference/allocation.py has the same.
 CAUSES: Final = ("none", "expired", "superseded", "updated", "limit", "capacity", "deleted", "lost")
@@ -651,8 +656,13 @@ UNLIMITED: Final = 0xFFFF_FFFF  # pins: any memory may be pinned
 BUCKET_WAYS: Final = 8  # buckets that one client may have: two cache lines
 KEY_BUCKETS: Final = 8_192  # eight for each key that a key file may list
 PEER_BUCKETS: Final = 65_536
+# Regions that belong to the processes of a block. The others belong to its history: docs/design/follower.md.
+OWN_REGIONS: Final = (
+    "header", "lock", "vitals", "command", "rows", "keys", "peers", "archivist", "identity", "modules", "outbox",
+)  # fmt: skip
 LOST: Final = int.from_bytes(b"LOCKLOST", "little")
 EXCLUDED: Final = int.from_bytes(b"EXCL", "little")
+FLAG_CONFIGURED: Final = 1  # of an entry
 FLAG_STOPPED: Final = 1
 FLAG_CONSOLIDATION: Final = 1
 FLAG_EVENTS_CLOCK: Final = 2
@@ -847,6 +857,32 @@ class Layout(NamedTuple):
         ).digest()
 
 
+class Place(NamedTuple):
+    """A scalar in a record: its dotted name, its dtype, its offset in bytes."""
+
+    name: str
+    dtype: str
+    offset: int
+
+
+def place_in(record: str, offset: int, details: str = "") -> Place:
+    """Return the scalar at a byte of a record. `details` is the record that its field `detail` holds, if it has one."""
+    field, start = next(
+        (field, start)
+        for field, start in offsets(_RECORD[record])
+        if offset < start + size_of(field.dtype) * field.count
+    )
+    if field.name == "detail" and details:
+        inner, prefix = details, ""
+    elif field.dtype in DTYPES:
+        index, size = (offset - start) // size_of(field.dtype), size_of(field.dtype)
+        return Place(f"{field.name}[{index}]" if field.count > 1 else field.name, field.dtype, start + index * size)
+    else:
+        inner, prefix = field.dtype, f"{field.name}."
+    found = place_in(inner, offset - start)
+    return Place(prefix + found.name, found.dtype, start + found.offset)
+
+
 def declarations() -> str:
     """Return the C declarations of the table, in a form that cffi reads, too. The native core has no others."""
     lines = []
@@ -868,8 +904,9 @@ def declarations() -> str:
         lines.append(f"enum mlsdm_{prefix.lower()} {{ {members} }};")
     lines.append(f"#define MLSDM_REGIONS {len(REGIONS)}")
     constants = (
-        "FLAG_STOPPED", "FLAG_CONSOLIDATION", "FLAG_EVENTS_CLOCK", "FLAG_ELEMENT_GATE", "EMERGENCY_CORRUPT",
-        "EMERGENCY_LOST", "EMERGENCY_MEMORY", "BUCKET_WAYS", "LOST", "EXCLUDED", "LISTS", "TOP_K_MAX", "MEMBERS",
+        "FLAG_CONFIGURED", "FLAG_STOPPED", "FLAG_CONSOLIDATION", "FLAG_EVENTS_CLOCK", "FLAG_ELEMENT_GATE",
+        "EMERGENCY_CORRUPT", "EMERGENCY_LOST", "EMERGENCY_MEMORY", "BUCKET_WAYS", "LOST", "EXCLUDED", "LISTS",
+        "TOP_K_MAX", "MEMBERS",
         "NAMESPACE_USED", "NAMESPACE_CLOSING", "NAMESPACE_OWN", "DECIDED_JUDGED", "DECIDED_VERDICT", "DECIDED_STORED",
         "DECIDED_DEFAULTED", "DECIDED_PINNED", "DECIDED_KEEP", "DECIDED_SKIP", "DECIDED_SUPERSEDE",
     )  # fmt: skip

@@ -5,9 +5,11 @@ argument of a native function. The type checker reads both from `_native.pyi`, w
 them is `ffi.CData`.
 """
 
+import struct
 from typing import TYPE_CHECKING, Final
 
 from shm._native import ffi
+from shm.layout import DETAILS, KINDS, place_in
 
 if TYPE_CHECKING:
     from shm._native import (
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
         DecidedPointer,
         Entry,
         EntryPointer,
+        EventPointer,
         HeaderPointer,
         IdempotencyHashPointer,
         LinkPointer,
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
         MembersPointer,
         NamespacePointer,
         Null,
+        RegimesPointer,
         RowPointer,
         Scalars,
         Settings,
@@ -39,7 +43,8 @@ if TYPE_CHECKING:
         VitalsPointer,
     )  # fmt: skip
 else:
-    CData = CodePointer = CommandPointer = CommitPointer = DecidedPointer = Entry = EntryPointer = ffi.CData
+    CData = CodePointer = CommandPointer = CommitPointer = RegimesPointer = DecidedPointer = ffi.CData
+    Entry = EntryPointer = EventPointer = ffi.CData
     HeaderPointer = IdempotencyHashPointer = LinkPointer = ListPointer = LockPointer = MapPointer = Null = ffi.CData
     MembersPointer = NamespacePointer = ffi.CData
     RowPointer = Scalars = ffi.CData
@@ -48,14 +53,15 @@ else:
 
 __all__ = (
     "NO_IDEMPOTENCY_HASH", "Buffer", "CData", "CodePointer", "CommandPointer", "CommitPointer", "Entry",
-    "EntryPointer", "HeaderPointer", "IdempotencyHash", "LinkPointer", "ListPointer", "LockPointer", "MapPointer",
-    "MembersPointer", "NamespacePointer", "RowPointer", "Scalars", "Settings", "SettingsPointer", "SlotPointer",
-    "State", "StatePointer", "Vitals", "VitalsPointer", "bytes_of", "decided_of", "initial_settings_of",
-    "new_idempotency_hash", "new_settings", "new_vitals", "replaced_settings_of",
+    "EntryPointer", "EventPointer", "HeaderPointer", "IdempotencyHash", "LinkPointer", "ListPointer", "LockPointer",
+    "MapPointer", "MembersPointer", "NamespacePointer", "RowPointer", "Scalars", "Settings", "SettingsPointer",
+    "SlotPointer", "State", "StatePointer", "Vitals", "VitalsPointer", "bytes_of", "decided_of", "difference_of",
+    "initial_settings_of", "new_idempotency_hash", "new_settings", "new_vitals", "regimes_of", "replaced_settings_of",
 )  # fmt: skip
 
 IdempotencyHash = IdempotencyHashPointer | Null
 NO_IDEMPOTENCY_HASH: Final = ffi.NULL
+_FORMATS: Final = {"u1": "<B", "u2": "<H", "u4": "<I", "u8": "<Q", "i8": "<q", "f4": "<f", "f8": "<d"}
 
 
 def new_idempotency_hash(words: tuple[int, int], body: int) -> IdempotencyHash:
@@ -87,11 +93,24 @@ def decided_of(entry: Entry) -> DecidedPointer:
     return ffi.cast("struct mlsdm_decided *", entry.detail)
 
 
+def difference_of(entry: EntryPointer, made: EntryPointer, offset: int) -> str:
+    """Return what differs at a byte of two log entries: the name of the field and both values."""
+    kind = KINDS[entry.kind] if entry.kind < len(KINDS) else ""
+    name, dtype, start = place_in("entry", offset, DETAILS.get(kind, ""))
+    found, expected = (struct.unpack_from(_FORMATS[dtype], bytes_of(one), start)[0] for one in (entry, made))
+    return f"{name} is {found}, this block has {expected}"
+
+
+def regimes_of(entry: Entry) -> RegimesPointer:
+    """Return the detail of a log entry of kind start or configure: a view, valid while the entry is."""
+    return ffi.cast("struct mlsdm_regimes *", entry.detail)
+
+
 def initial_settings_of(entry: Entry) -> SettingsPointer:
     """Return the settings with which a log entry of kind start began: a view, valid while the entry is."""
-    return ffi.cast("struct mlsdm_settings *", entry.detail)
+    return ffi.addressof(regimes_of(entry), "settings")
 
 
 def replaced_settings_of(entry: Entry) -> SettingsPointer:
     """Return the settings that a log entry of kind configure replaced: a view, valid while the entry is."""
-    return ffi.cast("struct mlsdm_settings *", entry.detail)
+    return ffi.addressof(regimes_of(entry), "replaced")

@@ -17,18 +17,20 @@ from typing import Final, NamedTuple
 
 from shm._native import ffi, lib
 from shm.block import Block
-from shm.errors import CORRUPT, OK, TAKEN, Taken, raise_for
+from shm.errors import CORRUPT, DIVERGED, GAP, GONE, OK, TAKEN, Diverged, Gap, Taken, raise_for
 from shm.layout import KINDS, TOP_K_MAX
 from shm.process import NOBODY, Identity
 from shm.records import (
     NO_IDEMPOTENCY_HASH,
     Buffer,
     EntryPointer,
+    EventPointer,
     IdempotencyHash,
     SettingsPointer,
     State,
     StatePointer,
     VitalsPointer,
+    difference_of,
 )  # fmt: skip
 
 # The tables of token buckets.
@@ -57,6 +59,32 @@ DecisionFields = tuple[int, int, int, int, float, float, float, float, int, int,
 _DECISION: Final = struct.Struct("<3Qq4d2HI")  # PERF: one unpack costs as much as two attributes of a cffi structure
 assert _DECISION.size == ffi.sizeof("struct mlsdm_decision")
 _new_tuple: Final = tuple.__new__  # PERF: Decision._make without its check of the length, which the format determines
+
+
+class Content(NamedTuple):
+    """What a log entry wrote.
+
+    `vector` is float32-LE[dimension] as bytes, `metadata` the encoded members, `members` their record as bytes (both
+    empty without metadata), `own_id` UTF-8, empty without one.
+    """
+
+    vector: bytes
+    payload: bytes
+    metadata: bytes = b""
+    members: bytes = b""
+    own_id: bytes = b""
+
+
+class LogPage(NamedTuple):
+    """Log entries that were read.
+
+    `oldest` is the oldest position that can still be read. `status` is OK; GONE: the first one was overwritten;
+    CORRUPT: the one after `entries` is damaged.
+    """
+
+    entries: list[EntryPointer]
+    oldest: int
+    status: int
 
 
 class Memory(NamedTuple):
@@ -124,6 +152,13 @@ class Store:
         self._norms = ffi.new("double[]", 3)
         self._count = ffi.new("uint32_t *")
         self._words = ffi.new("uint64_t[]", 3)
+        self._slot = ffi.new("struct mlsdm_slot *")
+        self._vector = ffi.new("float[]", self._dimension)
+        self._vector_bytes = ffi.buffer(self._vector)
+        self._payload = ffi.new("uint8_t[]", self._map.payload_stride)
+        self._payload_bytes = ffi.buffer(self._payload)
+        self._members = ffi.new("struct mlsdm_members *")
+        self._content = ffi.new("struct mlsdm_event *")
 
     # -- admission ---------------------------------------------------------------------------------------------------
 
@@ -232,6 +267,43 @@ class Store:
         """
         return self._entry_after(lib.mlsdm_forget(self._map, time_ns, memory_id, self._entry))
 
+    # -- entries of another block ------------------------------------------------------------------------------------
+
+    def apply(self, log_id: str, entry: EntryPointer, content: Content | None) -> bool:
+        """Apply an entry that was decided elsewhere, in the history `log_id`. Returns False if it was applied before.
+
+        `content` is that of the memory that the entry wrote, None if it wrote none. Entries are applied one by one,
+        beginning with the start; no other process makes transitions of this block.
+        Raises Diverged if the history is another one or the entry does not follow from the state: the message names the
+        field with both values. Raises Gap if entries before it are missing, Gone if its content is; NotFinite, TooLong,
+        Busy, Corrupt, Lost.
+        """
+        if log_id != self.block.log_id:
+            raise Diverged(f"log_id is {log_id}, this block has {self.block.log_id}")
+        made, offset = self._entry, self._count
+        status = lib.mlsdm_apply(self._map, entry, self._event_of(content) if content else ffi.NULL, made, offset)
+        if status == DIVERGED:
+            raise Diverged(f"position {entry.position}: {difference_of(entry, made, offset[0])}")
+        if status == GAP:
+            raise Gap(f"position {entry.position} is not the next one, which is {made.position}")
+        if status != OK:
+            raise_for(status)
+        return bool(made.position)
+
+    def _event_of(self, content: Content) -> EventPointer:
+        """Return the record of a content: a view of it, valid until the next call."""
+        vector, payload, metadata, members, own_id = content
+        assert len(vector) == self._size
+        assert len(payload) + len(metadata) + len(own_id) <= self._payload_size_max
+        assert bool(members) == bool(metadata)
+        event = self._content
+        event.vector = ffi.from_buffer("uint8_t[]", vector)
+        event.payload, event.payload_size = ffi.from_buffer("uint8_t[]", payload), len(payload)
+        event.metadata, event.metadata_size = ffi.from_buffer("uint8_t[]", metadata), len(metadata)
+        event.own_id, event.own_id_size = ffi.from_buffer("uint8_t[]", own_id), len(own_id)
+        event.members = ffi.from_buffer("struct mlsdm_members *", members) if members else ffi.NULL
+        return event
+
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def state(self) -> StatePointer:
@@ -272,12 +344,44 @@ class Store:
 
         Raises Gone if `first` was overwritten, Unknown if it is more than one past the newest, Corrupt.
         """
+        page = self.log_page(first, count)
+        if page.status != OK:
+            raise_for(page.status)
+        return page.entries, page.oldest
+
+    def log_page(self, first: int, count: int) -> LogPage:
+        """Return what can be read of up to `count` log entries from position `first` on.
+
+        Raises Unknown if `first` is more than one past the newest position, Corrupt if the commit word is damaged.
+        """
         entries = ffi.new("struct mlsdm_entry[]", count)
         status = lib.mlsdm_entries_read(self._map, first, count, entries, self._count, self._words)
-        if status != OK:
+        oldest, copied = self._words[0], self._count[0]
+        if not oldest:
             raise_for(status)
         # Each is copied once more: an element of a cffi array does not keep the array alive.
-        return [ffi.new("struct mlsdm_entry *", entries[i]) for i in range(self._count[0])], self._words[0]
+        read = [ffi.new("struct mlsdm_entry *", entries[i]) for i in range(copied)] if status != GONE else []
+        return LogPage(read, oldest, status)
+
+    def written(self, entry: EntryPointer) -> Content:
+        """Return the content of the memory that a log entry wrote: its kind is decision or update, `slot` is not 0.
+
+        Raises Gone if the memory was overwritten, or erased after it was deleted, updated or superseded; Corrupt if it
+        is damaged.
+        """
+        status = lib.mlsdm_written_read(self._map, entry, self._slot, self._vector, self._payload, self._members)
+        if status != OK:
+            raise_for(status)
+        slot, octets = self._slot, self._payload_bytes
+        payload_end = slot.payload_size
+        if not (slot.metadata_size or slot.own_id_size):  # PERF: the common case
+            return Content(self._vector_bytes[:], octets[:payload_end])
+        metadata_end = payload_end + slot.metadata_size
+        return Content(
+            self._vector_bytes[:], octets[:payload_end], octets[payload_end:metadata_end],
+            bytes(ffi.buffer(self._members)) if slot.metadata_size else b"",
+            octets[metadata_end : metadata_end + slot.own_id_size],
+        )  # fmt: skip
 
     def memory(self, memory_id: int) -> Memory:
         """Return one memory.

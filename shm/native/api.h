@@ -278,6 +278,30 @@ int mlsdm_vectors_check(struct mlsdm_map *map, const float vectors[], uint32_t c
  *            rest. */
 int mlsdm_forget(struct mlsdm_map *map, int64_t time_ns, uint64_t memory_id, struct mlsdm_entry *entry);
 
+/* -- entries of another block -- */
+
+/* Apply an entry that was decided elsewhere: make its transition again, and commit it if this block comes to the same
+ * entry. Entries are applied in the order of their positions, beginning with the start, which forms the first state.
+ *
+ * entry          need not lie in a block.
+ * content        vector, payload, metadata, members and own id of the memory that the entry wrote, with their sizes;
+ *                its other fields are not read. NULL if the entry wrote none (its `slot` is 0), or if the content is
+ *                not known.
+ * made           receives, for DIVERGED, the entry that this block comes to; its other fields may be zero if the store
+ *                would refuse the transition. For GAP its `position` is the next one. For OK its `position` is 0 if
+ *                the position had happened before: then nothing has changed.
+ * differs        receives, for DIVERGED, the offset in the entry of the first byte that differs from `made`.
+ * Returns    OK; NOT_FINITE, TOO_LONG: the content (before the lock); BUSY; LOST; CORRUPT: the committed state, the
+ *            levels, or the memory that an update names; GAP: entries before this one are missing; GONE: the entry
+ *            wrote a memory, and `content` is NULL; DIVERGED: the entry does not match its checksum, does not follow
+ *            from the state of this block, or differs from the one that the log has at its position. After any status
+ *            but OK, nothing has changed.
+ * Lock       takes it.
+ * Process    the one that applies; no other process of this block makes transitions.
+ * Death      the entry is applied or is not. */
+int mlsdm_apply(struct mlsdm_map *map, const struct mlsdm_entry *entry, const struct mlsdm_event *content /* or NULL */,
+                struct mlsdm_entry *made, uint32_t *differs);
+
 /* -- the controller -- */
 
 /* Become the controller: from here on, every call with an older epoch is refused. The first call forms the first state.
@@ -406,9 +430,9 @@ int mlsdm_tallies_read(struct mlsdm_map *map, uint64_t *accepted, uint64_t *reje
  * count          entries wanted at most.
  * entries        [count].
  * copied         receives how many were copied: fewer than `count` where the log ends.
- * oldest         receives the oldest position that can still be read; set for OK, GONE and CORRUPT of an entry.
+ * oldest         receives the oldest position that can still be read; 0 for UNKNOWN and for CORRUPT of the commit word.
  * Returns    OK; UNKNOWN: `first` is more than one past the newest; GONE: `first` was overwritten, or is 0;
- *            CORRUPT: the commit word or an entry.
+ *            CORRUPT: the commit word or an entry; then `copied` is the number of sound entries before it.
  * Lock       never. */
 int mlsdm_entries_read(struct mlsdm_map *map, uint64_t first, uint32_t count, struct mlsdm_entry entries[],
                        uint32_t *copied, uint64_t *oldest);
@@ -423,6 +447,19 @@ int mlsdm_entries_read(struct mlsdm_map *map, uint64_t first, uint32_t count, st
  * the memory; BUSY; LOST. */
 int mlsdm_memory_read(struct mlsdm_map *map, uint64_t memory_id, struct mlsdm_slot *slot, float vector[],
                       uint8_t payload[]);
+
+/* Copy the memory that an entry wrote, while its bytes are still in the slot that the entry names: also after the
+ * memory was evicted, until the slot is written again. A memory that was deleted, updated or superseded is erased.
+ *
+ * entry          need not lie in the block; its kind is decision or update, and its `slot` is not 0.
+ * slot           receives its line.
+ * vector         float32[D].
+ * payload        uint8[payload_stride]; receives payload, metadata and own id, one behind the other.
+ * members        receives those of the metadata; undefined without metadata.
+ * Returns    OK; GONE: overwritten or erased; CORRUPT: the memory is damaged.
+ * Lock       never. */
+int mlsdm_written_read(struct mlsdm_map *map, const struct mlsdm_entry *entry, struct mlsdm_slot *slot, float vector[],
+                       uint8_t payload[], struct mlsdm_members *members);
 
 /* Recall: find the k live memories with the largest cosine to a vector, exactly.
  *

@@ -17,9 +17,11 @@ struct transition {
     struct mlsdm_state *next;
     struct mlsdm_entry *entry;
     uint64_t position; /* of the next state */
+    uint32_t row;      /* whose tally counts the decision */
     struct allocation slots;
     int erases;                                /* 1 if the bytes of the victim are erased once it has gone */
     const struct mlsdm_idempotency_hash *hash; /* of an event with an idempotency key, else NULL */
+    struct mlsdm_idempotency_hash kept_hash;   /* `hash` may point to it */
     struct mlsdm_decision decision;            /* of an event */
 };
 
@@ -111,7 +113,7 @@ static int transition_begin(const struct mlsdm_map *map, struct transition *t, u
     t->entry = entry_at(map, commit + 1);
     t->position = commit + 1;
     t->slots = (struct allocation){0};
-    t->erases = 0, t->hash = NULL;
+    t->row = map->row, t->erases = 0, t->hash = NULL;
     if (commit == 0) return MLSDM_STATUS_UNFORMED;
     if (!t->before) return MLSDM_STATUS_CORRUPT;
     atomic_thread_fence(memory_order_release); /* readers: see block.h */
@@ -124,6 +126,7 @@ static int transition_begin(const struct mlsdm_map *map, struct transition *t, u
         .row = map->row,
         .time_ns = t->next->time_ns,
         .before = t->before->scalars,
+        .state = t->before->checksum,
     };
     return MLSDM_STATUS_OK;
 }
@@ -174,7 +177,7 @@ static int slots_find(const struct mlsdm_map *map, struct transition *t, uint64_
 /* Record what is about to change in place; it is undone unless the commit word reaches this position. Slots, marks,
  * chain and head are stored before the position: from then on the next lock holder would restore them. `erase` is
  * stored after the position: without it, it would mean a published deletion with bytes left to erase. */
-static void intent_write(const struct mlsdm_map *map, const struct transition *t, uint32_t row, uint64_t erase,
+static void intent_write(const struct mlsdm_map *map, const struct transition *t, uint64_t erase,
                          const uint64_t *head) {
     struct mlsdm_lock *lock = lock_of(map);
     const uint64_t slots[2] = {t->slots.written, t->slots.freed};
@@ -182,7 +185,7 @@ static void intent_write(const struct mlsdm_map *map, const struct transition *t
         store_release(&lock->intent_slot[i], slots[i]);
         store_release(&lock->intent_mark[i], slots[i] ? mark_of(map, slots[i] - 1) : 0);
     }
-    store_release(&lock->intent_row, row);
+    store_release(&lock->intent_row, t->row);
     store_release(&lock->intent_chain, head ? (uint64_t)(head - head_at(map, 0)) + 1 : 0);
     store_release(&lock->intent_head, head ? *head : 0);
     store_release(&lock->intent_position, t->position);
@@ -200,9 +203,9 @@ static void slots_change(const struct mlsdm_map *map, struct transition *t) {
 
 /* Count a decision for a row, in the older of its two cells, under the intent. The position is stored first: from then
  * on the cell does not count until the commit word reaches it. */
-static void tally_add(const struct mlsdm_map *map, const struct transition *t, uint32_t row) {
-    if (row >= map->rows) return;
-    struct mlsdm_tally *cells = row_at(map, row)->tally;
+static void tally_add(const struct mlsdm_map *map, const struct transition *t) {
+    if (t->row >= map->rows) return;
+    struct mlsdm_tally *cells = row_at(map, t->row)->tally;
     const struct mlsdm_tally *newer = &cells[cells[1].position > cells[0].position];
     struct mlsdm_tally *older = &cells[cells[1].position <= cells[0].position];
     store_release(&older->position, t->position);
@@ -215,9 +218,9 @@ static void tally_add(const struct mlsdm_map *map, const struct transition *t, u
 static void transition_commit(const struct mlsdm_map *map, struct transition *t) {
     int decides = t->entry->kind == MLSDM_KIND_DECISION, moves = t->slots.written || t->slots.freed;
     uint64_t *head = t->hash ? head_of(map, t->hash->words) : NULL, erase = t->erases ? t->slots.freed : 0;
-    if (decides || moves) intent_write(map, t, t->entry->row, erase, head);
+    if (decides || moves) intent_write(map, t, erase, head);
     if (moves) slots_change(map, t);
-    if (decides) tally_add(map, t, t->entry->row);
+    if (decides) tally_add(map, t);
     if (head) receipt_write(map, head, t->next->receipts, t->hash, &t->decision);
     t->next->checksum = state_checksum(t->next);
     store_release(commit_word(map), seal(t->position)); /* the linearization point */
@@ -473,8 +476,8 @@ int mlsdm_lose(struct mlsdm_map *map, int64_t time_ns, uint64_t memory_id, struc
 /* -- what the controller does -- */
 
 /* Form the state with which a block begins, at position 1. `t` is of a block that has none. */
-static void start_make(const struct mlsdm_map *map, struct transition *t, int64_t time_ns,
-                       const struct mlsdm_settings *settings) {
+static int start_make(const struct mlsdm_map *map, struct transition *t, int64_t time_ns,
+                      const struct mlsdm_settings *settings) {
     memset(levels_at(map, 0), 0, levels_size(map));
     *t->next = (struct mlsdm_state){
         .position = 1,
@@ -489,6 +492,7 @@ static void start_make(const struct mlsdm_map *map, struct transition *t, int64_
         .position = 1, .kind = MLSDM_KIND_START, .row = map->row, .time_ns = time_ns, .before = t->next->scalars};
     *(struct mlsdm_regimes *)t->entry->detail = (struct mlsdm_regimes){.replaced = *settings, .settings = *settings};
     transition_describe(t);
+    return MLSDM_STATUS_OK;
 }
 
 /* 1 if no controller has taken over since `epoch` was given. A damaged word is no controller's. Under the lock. */
@@ -549,16 +553,17 @@ int mlsdm_command_pending(struct mlsdm_map *map) {
            command->checksum == command_checksum(command);
 }
 
-/* Carry out the command of the entry's kind. */
+/* Carry out the command of the entry's kind. `settings` and `configured` are read for a configure only. */
 static void command_make(const struct mlsdm_map *map, struct transition *t, uint64_t ticket,
                          const struct mlsdm_settings *settings, uint64_t configured) {
     struct mlsdm_scalars *now = &t->next->scalars;
     struct mlsdm_settings *set = &t->next->settings;
-    t->next->ticket = ticket;
+    t->entry->ticket = t->next->ticket = ticket;
     t->next->ticket_position = t->position;
     switch (t->entry->kind) {
     case MLSDM_KIND_CONFIGURE: {
         *(struct mlsdm_regimes *)t->entry->detail = (struct mlsdm_regimes){.replaced = *set, .settings = *settings};
+        t->entry->flags = configured ? MLSDM_FLAG_CONFIGURED : 0;
         *set = *settings;
         if (configured) t->next->configured = configured;
         now->theta = clamp(now->theta, set->min_threshold, set->max_threshold);

@@ -71,7 +71,7 @@ int mlsdm_tallies_read(struct mlsdm_map *map, uint64_t *accepted, uint64_t *reje
 int mlsdm_entries_read(struct mlsdm_map *map, uint64_t first, uint32_t count, struct mlsdm_entry entries[],
                        uint32_t *copied, uint64_t *oldest) {
     uint64_t newest = commit_of(map);
-    *copied = 0;
+    *copied = 0, *oldest = 0;
     if (newest == DAMAGED) return MLSDM_STATUS_CORRUPT;
     if (first > newest + 1) return MLSDM_STATUS_UNKNOWN;
     for (uint64_t at = first; at <= newest && *copied < count; at++) entries[(*copied)++] = *entry_at(map, at);
@@ -81,8 +81,10 @@ int mlsdm_entries_read(struct mlsdm_map *map, uint64_t first, uint32_t count, st
     *oldest = newest + 1 > map->log_capacity ? newest + 2 - map->log_capacity : 1;
     if (first < *oldest) return MLSDM_STATUS_GONE;
     for (uint32_t i = 0; i < *copied; i++)
-        if (entries[i].position != first + i || entries[i].checksum != entry_checksum(&entries[i]))
+        if (entries[i].position != first + i || entries[i].checksum != entry_checksum(&entries[i])) {
+            *copied = i;
             return MLSDM_STATUS_CORRUPT;
+        }
     return MLSDM_STATUS_OK;
 }
 
@@ -125,6 +127,24 @@ int mlsdm_memory_read(struct mlsdm_map *map, uint64_t memory_id, struct mlsdm_sl
         if (valid) return status;
         if (last) return MLSDM_STATUS_BUSY;
     }
+}
+
+/* The bytes of a slot are not written twice for one position: if they are sound after the copy, and of this position,
+ * they were during it. Otherwise the memory is damaged only if the slot still says that it lives: the bytes are written
+ * or erased after that has changed. */
+int mlsdm_written_read(struct mlsdm_map *map, const struct mlsdm_entry *entry, struct mlsdm_slot *slot, float vector[],
+                       uint8_t payload[], struct mlsdm_members *members) {
+    uint64_t at = (uint64_t)((const struct mlsdm_decided *)entry->detail)->slot - 1;
+    if (at >= map->slots) return MLSDM_STATUS_GONE;
+    *slot = *slot_at(map, at);
+    memcpy(vector, vector_at(map, at), map->dimension * sizeof(float));
+    memcpy(payload, payload_at(map, at), bytes_of(slot) <= map->payload_stride ? bytes_of(slot) : 0);
+    if (slot->metadata_size) *members = *members_at(map, at);
+    atomic_thread_fence(memory_order_acquire);
+    if (slot->position == entry->position && slot_at(map, at)->position == entry->position && slot_sound(map, at))
+        return MLSDM_STATUS_OK;
+    atomic_thread_fence(memory_order_acquire);
+    return mark_of(map, at) == live_since(entry->position) ? MLSDM_STATUS_CORRUPT : MLSDM_STATUS_GONE;
 }
 
 /* 1 if both marks of a slot are sound and agree. */

@@ -155,6 +155,21 @@ def memory_read(block: Block, memory_id: int = 1) -> int:
     return lib.mlsdm_memory_read(block.map, memory_id, slot, vector, payload)
 
 
+def written_read(block: Block) -> int:
+    """Read what the second entry wrote."""
+    slot, vector, payload = ffi.new("struct mlsdm_slot *"), ffi.new("float[]", 16), ffi.new("uint8_t[]", 64)
+    return lib.mlsdm_written_read(
+        block.map, block.region("log", 2), slot, vector, payload, ffi.new("struct mlsdm_members *")
+    )
+
+
+def apply(block: Block) -> int:
+    """Apply the first entry to the block that has it."""
+    made, differs = ffi.new("struct mlsdm_entry *"), ffi.new("uint32_t *")
+    start = ffi.new("struct mlsdm_entry *", block.region("log", 1)[0])
+    return lib.mlsdm_apply(block.map, start, ffi.NULL, made, differs)
+
+
 def recall(block: Block, vector: np.ndarray = VECTOR) -> int:
     """Recall three memories."""
     floats, bounds = ffi.from_buffer("float[]", vector), ffi.new("float[]", LAYOUT.slots)
@@ -187,13 +202,14 @@ def chain_repair(block: Block) -> int:
 CALLS: Final[dict[str, Call]] = {
     call.__name__: call
     for call in (
-        vectors_check, state_read, tallies_read, entries_read, memory_read, recall, slot_repair, links_check,
-        chain_repair, row_claim, admit, admit_event, admit_batch, update, tick, vitals_write, vitals_write_unlocked,
-        command_withdraw, command_post, command_apply, lose, supersede, forget, epoch_begin,
+        vectors_check, state_read, tallies_read, entries_read, memory_read, written_read, recall, slot_repair,
+        links_check, chain_repair, row_claim, admit, admit_event, admit_batch, update, tick, vitals_write,
+        vitals_write_unlocked, command_withdraw, command_post, command_apply, lose, supersede, forget, apply,
+        epoch_begin,
     )
 }  # fmt: skip
-UNLOCKED: Final = {"vectors_check", "vitals_write_unlocked", "entries_read"}
-READS: Final = {"state_read", "tallies_read", "entries_read", "memory_read"}
+UNLOCKED: Final = {"vectors_check", "vitals_write_unlocked", "entries_read", "written_read"}
+READS: Final = {"state_read", "tallies_read", "entries_read", "memory_read", "written_read"}
 
 
 def status_of(call: Callable[..., int], *arguments: object, **keywords: object) -> str:
@@ -251,6 +267,8 @@ class TestConditions:
         assert statuses(unformed.block, names) == {
             **dict.fromkeys(names, "unformed"),
             **dict.fromkeys(("vectors_check", "tallies_read", "entries_read", "row_claim"), "ok"),
+            "apply": "ok",  # of a start, which forms the state
+            "written_read": "gone",
             **dict.fromkeys(("command_apply", "vitals_write_unlocked"), "ok"),
             **dict.fromkeys(("chain_repair", "vitals_write", "command_post", "command_withdraw"), "corrupt"),
         }  # fmt: skip
@@ -260,7 +278,7 @@ class TestConditions:
         """No call uses the state; the ones that do not need it succeed."""
         used.block.region("commit").sealed ^= 1
         assert statuses(used.block) == expected(
-            "corrupt", vectors_check="ok", row_claim="ok", vitals_write_unlocked="ok"
+            "corrupt", vectors_check="ok", row_claim="ok", vitals_write_unlocked="ok", written_read="ok"
         )
 
     def test_state_damaged(self, used: Formed) -> None:
@@ -268,7 +286,8 @@ class TestConditions:
         used.block.region("states", used.block.position & 1).scalars.theta += 0.1
         assert statuses(used.block) == expected(
             "corrupt", vectors_check="ok", row_claim="ok", vitals_write_unlocked="ok", tallies_read="ok",
-            entries_read="ok",
+            entries_read="ok", written_read="ok",
+            apply="ok",  # of a position that has happened
         )  # fmt: skip
 
     def test_lock_held(self, used: Formed) -> None:
