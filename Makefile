@@ -20,6 +20,9 @@ run: install ## serve on 127.0.0.1:8000 with embedded defaults
 
 install: $(VENV)/installed ## create .venv with pinned dependencies and the native core
 
+# Bytecode is kept in .venv, also where the environment forbids it elsewhere: without it, each process compiles all tests.
+test: export PYTHONDONTWRITEBYTECODE :=
+test: export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/bytecode
 test: $(VENV)/tested ## run every test
 	$(BIN)/python -m pytest -n $(TESTS) --dist worksteal
 
