@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PEERS := loadtests/peers/asgi loadtests/peers/plain loadtests/peers/chroma
 STEPS ?= 200000# of a simulation
-TESTS ?= 4# in parallel: half of the time of a test is spent waiting
+TESTS ?= 5# in parallel: half of the time of a test is spent waiting
 NATIVE := $(wildcard shm/native/* app/api/codec/native/*) shm/layout.py shm/build.py app/api/codec/build.py setup.py pyproject.toml
 C_FILES := $(wildcard shm/native/*.[ch] app/api/codec/native/*.[ch] loadtests/*/*.c)
 
@@ -20,6 +20,9 @@ run: install ## serve on 127.0.0.1:8000 with embedded defaults
 
 install: $(VENV)/installed ## create .venv with pinned dependencies and the native core
 
+# Bytecode is kept in .venv, also where the environment forbids it elsewhere: without it, each process compiles all tests.
+test: export PYTHONDONTWRITEBYTECODE :=
+test: export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/bytecode
 test: $(VENV)/tested ## run every test
 	$(BIN)/python -m pytest -n $(TESTS) --dist worksteal
 

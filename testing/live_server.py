@@ -257,6 +257,14 @@ class LiveServer:
         """
         return [owner.pid for _, owner in block.live_workers()]
 
+    def controller(self, block: Block) -> int:
+        """Return the pid of the controller that wrote the vitals last. Wait for the first one.
+
+        It writes them after the state, so a server whose workers serve may have no vitals yet; and a signal for pid 0
+        reaches every process of the caller's own group.
+        """
+        return eventually(lambda: int(block.region("vitals").controller_pid))
+
     def _worker_processes(self, block: Block) -> list[int]:
         """Return the pids of workers that have not ended, be they known to the block or not."""
         ended = {process.pid for process in psutil.Process(self.pid).children() if process.status() == "zombie"}

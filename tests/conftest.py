@@ -3,8 +3,8 @@
 pytest-xdist deals out the tests in order, and idle processes steal work, so that most tests of a file share its
 servers. A test may take any time on a busy machine: no example of Hypothesis has a deadline.
 
-Rejected: sharing servers between processes. Another server costs half a second of CPU, and concurrent tests would see
-each other's memories.
+Rejected: sharing servers between processes: concurrent tests would see each other's memories. Sharing them between
+files: a server costs half a second of CPU, but an idle one costs as much in half a minute.
 """
 
 import signal
@@ -32,6 +32,11 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow tests: one that began last would keep one process busy alone."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
     """Start servers of a test's own, with variables as keywords; each must end normally."""
@@ -47,15 +52,15 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         server.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """One server for all tests that leave it usable: two workers, 8 dimensions, 1,000 slots, no key."""
+    """One server for all tests of a file that leave it usable: two workers, 8 dimensions, 1,000 slots, no key."""
     server = LiveServer(tmp_path_factory.mktemp("server"), dict(SMALL)).start()
     yield server
     server.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def still_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """A server that nothing but requests can move: its rhythm steps with decisions.
 
@@ -73,7 +78,7 @@ def still_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServe
     server.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """A server with an API_KEY and every key of `testing.keys`, which logs all that it ever would; no limits of rate.
 

@@ -162,6 +162,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 
 
 @needs("curl", "jq", "kubectl", "make")
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_can_be_followed(reader: Reader, page: str) -> None:
     """Every command and program of it ends with 0, complains about nothing, and prints what the page shows."""

@@ -7,6 +7,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -153,13 +154,16 @@ def imports_of(name: str, path: Path) -> Iterator[Import]:
                 yield Import(name, inner if known else str(node.module), node.lineno)
 
 
-ARROWS: Final = [arrow for name, path in FILES.items() for arrow in imports_of(name, path)]
+@cache
+def arrows() -> list[Import]:
+    """Return the arrows of all files. PERF: not while tests are collected, which every process of a run does."""
+    return [arrow for name, path in FILES.items() for arrow in imports_of(name, path)]
 
 
 @pytest.mark.parametrize("rule", [pytest.param(rule, id=rule.name.replace(" ", "_")) for rule in RULES])
 def test_rule_holds(rule: Rule) -> None:
     """No file breaks the rule, and the rule finds the example that does."""
-    broken = [f"{arrow.importer}:{arrow.line} imports {arrow.imported}" for arrow in ARROWS
+    broken = [f"{arrow.importer}:{arrow.line} imports {arrow.imported}" for arrow in arrows()
               if rule.forbids(arrow.importer, arrow.imported)]  # fmt: skip
 
     assert broken == []
@@ -187,7 +191,7 @@ def test_only_composition_roots_open_the_block() -> None:
 def test_no_file_imports_itself_through_others(packages: tuple[str, ...]) -> None:
     """No circle of imports, whether a circle loads or not."""
     graph = {name: set[str]() for name in FILES if within(name, *packages)}
-    for arrow in ARROWS:
+    for arrow in arrows():
         if arrow.importer in graph and arrow.imported in graph and arrow.imported != arrow.importer:
             graph[arrow.importer].add(arrow.imported)
     while leaves := [name for name, targets in graph.items() if not targets & graph.keys()]:

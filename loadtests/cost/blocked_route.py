@@ -102,7 +102,7 @@ class BlockedCommands:
     def _stop(self) -> None:
         block = self._server.block()
         while not self._over.is_set():
-            pid = int(block.region("vitals").controller_pid)
+            pid = self._server.controller(block)
             os.kill(pid, signal.SIGSTOP)
             self._over.wait(STOPPED_SECONDS)
             os.kill(pid, signal.SIGCONT)

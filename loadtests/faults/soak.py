@@ -119,14 +119,13 @@ def _time_scrapes(server: LiveServer) -> tuple[float, float]:
 
 def _kill(server: LiveServer, store: Store, number: int) -> None:
     """Kill a process of the server and wait for its successor."""
-    workers, controller = server.workers(store.block), int(store.block.region("vitals").controller_pid)
+    workers, controller = server.workers(store.block), server.controller(store.block)
     victim = workers[number % len(workers)] if number % CONTROLLER_EACH else controller
     os.kill(victim, signal.SIGKILL)
 
     def replaced() -> bool:
         now = server.workers(store.block)
-        pid = int(store.block.region("vitals").controller_pid)
-        return len(now) == len(workers) and victim not in (*now, pid)
+        return len(now) == len(workers) and victim not in (*now, server.controller(store.block))
 
     eventually(replaced)
 

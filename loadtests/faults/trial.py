@@ -88,7 +88,7 @@ class Trial:
 
     def controller(self) -> int:
         """Return the pid of the controller that wrote the vitals last."""
-        return int(self.store.block.region("vitals").controller_pid)
+        return self.server.controller(self.store.block)
 
     def workers(self) -> list[int]:
         """Return the pids that hold rows."""

@@ -81,8 +81,7 @@ def emergency(server: LiveServer) -> Any:
 
 def controller(server: LiveServer) -> int:
     """Return the pid of the controller."""
-    block = server.block()  # a region is valid while its block is
-    return int(block.region("vitals").controller_pid)
+    return server.controller(server.block())
 
 
 @contextmanager

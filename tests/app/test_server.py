@@ -51,10 +51,6 @@ def _send_keyed_event(server: LiveServer, key: str) -> Answer:
     return server.request("POST", "/event", np.ones(8, "<f4").tobytes(), {**RAW, "Idempotency-Key": key})
 
 
-def _controller_pid(store: Store) -> int:
-    return int(store.block.region("vitals").controller_pid)
-
-
 def _arbiter_pid(store: Store) -> int:
     return int(store.block.region("vitals").arbiter_pid)
 
@@ -219,7 +215,7 @@ def test_a_dead_controller_is_respawned_and_loses_nothing(serve: Serve, number: 
     server = serve(MLSDM_COGNITIVE_RHYTHM__CYCLE_SECONDS="0.05")
     store = server.store()
     answer = _send_keyed_event(server, "before-the-death")
-    first, step = _controller_pid(store), int(store.state().scalars.step)
+    first, step = server.controller(store.block), int(store.state().scalars.step)
 
     os.kill(first, number)
     again = _send_keyed_event(server, "before-the-death")
@@ -227,7 +223,7 @@ def test_a_dead_controller_is_respawned_and_loses_nothing(serve: Serve, number: 
 
     assert again.body == answer.body
     assert decision["memory_id"] == 2
-    eventually(lambda: _controller_pid(store) != first)
+    eventually(lambda: server.controller(store.block) != first)
     eventually(lambda: store.state().scalars.step > step + 2)
     assert store.block.epoch == 2
     assert server.get("/health/readiness").json["checks"]["controller"]["healthy"]
@@ -237,11 +233,11 @@ def test_a_stopped_controller_is_replaced(serve: Serve) -> None:
     """The arbiter kills a controller that is alive but silent, and respawns it."""
     server = serve()
     store = server.store()
-    first = _controller_pid(store)
+    first = server.controller(store.block)
 
     os.kill(first, signal.SIGSTOP)
 
-    eventually(lambda: _controller_pid(store) != first)
+    eventually(lambda: server.controller(store.block) != first)
     assert not psutil.pid_exists(first)
 
 
@@ -278,7 +274,7 @@ def test_a_stopped_lock_holder_is_removed(serve: Serve, frozen_controller: bool)
     server = serve()
     block = server.block()
     if frozen_controller:
-        os.kill(_controller_pid(Store(block)), signal.SIGSTOP)
+        os.kill(server.controller(block), signal.SIGSTOP)
     [lock] = [region for region in block.layout.regions() if region.name == "lock"]
     [(_, link)] = find_blocks(server.pid)
     holder = subprocess.Popen([sys.executable, "-c", _HOLD, str(link), str(lock.offset)])
@@ -339,11 +335,11 @@ def test_an_upgrade_keeps_every_memory(serve: Serve) -> None:
     answer = _send_keyed_event(server, "before-the-upgrade")
     change = {"Content-Type": "application/json"}, b'{"moral_filter": {"dead_band": 0.2}}'
     governor = server.request("PATCH", "/governor", change[1], change[0]).json["moral_filter"]
-    boot_id, first = server.state()["boot_id"], _controller_pid(store)
+    boot_id, first = server.state()["boot_id"], server.controller(store.block)
     assert server.process is not None
 
     os.kill(server.pid, signal.SIGUSR2)
-    eventually(lambda: _controller_pid(store) != first)
+    eventually(lambda: server.controller(store.block) != first)
     eventually(lambda: not psutil.pid_exists(first))
     new = _arbiter_pid(store)
     eventually(lambda: server.log.count("serves from row") == 4)

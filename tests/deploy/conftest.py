@@ -14,7 +14,7 @@ from tests.deploy.watched import Watched
 from tests.scraped import scraped
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # PERF: a Prometheus that scrapes and judges every second takes a tenth of a core
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """Events accepted and rejected, recalls, a wrong request, probes, and a client above its rate."""
     directory = tmp_path_factory.mktemp("watched")

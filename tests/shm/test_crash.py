@@ -2,7 +2,7 @@
 
 There are three kinds of deaths. Random: many, in hot loops. Staged: a child takes the mutex, overwrites everything
 that a transition may change before its commit, and dies. Stepped: one death at each instruction of each kind of
-section, which is the proof; by default every 32nd instruction from a random first one, with `STRIDE=1` all.
+section, which is the proof; by default every 64th instruction from a random first one, with `STRIDE=1` all.
 
 A client whose answer was lost retries with the same idempotency key. So the proof continues: a retry gets the
 committed answer or is decided now, exactly one of the two, and all earlier answers stand.
@@ -30,7 +30,7 @@ from tests.shm.conftest import Form
 
 SEED = int(os.environ.get("SEED") or random.randrange(2**32))
 KILLS = int(os.environ.get("KILLS", "30"))
-STRIDE = int(os.environ.get("STRIDE", "32"))  # 1 for the whole proof: 20,000 deaths, some minutes
+STRIDE = int(os.environ.get("STRIDE", "64"))  # 1 for the whole proof: 20,000 deaths, some minutes
 ASLEEP = REGIME._replace(rhythm=REGIME.rhythm._replace(wake_duration=1, sleep_duration=50))
 
 

@@ -215,6 +215,7 @@ def test_a_module_that_fails_is_left_out(tmp_path: Path, faults: str, reason: st
     assert answer.status in (404, 503)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["routes", "open", "authenticators"])
 def test_a_module_that_hangs_is_opening_and_the_server_serves(tmp_path: Path, phase: str) -> None:
     """The worker accepts connections after a second; the module's routes answer 503 as soon as they are known."""
@@ -277,6 +278,7 @@ def test_a_migration_that_fails_keeps_the_module_closed(tmp_path: Path, kind: st
     assert refused == 404
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["raise", "hang", "die"])
 def test_a_module_that_does_not_close_in_order_does_not_keep_the_server(tmp_path: Path, kind: str) -> None:
     """The arbiter exits with 0 and leaves no process behind, as `stop` asserts."""
@@ -286,6 +288,7 @@ def test_a_module_that_does_not_close_in_order_does_not_keep_the_server(tmp_path
     server.stop()
 
 
+@pytest.mark.slow
 def test_close_has_its_time_also_after_a_drain_that_uses_up_its_own(tmp_path: Path) -> None:
     """A request does not end; `close` takes 2 s. The worker ends the drain early enough, and is not killed."""
     server = start(tmp_path, "close:slow", MLSDM_RESOURCES__SHUTDOWN_TIMEOUT="14", MLSDM_SAMPLE__CHILDREN="0")

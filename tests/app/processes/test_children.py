@@ -200,6 +200,7 @@ def test_an_upgrade_hands_the_children_over_and_the_way_back_returns_them(served
     assert one.server.failed_checks() == set()
 
 
+@pytest.mark.slow
 def test_a_freeze_of_the_whole_server_kills_no_child(served: Callable[..., Served]) -> None:
     """All stop and go on together, as in a container that is paused: for none of them has that time passed."""
     one = served(waits={"acts": "wait", "silence_seconds": 3.0})

@@ -434,9 +434,9 @@ def test_a_change_holds_until_the_configuration_changes(serve: Serve, tmp_path: 
         view = server.get("/governor").json
         return view["moral_filter"]["ema_alpha"], view["moral_filter"]["dead_band"], view["configured"]
 
-    controller = int(store.block.region("vitals").controller_pid)
+    controller = server.controller(store.block)
     os.kill(controller, signal.SIGKILL)
-    eventually(lambda: int(store.block.region("vitals").controller_pid) != controller)
+    eventually(lambda: server.controller(store.block) != controller)
     assert in_force() == (0.4, 0.2, False)
 
     path.write_text("moral_filter: {ema_alpha: 0.1}\nrecall: {phase_tolerance: 0.2}\n")
@@ -454,7 +454,7 @@ def test_a_command_that_is_not_carried_out_is_withdrawn(serve: Serve) -> None:
     """With controller and arbiter stopped: 503, no effect later, and events are decided meanwhile."""
     server = serve(WORKERS="1", MLSDM_COGNITIVE_RHYTHM__CLOCK="events")
     store = server.store()
-    controller = int(store.block.region("vitals").controller_pid)
+    controller = server.controller(store.block)
     before = server.get("/governor").json
     answers: list[Answer] = []
     commands = [
@@ -496,12 +496,12 @@ def test_a_stopped_controller_carries_out_nothing_that_was_refused(serve: Serve)
     server = serve(WORKERS="1", MLSDM_COGNITIVE_RHYTHM__CLOCK="events")
     store = server.store()
 
-    controller = int(store.block.region("vitals").controller_pid)
+    controller = server.controller(store.block)
 
     os.kill(controller, signal.SIGSTOP)
     time.sleep(random.choice([0.0, 0.5]))  # until either may happen
     answer = patch(server, {"moral_filter": {"ema_alpha": 0.7}})
-    eventually(lambda: int(store.block.region("vitals").controller_pid) != controller)
+    eventually(lambda: server.controller(store.block) != controller)
     beat = int(store.block.region("vitals").heartbeat_ns)
     eventually(lambda: store.block.region("vitals").heartbeat_ns > beat + 200_000_000)  # some rounds of the successor
 

@@ -160,7 +160,7 @@ def test_liveness_answers_when_everything_else_is_taken(serve: Callable[..., Liv
     """
     server = serve(WORKERS="1", MLSDM_SERVER__CONNECTIONS_MAX="12")
     block = server.block()
-    controller = int(block.region("vitals").controller_pid)
+    controller = server.controller(block)
     idle = [server.connect() for _ in range(12)]
     eventually(lambda: _status_soon(server, "/livez") == 200)  # one of them has been idle for long enough to go
     answers: list[int] = []

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from loadtests.attack.hostile_clients import Attack, Phase, judge, measure_steady_clients
 from testing.eventually import HANG_SECONDS, eventually
@@ -18,6 +19,7 @@ CUT = {"head 408": SLOW // 3, "body 408": SLOW // 3, "read cut": 1}  # how many 
 STUCK = "503 store_busy"
 
 
+@pytest.mark.slow
 def test_slow_clients_are_disconnected_and_honest_ones_served(serve: Serve) -> None:
     """Every honest request is answered; slow heads and bodies get 408; no connection is left."""
     server = serve(MLSDM_DIMENSION="384", MLSDM_CAPACITY="100")

@@ -250,6 +250,7 @@ def test_brute_force_returns_the_nearest(
     assert expected.tolist() == [match["memory_id"] for match in told["matches"]]
 
 
+@pytest.mark.slow
 @needs_wrk
 def test_rows_are_measured_against_their_floor(tmp_path: Path) -> None:
     """With real servers and a real client every event is counted, and the document equals the table."""

@@ -77,6 +77,7 @@ def test_a_server_stays_within_the_reserve(capsys: pytest.CaptureFixture[str]) -
     assert 0 < started < reserve
 
 
+@pytest.mark.slow
 def test_the_sustained_load_runs_against_production(capsys: pytest.CaptureFixture[str]) -> None:
     """Rate and window are tiny: limits are on, and nothing fails or is refused."""
     status = sustained.main(["--rate", "50", "--windows", "1", "--seconds", "3"])
@@ -100,6 +101,7 @@ def test_the_price_of_a_route_is_measured(capsys: pytest.CaptureFixture[str]) ->
     assert rates == [pytest.approx(1e6 / full, rel=0.02), pytest.approx(1e6 / alone, rel=0.02)]
 
 
+@pytest.mark.slow
 @needs("wrk")
 def test_both_generators_are_measured_at_full_speed(capsys: pytest.CaptureFixture[str]) -> None:
     """Both send the same mix; the table has a line for each."""

@@ -315,6 +315,7 @@ def test_a_run_beside_others_is_not_judged() -> None:
     )
 
 
+@pytest.mark.slow
 @needs_wrk
 def test_a_small_latency_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real servers and clients: both routes at both loads, and the client alone; the picture can be drawn again.

@@ -67,6 +67,7 @@ def test_scarcity_passes_without_loss(run: Callable[[FaultOptions], Outcome], tm
     assert broken_promises(run(options_of(tmp_path, 0.1))) == []
 
 
+@pytest.mark.slow
 def test_clock_jumps_are_harmless(tmp_path: Path) -> None:
     """Rhythm, limits and deadlines ignore the wall clock; missed steps after a suspend are skipped."""
     outcome = clocks.jumps(options_of(tmp_path, SMALL))

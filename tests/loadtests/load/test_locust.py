@@ -54,6 +54,7 @@ def url(server: LiveServer) -> str:
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_every_request_of_the_load_is_answered_and_counted(serve: Serve, tmp_path: Path) -> None:
     """No request fails, every route is used, and the server decided the acknowledged events."""
     server = serve(**LARGE, API_KEY=TOKEN)
@@ -74,6 +75,7 @@ def test_every_request_of_the_load_is_answered_and_counted(serve: Serve, tmp_pat
     assert state["latent_events_count"] > 0
 
 
+@pytest.mark.slow
 def test_each_broken_objective_is_a_sentence_and_status_1(serve: Serve) -> None:
     """A small bucket and an impossible latency bound fail; nothing else does."""
     server = serve(

@@ -59,6 +59,7 @@ def test_a_score_that_is_off_by_a_bit_is_not_exact(memories: Floats) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_small_recall_under_load_run(capsys: pytest.CaptureFixture[str]) -> None:
     """Memories arrive while recalls are answered, and every answer is checked. A busy machine needs more time."""
 

@@ -248,6 +248,7 @@ def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServe
     server.stop()
 
 
+@pytest.mark.slow
 def test_an_open_server_keeps_its_contract(open_server: LiveServer) -> None:
     """Examples, boundaries and random requests, allowed and forbidden, for every operation: no finding."""
     done = survey(open_server)
