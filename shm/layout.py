@@ -793,7 +793,7 @@ class Layout(NamedTuple):
         """Bytes of one int8 shadow, padded with zeros to 16. The scan reads it and the 16-byte code of each memory."""
         return _round_up(self.dimension, 16)
 
-    @lru_cache(maxsize=16)  # noqa: B019  (a layout is seven numbers) PERF: 0.1 ms, and the controller asks fifty times a second
+    @lru_cache(maxsize=16)  # noqa: B019  (a layout is a few numbers) PERF: 0.1 ms, and the controller asks fifty times a second
     def regions(self) -> tuple[Region, ...]:
         """Return the regions in memory order. Lock and commit word have their own pages; slots begin on one."""
         slots = self.slots
