@@ -62,7 +62,7 @@ image: install ## build the container image without a daemon, run and check it; 
 manual: install ## regenerate the files that follow from settings, layout, native contracts and rules
 	$(BIN)/python -m shm.layout_markdown > docs/layout.md
 	$(BIN)/python -m shm.native_stubs > shm/_native.pyi
-	$(BIN)/python -m shm.native_stubs app/api/codec/native/api.h > app/api/codec/_json_reader.pyi
+	$(BIN)/python -m shm.native_stubs app/api/codec/native/api.h > app/api/codec/_native.pyi
 	$(BIN)/python -m mlsdm.manual markdown > docs/configuration.md
 	$(BIN)/python -m mlsdm.manual development > config/default.yaml
 	$(BIN)/python -m mlsdm.manual production > config/production-ready.yaml
@@ -76,7 +76,7 @@ lock: $(VENV)/tested ## resolve the dependencies again; commit the result
 	$(BIN)/uv pip compile -q pyproject.toml --group build --group dev --extra plot --extra otel --universal --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements-dev.lock
 
 clean: ## remove everything that is built
-	rm -rf $(VENV) build *.egg-info shm/_native.c app/api/codec/_json_reader.c shm/_native*.so app/api/codec/_json_reader*.so
+	rm -rf $(VENV) build *.egg-info shm/_native.c app/api/codec/_native.c shm/_native*.so app/api/codec/_native*.so
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mlsdm needs Python 3.11 or newer: set PYTHON=/path/to/it" >&2; exit 1; }

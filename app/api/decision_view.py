@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from app.api.codec.rfc3339 import rfc3339
 from app.api.fields import (
     BootId,
     CreatedAt,
@@ -18,7 +19,6 @@ from app.api.fields import (
     Threshold,
     component,
 )
-from core.clock import rfc3339
 from core.phases import PHASE_NAMES
 from shm import store
 

@@ -23,6 +23,7 @@ from msgspec import Meta
 
 from app.api.codec.media_types import JSON, encode
 from app.api.codec.query_string import BOOT_ID, LOG_ID, parameters_of_log, parse_cursor, parse_whole_number
+from app.api.codec.rfc3339 import rfc3339_of
 from app.api.context import Context
 from app.api.fields import (
     Accepted,
@@ -48,7 +49,6 @@ from app.api.operation import Operation, Parameter
 from app.api.problem import Problem, invalid
 from app.api.problem_codes import STORE
 from core.access.keys import Role
-from core.clock import rfc3339
 from core.limits import DECISIONS_PAGE
 from core.phases import PHASE_NAMES
 from shm import errors
@@ -211,7 +211,11 @@ class DecisionsResource:
                 chosen = chosen[:limit]
                 scan.position = chosen[-1].position
             limit -= len(chosen)
-            views = [_entry_view(entry, now_ns, scan.epoch) for entry in chosen]
+            times = rfc3339_of([entry.time_ns for entry in chosen])
+            views = [
+                _entry_view(entry, created_at, now_ns, scan.epoch)
+                for entry, created_at in zip(chosen, times, strict=True)
+            ]
             yield separator + encode(views)[1:-1] if views else b""
             separator = b"," if chosen else separator
             if is_last or not limit:
@@ -303,7 +307,7 @@ def _parse_kinds(given: Mapping[str, str]) -> Collection[int]:
     return frozenset(KINDS.index(kind) for kind in kinds if kind in KINDS)
 
 
-def _entry_view(entry: Entry, now_ns: int, epoch: int) -> LogEntry:
+def _entry_view(entry: Entry, created_at: str, now_ns: int, epoch: int) -> LogEntry:
     kind = KINDS[entry.kind]
     decided = decided_of(entry) if kind in ("decision", "delete", "lost", "update") else None
     decision = kind == "decision"
@@ -311,7 +315,7 @@ def _entry_view(entry: Entry, now_ns: int, epoch: int) -> LogEntry:
         entry.position,
         kind,
         age_seconds(entry.time_ns, now_ns),
-        rfc3339(entry.time_ns),
+        created_at,
         epoch,
         _state_view(entry.before),
         _state_view(entry.after),

@@ -28,11 +28,12 @@ from app.api.codec.event_codec import (
     count_colons,
     decode_vector,
 )
-from app.api.codec.media_types import JSON, MSGPACK, RAW, encode, media_type
+from app.api.codec.media_types import JSON, MSGPACK, RAW, media_type
 from app.api.codec.payload_codec import PayloadCodec
 from app.api.codec.vector_codec import DoubleBuffer, FloatBuffer, refuse_vector
 from app.api.context import Context
 from app.api.decision_view import DecisionView, to_decision_view
+from app.api.decision_writer import DecisionWriter
 from app.api.fields import component
 from app.api.operation import Octets, Operation, Parameter
 from app.api.problem import Problem, above_limit, invalid, problem_of_store_error
@@ -42,7 +43,7 @@ from core.access.keys import Role
 from core.limits import BATCH_COUNT, BODY_SIZE
 from shm import errors
 from shm.records import NO_IDEMPOTENCY_HASH, IdempotencyHash
-from shm.store import Decision
+from shm.store import Decision, DecisionFields
 
 _MEMORY_ID: Final = Decision._fields.index("memory_id")
 _REPEATED: Final = Decision._fields.index("repeated")
@@ -92,6 +93,7 @@ class EventResource:
         }  # fmt: skip
         self.context = context
         self.read = EventReader(context.codec, context.payload_size_max).read
+        self.write = DecisionWriter(context.boot_id, context.log_id).write
         self.fast_responders = {"POST": self.decide}
 
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
@@ -118,7 +120,7 @@ class EventResource:
             context.count_rejected(client_of(environ).tier, 1)
         if decided.repeated:
             environ[HEADER_LINES] = environ.get(HEADER_LINES, "") + REPLAYED
-        return encode(to_decision_view(decided, context.boot_id, context.log_id))
+        return self.write(decided)
 
 
 class BatchResource:
@@ -145,6 +147,7 @@ class BatchResource:
         self.context = context
         self.codec = context.codec
         self._payloads = PayloadCodec(context.payload_size_max)
+        self._write = DecisionWriter(context.boot_id, context.log_id).write
         self._decode_json = msgspec.json.Decoder(list[Event]).decode
         self._decode_packed_event = msgspec.msgpack.Decoder(Event).decode
         self._split_packed_events = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
@@ -168,26 +171,27 @@ class BatchResource:
             size = self.codec.size
             refuse_vector(code, memoryview(vectors)[index * size : (index + 1) * size], f"[{index}].event_vector")
         decisions, code = context.store.admit_batch(context.log_time(), morals, vectors, payloads, key)
-        results = [to_decision_view(decided, context.boot_id, context.log_id) for decided in decisions]
         if rejected := sum([not decided[_MEMORY_ID] and not decided[_REPEATED] for decided in decisions]):
             context.count_rejected(client_of(environ).tier, rejected)
         if code != errors.OK:
-            refund(environ, spent=len(results))
-            self._refuse_rest(code, results, len(morals))
+            refund(environ, spent=len(decisions))
+            self._refuse_rest(code, decisions, len(morals))
         if key and any(repeated for *_, repeated in decisions):
             environ[HEADER_LINES] = environ.get(HEADER_LINES, "") + REPLAYED
-        accepted = sum([result.accepted for result in results])
-        return encode(BatchView(results, accepted, len(results) - accepted))
+        accepted = sum([decided[_MEMORY_ID] != 0 for decided in decisions])
+        results = b",".join([self._write(decided) for decided in decisions])
+        return b'{"results":[%b],"accepted":%d,"rejected":%d}' % (results, accepted, len(decisions) - accepted)
 
-    @staticmethod
-    def _refuse_rest(code: int, results: list[DecisionView], count: int) -> NoReturn:
+    def _refuse_rest(self, code: int, decisions: list[DecisionFields], count: int) -> NoReturn:
         """Raise the problem of a batch that was stopped midway; the cause itself if no event was decided."""
         try:
             errors.raise_for(code)
         except errors.StoreError as error:
-            if not results:
+            if not decisions:
                 raise
             reason = problem_of_store_error(error).problem_code
+            context = self.context
+            results = [to_decision_view(decided, context.boot_id, context.log_id) for decided in decisions]
             detail = f"The first {len(results)} of {count} events were decided; the rest were not ({reason})."
             # No Retry-After: a client that sends the whole batch again without an idempotency key would have its first
             # events decided twice.

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from app.api.codec.media_types import JSON, encode
 from app.api.codec.query_string import BOOT_ID, LOG_ID, parameters_of_log
+from app.api.codec.rfc3339 import rfc3339
 from app.api.codec.vector_codec import to_floats
 from app.api.context import Context
 from app.api.fields import (
@@ -31,7 +32,6 @@ from app.api.operation import Operation, Parameter
 from app.api.problem import Problem, invalid
 from app.api.problem_codes import STORE
 from core.access.keys import Role
-from core.clock import rfc3339
 from core.phases import PHASE_NAMES
 from shm import errors
 

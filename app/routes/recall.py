@@ -4,7 +4,7 @@ The body carries the vector in the same forms as an event. A raw body is the vec
 in the query string.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, Literal, NamedTuple, cast, get_args
 
 import falcon
@@ -15,6 +15,7 @@ from app.api.codec.body_errors import DECODE_ERRORS, refuse_body, refuse_repeats
 from app.api.codec.body_sizes import query_size_max, refuse_above
 from app.api.codec.media_types import JSON, MSGPACK, RAW, encode, media_type
 from app.api.codec.query_string import parameters_of, parse_whole_number
+from app.api.codec.rfc3339 import rfc3339_of
 from app.api.codec.vector_codec import VECTOR_SCHEMA, FloatBuffer, refuse_vector, to_floats
 from app.api.context import Context
 from app.api.fields import (
@@ -33,7 +34,6 @@ from app.api.operation import Octets, Operation, Parameter
 from app.api.problem import invalid
 from app.api.problem_codes import BODY, DECIDED
 from core.access.keys import Role
-from core.clock import rfc3339
 from core.limits import TOP_K
 from core.phases import PHASE_NAMES, PhaseWindow, phase_masks
 from shm import errors
@@ -157,7 +157,7 @@ class RecallResource:
         response.content_type = JSON
         response.data = encode(
             RecallView(
-                [match_view(match, now_ns) for match in answer.matches],
+                match_views(answer.matches, now_ns),
                 answer.scanned,
                 answer.as_of,
                 True,
@@ -205,15 +205,18 @@ def _parse_options(given: Mapping[str, str]) -> RecallOptions:
     )
 
 
-def match_view(match: Match, now_ns: int) -> MatchView:
-    """Return the view of a match; `now_ns` is the log time from which its age is counted."""
-    return MatchView(
-        match.id,
-        match.score,
-        PHASE_NAMES[match.phase],
-        match.moral,
-        age_seconds(match.time_ns, now_ns),
-        rfc3339(match.time_ns),
-        msgspec.Raw(match.payload) if match.payload else None,
-        to_floats(match.vector) if match.vector else None,
-    )
+def match_views(matches: Sequence[Match], now_ns: int) -> list[MatchView]:
+    """Return the views of matches; `now_ns` is the log time from which their ages are counted."""
+    return [
+        MatchView(
+            match.id,
+            match.score,
+            PHASE_NAMES[match.phase],
+            match.moral,
+            age_seconds(match.time_ns, now_ns),
+            created_at,
+            msgspec.Raw(match.payload) if match.payload else None,
+            to_floats(match.vector) if match.vector else None,
+        )
+        for match, created_at in zip(matches, rfc3339_of([match.time_ns for match in matches]), strict=True)
+    ]

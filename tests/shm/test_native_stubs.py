@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.api.codec import _json_reader
+from app.api.codec import _native as _codec
 from shm import _native, native_stubs
 from shm.layout import RECORDS, Record, declarations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 CODEC = ROOT / "app" / "api" / "codec"
 DECLARED = {
     ROOT / "shm" / "_native.pyi": declarations() + native_stubs.API.read_text(encoding="utf-8"),
-    CODEC / "_json_reader.pyi": (CODEC / "native" / "api.h").read_text(encoding="utf-8"),
+    CODEC / "_native.pyi": (CODEC / "native" / "api.h").read_text(encoding="utf-8"),
 }
 
 
@@ -34,8 +34,8 @@ class TestCompleteness:
 
     @pytest.mark.parametrize(
         ("module", "path"),
-        [(_native, ROOT / "shm" / "_native.pyi"), (_json_reader, CODEC / "_json_reader.pyi")],
-        ids=["_native", "_json_reader"],
+        [(_native, ROOT / "shm" / "_native.pyi"), (_codec, CODEC / "_native.pyi")],
+        ids=["shm", "codec"],
     )
     def test_every_native_name_has_a_type(self, module: object, path: Path) -> None:
         """Functions and constants of the compiled module are those of its stub."""

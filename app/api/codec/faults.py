@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from app.api.codec._json_reader import ffi, lib
+from app.api.codec._native import ffi, lib
 from app.api.codec.media_types import JSON
 from app.api.problem import Problem, invalid
 from core.limits import PAYLOAD_DEPTH
 
 if TYPE_CHECKING:
-    from app.api.codec._json_reader import WalkPointer as Walk
+    from app.api.codec._native import WalkPointer as Walk
 
 NAMES: Final = lib.MLSDM_WALK_NAMES  # refuse repeated names in an object
 STRICT: Final = lib.MLSDM_WALK_STRICT  # refuse what other readers of JSON may not read back

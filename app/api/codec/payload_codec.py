@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from app.api.codec._json_reader import ffi, lib
+from app.api.codec._native import ffi, lib
 from app.api.codec.faults import NAMES, STRICT, fault_of, problem_of_fault
 from app.api.codec.media_types import JSON, MSGPACK, encode
 from app.api.problem import Problem

@@ -1,5 +1,5 @@
-/* The contract of the native readers of bodies. cffi reads this file, and shm/native_stubs.py makes _json_reader.pyi of
- * it, so it keeps to plain declarations.
+/* The contract of the native readers of bodies and writers of answers. cffi reads this file, and shm/native_stubs.py
+ * makes _native.pyi of it, so it keeps to plain declarations.
  *
  * Rules for all functions: the caller owns all memory and passes no NULL, except where a comment allows it; nothing is
  * kept after the call. text[size] is a NUL that is no part of the text (every Python bytes object ends so). No locks,
@@ -101,3 +101,31 @@ int mlsdm_read_event(const uint8_t text[], size_t size, uint32_t dimension, floa
 
 /* Read a text that is one vector: an array of numbers or a string of base64. Parameters and result as above. */
 int mlsdm_read_vector(const uint8_t text[], size_t size, uint32_t dimension, float vector[]);
+
+/* -- answers -- */
+
+#define MLSDM_TIME_SIZE 30      /* bytes of a time as text */
+#define MLSDM_DECISION_SIZE 512 /* no decision is longer, without its ids */
+
+/* Write a time as RFC 3339 (§5.6) with nine decimals.
+ *
+ * time_ns    UTC, any: the years 1677 to 2262.
+ * to         uint8[MLSDM_TIME_SIZE]. */
+void mlsdm_write_time(int64_t time_ns, uint8_t to[]);
+
+/* Write several times, each with a space behind it.
+ *
+ * times      the bytes of int64[count], any alignment.
+ * to         uint8[count][MLSDM_TIME_SIZE + 1]. */
+void mlsdm_write_times(const uint8_t times[], size_t count, uint8_t to[]);
+
+/* Write a decision as JSON: the bytes that msgspec writes for a DecisionView (app/api/decision_view.py).
+ *
+ * ids        the members boot_id and log_id as they stand in it, with the comma before them.
+ * to         uint8[MLSDM_DECISION_SIZE + ids_size].
+ * position … phase   the fields of struct mlsdm_decision (shm/layout.py).
+ * Returns    the size, or 0 if one of the fractions is not 0, 1 or between 10^-5 and 1, or lies exactly between two
+ *            decimals: then `to` is undefined. */
+size_t mlsdm_write_decision(const uint8_t ids[], size_t ids_size, uint8_t to[], uint64_t position, uint64_t sequence,
+                            uint64_t memory_id, int64_t time_ns, double moral, double theta_before, double theta_after,
+                            double ema, uint32_t phase);

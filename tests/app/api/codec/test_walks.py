@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 import pytest
 
-from app.api.codec._json_reader import ffi, lib
+from app.api.codec._native import ffi, lib
 from app.api.codec.faults import NAMES, STRICT, find_fault
 from app.api.codec.media_types import JSON, MSGPACK
 from core.limits import PAYLOAD_DEPTH
