@@ -703,6 +703,7 @@ class Match(CData):
     time_ns: int
     phase: int
     payload_size: int
+    place: int
 class MatchPointer(Match):
     def __add__(self, offset: int) -> MatchPointer: ...
     def __getitem__(self, index: int) -> Match: ...

@@ -58,6 +58,8 @@ class Decision(NamedTuple):
 DecisionFields = tuple[int, int, int, int, float, float, float, float, int, int, int]  # of a Decision
 _DECISION: Final = struct.Struct("<3Qq4d2HI")  # PERF: one unpack costs as much as two attributes of a cffi structure
 assert _DECISION.size == ffi.sizeof("struct mlsdm_decision")
+_MATCH: Final = struct.Struct("<Q2dq2IQ")
+assert _MATCH.size == ffi.sizeof("struct mlsdm_match")
 _new_tuple: Final = tuple.__new__  # PERF: Decision._make without its check of the length, which the format determines
 
 
@@ -568,10 +570,14 @@ class Recall(threading.local):
         assert block.writable, "recall settles its answer under the lock"
         self._map = block.map
         self._dimension = block.layout.dimension
+        self._size = 4 * self._dimension  # bytes of a vector
         self._bounds = ffi.new("float[]", block.layout.slots)
         self._vectors = ffi.new("float[]", TOP_K_MAX * self._dimension)
         self._payloads = ffi.new("uint8_t[]", TOP_K_MAX * block.map.payload_stride)
         self._matches = ffi.new("struct mlsdm_match[]", TOP_K_MAX)
+        self._vector_bytes = ffi.buffer(self._vectors)
+        self._payload_bytes = ffi.buffer(self._payloads)
+        self._match_bytes = ffi.buffer(self._matches)
         self._result = ffi.new("struct mlsdm_recall_result *")
         self._query = ffi.new("struct mlsdm_query *")
         self._query.bounds = self._bounds
@@ -600,11 +606,13 @@ class Recall(threading.local):
         return RecallResult(
             [
                 Match(
-                    match.id, match.score, match.moral, match.time_ns, match.phase,
-                    bytes(ffi.buffer(self._payloads + i * stride, match.payload_size)) if payloads else None,
-                    bytes(ffi.buffer(self._vectors + i * self._dimension, 4 * self._dimension)) if vectors else None,
+                    memory_id, score, moral, time_ns, phase,
+                    self._payload_bytes[place * stride : place * stride + size] if payloads else None,
+                    self._vector_bytes[place * self._size : (place + 1) * self._size] if vectors else None,
                 )
-                for i, match in ((i, self._matches[i]) for i in range(result.count))
+                for memory_id, score, moral, time_ns, phase, size, place in _MATCH.iter_unpack(
+                    self._match_bytes[: result.count * _MATCH.size]
+                )
             ],
             result.as_of, result.scanned, result.candidates, result.attempts, result.corrupt_id,
         )  # fmt: skip

@@ -102,7 +102,7 @@ struct mlsdm_query {
     uint32_t k;                      /* matches wanted, 1 ≤ k ≤ 100 */
     uint32_t phase_masks[2];         /* by the phase of the rhythm: bit t is set if memories tagged t match */
     float *bounds;                   /* float32[slots], scratch memory of the caller; undefined afterwards */
-    float *vectors /* or NULL */;    /* float32[k][D] that receives the vectors of the matches */
+    float *vectors /* or NULL */;    /* float32[k][D] that receives the vectors of the matches, see `place` */
     uint8_t *payloads /* or NULL */; /* uint8[k][payload_stride] that receives the payloads of the matches */
 };
 
@@ -113,6 +113,7 @@ struct mlsdm_match {
     int64_t time_ns; /* log time of the admission, ns UTC */
     uint32_t phase;  /* 0 wake, 1 sleep */
     uint32_t payload_size;
+    uint64_t place; /* index of its vector and payload in those of the query */
 };
 
 struct mlsdm_recall_result {
@@ -467,10 +468,12 @@ int mlsdm_written_read(struct mlsdm_map *map, const struct mlsdm_entry *entry, s
  * matches        [k]; receives the matches, best first; of equal scores the newer first.
  * result         receives the rest.
  * Returns    OK; NOT_FINITE, TOO_LONG: the query's vector; UNFORMED; CORRUPT: the commit word or the state; a damaged
- *            memory is left out and named by `corrupt_id` instead; BUSY; LOST.
- * Lock       takes it to settle the answer (some µs), and for the whole scan if three attempts were overtaken. Where
- *            the lock is lost, the answer is settled without it and validated.
- * Process    worker, any thread. A memory that is found damaged under the lock is excluded from scans.
+ *            memory is left out and named by `corrupt_id` instead; BUSY, also if sixteen attempts were overtaken;
+ *            LOST.
+ * Lock       takes it to settle the answer (some µs), a few times if writers overtake it. Where the lock is lost, the
+ *            answer is settled without it and validated.
+ * Process    worker, any thread. If damage has misled a search, the memories that are found damaged under the lock are
+ *            excluded from scans.
  * Death      nothing changes but such exclusions. */
 int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct mlsdm_match matches[],
                  struct mlsdm_recall_result *result);

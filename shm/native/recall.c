@@ -1,99 +1,166 @@
 /* Exact recall: the k live memories with the largest cosine to a query, equal to brute force at one position of the
  * log. search.c finds them; this file repeats the search until it can be settled, and copies the answer.
  *
- * docs/design/recall.md has the argument. */
+ * Invariants: a section is short. The scan, the scores, the checksums of the best and the copies of their bytes are
+ * made without the lock; under it their slots are looked at once more, and the few newest entries of the log are read.
+ *
+ * docs/design/recall.md has the argument, and says why the attempts end. */
 
 #include "block.h"
 
-#define ATTEMPTS_UNLOCKED 3
-#define ATTEMPTS_MAX 6 /* two under the lock suffice: one finds the damage, the next works without it */
-#define ROUNDS_MAX 8   /* times that the log is read without the lock, because more came */
+#define ATTEMPTS_MAX 16
+#define ROUNDS_MAX 32   /* of one attempt: the log is read without the lock, because more came */
+#define COPY_SIZE 65536 /* bytes that are copied under the lock: under 10 µs */
 
-/* Exclude every damaged memory from the scan, where its bounds are misleading. The scrub finds such slots and enters
- * the memories as lost. Under the lock. */
-static void quarantine(const struct mlsdm_map *map, struct mlsdm_recall_result *result) {
-    for (uint64_t slot = 0; slot < map->slots; slot++) {
-        int lives = slot_is_live(map, slot);
-        if (lives && slot_sound(map, slot)) continue;
-        if (lives) result->corrupt_id = link_at(map, slot)->id;
-        code_at(map, slot)->excluded = MLSDM_EXCLUDED;
+/* How many of the best may go while the memories are scanned. The first attempt usually succeeds; a search for more
+ * takes longer. */
+static uint32_t spare_of(int attempt) { return attempt == 1 ? 0 : attempt == 2 ? 64 : SPARE_MAX; }
+
+/* -- the copies -- */
+
+static uint64_t copy_size(const struct mlsdm_map *map, const struct mlsdm_query *query, uint64_t slot) {
+    uint32_t size = slot_at(map, slot)->payload_size;
+    if (size > map->payload_stride) size = map->payload_stride; /* it is torn or damaged, and its version will tell */
+    return (query->vectors ? map->dimension * sizeof(float) : 0) + (query->payloads ? size : 0);
+}
+
+/* Copy the bytes of a memory to a place of the answer. */
+static void bytes_copy(const struct mlsdm_map *map, const struct mlsdm_query *query, uint64_t slot, uint32_t place) {
+    uint32_t size = slot_at(map, slot)->payload_size;
+    if (size > map->payload_stride) size = map->payload_stride;
+    if (query->vectors)
+        memcpy(query->vectors + (size_t)place * map->dimension, vector_at(map, slot), map->dimension * sizeof(float));
+    if (query->payloads) memcpy(query->payloads + (size_t)place * map->payload_stride, payload_at(map, slot), size);
+}
+
+/* Give each of some memories a place of the answer of its own; of those that have none yet, copy the bytes to it. */
+static void places_take(const struct mlsdm_map *map, const struct mlsdm_query *query, struct scored **some,
+                        uint32_t count) {
+    uint8_t taken[MLSDM_TOP_K_MAX] = {0};
+    uint32_t place = 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (some[i]->copied) taken[some[i]->copied - 1] = 1;
+    for (uint32_t i = 0; i < count; i++) {
+        if (some[i]->copied) continue;
+        while (taken[place]) place++;
+        bytes_copy(map, query, some[i]->slot, place);
+        some[i]->copied = (uint16_t)++place;
     }
 }
 
-/* Copy what was found, under the lock. */
-static void matches_copy(const struct mlsdm_map *map, const struct mlsdm_query *query, const struct scored *best,
-                         uint32_t count, struct mlsdm_match *matches) {
+/* Copy the best of the shortlist, without the lock: whether the bytes are those of the memory, its version tells under
+ * the lock. */
+static void shortlist_copy(const struct mlsdm_map *map, struct search *s) {
+    struct scored *some[MLSDM_TOP_K_MAX];
+    uint32_t count = 0;
+    for (uint32_t i = s->shortlisted; i; i--) {
+        struct scored *one = &s->shortlist[i - 1];
+        if (one->checked != GONE && count < s->query->k)
+            some[count++] = one;
+        else
+            one->copied = 0;
+    }
+    places_take(map, s->query, some, count);
+}
+
+/* Complete the answer under the lock. Returns 0 if too much is left to be copied. */
+static int matches_copy(const struct mlsdm_map *map, const struct mlsdm_query *query, struct scored *best,
+                        uint32_t count, struct mlsdm_match *matches) {
+    struct scored *some[MLSDM_TOP_K_MAX];
+    uint64_t left = 0;
     for (uint32_t i = 0; i < count; i++) {
-        uint64_t at = best[i].slot;
-        const struct mlsdm_slot *slot = slot_at(map, at);
+        if (left > COPY_SIZE) return 0;
+        if (!best[i].copied) left += copy_size(map, query, best[i].slot);
+        some[i] = &best[i];
+    }
+    places_take(map, query, some, count);
+    for (uint32_t i = 0; i < count; i++) {
+        const struct mlsdm_slot *slot = slot_at(map, best[i].slot);
         matches[i] = (struct mlsdm_match){.id = slot->id,
                                           .score = best[i].score,
                                           .moral = slot->moral,
                                           .time_ns = slot->time_ns,
                                           .phase = slot->phase,
-                                          .payload_size = slot->payload_size};
-        if (query->vectors)
-            memcpy(query->vectors + (size_t)i * map->dimension, vector_at(map, at), map->dimension * sizeof(float));
-        if (query->payloads)
-            memcpy(query->payloads + (size_t)i * map->payload_stride, payload_at(map, at), slot->payload_size);
+                                          .payload_size = slot->payload_size,
+                                          .place = best[i].copied - 1u};
     }
+    return 1;
 }
 
-/* Enter the section for step 3, as soon as few entries of the log are left to be read in it. Returns its status; OK
- * with `lost` = 1 if the lock is lost. `told` becomes 0 if the log does not tell what was written. */
-static int settle_begin(struct mlsdm_map *map, struct search *s, int *told, int *lost) {
-    for (int round = 0;; round++) {
-        struct mlsdm_state state;
-        int status = mlsdm_state_read(map, &state, NULL);
-        if (status) return status;
-        uint64_t new = state.position - s->seen;
-        if (new > NEW_MAX) *told = new < map->log_capacity && scan_since(map, s, state.position);
-        shortlist_sort(map, s);
-        status = section_enter(map);
-        if ((*lost = status == MLSDM_STATUS_LOST)) return MLSDM_STATUS_OK;
-        if (status || !*told || round == ROUNDS_MAX || commit_of(map) - s->seen <= NEW_MAX) return status;
-        section_leave(map, status);
-    }
-}
+/* -- the attempts -- */
 
-/* A lost lock excludes every writer until the server is restarted, so step 3 does without it then. A process that was
+/* Step 3 of one attempt. Each round reads without the lock what has come meanwhile, and then enters the section. `done`
+ * becomes 1 when the answer is complete, `misled` when the search has met damage.
+ *
+ * A lost lock excludes every writer until the server is restarted, so this does without it then. A process that was
  * inside when the lock was lost may still publish once; the commit word is compared to detect that. */
-int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct mlsdm_match matches[],
-                 struct mlsdm_recall_result *result) {
-    struct search search, *s = &search;
+static int attempt_settle(struct mlsdm_map *map, struct search *s, struct mlsdm_match *matches,
+                          struct mlsdm_recall_result *result, int *done, int *misled) {
     struct scored best[MLSDM_TOP_K_MAX];
-    int status = search_prepare(map, s, query), done = 0;
-    *result = (struct mlsdm_recall_result){0};
-    for (int attempt = 1; !status && !done; attempt++) {
-        if (attempt > ATTEMPTS_MAX) return MLSDM_STATUS_CORRUPT;
-        int held = attempt > ATTEMPTS_UNLOCKED;
+    for (int round = 0; round < ROUNDS_MAX; round++) {
         struct mlsdm_state state;
-        status = held ? section_enter(map) : mlsdm_state_read(map, &state, NULL);
-        if (status) break;
-        if (held && (status = state_copy(map, commit_of(map), &state, NULL))) return section_leave(map, status);
-        s->mask = query->phase_masks[state.scalars.phase];
-        s->lowers = s->shortlisted = 0;
-        s->scanned = s->candidates = 0;
-        s->seen = state.position;
-        scan_all(map, s, state.spare);
-        int told = 1, lost = 0;
-        if (held)
-            shortlist_sort(map, s);
-        else if ((status = settle_begin(map, s, &told, &lost)))
-            return status;
+        int status = mlsdm_state_read(map, &state, NULL), settled = UNTOLD;
+        if (status) return status;
+        if (state.position - s->seen >= map->log_capacity || !scan_since(map, s, state.position)) break;
+        shortlist_check(map, s);
+        if (s->query->vectors || s->query->payloads) shortlist_copy(map, s);
+        status = section_enter(map);
+        int lost = status == MLSDM_STATUS_LOST;
+        if (status && !lost) return status;
         uint64_t commit = commit_of(map);
-        if (!(status = state_copy(map, commit, &state, NULL))) {
-            done = told && s->mask == query->phase_masks[state.scalars.phase] &&
-                   search_settle(map, s, commit, best, &result->count, &result->corrupt_id);
-            if (done) matches_copy(map, query, best, result->count, matches);
-            if (held && !done) quarantine(map, result);
-            result->as_of = commit, result->time_ns = state.time_ns, result->attempts = (uint32_t)attempt;
-            result->scanned = s->scanned, result->candidates = s->candidates;
-        }
+        status = state_copy(map, commit, &state, NULL);
+        int near = !status && search_is_close(map, s, commit) && s->mask == s->query->phase_masks[state.scalars.phase];
+        if (near) settled = search_settle(map, s, commit, best, &result->count, &result->corrupt_id);
+        *done = settled == SETTLED && matches_copy(map, s->query, best, result->count, matches);
+        result->as_of = commit, result->time_ns = state.time_ns;
         if (!lost)
             section_leave(map, status);
         else if (!still_at(map, commit))
-            done = 0, status = MLSDM_STATUS_OK;
+            *done = near = 0, status = MLSDM_STATUS_OK;
+        if (status || *done) return status;
+        if (near && settled == UNTOLD) break;
+        if (settled == SHORT) {
+            *misled = search_is_misled(s, commit);
+            break;
+        }
+    }
+    return MLSDM_STATUS_OK;
+}
+
+/* Exclude every damaged memory from the scan, where its bounds are misleading. The scrub finds such slots and enters
+ * the memories as lost. A slot that looks damaged is looked at again under the lock. */
+static int quarantine(const struct mlsdm_map *map, struct mlsdm_recall_result *result) {
+    for (uint64_t slot = 0; slot < map->slots; slot++) {
+        if (code_at(map, slot)->excluded == MLSDM_EXCLUDED || slot_lives(map, slot, commit_of(map)) == 0 ||
+            slot_sound(map, slot))
+            continue;
+        int status = section_enter(map);
+        if (status) return status;
+        if (slot_is_live(map, slot) && !slot_sound(map, slot)) {
+            result->corrupt_id = link_at(map, slot)->id;
+            code_at(map, slot)->excluded = MLSDM_EXCLUDED;
+        }
+        section_leave(map, status);
+    }
+    return MLSDM_STATUS_OK;
+}
+
+int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct mlsdm_match matches[],
+                 struct mlsdm_recall_result *result) {
+    struct search search, *s = &search;
+    int status = search_prepare(map, s, query), done = 0, misled = 0, excluded = 0;
+    *result = (struct mlsdm_recall_result){0};
+    for (int attempt = 1; !status && !done; attempt++) {
+        if (attempt > ATTEMPTS_MAX) return MLSDM_STATUS_BUSY;
+        if (!excluded && (misled || attempt == ATTEMPTS_MAX / 2)) {
+            if ((status = quarantine(map, result))) break;
+            excluded = 1;
+        }
+        struct mlsdm_state state;
+        if ((status = mlsdm_state_read(map, &state, NULL))) break;
+        search_begin(map, s, &state, spare_of(attempt));
+        status = attempt_settle(map, s, matches, result, &done, &misled);
+        result->scanned = s->scanned, result->candidates = s->candidates, result->attempts = (uint32_t)attempt;
     }
     return status;
 }

@@ -13,17 +13,23 @@
 
 #include "block.h"
 
-#define SHORTLIST (MLSDM_TOP_K_MAX + 32)
+#define SPARE_MAX 1024 /* memories beyond the best k that a search can look for, in case that some of the best go */
+#define KEEP_MAX (MLSDM_TOP_K_MAX + SPARE_MAX)
+#define SHORTLIST_MAX (KEEP_MAX + 32)
 #define SLACK 1e-6f         /* covers three float32 roundings of numbers below 1.01 and a float64 score: under 3e-7 */
 #define BATCH 64            /* candidates that are scored together */
 #define PREFETCH_AHEAD 5120 /* bytes of shadow that are prefetched ahead of the row that is scanned */
-#define NEW_MAX 128         /* log entries since the scan that are read under the lock: under 10 µs */
+#define NEW_MAX 16          /* log entries since the scan that are read under the lock */
+#define NEW_SIZE 65536      /* bytes of memories that are read for them: under 10 µs */
+
+enum { UNCHECKED, SOUND, GONE };
 
 struct scored {
     double score;
     uint64_t id, version;
     uint32_t slot;
-    int sound;
+    uint16_t checked; /* UNCHECKED, SOUND: its checksum was compared, or GONE: the slot does not hold it any more */
+    uint16_t copied;  /* the place of the answer that its bytes were copied to, + 1; 0 for none */
 };
 
 struct search {
@@ -33,16 +39,19 @@ struct search {
     double norm;
     float scale, stretch, offset; /* of the query's codes; error = stretch · e + offset */
     uint32_t mask;
-    float lower[MLSDM_TOP_K_MAX]; /* min-heap of the k largest lower ends */
+    uint32_t keep;         /* k and the spare ones */
+    float lower[KEEP_MAX]; /* min-heap of the `keep` largest lower ends */
     uint32_t lowers;
-    struct scored shortlist[SHORTLIST]; /* min-heap of the best; sorted, worst first, it is still one */
-    uint32_t shortlisted;
+    struct scored shortlist[SHORTLIST_MAX]; /* min-heap of the best; sorted, worst first, it is still one */
+    uint32_t shortlisted, shortlist_size;   /* in it; at most */
+    int is_sorted;
     double last_score;
     double duplicate_score;
     float duplicate[DIMENSION_MAX]; /* a private copy of a vector that two memories share */
     int has_duplicate;
     uint64_t scanned, candidates;
-    uint64_t seen; /* position up to which memories were looked at without the lock */
+    uint64_t begun; /* position at which the scan began */
+    uint64_t seen;  /* position up to which memories were looked at without the lock */
 };
 
 static int search_prepare(const struct mlsdm_map *map, struct search *s, const struct mlsdm_query *query) {
@@ -89,7 +98,7 @@ static void heap_replace_least(float *heap, uint32_t count, float value) { /* re
     heap[at] = value;
 }
 static void lower_offer(struct search *s, float lower) {
-    if (s->lowers == s->query->k) {
+    if (s->lowers == s->keep) {
         if (lower > s->lower[0]) heap_replace_least(s->lower, s->lowers, lower);
         return;
     }
@@ -97,8 +106,8 @@ static void lower_offer(struct search *s, float lower) {
     for (uint32_t parent; at && s->lower[parent = (at - 1) / 2] > lower; at = parent) s->lower[at] = s->lower[parent];
     s->lower[at] = lower;
 }
-/* L: no memory below it can be among the best k. */
-static float lower_bound(const struct search *s) { return s->lowers == s->query->k ? s->lower[0] : -INFINITY; }
+/* L: no memory below it can be among the best `keep`. */
+static float lower_bound(const struct search *s) { return s->lowers == s->keep ? s->lower[0] : -INFINITY; }
 
 /* 1 if no memory of a row can be in the answer at position `commit`. A mark that is damaged does not hide a memory.
  *
@@ -166,19 +175,20 @@ static void shortlist_offer(struct search *s, struct scored new) {
     struct scored *heap = s->shortlist;
     if (isnan(new.score)) new.score = INFINITY; /* a damaged memory: ranked first, so that its checksum is compared */
     uint32_t at = 0;
-    if (s->shortlisted < SHORTLIST) {
+    if (s->shortlisted < s->shortlist_size) {
         at = s->shortlisted++;
         for (uint32_t parent; at && ranks_below(&new, &heap[parent = (at - 1) / 2]); at = parent)
             heap[at] = heap[parent];
     } else {
         if (ranks_below(&new, &heap[0])) return;
-        for (uint32_t child; (child = 2 * at + 1) < SHORTLIST; at = child) {
-            if (child + 1 < SHORTLIST && ranks_below(&heap[child + 1], &heap[child])) child++;
+        for (uint32_t child; (child = 2 * at + 1) < s->shortlist_size; at = child) {
+            if (child + 1 < s->shortlist_size && ranks_below(&heap[child + 1], &heap[child])) child++;
             if (ranks_below(&new, &heap[child])) break;
             heap[at] = heap[child];
         }
     }
     heap[at] = new;
+    s->is_sorted = 0;
 }
 static int by_rank(const void *a, const void *b) { return ranks_below(a, b) ? -1 : ranks_below(b, a) ? 1 : 0; }
 
@@ -209,13 +219,20 @@ static int candidate(const struct mlsdm_map *map, const struct search *s, float 
     return found->version <= s->seen;
 }
 
-/* Steps 1 and 2 for every memory that lives at position `s->seen`. */
-static void scan_all(const struct mlsdm_map *map, struct search *s, uint64_t spare) {
+/* Steps 1 and 2 for every memory that lives in a state. The answer can be settled as long as no more than `spare` of
+ * the best go meanwhile. */
+static void search_begin(const struct mlsdm_map *map, struct search *s, const struct mlsdm_state *state,
+                         uint32_t spare) {
+    s->mask = s->query->phase_masks[state->scalars.phase];
+    s->keep = s->query->k + spare, s->shortlist_size = s->keep + 32;
+    s->lowers = s->shortlisted = 0;
+    s->scanned = s->candidates = 0;
+    s->begun = s->seen = state->position;
     scan(map, s, s->seen);
     float bound = lower_bound(s);
     struct scored found[BATCH];
     uint32_t run = 0;
-    for (uint64_t i = 0, slot = spare % map->slots; i < map->slots; i++) {
+    for (uint64_t i = 0, slot = state->spare % map->slots; i < map->slots; i++) {
         slot = slot ? slot - 1 : map->slots - 1;
         run += (uint32_t)candidate(map, s, bound, slot, found + run);
         if (run == BATCH) shortlist_fill(map, s, found, run), run = 0;
@@ -248,16 +265,25 @@ static int scan_since(const struct mlsdm_map *map, struct search *s, uint64_t co
     return 1;
 }
 
-/* Sort the shortlist, and check the best already: that takes longer than anything else in step 3. */
-static void shortlist_sort(const struct mlsdm_map *map, struct search *s) {
-    qsort(s->shortlist, s->shortlisted, sizeof *s->shortlist, by_rank);
-    for (uint32_t i = s->shortlisted, k = s->query->k; i && k; i--, k--)
-        s->shortlist[i - 1].sound = s->shortlist[i - 1].sound || slot_sound(map, s->shortlist[i - 1].slot);
-}
-
 /* 1 if a slot holds the memory that was written at position `version`. Under the lock. */
 static int still_holds(const struct mlsdm_map *map, uint64_t slot, uint64_t version) {
     return slot_is_live(map, slot) && version_of(map, slot) == version;
+}
+
+/* Sort the shortlist, and check the best already: that takes longer than anything else in step 3. Without the lock. A
+ * memory that is gone does not come back. */
+static void shortlist_check(const struct mlsdm_map *map, struct search *s) {
+    if (!s->is_sorted) qsort(s->shortlist, s->shortlisted, sizeof *s->shortlist, by_rank);
+    s->is_sorted = 1;
+    uint64_t commit = commit_of(map);
+    for (uint32_t i = s->shortlisted, k = s->query->k; i && k; i--) {
+        struct scored *one = &s->shortlist[i - 1];
+        if (one->checked == GONE) continue;
+        if (slot_lives(map, one->slot, commit) == 0 || version_of(map, one->slot) != one->version)
+            one->checked = GONE;
+        else if (k-- && one->checked == UNCHECKED)
+            one->checked = slot_sound(map, one->slot) ? SOUND : UNCHECKED;
+    }
 }
 
 /* Put one memory among the k best so far. */
@@ -268,26 +294,43 @@ static void best_insert(struct scored *best, uint32_t *count, uint32_t k, struct
     if (at < k) best[at] = new;
 }
 
-/* Step 3, under the lock, at position `commit`: put the `found` best into `best`, [k]. Returns 0 if too few of the
- * shortlist are still live to prove the answer, or if the log does not tell what was written since the scan. */
+/* 1 if so few memories have gone that with sound ones the answer could have been settled: some must be damaged. Each
+ * log entry frees one slot and writes one at most. */
+static int search_is_misled(const struct search *s, uint64_t commit) {
+    return 2 * (commit - s->begun) <= s->keep - s->query->k;
+}
+
+/* 1 if few enough log entries came after what was looked at to be read under the lock. */
+static int search_is_close(const struct mlsdm_map *map, const struct search *s, uint64_t commit) {
+    uint64_t size = (uint64_t)map->padded * sizeof(float) + map->shadow_stride + map->payload_stride;
+    uint64_t new_max = NEW_SIZE / size + 1;
+    return commit - s->seen <= (new_max < NEW_MAX ? new_max : NEW_MAX);
+}
+
+enum { SETTLED, UNTOLD, SHORT };
+
+/* Step 3, under the lock, at position `commit`: put the `found` best into `best`, [k]. Returns SETTLED; UNTOLD if the
+ * log does not tell what was written since the scan; SHORT if too few of the shortlist still live to prove the answer.
+ */
 static int search_settle(const struct mlsdm_map *map, struct search *s, uint64_t commit, struct scored *best,
                          uint32_t *found, uint64_t *corrupt_id) {
     uint32_t k = s->query->k, count = 0;
     double bound = lower_bound(s);
     for (uint32_t i = s->shortlisted; i && count < k && s->shortlist[i - 1].score >= bound; i--) {
         const struct scored *one = &s->shortlist[i - 1];
-        if (!still_holds(map, one->slot, one->version)) continue;
-        if (!one->sound && !slot_sound(map, one->slot))
+        if (one->checked == GONE || !still_holds(map, one->slot, one->version)) continue;
+        if (one->checked != SOUND && !slot_sound(map, one->slot))
             *corrupt_id = link_at(map, one->slot)->id;
         else
             best_insert(best, &count, k, *one);
     }
-    int complete = s->lowers < k && s->candidates <= SHORTLIST; /* every memory that matches is on the shortlist */
-    if ((count < k && !complete) || commit - s->seen >= map->log_capacity) return 0;
+    /* Every memory that matches is on the shortlist. */
+    int complete = s->lowers < s->keep && s->candidates <= s->shortlist_size;
+    if (count < k && !complete) return SHORT;
     for (uint64_t at = s->seen + 1; at <= commit; at++) {
         uint64_t slot = slot_written(map, at) - 1;
         if (slot == UINT64_MAX) continue;
-        if (slot >= map->slots) return 0;
+        if (slot >= map->slots) return UNTOLD;
         const struct mlsdm_code *code = code_at(map, slot);
         if (!still_holds(map, slot, at) || !(s->mask >> (code->phase & 1) & 1)) continue;
         s->scanned += 1;
@@ -302,5 +345,5 @@ static int search_settle(const struct mlsdm_map *map, struct search *s, uint64_t
                 (struct scored){.score = score_of(map, s, slot), .id = slot_at(map, slot)->id, .slot = (uint32_t)slot});
     }
     *found = count;
-    return 1;
+    return SETTLED;
 }

@@ -14,6 +14,7 @@ from core.phases import SLEEP, WAKE, phase_masks
 from core.reference.brute_force import Scored, brute_force
 from core.reference.vector import LANES, Vector
 from core.regime import Regime, RhythmSettings
+from core.settings.config import Config
 from shm.errors import Corrupt, Gone, NotFinite, TooLong, Unformed, Unknown
 from shm.layout import KINDS, Layout, free_since
 from shm.records import decided_of
@@ -417,6 +418,39 @@ class TestUnderWriters:
             matching = [(memory, at) for memory, (at, tag) in live.items() if window[phase] >> tag & 1]
             best = sorted((-pooled[index][at], -memory) for memory, at in matching)[:k]
             assert [Scored(-memory, -score) for score, memory in best] == scored(answer)
+
+    def test_the_best_are_those_that_are_evicted(self) -> None:
+        """While each memory is farther from the query than the one before and the store is full, the best ones leave it
+        as fast as a process can admit. Every answer still has the oldest memories, in their order.
+        """
+        capacity, count = 2_000, 100_000
+        always = Regime.of(Config())._replace(governor=OPEN.governor, rhythm=RhythmSettings(3, 3, False, False))
+        formed = Formed(Layout(16, capacity, 8, 2 * count, 2, 16), always)
+        first = int(formed.store.state().position) + 1
+
+        def write() -> None:
+            formed.be(1)
+            for number in range(count):
+                vector = np.zeros(16, np.float32)
+                vector[:2] = 1, 0.1 + 5e-5 * number
+                formed.store.admit(formed.now(), 0.5, vector, number.to_bytes(8, "little"))
+
+        writer = begin(write)
+        query = np.eye(1, 16, dtype=np.float32)[0]
+        recall = Recall(formed.block)
+        wait_until(lambda: formed.store.state().scalars.live == capacity)
+        answers: list[RecallResult] = []
+        while len(answers) < 1_000 or formed.store.state().scalars.accepted < count:
+            answers.append(recall.nearest(query, (1, 10, 100)[len(answers) % 3], (3, 3), payloads=True, vectors=True))
+        assert exit_of(writer) == 0
+
+        for answer in answers:
+            oldest = answer.as_of - first - capacity + 2
+            ids = [oldest + place for place in range(len(answer.matches))]
+            assert [match.id for match in answer.matches] == ids
+            assert [match.payload for match in answer.matches] == [(one - 1).to_bytes(8, "little") for one in ids]
+        print(f"attempts: {sorted(answer.attempts for answer in answers)[:: -len(answers) // 8]}")
+        formed.close()
 
     def test_fast_brute_force_equals_the_definition(self) -> None:
         """The comparison of the test above gives the numbers of core.reference.brute_force."""
