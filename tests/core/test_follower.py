@@ -12,7 +12,7 @@ from core.follower import Cursor, CursorError, Followed, Follower, Gap, Missing
 from core.memory_view import MemoryView
 from shm.errors import Gone
 from shm.layout import Layout
-from shm.records import bytes_of
+from shm.records import bytes_of, new_idempotency_hash
 from shm.store import Content, Store
 from testing.block_fixture import Formed, begin, end, exit_of, wait_until
 from testing.second_block import SecondBlock, same_history
@@ -270,8 +270,10 @@ def write(formed: Formed, second: SecondBlock, row: int, rng: random.Random) -> 
         wait_until(lambda: formed.block.position - second.block.position < LAG_MAX)
         what, number = rng.random(), rng.randrange(1_000_001)
         payload = b"x" * rng.randrange(65)
-        if what < 0.7:
+        if what < 0.4:
             formed.decide(number, payload)
+        elif what < 0.7:
+            formed.decide(number, payload, new_idempotency_hash((rng.getrandbits(64), 0), number))
         elif what < 0.8:
             store.tick(formed.now(), formed.epoch)
         else:
