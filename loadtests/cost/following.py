@@ -2,9 +2,9 @@
 
     python -m loadtests.cost.following              prints a table; no server is started
 
-One process admits events, alone and while a follower reads them, in turn. All times are processor time. Then entries are read by a follower, and then
-applied to a second block. A quarter of the events is rejected. The figures are medians of rounds; the range is that of
-all rounds.
+One process admits events, alone and while a follower reads them, in turn. Then entries are read by a follower, and
+applied to a second block. A quarter of the events is rejected. All times are processor time, so that other processes do
+not count. The figures are medians of rounds; the range is that of all rounds.
 """
 
 import argparse
