@@ -31,11 +31,11 @@ from shm.records import (
     CommitPointer,
     EntryPointer,
     HeaderPointer,
+    KindsPointer,
     LinkPointer,
     ListPointer,
     LockPointer,
     MapPointer,
-    MembersPointer,
     NamespacePointer,
     RowPointer,
     SlotPointer,
@@ -202,7 +202,7 @@ class Block:
         """Keep a copy of the header, so that damage of the shared one cannot reach this process and its children."""
         self.header = bytes(ffi.buffer(header))
         self.map.index_key = int.from_bytes(self.secret[:8], "little")
-        self._log_offset_ns = header.created_wall_ns - header.created_boot_ns
+        self._log_offset_ns = self.map.log_offset_ns = header.created_wall_ns - header.created_boot_ns
         return self
 
     @property
@@ -301,7 +301,7 @@ class Block:
     @overload
     def region(self, name: Literal["namespaces"], index: int = 0) -> NamespacePointer: ...
     @overload
-    def region(self, name: Literal["members"], index: int = 0) -> MembersPointer: ...
+    def region(self, name: Literal["kinds"], index: int = 0) -> KindsPointer: ...
     @overload
     def region(self, name: Literal["slots"], index: int = 0) -> SlotPointer: ...
     @overload

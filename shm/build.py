@@ -23,6 +23,7 @@ SOURCES = (
     "allocation.c",
     "lock.c",
     "memory.c",
+    "filter.c",
     "receipt.c",
     "search.c",
     "governor.c",

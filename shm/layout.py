@@ -25,6 +25,8 @@ LAYOUT_VERSION: Final = 11
 MAGIC: Final = int.from_bytes(b"MLSDMBLK", "little")
 CACHE_LINE: Final = 64
 PAGE: Final = 4096
+MEMBERS_MAX: Final = 16  # members of one memory's metadata
+MEMBERS_ABREAST: Final = 4  # of one memory, in one cache line; element n · slots + slot has members 4n to 4n + 3
 TOP_K_MAX: Final = 100  # matches of one recall; sizes its buffers, and is the limit of `top_k` (core/limits.py)
 
 assert sys.byteorder == "little", "the block is little-endian; this machine is not"
@@ -450,9 +452,39 @@ RECORDS: Final = (
         (
             Field("scale", "f4", "–", "v ÷ |v| ≈ scale × codes"),
             Field("error", "f4", "–", "no less than the norm of what that approximation leaves out"),
-            Field("phase", "u4", "0 wake, 1 sleep", "phase again, because the scan reads only codes and shadows"),
+            Field(
+                "tag",
+                "u4",
+                "bits",
+                "what the scan has to know of the slot's line: bit 0 the phase, bits 1 to 10 the namespace, 2^16 if it "
+                "expires, 2^17 if it has metadata",
+            ),
             Field("excluded", "u4", "–", "EXCLUDED if recall has found the memory damaged: scans leave it out"),
             Field("mark", "u8", "mark", "mark of the slot again"),
+        ),
+    ),
+    Record(
+        "kinds",
+        16,
+        "lock",
+        (
+            Field(
+                "members",
+                "u1",
+                "–",
+                "for each member of the metadata its kind (VALUES), and above these two bits the top six bits of the "
+                "hash of its name; 0 behind the last",
+                MEMBERS_MAX,
+            ),
+        ),
+    ),
+    Record(
+        "member",
+        16,
+        "lock",
+        (
+            Field("name", "u8", "–", "keyed hash of the name"),
+            Field("value", "u8", "–", "bits of the double, 0 or 1 for a boolean, keyed hash of a string"),
         ),
     ),
     Record(
@@ -460,9 +492,8 @@ RECORDS: Final = (
         272,
         "lock",
         (
-            Field("names", "u8", "–", "keyed hashes of the names of metadata members, ascending; 0 for none", 16),
-            Field("values", "u8", "–", "their values: a number, a boolean, or the keyed hash of a string", 16),
-            Field("kinds", "u1", "–", "their kinds, 0 for none", 16),
+            Field("kinds", "kinds", "", "as the region of this name has them"),
+            Field("members", "member", "", "as the region of this name has them", MEMBERS_MAX),
         ),
     ),
     Record(
@@ -647,10 +678,13 @@ STATUSES: Final = (
 )  # fmt: skip
 # Why a memory went. core/reference/allocation.py has the same.
 CAUSES: Final = ("none", "expired", "superseded", "updated", "limit", "capacity", "deleted", "lost")
+# The kinds of values of metadata. An integer is a number, and has the bits of the double.
+VALUES: Final = ("none", "number", "boolean", "string")
+TAG_EXPIRES: Final = 1 << 16  # of the tag in a code line; so is the next
+TAG_MEMBERS: Final = 1 << 17
 MODES: Final = ("enforce", "shadow", "off")  # of a governor; core/reference/namespace.py has the same
 STEPS: Final = ("none", "create", "change", "close", "free")  # of an entry of kind namespace
-NAMESPACES: Final = 1_024  # rows of the table, unless a layout has another number
-MEMBERS: Final = 16  # of the metadata of a memory
+NAMESPACES_MAX: Final = 1_024  # rows of the table at most: a tag has ten bits for the number
 LISTS: Final = 2  # the free slots, and the memories in the order in which they are evicted
 NO_ROW: Final = 0xFFFF_FFFF
 UNLIMITED: Final = 0xFFFF_FFFF  # pins: any memory may be pinned
@@ -747,7 +781,7 @@ class Region:
 # In this order in memory, and in this order in the native core's table of offsets.
 REGIONS: Final = (
     "header", "lock", "commit", "states", "levels", "vitals", "command", "rows", "namespaces",
-    "slots", "codes", "shadow", "vectors", "payloads", "members", "links", "lists", "index", "log", "receipts",
+    "slots", "codes", "shadow", "vectors", "payloads", "kinds", "members", "links", "lists", "index", "log", "receipts",
     "chains", "keys", "peers", "archivist", "identity", "modules", "outbox",
 )  # fmt: skip
 
@@ -766,7 +800,7 @@ class Layout(NamedTuple):
     rows: int
     receipt_capacity: int
     slack: int = 0
-    namespaces: int = NAMESPACES
+    namespaces: int = NAMESPACES_MAX
     pins_max: int = UNLIMITED
     archivist_size: int = 0
     identity_size: int = 0
@@ -798,6 +832,7 @@ class Layout(NamedTuple):
         """Return the regions in memory order. Lock and commit word have their own pages; slots begin on one."""
         slots = self.slots
         assert slots < 2**20, "references to slots have 20 bits"
+        assert self.namespaces <= NAMESPACES_MAX
         shapes = {
             "header": (_RECORD["header"].size, 1, "creator"),
             "lock": (_RECORD["lock"].size, 1, "lock"),
@@ -813,7 +848,12 @@ class Layout(NamedTuple):
             "shadow": (self.shadow_stride, slots, "lock"),
             "vectors": (self.vector_stride, slots, "lock"),
             "payloads": (_round_up(self.payload_size_max, 8), slots, "lock"),
-            "members": (_RECORD["members"].size, slots, "lock"),
+            "kinds": (_RECORD["kinds"].size, slots, "lock"),
+            "members": (
+                MEMBERS_ABREAST * _RECORD["member"].size,
+                MEMBERS_MAX // MEMBERS_ABREAST * slots,
+                "lock",
+            ),
             "links": (_RECORD["link"].size, slots, "lock"),
             "lists": (_RECORD["list"].size, LISTS, "lock"),
             "index": (4, self.index_size, "lock"),
@@ -855,7 +895,7 @@ class Layout(NamedTuple):
             for record in RECORDS
         ]
         return hashlib.sha256(
-            repr((LAYOUT_VERSION, table, KINDS, CAUSES, MODES, STEPS, tuple(self), self.regions())).encode()
+            repr((LAYOUT_VERSION, table, KINDS, CAUSES, VALUES, MODES, STEPS, tuple(self), self.regions())).encode()
         ).digest()
 
 
@@ -900,6 +940,7 @@ def declarations() -> str:
         ("STATUS", STATUSES),
         ("CAUSE", CAUSES),
         ("MODE", MODES),
+        ("VALUE", VALUES),
         ("STEP", STEPS),
     ):
         members = ", ".join(f"MLSDM_{prefix}_{name.upper()} = {number}" for number, name in enumerate(names))
@@ -908,7 +949,7 @@ def declarations() -> str:
     constants = (
         "FLAG_CONFIGURED", "FLAG_STOPPED", "FLAG_CONSOLIDATION", "FLAG_EVENTS_CLOCK", "FLAG_ELEMENT_GATE",
         "EMERGENCY_CORRUPT", "EMERGENCY_LOST", "EMERGENCY_MEMORY", "BUCKET_WAYS", "LOST", "EXCLUDED", "LISTS",
-        "TOP_K_MAX", "MEMBERS",
+        "TOP_K_MAX", "MEMBERS_MAX", "MEMBERS_ABREAST", "TAG_EXPIRES", "TAG_MEMBERS", "NAMESPACES_MAX",
         "NAMESPACE_USED", "NAMESPACE_CLOSING", "NAMESPACE_OWN", "DECIDED_JUDGED", "DECIDED_VERDICT", "DECIDED_STORED",
         "DECIDED_DEFAULTED", "DECIDED_PINNED", "DECIDED_KEEP", "DECIDED_SKIP", "DECIDED_SUPERSEDE",
     )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shm.layout import DTYPES, RECORDS, REGIONS, Layout, offsets, size_of
+from shm.layout import DTYPES, MEMBERS_ABREAST, RECORDS, REGIONS, Layout, offsets, size_of
 
 Array = NDArray[Any]
 Vectors = NDArray[np.float32]
@@ -33,7 +33,7 @@ class Mapped(Protocol):
 _RECORDS: Final = {
     "header": "header", "lock": "lock", "commit": "commit", "states": "state", "vitals": "vitals",
     "command": "command", "rows": "row", "namespaces": "namespace", "slots": "slot", "codes": "code",
-    "members": "members", "links": "link", "lists": "list", "log": "entry", "receipts": "receipt", "keys": "bucket",
+    "kinds": "kinds", "links": "link", "lists": "list", "log": "entry", "receipts": "receipt", "keys": "bucket",
     "peers": "bucket",
 }  # fmt: skip
 _BY_NAME: Final = {record.name: record for record in RECORDS}
@@ -73,6 +73,7 @@ def view(block: Mapped, region: str) -> Array:
         "shadow": (np.dtype("i1"), (layout.dimension,), (1,)),
         "levels": (dtype_of("f4"), (3, layout.dimension), (layout.vector_stride, 4)),
         "payloads": (dtype_of("u1"), (place.stride,), (1,)),
+        "members": (dtype_of("member"), (MEMBERS_ABREAST,), (size_of("member"),)),
         "index": (dtype_of("u4"), (), ()),
         "chains": (dtype_of("u8"), (), ()),
         **{name: (dtype_of("u1"), (place.stride,), (1,)) for name in ("archivist", "identity", "modules", "outbox")},

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
         Entry,
         EntryPointer,
         EventPointer,
+        FilterPointer,
         HeaderPointer,
         IdempotencyHashPointer,
+        KindsPointer,
         LinkPointer,
         ListPointer,
         LockPointer,
@@ -44,19 +46,20 @@ if TYPE_CHECKING:
     )  # fmt: skip
 else:
     CData = CodePointer = CommandPointer = CommitPointer = RegimesPointer = DecidedPointer = ffi.CData
-    Entry = EntryPointer = EventPointer = ffi.CData
+    Entry = EntryPointer = ffi.CData
     HeaderPointer = IdempotencyHashPointer = LinkPointer = ListPointer = LockPointer = MapPointer = Null = ffi.CData
-    MembersPointer = NamespacePointer = ffi.CData
+    EventPointer = FilterPointer = KindsPointer = MembersPointer = NamespacePointer = ffi.CData
     RowPointer = Scalars = ffi.CData
     Settings = SettingsPointer = SlotPointer = State = StatePointer = Vitals = VitalsPointer = ffi.CData
     Buffer = object
 
 __all__ = (
     "NO_IDEMPOTENCY_HASH", "Buffer", "CData", "CodePointer", "CommandPointer", "CommitPointer", "Entry",
-    "EntryPointer", "EventPointer", "HeaderPointer", "IdempotencyHash", "LinkPointer", "ListPointer", "LockPointer",
-    "MapPointer", "MembersPointer", "NamespacePointer", "RowPointer", "Scalars", "Settings", "SettingsPointer",
-    "SlotPointer", "State", "StatePointer", "Vitals", "VitalsPointer", "bytes_of", "decided_of", "difference_of",
-    "initial_settings_of", "new_idempotency_hash", "new_settings", "new_vitals", "regimes_of", "replaced_settings_of",
+    "EntryPointer", "EventPointer", "FilterPointer", "HeaderPointer", "IdempotencyHash", "KindsPointer", "LinkPointer",
+    "ListPointer", "LockPointer", "MapPointer", "MembersPointer", "NamespacePointer", "Null", "RowPointer", "Scalars",
+    "Settings", "SettingsPointer", "SlotPointer", "State", "StatePointer", "Vitals", "VitalsPointer", "bytes_of",
+    "decided_of", "difference_of", "initial_settings_of", "new_idempotency_hash", "new_settings", "new_vitals",
+    "regimes_of", "replaced_settings_of",
 )  # fmt: skip
 
 IdempotencyHash = IdempotencyHashPointer | Null

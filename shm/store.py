@@ -13,11 +13,13 @@ Every `time_ns` is log time in ns UTC (`Block.log_time`); a `now_ns` is CLOCK_BO
 import struct
 import threading
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from shm._native import ffi, lib
 from shm.block import Block
 from shm.errors import CORRUPT, DIVERGED, GAP, GONE, OK, TAKEN, Diverged, Gap, Taken, raise_for
+from shm.event import DEFAULT_NAMESPACE, Event, NamespaceId
+from shm.filters import CompiledFilter
 from shm.layout import KINDS, TOP_K_MAX
 from shm.process import NOBODY, Identity
 from shm.records import (
@@ -58,8 +60,6 @@ class Decision(NamedTuple):
 DecisionFields = tuple[int, int, int, int, float, float, float, float, int, int, int]  # of a Decision
 _DECISION: Final = struct.Struct("<3Qq4d2HI")  # PERF: one unpack costs as much as two attributes of a cffi structure
 assert _DECISION.size == ffi.sizeof("struct mlsdm_decision")
-_MATCH: Final = struct.Struct("<Q2dq2IQ")
-assert _MATCH.size == ffi.sizeof("struct mlsdm_match")
 _new_tuple: Final = tuple.__new__  # PERF: Decision._make without its check of the length, which the format determines
 
 
@@ -105,20 +105,38 @@ class Memory(NamedTuple):
     payload: bytes
 
 
+NAMESPACES_QUERIED_MAX: Final = 64  # of one recall: the lock is held while they are compared
+
+
 class Match(NamedTuple):
     """One memory that a recall found.
 
-    `score` is the cosine, `time_ns` log time of the admission. `vector` (float32-LE[dimension] as bytes)
-    and `payload` are None unless they were asked for.
+    `score` is the cosine. `time_ns` is log time of the first admission, `updated_ns` that of this version, `expires_ns`
+    the instant from which the memory is absent, 0 for never. `version` is the position that wrote it. `metadata` are
+    the encoded members (shm/metadata.py), `own_id` is UTF-8, empty without one. These two and `payload` are None unless
+    payloads were asked for, `vector` (float32-LE[dimension] as bytes) is None unless vectors were.
     """
 
     id: int
     score: float
     moral: float
     time_ns: int
+    updated_ns: int
+    expires_ns: int
+    version: int
+    namespace: NamespaceId
+    scorer: int
     phase: int
+    moral_defaulted: bool
+    pinned: bool
     payload: bytes | None
+    metadata: bytes | None
+    own_id: bytes | None
     vector: bytes | None
+
+
+_MATCH: Final = struct.Struct("<Q2d3qQ10I")
+assert _MATCH.size == ffi.sizeof("struct mlsdm_match")
 
 
 class RecallResult(NamedTuple):
@@ -181,6 +199,17 @@ class Store:
         assert len(octets) == self._size
         assert len(payload) <= self._payload_size_max
         status = lib.mlsdm_admit(self._map, time_ns, moral, octets, payload, len(payload), key, self._decision)
+        if status != OK:
+            raise_for(status)
+        return _new_tuple(Decision, _DECISION.unpack(self._decision_bytes))
+
+    def admit_event(self, time_ns: int, event: Event) -> Decision:
+        """Decide one event that may have everything an event can have. The rest is as in `admit`.
+
+        Raises Unknown if its namespace is not in use, Closing if that is being deleted, Invalid if its expiry has
+        passed or it has both kinds of it, and what `admit` raises.
+        """
+        status = lib.mlsdm_admit_event(self._map, time_ns, event.pointer, self._decision)
         if status != OK:
             raise_for(status)
         return _new_tuple(Decision, _DECISION.unpack(self._decision_bytes))
@@ -593,40 +622,72 @@ class Recall(threading.local):
         self._result = ffi.new("struct mlsdm_recall_result *")
         self._query = ffi.new("struct mlsdm_query *")
         self._query.bounds = self._bounds
+        self._namespaces = ffi.new("struct mlsdm_namespace_id[]", NAMESPACES_QUERIED_MAX)
+        self._query.namespaces = ffi.cast("struct mlsdm_namespace_id *", self._namespaces)
 
     def nearest(
-        self, vector: Buffer, k: int, phase_masks: tuple[int, int], payloads: bool, vectors: bool
+        self,
+        vector: Buffer,
+        k: int,
+        phase_masks: tuple[int, int],
+        payloads: bool,
+        vectors: bool,
+        *,
+        namespaces: Sequence[NamespaceId] = (DEFAULT_NAMESPACE,),
+        condition: CompiledFilter | None = None,
+        clock_ns: int = 0,
     ) -> RecallResult:
         """Return the k live memories nearest to `vector` by cosine, 1 ≤ k ≤ TOP_K_MAX.
 
         `vector` is a contiguous buffer of float32-LE[dimension]. `phase_masks[p]` has bit t set if memories tagged t
-        match while the rhythm is in phase p. Exact: equals brute force over all live memories.
+        match while the rhythm is in phase p. A memory matches if it is in one of the namespaces, which are open, if
+        `condition` selects it, and if it has not expired: at log time `clock_ns`, or at the time of the position of the
+        answer if that is later. With 0 the clock is read once the position is fixed. Exact: equals brute force over all
+        memories that match.
         Raises NotFinite, TooLong, Unformed, Busy, Corrupt, Lost.
         """
         assert 1 <= k <= TOP_K_MAX
+        assert len(namespaces) <= NAMESPACES_QUERIED_MAX
         query = self._query
         query.vector = buffer = ffi.from_buffer("float[]", vector)
         query.k = k
         query.phase_masks = phase_masks
+        query.namespace_count = len(namespaces)
+        for i, namespace in enumerate(namespaces):
+            place = self._namespaces[i]
+            place.number, place.generation = namespace
+        query.filter = condition.pointer if condition else ffi.NULL
+        query.clock_ns = clock_ns
         query.vectors = self._vectors if vectors else ffi.NULL
         query.payloads = self._payloads if payloads else ffi.NULL
         status = lib.mlsdm_recall(self._map, query, self._matches, self._result)
         del buffer  # not sooner: the query holds a bare pointer into it
         if status != OK:
             raise_for(status)
-        result, stride = self._result, self._map.payload_stride
+        result = self._result
+        found = _MATCH.iter_unpack(self._match_bytes[: result.count * _MATCH.size])
         return RecallResult(
-            [
-                Match(
-                    memory_id, score, moral, time_ns, phase,
-                    self._payload_bytes[place * stride : place * stride + size] if payloads else None,
-                    self._vector_bytes[place * self._size : (place + 1) * self._size] if vectors else None,
-                )
-                for memory_id, score, moral, time_ns, phase, size, place in _MATCH.iter_unpack(
-                    self._match_bytes[: result.count * _MATCH.size]
-                )
-            ],
+            [self._match(match, payloads, vectors) for match in found],
             result.as_of, result.scanned, result.candidates, result.attempts, result.corrupt_id,
+        )  # fmt: skip
+
+    def _match(self, fields: tuple[Any, ...], payloads: bool, vectors: bool) -> Match:
+        """Return the match with these fields of `struct mlsdm_match`."""
+        id_, score, moral, time_ns, updated_ns, expires_ns, version, number, generation, *rest = fields
+        payload_size, metadata_size, own_id_size, scorer, phase, flags, pinned, place = rest
+        payload = metadata = own_id = vector = None
+        if payloads:
+            start = place * self._map.payload_stride
+            metadata_at = start + payload_size
+            own_id_at = metadata_at + metadata_size
+            payload = self._payload_bytes[start:metadata_at]
+            metadata = self._payload_bytes[metadata_at:own_id_at]
+            own_id = self._payload_bytes[own_id_at : own_id_at + own_id_size]
+        if vectors:
+            vector = self._vector_bytes[place * self._size : (place + 1) * self._size]
+        return Match(
+            id_, score, moral, time_ns, updated_ns, expires_ns, version, NamespaceId(number, generation), scorer, phase,
+            bool(flags & 1), bool(pinned), payload, metadata, own_id, vector,
         )  # fmt: skip
 
 

@@ -10,10 +10,11 @@ import os
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shm.block import Block, BlockIdentity
 from shm.errors import Gone
-from shm.layout import KINDS, NO_ROW, OWN_REGIONS, REGIONS
+from shm.layout import KINDS, MEMBERS_ABREAST, MEMBERS_MAX, NO_ROW, OWN_REGIONS, REGIONS
 from shm.numpy_views import view
 from shm.records import EntryPointer, decided_of
 from shm.store import Content, Store
@@ -73,6 +74,15 @@ def same_history(first: Block, second: Block) -> None:
         assert left[name] == right[name], name
 
 
+def _members(block: Block, has_metadata: NDArray[np.bool_]) -> tuple[bytes, bytes]:
+    """Return the kinds of the members of memories that have metadata, and their words."""
+    kinds = view(block, "kinds")["members"][has_metadata]
+    groups = view(block, "members").reshape(-1, block.layout.slots, MEMBERS_ABREAST)
+    words = groups.transpose(1, 0, 2).reshape(block.layout.slots, MEMBERS_MAX)[has_metadata]
+    words[kinds == 0] = np.zeros((), words.dtype)
+    return kinds.tobytes(), words.tobytes()
+
+
 def significant(block: Block) -> dict[str, Any]:
     """Return what counts of every region of the history, at the committed position.
 
@@ -106,7 +116,7 @@ def significant(block: Block) -> dict[str, Any]:
         "shadow": view(block, "shadow")[live].tobytes(),
         "vectors": view(block, "vectors")[live].tobytes(),
         "payloads": payloads.tobytes(),
-        "members": view(block, "members")[live & (slots["metadata_size"] > 0)].tobytes(),
+        "members": _members(block, live & (slots["metadata_size"] > 0)),
         "links": links.tobytes(),
         "lists": view(block, "lists").tobytes(),
         "index": index_of(block),

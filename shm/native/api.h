@@ -45,6 +45,7 @@ struct mlsdm_map {
     uint32_t row;                   /* index of this process's row, or NO_ROW */
     uint32_t wait_ms;               /* longest wait for the lock; 0: never wait; always 0 with a read-only mapping */
     uint64_t pid;                   /* of this process */
+    int64_t log_offset_ns;          /* log time less CLOCK_BOOTTIME */
     double norm_max;                /* largest norm of a vector that is admitted */
 };
 
@@ -97,23 +98,98 @@ struct mlsdm_account {
     uint32_t table; /* 0 for keys, 1 for peers */
 };
 
+/* The fields of a memory that a filter can ask for. Numbers of the kinds in brackets are compared as integers. */
+enum mlsdm_field {
+    MLSDM_FIELD_MEMBER = 0, /* of the metadata; a number [key: its bits, those below the sign inverted if it is set] */
+    MLSDM_FIELD_CREATED_AT = 1, /* [ns UTC, log time] */
+    MLSDM_FIELD_UPDATED_AT = 2, /* [ns UTC, log time] */
+    MLSDM_FIELD_MEMORY_ID = 3,
+    MLSDM_FIELD_MORAL_VALUE = 4, /* [key] */
+    MLSDM_FIELD_PHASE = 5,       /* a boolean: 0 wake, 1 sleep */
+    MLSDM_FIELD_ID = 6           /* the own id; its hash depends on the namespace */
+};
+enum mlsdm_operator {
+    MLSDM_OPERATOR_EXISTS = 0,
+    MLSDM_OPERATOR_ABSENT = 1,
+    MLSDM_OPERATOR_AMONG = 2, /* equal to one of the operands */
+    MLSDM_OPERATOR_RANGE = 3  /* a number from `low` to `high` */
+};
+
+/* One value that a field is compared with. */
+struct mlsdm_operand {
+    uint64_t word;   /* a number as an integer, 0 or 1 for a boolean, the keyed hash of a string */
+    uint32_t kind;   /* MLSDM_VALUE_* */
+    uint32_t octets; /* of a string: its first byte in `octets` of the filter */
+    uint32_t size;   /* and its bytes */
+    uint32_t reserved;
+};
+struct mlsdm_test {
+    uint32_t operator; /* MLSDM_OPERATOR_* */
+    uint32_t first;    /* AMONG: its first operand; they are sorted by their words, as unsigned numbers */
+    uint32_t count;    /* and how many */
+    uint32_t reserved;
+    int64_t low;  /* RANGE: the smallest number that passes */
+    int64_t high; /* and the largest */
+};
+/* A condition holds if all of its tests do. */
+struct mlsdm_condition {
+    uint32_t field; /* MLSDM_FIELD_* */
+    uint32_t first; /* its first test */
+    uint32_t count; /* and how many */
+    uint32_t reserved;
+    uint64_t name; /* MEMBER: keyed hash of its name */
+};
+/* Selects memories that meet all conditions of the first group, none of the second and one of the third, if that is not
+ * empty. The groups lie one behind the other. */
+struct mlsdm_filter {
+    uint32_t all;
+    uint32_t none;
+    uint32_t any;
+    uint32_t reserved;
+    const struct mlsdm_condition *conditions;
+    const struct mlsdm_test *tests;
+    const struct mlsdm_operand *operands;
+    const uint8_t *octets;
+};
+
+/* What identifies a namespace: its row, and the generation of the row. */
+struct mlsdm_namespace_id {
+    uint32_t number;
+    uint32_t generation;
+};
+
 struct mlsdm_query {
-    const float *vector;             /* float32[D], any norm up to norm_max */
-    uint32_t k;                      /* matches wanted, 1 ≤ k ≤ 100 */
-    uint32_t phase_masks[2];         /* by the phase of the rhythm: bit t is set if memories tagged t match */
-    float *bounds;                   /* float32[slots], scratch memory of the caller; undefined afterwards */
-    float *vectors /* or NULL */;    /* float32[k][D] that receives the vectors of the matches, see `place` */
-    uint8_t *payloads /* or NULL */; /* uint8[k][payload_stride] that receives the payloads of the matches */
+    const float *vector;      /* float32[D], any norm up to norm_max */
+    uint32_t k;               /* matches wanted, 1 ≤ k ≤ 100 */
+    uint32_t phase_masks[2];  /* by the phase of the rhythm: bit t is set if memories tagged t match */
+    uint32_t namespace_count; /* 64 at most */
+    const struct mlsdm_namespace_id *namespaces; /* whose memories match; one that is unknown or closing has none */
+    const struct mlsdm_filter *filter /* or NULL */;
+    int64_t clock_ns;             /* log time at which expiry is judged, unless that of the position is later; 0: read
+                                   * CLOCK_BOOTTIME once the position is fixed */
+    float *bounds;                /* float32[slots], scratch memory of the caller; undefined afterwards */
+    float *vectors /* or NULL */; /* float32[k][D] that receives the vectors of the matches, see `place` */
+    uint8_t *payloads /* or NULL */; /* uint8[k][payload_stride] that receives payload, metadata and own id of each
+                                      * match, one behind the other */
 };
 
 struct mlsdm_match {
     uint64_t id;
     double score; /* cosine, from -1 to 1 */
     double moral;
-    int64_t time_ns; /* log time of the admission, ns UTC */
+    int64_t time_ns;                     /* first admission, ns UTC, log time */
+    int64_t updated_ns;                  /* this version, ns UTC, log time */
+    int64_t expires_ns;                  /* 0 for never */
+    uint64_t version;                    /* position that wrote it */
+    struct mlsdm_namespace_id namespace; /* of the memory */
+    uint32_t payload_size;               /* bytes, and so are the next two */
+    uint32_t metadata_size;
+    uint32_t own_id_size;
+    uint32_t scorer; /* version of the scorer, 0 for none */
     uint32_t phase;  /* 0 wake, 1 sleep */
-    uint32_t payload_size;
-    uint64_t place; /* index of its vector and payload in those of the query */
+    uint32_t flags;  /* of the slot */
+    uint32_t pinned; /* 0 or 1 */
+    uint32_t place;  /* index of its vector and payload in those of the query */
 };
 
 struct mlsdm_recall_result {

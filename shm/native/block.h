@@ -68,8 +68,16 @@ static inline uint8_t *payload_at(const struct mlsdm_map *map, uint64_t slot) {
     return (uint8_t *)region(map, MLSDM_REGION_PAYLOADS) + slot * map->payload_stride;
 }
 
-static inline struct mlsdm_members *members_at(const struct mlsdm_map *map, uint64_t slot) {
-    return (struct mlsdm_members *)region(map, MLSDM_REGION_MEMBERS) + slot;
+/* The kinds of the members of a memory's metadata: MEMBERS_MAX. */
+static inline uint8_t *kinds_at(const struct mlsdm_map *map, uint64_t slot) {
+    return ((struct mlsdm_kinds *)region(map, MLSDM_REGION_KINDS) + slot)->members;
+}
+/* The words of a member. The four first members of all slots lie side by side, then the next four, and so on: so a
+ * filter reads one line of each slot, in order. */
+static inline struct mlsdm_member *member_at(const struct mlsdm_map *map, uint64_t slot, uint32_t member) {
+    struct mlsdm_member *members = region(map, MLSDM_REGION_MEMBERS);
+    return members + (member / MLSDM_MEMBERS_ABREAST * (uint64_t)map->slots + slot) * MLSDM_MEMBERS_ABREAST +
+           member % MLSDM_MEMBERS_ABREAST;
 }
 static inline struct mlsdm_namespace *namespace_at(const struct mlsdm_map *map, uint64_t row) {
     return (struct mlsdm_namespace *)region(map, MLSDM_REGION_NAMESPACES) + row;

@@ -24,6 +24,13 @@ int mlsdm_lock_create(struct mlsdm_map *map) {
     return error;
 }
 
+/* Log time, by the boot clock. */
+static int64_t log_time_now(const struct mlsdm_map *map) {
+    struct timespec now;
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec + map->log_offset_ns;
+}
+
 static int64_t monotonic_ns(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -62,7 +69,10 @@ static void memory_erase(const struct mlsdm_map *map, uint64_t slot) {
     memset(vector_at(map, slot), 0, (size_t)map->padded * sizeof(float));
     memset(shadow_at(map, slot), 0, map->shadow_stride);
     memset(payload_at(map, slot), 0, map->payload_stride);
-    if (slot_at(map, slot)->metadata_size) memset(members_at(map, slot), 0, sizeof(struct mlsdm_members));
+    if (code_at(map, slot)->tag & MLSDM_TAG_MEMBERS || slot_at(map, slot)->metadata_size) {
+        memset(kinds_at(map, slot), 0, MLSDM_MEMBERS_MAX);
+        for (uint32_t i = 0; i < MLSDM_MEMBERS_MAX; i++) *member_at(map, slot, i) = (struct mlsdm_member){0};
+    }
     slot_at(map, slot)->checksum = 0; /* erased bytes must not match it */
     code_at(map, slot)->excluded = 0;
     store_release(&lock_of(map)->intent_erase, 0);

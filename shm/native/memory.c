@@ -12,6 +12,7 @@ struct memory {
     const uint8_t *payload, *metadata, *own_id;
     uint32_t payload_size, metadata_size, own_id_size;
     const struct mlsdm_members *members; /* NULL without metadata */
+    struct mlsdm_members own_members;    /* those of the version before, if there is one */
     struct mlsdm_code code;
     double norm;
     uint64_t vector_checksum;
@@ -94,15 +95,47 @@ static uint64_t bytes_of(const struct mlsdm_slot *slot) {
     return (uint64_t)slot->payload_size + slot->metadata_size + slot->own_id_size;
 }
 
+static uint32_t members_count(const uint8_t *kinds) {
+    uint32_t count = 0;
+    while (count < MLSDM_MEMBERS_MAX && kinds[count]) count++;
+    return count;
+}
+
+/* Copy the members of a memory, if it has metadata; the rest of the copy stays. */
+static const struct mlsdm_members *members_copy(const struct mlsdm_map *map, uint64_t at, struct mlsdm_members *copy) {
+    if (!slot_at(map, at)->metadata_size) return NULL;
+    memcpy(copy->kinds.members, kinds_at(map, at), sizeof copy->kinds);
+    for (uint32_t i = 0; i < members_count(copy->kinds.members); i++) copy->members[i] = *member_at(map, at, i);
+    return copy;
+}
+
+static void members_write(const struct mlsdm_map *map, uint64_t at, const struct mlsdm_members *members) {
+    memcpy(kinds_at(map, at), members->kinds.members, sizeof members->kinds);
+    for (uint32_t i = 0; i < members_count(members->kinds.members); i++) *member_at(map, at, i) = members->members[i];
+}
+
+static uint64_t members_checksum(const struct mlsdm_map *map, uint64_t at, uint64_t sum) {
+    uint32_t count = members_count(kinds_at(map, at));
+    sum = checksum_of(kinds_at(map, at), MLSDM_MEMBERS_MAX, sum);
+    for (uint32_t i = 0; i < count; i += MLSDM_MEMBERS_ABREAST) {
+        uint32_t abreast = count - i < MLSDM_MEMBERS_ABREAST ? count - i : MLSDM_MEMBERS_ABREAST;
+        sum = checksum_of(member_at(map, at, i), abreast * sizeof(struct mlsdm_member), sum);
+    }
+    return sum;
+}
+
+/* The tag of a row, but for the bits TAG_*. */
+static uint32_t tag_of(uint32_t phase, uint32_t namespace) { return (phase & 1) | namespace << 1; }
+
 /* The checksum of everything in slot `at` but its marks and `excluded`. `slot` and `code` may be copies. */
 static uint64_t slot_checksum(const struct mlsdm_map *map, uint64_t at, const struct mlsdm_slot *slot,
                               const struct mlsdm_code *code, const int8_t *shadow, uint64_t vector_checksum) {
     uint64_t sum = checksum_of(slot, offsetof(struct mlsdm_slot, mark), vector_checksum);
     sum = checksum_of(code, 8, sum);
-    sum = checksum_of(shadow, map->shadow_stride, sum + code->phase);
+    sum = checksum_of(shadow, map->shadow_stride, sum + code->tag);
     uint64_t size = bytes_of(slot) < map->payload_stride ? bytes_of(slot) : map->payload_stride;
     if (size) sum = checksum_of(payload_at(map, at), (size + 7) & ~UINT64_C(7), sum);
-    return slot->metadata_size ? checksum_of(members_at(map, at), sizeof(struct mlsdm_members), sum) : sum;
+    return slot->metadata_size ? members_checksum(map, at, sum) : sum;
 }
 
 /* Write a prepared memory to a free slot, but for its marks. `line` has what the transition knows. No reader looks at
@@ -120,9 +153,10 @@ static uint64_t memory_write(const struct mlsdm_map *map, uint64_t at, struct me
         if (line.payload_size) memcpy(bytes, memory->payload, line.payload_size);
         if (line.metadata_size) memcpy(bytes + line.payload_size, memory->metadata, line.metadata_size);
         if (line.own_id_size) memcpy(bytes + line.payload_size + line.metadata_size, memory->own_id, line.own_id_size);
-        if (line.metadata_size) *members_at(map, at) = *memory->members;
+        if (line.metadata_size) members_write(map, at, memory->members);
     }
-    memory->code.phase = line.phase;
+    memory->code.tag = tag_of(line.phase, line.namespace) | (line.expires_ns ? MLSDM_TAG_EXPIRES : 0) |
+                       (line.metadata_size ? MLSDM_TAG_MEMBERS : 0);
     memcpy(code_at(map, at), &memory->code, offsetof(struct mlsdm_code, mark));
     memcpy(slot, &line, offsetof(struct mlsdm_slot, mark));
     return slot->checksum = slot_checksum(map, at, slot, code_at(map, at), memory->shadow, memory->vector_checksum);
@@ -153,7 +187,7 @@ static int memory_again(const struct mlsdm_map *map, uint64_t at, struct memory 
     memory->payload_size = payload ? payload_size : slot->payload_size;
     memory->metadata = bytes + slot->payload_size, memory->metadata_size = slot->metadata_size;
     memory->own_id = memory->metadata + slot->metadata_size, memory->own_id_size = slot->own_id_size;
-    memory->members = members_at(map, at);
+    memory->members = members_copy(map, at, &memory->own_members);
     return MLSDM_STATUS_OK;
 }
 

@@ -139,7 +139,8 @@ int mlsdm_written_read(struct mlsdm_map *map, const struct mlsdm_entry *entry, s
     *slot = *slot_at(map, at);
     memcpy(vector, vector_at(map, at), map->dimension * sizeof(float));
     memcpy(payload, payload_at(map, at), bytes_of(slot) <= map->payload_stride ? bytes_of(slot) : 0);
-    if (slot->metadata_size) *members = *members_at(map, at);
+    *members = (struct mlsdm_members){0};
+    members_copy(map, at, members);
     atomic_thread_fence(memory_order_acquire);
     if (slot->position == entry->position && slot_at(map, at)->position == entry->position && slot_sound(map, at))
         return MLSDM_STATUS_OK;

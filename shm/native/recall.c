@@ -18,19 +18,21 @@ static uint32_t spare_of(int attempt) { return attempt == 1 ? 0 : attempt == 2 ?
 
 /* -- the copies -- */
 
+/* Bytes of payload, metadata and own id; bounded, because they may be torn or damaged, as the version will tell. */
+static uint64_t octets_of(const struct mlsdm_map *map, uint64_t slot) {
+    uint64_t size = bytes_of(slot_at(map, slot));
+    return size < map->payload_stride ? size : map->payload_stride;
+}
 static uint64_t copy_size(const struct mlsdm_map *map, const struct mlsdm_query *query, uint64_t slot) {
-    uint32_t size = slot_at(map, slot)->payload_size;
-    if (size > map->payload_stride) size = map->payload_stride; /* it is torn or damaged, and its version will tell */
-    return (query->vectors ? map->dimension * sizeof(float) : 0) + (query->payloads ? size : 0);
+    return (query->vectors ? map->dimension * sizeof(float) : 0) + (query->payloads ? octets_of(map, slot) : 0);
 }
 
 /* Copy the bytes of a memory to a place of the answer. */
 static void bytes_copy(const struct mlsdm_map *map, const struct mlsdm_query *query, uint64_t slot, uint32_t place) {
-    uint32_t size = slot_at(map, slot)->payload_size;
-    if (size > map->payload_stride) size = map->payload_stride;
     if (query->vectors)
         memcpy(query->vectors + (size_t)place * map->dimension, vector_at(map, slot), map->dimension * sizeof(float));
-    if (query->payloads) memcpy(query->payloads + (size_t)place * map->payload_stride, payload_at(map, slot), size);
+    if (query->payloads)
+        memcpy(query->payloads + (size_t)place * map->payload_stride, payload_at(map, slot), octets_of(map, slot));
 }
 
 /* Give each of some memories a place of the answer of its own; of those that have none yet, copy the bytes to it. */
@@ -80,14 +82,31 @@ static int matches_copy(const struct mlsdm_map *map, const struct mlsdm_query *q
                                           .score = best[i].score,
                                           .moral = slot->moral,
                                           .time_ns = slot->time_ns,
-                                          .phase = slot->phase,
+                                          .updated_ns = slot->updated_ns,
+                                          .expires_ns = slot->expires_ns,
+                                          .version = slot->position,
+                                          .namespace = {slot->namespace, slot->generation},
                                           .payload_size = slot->payload_size,
+                                          .metadata_size = slot->metadata_size,
+                                          .own_id_size = slot->own_id_size,
+                                          .scorer = slot->scorer,
+                                          .phase = slot->phase,
+                                          .flags = slot->flags,
+                                          .pinned = slot->queued == 0,
                                           .place = best[i].copied - 1u};
     }
     return 1;
 }
 
 /* -- the attempts -- */
+
+/* The instant at which an answer in a state judges expiry. The clock is read after the position is fixed: otherwise a
+ * memory could be found at a position after one at which it had expired. */
+static int64_t instant_of(const struct mlsdm_map *map, const struct mlsdm_query *query,
+                          const struct mlsdm_state *state) {
+    int64_t clock_ns = query->clock_ns ? query->clock_ns : log_time_now(map);
+    return clock_ns > state->time_ns ? clock_ns : state->time_ns;
+}
 
 /* Step 3 of one attempt. Each round reads without the lock what has come meanwhile, and then enters the section. `done`
  * becomes 1 when the answer is complete, `misled` when the search has met damage.
@@ -102,6 +121,7 @@ static int attempt_settle(struct mlsdm_map *map, struct search *s, struct mlsdm_
         int status = mlsdm_state_read(map, &state, NULL), settled = UNTOLD;
         if (status) return status;
         if (state.position - s->seen >= map->log_capacity || !scan_since(map, s, state.position)) break;
+        s->instant_ns = instant_of(map, s->query, &state);
         shortlist_check(map, s);
         if (s->query->vectors || s->query->payloads) shortlist_copy(map, s);
         status = section_enter(map);
@@ -109,7 +129,8 @@ static int attempt_settle(struct mlsdm_map *map, struct search *s, struct mlsdm_
         if (status && !lost) return status;
         uint64_t commit = commit_of(map);
         status = state_copy(map, commit, &state, NULL);
-        int near = !status && search_is_close(map, s, commit) && s->mask == s->query->phase_masks[state.scalars.phase];
+        int near = !status && search_is_close(map, s, commit) && tags_still_wanted(map, s, &state);
+        if (near) s->instant_ns = instant_of(map, s->query, &state);
         if (near) settled = search_settle(map, s, commit, best, &result->count, &result->corrupt_id);
         *done = settled == SETTLED && matches_copy(map, s->query, best, result->count, matches);
         result->as_of = commit, result->time_ns = state.time_ns;
@@ -118,7 +139,7 @@ static int attempt_settle(struct mlsdm_map *map, struct search *s, struct mlsdm_
         else if (!still_at(map, commit))
             *done = near = 0, status = MLSDM_STATUS_OK;
         if (status || *done) return status;
-        if (near && settled == UNTOLD) break;
+        if (near && (settled == UNTOLD || settled == DIFFERENT)) break;
         if (settled == SHORT) {
             *misled = search_is_misled(s, commit);
             break;
@@ -158,7 +179,7 @@ int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct 
         }
         struct mlsdm_state state;
         if ((status = mlsdm_state_read(map, &state, NULL))) break;
-        search_begin(map, s, &state, spare_of(attempt));
+        search_begin(map, s, &state, instant_of(map, query, &state), spare_of(attempt));
         status = attempt_settle(map, s, matches, result, &done, &misled);
         result->scanned = s->scanned, result->candidates = s->candidates, result->attempts = (uint32_t)attempt;
     }

@@ -9,6 +9,11 @@
  * A candidate is a slot and a version, the position that wrote the slot: if the slot still holds that version under the
  * lock, it has not changed since the scan began.
  *
+ * A row counts if its tag is wanted (phase and namespace), it has not expired at the instant of the answer, and the
+ * filter selects it. The scan lets the words of its metadata decide. Where they cannot, because a string has the hash
+ * of one in the filter, the row counts until the best are compared by their bytes; if one of them differs, the search
+ * is repeated with `exact` set, and then the scan compares bytes, too.
+ *
  * docs/design/recall.md proves the interval and the exactness of step 3. */
 
 #include "block.h"
@@ -21,6 +26,7 @@
 #define PREFETCH_AHEAD 5120 /* bytes of shadow that are prefetched ahead of the row that is scanned */
 #define NEW_MAX 16          /* log entries since the scan that are read under the lock */
 #define NEW_SIZE 65536      /* bytes of memories that are read for them: under 10 µs */
+#define TAGS (2 * MLSDM_NAMESPACES_MAX) /* a phase and a namespace */
 
 enum { UNCHECKED, SOUND, GONE };
 
@@ -28,7 +34,7 @@ struct scored {
     double score;
     uint64_t id, version;
     uint32_t slot;
-    uint16_t checked; /* UNCHECKED, SOUND: its checksum was compared, or GONE: the slot does not hold it any more */
+    uint16_t checked; /* UNCHECKED, SOUND: its checksum and its strings were compared, or GONE: it does not count */
     uint16_t copied;  /* the place of the answer that its bytes were copied to, + 1; 0 for none */
 };
 
@@ -38,9 +44,13 @@ struct search {
     int16_t codes[DIMENSION_MAX];
     double norm;
     float scale, stretch, offset; /* of the query's codes; error = stretch · e + offset */
-    uint32_t mask;
-    uint32_t keep;         /* k and the spare ones */
-    float lower[KEEP_MAX]; /* min-heap of the `keep` largest lower ends */
+    uint32_t wanted[TAGS / 32];   /* a bit for each tag: 1 if rows with this tag match */
+    int64_t instant_ns;           /* rows that have expired at this log time do not match; it only grows */
+    int has_expired;              /* 1 if some of the best have expired since the scan */
+    int exact;                    /* 1 if the scan compares strings, 0 if it only compares their hashes */
+    int differs;                  /* 1 if strings with equal hashes differ: the search must be repeated with `exact` */
+    uint32_t keep;                /* k and the spare ones */
+    float lower[KEEP_MAX];        /* min-heap of the `keep` largest lower ends */
     uint32_t lowers;
     struct scored shortlist[SHORTLIST_MAX]; /* min-heap of the best; sorted, worst first, it is still one */
     uint32_t shortlisted, shortlist_size;   /* in it; at most */
@@ -60,6 +70,7 @@ static int search_prepare(const struct mlsdm_map *map, struct search *s, const s
     s->query = query;
     s->last_score = NAN;
     s->has_duplicate = 0;
+    s->differs = 0;
     memset(s->codes, 0, sizeof s->codes);
     s->scale = 0, s->stretch = 1, s->offset = SLACK;
     double most = magnitude_max(s->vector, map->padded);
@@ -118,19 +129,71 @@ static inline int row_is_out(const struct mlsdm_code *code, uint64_t commit) {
            (((said & 1) || said >> 1 > commit) && mark_lives(code->mark, commit) == 0);
 }
 
+/* The terms of a namespace at position `commit`: the newest of the two copies that is not above it, or NULL. */
+static const struct mlsdm_terms *terms_at(const struct mlsdm_map *map, uint64_t number, uint64_t commit) {
+    const struct mlsdm_terms *copies = namespace_at(map, number)->terms, *newest = NULL;
+    for (int i = 0; i < 2; i++)
+        if (copies[i].position <= commit && (!newest || copies[i].position > newest->position)) newest = &copies[i];
+    return newest;
+}
+
+/* 1 if a namespace is in use and not being deleted at position `commit`. The default one always is. */
+static int namespace_is_open(const struct mlsdm_map *map, const struct mlsdm_namespace_id *id, uint64_t commit) {
+    if (id->number == 0) return id->generation == 1;
+    if (id->number >= map->namespaces) return 0;
+    const struct mlsdm_terms *terms = terms_at(map, id->number, commit);
+    return terms && terms->generation == id->generation &&
+           (terms->flags & (MLSDM_NAMESPACE_USED | MLSDM_NAMESPACE_CLOSING)) == MLSDM_NAMESPACE_USED;
+}
+
+/* Set the tags that a query wants in a state: of its namespaces that are open, in the phases that it asks for while the
+ * rhythm is in that phase. */
+static void tags_want(const struct mlsdm_map *map, const struct mlsdm_query *query, const struct mlsdm_state *state,
+                      uint32_t wanted[TAGS / 32]) {
+    memset(wanted, 0, TAGS / 8);
+    for (uint32_t i = 0; i < query->namespace_count; i++) {
+        if (!namespace_is_open(map, query->namespaces + i, state->position)) continue;
+        uint32_t tag = tag_of(0, query->namespaces[i].number);
+        wanted[tag / 32] |= (query->phase_masks[state->scalars.phase & 1] & 3) << tag % 32;
+    }
+}
+
+/* 1 if the same tags are wanted at the position of `state`. */
+static int tags_still_wanted(const struct mlsdm_map *map, const struct search *s, const struct mlsdm_state *state) {
+    uint32_t wanted[TAGS / 32];
+    tags_want(map, s->query, state, wanted);
+    return !memcmp(wanted, s->wanted, sizeof wanted);
+}
+
+/* 1 if the memory in a row has expired. Only of rows whose tag says so the slot's line is read. */
+static inline int row_has_expired(const struct mlsdm_map *map, const struct search *s, uint32_t tag, uint64_t slot) {
+    if (!(tag & MLSDM_TAG_EXPIRES)) return 0;
+    int64_t expires_ns = slot_at(map, slot)->expires_ns;
+    return expires_ns && expires_ns <= s->instant_ns;
+}
+/* 1 if a row counts as far as its tag and its expiry say. */
+static inline int row_is_wanted(const struct mlsdm_map *map, const struct search *s, uint32_t tag, uint64_t slot) {
+    return (s->wanted[tag % TAGS / 32] >> tag % 32 & 1) && !row_has_expired(map, s, tag, slot);
+}
+/* NO, YES, or UNDECIDED: whether the filter of the query selects the memory in a row. */
+static inline int row_is_selected(const struct mlsdm_map *map, const struct search *s, uint32_t tag, uint64_t slot) {
+    return s->query->filter ? filter_selects(map, slot, tag, s->query->filter, s->exact) : YES;
+}
+
 /* Put the interval of one row into `upper` and the heap of lower ends. */
 static inline __attribute__((always_inline)) void row_scan(const struct mlsdm_map *map, struct search *s,
-                                                           uint64_t commit, const struct mlsdm_code *code,
-                                                           const int8_t *shadow, float *upper) {
-    *upper = -INFINITY;
-    if (row_is_out(code, commit) || !(s->mask >> (code->phase & 1) & 1)) return;
+                                                           const struct mlsdm_code *code, const int8_t *shadow,
+                                                           float *upper) {
     float center = center_of(s, code, shadow, map->shadow_stride), radius = radius_of(s, code);
     *upper = center + radius;
     lower_offer(s, center - radius);
     s->scanned += 1;
 }
+static inline __attribute__((always_inline)) void shadow_prefetch(const struct mlsdm_map *map, const int8_t *shadow) {
+    for (uint32_t at = 0; at < map->shadow_stride; at += 64) __builtin_prefetch(shadow + PREFETCH_AHEAD + at);
+}
 
-/* Step 1.
+/* Step 1 without a filter.
  *
  * PERF: the processor's own prefetching stops at the end of each 4 KiB page; this one does not (what it fetches behind
  * the last row is wasted). 20,000 × 384 take 345 µs instead of 410 from a cache that all cores share; only reading
@@ -139,8 +202,28 @@ MLSDM_WIDE static void scan(const struct mlsdm_map *map, struct search *s, uint6
     const struct mlsdm_code *code = code_at(map, 0);
     const int8_t *shadow = shadow_at(map, 0);
     for (uint64_t i = 0; i < map->slots; i++, code++, shadow += map->shadow_stride) {
-        for (uint32_t at = 0; at < map->shadow_stride; at += 64) __builtin_prefetch(shadow + PREFETCH_AHEAD + at);
-        row_scan(map, s, commit, code, shadow, s->query->bounds + i);
+        shadow_prefetch(map, shadow);
+        s->query->bounds[i] = OUT;
+        if (row_is_out(code, commit) || !row_is_wanted(map, s, code->tag, i)) continue;
+        row_scan(map, s, code, shadow, s->query->bounds + i);
+    }
+}
+
+/* Mark the rows that count: their bound becomes IN, that of the others OUT. */
+static void rows_mark(const struct mlsdm_map *map, const struct search *s, uint64_t commit) {
+    const struct mlsdm_code *code = code_at(map, 0);
+    for (uint64_t i = 0; i < map->slots; i++, code++)
+        s->query->bounds[i] = row_is_out(code, commit) || !row_is_wanted(map, s, code->tag, i) ? OUT : IN;
+    filter_rows(map, s->query->filter, s->exact, s->query->bounds);
+}
+/* Step 1 for the rows that are marked. */
+MLSDM_WIDE static void scan_selected(const struct mlsdm_map *map, struct search *s) {
+    const struct mlsdm_code *code = code_at(map, 0);
+    const int8_t *shadow = shadow_at(map, 0);
+    uint64_t ahead = PREFETCH_AHEAD / map->shadow_stride;
+    for (uint64_t i = 0; i < map->slots; i++, code++, shadow += map->shadow_stride) {
+        if (i + ahead < map->slots && s->query->bounds[i + ahead] == IN) shadow_prefetch(map, shadow);
+        if (s->query->bounds[i] == IN) row_scan(map, s, code, shadow, s->query->bounds + i);
     }
 }
 
@@ -219,16 +302,22 @@ static int candidate(const struct mlsdm_map *map, const struct search *s, float 
     return found->version <= s->seen;
 }
 
-/* Steps 1 and 2 for every memory that lives in a state. The answer can be settled as long as no more than `spare` of
- * the best go meanwhile. */
+/* Steps 1 and 2 for every memory that lives in a state and has not expired at `instant_ns`. The answer can be settled
+ * as long as no more than `spare` of the best go meanwhile. */
 static void search_begin(const struct mlsdm_map *map, struct search *s, const struct mlsdm_state *state,
-                         uint32_t spare) {
-    s->mask = s->query->phase_masks[state->scalars.phase];
+                         int64_t instant_ns, uint32_t spare) {
+    tags_want(map, s->query, state, s->wanted);
+    s->instant_ns = instant_ns, s->has_expired = 0, s->exact = s->differs;
     s->keep = s->query->k + spare, s->shortlist_size = s->keep + 32;
     s->lowers = s->shortlisted = 0;
     s->scanned = s->candidates = 0;
     s->begun = s->seen = state->position;
-    scan(map, s, s->seen);
+    if (s->query->filter) {
+        rows_mark(map, s, s->seen);
+        scan_selected(map, s);
+    } else {
+        scan(map, s, s->seen);
+    }
     float bound = lower_bound(s);
     struct scored found[BATCH];
     uint32_t run = 0;
@@ -244,7 +333,8 @@ static void search_begin(const struct mlsdm_map *map, struct search *s, const st
 static uint64_t slot_written(const struct mlsdm_map *map, uint64_t position) {
     const struct mlsdm_entry *entry = entry_at(map, position);
     if (entry->position != position || entry->checksum != entry_checksum(entry)) return UINT64_MAX;
-    int writes = entry->kind == MLSDM_KIND_DECISION || entry->kind == MLSDM_KIND_UPDATE;
+    int writes =
+        entry->kind == MLSDM_KIND_DECISION || entry->kind == MLSDM_KIND_UPDATE || entry->kind == MLSDM_KIND_RESTORE;
     return writes ? ((const struct mlsdm_decided *)entry->detail)->slot : 0;
 }
 
@@ -256,11 +346,14 @@ static int scan_since(const struct mlsdm_map *map, struct search *s, uint64_t co
     for (uint64_t at = first; at <= commit; at++) {
         uint64_t slot = slot_written(map, at);
         if (slot == 0) continue;
-        if (slot > map->slots) return 0;
-        row_scan(map, s, commit, code_at(map, slot - 1), shadow_at(map, slot - 1), s->query->bounds + slot - 1);
+        if (slot-- > map->slots) return 0;
+        const struct mlsdm_code *code = code_at(map, slot);
+        s->query->bounds[slot] = OUT;
+        if (!row_is_out(code, commit) && row_is_wanted(map, s, code->tag, slot) &&
+            row_is_selected(map, s, code->tag, slot) != NO)
+            row_scan(map, s, code, shadow_at(map, slot), s->query->bounds + slot);
         struct scored found;
-        if (candidate(map, s, lower_bound(s), slot - 1, &found) && found.version == at)
-            shortlist_fill(map, s, &found, 1);
+        if (candidate(map, s, lower_bound(s), slot, &found) && found.version == at) shortlist_fill(map, s, &found, 1);
     }
     return 1;
 }
@@ -270,8 +363,25 @@ static int still_holds(const struct mlsdm_map *map, uint64_t slot, uint64_t vers
     return slot_is_live(map, slot) && version_of(map, slot) == version;
 }
 
+/* Compare the checksum of a memory, and the strings of which so far only the hashes were compared. Returns SOUND,
+ * UNCHECKED if the memory is damaged, or GONE if the filter does not select it. */
+static uint16_t row_check(const struct mlsdm_map *map, struct search *s, uint64_t slot) {
+    if (!slot_sound(map, slot)) return UNCHECKED;
+    if (!s->query->filter || s->exact) return SOUND;
+    if (filter_selects(map, slot, code_at(map, slot)->tag, s->query->filter, 1) == YES) return SOUND;
+    s->differs = 1;
+    return GONE;
+}
+
+/* 1 if one of the best has expired since the scan. */
+static int has_expired_since(const struct mlsdm_map *map, struct search *s, uint64_t slot) {
+    int expired = row_has_expired(map, s, code_at(map, slot)->tag, slot);
+    s->has_expired |= expired;
+    return expired;
+}
+
 /* Sort the shortlist, and check the best already: that takes longer than anything else in step 3. Without the lock. A
- * memory that is gone does not come back. */
+ * memory that is gone or has expired does not come back. */
 static void shortlist_check(const struct mlsdm_map *map, struct search *s) {
     if (!s->is_sorted) qsort(s->shortlist, s->shortlisted, sizeof *s->shortlist, by_rank);
     s->is_sorted = 1;
@@ -279,10 +389,11 @@ static void shortlist_check(const struct mlsdm_map *map, struct search *s) {
     for (uint32_t i = s->shortlisted, k = s->query->k; i && k; i--) {
         struct scored *one = &s->shortlist[i - 1];
         if (one->checked == GONE) continue;
-        if (slot_lives(map, one->slot, commit) == 0 || version_of(map, one->slot) != one->version)
+        if (slot_lives(map, one->slot, commit) == 0 || version_of(map, one->slot) != one->version ||
+            has_expired_since(map, s, one->slot))
             one->checked = GONE;
         else if (k-- && one->checked == UNCHECKED)
-            one->checked = slot_sound(map, one->slot) ? SOUND : UNCHECKED;
+            one->checked = row_check(map, s, one->slot);
     }
 }
 
@@ -295,35 +406,39 @@ static void best_insert(struct scored *best, uint32_t *count, uint32_t k, struct
 }
 
 /* 1 if so few memories have gone that with sound ones the answer could have been settled: some must be damaged. Each
- * log entry frees one slot and writes one at most. */
+ * log entry frees one slot and writes one at most; what has expired needs no entry. */
 static int search_is_misled(const struct search *s, uint64_t commit) {
-    return 2 * (commit - s->begun) <= s->keep - s->query->k;
+    return !s->has_expired && 2 * (commit - s->begun) <= s->keep - s->query->k;
 }
 
 /* 1 if few enough log entries came after what was looked at to be read under the lock. */
 static int search_is_close(const struct mlsdm_map *map, const struct search *s, uint64_t commit) {
-    uint64_t size = (uint64_t)map->padded * sizeof(float) + map->shadow_stride + map->payload_stride;
+    uint64_t size = (uint64_t)map->padded * sizeof(float) + map->shadow_stride + map->payload_stride +
+                    MLSDM_MEMBERS_MAX * sizeof(struct mlsdm_member);
     uint64_t new_max = NEW_SIZE / size + 1;
     return commit - s->seen <= (new_max < NEW_MAX ? new_max : NEW_MAX);
 }
 
-enum { SETTLED, UNTOLD, SHORT };
+enum { SETTLED, UNTOLD, SHORT, DIFFERENT };
 
-/* Step 3, under the lock, at position `commit`: put the `found` best into `best`, [k]. Returns SETTLED; UNTOLD if the
- * log does not tell what was written since the scan; SHORT if too few of the shortlist still live to prove the answer.
- */
+/* Step 3, under the lock, at position `commit` and the instant of the search: put the `found` best into `best`, [k].
+ * Returns SETTLED; UNTOLD if the log does not tell what was written since the scan; SHORT if too few of the shortlist
+ * still live to prove the answer; DIFFERENT if the search must be repeated with `exact`. */
 static int search_settle(const struct mlsdm_map *map, struct search *s, uint64_t commit, struct scored *best,
                          uint32_t *found, uint64_t *corrupt_id) {
     uint32_t k = s->query->k, count = 0;
     double bound = lower_bound(s);
     for (uint32_t i = s->shortlisted; i && count < k && s->shortlist[i - 1].score >= bound; i--) {
-        const struct scored *one = &s->shortlist[i - 1];
-        if (one->checked == GONE || !still_holds(map, one->slot, one->version)) continue;
-        if (one->checked != SOUND && !slot_sound(map, one->slot))
-            *corrupt_id = link_at(map, one->slot)->id;
-        else
+        struct scored *one = &s->shortlist[i - 1];
+        if (one->checked == GONE || !still_holds(map, one->slot, one->version) || has_expired_since(map, s, one->slot))
+            continue;
+        if (one->checked == UNCHECKED) one->checked = row_check(map, s, one->slot);
+        if (one->checked == SOUND)
             best_insert(best, &count, k, *one);
+        else if (one->checked == UNCHECKED)
+            *corrupt_id = link_at(map, one->slot)->id;
     }
+    if (s->differs && !s->exact) return DIFFERENT;
     /* Every memory that matches is on the shortlist. */
     int complete = s->lowers < s->keep && s->candidates <= s->shortlist_size;
     if (count < k && !complete) return SHORT;
@@ -332,17 +447,20 @@ static int search_settle(const struct mlsdm_map *map, struct search *s, uint64_t
         if (slot == UINT64_MAX) continue;
         if (slot >= map->slots) return UNTOLD;
         const struct mlsdm_code *code = code_at(map, slot);
-        if (!still_holds(map, slot, at) || !(s->mask >> (code->phase & 1) & 1)) continue;
+        if (!still_holds(map, slot, at) || !row_is_wanted(map, s, code->tag, slot) ||
+            row_is_selected(map, s, code->tag, slot) == NO)
+            continue;
         s->scanned += 1;
         if (count == k &&
             center_of(s, code, shadow_at(map, slot), map->shadow_stride) + radius_of(s, code) < best[k - 1].score)
             continue;
-        if (!slot_sound(map, slot))
-            *corrupt_id = link_at(map, slot)->id;
-        else
+        uint16_t checked = row_check(map, s, slot);
+        if (checked == SOUND)
             best_insert(
                 best, &count, k,
                 (struct scored){.score = score_of(map, s, slot), .id = slot_at(map, slot)->id, .slot = (uint32_t)slot});
+        else if (checked == UNCHECKED)
+            *corrupt_id = link_at(map, slot)->id;
     }
     *found = count;
     return SETTLED;
