@@ -55,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--payload", type=int, default=1024, help="bytes of each payload (default 1,024)")
     parser.add_argument("--check", action="store_true", help=f"fail if a p99 is above {BOUND_US:g} µs")
     args = parser.parse_args(arguments)
+    if args.times < 1:
+        parser.error(f"--times is {args.times}: expected 1 or more")
     bench = Bench(args.capacity, args.dimension, args.payload)
     print(f"{report.machine()}; {args.capacity:,} × {args.dimension}, payloads of {args.payload:,} bytes\n")
     print("| section | measured | p50 µs | p99 µs | max µs |\n|---|---:|---:|---:|---:|")
@@ -75,14 +77,11 @@ class Bench:
 
     def __init__(self, capacity: int, dimension: int, payload_size: int) -> None:
         regime = Regime.of(Config(dimension=dimension))._replace(rhythm=RhythmSettings(3, 3, True, False))
-        layout = Layout(dimension, capacity, max(payload_size, 8), 65_536, 2, 32_768)
+        layout = Layout(dimension, capacity, payload_size, 65_536, 2, 32_768)
         self.formed, self.regime = Formed(layout, regime), regime
         self.store, self.now = self.formed.store, self.formed.now
-        given = vectors.synthetic().memories
-        if dimension != vectors.DIMENSION:
-            given = np.random.default_rng(1).standard_normal((4_096, dimension)).astype("<f4")
-        self.vectors = [vector.astype("<f4").tobytes() for vector in given]
-        self.payload = b'"' + b"x" * (payload_size - 2) + b'"'
+        self.vectors = [vector.astype("<f4").tobytes() for vector in _memories(dimension)]
+        self.payload = b"x" * payload_size
         self.recall = Recall(self.formed.block)
         self.newest = 0
         for number in range(capacity):
@@ -163,6 +162,13 @@ class Bench:
     def _rebuild(self, _: int) -> None:
         self.formed.block.region("lock").caches |= 1
         self.store.write_vitals(self.formed.epoch, new_vitals())
+
+
+def _memories(dimension: int) -> vectors.Floats:
+    """Return float32[n, dimension]: the vectors of the benchmark, or random ones where the dimension is another."""
+    if dimension == vectors.DIMENSION:
+        return vectors.synthetic().memories
+    return np.random.default_rng(1).standard_normal((4_096, dimension)).astype(np.float32)
 
 
 if __name__ == "__main__":
