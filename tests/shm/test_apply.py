@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from shm._native import ffi, lib
 from shm.errors import Corrupt, Diverged, Gap, Gone, NotFinite, Stopped, Unformed
+from shm.event import Event
 from shm.layout import DETAILS, DTYPES, KINDS, NO_ROW, Layout, Place, place_in, size_of
-from shm.records import EntryPointer, decided_of, new_idempotency_hash
+from shm.metadata import MetadataEncoder, hash_of
+from shm.records import NO_IDEMPOTENCY_HASH, EntryPointer, decided_of, new_idempotency_hash
 from shm.store import Content
 from testing.block_fixture import REGIME, Formed, copied
 from testing.second_block import SecondBlock, content_of, same_bytes, same_history
@@ -23,7 +25,7 @@ from tests.shm.conftest import Form
 SEED = int(os.environ.get("SEED") or random.randrange(2**32))
 STRIDE = int(os.environ.get("STRIDE", "32"))
 ASLEEP = REGIME._replace(rhythm=REGIME.rhythm._replace(wake_duration=1, sleep_duration=50))
-LAYOUT = Layout(16, 10, 64, 4096, 4, 16)
+LAYOUT = Layout(16, 10, 512, 4096, 4, 16)
 OTHER = REGIME._replace(rhythm=REGIME.rhythm._replace(wake_duration=3, sleep_duration=2, by_events=True))
 
 
@@ -51,6 +53,8 @@ def act(formed: Formed, what: str, number: int) -> None:
         formed.decide(number, b"x" * (number % 65))
     elif what == "keyed":
         formed.decide(number, b"k" * (number % 65), new_idempotency_hash((number // 7, number % 3), 7))
+    elif what == "rich":
+        formed.store.admit_event(formed.now(), rich_event(formed, number))
     elif what == "accept":
         formed.decide(950_000 + number % 50_000, b"y" * (number % 65))
     elif what == "tick":
@@ -74,8 +78,32 @@ def act(formed: Formed, what: str, number: int) -> None:
         assert formed.store.lose(formed.now(), memory_id)
 
 
+def rich_event(formed: Formed, number: int) -> Event:
+    """Return an event with most of what an event may have; `number` determines what."""
+    moral, vector = formed.pool.event(number)
+    metadata = {f"name{member}": (member, "text", True, 0.5)[member % 4] for member in range(number % 17)}
+    if number % 5 == 0:
+        metadata = {}
+    encoder = MetadataEncoder(hash_of(formed.block.secret))
+    return Event(
+        moral,
+        vector,
+        b"r" * (number % 9),
+        metadata=encoder.encode(metadata),
+        own_id=b"id" * (number % 2),
+        own_id_hash=(number % 2, 7 * (number % 2)),
+        ttl_ns=10**15 if number % 3 == 1 else None,
+        expires_ns=2 * 10**18 if number % 3 == 2 else None,
+        created_ns=number if number % 2 else None,
+        moral_defaulted=number % 7 == 0,
+        scorer=number % 4,
+        key_id=number % 6,
+        key=new_idempotency_hash((number, 3), 5) if number % 4 == 0 else NO_IDEMPOTENCY_HASH,
+    )
+
+
 STEPS = (
-    "event", "keyed", "accept", "tick", "reset", "configure", "supersede", "update", "delete", "lost",
+    "event", "keyed", "rich", "accept", "tick", "reset", "configure", "supersede", "update", "delete", "lost",
 )  # fmt: skip
 
 
