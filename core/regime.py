@@ -5,11 +5,17 @@ the regime, so that a replay knows which one was in force at each position. Deca
 cascade computes in float32. The defaults are those of `core.settings.config`.
 """
 
-from typing import NamedTuple, Self
+from typing import Final, Literal, NamedTuple, Self
 
 from core.settings.config import Config
 from shm.layout import FLAG_CONSOLIDATION, FLAG_ELEMENT_GATE, FLAG_EVENTS_CLOCK
+from shm.layout import MODES as _MODES
 from shm.records import Settings, SettingsPointer, new_settings
+
+# How a governor judges: `shadow` adapts but lets every event through, `off` does not judge at all.
+Mode = Literal["enforce", "shadow", "off"]
+MODES: Final[tuple[Mode, ...]] = ("enforce", "shadow", "off")
+assert MODES == _MODES
 
 
 class GovernorSettings(NamedTuple):
@@ -46,12 +52,16 @@ class SynapseSettings(NamedTuple):
 
 
 class Regime(NamedTuple):
-    """The settings in force. `cycle_ns` is the length of a rhythm step when the clock is time."""
+    """The settings in force.
+
+    `cycle_ns` is the length of a rhythm step when the clock is time, `mode` that of the server's governor.
+    """
 
     governor: GovernorSettings
     rhythm: RhythmSettings
     synapse: SynapseSettings
     cycle_ns: int
+    mode: Mode = "enforce"
 
     @classmethod
     def of(cls, config: Config) -> Self:
@@ -95,7 +105,7 @@ class Regime(NamedTuple):
             gain23=synapse.gating23,
             wake_duration=rhythm.wake_duration,
             sleep_duration=rhythm.sleep_duration,
-            mode=0,
+            mode=MODES.index(self.mode),
             flags=FLAG_CONSOLIDATION * rhythm.consolidation
             + FLAG_EVENTS_CLOCK * rhythm.by_events
             + FLAG_ELEMENT_GATE * synapse.by_element,
@@ -123,4 +133,5 @@ class Regime(NamedTuple):
                 bool(record.flags & FLAG_ELEMENT_GATE),
             ),
             record.cycle_ns,
+            MODES[record.mode],
         )

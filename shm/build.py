@@ -20,6 +20,7 @@ SOURCES = (
     "block.h",
     "checksum.c",
     "vector.c",
+    "namespace.c",
     "allocation.c",
     "lock.c",
     "memory.c",
@@ -27,9 +28,10 @@ SOURCES = (
     "receipt.c",
     "search.c",
     "governor.c",
-    "apply.c",
     "bucket.c",
     "read.c",
+    "terms.c",
+    "apply.c",
     "recall.c",
 )
 

@@ -159,7 +159,13 @@ RECORDS: Final = (
                 "sealed count",
                 "number of the newest controller; an older one may not write, and none while the word is damaged",
             ),
-            Field("reserved", "u8", "–", "zero", 4),
+            Field(
+                "terms",
+                "u8",
+                "count",
+                "rises before and after terms change: then a search of the table without the lock is out of date",
+            ),
+            Field("reserved", "u8", "–", "zero", 3),
         ),
     ),
     Record(
@@ -569,7 +575,7 @@ RECORDS: Final = (
                 "u4",
                 "bits",
                 "1: judged · 2: verdict · 4: stored · 8: the moral value is a default · 16: pinned; to be done with a "
-                "duplicate: 32 keep · 64 skip · 128 supersede",
+                "duplicate: 32 keep · 64 skip · 128 supersede; 256: the namespace has its own governor",
             ),
             Field("phase", "u4", "0 wake, 1 sleep", "tag of the memory"),
             Field("namespace", "u4", "row", "namespace that the transition is about"),
@@ -713,6 +719,7 @@ DECIDED_PINNED: Final = 16
 DECIDED_KEEP: Final = 32
 DECIDED_SKIP: Final = 64
 DECIDED_SUPERSEDE: Final = 128
+DECIDED_OWN: Final = 256
 EMERGENCY_CORRUPT: Final = 1
 EMERGENCY_LOST: Final = 2
 EMERGENCY_MEMORY: Final = 4
@@ -952,6 +959,7 @@ def declarations() -> str:
         "TOP_K_MAX", "MEMBERS_MAX", "MEMBERS_ABREAST", "TAG_EXPIRES", "TAG_MEMBERS", "NAMESPACES_MAX",
         "NAMESPACE_USED", "NAMESPACE_CLOSING", "NAMESPACE_OWN", "DECIDED_JUDGED", "DECIDED_VERDICT", "DECIDED_STORED",
         "DECIDED_DEFAULTED", "DECIDED_PINNED", "DECIDED_KEEP", "DECIDED_SKIP", "DECIDED_SUPERSEDE",
+        "DECIDED_OWN",
     )  # fmt: skip
     lines += [f"#define MLSDM_{name} {globals()[name]}" for name in constants]
     return "\n".join(lines) + "\n"

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from shm._native import (
         Buffer,
         CData,
+        Cell,
+        ChangedPointer,
         CodePointer,
         CommandPointer,
         CommitPointer,
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
         SlotPointer,
         State,
         StatePointer,
+        Terms,
+        TermsPointer,
         Vitals,
         VitalsPointer,
     )  # fmt: skip
@@ -49,16 +53,18 @@ else:
     Entry = EntryPointer = ffi.CData
     HeaderPointer = IdempotencyHashPointer = LinkPointer = ListPointer = LockPointer = MapPointer = Null = ffi.CData
     EventPointer = FilterPointer = KindsPointer = MembersPointer = NamespacePointer = ffi.CData
+    Cell = ChangedPointer = Terms = TermsPointer = ffi.CData
     RowPointer = Scalars = ffi.CData
     Settings = SettingsPointer = SlotPointer = State = StatePointer = Vitals = VitalsPointer = ffi.CData
     Buffer = object
 
 __all__ = (
-    "NO_IDEMPOTENCY_HASH", "Buffer", "CData", "CodePointer", "CommandPointer", "CommitPointer", "Entry",
-    "EntryPointer", "EventPointer", "FilterPointer", "HeaderPointer", "IdempotencyHash", "KindsPointer", "LinkPointer",
-    "ListPointer", "LockPointer", "MapPointer", "MembersPointer", "NamespacePointer", "Null", "RowPointer", "Scalars",
-    "Settings", "SettingsPointer", "SlotPointer", "State", "StatePointer", "Vitals", "VitalsPointer", "bytes_of",
-    "decided_of", "difference_of", "initial_settings_of", "new_idempotency_hash", "new_settings", "new_vitals",
+    "NO_IDEMPOTENCY_HASH", "Buffer", "CData", "Cell", "ChangedPointer", "CodePointer", "CommandPointer",
+    "CommitPointer", "DecidedPointer", "Entry", "EntryPointer", "EventPointer", "FilterPointer", "HeaderPointer",
+    "IdempotencyHash", "KindsPointer", "LinkPointer", "ListPointer", "LockPointer", "MapPointer", "MembersPointer",
+    "NamespacePointer", "Null", "RowPointer", "Scalars", "Settings", "SettingsPointer", "SlotPointer", "State",
+    "StatePointer", "Terms", "TermsPointer", "Vitals", "VitalsPointer", "bytes_of", "changed_of", "decided_of",
+    "difference_of", "initial_settings_of", "new_idempotency_hash", "new_settings", "new_terms", "new_vitals",
     "regimes_of", "replaced_settings_of",
 )  # fmt: skip
 
@@ -79,6 +85,16 @@ def new_settings(**values: float | list[float]) -> SettingsPointer:
     for name, value in values.items():
         setattr(settings, name, value)
     return settings
+
+
+def new_terms(name: bytes = b"") -> TermsPointer:
+    """Make a `terms` record with a name of at most 64 bytes and everything else zero."""
+    return ffi.new("struct mlsdm_terms *", {"name": name})
+
+
+def changed_of(entry: Entry) -> ChangedPointer:
+    """Return the detail of a log entry of kind namespace: a view, valid while the entry is."""
+    return ffi.cast("struct mlsdm_changed *", entry.detail)
 
 
 def new_vitals() -> VitalsPointer:

@@ -12,7 +12,7 @@ Every `time_ns` is log time in ns UTC (`Block.log_time`); a `now_ns` is CLOCK_BO
 
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from shm._native import ffi, lib
@@ -25,12 +25,15 @@ from shm.process import NOBODY, Identity
 from shm.records import (
     NO_IDEMPOTENCY_HASH,
     Buffer,
+    Cell,
     EntryPointer,
     EventPointer,
     IdempotencyHash,
     SettingsPointer,
     State,
     StatePointer,
+    Terms,
+    TermsPointer,
     VitalsPointer,
     difference_of,
 )  # fmt: skip
@@ -38,6 +41,7 @@ from shm.records import (
 # The tables of token buckets.
 KEYS: Final = 0
 PEERS: Final = 1
+ROWS_PER_READ: Final = 32  # of namespaces
 ANY_TICKET: Final = 2**64 - 1  # for `post_command`: post whatever was carried out before
 
 
@@ -442,6 +446,73 @@ class Store:
             slot.id, slot.position, slot.time_ns, slot.moral, slot.norm, slot.phase,
             bytes(ffi.buffer(vector)), bytes(ffi.buffer(payload, slot.payload_size)),
         )  # fmt: skip
+
+    # -- namespaces --------------------------------------------------------------------------------------------------
+
+    def create_namespace(self, time_ns: int, terms: TermsPointer) -> EntryPointer:
+        """Create a namespace and return the log entry; its detail names the row.
+
+        Raises Exists if a namespace has the name, NamespacesFull if no row can be given, Invalid if the share is above
+        the limit or the capacity, Promised if the shares and pins of all would exceed the capacity; Unformed, Busy,
+        Corrupt, Lost.
+        """
+        return self._entry_after(lib.mlsdm_namespace_create(self._map, time_ns, terms, self._entry))
+
+    def change_namespace(self, time_ns: int, namespace: NamespaceId, terms: TermsPointer) -> EntryPointer:
+        """Set other terms of a namespace, which is given by number and generation; the name stays.
+
+        Raises Unknown if it is not in use, Closing, Invalid, Promised; Unformed, Busy, Corrupt, Lost.
+        """
+        return self._entry_after(lib.mlsdm_namespace_change(self._map, time_ns, *namespace, terms, self._entry))
+
+    def close_namespace(self, time_ns: int, namespace: NamespaceId) -> EntryPointer:
+        """Close a namespace: events of it are refused, and it has no reserved share.
+
+        Raises Unknown if it is not in use, Closing if it is closed, Invalid for the default one; Unformed, Busy,
+        Corrupt, Lost.
+        """
+        return self._entry_after(lib.mlsdm_namespace_close(self._map, time_ns, *namespace, self._entry))
+
+    def free_namespace(self, time_ns: int, namespace: NamespaceId) -> EntryPointer:
+        """Free the row of a closed namespace.
+
+        Raises Unknown if it is not in use, Invalid if it is not closed, NotEmpty if it has memories; Unformed, Busy,
+        Corrupt, Lost.
+        """
+        return self._entry_after(lib.mlsdm_namespace_free(self._map, time_ns, *namespace, self._entry))
+
+    def reset_namespace(self, time_ns: int, namespace: NamespaceId) -> EntryPointer:
+        """Reset the own governor of a namespace.
+
+        Raises Unknown if it is not in use, Invalid if it shares the server's; Unformed, Busy, Corrupt, Lost.
+        """
+        return self._entry_after(lib.mlsdm_namespace_reset(self._map, time_ns, *namespace, self._entry))
+
+    def namespaces(self) -> Iterator[tuple[Terms, Cell]]:
+        """Yield terms and cell of each row of the table, used or free.
+
+        ROWS_PER_READ rows are read at one position; the next ones at that position or a later one. The records are
+        valid until the next pair is asked for. Raises Unformed, Corrupt, Busy, Lost.
+        """
+        terms, cells = ffi.new("struct mlsdm_terms[]", ROWS_PER_READ), ffi.new("struct mlsdm_cell[]", ROWS_PER_READ)
+        rows = self.block.layout.namespaces
+        for first in range(0, rows, ROWS_PER_READ):
+            count = min(ROWS_PER_READ, rows - first)
+            status = lib.mlsdm_namespaces_read(self._map, first, count, terms, cells)
+            if status != OK:
+                raise_for(status)
+            yield from ((terms[i], cells[i]) for i in range(count))
+
+    def repair_namespaces(self, first: int, count: int) -> int:
+        """Check `count` rows of namespaces from `first` on. Returns how many had a damaged copy, which is repaired.
+
+        `count` is at most ROWS_PER_READ: the lock is held for it. Raises Corrupt if both copies of a row are damaged,
+        or the committed state; Busy, Lost.
+        """
+        status = lib.mlsdm_namespaces_check(self._map, first, count, self._count)
+        if status != OK:
+            raise_for(status)
+        return self._count[0]
 
     # -- scrub and repair --------------------------------------------------------------------------------------------
 

@@ -197,7 +197,8 @@ def audited(audit: AuditLog, event: str, request: falcon.Request, **members: Any
 
 def _view(state: State, boot_id: str = "", log_id: str = "") -> GovernorView:
     """Return the view of the settings in a state."""
-    governor, rhythm, _, cycle_ns = Regime.of_record(state.settings)
+    regime = Regime.of_record(state.settings)
+    governor, rhythm = regime.governor, regime.rhythm
     return GovernorView(
         MoralFilter(**governor._asdict()),
         CognitiveRhythm(
@@ -205,7 +206,7 @@ def _view(state: State, boot_id: str = "", log_id: str = "") -> GovernorView:
             sleep_duration=rhythm.sleep_duration,
             enable_consolidation=rhythm.consolidation,
             clock="events" if rhythm.by_events else "time",
-            cycle_seconds=cycle_ns / 1e9,
+            cycle_seconds=regime.cycle_ns / 1e9,
         ),
         bool(state.scalars.flags & FLAG_STOPPED),
         is_configured(state),
@@ -226,4 +227,5 @@ def _regime(config: Config, state: State, changes: Mapping[str, Mapping[str, Any
     for problem in contradictions(wanted):
         found, _, expected = problem.sentence.removeprefix(problem.key + " ").rpartition(": expected ")
         raise invalid(problem.key, "settings_contradict", found, expected)
-    return Regime.of(wanted)._replace(synapse=Regime.of_record(state.settings).synapse)
+    held = Regime.of_record(state.settings)
+    return Regime.of(wanted)._replace(synapse=held.synapse, mode=held.mode)

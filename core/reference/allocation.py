@@ -11,7 +11,8 @@ the eviction list. The native core's lists and indexes are caches of these scans
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
-from core.reference.memory import Memory, NamespaceId
+from core.namespaces import NamespaceId
+from core.reference.memory import Memory
 from core.reference.namespace import Namespace
 from core.reference.refusal import Refused
 

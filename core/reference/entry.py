@@ -9,10 +9,9 @@ or a keyed hash of it. Not part of the model: the row of the worker, receipts, c
 
 from typing import Final, Literal, NamedTuple
 
+from core.namespaces import NEVER, NamespaceId, Terms
 from core.reference.allocation import Victim
 from core.reference.governor import Governor
-from core.reference.memory import NEVER, NamespaceId
-from core.reference.namespace import Terms
 from core.reference.settings import Settings
 
 Kind = Literal[

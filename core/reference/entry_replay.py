@@ -7,9 +7,9 @@ entry `start`.
 
 from collections.abc import Callable, Iterable
 
+from core.namespaces import Terms
 from core.reference.entry import Entry
 from core.reference.memory import Content
-from core.reference.namespace import Terms
 from core.reference.refusal import Refused
 from core.reference.settings import Settings, Sizes
 from core.reference.store import Change, Event, Restored, Store

@@ -4,7 +4,7 @@ A memory ends at `expires_at`, before anything frees its slot. Until then it is 
 deletions, and its slot is the first choice when room is needed. Only `expire` and that choice free it.
 """
 
-from core.reference.memory import NEVER
+from core.namespaces import NEVER
 from core.reference.refusal import Refused
 
 

@@ -6,24 +6,13 @@ Units: positions are those of the log; times are log time, nanoseconds UTC. NEVE
 """
 
 import hashlib
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from core.namespaces import NEVER, NamespaceId
 from core.reference.filter_words import Metadata
 from core.reference.vector import Vector
-
-NEVER: Final = 0
-
-
-class NamespaceId(NamedTuple):
-    """The identity of a namespace: the number of its row, and how many namespaces that row has held, this one included.
-
-    A number is given again; the pair is not.
-    """
-
-    number: int
-    generation: int
 
 
 class Content(NamedTuple):

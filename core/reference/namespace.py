@@ -4,35 +4,12 @@ The table has a fixed number of rows. Row 0 is `default`; it shares the server's
 closed. The number of a row is given again only when no slot and no log entry in reach names it.
 """
 
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
+from core.namespaces import NamespaceId, Terms
 from core.reference.governor import Governor
-from core.reference.memory import NEVER, NamespaceId
-from core.regime import GovernorSettings
 
 DEFAULT: Final = "default"
-Mode = Literal["enforce", "shadow", "off"]
-
-
-class Policy(NamedTuple):
-    """The settings of one governor: the server's, or a namespace's own."""
-
-    settings: GovernorSettings
-    mode: Mode = "enforce"
-
-
-class Terms(NamedTuple):
-    """What an operator sets of a namespace.
-
-    `limit`: its memories at most, None for no limit. `reserved`: memories that no other namespace can evict.
-    `ttl_ns`: lifetime of a memory whose event names none, 0 for ever. `policy`: that of its own governor, None if it
-    shares the server's.
-    """
-
-    limit: int | None = None
-    reserved: int = 0
-    ttl_ns: int = NEVER
-    policy: Policy | None = None
 
 
 class Namespace(NamedTuple):

@@ -1,21 +1,20 @@
-"""The settings in force in the store, reference version: the regime, and the mode of the server's governor."""
+"""The settings in force in the store, reference version, and the sizes of a store."""
 
 from typing import NamedTuple
 
-from core.reference.namespace import Mode, Policy
+from core.namespaces import Policy
 from core.regime import Regime
 
 
 class Settings(NamedTuple):
-    """The regime of core.regime, and the mode in which the server's governor judges."""
+    """The regime of core.regime."""
 
     regime: Regime
-    mode: Mode = "enforce"
 
     @property
     def policy(self) -> Policy:
         """The settings of the server's governor."""
-        return Policy(self.regime.governor, self.mode)
+        return Policy(self.regime.governor, self.regime.mode)
 
 
 class Sizes(NamedTuple):

@@ -13,6 +13,7 @@ Rejected: counters and lists kept up to date. All counts are counted from the sl
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from core.namespaces import NamespaceId, Policy, Terms
 from core.reference.allocation import Allocation, Freed, Victim, expired
 from core.reference.entry import (
     EXPIRED_PER_ENTRY,
@@ -28,8 +29,8 @@ from core.reference.entry import (
 from core.reference.expiry import end_of, read_instant
 from core.reference.filter_words import Filter
 from core.reference.governor import Governor
-from core.reference.memory import Content, Memory, NamespaceId
-from core.reference.namespace import DEFAULT, FreeRow, Namespace, Policy, Terms, governor_after
+from core.reference.memory import Content, Memory
+from core.reference.namespace import DEFAULT, FreeRow, Namespace, governor_after
 from core.reference.recall import Match, nearest
 from core.reference.refusal import Refused
 from core.reference.rhythm import Rhythm

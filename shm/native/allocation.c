@@ -337,5 +337,6 @@ static int list_agrees(const struct mlsdm_map *map, uint32_t which, uint64_t cou
 void mlsdm_slots_create(struct mlsdm_map *map) {
     for (uint64_t at = 0; at < map->slots; at++) slot_mark(map, at, free_since(0));
     caches_rebuild(map, 0);
+    namespaces_create(map);
     lock_of(map)->rebuilds = 0;
 }

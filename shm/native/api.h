@@ -211,7 +211,8 @@ struct mlsdm_recall_result {
  * Process    the creator, once, before any other process can see the block. */
 int mlsdm_lock_create(struct mlsdm_map *map);
 
-/* Mark every slot of a new block as free, and make index and lists. `map` is complete, with the index key.
+/* Mark every slot and every row of namespaces of a new block as free, and make index and lists. `map` is complete, with
+ * the index key.
  *
  * Lock       none.
  * Process    the creator, once, before any other process can see the block. */
@@ -354,6 +355,88 @@ int mlsdm_vectors_check(struct mlsdm_map *map, const float vectors[], uint32_t c
  * Death      before the commit, the marks are rolled back; after it, the next process that takes the lock erases the
  *            rest. */
 int mlsdm_forget(struct mlsdm_map *map, int64_t time_ns, uint64_t memory_id, struct mlsdm_entry *entry);
+
+/* -- namespaces -- */
+
+/* Create a namespace, in the lowest row that can be given: one that was never used, or that no entry of the log names.
+ *
+ * terms          `name` (not empty, zeros behind it), `limit`, `reserved`, `ttl_ns`; with NAMESPACE_OWN in `flags` also
+ *                `governor` and `mode`. The other fields are not read.
+ * entry          receives the log entry.
+ * Returns    OK; EXISTS: a namespace has the name, maybe one that is closing; NAMESPACES_FULL; INVALID: the share is
+ *            above the limit or the capacity, or the lifetime is negative; PROMISED: all shares and pins would exceed
+ *            the capacity; UNFORMED; CORRUPT: the committed state or a row; BUSY; LOST.
+ * Lock       takes it; the table is searched without it.
+ * Process    any that may write.
+ * Death      the namespace is there or is not. */
+int mlsdm_namespace_create(struct mlsdm_map *map, int64_t time_ns, const struct mlsdm_terms *terms,
+                           struct mlsdm_entry *entry);
+
+/* Set other terms of a namespace. Its name stays. Its own governor begins at the initial threshold if it had none; else
+ * its threshold is clamped.
+ *
+ * row, generation   any numbers.
+ * terms          as in mlsdm_namespace_create; `name` is not read.
+ * entry          receives the log entry.
+ * Returns    OK; UNKNOWN: no such namespace is in use; CLOSING; INVALID, PROMISED as in mlsdm_namespace_create;
+ *            UNFORMED; CORRUPT: the committed state or the row; BUSY; LOST.
+ * Lock       takes it.
+ * Process    any that may write.
+ * Death      the namespace has the new terms or the old ones. */
+int mlsdm_namespace_change(struct mlsdm_map *map, int64_t time_ns, uint32_t row, uint32_t generation,
+                           const struct mlsdm_terms *terms, struct mlsdm_entry *entry);
+
+/* Close a namespace: from here on its events are refused, and it has no reserved share.
+ *
+ * row, generation   any numbers.
+ * entry          receives the log entry.
+ * Returns    OK; UNKNOWN; CLOSING: it is closed; INVALID: it is the default one; UNFORMED; CORRUPT; BUSY; LOST.
+ * Lock       takes it.
+ * Process    any that may write.
+ * Death      the namespace is closed or is not. */
+int mlsdm_namespace_close(struct mlsdm_map *map, int64_t time_ns, uint32_t row, uint32_t generation,
+                          struct mlsdm_entry *entry);
+
+/* Free the row of a closed namespace that has no memories.
+ *
+ * row, generation   any numbers.
+ * entry          receives the log entry.
+ * Returns    OK; UNKNOWN; INVALID: it is not closed; NOT_EMPTY; UNFORMED; CORRUPT; BUSY; LOST.
+ * Lock       takes it.
+ * Process    any that may write.
+ * Death      the row is free or is not. */
+int mlsdm_namespace_free(struct mlsdm_map *map, int64_t time_ns, uint32_t row, uint32_t generation,
+                         struct mlsdm_entry *entry);
+
+/* Reset the own governor of a namespace to its initial threshold; nothing else changes.
+ *
+ * row, generation   any numbers.
+ * entry          receives the log entry.
+ * Returns    OK; UNKNOWN; INVALID: it shares the server's governor; UNFORMED; CORRUPT; BUSY; LOST.
+ * Lock       takes it.
+ * Process    any that may write.
+ * Death      the governor is reset or is not. */
+int mlsdm_namespace_reset(struct mlsdm_map *map, int64_t time_ns, uint32_t row, uint32_t generation,
+                          struct mlsdm_entry *entry);
+
+/* Copy rows of the table of namespaces, used or free, at one position.
+ *
+ * first, count   the rows: first + count ≤ map->namespaces. 32 take some µs.
+ * terms, cells   [count].
+ * Returns    OK; UNFORMED; CORRUPT: the commit word or a row; BUSY; LOST.
+ * Lock       as the reads below. */
+int mlsdm_namespaces_read(struct mlsdm_map *map, uint32_t first, uint32_t count, struct mlsdm_terms terms[],
+                          struct mlsdm_cell cells[]);
+
+/* Check rows of the table of namespaces, under the lock, and write a damaged copy again from the other one.
+ *
+ * first, count   the rows: first + count ≤ map->namespaces. 32 take some µs.
+ * mended         receives the number of rows that were repaired.
+ * Returns    OK; CORRUPT: both copies of a row are damaged, or the committed state is, or there is none; BUSY; LOST.
+ * Lock       takes it.
+ * Process    controller.
+ * Death      a copy is repaired or is still damaged. */
+int mlsdm_namespaces_check(struct mlsdm_map *map, uint32_t first, uint32_t count, uint32_t *mended);
 
 /* -- entries of another block -- */
 

@@ -93,8 +93,16 @@ static int entry_make(const struct mlsdm_map *map, struct transition *t, const s
         return status;
     case MLSDM_KIND_TICK:
         return tick_make(map, t);
-    case MLSDM_KIND_CONFIGURE:
+    case MLSDM_KIND_NAMESPACE: {
+        const struct mlsdm_changed *changed = (const struct mlsdm_changed *)entry->detail;
+        *differs = FIELD(detail);
+        return terms_make(map, t, changed->step, changed->namespace, changed->terms.generation, &changed->terms);
+    }
     case MLSDM_KIND_RESET:
+        *differs = DETAIL(namespace);
+        if (decided->generation) return own_reset_make(map, t, decided->namespace, decided->generation);
+        /* fall through */
+    case MLSDM_KIND_CONFIGURE:
     case MLSDM_KIND_STOP:
     case MLSDM_KIND_RESUME:
         command_make(map, t, entry->ticket, &regimes->settings,

@@ -19,6 +19,8 @@ struct transition {
     uint64_t position; /* of the next state */
     uint32_t row;      /* whose tally counts the decision */
     struct allocation slots;
+    struct tenants tenants;
+    struct tenant *owner;                      /* the namespace that it is about, or NULL */
     int erases;                                /* 1 if the bytes of the victim are erased once it has gone */
     const struct mlsdm_idempotency_hash *hash; /* of an event with an idempotency key, else NULL */
     struct mlsdm_idempotency_hash kept_hash;   /* `hash` may point to it */
@@ -31,15 +33,23 @@ static struct mlsdm_decided *decided_in(const struct transition *t) { return (st
 
 static double clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
 
+/* The constants of the server's governor, with which its settings begin. */
+static const struct mlsdm_governor *governor_in(const struct mlsdm_settings *set) {
+    _Static_assert(offsetof(struct mlsdm_settings, initial_threshold) == 0, "the settings begin with a governor");
+    _Static_assert(offsetof(struct mlsdm_settings, adaptation_rate) == offsetof(struct mlsdm_governor, adaptation_rate),
+                   "in the same order");
+    return (const struct mlsdm_governor *)set;
+}
+
 /* Decide one moral value and adapt the threshold. Returns 1 if it is accepted. */
-static int governor_decide(struct mlsdm_scalars *now, const struct mlsdm_settings *set, double moral) {
-    int accepted = moral >= set->max_threshold || (moral >= set->min_threshold && moral >= now->theta);
-    now->ema = set->ema_alpha * accepted + (1.0 - set->ema_alpha) * now->ema;
-    double drift = now->ema - 0.5;
+static int governor_decide(double *theta, double *ema, const struct mlsdm_governor *set, double moral) {
+    int accepted = moral >= set->max_threshold || (moral >= set->min_threshold && moral >= *theta);
+    *ema = set->ema_alpha * accepted + (1.0 - set->ema_alpha) * *ema;
+    double drift = *ema - 0.5;
     double step = drift > set->dead_band ? set->adaptation_rate : drift < -set->dead_band ? -set->adaptation_rate : 0.0;
     if (step != 0.0) { /* rint: rounding errors of repeated additions must not accumulate in θ */
-        double theta = rint((now->theta + step) * 1e12) / 1e12;
-        now->theta = clamp(theta, set->min_threshold, set->max_threshold); /* last: a bound may have more decimals */
+        double moved = rint((*theta + step) * 1e12) / 1e12;
+        *theta = clamp(moved, set->min_threshold, set->max_threshold); /* last: a bound may have more decimals */
     }
     return accepted;
 }
@@ -113,6 +123,7 @@ static int transition_begin(const struct mlsdm_map *map, struct transition *t, u
     t->entry = entry_at(map, commit + 1);
     t->position = commit + 1;
     t->slots = (struct allocation){0};
+    t->tenants.count = 0, t->tenants.sets_terms = 0, t->owner = NULL;
     t->row = map->row, t->erases = 0, t->hash = NULL;
     if (commit == 0) return MLSDM_STATUS_UNFORMED;
     if (!t->before) return MLSDM_STATUS_CORRUPT;
@@ -131,16 +142,55 @@ static int transition_begin(const struct mlsdm_map *map, struct transition *t, u
     return MLSDM_STATUS_OK;
 }
 
-/* The end of each *_make: complete the entry by what the slots and the next state are. */
-static void transition_describe(struct transition *t) {
+/* The namespace of the victim, NULL if its row is damaged; the default one if the slot's line is damaged. */
+static struct tenant *victim_tenant(const struct mlsdm_map *map, struct transition *t) {
+    const struct mlsdm_slot *slot = slot_at(map, t->slots.freed - 1);
+    uint64_t commit = t->before->position;
+    if (slot->namespace < map->namespaces) {
+        uint32_t count = t->tenants.count;
+        struct tenant *tenant = tenant_add(map, &t->tenants, slot->namespace, commit);
+        if (tenant && tenant->terms->generation == slot->generation) return tenant;
+        t->tenants.count = count;
+    }
+    return tenant_add(map, &t->tenants, 0, commit);
+}
+
+/* The namespace of the victim loses a memory. Returns OK or CORRUPT. */
+static int victim_count(const struct mlsdm_map *map, struct transition *t) {
+    struct tenant *loser = victim_tenant(map, t);
+    if (!loser) return MLSDM_STATUS_CORRUPT;
+    loser->after.live -= loser->after.live > 0;
+    loser->after.evicted += t->slots.cause == MLSDM_CAUSE_LIMIT || t->slots.cause == MLSDM_CAUSE_CAPACITY;
+    decided_in(t)->victim_namespace = loser->row;
+    return MLSDM_STATUS_OK;
+}
+
+/* The end of each *_make: count for the namespaces what the slots say, and complete entry and state. Returns OK or
+ * CORRUPT. */
+static int transition_describe(const struct mlsdm_map *map, struct transition *t) {
+    struct mlsdm_decided *decided = decided_in(t);
+    if (t->slots.freed && victim_count(map, t)) return MLSDM_STATUS_CORRUPT;
+    if (t->slots.written) t->owner->after.live += 1;
     if (t->slots.written || t->slots.freed) {
-        struct mlsdm_decided *decided = decided_in(t);
         decided->slot = (uint32_t)t->slots.written, decided->victim_slot = (uint32_t)t->slots.freed;
         decided->victim_id = t->slots.victim_id, decided->cause = t->slots.cause;
         t->next->scalars.live += (uint64_t)(t->slots.written != 0) - (uint64_t)(t->slots.freed != 0);
     }
+    if (t->owner && t->entry->kind != MLSDM_KIND_NAMESPACE) {
+        decided->namespace = t->owner->row, decided->generation = t->owner->terms->generation;
+        decided->own_theta[0] = t->owner->before->theta, decided->own_theta[1] = t->owner->after.theta;
+        if (t->owner->terms->flags & MLSDM_NAMESPACE_OWN) decided->flags |= MLSDM_DECIDED_OWN;
+        decided->own_ema[0] = t->owner->before->ema, decided->own_ema[1] = t->owner->after.ema;
+    }
+    for (uint32_t i = 0; i < t->tenants.count; i++) {
+        const struct tenant *tenant = &t->tenants.list[i];
+        const struct mlsdm_terms *terms = i == 0 && t->tenants.sets_terms ? &t->tenants.terms : tenant->terms;
+        t->next->pinned += (uint32_t)(tenant->after.pinned - tenant->before->pinned);
+        t->next->promised += promised_to(terms, &tenant->after) - promised_to(tenant->terms, tenant->before);
+    }
     t->entry->after = t->next->scalars;
     t->entry->checksum = entry_checksum(t->entry);
+    return MLSDM_STATUS_OK;
 }
 
 static int levels_sound(const struct mlsdm_map *map, const struct mlsdm_state *state) {
@@ -174,13 +224,16 @@ static int slots_find(const struct mlsdm_map *map, struct transition *t, uint64_
 
 /* -- the commit -- */
 
-/* Record what is about to change in place; it is undone unless the commit word reaches this position. Slots, marks,
- * chain and head are stored before the position: from then on the next lock holder would restore them. `erase` is
- * stored after the position: without it, it would mean a published deletion with bytes left to erase. */
+/* Record what is about to change in place; it is undone unless the commit word reaches this position. Names, slots,
+ * marks, chain and head are stored before the position: from then on the next lock holder would restore them. `erase`
+ * is stored after the position: without it, it would mean a published deletion with bytes left to erase. */
 static void intent_write(const struct mlsdm_map *map, const struct transition *t, uint64_t erase,
                          const uint64_t *head) {
     struct mlsdm_lock *lock = lock_of(map);
     const uint64_t slots[2] = {t->slots.written, t->slots.freed};
+    uint64_t names[2];
+    tenants_name(&t->tenants, names);
+    for (int i = 0; i < 2; i++) store_release(&intent_names(map)[i], names[i]);
     for (int i = 0; i < 2; i++) {
         store_release(&lock->intent_slot[i], slots[i]);
         store_release(&lock->intent_mark[i], slots[i] ? mark_of(map, slots[i] - 1) : 0);
@@ -218,13 +271,19 @@ static void tally_add(const struct mlsdm_map *map, const struct transition *t) {
 static void transition_commit(const struct mlsdm_map *map, struct transition *t) {
     int decides = t->entry->kind == MLSDM_KIND_DECISION, moves = t->slots.written || t->slots.freed;
     uint64_t *head = t->hash ? head_of(map, t->hash->words) : NULL, erase = t->erases ? t->slots.freed : 0;
-    if (decides || moves) intent_write(map, t, erase, head);
+    if (decides || moves || t->tenants.count) intent_write(map, t, erase, head);
     if (moves) slots_change(map, t);
+    tenants_write(map, &t->tenants, t->position);
     if (decides) tally_add(map, t);
     if (head) receipt_write(map, head, t->next->receipts, t->hash, &t->decision);
     t->next->checksum = state_checksum(t->next);
     store_release(commit_word(map), seal(t->position)); /* the linearization point */
     if (moves) caches_close(map);
+    if (t->tenants.count) {
+        atomic_thread_fence(memory_order_release); /* a reader that sees the second copy also sees the commit */
+        tenants_settle(map, &t->tenants);
+        intent_names_clear(map);
+    }
     if (erase) memory_erase(map, erase - 1);
 }
 
@@ -256,9 +315,36 @@ static int expiry_of(const struct mlsdm_event *event, int64_t ttl_ns, int64_t ti
 static void describe_memory(struct mlsdm_decided *decided, const struct mlsdm_slot *line) {
     decided->created_ns = line->time_ns, decided->updated_ns = line->updated_ns, decided->expires_ns = line->expires_ns;
     decided->own_id[0] = line->own_id[0], decided->own_id[1] = line->own_id[1];
-    decided->namespace = line->namespace, decided->generation = line->generation;
     decided->scorer = line->scorer, decided->phase = line->phase, decided->moral = line->moral;
     if (line->flags) decided->flags |= MLSDM_DECIDED_DEFAULTED;
+}
+
+/* Let a namespace that is not being deleted be what the transition is about. Returns OK, UNKNOWN, CLOSING or CORRUPT.
+ */
+static int owner_find(const struct mlsdm_map *map, struct transition *t, uint32_t row, uint32_t generation) {
+    int status = tenant_find(map, &t->tenants, row, generation, t->before->position, &t->owner);
+    if (status) return status;
+    return t->owner->terms->flags & MLSDM_NAMESPACE_CLOSING ? MLSDM_STATUS_CLOSING : MLSDM_STATUS_OK;
+}
+
+/* Let the namespace of the victim be it; it may be closing. Returns OK or CORRUPT. */
+static int owner_of_victim(const struct mlsdm_map *map, struct transition *t) {
+    t->owner = victim_tenant(map, t);
+    return t->owner ? MLSDM_STATUS_OK : MLSDM_STATUS_CORRUPT;
+}
+
+/* The governor that judges an event of the transition's namespace: its own or the server's. */
+struct judge {
+    double *theta, *ema;
+    const struct mlsdm_governor *constants;
+    uint32_t mode;
+};
+static struct judge judge_of(const struct transition *t) {
+    struct mlsdm_scalars *now = &t->next->scalars;
+    struct tenant *owner = t->owner;
+    if (owner->terms->flags & MLSDM_NAMESPACE_OWN)
+        return (struct judge){&owner->after.theta, &owner->after.ema, &owner->terms->governor, owner->terms->mode};
+    return (struct judge){&now->theta, &now->ema, governor_in(&t->next->settings), t->next->settings.mode};
 }
 
 /* Decide an event. `superseded` is the id of the memory whose place it takes if it is accepted, 0 for none. */
@@ -266,7 +352,8 @@ static int decision_make(const struct mlsdm_map *map, struct transition *t, cons
                          struct memory *memory, uint64_t superseded) {
     struct mlsdm_scalars *now = &t->next->scalars;
     struct mlsdm_decided *decided = decided_in(t);
-    if (event->namespace != 0 || event->generation != 1) return MLSDM_STATUS_UNKNOWN;
+    int status = owner_find(map, t, event->namespace, event->generation);
+    if (status) return status;
     struct mlsdm_slot line = {
         .position = t->position,
         .admitted = t->position,
@@ -281,45 +368,49 @@ static int decision_make(const struct mlsdm_map *map, struct transition *t, cons
         .phase = (uint8_t)now->phase,
         .flags = (event->flags & MLSDM_EVENT_DEFAULTED) != 0,
     };
-    int status = expiry_of(event, 0, t->next->time_ns, &line.expires_ns);
-    if (status) return status;
+    const struct mlsdm_terms *terms = t->owner->terms;
+    if ((status = expiry_of(event, terms->ttl_ns, t->next->time_ns, &line.expires_ns))) return status;
     if (superseded && (status = slots_find(map, t, superseded, MLSDM_CAUSE_SUPERSEDED))) return status;
+    struct judge judge = judge_of(t);
     t->decision = (struct mlsdm_decision){.position = t->position,
                                           .time_ns = t->next->time_ns,
                                           .moral = event->moral,
-                                          .theta_before = now->theta,
+                                          .theta_before = *judge.theta,
                                           .phase = now->phase};
     int steps = (t->next->settings.flags & MLSDM_FLAG_EVENTS_CLOCK) != 0;
-    int accepted = governor_decide(now, &t->next->settings, event->moral);
+    int judged = judge.mode != MLSDM_MODE_OFF;
+    int verdict = judged && governor_decide(judge.theta, judge.ema, judge.constants, event->moral);
+    int accepted = verdict || judge.mode != MLSDM_MODE_ENFORCE;
     if ((accepted || (steps && consolidates(t->next))) && !levels_sound(map, t->next)) return MLSDM_STATUS_CORRUPT;
     if (accepted) {
         if ((status = slots_choose(map, t))) return status;
-        now->accepted += 1;
+        now->accepted += 1, t->owner->after.accepted += 1;
         line.id = t->decision.memory_id = now->newest_id += 1;
         t->erases = superseded != 0;
         cascade(map, t, memory->vector);
         if (superseded) line.time_ns = slot_at(map, t->slots.freed - 1)->time_ns;
         decided->content = memory_write(map, t->slots.written - 1, memory, line);
     } else {
-        now->rejected += 1;
+        now->rejected += 1, t->owner->after.rejected += 1;
         t->slots = (struct allocation){0};
     }
     t->decision.sequence = now->accepted + now->rejected;
-    t->decision.theta_after = now->theta, t->decision.ema = now->ema;
-    t->decision.flags = MLSDM_DECIDED_JUDGED | (accepted ? MLSDM_DECIDED_VERDICT | MLSDM_DECIDED_STORED : 0);
+    t->decision.theta_after = *judge.theta, t->decision.ema = *judge.ema;
+    t->decision.flags = (uint16_t)((judged ? MLSDM_DECIDED_JUDGED : 0) | (verdict ? MLSDM_DECIDED_VERDICT : 0) |
+                                   (accepted ? MLSDM_DECIDED_STORED : 0));
     if (steps) {
         if (consolidates(t->next)) cascade(map, t, NULL);
         rhythm_step(now, &t->next->settings);
     }
     decided->flags = t->decision.flags, decided->memory_id = t->decision.memory_id;
+    if (!accepted) line.time_ns = line.updated_ns = line.expires_ns = 0;
     describe_memory(decided, &line);
     decided->vector_checksum = memory->vector_checksum, decided->key_id = event->key_id;
     if ((t->hash = event->hash)) {
         decided->receipt = t->next->receipts += 1;
         decided->key[0] = t->hash->words[0], decided->key[1] = t->hash->words[1], decided->body = t->hash->body;
     }
-    transition_describe(t);
-    return MLSDM_STATUS_OK;
+    return transition_describe(map, t);
 }
 
 /* `superseded` as in decision_make. */
@@ -393,6 +484,8 @@ static int update_make(const struct mlsdm_map *map, struct transition *t, uint64
     struct memory memory;
     int status = slots_find(map, t, memory_id, MLSDM_CAUSE_UPDATED);
     if (status) return status;
+    if ((status = owner_of_victim(map, t))) return status;
+    if (t->owner->terms->flags & MLSDM_NAMESPACE_CLOSING) return MLSDM_STATUS_CLOSING;
     uint64_t from = t->slots.freed - 1;
     if ((status = memory_again(map, from, &memory, payload, payload_size))) return status;
     struct mlsdm_slot line = *slot_at(map, from);
@@ -403,8 +496,7 @@ static int update_make(const struct mlsdm_map *map, struct transition *t, uint64
     decided->memory_id = memory_id, decided->vector_checksum = memory.vector_checksum;
     describe_memory(decided, &line);
     t->erases = 1;
-    transition_describe(t);
-    return MLSDM_STATUS_OK;
+    return transition_describe(map, t);
 }
 
 int mlsdm_update(struct mlsdm_map *map, int64_t time_ns, uint64_t memory_id, const uint8_t *payload,
@@ -435,7 +527,7 @@ static uint64_t admitted_checksum(const struct mlsdm_map *map, const struct mlsd
 static int removal_make(const struct mlsdm_map *map, struct transition *t, uint64_t memory_id) {
     int lost = t->entry->kind == MLSDM_KIND_LOST;
     int status = slots_find(map, t, memory_id, lost ? MLSDM_CAUSE_LOST : MLSDM_CAUSE_DELETED);
-    if (status) return status;
+    if (status || (status = owner_of_victim(map, t))) return status;
     const struct mlsdm_slot *slot = slot_at(map, t->slots.freed - 1);
     struct mlsdm_decided *decided = decided_in(t);
     decided->memory_id = memory_id;
@@ -444,8 +536,7 @@ static int removal_make(const struct mlsdm_map *map, struct transition *t, uint6
     else
         decided->moral = slot->moral;
     t->erases = 1;
-    transition_describe(t);
-    return MLSDM_STATUS_OK;
+    return transition_describe(map, t);
 }
 
 /* A sound memory is not lost: then `entry->position` is 0. */
@@ -475,7 +566,9 @@ int mlsdm_lose(struct mlsdm_map *map, int64_t time_ns, uint64_t memory_id, struc
 
 /* -- what the controller does -- */
 
-/* Form the state with which a block begins, at position 1. `t` is of a block that has none. */
+/* Form the state with which a block begins, at position 1, and its namespace `default`. `t` is of a block that has
+ * none.
+ */
 static int start_make(const struct mlsdm_map *map, struct transition *t, int64_t time_ns,
                       const struct mlsdm_settings *settings) {
     memset(levels_at(map, 0), 0, levels_size(map));
@@ -491,8 +584,11 @@ static int start_make(const struct mlsdm_map *map, struct transition *t, int64_t
     *t->entry = (struct mlsdm_entry){
         .position = 1, .kind = MLSDM_KIND_START, .row = map->row, .time_ns = time_ns, .before = t->next->scalars};
     *(struct mlsdm_regimes *)t->entry->detail = (struct mlsdm_regimes){.replaced = *settings, .settings = *settings};
-    transition_describe(t);
-    return MLSDM_STATUS_OK;
+    if (!tenant_add(map, &t->tenants, 0, 0)) return MLSDM_STATUS_CORRUPT;
+    t->tenants.terms = (struct mlsdm_terms){.name = "default", .generation = 1, .flags = MLSDM_NAMESPACE_USED};
+    copy_seal(&t->tenants.terms, sizeof t->tenants.terms, 1);
+    t->tenants.sets_terms = 1;
+    return transition_describe(map, t);
 }
 
 /* 1 if no controller has taken over since `epoch` was given. A damaged word is no controller's. Under the lock. */
@@ -512,7 +608,7 @@ int mlsdm_epoch_begin(struct mlsdm_map *map, int64_t time_ns, const struct mlsdm
     if (newest == DAMAGED) status = MLSDM_STATUS_CORRUPT;
     if (status && status != MLSDM_STATUS_UNFORMED) return section_leave(map, status);
     if (status == MLSDM_STATUS_UNFORMED) {
-        start_make(map, &t, time_ns, settings);
+        if ((status = start_make(map, &t, time_ns, settings))) return section_leave(map, status);
         transition_commit(map, &t);
     }
     *epoch = newest + 1;
@@ -528,8 +624,7 @@ static int tick_make(const struct mlsdm_map *map, struct transition *t) {
         cascade(map, t, NULL);
     }
     rhythm_step(&t->next->scalars, &t->next->settings);
-    transition_describe(t);
-    return MLSDM_STATUS_OK;
+    return transition_describe(map, t);
 }
 
 int mlsdm_tick(struct mlsdm_map *map, int64_t time_ns, uint64_t epoch, struct mlsdm_entry *entry) {
@@ -583,7 +678,7 @@ static void command_make(const struct mlsdm_map *map, struct transition *t, uint
     case MLSDM_KIND_RESUME:
         now->flags &= (uint16_t)~MLSDM_FLAG_STOPPED;
     }
-    transition_describe(t);
+    transition_describe(map, t);
 }
 
 int mlsdm_command_apply(struct mlsdm_map *map, int64_t time_ns, uint64_t epoch, struct mlsdm_entry *entry) {

@@ -6,8 +6,9 @@
  * Invariants: there is no recovery mode. Every entry into the section compares the intent record with the commit word,
  * whether or not the kernel has reported a death. An intent for commit + 1 belongs to a transition that never happened,
  * so its changes in place are undone. A slot that the record still names for erasure after the deletion was published
- * has bytes left to erase. Index and lists that were being changed are made again. Everything else that a dead writer
- * changed lies where no reader looks, and is overwritten. docs/design/crash-safety.md has the argument. */
+ * has bytes left to erase. The rows of namespaces that it names are settled. Index and lists that were being changed
+ * are made again. Everything else that a dead writer changed lies where no reader looks, and is overwritten.
+ * docs/design/crash-safety.md has the argument. */
 
 #include "block.h"
 
@@ -78,9 +79,22 @@ static void memory_erase(const struct mlsdm_map *map, uint64_t slot) {
     store_release(&lock_of(map)->intent_erase, 0);
 }
 
+/* The names of the rows that are being changed: row + 1, 16 bits each. */
+static uint64_t *intent_names(const struct mlsdm_map *map) { return (uint64_t *)lock_of(map)->intent_namespace; }
+
+static void intent_names_clear(const struct mlsdm_map *map) {
+    for (int i = 1; i >= 0; i--) /* the first word last: it is the one that `section_enter` looks at */
+        if (intent_names(map)[i]) store_release(&intent_names(map)[i], 0);
+}
+
 /* Undo the transition that a dead holder prepared but did not publish, or complete the erasure of a published one. */
 static void intent_resolve(const struct mlsdm_map *map, uint64_t commit) {
     struct mlsdm_lock *lock = lock_of(map);
+    for (int i = 0; i < TENANTS; i++)
+        if (lock->intent_namespace[i] && lock->intent_namespace[i] <= map->namespaces)
+            namespace_settle(map, lock->intent_namespace[i] - 1u, commit);
+    if (*intent_names(map)) terms_counted(map);
+    intent_names_clear(map);
     if (lock->intent_position == commit + 1) {
         if (lock->intent_row < map->rows)
             for (int cell = 0; cell < 2; cell++) {
@@ -118,7 +132,8 @@ static int section_enter(const struct mlsdm_map *map) {
     store_release(&lock->acquisitions, lock->acquisitions + 1);
     lock->sampled_ns = lock->acquisitions % 64 ? 0 : monotonic_ns(); /* PERF: reading the clock twice takes 50 ns */
     uint64_t commit = commit_of(map);
-    if ((lock->intent_position > commit || lock->intent_erase) && commit != DAMAGED) intent_resolve(map, commit);
+    int left = lock->intent_position > commit || lock->intent_erase || *intent_names(map);
+    if (left && commit != DAMAGED) intent_resolve(map, commit);
     if ((lock->caches & 1) && commit != DAMAGED) caches_rebuild(map, commit);
     return MLSDM_STATUS_OK;
 }

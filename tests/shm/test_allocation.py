@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.namespaces import NamespaceId
 from core.reference.allocation import Allocation, Freed, Victim
-from core.reference.memory import Content, Memory, NamespaceId
+from core.reference.memory import Content, Memory
 from core.reference.namespace import DEFAULT, Namespace
 from shm.errors import Gone, Unknown
 from shm.layout import CAUSES, Layout

@@ -20,6 +20,7 @@ from shm.layout import (
     EMERGENCY_MEMORY,
     KINDS,
     LOST,
+    NAMESPACE_OWN,
     NO_ROW,
     STATUSES,
     Layout,
@@ -178,6 +179,44 @@ def recall(block: Block, vector: np.ndarray = VECTOR) -> int:
     return lib.mlsdm_recall(block.map, query, matches, result)
 
 
+def namespace_create(block: Block, name: bytes = b"ann", **fields: object) -> int:
+    """Create a namespace with its own governor."""
+    terms = ffi.new("struct mlsdm_terms *", {"name": name, "flags": NAMESPACE_OWN, **fields})
+    return lib.mlsdm_namespace_create(block.map, NOW_NS, terms, ffi.new("struct mlsdm_entry *"))
+
+
+def namespace_change(block: Block, row: int = 0, generation: int = 1, **fields: object) -> int:
+    """Set other terms of a namespace."""
+    terms = ffi.new("struct mlsdm_terms *", {"flags": NAMESPACE_OWN, **fields})
+    return lib.mlsdm_namespace_change(block.map, NOW_NS, row, generation, terms, ffi.new("struct mlsdm_entry *"))
+
+
+def namespace_reset(block: Block, row: int = 1, generation: int = 1) -> int:
+    """Reset the own governor of a namespace."""
+    return lib.mlsdm_namespace_reset(block.map, NOW_NS, row, generation, ffi.new("struct mlsdm_entry *"))
+
+
+def namespace_close(block: Block, row: int = 1, generation: int = 1) -> int:
+    """Close a namespace."""
+    return lib.mlsdm_namespace_close(block.map, NOW_NS, row, generation, ffi.new("struct mlsdm_entry *"))
+
+
+def namespace_free(block: Block, row: int = 1, generation: int = 1) -> int:
+    """Free the row of a namespace."""
+    return lib.mlsdm_namespace_free(block.map, NOW_NS, row, generation, ffi.new("struct mlsdm_entry *"))
+
+
+def namespaces_read(block: Block) -> int:
+    """Copy two rows of the table of namespaces."""
+    terms, cells = ffi.new("struct mlsdm_terms[]", 2), ffi.new("struct mlsdm_cell[]", 2)
+    return lib.mlsdm_namespaces_read(block.map, 0, 2, terms, cells)
+
+
+def namespaces_check(block: Block) -> int:
+    """Check two rows of the table of namespaces."""
+    return lib.mlsdm_namespaces_check(block.map, 0, 2, ffi.new("uint32_t *"))
+
+
 def row_claim(block: Block, pid: int = 0) -> int:
     """Claim the last row."""
     return lib.mlsdm_row_claim(block.map, LAYOUT.rows - 1, pid, 0, 7, 7)
@@ -203,13 +242,15 @@ CALLS: Final[dict[str, Call]] = {
     call.__name__: call
     for call in (
         vectors_check, state_read, tallies_read, entries_read, memory_read, written_read, recall, slot_repair,
-        links_check, chain_repair, row_claim, admit, admit_event, admit_batch, update, tick, vitals_write,
-        vitals_write_unlocked, command_withdraw, command_post, command_apply, lose, supersede, forget, apply,
+        links_check, chain_repair, namespaces_read, namespaces_check, row_claim, admit, admit_event, admit_batch,
+        update, tick, vitals_write, vitals_write_unlocked, command_withdraw, command_post, command_apply, lose,
+        supersede, forget, namespace_create, namespace_change, namespace_reset, namespace_close, namespace_free, apply,
         epoch_begin,
     )
 }  # fmt: skip
 UNLOCKED: Final = {"vectors_check", "vitals_write_unlocked", "entries_read", "written_read"}
-READS: Final = {"state_read", "tallies_read", "entries_read", "memory_read", "written_read"}
+READS: Final = {"state_read", "tallies_read", "entries_read", "memory_read", "written_read", "namespaces_read"}
+STEPS: Final = {"namespace_reset", "namespace_close", "namespace_free"}  # of a namespace that is there
 
 
 def status_of(call: Callable[..., int], *arguments: object, **keywords: object) -> str:
@@ -240,6 +281,7 @@ def unformed(form: Form) -> Formed:
     """A block without a state."""
     formed = form(LAYOUT)
     formed.block.region("commit").sealed = 0  # the first state is in buffer 1; buffer 0 was never written
+    lib.mlsdm_slots_create(formed.block.map)
     return formed
 
 
@@ -270,7 +312,8 @@ class TestConditions:
             "apply": "ok",  # of a start, which forms the state
             "written_read": "gone",
             **dict.fromkeys(("command_apply", "vitals_write_unlocked"), "ok"),
-            **dict.fromkeys(("chain_repair", "vitals_write", "command_post", "command_withdraw"), "corrupt"),
+            **dict.fromkeys(("chain_repair", "namespaces_check", "vitals_write"), "corrupt"),
+            **dict.fromkeys(("command_post", "command_withdraw"), "corrupt"),
         }  # fmt: skip
         assert status_of(epoch_begin, unformed.block) == "ok"
 
@@ -286,7 +329,7 @@ class TestConditions:
         used.block.region("states", used.block.position & 1).scalars.theta += 0.1
         assert statuses(used.block) == expected(
             "corrupt", vectors_check="ok", row_claim="ok", vitals_write_unlocked="ok", tallies_read="ok",
-            entries_read="ok", written_read="ok",
+            entries_read="ok", written_read="ok", namespaces_read="ok",
             apply="ok",  # of a position that has happened
         )  # fmt: skip
 
@@ -326,7 +369,7 @@ class TestConditions:
         }  # fmt: skip
         assert (bytes_of(used.block.region("vitals")), used.block.position) == before
 
-    @pytest.mark.parametrize("name", sorted(set(CALLS) - UNLOCKED - READS))
+    @pytest.mark.parametrize("name", sorted(set(CALLS) - UNLOCKED - READS - STEPS))
     def test_dead_holder(self, used: Formed, name: str) -> None:
         """A call that takes the lock succeeds after its holder has died inside."""
         if name == "command_post":
@@ -394,6 +437,55 @@ class TestAdmission:
         decisions, status = used.store.admit_batch(NOW_NS, np.full(3, 0.95), vectors, None)
 
         assert (len(decisions), STATUSES[status], used.block.position) == (2, "not_finite", before + 2)
+
+
+class TestNamespaces:
+    def test_steps_in_order(self, used: Formed) -> None:
+        """A name and a row exist once; what is closed cannot be changed, what is free is unknown."""
+        block = used.block
+        assert [status_of(namespace_create, block, name) for name in (b"ann", b"ann", b"default")] == [
+            "ok", "exists", "exists",
+        ]  # fmt: skip
+        assert status_of(admit_event, block, namespace=1) == "ok"
+        assert status_of(namespace_free, block) == "invalid"
+        assert [status_of(namespace_close, block, row) for row in (0, 1, 1, 2, 1 << 20)] == [
+            "invalid", "ok", "closing", "unknown", "unknown",
+        ]  # fmt: skip
+        assert status_of(admit_event, block, namespace=1) == "closing"
+        assert status_of(namespace_change, block, row=1) == "closing"
+        assert status_of(namespace_create, block) == "exists"
+        assert status_of(namespace_free, block) == "not_empty"
+        assert [status_of(forget, block, 2), status_of(namespace_free, block)] == ["ok", "ok"]
+        assert status_of(admit_event, block, namespace=1) == "unknown"
+
+    def test_terms(self, used: Formed) -> None:
+        """A share fits its limit and the capacity, and all shares together do."""
+        block = used.block
+        assert status_of(namespace_create, block, b"a", limit=3, reserved=4) == "invalid"
+        assert status_of(namespace_create, block, b"a", reserved=LAYOUT.capacity + 1) == "invalid"
+        assert status_of(namespace_create, block, b"a", ttl_ns=-1) == "invalid"
+        assert status_of(namespace_create, block, b"a", reserved=30) == "ok"
+        assert status_of(namespace_change, block, reserved=21) == "promised"
+        assert status_of(namespace_change, block, reserved=20) == "ok"
+        assert status_of(namespace_create, block, b"b", reserved=1) == "promised"
+        assert status_of(namespace_close, block) == "ok"
+        assert status_of(namespace_create, block, b"b", reserved=30) == "ok"
+
+    def test_reset_of_a_shared_governor(self, used: Formed) -> None:
+        """Only a namespace's own governor can be reset."""
+        assert status_of(namespace_reset, used.block, row=0) == "invalid"
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"flags": 8, "expires_ns": NOW_NS},
+            {"flags": 16, "ttl_ns": 0},
+            {"flags": 8 | 16, "expires_ns": NOW_NS * 2, "ttl_ns": 1},
+        ],
+    )
+    def test_expiry(self, used: Formed, fields: dict[str, int]) -> None:
+        """An instant that has passed, a lifetime that is none, and both kinds are INVALID."""
+        assert status_of(admit_event, used.block, **fields) == "invalid"
 
 
 class TestIds:

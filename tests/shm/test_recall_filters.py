@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.namespaces import NamespaceId
 from core.reference.filter_words import Condition, Filter, check_filter
 from core.reference.filter_words import InvalidFilter as ReferenceInvalid
-from core.reference.memory import Content, Memory, NamespaceId
+from core.reference.memory import Content, Memory
 from core.reference.recall import Match as Expected
 from core.reference.recall import nearest
 from core.reference.vector import Vector

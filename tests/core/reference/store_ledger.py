@@ -6,10 +6,9 @@ and an eviction list per namespace, and changes them only by what entries say.
 
 from collections import deque
 
+from core.namespaces import NEVER, NamespaceId, Terms
 from core.reference.allocation import Cause
 from core.reference.entry import Entry
-from core.reference.memory import NEVER, NamespaceId
-from core.reference.namespace import Terms
 
 
 class Kept:

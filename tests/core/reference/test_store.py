@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.namespaces import NEVER, NamespaceId, Policy, Terms
 from core.reference.entry import Duplicate, Entry
 from core.reference.governor import Governor
-from core.reference.memory import NEVER, Content, Memory, NamespaceId
-from core.reference.namespace import Mode, Policy, Terms
+from core.reference.memory import Content, Memory
 from core.reference.refusal import Refused
 from core.reference.settings import Settings, Sizes
 from core.reference.store import Change, Dedupe, Event, Restored, Store
 from core.reference.synapse import Synapse
-from core.regime import Regime
+from core.regime import Mode, Regime
 from core.settings.config import Config
 
 REGIME = Regime.of(Config())
@@ -457,7 +457,7 @@ class TestModes:
     ) -> None:
         """`accepted` counts what is let through; a namespace with its own governor leaves the server's alone."""
         policy = Policy(REGIME.governor, mode)
-        store = Made(settings=SETTINGS if own else Settings(REGIME, mode))
+        store = Made(settings=SETTINGS if own else Settings(REGIME._replace(mode=mode)))
         namespace = store.namespace("ann", policy=policy) if own else DEFAULT
         entry = store.add(namespace, moral=moral)
 

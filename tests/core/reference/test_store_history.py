@@ -9,11 +9,12 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from core.namespaces import NEVER, NamespaceId, Policy, Terms
 from core.reference.entry import EXPIRED_PER_ENTRY, Entry
 from core.reference.entry_replay import EntryDivergenceError, replay
 from core.reference.governor import Governor
-from core.reference.memory import NEVER, Content, Memory, NamespaceId
-from core.reference.namespace import Namespace, Policy, Terms
+from core.reference.memory import Content, Memory
+from core.reference.namespace import Namespace
 from core.reference.recall import Match
 from core.reference.refusal import Reason, Refused
 from core.reference.settings import Settings, Sizes
@@ -41,7 +42,7 @@ terms = st.builds(
     st.none() | policies,
 )
 server_settings = st.builds(
-    Settings,
+    lambda regime, mode: Settings(regime._replace(mode=mode)),
     st.sampled_from([REGIME, REGIME._replace(rhythm=REGIME.rhythm._replace(by_events=True, wake_duration=2))]),
     modes,
 )
