@@ -37,9 +37,14 @@ def layout(workers: int = 2, **sizes: int) -> Layout:
 
 def slot_bytes(dimension: int, payload_size_max: int) -> int:
     """Return the bytes of one memory."""
-    per_slot = ("slots", "codes", "shadow", "vectors", "payloads", "links")
-    regions = layout(dimension=dimension, payload_size_max=payload_size_max).regions()
-    return sum(region.stride for region in regions if region.name in per_slot)
+    return sum(_slot_strides(dimension, payload_size_max).values())
+
+
+def _slot_strides(dimension: int, payload_size_max: int) -> dict[str, int]:
+    """Return the bytes of one memory in each region that has a share of it."""
+    per_slot = ("slots", "codes", "shadow", "vectors", "payloads", "kinds", "members", "links")
+    of = layout(dimension=dimension, payload_size_max=payload_size_max)
+    return {region.name: region.size // of.slots for region in of.regions() if region.name in per_slot}
 
 
 def block_max(budget: int, workers: int) -> int:
@@ -72,15 +77,15 @@ def tables() -> Iterator[tuple[str, list[str]]]:
 def _memory() -> Iterator[str]:
     yield "| of each memory | formula | bytes at 384 floats, 1,024 bytes of payload |"
     yield "|---|---|---:|"
-    strides = {region.name: region.stride for region in layout().regions()}
+    strides = _slot_strides(_DEFAULT.dimension, _DEFAULT.payload_size_max)
     for name, formula in (
         ("slots", "128"), ("codes", "24"), ("shadow", "dimension, rounded up to 16"),
         ("vectors", "4 × dimension, rounded up to 64"), ("payloads", "payload_size_max, rounded up to 8"),
-        ("links", "24"),
+        ("kinds", "16"), ("members", "256"), ("links", "24"),
     ):  # fmt: skip
         yield f"| {name} | {formula} | {strides[name]:,} |"
     total = slot_bytes(_DEFAULT.dimension, _DEFAULT.payload_size_max)
-    yield f"| **a memory** | 176 + 5 × dimension + payload_size_max, and the rounding | **{total:,}** |"
+    yield f"| **a memory** | 448 + 5 × dimension + payload_size_max, and the rounding | **{total:,}** |"
 
 
 def _settings() -> Iterator[str]:
@@ -98,8 +103,11 @@ def _settings() -> Iterator[str]:
     buckets = sizes["keys"].size + sizes["peers"].size
     named = f"token buckets: {KEY_BUCKETS:,} of keys, {PEER_BUCKETS:,} of addresses"
     yield f"| none ({named}) | | {sizes['keys'].stride:,} | {buckets:,} |"
+    namespaces = sizes["namespaces"]
+    yield f"| none (namespaces: {namespaces.count:,}) | | {namespaces.stride:,} | {namespaces.size:,} |"
     block = layout().block_size
-    counted = each * (_DEFAULT.capacity + 1) + log.size + receipts.size + chains.size + rows.size + buckets
+    rings = log.size + receipts.size + chains.size
+    counted = each * (_DEFAULT.capacity + 1) + rings + rows.size + buckets + namespaces.size
     yield f"| none (header, lock, state, levels, index, whole pages) | | | {block - counted:,} |"
     yield f"| **the block** | | | **{block:,}** |"
 

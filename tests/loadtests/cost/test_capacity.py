@@ -23,12 +23,12 @@ def test_the_tables_of_the_page_are_those_of_the_layout() -> None:
 
 @pytest.mark.parametrize(("dimension", "payload"), [(2, 0), (384, 1_024), (385, 1), (1_023, 1_023), (4_096, 65_536)])
 def test_the_pages_formula_of_a_memory_is_right(dimension: int, payload: int) -> None:
-    """Slot line, code, int8 and float32 vector and payload, each rounded up."""
+    """Slot line, code, link, kinds and words of metadata; int8 and float32 vector and payload, each rounded up."""
 
     def up(size: int, multiple: int) -> int:
         return -(-size // multiple) * multiple
 
-    expected = 128 + 24 + 24 + up(dimension, 16) + up(4 * dimension, 64) + up(payload, 8)
+    expected = 128 + 24 + 24 + 16 + 256 + up(dimension, 16) + up(4 * dimension, 64) + up(payload, 8)
     few, more = (
         capacity.layout(capacity=number, dimension=dimension, payload_size_max=payload).block_size
         for number in (4_096, 8_192)
