@@ -744,8 +744,10 @@ class Recall(threading.local):
 
     def _match(self, fields: tuple[Any, ...], payloads: bool, vectors: bool) -> Match:
         """Return the match with these fields of `struct mlsdm_match`."""
-        id_, score, moral, time_ns, updated_ns, expires_ns, version, number, generation, *rest = fields
-        payload_size, metadata_size, own_id_size, scorer, phase, flags, pinned, place = rest
+        (
+            id_, score, moral, time_ns, updated_ns, expires_ns, version, number, generation,
+            payload_size, metadata_size, own_id_size, scorer, phase, flags, pinned, place,
+        ) = fields  # fmt: skip
         payload = metadata = own_id = vector = None
         if payloads:
             start = place * self._map.payload_stride
@@ -756,10 +758,10 @@ class Recall(threading.local):
             own_id = self._payload_bytes[own_id_at : own_id_at + own_id_size]
         if vectors:
             vector = self._vector_bytes[place * self._size : (place + 1) * self._size]
-        return Match(
+        return _new_tuple(Match, (
             id_, score, moral, time_ns, updated_ns, expires_ns, version, NamespaceId(number, generation), scorer, phase,
-            bool(flags & 1), bool(pinned), payload, metadata, own_id, vector,
-        )  # fmt: skip
+            flags & 1 != 0, pinned != 0, payload, metadata, own_id, vector,
+        ))  # fmt: skip
 
 
 class Bucket:
