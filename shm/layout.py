@@ -675,6 +675,7 @@ KINDS: Final = (
 DETAILS: Final = {
     "decision": "decided", "delete": "decided", "lost": "decided", "update": "decided", "start": "regimes",
     "configure": "regimes", "restore": "decided", "namespace": "changed",
+    "reset": "decided",  # of a namespace
 }  # fmt: skip
 # The statuses of native calls. shm/errors.py has a class for each but ok, whose `message` is its meaning.
 STATUSES: Final = (

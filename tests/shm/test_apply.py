@@ -1,5 +1,6 @@
 """Apply: a block to which every entry of another one is applied equals it; an entry that does not follow is refused."""
 
+import contextlib
 import os
 import random
 import re
@@ -10,8 +11,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.namespaces import Namespaces, Policy, Terms
+from core.regime import MODES
 from shm._native import ffi, lib
-from shm.errors import Corrupt, Diverged, Gap, Gone, NotFinite, Stopped, Unformed
+from shm.errors import (
+    Closing,
+    Corrupt,
+    Diverged,
+    Exists,
+    Gap,
+    Gone,
+    Invalid,
+    NamespacesFull,
+    NotEmpty,
+    NotFinite,
+    Promised,
+    Stopped,
+    Unformed,
+)
 from shm.event import Event
 from shm.layout import DETAILS, DTYPES, KINDS, NO_ROW, Layout, Place, place_in, size_of
 from shm.metadata import MetadataEncoder, hash_of
@@ -25,7 +42,7 @@ from tests.shm.conftest import Form
 SEED = int(os.environ.get("SEED") or random.randrange(2**32))
 STRIDE = int(os.environ.get("STRIDE", "32"))
 ASLEEP = REGIME._replace(rhythm=REGIME.rhythm._replace(wake_duration=1, sleep_duration=50))
-LAYOUT = Layout(16, 10, 512, 4096, 4, 16)
+LAYOUT = Layout(16, 10, 512, 4096, 4, 16, namespaces=4)
 OTHER = REGIME._replace(rhythm=REGIME.rhythm._replace(wake_duration=3, sleep_duration=2, by_events=True))
 
 
@@ -63,6 +80,8 @@ def act(formed: Formed, what: str, number: int) -> None:
         formed.apply(what)
     elif what == "configure":
         formed.apply(what, (REGIME, OTHER)[number % 2])
+    elif what in TENANT_STEPS:
+        act_on_namespace(formed, what, number)
     elif not memory_id:
         return
     elif what == "supersede":
@@ -76,6 +95,45 @@ def act(formed: Formed, what: str, number: int) -> None:
         assert what == "lost"
         flip(formed, memory_id)
         assert formed.store.lose(formed.now(), memory_id)
+
+
+def act_on_namespace(formed: Formed, what: str, number: int) -> None:
+    """Do one thing with a namespace, if it can be done; `number` determines with which."""
+    policy = Policy(REGIME.governor, MODES[number // 3 % 3]) if number % 3 else None
+    terms = Terms(reserved=number % 2, ttl_ns=number % 5 * 10**15, policy=policy)
+    used = [namespace.id for namespace in Namespaces(formed.block, formed.store).all()]
+    namespace = used[number % len(used)]
+    moral, vector = formed.pool.event(number)
+    store, now_ns = formed.store, formed.now()
+    with contextlib.suppress(Exists, NamespacesFull, Promised, Closing, Invalid, NotEmpty):
+        if what == "create":
+            store.create_namespace(now_ns, terms.to_record(f"name{number % 4}"))
+        elif what == "change":
+            store.change_namespace(now_ns, namespace, terms.to_record())
+        elif what == "close":
+            store.close_namespace(now_ns, namespace)
+        elif what == "free":
+            store.free_namespace(now_ns, namespace)
+        elif what == "own reset":
+            store.reset_namespace(now_ns, namespace)
+        else:
+            store.admit_event(now_ns, Event(moral, vector, namespace=namespace))
+
+
+def prepare(formed: Formed, what: str) -> None:
+    """Make a namespace of its own governor, in row 1, if a step needs one."""
+    if what in TENANT_STEPS and what != "create":
+        act_on_namespace(formed, "create", 1)
+    if what == "free":
+        act_on_namespace(formed, "close", 1)
+
+
+def number_of(what: str) -> int:
+    """Return the number with which `act` does something: for an event, a rejected one."""
+    return {"event": 1, **dict.fromkeys(TENANT_STEPS, 1), "tenant": 960_001}.get(what, 960_001)
+
+
+TENANT_STEPS = ("create", "change", "close", "free", "own reset", "tenant")
 
 
 def rich_event(formed: Formed, number: int) -> Event:
@@ -104,6 +162,7 @@ def rich_event(formed: Formed, number: int) -> Event:
 
 STEPS = (
     "event", "keyed", "rich", "accept", "tick", "reset", "configure", "supersede", "update", "delete", "lost",
+    *TENANT_STEPS,
 )  # fmt: skip
 
 
@@ -290,7 +349,7 @@ def scalars_of(detail: str) -> Iterator[Place]:
 # What was asked for: another value of it may show in any field.
 ASKED = re.compile(
     r"position|kind|time_ns|memory_id|victim_id|cause|vector_checksum|settings\..*|moral|created_ns|expires_ns|own_id.*|scorer|"
-    r"flags|namespace|generation|receipt"
+    r"flags|namespace|generation|receipt|step|terms\..*"
 )
 # What an entry says that no block can compute. Some of it becomes a part of the state, and then the next entry, which
 # has the checksum of the state before it, does not follow. The rest has no guard but the entry's own checksum.
@@ -311,7 +370,9 @@ class TestMutations:
             formed.admit(1)
             second.follow(formed)
         if request.param != "start":
-            act(formed, request.param, 1 if request.param == "event" else 960_001)  # rejected, and accepted
+            prepare(formed, request.param)
+            second.follow(formed)
+            act(formed, request.param, number_of(request.param))
         self.content = content_of(formed.store, formed.entry(second.block.position + 1))
         if request.param == "stop":
             formed.apply("resume")
@@ -372,7 +433,9 @@ class TestStepped:
                 formed.decide(950_000 + number, b"x" * 9)
                 formed.admit(1)
                 second.follow(formed)
-            act(formed, what, 1 if what == "event" else 960_001)
+            prepare(formed, what)
+            second.follow(formed)
+            act(formed, what, number_of(what))
         entry = formed.entry(second.block.position + 1)
         content = content_of(formed.store, entry)
         following = [formed.apply("resume"), formed.admit(960_001), formed.admit(960_002)]
