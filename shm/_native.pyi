@@ -676,6 +676,7 @@ class Event(CData):
     created_ns: int
     dedupe_threshold: float
     dedupe: int
+    bounds: FloatPointer | Null
     scorer: int
     key_id: int
     hash: IdempotencyHashPointer | Null

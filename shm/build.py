@@ -27,6 +27,7 @@ SOURCES = (
     "filter.c",
     "receipt.c",
     "search.c",
+    "duplicate.c",
     "governor.c",
     "bucket.c",
     "read.c",

@@ -3,7 +3,7 @@
 Perf: the hot path does not use it. An event of the default namespace with only a payload goes through `Store.admit`.
 """
 
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from shm._native import ffi, lib
 from shm.metadata import NO_METADATA, EncodedMetadata
@@ -18,6 +18,12 @@ class NamespaceId(NamedTuple):
 
 
 DEFAULT_NAMESPACE: Final = NamespaceId(0, 1)
+DuplicatePolicy = Literal["keep", "skip", "supersede"]
+POLICIES: Final = {
+    "keep": lib.MLSDM_DECIDED_KEEP,
+    "skip": lib.MLSDM_DECIDED_SKIP,
+    "supersede": lib.MLSDM_DECIDED_SUPERSEDE,
+}
 
 
 class Event:
@@ -42,12 +48,14 @@ class Event:
         scorer: int = 0,
         key_id: int = 0,
         key: IdempotencyHash = NO_IDEMPOTENCY_HASH,
+        dedupe: tuple[DuplicatePolicy, float] | None = None,
     ) -> None:
         """`moral` is 0 to 1, `vector` a contiguous buffer of float32-LE[dimension].
 
         `own_id` is UTF-8, and `own_id_hash` its keyed hash, not (0, 0) if it has one. `ttl_ns` is a lifetime from the
         time of the entry on, `expires_ns` an instant, 0 for never; without both the lifetime of the namespace counts.
-        `created_ns` is the time that the client names.
+        `created_ns` is the time that the client names. `dedupe` is what to do with the event if the nearest memory of
+        its namespace has a score of at least the threshold, -1 to 1.
         """
         flags = (
             (lib.MLSDM_EVENT_PINNED if pinned else 0)
@@ -88,6 +96,8 @@ class Event:
                 "created_ns": created_ns or 0,
                 "scorer": scorer,
                 "key_id": key_id,
+                "dedupe": POLICIES[dedupe[0]] if dedupe else 0,
+                "dedupe_threshold": dedupe[1] if dedupe else 0.0,
                 "hash": key,
             },
         )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         EntryPointer,
         EventPointer,
         FilterPointer,
+        FloatArray,
         HeaderPointer,
         IdempotencyHashPointer,
         KindsPointer,
@@ -52,7 +53,7 @@ else:
     CData = CodePointer = CommandPointer = CommitPointer = RegimesPointer = DecidedPointer = ffi.CData
     Entry = EntryPointer = ffi.CData
     HeaderPointer = IdempotencyHashPointer = LinkPointer = ListPointer = LockPointer = MapPointer = Null = ffi.CData
-    EventPointer = FilterPointer = KindsPointer = MembersPointer = NamespacePointer = ffi.CData
+    EventPointer = FilterPointer = FloatArray = KindsPointer = MembersPointer = NamespacePointer = ffi.CData
     Cell = ChangedPointer = Terms = TermsPointer = ffi.CData
     RowPointer = Scalars = ffi.CData
     Settings = SettingsPointer = SlotPointer = State = StatePointer = Vitals = VitalsPointer = ffi.CData
@@ -60,11 +61,12 @@ else:
 
 __all__ = (
     "NO_IDEMPOTENCY_HASH", "Buffer", "CData", "Cell", "ChangedPointer", "CodePointer", "CommandPointer",
-    "CommitPointer", "DecidedPointer", "Entry", "EntryPointer", "EventPointer", "FilterPointer", "HeaderPointer",
-    "IdempotencyHash", "KindsPointer", "LinkPointer", "ListPointer", "LockPointer", "MapPointer", "MembersPointer",
-    "NamespacePointer", "Null", "RowPointer", "Scalars", "Settings", "SettingsPointer", "SlotPointer", "State",
-    "StatePointer", "Terms", "TermsPointer", "Vitals", "VitalsPointer", "bytes_of", "changed_of", "decided_of",
-    "difference_of", "initial_settings_of", "new_idempotency_hash", "new_settings", "new_terms", "new_vitals",
+    "CommitPointer", "DecidedPointer", "Entry", "EntryPointer", "EventPointer", "FilterPointer", "FloatArray",
+    "HeaderPointer", "IdempotencyHash", "KindsPointer", "LinkPointer", "ListPointer", "LockPointer", "MapPointer",
+    "MembersPointer", "NamespacePointer", "Null", "RowPointer", "Scalars", "Settings", "SettingsPointer",
+    "SlotPointer", "State", "StatePointer", "Terms", "TermsPointer", "Vitals", "VitalsPointer", "bytes_of",
+    "changed_of", "decided_of", "difference_of", "initial_settings_of", "new_idempotency_hash", "new_settings",
+    "new_terms", "new_vitals",
     "regimes_of", "replaced_settings_of",
 )  # fmt: skip
 

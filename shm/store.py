@@ -28,6 +28,7 @@ from shm.records import (
     Cell,
     EntryPointer,
     EventPointer,
+    FloatArray,
     IdempotencyHash,
     SettingsPointer,
     State,
@@ -176,6 +177,7 @@ class Store:
         self._norms = ffi.new("double[]", 3)
         self._count = ffi.new("uint32_t *")
         self._words = ffi.new("uint64_t[]", 3)
+        self._bounds: FloatArray | None = None  # float32[slots], for events that ask for their duplicate
         self._slot = ffi.new("struct mlsdm_slot *")
         self._vector = ffi.new("float[]", self._dimension)
         self._vector_bytes = ffi.buffer(self._vector)
@@ -213,6 +215,10 @@ class Store:
         Raises Unknown if its namespace is not in use, Closing if that is being deleted, Invalid if its expiry has
         passed or it has both kinds of it, and what `admit` raises.
         """
+        if event.pointer.dedupe:
+            if self._bounds is None:
+                self._bounds = ffi.new("float[]", self.block.layout.slots)
+            event.pointer.bounds = self._bounds
         status = lib.mlsdm_admit_event(self._map, time_ns, event.pointer, self._decision)
         if status != OK:
             raise_for(status)

@@ -85,8 +85,9 @@ struct mlsdm_event {
     int64_t created_ns;                                /* time that the client names */
     double dedupe_threshold;                           /* least score of a duplicate, -1 to 1 */
     uint32_t dedupe;                                   /* MLSDM_DECIDED_KEEP, _SKIP or _SUPERSEDE; 0: do not look */
-    uint32_t scorer;                                   /* version of the scorer that made the moral value */
-    uint32_t key_id;                                   /* number of the API key */
+    float *bounds /* or NULL */; /* float32[slots], scratch memory of the caller; needed if it looks */
+    uint32_t scorer;             /* version of the scorer that made the moral value */
+    uint32_t key_id;             /* number of the API key */
     const struct mlsdm_idempotency_hash *hash /* or NULL */;
 };
 
@@ -279,8 +280,9 @@ int mlsdm_admit(struct mlsdm_map *map, int64_t time_ns, double moral, const uint
  * event          see struct mlsdm_event.
  * decision       as in mlsdm_admit.
  * Returns    as mlsdm_admit; after STOPPED and the emergencies, in this order: UNKNOWN: the namespace is not in use;
- *            CLOSING: it is being deleted; INVALID: the expiry has passed, or the event has both kinds of it.
- * Lock       takes it.
+ *            CLOSING: it is being deleted; INVALID: the expiry has passed, or the event has both kinds of it. With
+ *            `dedupe`, BUSY also if sixteen searches were overtaken.
+ * Lock       takes it; with `dedupe` again if more was written since the search than can be read under it.
  * Process    worker. */
 int mlsdm_admit_event(struct mlsdm_map *map, int64_t time_ns, const struct mlsdm_event *event,
                       struct mlsdm_decision *decision);

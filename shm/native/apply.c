@@ -62,7 +62,12 @@ static int decision_repeat(const struct mlsdm_map *map, struct transition *t, co
     if (event.hash && receipt_find(map, t->before->receipts, event.hash, &earlier, &status))
         return status == MLSDM_STATUS_OK ? MLSDM_STATUS_REUSED : status;
     uint64_t superseded = decided->cause == MLSDM_CAUSE_SUPERSEDED ? decided->victim_id : 0;
-    status = decision_make(map, t, &event, memory, superseded);
+    const struct duplicate duplicate = {
+        .policy = decided->flags & (MLSDM_DECIDED_KEEP | MLSDM_DECIDED_SKIP | MLSDM_DECIDED_SUPERSEDE),
+        .id = decided->duplicate_of,
+        .score = decided->duplicate_score,
+    };
+    status = decision_make(map, t, &event, memory, superseded, duplicate.policy ? &duplicate : NULL);
     *differs = status == MLSDM_STATUS_INVALID ? DETAIL(expires_ns) : superseded ? DETAIL(victim_id) : DETAIL(namespace);
     return status;
 }

@@ -347,9 +347,10 @@ static struct judge judge_of(const struct transition *t) {
     return (struct judge){&now->theta, &now->ema, governor_in(&t->next->settings), t->next->settings.mode};
 }
 
-/* Decide an event. `superseded` is the id of the memory whose place it takes if it is accepted, 0 for none. */
+/* Decide an event. `superseded` is the id of the memory whose place it takes if it is accepted, 0 for none.
+ * `duplicate` is its duplicate, NULL if it has none or did not ask for it. */
 static int decision_make(const struct mlsdm_map *map, struct transition *t, const struct mlsdm_event *event,
-                         struct memory *memory, uint64_t superseded) {
+                         struct memory *memory, uint64_t superseded, const struct duplicate *duplicate) {
     struct mlsdm_scalars *now = &t->next->scalars;
     struct mlsdm_decided *decided = decided_in(t);
     int status = owner_find(map, t, event->namespace, event->generation);
@@ -370,6 +371,9 @@ static int decision_make(const struct mlsdm_map *map, struct transition *t, cons
     };
     const struct mlsdm_terms *terms = t->owner->terms;
     if ((status = expiry_of(event, terms->ttl_ns, t->next->time_ns, &line.expires_ns))) return status;
+    int skips = duplicate && duplicate->policy == MLSDM_DECIDED_SKIP;
+    if (duplicate) decided->duplicate_of = duplicate->id, decided->duplicate_score = duplicate->score;
+    if (duplicate && duplicate->policy == MLSDM_DECIDED_SUPERSEDE) superseded = duplicate->id;
     if (superseded && (status = slots_find(map, t, superseded, MLSDM_CAUSE_SUPERSEDED))) return status;
     struct judge judge = judge_of(t);
     t->decision = (struct mlsdm_decision){.position = t->position,
@@ -380,30 +384,30 @@ static int decision_make(const struct mlsdm_map *map, struct transition *t, cons
     int steps = (t->next->settings.flags & MLSDM_FLAG_EVENTS_CLOCK) != 0;
     int judged = judge.mode != MLSDM_MODE_OFF;
     int verdict = judged && governor_decide(judge.theta, judge.ema, judge.constants, event->moral);
-    int accepted = verdict || judge.mode != MLSDM_MODE_ENFORCE;
-    if ((accepted || (steps && consolidates(t->next))) && !levels_sound(map, t->next)) return MLSDM_STATUS_CORRUPT;
-    if (accepted) {
+    int accepted = verdict || judge.mode != MLSDM_MODE_ENFORCE, stored = accepted && !skips;
+    if ((stored || (steps && consolidates(t->next))) && !levels_sound(map, t->next)) return MLSDM_STATUS_CORRUPT;
+    now->accepted += (uint64_t)accepted, now->rejected += (uint64_t)!accepted;
+    t->owner->after.accepted += (uint64_t)accepted, t->owner->after.rejected += (uint64_t)!accepted;
+    if (stored) {
         if ((status = slots_choose(map, t))) return status;
-        now->accepted += 1, t->owner->after.accepted += 1;
         line.id = t->decision.memory_id = now->newest_id += 1;
         t->erases = superseded != 0;
         cascade(map, t, memory->vector);
         if (superseded) line.time_ns = slot_at(map, t->slots.freed - 1)->time_ns;
         decided->content = memory_write(map, t->slots.written - 1, memory, line);
     } else {
-        now->rejected += 1, t->owner->after.rejected += 1;
         t->slots = (struct allocation){0};
     }
     t->decision.sequence = now->accepted + now->rejected;
     t->decision.theta_after = *judge.theta, t->decision.ema = *judge.ema;
     t->decision.flags = (uint16_t)((judged ? MLSDM_DECIDED_JUDGED : 0) | (verdict ? MLSDM_DECIDED_VERDICT : 0) |
-                                   (accepted ? MLSDM_DECIDED_STORED : 0));
+                                   (stored ? MLSDM_DECIDED_STORED : 0) | (duplicate ? duplicate->policy : 0));
     if (steps) {
         if (consolidates(t->next)) cascade(map, t, NULL);
         rhythm_step(now, &t->next->settings);
     }
     decided->flags = t->decision.flags, decided->memory_id = t->decision.memory_id;
-    if (!accepted) line.time_ns = line.updated_ns = line.expires_ns = 0;
+    if (!stored) line.time_ns = line.updated_ns = line.expires_ns = 0;
     describe_memory(decided, &line);
     decided->vector_checksum = memory->vector_checksum, decided->key_id = event->key_id;
     if ((t->hash = event->hash)) {
@@ -413,23 +417,59 @@ static int decision_make(const struct mlsdm_map *map, struct transition *t, cons
     return transition_describe(map, t);
 }
 
+/* Decide an event whose memory is prepared; the rest as in decision_make. Returns AGAIN, without the lock, if the
+ * search for its duplicate has to go on. */
+static int admit_prepared(const struct mlsdm_map *map, int64_t time_ns, const struct mlsdm_event *event,
+                          struct memory *memory, uint64_t superseded, struct duplicates *duplicates,
+                          struct mlsdm_decision *decision) {
+    int status = section_enter(map);
+    if (status) return status;
+    struct transition t;
+    if ((status = transition_begin(map, &t, MLSDM_KIND_DECISION, time_ns))) return section_leave(map, status);
+    if (event->hash && receipt_find(map, t.before->receipts, event->hash, decision, &status))
+        return section_leave(map, status);
+    if (t.before->scalars.flags & MLSDM_FLAG_STOPPED) return section_leave(map, MLSDM_STATUS_STOPPED);
+    struct duplicate duplicate = {0};
+    if ((status = emergency_of(map)) ||
+        (duplicates && (status = duplicates_settle(map, duplicates, t.before, t.next->time_ns, event, &duplicate))) ||
+        (status = decision_make(map, &t, event, memory, superseded, duplicate.id ? &duplicate : NULL)))
+        return section_leave(map, status);
+    *decision = t.decision;
+    transition_commit(map, &t);
+    return section_leave(map, MLSDM_STATUS_OK);
+}
+
 /* `superseded` as in decision_make. */
 static int admit(const struct mlsdm_map *map, int64_t time_ns, const struct mlsdm_event *event, uint64_t superseded,
                  struct mlsdm_decision *decision) {
     struct memory memory;
     memory_prefetch(map);
     int status = memory_prepare(map, &memory, event);
-    if (status || (status = section_enter(map))) return status;
-    struct transition t;
-    if ((status = transition_begin(map, &t, MLSDM_KIND_DECISION, time_ns))) return section_leave(map, status);
-    if (event->hash && receipt_find(map, t.before->receipts, event->hash, decision, &status))
-        return section_leave(map, status);
-    if (t.before->scalars.flags & MLSDM_FLAG_STOPPED) return section_leave(map, MLSDM_STATUS_STOPPED);
-    if ((status = emergency_of(map)) || (status = decision_make(map, &t, event, &memory, superseded)))
-        return section_leave(map, status);
-    *decision = t.decision;
-    transition_commit(map, &t);
-    return section_leave(map, MLSDM_STATUS_OK);
+    return status ? status : admit_prepared(map, time_ns, event, &memory, superseded, NULL, decision);
+}
+
+/* Decide an event that asks for its duplicate. The attempts and rounds are those of a recall. */
+static int admit_deduped(struct mlsdm_map *map, int64_t time_ns, const struct mlsdm_event *event,
+                         struct mlsdm_decision *decision) {
+    struct memory memory;
+    struct duplicates duplicates, *d = &duplicates;
+    int excluded = 0, status = memory_prepare(map, &memory, event);
+    if (status || (status = duplicates_prepare(map, d, event, &memory))) return status;
+    for (int attempt = 1; attempt <= ATTEMPTS_MAX; attempt++) {
+        uint64_t corrupt_id;
+        if (!excluded && (d->misled || attempt == ATTEMPTS_MAX / 2)) {
+            if ((status = quarantine(map, &corrupt_id))) return status;
+            excluded = 1;
+        }
+        if ((status = duplicates_begin(map, d, time_ns, attempt))) return status;
+        d->far = 1;
+        for (int round = 0; round < ROUNDS_MAX && d->far; round++) {
+            if ((status = duplicates_follow(map, d)) == AGAIN) break;
+            if (!status) status = admit_prepared(map, time_ns, event, &memory, 0, d, decision);
+            if (status != AGAIN) return status;
+        }
+    }
+    return MLSDM_STATUS_BUSY;
 }
 
 int mlsdm_admit(struct mlsdm_map *map, int64_t time_ns, double moral, const uint8_t *vector, const uint8_t *payload,
@@ -445,7 +485,7 @@ int mlsdm_admit(struct mlsdm_map *map, int64_t time_ns, double moral, const uint
 
 int mlsdm_admit_event(struct mlsdm_map *map, int64_t time_ns, const struct mlsdm_event *event,
                       struct mlsdm_decision *decision) {
-    return admit(map, time_ns, event, 0, decision);
+    return event->dedupe ? admit_deduped(map, time_ns, event, decision) : admit(map, time_ns, event, 0, decision);
 }
 
 int mlsdm_supersede(struct mlsdm_map *map, int64_t time_ns, uint64_t memory_id, double moral, const uint8_t *vector,

@@ -8,13 +8,7 @@
 
 #include "block.h"
 
-#define ATTEMPTS_MAX 16
-#define ROUNDS_MAX 32   /* of one attempt: the log is read without the lock, because more came */
 #define COPY_SIZE 65536 /* bytes that are copied under the lock: under 10 µs */
-
-/* How many of the best may go while the memories are scanned. The first attempt usually succeeds; a search for more
- * takes longer. */
-static uint32_t spare_of(int attempt) { return attempt == 1 ? 0 : attempt == 2 ? 64 : SPARE_MAX; }
 
 /* -- the copies -- */
 
@@ -148,24 +142,6 @@ static int attempt_settle(struct mlsdm_map *map, struct search *s, struct mlsdm_
     return MLSDM_STATUS_OK;
 }
 
-/* Exclude every damaged memory from the scan, where its bounds are misleading. The scrub finds such slots and enters
- * the memories as lost. A slot that looks damaged is looked at again under the lock. */
-static int quarantine(const struct mlsdm_map *map, struct mlsdm_recall_result *result) {
-    for (uint64_t slot = 0; slot < map->slots; slot++) {
-        if (code_at(map, slot)->excluded == MLSDM_EXCLUDED || slot_lives(map, slot, commit_of(map)) == 0 ||
-            slot_sound(map, slot))
-            continue;
-        int status = section_enter(map);
-        if (status) return status;
-        if (slot_is_live(map, slot) && !slot_sound(map, slot)) {
-            result->corrupt_id = link_at(map, slot)->id;
-            code_at(map, slot)->excluded = MLSDM_EXCLUDED;
-        }
-        section_leave(map, status);
-    }
-    return MLSDM_STATUS_OK;
-}
-
 int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct mlsdm_match matches[],
                  struct mlsdm_recall_result *result) {
     struct search search, *s = &search;
@@ -174,7 +150,7 @@ int mlsdm_recall(struct mlsdm_map *map, const struct mlsdm_query *query, struct 
     for (int attempt = 1; !status && !done; attempt++) {
         if (attempt > ATTEMPTS_MAX) return MLSDM_STATUS_BUSY;
         if (!excluded && (misled || attempt == ATTEMPTS_MAX / 2)) {
-            if ((status = quarantine(map, result))) break;
+            if ((status = quarantine(map, &result->corrupt_id))) break;
             excluded = 1;
         }
         struct mlsdm_state state;

@@ -24,8 +24,10 @@
 #define SLACK 1e-6f         /* covers three float32 roundings of numbers below 1.01 and a float64 score: under 3e-7 */
 #define BATCH 64            /* candidates that are scored together */
 #define PREFETCH_AHEAD 5120 /* bytes of shadow that are prefetched ahead of the row that is scanned */
-#define NEW_MAX 16          /* log entries since the scan that are read under the lock */
-#define NEW_SIZE 65536      /* bytes of memories that are read for them: under 10 µs */
+#define ATTEMPTS_MAX 16
+#define ROUNDS_MAX 32                   /* of one attempt: the log is read without the lock, because more came */
+#define NEW_MAX 16                      /* log entries since the scan that are read under the lock */
+#define NEW_SIZE 65536                  /* bytes of memories that are read for them: under 10 µs */
 #define TAGS (2 * MLSDM_NAMESPACES_MAX) /* a phase and a namespace */
 
 enum { UNCHECKED, SOUND, GONE };
@@ -464,4 +466,26 @@ static int search_settle(const struct mlsdm_map *map, struct search *s, uint64_t
     }
     *found = count;
     return SETTLED;
+}
+
+/* How many of the best may go while the memories are scanned. The first attempt usually succeeds; a search for more
+ * takes longer. */
+static uint32_t spare_of(int attempt) { return attempt == 1 ? 0 : attempt == 2 ? 64 : SPARE_MAX; }
+
+/* Exclude every damaged memory from the scan, where its bounds are misleading. The scrub finds such slots and enters
+ * the memories as lost. A slot that looks damaged is looked at again under the lock. */
+static int quarantine(const struct mlsdm_map *map, uint64_t *corrupt_id) {
+    for (uint64_t slot = 0; slot < map->slots; slot++) {
+        if (code_at(map, slot)->excluded == MLSDM_EXCLUDED || slot_lives(map, slot, commit_of(map)) == 0 ||
+            slot_sound(map, slot))
+            continue;
+        int status = section_enter(map);
+        if (status) return status;
+        if (slot_is_live(map, slot) && !slot_sound(map, slot)) {
+            *corrupt_id = link_at(map, slot)->id;
+            code_at(map, slot)->excluded = MLSDM_EXCLUDED;
+        }
+        section_leave(map, status);
+    }
+    return MLSDM_STATUS_OK;
 }
