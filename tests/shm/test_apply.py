@@ -29,7 +29,7 @@ from shm.errors import (
     Stopped,
     Unformed,
 )
-from shm.event import Event
+from shm.event import DuplicatePolicy, Event
 from shm.layout import DETAILS, DTYPES, KINDS, NO_ROW, Layout, Place, place_in, size_of
 from shm.metadata import MetadataEncoder, hash_of
 from shm.records import NO_IDEMPOTENCY_HASH, EntryPointer, decided_of, new_idempotency_hash
@@ -72,6 +72,10 @@ def act(formed: Formed, what: str, number: int) -> None:
         formed.decide(number, b"k" * (number % 65), new_idempotency_hash((number // 7, number % 3), 7))
     elif what == "rich":
         formed.store.admit_event(formed.now(), rich_event(formed, number))
+    elif what == "duplicate":
+        moral, vector = formed.pool.event(number)
+        policies: tuple[DuplicatePolicy, ...] = ("keep", "skip", "supersede")
+        formed.store.admit_event(formed.now(), Event(moral, vector, dedupe=(policies[number % 3], -1.0)))
     elif what == "accept":
         formed.decide(950_000 + number % 50_000, b"y" * (number % 65))
     elif what == "tick":
@@ -161,8 +165,8 @@ def rich_event(formed: Formed, number: int) -> Event:
 
 
 STEPS = (
-    "event", "keyed", "rich", "accept", "tick", "reset", "configure", "supersede", "update", "delete", "lost",
-    *TENANT_STEPS,
+    "event", "keyed", "rich", "duplicate", "accept", "tick", "reset", "configure", "supersede", "update", "delete",
+    "lost", *TENANT_STEPS,
 )  # fmt: skip
 
 
@@ -349,12 +353,12 @@ def scalars_of(detail: str) -> Iterator[Place]:
 # What was asked for: another value of it may show in any field.
 ASKED = re.compile(
     r"position|kind|time_ns|memory_id|victim_id|cause|vector_checksum|settings\..*|moral|created_ns|expires_ns|own_id.*|scorer|"
-    r"flags|namespace|generation|receipt|step|terms\..*"
+    r"flags|namespace|generation|receipt|step|terms\..*|duplicate_.*"
 )
 # What an entry says that no block can compute. Some of it becomes a part of the state, and then the next entry, which
 # has the checksum of the state before it, does not follow. The rest has no guard but the entry's own checksum.
 KEPT = re.compile(r"time_ns|ticket|settings\..*|flags|receipt")
-TOLD = re.compile(r"row|key_id|key\[.\]|body|receipt")
+TOLD = re.compile(r"row|key_id|key\[.\]|body|receipt|duplicate_.*")
 NOT_STORED = re.compile(r"moral|created_ns|expires_ns|own_id\[.\]|scorer|flags|vector_checksum")
 
 
