@@ -15,12 +15,14 @@ import random
 import signal
 import sys
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Final, Self
 
 import numpy as np
 
+from core.namespaces import NamespaceId, Namespaces
+from core.reference.governor import Governor
 from core.reference.log_replay import Model, Scalars
 from core.reference.synapse import Synapse
 from core.reference.vector import Vector
@@ -169,6 +171,7 @@ class Witness:
         self.model: Model | None = None
         self.vectors: dict[int, Vector] = {}
         self.decisions = 0
+        self.counts: Counter[tuple[NamespaceId, bool]] = Counter()  # of decisions, and whether they were let through
         self.receipts = 0
         self.promised: deque[Decision] = deque(maxlen=formed.block.layout.receipt_capacity)
 
@@ -192,12 +195,22 @@ class Witness:
         assert [level.tobytes() for level in model.levels] == [level.tobytes() for level in levels]
         assert store.tallies() == (model.accepted, model.rejected, model.position)
         assert self.decisions == model.accepted + model.rejected
+        self._check_namespaces(model)
         assert [(True, 0)] * layout.slots == [store.check_slot(slot) for slot in range(layout.slots)]
         assert model.live == len(formed.live_ids())
         assert self.receipts == state.receipts
         if formed.block.map.wait_ms:  # an observer cannot take the lock
             assert not store.repair_links(0, layout.slots)
             self._retry()
+
+    def _check_namespaces(self, model: Model) -> None:
+        """Hold the rows against the log: their counts and their own governors."""
+        rows = Namespaces(self.formed.block, self.formed.store).all()
+        for row in rows:
+            assert (self.counts[row.id, True], self.counts[row.id, False]) == (row.accepted, row.rejected)
+        assert model.live == sum(row.memories for row in rows)
+        own = {row.id: Governor(row.theta, row.ema) for row in rows if row.theta is not None and row.ema is not None}
+        assert {namespace: one.governor for namespace, one in model.own.items()} == own
 
     def _retry(self) -> None:
         """Send every event again whose receipt must be kept: each gets its first decision."""
@@ -217,6 +230,8 @@ class Witness:
         decided = decided_of(entry)
         if entry.kind == KINDS.index("decision"):
             self.decisions += 1
+            namespace = NamespaceId(decided.namespace, decided.generation)
+            self.counts[namespace, entry.after.accepted > entry.before.accepted] += 1
             assert entry.after.accepted + entry.after.rejected == self.decisions
             if decided.memory_id:
                 self.vectors[decided.memory_id] = self.formed.pool.vector_of(decided.moral)
@@ -232,7 +247,7 @@ class Witness:
     def copy(self) -> Self:
         """Return a witness of the same history, to follow another continuation."""
         twin = type(self)(self.formed)
-        twin.model, twin.decisions = self.model, self.decisions
+        twin.model, twin.decisions, twin.counts = self.model, self.decisions, self.counts.copy()
         twin.receipts, twin.promised = self.receipts, self.promised.copy()
         return twin
 

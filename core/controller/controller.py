@@ -39,7 +39,7 @@ from shm.errors import Busy, Corrupt, Gone, Lost, Stale, StoreError, Unknown
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY, FLAG_EVENTS_CLOCK, KINDS, NO_ROW
 from shm.lock_watch import INTERVAL_SECONDS, LockWatch
 from shm.records import EntryPointer, VitalsPointer, new_vitals
-from shm.store import Store
+from shm.store import ROWS_PER_READ, Store
 
 ROOT: Final = Path("/")
 SUPERSEDED: Final = 9  # exit status: a newer controller has taken over; the arbiter must not respawn this one
@@ -75,6 +75,7 @@ class Controller:
         self._scrub_at = 0
         self._link_at = 0
         self._chain_at = 0
+        self._namespace_at = 0
         self._sample_due_ns = 0
         self._footprint_due_ns = 0
         self._sampling_failed = False
@@ -113,6 +114,7 @@ class Controller:
             self.scrub(now_ns)
             self.scrub_links()
             self.scrub_chains()
+            self.scrub_namespaces()
             self.tick(now_ns)
             self.store.levels()  # a tick in the wake phase does not check them
             self._causes = 0
@@ -219,6 +221,23 @@ class Controller:
         elif chain is not None:
             log.error("the head of a chain of receipts is damaged, and so is a receipt that it may have named")
         self._chain_at = after % capacity
+
+    def scrub_namespaces(self) -> None:
+        """Check the next few rows of the table of namespaces; a damaged copy is written again from the other one.
+
+        While both copies of a row are damaged, what would change it is refused, and the other namespaces go on.
+        """
+        rows = self.block.layout.namespaces
+        count = min(_per_round(rows), ROWS_PER_READ, rows - self._namespace_at)
+        try:
+            mended = self.store.repair_namespaces(self._namespace_at, count)
+        except Corrupt:
+            log.error("both copies of a row of the table of namespaces are damaged: events of it are refused")
+        else:
+            if mended:
+                self.vitals.mended += mended
+                log.error("a row of the table of namespaces was damaged and has been repaired")
+        self._namespace_at = (self._namespace_at + count) % rows
 
     def publish_vitals(self, now_ns: int) -> None:
         """Write heartbeat and emergency; once a second also sample the machine and check the threshold for drift."""

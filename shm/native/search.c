@@ -131,19 +131,11 @@ static inline int row_is_out(const struct mlsdm_code *code, uint64_t commit) {
            (((said & 1) || said >> 1 > commit) && mark_lives(code->mark, commit) == 0);
 }
 
-/* The terms of a namespace at position `commit`: the newest of the two copies that is not above it, or NULL. */
-static const struct mlsdm_terms *terms_at(const struct mlsdm_map *map, uint64_t number, uint64_t commit) {
-    const struct mlsdm_terms *copies = namespace_at(map, number)->terms, *newest = NULL;
-    for (int i = 0; i < 2; i++)
-        if (copies[i].position <= commit && (!newest || copies[i].position > newest->position)) newest = &copies[i];
-    return newest;
-}
-
 /* 1 if a namespace is in use and not being deleted at position `commit`. The default one always is. */
 static int namespace_is_open(const struct mlsdm_map *map, const struct mlsdm_namespace_id *id, uint64_t commit) {
     if (id->number == 0) return id->generation == 1;
     if (id->number >= map->namespaces) return 0;
-    const struct mlsdm_terms *terms = terms_at(map, id->number, commit);
+    const struct mlsdm_terms *terms = copy_newest(namespace_at(map, id->number)->terms, sizeof *terms, commit);
     return terms && terms->generation == id->generation &&
            (terms->flags & (MLSDM_NAMESPACE_USED | MLSDM_NAMESPACE_CLOSING)) == MLSDM_NAMESPACE_USED;
 }

@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from core.namespaces import NamespaceId, Policy, Terms
 from shm._native import ffi, lib
 from shm.errors import Gone
+from shm.event import Event
 from shm.layout import NO_ROW, Layout, free_since, live_since, seal
 from shm.records import NO_IDEMPOTENCY_HASH, IdempotencyHash, new_idempotency_hash
 from shm.store import Decision, Recall, Store
@@ -411,9 +413,44 @@ def claim(formed: Formed) -> object:
     return lib.mlsdm_row_claim(formed.block.map, 2, 0, 0, os.getpid(), 1)
 
 
+ANN, BOB = NamespaceId(1, 1), NamespaceId(2, 1)
+OWN = Terms(policy=Policy(REGIME.governor))
+
+
+def admit_own(formed: Formed) -> object:
+    """Admit an event of a namespace with its own governor; it evicts a memory of the default one."""
+    moral, vector = formed.pool.event(950_007)
+    return formed.store.admit_event(formed.now(), Event(moral, vector, namespace=ANN))
+
+
+def create(formed: Formed) -> object:
+    """Create a namespace with its own governor."""
+    return formed.store.create_namespace(formed.now(), OWN.to_record("eve"))
+
+
+def change(formed: Formed) -> object:
+    """Give a namespace other terms; its own governor ends."""
+    return formed.store.change_namespace(formed.now(), ANN, Terms(reserved=2).to_record())
+
+
+def close(formed: Formed) -> object:
+    """Close a namespace."""
+    return formed.store.close_namespace(formed.now(), ANN)
+
+
+def free(formed: Formed) -> object:
+    """Free the row of a namespace that is closed."""
+    return formed.store.free_namespace(formed.now(), BOB)
+
+
+def reset_own(formed: Formed) -> object:
+    """Reset the own governor of a namespace."""
+    return formed.store.reset_namespace(formed.now(), ANN)
+
+
 OPERATIONS = (
     accept, reject, accept_keyed, reject_keyed, repeat, batch, reuse, rebuild, update, supersede, forget, lose, tick,
-    epoch, command, post, claim,
+    epoch, command, post, claim, admit_own, create, change, close, free, reset_own,
 )  # fmt: skip
 KEYED = (accept_keyed, reject_keyed, repeat, batch)
 NOTHING_COMMITTED = (repeat, epoch, post, claim)
@@ -471,6 +508,7 @@ class Death(NamedTuple):
                 assert not formed.block.vectors[15 % 9].any()
             formed.accept(3)
             witness.check()
+            assert formed.store.repair_namespaces(0, formed.block.layout.namespaces) == 0
             if self.operation in (forget, lose, supersede) and committed:
                 with pytest.raises(Gone):
                     formed.store.memory(15)
@@ -516,7 +554,7 @@ class TestStepped:
     @pytest.fixture
     def small(self, form: Form) -> Formed:
         """A store whose rings have wrapped, asleep, with work for both gates; two floats keep the loops short."""
-        formed = form(Layout(2, 8, 16, 64, 3, 8), ASLEEP)
+        formed = form(Layout(2, 8, 16, 64, 3, 8, namespaces=4), ASLEEP)
         formed.pool.vectors[:] *= np.float32(5)
         formed.store.tick(formed.now(), formed.epoch)
         for number in range(20):
@@ -524,6 +562,9 @@ class TestStepped:
             formed.decide(950_000 + number, b"x" * 9, key(2 * number))
             formed.decide(1, key=key(2 * number + 1))
         formed.be(1)
+        formed.store.create_namespace(formed.now(), OWN.to_record("ann"))
+        formed.store.create_namespace(formed.now(), Terms().to_record("bob"))
+        formed.store.close_namespace(formed.now(), BOB)
         return formed
 
     @pytest.mark.parametrize("operation", OPERATIONS)
@@ -543,7 +584,7 @@ class TestStepped:
             assert not committed[0]
             assert committed[-1] or STRIDE > 70  # the instructions behind the commit are about so many
 
-    @pytest.mark.parametrize("operation", [accept, reuse, rebuild, update, supersede, forget])
+    @pytest.mark.parametrize("operation", [accept, reuse, rebuild, update, supersede, forget, admit_own, change])
     def test_death_of_the_successor(self, small: Formed, operation: Callable[[Formed], Any]) -> None:
         """A process dies inside, and the next one to enter dies during the repair."""
         death = Death.of(small, operation)

@@ -1,6 +1,6 @@
 """Namespaces: random histories equal the reference bit by bit; damaged rows are noticed and repaired."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import pytest
@@ -19,7 +19,8 @@ from core.reference.store import Event as ReferenceEvent
 from core.reference.store import Store as ReferenceStore
 from core.regime import MODES, Regime
 from core.settings.config import Config
-from shm.errors import Closing, Exists, Invalid, NamespacesFull, NotEmpty, Promised, StoreError, Unknown
+from shm._native import ffi
+from shm.errors import Closing, Corrupt, Exists, Invalid, NamespacesFull, NotEmpty, Promised, StoreError, Unknown
 from shm.event import DEFAULT_NAMESPACE, Event
 from shm.layout import (
     DECIDED_JUDGED,
@@ -31,6 +32,7 @@ from shm.layout import (
 )
 from shm.records import EntryPointer, changed_of, decided_of
 from testing.block_fixture import Formed, Witness, copied
+from tests.shm.conftest import Form
 
 SMALL: Final = Layout(2, 100, 16, 16, 2, 4, namespaces=5)
 ROOMY: Final = SMALL._replace(log_capacity=4096)
@@ -257,3 +259,115 @@ class Histories(RuleBasedStateMachine):
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+class TestDamage:
+    @pytest.fixture
+    def used(self, form: Form) -> Formed:
+        """Three namespaces with events, one of them with its own governor, and two rows that were never used."""
+        formed = form(ROOMY)
+        for name, policy in (("ann", Policy(OPEN.governor)), ("bob", None)):
+            formed.store.create_namespace(formed.now(), Terms(policy=policy).to_record(name))
+        for number in range(30):
+            self.admit(formed, NamespaceId(number % 3, 1), 900_000 + number)
+        return formed
+
+    @staticmethod
+    def admit(formed: Formed, namespace: NamespaceId, number: int) -> None:
+        """Decide event `number` of the pool."""
+        moral, vector = formed.pool.event(number)
+        formed.store.admit_event(formed.now(), Event(moral, vector, namespace=namespace))
+
+    def flipped(self, formed: Formed) -> Iterator[int]:
+        """Flip each bit of the copies in turn; the block is put back as it was."""
+        image = formed.block.memory[:]
+        offset, _ = formed.region_bytes("namespaces")
+        copies = 2 * (ffi.sizeof("struct mlsdm_cell") + ffi.sizeof("struct mlsdm_terms"))
+        stride = ffi.sizeof("struct mlsdm_namespace")
+        for row in range(formed.block.layout.namespaces):
+            for bit in range(8 * copies):
+                formed.block.memory[offset + row * stride + bit // 8] ^= 1 << bit % 8
+                yield row
+                formed.block.memory[:] = image
+
+    def test_each_flipped_bit_is_noticed_and_repaired(self, used: Formed) -> None:
+        """The scrub finds it once; reads and events go on as if nothing had happened."""
+        offset, size = used.region_bytes("namespaces")
+        whole, table = used.block.memory[offset : offset + size], Namespaces(used.block, used.store).all()
+        for number, _ in enumerate(self.flipped(used)):
+            if number % 16 == 0:
+                assert table == Namespaces(used.block, used.store).all()
+            assert used.store.repair_namespaces(0, 5) == 1
+            assert whole == used.block.memory[offset : offset + size]
+
+    def test_events_are_counted_whatever_copy_is_damaged(self, used: Formed) -> None:
+        """An event writes both copies again."""
+        before = Namespaces(used.block, used.store).all()
+        for number, row in enumerate(self.flipped(used)):
+            if row < 3 and number % 61 == 0:
+                self.admit(used, NamespaceId(row, 1), 950_000)
+                after = Namespaces(used.block, used.store).all()
+                assert before[row].accepted + 1 == after[row].accepted
+                used.store.repair_namespaces(0, 5)
+
+    def test_both_copies(self, used: Formed) -> None:
+        """Then events of this namespace are refused, and no others."""
+        cells = used.block.region("namespaces", 1).cells
+        cells[0].accepted += 1
+        cells[1].accepted += 1
+        with pytest.raises(Corrupt):
+            self.admit(used, NamespaceId(1, 1), 950_000)
+        with pytest.raises(Corrupt):
+            used.store.repair_namespaces(0, 5)
+        for row in (0, 2):
+            self.admit(used, NamespaceId(row, 1), 950_000)
+
+
+def test_a_row_is_given_again_when_the_log_has_forgotten_it(form: Form) -> None:
+    """It has the next generation then; not the lowest free row counts, but the lowest that can be given."""
+    formed = form(SMALL)
+    store = formed.store
+
+    def create(name: str) -> NamespaceId:
+        changed = changed_of(store.create_namespace(formed.now(), Terms().to_record(name)))
+        return NamespaceId(changed.namespace, changed.terms.generation)
+
+    assert [create(name) for name in "abcd"] == [NamespaceId(row, 1) for row in range(1, 5)]
+    with pytest.raises(NamespacesFull):
+        create("e")
+    for row in (3, 2):
+        store.close_namespace(formed.now(), NamespaceId(row, 1))
+        store.free_namespace(formed.now(), NamespaceId(row, 1))
+    for _ in range(12):
+        store.tick(formed.now(), formed.epoch)
+    for name, given in (("e", NamespaceId(3, 2)), ("f", NamespaceId(2, 2))):
+        with pytest.raises(NamespacesFull):
+            create(name)
+        store.tick(formed.now(), formed.epoch)
+        assert create(name) == given
+
+
+def test_the_table_of_names_is_read_again_when_it_has_changed(formed: Formed) -> None:
+    """A process finds what another one has created."""
+    seen = Namespaces(formed.block, formed.store)
+    assert (seen.find("default"), seen.find("ann")) == (DEFAULT_NAMESPACE, None)
+    formed.store.create_namespace(formed.now(), Terms().to_record("ann"))
+    assert seen.find("ann") == NamespaceId(1, 1)
+    formed.store.close_namespace(formed.now(), NamespaceId(1, 1))
+    formed.store.free_namespace(formed.now(), NamespaceId(1, 1))
+    assert seen.find("ann") is None
+
+
+@pytest.mark.parametrize(
+    ("terms", "name", "message"),
+    [
+        (Terms(limit=0), "a", "^limit is 0, it must be at least 1$"),
+        (Terms(reserved=-1), "a", "^reserved is -1, it must be between 0 and the limit$"),
+        (Terms(), "ä" * 33, "^name is '.*', expected at most 64 bytes of UTF-8 without zeros$"),
+        (Terms(), "a\0b", "^name is '.*', expected at most 64 bytes of UTF-8 without zeros$"),
+    ],
+)
+def test_terms_that_fit_no_record(terms: Terms, name: str, message: str) -> None:
+    """The error names the field, what was wrong and what was expected."""
+    with pytest.raises(ValueError, match=message):
+        terms.to_record(name)

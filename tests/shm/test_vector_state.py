@@ -66,7 +66,9 @@ def test_vector_arithmetic_leaves_no_wide_half_in_use(formed: Formed, halves_aft
     count, norms = ffi.new("uint32_t *"), ffi.new("double[]", 3)
     query = ffi.new("struct mlsdm_query *")
     bounds = ffi.new("float[]", block.layout.capacity + 1)
+    namespace = ffi.new("struct mlsdm_namespace_id *", (0, 1))
     query.vector, query.k, query.phase_masks, query.bounds = vector, 5, (3, 3), bounds
+    query.namespaces, query.namespace_count = namespace, 1
     matches, result = ffi.new("struct mlsdm_match[]", 100), ffi.new("struct mlsdm_recall_result *")
 
     assert halves_after(ffi.addressof(lib, "mlsdm_vectors_check"), block.map, vector, 1, count) == 0

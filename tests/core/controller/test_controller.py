@@ -239,7 +239,7 @@ class TestScrub:
         stepped.close()
 
     def test_what_can_be_repaired_is_not_lost(self, caplog: pytest.LogCaptureFixture) -> None:
-        """A damaged mark (of a live or deleted memory), header and chain head are repaired, counted and logged."""
+        """A damaged mark (of a live or deleted memory), header, chain head and row are repaired, counted and logged."""
         stepped = SteppedController()
         ids = [stepped.formed.accept(number) for number in range(20)]
         stepped.formed.store.forget(stepped.formed.now(), 9)
@@ -248,17 +248,20 @@ class TestScrub:
         stepped.formed.block.memory[random.randrange(192)] ^= 1
         chains, size = stepped.formed.region_bytes("chains")
         stepped.formed.block.memory[chains + random.randrange(size)] ^= 1
+        rows, _ = stepped.formed.region_bytes("namespaces")
+        stepped.formed.block.memory[rows + 512 * random.randrange(4) + random.randrange(480)] ^= 1
         stepped.run(60)
 
         assert stepped.formed.live_ids() == [one for one in ids if one != 9]
         assert bytes(size) == stepped.formed.block.memory[chains : chains + size]
         vitals = stepped.formed.block.region("vitals")
-        assert (vitals.torn, vitals.mended) == (0, 4)
+        assert (vitals.torn, vitals.mended) == (0, 5)
         for what in (
             "slot 7 had a damaged mark",
             "slot 9 had a damaged mark",
             "the header of the block was damaged",
             "the head of a chain of receipts was damaged",
+            "a row of the table of namespaces was damaged",
         ):
             assert what in caplog.text
         stepped.close()
