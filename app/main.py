@@ -66,7 +66,8 @@ from core.settings.tiers import tiers
 from shm import process
 from shm.errors import Busy, StoreError
 from shm.layout import NO_ROW
-from shm.store import Recall, Store
+from shm.recall import Recall
+from shm.store import Store
 
 log = logging.getLogger("mlsdm.worker")
 

@@ -31,7 +31,9 @@ class Policy(NamedTuple):
 class Terms(NamedTuple):
     """What an operator sets of a namespace.
 
-    `limit`: its memories at most, None for no limit. `reserved`: memories that no other namespace can evict.
+    `limit`: its memories at most, None for no limit. `reserved`: memories that no other namespace can evict. The block
+    keeps both, and holds the sum of the shares against the capacity; choosing a victim does not look at them
+    (docs/design/allocation.md).
     `ttl_ns`: lifetime of a memory whose event names none, 0 for ever. `policy`: that of its own governor, None if it
     shares the server's.
     """

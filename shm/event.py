@@ -42,8 +42,6 @@ class Event:
         ttl_ns: int | None = None,
         expires_ns: int | None = None,
         created_ns: int | None = None,
-        pinned: bool = False,
-        create_only: bool = False,
         moral_defaulted: bool = False,
         scorer: int = 0,
         key_id: int = 0,
@@ -52,15 +50,14 @@ class Event:
     ) -> None:
         """`moral` is 0 to 1, `vector` a contiguous buffer of float32-LE[dimension].
 
-        `own_id` is UTF-8, and `own_id_hash` its keyed hash, not (0, 0) if it has one. `ttl_ns` is a lifetime from the
+        `own_id` is UTF-8, and `own_id_hash` its keyed hash, not (0, 0) if it has one: it is kept for filters, and two
+        memories may have the same. `ttl_ns` is a lifetime from the
         time of the entry on, `expires_ns` an instant, 0 for never; without both the lifetime of the namespace counts.
         `created_ns` is the time that the client names. `dedupe` is what to do with the event if the nearest memory of
         its namespace has a score of at least the threshold, -1 to 1.
         """
         flags = (
-            (lib.MLSDM_EVENT_PINNED if pinned else 0)
-            | (lib.MLSDM_EVENT_CREATE_ONLY if create_only else 0)
-            | (lib.MLSDM_EVENT_DEFAULTED if moral_defaulted else 0)
+            (lib.MLSDM_EVENT_DEFAULTED if moral_defaulted else 0)
             | (0 if expires_ns is None else lib.MLSDM_EVENT_EXPIRES)
             | (0 if ttl_ns is None else lib.MLSDM_EVENT_TTL)
             | (0 if created_ns is None else lib.MLSDM_EVENT_CREATED)

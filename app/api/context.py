@@ -11,7 +11,8 @@ from app.api.access.idempotency_keys import IdempotencyKeys
 from app.api.codec.vector_codec import VectorCodec
 from app.telemetry.latency_histogram import LatencyHistogram
 from core.settings.config import Config
-from shm.store import Recall, Store
+from shm.recall import Recall
+from shm.store import Store
 
 
 @dataclass

@@ -19,7 +19,6 @@ from app.api.codec.rfc3339 import rfc3339_of
 from app.api.codec.vector_codec import VECTOR_SCHEMA, FloatBuffer, refuse_vector, to_floats
 from app.api.context import Context
 from app.api.fields import (
-    MICROSECOND_NS,
     AgeSeconds,
     BootId,
     CreatedAt,
@@ -28,6 +27,7 @@ from app.api.fields import (
     MoralValue,
     Phase,
     Position,
+    age_seconds,
     component,
 )
 from app.api.operation import Octets, Operation, Parameter
@@ -37,7 +37,7 @@ from core.access.keys import Role
 from core.limits import TOP_K
 from core.phases import PHASE_NAMES, PhaseWindow, phase_masks
 from shm import errors
-from shm.store import Match
+from shm.recall import Match
 
 Include = Literal["payload", "vector"]
 _TOP_K_DEFAULT: Final = 10
@@ -213,7 +213,7 @@ def match_views(matches: Sequence[Match], now_ns: int) -> list[MatchView]:
             match.score,
             PHASE_NAMES[match.phase],
             match.moral,
-            max(0, now_ns - match.time_ns) // MICROSECOND_NS / 1_000_000,  # PERF: `age_seconds`, without the call
+            age_seconds(match.time_ns, now_ns),
             created_at,
             msgspec.Raw(match.payload) if match.payload else None,
             to_floats(match.vector) if match.vector else None,

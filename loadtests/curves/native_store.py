@@ -17,7 +17,8 @@ from loadtests.bench.vectors import CLUSTERS, SEED, SPREAD, Floats, unit
 from shm.block import Block, BlockIdentity
 from shm.errors import OK
 from shm.layout import Layout
-from shm.store import Recall, Store
+from shm.recall import Recall
+from shm.store import Store
 
 ANY: Final = (3, 3)  # memories of both phases, in either phase
 BATCH: Final = 1_000

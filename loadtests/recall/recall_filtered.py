@@ -25,7 +25,7 @@ from loadtests.curves.native_store import ANY, NativeStore, clustered
 from shm.event import Event
 from shm.filters import CompiledFilter
 from shm.metadata import MetadataEncoder, Scalar, hash_of
-from shm.store import Recall
+from shm.recall import Recall
 
 MEMORIES: Final = 20_000
 DIMENSION: Final = 384

@@ -472,14 +472,20 @@ static int admit_deduped(struct mlsdm_map *map, int64_t time_ns, const struct ml
     return MLSDM_STATUS_BUSY;
 }
 
+/* An event of the namespace `default` that has only a moral value, a vector and a payload. */
+static struct mlsdm_event plain_event(double moral, const uint8_t *vector, const uint8_t *payload,
+                                      uint32_t payload_size, const struct mlsdm_idempotency_hash *hash) {
+    return (struct mlsdm_event){.generation = 1,
+                                .moral = moral,
+                                .vector = vector,
+                                .payload = payload,
+                                .payload_size = payload_size,
+                                .hash = hash};
+}
+
 int mlsdm_admit(struct mlsdm_map *map, int64_t time_ns, double moral, const uint8_t *vector, const uint8_t *payload,
                 uint32_t payload_size, const struct mlsdm_idempotency_hash *hash, struct mlsdm_decision *decision) {
-    const struct mlsdm_event event = {.generation = 1,
-                                      .moral = moral,
-                                      .vector = vector,
-                                      .payload = payload,
-                                      .payload_size = payload_size,
-                                      .hash = hash};
+    const struct mlsdm_event event = plain_event(moral, vector, payload, payload_size, hash);
     return admit(map, time_ns, &event, 0, decision);
 }
 
@@ -492,12 +498,7 @@ int mlsdm_supersede(struct mlsdm_map *map, int64_t time_ns, uint64_t memory_id, 
                     const uint8_t *payload, uint32_t payload_size, const struct mlsdm_idempotency_hash *hash,
                     struct mlsdm_decision *decision) {
     if (memory_id == 0) return MLSDM_STATUS_UNKNOWN;
-    const struct mlsdm_event event = {.generation = 1,
-                                      .moral = moral,
-                                      .vector = vector,
-                                      .payload = payload,
-                                      .payload_size = payload_size,
-                                      .hash = hash};
+    const struct mlsdm_event event = plain_event(moral, vector, payload, payload_size, hash);
     return admit(map, time_ns, &event, memory_id, decision);
 }
 

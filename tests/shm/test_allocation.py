@@ -14,8 +14,8 @@ from core.reference.memory import Content, Memory
 from core.reference.namespace import DEFAULT, Namespace
 from shm.errors import Gone, Unknown
 from shm.layout import CAUSES, Layout
+from shm.recall import Recall
 from shm.records import EntryPointer, decided_of
-from shm.store import Recall
 from testing.block_fixture import Formed, Witness, copied
 from tests.shm.conftest import Form
 

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from shm._native import ffi, lib
 from shm.block import Block
+from shm.bucket import KEYS, PEERS, Bucket
 from shm.layout import BUCKET_WAYS, KEY_BUCKETS, PEER_BUCKETS
-from shm.store import KEYS, PEERS, Bucket
 from testing.block_fixture import Formed, begin, end, exit_of, wait_until
 from tests import tracee
 from tests.tracee import Stretch, Tracee

@@ -16,8 +16,9 @@ from shm._native import ffi
 from shm.block import Block, BlockError, BlockIdentity
 from shm.errors import Corrupt, Gone, Stale
 from shm.layout import EXCLUDED, KINDS, RECORDS, Layout, free_since, live_since, offsets, seal
+from shm.recall import Recall
 from shm.records import bytes_of, decided_of, new_idempotency_hash, new_vitals
-from shm.store import Decision, Recall
+from shm.store import Decision
 from testing.block_fixture import SMALL, Formed, begin, decision_of, exit_of
 from tests.shm.conftest import Form
 

@@ -24,8 +24,9 @@ from shm._native import ffi, lib
 from shm.errors import Gone
 from shm.event import Event
 from shm.layout import NO_ROW, Layout, free_since, live_since, seal
+from shm.recall import Recall
 from shm.records import NO_IDEMPOTENCY_HASH, IdempotencyHash, new_idempotency_hash
-from shm.store import Decision, Recall, Store
+from shm.store import Decision, Store
 from testing.block_fixture import REGIME, Formed, Witness, begin, copied, end, exit_of, take_mutex, wait_until
 from tests import tracee
 from tests.shm.conftest import Form

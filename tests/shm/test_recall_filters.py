@@ -24,8 +24,8 @@ from shm.event import Event
 from shm.filters import CONDITIONS_MAX, OPERANDS_MAX, CompiledFilter, InvalidFilter
 from shm.layout import KINDS, Layout
 from shm.metadata import Hash, Metadata, MetadataEncoder, decode, hash_of
+from shm.recall import Recall, RecallResult
 from shm.records import decided_of
-from shm.store import Recall, RecallResult
 from testing.block_fixture import Formed, begin, end, exit_of, wait_until
 from tests.core.reference.test_brute_force import OPEN
 from tests.core.reference.test_filter_words import NAMES, conditions, metadata_of_all_kinds, scalars

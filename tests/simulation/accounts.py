@@ -7,15 +7,15 @@ differ.
 
 from typing import Final, NamedTuple
 
+from shm.bucket import KEYS, PEERS
 from shm.layout import BUCKET_WAYS, KEY_BUCKETS, PEER_BUCKETS
-from shm.store import KEYS, PEERS
 
 SET: Final = 5
 _SETS: Final = {KEYS: KEY_BUCKETS // BUCKET_WAYS, PEERS: PEER_BUCKETS // BUCKET_WAYS}
 
 
 class Account(NamedTuple):
-    """Whose bucket: the arguments of `shm.store.Bucket`."""
+    """Whose bucket: the arguments of `shm.bucket.Bucket`."""
 
     table: int
     owner: int

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from shm._native import ffi
+from shm.bucket import KEYS, PEERS
 from shm.layout import BUCKET_WAYS
-from shm.store import KEYS, PEERS
 from testing.block_fixture import Formed
 from tests.simulation.accounts import ACCOUNTS, SET, Account
 from tests.simulation.history import WrongError, check, check_equal

@@ -20,10 +20,12 @@ from core.regime import Regime
 from core.settings.config import Config
 from shm import process
 from shm._native import ffi
+from shm.bucket import Bucket
 from shm.errors import StoreError
 from shm.layout import NO_ROW
+from shm.recall import Recall
 from shm.records import NO_IDEMPOTENCY_HASH, new_idempotency_hash
-from shm.store import Bucket, Decision, Memory, Recall, Store
+from shm.store import Decision, Memory, Store
 from testing.block_fixture import NORM_MAX, Formed, Pool
 from tests.simulation.accounts import ACCOUNTS
 

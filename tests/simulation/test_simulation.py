@@ -11,8 +11,8 @@ import sys
 
 import pytest
 
+from shm.bucket import Bucket
 from shm.layout import EMERGENCY_MEMORY
-from shm.store import Bucket
 from testing.live_server import ROOT
 from tests import tracee
 from tests.simulation.accounts import ACCOUNTS

@@ -8,7 +8,7 @@ import msgspec
 
 from app.httpd.request import CLIENT
 from core.access.keys import Key, Role
-from shm.store import Bucket
+from shm.bucket import Bucket
 
 
 class Account(NamedTuple):

@@ -26,7 +26,7 @@ from app.api.problem import Problem
 from app.httpd.request import CHARGE, CLIENT, HEADER_LINES
 from core.settings.tiers import Tier
 from shm.block import Block
-from shm.store import KEYS, PEERS, Bucket
+from shm.bucket import KEYS, PEERS, Bucket
 
 _SECOND_NS: Final = 1_000_000_000
 _POLICY: Final = "RateLimit-Policy: "

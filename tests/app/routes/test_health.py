@@ -30,8 +30,9 @@ from core.settings.tiers import tiers
 from shm import errors, process
 from shm.block import Block, BlockIdentity
 from shm.layout import NO_ROW, Layout
+from shm.recall import Recall
 from shm.records import new_vitals
-from shm.store import Recall, Store
+from shm.store import Store
 from testing import keys
 from testing.block_fixture import SMALL as SMALL_LAYOUT
 from testing.block_fixture import Formed, begin, end, exit_of, take_mutex

@@ -14,8 +14,8 @@ from core.limits import EMERGENCY_COOLDOWN_SECONDS
 from core.machine.sampler import MachineSample, Sampler
 from shm.errors import Corrupt, Exhausted, Lost, Stale
 from shm.layout import EMERGENCY_CORRUPT, EMERGENCY_LOST, EMERGENCY_MEMORY
+from shm.recall import Match, Recall
 from shm.records import new_idempotency_hash
-from shm.store import Match, Recall
 from testing.block_fixture import begin, exit_of, make_mutex_irrecoverable
 from tests.core.controller.test_controller import SteppedController
 

@@ -17,8 +17,8 @@ from core.regime import Regime, RhythmSettings
 from core.settings.config import Config
 from shm.errors import Corrupt, Gone, NotFinite, TooLong, Unformed, Unknown
 from shm.layout import KINDS, Layout, free_since
+from shm.recall import Recall, RecallResult
 from shm.records import decided_of
-from shm.store import Recall, RecallResult
 from testing.block_fixture import NORM_MAX, REGIME, Formed, begin, end, exit_of, wait_until
 
 Matrix = NDArray[Any]

@@ -26,7 +26,7 @@ from app.httpd.request import CLIENT, HEADER_LINES
 from app.main import _reraise
 from core.access.keys import Role
 from core.settings.tiers import Tier
-from shm.store import PEERS, Bucket
+from shm.bucket import PEERS, Bucket
 from testing import keys
 from testing.block_fixture import Formed
 from testing.bodies import BATCH_FORMS, EXAMPLE, JSON, Body, of_json, of_raw, post, problem

@@ -27,7 +27,8 @@ from app.processes.lock_backoff import LockBackoff
 from app.routes.table import routes
 from core.access.keys import Role
 from core.settings.config import Config
-from shm.store import Recall, Store
+from shm.recall import Recall
+from shm.store import Store
 from testing import keys
 from testing.block_fixture import SMALL, Formed
 from testing.bodies import problem
